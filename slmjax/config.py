@@ -1,0 +1,291 @@
+"""The base config: every field with its default, meaning and unit; recipes, command-line overrides and validation.
+
+A recipe (`configs/*.py`) starts from `base()`, sets what differs and returns the ConfigDict from `get_config()`.
+"""
+
+import ast
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from slmjax.errors import UserError, nearest
+
+# (default, meaning). A default's type is the field's type; None would have none, so there is none.
+FIELDS = {
+    "stage": ("train", "what to do: train, or prepare (tokenize only, no accelerator)"),
+    "seed": (0, "of initial parameters, data order and sampling"),
+    "model": {
+        "vocab_size": (0, "rows of the embedding; 0 takes the tokenizer's size, rounded up to a multiple of 128"),
+        "width": (256, "model width D"),
+        "layers": (8, "blocks in the stack"),
+        "heads": (4, "query heads N"),
+        "kv_heads": (2, "key/value heads K; divides heads"),
+        "head_dim": (64, "head size H"),
+        "ff_width": (704, "feed-forward width F"),
+        "pattern": (("attention",), 'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "attention rope=False"'),
+        "stack": ((), "list of (pattern, repeats); empty: `pattern` repeated to `layers`"),
+        "rope_theta": (10000.0, "base of the rotary position embedding"),
+        "qk_norm": (False, "RMSNorm on queries and keys, per head"),
+        "output_gate": (False, "sigmoid gate on attention's output"),
+        "tied": (True, "the head is the embedding, transposed"),
+        "norm_eps": (1e-6, "added to the mean square in RMSNorm"),
+        "multipliers": (ConfigDict(), "{group: {init, lr, decay}} for embedding, head, matrix, vector; 1 where not named"),
+        "attention": ("auto", "kernel: auto, reference, blockwise, cudnn, splash"),
+        "unroll": ("auto", "auto, True (a list of layers: fastest on one host's GPUs) or False (a scan: compiles fastest)"),
+        "remat": ("none", "none, full, dots, or comma-separated names of activations to keep"),
+    },
+    "precision": {
+        "params": ("float32", "master weights"),
+        "optimizer": ("float32", "first moments of the optimizer"),
+        "compute": ("auto", "matrix products: auto is bfloat16 where the device has it, else float32"),
+        "reductions": ("float32", "norms, softmax, logsumexp"),
+    },
+    "data": {
+        "sources": (ConfigDict(), "{name: {path, weight, field, revision, heldout}} or 'name:weight=path,...'; empty: the embedded textbook"),
+        "tokenizer": ("", "an existing tokenizer.json; empty: train a byte-level BPE on the text"),
+        "vocab_size": (1024, "size of the tokenizer that is trained"),
+        "seq_len": (128, "tokens in a row, T"),
+        "packing": ("best_fit", "best_fit keeps documents whole where it can; concat cuts them at row edges"),
+        "group_by": ("", "field, or regular expression on the id: a group is either held out or trained on, never both"),
+        "heldout": (0.01, "share of each source's text held out, at most 10 MB each"),
+        "max_bad_share": (0.001, "share of malformed or empty records that is skipped before it is an error"),
+        "phases": ((), "((until, {source: weight}), ...), until as a share of the run; empty: the sources' weights"),
+        "workers": (0, "processes that assemble batches; 0: threads of this one"),
+        "cache": ("", "folder of prepared text; empty: 'prepared' beside the work directory"),
+    },
+    "train": {
+        "steps": (1000, "optimizer steps"),
+        "batch": (64, "rows in a step, over all devices"),
+        "microbatches": (1, "parts of a batch, one after the other (gradient accumulation)"),
+        "optimizer": ("adamw", "adamw, or muon (matrices by Muon, the rest by AdamW)"),
+        "lr": (3e-3, "peak learning rate of AdamW's parameters"),
+        "muon_lr": (0.02, "peak learning rate of Muon's parameters"),
+        "weight_decay": (0.1, "decoupled, on matrices"),
+        "b1": (0.9, "decay of the first moment"),
+        "b2": (0.95, "decay of the second moment"),
+        "eps": (1e-8, "added to the root of the second moment"),
+        "clip": (1.0, "largest global gradient norm; 0: none"),
+        "schedule": ("wsd", "wsd (warmup, stable, decay) or cosine"),
+        "warmup": (100, "steps of linear warmup"),
+        "decay": (0.2, "share of the run that decays (wsd)"),
+        "decay_shape": ("1-sqrt", "1-sqrt or linear (wsd)"),
+        "z_loss": (0.0, "coefficient of logsumexp squared"),
+        "loss_chunks": (0, "pieces of a row whose logits exist at once; 0: from the device's memory"),
+        "spike_sigma": (6.0, "skip a step whose loss or gradient norm is this many deviations above its running mean; 0: never"),
+        "max_skips": (20, "skipped steps in a row that end the run"),
+        "deterministic": (False, "bit-equal resume on GPU too, at some cost (CPU and TPU always are)"),
+    },
+    "eval": {
+        "every": (200, "steps between evaluations; 0: only at the end"),
+        "tokens": (200_000, "held-out tokens of each source in an evaluation"),
+        "samples": (4, "completions shown after an evaluation; 0: none"),
+        "prompts": ((), "their prompts; empty: beginnings of held-out documents"),
+        "sample_tokens": (64, "length of a completion"),
+    },
+    "checkpoint": {
+        "every": (500, "steps between checkpoints"),
+        "keep": (3, "newest checkpoints to keep; the start of the decay is kept beside them"),
+    },
+    "log": {
+        "every": (10, "steps between lines of metrics"),
+        "tensorboard": (False, "write TensorBoard files too"),
+        "wandb": ("", "Weights & Biases project; empty: off"),
+        "profile": ("", "steps to profile, 'first:last'; empty: none"),
+    },
+    "mesh": {
+        "data": (-1, "devices that split the batch; -1: all that are left"),
+        "fsdp": (1, "devices that split the batch and hold a share of parameters and optimizer state"),
+        "tensor": (1, "devices that split heads, feed-forward and vocabulary"),
+        "sequence": (1, "reserved"),
+        "expert": (1, "reserved"),
+    },
+}
+
+CHOICES = {
+    "model.attention": ("auto", "reference", "blockwise", "cudnn", "splash"),
+    "model.unroll": ("auto", "True", "False"),
+    "precision.params": ("float32", "bfloat16"),
+    "precision.optimizer": ("float32", "bfloat16"),
+    "precision.compute": ("auto", "float32", "bfloat16"),
+    "precision.reductions": ("float32", "bfloat16"),
+    "data.packing": ("best_fit", "concat"),
+    "train.optimizer": ("adamw", "muon"),
+    "train.schedule": ("wsd", "cosine"),
+    "train.decay_shape": ("1-sqrt", "linear"),
+}
+POSITIVE = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.head_dim", "model.ff_width", "model.rope_theta",
+            "data.vocab_size", "data.seq_len", "train.steps", "train.batch", "train.microbatches", "train.lr", "checkpoint.every",
+            "checkpoint.keep", "log.every", "eval.tokens", "train.max_skips")  # fmt: skip
+SHARES = ("data.heldout", "data.max_bad_share", "train.decay", "train.b1", "train.b2")
+
+
+def base() -> ConfigDict:
+    """Every field at its default."""
+
+    def build(fields: dict) -> ConfigDict:
+        out = ConfigDict()
+        for name, entry in fields.items():
+            value = build(entry) if isinstance(entry, dict) else entry[0]
+            out[name] = ConfigDict(value) if isinstance(value, ConfigDict) else value
+        return out
+
+    config = build(FIELDS).lock()
+    config.data.sources.unlock()  # their keys are the user's own names
+    config.model.multipliers.unlock()
+    return config
+
+
+def load(path: str) -> ConfigDict:
+    """The config that `path`'s get_config() returns, or of a work directory's config.json; `path:argument` passes an argument on.
+
+    Raises: UserError where the file is missing or has no get_config.
+    """
+    path, _, argument = path.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        recipes = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
+    spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: '{path}' is not a Python file with a get_config().")
+    module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = kept
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: '{path}' has no get_config().")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+    """`config` with "a.b=value" assignments; values are read as Python literals of the field's type.
+
+    Raises: UserError for an unknown field (with the nearest name) or a value of another type.
+    """
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--config.{name}: write --config.{name}=VALUE.")
+        *groups, leaf = name.split(".")
+        known = dict(fields(FIELDS))
+        node = config
+        for group in groups:
+            if not isinstance(node, ConfigDict) or group not in node:
+                raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
+            node = node[group]
+        free = name.startswith(("data.sources.", "model.multipliers."))
+        if not isinstance(node, ConfigDict) or (leaf not in node and not free):
+            raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
+        if name in ("data.sources", "model.multipliers"):
+            node[leaf] = _parsed_mapping(name, text)
+        elif name in FIELDS and isinstance(FIELDS[name], dict):
+            raise UserError(f"--config.{name} is a group of fields; set one of {', '.join(FIELDS[name])}.")
+        else:
+            with node.unlocked():
+                node[leaf] = _literal(text) if free else _typed(name, text, known[name][0])
+    return config
+
+
+def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, tuple]]:
+    """("model.width", (default, meaning)) for each field of a FIELDS tree."""
+    for name, entry in tree.items():
+        if isinstance(entry, dict):
+            yield from fields(entry, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", entry
+
+
+def get(config: ConfigDict, name: str):
+    """The value of a dotted field name."""
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """`config`, or UserError naming the first field that makes no sense."""
+    for name, choices in CHOICES.items():
+        value = str(get(config, name))
+        if value not in choices:
+            raise UserError(f"config.{name} is '{value}'; it can be {', '.join(choices)}.{nearest(value, choices)}")
+    for name in POSITIVE:
+        if get(config, name) <= 0:
+            raise UserError(f"config.{name} is {get(config, name)}; it must be positive.")
+    for name in SHARES:
+        if not 0 <= get(config, name) < 1:
+            raise UserError(f"config.{name} is {get(config, name)}; it must be at least 0 and less than 1.")
+    m, t = config.model, config.train
+    if m.heads % m.kv_heads:
+        raise UserError(f"config.model.kv_heads is {m.kv_heads}; it must divide config.model.heads, {m.heads}.")
+    if m.head_dim % 2:
+        raise UserError(f"config.model.head_dim is {m.head_dim}; rotary embedding needs an even number.")
+    if t.batch % t.microbatches:
+        raise UserError(f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}.")
+    if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
+        raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) together exceed config.train.steps, {t.steps}.")
+    if config.data.tokenizer and not config.data.tokenizer.startswith(("gs://", "hf://")) and not Path(config.data.tokenizer).expanduser().exists():
+        raise UserError(f"config.data.tokenizer: there is no file '{config.data.tokenizer}'.")
+    for axis in ("sequence", "expert"):
+        if config.mesh[axis] != 1:
+            raise UserError(f"config.mesh.{axis} is reserved and must be 1 in this version.")
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON, stable in its order."""
+    return json.dumps(to_dict(config), indent=1, sort_keys=True)
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Plain nested dict; tuples become lists, as JSON has them."""
+    return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def help_text() -> str:
+    """Every field, its default and meaning."""
+    rows = [f"  --config.{name}={default!r}\n        {meaning}" for name, (default, meaning) in
+            ((n, (dict(d) if isinstance(d, ConfigDict) else d, m)) for n, (d, m) in fields(FIELDS))]  # fmt: skip
+    return "\n".join(rows)
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(name: str, text: str, default):
+    value = _literal(text)
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif isinstance(default, int) and isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    elif isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(default, tuple):
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, list | tuple):
+            return tuple(value)
+    raise UserError(f"--config.{name}={text}: expected a value like {default!r} ({type(default).__name__}).")
+
+
+def _parsed_mapping(name: str, text: str):
+    if name == "model.multipliers":
+        value = _literal(text)
+        if not isinstance(value, dict):
+            raise UserError(f"--config.{name}={text}: expected {{'matrix': {{'lr': 0.5}}}}.")
+        return ConfigDict(value)
+    from slmjax.data.sources import parse_sources  # reads the short form "name:weight=path,..." too
+
+    return ConfigDict({source.name: source.to_dict() for source in parse_sources(_literal(text))})

@@ -1,0 +1,46 @@
+"""The small parts that every block uses: RMSNorm, parameter declaration, the context that travels with activations."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from slmjax.models.architecture import Architecture
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a layer may know about its tokens: segments [B,T] (0 is padding), positions [B,T], and per-token ids made on the host."""
+
+    segments: Any
+    positions: Any
+    ids: Any = None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in the reductions' type. Source: Zhang and Sennrich 2019."""
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.arch.params))
+        wide = x.astype(self.arch.reductions)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps) * scale.astype(wide.dtype)).astype(x.dtype)
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> Array:
+    """A matrix drawn from a normal of deviation scale / sqrt(fan_in), cast to the compute type."""
+    arch = module.arch
+    deviation = scale * fan_in**-0.5 * dict(arch.init_scales).get("matrix", 1.0)
+    return module.param(name, nn.initializers.normal(deviation), shape, jnp.dtype(arch.params)).astype(arch.compute)
+
+
+def residual_scale(arch: Architecture) -> float:
+    """Initial scale of matrices that write into the residual stream. Source: Radford et al. 2019 (GPT-2), section 2.3."""
+    return (2 * arch.layers) ** -0.5

@@ -1,0 +1,139 @@
+"""The language model: pure functions of a plain nested dict of parameters.
+
+params = {"embedding" [V,D], "stack": {group: {position: block parameters, each leaf [repeats, ...]}}, "final_norm", ("head" [D,V])}.
+The layout is the same whether the stack is unrolled or scanned.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.block import DecoderBlock
+from slmjax.models.layers import Context, RMSNorm
+from slmjax.parallel.mesh import BATCH, constrain
+
+NAMES = ("query", "key", "value", "mixed", "gate", "up")  # what remat may keep
+
+
+def init(arch: Architecture, key: Array) -> dict:
+    """Initial parameters: embedding and head from a normal of deviation 0.02 x their multiplier, matrices 1/sqrt(fan in)."""
+    scales = dict(arch.init_scales)
+    k_embedding, k_head, k_stack = jax.random.split(key, 3)
+    dtype = jnp.dtype(arch.params)
+
+    def normal(k, shape, group):
+        return (0.02 * scales.get(group, 1.0) * jax.random.normal(k, shape)).astype(dtype)
+
+    params = {"embedding": normal(k_embedding, (arch.vocab_size, arch.width), "embedding"), "final_norm": {"scale": jnp.ones(arch.width, dtype)}}
+    if not arch.tied:
+        params["head"] = normal(k_head, (arch.width, arch.vocab_size), "head")
+    x = jnp.zeros((1, 1, arch.width), arch.compute)
+    ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
+    stack = {}
+    for g, (pattern, repeats) in enumerate(arch.stack):
+        stack[str(g)] = {}
+        for p, block in enumerate(pattern):
+            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(k_stack, g), p), repeats)
+            module = DecoderBlock(arch, block)
+            stack[str(g)][str(p)] = jax.vmap(lambda k, module=module: module.init(k, x, ctx=ctx)["params"])(keys)
+    return params | {"stack": stack}
+
+
+def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: tuple | None = None) -> tuple[Array, dict, tuple | None]:
+    """Hidden states [B,T,D] after the final norm, auxiliary terms, and the cache after these tokens.
+
+    Args:
+      batch: tokens, segments, positions [B,T]; see DESIGN's batch contract.
+      buffers: arrays that change without a gradient; the dense model has none.
+      cache: from models.cache.init_cache: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
+    """
+    ctx = Context(batch["segments"], batch["positions"], batch.get("ids"))
+    x = _embed(arch, params["embedding"], batch["tokens"])
+    x = constrain(x, BATCH, "sequence", None)
+    caches = []
+    for g, (pattern, repeats) in enumerate(arch.stack):
+        group = params["stack"][str(g)]
+        if cache is not None:
+            for r in range(repeats):
+                for p, block in enumerate(pattern):
+                    one = jax.tree.map(lambda leaf, r=r: leaf[r], group[str(p)])
+                    x, entry, _, _ = DecoderBlock(arch, block).apply({"params": one}, x, ctx=ctx, cache=cache[len(caches)])
+                    caches.append(entry)
+        elif arch.unroll:
+            layers = {p: unstack(tree, repeats) for p, tree in group.items()}
+            for r in range(repeats):
+                x = _pattern(arch, pattern, {p: trees[r] for p, trees in layers.items()}, x, ctx)
+        else:
+            x, _ = jax.lax.scan(lambda x, trees, pattern=pattern: (_pattern(arch, pattern, trees, x, ctx), None), x, group)
+    x = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
+    return x, {}, tuple(caches) if cache is not None else None
+
+
+def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
+    """The matrix that turns hidden states into logits, in the compute type, whole on every device along D."""
+    matrix = params["embedding"].T if arch.tied else params["head"]
+    return constrain(matrix.astype(arch.compute), None, "tensor")
+
+
+def logits(arch: Architecture, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Float32 logits; for generation and tests (training goes through ops.cross_entropy)."""
+    return jnp.einsum("btd,dv->btv", hidden, head(arch, params), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unstack(tree, repeats: int) -> list:
+    """The trees of the `repeats` layers of a stacked tree; the gradient is one concatenation, not `repeats` sums of full arrays."""
+    return [jax.tree.map(lambda leaf, r=r: leaf[r], tree) for r in range(repeats)]
+
+
+def _unstack_forward(tree, repeats):
+    return unstack(tree, repeats), None
+
+
+def _unstack_backward(repeats, _, gradients):
+    return (stack(gradients),)
+
+
+unstack.defvjp(_unstack_forward, _unstack_backward)
+
+
+def stack(trees: list):
+    """One tree with a leading layer axis from the trees of single layers."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    # The cast table is gathered over fsdp before the look-up: a look-up in a table split along D makes XLA copy the whole batch.
+    table = constrain(table.astype(arch.compute), "tensor", None)
+    return jnp.take(table, tokens, axis=0)
+
+
+def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Array, ctx: Context) -> Array:
+    for p, block in enumerate(pattern):
+        x = _remat(arch.remat)(functools.partial(_block, arch, block))(trees[str(p)], x, ctx)
+        x = constrain(x, BATCH, "sequence", None)
+    return x
+
+
+def _block(arch: Architecture, block: Block, params: dict, x: Array, ctx: Context) -> Array:
+    return DecoderBlock(arch, block).apply({"params": params}, x, ctx=ctx)[0]
+
+
+def _remat(name: str):
+    if name == "none":
+        return lambda f: f
+    policies = jax.checkpoint_policies
+    if name == "full":
+        policy = policies.nothing_saveable
+    elif name == "dots":
+        policy = policies.dots_with_no_batch_dims_saveable
+    else:
+        names = tuple(part.strip() for part in name.split(","))
+        if not set(names) <= set(NAMES):
+            raise UserError(f"config.model.remat is '{name}'; it can be none, full, dots, or names among {', '.join(NAMES)}.")
+        policy = policies.save_only_these_names(*names)
+    return functools.partial(jax.checkpoint, policy=policy)

@@ -1,0 +1,61 @@
+"""What depends on the device: compute type, attention kernel, unrolling. Asked of the mesh, so that an ahead-of-time plan gets the same answers."""
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture, from_config
+from slmjax.ops import attention
+from slmjax.parallel.mesh import DeviceKind, device_kind
+
+ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
+
+
+def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> tuple[Architecture, list[str]]:
+    """The architecture for these devices, and one line of reason for each choice.
+
+    Raises: UserError as from_config, and where config.model.vocab_size is smaller than the tokenizer.
+    """
+    device = device_kind(mesh)
+    compute, compute_reason = choose_compute(device, config.precision.compute)
+    chosen = attention.choose(device.platform, device.capability, compute, config.model.head_dim, config.train.deterministic)
+    if config.model.attention != "auto":
+        chosen = attention.Choice(config.model.attention, "config.model.attention")
+    unroll, unroll_reason = choose_unroll(device, config.model.unroll)
+    arch = from_config(
+        config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, attention=chosen.kernel, unroll=unroll,
+        max_segments=max_segments(config.data.seq_len),
+    )  # fmt: skip
+    reasons = [f"compute {compute}: {compute_reason}", f"attention {chosen.kernel}: {chosen.reason}"]
+    return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]
+
+
+def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
+    """(type of matrix products, reason)."""
+    if asked != "auto":
+        return asked, "config.precision.compute"
+    if device.platform == "tpu" or (device.platform == "gpu" and (device.capability or 0) >= 8.0):
+        return "bfloat16", f"{device.name} multiplies it natively"
+    return "float32", f"{device.name} has no fast bfloat16"
+
+
+def choose_unroll(device: DeviceKind, asked: str | bool) -> tuple[bool, str]:
+    """(unrolled, reason)."""
+    if str(asked) != "auto":
+        return str(asked) == "True", "config.model.unroll"
+    if device.hosts > 1 or device.platform == "tpu":
+        return False, "fastest to compile"
+    return True, "fastest to run on one host"
+
+
+def vocab_rows(asked: int, tokenizer_size: int) -> int:
+    """Rows of the embedding: as asked, or the tokenizer's size rounded up to a multiple of 128."""
+    if asked and asked < tokenizer_size:
+        raise UserError(f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens.")
+    return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB
+
+
+def max_segments(seq_len: int) -> int:
+    """Most documents in a row; a static bound that the fused attention kernels need. The row plan keeps to it."""
+    return max(16, seq_len // 32)
+
