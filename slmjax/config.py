@@ -62,8 +62,7 @@ FIELDS = {
         "batch": (64, "rows in a step, over all devices"),
         "microbatches": (1, "parts of a batch, one after the other (gradient accumulation)"),
         "optimizer": ("adamw", "adamw, or muon (matrices by Muon, the rest by AdamW)"),
-        "lr": (3e-3, "peak learning rate of AdamW's parameters"),
-        "muon_lr": (0.02, "peak learning rate of Muon's parameters"),
+        "lr": (3e-3, "peak learning rate; Muon's updates are scaled to AdamW's size, so that it serves both"),
         "weight_decay": (0.1, "decoupled, on matrices"),
         "b1": (0.9, "decay of the first moment"),
         "b2": (0.95, "decay of the second moment"),
@@ -247,11 +246,32 @@ def to_dict(config: ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict(), default=list))
 
 
+def from_dict(values: dict) -> ConfigDict:
+    """The config of a saved JSON dict; fields that this version does not know are left out, new ones keep their default."""
+    config = base()
+
+    def fill(node: ConfigDict, saved: dict) -> None:
+        for name, value in saved.items():
+            if name in ("sources", "multipliers"):
+                node[name] = ConfigDict(value)
+            elif name in node and isinstance(node[name], ConfigDict):
+                fill(node[name], value)
+            elif name in node:
+                node[name] = _tuples(value)
+
+    fill(config, values)
+    return config
+
+
 def help_text() -> str:
     """Every field, its default and meaning."""
     rows = [f"  --config.{name}={default!r}\n        {meaning}" for name, (default, meaning) in
             ((n, (dict(d) if isinstance(d, ConfigDict) else d, m)) for n, (d, m) in fields(FIELDS))]  # fmt: skip
     return "\n".join(rows)
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def _literal(text: str):

@@ -40,7 +40,7 @@ class Attention(nn.Module):
                 query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=arch.attention, max_segments=arch.max_segments
             )  # fmt: skip
         else:
-            index = cache.length[:, None] + jnp.arange(x.shape[1])
+            index = cache.length[:, None] + jnp.arange(x.shape[1])[None]
             cache = cache.append(key, value, ctx.segments)
             mixed = attention(
                 query, cache.key, cache.value, query_segments=ctx.segments, key_segments=cache.segments, query_index=index

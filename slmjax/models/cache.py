@@ -1,6 +1,7 @@
 """Decode state: a tuple with one entry per layer application."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,15 @@ from slmjax.models.architecture import Architecture
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens so far. Slots from `length` on are dead: whatever stands there is never seen."""
+    """Keys and values [B,S,K,H] of the tokens so far, their segments [B,S], and how many there are [B].
 
-    key: Float[Array, "B S K H"]
-    value: Float[Array, "B S K H"]
-    segments: Int[Array, "B S"]
-    length: Int[Array, "B"]
+    Slots from `length` on are dead: whatever stands there is never seen.
+    """
+
+    key: Any  # Any, because shapes and shardings travel in the same tree as arrays
+    value: Any
+    segments: Any
+    length: Any
 
     def append(self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], segments: Int[Array, "B T"]) -> "KVCache":
         """The cache after T more tokens; a row's real tokens come first, its padding (segment 0) changes nothing that is ever read.

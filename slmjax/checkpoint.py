@@ -1,0 +1,87 @@
+"""Checkpoints: save, restore, prune. Used by training and by everything that only reads a model.
+
+A checkpoint `checkpoints/<step>/` holds three items: `params`, `rest` (optimizer, spike statistics, buffers) and `meta` (config, fingerprint
+of the data plan, tokenizer hash), so that a model can be read without its optimizer.
+"""
+
+import json
+import logging
+from typing import Any, NamedTuple
+
+import orbax.checkpoint as ocp
+from etils import epath
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
+
+
+class Found(NamedTuple):
+    """A checkpoint as read."""
+
+    step: int
+    meta: dict
+    params: Any
+    rest: Any
+
+
+class Checkpoints:
+    """The checkpoints of one work directory; saving goes on in the background."""
+
+    def __init__(self, workdir: str | epath.Path, keep: int = 3):
+        self.root = epath.Path(workdir) / "checkpoints"
+        self.keep = keep
+        self.manager = ocp.CheckpointManager(
+            self.root,
+            item_names=("params", "rest", "meta"),
+            options=ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=True, should_keep_fn=None, max_to_keep=None),
+        )
+
+    def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
+        """Save in the background; returns once the arrays are copied off the device."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)),
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Until everything saved so far is on disk."""
+        self.manager.wait_until_finished()
+
+    def prune(self, trunk: int | None) -> None:
+        """Delete all but the newest `keep` checkpoints, the one at `trunk`, and those saved as an earlier run's trunk."""
+        steps = self.steps()
+        for step in steps[: -self.keep]:
+            if step != trunk and not self.meta(step).get("trunk"):
+                self.manager.delete(step)
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, oldest first."""
+        return sorted(self.manager.all_steps()) if self.root.exists() else []
+
+    def meta(self, step: int) -> dict:
+        """The meta item of a step; {} where it cannot be read."""
+        try:
+            return json.loads((self.root / str(step) / "meta" / "metadata").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def restore(self, step: int, params: Any, rest: Any | None = None) -> Found:
+        """A step's checkpoint in the shape and shardings of ShapeDtypeStruct trees; `rest` may be left out.
+
+        Raises: whatever the storage raises for a damaged checkpoint; `restore_newest` turns that into the one before.
+        """
+        items = {"params": ocp.args.StandardRestore(params), "meta": ocp.args.JsonRestore()}
+        if rest is not None:
+            items["rest"] = ocp.args.StandardRestore(rest)
+        got = self.manager.restore(step, args=ocp.args.Composite(**items))
+        return Found(step, got["meta"], got["params"], got["rest"] if rest is not None else None)
+
+    def delete_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
+
+    def close(self) -> None:
+        self.manager.close()

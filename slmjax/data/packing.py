@@ -1,0 +1,260 @@
+"""Packing as a plan: which pieces of which documents make up row r of a source, for any r, without reading any text."""
+
+import hashlib
+import math
+import threading
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from slmjax.errors import UserError, nearest
+
+PACKINGS = ("best_fit", "concat")
+# Part of the data order: another value gives other rows. 256 rows are enough for best-fit to close nearly every row with whole
+# documents, and few enough that a window is packed in milliseconds.
+WINDOW_ROWS = 256
+
+
+class Span(NamedTuple):
+    """`length` tokens of document `doc`, from its token `offset` on (0 is the leading end-of-text token)."""
+
+    doc: int
+    offset: int
+    length: int
+
+
+def max_segments(seq_len: int) -> int:
+    """The most documents that one row of `seq_len` tokens may hold unless told otherwise: a static bound for attention kernels."""
+    return max(16, seq_len // 32)
+
+
+class RowPlan:
+    """Row r of one source, for every r >= 0, as a pure function of (document lengths, seed, r).
+
+    An epoch is a seeded permutation of the documents, laid end to end and used up in rows of `seq_len` tokens; row
+    `rows_per_epoch` starts the next epoch with another permutation. Less than one row is left over at the end of an epoch.
+
+    "concat" cuts the stream at row edges. "best_fit" takes windows of 256 rows' worth of it and packs each window by
+    best-fit-decreasing (Ding et al. 2024, "Fewer truncations improve language modeling"), so that most documents stay whole;
+    documents longer than a row are cut in rows first, and the few that do not fit whole fill the remaining gaps, so that every row is full.
+
+    Args:
+      lengths: tokens of each stored document, its leading end-of-text token included.
+      seq_len: tokens of a row.
+      seed, name: with the epoch they decide the order; `name` also stands in messages.
+      packing: "best_fit" or "concat".
+      max_segments: most spans of a row. Where more would fall into one, the shortest are left out and the row ends in padding
+        (`dropped_share` says how much that is).
+    Raises: UserError where all documents together are shorter than one row, or the packing has no such name.
+    """
+
+    def __init__(
+        self,
+        lengths: Int[np.ndarray, "docs"],
+        seq_len: int,
+        *,
+        seed: int,
+        packing: str,
+        max_segments: int,
+        name: str = "the text",
+    ):
+        if packing not in PACKINGS:
+            raise UserError(f"data.packing is '{packing}'; expected one of {', '.join(PACKINGS)}.{nearest(packing, PACKINGS)}")
+        self._lengths = np.asarray(lengths, np.int64)
+        self._seq_len, self._packing, self._key = seq_len, packing, (seed, name)
+        self._max_segments = max_segments
+        self.tokens = int(self._lengths.sum())
+        self.rows_per_epoch = self.tokens // seq_len
+        if not self.rows_per_epoch:
+            raise UserError(
+                f"{name} has {self.tokens} tokens, which is shorter than one sequence of data.seq_len={seq_len}: "
+                "add text or lower data.seq_len."
+            )
+        self._epochs, self._windows = Recent(2), Recent(8)
+
+    def row(self, r: int) -> tuple[Span, ...]:
+        """The spans of row r in order: `seq_len` tokens together, fewer where `max_segments` left some out."""
+        epoch, row = divmod(r, self.rows_per_epoch)
+        if self._packing == "concat":
+            return self._concat(epoch, row)[0]
+        window, row = divmod(row, WINDOW_ROWS)
+        return self._windows.get((epoch, window), lambda: self._pack(epoch, window)).row(row)
+
+    def dropped_share(self, rows: int = 4096) -> float:
+        """Share of tokens that `max_segments` leaves out: of the first epoch where it has at most `rows` rows, else of an even sample."""
+        if self._packing == "concat":
+            sample = _spread(self.rows_per_epoch, rows)
+            dropped = sum(self._concat(0, row)[1] for row in sample)
+            return dropped / (len(sample) * self._seq_len)
+        sample = _spread(math.ceil(self.rows_per_epoch / WINDOW_ROWS), max(1, rows // WINDOW_ROWS))
+        windows = [self._pack(0, window) for window in sample]
+        return sum(w.dropped for w in windows) / sum(w.tokens for w in windows)
+
+    def _concat(self, epoch: int, row: int) -> tuple[tuple[Span, ...], int]:
+        docs, offsets, lengths = self._stream(epoch, row * self._seq_len, (row + 1) * self._seq_len)
+        keep = longest(lengths, self._max_segments)
+        spans = tuple(map(Span, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
+        return spans, self._seq_len - int(lengths[keep].sum())
+
+    def _pack(self, epoch: int, window: int) -> "_Window":
+        """The packed rows of one window."""
+        size = self._seq_len
+        rows = min(WINDOW_ROWS, self.rows_per_epoch - window * WINDOW_ROWS)
+        start = window * WINDOW_ROWS * size
+        docs, offsets, lengths = _cut(*self._stream(epoch, start, start + rows * size), size)
+        row, piece, inside, length = best_fit_decreasing(lengths, rows, size, self._max_segments)
+        # Packing puts the longest documents into the first rows and the shortest into the last: rows are shuffled, and the
+        # spans of a row stand in the order of the stream, so that neither place nor batch says anything about length.
+        row = np.argsort(random_bits(rows, "rows", *self._key, epoch, window), kind="stable")[row]
+        order = np.lexsort((inside, piece, row))
+        row, piece, inside, length = row[order], piece[order], inside[order], length[order]
+        return _Window.of(row, docs[piece], offsets[piece] + inside, length, rows, size, self._max_segments)
+
+    def _stream(self, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Documents, offsets and lengths of the pieces that make up tokens [start, stop) of an epoch's stream."""
+        order, edges = self._epochs.get(epoch, lambda: self._permute(epoch))
+        first = int(np.searchsorted(edges, start, "right")) - 1
+        last = int(np.searchsorted(edges, stop, "left"))
+        offsets = np.maximum(start - edges[first:last], 0)
+        lengths = np.minimum(edges[first + 1 : last + 1], stop) - edges[first:last] - offsets
+        some = lengths > 0
+        return order[first:last][some], offsets[some], lengths[some]
+
+    def _permute(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(random_bits(len(self._lengths), "documents", *self._key, epoch), kind="stable")
+        return order, np.concatenate([[0], np.cumsum(self._lengths[order])])
+
+
+def best_fit_decreasing(
+    lengths: Int[np.ndarray, "pieces"], rows: int, capacity: int, max_segments: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fill `rows` rows of `capacity` tokens exactly with pieces of at most `capacity` and `rows * capacity` tokens together.
+
+    Longest first, each piece goes whole into the fullest row that still takes it; pieces that no row takes whole are split over
+    the gaps that are left, largest gap first, so that few are split. A row's last place under `max_segments` is kept for
+    such a filler.
+    Returns: row, piece, offset inside the piece and length of every placed span (four int64 arrays).
+    """
+    gaps = [capacity * rows + row for row in range(rows)]  # gap * rows + row: one sorted list of integers is the whole state
+    reserved: list[int] = []
+    counts = [0] * rows
+    waiting: list[tuple[int, int]] = []
+    placed: list[tuple[int, int, int, int]] = []
+    order = np.argsort(-lengths, kind="stable")
+    for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        at = bisect_left(gaps, length * rows)
+        if at == len(gaps):
+            waiting.append((piece, length))
+            continue
+        gap, row = divmod(gaps.pop(at), rows)
+        placed.append((row, piece, 0, length))
+        counts[row] += 1
+        if gap > length:
+            if counts[row] < max_segments - 1:
+                insort(gaps, (gap - length) * rows + row)
+            else:
+                reserved.append((gap - length) * rows + row)
+    gaps = sorted(gaps + reserved)
+    for piece, length in waiting:
+        start = 0
+        while start < length:
+            # The tightest gap that takes the rest whole, else the largest gap, filled.
+            gap, row = divmod(gaps.pop(min(bisect_left(gaps, (length - start) * rows), len(gaps) - 1)), rows)
+            filled = min(gap, length - start)
+            placed.append((row, piece, start, filled))
+            start += filled
+            if gap > filled:
+                insort(gaps, (gap - filled) * rows + row)
+    return tuple(np.array(placed, np.int64).reshape(-1, 4).T)
+
+
+def first_fit(lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int, open_rows: int = 64) -> list[tuple[Span, ...]]:
+    """Rows that hold every document once: each piece (documents are cut every `seq_len` tokens) goes into the first row that takes it.
+
+    Only the latest `open_rows` rows are tried, so that time stays linear in the documents.
+    """
+    rows: list[list[Span]] = []
+    free: list[int] = []
+    pieces = _cut(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), np.asarray(lengths, np.int64), seq_len)
+    for span in map(Span, *(column.tolist() for column in pieces)):
+        recent = range(max(0, len(rows) - open_rows), len(rows))
+        row = next((r for r in recent if free[r] >= span.length and len(rows[r]) < max_segments), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(seq_len)
+        rows[row].append(span)
+        free[row] -= span.length
+    return [tuple(row) for row in rows]
+
+
+def random_bits(count: int, *key: int | str) -> UInt64[np.ndarray, "count"]:
+    """`count` random 64-bit words that depend on nothing but the key: Philox's raw stream, which numpy never changes between versions."""
+    return np.random.Philox(key=int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little")).random_raw(count)
+
+
+class Recent:
+    """The latest results of pure functions, by key; safe between threads. A copy or a pickle of it starts empty."""
+
+    def __init__(self, size: int):
+        self._size, self._kept, self._lock = size, OrderedDict(), threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned for this key, made now where it is not among the latest."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+                if len(self._kept) > self._size:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    def __reduce__(self):
+        return Recent, (self._size,)
+
+
+def longest(lengths: Int[np.ndarray, "spans"], count: int) -> np.ndarray | slice:
+    """Index of the `count` longest spans, in their order."""
+    if len(lengths) <= count:
+        return slice(None)
+    return np.sort(np.argsort(-lengths, kind="stable")[:count])
+
+
+class _Window(NamedTuple):
+    """Packed rows: the spans of row r are spans[edges[r]:edges[r + 1]]."""
+
+    spans: list[Span]
+    edges: list[int]
+    tokens: int
+    dropped: int
+
+    def row(self, r: int) -> tuple[Span, ...]:
+        return tuple(self.spans[self.edges[r] : self.edges[r + 1]])
+
+    @classmethod
+    def of(cls, row, docs, offsets, lengths, rows: int, capacity: int, max_segments: int) -> "_Window":
+        """From one entry a span, sorted by row."""
+        counts = np.bincount(row, minlength=rows)
+        keep = np.ones(len(row), bool)
+        for crowded in np.flatnonzero(counts > max_segments):
+            inside = np.flatnonzero(row == crowded)
+            keep[inside] = False
+            keep[inside[longest(lengths[inside], max_segments)]] = True
+        spans = list(map(Span, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
+        edges = [0, *np.cumsum(np.bincount(row[keep], minlength=rows)).tolist()]
+        return cls(spans, edges, rows * capacity, int(lengths[~keep].sum()))
+
+
+def _cut(docs: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut pieces longer than `size` into pieces of `size` and a remainder."""
+    parts = -(-lengths // size)
+    start = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * size
+    return np.repeat(docs, parts), np.repeat(offsets, parts) + start, np.minimum(np.repeat(lengths, parts) - start, size)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0..count-1, evenly spaced."""
+    return [i * count // min(count, most) for i in range(min(count, most))]

@@ -1,0 +1,178 @@
+"""The three passes over a file of text: scan it, collect its held-out documents, tokenize the rest. One call is one unit of work."""
+
+import functools
+import hashlib
+import heapq
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmjax.data.heldout import GroupCounter, Matcher, group_id, shingles
+from slmjax.data.shards import ShardWriter, shard_entry
+from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, read_documents
+from slmjax.data.tokenizer import Tokenizer, load
+from slmjax.data.work import go_on, write_atomic
+from slmjax.errors import UserError
+
+PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
+CHUNK = 1_000_000  # characters that are encoded at once
+FIRST_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One file of one source; `kind` is "train", or "heldout" for a source's own held-out files."""
+
+    source: Source
+    file: SourceFile
+    kind: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}-{self.kind}-{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every pass over a unit needs; `sample` is the bytes of text that it gives to the tokenizer's training."""
+
+    folder: str
+    unit: Unit
+    seed: int
+    group_by: str
+    sample: int = 0
+
+    def path(self, step: str, ending: str) -> Path:
+        """A file of intermediate results."""
+        return Path(self.folder) / "work" / f"{self.unit.name}.{step}{ending}"
+
+
+def scan(job: Job) -> None:
+    """Count documents, bytes and faults; write the groups and a sample of text for the tokenizer."""
+    unit, groups, sample = job.unit, GroupCounter(), _Sample(job.sample, job.seed)
+    counts, faults, first, lines = Counter(), Counter(), [], 0
+    for item in _read(job):
+        lines += 1
+        if isinstance(item, Fault):
+            faults[item.reason] += 1
+            if len(first) < FIRST_FAULTS:
+                first.append(f"{unit.file.name} line {item.line}: {item.reason}{f' ({item.detail})' if item.detail else ''}")
+            continue
+        counts["documents"] += 1
+        counts["bytes"] += item.bytes
+        counts["matched"] += item.matched
+        group = group_id(item.group, job.seed)
+        groups.add(group, item.bytes)
+        sample.add(item, group)
+    write_atomic(job.path("groups", ".bin"), groups.table().tobytes())
+    write_atomic(job.path("sample", ".jsonl"), "".join(json.dumps(entry) + "\n" for entry in sample.pieces()))
+    damaged = unit.file.size if faults[DAMAGED] else 0
+    report = {"lines": lines, "faults": faults, "first_faults": first, "damaged": damaged, "complete": groups.complete, **counts}
+    write_atomic(job.path("scan", ".json"), report)
+
+
+def collect(job: Job, chosen: np.ndarray) -> None:
+    """Write the unit's held-out documents: those of `chosen` groups, or all of a held-out file."""
+    chosen_ids, out = set(chosen.tolist()), []
+    for item in _read(job):
+        if isinstance(item, Document) and (job.unit.kind == "heldout" or group_id(item.group, job.seed) in chosen_ids):
+            out.append(json.dumps({"line": item.line, "bytes": item.bytes, "key": item.key, "text": item.text}) + "\n")
+    write_atomic(job.path("heldout", ".jsonl"), "".join(out))
+
+
+def tokenize(job: Job, chosen: np.ndarray) -> None:
+    """Write the unit's training documents as shards, and which held-out shingles they contain."""
+    unit, folder = job.unit, Path(job.folder)
+    tokenizer, matcher, total = _tokenizer(job.folder), *_matcher(job.folder)
+    chosen_ids, seen = set(chosen.tolist()), np.zeros(total, bool)
+    path = f"{unit.source.name}/train-{unit.index:05d}.arrayrecord"
+    with ShardWriter(folder, path, unit.file.name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
+        batch: list[Document] = []
+
+        def flush() -> None:
+            go_on()
+            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
+                writer.add(ids, document.bytes, document.key, document.line)
+                if total:
+                    seen[matcher.find(shingles(document.text))] = True
+            batch.clear()
+
+        size = 0
+        for item in _read(job):
+            if isinstance(item, Document) and group_id(item.group, job.seed) not in chosen_ids:
+                batch.append(item)
+                size += len(item.text)
+                if size >= CHUNK:
+                    flush()
+                    size = 0
+        flush()
+    write_atomic(job.path("seen", ".bin"), np.flatnonzero(seen).astype("<i8").tobytes())
+    write_atomic(job.path("train", ".json"), {"shards": [shard_entry(shard) for shard in writer.shards]})
+
+
+def content_hash(file: SourceFile, entry: Path) -> None:
+    """Write the SHA-256 of a local file's content to `entry`."""
+    with open(file.path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    _check_unchanged(file)
+    write_atomic(entry, digest)
+
+
+def _read(job: Job) -> Iterator[Document | Fault]:
+    count = 0
+    for item in read_documents(job.unit.file, job.unit.source, job.group_by):
+        count += 1
+        if count % 4096 == 0:
+            go_on()
+        yield item
+    _check_unchanged(job.unit.file)
+
+
+def _check_unchanged(file: SourceFile) -> None:
+    if not file.remote:
+        status = os.stat(file.path)
+        if (status.st_size, str(status.st_mtime_ns)) != (file.size, file.version):
+            raise UserError(f"{file.path} changed while it was being prepared; run again.")
+
+
+class _Sample:
+    """The pieces of text with the smallest hashes, up to a number of bytes: a random sample that depends on nothing but content and seed."""
+
+    def __init__(self, budget: int, seed: int):
+        self._budget, self._seed, self._size, self._heap = budget, seed.to_bytes(8, "little", signed=True), 0, []
+
+    def add(self, document: Document, group: int) -> None:
+        if not self._budget:
+            return
+        for start in range(0, len(document.text), PIECE):
+            tag = document.key.to_bytes(8, "little") + start.to_bytes(8, "little") + self._seed
+            order = int.from_bytes(hashlib.blake2b(tag, digest_size=8).digest(), "little")
+            if self._size >= self._budget and order >= -self._heap[0][0]:
+                continue
+            piece = document.text[start : start + PIECE]
+            heapq.heappush(self._heap, (-order, document.line, start, group, piece))
+            self._size += len(piece)
+            while self._size - len(self._heap[0][-1]) >= self._budget:
+                self._size -= len(heapq.heappop(self._heap)[-1])
+
+    def pieces(self) -> list[tuple[int, str]]:
+        """(group, text) in the order of their hashes."""
+        return [(group, text) for *_, group, text in sorted(self._heap, reverse=True)]
+
+
+@functools.lru_cache(2)
+def _tokenizer(folder: str) -> Tokenizer:
+    return load(Path(folder) / "tokenizer.json")
+
+
+@functools.lru_cache(2)
+def _matcher(folder: str) -> tuple[Any, int]:
+    hashes = np.fromfile(Path(folder) / "work" / "shingles.bin", "<u8")
+    return Matcher(hashes), len(hashes)

@@ -1,0 +1,254 @@
+"""Token shards: ArrayRecord files of token blocks with a table of their documents, and random access over many of them."""
+
+import errno
+import functools
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt64
+
+from slmjax.errors import UserError
+
+BLOCK = 8192  # tokens in a record: a row of any usual length reads one or two
+MAX_SHARD_TOKENS = 1 << 27
+CACHED_BLOCKS = 256  # decoded blocks that a ShardSet keeps (4 to 8 MB)
+OPEN_READERS = 512
+DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the manifest says of one shard: its path under the prepared folder, its input file, counts and the hash of its table."""
+
+    path: str
+    file: str
+    documents: int
+    tokens: int
+    bytes: int
+    size: int
+    sha256: str
+
+    def intact(self, folder: str | Path) -> bool:
+        """Whether its two files are there with the right sizes."""
+        path = os.path.join(folder, self.path)
+        try:
+            return os.path.getsize(path) == self.size and os.path.getsize(_table_path(path)) >= self.documents * DOCUMENT.itemsize
+        except OSError:
+            return False
+
+
+class ShardWriter:
+    """Writes documents into shards of at most MAX_SHARD_TOKENS; files get their names only when they are complete.
+
+    The stream of a shard is `eot document eot document ... eot`, cut into records of BLOCK tokens (uint16 or uint32, little endian).
+    Use as a context manager; `shards` lists what was written.
+    """
+
+    def __init__(self, folder: str | Path, path: str, file: str, *, vocab_size: int, eot: int, max_tokens: int = MAX_SHARD_TOKENS):
+        self._folder, self._path, self._file = Path(folder), path, file
+        self._dtype, self._eot, self._max = token_dtype(vocab_size), eot, max_tokens
+        self._writer: Any = None
+        self._temporary = self._folder / f".tmp-{uuid.uuid4().hex}"
+        self.shards: list[Shard] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                self._close()
+        finally:
+            self._writer = None
+            for leftover in (self._temporary, _table_path(self._temporary)):
+                Path(leftover).unlink(missing_ok=True)
+
+    def add(self, ids: Sequence[int], size: int, key: int, line: int) -> None:
+        """Append one document of `size` UTF-8 bytes."""
+        if self._writer is None:
+            self._open()
+        self._rows.append((self._count, len(ids) + 1, size, key, line))
+        self._parts.append(np.array([self._eot, *ids], self._dtype))
+        self._count += len(ids) + 1
+        self._buffered += len(ids) + 1
+        if self._buffered >= 64 * BLOCK:
+            self._write(whole=False)
+        if self._count >= self._max:
+            self._close()
+
+    def _open(self) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        (self._folder / self._path).parent.mkdir(parents=True, exist_ok=True)
+        with _as_os_error(self._temporary):
+            self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1")
+        self._rows: list[tuple] = []
+        self._parts: list[np.ndarray] = []
+        self._count = self._buffered = 0
+
+    def _write(self, whole: bool) -> None:
+        tokens = np.concatenate(self._parts)
+        end = len(tokens) if whole else len(tokens) // BLOCK * BLOCK
+        with _as_os_error(self._temporary):
+            for start in range(0, end, BLOCK):
+                self._writer.write(tokens[start : min(end, start + BLOCK)].tobytes())
+        self._parts, self._buffered = [tokens[end:]], len(tokens) - end
+
+    def _close(self) -> None:
+        if self._writer is None:
+            return
+        self._parts.append(np.array([self._eot], self._dtype))
+        self._write(whole=True)
+        with _as_os_error(self._temporary):
+            self._writer.close()
+        self._writer = None
+        table = np.array(self._rows, DOCUMENT)
+        with open(_table_path(self._temporary), "wb") as stream:
+            np.save(stream, table, allow_pickle=False)
+        path = self._path if not self.shards else self._path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
+        size, digest = os.path.getsize(self._temporary), hashlib.sha256(table.tobytes()).hexdigest()
+        os.replace(_table_path(self._temporary), _table_path(self._folder / path))
+        os.replace(self._temporary, self._folder / path)
+        self.shards.append(Shard(path, self._file, len(table), self._count, int(table["bytes"].sum()), size, digest))
+
+
+class ShardSet:
+    """Random access to the documents of several shards, numbered 0, 1, 2, ... in shard order.
+
+    It pickles as its paths; tables are memory-mapped and readers opened when first used, so each worker process opens its own. Threads may share it.
+    """
+
+    def __init__(self, shards: Sequence[Shard], folders: Sequence[str], *, vocab_size: int, salt: str = ""):
+        """`folders[i]` is the prepared folder of `shards[i]`; `salt` (the tokenizer's hash) is part of the fingerprint."""
+        self._shards, self._folders, self._vocab_size, self._salt = tuple(shards), tuple(map(str, folders)), vocab_size, salt
+        self._ends = np.cumsum([0, *(shard.documents for shard in self._shards)])
+        self._tables: dict[int, tuple] = {}
+        self._block = functools.lru_cache(CACHED_BLOCKS)(self._read_block)
+        self._reader = functools.lru_cache(OPEN_READERS)(self._open_reader)
+
+    def __reduce__(self) -> tuple:
+        return functools.partial(ShardSet, vocab_size=self._vocab_size, salt=self._salt), (self._shards, self._folders)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, one end-of-text for each document included."""
+        return sum(shard.tokens for shard in self._shards)
+
+    @functools.cached_property
+    def lengths(self) -> Int64[np.ndarray, " docs"]:
+        """Tokens of each document, its leading end-of-text included."""
+        return self._column("length")
+
+    @functools.cached_property
+    def bytes(self) -> Int64[np.ndarray, " docs"]:
+        """UTF-8 bytes of each document's text."""
+        return self._column("bytes")
+
+    @functools.cached_property
+    def keys(self) -> UInt64[np.ndarray, " docs"]:
+        """Content hash of each document's text: the same document has the same key in every prepared folder."""
+        return self._column("key")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes when any document, its tokens or the order changes."""
+        parts = [self._salt, *(shard.sha256 for shard in self._shards)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def read(self, doc: int, offset: int, count: int) -> Int32[np.ndarray, " count+1"]:
+        """`count` tokens of a document from `offset`, and the token after them (of the last one: end-of-text).
+
+        Raises: IndexError if they are not all in the document.
+        """
+        shard, local = self._locate(doc)
+        starts, lengths = self._table(shard)[:2]
+        if offset < 0 or count < 0 or offset + count > lengths[local]:
+            raise IndexError(f"tokens {offset} to {offset + count} of document {doc}, which has {lengths[local]}")
+        begin = int(starts[local]) + offset
+        block, inside = divmod(begin, BLOCK)
+        need = inside + count + 1
+        if need <= BLOCK:
+            return self._block(shard, block)[inside:need].astype(np.int32)
+        blocks = [self._block(shard, b) for b in range(block, block + -(-need // BLOCK))]
+        return np.concatenate(blocks)[inside:need].astype(np.int32)
+
+    def name(self, doc: int) -> str:
+        """Where a document came from, for a person: "books-000.jsonl.xz line 17"."""
+        shard, local = self._locate(doc)
+        return f"{self._shards[shard].file} line {self._table(shard)[2][local]['line']}"
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The token ids of each document, without end-of-text."""
+        return (self.read(doc, 0, int(length) - 1)[1:] for doc, length in enumerate(self.lengths))
+
+    def _locate(self, doc: int) -> tuple[int, int]:
+        if not 0 <= doc < self._ends[-1]:
+            raise IndexError(f"document {doc} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, doc, side="right")) - 1
+        return shard, int(doc - self._ends[shard])
+
+    def _table(self, shard: int) -> tuple:
+        """(starts, lengths, all columns) as memory-mapped views; plain arrays, since np.memmap is slow to index."""
+        if shard not in self._tables:
+            table = np.asarray(np.load(_table_path(self._place(shard)), mmap_mode="r", allow_pickle=False))
+            if table.dtype != DOCUMENT or len(table) != self._shards[shard].documents:
+                raise UserError(f"{_table_path(self._place(shard))} is damaged; delete the folder and prepare again.")
+            self._tables[shard] = (table["start"], table["length"], table)
+        return self._tables[shard]
+
+    def _column(self, name: str) -> np.ndarray:
+        columns = [self._table(shard)[2][name] for shard in range(len(self._shards))]
+        return np.concatenate([np.zeros(0, DOCUMENT[name]), *columns])
+
+    def _place(self, shard: int) -> str:
+        return os.path.join(self._folders[shard], self._shards[shard].path)
+
+    def _open_reader(self, shard: int) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        try:
+            return ArrayRecordReader(self._place(shard), "readahead_buffer_size:0,max_parallelism:0")
+        except RuntimeError as error:
+            raise UserError(f"{self._place(shard)} cannot be read ({error}); delete the folder and prepare again.") from error
+
+    def _read_block(self, shard: int, block: int) -> np.ndarray:
+        return np.frombuffer(self._reader(shard).read([block])[0], token_dtype(self._vocab_size))
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every id."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def shard_entry(shard: Shard) -> dict:
+    """A shard as the manifest holds it; Shard(**entry) is the way back."""
+    return asdict(shard)
+
+
+def _table_path(path: str | Path) -> str:
+    return str(path).removesuffix(".arrayrecord") + ".documents.npy"
+
+
+class _as_os_error:
+    """array_record tells a full disk as RuntimeError with the system's words in it."""
+
+    def __init__(self, path: str | Path):
+        self._path = str(path)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, RuntimeError):
+            codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT)
+            code = next((code for code in codes if os.strerror(code) in str(error)), errno.EIO)
+            raise OSError(code, os.strerror(code), self._path) from error

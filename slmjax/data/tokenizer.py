@@ -1,0 +1,178 @@
+"""Tokenizers: a byte-level BPE trained on the text, or any existing tokenizer.json whose tokens have exact bytes."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slmjax.errors import UserError
+
+EOT = "<|endoftext|>"
+EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
+
+
+class Tokenizer:
+    """Text to token ids and back; special tokens that stand in a text are read as plain text, so no document can end itself."""
+
+    def __init__(self, text: str, where: str = "tokenizer.json"):
+        """`text` is the content of a tokenizer.json. Raises: UserError where it cannot be read or does not keep bytes."""
+        from tokenizers import Tokenizer as Library
+
+        try:
+            self._library, self._json = Library.from_str(text), json.loads(text)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"data.tokenizer: {where} is no tokenizer.json of the tokenizers library: {error}") from error
+        self._text = text
+        self._library.encode_special_tokens = True
+        self._library.no_truncation()  # some published files cut every text at 512 tokens
+        self._library.no_padding()
+        self._special = {t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
+        names = [name for name in EOT_NAMES if name in self._special]
+        if not names:
+            raise UserError(f"data.tokenizer: {where} has no end-of-text token among its special tokens (looked for {', '.join(EOT_NAMES)}).")
+        self.eot: int = self._special[names[0]]
+        self._byte_level = _check_bytes(self._json, where)
+        splitter = self._library.pre_tokenizer
+        self._splits_words = self._byte_level and [b - a for _, (a, b) in splitter.pre_tokenize_str("it is\nso")] == [2, 3, 1, 2]
+
+    def __reduce__(self) -> tuple:
+        return Tokenizer, (self._text,)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._library.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the tokenizer.json, which is kept as it came."""
+        return hashlib.sha256(self._text.encode()).hexdigest()
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Special tokens by name; they never come out of `encode`."""
+        return dict(self._special)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without any special token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts; parallel unless TOKENIZERS_PARALLELISM=false."""
+        pieces = [self._pieces(text) for text in texts]
+        encoded = iter(self._library.encode_batch_fast([p for some in pieces for p in some], add_special_tokens=False))
+        out = []
+        for some in pieces:
+            ids = next(encoded).ids
+            for _ in some[1:]:
+                ids.extend(next(encoded).ids)
+            out.append(ids)
+        return out
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens are left out and bytes that are no UTF-8 become the replacement character."""
+        return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_bytes(self) -> list[bytes]:
+        """The exact bytes of each id; b"" for special tokens and for ids that stand for nothing."""
+        alphabet = _byte_alphabet()
+        added = {t["id"]: t["content"] for t in self._json.get("added_tokens") or ()}
+        out = [b""] * self.vocab_size
+        for token, index in self._library.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                out[index] = b"" if added[index] in self._special else added[index].encode()
+            elif self._byte_level:
+                out[index] = b"".join(alphabet[c] if c in alphabet else c.encode() for c in token)
+            else:
+                fallback = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+                out[index] = bytes.fromhex(fallback[1]) if fallback else token.replace("\u2581", " ").encode()
+        return out
+
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer.json, byte for byte as it was read."""
+        from etils import epath
+
+        epath.Path(path).write_text(self._text)
+
+    def _pieces(self, text: str) -> list[str]:
+        """Cut a long text before a space or behind a newline between words, where a pre-tokenizer that splits words cuts anyway."""
+        if len(text) <= PIECE or not self._splits_words:
+            return [text]
+        out, start = [], 0
+        while len(text) - start > PIECE:
+            cut = _SAFE_CUT.search(text, start + PIECE)
+            if cut is None:
+                break
+            out.append(text[start : cut.start()])
+            start = cut.start()
+        return [*out, text[start:]]
+
+
+_SAFE_CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE of `vocab_size` tokens (fewer where the text has too few pairs): id 0 is <|endoftext|>, then 256 bytes.
+
+    Digits are tokens of their own: arithmetic is easier to learn so (Singh and Strouse 2024, arXiv:2402.14903).
+    Raises: UserError if vocab_size cannot hold the bytes.
+    """
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < 257:
+        raise UserError(f"data.vocab_size is {vocab_size}; a byte-level tokenizer needs at least 257 (256 bytes and {EOT}).")
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    library.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator(texts, trainer)
+    return Tokenizer(library.to_str())
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Read a tokenizer.json, or the one in a folder (local or gs://).
+
+    Raises: UserError where it is missing, cannot be read, has no end-of-text token or does not keep bytes.
+    """
+    from etils import epath
+
+    file = epath.Path(path).expanduser()
+    try:
+        file = file / "tokenizer.json" if file.is_dir() else file
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError, ImportError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(f"data.tokenizer: cannot read '{path}': {reason}; expected a tokenizer.json.") from error
+    return Tokenizer(text, str(path))
+
+
+def _check_bytes(tokenizer: dict[str, Any], where: str) -> bool:
+    """True for byte-level BPE, False for BPE or Unigram with byte fallback; anything else loses text and is refused."""
+    model = tokenizer.get("model") or {}
+    kind, vocab = model.get("type", "BPE"), model.get("vocab") or {}
+    tokens = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    layers = json.dumps([tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")])
+    if '"ByteLevel"' in layers:
+        missing = [c for c in _byte_alphabet() if c not in tokens]
+        # bytes that never occur in UTF-8 may be missing: C0, C1 and F5 to FF
+        if len([c for c in missing if _byte_alphabet()[c][0] not in (0xC0, 0xC1, *range(0xF5, 0x100))]) == 0:
+            return True
+        raise UserError(f"data.tokenizer: {where} is byte-level but lacks {len(missing)} of the 256 bytes, so it would drop text.")
+    if model.get("byte_fallback") and all(f"<0x{i:02X}>" in tokens for i in range(256)):
+        return False
+    raise UserError(f"data.tokenizer: {where} is {kind} without bytes, so it would lose text; use a byte-level BPE or one with byte fallback.")
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {**{chr(b): bytes([b]) for b in printable}, **{chr(256 + i): bytes([b]) for i, b in enumerate(others)}}

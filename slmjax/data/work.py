@@ -1,0 +1,187 @@
+"""Work that survives: atomic files, a lock per folder, processes that end with their parent, and waiting for other hosts."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from slmjax.errors import UserError
+
+Progress = Callable[[str, int, int], None]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+@contextlib.contextmanager
+def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
+    """Inside, a full disk or a folder that cannot be written is a UserError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(f"{field}: no space left while writing to {folder}; free some, or choose another folder.") from error
+        if error.errno in _DENIED:
+            raise UserError(f"{field}: cannot write to {folder} ({error.strerror}); choose a folder that you may write to.") from error
+        raise
+
+
+def write_atomic(path: Path, content: bytes | str | dict | list) -> None:
+    """Write under another name, then rename: a reader sees all of it or nothing, whoever else writes the same."""
+    if isinstance(content, (dict, list)):
+        content = json.dumps(content, indent=1, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold an exclusive lock that the system releases when this process ends, however it ends.
+
+    File systems without locks are used without: every write is atomic and every unit's content is the same whoever makes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            say(f"waiting for {file.read().strip() or 'another process'}, which prepares the same text")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            say(f"{path.parent} has no file locks ({error.strerror}); continuing without")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def run_units(
+    function: Callable[..., None],
+    tasks: Sequence[tuple[int, tuple]],
+    processes: int,
+    *,
+    stage: str,
+    progress: Progress,
+) -> None:
+    """Call `function(*arguments)` for each (size, arguments), the largest first, in `processes` processes (1: in this one).
+
+    Raises: whatever a call raises, after the others have stopped; UserError if a process was killed.
+    """
+    done, total = 0, sum(size for size, _ in tasks)
+    tasks = sorted(tasks, key=lambda task: -task[0])
+    progress(stage, 0, total)
+    if processes <= 1 or len(tasks) <= 1:
+        for size, arguments in tasks:
+            function(*arguments)
+            done += size
+            progress(stage, done, total)
+        return
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    threads = max(1, processes // len(tasks))
+    with ProcessPoolExecutor(min(processes, len(tasks)), context, _start_worker, (stop, threads)) as pool:
+        futures = {pool.submit(function, *arguments): size for size, arguments in tasks}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done += futures[future]
+                progress(stage, done, total)
+        except BrokenProcessPool as error:
+            raise UserError(f"data: a process that prepares text was killed ({stage}; out of memory?); run again to continue.") from error
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class Stopped(Exception):
+    """Another unit has failed; this one need not go on."""
+
+
+_stop: Any = None
+
+
+def go_on() -> None:
+    """Call now and then inside a unit. Raises: Stopped once another unit has failed."""
+    if _stop is not None and _stop.is_set():
+        raise Stopped
+
+
+def _start_worker(stop: Any, threads: int) -> None:
+    global _stop
+    import signal
+
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:  # a worker waits for work for ever, even when its parent was killed
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def wait_for(paths: Iterable[Path], *, timeout: float, what: str, say: Callable[[str], None]) -> None:
+    """Wait until other hosts have written `paths` into the shared folder; the clock starts again whenever one appears.
+
+    Raises: UserError naming what is missing after `timeout` seconds without any progress.
+    """
+    missing = [path for path in paths if not path.exists()]
+    start, told = time.monotonic(), False
+    while missing:
+        time.sleep(0.1)
+        left = [path for path in missing if not path.exists()]
+        if len(left) < len(missing):
+            start = time.monotonic()
+        missing = left
+        waited = time.monotonic() - start
+        if missing and waited > timeout:
+            names = ", ".join(path.name for path in missing[:3])
+            raise UserError(
+                f"data.cache: waited {timeout:.0f} s for other hosts to {what} ({len(missing)} missing: {names}); "
+                f"does every host see {missing[0].parent}?"
+            )
+        if missing and not told and waited > 5:
+            told = True
+            say(f"waiting for other hosts to {what} ({len(missing)} left)")
+
+
+@contextlib.contextmanager
+def terminal_progress() -> Iterator[Progress]:
+    """A progress line of rich where a person watches, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield update

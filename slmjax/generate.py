@@ -1,0 +1,107 @@
+"""Complete prompts with a trained model: python -m slmjax.generate --checkpoint=WORKDIR --prompt="Once upon a time"."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from slmjax.errors import UserError, nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, or 2 after a mistake of the user, which one sentence on stderr explains."""
+    try:
+        run(parse(sys.argv[1:] if argv is None else argv))
+    except UserError as mistake:
+        print(mistake, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print each prompt (dim on a terminal) with its completion to stdout; speed and warnings go to stderr."""
+    prompts = read_prompts(options)
+    if "://" not in options.checkpoint and not Path(options.checkpoint).expanduser().is_dir():
+        raise UserError(f"--checkpoint: there is no work directory '{options.checkpoint}'.")
+    import jax
+
+    from slmjax.infer import sampling  # says what is wrong before a model is loaded
+
+    drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    sampling.check(**drawing)
+    from slmjax.checkpoint import load_model
+    from slmjax.infer.engine import Engine
+
+    model = load_model(options.checkpoint, options.step)
+    engine = Engine(model.arch, model.params, model.buffers, model.tokenizer)
+    ids = [engine.encode(prompt) for prompt in prompts]
+    longest, trained = max(map(len, ids)) + options.max_tokens, model.config.data.seq_len
+    if longest > trained:
+        print(f"warning: prompt and completion may reach {longest} tokens; the model was trained on {trained}.", file=sys.stderr)
+    compiling = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds))
+    start = time.perf_counter()
+    completions = engine.generate(prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing)
+    seconds = time.perf_counter() - start
+    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    for prompt, completion in zip(prompts, completions):
+        print(f"{dim}{prompt}{plain}{completion.text}", flush=True)
+    count, compiled = sum(len(c.tokens) for c in completions), sum(compiling)
+    speed = count / max(seconds - compiled, 1e-9)
+    print(f"step {model.step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)
+
+
+def read_prompts(options: argparse.Namespace) -> list[str]:
+    """The prompts of --prompt, then the lines of --prompts (empty lines are none); of neither, the lines of stdin.
+
+    Raises: UserError where there is no prompt, or the file is missing or not UTF-8.
+    """
+    prompts = list(options.prompt)
+    source = options.prompts or ("" if prompts or sys.stdin is None or sys.stdin.isatty() else "-")
+    if source:
+        try:
+            text = sys.stdin.read() if source == "-" else Path(source).expanduser().read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--prompts: '{source}' is not UTF-8 (byte {error.start}).") from None
+        except OSError as error:
+            raise UserError(f"--prompts: '{source}' cannot be read: {error.strerror}.") from None
+        prompts += [line for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise UserError("there is no prompt; give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin.")
+    return prompts
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line.
+
+    Raises: UserError for an unknown option (with the nearest name) or a value of another type.
+    """
+    parser = _Parser(prog="python -m slmjax.generate", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
+    add("--step", type=int, help="checkpoint of this step (default: the newest)")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="text to complete; repeatable")
+    add("--prompts", default="", metavar="FILE", help="file with a prompt on each line; - is stdin")
+    add("--max_tokens", type=int, default=128, help="longest completion in tokens (default: %(default)s)")
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: %(default)s)")
+    add("--top_k", type=int, default=0, help="draw among the k likeliest tokens; 0: all (default: %(default)s)")
+    add("--top_p", type=float, default=1.0, help="draw among the likeliest tokens that hold this share; 1: all (default: %(default)s)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable; $'\\n' is a newline in most shells")
+    add("--seed", type=int, default=0, help="of the draws: the same seed, prompts and model give the same text (default: %(default)s)")
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        raise UserError(f"{name}: there is no such option.{nearest(name, [o for a in parser._actions for o in a.option_strings])}")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; python -m slmjax.generate --help lists the options.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

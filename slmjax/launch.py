@@ -1,0 +1,105 @@
+"""Start a stage on this host (of one or many): `python -m slmjax.launch --config=configs/tiny.py [--config.model.layers=12]`."""
+
+import errno
+import importlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from slmjax import config as configs
+from slmjax.errors import UserError, nearest
+
+STAGES = {"train": "slmjax.train.run:run", "prepare": "slmjax.data.prepare:run"}
+
+USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+  --config=PATH          a recipe, for example configs/tiny.py
+  --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
+  --init_from=DIR        start from the parameters of another run's work directory
+  --params=50m           a model of this many parameters, deep and thin, instead of the recipe's shape
+  --coordinator=H:P --processes=N --process=I   for several processes where nothing tells them of each other
+
+Fields, with their defaults; a recipe changes some, --config.FIELD=VALUE any:
+"""
+FLAGS = ("config", "workdir", "init_from", "params", "coordinator", "processes", "process", "help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a stage; returns the exit status: 0 done, 2 a mistake of the user (one sentence on stderr), 128 + signal when told to leave."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv or not argv:
+        print(USAGE + configs.help_text())
+        return 0
+    try:
+        options, assignments = parse(argv)
+        config = make_config(options, assignments)
+        workdir = options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}"
+        if options.keys() & {"coordinator", "processes", "process"} or config.stage == "train":
+            from slmjax.parallel import hosts
+
+            hosts.start(options.get("coordinator", ""), int(options.get("processes", 0)), int(options.get("process", -1)))
+        module, _, function = STAGES[config.stage].partition(":")
+        stage = getattr(importlib.import_module(module), function)
+        command = shlex.join(["python", "-m", "slmjax.launch", *argv])
+        return stage(config, workdir, init_from=options.get("init_from", ""), command=command) or 0
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            return _refuse(f"'{error.filename or 'the work directory'}' cannot be written: {os.strerror(error.errno)}.")
+        raise
+    except ValueError as error:
+        if "No space left on device" in str(error):  # as the checkpoint storage says it
+            return _refuse("the work directory cannot be written: No space left on device.")
+        raise
+
+
+def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({flag: value}, ["model.layers=12", ...]) of command-line words; both --a=b and --a b are read.
+
+    Raises: UserError for an unknown flag or one without a value.
+    """
+    options, assignments, words = {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"'{word}' is not an option; options begin with --.{nearest('--' + word, ['--' + f for f in FLAGS])}")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"--{name} needs a value: --{name}=VALUE.")
+            value = words.pop(0)
+        if name.startswith("config."):
+            assignments.append(f"{name.removeprefix('config.')}={value}")
+        elif name in FLAGS:
+            options[name] = value
+        else:
+            raise UserError(f"there is no option --{name}.{nearest(name, FLAGS)}")
+    if "config" not in options:
+        raise UserError("--config is missing; for example --config=configs/tiny.py.")
+    for name in ("processes", "process"):
+        if name in options and not options[name].lstrip("-").isdigit():
+            raise UserError(f"--{name}={options[name]}: expected a whole number.")
+    return options, assignments
+
+
+def make_config(options: dict[str, str], assignments: list[str]):
+    """The recipe with --params and the overrides applied, checked."""
+    config = configs.override(configs.load(options["config"]), assignments)
+    if "params" in options:
+        from slmjax.models.sizes import parse_params, shape_for
+
+        config.model.update(shape_for(parse_params(options["params"]), config.model.vocab_size or config.data.vocab_size))
+    if config.stage not in STAGES:
+        raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(STAGES)}.{nearest(config.stage, STAGES)}")
+    return configs.validate(config)
+
+
+def _refuse(sentence: str) -> int:
+    print(f"slmjax: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Closed-form sizes of an architecture: parameters, FLOPs, cache bytes, the shape for a parameter budget, and the peak rates behind MFU."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture, Block
+
+TOLERANCE = 0.03  # how far a shape's total may be from the budget
+
+
+class Parameters(NamedTuple):
+    """Counts of one model."""
+
+    total: int
+    non_embedding: int  # without embedding and head
+    matmul: int  # those that every token is multiplied with: all matrices, the head once, no embedding look-up
+
+
+def parameters(arch: Architecture) -> Parameters:
+    """The counts, equal to the sizes of the tree that lm.init makes."""
+    table = arch.vocab_size * arch.width
+    matrices = sum(_matrices(arch, block) for block in arch.blocks)
+    vectors = sum(_vectors(arch, block) for block in arch.blocks) + arch.width
+    return Parameters(table * (1 if arch.tied else 2) + matrices + vectors, matrices + vectors, matrices + table)
+
+
+def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
+    """Matmul FLOPs of one token's forward pass, head included: 2 for each parameter of a product, and attention's two products.
+
+    Args:
+      seq_len: T; a token attends over T/2 keys on average. Packed documents are counted as if the row were one document.
+      causal: False counts all T x T products, which is what the dense reference computes.
+    """
+    keys = seq_len / 2 if causal else seq_len
+    return 2 * parameters(arch).matmul + sum(2 * 2 * keys * arch.heads * arch.head_dim for _ in arch.blocks)
+
+
+def train_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
+    """Matmul FLOPs of one token in training, backward twice the forward; recomputation (remat) is not counted.
+
+    For the dense tied decoder 6 N + 6 L D T with N = parameters(arch).matmul and D = heads x head size.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B, with the causal half that it leaves out.
+    """
+    return 3 * forward_flops_per_token(arch, seq_len, causal=causal)
+
+
+def cache_bytes_per_token(arch: Architecture) -> int:
+    """Bytes of keys and values that one token adds to the decode state, in the compute type."""
+    return sum(2 * arch.kv_heads * arch.head_dim * np.dtype(_numpy_name(arch.compute)).itemsize for _ in arch.blocks)
+
+
+def describe(arch: Architecture) -> str:
+    """One line for people: sizes and shape."""
+    count = parameters(arch)
+    return (
+        f"{_short(count.total)} parameters ({_short(count.non_embedding)} without embeddings, {_short(count.matmul)} in matrix products): "
+        f"{arch.layers} layers of width {arch.width}, {arch.heads} query and {arch.kv_heads} key/value heads of {arch.head_dim}, "
+        f"feed-forward {arch.ff_width}, vocabulary {arch.vocab_size}{', tied' if arch.tied else ''}"
+    )
+
+
+def parse_params(text: str | int | float) -> int:
+    """50_000_000 from "50m", "0.05b", "50e6" or the number itself.
+
+    Raises: UserError where it is no positive number with k, m or b after it.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?)\s*([kmb]?)\s*", str(text).lower())
+    value = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2]] if match else 0
+    if value < 1:
+        raise UserError(f"--params={text}: expected a number of parameters such as 50m or 1b.")
+    return round(value)
+
+
+def shape_for(params: int, vocab_size: int) -> dict[str, int]:
+    """Model fields (width, layers, heads, kv_heads, head_dim, ff_width) of a tied decoder of about `params` parameters in all.
+
+    Deep and thin: about 30 layers at 125M, growing with the fourth root of the budget, which follows the shapes of MobileLLM (Liu et al. 2024,
+    table 9: 30 layers at 125M, 32 at 350M, 40 at 600M, 54 at 1B). Heads of 128 from 100M, 64 below and 32 below 5M; heads x head size is
+    the width; feed-forward 8/3 of the width (Shazeer 2020); three or four query heads for a key/value head where they divide.
+    Raises: UserError where no shape is within 3 %: the vocabulary is too large for the budget.
+    """
+    head_dim = 128 if params >= 100e6 else 64 if params >= 5e6 else 32
+    multiple = 128 if params >= 100e6 else 64
+    depth = 30 * (params / 125e6) ** 0.25
+    shapes = []
+    for heads in range(1, 33):
+        kv_heads = _kv_heads(heads)
+        if heads / kv_heads > 5:
+            continue  # 7 or 11 heads leave only one key/value head or as many as there are queries
+        middle = round(8 / 3 * heads * head_dim / multiple)
+        for ff_width in (multiple * f for f in (middle - 1, middle, middle + 1) if f > 0):
+            arch = Architecture(vocab_size, heads * head_dim, heads, kv_heads, head_dim, ff_width, ())
+            fixed, block = parameters(arch).total, _matrices(arch, Block()) + _vectors(arch, Block())
+            layers = max(1, round((params - fixed) / block))
+            off = abs((fixed + layers * block) / params - 1)
+            # Depth decides; an unusual feed-forward width or a total that is off must be worth a fifth of the depth.
+            cost = abs(math.log(layers / depth)) + 0.2 * (ff_width != middle * multiple) + 0.2 * (off > TOLERANCE / 2)
+            if off <= TOLERANCE:
+                fields = {"width": arch.width, "layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "ff_width": ff_width}
+                shapes.append((cost, off, fields))
+    if not shapes:
+        raise UserError(f"--params={params}: no shape comes within {TOLERANCE:.0%} with a vocabulary of {vocab_size}; take a smaller vocabulary.")
+    return min(shapes, key=lambda shape: shape[:2])[2]
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None) -> float | None:
+    """Model FLOPs utilisation, a share of 1; None where the peak is not known.
+
+    Args:
+      peak: FLOP/s of all devices together: peak_flops times their number.
+    """
+    return None if not peak else tokens_per_second * flops_per_token / peak
+
+
+class Peak(NamedTuple):
+    """Dense FLOP/s of one JAX device."""
+
+    pattern: str  # over the whole device_kind, in lower case
+    half: float  # bfloat16, or float16 where there is no bfloat16; sums in float32
+    single: float  # what XLA uses for float32 by default: TF32 from Ampere on, one bfloat16 pass on TPU
+
+
+# Without sparsity (datasheets print twice that from Ampere on). The first match counts.
+PEAKS = (
+    Peak(r".*\bb200\b.*", 2250e12, 1125e12),  # NVIDIA HGX B200 datasheet, an eighth of it
+    Peak(r".*\bh[12]00 nvl\b.*", 835.5e12, 417.5e12),  # NVIDIA H100 and H200 datasheets, NVL column
+    Peak(r".*\bh200\b.*", 989.4e12, 494.7e12),  # NVIDIA H200 datasheet, SXM column
+    Peak(r".*\bh100 pcie\b.*", 756.5e12, 378e12),  # NVIDIA H100 datasheet of 2022, PCIe column
+    Peak(r".*\bh100\b.*", 989.4e12, 494.7e12),  # NVIDIA H100 datasheet, SXM column
+    Peak(r".*\ba100\b.*", 312e12, 156e12),  # NVIDIA A100 datasheet
+    Peak(r".*\bl40s\b.*", 362.05e12, 183e12),  # NVIDIA L40S datasheet
+    Peak(r".*\bl4\b.*", 121e12, 60e12),  # NVIDIA L4 datasheet
+    Peak(r".*\ba10\b.*", 125e12, 62.5e12),  # NVIDIA A10 datasheet
+    Peak(r".*\brtx 4090", 165.2e12, 82.6e12),  # NVIDIA Ada architecture whitepaper, appendix A
+    Peak(r".*\bv100-pcie\b.*", 112e12, 14e12),  # NVIDIA V100 datasheet, PCIe column; float16, no TF32
+    Peak(r".*\bv100\b.*", 125e12, 15.7e12),  # NVIDIA V100 datasheet, SXM2 column; float16, no TF32
+    Peak(r".*\bt4\b.*", 65e12, 8.1e12),  # NVIDIA T4 datasheet; float16, no TF32
+    # Google Cloud's page of each TPU says a chip's rate. On v2, v3 and 7x a JAX device is one of a chip's two cores.
+    Peak(r"tpu v2", 45e12 / 2, 45e12 / 2),
+    Peak(r"tpu v3", 123e12 / 2, 123e12 / 2),
+    Peak(r"tpu v4", 275e12, 275e12),
+    Peak(r"tpu v5( lite|e)", 197e12, 197e12),
+    Peak(r"tpu v5p?", 459e12, 459e12),
+    Peak(r"tpu v6( lite|e)", 918e12, 918e12),
+    Peak(r"tpu ?(v7x|7x)", 2307e12 / 2, 2307e12 / 2),
+)
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Peak dense matrix-product FLOP/s of one JAX device; None for devices that are not in the table, such as CPUs.
+
+    Args:
+      device_kind: as jax.Device.device_kind says, e.g. "NVIDIA H100 80GB HBM3", "TPU v5 lite".
+      dtype: "bfloat16", "float16" or "float32".
+    """
+    name = device_kind.lower()
+    if " mig " in name:
+        return None  # a slice of a card, whose share the name does not say
+    found = next((peak for peak in PEAKS if re.fullmatch(peak.pattern, name)), None)
+    return found and (found.single if dtype == "float32" else found.half)
+
+
+def _matrices(arch: Architecture, block: Block) -> int:
+    D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
+    mixer = D * H * (2 * N + 2 * K + (N if arch.output_gate else 0))
+    return {"attention": mixer}[block.mixer] + {"mlp": 3 * D * arch.ff_width}[block.channel]
+
+
+def _vectors(arch: Architecture, block: Block) -> int:
+    return 2 * arch.width + {"attention": 2 * arch.head_dim if arch.qk_norm else 0}[block.mixer]
+
+
+def _kv_heads(heads: int) -> int:
+    divisors = [k for k in range(1, heads + 1) if heads % k == 0]
+    return min(divisors, key=lambda k: abs(math.log(heads / k / 3.5)))
+
+
+def _numpy_name(dtype: str) -> str:
+    return {"bfloat16": "float16"}.get(dtype, dtype)  # numpy has no bfloat16; the size is the same
+
+
+def _short(count: int) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.4g}{letter}"
+    return str(count)

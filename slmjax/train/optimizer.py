@@ -1,0 +1,90 @@
+"""AdamW and Muon over the parameter-group table.
+
+Parameters are handled as a flat dict {path: array}; state keeps the same keys, so that it takes its parameters' shardings.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from slmjax.models.groups import Group, group_of, stacked_axes
+from slmjax.parallel.rules import flatten, unflatten
+
+MUON_BETA = 0.95  # Jordan 2024
+MUON_RMS = 0.2  # Liu et al. 2025 (Muon is scalable), section 2.2: updates of AdamW's usual size, so that both share a learning rate
+
+
+class Optimizer:
+    """init(params) -> state; update(gradients, state, params, factor) -> (params, state).
+
+    AdamW: Loshchilov and Hutter 2019. Muon: Jordan 2024, with the update's size matched to AdamW's (Liu et al. 2025). Stacked layers are
+    independent matrices for Muon. Weight decay is decoupled and multiplied by the learning rate.
+    """
+
+    def __init__(self, train: ConfigDict, multipliers: ConfigDict, moment_dtype: str = "float32"):
+        self.train = train
+        self.multipliers = {group: dict(of) for group, of in multipliers.items()}
+        self.adam = optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
+        self.muon = optax.contrib.scale_by_muon(beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=_matrix_axes)
+
+    def init(self, params: dict) -> dict:
+        """Zero moments for every parameter."""
+        return {name: getattr(self, name).init(part) for name, part in self._parts(params).items() if part}
+
+    def update(self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]) -> tuple[dict, dict]:
+        """One step at `factor` times the peak learning rate."""
+        parts, old, new_state = self._parts(gradients), flatten(params), {}
+        new = {}
+        for name, part in parts.items():
+            if not part:
+                continue
+            updates, new_state[name] = getattr(self, name).update(part, state[name])
+            for path, update in updates.items():
+                group = group_of(path)
+                rate = self.train.lr * factor * self._multiplier(group, "lr")
+                if name == "muon":
+                    update = update * _muon_scale(path, update.shape)
+                decay = self.train.weight_decay * self._multiplier(group, "decay") if group.decays else 0.0
+                value = old[path].astype(jnp.float32)
+                new[path] = (value - rate * (update.astype(jnp.float32) + decay * value)).astype(old[path].dtype)
+        return unflatten(new), new_state
+
+    def _parts(self, tree: dict) -> dict[str, dict]:
+        parts: dict[str, dict] = {"adam": {}, "muon": {}}
+        for path, leaf in flatten(tree).items():
+            by_muon = self.train.optimizer == "muon" and group_of(path).muon
+            parts["muon" if by_muon else "adam"][path] = leaf
+        return parts
+
+    def _multiplier(self, group: Group, what: str) -> float:
+        return float(self.multipliers.get(group.name, {}).get(what, 1.0))
+
+
+def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
+    """Gradients scaled to a global norm of at most `largest` (0: as they are), and the norm before. Source: Pascanu et al. 2013."""
+    norm = optax.tree.norm(gradients)
+    if largest:
+        scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+    return gradients, norm
+
+
+def _muon_scale(path: str, shape: tuple[int, ...]) -> float:
+    first = stacked_axes(path)
+    outputs = first + group_of(path).inputs
+    return MUON_RMS * math.sqrt(max(math.prod(shape[first:outputs]), math.prod(shape[outputs:])))
+
+
+def _matrix_axes(flat: dict) -> dict:
+    """Which axes of each parameter are a matrix's inputs and outputs; the stacked axis is neither."""
+
+    def one(path, leaf):
+        first = stacked_axes(path)
+        inputs = group_of(path).inputs
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
+
+    return {path: one(path, leaf) for path, leaf in flat.items()}

@@ -1,0 +1,245 @@
+"""The loader: the same global batches on any number of processes and workers, and fingerprints that say so."""
+
+import subprocess
+import sys
+import textwrap
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from slmjax.data.loader import (
+    BatchPlan,
+    batch_hash,
+    batch_rows,
+    combine_hashes,
+    heldout_batches,
+    local_batches,
+    row_arrays,
+    row_hashes,
+)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # spawned workers cannot import a test file
+
+EOT = 0
+
+
+class FakeShards:
+    """A ShardSet in memory. Documents count upwards from a number of their own, so that any token says where it is from."""
+
+    def __init__(self, lengths, fingerprint="f"):
+        self.lengths, self.fingerprint = np.asarray(lengths, np.int64), fingerprint
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        within = np.arange(self._starts[-1]) - np.repeat(self._starts[:-1], self.lengths)
+        stream = np.where(within == 0, EOT, np.repeat(np.arange(len(lengths)) * 1000, self.lengths) + within)
+        self._stream = np.concatenate([stream, [EOT]]).astype(np.int32)
+
+    def read(self, doc, offset, count):
+        start = self._starts[doc] + offset
+        return self._stream[start : start + count + 1]
+
+    def name(self, doc):
+        return f"file line {doc}"
+
+
+def shards_of(seed, documents=300, longest=150, **options):
+    return FakeShards(np.random.default_rng(seed).integers(2, longest, documents), **options)
+
+
+def plan_of(train=None, **changes):
+    train = train or {"books": shards_of(0), "web": shards_of(1, 500)}
+    settings = dict(seq_len=64, batch=8, steps=40, seed=0, phases=((0.5, {"books": 0.7, "web": 0.3}), (1.0, {"web": 1.0})))
+    return BatchPlan(train, **(settings | changes))
+
+
+def global_hashes(plan, processes, workers, start=0, stop=6):
+    """Digest of each step's global batch, put together from what each process reads."""
+    hashes = []
+    for process in range(processes):
+        local = list(range(process, plan.batch, processes))
+        with local_batches(plan, start_step=start, stop_step=stop, local_rows=local, workers=workers) as batches:
+            hashes.append([row_hashes(batch) for batch in batches])
+    return [
+        combine_hashes(hashes[row % processes][step][row // processes] for row in range(plan.batch)) for step in range(stop - start)
+    ]
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_global_batches_are_equal_on_one_two_and_four_processes(packing):
+    plan = plan_of(packing=packing)
+    expected = [batch_hash(batch_rows(plan, step, range(plan.batch))) for step in range(6)]
+    assert len(set(expected)) == 6
+    for processes in (1, 2, 4):
+        assert global_hashes(plan, processes, workers=0) == expected
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 1), (1, 3), (2, 1)])
+def test_global_batches_are_equal_with_worker_processes(processes, workers):
+    plan = plan_of()
+    assert global_hashes(plan, processes, workers, 17, 22) == global_hashes(plan, 1, 0, 17, 22)
+
+
+def test_a_run_resumed_at_a_step_reads_on_as_if_it_had_not_stopped():
+    plan = plan_of()
+    assert global_hashes(plan, 1, 0, 0, 12)[7:] == global_hashes(plan_of(), 2, 0, 7, 12)
+
+
+def test_batches_are_read_to_the_end_by_more_workers_than_steps_and_not_at_all_where_there_are_none():
+    plan = plan_of()
+    assert len(global_hashes(plan, 1, 3, 0, 2)) == 2
+    assert global_hashes(plan, 1, 2, 4, 4) == []
+
+
+def test_targets_are_the_next_tokens_and_never_cross_documents():
+    shards = {"books": shards_of(0)}
+    plan = plan_of(shards, phases=())
+    for step in range(plan.row_plans[0].rows_per_epoch // plan.batch):
+        batch = batch_rows(plan, step, range(plan.batch))
+        same = batch["segments"][:, 1:] == batch["segments"][:, :-1]
+        starts = np.pad(~same, ((0, 0), (1, 0)), constant_values=True)
+        assert np.array_equal(batch["targets"][:, :-1][same], batch["tokens"][:, 1:][same])
+        # A token is 1000 x document + place, or end-of-text before the first and after the last.
+        inside = (batch["targets"] != EOT) & (batch["tokens"] != EOT)
+        assert np.array_equal(batch["targets"][inside], batch["tokens"][inside] + 1)
+        last = (batch["targets"] == EOT) & (batch["tokens"] != EOT)
+        assert np.array_equal(batch["tokens"][last] % 1000 + 1, shards["books"].lengths[batch["tokens"][last] // 1000])
+        assert np.array_equal(batch["positions"] == 0, starts)
+        assert np.array_equal(np.diff(batch["positions"])[same], np.ones(same.sum()))
+        assert np.array_equal(np.diff(batch["segments"])[~same], np.ones((~same).sum()))
+        assert np.all(batch["weights"] == 1)
+
+
+def test_a_crowded_row_ends_in_padding_without_weight():
+    shards = FakeShards([5] * 200)
+    plan = plan_of({"notes": shards}, phases=(), max_segments=4, batch=2)
+    batch = batch_rows(plan, 0, range(2))
+    assert batch["segments"].tolist() == [[1] * 5 + [2] * 5 + [3] * 5 + [4] * 5 + [0] * 44] * 2
+    assert np.array_equal(batch["weights"], batch["segments"] > 0)
+    assert not batch["tokens"][:, 20:].any() and not batch["targets"][:, 20:].any() and not batch["positions"][:, 20:].any()
+    assert {name: array.dtype for name, array in batch.items()} == {
+        "tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32,
+    }  # fmt: skip
+
+
+def test_rows_of_a_batch_are_those_of_the_mixture_and_their_documents_are_named():
+    plan = plan_of()
+    rows = plan.rows(3)
+    spans = [(source, span) for source, row in rows for span in plan.row_plans[source].row(row)]
+    assert rows == [plan.mixture.pick(g) for g in range(24, 32)]
+    assert plan.documents(3) == list(dict.fromkeys(f"{['books', 'web'][source]}: file line {span.doc}" for source, span in spans))
+
+
+def test_epochs_are_the_rows_taken_over_the_rows_of_an_epoch():
+    plan = plan_of(steps=400)
+    taken = [source for step in range(300) for source, _ in plan.rows(step)]
+    assert plan.epochs(0) == {"books": 0, "web": 0}
+    assert plan.epochs(300) == {
+        name: taken.count(i) / (plan.train[name].lengths.sum() // 64) for i, name in enumerate(["books", "web"])
+    }
+    assert plan.epochs(300)["books"] > 1
+
+
+def test_a_fingerprint_is_equal_for_plans_whose_earlier_batches_agree():
+    plan = plan_of()
+    constant = dict(phases=((1.0, {"books": 1, "web": 1}),))
+    assert plan.fingerprint(20) == plan_of(steps=50).fingerprint(20)
+    assert plan_of(**constant).fingerprint(40) == plan_of(**constant, steps=4000).fingerprint(40)
+    assert plan.fingerprint(20) == plan_of(phases=((0.5, {"books": 7, "web": 3}), (1.0, {"books": 1.0}))).fingerprint(20)
+    more = {"new": shards_of(2), **plan.train}
+    assert plan.fingerprint(20) == plan_of(more).fingerprint(20)
+    assert [plan_of(more).documents(s) for s in range(20)] == [plan.documents(s) for s in range(20)]
+    assert plan.fingerprint(0) == plan_of(seed=5).fingerprint(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(seed=1),
+        dict(batch=4),
+        dict(seq_len=32),
+        dict(packing="concat"),
+        dict(max_segments=7),
+        dict(phases=((0.5, {"books": 0.6, "web": 0.4}), (1.0, {"web": 1}))),
+        dict(phases=()),
+        dict(train={"books": shards_of(0, fingerprint="other"), "web": shards_of(1, 500)}),
+        dict(train={"book": shards_of(0), "web": shards_of(1, 500)}, phases=((0.5, {"book": 0.7, "web": 0.3}), (1.0, {"web": 1}))),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_fingerprint_differs_where_an_earlier_batch_could(changes):
+    assert plan_of().fingerprint(1) != plan_of(**changes).fingerprint(1)
+
+
+def test_a_fingerprint_notices_a_phase_that_began_earlier_or_later():
+    assert plan_of().fingerprint(21) != plan_of(steps=50).fingerprint(21)
+    assert plan_of(steps=50).fingerprint(25) != plan_of(steps=40).fingerprint(25)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 700])
+def test_heldout_batches_hold_whole_documents_once_and_do_not_depend_on_processes(max_tokens):
+    shards = shards_of(4, documents=60)
+    options = dict(seq_len=64, batch=4, max_tokens=max_tokens)
+    batches = heldout_batches(shards, **options)
+    whole = list(batches)
+    ends = np.cumsum(shards.lengths)
+    taken = 60 if max_tokens is None else max(1, int((ends <= max_tokens).sum()))
+    seen = np.concatenate([np.stack([b["documents"], b["tokens"], b["targets"]], -1)[b["weights"] > 0] for b in whole])
+    texts = [shards.read(doc, 0, shards.lengths[doc]).tolist() for doc in range(taken)]
+    expected = [(doc, *pair) for doc, text in enumerate(texts) for pair in zip(text[:-1], text[1:], strict=True)]
+    assert sorted(map(tuple, seen.tolist())) == sorted(expected)
+    assert len(whole) == len(batches) == len(list(batches))
+    assert all(array.shape == (4, 64) for batch in whole for array in batch.values())
+    assert all(np.array_equal(batch["documents"] == -1, batch["segments"] == 0) for batch in whole)
+    for process in range(2):
+        local = [process, process + 2]
+        part = list(heldout_batches(shards, **options, local_rows=local))
+        assert all(np.array_equal(mine[name], all_[name][local]) for mine, all_ in zip(part, whole, strict=True) for name in all_)
+
+
+def test_a_row_without_documents_is_all_padding():
+    assert not any(array.any() for array in row_arrays(shards_of(0), (), 16).values())
+
+
+def test_a_batch_hash_sees_every_array_and_the_order_of_rows():
+    batch = batch_rows(plan_of(), 0, range(8))
+    for name, array in batch.items():
+        changed = array.copy()
+        changed[3, 5] += 1
+        assert batch_hash(batch | {name: changed}) != batch_hash(batch)
+    assert batch_hash({name: array[::-1] for name, array in batch.items()}) != batch_hash(batch)
+    assert row_hashes({name: array[::-1] for name, array in batch.items()}) == row_hashes(batch)[::-1]
+
+
+WORKERS_THAT_MUST_LEAVE = """
+    import multiprocessing, os, signal, sys
+    import numpy as np
+    from slmjax.data.loader import BatchPlan, local_batches
+
+    class Shards:
+        lengths, fingerprint = np.full(100, 50), "f"
+        def read(self, doc, offset, count):
+            return np.zeros(count + 1, np.int32)
+
+    if __name__ == "__main__":
+        plan = BatchPlan({"a": Shards()}, seq_len=32, batch=2, steps=10**6, seed=0)
+        batches = local_batches(plan, start_step=0, stop_step=10**6, local_rows=[0, 1], workers=2)
+        next(batches)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        END
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["pass", "sys.exit(3)", "raise ValueError", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_workers_leave_with_the_program_however_it_ends(end, tmp_path):
+    import os
+    import time
+
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(WORKERS_THAT_MUST_LEAVE).replace("END", end))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    pids = [int(pid) for pid in done.stdout.split()]
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids), done.stderr

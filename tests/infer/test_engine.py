@@ -1,0 +1,234 @@
+"""Generation, against the model's full forward pass without a cache and against each prompt alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.errors import UserError
+from slmjax.infer import engine as engine_module
+from slmjax.infer.engine import Engine, bucket
+from slmjax.infer.sampling import settings
+from slmjax.models import lm
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.cache import init_cache
+
+WORDS = ["one ", "two ", "th", "ree", " \u00e4\u00f6", "stop", "a" * 300, "\n"]
+
+
+class Words:
+    """A tokenizer of 256 bytes, a few longer tokens, and end-of-text; `encode` uses bytes only."""
+
+    eot, vocab_size = 256, 257 + len(WORDS)
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def token_bytes(self):
+        return [bytes([b]) for b in range(256)] + [b""] + [word.encode() for word in WORDS]
+
+
+ARCH = Architecture(
+    vocab_size=384, width=32, heads=4, kv_heads=2, head_dim=8, ff_width=48, stack=(((Block(), Block(rope=False)), 2),), qk_norm=True, output_gate=True,
+    rope_theta=100.0,
+)  # fmt: skip
+PROMPTS = ["", "a", "The quick brown", "b" * 14, "0123456789abcde"]  # with end-of-text: 1 to 16 tokens, one bucket
+
+INIT = jax.jit(lm.init, static_argnums=0)
+
+
+def tiny(arch=ARCH, seed=0):
+    """Random weights, wide enough apart that the next token depends on all before it."""
+    params = INIT(arch, jax.random.key(seed))
+    noise = jax.random.normal(jax.random.key(seed + 1), params["embedding"].shape)
+    return params | {"embedding": noise.astype(arch.params)}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(ARCH, tiny(), {}, Words())
+
+
+def full_logprobs(params, tokens, arch=ARCH):
+    """Log-probability of every next token by one forward pass without a cache: [T, vocabulary of the tokenizer]."""
+    one = np.ones((1, len(tokens)), np.int32)
+    batch = {"tokens": np.array([tokens]), "segments": one, "positions": np.arange(len(tokens))[None]}
+    hidden, _, _ = jax.jit(lm.forward, static_argnums=0)(arch, params, {}, batch)
+    return np.asarray(jax.nn.log_softmax(lm.logits(arch, params, hidden)[0, :, : Words.vocab_size]))
+
+
+def greedy(engine, prompts=PROMPTS, max_tokens=12, stop=()):
+    return engine.decode([engine.encode(p) for p in prompts], settings(len(prompts)), max_tokens, stop)
+
+
+def test_every_generated_token_is_what_the_full_forward_pass_finds_likeliest_with_the_same_log_probability(engine):
+    out = greedy(engine)
+    for prompt, tokens, logprobs, count in zip(PROMPTS, out.tokens, out.logprobs, out.counts):
+        sequence = engine.encode(prompt) + [int(t) for t in tokens[:count]]
+        full = full_logprobs(tiny(), sequence)[-count - 1 : -1]
+        np.testing.assert_array_equal(tokens[:count], full.argmax(axis=1))
+        np.testing.assert_allclose(logprobs[:count], full[np.arange(count), tokens[:count]], rtol=1e-5, atol=1e-5)
+
+
+def test_logits_of_cached_decode_and_of_prefill_in_pieces_are_those_of_the_full_forward_pass():
+    params, T = tiny(), 11
+    tokens = np.random.default_rng(0).integers(0, Words.vocab_size, (2, T))
+    full = np.stack([full_logprobs(params, row) for row in tokens])
+    forward = jax.jit(lm.forward, static_argnums=0)
+    for pieces in ([T], [1] * T, [4, 1, 5, 1], [7, 4]):
+        cache, start, found = init_cache(ARCH, 2, 16), 0, []
+        for n in pieces:
+            at = np.tile(np.arange(start, start + n), (2, 1))
+            hidden, _, cache = forward(ARCH, params, {}, {"tokens": tokens[:, start : start + n], "segments": at * 0 + 1, "positions": at}, cache=cache)
+            found.append(jax.nn.log_softmax(lm.logits(ARCH, params, hidden)[..., : Words.vocab_size]))
+            start += n
+        np.testing.assert_allclose(np.concatenate(found, axis=1), full, rtol=1e-5, atol=1e-5)
+
+
+def test_unequal_prompts_together_complete_as_each_alone_also_across_length_buckets(engine):
+    prompts = [*PROMPTS, "long enough for the next bucket"]
+    together = greedy(engine, prompts)
+    for i, prompt in enumerate(prompts):
+        alone = greedy(engine, [prompt])
+        np.testing.assert_array_equal(together.tokens[i], alone.tokens[0])
+        np.testing.assert_allclose(together.logprobs[i], alone.logprobs[0], rtol=1e-5, atol=1e-5)
+
+
+def test_sampled_completions_do_not_depend_on_the_batch(engine):
+    how = {"max_tokens": 12, "temperature": 1.0, "top_k": 50, "top_p": 0.9}
+    together = engine.generate(PROMPTS, seed=[7] * len(PROMPTS), **how)
+    assert together == [engine.generate([prompt], seed=7, **how)[0] for prompt in PROMPTS]
+    numbered = engine.generate(["a"] * 5, seed=7, **how)
+    assert len({c.text for c in numbered}) == 5  # the same prompt in other rows draws anew
+    assert engine.generate(["other", "a", "prompts"], seed=7, **how)[1] == numbered[1]
+    few_at_once = Engine(ARCH, tiny(), {}, Words(), max_batch=2)
+    assert few_at_once.generate(["a"] * 5, seed=7, **how) == numbered
+
+
+def test_new_prompts_settings_and_weights_compile_nothing_new(engine):
+    engine.generate(PROMPTS, max_tokens=12)
+    programs = (engine_module.prefill._cache_size(), engine_module.decode_loop._cache_size())
+    other = Engine(ARCH, tiny(seed=9), {}, Words())
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    engine.generate(["new", "prompts", "of other", "length", "!", "and number"], max_tokens=16)
+    engine.generate(PROMPTS, max_tokens=1, temperature=0.7, top_k=3, top_p=0.5, stop=["a", "stop"], seed=5)
+    other.generate([[1, 2], [3], [4], [5], [6]], max_tokens=9, seed=[1, 2, 3, 4, 5])
+    assert not compiled
+    assert (engine_module.prefill._cache_size(), engine_module.decode_loop._cache_size()) == programs
+    engine.generate(["long enough for the next bucket"], max_tokens=12)
+    assert compiled  # the listener does hear
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert [bucket(n, 16) for n in (1, 16, 17, 32, 33)] == [16, 16, 32, 32, 64]
+
+
+def scripted(following):
+    """An engine whose model is a table of which token follows which: the mixers write nothing, the head looks up the last token."""
+    arch = dataclasses.replace(ARCH, tied=False, width=384, stack=(((Block(),), 1),), qk_norm=False)
+    params = jax.tree.map(jnp.zeros_like, INIT(arch, jax.random.key(0)))
+    head = np.zeros((384, 384), np.float32)
+    for token, following_token in following.items():
+        head[token, following_token] = 1.0
+    params |= {"embedding": jnp.eye(384), "head": jnp.array(head), "final_norm": {"scale": jnp.ones(384)}}
+    return Engine(arch, params, {}, Words())
+
+
+def word(text):
+    return 257 + WORDS.index(text)
+
+
+def chain(*tokens):
+    """Each token follows the one before."""
+    return dict(zip(tokens, tokens[1:]))
+
+
+END = Words.eot
+COUNT = chain(ord("a"), word("one "), word("two "), word("th"), word("ree"), ord(" "), END)
+
+
+@pytest.mark.parametrize(("max_tokens", "stop", "text", "finish", "count"), [
+    (16, [], "one two three ", "end", 5),
+    (16, ["four", "a"], "one two three ", "end", 5),  # the prompt's own "a" does not count
+    (5, [], "one two three ", "length", 5),
+    (2, [], "one two ", "length", 2),
+    (16, ["o thr", "ree "], "one tw", "stop", 4),  # "o thr" is complete first
+    (16, ["three "], "one two ", "stop", 5),
+    (16, ["e t", "ne t"], "o", "stop", 2),  # both end at once: the longer counts
+    (16, ["one"], "", "stop", 1),
+    (2, ["two"], "one ", "stop", 2),  # at the last token, stop goes before length
+    (2, ["three"], "one two ", "length", 2),
+])  # fmt: skip
+def test_completions_end_at_the_end_of_text_at_max_tokens_or_before_the_first_stop_string(counting, max_tokens, stop, text, finish, count):
+    completion = counting.generate(["a"], max_tokens=max_tokens, stop=stop)[0]
+    assert (completion.text, completion.finish, len(completion.tokens)) == (text, finish, count)
+    assert completion.tokens == list(COUNT.values())[:count]
+
+
+@pytest.fixture(scope="module")
+def counting():
+    return scripted(COUNT)
+
+
+def test_the_loop_leaves_as_soon_as_every_row_has_stopped(counting):
+    prompts = ["a", [word("two ")], [ord(" ")]]
+    out = counting.decode([counting.encode(p) for p in prompts], settings(3), 500)
+    assert out.steps == 6  # five tokens and the end of text of the longest
+    assert (list(out.counts), list(out.finish)) == ([5, 3, 0], [engine_module.END] * 3)
+    assert counting.decode([counting.encode("a")], settings(1), 500, ["two"]).steps == 2
+
+
+def test_a_token_of_many_bytes_and_bytes_that_are_no_utf8_become_text():
+    engine = scripted(chain(ord("a"), word("a" * 300), 0xC3, ord("b"), word("\n"), END))
+    assert engine.generate(["a"], max_tokens=16)[0].text == "a" * 300 + "\ufffdb\n"
+    assert engine.generate(["a"], max_tokens=16, stop=["a" * 250])[0].text == ""
+    assert engine.generate(["a"], max_tokens=16, stop=["aa\u00e3", "b"])[0].text == "a" * 300 + "\ufffd"
+
+
+def test_bfloat16_compute_generates_what_its_own_full_forward_pass_finds_likely():
+    arch = dataclasses.replace(ARCH, compute="bfloat16")
+    engine = Engine(arch, tiny(), {}, Words())
+    out = greedy(engine, ["The quick brown"])
+    sequence = engine.encode("The quick brown") + list(out.tokens[0])
+    full = full_logprobs(tiny(), sequence, arch)[-13:-1]
+    # both round to 8 bits at every layer, in another order
+    np.testing.assert_allclose(out.logprobs[0], full[np.arange(12), out.tokens[0]], atol=0.15)
+    assert (full.max(axis=1) - out.logprobs[0] < 0.3).all()
+
+
+def test_a_model_split_over_devices_generates_the_same(engine):
+    mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    split = {2: ("tensor", "fsdp"), 3: (None, "fsdp", "tensor"), 4: (None, "fsdp", "tensor", None)}
+
+    def place(leaf):
+        spec = jax.sharding.PartitionSpec(*split.get(leaf.ndim, ()))
+        return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, spec if leaf.ndim > 2 and leaf.shape[1] > 4 else jax.sharding.PartitionSpec()))
+
+    sharded = Engine(ARCH, jax.tree.map(place, tiny()), {}, Words())
+    with jax.set_mesh(mesh):
+        out = greedy(sharded)
+    whole = greedy(engine)
+    np.testing.assert_array_equal(out.tokens, whole.tokens)
+    np.testing.assert_allclose(out.logprobs, whole.logprobs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    ({"max_tokens": 0}, "max_tokens is 0"), ({"top_p": 2.0}, "top_p"), ({"stop": [""]}, "stop string is empty"),
+    ({"prompts": [[1, 999]]}, "token 999"), ({"seed": [1, 2, 3]}, "seed has 3"),
+])  # fmt: skip
+def test_an_argument_that_makes_no_sense_is_named(engine, wrong, words):
+    with pytest.raises(UserError, match=words):
+        engine.generate(**({"prompts": ["a"], "max_tokens": 4} | wrong))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_and_no_prompts_are_no_completions(engine):
+    assert engine.generate([], max_tokens=4) == []
+    small = dataclasses.replace(ARCH, vocab_size=128)
+    with pytest.raises(UserError, match="265 tokens, but the model only 128"):
+        Engine(small, tiny(small), {}, Words())

@@ -1,0 +1,186 @@
+"""Closed forms against what they describe: the initial tree, the compiler's count, datasheets."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmjax.errors import UserError
+from slmjax.models import lm, sizes
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.cache import init_cache
+
+
+@st.composite
+def architectures(draw):
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    blocks = st.builds(Block, rope=st.booleans())
+    stack = draw(st.lists(st.tuples(st.lists(blocks, min_size=1, max_size=2).map(tuple), st.integers(1, 3)), min_size=1, max_size=2))
+    small = st.integers(1, 40)
+    return Architecture(
+        vocab_size=draw(small), width=draw(small), heads=kv_heads * group, kv_heads=kv_heads, head_dim=2 * draw(st.integers(1, 8)),
+        ff_width=draw(small), stack=tuple(stack), qk_norm=draw(st.booleans()), output_gate=draw(st.booleans()), tied=draw(st.booleans()),
+        compute=draw(st.sampled_from(["float32", "bfloat16"])),
+    )  # fmt: skip
+
+
+@given(architectures())
+@settings(max_examples=15)
+def test_parameters_are_the_sizes_of_the_initial_tree(arch):
+    tree = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
+    total = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    tables = sum(tree[name].size for name in ("embedding", "head") if name in tree)
+    stacked_vectors = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(tree) if path[-1].key == "scale")
+    count = sizes.parameters(arch)
+    assert count.total == total
+    assert count.non_embedding == total - tables
+    assert count.matmul == total - stacked_vectors - (tables - tree["embedding"].size)
+
+
+@given(architectures(), st.integers(1, 64))
+@settings(max_examples=10)
+def test_cache_bytes_are_those_of_the_cache(arch, length):
+    cache = jax.eval_shape(lambda: init_cache(arch, 3, length))
+    held = sum(leaf.size * leaf.dtype.itemsize for entry in cache for leaf in (entry.key, entry.value))
+    assert held == 3 * length * sizes.cache_bytes_per_token(arch)
+
+
+@pytest.mark.parametrize(
+    "layers, kv_heads, head_dim, published",
+    [(80, 8, 128, 327_680), (126, 8, 128, 516_096), (30, 3, 64, 23_040), (32, 5, 64, 40_960)],
+    ids=["Qwen2.5-72B", "Llama-3.1-405B", "MobileLLM-125M", "MobileLLM-350M"],
+)
+def test_cache_bytes_are_the_published_ones(layers, kv_heads, head_dim, published):
+    """DeepSeek 2025 (arXiv 2505.09343), table 1, and the models' configs; bfloat16."""
+    arch = Architecture(8, 8, kv_heads, kv_heads, head_dim, 8, (((Block(),), layers),), compute="bfloat16")
+    assert sizes.cache_bytes_per_token(arch) == published
+
+
+@given(architectures(), st.integers(1, 4096))
+def test_training_flops_of_a_dense_tied_decoder_are_6n_plus_6ldt(arch, length):
+    expected = 6 * sizes.parameters(arch).matmul + 6 * arch.layers * arch.heads * arch.head_dim * length
+    assert sizes.train_flops_per_token(arch, length) == pytest.approx(expected, rel=1e-12)
+    assert sizes.train_flops_per_token(arch, length) == 3 * sizes.forward_flops_per_token(arch, length)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "output_gate": True, "tied": False}], ids=["plain", "every option"])
+def test_flops_are_the_compilers_count_within_five_percent(options):
+    """The reference computes all T x T scores, so the compiler is compared with the count without the causal half.
+
+    The compiler also counts additions, norms and softmax: at this width under 4 %, less at any real one.
+    """
+    B, T = 1, 128
+    arch = Architecture(512, 256, 4, 2, 64, 704, (((Block(),), 3),), attention="reference", unroll=True, **options)
+    params = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
+    batch = {name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in ("tokens", "segments", "positions")}
+
+    def loss(params, batch):
+        logits = lm.logits(arch, params, lm.forward(arch, params, {}, batch)[0])
+        return jnp.sum(jax.nn.logsumexp(logits, axis=-1))
+
+    for program, closed in ((loss, sizes.forward_flops_per_token), (jax.grad(loss), sizes.train_flops_per_token)):
+        counted = jax.jit(program).lower(params, batch).compile().cost_analysis()["flops"] / (B * T)
+        assert counted == pytest.approx(closed(arch, T, causal=False), rel=0.05)
+
+
+@given(st.floats(6, 9).map(lambda e: round(10**e)), st.sampled_from([256, 1024, 4096, 16384, 32768, 50304, 131072]))
+@settings(max_examples=150)
+def test_a_shape_is_within_three_percent_of_its_budget(params, vocab):
+    try:
+        shape = sizes.shape_for(params, vocab)
+    except UserError:
+        assert vocab * 192 > params, "only a vocabulary that eats most of the budget may be refused"
+        return
+    arch = _architecture(shape, vocab)
+    assert sizes.parameters(arch).total == pytest.approx(params, rel=0.03)
+    assert arch.heads % arch.kv_heads == 0 and arch.heads * arch.head_dim == arch.width
+    assert arch.head_dim == (128 if params >= 100e6 else 64 if params >= 5e6 else 32)
+    assert arch.ff_width % (128 if params >= 100e6 else 64) == 0
+
+
+def test_shapes_of_the_ladder_are_deep_and_thin():
+    """MobileLLM has 30 layers of 576 at 125M and 54 of 1280 at 1B: a width of less than 30 times the depth."""
+    for name in ("10m", "50m", "100m", "300m", "1b"):
+        shape = sizes.shape_for(sizes.parse_params(name), 16384)
+        assert shape["width"] < 30 * shape["layers"]
+        assert shape["heads"] / shape["kv_heads"] <= 5
+
+
+def test_a_vocabulary_too_large_for_the_budget_is_refused():
+    with pytest.raises(UserError, match="smaller vocabulary"):
+        sizes.shape_for(1_000_000, 128_000)
+
+
+@pytest.mark.parametrize("text, count", [("50m", 50e6), ("1b", 1e9), ("0.3B", 3e8), ("200k", 2e5), ("50_000_000", 5e7), ("5e7", 5e7), (12345, 12345)])
+def test_a_budget_is_read_in_the_usual_ways(text, count):
+    assert sizes.parse_params(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "big", "-5m", "50mm", "0", "m", "nan"])
+def test_a_budget_that_is_no_number_is_refused(text):
+    with pytest.raises(UserError, match="such as 50m"):
+        sizes.parse_params(text)
+
+
+def test_the_description_names_all_three_counts():
+    text = sizes.describe(_architecture(sizes.shape_for(300_000_000, 16384), 16384))
+    assert text.startswith("302.1M parameters (289.5M without embeddings, 302M in matrix products): 46 layers of width 768")
+    assert "\n" not in text
+
+
+# Datasheet values in TFLOP/s, dense: (device_kind as JAX prints it, bfloat16 or float16, float32).
+DATASHEETS = [
+    ("NVIDIA A100-SXM4-80GB", 312, 156),
+    ("NVIDIA A100-PCIE-40GB", 312, 156),
+    ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
+    ("NVIDIA H100 PCIe", 756.5, 378),
+    ("NVIDIA H100 NVL", 835.5, 417.5),
+    ("NVIDIA H200", 989.4, 494.7),
+    ("NVIDIA B200", 2250, 1125),
+    ("NVIDIA L4", 121, 60),
+    ("NVIDIA L40S", 362.05, 183),
+    ("NVIDIA A10", 125, 62.5),
+    ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+    ("Tesla V100-SXM2-16GB", 125, 15.7),
+    ("Tesla V100-PCIE-16GB", 112, 14),
+    ("Tesla T4", 65, 8.1),
+    ("TPU v2", 22.5, 22.5),  # half a chip
+    ("TPU v3", 61.5, 61.5),  # half a chip
+    ("TPU v4", 275, 275),
+    ("TPU v5 lite", 197, 197),
+    ("TPU v5e", 197, 197),
+    ("TPU v5", 459, 459),
+    ("TPU v5p", 459, 459),
+    ("TPU v6 lite", 918, 918),
+    ("TPU v6e", 918, 918),
+    ("TPU7x", 1153.5, 1153.5),  # half a chip
+    ("cpu", None, None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
+    ("NVIDIA A10G", None, None),
+    ("TPU v4 lite", None, None),
+]
+
+
+@pytest.mark.parametrize("kind, half, single", DATASHEETS)
+def test_peak_rates_are_the_datasheets(kind, half, single):
+    for dtype, rate in (("bfloat16", half), ("float16", half), ("float32", single)):
+        assert sizes.peak_flops(kind, dtype) == (rate and pytest.approx(rate * 1e12))
+
+
+def test_every_row_of_the_peak_table_is_tested():
+    tested = {sizes.peak_flops(kind, "bfloat16") for kind, *_ in DATASHEETS}
+    assert {peak.half for peak in sizes.PEAKS} <= tested
+
+
+def test_mfu_is_achieved_over_peak():
+    """PaLM 540B (Chowdhery et al. 2022, table 3): 238.3k tokens/s on 6144 TPU v4 chips are 46.2 % with attention."""
+    parameters, layers, heads, head_dim, length = 540.35e9, 118, 48, 256, 2048
+    per_token = 6 * parameters + 12 * layers * heads * head_dim * length
+    assert sizes.mfu(238.3e3, per_token, 6144 * sizes.peak_flops("TPU v4", "bfloat16")) == pytest.approx(0.462, abs=5e-4)
+    assert sizes.mfu(1.0, 1.0, None) is None
+
+
+def _architecture(shape: dict, vocab: int) -> Architecture:
+    return Architecture(vocab_size=vocab, stack=(((Block(),), shape["layers"]),), **{k: v for k, v in shape.items() if k != "layers"})

@@ -1,0 +1,197 @@
+"""Every attention kernel that runs here against the dense reference, and the choice of a kernel per device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmjax.errors import UserError
+from slmjax.ops import attention as ops
+from slmjax.ops.attention import Choice, attention, choose
+from slmjax.ops.cudnn_attention import _layout
+from slmjax.ops.splash_attention import splash_attention
+
+
+def _inputs(T, N, K, H, dtype=jnp.float32, B=2, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)
+    return tuple(jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes))
+
+
+def _segments(T, *rows):
+    """Rows of document lengths -> segments; what is left of a row is padding."""
+    out = np.zeros((len(rows), T), np.int32)
+    for row, lengths in zip(out, rows):
+        numbers = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        row[: len(numbers)] = numbers
+    return jnp.array(out)
+
+
+def _value_and_gradients(run, query, key, value, cotangent):
+    out, pull = jax.vjp(run, query, key, value)
+    return out, *pull(cotangent)
+
+
+def _slow(query, key, value, segments):
+    """Numpy, one query at a time, float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    B, T, N, H = query.shape
+    group, out = N // key.shape[2], np.zeros(query.shape)
+    for b in range(B):
+        for t in range(T):
+            seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t] != 0]
+            for n in range(N if seen else 0):
+                scores = key[b, seen, n // group] @ query[b, t, n] / H**0.5
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = weights @ value[b, seen, n // group] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("N, K", [(4, 4), (4, 2), (3, 1)])
+def test_the_reference_is_attention(N, K):
+    T = 12
+    query, key, value, _ = _inputs(T, N, K, 8)
+    segments = _segments(T, [5, 4], [12])
+    out = attention(query, key, value, query_segments=segments, key_segments=segments, kernel="reference")
+    np.testing.assert_allclose(out, _slow(query, key, value, segments), atol=2e-6)
+
+
+# T below, at, above and no multiple of the block; with more blocks than prefix groups, so that a group has several.
+@pytest.mark.parametrize("T, block", [(7, 8), (16, 16), (50, 16), (64, 16), (90, 4)])
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 3e-6), (jnp.bfloat16, 3e-2)], ids=["float32", "bfloat16"])
+def test_blockwise_is_the_reference_in_value_and_gradients(T, block, dtype, tolerance, monkeypatch):
+    """Tolerances are a few roundings of sums of order one: 2^-24 and 2^-8."""
+    monkeypatch.setattr(ops, "BLOCK", block)
+    inputs = _inputs(T, 4, 2, 8, dtype)
+    segments = _segments(T, [T // 3, T // 2], [T])
+    runs = (functools.partial(run, query_segments=segments, key_segments=segments) for run in (ops.reference, ops.blockwise))
+    expected, found = (jax.jit(functools.partial(_value_and_gradients, run))(*inputs) for run in runs)
+    for one, other in zip(expected, found):
+        assert one.dtype == other.dtype == dtype
+        np.testing.assert_allclose(np.float32(one), np.float32(other), atol=tolerance, rtol=tolerance)
+
+
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(1, 5))
+@settings(max_examples=15)
+def test_blockwise_is_the_reference_for_any_documents(lengths, block):
+    T = 24
+    kept = [n for n, end in zip(lengths, np.cumsum(lengths)) if end <= T]
+    query, key, value, _ = _inputs(T, 2, 1, 4, B=1)
+    segments = _segments(T, kept)
+    old, ops.BLOCK = ops.BLOCK, block
+    try:
+        found = ops.blockwise(query, key, value, segments, segments)
+    finally:
+        ops.BLOCK = old
+    np.testing.assert_allclose(found, ops.reference(query, key, value, segments, segments), atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "blockwise"])
+@pytest.mark.parametrize("block", [3, 512])
+def test_queries_at_given_slots_of_a_longer_cache_see_what_the_whole_row_sees(kernel, block, monkeypatch):
+    """Decode: row 0 asks for its slots 5..9 and row 1 for its slots 2..6; the slots behind them hold rubbish of the same segment."""
+    monkeypatch.setattr(ops, "BLOCK", block)
+    T, first, count = 16, np.array([5, 2]), 5
+    query, key, value, _ = _inputs(T, 4, 2, 8)
+    segments = _segments(T, [4, 12], [16])
+    whole = attention(query, key, value, query_segments=segments, key_segments=segments, kernel="reference")
+    slots = first[:, None] + np.arange(count)
+    rows = np.arange(2)[:, None]
+    later = jnp.arange(T)[None, :, None, None] > jnp.array(slots[:, -1])[:, None, None, None]
+    found = attention(
+        query[rows, slots], jnp.where(later, 1e4, key), jnp.where(later, 1e4, value), query_segments=segments[rows, slots],
+        key_segments=segments, query_index=jnp.array(slots), kernel=kernel,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, whole[rows, slots], atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "blockwise"])
+def test_padding_comes_out_as_zero_and_gives_no_gradient(kernel):
+    T = 10
+    inputs = _inputs(T, 2, 1, 4)
+    segments = _segments(T, [6], [])
+    run = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=kernel)
+    for x in _value_and_gradients(run, *inputs):
+        assert bool(jnp.all(jnp.isfinite(x)))
+        assert float(jnp.abs(jnp.where((segments == 0)[:, :, None, None], x, 0.0)).max()) == 0.0
+
+
+def test_blockwise_never_holds_the_scores_of_a_whole_row(monkeypatch):
+    """The largest array of the compiled gradient is far below B x N x T x T scores."""
+    T, N = 1024, 4
+    monkeypatch.setattr(ops, "BLOCK", 64)
+    segments = jnp.ones((1, T), jnp.int32)
+
+    def program(run):
+        loss = lambda *x: jnp.sum(run(*x, segments, segments))  # noqa: E731
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(T, N, N, 8, B=1)[:3]]
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    scores = N * T * T * 4
+    assert program(ops.reference) > scores
+    assert program(ops.blockwise) < scores / 4
+
+
+@pytest.mark.parametrize("T, N, K", [(128, 2, 1), (256, 4, 2)])
+def test_splash_is_the_reference_in_value_and_gradients(T, N, K):
+    """Interpreted, on the CPU; padding stands at the end, as the row plan puts it."""
+    *inputs, cotangent = _inputs(T, N, K, 64, B=2)
+    segments = _segments(T, [T // 2, T // 4, 20], [T])
+    cotangent = jnp.where((segments != 0)[:, :, None, None], cotangent, 0.0)
+    splash = functools.partial(splash_attention, segments=segments, interpret=True)
+    plain = functools.partial(ops.reference, query_segments=segments, key_segments=segments)
+    for one, other in zip(_value_and_gradients(plain, *inputs, cotangent), _value_and_gradients(splash, *inputs, cotangent)):
+        np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+def test_splash_refuses_a_length_that_its_blocks_do_not_divide():
+    query, key, value, _ = _inputs(100, 2, 1, 8)
+    with pytest.raises(UserError, match="multiple of 128"):
+        splash_attention(query, key, value, jnp.ones((2, 100), jnp.int32))
+
+
+@given(st.lists(st.lists(st.integers(1, 6), max_size=7), min_size=1, max_size=3))
+def test_the_cudnn_layout_says_where_each_document_lies(rows):
+    """lengths and offsets as cuDNN wants them: -1 where there is no document, and the end of the last document behind the offsets."""
+    T, most = 20, 4
+    rows = [[n for n, end in zip(row, np.cumsum(row)) if end <= T][:most] for row in rows]
+    lengths, offsets = _layout(_segments(T, *rows), most)
+    for row, found_lengths, found_offsets in zip(rows, lengths.tolist(), offsets.tolist()):
+        missing = [-1] * (most - len(row))
+        assert found_lengths == list(row) + missing
+        assert found_offsets == [sum(row[:i]) for i in range(len(row))] + [sum(row)] + missing
+
+
+# One line for each row of the table in ops/attention.choose.
+@pytest.mark.parametrize(
+    "device, arguments, kernel, reason",
+    [
+        ("TPU v5e", ("tpu", None, "bfloat16", 128), "splash", "TPU"),
+        ("CPU", ("cpu", None, "float32", 64), "blockwise", "cpu"),
+        ("T4", ("gpu", 7.5, "float32", 64), "blockwise", "7.5"),
+        ("unknown GPU", ("gpu", None, "bfloat16", 64), "blockwise", "8.0"),
+        ("A100", ("gpu", 8.0, "bfloat16", 64), "cudnn", "8.0"),
+        ("H100", ("gpu", 9.0, "bfloat16", 128), "cudnn", "9.0"),
+        ("B200", ("gpu", 10.0, "bfloat16", 128), "cudnn", "10.0"),
+        ("H100 in float32", ("gpu", 9.0, "float32", 128), "blockwise", "float32"),
+        ("H100, head size 256", ("gpu", 9.0, "bfloat16", 256), "blockwise", "256"),
+        ("H100, head size 36", ("gpu", 9.0, "bfloat16", 36), "blockwise", "36"),
+        ("H100, deterministic", ("gpu", 9.0, "bfloat16", 128, True), "blockwise", "deterministic"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_kernel_of_a_device(device, arguments, kernel, reason):
+    chosen = choose(*arguments)
+    assert isinstance(chosen, Choice) and chosen.kernel == kernel
+    assert reason in chosen.reason
+
+
+def test_an_unknown_kernel_is_refused_by_name():
+    query, key, value, _ = _inputs(4, 2, 1, 4)
+    segments = jnp.ones((2, 4), jnp.int32)
+    with pytest.raises(UserError, match="no kernel 'flash'"):
+        attention(query, key, value, query_segments=segments, key_segments=segments, kernel="flash")

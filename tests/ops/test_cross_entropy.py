@@ -1,0 +1,112 @@
+"""The hand-written loss against log_softmax over full float32 logits, in value and gradient."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmjax.ops.cross_entropy import chunks_for, reference, token_log_probs
+
+
+def _inputs(dtype, B=2, T=8, D=16, V=40):
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden = jax.random.normal(keys[0], (B, T, D)).astype(dtype)
+    head = 0.5 * jax.random.normal(keys[1], (D, V))
+    targets = jax.random.randint(keys[2], (B, T), 0, V)
+    cotangents = jax.random.normal(keys[3], (B, T)), jax.random.normal(keys[4], (B, T))
+    return hidden, head, targets, cotangents
+
+
+# float32: a few roundings. bfloat16: gradients with respect to logits, and logits that are kept, are rounded to 8 bits before a sum over V.
+@pytest.mark.parametrize("dtype, values, gradients", [(jnp.float32, 2e-6, 4e-6), (jnp.bfloat16, 2e-6, 5e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_value_and_gradients_are_the_plain_ones(chunks, dtype, values, gradients):
+    hidden, head, targets, cotangents = _inputs(dtype)
+    expected, pull_plain = jax.vjp(lambda h, w: reference(h, w, targets), hidden, head)
+    found, pull = jax.vjp(lambda h, w: token_log_probs(h, w, targets, chunks=chunks), hidden, head)
+    for one, other in zip(expected, found):
+        assert other.dtype == jnp.float32
+        np.testing.assert_allclose(other, one, rtol=values, atol=values)
+    for one, other in zip(pull_plain(cotangents), pull(cotangents)):
+        assert other.dtype == one.dtype
+        np.testing.assert_allclose(np.float32(other), np.float32(one), rtol=gradients, atol=gradients)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["log probability", "logsumexp"])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_each_output_has_its_own_gradient(which, chunks):
+    hidden, head, targets, _ = _inputs(jnp.float32)
+    plain = jax.grad(lambda h, w: reference(h, w, targets)[which].sum(), argnums=(0, 1))(hidden, head)
+    found = jax.grad(lambda h, w: token_log_probs(h, w, targets, chunks=chunks)[which].sum(), argnums=(0, 1))(hidden, head)
+    for one, other in zip(plain, found):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=4e-6)
+
+
+def test_gradients_in_bfloat16_are_nearer_to_float32_than_a_rounding_of_each_logit():
+    """Not only equal to the plain loss in bfloat16: close to the truth, the same hidden states and head in float32."""
+    hidden, head, targets, cotangents = _inputs(jnp.bfloat16, T=64)
+    head = head.astype(jnp.bfloat16)
+    _, truth = jax.vjp(lambda h, w: reference(h, w, targets), hidden.astype(jnp.float32), head.astype(jnp.float32))
+    for chunks in (1, 8):
+        _, pull = jax.vjp(lambda h, w, chunks=chunks: token_log_probs(h, w, targets, chunks=chunks), hidden, head)
+        for one, other in zip(truth(cotangents), pull(cotangents)):
+            assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(one)) < 2**-7
+
+
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(2, 30))
+def test_any_shape_gives_log_probabilities(B, T, V):
+    hidden, head, targets, _ = _inputs(jnp.float32, B=B, T=T, V=V)
+    for chunks in {n for n in (1, 2, 3, T) if T % n == 0}:
+        log_p, lse = token_log_probs(hidden, head, targets, chunks=chunks)
+        expected = reference(hidden, head, targets)
+        np.testing.assert_allclose(log_p, expected[0], atol=4e-6)
+        np.testing.assert_allclose(lse, expected[1], atol=4e-6)
+
+
+def test_chunks_that_do_not_divide_the_row_are_refused():
+    hidden, head, targets, _ = _inputs(jnp.float32)
+    with pytest.raises(ValueError, match="3 chunks do not divide 8 tokens"):
+        token_log_probs(hidden, head, targets, chunks=3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_logits_of_a_whole_batch_never_exist_in_the_chunked_program(dtype):
+    """No array of the compiled gradient has B x T x V elements, however XLA arranges them; with one chunk there is one (so it would be seen)."""
+    B, T, D, V, chunks = 2, 64, 16, 1000, 8
+    hidden, head, targets, _ = _inputs(dtype, B=B, T=T, D=D, V=V)
+
+    def largest(chunks):
+        def loss(h, w):
+            log_p, lse = token_log_probs(h, w, targets, chunks=chunks)
+            return jnp.sum(log_p) + 1e-4 * jnp.sum(lse**2)
+
+        text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile().as_text()
+        return max(np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]", text))
+
+    assert largest(1) >= B * T * V
+    assert largest(chunks) <= B * T * V // chunks
+
+
+def test_the_head_gradient_adds_up_in_float32():
+    """4096 equal small contributions, each below half a unit in the last place of their bfloat16 sum, are not lost."""
+    T, V = 4096, 4
+    hidden = jnp.full((1, T, 1), 1.0, jnp.bfloat16)
+    head = jnp.zeros((1, V), jnp.bfloat16)
+    targets = jnp.zeros((1, T), jnp.int32)
+    gradient = jax.grad(lambda w: token_log_probs(hidden, w, targets, chunks=1024)[0].sum())(head)
+    np.testing.assert_allclose(np.float32(gradient)[0], [0.75 * T, -0.25 * T, -0.25 * T, -0.25 * T], rtol=2**-8)
+
+
+@pytest.mark.parametrize("batch, length, vocab, memory, chunks", [(8, 128, 1024, None, 1), (16, 2048, 16384, 80e9, 2), (64, 2048, 16384, 16e9, 32)])
+def test_chunks_follow_the_memory_of_the_device(batch, length, vocab, memory, chunks):
+    assert chunks_for(batch, length, vocab, memory) == chunks
+    assert batch * length * vocab * 12 / chunks <= (memory or 16e9) / 16
+
+
+def test_chunks_always_divide_the_row():
+    for length in (1, 7, 96, 100, 2048):
+        assert length % chunks_for(64, length, 100_000, 1e9) == 0
