@@ -4,12 +4,14 @@ A checkpoint `checkpoints/<step>/` holds three items: `params`, `rest` (optimize
 of the data plan, tokenizer hash), so that a model can be read without its optimizer.
 """
 
+import functools
 import json
 import logging
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from etils import epath
+
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
 
 
@@ -26,17 +28,18 @@ class Checkpoints:
     """The checkpoints of one work directory; saving goes on in the background."""
 
     def __init__(self, workdir: str | epath.Path, keep: int = 3):
-        self.root = epath.Path(workdir) / "checkpoints"
+        folder = epath.Path(workdir)
+        self.root = (folder if "://" in str(workdir) else folder.expanduser().absolute()) / "checkpoints"
         self.keep = keep
-        self.manager = ocp.CheckpointManager(
-            self.root,
-            item_names=("params", "rest", "meta"),
-            options=ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=True, should_keep_fn=None, max_to_keep=None),
-        )
+
+    @functools.cached_property
+    def manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind."""
+        options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
+        return ocp.CheckpointManager(self.root, item_names=("params", "rest", "meta"), options=options)
 
     def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
         """Save in the background; returns once the arrays are copied off the device."""
-        self.root.mkdir(parents=True, exist_ok=True)
         self.manager.save(
             step,
             args=ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)),
@@ -76,12 +79,17 @@ class Checkpoints:
         got = self.manager.restore(step, args=ocp.args.Composite(**items))
         return Found(step, got["meta"], got["params"], got["rest"] if rest is not None else None)
 
-    def delete_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps."""
-        self.wait()
+    def set_aside(self, step: int) -> None:
+        """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
+        aside = self.root.parent / "checkpoints-aside"
         for later in self.steps():
             if later > step:
-                self.manager.delete(later)
+                aside.mkdir(parents=True, exist_ok=True)
+                if (aside / str(later)).exists():
+                    (aside / str(later)).rmtree()
+                (self.root / str(later)).rename(aside / str(later))
+        self.manager.reload()
 
     def close(self) -> None:
-        self.manager.close()
+        if "manager" in self.__dict__:
+            self.manager.close()

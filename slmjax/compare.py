@@ -109,8 +109,11 @@ def load(workdir: str, name: str) -> Run:
             f"{workdir} has no heldout.npz: train it to its first evaluation (eval.every), which scores each held-out document."
         )
     try:
-        return Run(name, flatten(json.loads(config.read_text())), metrics.read(folder), _scores(scores.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        fields = json.loads(config.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("config.json holds no object")
+        return Run(name, flatten(fields), metrics.read(folder), _scores(scores.read_bytes()))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({error}).") from error
 
 

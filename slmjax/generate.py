@@ -23,24 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Print each prompt (dim on a terminal) with its completion to stdout; speed and warnings go to stderr."""
-    prompts = read_prompts(options)
-    if "://" not in options.checkpoint and not Path(options.checkpoint).expanduser().is_dir():
-        raise UserError(f"--checkpoint: there is no work directory '{options.checkpoint}'.")
+    prompts, workdir = read_prompts(options), options.checkpoint
+    if "://" not in workdir:
+        workdir = str(Path(workdir).expanduser())
+        if not Path(workdir).is_dir():
+            raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
     import jax
 
     from slmjax.infer import sampling  # says what is wrong before a model is loaded
 
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     sampling.check(**drawing)
-    from slmjax.checkpoint import load_model
     from slmjax.infer.engine import Engine
+    from slmjax.infer.load import load_model
 
-    model = load_model(options.checkpoint, options.step)
+    model = load_model(workdir, options.step)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer)
-    ids = [engine.encode(prompt) for prompt in prompts]
-    longest, trained = max(map(len, ids)) + options.max_tokens, model.config.data.seq_len
-    if longest > trained:
-        print(f"warning: prompt and completion may reach {longest} tokens; the model was trained on {trained}.", file=sys.stderr)
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds))
     start = time.perf_counter()
@@ -49,6 +47,9 @@ def run(options: argparse.Namespace) -> None:
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     for prompt, completion in zip(prompts, completions):
         print(f"{dim}{prompt}{plain}{completion.text}", flush=True)
+    longest, trained = max(len(engine.encode(prompt)) + len(c.tokens) for prompt, c in zip(prompts, completions)), model.config.data.seq_len
+    if longest > trained:
+        print(f"warning: a text has {longest} tokens; the model was trained on {trained} and knows no positions beyond.", file=sys.stderr)
     count, compiled = sum(len(c.tokens) for c in completions), sum(compiling)
     speed = count / max(seconds - compiled, 1e-9)
     print(f"step {model.step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)

@@ -174,9 +174,7 @@ def _tables() -> tuple[np.ndarray, ...]:
 def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
     """P^i and P^-i modulo 2^64 for i < 2^bits."""
     one = np.ones(1, np.uint64)
-    return tuple(
-        np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)])) for base in (_P, pow(_P, -1, 1 << 64))
-    )
+    return tuple(np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)])) for base in (_P, pow(_P, -1, 1 << 64)))
 
 
 def _words(text: str) -> UInt64[np.ndarray, " words"]:

@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from slmjax.data import packing as packings
-from slmjax.data.mixture import Mixture, Number, Phases
+from slmjax.data.mixture import Mixture, Phases
 from slmjax.data.packing import RowPlan, Span
 
 FORMAT = 1  # of the fingerprint: raised when the same settings give other batches than before
@@ -43,7 +44,7 @@ class BatchPlan:
         seed: int,
         packing: str = "best_fit",
         phases: Phases = (),
-        weights: Mapping[str, Number | None] | None = None,
+        weights: Mapping[str, float | None] | None = None,
         max_segments: int | None = None,
     ):
         self.train, self.batch, self.seq_len = dict(train), batch, seq_len
@@ -135,26 +136,31 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             for (name, shards), row_plan in zip(plan.train.items(), plan.row_plans)
         ]
         selection = _Selection(plan.mixture, plan.batch, start_step, stop_step, local_rows)
-        self._workers = min(workers, max(0, stop_step - start_step))
+        workers = min(workers, max(0, stop_step - start_step))
         # An element is a whole batch: one thread reads far enough ahead, and more would fight for the interpreter's lock with the loop.
-        reading = grain.ReadOptions(num_threads=0 if self._workers else 1, prefetch_buffer_size=0 if self._workers else 2)
+        reading = grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=0 if workers else 2)
         data = grain.MapDataset.select_from_datasets(sources, selection).batch(len(local_rows), batch_fn=_stack).to_iter_dataset(reading)
-        if self._workers:
-            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-            data = data.mp_prefetch(options, worker_init_fn=_start_worker)
-        self._iterator = iter(data)
-        if self._workers:
-            self._iterator.get_state()  # makes the interleaved iterators, without which start_prefetch has nothing to start
-        self._iterator.start_prefetch()
+        if workers:
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            # Batches come through pipes: fast enough, and unlike shared memory (64 MB in many containers) nothing can be left behind.
+            piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+            data = grain.experimental.WithOptionsIterDataset(data, piped).mp_prefetch(options, worker_init_fn=_start_worker)
+        iterator = iter(data)
+        if workers:
+            iterator.get_state()  # makes the interleaved iterators, without which start_prefetch has nothing to start
+        iterator.start_prefetch()
+        # Closed and let go also where the program ends without closing: Grain's own clean-up comes when the modules it needs are gone.
+        self._held = [iterator]
+        self._close = weakref.finalize(self, _close, self._held)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator)
-        # Workers hand over shared memory that disappears with its array: what leaves here is plain memory.
-        return {name: np.array(array) for name, array in batch.items()} if self._workers else batch
+        if not self._held:
+            raise StopIteration
+        return next(self._held[0])
 
     def close(self) -> None:
         """Stop reading ahead and end the workers."""
-        self._iterator.close()
+        self._close()
 
     def __enter__(self) -> "Batches":
         return self
@@ -265,6 +271,10 @@ class _Selection:
 
 def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _close(held: list[Any]) -> None:
+    held.pop().close()
 
 
 def _start_worker(index: int, count: int) -> None:

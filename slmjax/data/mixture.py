@@ -9,7 +9,6 @@ from jaxtyping import Int64
 from slmjax.data.packing import Recent, random_bits
 from slmjax.errors import UserError, nearest
 
-Number = float | int
 Phases = Sequence[Sequence[Any]]  # ((until, {name: weight}), ...), as tuples or, from a config.json, lists
 
 # Part of the data order, as WINDOW_ROWS is.
@@ -50,7 +49,7 @@ class Mixture:
         total_rows: int,
         seed: int,
         *,
-        weights: Mapping[str, Number | None] | None = None,
+        weights: Mapping[str, float | None] | None = None,
         align: int = 1,
     ):
         self.names = tuple(names)
@@ -138,7 +137,7 @@ def _next_edge(counts: np.ndarray, rows: int, units: np.ndarray, tie: np.ndarray
     return new
 
 
-def _units(names: Sequence[str], weights: Mapping[str, Number], where: str) -> Int64[np.ndarray, "sources"]:
+def _units(names: Sequence[str], weights: Mapping[str, float], where: str) -> Int64[np.ndarray, "sources"]:
     """Weights as integers that sum to UNITS."""
     for name, weight in weights.items():
         if name not in names:
@@ -153,7 +152,7 @@ def _units(names: Sequence[str], weights: Mapping[str, Number], where: str) -> I
     return units
 
 
-def _own_weights(names: Sequence[str], tokens: Sequence[int], weights: Mapping[str, Number | None]) -> dict[str, Number]:
+def _own_weights(names: Sequence[str], tokens: Sequence[int], weights: Mapping[str, float | None]) -> dict[str, float]:
     """The sources' own weights, or their tokens where none has one."""
     given = {name: weight for name, weight in weights.items() if weight is not None}
     if not given:
@@ -164,6 +163,6 @@ def _own_weights(names: Sequence[str], tokens: Sequence[int], weights: Mapping[s
     return given
 
 
-def _check_shares(shares: Sequence[Number]) -> None:
+def _check_shares(shares: Sequence[float]) -> None:
     if shares[-1] != 1.0 or not all(a < b for a, b in zip([0.0, *shares], shares)):
         raise UserError(f"data.phases end at {', '.join(map(str, shares))} of the run; expected increasing shares, the last one 1.0.")

@@ -126,10 +126,8 @@ def content_hash(file: SourceFile, entry: Path) -> None:
 
 
 def _read(job: Job) -> Iterator[Document | Fault]:
-    count = 0
-    for item in read_documents(job.unit.file, job.unit.source, job.group_by):
-        count += 1
-        if count % 4096 == 0:
+    for number, item in enumerate(read_documents(job.unit.file, job.unit.source, job.group_by)):
+        if number % 4096 == 0:
             go_on()
         yield item
     _check_unchanged(job.unit.file)
@@ -143,7 +141,7 @@ def _check_unchanged(file: SourceFile) -> None:
 
 
 class _Sample:
-    """The pieces of text with the smallest hashes, up to a number of bytes: a random sample that depends on nothing but content and seed."""
+    """The pieces of text with the smallest hashes, up to a number of characters: a random sample, decided by content and seed alone."""
 
     def __init__(self, budget: int, seed: int):
         self._budget, self._seed, self._size, self._heap = budget, seed.to_bytes(8, "little", signed=True), 0, []

@@ -1,8 +1,10 @@
 """Token shards: ArrayRecord files of token blocks with a table of their documents, and random access over many of them."""
 
+import bisect
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,8 @@ MAX_SHARD_TOKENS = 1 << 27
 CACHED_BLOCKS = 256  # decoded blocks that a ShardSet keeps (4 to 8 MB)
 OPEN_READERS = 512
 DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")])
+
+Integer = int | np.integer
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,14 @@ class ShardWriter:
 class ShardSet:
     """Random access to the documents of several shards, numbered 0, 1, 2, ... in shard order.
 
-    It pickles as its paths; tables are memory-mapped and readers opened when first used, so each worker process opens its own. Threads may share it.
+    It pickles as its paths; tables are memory-mapped and readers opened when first used, so each worker process opens its own.
+    Threads may share it.
     """
 
     def __init__(self, shards: Sequence[Shard], folders: Sequence[str], *, vocab_size: int, salt: str = ""):
         """`folders[i]` is the prepared folder of `shards[i]`; `salt` (the tokenizer's hash) is part of the fingerprint."""
         self._shards, self._folders, self._vocab_size, self._salt = tuple(shards), tuple(map(str, folders)), vocab_size, salt
-        self._ends = np.cumsum([0, *(shard.documents for shard in self._shards)])
+        self._ends = [0, *itertools.accumulate(shard.documents for shard in self._shards)]
         self._tables: dict[int, tuple] = {}
         self._block = functools.lru_cache(CACHED_BLOCKS)(self._read_block)
         self._reader = functools.lru_cache(OPEN_READERS)(self._open_reader)
@@ -136,7 +141,7 @@ class ShardSet:
         return functools.partial(ShardSet, vocab_size=self._vocab_size, salt=self._salt), (self._shards, self._folders)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     @property
     def tokens(self) -> int:
@@ -164,7 +169,7 @@ class ShardSet:
         parts = [self._salt, *(shard.sha256 for shard in self._shards)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def read(self, doc: int, offset: int, count: int) -> Int32[np.ndarray, " count+1"]:
+    def read(self, doc: Integer, offset: Integer, count: Integer) -> Int32[np.ndarray, "{count}+1"]:
         """`count` tokens of a document from `offset`, and the token after them (of the last one: end-of-text).
 
         Raises: IndexError if they are not all in the document.
@@ -173,7 +178,7 @@ class ShardSet:
         starts, lengths = self._table(shard)[:2]
         if offset < 0 or count < 0 or offset + count > lengths[local]:
             raise IndexError(f"tokens {offset} to {offset + count} of document {doc}, which has {lengths[local]}")
-        begin = int(starts[local]) + offset
+        begin = int(starts[local]) + int(offset)
         block, inside = divmod(begin, BLOCK)
         need = inside + count + 1
         if need <= BLOCK:
@@ -181,7 +186,7 @@ class ShardSet:
         blocks = [self._block(shard, b) for b in range(block, block + -(-need // BLOCK))]
         return np.concatenate(blocks)[inside:need].astype(np.int32)
 
-    def name(self, doc: int) -> str:
+    def name(self, doc: Integer) -> str:
         """Where a document came from, for a person: "books-000.jsonl.xz line 17"."""
         shard, local = self._locate(doc)
         return f"{self._shards[shard].file} line {self._table(shard)[2][local]['line']}"
@@ -190,11 +195,11 @@ class ShardSet:
         """The token ids of each document, without end-of-text."""
         return (self.read(doc, 0, int(length) - 1)[1:] for doc, length in enumerate(self.lengths))
 
-    def _locate(self, doc: int) -> tuple[int, int]:
+    def _locate(self, doc: Integer) -> tuple[int, int]:
         if not 0 <= doc < self._ends[-1]:
             raise IndexError(f"document {doc} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, doc, side="right")) - 1
-        return shard, int(doc - self._ends[shard])
+        shard = bisect.bisect_right(self._ends, doc) - 1
+        return shard, int(doc) - self._ends[shard]
 
     def _table(self, shard: int) -> tuple:
         """(starts, lengths, all columns) as memory-mapped views; plain arrays, since np.memmap is slow to index."""

@@ -253,7 +253,7 @@ def _remote_files(pattern: str, source: Source) -> list[SourceFile]:
 
 
 def _open(file: SourceFile, compression: str) -> Any:
-    raw = open_remote(file.path) if file.remote else open(file.path, "rb")
+    raw = open_remote(file.path) if file.remote else open(file.path, "rb")  # noqa: SIM115 (the caller closes it)
     if compression == ".gz":
         return gzip.open(raw, "rb")
     if compression == ".xz":
@@ -355,7 +355,8 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple) -> Do
         text, data = (text.decode("utf-8-sig"), text) if isinstance(text, bytes) else (text, text.encode())
         data = data.removeprefix(b"\xef\xbb\xbf")
     except UnicodeDecodeError as error:
-        return Fault(line, "invalid UTF-8", f"byte {error.start + 1}, line {error.object.count(bytes([10]), 0, error.start) + 1} of the text")
+        inside = error.object.count(b"\n", 0, error.start) + 1
+        return Fault(line, "invalid UTF-8", f"byte {error.start + 1}, line {inside} of the text")
     except UnicodeEncodeError as error:
         return Fault(line, "invalid UTF-8", f"half a surrogate pair at character {error.start + 1}")
     if not text or text.isspace():

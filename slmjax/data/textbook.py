@@ -4,11 +4,11 @@ Every passage is a question, its working and an answer line, and is a pure funct
 
 What "held out" means here. A held-out passage
   - gives at least one number that no training passage contains anywhere (`RESERVED_NUMBERS`, nine of the two-digit numbers), so that its
-    operands are always new together; what it has to compute is never one of these nine;
-  - names only people, things and invented words that no training passage names (one in five of each list is reserved);
-  - is, once in six or so, worded by a template of its kind that no training passage uses.
-All of it is made of pieces that training shows: digits, syllables, colours, nouns, words. Names and numbers come back in the working, where a
-model that copies from its context knows them and one that counts n-grams does not.
+    operands never stood together before; none of the nine has to be computed;
+  - names only people and invented words that no training passage names (one in five is reserved);
+  - is, once in five or six, worded by a template of its kind that no training passage uses.
+All of this is made of pieces that training shows: digits, syllables, words. Names and numbers come back in the working, where a model that
+copies from its context knows them and one that counts n-grams does not.
 """
 
 import json
@@ -75,7 +75,7 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
     Raises: ValueError on an unknown kind or split.
     """
     if kind not in TEMPLATES or split not in SPLITS:
-        raise ValueError(f"no textbook passages of kind {kind!r} and split {split!r}; kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}")
+        raise ValueError(f"no textbook passages of {kind!r} and {split!r}; kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}")
     heldout = split == "heldout"
     rng = random.Random(f"{seed}/{split}/{kind}/{index}")
     usable = [(i, template) for i, template in enumerate(TEMPLATES[kind]) if heldout or not template.heldout]
@@ -107,7 +107,7 @@ def documents(kind: str, count: int, *, seed: int, split: str) -> Iterator[Passa
 
 
 def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, heldout_per_kind: int) -> dict[str, dict[str, str]]:
-    """Write `<kind>.jsonl` and `<kind>.heldout.jsonl`, one {"text", "id", "template"} a line; a second call with the same arguments reuses them.
+    """Write `<kind>.jsonl` and `<kind>.heldout.jsonl`, one {"text", "id", "template"} a line; the same arguments again reuse what is there.
 
     Returns: kind -> {"path": training file, "heldout": held-out file}, as `config.data.sources` takes it.
     """
@@ -116,7 +116,8 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
     made = {"version": VERSION, "seed": seed, "train_per_kind": train_per_kind, "heldout_per_kind": heldout_per_kind}
     files = {kind: {"path": str(folder / f"{kind}.jsonl"), "heldout": str(folder / f"{kind}.heldout.jsonl")} for kind in KINDS}
     stamp = folder / "textbook.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == made and all(Path(path).exists() for pair in files.values() for path in pair.values()):
+    paths = [Path(path) for pair in files.values() for path in pair.values()]
+    if stamp.exists() and json.loads(stamp.read_text()) == made and all(path.exists() for path in paths):
         return files
     stamp.unlink(missing_ok=True)
     for kind, pair in files.items():
@@ -133,13 +134,12 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
 def questions(kind: str, count: int, seed: int) -> list[Question]:
     """The first `count` held-out passages of a kind as questions; a model writes the working and "Answer: X." after the prompt.
 
-    The chance of a question is the better of two guessers that read only its prompt's form: one says the answer that is most frequent
-    among 1,000 training passages of the same template (for the held-out template: of all templates of its problem), the other
-    picks at random among the choices that the prompt offers (three names, yes or no).
+    The chance of a question is the better of two guessers that know only what sort of problem it is: one says what is most often the answer
+    of such problems among 500 training passages, the other picks one of the answers that the prompt offers (its names, or yes and no).
     """
     constant = _constant_guess(kind, seed)
     return [
-        Question(found.prompt, found.answer, max(constant[found.template.rsplit("-", 1)[0]], 1 / len(found.choices) if found.choices else 0.0))
+        Question(found.prompt, found.answer, max(constant[_problem(found)], 1 / len(found.choices) if found.choices else 0.0))
         for found in documents(kind, count, seed=seed, split="heldout")
     ]
 
@@ -156,12 +156,16 @@ def _belongs(text: str, draw: Draw, heldout: bool) -> bool:
     return bool(reserved) and reserved.issubset(draw.numbers) if heldout else not reserved
 
 
+def _problem(found: Passage) -> str:
+    return found.template.rsplit("-", 1)[0]
+
+
 @cache
 def _constant_guess(kind: str, seed: int) -> dict[str, float]:
-    """Problem name -> share of its most frequent answer among training passages."""
+    """Problem -> share of its most frequent answer among training passages."""
     answers: dict[str, Counter] = {}
-    for found in documents(kind, 1000, seed=seed, split="train"):
-        answers.setdefault(found.template.rsplit("-", 1)[0], Counter())[found.answer] += 1
+    for found in documents(kind, 500, seed=seed, split="train"):
+        answers.setdefault(_problem(found), Counter())[found.answer] += 1
     return {problem: max(counts.values()) / counts.total() for problem, counts in answers.items()}
 
 

@@ -1,8 +1,8 @@
 """The textbook's dice: names, invented words, things and numbers, with a reserved part that only held-out passages use.
 
-Everything reserved is a new combination of seen pieces: a name or an invented word is an onset and an ending, a two-digit number two digits.
-Which combinations are reserved is fixed here, and every piece occurs in training. So a model cannot have memorised what it meets in held-out
-text, but has met each part of it.
+Everything reserved is a new combination of seen pieces: a name or an invented word is an onset and an ending, a two-digit number two
+digits. Which combinations are reserved is fixed here, and every piece occurs in training. So a model cannot have memorised what it meets in
+held-out text, but has met each part of it.
 """
 
 import random
@@ -38,8 +38,8 @@ WORDS, RESERVED_WORDS = _combinations(WORD_ONSETS, WORD_ENDINGS)
 class Draw:
     """Seeded choices for one passage, which remember what was given.
 
-    `numbers` and `names` hold what was drawn, in order. A training draw yields nothing that is reserved; a held-out draw yields only reserved
-    names and words, and a reserved number every second time.
+    `numbers` and `names` hold what was drawn, in order. A training draw yields nothing that is reserved; a held-out draw yields only
+    reserved names and words, and a reserved number every second time.
     """
 
     def __init__(self, rng: random.Random, heldout: bool):
@@ -70,6 +70,14 @@ class Draw:
                 number = self.rng.randint(low, high)
         self.numbers.append(number)
         return number
+
+    def summands(self, small: int | None = None) -> tuple[int, int]:
+        """A given number of two digits and one of one digit (or the one that is known), whose sum stays within the same ten."""
+        while True:
+            large = self.number(10, 99)
+            if large % 10 + (small or 2) <= 9:
+                return large, small or self.number(2, 9 - large % 10)
+            self.numbers.pop()
 
     def apart(self, count: int) -> list[int]:
         """Two-digit given numbers, no two with the same tens: which is larger shows in the first digit."""

@@ -1,7 +1,7 @@
 """The textbook's kinds of passage about numbers: word problems, unit conversion, comparison and ordering, sequences.
 
-Each problem is drawn, solved, and solved again in another way (counted one by one, by ranks, by closed forms). All sums are of one number with at
-most two digits (or round) and one digit, so that a model of a million parameters can learn them in a minute.
+Each problem is drawn, solved, and solved again in another way (counted one by one, by ranks, by closed forms). No sum carries from
+one digit to the next, so that a model of a million parameters can learn to compute in a minute or two.
 """
 
 from slmjax.data.textbook_draw import NOUNS, Draw, Problem, Template
@@ -24,15 +24,17 @@ def listed(numbers: list[int]) -> str:
 
 def change(draw: Draw) -> Problem:
     """Something is added, something is taken away."""
-    a, b, c = draw.number(10, 79), draw.number(2, 9), draw.number(2, 9)
-    fields = {"x": draw.name(), "y": draw.name(), "t": draw.choice(NOUNS), "a": a, "b": b, "c": c, "s": a + b, "r": a + b - c}
+    a, b = draw.summands()
+    c = draw.number(2, (a + b) % 10)
+    fields = {"x": draw.name(), "t": draw.choice(NOUNS), "a": a, "b": b, "c": c, "s": a + b, "r": a + b - c}
     return Problem(fields, a + b - c, count(a, b, -c))
 
 
 def groups(draw: Draw) -> Problem:
     """Some things and a few equal groups."""
-    n, k = draw.choice(((2, 2), (2, 3), (2, 4), (3, 2), (3, 3), (4, 2)))
-    a = draw.number(10, 79)
+    n, k = draw.choice(((2, 2), (2, 3), (2, 4), (3, 2), (4, 2)))
+    a, _ = draw.summands(n * k)
+    draw.numbers += [n, k]
     fields = {"x": draw.name(), "t": draw.choice(NOUNS), "n": n, "k": k, "a": a, "p": n * k, "r": a + n * k}
     return Problem(fields, a + n * k, count(a, *[k] * n))
 
@@ -40,17 +42,17 @@ def groups(draw: Draw) -> Problem:
 WORD_PROBLEMS = (
     Template(
         change,
-        "At first {x} has {a} {t}. Then {y} gives {x} {b} {t}, and {x} loses {c}. How many {t} does {x} have now?",
+        "At first {x} has {a} {t}. Then {x} gets {b} {t} and loses {c}. How many {t} does {x} have now?",
         "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
     ),
     Template(
         change,
-        "On Monday {x} makes {a} {t}. On Friday {x} makes {b} {t} and {y} takes {c}. How many {t} does {x} have now?",
+        "On Monday {x} makes {a} {t}. On Friday {x} makes {b} {t} and loses {c}. How many {t} does {x} have now?",
         "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
     ),
     Template(
         change,
-        "A box of {x} holds {a} {t}. Then {x} puts in {b} {t}, and {y} takes out {c}. How many {t} does {x} have now?",
+        "A box of {x} holds {a} {t}. Then {x} puts in {b} {t} and takes out {c}. How many {t} does {x} have now?",
         "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
     ),
     Template(
@@ -65,7 +67,7 @@ WORD_PROBLEMS = (
     ),
     Template(
         change,
-        "On Monday {x} has {a} {t}. Then {y} gives {x} {b} {t}, and {y} takes out {c}. How many {t} does {x} have now?",
+        "At first {x} makes {a} {t}. On Friday {x} puts in {b} {t} and takes out {c}. How many {t} does {x} have now?",
         "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
         heldout=True,
     ),
@@ -76,7 +78,7 @@ ROUND_UNITS = (
     ("decade", "decades", "years", 10),
     ("meter", "meters", "centimeters", 100),
     ("dollar", "dollars", "cents", 100),
-    ("kilogram", "kilograms", "grams", 1000),
+    ("centimeter", "centimeters", "millimeters", 10),
 )
 OTHER_UNITS = (
     ("week", "weeks", "days", 7),
@@ -100,7 +102,7 @@ def to_small(draw: Draw) -> Problem:
 def to_large(draw: Draw) -> Problem:
     """A measure in two units, into the larger; the smaller part comes out even."""
     large, larges, small, factor = draw.choice(OTHER_UNITS)
-    n, b = draw.number(2, 9), draw.number(10, 79)
+    b, n = draw.summands()
     p = n * factor
     fields = {"x": draw.name(), "u": large, "us": larges, "v": small, "f": factor, "n": n, "b": b, "p": p, "r": b + n}
     return Problem(fields, b + n, len(range(0, p + b * factor, factor)))
@@ -139,12 +141,21 @@ UNIT_CONVERSION = (
 def extreme(draw: Draw) -> Problem:
     """Who of three has the most or the fewest."""
     numbers, names, most = draw.apart(3), [draw.name() for _ in range(3)], draw.coin()
+    owner = dict(zip(numbers, names))
     order = sorted(numbers, reverse=most)
     best = (max if most else min)(numbers)
-    who = names[numbers.index(best)]
-    fields = dict(zip("abcxyz", (*numbers, *names)))
-    fields |= {"t": draw.choice(NOUNS), "w": "most" if most else "fewest", "who": who, "best": best, "o": listed(order)}
-    return Problem(fields, who, dict(zip(numbers, names))[order[0]], tuple(names))
+    fields = dict(zip("abcxyz", (*numbers, *names))) | {"t": draw.choice(NOUNS), "w": "most" if most else "fewest"}
+    fields |= {"who": owner[order[0]], "o": ", ".join(f"{number} of {owner[number]}" for number in order)}
+    return Problem(fields, owner[order[0]], names[numbers.index(best)], tuple(names))
+
+
+def more(draw: Draw) -> Problem:
+    """Who of two has more or fewer."""
+    (a, b), x, y, up = draw.apart(2), draw.name(), draw.name(), draw.coin()
+    who = x if (a > b) == up else y
+    fields = {"x": x, "y": y, "a": a, "b": b, "t": draw.choice(NOUNS), "w": "more" if up else "fewer", "who": who}
+    fields |= {"first": max(a, b) if up else min(a, b), "second": min(a, b) if up else max(a, b)}
+    return Problem(fields, who, (x, y)[(len(range(a, b)) > 0) == up], (x, y))
 
 
 def arrange(draw: Draw) -> Problem:
@@ -159,7 +170,7 @@ def arrange(draw: Draw) -> Problem:
 
 def difference(draw: Draw) -> Problem:
     """How many more one has than another."""
-    b, d = draw.number(10, 79), draw.number(2, 9)
+    b, d = draw.summands()
     fields = {"x": draw.name(), "y": draw.name(), "t": draw.choice(NOUNS), "a": b + d, "b": b, "d": d}
     return Problem(fields, d, len(range(b, b + d)))
 
@@ -168,27 +179,27 @@ COMPARISON = (
     Template(
         extreme,
         "Here {x} has {a} {t}, {y} has {b} {t} and {z} has {c} {t}. Who has the {w} {t}?",
-        "In order: {o}. {best} is first and {who} has {best} {t}, so {who} has the {w} {t}.",
+        "In order: {o}. So {who} has the {w} {t}.",
     ),
     Template(
-        extreme,
-        "There are three bags of {t}. Bag {x} holds {a}, bag {y} holds {b} and bag {z} holds {c}. Which has the {w} {t}?",
-        "In order: {o}. {best} is first and {who} has {best} {t}, so {who} has the {w} {t}.",
+        more,
+        "Now {x} has {a} {t} and {y} has {b} {t}. Who has {w} {t}?",
+        "{first} {t} are {w} than {second} {t}, so {who} has {w} {t}.",
     ),
     Template(
         arrange,
         "Put {a}, {b} and {c} in order for {x}, the {w} first. What is the order?",
-        "The {w} of {a}, {b} and {c} is {first}. Next are {second} and {third}. So {x} has {first}, {second}, {third}.",
+        "The {w} is {first}. Next are {second} and {third}. So {x} has {first}, {second}, {third}.",
     ),
     Template(
         difference,
-        "Now {x} has {a} {t} and {y} has {b} {t}. How many more {t} does {x} have?",
-        "{b} + {d} = {a}, so {a} - {b} = {d} and {x} has {d} more {t}.",
+        "Let {x} have {a} {t} and {y} have {b} {t}. How many more {t} does {x} have?",
+        "{b} + {d} = {a}, so {a} - {b} = {d} and {x} has {d} more {t} than {y}.",
     ),
     Template(
-        extreme,
-        "There are {a} {t} for {x}, {b} {t} for {y} and {c} {t} for {z}. Who has the {w} {t}?",
-        "In order: {o}. {best} is first and {who} has {best} {t}, so {who} has the {w} {t}.",
+        more,
+        "Let {x} have {a} {t} and {y} have {b} {t}. Who has {w} {t}?",
+        "{first} {t} are {w} than {second} {t}, so {who} has {w} {t}.",
         heldout=True,
     ),
 )
@@ -196,16 +207,27 @@ COMPARISON = (
 
 def rising(draw: Draw) -> Problem:
     """The next term where each term adds the same."""
-    a, d = draw.number(10, 60), draw.number(2, 9)
+    a, d = steps(draw, 1)
     fields = {"x": draw.name(), "a": a, "b": a + d, "c": a + 2 * d, "d": d, "r": a + 3 * d}
     return Problem(fields, a + 3 * d, range(a, a + 4 * d, d)[3])
 
 
 def falling(draw: Draw) -> Problem:
     """The next term where each term takes away the same."""
-    a, d = draw.number(40, 99), draw.number(2, 9)
+    a, d = steps(draw, -1)
     fields = {"x": draw.name(), "a": a, "b": a - d, "c": a - 2 * d, "d": d, "r": a - 3 * d}
     return Problem(fields, a - 3 * d, range(a, 0, -d)[3])
+
+
+def steps(draw: Draw, sign: int) -> tuple[int, int]:
+    """A start and a difference, three times which changes the units only or the tens only."""
+    while True:
+        start, difference = draw.number(10, 99), draw.choice((1, 2, 3, 10, 20))
+        end = start + sign * 3 * difference
+        if end // 10 == start // 10 if difference < 10 else 10 <= end <= 99:
+            draw.numbers.append(difference)
+            return start, difference
+        draw.numbers.pop()
 
 
 def doubling(draw: Draw) -> Problem:
@@ -227,18 +249,18 @@ def taking_turns(draw: Draw) -> Problem:
 SEQUENCES = (
     Template(
         rising,
-        "Next in the list of {x}: {a}, {b}, {c}. The rule stays the same. What comes next?",
-        "{a} + {d} = {b} and {b} + {d} = {c}, so {x} adds {d}. {c} + {d} = {r}, so {r} comes next.",
+        "In the list of {x} are {a}, {b}, {c}. The rule stays the same. What comes next?",
+        "Each time {x} adds {d}. {c} + {d} = {r}, so {r} comes next.",
     ),
     Template(
         falling,
         "Going down, {x} writes {a}, {b}, {c}. The rule stays the same. What comes next?",
-        "{a} - {d} = {b} and {b} - {d} = {c}, so {x} takes away {d}. {c} - {d} = {r}, so {r} comes next.",
+        "Each time {x} takes away {d}. {c} - {d} = {r}, so {r} comes next.",
     ),
     Template(
         rising,
         "Starting at {a}, {x} adds {d} three times. What does {x} get?",
-        "{a} + {d} = {b} and {b} + {d} = {c}, so {x} adds {d}. {c} + {d} = {r}, so {x} gets {r}.",
+        "Each time {x} adds {d}. {a} + {d} = {b}, {b} + {d} = {c} and {c} + {d} = {r}, so {x} gets {r}.",
     ),
     Template(
         doubling,
@@ -248,12 +270,12 @@ SEQUENCES = (
     Template(
         taking_turns,
         "By turns, {x} writes {a}, {b}, {a}, {b}, {a}. The rule stays the same. What comes next?",
-        "The numbers {a} and {b} take turns, so {x} writes {b}. So {b} comes next.",
+        "Each time {x} takes turns, and {b} comes after {a}, so {b} comes next.",
     ),
     Template(
         rising,
-        "Going up, {x} writes {a}, {b}, {c}. The rule stays the same. What comes next?",
-        "{a} + {d} = {b} and {b} + {d} = {c}, so {x} adds {d}. {c} + {d} = {r}, so {r} comes next.",
+        "Starting at {a}, {x} writes {a}, {b}, {c}. The rule stays the same. What comes next?",
+        "Each time {x} adds {d}. {c} + {d} = {r}, so {r} comes next.",
         heldout=True,
     ),
 )

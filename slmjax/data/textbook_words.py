@@ -88,7 +88,7 @@ def pack(draw: Draw) -> Problem:
 
 def act(draw: Draw) -> Problem:
     """A verb for an addition."""
-    d, a = draw.number(2, 9), draw.number(10, 79)
+    a, d = draw.summands()
     return Problem({"x": draw.name(), "w": draw.word(), "d": d, "a": a, "r": a + d}, a + d, len([*range(a), *range(d)]))
 
 

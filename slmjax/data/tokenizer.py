@@ -33,7 +33,7 @@ class Tokenizer:
         self._special = {t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
         names = [name for name in EOT_NAMES if name in self._special]
         if not names:
-            raise UserError(f"data.tokenizer: {where} has no end-of-text token among its special tokens (looked for {', '.join(EOT_NAMES)}).")
+            raise UserError(f"data.tokenizer: {where} has no end-of-text among its special tokens (looked for {', '.join(EOT_NAMES)}).")
         self.eot: int = self._special[names[0]]
         self._byte_level = _check_bytes(self._json, where)
         splitter = self._library.pre_tokenizer
@@ -73,8 +73,8 @@ class Tokenizer:
             out.append(ids)
         return out
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special tokens are left out and bytes that are no UTF-8 become the replacement character."""
+    def decode(self, ids: Iterable[Any]) -> str:
+        """The text of ids (integers of any library), without special tokens; bytes that are no UTF-8 become the replacement character."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_bytes(self) -> list[bytes]:
@@ -168,7 +168,7 @@ def _check_bytes(tokenizer: dict[str, Any], where: str) -> bool:
         raise UserError(f"data.tokenizer: {where} is byte-level but lacks {len(missing)} of the 256 bytes, so it would drop text.")
     if model.get("byte_fallback") and all(f"<0x{i:02X}>" in tokens for i in range(256)):
         return False
-    raise UserError(f"data.tokenizer: {where} is {kind} without bytes, so it would lose text; use a byte-level BPE or one with byte fallback.")
+    raise UserError(f"data.tokenizer: {where} is {kind} without bytes, so it would lose text; use byte-level BPE or byte fallback.")
 
 
 def _byte_alphabet() -> dict[str, bytes]:

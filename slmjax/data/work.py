@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -19,9 +18,14 @@ from typing import Any
 
 from slmjax.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
 Progress = Callable[[str, int, int], None]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
 
 
 @contextlib.contextmanager
@@ -32,7 +36,7 @@ def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(f"{field}: no space left while writing to {folder}; free some, or choose another folder.") from error
-        if error.errno in _DENIED:
+        if error.errno in _DENIED and (error.errno != errno.ENOENT or not os.path.isdir(folder)):
             raise UserError(f"{field}: cannot write to {folder} ({error.strerror}); choose a folder that you may write to.") from error
         raise
 
@@ -51,12 +55,16 @@ def write_atomic(path: Path, content: bytes | str | dict | list) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold an exclusive lock that the system releases when this process ends, however it ends.
+def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Hold an exclusive lock that the system releases when this process ends, however it ends; False where there are no locks.
 
     File systems without locks are used without: every write is atomic and every unit's content is the same whoever makes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield False
+        return
+    held = True
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,10 +74,11 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             say(f"{path.parent} has no file locks ({error.strerror}); continuing without")
+            held = False
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        yield held
 
 
 def run_units(
@@ -141,14 +150,19 @@ def _start_worker(stop: Any, threads: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def wait_for(paths: Iterable[Path], *, timeout: float, what: str, say: Callable[[str], None]) -> None:
+def wait_for(
+    paths: Iterable[Path], *, timeout: float, what: str, say: Callable[[str], None], unless: Callable[[], bool] = lambda: False
+) -> None:
     """Wait until other hosts have written `paths` into the shared folder; the clock starts again whenever one appears.
 
-    Raises: UserError naming what is missing after `timeout` seconds without any progress.
+    Raises: UserError naming what is missing after `timeout` seconds without any progress; FileNotFoundError once `unless()` says
+      that the rest will not come.
     """
     missing = [path for path in paths if not path.exists()]
     start, told = time.monotonic(), False
     while missing:
+        if unless():
+            raise FileNotFoundError(str(missing[0]))
         time.sleep(0.1)
         left = [path for path in missing if not path.exists()]
         if len(left) < len(missing):
@@ -176,7 +190,8 @@ def terminal_progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    with Bar("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:

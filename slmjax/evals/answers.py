@@ -13,7 +13,8 @@ def exact_answers(
     Args:
       generate: prompts to completions, one each and in order, without the prompts; called once with all of them, so that it can batch.
       questions_by_kind: as `slmjax.data.textbook.questions` makes them.
-    Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing, "count": questions}; kinds without questions are left out.
+    Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing, "count": questions}; a kind without questions
+      is left out.
     Raises: ValueError where the number of completions is not the number of prompts.
     """
     asked = {kind: list(questions) for kind, questions in questions_by_kind.items() if questions}

@@ -2,8 +2,8 @@
 
 Counts live in sorted arrays, so that a fit is a few sorts and a score a few binary searches.
 Sources: Kneser & Ney 1995 (lower orders count distinct left neighbours); Chen & Goodman 1999, section 3 (interpolation, three discounts
-estimated from counts of counts); Heafield et al. 2013, section 3 (n-grams that begin where a document begins have no left neighbour and keep
-their raw counts).
+estimated from counts of counts); Heafield et al. 2013, section 3 (n-grams that begin where a document begins have no left neighbour and
+keep their raw counts).
 """
 
 import math
@@ -61,7 +61,7 @@ class KneserNey:
         return probability
 
     def complete(self, prompt_tokens: Sequence[int], max_tokens: int, stop: int | None = None) -> list[int]:
-        """The most probable next token again and again, until it is `stop` (the eot unless given; not returned) or there are `max_tokens`."""
+        """The most probable next token, repeatedly, until it is `stop` (by default the eot; not returned) or there are `max_tokens`."""
         stop = self.eot if stop is None else stop
         tokens: list[int] = []
         while len(tokens) < max_tokens and (best := int(self.distribution([*prompt_tokens, *tokens]).argmax())) != stop:

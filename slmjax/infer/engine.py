@@ -46,7 +46,7 @@ class Decoded(NamedTuple):
 
 
 class Engine:
-    """A model ready to generate. Compiled programs are shared by all engines of one architecture.
+    """A model ready to generate, in one process. Compiled programs are shared by all engines of one architecture.
 
     Args:
       tokenizer: see data/tokenizer.py; used are encode, token_bytes, vocab_size and eot.
@@ -56,7 +56,7 @@ class Engine:
 
     def __init__(self, arch: Architecture, params: dict, buffers: dict, tokenizer: Any, *, max_batch: int = 64):
         if tokenizer.vocab_size > arch.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {arch.vocab_size}; it is not this model's.")
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's.")
         self.arch, self.params = unrolled(arch), _unrolled_params(arch, params)
         self.buffers, self.tokenizer, self.max_batch = buffers, tokenizer, max_batch
         self.token_bytes = tokenizer.token_bytes()
@@ -67,9 +67,9 @@ class Engine:
         prompts: Sequence[str] | Sequence[Sequence[int]],
         *,
         max_tokens: int,
-        temperature: float | int = 0.0,
+        temperature: float = 0.0,
         top_k: int = 0,
-        top_p: float | int = 1.0,
+        top_p: float = 1.0,
         stop: Sequence[str] = (),
         seed: int | Sequence[int] = 0,
     ) -> list[Completion]:
@@ -85,8 +85,7 @@ class Engine:
         Raises: UserError naming the argument that makes no sense.
         """
         drawing = settings(len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        ids = [self.encode(prompt) for prompt in prompts]
-        out = []
+        ids, out, stop = [self.encode(prompt) for prompt in prompts], [], [stop] if isinstance(stop, str) else stop
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)
             out += self._completions(self.decode(ids[part], Sampling(*(a[part] for a in drawing)), max_tokens, stop), stop)
@@ -107,19 +106,19 @@ class Engine:
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
         rows, batch = len(ids), bucket(len(ids), 1)
-        lengths = np.zeros(batch, np.int32)
-        lengths[:rows] = [len(row) for row in ids]
+        lengths, last = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+        lengths[:rows], last[:rows] = [len(row) - 1 for row in ids], [row[-1] for row in ids]
         tokens = np.zeros((batch, bucket(int(lengths.max()), LENGTHS)), np.int32)
         for i, row in enumerate(ids):
-            tokens[i, : len(row)] = row
+            tokens[i, : len(row) - 1] = row[:-1]
         room = bucket(max_tokens, LENGTHS)
-        logits, cache = prefill(self.arch, tokens.shape[1] + room, self.params, self.buffers, tokens, lengths)
+        cache = prefill(self.arch, tokens.shape[1] + room, self.params, self.buffers, tokens, lengths)
         request = _Request(
-            lengths, Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)), self._stop_table(stop),
+            np.arange(batch) < rows, lengths, last, Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)), self._stop_table(stop),
             np.int32(max_tokens), np.int32(self.tokenizer.eot), np.int32(self.tokenizer.vocab_size),
         )  # fmt: skip
-        state, _ = decode_loop(self.arch, room, self.params, self.buffers, cache, logits, request)
-        state = jax.tree.map(_on_host, state)
+        state, _ = decode_loop(self.arch, room, self.params, self.buffers, cache, request)
+        state = jax.device_get(state)
         cut = (slice(rows), slice(max_tokens))
         return Decoded(state.tokens[cut], state.logprobs[cut], state.counts[:rows], state.finish[:rows], int(state.step))
 
@@ -144,32 +143,32 @@ def bucket(n: int, smallest: int) -> int:
 
 
 def unrolled(arch: Architecture) -> Architecture:
-    """The same model with a group of its own for each layer: a loop over decode steps then reads weights in place, not slices of a stack."""
+    """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack."""
     return dataclasses.replace(arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _unrolled_params(arch: Architecture, params: dict) -> dict:
     layers = [
-        jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["stack"][str(g)]) for g, (_, repeats) in enumerate(arch.stack) for r in range(repeats)
-    ]  # fmt: skip
+        jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["stack"][str(g)])
+        for g, (_, repeats) in enumerate(arch.stack)
+        for r in range(repeats)
+    ]
     return params | {"stack": {str(i): layer for i, layer in enumerate(layers)}}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def prefill(
-    arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]
-) -> tuple[Float[Array, "B V"], tuple]:
-    """Logits after each row's last token, and a cache with room for `size` tokens. Rows are padded on the right; length 0 is no row."""
+def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]) -> tuple:
+    """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     batch = {"tokens": tokens, "segments": (position < lengths[:, None]).astype(jnp.int32), "positions": position}
-    hidden, _, cache = lm.forward(arch, params, buffers, batch, cache=init_cache(arch, len(tokens), size))
-    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-    return lm.logits(arch, params, last)[:, 0], cache
+    return lm.forward(arch, params, buffers, batch, cache=init_cache(arch, len(tokens), size))[2]
 
 
 class _Request(NamedTuple):
-    lengths: Any  # [B] int32 tokens of each prompt; 0: a row that only fills the batch bucket, born stopped
+    real: Any  # [B]; false: the row only fills the batch bucket and is born stopped
+    lengths: Any  # [B] tokens of each prompt that are in the cache: all but the last
+    last: Any  # [B] last token of each prompt
     drawing: Sampling
     stop_table: Any  # see stops.token_automaton
     max_tokens: Any
@@ -179,6 +178,7 @@ class _Request(NamedTuple):
 
 class _State(NamedTuple):
     step: Any  # tokens drawn so far
+    token: Any  # [B] the newest
     tokens: Any  # [B, room]
     logprobs: Any  # [B, room]
     counts: Any  # [B]
@@ -187,51 +187,40 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def decode_loop(
-    arch: Architecture, room: int, params: dict, buffers: dict, cache: tuple, logits: Float[Array, "B V"], request: _Request
-) -> tuple[_State, tuple]:
+def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cache: tuple, request: _Request) -> tuple[_State, tuple]:
     """Draw tokens, one a row and step, until every row has finished. `cache` is given up: its memory becomes the returned cache's."""
-    B = len(logits)
-    filled = jnp.full(B, RUNNING)
-    state = _State(
-        jnp.int32(0), jnp.zeros((B, room), jnp.int32), jnp.zeros((B, room), jnp.float32), jnp.zeros(B, jnp.int32),
-        jnp.where(request.lengths > 0, filled, LENGTH), jnp.full(B, stopping.START, request.stop_table.dtype),
+    B = len(request.last)
+    start = _State(
+        jnp.int32(0), request.last, jnp.zeros((B, room), jnp.int32), jnp.zeros((B, room), jnp.float32), jnp.zeros(B, jnp.int32),
+        jnp.where(request.real, RUNNING, LENGTH), jnp.full(B, stopping.START, request.stop_table.dtype),
     )  # fmt: skip
 
     def step(carry):
         state, cache = carry
-        running = (state.finish == RUNNING).astype(jnp.int32)[:, None]  # a finished row is padding, which changes nothing in its cache
-        last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
-        batch = {"tokens": last, "segments": running, "positions": (request.lengths + state.step - 1)[:, None]}
-        hidden, _, cache = lm.forward(arch, params, buffers, batch, cache=cache)
+        running = (state.finish == RUNNING).astype(jnp.int32)  # a finished row is padding, which changes nothing in its cache
+        batch = {"tokens": state.token, "segments": running, "positions": request.lengths + state.step}
+        hidden, _, cache = lm.forward(arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache)
         return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), cache
 
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0].finish == RUNNING), step, (_draw(state, logits, request), cache))
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache))
 
 
 def _draw(state: _State, logits: Float[Array, "B V"], request: _Request) -> _State:
-    token = sample(logits, request.drawing, state.step, request.vocab_size)
+    logits = jnp.where(jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf)  # rows that only round up the embedding
+    token = sample(logits, request.drawing, state.step)
     running = state.finish == RUNNING
     ended = token == request.eot
     written = running & ~ended
     stop_state = jnp.where(written, request.stop_table[state.stop_state, token], state.stop_state)
     finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
     finish = jnp.where(ended, END, jnp.where(stop_state == stopping.STOPPED, STOP, finish))
-    known = jnp.where(jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf)
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(known), token[:, None], axis=1)
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)
     return _State(
         state.step + 1,
+        token,
         jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(written, token, 0)[:, None], state.step, axis=1),
         jax.lax.dynamic_update_slice_in_dim(state.logprobs, jnp.where(written[:, None], logprob, 0.0), state.step, axis=1),
         state.counts + written,
         jnp.where(running, finish, state.finish),
         stop_state,
     )
-
-
-def _on_host(x: Array) -> np.ndarray:
-    if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -43,7 +43,7 @@ def load_model(workdir: str, step: int | None = None) -> Loaded:
     step = steps[-1] if step is None else step
     meta = checkpoints.meta(step)
     config = from_dict(meta["config"])
-    tokenizer = tokenizers.load(root / "tokenizer.json")
+    tokenizer = tokenizers.load(str(root / "tokenizer.json"))
     if tokenizer.sha256 != meta["tokenizer"]:
         raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])

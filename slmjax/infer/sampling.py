@@ -22,7 +22,7 @@ class Sampling(NamedTuple):
     row: Any  # int32: rows of one seed differ by it
 
 
-def settings(rows: int, *, temperature: float | int = 0.0, top_k: int = 0, top_p: float | int = 1.0, seed: int | Sequence[int] = 0) -> Sampling:
+def settings(rows: int, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int | Sequence[int] = 0) -> Sampling:
     """The same settings for `rows` rows.
 
     Args:
@@ -40,7 +40,7 @@ def settings(rows: int, *, temperature: float | int = 0.0, top_k: int = 0, top_p
     )  # fmt: skip
 
 
-def check(*, temperature: float | int, top_k: int, top_p: float | int) -> None:
+def check(*, temperature: float, top_k: int, top_p: float) -> None:
     """Raises: UserError naming the value that makes no sense."""
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
@@ -50,14 +50,14 @@ def check(*, temperature: float | int, top_k: int, top_p: float | int) -> None:
         raise UserError(f"top_p is {top_p}; it must be more than 0 and at most 1 (all tokens).")
 
 
-def sample(logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | int, vocab_size: Int[Array, ""] | int) -> Int[Array, "B"]:
+def sample(logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | int) -> Int[Array, "B"]:
     """One token a row. A row's token depends on its own logits, settings, seed, row number and the step; never on other rows.
 
     Args:
+      logits: -inf for what must not be drawn.
       step: of the completion, 0-based; it makes the steps' draws independent.
-      vocab_size: the tokenizer's; rows of the embedding beyond it are never drawn.
     """
-    logits = jnp.where(jnp.arange(logits.shape[1]) < vocab_size, logits, -jnp.inf)
+    how = Sampling(*map(jnp.asarray, how))
     warm = how.temperature > 0
 
     def greedy(_):

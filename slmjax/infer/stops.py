@@ -23,7 +23,7 @@ def token_automaton(stops: Sequence[str], token_bytes: Sequence[bytes]) -> UInt1
     their bytes are run through the automaton here, on the host, and never stored.
 
     Args:
-      stops: stop strings, matched by their UTF-8 bytes; none: every state leads to START.
+      stops: stop strings, matched by their UTF-8 bytes; none: START leads to itself alone.
       token_bytes: the bytes of each token id.
     Source: Aho and Corasick 1975.
     Raises: UserError for an empty stop string, or for stop strings of more than 1,000 bytes together.

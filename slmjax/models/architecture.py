@@ -1,16 +1,16 @@
 """What a model is: a frozen, hashable description, made from the config once the devices are known."""
 
-import ast
 import dataclasses
 import re
 
 from ml_collections import ConfigDict
 
 from slmjax.errors import UserError, nearest
+from slmjax.models.groups import GROUPS
 
 MIXERS = ("attention",)
 CHANNELS = ("mlp",)
-OPTIONS = {"rope": bool}  # a block's own overrides
+OPTIONS = ("rope",)  # a block's own overrides, True or False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def from_config(config: ConfigDict, vocab_size: int, **resolved) -> Architecture
     names = {f.name for f in dataclasses.fields(Architecture)} & set(m.keys()) - {"stack", "attention", "unroll", "vocab_size"}
     fields = {name: m[name] for name in names}
     fields |= {"params": config.precision.params, "reductions": config.precision.reductions, "stack": _stack(m)}
-    fields["init_scales"] = tuple(sorted((group, float(of.get("init", 1.0))) for group, of in m.multipliers.items()))
+    fields["init_scales"] = _init_scales(m.multipliers)
     fields |= {"compute": "float32" if config.precision.compute == "auto" else config.precision.compute}
     return Architecture(vocab_size=vocab_size, **(fields | resolved))
 
@@ -76,7 +76,7 @@ def parse_block(text: str) -> Block:
 
     Raises: UserError naming what is unknown.
     """
-    kinds, *options = text.split()
+    kinds, *options = text.split() or [""]
     mixer, _, channel = kinds.partition("+")
     channel = channel or "mlp"
     for name, known, what in ((mixer, MIXERS, "token mixer"), (channel, CHANNELS, "channel mixer")):
@@ -87,16 +87,35 @@ def parse_block(text: str) -> Block:
         match = re.fullmatch(r"(\w+)=(\w+)", option)
         if not match or match[1] not in OPTIONS:
             raise UserError(f"config.model.pattern: '{option}' in '{text}' is not one of the options {', '.join(OPTIONS)}.")
-        values[match[1]] = OPTIONS[match[1]](ast.literal_eval(match[2]))
+        if match[2] not in ("True", "False"):
+            raise UserError(f"config.model.pattern: '{option}' in '{text}' must be True or False.")
+        values[match[1]] = match[2] == "True"
     return Block(mixer, channel, **values)
 
 
 def _stack(m: ConfigDict) -> tuple:
     if m.stack:
-        return tuple((tuple(parse_block(b) for b in pattern), int(repeats)) for pattern, repeats in m.stack)
+        return tuple(_group(entry) for entry in m.stack)
     pattern = tuple(parse_block(b) for b in m.pattern)
     repeats, rest = divmod(m.layers, len(pattern))
     if rest or not repeats:
         options = [n * len(pattern) for n in (repeats, repeats + 1) if n]
         raise UserError(f"config.model.layers is {m.layers}, which the pattern of {len(pattern)} does not divide; nearest: {options}.")
     return ((pattern, repeats),)
+
+
+def _group(entry) -> tuple:
+    match entry:
+        case [[_, *_] as pattern, int(repeats)] if repeats > 0:
+            return tuple(parse_block(block) for block in pattern), repeats
+    raise UserError(f"config.model.stack: {entry!r} is not (pattern, repeats), such as (('attention', 'attention rope=False'), 4).")
+
+
+def _init_scales(multipliers: ConfigDict) -> tuple:
+    names = {group.name for group in GROUPS}
+    for name, of in multipliers.items():
+        if name not in names:
+            raise UserError(f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(names))}.{nearest(name, names)}")
+        if not isinstance(of, dict | ConfigDict) or not set(of) <= {"init", "lr", "decay"}:
+            raise UserError(f"config.model.multipliers.{name} is {of!r}; it can hold init, lr and decay, such as {{'lr': 0.5}}.")
+    return tuple(sorted((name, float(of.get("init", 1.0))) for name, of in multipliers.items()))

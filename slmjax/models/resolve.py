@@ -3,6 +3,7 @@
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from slmjax.data.packing import max_segments
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture, from_config
 from slmjax.ops import attention
@@ -53,9 +54,4 @@ def vocab_rows(asked: int, tokenizer_size: int) -> int:
     if asked and asked < tokenizer_size:
         raise UserError(f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens.")
     return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB
-
-
-def max_segments(seq_len: int) -> int:
-    """Most documents in a row; a static bound that the fused attention kernels need. The row plan keeps to it."""
-    return max(16, seq_len // 32)
 

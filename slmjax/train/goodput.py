@@ -29,7 +29,7 @@ class Goodput:
 
     Args:
       past: records of the run's earlier sessions (`metrics.read`), so that `share` covers the whole run.
-      from_step: the step that this session goes on from.
+      from_step: the step that this session goes on from; an attribute too, to be set anew where an older checkpoint is restored.
       began: Unix time at which the process started, where the caller knows it better than "now"; the time since counts as `start`.
       clock: seconds of a monotonic clock.
     """
@@ -47,7 +47,7 @@ class Goodput:
         now = time.time()
         self._began = now if began is None else min(began, now)
         self._offset = now - self._mark
-        self._from_step = from_step
+        self.from_step = from_step
         self._past = _sessions(past.all) if past else []
         self._stack: list[str] = []
         self._totals = dict.fromkeys(SPENT, 0.0)
@@ -100,7 +100,7 @@ class Goodput:
             "first": self._first + self._offset if stepped else None,
             "last": self._last + self._offset if stepped else None,
             "now": self._mark + self._offset,
-            "from_step": self._from_step,
+            "from_step": self.from_step,
             "steps": self._steps,
             "kept": self._kept,
             "before": _known(before),
@@ -110,7 +110,7 @@ class Goodput:
 
     def share(self) -> float:
         """Goodput of the run so far, earlier sessions included; NaN before the first step."""
-        session = _Session(self._from_step, [self._from_step, self._from_step + self._steps], [0.0, self._kept], self.record())
+        session = _Session(self.from_step, [self.from_step, self.from_step + self._steps], [0.0, self._kept], self.record())
         return _combine([*self._past, session])["goodput"]
 
     def _turn(self) -> None:

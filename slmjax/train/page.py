@@ -96,7 +96,7 @@ section { margin-top: 2.6rem; padding-top: 1.3rem; border-top: 1px solid var(--g
 p { margin: 0.4rem 0; max-width: 46rem; }
 .lead { color: var(--muted); margin-top: 0.5rem; }
 .note { color: var(--muted); font-size: 0.8rem; margin-top: 0.7rem; }
-.warn { border-left: 3px solid var(--c1); padding-left: 0.8rem; }
+.warn { border-left: 3px solid var(--c1); padding-left: 0.8rem; margin-top: 1rem; }
 .tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1.1rem 1.4rem; margin: 1.8rem 0 0; }
 .tiles dt { color: var(--muted); font-size: 0.8rem; }
 .tiles dd { margin: 0; font-size: 1.45rem; font-weight: 600; line-height: 1.25; letter-spacing: -0.01em;

@@ -167,7 +167,6 @@ def _domains(records: metrics.Records) -> list[str]:
         text += (
             " Kneser-Ney: interpolated, by order, over the same tokens and training text. Last column: final value over the best of these."
         )
-    strong = [index for index in strong if index < len(rows)]
     return [page.table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], strong=strong), page.note(text)] if rows else []
 
 
@@ -245,7 +244,7 @@ def _history(records: metrics.Records) -> list[str]:
             reached = step
         elif name is None or name == "goodput":
             reached = max(reached, step)
-        if text:
+        if text and not (name == "start" and rows):  # later sessions say where they went on
             rows.append([_moment(record["time"]) if record.get("time") else "", text, f"{step:,}"])
     eventful = any(text not in ("started", "finished") for _, text, _ in rows)
     return [page.table(["when", "what", "step"], rows, left=2)] if eventful else []
@@ -299,7 +298,7 @@ def _environment(records: metrics.Records) -> list[str]:
     command = command if isinstance(command, str) else " ".join(command)
     made = f"<h3>The command that made it</h3><pre>{page.escape(command)}</pre>" if command else ""
     size = {f"{key.replace('_', '-')} parameters": value for key, value in start.get("parameters", {}).items()}
-    return [_pairs({**start.get("environment", {}), **size}), made]
+    return [_pairs({**start.get("environment", {}), **size, "choices": start.get("choices")}), made]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def sources_of(mixture, stop, start=0):
 
 
 @given(weights_of_sources, st.integers(0, 5), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counts_after_whole_blocks_are_the_exact_share_rounded_down_or_up(weights, seed, blocks):
     mixture = mixture_of(weights, seed=seed)
     rows = blocks * BLOCK_ROWS
@@ -36,17 +36,17 @@ def test_counts_after_whole_blocks_are_the_exact_share_rounded_down_or_up(weight
 
 
 @given(weights_of_sources, st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12)
 def test_at_every_row_each_source_is_near_its_share(weights, seed):
-    sources = sources_of(mixture_of(weights, seed=seed), 2500)
+    sources = sources_of(mixture_of(weights, seed=seed), 1500)
     share = np.array(weights) / sum(weights)
     counts = np.cumsum(sources[:, None] == np.arange(len(weights)), axis=0)
     exact = np.arange(1, len(sources) + 1)[:, None] * share
     assert np.all(np.abs(counts - exact) < 2 + share * len(weights))
 
 
-@given(weights_of_sources, st.integers(0, 5), st.integers(1, 3000))
-@settings(max_examples=40, deadline=None)
+@given(weights_of_sources, st.integers(0, 5), st.integers(1, 2500))
+@settings(max_examples=12)
 def test_each_source_is_read_row_by_row_and_rows_before_counts_them(weights, seed, stop):
     mixture = mixture_of(weights, total_rows=2000, seed=seed, align=3)
     picks = [mixture.pick(g) for g in range(stop)]
@@ -99,11 +99,10 @@ def test_a_source_of_weight_zero_and_the_order_of_names_leave_the_picks_alone():
 
 def test_order_is_by_random_access_through_a_pickle_and_another_with_another_seed():
     mixture, copy = mixture_of([0.4, 0.6]), pickle.loads(pickle.dumps(mixture_of([0.4, 0.6])))
-    picks = [mixture.pick(g) for g in range(4000)]
-    assert [copy.pick(int(g)) for g in np.random.default_rng(0).permutation(4000)] == [
-        picks[g] for g in np.random.default_rng(0).permutation(4000)
-    ]
-    assert picks != [mixture_of([0.4, 0.6], seed=1).pick(g) for g in range(4000)]
+    picks = [mixture.pick(g) for g in range(3000)]
+    order = np.random.default_rng(0).permutation(3000)[:300]
+    assert [copy.pick(int(g)) for g in order] == [picks[g] for g in order]
+    assert picks[:300] != [mixture_of([0.4, 0.6], seed=1).pick(g) for g in range(300)]
 
 
 def test_without_phases_shares_are_the_given_weights_or_else_the_tokens():

@@ -31,7 +31,7 @@ def realistic_lengths(documents=3000):
 
 
 @given(lengths_of_documents, st.integers(1, 40), st.integers(0, 9), packing_names, st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_epoch_has_every_token_at_most_once_in_full_rows_and_leaves_out_less_than_one(lengths, seq_len, seed, packing, epoch):
     if lengths.sum() < seq_len:
         return
@@ -94,7 +94,7 @@ def test_place_in_a_window_says_nothing_about_document_length():
 
 
 @given(lengths_of_documents, st.integers(2, 40), st.integers(1, 6), packing_names)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_row_has_more_spans_than_the_bound_and_what_is_left_out_is_counted(lengths, seq_len, most, packing):
     if lengths.sum() < seq_len:
         return
@@ -120,12 +120,12 @@ def test_the_share_left_out_of_a_sample_is_near_that_of_all_rows():
 def test_text_shorter_than_a_row_is_refused_with_both_numbers():
     with pytest.raises(UserError, match=r"books has 30 tokens.*seq_len=64"):
         RowPlan(np.array([10, 20]), 64, seed=0, packing="concat", max_segments=16, name="books")
-    with pytest.raises(UserError, match="'bestfit'.*Did you mean 'best_fit'"):
+    with pytest.raises(UserError, match=r"'bestfit'.*Did you mean 'best_fit'"):
         plan_of([100], 10, packing="bestfit")
 
 
 @given(lengths_of_documents, st.integers(1, 40), st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_first_fit_holds_every_token_once_within_both_bounds(lengths, seq_len, most):
     rows = first_fit(lengths, seq_len, most)
     assert sorted(tokens_of(rows)) == [(doc, token) for doc, n in enumerate(lengths) for token in range(n)]
@@ -137,4 +137,3 @@ def test_the_order_of_documents_is_the_one_that_this_format_promises():
     plan = plan_of([7, 5, 9, 4, 3, 8, 6, 2], 11, seed=3)
     assert random_bits(2, "documents", 3, "the text", 0).tolist() == [16450803957693634647, 8255719596540568222]
     assert [list(plan.row(r)) for r in range(3)] == [[(2, 0, 9), (7, 0, 2)], [(1, 0, 5), (6, 0, 6)], [(5, 0, 8), (4, 0, 3)]]
-

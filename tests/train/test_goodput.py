@@ -121,6 +121,18 @@ def test_two_kills_count_each_second_once(run):
     assert summary["wall"] == 30
 
 
+def test_a_session_that_falls_back_to_an_older_checkpoint_says_so_later(run):
+    run.session(0)
+    run.steps(10, 1.0)
+    run.session(8)
+    run.spend("restore", 1)
+    run.watch.from_step = run.step = 5  # the checkpoint at 8 is damaged
+    run.steps(5, 1.0)
+    run.finish()
+    assert run.summary()["kept"] == 10
+    assert run.summary()["lost"] == {"restore": 1.0, "repeated": 5.0}
+
+
 def test_a_session_killed_before_its_first_step_is_lost_time(run):
     run.session(0)
     run.steps(5, 1.0)
@@ -151,6 +163,20 @@ def test_an_extension_does_not_count_the_days_between_but_the_replaced_decay(run
     assert summary["wall"] == 10 + 2 + 12
     assert summary["lost"] == {"restore": 2.0, "extended": 2.0}
     assert summary["kept"] == 20
+
+
+def test_what_a_kill_repeats_and_what_an_extension_replaces_are_told_apart(run):
+    run.session(0)
+    run.steps(10, 1.0)  # killed at 10
+    run.wait(4)
+    run.session(8)
+    run.steps(4, 1.0)
+    run.finish()  # at 12
+    run.session(6)  # the trunk lies in the first session
+    run.steps(14, 1.0)
+    run.finish()
+    assert run.summary()["lost"] == {"repeated": 2.0, "extended": 2.0 + 4.0, "down": 4.0}
+    assert run.summary()["kept"] == 20
 
 
 def test_an_inner_cause_takes_its_time_from_the_outer_one(run):

@@ -1,0 +1,58 @@
+"""The stage `prepare`, and the same step inside training: from a config to prepared text. Needs no accelerator."""
+
+from types import SimpleNamespace
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from slmjax.data import textbook
+from slmjax.data.prepare import Prepared, prepare, summary
+from slmjax.errors import UserError
+
+# What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
+TRAIN_PER_KIND = 4000
+HELDOUT_PER_KIND = 300
+
+
+def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", began: float = 0.0) -> None:
+    """Prepare config.data and say what came out; `init_from` gives the tokenizer."""
+    prepared = prepared_text(config, workdir, init_from=init_from)
+    print(summary(prepared))
+
+
+def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1) -> Prepared:
+    """The prepared text of a config: the embedded textbook where it names no sources.
+
+    Args:
+      workdir: `prepared` beside it is the cache unless config.data.cache names one.
+      init_from: a work directory whose tokenizer is used where config.data.tokenizer is empty.
+      process, processes: of several hosts, which share the work through a common file system.
+    """
+    cache = config.data.cache or str(epath.Path(workdir).parent / "prepared")
+    data = SimpleNamespace(**config.data.to_dict())
+    if not data.sources:
+        folder = epath.Path(cache) / f"textbook-{config.seed}"
+        data.sources = textbook.write_corpus(folder, seed=config.seed, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND)
+    if init_from and not data.tokenizer:
+        tokenizer = epath.Path(init_from) / "tokenizer.json"
+        if not tokenizer.exists():
+            raise UserError(f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a training run.")
+        data.tokenizer = str(tokenizer)
+    return prepare(data, seed=config.seed, cache=cache, process_index=process, process_count=processes)
+
+
+def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:
+    """What a report says of each source; epochs: how often the run reads each."""
+    out = {}
+    for name, entry in prepared.manifest["sources"].items():
+        train = prepared.train[name]
+        out[name] = {
+            "documents": len(train),
+            "tokens": int(train.tokens),
+            "epochs": epochs[name],
+            "bytes": int(train.bytes.sum()),
+            "bad_records": sum(entry["faults"].values()),
+            "heldout_documents": len(prepared.heldout[name]),
+            "removed_as_duplicates_share": float(entry["removed"]["bytes_share"]),
+        }
+    return out

@@ -1,0 +1,259 @@
+"""The training loop."""
+
+import contextlib
+import gc
+import os
+import resource
+import shlex
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from slmjax import config as configs
+from slmjax.data.loader import local_batches
+from slmjax.errors import UserError
+from slmjax.infer.engine import Engine
+from slmjax.models import sizes
+from slmjax.parallel import hosts
+from slmjax.parallel.mesh import batch_sharding
+from slmjax.train import evaluation, schedule
+from slmjax.train.progress import Progress
+from slmjax.train.report import write_report
+from slmjax.train.run import Run
+
+
+def train(run: Run) -> int:
+    """Go from run.start.step to config.train.steps; returns 0, or 128 + signal when told to leave (saved, and to be continued)."""
+    loop = _Loop(run)
+    with loop.batches, loop.progress, _Leave() as leave:
+        status = loop.go(leave)
+    run.checkpoints.close()
+    run.writer.close()
+    if hosts.is_first():
+        report = write_report(run.workdir, defaults=configs.to_dict(configs.base()))
+        print(_farewell(run, status, report))
+    return status
+
+
+class _Loop:
+    def __init__(self, run: Run):
+        config = run.config
+        self.run, self.config, self.state = run, config, run.state
+        run.state = None  # donated to the first step
+        self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
+        self.sharding = batch_sharding(run.mesh)
+        self.batches = local_batches(
+            run.plan, start_step=run.start.step, stop_step=self.total, local_rows=run.held, workers=config.data.workers
+        )  # fmt: skip
+        self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
+        self.trunk = schedule.trunk(config.train)
+        self.peak = sizes.peak_flops(run.device.name, run.arch.compute)
+        self.window: list[dict[str, float]] = []
+        self.window_began, self.skipped = time.monotonic(), 0
+        self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
+
+    def go(self, leave: "_Leave") -> int:
+        """Train to the end, or to where the process is told to leave."""
+        run, goodput = self.run, self.run.goodput
+        pending: tuple[int, dict] | None = None
+        self.warm()
+        for step in range(run.start.step, self.total):
+            waiting = pending is None or pending[1]["loss"].is_ready()  # else the device is busy, and time here costs nothing
+            with goodput.spent("data_wait") if waiting else contextlib.nullcontext():
+                local = next(self.batches)
+            self.profiling(step)
+            batch = hosts.global_batch(local, self.sharding, self.config.train.batch, run.held)
+            self.state, metrics = run.step(self.state, batch)
+            if pending is not None:  # read one step late, so that the device always has a step to do
+                self.read(*pending)
+            pending = (step, metrics)
+            done = step + 1
+            leaving = hosts.leaving_together(done, leave.asked)
+            if leaving or self.is_boundary(done):
+                self.read(*pending)
+                pending = None
+                goodput.step()
+                self.at_boundary(done, leaving)
+            else:
+                goodput.step()
+            if step == run.start.step:
+                gc.freeze()  # what is here now stays: later collections need not look at it
+            if leaving and done < self.total:
+                run.checkpoints.wait()
+                run.writer.event("preempted", done)
+                return leave.status
+        run.checkpoints.wait()
+        self.finish()
+        return 0
+
+    def is_boundary(self, done: int) -> bool:
+        """True where the loop must know the step's metrics before it goes on."""
+        c = self.config
+        evaluates = c.eval.every and done % c.eval.every == 0
+        return bool(done % c.log.every == 0 or evaluates or self.is_saved(done) or done == self.total)
+
+    def is_saved(self, done: int) -> bool:
+        return done % self.config.checkpoint.every == 0 or done in (self.trunk, self.total)
+
+    def at_boundary(self, done: int, leaving: bool) -> None:
+        """Log, evaluate and save, as far as they are due after `done` steps."""
+        run, c = self.run, self.config
+        if done % c.log.every == 0 or done == self.total:
+            self.log(done)
+        if (c.eval.every and done % c.eval.every == 0) or done == self.total:
+            with run.goodput.spent("evaluation"):
+                self.evaluate(done)
+        if leaving or self.is_saved(done):
+            with run.goodput.spent("checkpoint"):
+                self.save(done)
+            self.window_began = time.monotonic()
+
+    def read(self, step: int, metrics: dict) -> None:
+        """Take a step's metrics from the device."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if values["skips"]:
+            self.skipped += 1
+            reason = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
+            self.run.writer.event("skipped", step + 1, reason=reason)
+            self.progress.note(f"step {step + 1} skipped: {reason}")
+            if values["skips"] >= self.config.train.max_skips:
+                documents = self.run.plan.documents(step)
+                more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
+                sentence = (
+                    f"{self.config.train.max_skips} steps in a row were skipped (config.train.max_skips), the last one, step {step + 1}, for {reason}; "
+                    f"its batch holds {', '.join(documents[:5])}{more}."
+                )
+                self.run.writer.event("stopped", step + 1, reason=sentence)
+                self.run.writer.flush()
+                raise UserError(sentence)
+        self.window.append(values)
+
+    def log(self, done: int) -> None:
+        """Write the window since the last line, and start another."""
+        now = time.monotonic()
+        count, seconds = len(self.window), now - self.window_began
+        latest = self.window[-1]
+        kept = [values for values in self.window if not values["skips"]] or self.window
+        speed = count * self.tokens_per_step / seconds
+        metrics: dict[str, Any] = {
+            "train/loss": float(np.mean([values["cross_entropy"] for values in kept])),
+            "train/tokens": done * self.tokens_per_step,
+            "train/flops": done * self.tokens_per_step * self.run.flops_per_token,
+            "train/learning_rate": latest["learning_rate"],
+            "train/grad_norm": latest["grad_norm"],
+            "train/z": latest["z"],
+            "train/skipped": self.skipped,
+            "perf/tokens_per_second": speed,
+            "perf/goodput": self.run.goodput.share(),
+            "perf/peak_memory_bytes": _peak_memory(),
+        }
+        share = sizes.mfu(speed, self.run.flops_per_token, self.peak and self.peak * self.run.mesh.size)
+        if share is not None:
+            metrics["perf/mfu"] = share
+        self.run.writer.write(done, metrics)
+        self.run.writer.event("goodput", done, **self.run.goodput.record())
+        self.progress.update(done, metrics)
+        self.window, self.window_began = [], now
+
+    def evaluate(self, done: int) -> None:
+        """Held-out bits per byte, and samples."""
+        run = self.run
+        losses = run.evaluator.losses(self.state.params)
+        metrics = evaluation.metrics(losses)
+        run.writer.write(done, {**metrics, "train/tokens": done * self.tokens_per_step, "train/flops": done * self.tokens_per_step * run.flops_per_token})
+        if metrics:
+            self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
+        if hosts.is_first():
+            run.evaluator.save(losses, run.workdir / "heldout.npz")
+        if self.config.eval.samples and jax.process_count() == 1:
+            samples = run.evaluator.samples(self.reader())
+            run.writer.event("samples", done, samples=samples)
+            if samples:
+                self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
+        self.window_began = time.monotonic()
+        self.losses = losses
+
+    def reader(self) -> Engine:
+        """A generation engine over the present parameters; its programs are compiled once."""
+        return Engine(self.run.arch, self.state.params, {}, self.run.prepared.tokenizer)
+
+    def warm(self) -> None:
+        """Compile the samples' programs before the first step, where it costs no training time."""
+        if self.config.eval.samples and jax.process_count() == 1:
+            with self.run.goodput.spent("compile"):
+                self.run.evaluator.samples(self.reader())
+        self.window_began = time.monotonic()
+
+    def save(self, done: int) -> None:
+        """Save a checkpoint in the background and prune older ones."""
+        state, run = self.state, self.run
+        meta = {**run.meta, "fingerprint": run.plan.fingerprint(done), "trunk": done == self.trunk, "step": done}
+        rest = {"optimizer": state.optimizer, "spikes": state.spikes, "step": state.step}
+        run.checkpoints.save(done, state.params, rest, meta)
+        run.checkpoints.prune(self.trunk)
+        run.writer.event("goodput", done, **run.goodput.record())
+        run.writer.flush()
+
+    def finish(self) -> None:
+        """The last records: answers and baseline of the embedded textbook, and that the run is finished."""
+        run = self.run
+        if not run.config.data.sources and jax.process_count() == 1:
+            answers = evaluation.textbook_answers(self.reader(), run.config.seed)
+            run.writer.event("answers", self.total, kinds=answers)
+            run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
+            run.writer.event("baseline", self.total, **evaluation.textbook_baseline(run.prepared, self.losses, run.arch.vocab_size, run.config.seed))
+        run.writer.event("goodput", self.total, **run.goodput.record())
+        run.writer.event("finish", self.total)
+
+    def profiling(self, step: int) -> None:
+        """Start and stop the profiler at config.log.profile's steps."""
+        if self.profile and step == self.profile[0]:
+            jax.profiler.start_trace(os.fspath(self.run.workdir / "profile"))
+        if self.profile and step == self.profile[-1]:
+            jax.profiler.stop_trace()
+            self.profile = ()
+
+
+class _Leave:
+    """SIGTERM and Ctrl-C ask the loop to save and leave; a second Ctrl-C leaves at once. Several processes agree through JAX's own service."""
+
+    def __init__(self):
+        self.asked, self.status, self.before = False, 128 + signal.SIGTERM, {}
+
+    def __enter__(self):
+        if jax.process_count() == 1:
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        self.asked, self.status = True, 128 + number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _peak_memory() -> int:
+    """Most bytes in use on the first device, or of this process where the device does not count."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _farewell(run: Run, status: int, report) -> str:
+    if status:
+        return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
+    prompt = next(iter(run.evaluator.prompts()), "Once")
+    again, other = f"python -m slmjax.launch --config={run.recipe}", f"{run.workdir}-2"
+    return "\n".join(
+        [
+            f"Report: {report}",
+            "Next:",
+            f"  generate:              python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
+            f"  change and compare:    {again} --workdir={other} --config.model.output_gate=True && python -m slmjax.compare {run.workdir} {other}",
+            f"  bring your own text:   {again} --workdir=runs/mine --config.data.sources=PATH   (.txt, .jsonl or .parquet: a file, folder or pattern)",
+        ]
+    )

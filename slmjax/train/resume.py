@@ -1,0 +1,141 @@
+"""Where a run starts: anew, from its newest checkpoint, from the trunk of a shorter run, or nowhere because it is finished."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from slmjax.checkpoint import Checkpoints
+from slmjax.config import to_dict
+from slmjax.data.loader import BatchPlan
+from slmjax.errors import UserError
+from slmjax.train import metrics as records
+from slmjax.train import schedule
+from slmjax.train.state import TrainState
+
+# Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, but not what it computes.
+FREE = (
+    "data.workers", "data.cache", "data.sources", "data.tokenizer", "data.max_bad_share", "eval", "checkpoint", "log", "mesh", "model.attention",
+    "model.unroll", "model.remat", "train.steps", "train.loss_chunks", "train.max_skips", "train.deterministic",
+)  # fmt: skip
+# data.sources and data.tokenizer are judged by what they contain: the plan's fingerprint and the tokenizer's hash.
+
+
+class Start(NamedTuple):
+    """kind: fresh, resume, extend or finished; step: of the checkpoint to go on from; before: the total steps of the run that is extended."""
+
+    kind: str
+    step: int
+    before: int = 0
+
+
+def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
+    """What the checkpoints of the work directory and the config together ask for.
+
+    A run of other length goes back to the newest checkpoint that both lengths share: at or before both decays' starts.
+    Raises: UserError for a config that does not fit, naming the fields, and for another length where nothing is shared.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        return Start("fresh", 0)
+    newest = steps[-1]
+    meta = checkpoints.meta(newest)
+    if not meta:  # damaged: the restore reports it and takes the one before
+        earlier = [step for step in steps if checkpoints.meta(step)]
+        if not earlier:
+            raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or use another --workdir.")
+        meta = checkpoints.meta(earlier[-1])
+    fits(meta["config"], config)
+    before, now = meta["config"]["train"]["steps"], config.train.steps
+    if before == now:
+        return Start("finished" if newest == now else "resume", newest)
+    if config.train.schedule != "wsd":
+        raise UserError(
+            f"config.train.steps was {before} and is {now}: a {config.train.schedule} schedule knows its length from the first step. "
+            "Use another --workdir, or train with --config.train.schedule=wsd, which can be made longer."
+        )
+    shared = min(schedule.trunk(config.train), schedule.decay_start(before, config.train.decay))
+    usable = [step for step in steps if step <= shared]
+    if not usable:
+        raise UserError(f"config.train.steps was {before} and is {now}, but no checkpoint up to step {shared} is left; use another --workdir.")
+    return Start("extend", usable[-1], before)
+
+
+def fits(saved: dict, config: ConfigDict) -> None:
+    """Raises: UserError naming every field that differs from the checkpoint's and may not."""
+    now = to_dict(config)
+    different = [name for name in _differing(saved, now) if not any(name == f or name.startswith(f + ".") for f in FREE)]
+    if different:
+        told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)
+        raise UserError(f"this config does not fit the checkpoint: {told}. Use another --workdir, or --init_from to start from its parameters.")
+
+
+def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: BatchPlan, meta: dict) -> tuple:
+    """(state or None, where it starts, sentences on damaged checkpoints that were passed over).
+
+    Raises: UserError where the data or the tokenizer is not what the checkpoint was trained on, or nothing can be read.
+    """
+    damaged = []
+    usable = [step for step in checkpoints.steps() if step <= start.step]
+    for step in reversed(usable):
+        found = checkpoints.meta(step)
+        try:
+            if not found:
+                raise OSError("its meta item cannot be read")
+            if found["tokenizer"] != meta["tokenizer"]:
+                raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
+            if found["fingerprint"] != plan.fingerprint(step):
+                raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
+            got = checkpoints.restore(step, shapes.params, {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step})
+        except UserError:
+            raise
+        except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
+            damaged.append(f"step {step}: {str(error).splitlines()[0][:200]}")
+            print(f"slmjax: the checkpoint of step {step} is damaged and was passed over ({damaged[-1]})")
+            continue
+        state = TrainState(got.rest["step"], got.params, shapes.buffers, got.rest["optimizer"], got.rest["spikes"])
+        if damaged or start.kind == "extend":
+            checkpoints.set_aside(step)
+        return state, start._replace(step=step), damaged
+    raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}.")
+
+
+def inherit(init_from: str, shapes: dict) -> dict:
+    """The newest parameters of another run. Raises: UserError where they have other shapes."""
+    checkpoints = Checkpoints(init_from)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--init_from={init_from}: there is no checkpoint.")
+    try:
+        return checkpoints.restore(steps[-1], shapes).params
+    except (ValueError, KeyError) as error:
+        raise UserError(f"--init_from={init_from}: its parameters do not fit config.model ({str(error).splitlines()[0][:200]}).") from error
+
+
+def parents(init_from: str) -> list[dict]:
+    """The run's ancestors, nearest first: work directory, step, and the hash of what identifies the checkpoint."""
+    checkpoints = Checkpoints(init_from)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--init_from={init_from}: there is no checkpoint; expected the work directory of a training run.")
+    meta = checkpoints.meta(steps[-1])
+    own = {"workdir": init_from, "step": steps[-1], "hash": hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]}
+    return [own, *records.parents(records.read(init_from))]
+
+
+def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
+    names = []
+    for name in sorted(a.keys() | b.keys()):
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, dict) and isinstance(y, dict):
+            names += _differing(x, y, f"{prefix}{name}.")
+        elif (x != y and name in a and name in b) or ((name in a) != (name in b) and prefix.count(".")):
+            names.append(prefix + name)
+    return names
+
+
+def _at(tree: dict, name: str):
+    for part in name.split("."):
+        tree = tree.get(part, {}) if isinstance(tree, dict) else {}
+    return "not set" if tree == {} else tree

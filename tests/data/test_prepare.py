@@ -1,0 +1,413 @@
+"""Preparation: shards hold exactly the text, once, whatever is killed, shared or repeated on the way, and mistakes are named."""
+
+import contextlib
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmjax.data import passes, shards
+from slmjax.data.prepare import prepare, summary
+from slmjax.data.shards import ShardSet, ShardWriter
+from slmjax.data.sources import list_files, parse_sources, read_documents
+from slmjax.data.tokenizer import train_bpe
+from slmjax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(sources, **changes) -> SimpleNamespace:
+    base = {"tokenizer": "", "vocab_size": 300, "group_by": "^(.*)/", "heldout": 0.1, "max_bad_share": 0.001}
+    return SimpleNamespace(sources=sources, **{**base, **changes})
+
+
+def run(data, cache, **options):
+    return prepare(data, **{"seed": 0, "cache": cache, "processes": 1, "say": lambda sentence: None, **options})
+
+
+def write(path: Path, records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def corpus(folder: Path, files: int = 4, documents: int = 60, seed: int = 0) -> dict:
+    """Two sources of random words: books (several files; ten chapters a book, spread over files) and notes."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(500)]
+
+    def text() -> str:
+        return " ".join(draw.choices(words, k=draw.randint(5, 120)))
+
+    books = [{"text": text(), "id": f"book{i // 10}/ch{i % 10}"} for i in range(files * documents)]
+    draw.shuffle(books)
+    for i in range(files):
+        write(folder / "books" / f"{i}.jsonl", books[i::files])
+    write(folder / "notes.jsonl", [{"text": text(), "id": f"n{i}/x"} for i in range(documents)])
+    return {"books": str(folder / "books"), "notes": str(folder / "notes.jsonl")}
+
+
+def documents_of(sources: dict, name: str) -> list:
+    (source,) = parse_sources({name: sources[name]})
+    return [document for file in list_files(source) for document in read_documents(file, source, "^(.*)/")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(sources, what a plain run makes of them): the undisturbed run that the others are compared with."""
+    folder = tmp_path_factory.mktemp("made")
+    sources = corpus(folder)
+    return sources, run(settings(sources), folder / "cache")
+
+
+def test_each_document_is_on_one_side_once_with_all_its_tokens(made):
+    sources, prepared = made
+    for name in sources:
+        expected = documents_of(sources, name)
+        sides = {}
+        for kind, shard_set in (("train", prepared.train[name]), ("heldout", prepared.heldout[name])):
+            texts = [prepared.tokenizer.decode(ids) for ids in shard_set]
+            assert [len(text.encode()) for text in texts] == shard_set.bytes.tolist()
+            assert [len(ids) for ids in map(prepared.tokenizer.encode, texts)] == (shard_set.lengths - 1).tolist()
+            sides[kind] = texts
+        assert sides["train"] + sides["heldout"] != [] and len(sides["heldout"]) > 0
+        assert sorted(sides["train"] + sides["heldout"]) == sorted(document.text for document in expected)
+        group = {document.text: document.group for document in expected}
+        assert not {group[text] for text in sides["train"]} & {group[text] for text in sides["heldout"]}
+        keys = {document.text: document.key for document in expected}
+        assert prepared.train[name].keys.tolist() == [keys[text] for text in sides["train"]]
+        entry = prepared.manifest["sources"][name]
+        assert (entry["documents"], entry["lines"], entry["faults"]) == (len(expected), len(expected), {})
+
+
+def test_names_lead_back_to_the_line_and_the_summary_counts_all(made):
+    sources, prepared = made
+    books = prepared.train["books"]
+    for doc in (0, 7, len(books) - 1):
+        file, _, line = books.name(doc).rpartition(" line ")
+        text = json.loads((Path(sources["books"]) / file).read_text().split("\n")[int(line) - 1])["text"]
+        assert prepared.tokenizer.decode(books.read(doc, 0, int(books.lengths[doc]) - 1)[1:]) == text
+    text = summary(prepared)
+    assert f"{len(books):,}" in text and f"{books.tokens:,}" in text and str(prepared.folder) in text
+
+
+def test_the_number_of_processes_changes_nothing(made, tmp_path):
+    sources, prepared = made
+    again = run(settings(sources), tmp_path, processes=2)
+    assert again.fingerprint == prepared.fingerprint and again.manifest["fingerprint"] == prepared.manifest["fingerprint"]
+
+
+def test_a_second_run_reads_no_text_and_a_touched_file_changes_nothing(made, monkeypatch):
+    sources, prepared = made
+    for function in ("scan", "collect", "tokenize", "content_hash"):
+        monkeypatch.setattr(passes, function, lambda *arguments: pytest.fail("it read the text again"))
+    assert run(settings(sources), prepared.folder.parent).fingerprint == prepared.fingerprint
+    monkeypatch.undo()
+    os.utime(sources["notes"])
+    monkeypatch.setattr(passes, "scan", lambda *arguments: pytest.fail("the content is the same"))
+    assert run(settings(sources), prepared.folder.parent).folder == prepared.folder
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 301}, {"heldout": 0.2}, {"group_by": ""}, {"seed": 1}, {"text": 1}])
+def test_whatever_decides_the_content_changes_the_folder(tmp_path, change):
+    sources = corpus(tmp_path, files=1, documents=40)
+    first = run(settings(sources), tmp_path / "cache")
+    if "text" in change:
+        path = Path(sources["notes"])
+        status = path.stat()
+        path.write_text(path.read_text().replace("a", "b", 1))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    fields = {key: value for key, value in change.items() if key in vars(settings(""))}
+    second = run(settings(sources, **fields), tmp_path / "cache", seed=change.get("seed", 0))
+    assert first.folder != second.folder and first.fingerprint != second.fingerprint
+
+
+def test_held_out_documents_that_training_has_are_removed_and_counted(tmp_path):
+    draw = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = [" ".join("".join(draw.choices(letters, k=6)) for _ in range(40)) for _ in range(100)] + ["Short and said often."] * 2
+    write(tmp_path / "a.jsonl", [{"text": text, "id": f"{i}/0"} for i, text in enumerate(texts)])
+    alone = run(settings({"a": str(tmp_path / "a.jsonl")}, heldout=0.3), tmp_path / "cache")
+    held = {alone.tokenizer.decode(ids) for ids in alone.heldout["a"]}
+    copies = sorted(text for text in held if len(text) > 50)[::3]
+    # near copies: other case and punctuation, and only the last 30 of 40 words; a fourth shares 20 words, less than half of its shingles
+    near = ["Well then: " + text.upper().replace(" ", ", ") + "!" for text in copies] + [" ".join(sorted(held)[1].split()[:20])]
+    write(tmp_path / "b.jsonl", [{"text": text, "id": f"copy{i}/0"} for i, text in enumerate(near)])
+    both = run(settings({"a": str(tmp_path / "a.jsonl"), "b": str(tmp_path / "b.jsonl")}, heldout=0.3), tmp_path / "cache")
+    left = {both.tokenizer.decode(ids) for ids in both.heldout["a"]}
+    trained = {both.tokenizer.decode(ids) for ids in both.train["b"]}
+    gone = {text for text, copy in zip(copies, near) if copy in trained}
+    assert gone and {text for text in held - left if len(text) > 50} == gone
+    removed = both.manifest["sources"]["a"]["removed"]
+    assert removed["documents"] == len(held) - len(left)
+    assert removed["bytes_share"] == pytest.approx(sum(map(len, held - left)) / sum(map(len, held)))
+
+
+def test_a_source_with_held_out_files_of_its_own_holds_out_those_alone(tmp_path):
+    sources = corpus(tmp_path, files=2)
+    write(tmp_path / "own.jsonl", [{"text": "A text that nothing else has.", "id": "x/1"}])
+    sources["books"] = {"path": sources["books"], "heldout": str(tmp_path / "own.jsonl")}
+    prepared = run(settings(sources), tmp_path / "cache")
+    assert [prepared.tokenizer.decode(ids) for ids in prepared.heldout["books"]] == ["A text that nothing else has."]
+    assert len(prepared.train["books"]) == 120 and len(prepared.heldout["notes"]) > 0
+    assert prepared.heldout["books"].name(0) == "own.jsonl line 1"
+
+
+def test_a_given_tokenizer_is_used_as_it_is(made, tmp_path):
+    sources, prepared = made
+    given = train_bpe(["another text " * 50], 270)
+    given.save(tmp_path / "mine.json")
+    other = run(settings(sources, tokenizer=str(tmp_path / "mine.json")), tmp_path)
+    assert other.tokenizer.sha256 == given.sha256 == other.manifest["tokenizer"]["sha256"]
+    assert other.train["books"].tokens > prepared.train["books"].tokens
+
+
+def test_a_prepared_folder_is_a_source(made, tmp_path):
+    sources, prepared = made
+    folder = str(prepared.folder)
+    whole = run(settings(folder), tmp_path)
+    assert whole.fingerprint == prepared.fingerprint  # a bare path stands for each of its sources
+    mixed = run(settings({"old": f"{folder}/notes", "new": sources["notes"]}), tmp_path)
+    assert [ids.tolist() for ids in mixed.train["old"]] == [ids.tolist() for ids in prepared.train["notes"]]
+    assert mixed.tokenizer.sha256 == prepared.tokenizer.sha256 and len(mixed.train["new"]) > 0
+    assert run(settings({"all": folder}), tmp_path).train["all"].tokens == sum(s.tokens for s in prepared.train.values())
+    train_bpe(["x y"], 258).save(tmp_path / "other.json")
+    with pytest.raises(UserError, match="another tokenizer"):
+        run(settings({"old": folder}, tokenizer=str(tmp_path / "other.json")), tmp_path)
+
+
+@given(data=st.data(), lengths=st.lists(st.integers(0, 60), min_size=1, max_size=30), vocab=st.sampled_from([300, 70_000]))
+def test_any_span_of_any_document_is_read_with_the_token_after_it(data, lengths, vocab, tmp_path_factory):
+    folder, old = tmp_path_factory.mktemp("shards"), shards.BLOCK
+    shards.BLOCK = 16
+    try:
+        draw = np.random.default_rng(len(lengths))
+        documents = [draw.integers(1, vocab, length).tolist() for length in lengths]
+        with ShardWriter(folder, "s/train-00000.arrayrecord", "a.txt", vocab_size=vocab, eot=0, max_tokens=200) as writer:
+            for line, ids in enumerate(documents, 1):
+                writer.add(ids, 3 * len(ids), line, line)
+        sets = ShardSet(writer.shards, [str(folder)] * len(writer.shards), vocab_size=vocab)
+        assert len(writer.shards) == 1 or max(shard.tokens for shard in writer.shards) < 200 + 61
+        for view in (sets, pickle.loads(pickle.dumps(sets))):
+            assert view.lengths.tolist() == [length + 1 for length in lengths]
+            doc = data.draw(st.integers(0, len(lengths) - 1))
+            offset = data.draw(st.integers(0, lengths[doc] + 1))
+            count = data.draw(st.integers(0, lengths[doc] + 1 - offset))
+            stream = [0, *documents[doc], 0]
+            if offset < len(stream) - 1 or count:
+                assert view.read(doc, offset, count).tolist() == stream[offset : offset + count + 1]
+            with pytest.raises(IndexError):
+                view.read(doc, offset, lengths[doc] + 2 - offset)
+        assert len(pickle.dumps(sets)) < 1000 + 400 * len(writer.shards)
+    finally:
+        shards.BLOCK = old
+
+
+def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
+    sources, prepared = made
+    again = run(settings(sources), tmp_path)
+    victims = sorted(again.folder.rglob("*.arrayrecord"))
+    victims[0].unlink()
+    os.truncate(victims[1], victims[1].stat().st_size // 2)
+    said = []
+    assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
+    assert "missing or damaged" in said[0]
+    assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [len(s) for s in prepared.train.values()]
+
+
+def child(code: str, *arguments: str, **options) -> subprocess.Popen:
+    """A Python process that has this library, with `data(sources)` and `prepare`."""
+    start = f"""
+        import contextlib, json, os, signal, sys
+        from types import SimpleNamespace
+        sys.path.insert(0, {str(ROOT)!r})
+        from slmjax.data import build, passes, prepare as module, shards
+        from slmjax.errors import UserError
+        def go(**options):
+            data = SimpleNamespace(sources=json.loads(sys.argv[1]), **{vars(settings(0)) | {"sources": 0}!r})
+            return module.prepare(data, **{{"seed": 0, "cache": sys.argv[2], "processes": 1, **options}})
+    """.replace("'sources': 0, ", "").replace(", 'sources': 0", "")
+    program = textwrap.dedent(start) + "if __name__ == '__main__':\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    path = Path(arguments[1]).parent / f"child-{os.getpid()}-{time.monotonic_ns()}.py"
+    path.write_text(program)
+    return subprocess.Popen([sys.executable, str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+KILL = """
+    place, name, count = {"scan": (passes, "scan", 3), "train": (build, "train_bpe", 1), "collect": (passes, "collect", 1),
+                          "add": (shards.ShardWriter, "add", 90), "heldout": (build, "_write_heldout", 2)}[sys.argv[3]]
+    original, calls = getattr(place, name), []
+    def wrapped(*arguments, **options):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+    setattr(place, name, wrapped)
+    go()
+"""
+
+
+def test_a_run_killed_again_and_again_continues_to_the_same_result(made, tmp_path):
+    sources, prepared = made
+    for place in ("scan", "train", "collect", "add", "add", "heldout"):
+        process = child(KILL, json.dumps(sources), str(tmp_path / "cache"), place)
+        output = process.communicate(timeout=100)[0]
+        if place == "add" and process.returncode == 0:
+            continue
+        assert process.returncode == -signal.SIGKILL, output
+    units = sorted(tmp_path.rglob("*.train.json"))
+    assert len(units) == 5
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.arrayrecord")}
+    final = run(settings(sources), tmp_path / "cache")
+    assert final.fingerprint == prepared.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.arrayrecord")} == before  # finished units were kept
+    assert not list(final.folder.rglob(".tmp*")) and not (final.folder / "work").exists()
+
+
+def test_worker_processes_end_with_a_killed_parent(made, tmp_path):
+    sources, _ = made
+    process = child("go(processes=2)", json.dumps(sources), str(tmp_path / "cache"), start_new_session=True)
+
+    def group() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == process.pid and fields[0] != "Z":
+                    found.append(path.parent.name)
+        return found
+
+    deadline = time.monotonic() + 60
+    while len(group()) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while group() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not group()
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_two_runs_at_once_end_with_one_valid_result(made, tmp_path, lock):
+    sources, prepared = made
+    code = ("" if lock else "module.locked = lambda *arguments: contextlib.nullcontext()\n") + "print(go().fingerprint)"
+    both = [child(code, json.dumps(sources), str(tmp_path / "cache")) for _ in range(2)]
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [output.split()[-1] for output in outputs] == [prepared.fingerprint] * 2
+    assert run(settings(sources), tmp_path / "cache").fingerprint == prepared.fingerprint
+
+
+def test_hosts_share_the_units_and_agree(made, tmp_path, monkeypatch):
+    sources, prepared = made
+    done: dict[str, set] = {}
+    original = passes.tokenize
+
+    def counted(job, chosen):
+        done.setdefault(job.unit.name, set()).add(threading.current_thread().name)
+        original(job, chosen)
+
+    monkeypatch.setattr(passes, "tokenize", counted)
+    with ThreadPoolExecutor(3) as pool:
+        hosts = [pool.submit(run, settings(sources), tmp_path, process_index=i, process_count=3, timeout=60) for i in range(3)]
+        assert {host.result().fingerprint for host in hosts} == {prepared.fingerprint}
+    assert len(done) == 5 and all(len(threads) == 1 for threads in done.values()) and len(set.union(*done.values())) == 3
+
+
+def test_a_host_that_never_comes_is_reported(made, tmp_path):
+    sources, _ = made
+    with pytest.raises(UserError, match="waited 0 s for other hosts"):
+        run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=0.2)
+
+
+def test_too_many_bad_records_are_an_error_that_shows_the_first_and_fewer_are_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write(path, [{"text": f"text number {i}", "id": f"{i}/0"} for i in range(97)])
+    with path.open("ab") as stream:
+        stream.write(b'{"text": "\xff"}\n{broken\n{"text": ""}\n')
+    expected = r"3 of 100 records \(3\.00%.*max_bad_share=0\.02.*a\.jsonl line 98: invalid UTF-8.*line 99: malformed"
+    with pytest.raises(UserError, match=expected):
+        run(settings({"a": str(path)}, max_bad_share=0.02), tmp_path / "cache")
+    assert not [entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")]  # nothing half-made stays
+    prepared = run(settings({"a": str(path)}, max_bad_share=0.03), tmp_path / "cache")
+    assert prepared.manifest["sources"]["a"]["faults"] == {"invalid UTF-8": 1, "malformed JSON": 1, "empty document": 1}
+    with pytest.raises(UserError, match="max_bad_share"):  # a stricter limit holds for what is already prepared
+        run(settings({"a": str(path)}, max_bad_share=0.02), tmp_path / "cache")
+
+
+def test_a_cut_file_counts_with_its_size(tmp_path):
+    import lzma
+
+    for i in range(3):
+        lines = (json.dumps({"text": f"{i} {j} {random.random()}", "id": f"{j}/x"}) for j in range(2000))
+        data = lzma.compress("\n".join(lines).encode())
+        (tmp_path / f"{i}.jsonl.xz").write_bytes(data if i else data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"0\.jsonl\.xz line \d+: damaged file"):
+        run(settings({"a": str(tmp_path / "*.xz")}, max_bad_share=0.1), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": ""}, "data.sources is empty"),
+        ({"sources": "nothing-here/*.txt"}, "matches no file"),
+        ({"group_by": "re:nowhere"}, "'re:nowhere' matches the id of no document"),
+        ({"group_by": "boook"}, "data.group_by needs 'boook', which is missing.*'book'"),
+        ({"group_by": "("}, "no regular expression"),
+        ({"tokenizer": "none.json"}, "none.json"),
+        ({"vocab_size": 10}, "257"),
+        ({"cache": "gs://bucket/x"}, "folder of this machine"),
+        ({"cache": "/proc/x"}, "data.cache: cannot write to /proc/x|No such file"),
+        ({"cache": "FILE/x"}, "cannot write to .*FILE/x"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named(tmp_path, changes, message):
+    write(tmp_path / "a.jsonl", [{"text": f"text {i}", "id": f"{i}", "book": "b"} for i in range(10)])
+    (tmp_path / "FILE").write_text("")
+    cache = str(changes.pop("cache", tmp_path / "cache")).replace("FILE", str(tmp_path / "FILE"))
+    with pytest.raises(UserError, match=message):
+        run(settings(**{"sources": {"a": str(tmp_path / "a.jsonl")}, "group_by": "", **changes}), cache)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+    sources = corpus(tmp_path, files=2, documents=300)
+    code = """
+        import resource  # a limit on the size of files is the nearest thing to a full disk that needs no rights
+        original = passes.tokenize
+        def limited(*arguments):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            original(*arguments)
+        passes.tokenize = limited
+        try:
+            go()
+        except UserError as error:
+            print("UserError:", error)
+    """
+    output = child(code, json.dumps(sources), str(tmp_path / "cache")).communicate(timeout=100)[0]
+    assert "UserError: data.cache: no space left" in output, output
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith(".tmp") or path.suffix == ".arrayrecord"]
+
+
+def test_a_huge_file_is_read_in_little_memory(tmp_path):
+    record = json.dumps({"text": "some words to read " * 500}) + "\n"
+    (tmp_path / "a.jsonl").write_text(record * 3000)
+    (source,) = parse_sources(str(tmp_path / "a.jsonl"))
+    tracemalloc.start()
+    try:
+        assert sum(document.bytes for document in read_documents(list_files(source)[0], source)) == 3000 * 9500
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,136 @@
+"""Tokenizers: every text survives, ids have exact bytes, documents cannot end themselves, foreign files work or are refused."""
+
+import json
+import pickle
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Library
+
+from slmjax.data import tokenizer as module
+from slmjax.data.tokenizer import EOT, Tokenizer, load, train_bpe
+from slmjax.errors import UserError
+
+TEXT = "The quick brown fox, 1234 times, jumps over the lazy dog's \u00fcber-fence.\n" * 40
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    return train_bpe([TEXT], 300)
+
+
+@given(text=st.text())
+def test_every_text_survives_and_its_bytes_are_those_of_its_tokens(small, text):
+    ids = small.encode(text)
+    table = small.token_bytes()
+    assert small.decode(ids) == text
+    assert b"".join(table[i] for i in ids) == text.encode()
+
+
+def test_digits_are_single_tokens_and_the_end_is_id_zero_without_bytes(small):
+    table = small.token_bytes()
+    assert [table[i] for i in small.encode("1234")] == [b"1", b"2", b"3", b"4"]
+    assert (small.eot, table[small.eot], small.vocab_size, len(table)) == (0, b"", 300, 300)
+
+
+def test_a_text_that_spells_the_end_token_does_not_contain_it(small):
+    ids = small.encode(f"a{EOT}b")
+    assert small.eot not in ids
+    assert small.decode([small.eot, *ids, small.eot]) == f"a{EOT}b"
+
+
+def test_training_twice_gives_one_tokenizer_and_saving_keeps_its_hash(small, tmp_path):
+    small.save(tmp_path / "tokenizer.json")
+    again = load(tmp_path)
+    assert train_bpe([TEXT], 300).sha256 == small.sha256 == again.sha256 == pickle.loads(pickle.dumps(small)).sha256
+    assert again.encode(TEXT) == small.encode(TEXT)
+
+
+def test_too_small_a_text_gives_fewer_tokens_and_too_small_a_vocabulary_is_refused():
+    assert train_bpe(["ab ab"], 5000).vocab_size < 300
+    with pytest.raises(UserError, match="257"):
+        train_bpe(["ab"], 256)
+
+
+def test_a_megabyte_trains_in_seconds():
+    random.seed(0)
+    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(20_000)]
+    start = time.process_time()
+    assert train_bpe([" ".join(random.choices(words, k=150_000))], 1024).vocab_size == 1024
+    assert time.process_time() - start < 10  # about one second of two cores; ten where others use them too
+
+
+def byte_level(pattern: str | None) -> Library:
+    library = Library.from_str(train_bpe([TEXT * 3], 350)._text)
+    if pattern:  # the way of Llama 3 and Qwen: a regular expression, then bytes
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return library
+
+
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@pytest.mark.parametrize("pattern", [None, LLAMA3])
+@given(text=st.text(alphabet=list("ab \n\t.1'\u00e9\u4e2d"), min_size=20, max_size=200))
+def test_a_long_text_encoded_in_pieces_equals_the_text_encoded_whole(pattern, text, small):
+    piecewise = Tokenizer(byte_level(pattern).to_str())
+    whole = piecewise.encode(text)
+    old, module.PIECE = module.PIECE, 5
+    try:
+        assert piecewise.encode(text) == whole
+        assert "".join(piecewise._pieces(text)) == text
+    finally:
+        module.PIECE = old
+    assert len(piecewise._pieces("word " * 100_000)) > 1
+
+
+def test_a_published_tokenizer_that_truncates_or_pads_does_neither_here():
+    library = byte_level(LLAMA3)
+    library.enable_truncation(8)
+    library.enable_padding(length=16)
+    assert len(Tokenizer(library.to_str()).encode(TEXT)) > 100
+
+
+def test_byte_fallback_vocabularies_keep_every_byte(tmp_path):
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{i:02X}>": 3 + i for i in range(256)}, "\u2581": 259, "a": 260, "\u2581a": 261}
+    library = Library(models.BPE(vocab, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    library.decoder = decoders.Sequence(steps)
+    library.add_special_tokens([AddedToken("</s>", special=True)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    found = load(tmp_path / "tokenizer.json")
+    text = "a \u00e9a\U0001f600 a"
+    table = found.token_bytes()
+    assert (found.eot, found.vocab_size) == (2, 262)
+    assert found.decode(found.encode(text)) == text
+    assert b"".join(table[i] for i in found.encode(text)) == b" " + text.encode()  # this family puts a space before the text
+
+
+def without(change) -> str:
+    content = json.loads(train_bpe([TEXT], 300)._text)
+    change(content)
+    return json.dumps(content)
+
+
+def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path):
+    words = Library(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.add_special_tokens([EOT])
+    cases = {
+        "there is no such file": None,
+        "no tokenizer.json": "{}",
+        "no end-of-text": without(lambda t: t["added_tokens"].clear()),
+        "lacks 1 of the 256": without(lambda t: (t["model"]["vocab"].pop("!"), t["model"].update(merges=[]))),
+        "would lose text": words.to_str(),
+    }
+    for message, content in cases.items():
+        path = tmp_path / f"{len(message)}.json"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load(path)

@@ -1,0 +1,104 @@
+"""From a config to a description of the model, and the sentences for what does not parse."""
+
+import dataclasses
+
+import pytest
+
+from slmjax import config as configs
+from slmjax.errors import UserError
+from slmjax.models.architecture import Block, from_config, parse_block
+
+
+@pytest.mark.parametrize(
+    "text, block",
+    [
+        ("attention", Block()),
+        ("attention+mlp", Block("attention", "mlp")),
+        ("attention rope=False", Block(rope=False)),
+        ("attention+mlp rope=True", Block(rope=True)),
+    ],
+)
+def test_a_block_is_read_from_its_text(text, block):
+    assert parse_block(text) == block
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("attentoin", "token mixer 'attentoin'.*Did you mean 'attention'"),
+        ("attention+mpl", "channel mixer 'mpl'.*Did you mean 'mlp'"),
+        ("attention window=5", "'window=5'.*one of the options rope"),
+        ("attention rope", "'rope'.*one of the options rope"),
+        ("attention rope=yes", "'rope=yes'.*True or False"),
+        ("attention rope=2", "'rope=2'.*True or False"),
+        ("", "token mixer ''"),
+    ],
+)
+def test_a_block_that_does_not_parse_is_named(text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_block(text)
+
+
+def test_a_pattern_repeats_to_the_layers():
+    config = configs.base()
+    config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 6
+    arch = from_config(config, 128)
+    assert arch.layers == 6
+    assert [block.rope for block in arch.blocks] == [True, True, False] * 2
+
+
+def test_layers_that_the_pattern_does_not_divide_are_refused_with_the_nearest_two():
+    config = configs.base()
+    config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 7
+    with pytest.raises(UserError, match=r"layers is 7.*nearest: \[6, 9\]"):
+        from_config(config, 128)
+    config.model.layers = 2
+    with pytest.raises(UserError, match=r"layers is 2.*nearest: \[3\]"):
+        from_config(config, 128)
+
+
+def test_a_stack_is_a_list_of_patterns_with_repeats():
+    config = configs.base()
+    config.model.stack = ((("attention rope=False",), 1), (("attention", "attention rope=False"), 2))
+    arch = from_config(config, 128)
+    assert [block.rope for block in arch.blocks] == [False, True, False, True, False]
+    assert arch.layers == 5
+
+
+@pytest.mark.parametrize("stack", [(("attention",),), ((("attention",), 0),), ("attention", 2), ((("attention",), "two"),), (((), 2),)])
+def test_a_stack_of_another_form_is_refused(stack):
+    config = configs.base()
+    config.model.stack = stack
+    with pytest.raises(UserError, match=r"config.model.stack.*\(pattern, repeats\)"):
+        from_config(config, 128)
+
+
+def test_fields_come_from_the_config_and_what_is_resolved_wins():
+    config = configs.base()
+    config.model.qk_norm, config.model.width = True, 96
+    config.model.multipliers = {"matrix": {"init": 0.5, "lr": 2.0}, "head": {"lr": 0.1}}
+    arch = from_config(config, 128, compute="bfloat16", attention="splash", unroll=False)
+    assert (arch.vocab_size, arch.width, arch.qk_norm, arch.compute, arch.attention, arch.unroll) == (128, 96, True, "bfloat16", "splash", False)
+    assert dict(arch.init_scales) == {"matrix": 0.5, "head": 1.0}
+
+
+def test_an_architecture_is_hashable_and_frozen():
+    one, other = (from_config(configs.base(), 128) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.width = 1
+
+
+@pytest.mark.parametrize(
+    "multipliers, sentence",
+    [
+        ({"matrx": {"lr": 0.5}}, "names 'matrx'; the groups are embedding, head, matrix, vector. Did you mean 'matrix'"),
+        ({"matrix": 0.5}, "multipliers.matrix is 0.5; it can hold init, lr and decay"),
+        ({"matrix": {"rate": 0.5}}, "multipliers.matrix is .*rate"),
+    ],
+)
+def test_a_multiplier_that_nothing_reads_is_refused(multipliers, sentence):
+    config = configs.base()
+    config.model.multipliers = multipliers
+    with pytest.raises(UserError, match=sentence):
+        from_config(config, 128)

@@ -1,0 +1,65 @@
+"""The table of parameter groups, parameter by parameter."""
+
+import jax
+import pytest
+
+from slmjax.models import lm
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.groups import GROUPS, group_of, stacked_axes
+
+# Every parameter of a model with every option: group, updated by Muon, decays, leading axes that its product sums over.
+EVERY_PARAMETER = {
+    "embedding": ("embedding", False, False, 0),
+    "final_norm/scale": ("vector", False, False, 0),
+    "head": ("head", False, True, 0),
+    "stack/0/0/channel/down": ("matrix", True, True, 1),
+    "stack/0/0/channel/gate": ("matrix", True, True, 1),
+    "stack/0/0/channel/up": ("matrix", True, True, 1),
+    "stack/0/0/channel_norm/scale": ("vector", False, False, 0),
+    "stack/0/0/mixer/gate": ("matrix", True, True, 1),
+    "stack/0/0/mixer/key": ("matrix", True, True, 1),
+    "stack/0/0/mixer/key_norm/scale": ("vector", False, False, 0),
+    "stack/0/0/mixer/out": ("matrix", True, True, 2),
+    "stack/0/0/mixer/query": ("matrix", True, True, 1),
+    "stack/0/0/mixer/query_norm/scale": ("vector", False, False, 0),
+    "stack/0/0/mixer/value": ("matrix", True, True, 1),
+    "stack/0/0/mixer_norm/scale": ("vector", False, False, 0),
+}
+
+
+def _tree():
+    arch = Architecture(16, 8, 2, 1, 4, 12, (((Block(),), 3),), qk_norm=True, output_gate=True, tied=False)
+    tree = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def test_every_parameter_has_the_group_that_is_written_here():
+    found = {path: group_of(path) for path in _tree()}
+    assert {path: (g.name, g.muon, g.decays, g.inputs) for path, g in found.items()} == EVERY_PARAMETER
+
+
+def test_a_group_names_the_axes_that_the_product_sums_over():
+    """Stacked axes first, then the inputs: what is left of each matrix is what it writes."""
+    width, heads, kv_heads, head_dim, ff_width = 8, 2, 1, 4, 12
+    inputs = {path: shape[stacked_axes(path) :][: group_of(path).inputs] for path, shape in _tree().items() if group_of(path).muon}
+    assert inputs.pop("stack/0/0/mixer/out") == (heads, head_dim)
+    assert inputs.pop("stack/0/0/channel/down") == (ff_width,)
+    assert set(inputs.values()) == {(width,)}
+
+
+def test_stacked_axes_are_those_of_the_stack():
+    for path, shape in _tree().items():
+        assert stacked_axes(path) == (1 if path.startswith("stack/") else 0)
+        assert not path.startswith("stack/") or shape[0] == 3
+
+
+@pytest.mark.parametrize("path", ["stack/0/0/mixer/convolution", "bias", "stack/0/0/channel/gate/extra", "final_norm/bias"])
+def test_a_parameter_that_no_group_knows_is_an_error_that_names_it(path):
+    with pytest.raises(KeyError, match=path):
+        group_of(path)
+
+
+def test_a_parameter_of_two_groups_is_an_error(monkeypatch):
+    monkeypatch.setattr("slmjax.models.groups.GROUPS", (*GROUPS, GROUPS[0]))
+    with pytest.raises(KeyError, match="'embedding' matches 2 groups"):
+        group_of("embedding")

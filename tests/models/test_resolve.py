@@ -1,0 +1,49 @@
+"""What the devices decide: compute type, kernel, unrolling, rows of the embedding."""
+
+import pytest
+
+from slmjax import config as configs
+from slmjax.errors import UserError
+from slmjax.models import resolve
+from slmjax.parallel.mesh import DeviceKind, make_mesh
+
+T4 = DeviceKind("gpu", "Tesla T4", 7.5, 15e9, 1)
+H100 = DeviceKind("gpu", "NVIDIA H100 80GB HBM3", 9.0, 80e9, 1)
+CPU = DeviceKind("cpu", "cpu", None, None, 1)
+TPU = DeviceKind("tpu", "TPU v5 lite", None, 16e9, 1)
+
+
+@pytest.mark.parametrize("device, compute", [(T4, "float32"), (H100, "bfloat16"), (CPU, "float32"), (TPU, "bfloat16")])
+def test_the_compute_type_is_bfloat16_where_the_device_multiplies_it(device, compute):
+    chosen, reason = resolve.choose_compute(device, "auto")
+    assert chosen == compute and device.name in reason
+    assert resolve.choose_compute(device, "float32") == ("float32", "config.precision.compute")
+
+
+def test_one_host_of_gpus_unrolls_and_a_pod_scans():
+    assert resolve.choose_unroll(H100, "auto")[0]
+    assert not resolve.choose_unroll(TPU, "auto")[0]
+    assert not resolve.choose_unroll(H100._replace(hosts=2), "auto")[0]
+    assert resolve.choose_unroll(TPU, True) == resolve.choose_unroll(TPU, "True") == (True, "config.model.unroll")
+    assert not resolve.choose_unroll(H100, "False")[0]
+
+
+def test_the_embedding_has_a_multiple_of_128_rows_unless_it_is_asked_otherwise():
+    assert [resolve.vocab_rows(0, n) for n in (1, 128, 129, 16384)] == [128, 128, 256, 16384]
+    assert resolve.vocab_rows(1000, 999) == 1000
+    with pytest.raises(UserError, match="vocab_size is 998, but the tokenizer has 999"):
+        resolve.vocab_rows(998, 999)
+
+
+def test_a_config_is_resolved_for_the_devices_of_a_mesh_with_a_reason_for_each_choice():
+    arch, reasons = resolve.resolve(configs.base(), make_mesh({"data": -1}), 1000)
+    assert (arch.vocab_size, arch.compute, arch.attention, arch.unroll) == (1024, "float32", "blockwise", True)
+    assert [line.split(":")[0] for line in reasons] == ["compute float32", "attention blockwise", "stack unrolled"]
+
+
+def test_a_kernel_that_is_asked_for_is_taken():
+    config = configs.base()
+    config.model.attention = "reference"
+    arch, reasons = resolve.resolve(config, make_mesh({"data": -1}), 1000)
+    assert arch.attention == "reference"
+    assert "attention reference: config.model.attention" in reasons

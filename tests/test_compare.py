@@ -1,0 +1,128 @@
+"""slmjax.compare: configs, groups of seeds, warnings, and the command line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from slmjax import compare
+from slmjax.train.metrics import MetricsWriter
+
+
+def make(folder, *, seed=0, lr=0.1, gain=0.0, documents=80, heldout=True):
+    """A small finished run; `gain` lowers the loss of every document."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"seed": seed, "train": {"lr": lr, "steps": 3}, "log": {"every": seed + 1}}))
+    with MetricsWriter(folder) as writer:
+        for step in range(1, 4):
+            writer.write(step, {"train/loss": 3.0 - step - gain, "train/tokens": 100 * step, "train/flops": 1e6 * step})
+            writer.write(step, {"eval/bits_per_byte": 2.0 - gain})
+        writer.event("finish", 3)
+    if heldout:
+        shared, own = np.random.default_rng(7), np.random.default_rng(seed + int(1000 * lr))
+        keys, sizes = shared.permutation(1000)[:documents].astype(np.uint64), shared.integers(100, 900, documents)
+        nats = sizes * (0.7 + shared.normal(0, 0.1, documents) + own.normal(0, 0.01, documents) - gain)
+        np.savez(folder / "heldout.npz", **{"a/b/keys": keys, "a/b/nats": nats, "a/b/bytes": sizes, "a/b/tokens": sizes // 4})
+    return str(folder)
+
+
+def test_only_differing_fields_are_listed():
+    one, other = {"a": 1, "b": [1, 2], "c": None}, {"a": 1, "b": [1, 3], "d": 4.0, "c": None}
+    assert compare.differences([one, other, one]) == {"b": [[1, 2], [1, 3], [1, 2]], "d": [None, 4.0, None]}
+    assert compare.differences([one, dict(one)]) == {}
+
+
+def test_true_is_not_one_in_a_config():
+    assert compare.differences([{"a": True}, {"a": 1}]) == {"a": [True, 1]}
+
+
+def test_runs_of_one_config_are_a_group_whatever_the_seed():
+    configs = [{"seed": s, "train.lr": lr, "log.every": s} for s, lr in ((0, 0.1), (0, 0.2), (1, 0.1), (5, 0.2), (0, 0.3))]
+    assert compare.group(configs) == [[0, 2], [1, 3], [4]]
+
+
+def test_one_seed_warns_and_several_do_not(tmp_path):
+    runs = [make(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr, gain=lr / 4) for lr in (0.1, 0.2) for seed in (0, 1, 2)]
+    single = compare.compare([runs[0], runs[3]])
+    assert "One seed only: 0.1-0, 0.2-0" in compare.warning(single)
+    assert "Seed noise is not in the interval" in compare.verdicts(single)[0]
+    several = compare.compare(runs)
+    assert several.groups == [[0, 1, 2], [3, 4, 5]]
+    assert compare.warning(several) == ""
+    assert "Seed noise" not in compare.verdicts(several)[0]
+    partly = compare.compare([*runs[:3], runs[3]])
+    assert "One seed only: 0.2-0." in compare.warning(partly)
+
+
+def test_the_verdict_follows_the_interval(tmp_path):
+    base = make(tmp_path / "base", lr=0.1)
+    better, same = make(tmp_path / "better", lr=0.2, gain=0.05), make(tmp_path / "same", lr=0.3)
+    found = compare.compare([base, better, same])
+    assert found.found["total"][1].value == pytest.approx(-0.05 / np.log(2), abs=0.005)
+    first, second = compare.verdicts(found)
+    assert first.startswith("better is better than base by 0.07")
+    assert second.startswith("same and base cannot be told apart")
+
+
+def test_repetitions_of_one_config_are_called_noise(tmp_path):
+    found = compare.compare([make(tmp_path / "a", seed=0), make(tmp_path / "b", seed=1)])
+    assert found.groups == [[0], [1]]
+    assert "one config" in compare.warning(found)
+
+
+def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
+    runs = [make(tmp_path / "x" / "run", documents=80), make(tmp_path / "y" / "run", lr=0.2, gain=0.05, documents=60)]
+    assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
+    said, page = " ".join(capsys.readouterr().out.split()), (tmp_path / "c.html").read_text()
+    for text in (
+        "x/run",
+        "y/run",
+        "train.lr",
+        "a/b",
+        "60 documents",
+        "20 that some run lacks were left out",
+        "Seed noise is not in the interval",
+    ):
+        assert text in said and text in page
+    assert page.count("<svg") == 6
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["good"], "at least two"),
+        ([], "at least two"),
+        (["good", "missing"], "not a work directory"),
+        (["good", "bare"], "no heldout.npz"),
+        (["good", "torn"], "damaged"),
+        (["good", "listed"], "damaged"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "good")
+    make(tmp_path / "bare", heldout=False)
+    make(tmp_path / "torn")
+    (tmp_path / "torn" / "heldout.npz").write_bytes((tmp_path / "torn" / "heldout.npz").read_bytes()[:500])
+    make(tmp_path / "listed")
+    (tmp_path / "listed" / "config.json").write_text("[]")
+    assert compare.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert not (tmp_path / "compare.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
+    assert compare.main([*runs, f"--out={tmp_path / 'nowhere' / 'c.html'}"]) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_help_imports_no_jax_and_no_matplotlib():
+    code = "import sys\nfrom slmjax import compare\ntry: compare.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('jax', 'matplotlib', 'rich.console') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
