@@ -12,9 +12,10 @@ def get_config():
     c.model.heads, c.model.kv_heads, c.model.head_dim = 4, 2, 32
     c.model.ff_width = 384
     c.model.qk_norm = True
-    c.data.vocab_size, c.data.seq_len = 1024, 128
-    c.train.steps, c.train.batch = 300, 32
-    c.train.lr, c.train.warmup, c.train.decay = 4e-3, 30, 0.3
-    c.eval.every, c.eval.tokens = 100, 20_000
-    c.checkpoint.every = 100
+    c.model.multipliers.embedding = {"lr": 2.0}
+    c.data.vocab_size, c.data.seq_len = 512, 256
+    c.train.steps, c.train.batch = 520, 6
+    c.train.optimizer, c.train.lr, c.train.warmup, c.train.decay = "muon", 5e-3, 20, 0.4
+    c.eval.every, c.eval.tokens = 260, 8_000
+    c.checkpoint.every = 260
     return c

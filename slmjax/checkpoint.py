@@ -7,10 +7,13 @@ of the data plan, tokenizer hash), so that a model can be read without its optim
 import functools
 import json
 import logging
+import os
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from etils import epath
+
+from slmjax.parallel import hosts
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
 
@@ -27,9 +30,9 @@ class Found(NamedTuple):
 class Checkpoints:
     """The checkpoints of one work directory; saving goes on in the background."""
 
-    def __init__(self, workdir: str | epath.Path, keep: int = 3):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3):
         folder = epath.Path(workdir)
-        self.root = (folder if "://" in str(workdir) else folder.expanduser().absolute()) / "checkpoints"
+        self.root = (folder if "://" in os.fspath(workdir) else folder.expanduser().absolute()) / "checkpoints"
         self.keep = keep
 
     @functools.cached_property
@@ -82,12 +85,14 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
         aside = self.root.parent / "checkpoints-aside"
-        for later in self.steps():
+        hosts.barrier("before set_aside")  # else another process could still be reading what moves
+        for later in self.steps() if hosts.is_first() else ():
             if later > step:
                 aside.mkdir(parents=True, exist_ok=True)
                 if (aside / str(later)).exists():
                     (aside / str(later)).rmtree()
                 (self.root / str(later)).rename(aside / str(later))
+        hosts.barrier("set_aside")
         self.manager.reload()
 
     def close(self) -> None:

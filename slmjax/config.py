@@ -4,9 +4,11 @@ A recipe (`configs/*.py`) starts from `base()`, sets what differs and returns th
 """
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -141,25 +143,36 @@ def base() -> ConfigDict:
 def load(path: str) -> ConfigDict:
     """The config that `path`'s get_config() returns, or of a work directory's config.json; `path:argument` passes an argument on.
 
-    Raises: UserError where the file is missing or has no get_config.
+    Raises: UserError where the file is missing, fails, or has no get_config.
     """
     path, _, argument = path.partition(":")
     file = Path(path)
     if not file.is_file():
         recipes = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
-    spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: '{path}' is not a Python file with a get_config().")
-    module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
     try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = kept
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: '{path}' has no get_config().")
-    return module.get_config(argument) if argument else module.get_config()
+        if file.suffix == ".json":
+            return from_dict(json.loads(file.read_text()))
+        spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
+        if spec is None or spec.loader is None:
+            raise UserError(f"--config: '{path}' is not a Python file with a get_config().")
+        module = importlib.util.module_from_spec(spec)
+        sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.dont_write_bytecode = kept
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config: '{path}' has no get_config().")
+        config = module.get_config(argument) if argument else module.get_config()
+    except (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:  # the user's own file
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"--config: '{path}'{where}: {_first_sentence(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns.")
+    return config
 
 
 def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
@@ -230,6 +243,10 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) together exceed config.train.steps, {t.steps}.")
     if config.data.tokenizer and not config.data.tokenizer.startswith(("gs://", "hf://")) and not Path(config.data.tokenizer).expanduser().exists():
         raise UserError(f"config.data.tokenizer: there is no file '{config.data.tokenizer}'.")
+    if config.log.profile:
+        first, _, last = config.log.profile.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise UserError(f"config.log.profile is '{config.log.profile}'; expected first:last, two steps, for example 20:25.")
     for axis in ("sequence", "expert"):
         if config.mesh[axis] != 1:
             raise UserError(f"config.mesh.{axis} is reserved and must be 1 in this version.")
@@ -270,6 +287,14 @@ def help_text() -> str:
     return "\n".join(rows)
 
 
+def _first_sentence(error: Exception) -> str:
+    """What a recipe's error says; of ml_collections' unknown fields, without the listing of the known ones."""
+    text = str(error.args[0] if error.args else type(error).__name__)
+    told = str(_literal(text)).splitlines()  # ml_collections quotes its own text once more
+    hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
+    return told[0].partition(" Other fields present")[0].rstrip(".") + "." + hint
+
+
 def _tuples(value):
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
@@ -308,4 +333,4 @@ def _parsed_mapping(name: str, text: str):
         return ConfigDict(value)
     from slmjax.data.sources import parse_sources  # reads the short form "name:weight=path,..." too
 
-    return ConfigDict({source.name: source.to_dict() for source in parse_sources(_literal(text))})
+    return ConfigDict({source.name: dataclasses.asdict(source) for source in parse_sources(_literal(text))})

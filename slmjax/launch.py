@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options, assignments = parse(argv)
         config = make_config(options, assignments)
-        workdir = options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}"
+        workdir = os.path.expanduser(options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}")
         if options.keys() & {"coordinator", "processes", "process"} or config.stage == "train":
             from slmjax.parallel import hosts
 
@@ -42,9 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         module, _, function = STAGES[config.stage].partition(":")
         stage = getattr(importlib.import_module(module), function)
         command = shlex.join(["python", "-m", "slmjax.launch", *argv])
-        return stage(config, workdir, init_from=options.get("init_from", ""), command=command) or 0
+        return stage(config, workdir, init_from=os.path.expanduser(options.get("init_from", "")), command=command) or 0
     except UserError as error:
         return _refuse(str(error))
+    except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
+        return 128 + signal.SIGINT
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             return _refuse(f"'{error.filename or 'the work directory'}' cannot be written: {os.strerror(error.errno)}.")

@@ -87,7 +87,7 @@ def build(plan: Plan, alone: bool) -> None:
         if plan.host == 0:
             _timed(seconds, "heldout", _finish, plan, reports, choice, seconds)
         plan.wait([plan.folder / "manifest.json"], "finish")
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):  # mkdir says "exists" of a folder that is removed at that moment
         if not ready(plan):  # else another process without a lock finished first and cleaned up
             raise
         shutil.rmtree(work, ignore_errors=True)

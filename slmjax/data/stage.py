@@ -38,7 +38,8 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
         if not tokenizer.exists():
             raise UserError(f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a training run.")
         data.tokenizer = str(tokenizer)
-    return prepare(data, seed=config.seed, cache=cache, process_index=process, process_count=processes)
+    # A constant seed: runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared.
+    return prepare(data, seed=0, cache=cache, process_index=process, process_count=processes)
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:

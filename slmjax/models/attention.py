@@ -37,7 +37,8 @@ class Attention(nn.Module):
         query, key, value = (checkpoint_name(a, n) for a, n in ((query, "query"), (key, "key"), (value, "value")))
         if cache is None:
             mixed = attention(
-                query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=arch.attention, max_segments=arch.max_segments
+                query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=arch.attention,
+                max_segments=arch.max_segments,
             )  # fmt: skip
         else:
             index = cache.length[:, None] + jnp.arange(x.shape[1])[None]

@@ -23,5 +23,7 @@ class DecoderBlock(nn.Module):
         normed = RMSNorm(self.arch, name="mixer_norm")(x)
         mixed, cache, shared = MIXERS[self.block.mixer](self.arch, self.block, name="mixer")(normed, ctx=ctx, cache=cache, shared=shared)
         x = x + mixed
-        channel, aux = CHANNELS[self.block.channel](self.arch, self.block, name="channel")(RMSNorm(self.arch, name="channel_norm")(x), ctx=ctx)
+        channel, aux = CHANNELS[self.block.channel](self.arch, self.block, name="channel")(
+            RMSNorm(self.arch, name="channel_norm")(x), ctx=ctx
+        )
         return x + channel, cache, shared, aux

@@ -41,7 +41,10 @@ def init_cache(arch: Architecture, batch: int, size: int) -> tuple[KVCache, ...]
 
     def one() -> KVCache:  # arrays of its own for each layer, so that a donated cache gives back every one of them
         return KVCache(
-            jnp.zeros(shape, arch.compute), jnp.zeros(shape, arch.compute), jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch,), jnp.int32)
+            jnp.zeros(shape, arch.compute),
+            jnp.zeros(shape, arch.compute),
+            jnp.zeros((batch, size), jnp.int32),
+            jnp.zeros((batch,), jnp.int32),
         )
 
     return tuple(one() for _ in arch.blocks)

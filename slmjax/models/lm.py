@@ -28,7 +28,10 @@ def init(arch: Architecture, key: Array) -> dict:
     def normal(k, shape, group):
         return (0.02 * scales.get(group, 1.0) * jax.random.normal(k, shape)).astype(dtype)
 
-    params = {"embedding": normal(k_embedding, (arch.vocab_size, arch.width), "embedding"), "final_norm": {"scale": jnp.ones(arch.width, dtype)}}
+    params = {
+        "embedding": normal(k_embedding, (arch.vocab_size, arch.width), "embedding"),
+        "final_norm": {"scale": jnp.ones(arch.width, dtype)},
+    }
     if not arch.tied:
         params["head"] = normal(k_head, (arch.width, arch.vocab_size), "head")
     x = jnp.zeros((1, 1, arch.width), arch.compute)
@@ -43,7 +46,9 @@ def init(arch: Architecture, key: Array) -> dict:
     return params | {"stack": stack}
 
 
-def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: tuple | None = None) -> tuple[Array, dict, tuple | None]:
+def forward(
+    arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: tuple | None = None
+) -> tuple[Array, dict, tuple | None]:
     """Hidden states [B,T,D] after the final norm, auxiliary terms, and the cache after these tokens.
 
     Args:

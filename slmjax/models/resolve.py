@@ -1,4 +1,4 @@
-"""What depends on the device: compute type, attention kernel, unrolling. Asked of the mesh, so that an ahead-of-time plan gets the same answers."""
+"""What depends on the device: compute type, attention kernel, unrolling. Asked of the mesh, so that ahead-of-time plans agree."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -54,4 +54,3 @@ def vocab_rows(asked: int, tokenizer_size: int) -> int:
     if asked and asked < tokenizer_size:
         raise UserError(f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens.")
     return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB
-

@@ -78,9 +78,9 @@ def parse_params(text: str | int | float) -> int:
 def shape_for(params: int, vocab_size: int) -> dict[str, int]:
     """Model fields (width, layers, heads, kv_heads, head_dim, ff_width) of a tied decoder of about `params` parameters in all.
 
-    Deep and thin: about 30 layers at 125M, growing with the fourth root of the budget, which follows the shapes of MobileLLM (Liu et al. 2024,
-    table 9: 30 layers at 125M, 32 at 350M, 40 at 600M, 54 at 1B). Heads of 128 from 100M, 64 below and 32 below 5M; heads x head size is
-    the width; feed-forward 8/3 of the width (Shazeer 2020); three or four query heads for a key/value head where they divide.
+    Deep and thin: about 30 layers at 125M, growing with the fourth root of the budget, which follows the models of MobileLLM (Liu et al.
+    2024: 30 layers at 125M, 32 at 350M, 40 at 600M, 54 at 1B). Heads of 128 from 100M, 64 below and 32 below 5M; heads x head size is the
+    width; feed-forward 8/3 of the width (Shazeer 2020); three or four query heads for a key/value head where they divide.
     Raises: UserError where no shape is within 3 %: the vocabulary is too large for the budget.
     """
     head_dim = 128 if params >= 100e6 else 64 if params >= 5e6 else 32
@@ -100,10 +100,10 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
             # Depth decides; an unusual feed-forward width or a total that is off must be worth a fifth of the depth.
             cost = abs(math.log(layers / depth)) + 0.2 * (ff_width != middle * multiple) + 0.2 * (off > TOLERANCE / 2)
             if off <= TOLERANCE:
-                fields = {"width": arch.width, "layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "ff_width": ff_width}
-                shapes.append((cost, off, fields))
+                fields = {"width": arch.width, "layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+                shapes.append((cost, off, fields | {"ff_width": ff_width}))
     if not shapes:
-        raise UserError(f"--params={params}: no shape comes within {TOLERANCE:.0%} with a vocabulary of {vocab_size}; take a smaller vocabulary.")
+        raise UserError(f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take a smaller vocabulary.")
     return min(shapes, key=lambda shape: shape[:2])[2]
 
 

@@ -8,7 +8,11 @@ from slmjax.parallel.mesh import per_device_heads
 
 
 def cudnn_attention(
-    query: Float[Array, "B T N H"], key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], segments: Int[Array, "B T"], max_segments: int
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    max_segments: int,
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments. Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end.
 
@@ -35,13 +39,13 @@ def cudnn_attention(
 def _layout(segments, max_segments):
     """Lengths [B, M] and start offsets [B, M+1] of each row's segments; -1 where a row has fewer."""
     number = jnp.arange(1, max_segments + 1)
-    lengths = (segments[:, :, None] == number).sum(1, dtype=jnp.int32)
+    lengths = (segments[:, :, None] == number[None, None]).sum(1, dtype=jnp.int32)
     ends = jnp.cumsum(lengths, axis=1)
     present = lengths > 0
     starts = jnp.where(present, ends - lengths, -1)
     # The offset after the last segment closes it.
     count = present.sum(1)
-    closing = jnp.arange(max_segments + 1) == count[:, None]
+    closing = jnp.arange(max_segments + 1)[None] == count[:, None]
     offsets = jnp.pad(starts, ((0, 0), (0, 1)), constant_values=-1)
     offsets = jnp.where(closing, ends[:, -1:], offsets)
     return jnp.where(present, lengths, -1), offsets.astype(jnp.int32)

@@ -9,7 +9,12 @@ from slmjax.parallel.mesh import per_device_heads
 
 
 def splash_attention(
-    query: Float[Array, "B T N H"], key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], segments: Int[Array, "B T"], *, interpret: bool = False
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    *,
+    interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments; T a multiple of 128. `interpret` runs it on any device, slowly, for tests.
 
@@ -19,6 +24,8 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T = query.shape[1]
+    if T == 1:  # initialisation traces the model with one token, which sees itself alone
+        return jnp.where((segments != 0)[:, :, None, None], jnp.repeat(value, query.shape[2] // value.shape[2], axis=2), 0)
     if T % 128:
         raise UserError(f"config.data.seq_len is {T}; splash attention needs a multiple of 128 (or --config.model.attention=blockwise).")
     block = max(size for size in (512, 256, 128) if T % size == 0)

@@ -70,6 +70,15 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def all_agree(good: bool) -> bool:
+    """True where every process says so."""
+    if jax.process_count() == 1:
+        return good
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(good)).all())
+
+
 def agree(value: int) -> int:
     """The first process's value, on every process."""
     if jax.process_count() == 1:

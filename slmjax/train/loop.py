@@ -30,6 +30,7 @@ def train(run: Run) -> int:
     loop = _Loop(run)
     with loop.batches, loop.progress, _Leave() as leave:
         status = loop.go(leave)
+        loop.stop_profiling()
     run.checkpoints.close()
     run.writer.close()
     if hosts.is_first():
@@ -46,7 +47,7 @@ class _Loop:
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
         self.sharding = batch_sharding(run.mesh)
         self.batches = local_batches(
-            run.plan, start_step=run.start.step, stop_step=self.total, local_rows=run.held, workers=config.data.workers
+            run.plan, start_step=run.start.step, stop_step=self.total, local_rows=run.held.tolist(), workers=config.data.workers
         )  # fmt: skip
         self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
         self.trunk = schedule.trunk(config.train)
@@ -54,6 +55,7 @@ class _Loop:
         self.window: list[dict[str, float]] = []
         self.window_began, self.skipped = time.monotonic(), 0
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
+        self.tracing = False
 
     def go(self, leave: "_Leave") -> int:
         """Train to the end, or to where the process is told to leave."""
@@ -209,23 +211,35 @@ class _Loop:
         run.writer.event("finish", self.total)
 
     def profiling(self, step: int) -> None:
-        """Start and stop the profiler at config.log.profile's steps."""
-        if self.profile and step == self.profile[0]:
+        """Profile config.log.profile's steps: from the first on, up to the last, without it."""
+        if not self.profile:
+            return
+        first, last = self.profile
+        if not self.tracing and first <= step < last:
             jax.profiler.start_trace(os.fspath(self.run.workdir / "profile"))
-        if self.profile and step == self.profile[-1]:
+            self.tracing = True
+        elif self.tracing and step >= last:
+            self.stop_profiling()
+
+    def stop_profiling(self) -> None:
+        """Write the profile where one was begun."""
+        if self.tracing:
             jax.profiler.stop_trace()
-            self.profile = ()
+            self.tracing, self.profile = False, ()
 
 
 class _Leave:
-    """SIGTERM and Ctrl-C ask the loop to save and leave; a second Ctrl-C leaves at once. Several processes agree through JAX's own service."""
+    """SIGTERM and Ctrl-C ask the loop to save and leave; a second Ctrl-C leaves at once.
+
+    Several processes agree through JAX's own service, which catches SIGTERM below Python: there Ctrl-C is passed on as that.
+    """
 
     def __init__(self):
         self.asked, self.status, self.before = False, 128 + signal.SIGTERM, {}
 
     def __enter__(self):
-        if jax.process_count() == 1:
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        self.before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *exception):
@@ -235,6 +249,8 @@ class _Leave:
     def _ask(self, number, frame):
         self.asked, self.status = True, 128 + number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _peak_memory() -> int:

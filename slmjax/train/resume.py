@@ -10,6 +10,7 @@ from slmjax.checkpoint import Checkpoints
 from slmjax.config import to_dict
 from slmjax.data.loader import BatchPlan
 from slmjax.errors import UserError
+from slmjax.parallel import hosts
 from slmjax.train import metrics as records
 from slmjax.train import schedule
 from slmjax.train.state import TrainState
@@ -79,20 +80,20 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
     damaged = []
     usable = [step for step in checkpoints.steps() if step <= start.step]
     for step in reversed(usable):
-        found = checkpoints.meta(step)
-        try:
-            if not found:
-                raise OSError("its meta item cannot be read")
+        found, got, fault = checkpoints.meta(step), None, "its meta item cannot be read"
+        if found:
             if found["tokenizer"] != meta["tokenizer"]:
                 raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
             if found["fingerprint"] != plan.fingerprint(step):
                 raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
-            got = checkpoints.restore(step, shapes.params, {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step})
-        except UserError:
-            raise
-        except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
-            damaged.append(f"step {step}: {str(error).splitlines()[0][:200]}")
-            print(f"slmjax: the checkpoint of step {step} is damaged and was passed over ({damaged[-1]})")
+            try:
+                got = checkpoints.restore(step, shapes.params, {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step})
+            except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
+                fault = (str(error).splitlines() or [repr(error)])[0][:200]
+        if not hosts.all_agree(got is not None):
+            damaged.append(f"step {step}: {fault if got is None else 'another process cannot read it'}")
+            if hosts.is_first():
+                print(f"slmjax: the checkpoint of {damaged[-1]}; it is damaged and was passed over")
             continue
         state = TrainState(got.rest["step"], got.params, shapes.buffers, got.rest["optimizer"], got.rest["spikes"])
         if damaged or start.kind == "extend":

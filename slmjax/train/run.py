@@ -80,6 +80,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
             print(f"This run is finished: {start.step} steps. Its report: {write_report(folder, defaults=configs.to_dict(configs.base()))}")
             print(f"For a longer one, --config.train.steps={2 * start.step}; for another, --workdir=DIR.")
         return 0
+    check_writable(folder)
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began)
     with jax.set_mesh(ready.mesh):
         return loop.train(ready)
@@ -87,7 +88,8 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
 
 def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, start: Start, *, init_from: str, command: str, began: float | None) -> Run:
     """Data, model, step and state of a run: restored where there is something to restore, compiled, its first records written."""
-    past = records.read(folder) if start.kind != "fresh" or (folder / "metrics.jsonl").exists() else None
+    past = records.read(folder)
+    past = past if past.all else None
     mesh = make_mesh(config.mesh.to_dict())
     device = device_kind(mesh)
     check_batch(config, mesh)
@@ -95,7 +97,8 @@ def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, star
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
     arch, reasons = resolve(config, mesh, prepared.tokenizer.vocab_size)
-    meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256}
+    lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
+    meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
     shape = (config.train.batch, config.data.seq_len)
     local = (config.train.batch // config.train.microbatches // (mesh.shape["data"] * mesh.shape["fsdp"]), config.data.seq_len)
     chunks = config.train.loss_chunks or chunks_for(*local, arch.vocab_size // mesh.shape["tensor"], device.memory)
@@ -120,7 +123,6 @@ def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, star
             step = step.lower(shapes, batch_shapes(shape, batch_sharding(mesh))).compile()
             evaluator = Evaluator(config, arch, mesh, prepared, chunks, where.params)
             evaluator.warm(state.params)
-    lineage = resume.parents(init_from) if init_from else records.parents(past)
     writer = open_records(config, folder, prepared, start if past else None)
     writer.event("start", start.step, command=command, environment=environment(device), parameters=sizes.parameters(arch)._asdict(), choices=reasons)
     writer.event("data", start.step, sources=facts(prepared, plan.epochs(config.train.steps)), folder=str(prepared.folder))
@@ -132,12 +134,13 @@ def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, star
     tokens = sum(shards.tokens for shards in prepared.train.values())
     lines = {
         "model": sizes.describe(arch),
-        "devices": f"{mesh.size} x {device.name}, mesh " + " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1),
+        "devices": f"{mesh.size} x {device.name}" + "".join(f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1),
         **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in reasons},
         "loss": f"logits in {chunks} piece{'s' * (chunks > 1)} along a row",
         "data": f"{tokens:,} tokens; a step reads {shape[0] * shape[1]:,}",
         "epochs": ", ".join(f"{name} {n:.2f}" for name, n in plan.epochs(config.train.steps).items()),
         "start": told(start),
+        "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in lineage),
     }
     banner(f"slmjax {slmjax.__version__}: {folder}", lines, active=hosts.is_first())
     held = hosts.local_rows(batch_sharding(mesh), *shape)
@@ -152,7 +155,7 @@ def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, res
     if hosts.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(configs.to_json(config))
-        prepared.tokenizer.save(folder / "tokenizer.json")
+        prepared.tokenizer.save(os.fspath(folder / "tokenizer.json"))
     return records.MetricsWriter(
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
         resume_step=resumed.step if resumed else None, active=hosts.is_first(),
@@ -184,6 +187,19 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
+def check_writable(folder: epath.Path) -> None:
+    """Raises: UserError where the work directory cannot be made or written; asked before minutes of work, not after."""
+    if "://" in os.fspath(folder):
+        return
+    place = epath.Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--workdir={folder}: '{place}' is not a folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={folder}: '{place}' cannot be written; choose a folder that you may write to.")
+
+
 def environment(device: DeviceKind) -> dict[str, Any]:
     """What the report says of the machine."""
     return {
@@ -195,7 +211,7 @@ def environment(device: DeviceKind) -> dict[str, Any]:
 def told(start: Start) -> str:
     """How the run starts, in words."""
     if start.kind == "extend":
-        return f"continues from the trunk at step {start.step}, on a longer schedule (was {start.before} steps)"
+        return f"continues from the trunk at step {start.step}, on another schedule (was {start.before} steps)"
     return f"goes on from step {start.step}" if start.step else "anew"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 WINDOW = 128  # steps over which the running mean and deviation forget; Groeneveld et al. 2024 (OLMo) keep as many
 WARM = 64  # kept steps before anything counts as a spike
@@ -14,12 +14,12 @@ WARM = 64  # kept steps before anything counts as a spike
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Spikes:
-    """Running mean and variance of loss and gradient norm over kept steps, and the skipped steps in a row."""
+    """Running mean and variance [2] of (loss, gradient norm) over the kept steps, their count, and the skipped steps in a row."""
 
-    count: Int[Array, ""]
-    mean: Float[Array, "2"]
-    variance: Float[Array, "2"]
-    skips: Int[Array, ""]
+    count: Any  # fields of pytrees also hold shapes and shardings, therefore Any
+    mean: Any
+    variance: Any
+    skips: Any
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +27,7 @@ class Spikes:
 class TrainState:
     """step (optimizer steps done, skipped ones included), parameters, buffers, optimizer state, spike statistics."""
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     buffers: Any
     optimizer: Any

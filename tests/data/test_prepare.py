@@ -307,7 +307,7 @@ def test_two_runs_at_once_end_with_one_valid_result(made, tmp_path, lock):
     code = ("" if lock else "module.locked = lambda *arguments: contextlib.nullcontext()\n") + "print(go().fingerprint)"
     both = [child(code, json.dumps(sources), str(tmp_path / "cache")) for _ in range(2)]
     outputs = [process.communicate(timeout=100)[0] for process in both]
-    assert [output.split()[-1] for output in outputs] == [prepared.fingerprint] * 2
+    assert [output.split()[-1] for output in outputs] == [prepared.fingerprint] * 2, "\n".join(outputs)
     assert run(settings(sources), tmp_path / "cache").fingerprint == prepared.fingerprint
 
 

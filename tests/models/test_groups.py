@@ -40,7 +40,7 @@ def test_every_parameter_has_the_group_that_is_written_here():
 
 def test_a_group_names_the_axes_that_the_product_sums_over():
     """Stacked axes first, then the inputs: what is left of each matrix is what it writes."""
-    width, heads, kv_heads, head_dim, ff_width = 8, 2, 1, 4, 12
+    width, heads, head_dim, ff_width = 8, 2, 4, 12
     inputs = {path: shape[stacked_axes(path) :][: group_of(path).inputs] for path, shape in _tree().items() if group_of(path).muon}
     assert inputs.pop("stack/0/0/mixer/out") == (heads, head_dim)
     assert inputs.pop("stack/0/0/channel/down") == (ff_width,)

@@ -81,7 +81,7 @@ def test_chunks_that_do_not_divide_the_row_are_refused():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_logits_of_a_whole_batch_never_exist_in_the_chunked_program(dtype):
-    """No array of the compiled gradient has B x T x V elements, however XLA arranges them; with one chunk there is one (so it would be seen)."""
+    """No array of the compiled gradient has B x T x V elements, however XLA arranges them; with one chunk one has."""
     B, T, D, V, chunks = 2, 64, 16, 1000, 8
     hidden, head, targets, _ = _inputs(dtype, B=B, T=T, D=D, V=V)
 
@@ -107,7 +107,9 @@ def test_the_head_gradient_adds_up_in_float32():
     np.testing.assert_allclose(np.float32(gradient)[0], [0.75 * T, -0.25 * T, -0.25 * T, -0.25 * T], rtol=2**-8)
 
 
-@pytest.mark.parametrize("batch, length, vocab, memory, chunks", [(8, 128, 1024, None, 1), (16, 2048, 16384, 80e9, 2), (64, 2048, 16384, 16e9, 32)])
+@pytest.mark.parametrize(
+    "batch, length, vocab, memory, chunks", [(8, 128, 1024, None, 1), (16, 2048, 16384, 80e9, 2), (64, 2048, 16384, 16e9, 32)]
+)
 def test_chunks_follow_the_memory_of_the_device(batch, length, vocab, memory, chunks):
     assert chunks_for(batch, length, vocab, memory) == chunks
     assert batch * length * vocab * 12 / chunks <= (memory or 16e9) / 16

@@ -1,0 +1,77 @@
+"""The launcher's own train step, compiled ahead of time for a TPU slice that is not here."""
+
+import functools
+import math
+
+import jax
+import pytest
+
+from slmjax import config as configs
+from slmjax.models import lm
+from slmjax.models.resolve import resolve
+from slmjax.objectives.lm import objective
+from slmjax.ops.cross_entropy import chunks_for
+from slmjax.parallel.mesh import batch_sharding, device_kind, make_mesh
+from slmjax.train.optimizer import Optimizer
+from slmjax.train.run import batch_shapes
+from slmjax.train.step import init_state, jit_step, make_step, state_shardings
+
+pytest.importorskip("libtpu", reason="no libtpu; pip install 'slmjax[tpu]' compiles for TPUs on any machine", exc_type=ImportError)
+
+pytestmark = pytest.mark.tpu_compile
+
+# libtpu looks for no metadata server, writes no log folder and does not mind a second process that compiles.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
+}  # fmt: skip
+SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
+BATCH, LENGTH = 16, 256
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """(program, its state with shardings, reasons of the device's choices) for eight chips of v5e on two hosts."""
+    from jax.experimental import topologies
+
+    config = configs.base()
+    config.model.update({"width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 64, "ff_width": 512})
+    config.data.seq_len, config.train.batch, config.train.microbatches = LENGTH, BATCH, 2
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        mesh = make_mesh(SIZES, topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices)
+        device = device_kind(mesh)
+        arch, reasons = resolve(configs.validate(config), mesh, 1000)
+        optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
+        make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(0)), optimizer)
+        shapes = jax.eval_shape(make)  # outside the mesh's context, where an eager operation would look for a real device
+        where = state_shardings(shapes, mesh)
+        state = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
+        chunks = chunks_for(BATCH // 8, LENGTH, arch.vocab_size // SIZES["tensor"], device.memory)
+        step = jit_step(make_step(objective(arch, chunks=chunks), optimizer, config, where, arch.compute), where, mesh, device)
+        with jax.set_mesh(mesh):
+            program = step.lower(state, batch_shapes((BATCH, LENGTH), batch_sharding(mesh))).compile()
+    return program, state, reasons
+
+
+def test_the_step_for_a_tpu_slice_runs_splash_attention_in_bfloat16_forward_and_backward(compiled):
+    program, _, reasons = compiled
+    text = program.as_text()
+    assert [reason.partition(":")[0] for reason in reasons] == ["compute bfloat16", "attention splash", "stack scanned"]
+    # One kernel forward and two backward (queries; keys and values): the scan holds each once.
+    assert text.count('custom_call_target="tpu_custom_call"') >= 3
+    assert all(f"splash_mqa_{part}" in text for part in ("fwd", "dq", "dkv"))
+
+
+def test_each_chip_of_a_tpu_slice_holds_its_quarter_of_the_state_and_the_step_fits(compiled):
+    program, state, _ = compiled
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    batch = 5 * 4 * BATCH * LENGTH / (SIZES["data"] * SIZES["fsdp"])
+    memory = program.memory_analysis()
+    # Norms and counters are whole on every chip, and TPU layouts pad: together less than 5 %.
+    assert held == pytest.approx(whole / (SIZES["fsdp"] * SIZES["tensor"]), rel=0.05)
+    assert memory.argument_size_in_bytes == pytest.approx(held + batch, rel=0.05)
+    assert memory.alias_size_in_bytes == pytest.approx(held, rel=0.05)  # donated: the new state takes the old one's place
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 16 * 2**30  # of a v5e chip

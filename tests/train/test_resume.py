@@ -1,0 +1,220 @@
+"""Runs that were killed, asked to leave, damaged or made longer end as if nothing had happened; what cannot go on says why."""
+
+import random
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmjax import config as configs
+from slmjax.checkpoint import Checkpoints
+from slmjax.errors import UserError
+from slmjax.train import resume, schedule
+from tests import runs
+
+STEPS = 30  # of the smallest recipe: warmup 4, decay from 24, checkpoints every 5
+
+
+@pytest.fixture(scope="module")
+def interrupted(corpus, tmp_path_factory):
+    """The work directory of a run that was asked to leave at step 15, with checkpoints of 5, 10 and 15."""
+    workdir = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        runs.signal_after(patch, 14)
+        assert runs.train(corpus, workdir) == 143
+    return workdir
+
+
+@pytest.fixture
+def left(interrupted, tmp_path):
+    """A copy of `interrupted` to do as one likes with."""
+    return shutil.copytree(interrupted, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(corpus, undisturbed, tmp_path):
+    draw = random.Random(7)
+    for low in (2, 10, 18):  # the first may come before the first checkpoint
+        step = draw.randrange(low, low + 8)
+        process = runs.start(corpus, tmp_path / "run")
+        alive = runs.wait_for_step(tmp_path / "run", step, process)
+        process.kill()
+        process.communicate()
+        assert alive and process.returncode == -signal.SIGKILL
+    assert runs.train(corpus, tmp_path / "run") == 0
+    assert len(runs.events(tmp_path / "run", "start")) >= 2
+    runs.assert_same_end(tmp_path / "run", undisturbed, STEPS)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_asked_to_leave_saves_and_goes_on_at_exactly_that_step(number, status, corpus, undisturbed, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        runs.signal_after(patch, 11, number)
+        assert runs.train(corpus, tmp_path / "run") == status
+    assert "the same command goes on from here" in capsys.readouterr().out
+    assert [event["step"] for event in runs.events(tmp_path / "run", "preempted")] == [12]
+    assert runs.steps_saved(tmp_path / "run")[-1] == 12
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert runs.train(corpus, tmp_path / "run") == 0
+    assert [event["step"] for event in runs.events(tmp_path / "run", "resume")] == [12]
+    assert "goes on from step 12" in capsys.readouterr().out
+    every = [record["step"] for record in runs.metrics.read(tmp_path / "run").all if "train/loss" in record]
+    assert every == list(range(1, STEPS + 1))  # nothing was done twice
+    runs.assert_same_end(tmp_path / "run", undisturbed, STEPS)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _largest(folder):
+    """The largest file of arrays: those lie in folders named d."""
+    return max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+DAMAGE = {
+    "a cut file of parameters": lambda step: _cut(_largest(step / "params")),
+    "a lost file of parameters": lambda step: _largest(step / "params").unlink(),
+    "an item that is gone": lambda step: shutil.rmtree(step / "params"),
+    "a cut file of the optimizer": lambda step: _cut(_largest(step / "rest")),
+    "a cut meta item": lambda step: _cut(step / "meta" / "metadata"),
+    "a lost meta item": lambda step: shutil.rmtree(step / "meta"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(kind, corpus, undisturbed, left, capsys):
+    assert runs.steps_saved(left) == [5, 10, 15]
+    DAMAGE[kind](left / "checkpoints" / "15")
+    assert runs.train(corpus, left) == 0
+    out = capsys.readouterr().out
+    assert out.count("it is damaged") == 1 and "the checkpoint of step 15" in out and "goes on from step 10" in out
+    assert ["step 15" in event["message"] for event in runs.events(left, "damaged")] == [True]
+    assert [path.name for path in (left / "checkpoints-aside").iterdir()] == ["15"]
+    runs.assert_same_end(left, undisturbed, STEPS)
+
+
+def test_where_no_checkpoint_can_be_read_the_run_says_so(corpus, left, capsys):
+    for step in (5, 10, 15):
+        _cut(left / "checkpoints" / str(step) / "meta" / "metadata")
+    assert runs.train(corpus, left) == 2
+    for step in (5, 10, 15):
+        shutil.rmtree(left / "checkpoints" / str(step) / "params")
+    assert runs.train(corpus, left) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all("none of the checkpoints" in line for line in errors)
+
+
+REFUSED = {
+    "model.width": 24, "model.layers": 3, "model.heads": 4, "model.ff_width": 48, "model.tied": False, "model.qk_norm": True,
+    "model.pattern": "attention rope=False", "precision.optimizer": "bfloat16", "data.seq_len": 32, "data.packing": "concat",
+    "data.heldout": 0.1, "train.batch": 32, "train.lr": 0.02, "train.optimizer": "muon", "train.warmup": 3, "train.z_loss": 0.001,
+    "train.microbatches": 1, "train.schedule": "cosine", "train.decay": 0.5, "seed": 1,
+}  # fmt: skip
+ALLOWED = {
+    "eval.every": 7, "eval.samples": 1, "log.every": 5, "log.tensorboard": True, "checkpoint.every": 4, "checkpoint.keep": 9, "mesh.fsdp": 2,
+    "data.workers": 1, "data.cache": "elsewhere", "model.attention": "reference", "model.remat": "full", "train.max_skips": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_config_that_does_not_fit_is_refused_naming_the_field(name, corpus, undisturbed, capsys):
+    assert runs.train(corpus, undisturbed, f"--config.{name}={REFUSED[name]}") == 2
+    out, err = capsys.readouterr()
+    assert f"slmjax: this config does not fit the checkpoint: {name} was " in err and "; " not in err and err.count("\n") == 1
+    assert "--init_from" in err and out == ""
+
+
+def test_all_fields_that_do_not_fit_are_named(corpus, undisturbed, capsys):
+    assert runs.train(corpus, undisturbed, model__width=24, train__lr=0.5, seed=3, log__every=7) == 2
+    err = capsys.readouterr().err
+    assert "model.width was 16 and is 24; seed was 0 and is 3; train.lr was 0.01 and is 0.5." in err and "log.every" not in err
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_field_that_changes_nothing_of_what_is_computed_is_not_refused(name, corpus, undisturbed, capsys, monkeypatch):
+    monkeypatch.setattr("slmjax.train.run.write_report", lambda *a, **k: "report.html")
+    assert runs.train(corpus, undisturbed, f"--config.{name}={ALLOWED[name]}") == 0
+    assert "This run is finished: 30 steps." in capsys.readouterr().out
+
+
+def test_a_tokenizer_or_text_that_is_not_the_checkpoints_is_refused(corpus, left, tmp_path, capsys):
+    other = runs.write_corpus(tmp_path / "other.jsonl", seed=1)
+    assert runs.train(corpus, left, data__sources=f"words={other}") == 2
+    assert "the tokenizer is not the one" in capsys.readouterr().err
+    tokenizer = left / "tokenizer.json"
+    assert runs.train(corpus, left, data__sources=f"words={other}", data__tokenizer=tokenizer) == 2
+    assert "the data of the first 15 steps is not what the checkpoint was trained on" in capsys.readouterr().err
+    assert runs.losses(left)[0] == list(range(1, 16)) and runs.steps_saved(left) == [5, 10, 15]
+
+
+def test_a_finished_run_says_so_and_a_longer_one_continues_from_the_trunk(corpus, undisturbed, tmp_path, capsys):
+    short = tmp_path / "run"
+    assert runs.train(corpus, short, train__steps=20) == 0
+    assert runs.train(corpus, short, train__steps=20) == 0
+    out = capsys.readouterr().out
+    assert "This run is finished: 20 steps." in out and "--config.train.steps=40" in out and (short / "report.html").exists()
+    decayed = runs.losses(short)[1]
+    assert 16 in runs.steps_saved(short)
+    assert runs.train(corpus, short) == 0
+    assert "continues from the trunk at step 16" in capsys.readouterr().out
+    runs.assert_same_end(short, undisturbed, STEPS)
+    assert runs.losses(short)[1][:16] == decayed[:16] and runs.losses(short)[1][18] != decayed[18]
+    assert "from the trunk at step 16" in (short / "report.html").read_text()
+    assert {16, 24} <= set(runs.steps_saved(short))  # both trunks stay
+
+
+def test_fewer_steps_go_back_to_the_trunk_of_the_shorter_run_or_say_that_it_is_gone(corpus, undisturbed, tmp_path, capsys):
+    kept = shutil.copytree(undisturbed, tmp_path / "run")
+    assert runs.train(corpus, kept, train__steps=20) == 2
+    assert "no checkpoint up to step 16 is left" in capsys.readouterr().err
+    assert runs.train(corpus, kept, train__steps=31) == 0
+    assert runs.events(kept, "extended")[-1]["from_step"] == 24
+    assert runs.losses(kept)[0] == list(range(1, 32))
+    assert runs.train(corpus, kept, train__steps=30) == 0
+    assert "was 31 steps" in capsys.readouterr().out
+    runs.assert_same_end(kept, undisturbed, STEPS)
+
+
+def test_a_cosine_schedule_cannot_be_made_longer_and_says_what_can(corpus, tmp_path, capsys):
+    assert runs.train(corpus, tmp_path / "run", train__schedule="cosine", train__steps=6) == 0
+    assert runs.train(corpus, tmp_path / "run", train__schedule="cosine", train__steps=12) == 2
+    assert "knows its length from the first step" in (err := capsys.readouterr().err) and "train.schedule=wsd" in err
+
+
+class _Known(Checkpoints):
+    """Checkpoints that only have steps and a meta item."""
+
+    def __init__(self, steps, config):
+        self.root, self.known, self.saved = "run/checkpoints", steps, {"config": configs.to_dict(config)}
+
+    def steps(self):
+        return self.known
+
+    def meta(self, step):
+        return self.saved
+
+
+@given(st.sets(st.integers(1, 60)), st.integers(20, 60), st.integers(20, 60))
+def test_a_run_of_another_length_goes_on_where_both_schedules_have_been_equal(steps, before, now):
+    made = {}
+    for total in (before, now):
+        made[total] = configs.base()
+        made[total].train.update({"steps": total, "warmup": 5, "decay": 0.3})
+    steps = sorted(step for step in steps if step <= before)
+    try:
+        found = resume.decide(_Known(steps, made[before]), made[now])
+    except UserError:
+        assert before != now and not [step for step in steps if step <= min(schedule.trunk(c.train) for c in made.values())]
+        return
+    if before == now:
+        assert found.kind == ("fresh" if not steps else "finished" if steps[-1] == now else "resume")
+        assert found.step == max(steps, default=0)
+        return
+    past = np.arange(found.step)
+    np.testing.assert_array_equal(schedule.factor(made[before].train, past), schedule.factor(made[now].train, past))
+    assert found.kind == ("extend" if steps else "fresh")
+    assert not [s for s in steps if found.step < s <= min(schedule.trunk(c.train) for c in made.values())]
