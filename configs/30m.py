@@ -30,7 +30,7 @@ def get_config():
     c = config.base()
     c.model.width, c.model.layers = 384, 15  # wider and less deep than --params=30m: larger matrix products, fewer of them
     c.model.heads, c.model.kv_heads, c.model.head_dim = 6, 2, 64
-    c.model.ff_width = 1024
+    c.model.ff_width, c.model.vocab_size = 1024, 16_384
     root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser() / "pretrain"
     for domain in DOMAINS:
         if not (root / domain).is_dir():

@@ -1,21 +1,26 @@
 """Checkpoints: save, restore, prune. Used by training and by everything that only reads a model.
 
-A checkpoint `checkpoints/<step>/` holds three items: `params`, `rest` (optimizer, spike statistics, buffers) and `meta` (config, fingerprint
-of the data plan, tokenizer hash), so that a model can be read without its optimizer.
+A checkpoint `checkpoints/<step>/` holds three items: `params`, `rest` (optimizer, spike statistics, buffers) and `meta` (config,
+fingerprint of the data plan, tokenizer hash, parents, digests), so that a model can be read without its optimizer.
 """
 
 import functools
+import hashlib
 import json
 import logging
 import os
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
 from slmjax.parallel import hosts
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
+# Orbax logs each save in several lines and, with asyncio, a full disk once for each array; what goes wrong is raised as well.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Found(NamedTuple):
@@ -43,6 +48,7 @@ class Checkpoints:
 
     def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
         """Save in the background; returns once the arrays are copied off the device."""
+        meta = {**meta, "digests": {"params": _digest(params), "rest": _digest(rest)}}
         self.manager.save(
             step,
             args=ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)),
@@ -74,12 +80,16 @@ class Checkpoints:
     def restore(self, step: int, params: Any, rest: Any | None = None) -> Found:
         """A step's checkpoint in the shape and shardings of ShapeDtypeStruct trees; `rest` may be left out.
 
-        Raises: whatever the storage raises for a damaged checkpoint; `restore_newest` turns that into the one before.
+        Raises: ValueError where a value is not the one that was saved, and whatever the storage raises for a damaged checkpoint;
+          training then takes the one before.
         """
         items = {"params": ocp.args.StandardRestore(params), "meta": ocp.args.JsonRestore()}
         if rest is not None:
             items["rest"] = ocp.args.StandardRestore(rest)
         got = self.manager.restore(step, args=ocp.args.Composite(**items))
+        for item, digest in got["meta"].get("digests", {}).items():
+            if item in items and _digest(got[item]) != digest:
+                raise ValueError(f"values of '{item}' are not those that were saved")
         return Found(step, got["meta"], got["params"], got["rest"] if rest is not None else None)
 
     def set_aside(self, step: int) -> None:
@@ -98,3 +108,16 @@ class Checkpoints:
     def close(self) -> None:
         if "manager" in self.__dict__:
             self.manager.close()
+
+
+def _digest(tree: Any) -> str:
+    """Of every bit of a tree's arrays, however they are spread over devices: the storage notices a cut file, but not a flipped bit."""
+    sums = [int(n) for n in jax.device_get(_sums(jax.tree.leaves(tree)))]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _sums(leaves: list) -> list:
+    """Each array's bits, summed as integers: exact in any order."""
+    kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+    return [jnp.sum(jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]), dtype=jnp.uint32) for x in map(jnp.asarray, leaves)]

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ FIELDS = {
         "reductions": ("float32", "norms, softmax, logsumexp"),
     },
     "data": {
-        "sources": (ConfigDict(), "{name: {path, weight, field, revision, heldout}} or 'name:weight=path,...'; empty: the embedded textbook"),
+        "sources": (ConfigDict(), "{name: {path, weight, field, revision, heldout}} or 'name:weight=path,...'; empty: embedded textbook"),
         "tokenizer": ("", "an existing tokenizer.json; empty: train a byte-level BPE on the text"),
         "vocab_size": (1024, "size of the tokenizer that is trained"),
         "seq_len": (128, "tokens in a row, T"),
@@ -121,6 +122,8 @@ CHOICES = {
 POSITIVE = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.head_dim", "model.ff_width", "model.rope_theta",
             "data.vocab_size", "data.seq_len", "train.steps", "train.batch", "train.microbatches", "train.lr", "checkpoint.every",
             "checkpoint.keep", "log.every", "eval.tokens", "train.max_skips")  # fmt: skip
+NOT_NEGATIVE = ("model.vocab_size", "model.norm_eps", "data.workers", "train.warmup", "train.weight_decay", "train.eps", "train.clip",
+                "train.z_loss", "train.loss_chunks", "train.spike_sigma", "eval.every", "eval.samples", "eval.sample_tokens")  # fmt: skip
 SHARES = ("data.heldout", "data.max_bad_share", "train.decay", "train.b1", "train.b2")
 
 
@@ -227,8 +230,11 @@ def validate(config: ConfigDict) -> ConfigDict:
         if value not in choices:
             raise UserError(f"config.{name} is '{value}'; it can be {', '.join(choices)}.{nearest(value, choices)}")
     for name in POSITIVE:
-        if get(config, name) <= 0:
+        if not 0 < get(config, name) < math.inf:
             raise UserError(f"config.{name} is {get(config, name)}; it must be positive.")
+    for name in NOT_NEGATIVE:
+        if not 0 <= get(config, name) < math.inf:
+            raise UserError(f"config.{name} is {get(config, name)}; it must not be negative.")
     for name in SHARES:
         if not 0 <= get(config, name) < 1:
             raise UserError(f"config.{name} is {get(config, name)}; it must be at least 0 and less than 1.")
@@ -240,9 +246,13 @@ def validate(config: ConfigDict) -> ConfigDict:
     if t.batch % t.microbatches:
         raise UserError(f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}.")
     if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
-        raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) together exceed config.train.steps, {t.steps}.")
-    if config.data.tokenizer and not config.data.tokenizer.startswith(("gs://", "hf://")) and not Path(config.data.tokenizer).expanduser().exists():
-        raise UserError(f"config.data.tokenizer: there is no file '{config.data.tokenizer}'.")
+        raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) exceed config.train.steps, {t.steps}.")
+    tokenizer = config.data.tokenizer
+    if tokenizer and not tokenizer.startswith(("gs://", "hf://")) and not Path(tokenizer).expanduser().exists():
+        raise UserError(f"config.data.tokenizer: there is no file '{tokenizer}'.")
+    for phase in config.data.phases:
+        if not (isinstance(phase, list | tuple) and len(phase) == 2 and isinstance(phase[0], int | float) and hasattr(phase[1], "items")):
+            raise UserError(f"config.data.phases: {phase!r}; expected ((until, {{source: weight}}), ...), as ((1.0, {{'books': 1}}),).")
     if config.log.profile:
         first, _, last = config.log.profile.partition(":")
         if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
@@ -333,4 +343,5 @@ def _parsed_mapping(name: str, text: str):
         return ConfigDict(value)
     from slmjax.data.sources import parse_sources  # reads the short form "name:weight=path,..." too
 
-    return ConfigDict({source.name: dataclasses.asdict(source) for source in parse_sources(_literal(text))})
+    found = (dataclasses.asdict(source) for source in parse_sources(_literal(text)))
+    return ConfigDict({entry.pop("name"): entry for entry in found})

@@ -11,7 +11,7 @@ from pathlib import Path
 from slmjax import config as configs
 from slmjax.errors import UserError, nearest
 
-STAGES = {"train": "slmjax.train.run:run", "prepare": "slmjax.data.prepare:run"}
+STAGES = {"train": "slmjax.train.run:run", "prepare": "slmjax.data.stage:run"}
 
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
@@ -36,14 +36,20 @@ def main(argv: list[str] | None = None) -> int:
         options, assignments = parse(argv)
         config = make_config(options, assignments)
         workdir = os.path.expanduser(options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}")
-        if options.keys() & {"coordinator", "processes", "process"} or config.stage == "train":
+        process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
+        share = {}
+        if config.stage == "train":
             from slmjax.parallel import hosts
 
-            hosts.start(options.get("coordinator", ""), int(options.get("processes", 0)), int(options.get("process", -1)))
+            hosts.start(options.get("coordinator", ""), processes, process)
+        elif processes or process >= 0:  # preparation meets in the folder of prepared text and needs no coordinator
+            if not 0 <= process < processes:
+                raise UserError("--processes=N and --process=0..N-1 go together.")
+            share = {"process": process, "processes": processes}
         module, _, function = STAGES[config.stage].partition(":")
         stage = getattr(importlib.import_module(module), function)
         command = shlex.join(["python", "-m", "slmjax.launch", *argv])
-        return stage(config, workdir, init_from=os.path.expanduser(options.get("init_from", "")), command=command) or 0
+        return stage(config, workdir, init_from=os.path.expanduser(options.get("init_from", "")), command=command, **share) or 0
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
@@ -104,5 +110,12 @@ def _refuse(sentence: str) -> int:
     return 2
 
 
+def _unraisable(problem) -> None:
+    """Where reading or writing one array fails, tensorstore's callbacks for others find their loop closed; the failure is told."""
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
+
+
 if __name__ == "__main__":
+    sys.unraisablehook = _unraisable
     sys.exit(main())

@@ -1,4 +1,6 @@
-"""Before anything imports jax: eight host devices, programs compiled fast, annotations of slmjax checked at run time (jaxtyping, beartype)."""
+"""Before anything imports jax: eight host devices, programs compiled fast, annotations checked at run time (jaxtyping, beartype)."""
+
+# ruff: noqa: E402  (the environment is set before anything can import jax)
 
 import os
 
@@ -9,7 +11,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import hypothesis
 import jaxtyping
-import pytest
 import pytest
 
 # An int passes where a float is asked for, as everywhere in Python's typing (beartype refuses it by default).

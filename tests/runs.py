@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from slmjax.train import metrics
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "tests" / "recipes" / "smallest.py"
-WORDS = "river stone blue seven carries under morning bread counts slowly the a of to and".split()
+WORDS = ["river", "stone", "blue", "seven", "carries", "under", "morning", "bread", "counts", "slowly", "the", "a", "of", "to", "and"]
 
 
 def write_corpus(path, seed=0, documents=400):
@@ -43,9 +44,9 @@ def train(corpus, workdir, *flags, **fields):
 
 
 def start(corpus, workdir, *flags, devices=8, module="slmjax.launch", **fields):
-    """Start the launcher in a process of its own, with its output in files beside the work directory."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    environment["PYTHONPATH"] = str(ROOT)
+    """Start the launcher (or a `module` like it) in a process of its own, on `devices` host devices."""
+    xla = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])  # the others as here, or bits would differ
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *argv(corpus, workdir, **fields), *flags]
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

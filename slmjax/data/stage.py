@@ -14,10 +14,11 @@ TRAIN_PER_KIND = 4000
 HELDOUT_PER_KIND = 300
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", began: float = 0.0) -> None:
-    """Prepare config.data and say what came out; `init_from` gives the tokenizer."""
-    prepared = prepared_text(config, workdir, init_from=init_from)
-    print(summary(prepared))
+def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
+    """Prepare config.data and say what came out; `init_from` gives the tokenizer, `process` is this one of `processes` that share it."""
+    prepared = prepared_text(config, workdir, init_from=init_from, process=process, processes=processes)
+    if process == 0:
+        print(summary(prepared))
 
 
 def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1) -> Prepared:

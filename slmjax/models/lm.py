@@ -4,6 +4,7 @@ params = {"embedding" [V,D], "stack": {group: {position: block parameters, each 
 The layout is the same whether the stack is unrolled or scanned.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -41,7 +42,7 @@ def init(arch: Architecture, key: Array) -> dict:
         stack[str(g)] = {}
         for p, block in enumerate(pattern):
             keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(k_stack, g), p), repeats)
-            module = DecoderBlock(arch, block)
+            module = DecoderBlock(dataclasses.replace(arch, attention="reference"), block)  # a device's kernel cannot be vmapped
             stack[str(g)][str(p)] = jax.vmap(lambda k, module=module: module.init(k, x, ctx=ctx)["params"])(keys)
     return params | {"stack": stack}
 

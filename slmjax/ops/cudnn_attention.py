@@ -26,12 +26,15 @@ def cudnn_attention(
 
     def kernel(q, k, v, seg):
         lengths, offsets = _layout(seg, max_segments)
+        known = ((seg > 0) & (seg <= max_segments))[:, :, None, None]
+        q, k, v = (jnp.where(known, a, 0) for a in (q, k, v))  # cuDNN leaves padding unwritten, in the gradients too: zero them
+        # JAX 0.10 and 0.11 scale the keys' offsets by the queries' heads, so that fewer key/value heads read from wrong places.
+        k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
         out = dot_product_attention(
             q, k, v, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=offsets, kv_offsets=offsets, scale=q.shape[-1] ** -0.5,
             mask_type=MaskType.PADDING_CAUSAL,
         )  # fmt: skip
-        known = (seg > 0) & (seg <= max_segments)
-        return jnp.where(known[:, :, None, None], out, 0)  # cuDNN leaves padding unwritten
+        return jnp.where(known, out, 0)
 
     return per_device_heads(kernel)(query, key, value, segments)
 
@@ -42,10 +45,5 @@ def _layout(segments, max_segments):
     lengths = (segments[:, :, None] == number[None, None]).sum(1, dtype=jnp.int32)
     ends = jnp.cumsum(lengths, axis=1)
     present = lengths > 0
-    starts = jnp.where(present, ends - lengths, -1)
-    # The offset after the last segment closes it.
-    count = present.sum(1)
-    closing = jnp.arange(max_segments + 1)[None] == count[:, None]
-    offsets = jnp.pad(starts, ((0, 0), (0, 1)), constant_values=-1)
-    offsets = jnp.where(closing, ends[:, -1:], offsets)
-    return jnp.where(present, lengths, -1), offsets.astype(jnp.int32)
+    offsets = jnp.pad(jnp.where(present, ends - lengths, -1), ((0, 0), (0, 1)), constant_values=-1)
+    return jnp.where(present, lengths, -1), offsets

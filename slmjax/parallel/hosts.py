@@ -33,7 +33,7 @@ def is_first() -> bool:
 
 
 def leaving_together(step: int, asked: bool) -> bool:
-    """True at the same step on every process once one of them was asked to leave (SIGTERM); `asked` decides alone where there is one process."""
+    """True at the same step on every process once one of them was asked to leave (SIGTERM); of one process alone, `asked`."""
     if jax.process_count() == 1:
         return asked
     from jax.experimental import multihost_utils

@@ -53,7 +53,7 @@ class _Loop:
         self.trunk = schedule.trunk(config.train)
         self.peak = sizes.peak_flops(run.device.name, run.arch.compute)
         self.window: list[dict[str, float]] = []
-        self.window_began, self.skipped = time.monotonic(), 0
+        self.clock, self.skipped = (run.start.step, time.monotonic()), 0
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
 
@@ -111,7 +111,7 @@ class _Loop:
         if leaving or self.is_saved(done):
             with run.goodput.spent("checkpoint"):
                 self.save(done)
-            self.window_began = time.monotonic()
+            self.clock = (done, time.monotonic())
 
     def read(self, step: int, metrics: dict) -> None:
         """Take a step's metrics from the device."""
@@ -125,8 +125,8 @@ class _Loop:
                 documents = self.run.plan.documents(step)
                 more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
                 sentence = (
-                    f"{self.config.train.max_skips} steps in a row were skipped (config.train.max_skips), the last one, step {step + 1}, for {reason}; "
-                    f"its batch holds {', '.join(documents[:5])}{more}."
+                    f"{self.config.train.max_skips} steps in a row were skipped (config.train.max_skips), the last one, step {step + 1}, "
+                    f"for {reason}; its batch holds {', '.join(documents[:5])}{more}."
                 )
                 self.run.writer.event("stopped", step + 1, reason=sentence)
                 self.run.writer.flush()
@@ -135,11 +135,10 @@ class _Loop:
 
     def log(self, done: int) -> None:
         """Write the window since the last line, and start another."""
-        now = time.monotonic()
-        count, seconds = len(self.window), now - self.window_began
+        since, began = self.clock
         latest = self.window[-1]
         kept = [values for values in self.window if not values["skips"]] or self.window
-        speed = count * self.tokens_per_step / seconds
+        speed = (done - since) * self.tokens_per_step / (time.monotonic() - began)
         metrics: dict[str, Any] = {
             "train/loss": float(np.mean([values["cross_entropy"] for values in kept])),
             "train/tokens": done * self.tokens_per_step,
@@ -158,14 +157,15 @@ class _Loop:
         self.run.writer.write(done, metrics)
         self.run.writer.event("goodput", done, **self.run.goodput.record())
         self.progress.update(done, metrics)
-        self.window, self.window_began = [], now
+        self.window, self.clock = [], (done, time.monotonic())
 
     def evaluate(self, done: int) -> None:
         """Held-out bits per byte, and samples."""
         run = self.run
         losses = run.evaluator.losses(self.state.params)
         metrics = evaluation.metrics(losses)
-        run.writer.write(done, {**metrics, "train/tokens": done * self.tokens_per_step, "train/flops": done * self.tokens_per_step * run.flops_per_token})
+        tokens = done * self.tokens_per_step
+        run.writer.write(done, {**metrics, "train/tokens": tokens, "train/flops": tokens * run.flops_per_token})
         if metrics:
             self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
         if hosts.is_first():
@@ -175,8 +175,8 @@ class _Loop:
             run.writer.event("samples", done, samples=samples)
             if samples:
                 self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
-        self.window_began = time.monotonic()
         self.losses = losses
+        self.clock = (done, time.monotonic())
 
     def reader(self) -> Engine:
         """A generation engine over the present parameters; its programs are compiled once."""
@@ -187,7 +187,7 @@ class _Loop:
         if self.config.eval.samples and jax.process_count() == 1:
             with self.run.goodput.spent("compile"):
                 self.run.evaluator.samples(self.reader())
-        self.window_began = time.monotonic()
+        self.clock = (self.run.start.step, time.monotonic())
 
     def save(self, done: int) -> None:
         """Save a checkpoint in the background and prune older ones."""
@@ -206,7 +206,8 @@ class _Loop:
             answers = evaluation.textbook_answers(self.reader(), run.config.seed)
             run.writer.event("answers", self.total, kinds=answers)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
-            run.writer.event("baseline", self.total, **evaluation.textbook_baseline(run.prepared, self.losses, run.arch.vocab_size, run.config.seed))
+            baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.arch.vocab_size, run.config.seed)
+            run.writer.event("baseline", self.total, **baseline)
         run.writer.event("goodput", self.total, **run.goodput.record())
         run.writer.event("finish", self.total)
 
@@ -269,7 +270,9 @@ def _farewell(run: Run, status: int, report) -> str:
             f"Report: {report}",
             "Next:",
             f"  generate:              python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
-            f"  change and compare:    {again} --workdir={other} --config.model.output_gate=True && python -m slmjax.compare {run.workdir} {other}",
-            f"  bring your own text:   {again} --workdir=runs/mine --config.data.sources=PATH   (.txt, .jsonl or .parquet: a file, folder or pattern)",
+            f"  change and compare:    {again} --workdir={other} --config.model.output_gate=True "
+            f"&& python -m slmjax.compare {run.workdir} {other}",
+            f"  bring your own text:   {again} --workdir=runs/mine --config.data.sources=PATH   "
+            "(.txt, .jsonl or .parquet: a file, folder or pattern)",
         ]
     )

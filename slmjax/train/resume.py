@@ -15,16 +15,16 @@ from slmjax.train import metrics as records
 from slmjax.train import schedule
 from slmjax.train.state import TrainState
 
-# Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, but not what it computes.
+# Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, not what it computes.
 FREE = (
-    "data.workers", "data.cache", "data.sources", "data.tokenizer", "data.max_bad_share", "eval", "checkpoint", "log", "mesh", "model.attention",
-    "model.unroll", "model.remat", "train.steps", "train.loss_chunks", "train.max_skips", "train.deterministic",
+    "data.workers", "data.cache", "data.sources", "data.tokenizer", "data.max_bad_share", "eval", "checkpoint", "log", "mesh",
+    "model.attention", "model.unroll", "model.remat", "train.steps", "train.loss_chunks", "train.max_skips", "train.deterministic",
 )  # fmt: skip
 # data.sources and data.tokenizer are judged by what they contain: the plan's fingerprint and the tokenizer's hash.
 
 
 class Start(NamedTuple):
-    """kind: fresh, resume, extend or finished; step: of the checkpoint to go on from; before: the total steps of the run that is extended."""
+    """kind: fresh, resume, extend or finished; step: of the checkpoint to go on from; before: total steps of the run that is extended."""
 
     kind: str
     step: int
@@ -59,7 +59,9 @@ def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
     shared = min(schedule.trunk(config.train), schedule.decay_start(before, config.train.decay))
     usable = [step for step in steps if step <= shared]
     if not usable:
-        raise UserError(f"config.train.steps was {before} and is {now}, but no checkpoint up to step {shared} is left; use another --workdir.")
+        raise UserError(
+            f"config.train.steps was {before} and is {now}, but no checkpoint up to step {shared} is left: use another --workdir."
+        )
     return Start("extend", usable[-1], before)
 
 
@@ -69,7 +71,8 @@ def fits(saved: dict, config: ConfigDict) -> None:
     different = [name for name in _differing(saved, now) if not any(name == f or name.startswith(f + ".") for f in FREE)]
     if different:
         told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)
-        raise UserError(f"this config does not fit the checkpoint: {told}. Use another --workdir, or --init_from to start from its parameters.")
+        advice = "Use another --workdir, or --init_from to start from its parameters."
+        raise UserError(f"this config does not fit the checkpoint: {told}. {advice}")
 
 
 def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: BatchPlan, meta: dict) -> tuple:
@@ -86,8 +89,9 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
                 raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
             if found["fingerprint"] != plan.fingerprint(step):
                 raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
+            rest = {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step}
             try:
-                got = checkpoints.restore(step, shapes.params, {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step})
+                got = checkpoints.restore(step, shapes.params, rest)
             except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
                 fault = (str(error).splitlines() or [repr(error)])[0][:200]
         if not hosts.all_agree(got is not None):
@@ -110,8 +114,9 @@ def inherit(init_from: str, shapes: dict) -> dict:
         raise UserError(f"--init_from={init_from}: there is no checkpoint.")
     try:
         return checkpoints.restore(steps[-1], shapes).params
-    except (ValueError, KeyError) as error:
-        raise UserError(f"--init_from={init_from}: its parameters do not fit config.model ({str(error).splitlines()[0][:200]}).") from error
+    except Exception as error:  # storage raises many kinds
+        told = (str(error).splitlines() or [repr(error)])[0][:200]
+        raise UserError(f"--init_from={init_from}: its parameters do not fit config.model, or cannot be read ({told}).") from error
 
 
 def parents(init_from: str) -> list[dict]:

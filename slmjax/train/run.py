@@ -86,7 +86,9 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         return loop.train(ready)
 
 
-def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, start: Start, *, init_from: str, command: str, began: float | None) -> Run:
+def build(
+    config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, start: Start, *, init_from: str, command: str, began: float | None
+) -> Run:
     """Data, model, step and state of a run: restored where there is something to restore, compiled, its first records written."""
     past = records.read(folder)
     past = past if past.all else None
@@ -97,6 +99,7 @@ def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, star
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
     arch, reasons = resolve(config, mesh, prepared.tokenizer.vocab_size)
+    check_kernel(arch.attention, device)
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
     shape = (config.train.batch, config.data.seq_len)
@@ -106,7 +109,10 @@ def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, star
         optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
         make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(config.seed)), optimizer)
         shapes = jax.eval_shape(make)
-        where = state_shardings(shapes, mesh)
+        try:
+            where = state_shardings(shapes, mesh)
+        except ValueError as error:
+            raise UserError(f"config.mesh does not fit config.model: {error}.") from error
         shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
         state, damaged = None, []
         with goodput.spent("restore"):
@@ -124,7 +130,8 @@ def build(config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, star
             evaluator = Evaluator(config, arch, mesh, prepared, chunks, where.params)
             evaluator.warm(state.params)
     writer = open_records(config, folder, prepared, start if past else None)
-    writer.event("start", start.step, command=command, environment=environment(device), parameters=sizes.parameters(arch)._asdict(), choices=reasons)
+    told_sizes = sizes.parameters(arch)._asdict()
+    writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=reasons)
     writer.event("data", start.step, sources=facts(prepared, plan.epochs(config.train.steps)), folder=str(prepared.folder))
     writer.event("lineage", start.step, parents=lineage)
     for message in damaged:
@@ -198,6 +205,14 @@ def check_writable(folder: epath.Path) -> None:
         raise UserError(f"--workdir={folder}: '{place}' is not a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={folder}: '{place}' cannot be written; choose a folder that you may write to.")
+
+
+def check_kernel(attention: str, device: DeviceKind) -> None:
+    """Raises: UserError for an attention kernel of another kind of device."""
+    needs = {"cudnn": "gpu", "splash": "tpu"}.get(attention, device.platform)
+    if needs != device.platform:
+        here = device.platform.upper()
+        raise UserError(f"config.model.attention is '{attention}', which runs on a {needs.upper()}; this is a {here}: use auto.")
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def test_training_flops_of_a_dense_tied_decoder_are_6n_plus_6ldt(arch, length):
 def test_flops_are_the_compilers_count_within_five_percent():
     """The reference computes all T x T scores, so the compiler is compared with the count without the causal half.
 
-    The compiler also counts additions, norms and softmax: at this width under 4 %, less at any real one.
+    The compiler also counts additions, norms and softmax: 1.4 % here. At this length the causal half would be 14 % off.
     """
-    B, T = 1, 128
+    B, T = 1, 512
     arch = Architecture(512, 256, 4, 2, 64, 704, (((Block(),), 2),), qk_norm=True, output_gate=True, attention="reference")
     params = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
     batch = {name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in ("tokens", "segments", "positions")}
@@ -81,6 +81,7 @@ def test_flops_are_the_compilers_count_within_five_percent():
     for program, closed in ((loss, sizes.forward_flops_per_token), (jax.grad(loss), sizes.train_flops_per_token)):
         counted = jax.jit(program).lower(params, batch).compile().cost_analysis()["flops"] / (B * T)
         assert counted == pytest.approx(closed(arch, T, causal=False), rel=0.05)
+        assert counted != pytest.approx(closed(arch, T), rel=0.05)
 
 
 @given(st.floats(6, 9).map(lambda e: round(10**e)), st.sampled_from([256, 1024, 4096, 16384, 32768, 50304, 131072]))

@@ -1,0 +1,149 @@
+"""Several processes as one program: one signal stops all at one step, and any other number of processes goes on from there."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from slmjax import launch
+from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
+from slmjax.data.stage import prepared_text
+from slmjax.parallel import hosts
+from slmjax.parallel.mesh import batch_sharding, make_mesh
+from slmjax.train import loop
+from slmjax.train.run import batch_plan
+from tests import runs
+from tests.parallel import member
+
+STEPS, BATCH = 30, 16
+
+
+def start_all(corpus, workdir, count, devices, monkeypatch, **fields):
+    """`count` processes of one run; the rows that each reads are noted in `<workdir>-rows`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("SLMJAX_TEST_ROWS", f"{workdir}-rows")
+    flags = (f"--coordinator=localhost:{port}", f"--processes={count}")
+    return [
+        runs.start(corpus, workdir, *flags, f"--process={i}", devices=devices, module="tests.parallel.member", **fields)
+        for i in range(count)
+    ]
+
+
+def ends(processes):
+    """[(exit status, stdout, stderr)]; stdout without what Gloo says of its connections."""
+    try:
+        out = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = ["".join(line for line in text.splitlines(keepends=True) if "Gloo" not in line and "peer ranks" not in line) for text, _ in out]
+    return [(process.returncode, text, error) for process, text, (_, error) in zip(processes, said, out)]
+
+
+def batches_read(workdir, start):
+    """{step: digest of the global batch} of the session that began at step `start`; every row is held by exactly one process."""
+    rows = {}
+    for path in (workdir.parent / f"{workdir.name}-rows").glob(f"*-{start}.jsonl"):
+        for record in map(json.loads, path.read_text().splitlines()):
+            at = rows.setdefault(record["step"], {})
+            assert not at.keys() & set(record["rows"])
+            at |= zip(record["rows"], record["hashes"])
+    complete = {step: found for step, found in rows.items() if len(found) == BATCH}  # the last are still read by some only
+    return {step: combine_hashes(found[row] for row in range(BATCH)) for step, found in complete.items()}
+
+
+@pytest.fixture
+def expected(corpus, tmp_path):
+    """{step: digest of the global batch}, read here and now in one process."""
+    config = launch.make_config(*launch.parse(runs.argv(corpus, tmp_path)))
+    plan = batch_plan(config, prepared_text(config, str(tmp_path)))
+    return {step: batch_hash(batch_rows(plan, step, range(BATCH))) for step in range(STEPS)}
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(corpus, undisturbed, expected, tmp_path, monkeypatch, capsys):
+    four = tmp_path / "run"
+    fields = {"data__cache": tmp_path / "prepared", "eval__every": 4}  # prepared by all four, from nothing
+    processes = start_all(corpus, four, 4, 1, monkeypatch, **fields)
+    if runs.wait_for_step(four, 6, processes[0]):
+        processes[2].send_signal(signal.SIGTERM)
+    told = ends(processes)
+    assert [status for status, _, _ in told] == [143] * 4, told
+    assert "Saved and left as asked" in told[0][1] and [text for _, text, _ in told[1:]] == [""] * 3
+    (left,) = [event["step"] for event in runs.events(four, "preempted")]
+    assert 6 < left < STEPS and runs.steps_saved(four)[-1] == left
+    theirs = batches_read(four, 0)
+    assert len(theirs) >= left and theirs == {step: expected[step] for step in theirs}
+
+    one = shutil.copytree(four, tmp_path / "one")
+    monkeypatch.setenv("SLMJAX_TEST_ROWS", f"{one}-rows")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "local_batches", member.Noting)
+        assert runs.train(corpus, one, data__workers=1, **fields) == 0
+    assert batches_read(one, left) == {step: expected[step] for step in range(left, STEPS)}
+    assert f"goes on from step {left}" in capsys.readouterr().out
+    np.testing.assert_allclose(runs.losses(one)[1], runs.losses(undisturbed)[1], rtol=1e-5)  # sums in another order
+
+    two = shutil.copytree(four, tmp_path / "two")
+    for path in (two / "checkpoints" / str(left) / "params").rglob("d/*"):
+        path.write_bytes(b"")
+    before = runs.steps_saved(four)[-2]
+    told = ends(start_all(corpus, two, 2, 2, monkeypatch, data__workers=3, **fields))
+    assert [status for status, _, _ in told] == [0, 0], told
+    assert told[0][1].count("it is damaged") == 1 and f"goes on from step {before}" in told[0][1] and told[1][1] == ""
+    assert [path.name for path in (two / "checkpoints-aside").iterdir()] == [str(left)]
+    np.testing.assert_allclose(runs.losses(two)[1], runs.losses(undisturbed)[1], rtol=1e-5)
+    assert batches_read(two, before) == {step: expected[step] for step in range(before, STEPS)}
+    bits = [runs.metrics.series(runs.metrics.read(run), "eval/bits_per_byte") for run in (two, one)]
+    np.testing.assert_array_equal(bits[0][0], [4, 8, 12, 16, 20, 24, 28, 30])
+    np.testing.assert_allclose(bits[0][1], bits[1][1], rtol=1e-5)
+    assert (two / "report.html").exists() and (two / "heldout.npz").exists()
+
+
+def test_ctrl_c_in_one_of_several_is_passed_on_to_the_service_that_agrees(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    caught, before = [], signal.signal(signal.SIGTERM, lambda *_: caught.append("SIGTERM"))
+    try:
+        with loop._Leave() as leave:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert caught == ["SIGTERM"] and leave.status == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 8}])
+def test_a_global_batch_is_put_together_from_the_rows_that_a_process_holds(sizes):
+    sharding = batch_sharding(make_mesh(sizes))
+    held = hosts.local_rows(sharding, BATCH, 4)
+    assert held.tolist() == list(range(BATCH))
+    whole = np.arange(BATCH * 4).reshape(BATCH, 4)
+    found = hosts.global_batch({"tokens": whole}, sharding, BATCH, held)["tokens"]
+    np.testing.assert_array_equal(found, whole)
+    assert found.sharding == sharding
+
+
+def test_a_process_holds_the_rows_of_its_own_devices_only():
+    devices = jax.devices()
+    spread = {devices[i]: (slice(2 * i, 2 * i + 2), slice(None)) for i in (1, 2)}
+    sharding = types.SimpleNamespace(addressable_devices_indices_map=lambda shape: spread)
+    assert hosts.local_rows.__wrapped__(sharding, 16, 4).tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("arguments", [("host:1", 0, -1), ("", 2, 0), ("host:1", 2, 2), ("host:1", 2, -1)])
+def test_some_of_the_three_arguments_are_refused(arguments):
+    with pytest.raises(hosts.UserError, match="go together"):
+        hosts.start(*arguments)
+
+
+def test_one_process_agrees_with_itself():
+    assert hosts.is_first() and hosts.agree(7) == 7 and hosts.all_agree(True) and not hosts.all_agree(False)
+    assert hosts.leaving_together(3, True) and not hosts.leaving_together(3, False)
+    hosts.barrier("alone")

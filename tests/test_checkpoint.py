@@ -1,0 +1,90 @@
+"""Checkpoints: what is saved is read back on any mesh, what changed since is noticed, and pruning keeps what a longer run needs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from slmjax import checkpoint
+from slmjax.checkpoint import Checkpoints
+from slmjax.parallel.mesh import make_mesh
+
+
+def tree(seed=0):
+    """Some arrays of every kind that a state holds."""
+    rng = np.random.default_rng(seed)
+    return {
+        "matrix": jnp.asarray(rng.standard_normal((16, 8)), jnp.float32),
+        "moment": jnp.asarray(rng.standard_normal((8, 16)), jnp.bfloat16),
+        "step": jnp.int32(rng.integers(1000)),
+    }
+
+
+def described(of, devices=1):
+    """ShapeDtypeStructs of a tree, its arrays split over the first axis."""
+    mesh = make_mesh({"data": devices}, jax.devices()[:devices])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P("data") if x.ndim else P())), of)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Checkpoints of steps 1 to 6; that of step 2 was the trunk of a shorter run."""
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("several"), keep=2)
+    for step in range(1, 7):
+        checkpoints.save(step, tree(step), {"rest": tree(-step % 100)}, {"trunk": step == 2})
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_what_was_saved_is_read_back_on_one_device_and_on_eight(several):
+    saved = tree(3)
+    for devices in (1, 8):
+        found = several.restore(3, described(saved, devices), {"rest": described(tree(97), devices)})
+        for name, value in saved.items():
+            assert found.params[name].tobytes() == value.tobytes() and found.params[name].dtype == value.dtype
+        assert found.step == 3 and found.rest["rest"]["step"] == tree(97)["step"]
+    assert several.restore(3, described(saved)).rest is None
+
+
+def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypatch):
+    right = checkpoint._digest(tree(4))
+    assert several.meta(4)["digests"]["params"] == right
+    monkeypatch.setattr(checkpoint, "_digest", lambda _: "another")
+    with pytest.raises(ValueError, match="'params' are not those that were saved"):
+        several.restore(4, described(tree(4)))
+
+
+@given(st.sampled_from(["matrix", "moment"]), st.integers(0, 127), st.integers(0, 15))
+def test_one_flipped_bit_changes_the_digest_and_another_mesh_does_not(name, at, bit):
+    changed = {key: np.array(value) for key, value in tree().items()}
+    changed[name].view(np.uint32 if name == "matrix" else np.uint16).reshape(-1)[at] ^= 1 << bit
+    assert checkpoint._digest(changed) != checkpoint._digest(tree())
+    spread = jax.device_put(tree()["matrix"], NamedSharding(make_mesh({"data": 8}), P("data")))
+    assert checkpoint._digest({**tree(), "matrix": spread}) == checkpoint._digest(tree())
+
+
+def test_pruning_keeps_the_newest_this_runs_trunk_and_earlier_trunks(several):
+    several.prune(trunk=3)
+    assert several.steps() == [2, 3, 5, 6]
+    assert several.meta(4) == {} and several.meta(2)["trunk"] is True
+
+
+def test_later_checkpoints_are_set_aside_and_their_steps_can_be_saved_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for round in range(2):
+        for step in (1, 2, 3)[round:]:
+            checkpoints.save(step, tree(step + 10 * round), {"n": jnp.int32(0)}, {})
+        checkpoints.wait()
+        checkpoints.set_aside(1)
+        assert checkpoints.steps() == [1]
+        assert sorted(path.name for path in (tmp_path / "checkpoints-aside").iterdir()) == ["2", "3"]
+
+
+def test_asking_an_empty_folder_leaves_nothing_behind(tmp_path):
+    assert Checkpoints(tmp_path / "none").steps() == []
+    Checkpoints(tmp_path / "none").close()
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,151 @@
+"""The config: recipes, overrides and validation, and the sentence that each mistake gets."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmjax import config as configs
+from slmjax.errors import UserError
+
+LEAVES = dict(configs.fields(configs.FIELDS))
+
+
+def set_to(*assignments):
+    """The base config with overrides, checked."""
+    return configs.validate(configs.override(configs.base(), assignments))
+
+
+def test_every_field_is_documented_and_the_base_config_is_valid():
+    config = configs.validate(configs.base())
+    text = configs.help_text()
+    for name, (default, meaning) in LEAVES.items():
+        assert f"--config.{name}=" in text and meaning in text
+        assert type(configs.get(config, name)) is type(default)
+
+
+def test_a_saved_config_comes_back_equal():
+    config = set_to("model.pattern=('attention', 'attention rope=False')", "data.phases=((0.5, {'a': 1.0}), (1.0, {'b': 1.0}))", "seed=3")
+    config.data.sources = {"a": {"path": "x.txt", "weight": 0.5}}
+    config.model.multipliers = {"matrix": {"lr": 0.5}}
+    saved = json.loads(configs.to_json(config))
+    assert configs.to_dict(configs.from_dict(saved)) == configs.to_dict(config)
+    assert configs.from_dict({**saved, "gone": 1, "train": {**saved["train"], "gone_too": 2}}).train.steps == config.train.steps
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("train.steps=2000", 2000), ("train.steps=2e3", 2000), ("train.lr=1", 1.0), ("train.lr=3e-4", 3e-4), ("model.tied=false", False),
+        ("model.tied=True", True), ("model.unroll=True", "True"), ("data.group_by=12", "12"),
+        ("eval.prompts=Once,Twice", ("Once", "Twice")),
+        ("eval.prompts=['a, b']", ("a, b",)), ("seed=-1", -1),
+    ],
+)  # fmt: skip
+def test_a_value_is_read_as_its_fields_type(assignment, value):
+    found = configs.get(set_to(assignment), assignment.partition("=")[0])
+    assert found == value and type(found) is type(value)
+
+
+def test_sources_are_given_short_or_field_by_field(tmp_path):
+    short = set_to(f"data.sources=books:0.7={tmp_path}/a.txt,web={tmp_path}/*.jsonl").data.sources
+    assert {name: (entry.path, entry.weight) for name, entry in short.items()} == {
+        "books": ((f"{tmp_path}/a.txt",), 0.7), "web": ((f"{tmp_path}/*.jsonl",), None)
+    }  # fmt: skip
+    config = configs.base()
+    config.data.sources = {"books": {"path": "a"}}
+    assert configs.override(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
+
+
+MISTAKES = {
+    "model.widht=3": "no such field. Did you mean 'model.width'?",
+    "modle.width=3": "no such field. Did you mean 'model.width'?",
+    "train.lr.x=3": "no such field",
+    "nothing=3": "no such field",
+    "model=3": "a group of fields; set one of vocab_size, width",
+    "train.steps=many": "expected a value like 1000 (int)",
+    "train.steps=1.5": "expected a value like 1000 (int)",
+    "train.steps=True": "expected a value like 1000 (int)",
+    "train.lr=fast": "expected a value like 0.003 (float)",
+    "model.tied=1": "expected a value like True (bool)",
+    "model.pattern=3": "expected a value like ('attention',) (tuple)",
+    "model.multipliers=3": "expected {'matrix': {'lr': 0.5}}",
+    "seed": "write --config.seed=VALUE",
+    "train.optimizer=muonn": "can be adamw, muon. Did you mean 'muon'?",
+    "data.packing=fit": "can be best_fit, concat",
+    "model.width=0": "config.model.width is 0; it must be positive",
+    "train.steps=-5": "config.train.steps is -5; it must be positive",
+    "data.heldout=1": "config.data.heldout is 1.0; it must be at least 0 and less than 1",
+    "model.kv_heads=3": "config.model.kv_heads is 3; it must divide config.model.heads, 4",
+    "model.head_dim=33": "needs an even number",
+    "train.microbatches=5": "it must divide config.train.batch, 64",
+    "train.warmup=900": "exceed config.train.steps, 1000",
+    "data.tokenizer=/none/tokenizer.json": "there is no file '/none/tokenizer.json'",
+    "mesh.sequence=2": "config.mesh.sequence is reserved",
+    "log.profile=abc": "expected first:last",
+    "log.profile=5": "expected first:last",
+    "log.profile=7:5": "expected first:last",
+    "data.workers=-1": "config.data.workers is -1; it must not be negative",
+    "train.warmup=-1": "config.train.warmup is -1; it must not be negative",
+    "train.lr=1e999": "config.train.lr is inf; it must be positive",
+    "train.lr=nan": "expected a value like 0.003 (float)",
+}
+
+
+@pytest.mark.parametrize("assignment", MISTAKES)
+def test_a_mistake_is_named_in_one_sentence(assignment):
+    with pytest.raises(UserError) as error:
+        set_to(assignment)
+    text = str(error.value)
+    assert MISTAKES[assignment] in text and "\n" not in text
+    assert assignment.partition("=")[0].partition(".")[2][:4] in text
+
+
+@given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
+def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
+    try:
+        config = configs.override(configs.base(), [f"{name}={text}"])
+    except UserError as error:
+        assert name in str(error) or name == "data.sources"
+        return
+    try:
+        configs.validate(config)
+    except UserError as error:
+        assert "config." in str(error)
+
+
+_RECIPE = "from slmjax import config\n\n\ndef get_config():\n    c = config.base()\n    {}\n    return c\n"
+RECIPES = {
+    "def other(): pass": "has no get_config()",
+    "def get_config(): return 3": "returned int",
+    "def get_config(:": "line 1: invalid syntax",
+    _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
+    _RECIPE.format("c.model.width = 'a'"): "line 6: Could not override field 'width'",
+    "import no_such_module": "line 1: No module named 'no_such_module'",
+    "def get_config(): return {}['x']": "line 1: x.",
+}
+
+
+@pytest.mark.parametrize("text", RECIPES)
+def test_a_recipe_that_fails_is_named_with_its_line(text, tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        configs.load(str(path))
+    assert RECIPES[text] in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.py"]  # and no bytecode beside it
+
+
+def test_a_missing_recipe_names_the_nearest_one(tmp_path):
+    (tmp_path / "tiny.py").write_text("")
+    with pytest.raises(UserError, match=r"no file .* Did you mean '.*tiny\.py'\?"):
+        configs.load(str(tmp_path / "tinny.py"))
+
+
+def test_a_work_directorys_config_is_a_recipe(tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(set_to("model.width=96")))
+    assert configs.load(str(tmp_path / "config.json")).model.width == 96
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json"):
+        configs.load(str(tmp_path / "config.json"))

@@ -1,0 +1,120 @@
+"""A whole run: skipped steps, another run's parameters, a profile, and what is written where."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from slmjax.infer.load import load_model
+from slmjax.objectives.lm import objective
+from slmjax.train import run as runner
+from tests import runs
+
+# Of tensorstore: reads that the failure of another one ended.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Reports have tests of their own, and each costs a second."""
+    monkeypatch.setattr("slmjax.train.loop.write_report", lambda *_, **__: "report.html")
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """From now on the loss of these steps (0-based) is not a number."""
+
+    def poison(*steps):
+        def of(*args, **how):
+            plain = objective(*args, **how)
+
+            def bad(params, buffers, batch, *, key, step):
+                total, weight, aux = plain(params, buffers, batch, key=key, step=step)
+                return jnp.where(jnp.isin(step, jnp.array(steps)), jnp.nan, total), weight, aux
+
+            return bad
+
+        monkeypatch.setattr(runner, "objective", of)
+
+    return poison
+
+
+def test_skipped_steps_change_no_parameter_or_moment_and_leave_the_statistics_alone(corpus, tmp_path, poisoned, no_report, capsys):
+    poisoned(4, 5)
+    folder = tmp_path / "run"
+    assert runs.train(corpus, folder, train__steps=8, train__decay=0, checkpoint__every=2, checkpoint__keep=9, train__max_skips=3) == 0
+    before, after = runs.saved(folder, 4), runs.saved(folder, 6)
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed == {"rest['step']", "rest['spikes']['skips']"}
+    assert after["rest['step']"] == 6 and after["rest['spikes']['skips']"] == 2
+    later = runs.saved(folder, 8)
+    assert later["rest['spikes']['skips']"] == 0 and later["rest['spikes']['count']"] == 6
+    assert later["params['embedding']"].tobytes() != after["params['embedding']"].tobytes()
+    assert [event["step"] for event in runs.events(folder, "skipped")] == [5, 6]
+    assert "step 5 skipped: loss nan" in capsys.readouterr().out
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_naming_the_documents(corpus, tmp_path, poisoned, capsys):
+    poisoned(1, 6, 7, 8)
+    folder = tmp_path / "run"
+    assert runs.train(corpus, folder, train__max_skips=3) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("slmjax: 3 steps in a row were skipped (config.train.max_skips), the last one, step 9, for loss nan")
+    assert err.count("\n") == 1 and "words: corpus.jsonl line " in err and " more." in err
+    assert runs.events(folder, "stopped")[0]["step"] == 9 and runs.steps_saved(folder) == [5]
+
+
+@pytest.mark.slow
+def test_init_from_starts_from_the_parents_parameters_and_records_the_lineage(corpus, undisturbed, tmp_path, capsys, monkeypatch):
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr("slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0)
+        assert runs.train(corpus, tmp_path / "child", f"--init_from={undisturbed}", seed=5) == 0
+    theirs = load_model(str(undisturbed)).params
+    same = jax.tree.map(lambda mine, other: jnp.asarray(mine).tobytes() == other.tobytes(), taken[0].params, theirs)
+    assert jax.tree.all(same) and int(taken[0].step) == 0
+
+    child, grandchild = tmp_path / "child", tmp_path / "grandchild"
+    assert runs.train(corpus, child, f"--init_from={undisturbed}", train__steps=5, log__profile="1:3") == 0
+    assert list((child / "profile").rglob("*.xplane.pb"))
+    (parent,) = runs.events(child, "lineage")[-1]["parents"]
+    assert (parent["workdir"], parent["step"]) == (str(undisturbed), 30)
+    assert f"{undisturbed} step 30 ({parent['hash']})" in capsys.readouterr().out and parent["hash"] in (child / "report.html").read_text()
+    monkeypatch.setattr("slmjax.train.loop.train", lambda run: run.writer.close() or 0)
+    assert runs.train(corpus, grandchild, f"--init_from={child}") == 0
+    assert [one["workdir"] for one in runs.events(grandchild, "lineage")[-1]["parents"]] == [str(child), str(undisturbed)]
+    assert runs.train(corpus, child, train__steps=6) == 0  # without the flag
+    assert runs.events(child, "lineage")[-1]["parents"] == [parent]
+
+
+@pytest.mark.parametrize("field", ["model__width=24", "model__layers=3", "model__qk_norm=True"])
+def test_parameters_of_other_shapes_are_refused(field, corpus, undisturbed, tmp_path, capsys):
+    name, _, value = field.partition("=")
+    assert runs.train(corpus, tmp_path / "run", f"--init_from={undisturbed}", **{name: value}) == 2
+    err = capsys.readouterr().err
+    assert "its parameters do not fit config.model, " in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_damaged_parent_is_refused_as_such(corpus, undisturbed, tmp_path, capsys):
+    parent = shutil.copytree(undisturbed, tmp_path / "parent")
+    for path in (parent / "checkpoints" / "30" / "params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:99])
+    assert runs.train(corpus, tmp_path / "run", f"--init_from={parent}") == 2
+    err = capsys.readouterr().err
+    assert "do not fit config.model, or cannot be read (" in err and err.count("\n") == 1
+
+
+def test_a_run_leaves_what_its_readers_expect(corpus, undisturbed):
+    names = {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "report.html", "heldout.npz"}
+    assert {path.name for path in undisturbed.iterdir()} >= names
+    assert json.loads((undisturbed / "config.json").read_text())["train"]["steps"] == 30
+    records = runs.metrics.read(undisturbed)
+    assert records.torn == 0 and [record["event"] for record in records.all if "event" in record and record["event"] != "goodput"] == [
+        "start", "data", "lineage", "finish"
+    ]  # fmt: skip
+    last = [record for record in records.kept if "train/loss" in record][-1]
+    assert last["train/tokens"] == 30 * 16 * 64 and last["train/skipped"] == 0
+    assert runs.losses(undisturbed)[1][-1] < 0.7 * runs.losses(undisturbed)[1][0]
+    assert 24 in runs.steps_saved(undisturbed)  # the trunk
