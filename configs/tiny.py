@@ -17,5 +17,5 @@ def get_config():
     c.train.steps, c.train.batch = 520, 6
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.decay = "muon", 5e-3, 20, 0.4
     c.eval.every, c.eval.tokens = 260, 8_000
-    c.checkpoint.every = 260
+    c.checkpoint.every, c.log.every = 260, 20
     return c

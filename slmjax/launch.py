@@ -1,5 +1,6 @@
 """Start a stage on this host (of one or many): `python -m slmjax.launch --config=configs/tiny.py [--config.model.layers=12]`."""
 
+import ctypes
 import errno
 import importlib
 import os
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
         share = {}
         if config.stage == "train":
+            keep_freed_memory()
             from slmjax.parallel import hosts
 
             hosts.start(options.get("coordinator", ""), processes, process)
@@ -62,6 +64,21 @@ def main(argv: list[str] | None = None) -> int:
         if "No space left on device" in str(error):  # as the checkpoint storage says it
             return _refuse("the work directory cannot be written: No space left on device.")
         raise
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed, in one arena; must come before JAX starts its threads.
+
+    XLA frees a CPU step's buffers after every step; given back to the system, their pages are faulted in again: a step of configs/tiny.py
+    took 242 to 262 ms without this and 185 to 264 with it, and system time fell from 1.7 s to 0.1 to 0.4 s in 15 steps (two cores).
+    """
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+        except OSError:  # another C library, which this is not about
+            return
+        for parameter, value in ((-3, 1 << 30), (-1, 1 << 30), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
+            libc.mallopt(parameter, value)
 
 
 def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:

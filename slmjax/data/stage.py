@@ -12,6 +12,7 @@ from slmjax.errors import UserError
 # What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
 TRAIN_PER_KIND = 4000
 HELDOUT_PER_KIND = 300
+SEED = 0  # of the text; runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared
 
 
 def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
@@ -30,17 +31,19 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
       process, processes: of several hosts, which share the work through a common file system.
     """
     cache = config.data.cache or str(epath.Path(workdir).parent / "prepared")
+    if not config.data.cache and "://" in workdir:
+        # Shards are read from a disk of the host: each prepares all of the text by itself, and all get the same.
+        cache, process, processes = "runs/prepared", 0, 1
     data = SimpleNamespace(**config.data.to_dict())
     if not data.sources:
-        folder = epath.Path(cache) / f"textbook-{config.seed}"
-        data.sources = textbook.write_corpus(folder, seed=config.seed, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND)
+        folder = epath.Path(cache) / "textbook"
+        data.sources = textbook.write_corpus(folder, seed=SEED, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND)
     if init_from and not data.tokenizer:
         tokenizer = epath.Path(init_from) / "tokenizer.json"
         if not tokenizer.exists():
             raise UserError(f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a training run.")
         data.tokenizer = str(tokenizer)
-    # A constant seed: runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared.
-    return prepare(data, seed=0, cache=cache, process_index=process, process_count=processes)
+    return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:

@@ -89,8 +89,16 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
             break
     if str(problem.answer) != str(problem.again):
         raise AssertionError(f"two computations disagree, {problem.answer} and {problem.again}, on: {text}")
-    return Passage(text, prompt, str(problem.answer), kind, f"{template.problem.__name__}-{number}", tuple(draw.numbers), tuple(draw.names),
-                   problem.choices)
+    return Passage(
+        text,
+        prompt,
+        str(problem.answer),
+        kind,
+        f"{template.problem.__name__}-{number}",
+        tuple(draw.numbers),
+        tuple(draw.names),
+        problem.choices,
+    )
 
 
 def documents(kind: str, count: int, *, seed: int, split: str) -> Iterator[Passage]:

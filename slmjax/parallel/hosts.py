@@ -1,5 +1,6 @@
 """Several processes as one program: start, agreement on leaving, gathering small arrays."""
 
+import importlib.util
 import os
 
 import jax
@@ -22,7 +23,9 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         jax.distributed.initialize(coordinator, processes, process)
         return
     on_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
-    on_pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    # A TPU VM knows its slice from the metadata server; on one host the call makes a group of one.
+    tpu_vm = (os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")) and importlib.util.find_spec("libtpu") is not None
+    on_pod = tpu_vm or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
     if "JAX_COORDINATOR_ADDRESS" in os.environ or on_slurm or on_pod:
         jax.distributed.initialize()
 

@@ -95,7 +95,9 @@ def _spec(name: str, shape: tuple, spec: tuple, mesh: Mesh) -> P:
         if entry == KV:
             entries[i] = "tensor" if size % mesh.shape["tensor"] == 0 else None
             if entries[i] is None and mesh.shape["tensor"] % size:
-                raise ValueError(f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis tensor={mesh.shape['tensor']}")
+                raise ValueError(
+                    f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis tensor={mesh.shape['tensor']}"
+                )
         elif entry is not None and size % mesh.shape[entry]:
             raise ValueError(f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {entry}={mesh.shape[entry]}")
     return P(*entries)

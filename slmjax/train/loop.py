@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from slmjax import config as configs
+from slmjax.data import stage
 from slmjax.data.loader import local_batches
 from slmjax.errors import UserError
 from slmjax.infer.engine import Engine
@@ -203,10 +204,10 @@ class _Loop:
         """The last records: answers and baseline of the embedded textbook, and that the run is finished."""
         run = self.run
         if not run.config.data.sources and jax.process_count() == 1:
-            answers = evaluation.textbook_answers(self.reader(), run.config.seed)
+            answers = evaluation.textbook_answers(self.reader(), stage.SEED)
             run.writer.event("answers", self.total, kinds=answers)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
-            baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.arch.vocab_size, run.config.seed)
+            baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.arch.vocab_size, stage.SEED)
             run.writer.event("baseline", self.total, **baseline)
         run.writer.event("goodput", self.total, **run.goodput.record())
         run.writer.event("finish", self.total)
@@ -264,15 +265,16 @@ def _farewell(run: Run, status: int, report) -> str:
     if status:
         return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
     prompt = next(iter(run.evaluator.prompts()), "Once")
-    again, other = f"python -m slmjax.launch --config={run.recipe}", f"{run.workdir}-2"
+    words = [word for word in shlex.split(run.command) if not word.startswith("--workdir=")]
+    again, other = shlex.join(words), f"{run.workdir}-2"
+    own = shlex.join(word for word in words if not word.startswith("--config.data.sources"))
+    changed = f"--config.model.output_gate={not run.config.model.output_gate}"
     return "\n".join(
         [
             f"Report: {report}",
             "Next:",
-            f"  generate:              python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
-            f"  change and compare:    {again} --workdir={other} --config.model.output_gate=True "
-            f"&& python -m slmjax.compare {run.workdir} {other}",
-            f"  bring your own text:   {again} --workdir=runs/mine --config.data.sources=PATH   "
-            "(.txt, .jsonl or .parquet: a file, folder or pattern)",
+            f"  generate:            python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
+            f"  change and compare:  {again} --workdir={other} {changed} && python -m slmjax.compare {run.workdir} {other}",
+            f"  your own text:       {own} --workdir=runs/mine --config.data.sources=PATH  (.txt, .jsonl, .parquet; file, folder, pattern)",
         ]
     )

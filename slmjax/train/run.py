@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import platform
-import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +59,7 @@ class Run:
     goodput: Goodput
     start: Start
     meta: dict[str, Any]
-    recipe: str
+    command: str
 
     @property
     def flops_per_token(self) -> float:
@@ -153,7 +152,7 @@ def build(
     held = hosts.local_rows(batch_sharding(mesh), *shape)
     return Run(
         config=config, workdir=folder, mesh=mesh, device=device, arch=arch, prepared=prepared, plan=plan, held=held, state=state, step=step,
-        evaluator=evaluator, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, recipe=recipe_of(command),
+        evaluator=evaluator, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
     )  # fmt: skip
 
 
@@ -228,14 +227,6 @@ def told(start: Start) -> str:
     if start.kind == "extend":
         return f"continues from the trunk at step {start.step}, on another schedule (was {start.before} steps)"
     return f"goes on from step {start.step}" if start.step else "anew"
-
-
-def recipe_of(command: str) -> str:
-    """The --config of the command that started the run."""
-    for word in shlex.split(command):
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return "configs/tiny.py"
 
 
 def use_compile_cache() -> None:

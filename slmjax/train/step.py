@@ -27,7 +27,11 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     of_params = shardings(state.params, mesh)
     whole = functools.partial(jax.tree.map, lambda _: NamedSharding(mesh, P()))
     return TrainState(
-        whole(state.step), of_params, whole(state.buffers), like_parameters(state.optimizer, state.params, of_params, mesh), whole(state.spikes)
+        whole(state.step),
+        of_params,
+        whole(state.buffers),
+        like_parameters(state.optimizer, state.params, of_params, mesh),
+        whole(state.spikes),
     )
 
 

@@ -41,6 +41,7 @@ ARCH = Architecture(
 )  # fmt: skip
 PROMPTS = ["", "a", "The quick brown", "b" * 14, "0123456789abcde"]  # 0 to 15 tokens, one bucket
 
+
 def tiny(arch=ARCH, seed=0):
     """Random weights, far enough from the initial ones that the next token depends on all before it."""
     rng = np.random.default_rng(seed)

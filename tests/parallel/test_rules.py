@@ -45,9 +45,9 @@ def test_mistakes_name_the_path():
     with pytest.raises(ValueError, match="no sharding rule matches parameter 'stack/0/0/mixer/novel'"):
         tree = shapes()
         tree["stack"]["0"]["0"]["mixer"]["novel"] = jax.ShapeDtypeStruct((2, 3), "float32")
-        shardings(tree, mesh())
+        shardings(tree, mesh(data=8))
     with pytest.raises(ValueError, match="'unheard/of' matches no parameter"):
-        shardings(shapes(), mesh(), (*RULES, ("unheard/of", (None,))))
+        shardings(shapes(), mesh(data=8), (*RULES, ("unheard/of", (None,))))
 
 
 def test_flat_and_nested_are_each_others_inverse():

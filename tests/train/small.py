@@ -19,7 +19,9 @@ TOKENS = 512
 def small_config(**train):
     """Width 64, two layers, every option of the model on; `train` overrides config.train."""
     c = configs.base()
-    c.model.update({"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16, "ff_width": 96, "qk_norm": True, "output_gate": True})
+    c.model.update(
+        {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16, "ff_width": 96, "qk_norm": True, "output_gate": True}
+    )
     c.model.unroll = "False"  # half the time to compile
     c.data.seq_len = 24
     c.train.update({"batch": 16, "warmup": 2, "steps": 20, "eps": 1e-3, **train})  # with a small eps AdamW makes signs of rounding noise
