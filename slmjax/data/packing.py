@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 def max_segments(seq_len: int) -> int:
     """The most documents that one row of `seq_len` tokens may hold unless told otherwise: a static bound for attention kernels."""
-    return max(16, seq_len // 64)
+    return max(16, seq_len // 32)
 
 
 class RowPlan:

@@ -145,6 +145,7 @@ def build(
         "loss": f"logits in {chunks} piece{'s' * (chunks > 1)} along a row",
         "data": f"{tokens:,} tokens; a step reads {shape[0] * shape[1]:,}",
         "epochs": ", ".join(f"{name} {n:.2f}" for name, n in plan.epochs(config.train.steps).items()),
+        "left out": dropped(plan),
         "start": told(start),
         "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in lineage),
     }
@@ -227,6 +228,13 @@ def told(start: Start) -> str:
     if start.kind == "extend":
         return f"continues from the trunk at step {start.step}, on another schedule (was {start.before} steps)"
     return f"goes on from step {start.step}" if start.step else "anew"
+
+
+def dropped(plan: BatchPlan) -> str:
+    """Sources of which some text does not fit the rows' bound on documents; "" where there is none."""
+    shares = {name: rows.dropped_share() for name, rows in zip(plan.train, plan.row_plans, strict=True)}
+    found = ", ".join(f"{name} {share:.2%}" for name, share in shares.items() if share > 0)
+    return f"{found} (more than {plan.max_segments} documents in a row)" if found else ""
 
 
 def use_compile_cache() -> None:
