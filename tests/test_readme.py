@@ -30,7 +30,7 @@ def calls(module):
 
 
 def test_every_path_that_the_readme_names_exists():
-    named = re.findall(r"(?<![\w/.])((?:configs|launch|colab|slmjax|tests|\.ci)/[\w./]*)", README)
+    named = re.findall(r"(?<![\w/.])((?:configs|launch|colab|slmjax|tests|\.ci)/[\w./-]*)", README)
     missing = {path for path in named if not (ROOT / path).exists()}
     assert len(named) > 15
     assert not missing
