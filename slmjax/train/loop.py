@@ -54,7 +54,7 @@ class _Loop:
         self.trunk = schedule.trunk(config.train)
         self.peak = sizes.peak_flops(run.device.name, run.arch.compute)
         self.window: list[dict[str, float]] = []
-        self.clock, self.skipped = (run.start.step, time.monotonic()), 0
+        self.clock, self.skipped = (run.start.step, time.monotonic()), run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
 

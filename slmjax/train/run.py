@@ -60,6 +60,7 @@ class Run:
     start: Start
     meta: dict[str, Any]
     command: str
+    skipped: int  # steps skipped in earlier sessions and not done again since
 
     @property
     def flops_per_token(self) -> float:
@@ -151,9 +152,11 @@ def build(
     }
     banner(f"slmjax {slmjax.__version__}: {folder}", lines, active=hosts.is_first())
     held = hosts.local_rows(batch_sharding(mesh), *shape)
+    skipped = sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
     return Run(
         config=config, workdir=folder, mesh=mesh, device=device, arch=arch, prepared=prepared, plan=plan, held=held, state=state, step=step,
         evaluator=evaluator, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
+        skipped=skipped,
     )  # fmt: skip
 
 

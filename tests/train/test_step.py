@@ -77,6 +77,9 @@ def test_three_steps_on_eight_devices_equal_one_device(mesh, optimizer):
         for name in ("loss", "grad_norm", "cross_entropy"):
             assert together[name] == pytest.approx(alone[name], rel=2e-5), name
     assert largest_difference(whole(one.state.params), whole(many.state.params)) < 1e-6
+    # AdamW's first moments are sums of gradients: element for element the same.
+    moments = [setup.state.optimizer["adam"].mu for setup in (one, many)]
+    assert largest_difference(*map(whole, moments)) < 1e-6 < max(float(abs(leaf).max()) for leaf in moments[0].values()) / 100
 
 
 @pytest.mark.parametrize("mesh", MESHES)
