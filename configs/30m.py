@@ -18,12 +18,13 @@ Measured on one H200 on 2026-11-22 (jax 0.11.2, torch 2.11, transformers 5.17), 
     killed and resumed  1.3015  1.1345     0.7902  0.9773  0.5016  0.7128     1.0817
     transformers Llama  1.3091  1.1525     0.8049  0.9951  0.5178  0.7276     1.0949
 
-The Llama has its own initialisation (normal, 0.02), on the same batches, AdamW and schedule; 1.2 % worse than
-the mean of both runs of ours, 95 % interval over documents 1.14 to 1.30 %. slmjax: 859k tokens/s (median; MFU 18.6 %), peak memory 15.8 GiB, 171 s from first to last step, goodput 98.7 % (0.9 %
-checkpoints, 0.4 % evaluation), five steps skipped as spikes; preparing took 29 s, the first start 37 s. The Llama under torch.compile: 723k
-tokens/s, 15.4 GiB. SIGKILL at step 800 and the same command again: 6.6 s from restart to first step (start 1.7, compile 4.4 from the warm
-cache, restore 0.5), 19.0 s of steps repeated from the checkpoint at 550, 1.7 s down; goodput 85.2 %. These runs allowed 16 documents in a
-row of 1,024 tokens; 32 are allowed now, which costs attention on the GPU 2.9 instead of 2.1 ms a layer and leaves no text out.
+The Llama has its own initialisation (normal, 0.02), on the same batches, AdamW and schedule; 1.2 % worse than the mean of both runs of
+ours, 95 % interval over documents 1.14 to 1.30 %. slmjax: 859k tokens/s (median; MFU 18.6 %), peak memory 15.8 GiB, 171 s from first to
+last step, goodput 98.7 % (0.9 % checkpoints, 0.4 % evaluation), five steps skipped as spikes; preparing took 29 s, the first start 37
+s. The Llama under torch.compile: 723k tokens/s, 15.4 GiB. SIGKILL at step 800 and the same command again: 6.6 s from restart to first
+step (start 1.7, compile 4.4 from the warm cache, restore 0.5), 19.0 s of steps repeated from the checkpoint at 550, 1.7 s down; goodput
+85.2 %. These runs allowed 16 documents in a row of 1,024 tokens; 32 are allowed now, which costs attention on the GPU 2.9 instead of
+2.1 ms a layer and leaves no text out.
 """
 
 import os
