@@ -42,7 +42,8 @@ class Architecture:
     compute: str = "float32"
     reductions: str = "float32"
     attention: str = "blockwise"
-    max_segments: int = 0
+    max_segments: int = 0  # in a row; what the row plan promises
+    mean_segments: int = 0  # in the rows of a batch, on average; more is slower on a GPU
     unroll: bool = True
     remat: str = "none"
     init_scales: tuple[tuple[str, float], ...] = ()
@@ -58,7 +59,7 @@ class Architecture:
 
 
 def from_config(config: ConfigDict, vocab_size: int, **resolved) -> Architecture:
-    """The architecture of a whole config; `resolved` holds what depends on devices (compute, attention, unroll, max_segments).
+    """The architecture of a whole config; `resolved` holds what depends on devices (compute, attention, unroll) and on the rows.
 
     Raises: UserError for a block that does not parse or a pattern that does not divide the layers.
     """

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         if cache is None:
             mixed = attention(
                 query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=arch.attention,
-                max_segments=arch.max_segments,
+                max_segments=arch.max_segments, mean_segments=arch.mean_segments,
             )  # fmt: skip
         else:
             index = cache.length[:, None] + jnp.arange(x.shape[1])[None]

@@ -3,7 +3,6 @@
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from slmjax.data.packing import max_segments
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture, from_config
 from slmjax.ops import attention
@@ -12,9 +11,11 @@ from slmjax.parallel.mesh import DeviceKind, device_kind
 ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
 
 
-def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> tuple[Architecture, list[str]]:
+def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple[int, int] = (0, 0)) -> tuple[Architecture, list[str]]:
     """The architecture for these devices, and one line of reason for each choice.
 
+    Args:
+      segments: most and usual number of documents in a row, from the row plan; only training asks.
     Raises: UserError as from_config, and where config.model.vocab_size is smaller than the tokenizer.
     """
     device = device_kind(mesh)
@@ -25,7 +26,7 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> tuple[Archit
     unroll, unroll_reason = choose_unroll(device, config.model.unroll)
     arch = from_config(
         config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, attention=chosen.kernel, unroll=unroll,
-        max_segments=max_segments(config.data.seq_len),
+        max_segments=segments[0], mean_segments=segments[1],
     )  # fmt: skip
     reasons = [f"compute {compute}: {compute_reason}", f"attention {chosen.kernel}: {chosen.reason}"]
     return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]

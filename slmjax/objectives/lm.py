@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
-from slmjax.ops.cross_entropy import token_log_probs
+from slmjax.ops.cross_entropy import weighted_nats
 
 
 def objective(arch: Architecture, *, z_loss: float = 0.0, chunks: int = 1) -> Callable:
@@ -18,10 +16,9 @@ def objective(arch: Architecture, *, z_loss: float = 0.0, chunks: int = 1) -> Ca
 
     def of(params, buffers, batch, *, key=None, step=None):
         hidden, _, _ = lm.forward(arch, params, buffers, batch)
-        log_p, lse = token_log_probs(hidden, lm.head(arch, params), batch["targets"], chunks=chunks)
         weights = batch["weights"]
+        loss, nats, squares = weighted_nats(hidden, lm.head(arch, params), batch["targets"], weights, z_loss=z_loss, chunks=chunks)
         weight = weights.sum()
-        nats, z = -(log_p * weights).sum(), (jnp.square(lse) * weights).sum()
-        return nats + z_loss * z, weight, {"cross_entropy": (nats, weight), "z": (z, weight)}
+        return loss, weight, {"cross_entropy": (nats, weight), "z": (squares, weight)}
 
     return of

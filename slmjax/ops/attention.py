@@ -1,6 +1,7 @@
 """Causal grouped-query attention within segments: a dense reference, a memory-bounded XLA path, and the choice of a kernel per device.
 
-All backends compute: softmax over the keys s with index_s <= index_t and segment_s == segment_t != 0. Rows of padding (segment 0) are zero.
+All backends compute: softmax over the keys s with index_s <= index_t and segment_s == segment_t != 0. Padding (segment 0) gives zeros, or
+with cudnn anything finite: nothing may read it.
 """
 
 import functools
@@ -38,8 +39,8 @@ def choose(platform: str, capability: float | None, compute: str, head_dim: int,
         return Choice("splash", "TPU: Pallas splash attention keeps scores on chip")
     if platform != "gpu":
         return Choice("blockwise", f"{platform}: plain XLA, scores in blocks of {BLOCK} queries")
-    if capability is None or capability < 8.0:
-        return Choice("blockwise", f"GPU of compute capability {capability}: cuDNN's fused attention needs 8.0 or newer")
+    if capability is None or capability < 9.0:
+        return Choice("blockwise", f"GPU of compute capability {capability}: cuDNN's fused attention over packed rows needs 9.0 or newer")
     if compute != "bfloat16":
         return Choice("blockwise", f"compute in {compute}: cuDNN's fused attention needs bfloat16")
     if head_dim % 8 or head_dim > 128:
@@ -62,13 +63,14 @@ def attention(
     query_index: Int[Array, "B T"] | None = None,
     kernel: str = "blockwise",
     max_segments: int = 0,
+    mean_segments: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K key/value heads (N a multiple of K), scaled by H^-1/2.
 
     Args:
       query_index: each query's slot among the keys; None where T == S and slot t is key t.
       kernel: reference, blockwise, cudnn or splash (the last two only without query_index).
-      max_segments: most segments in a row; cudnn needs it.
+      max_segments, mean_segments: most segments in a row, and in the rows of a batch on average; only cudnn asks, see there.
     Source: Ainslie et al. 2023 (grouped-query attention), section 2.
     """
     if query_index is not None or kernel in ("reference", "blockwise"):
@@ -77,7 +79,7 @@ def attention(
     if kernel == "cudnn":
         from slmjax.ops.cudnn_attention import cudnn_attention
 
-        return cudnn_attention(query, key, value, query_segments, max_segments)
+        return cudnn_attention(query, key, value, query_segments, max_segments, mean_segments)
     if kernel == "splash":
         from slmjax.ops.splash_attention import splash_attention
 

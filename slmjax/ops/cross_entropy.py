@@ -1,4 +1,8 @@
-"""Per-token log-probabilities from hidden states without float32 logits of the whole batch, with a hand-written backward."""
+"""Cross-entropy from hidden states without float32 logits of the whole batch, with hand-written backward passes.
+
+`token_log_probs` gives every token's log-probability, for evaluation and for objectives that compare tokens. `weighted_nats` gives their
+weighted sum, for training: its gradient is made in the forward pass, while the logits are there, so that they are not kept or made again.
+"""
 
 import functools
 
@@ -7,14 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def chunks_for(batch: int, length: int, vocab: int, memory: float | None) -> int:
-    """Pieces along T so that one piece's logits (bfloat16 and float32, forward and backward) take at most 1/16 of the device's memory.
+def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsize: int = 4) -> int:
+    """Pieces along T so that one piece's logits and their gradient take at most 1/16 of the device's memory.
 
     Args:
       batch, length: rows and tokens that one device holds.
       memory: bytes of device memory; None (unknown) counts as 16 GB.
+      itemsize: bytes of a logit.
     """
-    needed = batch * length * vocab * 12
+    needed = batch * length * vocab * 2 * itemsize
     chunks = 1
     while needed / chunks > (memory or 16e9) / 16 and chunks < length and length % (chunks * 2) == 0:
         chunks *= 2
@@ -34,6 +39,26 @@ def token_log_probs(
     if hidden.shape[1] % chunks:
         raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
     return _token_log_probs(hidden, head.astype(hidden.dtype), targets, chunks)
+
+
+def weighted_nats(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    z_loss: float = 0.0,
+    chunks: int = 1,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """(loss, nats, squares): loss = nats + z_loss * squares, nats = sum of weight * -log p(target), squares = sum of weight * logsumexp^2.
+
+    Only the loss has a gradient, towards hidden and head. Logits are rounded to hidden's type before the softmax, so that a bfloat16 model
+    writes and reads half the bytes; sums are float32, also the head's gradient over the `chunks` pieces of T.
+    Raises: ValueError where chunks does not divide T.
+    """
+    if hidden.shape[1] % chunks:
+        raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
+    return _weighted_nats(hidden, head.astype(hidden.dtype), targets, weights, z_loss, chunks)
 
 
 def reference(hidden, head, targets):
@@ -89,6 +114,63 @@ def _backward(chunks, residuals, gradients):
 
 
 _token_log_probs.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
+    nats, squares = jax.lax.map(
+        lambda args: _sums(*_softmax(args[0], head, args[1])[1:], args[2]), _pieces(chunks, hidden, targets, weights)
+    )
+    return nats.sum() + z_loss * squares.sum(), nats.sum(), squares.sum()
+
+
+def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
+    def piece(h, t, w):
+        logits, log_p, lse = _softmax(h, head, t)
+        p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
+        hit = jax.nn.one_hot(t, head.shape[1], dtype=jnp.bool_)
+        slope = w * (1 + 2 * z_loss * lse)  # of the loss in each logsumexp
+        d_logits = (slope[..., None] * p - jnp.where(hit, w[..., None], 0.0)).astype(h.dtype)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=h.dtype)
+        return *_sums(log_p, lse, w), d_hidden, jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+
+    if chunks == 1:
+        nats, squares, d_hidden, d_head = piece(hidden, targets, weights)
+    else:
+
+        def step(d_head, args):
+            *rest, more = piece(*args)
+            return d_head + more, rest
+
+        d_head, (nats, squares, d_hidden) = jax.lax.scan(
+            step, jnp.zeros(head.shape, jnp.float32), _pieces(chunks, hidden, targets, weights)
+        )
+        nats, squares, d_hidden = nats.sum(), squares.sum(), _join(d_hidden)
+    return (nats + z_loss * squares, nats, squares), (d_hidden, d_head)
+
+
+def _weighted_backward(z_loss, chunks, residuals, gradients):
+    d_hidden, d_head = residuals
+    by = gradients[0]
+    return by.astype(d_hidden.dtype) * d_hidden, (by * d_head).astype(d_hidden.dtype), None, None
+
+
+_weighted_nats.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _softmax(hidden, head, targets):
+    """(logits in hidden's type, log p(target), logsumexp) of a piece."""
+    logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
+    lse = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    return logits, jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32) - lse, lse
+
+
+def _sums(log_p, lse, weights):
+    return -(log_p * weights).sum(), (jnp.square(lse) * weights).sum()
+
+
+def _pieces(chunks, *arrays):
+    return tuple(_split(x, chunks) for x in arrays)
 
 
 def _logits(hidden, head):

@@ -1,5 +1,13 @@
-"""cuDNN's fused attention over packed rows: the one place that touches JAX's private interface to it."""
+"""cuDNN's fused attention over packed rows: the one place that touches JAX's private interface to it (0.10 and 0.11).
 
+JAX's public call has no packed rows, and its private one repeats key/value heads wrongly and pays for every document that a row might hold:
+at 16 x 2048 tokens, 16/4 heads of 64, forward and backward on an H200, 1.6 ms for one document a row, then 0.05 ms more for each
+further place that is kept for one. So the two primitives below it are called here with a list of documents of the whole batch.
+"""
+
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,37 +21,102 @@ def cudnn_attention(
     value: Float[Array, "B T K H"],
     segments: Int[Array, "B T"],
     max_segments: int,
+    mean_segments: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments. Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end.
 
-    Tokens of segments beyond `max_segments` (which the row plan never makes) would come out as zeros.
-    Raises: UserError where this version of JAX has another interface than the one that was tested (0.10 and 0.11).
+    Padding counts as the end of the last segment, so that every output and gradient is written: its outputs are finite and mean nothing,
+    and where its cotangents are zero, so are its gradients.
+    Args:
+      max_segments: most segments in a row; 1: nothing but causality is asked of cuDNN.
+      mean_segments: places kept per row, shared by the rows of a device; 0: max_segments. A batch that has more segments is computed by
+        another branch of the same program, which has max_segments places a row.
+    Raises: UserError where this version of JAX has another interface.
     """
-    try:
-        from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
-    except ImportError as error:
-        raise UserError("config.model.attention=cudnn: this version of JAX has no fused attention here; use blockwise.") from error
 
     def kernel(q, k, v, seg):
-        lengths, offsets = _layout(seg, max_segments)
-        known = ((seg > 0) & (seg <= max_segments))[:, :, None, None]
-        q, k, v = (jnp.where(known, a, 0) for a in (q, k, v))  # cuDNN leaves padding unwritten, in the gradients too: zero them
-        # JAX 0.10 and 0.11 scale the keys' offsets by the queries' heads, so that fewer key/value heads read from wrong places.
-        k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
-        out = dot_product_attention(
-            q, k, v, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=offsets, kv_offsets=offsets, scale=q.shape[-1] ** -0.5,
-            mask_type=MaskType.PADDING_CAUSAL,
-        )  # fmt: skip
-        return jnp.where(known, out, 0)
+        if max_segments == 1:
+            return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        places = len(seg) * max(2, min(mean_segments or max_segments, max_segments))
+        return _packed(q, k, v, *segment_list(seg, max_segments), places)
 
     return per_device_heads(kernel)(query, key, value, segments)
 
 
-def _layout(segments, max_segments):
-    """Lengths [B, M] and start offsets [B, M+1] of each row's segments; -1 where a row has fewer."""
-    number = jnp.arange(1, max_segments + 1)
-    lengths = (segments[:, :, None] == number[None, None]).sum(1, dtype=jnp.int32)
-    ends = jnp.cumsum(lengths, axis=1)
-    present = lengths > 0
-    offsets = jnp.pad(jnp.where(present, ends - lengths, -1), ((0, 0), (0, 1)), constant_values=-1)
-    return jnp.where(present, lengths, -1), offsets
+def segment_list(segments: Int[Array, "B T"], max_segments: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Lengths and first tokens (in the flattened batch) of n = B * max_segments segments, longest first; unused ones are (0, B * T)."""
+    B, T = segments.shape
+    numbers = jnp.maximum(jax.lax.cummax(segments, axis=1), 1)  # padding joins the last segment; an empty row is one segment
+    lengths = (numbers[:, :, None] == jnp.arange(1, max_segments + 1)[None, None]).sum(1, dtype=jnp.int32)
+    starts = jnp.cumsum(lengths, axis=1) - lengths + T * jnp.arange(B, dtype=jnp.int32)[:, None]
+    lengths, starts = lengths.reshape(-1), starts.reshape(-1)
+    order = jnp.argsort(-lengths, stable=True)
+    return lengths[order], jnp.where(lengths > 0, starts, B * T)[order]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _packed(q, k, v, lengths, starts, places):
+    return _packed_forward(q, k, v, lengths, starts, places)[0]
+
+
+def _packed_forward(q, k, v, lengths, starts, places):
+    def few():
+        return _forward(q, k, v, lengths[:places], starts[:places])
+
+    def all_places():
+        kept = jax.eval_shape(few)[1]
+        return _forward(q, k, v, lengths, starts)[0], jnp.zeros(kept.shape, kept.dtype)
+
+    fits = places >= len(lengths) or lengths[places] == 0
+    out, statistics = few() if fits is True else jax.lax.cond(fits, few, all_places)
+    return out, (q, k, v, lengths, starts, out, statistics)
+
+
+def _packed_backward(places, residuals, gradient):
+    q, k, v, lengths, starts, out, statistics = residuals
+
+    def few():
+        return _backward(q, k, v, lengths[:places], starts[:places], out, statistics, gradient)
+
+    def all_places():
+        return _backward(q, k, v, lengths, starts, *_forward(q, k, v, lengths, starts), gradient)
+
+    fits = places >= len(lengths) or lengths[places] == 0
+    return *(few() if fits is True else jax.lax.cond(fits, few, all_places)), None, None
+
+
+_packed.defvjp(_packed_forward, _packed_backward)
+
+
+def _forward(q, k, v, lengths, starts):
+    """(output, softmax statistics); both are defined for the tokens of the listed segments only."""
+    operands, options = _call(q, k, lengths, starts)
+    return tuple(_private()._dot_product_attention_fwd_p.bind(q, k, v, *operands, is_training=True, **options))
+
+
+def _backward(q, k, v, lengths, starts, out, statistics, gradient):
+    operands, options = _call(q, k, lengths, starts)
+    return tuple(_private()._dot_product_attention_bwd_p.bind(q, k, v, *operands, statistics, out, gradient, **options))
+
+
+def _call(q, k, lengths, starts):
+    B, T, N, H = q.shape
+    lengths = lengths.reshape(B, -1)
+    first = jnp.pad(starts, (0, B), constant_values=B * T).reshape(B, -1)  # JAX reads the number of places off this shape, less one
+    none = jnp.zeros(0, q.dtype)
+    options = {
+        "scale": H**-0.5, "seed": 0, "dropout_rate": 0.0, "variadic_args": (False, False), "sliding_window_length": None,
+        "mask_type": _private().MaskType.PADDING_CAUSAL, "layout": _private().AttentionLayout.BTNH.value,
+    }  # fmt: skip
+    return (none, lengths, lengths, first * (N * H), first * (k.shape[2] * H), none, none), options
+
+
+@functools.cache
+def _private():
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as private
+
+        _ = private._dot_product_attention_fwd_p, private._dot_product_attention_bwd_p, private.MaskType, private.AttentionLayout
+    except (ImportError, AttributeError) as error:
+        raise UserError("config.model.attention=cudnn: this version of JAX has no fused attention here; use blockwise.") from error
+    return private

@@ -1,7 +1,6 @@
 """The stage `train`: everything that a run needs is built here; `loop.train` runs it."""
 
 import dataclasses
-import functools
 import os
 import platform
 from collections.abc import Callable
@@ -20,23 +19,19 @@ from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.stage import facts, prepared_text
 from slmjax.errors import UserError
-from slmjax.models import lm, sizes
+from slmjax.models import sizes
 from slmjax.models.architecture import Architecture
-from slmjax.models.resolve import resolve
-from slmjax.objectives.lm import objective
-from slmjax.ops.cross_entropy import chunks_for
 from slmjax.parallel import hosts
-from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind, make_mesh
+from slmjax.parallel.mesh import DeviceKind, batch_sharding, make_mesh
 from slmjax.train import metrics as records
 from slmjax.train import resume
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
-from slmjax.train.optimizer import Optimizer
+from slmjax.train.program import make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState
-from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
 
 @dataclasses.dataclass
@@ -93,45 +88,33 @@ def build(
     past = records.read(folder)
     past = past if past.all else None
     mesh = make_mesh(config.mesh.to_dict())
-    device = device_kind(mesh)
     check_batch(config, mesh)
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
-    arch, reasons = resolve(config, mesh, prepared.tokenizer.vocab_size)
-    check_kernel(arch.attention, device)
+    with jax.set_mesh(mesh):
+        program = make_program(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, 0))
+    arch, device = program.arch, program.device
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
     shape = (config.train.batch, config.data.seq_len)
-    local = (config.train.batch // config.train.microbatches // (mesh.shape["data"] * mesh.shape["fsdp"]), config.data.seq_len)
-    chunks = config.train.loss_chunks or chunks_for(*local, arch.vocab_size // mesh.shape["tensor"], device.memory)
     with jax.set_mesh(mesh):
-        optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
-        make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(config.seed)), optimizer)
-        shapes = jax.eval_shape(make)
-        try:
-            where = state_shardings(shapes, mesh)
-        except ValueError as error:
-            raise UserError(f"config.mesh does not fit config.model: {error}.") from error
-        shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
         state, damaged = None, []
         with goodput.spent("restore"):
             if start.step:
-                state, start, damaged = resume.restore(checkpoints, start, shapes, plan, meta)
+                state, start, damaged = resume.restore(checkpoints, start, program.shapes, plan, meta)
                 goodput.from_step = start.step
         if state is None:
-            state = jax.jit(make, out_shardings=where)()
+            state = program.init()
             if init_from:
-                state = dataclasses.replace(state, params=resume.inherit(init_from, shapes.params))
+                state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
         with goodput.spent("compile"):
-            of = objective(arch, z_loss=config.train.z_loss, chunks=chunks)
-            step = jit_step(make_step(of, optimizer, config, where, arch.compute), where, mesh, device, config.train.deterministic)
-            step = step.lower(shapes, batch_shapes(shape, batch_sharding(mesh))).compile()
-            evaluator = Evaluator(config, arch, mesh, prepared, chunks, where.params)
+            step = program.compile()
+            evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)
             evaluator.warm(state.params)
     writer = open_records(config, folder, prepared, start if past else None)
     told_sizes = sizes.parameters(arch)._asdict()
-    writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=reasons)
+    writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
     writer.event("data", start.step, sources=facts(prepared, plan.epochs(config.train.steps)), folder=str(prepared.folder))
     writer.event("lineage", start.step, parents=lineage)
     for message in damaged:
@@ -142,8 +125,8 @@ def build(
     lines = {
         "model": sizes.describe(arch),
         "devices": f"{mesh.size} x {device.name}" + "".join(f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1),
-        **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in reasons},
-        "loss": f"logits in {chunks} piece{'s' * (chunks > 1)} along a row",
+        **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
+        "loss": f"logits in {program.chunks} piece{'s' * (program.chunks > 1)} along a row",
         "data": f"{tokens:,} tokens; a step reads {shape[0] * shape[1]:,}",
         "epochs": ", ".join(f"{name} {n:.2f}" for name, n in plan.epochs(config.train.steps).items()),
         "left out": dropped(plan),
@@ -170,12 +153,6 @@ def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, res
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
         resume_step=resumed.step if resumed else None, active=hosts.is_first(),
     )  # fmt: skip
-
-
-def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict:
-    """The train step's batch, described."""
-    kinds = {"tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
-    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
 
 
 def batch_plan(config: ConfigDict, prepared: Prepared) -> BatchPlan:
@@ -208,14 +185,6 @@ def check_writable(folder: epath.Path) -> None:
         raise UserError(f"--workdir={folder}: '{place}' is not a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={folder}: '{place}' cannot be written; choose a folder that you may write to.")
-
-
-def check_kernel(attention: str, device: DeviceKind) -> None:
-    """Raises: UserError for an attention kernel of another kind of device."""
-    needs = {"cudnn": "gpu", "splash": "tpu"}.get(attention, device.platform)
-    if needs != device.platform:
-        here = device.platform.upper()
-        raise UserError(f"config.model.attention is '{attention}', which runs on a {needs.upper()}; this is a {here}: use auto.")
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:

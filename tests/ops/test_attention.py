@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from slmjax.errors import UserError
 from slmjax.ops import attention as ops
+from slmjax.ops import cudnn_attention
 from slmjax.ops.attention import Choice, attention, choose
-from slmjax.ops.cudnn_attention import _layout
 from slmjax.ops.splash_attention import splash_attention
 
 
@@ -166,15 +166,58 @@ def test_splash_refuses_a_length_that_its_blocks_do_not_divide():
 
 
 @given(st.lists(st.lists(st.integers(1, 6), max_size=7), min_size=1, max_size=3))
-def test_the_cudnn_layout_says_where_each_document_lies(rows):
-    """lengths and offsets as cuDNN wants them: -1 where there is no document; JAX closes the last document itself."""
+def test_the_segment_list_says_where_each_document_lies(rows):
+    """Longest first; padding belongs to a row's last document, and an empty row is one document."""
     T, most = 20, 4
     rows = [[n for n, end in zip(row, np.cumsum(row)) if end <= T][:most] for row in rows]
-    lengths, offsets = _layout(_segments(T, *rows), most)
-    for row, found_lengths, found_offsets in zip(rows, lengths.tolist(), offsets.tolist()):
-        missing = [-1] * (most - len(row))
-        assert found_lengths == list(row) + missing
-        assert found_offsets == [sum(row[:i]) for i in range(len(row))] + [-1] + missing
+    lengths, starts = cudnn_attention.segment_list(_segments(T, *rows), most)
+    expected = []
+    for number, row in enumerate(rows):
+        edges = [0, *np.cumsum(row).tolist()][: max(1, len(row))]
+        expected += [(end - start, number * T + start) for start, end in zip(edges, [*edges[1:], T])]
+    found = list(zip(lengths.tolist(), starts.tolist()))
+    assert sorted(found[: len(expected)]) == sorted(expected)
+    assert found[len(expected) :] == [(0, len(rows) * T)] * (most * len(rows) - len(expected))
+    assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
+
+
+def _of_list(q, k, v, lengths, starts):
+    """What cuDNN computes from the list, and statistics of the shape that JAX gives them; tokens of no listed segment are not numbers."""
+    B, T = q.shape[:2]
+    token = jnp.arange(B * T)[None]
+    inside = (token >= starts[:, None]) & (token < (starts + lengths)[:, None])
+    segments = jnp.where(inside.any(0), inside.argmax(0) + 1, 0).reshape(B, T)
+    out = ops.reference(q, k, v, segments, segments)
+    return jnp.where((segments > 0)[:, :, None, None], out, jnp.nan), jnp.zeros((len(lengths), q.shape[2], T))
+
+
+@pytest.mark.parametrize("dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("mean", [0, 2, 3, 9], ids=lambda mean: f"mean{mean}")
+def test_the_packed_call_computes_every_segment_whichever_branch_it_takes(monkeypatch, mean, dtype, near):
+    """Both primitives are played by the reference: 6 documents fit into 2 x 3 places and not into 2 x 2."""
+
+    def backward(q, k, v, lengths, starts, out, statistics, gradient):
+        assert statistics.shape[0] == len(lengths)
+        return jax.vjp(lambda *qkv: _of_list(*qkv, lengths, starts)[0], q, k, v)[1](gradient)
+
+    monkeypatch.setattr(cudnn_attention, "_forward", _of_list)
+    monkeypatch.setattr(cudnn_attention, "_backward", backward)
+    T = 24
+    segments = _segments(T, (7, 3, 6, 4, 2), (24,))
+    query, key, value, cotangent = _inputs(T, 4, 2, 8, dtype)
+    cotangent = jnp.where((segments > 0)[:, :, None, None], cotangent, 0)
+
+    def run(kernel):
+        call = functools.partial(
+            attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=5, mean_segments=mean
+        )
+        return jax.jit(functools.partial(_value_and_gradients, call))(query, key, value, cotangent)
+
+    expected, found = run("reference"), run("cudnn")
+    real = np.asarray(segments > 0)
+    np.testing.assert_allclose(np.float32(found[0])[real], np.float32(expected[0])[real], atol=near)
+    for one, other in zip(expected[1:], found[1:]):
+        np.testing.assert_allclose(np.float32(other), np.float32(one), atol=near)
 
 
 # One line for each row of the table in ops/attention.choose.
@@ -184,8 +227,8 @@ def test_the_cudnn_layout_says_where_each_document_lies(rows):
         ("TPU v5e", ("tpu", None, "bfloat16", 128), "splash", "TPU"),
         ("CPU", ("cpu", None, "float32", 64), "blockwise", "cpu"),
         ("T4", ("gpu", 7.5, "float32", 64), "blockwise", "7.5"),
-        ("unknown GPU", ("gpu", None, "bfloat16", 64), "blockwise", "8.0"),
-        ("A100", ("gpu", 8.0, "bfloat16", 64), "cudnn", "8.0"),
+        ("unknown GPU", ("gpu", None, "bfloat16", 64), "blockwise", "9.0"),
+        ("A100", ("gpu", 8.0, "bfloat16", 64), "blockwise", "8.0"),
         ("H100", ("gpu", 9.0, "bfloat16", 128), "cudnn", "9.0"),
         ("B200", ("gpu", 10.0, "bfloat16", 128), "cudnn", "10.0"),
         ("H100 in float32", ("gpu", 9.0, "float32", 128), "blockwise", "float32"),

@@ -13,7 +13,7 @@ from slmjax.objectives.lm import objective
 from slmjax.ops.cross_entropy import chunks_for
 from slmjax.parallel.mesh import batch_sharding, device_kind, make_mesh
 from slmjax.train.optimizer import Optimizer
-from slmjax.train.run import batch_shapes
+from slmjax.train.program import batch_shapes
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
 pytest.importorskip("libtpu", reason="no libtpu; pip install 'slmjax[tpu]' compiles for TPUs on any machine", exc_type=ImportError)

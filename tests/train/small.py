@@ -10,7 +10,7 @@ from slmjax.models.resolve import resolve
 from slmjax.objectives.lm import objective
 from slmjax.parallel.mesh import batch_sharding, device_kind, make_mesh
 from slmjax.train.optimizer import Optimizer
-from slmjax.train.run import batch_shapes
+from slmjax.train.program import batch_shapes
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
 TOKENS = 512

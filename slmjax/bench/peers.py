@@ -1,0 +1,173 @@
+"""What a user would write in PyTorch: the same decoder under torch.compile, with fused attention and fused AdamW. Needs torch."""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture
+
+BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")  # of torch.nn.attention.SDPBackend
+
+
+def import_torch() -> Any:
+    """torch. Raises: UserError where it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("the peers need PyTorch: pip install torch.") from error
+    return torch
+
+
+def attention_times(arch: Architecture, batch: int, length: int, runs: int = 10) -> dict[str, float]:
+    """Milliseconds of forward and backward of scaled_dot_product_attention (causal, grouped) per backend that runs here."""
+    torch = import_torch()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found = {}
+    for name in BACKENDS:
+        q, k, v, g = (
+            _heads(torch, batch, heads, length, arch.head_dim) for heads in (arch.heads, arch.kv_heads, arch.kv_heads, arch.heads)
+        )
+
+        def once(q=q, k=k, v=v, g=g):
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).backward(g)
+
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                found[name] = _median_ms(torch, once, runs)
+        except RuntimeError:
+            continue  # this backend does not take these shapes on this device
+    return found
+
+
+def train(
+    arch: Architecture, batch: int, length: int, *, steps: int, backend: str = "", compiled: bool = True, seed: int = 0
+) -> dict[str, Any]:
+    """Train on random tokens, one document a row, and measure.
+
+    bfloat16 autocast over float32 masters on a GPU, float32 elsewhere; AdamW fused, gradients clipped to norm 1.
+    Args:
+      backend: of BACKENDS; "" leaves PyTorch its own choice.
+      steps: measured after the first two.
+    Returns: first_step_s (compilation included), step_ms (median), peak_bytes, and what was run.
+    """
+    torch = import_torch()
+    import contextlib
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(seed)
+    torch.compiler.reset()
+    model = Decoder(torch, arch).to(device)
+    decays = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decays, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+    rng = np.random.default_rng(seed)
+    tokens = torch.tensor(rng.integers(0, arch.vocab_size, (batch, length + 1)), device=device)
+    loss_of = torch.compile(model.loss, dynamic=False) if compiled else model.loss
+    chosen = sdpa_kernel(getattr(SDPBackend, backend)) if backend else contextlib.nullcontext()
+
+    def once():
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = loss_of(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    with chosen:
+        began = time.perf_counter()
+        first = float(once().detach())
+        first_step = time.perf_counter() - began
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times = [_timed(torch, once) for _ in range(steps + 1)][1:]
+    memory = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    if not np.isfinite(first):
+        raise RuntimeError("the peer's loss is not finite")
+    return {
+        "first_step_s": first_step, "step_ms": 1e3 * statistics.median(times), "peak_bytes": memory, "backend": backend or "default",
+        "compiled": compiled, "loss": first, "version": f"torch {torch.__version__}",
+    }  # fmt: skip
+
+
+def Decoder(torch: Any, arch: Architecture) -> Any:
+    """The architecture's decoder as a torch module with loss(tokens, targets) -> mean nats."""
+    nn, F = torch.nn, torch.nn.functional
+    D, N, K, H, T = arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.ff_width
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixer_norm, self.channel_norm = nn.RMSNorm(D, eps=arch.norm_eps), nn.RMSNorm(D, eps=arch.norm_eps)
+            self.query, self.key, self.value = (nn.Linear(D, n * H, bias=False) for n in (N, K, K))
+            self.out, self.gate, self.up, self.down = (nn.Linear(*s, bias=False) for s in ((N * H, D), (D, T), (D, T), (T, D)))
+
+        def forward(self, x, cos, sin):
+            B, S, _ = x.shape
+            y = self.mixer_norm(x)
+            q, k, v = (of(y).view(B, S, -1, H).transpose(1, 2) for of in (self.query, self.key, self.value))
+            mixed = F.scaled_dot_product_attention(
+                _rotate(torch, q, cos, sin), _rotate(torch, k, cos, sin), v, is_causal=True, enable_gqa=True
+            )
+            x = x + self.out(mixed.transpose(1, 2).reshape(B, S, N * H))
+            y = self.channel_norm(x)
+            return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(arch.vocab_size, D)
+            self.layers = nn.ModuleList([Layer() for _ in range(arch.layers)])
+            self.final_norm = nn.RMSNorm(D, eps=arch.norm_eps)
+            self.head = nn.Linear(D, arch.vocab_size, bias=False)
+            for p in self.parameters():
+                if p.ndim > 1:
+                    nn.init.normal_(p, std=0.02)
+            if arch.tied:
+                self.head.weight = self.embedding.weight
+
+        def loss(self, tokens, targets):
+            x = self.embedding(tokens)
+            if x.is_cuda:
+                x = x.to(torch.bfloat16)
+            frequency = arch.rope_theta ** (-torch.arange(H // 2, device=x.device, dtype=torch.float32) / (H // 2))
+            angle = torch.arange(tokens.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency
+            cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+            for layer in self.layers:
+                x = layer(x, cos, sin)
+            logits = self.head(self.final_norm(x))
+            return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets.reshape(-1))
+
+    return Model()
+
+
+def _rotate(torch: Any, x: Any, cos: Any, sin: Any) -> Any:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _heads(torch: Any, batch: int, heads: int, length: int, size: int) -> Any:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.randn(batch, heads, length, size, device=device, dtype=torch.bfloat16, requires_grad=True)
+
+
+def _median_ms(torch: Any, once: Any, runs: int) -> float:
+    for _ in range(3):
+        once()
+    return 1e3 * statistics.median(_timed(torch, once) for _ in range(runs))
+
+
+def _timed(torch: Any, once: Any) -> float:
+    began = time.perf_counter()
+    once()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,95 @@
+"""Model, optimizer and train step for a mesh, from the config alone: what the launcher runs, the bench times and a plan compiles."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from slmjax.errors import UserError
+from slmjax.models import lm, sizes
+from slmjax.models.architecture import Architecture
+from slmjax.models.resolve import resolve
+from slmjax.objectives.lm import objective
+from slmjax.ops.cross_entropy import chunks_for
+from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind
+from slmjax.train.optimizer import Optimizer
+from slmjax.train.state import TrainState
+from slmjax.train.step import init_state, jit_step, make_step, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A train step that is described and not yet compiled."""
+
+    config: ConfigDict
+    mesh: Mesh
+    device: DeviceKind
+    arch: Architecture
+    reasons: list[str]  # of what was chosen for these devices, one line each
+    chunks: int  # pieces of a row whose logits exist at once
+    make: Callable[[], TrainState]
+    shapes: TrainState  # of ShapeDtypeStructs with shardings
+    where: TrainState  # of shardings
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of a training step, see sizes.train_flops_per_token."""
+        return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
+
+    def init(self) -> TrainState:
+        """The state before the first step, on the mesh."""
+        return jax.jit(self.make, out_shardings=self.where)()
+
+    def compile(self) -> Any:
+        """step(state, batch) -> (state, metrics) as one executable; the state is given up."""
+        c = self.config
+        of = objective(self.arch, z_loss=c.train.z_loss, chunks=self.chunks)
+        step = make_step(of, Optimizer(c.train, c.model.multipliers, c.precision.optimizer), c, self.where, self.arch.compute)
+        jitted = jit_step(step, self.where, self.mesh, self.device, c.train.deterministic)
+        return jitted.lower(self.shapes, batch_shapes((c.train.batch, c.data.seq_len), batch_sharding(self.mesh))).compile()
+
+
+def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple[int, int]) -> Program:
+    """The program of a config on a mesh; to be called, initialised and compiled under jax.set_mesh(mesh).
+
+    Args:
+      tokenizer_size: tokens of the vocabulary; the embedding may have more rows.
+      segments: most and usual number of documents in a row, from the row plan; (1, 1) where every row is one document.
+    Raises: UserError where config and devices do not fit.
+    """
+    device = device_kind(mesh)
+    arch, reasons = resolve(config, mesh, tokenizer_size, segments)
+    check_kernel(arch.attention, device)
+    rows = config.train.batch // config.train.microbatches // (mesh.shape["data"] * mesh.shape["fsdp"])
+    chunks = config.train.loss_chunks or chunks_for(
+        rows, config.data.seq_len, arch.vocab_size // mesh.shape["tensor"], device.memory, jnp.dtype(arch.compute).itemsize
+    )
+    optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
+    make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(config.seed)), optimizer)
+    shapes = jax.eval_shape(make)
+    try:
+        where = state_shardings(shapes, mesh)
+    except ValueError as error:
+        raise UserError(f"config.mesh does not fit config.model: {error}.") from error
+    shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
+    return Program(config, mesh, device, arch, reasons, chunks, make, shapes, where)
+
+
+def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict:
+    """The train step's batch, described."""
+    kinds = {"tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
+    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+
+
+def check_kernel(attention: str, device: DeviceKind) -> None:
+    """Raises: UserError for an attention kernel of another kind of device."""
+    needs = {"cudnn": "gpu", "splash": "tpu"}.get(attention, device.platform)
+    if needs != device.platform:
+        here = device.platform.upper()
+        raise UserError(f"config.model.attention is '{attention}', which runs on a {needs.upper()}; this is a {here}: use auto.")
