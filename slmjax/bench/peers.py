@@ -1,13 +1,16 @@
 """What a user would write in PyTorch: the same decoder under torch.compile, with fused attention and fused AdamW. Needs torch."""
 
+import json
 import statistics
+import sys
 import time
 from typing import Any
 
 import numpy as np
 
+from slmjax import config as configs
 from slmjax.errors import UserError
-from slmjax.models.architecture import Architecture
+from slmjax.models.architecture import Architecture, from_config
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")  # of torch.nn.attention.SDPBackend
 
@@ -21,38 +24,36 @@ def import_torch() -> Any:
     return torch
 
 
-def attention_times(arch: Architecture, batch: int, length: int, runs: int = 10) -> dict[str, float]:
-    """Milliseconds of forward and backward of scaled_dot_product_attention (causal, grouped) per backend that runs here."""
+def best_backend(arch: Architecture, batch: int, length: int) -> str:
+    """The backend of scaled_dot_product_attention (causal, grouped) that is fastest, backward included; "" where none of BACKENDS runs."""
     torch = import_torch()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     found = {}
-    for name in BACKENDS:
-        q, k, v, g = (
-            _heads(torch, batch, heads, length, arch.head_dim) for heads in (arch.heads, arch.kv_heads, arch.kv_heads, arch.heads)
-        )
+    for name in BACKENDS if torch.cuda.is_available() else ():
+        heads = arch.heads, arch.kv_heads, arch.kv_heads, arch.heads
+        q, k, v, g = (torch.randn(batch, n, length, arch.head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in heads)
 
         def once(q=q, k=k, v=v, g=g):
             torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).backward(g)
 
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
-                found[name] = _median_ms(torch, once, runs)
+                once()
+                found[name] = statistics.median(_timed(torch, once) for _ in range(10))
         except RuntimeError:
             continue  # this backend does not take these shapes on this device
-    return found
+    return min(found, key=found.get, default="")
 
 
-def train(
-    arch: Architecture, batch: int, length: int, *, steps: int, backend: str = "", compiled: bool = True, seed: int = 0
-) -> dict[str, Any]:
+def train(arch: Architecture, batch: int, length: int, *, steps: int, seed: int = 0) -> dict[str, Any]:
     """Train on random tokens, one document a row, and measure.
 
-    bfloat16 autocast over float32 masters on a GPU, float32 elsewhere; AdamW fused, gradients clipped to norm 1.
+    torch.compile, the best attention backend, bfloat16 autocast over float32 masters on a GPU (float32 elsewhere), AdamW fused, gradients
+    clipped to norm 1.
     Args:
-      backend: of BACKENDS; "" leaves PyTorch its own choice.
-      steps: measured after the first two.
-    Returns: first_step_s (compilation included), step_ms (median), peak_bytes, and what was run.
+      steps: measured, after two that are not.
+    Returns: first_step_s (compilation included), step_ms (median over windows of 4 steps), peak_bytes, and what was run.
     """
     torch = import_torch()
     import contextlib
@@ -60,18 +61,16 @@ def train(
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = best_backend(arch, batch, length)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(seed)
-    torch.compiler.reset()
     model = Decoder(torch, arch).to(device)
     decays = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decays, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
-    rng = np.random.default_rng(seed)
-    tokens = torch.tensor(rng.integers(0, arch.vocab_size, (batch, length + 1)), device=device)
-    loss_of = torch.compile(model.loss, dynamic=False) if compiled else model.loss
-    chosen = sdpa_kernel(getattr(SDPBackend, backend)) if backend else contextlib.nullcontext()
+    tokens = torch.tensor(np.random.default_rng(seed).integers(0, arch.vocab_size, (batch, length + 1)), device=device)
+    loss_of = torch.compile(model.loss, dynamic=False)
 
     def once():
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -80,21 +79,27 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss
+        return loss.detach()
 
-    with chosen:
+    def window():
+        for _ in range(4):
+            once()
+
+    with sdpa_kernel(getattr(SDPBackend, backend)) if backend else contextlib.nullcontext():
         began = time.perf_counter()
-        first = float(once().detach())
+        first = float(once())
         first_step = time.perf_counter() - began
+        once()
         if device == "cuda":
+            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        times = [_timed(torch, once) for _ in range(steps + 1)][1:]
-    memory = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    if not np.isfinite(first):
-        raise RuntimeError("the peer's loss is not finite")
+        times = [_timed(torch, window) / 4 for _ in range(max(3, steps // 4))]
+    attention = f"{backend.split('_')[0].lower()} attention" if backend else "default attention"
     return {
-        "first_step_s": first_step, "step_ms": 1e3 * statistics.median(times), "peak_bytes": memory, "backend": backend or "default",
-        "compiled": compiled, "loss": first, "version": f"torch {torch.__version__}",
+        "who": f"PyTorch {torch.__version__.partition('+')[0]}, torch.compile, {attention}, fused AdamW",
+        "first_step_s": first_step, "step_ms": 1e3 * statistics.median(times), "loss": first,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "compute": "bfloat16" if device == "cuda" else "float32",
     }  # fmt: skip
 
 
@@ -154,20 +159,24 @@ def _rotate(torch: Any, x: Any, cos: Any, sin: Any) -> Any:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def _heads(torch: Any, batch: int, heads: int, length: int, size: int) -> Any:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.randn(batch, heads, length, size, device=device, dtype=torch.bfloat16, requires_grad=True)
-
-
-def _median_ms(torch: Any, once: Any, runs: int) -> float:
-    for _ in range(3):
-        once()
-    return 1e3 * statistics.median(_timed(torch, once) for _ in range(runs))
-
-
 def _timed(torch: Any, once: Any) -> float:
     began = time.perf_counter()
     once()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def main() -> None:
+    """Read {config, batch, length, steps} as JSON, train, and print the figures as one line of JSON."""
+    spec = json.load(sys.stdin)
+    config = configs.from_dict(json.loads(spec.pop("config")))
+    arch = from_config(config, config.model.vocab_size or config.data.vocab_size)
+    try:
+        print(json.dumps(train(arch, **spec)))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

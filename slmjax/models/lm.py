@@ -120,12 +120,13 @@ def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B
 
 def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Array, ctx: Context) -> Array:
     for p, block in enumerate(pattern):
-        x = _remat(arch.remat)(functools.partial(_block, arch, block))(trees[str(p)], x, ctx)
+        x = _remat(arch.remat)(functools.partial(apply_block, arch, block))(trees[str(p)], x, ctx)
         x = constrain(x, BATCH, "sequence", None)
     return x
 
 
-def _block(arch: Architecture, block: Block, params: dict, x: Array, ctx: Context) -> Array:
+def apply_block(arch: Architecture, block: Block, params: dict, x: Array, ctx: Context) -> Array:
+    """One block's residual stream from the parameters of that block."""
     return DecoderBlock(arch, block).apply({"params": params}, x, ctx=ctx)[0]
 
 

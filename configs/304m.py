@@ -1,0 +1,22 @@
+"""The 304M model of the speed measurements: width 1024, 24 layers, vocabulary 32,768, rows of 2,048 tokens; one GPU.
+
+python -m slmjax.bench train --config=configs/304m.py --peers --ladder      (random tokens; PyTorch beside it)
+python -m slmjax.bench decode --config=configs/304m.py --peers
+python -m slmjax.launch --config=configs/304m.py --config.data.sources=PATH (own text; see the README for mixtures)
+
+304,137,216 parameters, 33.6M of them in the embedding, which is the head too. 16 query heads of 64 over 4 key/value heads;
+--config.model.heads=8 --config.model.kv_heads=2 --config.model.head_dim=128 has as many parameters and is faster.
+"""
+
+from slmjax import config
+
+
+def get_config():
+    c = config.base()
+    c.model.width, c.model.layers = 1024, 24
+    c.model.heads, c.model.kv_heads, c.model.head_dim = 16, 4, 64
+    c.model.ff_width, c.model.vocab_size = 2816, 32_768
+    c.data.vocab_size, c.data.seq_len = 32_768, 2048
+    c.train.steps, c.train.batch = 3000, 16
+    c.train.lr, c.train.warmup = 1e-3, 200
+    return c

@@ -1,0 +1,89 @@
+"""Speed and memory of the library, measured here: `python -m slmjax.bench train|data|decode --help`."""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from slmjax import config as configs
+from slmjax.errors import UserError
+
+BENCHES = {
+    "train": "the launcher's compiled train step, beside PyTorch",
+    "data": "batches of packed rows from mixed sources",
+    "decode": "generation, beside transformers",
+}
+RECIPE = "configs/304m.py"
+
+
+def main(arguments: list[str]) -> int:
+    """Run one bench, print its table and write its JSON; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m slmjax.bench", description=__doc__)
+    kinds = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    modules = {}
+    for name, meaning in BENCHES.items():
+        modules[name] = importlib.import_module(f"slmjax.bench.{name}")
+        one = kinds.add_parser(name, help=meaning, description=modules[name].__doc__)
+        one.add_argument("--config", default=RECIPE, help=f"recipe whose model is measured (default {RECIPE})")
+        one.add_argument("--out", default="", help="write the figures to this JSON file")
+        modules[name].add_arguments(one)
+    try:
+        own, fields = _split(arguments)
+        parsed = parser.parse_args(own)
+        parsed.config = configs.validate(configs.override(configs.load(parsed.config), fields))
+        found = modules[parsed.bench].run(parsed)
+    except UserError as error:
+        print(f"slmjax.bench: {error}", file=sys.stderr)
+        return 2
+    found |= {"machine": machine(), "command": " ".join(["python -m slmjax.bench", *arguments])}
+    for name in ("rows", "ladder"):
+        if found.get(name):
+            print(table(found[name]), end="\n\n")
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    if parsed.out:
+        Path(parsed.out).write_text(json.dumps(found, indent=1, default=str) + "\n")
+    return 0
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The bench's own arguments, and what stands behind --config. in the others."""
+    fields = [argument.removeprefix("--config.") for argument in arguments if argument.startswith("--config.")]
+    return [argument for argument in arguments if not argument.startswith("--config.")], fields
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows with the columns that any of them has, right-aligned."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[column.replace("_", " ") for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in cells
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import jax
+
+    facts = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "cpu cores": os.cpu_count()}
+    return facts | {"jax": metadata.version("jax"), "python": platform.python_version()}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    from slmjax.launch import keep_freed_memory
+
+    keep_freed_memory()
+    sys.exit(main(sys.argv[1:]))
