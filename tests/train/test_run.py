@@ -9,7 +9,6 @@ import pytest
 
 from slmjax.infer.load import load_model
 from slmjax.objectives.lm import objective
-from slmjax.train import run as runner
 from tests import runs
 
 # Of tensorstore: reads that the failure of another one ended.
@@ -36,7 +35,7 @@ def poisoned(monkeypatch):
 
             return bad
 
-        monkeypatch.setattr(runner, "objective", of)
+        monkeypatch.setattr("slmjax.train.program.objective", of)
 
     return poison
 
