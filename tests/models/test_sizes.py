@@ -42,7 +42,7 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
 @settings(max_examples=10)
 def test_cache_bytes_are_those_of_the_cache(arch, length):
     cache = jax.eval_shape(lambda: init_cache(arch, 3, length))
-    held = sum(leaf.size * leaf.dtype.itemsize for entry in cache for leaf in (entry.key, entry.value))
+    held = sum(leaf.size * leaf.dtype.itemsize for entry in cache.layers for leaf in (entry.key, entry.value))
     assert held == 3 * length * sizes.cache_bytes_per_token(arch)
 
 
