@@ -2,8 +2,8 @@
 
 python -m slmjax.bench decode --config=configs/300m.py --batch=1,64,256 --peers
 
-Times the engine's own programs (infer/programs.py) on random weights: prefill of `prompt` tokens a row, then `tokens` more, one a step, with
-no early stop. Each figure is the median of `runs` after the first, which compiles.
+Times the engine's own programs (infer/programs.py) on random weights: prefill of `prompt` tokens a row, then `tokens` more, one a step,
+without an early stop. Each figure is the median of `runs` after the first, which compiles.
 """
 
 import argparse
@@ -35,14 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, default=128, help="tokens drawn after it (default: %(default)s)")
     add("--runs", type=int, default=5, help="timed runs of each batch (default: %(default)s)")
     add("--peers", action="store_true", help="transformers' generate too, with the same shape")
-    add("--xla", action="append", default=[], metavar="[prefill.]NAME=VALUE,...", help="compiler options of the decode (or prefill) program")
+    add("--xla", action="append", default=[], metavar="[prefill.]NAME=VALUE,...", help="compiler options to try on the decode program")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One row for each batch: prefill ms, ms a token (of the loop, the same for all rows), tokens/s of all rows together.
 
-    floor ms: a step's bytes (sizes.decode_bytes at the loop's middle) over the memory's bandwidth, where the device is known. compile s: by
-    how much the first run took longer. peak GiB: most device memory that the process had taken by then, where the device tells.
+    floor ms: a step's bytes (sizes.decode_bytes in the middle of the loop) over the memory's bandwidth, where the device is known.
+    compile s: by how much the first run took longer (less where an earlier process left its programs on disk). peak GiB: most device
+    memory that the process had taken by then, where the device tells.
     Raises: UserError for options that make no sense.
     """
     config, prompt, tokens, runs = arguments.config, arguments.prompt, arguments.tokens, arguments.runs

@@ -15,6 +15,7 @@ from slmjax.infer.programs import STOP, Request, State, programs, ready_params, 
 from slmjax.infer.sampling import Sampling, settings
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
+from slmjax.parallel.mesh import device_kind, make_mesh
 
 FINISH = ("", "stop", "length", "end")
 
@@ -60,13 +61,11 @@ class Engine:
     Raises: UserError where the tokenizer has more tokens than the model.
     """
 
-    def __init__(
-        self, arch: Architecture, params: dict, buffers: dict, tokenizer: Any, *, max_batch: int = 64, xla: Mapping[str, Mapping] | None = None
-    ):
+    def __init__(self, arch: Architecture, params: dict, buffers: dict, tokenizer: Any, *, max_batch: int = 64, xla: Mapping | None = None):
         if tokenizer.vocab_size > arch.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's.")
         self.arch, self.params = unrolled(arch), ready_params(arch, params)
-        platform = next(iter(params["embedding"].devices())).platform
+        platform = device_kind(make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)])).platform
         self.programs = programs(platform, tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()))
         self.buffers, self.tokenizer, self.max_batch = buffers, tokenizer, max_batch
         self.token_bytes = tokenizer.token_bytes()

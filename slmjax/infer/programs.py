@@ -1,4 +1,4 @@
-"""The device programs of generation: weights made ready once, prefill of a padded batch, and the loop that decodes until all rows stopped."""
+"""The device programs of generation: weights made ready once, prefill of a padded batch, the loop that decodes until all rows stopped."""
 
 import dataclasses
 import functools

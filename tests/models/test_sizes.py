@@ -176,6 +176,24 @@ def test_every_row_of_the_peak_table_is_tested():
     assert {peak.half for peak in sizes.PEAKS} <= tested
 
 
+# Bytes a second by the vendors' datasheets, in TB/s.
+MEMORIES = [
+    ("NVIDIA B200", 8.0), ("NVIDIA H200", 4.8), ("NVIDIA H200 NVL", 4.8), ("NVIDIA H100 80GB HBM3", 3.35), ("NVIDIA H100 NVL", 3.9),
+    ("NVIDIA H100 PCIe", 2.0), ("NVIDIA A100-SXM4-80GB", 2.039), ("NVIDIA A100 80GB PCIe", 1.935), ("NVIDIA A100-SXM4-40GB", 1.555),
+    ("NVIDIA A100-PCIE-40GB", 1.555), ("NVIDIA L4", 0.3), ("Tesla T4", 0.32), ("TPU v5 lite", 0.819), ("TPU v5e", 0.819), ("TPU v5", 2.765),
+    ("TPU v5p", 2.765), ("TPU v6 lite", 1.64), ("TPU v6e", 1.64), ("cpu", None), ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, rate", MEMORIES)
+def test_memory_bandwidths_are_the_datasheets(kind, rate):
+    assert sizes.memory_bandwidth(kind) == (rate and pytest.approx(rate * 1e12))
+
+
+def test_every_row_of_the_bandwidth_table_is_tested():
+    assert {rate for _, rate in sizes.BANDWIDTHS} <= {sizes.memory_bandwidth(kind) for kind, _ in MEMORIES}
+
+
 def test_mfu_is_achieved_over_peak():
     """PaLM 540B (Chowdhery et al. 2022, table 3): 238.3k tokens/s on 6144 TPU v4 chips are 46.2 % with attention."""
     parameters, layers, heads, head_dim, length = 540.35e9, 118, 48, 256, 2048

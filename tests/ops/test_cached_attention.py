@@ -33,6 +33,6 @@ def test_what_stands_in_slots_that_are_not_seen_does_not_matter():
     random, (B, S), H = np.random.default_rng(0), SEGMENTS.shape, 8
     query, key, value = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((B, 1, 2, H), (B, 1, S, H), (B, 1, S, H)))
     where = {"query_segments": QUERY_SEGMENTS[:, -1:], "key_segments": SEGMENTS, "query_index": INDEX[:, -1:]}
-    seen = (SEGMENTS == where["query_segments"]) & (jnp.arange(S)[None] <= where["query_index"])
+    seen = (where["query_segments"] == SEGMENTS) & (jnp.arange(S)[None] <= where["query_index"])
     other_key, other_value = (jnp.where(seen[:, None, :, None], a, 1e9) for a in (key, value))
     np.testing.assert_array_equal(cached_attention(query, key, value, **where), cached_attention(query, other_key, other_value, **where))
