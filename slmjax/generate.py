@@ -34,11 +34,15 @@ def run(options: argparse.Namespace) -> None:
 
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     sampling.check(**drawing)
+    from slmjax.compile_cache import use_compile_cache
     from slmjax.infer.engine import Engine
     from slmjax.infer.load import load_model
 
+    use_compile_cache()
     model = load_model(workdir, options.step)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer)
+    step, trained = model.step, model.config.data.seq_len
+    del model  # the engine has weights of its own
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds))
     start = time.perf_counter()
@@ -47,12 +51,12 @@ def run(options: argparse.Namespace) -> None:
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     for prompt, completion in zip(prompts, completions):
         print(f"{dim}{prompt}{plain}{completion.text}", flush=True)
-    longest, trained = max(len(engine.encode(prompt)) + len(c.tokens) for prompt, c in zip(prompts, completions)), model.config.data.seq_len
+    longest = max(len(engine.encode(prompt)) + len(c.tokens) for prompt, c in zip(prompts, completions))
     if longest > trained:
         print(f"warning: a text has {longest} tokens; the model was trained on {trained} and knows no positions beyond.", file=sys.stderr)
     count, compiled = sum(len(c.tokens) for c in completions), sum(compiling)
     speed = count / max(seconds - compiled, 1e-9)
-    print(f"step {model.step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)
+    print(f"step {step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:

@@ -19,7 +19,7 @@ from slmjax.models.architecture import from_config
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(corpus, tmp_path_factory):  # with `corpus`, compiled programs are kept in the session's folder
     """A work directory with two checkpoints of a tiny model with constant weights."""
     config, folder = base(), tmp_path_factory.mktemp("run")
     config.update_from_flattened_dict({"model.width": 16, "model.heads": 2, "model.kv_heads": 1, "model.head_dim": 8, "model.ff_width": 16})
@@ -61,6 +61,19 @@ def test_every_option_reaches_the_engine_and_a_length_beyond_training_is_warned_
     assert out == "from stdin then\n"
     assert "step 40" in err
     assert "a text has 21 tokens; the model was trained on 20" in err
+
+
+def test_compiled_programs_are_kept_for_the_next_process_unless_told_where(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Engine, "generate", lambda self, prompts, **how: [Completion("", [], "end")])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = jax.config.jax_compilation_cache_dir
+    try:
+        for folder, expected in (("/elsewhere", "/elsewhere"), (None, f"{tmp_path}/slmjax/compiled")):
+            jax.config.update("jax_compilation_cache_dir", folder)
+            assert main([f"--checkpoint={workdir.path}", "--prompt=a"]) == 0
+            assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
 
 
 @pytest.mark.parametrize(("argv", "words"), [

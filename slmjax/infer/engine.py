@@ -1,25 +1,23 @@
 """Generation: prompts prefilled in length buckets, then one compiled loop that decodes until every row has stopped."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
-from slmjax.infer.sampling import Sampling, sample, settings
-from slmjax.models import lm
+from slmjax.infer.programs import STOP, Request, State, programs, ready_params, unrolled
+from slmjax.infer.sampling import Sampling, settings
 from slmjax.models.architecture import Architecture
-from slmjax.models.cache import init_cache
+from slmjax.models.cache import Cache
+from slmjax.parallel.mesh import device_kind, make_mesh
 
-LENGTHS = 16  # smallest bucket of prompt and completion lengths; they double from here
 FINISH = ("", "stop", "length", "end")
-RUNNING, STOP, LENGTH, END = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +43,30 @@ class Decoded(NamedTuple):
     steps: int  # tokens drawn one after the other: the longest row's
 
 
+class Batch(NamedTuple):
+    """Prompts as the programs take them."""
+
+    tokens: np.ndarray  # [B, P] int32: all but each prompt's last token
+    room: int  # slots for completions
+    request: Request
+
+
 class Engine:
     """A model ready to generate, in one process. Compiled programs are shared by all engines of one architecture.
 
     Args:
       tokenizer: see data/tokenizer.py; used are encode, token_bytes, vocab_size and eot.
       max_batch: most prompts decoded at once; more are taken in turns.
+      xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try beside those of programs.compiler_options.
     Raises: UserError where the tokenizer has more tokens than the model.
     """
 
-    def __init__(self, arch: Architecture, params: dict, buffers: dict, tokenizer: Any, *, max_batch: int = 64):
+    def __init__(self, arch: Architecture, params: dict, buffers: dict, tokenizer: Any, *, max_batch: int = 64, xla: Mapping | None = None):
         if tokenizer.vocab_size > arch.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's.")
-        self.arch, self.params = unrolled(arch), _unrolled_params(arch, params)
+        self.arch, self.params = unrolled(arch), ready_params(arch, params)
+        platform = device_kind(make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)])).platform
+        self.programs = programs(platform, tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()))
         self.buffers, self.tokenizer, self.max_batch = buffers, tokenizer, max_batch
         self.token_bytes = tokenizer.token_bytes()
         self._table = ((), jnp.asarray(stopping.token_automaton((), self.token_bytes)))
@@ -103,24 +112,38 @@ class Engine:
 
     def decode(self, ids: Sequence[Sequence[int]], drawing: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Decoded:
         """Prefill and decode one batch of token ids, the first of which is already end-of-text; see generate."""
+        batch = self.prepare(ids, drawing, max_tokens, stop)
+        state = jax.device_get(self.loop(batch, self.prefill(batch)))
+        rows, cut = len(ids), (slice(len(ids)), slice(max_tokens))
+        return Decoded(state.tokens[cut], state.logprobs[cut], state.counts[:rows], state.finish[:rows], int(state.step))
+
+    def prepare(self, ids: Sequence[Sequence[int]], drawing: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> "Batch":
+        """The arguments of `decode`, padded to their buckets.
+
+        Raises: UserError where max_tokens is not positive.
+        """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
-        rows, batch = len(ids), bucket(len(ids), 1)
+        rows, batch = len(ids), max(self.programs.rows, 1 << (len(ids) - 1).bit_length())
         lengths, last = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
         lengths[:rows], last[:rows] = [len(row) - 1 for row in ids], [row[-1] for row in ids]
-        tokens = np.zeros((batch, bucket(int(lengths.max()), LENGTHS)), np.int32)
+        tokens = np.zeros((batch, bucket(int(lengths.max()))), np.int32)
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
-        room = bucket(max_tokens, LENGTHS)
-        cache = prefill(self.arch, tokens.shape[1] + room, self.params, self.buffers, tokens, lengths)
-        request = _Request(
+        request = Request(
             np.arange(batch) < rows, lengths, last, Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)), self._stop_table(stop),
             np.int32(max_tokens), np.int32(self.tokenizer.eot), np.int32(self.tokenizer.vocab_size),
         )  # fmt: skip
-        state, _ = decode_loop(self.arch, room, self.params, self.buffers, cache, request)
-        state = jax.device_get(state)
-        cut = (slice(rows), slice(max_tokens))
-        return Decoded(state.tokens[cut], state.logprobs[cut], state.counts[:rows], state.finish[:rows], int(state.step))
+        return Batch(tokens, bucket(max_tokens), request)
+
+    def prefill(self, batch: "Batch") -> Cache:
+        """The cache of a batch's prompts, with room for their completions; not waited for."""
+        size = batch.tokens.shape[1] + batch.room
+        return self.programs.prefill(self.arch, size, self.params, self.buffers, batch.tokens, batch.request.lengths)
+
+    def loop(self, batch: "Batch", cache: Cache) -> State:
+        """What the decode loop draws, on the device; not waited for. `cache` is given up."""
+        return self.programs.decode(self.arch, batch.room, self.params, self.buffers, cache, batch.request)[0]
 
     def _completions(self, decoded: Decoded, stop: Sequence[str]) -> list[Completion]:
         out = []
@@ -137,90 +160,11 @@ class Engine:
         return self._table[1]
 
 
-def bucket(n: int, smallest: int) -> int:
-    """The smallest power of two that is at least n and `smallest`."""
-    return max(smallest, 1 << (n - 1).bit_length())
+def bucket(n: int) -> int:
+    """The length that `n` tokens are padded to: a power of two from 16 to 256, above that the next of four steps an octave.
 
-
-def unrolled(arch: Architecture) -> Architecture:
-    """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack."""
-    return dataclasses.replace(arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats)))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _unrolled_params(arch: Architecture, params: dict) -> dict:
-    layers = [
-        jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["stack"][str(g)])
-        for g, (_, repeats) in enumerate(arch.stack)
-        for r in range(repeats)
-    ]
-    return params | {"stack": {str(i): layer for i, layer in enumerate(layers)}}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]) -> tuple:
-    """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
-    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    batch = {"tokens": tokens, "segments": (position < lengths[:, None]).astype(jnp.int32), "positions": position}
-    return lm.forward(arch, params, buffers, batch, cache=init_cache(arch, len(tokens), size))[2]
-
-
-class _Request(NamedTuple):
-    real: Any  # [B]; false: the row only fills the batch bucket and is born stopped
-    lengths: Any  # [B] tokens of each prompt that are in the cache: all but the last
-    last: Any  # [B] last token of each prompt
-    drawing: Sampling
-    stop_table: Any  # see stops.token_automaton
-    max_tokens: Any
-    eot: Any
-    vocab_size: Any
-
-
-class _State(NamedTuple):
-    step: Any  # tokens drawn so far
-    token: Any  # [B] the newest
-    tokens: Any  # [B, room]
-    logprobs: Any  # [B, room]
-    counts: Any  # [B]
-    finish: Any  # [B]
-    stop_state: Any  # [B]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cache: tuple, request: _Request) -> tuple[_State, tuple]:
-    """Draw tokens, one a row and step, until every row has finished. `cache` is given up: its memory becomes the returned cache's."""
-    B = len(request.last)
-    start = _State(
-        jnp.int32(0), request.last, jnp.zeros((B, room), jnp.int32), jnp.zeros((B, room), jnp.float32), jnp.zeros(B, jnp.int32),
-        jnp.where(request.real, RUNNING, LENGTH), jnp.full(B, stopping.START, request.stop_table.dtype),
-    )  # fmt: skip
-
-    def step(carry):
-        state, cache = carry
-        running = (state.finish == RUNNING).astype(jnp.int32)  # a finished row is padding, which changes nothing in its cache
-        batch = {"tokens": state.token, "segments": running, "positions": request.lengths + state.step}
-        hidden, _, cache = lm.forward(arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache)
-        return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), cache
-
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache))
-
-
-def _draw(state: _State, logits: Float[Array, "B V"], request: _Request) -> _State:
-    logits = jnp.where(jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf)  # rows that only round up the embedding
-    token = sample(logits, request.drawing, state.step)
-    running = state.finish == RUNNING
-    ended = token == request.eot
-    written = running & ~ended
-    stop_state = jnp.where(written, request.stop_table[state.stop_state, token], state.stop_state)
-    finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
-    finish = jnp.where(ended, END, jnp.where(stop_state == stopping.STOPPED, STOP, finish))
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)
-    return _State(
-        state.step + 1,
-        token,
-        jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(written, token, 0)[:, None], state.step, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(state.logprobs, jnp.where(written[:, None], logprob, 0.0), state.step, axis=1),
-        state.counts + written,
-        jnp.where(running, finish, state.finish),
-        stop_state,
-    )
+    Steps are multiples of 128, the tiles of fused attention. Padding is at most half up to 256 tokens, where weights and not the cache are
+    what a step reads, and less than a quarter from 512.
+    """
+    step = max(128, 1 << (n - 1).bit_length() >> 3)
+    return max(16, 1 << (n - 1).bit_length()) if n <= 256 else -(-n // step) * step

@@ -58,21 +58,20 @@ def sample(logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | in
       step: of the completion, 0-based; it makes the steps' draws independent.
     """
     how = Sampling(*map(jnp.asarray, how))
-    warm = how.temperature > 0
+    warm, likeliest = how.temperature > 0, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def greedy(_):
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    def draw(scaled):
+    def draw(allowed):
         def one(row, seed, number):
             key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
             return jax.random.categorical(jax.random.fold_in(key, step), row).astype(jnp.int32)
 
-        return jnp.where(warm, jax.vmap(one)(scaled, how.seed, how.row), greedy(scaled))
+        scaled = allowed(_scaled(logits, how.temperature))
+        return jnp.where(warm, jax.vmap(one)(scaled, how.seed, how.row), likeliest)
 
     filtering = jnp.any(warm & ((how.top_k > 0) | (how.top_p < 1)))
     needed = jnp.where(filtering, 2, jnp.any(warm).astype(jnp.int32))  # neither random bits nor a sort where no row asks for them
-    return jax.lax.switch(needed, (greedy, draw, lambda s: draw(truncate(s, how.top_k, how.top_p))), _scaled(logits, how.temperature))
+    branches = (lambda: likeliest, lambda: draw(lambda s: s), lambda: draw(lambda s: truncate(s, how.top_k, how.top_p)))
+    return jax.lax.switch(needed, branches)
 
 
 def truncate(logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]) -> Float[Array, "B V"]:

@@ -10,7 +10,10 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.cache import KVCache
 from slmjax.models.layers import Context, RMSNorm, residual_scale, weight
 from slmjax.ops.attention import attention
+from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope
+
+TILE = 128  # a first piece whose length is a multiple takes the device's fused attention; splash needs that, and shorter ones gain nothing
 
 
 class Attention(nn.Module):
@@ -41,13 +44,23 @@ class Attention(nn.Module):
                 max_segments=arch.max_segments, mean_segments=arch.mean_segments,
             )  # fmt: skip
         else:
-            index = cache.length[:, None] + jnp.arange(x.shape[1])[None]
-            cache = cache.append(key, value, ctx.segments)
-            mixed = attention(
-                query, cache.key, cache.value, query_segments=ctx.segments, key_segments=cache.segments, query_index=index
-            )  # fmt: skip
+            cache = cache.append(key, value, ctx.slots)
+            mixed = _cached(arch, query, key, value, cache, ctx)
         mixed = checkpoint_name(mixed, "mixed")
         if arch.output_gate:
             mixed *= jax.nn.sigmoid(jnp.einsum("btd,dnh->btnh", x, weight(self, "gate", (D, N, H), D)))
         out = weight(self, "out", (N, H, D), N * H, residual_scale(arch))
         return jnp.einsum("btnh,nhd->btd", mixed, out), cache, shared
+
+
+def _cached(arch: Architecture, query: Array, key: Array, value: Array, cache: KVCache, ctx: Context) -> Array:
+    """Attention of a piece of tokens over a cache that already holds them."""
+    T, slots = query.shape[1], ctx.slots
+    if T == 1 or not slots.first:
+        return cached_attention(
+            query, cache.key, cache.value, query_segments=ctx.segments, key_segments=slots.segments, query_index=slots.index
+        )  # fmt: skip
+    kernel = "blockwise" if T % TILE else arch.attention
+    return attention(
+        query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=arch.max_segments
+    )  # fmt: skip

@@ -14,11 +14,15 @@ from slmjax.models.architecture import Architecture
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a layer may know about its tokens: segments [B,T] (0 is padding), positions [B,T], and per-token ids made on the host."""
+    """What a layer may know about its tokens: segments [B,T] (0 is padding), positions [B,T], and per-token ids made on the host.
+
+    With a cache, also the slots that the tokens take in it (cache.Slots).
+    """
 
     segments: Any
     positions: Any
     ids: Any = None
+    slots: Any = None
 
 
 class RMSNorm(nn.Module):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.block import DecoderBlock
+from slmjax.models.cache import Cache
 from slmjax.models.layers import Context, RMSNorm
 from slmjax.parallel.mesh import BATCH, constrain
 
@@ -48,8 +49,8 @@ def init(arch: Architecture, key: Array) -> dict:
 
 
 def forward(
-    arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: tuple | None = None
-) -> tuple[Array, dict, tuple | None]:
+    arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None
+) -> tuple[Array, dict, Cache | None]:
     """Hidden states [B,T,D] after the final norm, auxiliary terms, and the cache after these tokens.
 
     Args:
@@ -57,7 +58,8 @@ def forward(
       buffers: arrays that change without a gradient; the dense model has none.
       cache: from models.cache.init_cache: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
     """
-    ctx = Context(batch["segments"], batch["positions"], batch.get("ids"))
+    slots = None if cache is None else cache.slots(batch["segments"])
+    ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots)
     x = _embed(arch, params["embedding"], batch["tokens"])
     x = constrain(x, BATCH, "sequence", None)
     caches = []
@@ -67,7 +69,7 @@ def forward(
             for r in range(repeats):
                 for p, block in enumerate(pattern):
                     one = jax.tree.map(lambda leaf, r=r: leaf[r], group[str(p)])
-                    x, entry, _, _ = DecoderBlock(arch, block).apply({"params": one}, x, ctx=ctx, cache=cache[len(caches)])
+                    x, entry, _, _ = DecoderBlock(arch, block).apply({"params": one}, x, ctx=ctx, cache=cache.layers[len(caches)])
                     caches.append(entry)
         elif arch.unroll:
             layers = {p: unstack(tree, repeats) for p, tree in group.items()}
@@ -76,7 +78,7 @@ def forward(
         else:
             x, _ = jax.lax.scan(lambda x, trees, pattern=pattern: (_pattern(arch, pattern, trees, x, ctx), None), x, group)
     x = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
-    return x, {}, tuple(caches) if cache is not None else None
+    return x, {}, None if cache is None else cache.after(tuple(caches), batch["segments"], slots)
 
 
 def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:

@@ -1,4 +1,4 @@
-"""Closed-form sizes of an architecture: parameters, FLOPs, cache bytes, the shape for a parameter budget, and the peak rates behind MFU."""
+"""Closed-form sizes of an architecture: parameters, FLOPs, bytes, the shape for a parameter budget, and the peak rates of devices."""
 
 import math
 import re
@@ -51,6 +51,15 @@ def train_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = Tr
 def cache_bytes_per_token(arch: Architecture) -> int:
     """Bytes of keys and values that one token adds to the decode state, in the compute type."""
     return sum(2 * arch.kv_heads * arch.head_dim * np.dtype(_numpy_name(arch.compute)).itemsize for _ in arch.blocks)
+
+
+def decode_bytes(arch: Architecture, batch: int, tokens: float) -> float:
+    """Bytes that a decode step has to read from memory: every matrix once, and the keys and values of `tokens` tokens in each row.
+
+    A look-up in the embedding reads one row a token, which is left out, as are activations and what the step writes.
+    """
+    weights = parameters(arch).matmul * np.dtype(_numpy_name(arch.compute)).itemsize
+    return weights + batch * tokens * cache_bytes_per_token(arch)
 
 
 def describe(arch: Architecture) -> str:
@@ -162,6 +171,34 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         return None  # a slice of a card, whose share the name does not say
     found = next((peak for peak in PEAKS if re.fullmatch(peak.pattern, name)), None)
     return found and (found.single if dtype == "float32" else found.half)
+
+
+# Bytes a second of one JAX device's memory; the first match counts.
+BANDWIDTHS = (
+    (r".*\bb200\b.*", 8.0e12),  # NVIDIA HGX B200 datasheet, an eighth of it
+    (r".*\bh200\b.*", 4.8e12),  # NVIDIA H200 datasheet
+    (r".*\bh100 nvl\b.*", 3.9e12),  # NVIDIA H100 datasheet, NVL column
+    (r".*\bh100 pcie\b.*", 2.0e12),  # NVIDIA H100 datasheet of 2022, PCIe column
+    (r".*\bh100\b.*", 3.35e12),  # NVIDIA H100 datasheet, SXM column
+    (r".*\ba100-sxm\w*-80gb", 2.039e12),  # NVIDIA A100 datasheet, as the two below
+    (r".*\ba100[- ]80gb pcie", 1.935e12),
+    (r".*\ba100[- ].*40gb", 1.555e12),
+    (r".*\bl4\b.*", 0.3e12),  # NVIDIA L4 datasheet
+    (r".*\bt4\b.*", 0.32e12),  # NVIDIA T4 datasheet
+    (r"tpu v5( lite|e)", 0.819e12),  # Google Cloud's page of each TPU, as below
+    (r"tpu v5p?", 2.765e12),
+    (r"tpu v6( lite|e)", 1.64e12),
+)
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes a second that one JAX device reads from its memory at best; None for devices that are not in the table, such as CPUs.
+
+    Args:
+      device_kind: as jax.Device.device_kind says.
+    """
+    name = device_kind.lower()
+    return None if " mig " in name else next((rate for pattern, rate in BANDWIDTHS if re.fullmatch(pattern, name)), None)
 
 
 def _matrices(arch: Architecture, block: Block) -> int:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
+from slmjax.compile_cache import use_compile_cache
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.stage import facts, prepared_text
@@ -207,11 +208,3 @@ def dropped(plan: BatchPlan) -> str:
     shares = {name: rows.dropped_share() for name, rows in zip(plan.train, plan.row_plans, strict=True)}
     found = ", ".join(f"{name} {share:.2%}" for name, share in shares.items() if share > 0)
     return f"{found} (more than {plan.max_segments} documents in a row)" if found else ""
-
-
-def use_compile_cache() -> None:
-    """Keep compiled programs between runs (JAX_COMPILATION_CACHE_DIR, else a folder in the user's cache)."""
-    if not jax.config.jax_compilation_cache_dir:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "slmjax", "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

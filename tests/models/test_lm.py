@@ -159,8 +159,7 @@ def test_prefill_in_pieces_and_decode_are_the_full_forward_for_prompts_of_unequa
         for row, count in enumerate(counts):
             np.testing.assert_allclose(hidden[row, :count], whole[row, done[row] : done[row] + count], atol=2e-5)
             done[row] += count
-    for entry in cache:
-        np.testing.assert_array_equal(entry.length, done)
+    np.testing.assert_array_equal(cache.length, done)
 
 
 def test_positions_matter_to_blocks_with_rope_only():

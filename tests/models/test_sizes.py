@@ -42,7 +42,7 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
 @settings(max_examples=10)
 def test_cache_bytes_are_those_of_the_cache(arch, length):
     cache = jax.eval_shape(lambda: init_cache(arch, 3, length))
-    held = sum(leaf.size * leaf.dtype.itemsize for entry in cache for leaf in (entry.key, entry.value))
+    held = sum(leaf.size * leaf.dtype.itemsize for entry in cache.layers for leaf in (entry.key, entry.value))
     assert held == 3 * length * sizes.cache_bytes_per_token(arch)
 
 
@@ -174,6 +174,24 @@ def test_peak_rates_are_the_datasheets(kind, half, single):
 def test_every_row_of_the_peak_table_is_tested():
     tested = {sizes.peak_flops(kind, "bfloat16") for kind, *_ in DATASHEETS}
     assert {peak.half for peak in sizes.PEAKS} <= tested
+
+
+# Bytes a second by the vendors' datasheets, in TB/s.
+MEMORIES = [
+    ("NVIDIA B200", 8.0), ("NVIDIA H200", 4.8), ("NVIDIA H200 NVL", 4.8), ("NVIDIA H100 80GB HBM3", 3.35), ("NVIDIA H100 NVL", 3.9),
+    ("NVIDIA H100 PCIe", 2.0), ("NVIDIA A100-SXM4-80GB", 2.039), ("NVIDIA A100 80GB PCIe", 1.935), ("NVIDIA A100-SXM4-40GB", 1.555),
+    ("NVIDIA A100-PCIE-40GB", 1.555), ("NVIDIA L4", 0.3), ("Tesla T4", 0.32), ("TPU v5 lite", 0.819), ("TPU v5e", 0.819), ("TPU v5", 2.765),
+    ("TPU v5p", 2.765), ("TPU v6 lite", 1.64), ("TPU v6e", 1.64), ("cpu", None), ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, rate", MEMORIES)
+def test_memory_bandwidths_are_the_datasheets(kind, rate):
+    assert sizes.memory_bandwidth(kind) == (rate and pytest.approx(rate * 1e12))
+
+
+def test_every_row_of_the_bandwidth_table_is_tested():
+    assert {rate for _, rate in sizes.BANDWIDTHS} <= {sizes.memory_bandwidth(kind) for kind, _ in MEMORIES}
 
 
 def test_mfu_is_achieved_over_peak():

@@ -1,0 +1,102 @@
+"""transformers' generate on a LlamaForCausalLM of the same shape: the peer of bench/decode.py, measured in a process of its own."""
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slmjax import config as configs
+from slmjax.bench.llama_weights import llama_config
+from slmjax.models.architecture import from_config
+from slmjax.models.resolve import vocab_rows
+
+CACHES = {"dynamic cache": None, "static cache, compiled": "static"}  # transformers compiles the step of a static cache on a GPU
+
+
+def measure(config: ConfigDict, batches: list[int], prompt: int, tokens: int, runs: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows as bench/decode.py has them, messages for what could not be measured).
+
+    Raises: UserError where the config asks for what Llama does not have.
+    """
+    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+        return [], [f"no peers: {' and '.join(missing)} not installed here; pip install 'slmjax[hf]'"]
+    llama_config(_architecture(config), prompt + tokens)
+    asked = json.dumps([configs.to_dict(config), batches, prompt, tokens, runs])
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run(
+        [sys.executable, "-m", "slmjax.bench.decode_peers"], input=asked, stdout=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    if child.returncode:
+        return [], [f"no peers: their process ended with status {child.returncode}"]
+    return tuple(json.loads(child.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Measure what stdin asks for; the last line of stdout is the result as JSON."""
+    import torch
+    import transformers
+    from transformers import LlamaForCausalLM
+
+    values, batches, prompt, tokens, runs = json.load(sys.stdin)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config(_architecture(configs.from_dict(values)), prompt + tokens))
+    model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    rows, messages = [], []
+    for name, cache in CACHES.items():
+        if cache and device == "cpu":
+            messages.append(f"transformers, {name}: only on a GPU")
+            continue
+        for batch in batches:
+            try:
+                found = _measure(model, cache, batch, prompt, tokens, runs)
+            except (RuntimeError, ValueError) as error:  # out of memory and torch.compile too are RuntimeErrors
+                messages.append(f"transformers, {name}, batch {batch}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+                continue
+            who = f"transformers {transformers.__version__}, {name}"
+            rows.append({"who": who, "batch": batch, "prompt": prompt, **found})
+    print(json.dumps([rows, messages]))
+
+
+def _measure(model: Any, cache: str | None, batch: int, prompt: int, tokens: int, runs: int) -> dict[str, Any]:
+    """Prefill is the time of one new token; a token's time is the rest of a whole call over the other tokens."""
+    import torch
+
+    ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(model.device)
+    cuda = model.device.type == "cuda"
+
+    def seconds(new: int) -> float:
+        start = time.perf_counter()
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, use_cache=True,
+            cache_implementation=cache,
+        )  # fmt: skip
+        if cuda:
+            torch.cuda.synchronize()
+        if out.shape != (batch, prompt + new):
+            raise ValueError(f"generate returned {tuple(out.shape)}")
+        return time.perf_counter() - start
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    first = seconds(1) + seconds(tokens)
+    seconds(tokens)  # a compiled step records its CUDA graph in its second call
+    prefill, whole = (statistics.median(seconds(new) for _ in range(runs)) for new in (1, tokens))
+    loop = (whole - prefill) / (tokens - 1) * tokens
+    return {"prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens, "tokens/s": batch * tokens / loop, "floor ms": None,
+            "compile s": max(0.0, first - prefill - whole) if cache else None,
+            "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None}  # fmt: skip
+
+
+def _architecture(config: ConfigDict) -> Any:
+    return from_config(config, vocab_rows(config.model.vocab_size, config.data.vocab_size))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The device programs of generation: weights made ready once, prefill of a padded batch, the loop that decodes until all rows stopped."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from slmjax.infer import stops as stopping
+from slmjax.infer.sampling import Sampling, sample
+from slmjax.models import lm
+from slmjax.models.architecture import Architecture
+from slmjax.models.cache import Cache, init_cache
+from slmjax.models.groups import group_of
+from slmjax.parallel.rules import path_name
+
+RUNNING, STOP, LENGTH, END = range(4)  # how a row stands
+
+
+class Request(NamedTuple):
+    """What a batch asks for."""
+
+    real: Any  # [B]; false: the row only fills the batch bucket and is born stopped
+    lengths: Any  # [B] tokens of each prompt that are in the cache: all but the last
+    last: Any  # [B] last token of each prompt
+    drawing: Sampling
+    stop_table: Any  # see stops.token_automaton
+    max_tokens: Any
+    eot: Any
+    vocab_size: Any
+
+
+class State(NamedTuple):
+    """What the loop has drawn."""
+
+    step: Any  # tokens drawn so far
+    token: Any  # [B] the newest
+    tokens: Any  # [B, room]
+    logprobs: Any  # [B, room]
+    counts: Any  # [B]
+    finish: Any  # [B]
+    stop_state: Any  # [B]
+
+
+class Programs(NamedTuple):
+    """Compiled once for each architecture and each size of their arguments, shared by all engines."""
+
+    prefill: Callable  # as prefill below
+    decode: Callable  # as decode_loop below; gives up its cache
+    rows: int  # smallest batch: XLA turns products of a single row into multiplications and sums, on a GPU 7 more kernels a layer
+
+
+def compiler_options(platform: str) -> dict[str, dict]:
+    """XLA options of each program on a platform; measured gains only."""
+    return {"prefill": {}, "decode": {}}
+
+
+@functools.cache
+def programs(platform: str, more: tuple[tuple[str, str, Any], ...] = ()) -> Programs:
+    """The programs for a platform; `more` are (program, XLA option, value) beside or instead of `compiler_options`."""
+    options = compiler_options(platform)
+    for program, name, value in more:
+        options[program][name] = value
+    return Programs(
+        jax.jit(prefill, static_argnums=(0, 1), compiler_options=options["prefill"]),
+        jax.jit(decode_loop, static_argnums=(0, 1), donate_argnums=4, compiler_options=options["decode"]),
+        2 if platform == "gpu" else 1,
+    )
+
+
+def unrolled(arch: Architecture) -> Architecture:
+    """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack.
+
+    A row of a prompt is one segment.
+    """
+    return dataclasses.replace(arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats)), max_segments=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def ready_params(arch: Architecture, params: dict) -> dict:
+    """The parameters of `unrolled(arch)`: matrices in the compute type, so that no step casts them; scales of norms as they are."""
+    layers = [
+        jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["stack"][str(g)])
+        for g, (_, repeats) in enumerate(arch.stack)
+        for r in range(repeats)
+    ]
+    params = params | {"stack": {str(i): layer for i, layer in enumerate(layers)}}
+
+    def cast(path, leaf):
+        return leaf if group_of(path_name(path)).name == "vector" else leaf.astype(arch.compute)
+
+    return jax.tree.map_with_path(cast, params)
+
+
+def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]) -> Cache:
+    """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
+    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    batch = {"tokens": tokens, "segments": (position < lengths[:, None]).astype(jnp.int32), "positions": position}
+    return lm.forward(arch, params, buffers, batch, cache=init_cache(arch, len(tokens), size))[2]
+
+
+def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request) -> tuple[State, Cache]:
+    """Draw tokens, one a row and step, until every row has finished. `cache` is given up: its memory becomes the returned cache's."""
+    B = len(request.last)
+    start = State(
+        jnp.int32(0), request.last, jnp.zeros((B, room), jnp.int32), jnp.zeros((B, room), jnp.float32), jnp.zeros(B, jnp.int32),
+        jnp.where(request.real, RUNNING, LENGTH), jnp.full(B, stopping.START, request.stop_table.dtype),
+    )  # fmt: skip
+
+    def step(carry):
+        state, cache = carry
+        running = (state.finish == RUNNING).astype(jnp.int32)  # a finished row is padding, which changes nothing in its cache
+        batch = {"tokens": state.token, "segments": running, "positions": request.lengths + state.step}
+        hidden, _, cache = lm.forward(arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache)
+        return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), cache
+
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache))
+
+
+def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
+    logits = jnp.where(jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf)  # rows that only round up the embedding
+    token = sample(logits, request.drawing, state.step)
+    running = state.finish == RUNNING
+    ended = token == request.eot
+    written = running & ~ended
+    stop_state = jnp.where(written, request.stop_table[state.stop_state, token], state.stop_state)
+    finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
+    finish = jnp.where(ended, END, jnp.where(stop_state == stopping.STOPPED, STOP, finish))
+    logprob = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    return State(
+        state.step + 1,
+        token,
+        jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(written, token, 0)[:, None], state.step, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(state.logprobs, jnp.where(written[:, None], logprob, 0.0), state.step, axis=1),
+        state.counts + written,
+        jnp.where(running, finish, state.finish),
+        stop_state,
+    )

@@ -1,0 +1,36 @@
+"""Attention of new tokens over a cache: one product per key/value head, which reads keys and values where they are."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from slmjax.ops.attention import MASKED
+
+
+def cached_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    *,
+    query_segments: Int[Array, "B T"],
+    key_segments: Int[Array, "B S"],
+    query_index: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """What ops.attention.reference computes, in the layout of a cache, for one token a row (decoding) or a short piece of a prompt.
+
+    All queries of a group are rows of one product, so that each key and value is read once. Products have operands of the cache's type and
+    sums of float32, the softmax is in float32, and all T x S scores exist at once.
+
+    Args:
+      query_index: each query's slot among the keys.
+    """
+    B, T, N, H = query.shape
+    K, S = key.shape[1:3]
+    rows = query.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
+    scores = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32) * H**-0.5
+    visible = (query_segments[:, :, None] == key_segments[:, None]) & (query_segments[:, :, None] != 0)
+    visible &= query_index[:, :, None] >= jnp.arange(S)[None, None]
+    visible = jnp.repeat(visible, N // K, axis=1)[:, None]
+    weights = jnp.where(visible, jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1), 0.0)  # zeros for padding
+    mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)
+    return mixed.reshape(B, K, T, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
