@@ -41,6 +41,7 @@ class Architecture:
     params: str = "float32"
     compute: str = "float32"
     reductions: str = "float32"
+    products: str = "compute"
     attention: str = "blockwise"
     max_segments: int = 0
     unroll: bool = True

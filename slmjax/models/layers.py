@@ -1,6 +1,7 @@
 """The small parts that every block uses: RMSNorm, parameter declaration, the context that travels with activations."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture
+from slmjax.ops import fp8
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +42,22 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, sc
     arch = module.arch
     deviation = scale * fan_in**-0.5 * dict(arch.init_scales).get("matrix", 1.0)
     return module.param(name, nn.initializers.normal(deviation), shape, jnp.dtype(arch.params)).astype(arch.compute)
+
+
+def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array]) -> tuple[Array, ...]:
+    """x [B,T,...I] times each of a module's weights [...I, ...O], named as its parameters; in float8 where there are scales for the `site`.
+
+    The scales are read from the collections "scales" and "weight_scales", which lm.forward fills from its buffers and parameters.
+    """
+    inner = x.ndim - 2
+    if module.is_initializing() and module.arch.products == "float8":
+        module.variable("scales", site, fp8.start)
+    elif module.has_variable("scales", site):
+        flat = tuple(w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values())
+        of_weights = tuple(module.get_variable("weight_scales", name) for name in weights)
+        out = fp8.products(x.reshape(*x.shape[:2], -1), flat, module.get_variable("scales", site), of_weights)
+        return tuple(y.reshape(*y.shape[:2], *w.shape[inner:]) for y, w in zip(out, weights.values()))
+    return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
 
 
 def residual_scale(arch: Architecture) -> float:

@@ -13,7 +13,7 @@ from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.train import metrics as records
 from slmjax.train import schedule
-from slmjax.train.state import TrainState
+from slmjax.train.state import TrainState, saved
 
 # Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, not what it computes.
 FREE = (
@@ -89,9 +89,8 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
                 raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
             if found["fingerprint"] != plan.fingerprint(step):
                 raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
-            rest = {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step}
             try:
-                got = checkpoints.restore(step, shapes.params, rest)
+                got = checkpoints.restore(step, shapes.params, saved(shapes))
             except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
                 fault = (str(error).splitlines() or [repr(error)])[0][:200]
         if not hosts.all_agree(got is not None):
@@ -99,7 +98,7 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
             if hosts.is_first():
                 print(f"slmjax: the checkpoint of {damaged[-1]}; it is damaged and was passed over")
             continue
-        state = TrainState(got.rest["step"], got.params, shapes.buffers, got.rest["optimizer"], got.rest["spikes"])
+        state = TrainState(params=got.params, **{"buffers": {}, **got.rest})
         if damaged or start.kind == "extend":
             checkpoints.set_aside(step)
         return state, start._replace(step=step), damaged

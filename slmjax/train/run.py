@@ -107,7 +107,8 @@ def build(
     chunks = config.train.loss_chunks or chunks_for(*local, arch.vocab_size // mesh.shape["tensor"], device.memory)
     with jax.set_mesh(mesh):
         optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
-        make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(config.seed)), optimizer)
+        init = functools.partial(lm.init, arch, jax.random.key(config.seed))
+        make = functools.partial(init_state, init, optimizer, functools.partial(lm.init_buffers, arch))
         shapes = jax.eval_shape(make)
         try:
             where = state_shardings(shapes, mesh)
