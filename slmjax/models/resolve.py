@@ -11,7 +11,7 @@ from slmjax.models.architecture import Architecture, from_config
 from slmjax.ops import attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
-FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x lists fp8; the pages of v6e and older list none
+FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not
 ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
 
 

@@ -98,7 +98,7 @@ def test_scanned_rematerialized_and_unrolled_stacks_are_one_function(params, buf
 
 
 def test_in_bfloat16_the_model_is_as_far_from_the_plain_one_as_in_float32():
-    """A last bit of bfloat16 can decide between two neighbours in float8, so that the two differ by about as much as either from the plain."""
+    """A last bit of bfloat16 can decide between two neighbours in float8, so the two differ by about as much as from the plain."""
     params, buffers = lm.init(PLAIN, jax.random.key(0)), lm.init_buffers(ARCH)
     plain = lm.forward(PLAIN, params, {}, _batch())[0]
     for compute in ("float32", "bfloat16"):
