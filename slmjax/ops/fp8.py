@@ -84,13 +84,13 @@ def next_scales(scales: dict, seen: dict) -> dict:
 
 
 def scale_for(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
-    """The least power of two with which the largest magnitude along `axes` fits into e4m3; 1 where all are zero."""
+    """A power of two that brings the largest magnitude along `axes` to between half and all of e4m3's; 1 where all are zero."""
     return jnp.ldexp(jnp.float32(1), jnp.frexp(jnp.max(jnp.abs(x), axis=axes).astype(jnp.float32) / INPUT.largest)[1])
 
 
 def quantize(x: Float[Array, "*B"], scale: Float[Array, ""], to: Format) -> Array:
     """x / scale in float8; what does not fit becomes the largest value."""
-    return jnp.clip(x.astype(jnp.float32) / scale, -to.largest, to.largest).astype(to.dtype)
+    return jnp.clip(x.astype(jnp.float32) * (1 / scale), -to.largest, to.largest).astype(to.dtype)
 
 
 def _next(scale: Array, seen: Array, of: Format) -> Array:
@@ -158,7 +158,7 @@ def _dot(a, b, contract, scale_a, scale_b, dtype, how, precise=False):
 def _seen(x8, how):
     """The largest magnitude, in units of the scale, read from the float8 values: without their sign, bits grow with the magnitude."""
     if how.maxima == "none":
-        return jnp.float32(INPUT.high)
+        return jnp.float32(INPUT.high if x8.dtype == INPUT.dtype else GRADIENT.high)
     if how.maxima == "sampled" and x8.ndim > 1:
         x8 = x8[..., ::EVERY, :]
     largest = jnp.max(jax.lax.bitcast_convert_type(x8, jnp.uint8) & 0x7F)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from slmjax.checkpoint import Checkpoints
-from slmjax.config import to_dict
+from slmjax.config import from_dict, to_dict
 from slmjax.data.loader import BatchPlan
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
@@ -66,8 +66,8 @@ def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
 
 
 def fits(saved: dict, config: ConfigDict) -> None:
-    """Raises: UserError naming every field that differs from the checkpoint's and may not."""
-    now = to_dict(config)
+    """Raises: UserError naming every field that differs from the checkpoint's and may not; one that is younger had its default."""
+    saved, now = to_dict(from_dict(saved)), to_dict(config)
     different = [name for name in _differing(saved, now) if not any(name == f or name.startswith(f + ".") for f in FREE)]
     if different:
         told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)

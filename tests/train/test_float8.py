@@ -40,7 +40,7 @@ def _difference(a, b):
 
 @pytest.mark.parametrize(("mesh", "parts"), [("data", 1), ("fsdp", 1), ("tensor", 1), ("mixed", 2), (None, 4)])
 def test_steps_on_eight_devices_or_in_parts_see_the_same_and_choose_the_same_scales(mesh, parts, alone):
-    """A maximum over parts and devices is exact. A product's last bit may be a step of float8 in the next one, and grow from step to step."""
+    """A maximum over parts and devices is exact. A product's last bit may be a step of float8 in the next, and grow from step to step."""
     setup = Setup(_config(microbatches=parts), MESHES[mesh] if mesh else None, 8 if mesh else 1)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(setup.state.buffers))
     for step, (found, expected) in enumerate(zip(_three_steps(setup), alone, strict=True)):
