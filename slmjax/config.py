@@ -46,6 +46,7 @@ FIELDS = {
         "optimizer": ("float32", "first moments of the optimizer"),
         "compute": ("auto", "matrix products: auto is bfloat16 where the device has it, else float32"),
         "reductions": ("float32", "norms, softmax, logsumexp"),
+        "products": ("compute", "training's products in projections and MLP: compute, or float8 (GPUs of capability 8.9 or newer)"),
     },
     "data": {
         "sources": (ConfigDict(), "{name: {path, weight, field, revision, heldout}} or 'name:weight=path,...'; empty: embedded textbook"),
@@ -114,6 +115,7 @@ CHOICES = {
     "precision.optimizer": ("float32", "bfloat16"),
     "precision.compute": ("auto", "float32", "bfloat16"),
     "precision.reductions": ("float32", "bfloat16"),
+    "precision.products": ("compute", "float8"),
     "data.packing": ("best_fit", "concat"),
     "train.optimizer": ("adamw", "muon"),
     "train.schedule": ("wsd", "cosine"),

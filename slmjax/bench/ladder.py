@@ -86,7 +86,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     layer_flops = (per_layer - head_flops) / L
 
     def layer(params, x):
-        return lm.apply_block(arch, block, params, x, ctx)
+        return lm.apply_block(arch, block, {"params": params}, x, ctx)
 
     yield Piece("layer", L, _both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
     del wide

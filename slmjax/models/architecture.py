@@ -41,6 +41,7 @@ class Architecture:
     params: str = "float32"
     compute: str = "float32"
     reductions: str = "float32"
+    products: str = "compute"
     attention: str = "blockwise"
     max_segments: int = 0  # in a row; what the row plan promises
     mean_segments: int = 0  # in the rows of a batch, on average; more is slower on a GPU

@@ -2,13 +2,12 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.cache import KVCache
-from slmjax.models.layers import Context, RMSNorm, residual_scale, weight
+from slmjax.models.layers import Context, RMSNorm, products, residual_scale, weight
 from slmjax.ops.attention import attention
 from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope
@@ -30,9 +29,9 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: KVCache | None = None, shared=None):
         arch = self.arch
         D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
-        query = jnp.einsum("btd,dnh->btnh", x, weight(self, "query", (D, N, H), D))
-        key = jnp.einsum("btd,dkh->btkh", x, weight(self, "key", (D, K, H), D))
-        value = jnp.einsum("btd,dkh->btkh", x, weight(self, "value", (D, K, H), D))
+        heads = {"query": N, "key": K, "value": K} | ({"gate": N} if arch.output_gate else {})
+        inputs = {name: weight(self, name, (D, count, H), D) for name, count in heads.items()}
+        query, key, value, *gate = products(self, "in", x, inputs, fused=cache is None)
         if arch.qk_norm:
             query, key = RMSNorm(arch, name="query_norm")(query), RMSNorm(arch, name="key_norm")(key)
         if self.block.rope:
@@ -48,9 +47,9 @@ class Attention(nn.Module):
             mixed = _cached(arch, query, key, value, cache, ctx)
         mixed = checkpoint_name(mixed, "mixed")
         if arch.output_gate:
-            mixed *= jax.nn.sigmoid(jnp.einsum("btd,dnh->btnh", x, weight(self, "gate", (D, N, H), D)))
+            mixed *= jax.nn.sigmoid(gate[0])
         out = weight(self, "out", (N, H, D), N * H, residual_scale(arch))
-        return jnp.einsum("btnh,nhd->btd", mixed, out), cache, shared
+        return *products(self, "out", mixed, {"out": out}), cache, shared
 
 
 def _cached(arch: Architecture, query: Array, key: Array, value: Array, cache: KVCache, ctx: Context) -> Array:
@@ -62,5 +61,5 @@ def _cached(arch: Architecture, query: Array, key: Array, value: Array, cache: K
         )  # fmt: skip
     kernel = "blockwise" if T % TILE else arch.attention
     return attention(
-        query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=arch.max_segments
+        query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=1
     )  # fmt: skip

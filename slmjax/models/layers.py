@@ -1,6 +1,7 @@
 """The small parts that every block uses: RMSNorm, parameter declaration, the context that travels with activations."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture
+from slmjax.ops import fp8
+from slmjax.parallel.mesh import is_split
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +47,29 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, sc
     arch = module.arch
     deviation = scale * fan_in**-0.5 * dict(arch.init_scales).get("matrix", 1.0)
     return module.param(name, nn.initializers.normal(deviation), shape, jnp.dtype(arch.params)).astype(arch.compute)
+
+
+def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False) -> tuple[Array, ...]:
+    """x [B,T,...I] times each of a module's weights [...I, ...O], named as its parameters; in float8 where there are scales for the `site`.
+
+    The scales are read from the collections "scales" and "weight_scales", which lm.forward fills from its buffers and parameters.
+    Args:
+      fused: one product with the weights side by side, unless they are split over devices: better for narrow weights, worse for wide ones,
+        whose gradients then have to be laid side by side.
+    """
+    inner = x.ndim - 2
+    if module.is_initializing() and module.arch.products == "float8":
+        module.variable("scales", site, fp8.start)
+    elif module.has_variable("scales", site):
+        flat = tuple(w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values())
+        of_weights = tuple(module.get_variable("weight_scales", name) for name in weights)
+        out = fp8.products(x.reshape(*x.shape[:2], -1), flat, module.get_variable("scales", site), of_weights)
+        return tuple(y.reshape(*y.shape[:2], *w.shape[inner:]) for y, w in zip(out, weights.values()))
+    if fused and not is_split("tensor"):
+        flat = [w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values()]
+        out = jax.lax.split(x.reshape(*x.shape[:2], -1) @ jnp.concatenate(flat, axis=1), [w.shape[1] for w in flat], axis=2)
+        return tuple(y.reshape(*y.shape[:2], *w.shape[inner:]) for y, w in zip(out, weights.values()))
+    return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
 
 
 def residual_scale(arch: Architecture) -> float:

@@ -16,6 +16,7 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.block import DecoderBlock
 from slmjax.models.cache import Cache
 from slmjax.models.layers import Context, RMSNorm
+from slmjax.ops import fp8
 from slmjax.parallel.mesh import BATCH, constrain
 
 NAMES = ("query", "key", "value", "mixed", "gate", "up")  # what remat may keep
@@ -36,16 +37,12 @@ def init(arch: Architecture, key: Array) -> dict:
     }
     if not arch.tied:
         params["head"] = normal(k_head, (arch.width, arch.vocab_size), "head")
-    x = jnp.zeros((1, 1, arch.width), arch.compute)
-    ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
-    stack = {}
-    for g, (pattern, repeats) in enumerate(arch.stack):
-        stack[str(g)] = {}
-        for p, block in enumerate(pattern):
-            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(k_stack, g), p), repeats)
-            module = DecoderBlock(dataclasses.replace(arch, attention="reference"), block)  # a device's kernel cannot be vmapped
-            stack[str(g)][str(p)] = jax.vmap(lambda k, module=module: module.init(k, x, ctx=ctx)["params"])(keys)
-    return params | {"stack": stack}
+    return params | {"stack": _init_stack(arch, k_stack, "params")}
+
+
+def init_buffers(arch: Architecture) -> dict:
+    """What changes without a gradient: the scales of float8 products, laid out as the stack, or nothing."""
+    return {"fp8": {"stack": _init_stack(arch, jax.random.key(0), "scales")}} if arch.products == "float8" else {}
 
 
 def forward(
@@ -55,7 +52,7 @@ def forward(
 
     Args:
       batch: tokens, segments, positions [B,T]; see DESIGN's batch contract.
-      buffers: arrays that change without a gradient; the dense model has none.
+      buffers: as `init_buffers` makes them. Without them, or with a cache, products are in the compute type: the parameters are ordinary.
       cache: from models.cache.init_cache: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
     """
     slots = None if cache is None else cache.slots(batch["segments"])
@@ -72,11 +69,12 @@ def forward(
                     x, entry, _, _ = DecoderBlock(arch, block).apply({"params": one}, x, ctx=ctx, cache=cache.layers[len(caches)])
                     caches.append(entry)
         elif arch.unroll:
-            layers = {p: unstack(tree, repeats) for p, tree in group.items()}
+            layers = {p: unstack(tree, repeats) for p, tree in _variables(group, buffers, g).items()}
             for r in range(repeats):
                 x = _pattern(arch, pattern, {p: trees[r] for p, trees in layers.items()}, x, ctx)
         else:
-            x, _ = jax.lax.scan(lambda x, trees, pattern=pattern: (_pattern(arch, pattern, trees, x, ctx), None), x, group)
+            trees = _variables(group, buffers, g)
+            x, _ = jax.lax.scan(lambda x, trees, pattern=pattern: (_pattern(arch, pattern, trees, x, ctx), None), x, trees)
     x = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
     return x, {}, None if cache is None else cache.after(tuple(caches), batch["segments"], slots)
 
@@ -114,6 +112,32 @@ def stack(trees: list):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def _init_stack(arch: Architecture, key: Array, collection: str) -> dict:
+    """One collection of the stack's initial variables: {group: {position: a block's, each leaf [repeats, ...]}}."""
+    x = jnp.zeros((1, 1, arch.width), arch.compute)
+    ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
+    stack = {}
+    for g, (pattern, repeats) in enumerate(arch.stack):
+        stack[str(g)] = {}
+        for p, block in enumerate(pattern):
+            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, g), p), repeats)
+            module = DecoderBlock(dataclasses.replace(arch, attention="reference"), block)  # a device's kernel cannot be vmapped
+            stack[str(g)][str(p)] = jax.vmap(lambda k, module=module: module.init(k, x, ctx=ctx)[collection])(keys)
+    return stack
+
+
+def _variables(group: dict, buffers: dict, g: int) -> dict:
+    """{position: a block's Flax variables} of a stacked group."""
+    if "fp8" not in buffers:
+        return {p: {"params": params} for p, params in group.items()}
+
+    def weight_scale(stacked):  # here, for all layers at once: a kernel for each matrix of each layer would take longer
+        return fp8.scale_for(jax.lax.stop_gradient(stacked), tuple(range(1, stacked.ndim)))
+
+    scales = buffers["fp8"]["stack"][str(g)]
+    return {p: {"params": params, "scales": scales[p], "weight_scales": jax.tree.map(weight_scale, params)} for p, params in group.items()}
+
+
 def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     # The cast table is gathered over fsdp before the look-up: a look-up in a table split along D makes XLA copy the whole batch.
     table = constrain(table.astype(arch.compute), "tensor", None)
@@ -127,9 +151,9 @@ def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Arr
     return x
 
 
-def apply_block(arch: Architecture, block: Block, params: dict, x: Array, ctx: Context) -> Array:
-    """One block's residual stream from the parameters of that block."""
-    return DecoderBlock(arch, block).apply({"params": params}, x, ctx=ctx)[0]
+def apply_block(arch: Architecture, block: Block, variables: dict, x: Array, ctx: Context) -> Array:
+    """The residual stream after one block, from that block's Flax variables."""
+    return DecoderBlock(arch, block).apply(variables, x, ctx=ctx)[0]
 
 
 def _remat(name: str):

@@ -2,12 +2,11 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.layers import Context, residual_scale, weight
+from slmjax.models.layers import Context, products, residual_scale, weight
 
 
 class MLP(nn.Module):
@@ -19,7 +18,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, ctx: Context) -> tuple[Float[Array, "B T D"], dict]:
         D, F = self.arch.width, self.arch.ff_width
-        gate = checkpoint_name(jnp.einsum("btd,df->btf", x, weight(self, "gate", (D, F), D)), "gate")
-        up = checkpoint_name(jnp.einsum("btd,df->btf", x, weight(self, "up", (D, F), D)), "up")
+        gate, up = products(self, "in", x, {name: weight(self, name, (D, F), D) for name in ("gate", "up")})
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         down = weight(self, "down", (F, D), F, residual_scale(self.arch))
-        return jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, down), {}
+        (y,) = products(self, "out", jax.nn.silu(gate) * up, {"down": down})
+        return y, {}

@@ -1,5 +1,7 @@
 """What depends on the device: compute type, attention kernel, unrolling. Asked of the mesh, so that ahead-of-time plans agree."""
 
+import re
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -8,6 +10,7 @@ from slmjax.models.architecture import Architecture, from_config
 from slmjax.ops import attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
+FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not
 ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
 
 
@@ -23,12 +26,15 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     chosen = attention.choose(device.platform, device.capability, compute, config.model.head_dim, config.train.deterministic)
     if config.model.attention != "auto":
         chosen = attention.Choice(config.model.attention, "config.model.attention")
+    products, products_reason = choose_products(device, config.precision.products)
     unroll, unroll_reason = choose_unroll(device, config.model.unroll)
     arch = from_config(
-        config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, attention=chosen.kernel, unroll=unroll,
-        max_segments=segments[0], mean_segments=segments[1],
+        config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
+        unroll=unroll, max_segments=segments[0], mean_segments=segments[1],
     )  # fmt: skip
-    reasons = [f"compute {compute}: {compute_reason}", f"attention {chosen.kernel}: {chosen.reason}"]
+    reasons = [f"compute {compute}: {compute_reason}"]
+    reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
+    reasons += [f"attention {chosen.kernel}: {chosen.reason}"]
     return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]
 
 
@@ -39,6 +45,25 @@ def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
     if device.platform == "tpu" or (device.platform == "gpu" and (device.capability or 0) >= 8.0):
         return "bfloat16", f"{device.name} multiplies it natively"
     return "float32", f"{device.name} has no fast bfloat16"
+
+
+def choose_products(device: DeviceKind, asked: str) -> tuple[str, str]:
+    """(type of the products of projections and MLP, reason).
+
+    Raises: UserError for a device that has no float8; a CPU has none either, but is slow anyway and good for a try.
+    """
+    if asked == "compute":
+        return asked, "config.precision.products"
+    if device.platform == "cpu":
+        return asked, "config.precision.products; this CPU emulates it, slower than its own types"
+    new_gpu = device.platform == "gpu" and (device.capability or 0) >= 8.9
+    if not new_gpu and not re.fullmatch(FLOAT8_TPU, device.name.lower()):
+        told = f"{device.name}{f' of compute capability {device.capability}' if device.capability else ''}"
+        raise UserError(
+            f"config.precision.products is '{asked}', but {told} has no float8 products (GPUs have from capability 8.9 on, TPUs from "
+            "generation 7 on); use compute."
+        )
+    return asked, f"{device.name} multiplies it natively"
 
 
 def choose_unroll(device: DeviceKind, asked: str | bool) -> tuple[bool, str]:

@@ -74,6 +74,12 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
+def is_split(axis: str) -> bool:
+    """Whether the mesh in force has more than one device along an axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape[axis] > 1
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp."""
     return NamedSharding(mesh, P(BATCH))

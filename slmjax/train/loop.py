@@ -24,6 +24,7 @@ from slmjax.train import evaluation, schedule
 from slmjax.train.progress import Progress
 from slmjax.train.report import write_report
 from slmjax.train.run import Run
+from slmjax.train.state import saved
 
 
 def train(run: Run) -> int:
@@ -194,7 +195,7 @@ class _Loop:
         """Save a checkpoint in the background and prune older ones."""
         state, run = self.state, self.run
         meta = {**run.meta, "fingerprint": run.plan.fingerprint(done), "trunk": done == self.trunk, "step": done}
-        rest = {"optimizer": state.optimizer, "spikes": state.spikes, "step": state.step}
+        rest = saved(state)
         run.checkpoints.save(done, state.params, rest, meta)
         run.checkpoints.prune(self.trunk)
         run.writer.event("goodput", done, **run.goodput.record())

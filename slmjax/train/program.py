@@ -71,7 +71,8 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
         rows, config.data.seq_len, arch.vocab_size // mesh.shape["tensor"], device.memory, jnp.dtype(arch.compute).itemsize
     )
     optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
-    make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(config.seed)), optimizer)
+    init = functools.partial(lm.init, arch, jax.random.key(config.seed))
+    make = functools.partial(init_state, init, optimizer, functools.partial(lm.init_buffers, arch))
     shapes = jax.eval_shape(make)
     try:
         where = state_shardings(shapes, mesh)

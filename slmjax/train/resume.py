@@ -7,13 +7,13 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from slmjax.checkpoint import Checkpoints
-from slmjax.config import to_dict
+from slmjax.config import from_dict, to_dict
 from slmjax.data.loader import BatchPlan
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.train import metrics as records
 from slmjax.train import schedule
-from slmjax.train.state import TrainState
+from slmjax.train.state import TrainState, saved
 
 # Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, not what it computes.
 FREE = (
@@ -66,8 +66,8 @@ def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
 
 
 def fits(saved: dict, config: ConfigDict) -> None:
-    """Raises: UserError naming every field that differs from the checkpoint's and may not."""
-    now = to_dict(config)
+    """Raises: UserError naming every field that differs from the checkpoint's and may not; one that is younger had its default."""
+    saved, now = to_dict(from_dict(saved)), to_dict(config)
     different = [name for name in _differing(saved, now) if not any(name == f or name.startswith(f + ".") for f in FREE)]
     if different:
         told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)
@@ -89,9 +89,8 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
                 raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
             if found["fingerprint"] != plan.fingerprint(step):
                 raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
-            rest = {"optimizer": shapes.optimizer, "spikes": shapes.spikes, "step": shapes.step}
             try:
-                got = checkpoints.restore(step, shapes.params, rest)
+                got = checkpoints.restore(step, shapes.params, saved(shapes))
             except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
                 fault = (str(error).splitlines() or [repr(error)])[0][:200]
         if not hosts.all_agree(got is not None):
@@ -99,7 +98,7 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
             if hosts.is_first():
                 print(f"slmjax: the checkpoint of {damaged[-1]}; it is damaged and was passed over")
             continue
-        state = TrainState(got.rest["step"], got.params, shapes.buffers, got.rest["optimizer"], got.rest["spikes"])
+        state = TrainState(params=got.params, **{"buffers": {}, **got.rest})
         if damaged or start.kind == "extend":
             checkpoints.set_aside(step)
         return state, start._replace(step=step), damaged

@@ -34,6 +34,12 @@ class TrainState:
     spikes: Spikes
 
 
+def saved(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the parameters; a model without buffers has none there."""
+    rest = {"step": state.step, "optimizer": state.optimizer, "spikes": state.spikes}
+    return rest | ({"buffers": state.buffers} if state.buffers else {})
+
+
 def no_spikes() -> Spikes:
     """Statistics of no steps."""
     return Spikes(jnp.zeros((), jnp.int32), jnp.zeros(2), jnp.zeros(2), jnp.zeros((), jnp.int32))

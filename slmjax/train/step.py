@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from slmjax.ops.fp8 import next_scales
 from slmjax.parallel.mesh import BATCH, DeviceKind, batch_sharding
 from slmjax.parallel.rules import like_parameters, shardings
 from slmjax.train import schedule
@@ -16,10 +17,10 @@ from slmjax.train.optimizer import Optimizer, clip
 from slmjax.train.state import TrainState, judge, no_spikes
 
 
-def init_state(init_params: Callable, optimizer: Optimizer) -> TrainState:
+def init_state(init_params: Callable, optimizer: Optimizer, init_buffers: Callable = dict) -> TrainState:
     """The state before the first step; run inside jit with out_shardings so that no device ever holds all of it."""
     params = init_params()
-    return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), no_spikes())
+    return TrainState(jnp.zeros((), jnp.int32), params, init_buffers(), optimizer.init(params), no_spikes())
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -39,8 +40,9 @@ def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, whe
     """step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
 
     The batch is cut into config.train.microbatches interleaved parts, so that each part stays split over all devices; loss and gradient
-    are sums over tokens, divided once by the weight of the whole batch. A step that `state.judge` rejects changes no parameter, moment or
-    buffer. metrics: scalars, and `aux` terms as sum / weight.
+    are sums over tokens, divided once by the weight of the whole batch. What stands for the gradient of buffers is what the step has seen
+    of them (ops.fp8.products): the largest over the parts decides about the next step's. A step that `state.judge` rejects changes no
+    parameter, moment or buffer. metrics: scalars, and `aux` terms as sum / weight.
     """
     t = config.train
 
@@ -50,18 +52,21 @@ def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, whe
         total, weight, aux = objective(cast, buffers, batch, key=key, step=step)
         return total, (weight, aux)
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: dict):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        total, weight, aux, gradients = _accumulate(gradient, state, batch, key, t.microbatches)
+        (total, weight, aux, gradients), seen = _accumulate(gradient, state, batch, key, t.microbatches)
         mean = total / weight
         gradients, norm = clip(jax.tree.map(lambda g: g / weight, gradients), t.clip)
         keep, spikes = judge(state.spikes, jnp.stack([mean, norm]), t.spike_sigma)
         factor = schedule.factor(t, state.step)
         params, moments = optimizer.update(gradients, state.optimizer, state.params, factor)
+        buffers = {name: next_scales(of, seen[name]) for name, of in state.buffers.items()}
         kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(keep, new, old))
-        new = TrainState(state.step + 1, kept(params, state.params), state.buffers, kept(moments, state.optimizer), spikes)
+        new = TrainState(
+            state.step + 1, kept(params, state.params), kept(buffers, state.buffers), kept(moments, state.optimizer), spikes
+        )  # fmt: skip
         metrics = {name: s / jnp.maximum(w, 1e-9) for name, (s, w) in aux.items()}
         metrics |= {"loss": mean, "grad_norm": norm, "learning_rate": t.lr * factor, "skips": spikes.skips, "tokens": weight}
         return new, metrics
@@ -90,11 +95,11 @@ def compiler_options(device: DeviceKind, deterministic: bool = False) -> dict:
 
 
 def _accumulate(gradient, state, batch, key, parts):
-    """(loss sum, weight, aux sums, gradient sums) of a batch, one part after the other."""
+    """((loss sum, weight, aux sums, gradient sums), largest seen of buffers) of a batch, one part after the other."""
 
     def sums(piece, key):
-        (total, (weight, aux)), gradients = gradient(state.params, state.buffers, piece, key, state.step)
-        return total, weight, aux, gradients
+        (total, (weight, aux)), (gradients, seen) = gradient(state.params, state.buffers, piece, key, state.step)
+        return (total, weight, aux, gradients), seen
 
     if parts == 1:
         return sums(batch, key)
@@ -105,7 +110,8 @@ def _accumulate(gradient, state, batch, key, parts):
 
     def one(so_far, part):
         number, piece = part
-        return jax.tree.map(jnp.add, so_far, sums(piece, jax.random.fold_in(key, number))), None
+        added, seen = sums(piece, jax.random.fold_in(key, number))
+        return (jax.tree.map(jnp.add, so_far[0], added), jax.tree.map(jnp.maximum, so_far[1], seen)), None
 
     pieces = jax.tree.map(cut, batch)
     shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], pieces), key)

@@ -20,6 +20,21 @@ def test_the_compute_type_is_bfloat16_where_the_device_multiplies_it(device, com
     assert resolve.choose_compute(device, "float32") == ("float32", "config.precision.compute")
 
 
+def test_float8_is_taken_where_it_is_asked_for_and_refused_where_the_device_has_none():
+    l4, b200 = T4._replace(name="NVIDIA L4", capability=8.9), H100._replace(name="NVIDIA B200", capability=10.0)
+    ironwood = TPU._replace(name="TPU7x")
+    for device in (T4, H100, TPU, CPU):
+        assert resolve.choose_products(device, "compute")[0] == "compute"
+    for device in (H100, l4, b200, ironwood):
+        chosen, reason = resolve.choose_products(device, "float8")
+        assert chosen == "float8" and device.name in reason
+    assert "emulates" in resolve.choose_products(CPU, "float8")[1]
+    a100, amd = T4._replace(name="NVIDIA A100", capability=8.0), T4._replace(name="some GPU", capability=None)
+    for device in (T4, a100, amd, TPU, TPU._replace(name="TPU v6 lite")):
+        with pytest.raises(UserError, match=rf"precision.products is 'float8', but {device.name}.* has no float8 products .*use compute"):
+            resolve.choose_products(device, "float8")
+
+
 def test_one_host_of_gpus_unrolls_and_a_pod_scans():
     assert resolve.choose_unroll(H100, "auto")[0]
     assert not resolve.choose_unroll(TPU, "auto")[0]
@@ -39,6 +54,9 @@ def test_a_config_is_resolved_for_the_devices_of_a_mesh_with_a_reason_for_each_c
     arch, reasons = resolve.resolve(configs.base(), make_mesh({"data": -1}), 1000)
     assert (arch.vocab_size, arch.compute, arch.attention, arch.unroll) == (1024, "float32", "blockwise", True)
     assert [line.split(":")[0] for line in reasons] == ["compute float32", "attention blockwise", "stack unrolled"]
+    config = configs.override(configs.base(), ["precision.products=float8"])
+    arch, reasons = resolve.resolve(config, make_mesh({"data": -1}), 1000)
+    assert arch.products == "float8" and reasons[1].startswith("products float8: ")
 
 
 def test_a_kernel_that_is_asked_for_is_taken():

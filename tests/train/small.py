@@ -53,7 +53,7 @@ class Setup:
         self.mesh = make_mesh(mesh or {}, jax.devices()[:devices])
         self.arch, _ = resolve(config, self.mesh, TOKENS)
         optimizer = Optimizer(config.train, config.model.multipliers)
-        make = lambda: init_state(lambda: lm.init(self.arch, jax.random.key(config.seed)), optimizer)  # noqa: E731
+        make = lambda: init_state(lambda: lm.init(self.arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(self.arch))  # noqa: E731
         with jax.set_mesh(self.mesh):
             shapes = jax.eval_shape(make)
             self.where = state_shardings(shapes, self.mesh)

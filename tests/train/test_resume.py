@@ -153,6 +153,14 @@ def test_all_fields_that_do_not_fit_are_named(corpus, undisturbed, capsys):
     assert "model.width was 16 and is 24; seed was 0 and is 3; train.lr was 0.01 and is 0.5." in err and "log.every" not in err
 
 
+def test_a_checkpoint_from_before_a_field_existed_fits_its_default():
+    saved = configs.to_dict(configs.base())
+    del saved["precision"]["products"]
+    resume.fits(saved, configs.base())
+    with pytest.raises(UserError, match=r"precision\.products was compute and is float8"):
+        resume.fits(saved, configs.override(configs.base(), ["precision.products=float8"]))
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_field_that_changes_nothing_of_what_is_computed_is_not_refused(name, corpus, undisturbed, capsys):
     assert runs.train(corpus, undisturbed, f"--config.{name}={ALLOWED[name]}") == 0
