@@ -74,6 +74,12 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
+def batch_ways() -> int:
+    """Over how many devices the mesh in force splits a batch; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp."""
     return NamedSharding(mesh, P(BATCH))
