@@ -32,13 +32,15 @@ def measure(config: ConfigDict, batches: list[int], prompt: int, tokens: int, ru
     child = subprocess.run(
         [sys.executable, "-m", "slmjax.bench.decode_peers"], input=asked, stdout=subprocess.PIPE, text=True, env=environment, check=False
     )
+    found = [json.loads(line) for line in child.stdout.splitlines() if line.startswith(("{", '"'))]
+    rows, messages = [f for f in found if isinstance(f, dict)], [f for f in found if isinstance(f, str)]
     if child.returncode:
-        return [], [f"no peers: their process ended with status {child.returncode}"]
-    return tuple(json.loads(child.stdout.splitlines()[-1]))
+        messages.append(f"peers: their process ended with status {child.returncode}")
+    return rows, messages
 
 
 def main() -> None:
-    """Measure what stdin asks for; the last line of stdout is the result as JSON."""
+    """Measure what stdin asks for; each row (an object) and each message (a string) is a line of JSON on stdout."""
     import torch
     import transformers
     from transformers import LlamaForCausalLM
@@ -48,20 +50,17 @@ def main() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(llama_config(_architecture(configs.from_dict(values)), prompt + tokens))
     model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
-    rows, messages = [], []
     for name, cache in CACHES.items():
-        if cache and device == "cpu":
-            messages.append(f"transformers, {name}: only on a GPU")
-            continue
+        who = f"transformers {transformers.__version__}, {name}"
         for batch in batches:
-            try:
-                found = _measure(model, cache, batch, prompt, tokens, runs)
-            except (RuntimeError, ValueError) as error:  # out of memory and torch.compile too are RuntimeErrors
-                messages.append(f"transformers, {name}, batch {batch}: {(str(error).splitlines() or [type(error).__name__])[0]}")
-                continue
-            who = f"transformers {transformers.__version__}, {name}"
-            rows.append({"who": who, "batch": batch, "prompt": prompt, **found})
-    print(json.dumps([rows, messages]))
+            if cache and device == "cpu":
+                found = f"{who}: only on a GPU"
+            else:
+                try:
+                    found = {"who": who, "batch": batch, "prompt": prompt, **_measure(model, cache, batch, prompt, tokens, runs)}
+                except (RuntimeError, ValueError) as error:  # out of memory and torch.compile too are RuntimeErrors
+                    found = f"{who}, batch {batch}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            print(json.dumps(found), flush=True)
 
 
 def _measure(model: Any, cache: str | None, batch: int, prompt: int, tokens: int, runs: int) -> dict[str, Any]:

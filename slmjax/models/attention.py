@@ -11,8 +11,9 @@ from slmjax.models.layers import Context, RMSNorm, products, residual_scale, wei
 from slmjax.ops.attention import attention
 from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope
+from slmjax.parallel.mesh import BATCH, ways
 
-TILE = 128  # a first piece whose length is a multiple takes the device's fused attention; splash needs that, and shorter ones gain nothing
+TILE = 128  # a first piece of a multiple of this takes the training kernel: splash needs it, and shorter pieces gain nothing
 
 
 class Attention(nn.Module):
@@ -59,7 +60,7 @@ def _cached(arch: Architecture, query: Array, key: Array, value: Array, cache: K
         return cached_attention(
             query, cache.key, cache.value, query_segments=ctx.segments, key_segments=slots.segments, query_index=slots.index
         )  # fmt: skip
-    kernel = "blockwise" if T % TILE else arch.attention
+    kernel = "blockwise" if T % TILE or len(query) % ways(*BATCH) else arch.attention
     return attention(
         query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=1
     )  # fmt: skip

@@ -29,7 +29,7 @@ class KVCache:
     value: Any
 
     def append(self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], slots: Slots) -> "KVCache":
-        """The cache with T more tokens at `slots`; slots beyond the cache's size are not written."""
+        """The cache with T more tokens at `slots`."""
         key, value = (new.astype(self.key.dtype).swapaxes(1, 2) for new in (key, value))
         return KVCache(_place(self.key, key, slots.index, slots.first), _place(self.value, value, slots.index, slots.first))
 
@@ -50,7 +50,7 @@ class Cache:
     def slots(self, segments: Int[Array, "B T"]) -> Slots:
         """Slots of the next T tokens; a row's real tokens come first, its padding (segment 0) changes nothing that is ever read.
 
-        There must be room for the real tokens.
+        There must be room for `length + T` slots.
         """
         index = self.length[:, None] + jnp.arange(segments.shape[1])[None]
         return Slots(index, _place(self.segments[:, None], segments[:, None], index, self.empty)[:, 0], self.empty)
@@ -73,6 +73,4 @@ def init_cache(arch: Architecture, batch: int, size: int) -> Cache:
 def _place(old: Shaped[Array, "B K S ..."], new: Shaped[Array, "B K T ..."], index: Int[Array, "B T"], first: bool) -> Array:
     if first:
         return old.at[:, :, : new.shape[2]].set(new)
-    # Indexed in this order, slots of a head are whole rows: XLA for GPUs would transpose the cache to scatter along another axis.
-    row, head = jnp.arange(old.shape[0])[:, None, None], jnp.arange(old.shape[1])[None, :, None]
-    return old.at[row, head, index[:, None]].set(new, mode="drop", unique_indices=True)
+    return jax.vmap(lambda row, piece, start: jax.lax.dynamic_update_slice_in_dim(row, piece, start, 1))(old, new, index[:, 0])

@@ -1,6 +1,7 @@
 """The small parts that every block uses: RMSNorm, parameter declaration, the context that travels with activations."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture
 from slmjax.ops import fp8
-from slmjax.parallel.mesh import is_split
+from slmjax.parallel.mesh import ways
 
 
 @jax.tree_util.register_dataclass
@@ -60,16 +61,22 @@ def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array], 
     inner = x.ndim - 2
     if module.is_initializing() and module.arch.products == "float8":
         module.variable("scales", site, fp8.start)
-    elif module.has_variable("scales", site):
-        flat = tuple(w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values())
+    float8 = module.has_variable("scales", site)
+    joined = fused and ways("tensor") == 1
+    if not float8 and not joined:
+        return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
+    shapes = [w.shape[inner:] for w in weights.values()]
+    flat = tuple(w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values())
+    widths = [w.shape[1] for w in flat]
+    x, flat = x.reshape(*x.shape[:2], -1), (jnp.concatenate(flat, axis=1),) if joined else flat
+    if float8:
         of_weights = tuple(module.get_variable("weight_scales", name) for name in weights)
-        out = fp8.products(x.reshape(*x.shape[:2], -1), flat, module.get_variable("scales", site), of_weights)
-        return tuple(y.reshape(*y.shape[:2], *w.shape[inner:]) for y, w in zip(out, weights.values()))
-    if fused and not is_split("tensor"):
-        flat = [w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values()]
-        out = jax.lax.split(x.reshape(*x.shape[:2], -1) @ jnp.concatenate(flat, axis=1), [w.shape[1] for w in flat], axis=2)
-        return tuple(y.reshape(*y.shape[:2], *w.shape[inner:]) for y, w in zip(out, weights.values()))
-    return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
+        of_weights = (functools.reduce(jnp.maximum, of_weights),) if joined else of_weights
+        out = fp8.products(x, flat, module.get_variable("scales", site), of_weights)
+    else:
+        out = (x @ flat[0],)
+    out = jax.lax.split(out[0], widths, axis=2) if joined else out
+    return tuple(y.reshape(*y.shape[:2], *shape) for y, shape in zip(out, shapes))
 
 
 def residual_scale(arch: Architecture) -> float:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsize: int = 4) -> int:
-    """Pieces along T so that one piece's logits and their gradient take at most 1/16 of the device's memory.
+    """Pieces along T so that one piece's logits and their gradient take at most 1/48 of the device's memory.
 
     Args:
       batch, length: rows and tokens that one device holds.
@@ -21,7 +21,7 @@ def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsi
     """
     needed = batch * length * vocab * 2 * itemsize
     chunks = 1
-    while needed / chunks > (memory or 16e9) / 16 and chunks < length and length % (chunks * 2) == 0:
+    while needed / chunks > (memory or 16e9) / 48 and chunks < length and length % (chunks * 2) == 0:
         chunks *= 2
     return chunks
 

@@ -74,10 +74,10 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def is_split(axis: str) -> bool:
-    """Whether the mesh in force has more than one device along an axis."""
+def ways(*axes: str) -> int:
+    """Devices along these axes together of the mesh in force; 1 where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.shape[axis] > 1
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

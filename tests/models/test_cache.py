@@ -10,6 +10,7 @@ import pytest
 from slmjax.models import attention, lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.cache import init_cache
+from slmjax.parallel.mesh import make_mesh
 
 ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), Block(rope=False)), 1),), qk_norm=True)
 
@@ -50,13 +51,17 @@ def test_a_first_piece_sees_itself_as_if_through_the_cache(T, tile, compute, tol
         np.testing.assert_allclose(one, two, atol=tolerance)
 
 
-def test_tokens_without_room_are_not_written():
-    """Rows of 3 and 8 of 8 slots: the full row's new token is dropped and overwrites nothing."""
-    arch, params = ARCH, _params(ARCH)
-    _, _, cache = lm.forward(arch, params, {}, _prompts(8, 3, 8), cache=init_cache(arch, 2, 8))
-    at = jnp.array([[3], [8]])
-    _, _, after = lm.forward(arch, params, {}, {"tokens": at, "segments": jnp.ones_like(at), "positions": at}, cache=cache)
-    for old, new in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(after.layers), strict=True):
-        np.testing.assert_array_equal(old[1], new[1])
-        np.testing.assert_array_equal(np.delete(old[0], 3, axis=1), np.delete(new[0], 3, axis=1))
-        assert np.any(old[0, :, 3] != new[0, :, 3])
+def test_a_first_piece_takes_the_training_kernel_where_its_tiles_and_the_devices_divide_it(monkeypatch):
+    chosen = []
+    plain = attention.attention
+    monkeypatch.setattr(attention, "attention", lambda *args, kernel, **more: chosen.append(kernel) or plain(*args, **more))
+    arch = dataclasses.replace(ARCH, attention="splash")
+    params = _params(arch)
+
+    def trace(T, rows):
+        jax.eval_shape(lambda: lm.forward(arch, params, {}, _prompts(T, *[T] * rows), cache=init_cache(arch, rows, T))[0])
+        return {chosen.pop() for _ in range(arch.layers)}.pop()
+
+    assert [trace(T, 3) for T in (128, 100, 256)] == ["splash", "blockwise", "splash"]
+    with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])):
+        assert [trace(128, rows) for rows in (3, 4)] == ["blockwise", "splash"]
