@@ -59,9 +59,9 @@ def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array], 
         whose gradients then have to be laid side by side.
     """
     inner = x.ndim - 2
+    float8 = module.has_variable("scales", site)
     if module.is_initializing() and module.arch.products == "float8":
         module.variable("scales", site, fp8.start)
-    float8 = module.has_variable("scales", site)
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:
         return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
