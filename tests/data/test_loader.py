@@ -16,7 +16,6 @@ from slmjax.data.loader import (
     combine_hashes,
     heldout_batches,
     local_batches,
-    row_arrays,
     row_hashes,
 )
 
@@ -191,10 +190,6 @@ def test_heldout_batches_hold_whole_documents_once_and_do_not_depend_on_processe
         local = [process, process + 2]
         part = list(heldout_batches(shards, **options, local_rows=local))
         assert all(np.array_equal(mine[name], all_[name][local]) for mine, all_ in zip(part, whole, strict=True) for name in all_)
-
-
-def test_a_row_without_documents_is_all_padding():
-    assert not any(array.any() for array in row_arrays(shards_of(0), (), 16).values())
 
 
 def test_a_batch_hash_sees_every_array_and_the_order_of_rows():
