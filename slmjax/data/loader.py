@@ -30,8 +30,9 @@ class BatchPlan:
       seed: of the order of documents and sources.
       packing: "best_fit" or "concat", see `RowPlan`.
       phases, weights: see `Mixture`.
-      max_segments: most documents of a row, for all sources or as {name: most}; None: for each as many as its text needs (`RowPlan`).
-    Attributes: max_segments: the most documents that any row of any step holds.
+      max_segments: most documents of a row; None: for each source as many as its text needs (see `RowPlan`).
+    Attributes: max_segments, which no row of any step exceeds: the static bound for attention kernels. It follows from the text,
+      seq_len, packing and seed, and does not change with `steps`, phases or weights.
     Raises: UserError for a source shorter than one row and for what `Mixture` refuses.
     """
 
@@ -46,27 +47,14 @@ class BatchPlan:
         packing: str = "best_fit",
         phases: Phases = (),
         weights: Mapping[str, float | None] | None = None,
-        max_segments: int | Mapping[str, int] | None = None,
+        max_segments: int | None = None,
     ):
         self.train, self.batch, self.seq_len = dict(train), batch, seq_len
         self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": max_segments}
-        self.row_plans = self._row_plans(max_segments if isinstance(max_segments, Mapping) else dict.fromkeys(train, max_segments))
+        self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
         tokens = [plan.tokens for plan in self.row_plans]
         self.mixture = Mixture(tuple(self.train), tokens, phases, steps * batch, seed, weights=weights, align=batch)
-
-    def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
-        return [
-            RowPlan(shards.lengths, name=name, **self.row_settings | {"max_segments": bounds[name]}) for name, shards in self.train.items()
-        ]
-
-    def __getstate__(self) -> dict:
-        """A worker makes its own row plans: their tables are large, and the bounds are all that takes time to find."""
-        return self.__dict__ | {"row_plans": {name: plan.max_segments for name, plan in zip(self.train, self.row_plans)}}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self.row_plans = self._row_plans(state["row_plans"])
 
     def rows(self, step: int) -> list[tuple[int, int]]:
         """(index of the source, row of that source) of every row of the global batch, in order."""
@@ -94,6 +82,19 @@ class BatchPlan:
         decides = {"format": FORMAT, "batch": self.batch, "settings": self.row_settings, "phases": begun, "sources": used}
         return hashlib.sha256(json.dumps(decides if step else {}, sort_keys=True).encode()).hexdigest()
 
+    def __getstate__(self) -> dict:
+        """A worker makes its own row plans, whose tables are large, and is told the bounds, which take time to find."""
+        return self.__dict__ | {"row_plans": {name: plan.max_segments for name, plan in zip(self.train, self.row_plans)}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, row_plans=[])
+        self.row_plans = self._row_plans(state["row_plans"])
+
+    def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
+        return [
+            RowPlan(shards.lengths, name=name, **self.row_settings | {"max_segments": bounds[name]}) for name, shards in self.train.items()
+        ]
+
 
 def batch_rows(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:
     """Some rows of a global batch, read here and now.
@@ -105,8 +106,8 @@ def batch_rows(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[st
 
 def read_folded(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:
     """Some rows of a global batch as `fold` holds them: what a worker reads and sends."""
-    rows, shards = plan.rows(step), list(plan.train.values())
-    picked = (rows[i] for i in local_rows)
+    shards = list(plan.train.values())
+    picked = (plan.mixture.pick(step * plan.batch + row) for row in local_rows)
     return fold([(shards[source], plan.row_plans[source].row(row)) for source, row in picked], plan.seq_len)
 
 
