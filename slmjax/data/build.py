@@ -24,7 +24,7 @@ from slmjax.data.tokenizer import Tokenizer, load, train_bpe
 from slmjax.data.work import Progress, run_units, wait_for, write_atomic
 from slmjax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 SAMPLE_BYTES = 20_000_000  # text that a tokenizer is trained on: merges up to 32k change little beyond it
 _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 

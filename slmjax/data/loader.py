@@ -17,7 +17,7 @@ from slmjax.data import packing as packings
 from slmjax.data.mixture import Mixture, Phases
 from slmjax.data.packing import RowPlan, Span
 
-FORMAT = 1  # of the fingerprint: raised when the same settings give other batches than before
+FORMAT = 2  # of the fingerprint: raised when the same settings give other batches than before
 
 
 class BatchPlan:
@@ -30,7 +30,9 @@ class BatchPlan:
       seed: of the order of documents and sources.
       packing: "best_fit" or "concat", see `RowPlan`.
       phases, weights: see `Mixture`.
-      max_segments: most documents of a row; None: `packing.max_segments(seq_len)`.
+      max_segments: most documents of a row; None: for each source as many as its text needs (see `RowPlan`).
+    Attributes: max_segments, which no row of any step exceeds: the static bound for attention kernels. It follows from the text,
+      seq_len, packing and seed, and does not change with `steps`, phases or weights.
     Raises: UserError for a source shorter than one row and for what `Mixture` refuses.
     """
 
@@ -48,9 +50,9 @@ class BatchPlan:
         max_segments: int | None = None,
     ):
         self.train, self.batch, self.seq_len = dict(train), batch, seq_len
-        self.max_segments = max_segments or packings.max_segments(seq_len)
-        self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": self.max_segments}
-        self.row_plans = [RowPlan(shards.lengths, name=name, **self.row_settings) for name, shards in self.train.items()]
+        self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": max_segments}
+        self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
+        self.max_segments = max(plan.max_segments for plan in self.row_plans)
         tokens = [plan.tokens for plan in self.row_plans]
         self.mixture = Mixture(tuple(self.train), tokens, phases, steps * batch, seed, weights=weights, align=batch)
 
@@ -80,31 +82,77 @@ class BatchPlan:
         decides = {"format": FORMAT, "batch": self.batch, "settings": self.row_settings, "phases": begun, "sources": used}
         return hashlib.sha256(json.dumps(decides if step else {}, sort_keys=True).encode()).hexdigest()
 
+    def __getstate__(self) -> dict:
+        """A worker makes its own row plans, whose tables are large, and is told the bounds, which take time to find."""
+        return self.__dict__ | {"row_plans": {name: plan.max_segments for name, plan in zip(self.train, self.row_plans)}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, row_plans=[])
+        self.row_plans = self._row_plans(state["row_plans"])
+
+    def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
+        return [
+            RowPlan(shards.lengths, name=name, **self.row_settings | {"max_segments": bounds[name]}) for name, shards in self.train.items()
+        ]
+
 
 def batch_rows(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:
     """Some rows of a global batch, read here and now.
 
     Returns: tokens, targets, segments, positions int32 and weights float32, each [len(local_rows), T].
     """
-    rows, shards = plan.rows(step), list(plan.train.values())
-    picked = [rows[i] for i in local_rows]
-    return _stack([row_arrays(shards[source], plan.row_plans[source].row(row), plan.seq_len) for source, row in picked])
+    return unfold(read_folded(plan, step, local_rows))
 
 
-def row_arrays(shards: Any, spans: Iterable[Span], seq_len: int) -> dict[str, np.ndarray]:
-    """One row, each array [T]: its spans end to end, then padding (zeros, segment 0, weight 0)."""
-    tokens, targets, segments, positions = np.zeros((4, seq_len), np.int32)
-    start = 0
-    for segment, (doc, offset, length) in enumerate(spans, start=1):
-        stop = start + length
-        text = shards.read(doc, offset, length)
-        tokens[start:stop] = text[:-1]
-        targets[start:stop] = text[1:]
-        segments[start:stop] = segment
-        positions[start:stop] = np.arange(length, dtype=np.int32)
-        start = stop
+def read_folded(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:
+    """Some rows of a global batch as `fold` holds them: what a worker reads and sends."""
+    shards = list(plan.train.values())
+    picked = (plan.mixture.pick(step * plan.batch + row) for row in local_rows)
+    return fold([(shards[source], plan.row_plans[source].row(row)) for source, row in picked], plan.seq_len)
+
+
+def fold(rows: Sequence[tuple[Any, Sequence[Span]]], seq_len: int) -> dict[str, np.ndarray]:
+    """Read rows, given as (ShardSet, spans), into what the five arrays of a batch follow from, a fifth of their size.
+
+    Returns: tokens int32 [len(rows), T], spans end to end and zeros behind them; spans int32 [len(rows)], how many each row has;
+    and of every span in order its lengths and its last target, int32 [spans together].
+    """
+    tokens = np.zeros((len(rows), seq_len), np.int32)
+    lengths, last = [], []
+    for line, (shards, spans) in zip(tokens, rows):
+        start = 0
+        for doc, offset, length in spans:
+            text = shards.read(doc, offset, length)
+            line[start : start + length] = text[:-1]
+            lengths.append(length)
+            last.append(text[-1])
+            start += length
+    counts = [len(spans) for _, spans in rows]
+    return {"tokens": tokens, "spans": np.array(counts, np.int32), "lengths": np.array(lengths, np.int32), "last": np.array(last, np.int32)}
+
+
+def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch that `fold` read: its spans end to end, then padding (zeros, segment 0, weight 0)."""
+    tokens, counts = folded["tokens"], folded["spans"]
+    rows, seq_len = tokens.shape
+    # Every row gets one span of padding more, which may be empty: then spans cover all places.
+    behind = np.cumsum(counts)
+    used = np.bincount(np.repeat(np.arange(rows), counts), folded["lengths"], rows).astype(np.int64)
+    lengths = np.insert(folded["lengths"], behind, seq_len - used)
+    text = np.insert(np.ones(len(folded["lengths"]), bool), behind, False)
+    stops = np.cumsum(lengths)
+    number = np.arange(1, len(lengths) + 1) - np.repeat(behind - counts + np.arange(rows), counts + 1)
+    segments = np.repeat(np.where(text, number, 0).astype(np.int32), lengths).reshape(rows, seq_len)
+    positions = np.arange(tokens.size, dtype=np.int32) - np.repeat((stops - lengths).astype(np.int32), lengths)
     weights = (segments > 0).astype(np.float32)
-    return {"tokens": tokens, "targets": targets, "segments": segments, "positions": positions, "weights": weights}
+    if used.sum() < tokens.size:
+        positions *= segments.reshape(-1) > 0
+    targets = np.zeros_like(tokens)
+    targets[:, :-1] = tokens[:, 1:]
+    targets.reshape(-1)[stops[text] - 1] = folded["last"]
+    return {
+        "tokens": tokens, "targets": targets, "segments": segments, "positions": positions.reshape(rows, seq_len), "weights": weights,
+    }  # fmt: skip
 
 
 def local_batches(plan: BatchPlan, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0) -> "Batches":
@@ -131,20 +179,18 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         # Grain asks absl for its flags when it starts workers, which fails in a program that is not run through absl's app.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        sources = [
-            grain.MapDataset.source(_Rows(name, shards, row_plan, plan.row_settings))
-            for (name, shards), row_plan in zip(plan.train.items(), plan.row_plans)
-        ]
-        selection = _Selection(plan.mixture, plan.batch, start_step, stop_step, local_rows)
         workers = min(workers, max(0, stop_step - start_step))
-        # An element is a whole batch: one thread reads far enough ahead, and more would fight for the interpreter's lock with the loop.
-        reading = grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=0 if workers else 2)
-        data = grain.MapDataset.select_from_datasets(sources, selection).batch(len(local_rows), batch_fn=_stack).to_iter_dataset(reading)
-        if workers:
+        data = grain.MapDataset.source(_Steps(plan, start_step, stop_step, local_rows))
+        if not workers:
+            # An element is a whole batch: one thread reads far enough ahead, and more would fight for the interpreter's lock with the loop.
+            data = data.map(unfold).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        else:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            # Batches come through pipes: fast enough, and unlike shared memory (64 MB in many containers) nothing can be left behind.
+            # Batches come through pipes, folded: fast enough, and unlike shared memory (64 MB in many containers) nothing can be left
+            # behind.
             piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-            data = grain.experimental.WithOptionsIterDataset(data, piped).mp_prefetch(options, worker_init_fn=_start_worker)
+            data = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+            data = grain.experimental.WithOptionsIterDataset(data, piped).mp_prefetch(options, worker_init_fn=_start_worker).map(unfold)
         iterator = iter(data)
         if workers:
             iterator.get_state()  # makes the interleaved iterators, without which start_prefetch has nothing to start
@@ -189,7 +235,7 @@ def heldout_batches(
       seq_len, batch: shape of every batch.
       max_tokens: whole documents are taken from the first on while they fit into this many tokens, at least one; None: all.
       local_rows: which rows of each batch to read; None: all.
-      max_segments: as in `BatchPlan`.
+      max_segments: most documents of a row; None: `packing.max_segments(seq_len)`.
     """
     ends = np.cumsum(shards.lengths)
     documents = len(ends) if max_tokens is None else max(1, int(np.searchsorted(ends, max_tokens, "right")))
@@ -209,7 +255,7 @@ class HeldoutBatches:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for first in range(0, len(self._rows), self._batch):
             rows = [self._rows[first + i] if first + i < len(self._rows) else () for i in self._local_rows]
-            batch = _stack([row_arrays(self._shards, spans, self._seq_len) for spans in rows])
+            batch = unfold(fold([(self._shards, spans) for spans in rows], self._seq_len))
             documents = np.full(batch["tokens"].shape, -1, np.int32)
             for row, spans in enumerate(rows):
                 of_row = np.repeat(np.array([span.doc for span in spans], np.int32), [span.length for span in spans])
@@ -237,40 +283,18 @@ def batch_hash(arrays: Mapping[str, np.ndarray]) -> str:
     return combine_hashes(row_hashes(arrays))
 
 
-class _Rows:
-    """The rows of one source as a Grain data source; a worker gets the shards and makes its own plan."""
+class _Steps:
+    """The batches of steps [start, stop) as a Grain data source."""
 
-    def __init__(self, name: str, shards: Any, plan: RowPlan | None, settings: Mapping[str, Any]):
-        self._name, self._shards, self._settings = name, shards, settings
-        self._plan = plan or RowPlan(shards.lengths, name=name, **settings)
-
-    def __len__(self) -> int:
-        return sys.maxsize  # rows never run out; Grain takes indices modulo this length
-
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        return row_arrays(self._shards, self._plan.row(row), self._settings["seq_len"])
-
-    def __reduce__(self):
-        return _Rows, (self._name, self._shards, None, self._settings)
-
-
-class _Selection:
-    """Grain's DatasetSelectionMap (by duck typing, to import no Grain): element i -> (source, row)."""
-
-    def __init__(self, mixture: Mixture, batch: int, start_step: int, stop_step: int, local_rows: Sequence[int]):
-        self._mixture, self._batch, self._local_rows = mixture, batch, [int(row) for row in local_rows]
-        self._start, self._steps = start_step, max(0, stop_step - start_step)
+    def __init__(self, plan: BatchPlan, start_step: int, stop_step: int, local_rows: Sequence[int]):
+        self._plan, self._start, self._local_rows = plan, start_step, [int(row) for row in local_rows]
+        self._steps = max(0, stop_step - start_step)
 
     def __len__(self) -> int:
-        return self._steps * len(self._local_rows)
+        return self._steps
 
-    def __getitem__(self, i: int) -> tuple[int, int]:
-        step, row = divmod(i, len(self._local_rows))
-        return self._mixture.pick((self._start + step) * self._batch + self._local_rows[row])
-
-
-def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return read_folded(self._plan, self._start + i, self._local_rows)
 
 
 def _close(held: list[Any]) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import threading
-from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -11,12 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt64
 
+from slmjax.data.best_fit import best_fit_decreasing
 from slmjax.errors import UserError, nearest
 
 PACKINGS = ("best_fit", "concat")
-# Part of the data order: another value gives other rows. 256 rows are enough for best-fit to close nearly every row with whole
+# Part of the data order: another value gives other rows. 512 rows are enough for best-fit to close nearly every row with whole
 # documents, and few enough that a window is packed in milliseconds.
-WINDOW_ROWS = 256
+WINDOW_ROWS = 512
+LEAST_BOUND = 8  # below it attention costs nearly the same and more documents would be cut
+SAMPLE_WINDOWS = 4  # of which a bound on documents is tried; the rest keeps to it all the same
 
 
 class Span(NamedTuple):
@@ -28,7 +30,7 @@ class Span(NamedTuple):
 
 
 def max_segments(seq_len: int) -> int:
-    """The most documents that one row of `seq_len` tokens may hold unless told otherwise: a static bound for attention kernels."""
+    """A bound on the documents of a row of `seq_len` tokens where no plan says how many its text needs."""
     return max(16, seq_len // 32)
 
 
@@ -38,8 +40,8 @@ class RowPlan:
     An epoch is a seeded permutation of the documents, laid end to end and used up in rows of `seq_len` tokens; row
     `rows_per_epoch` starts the next epoch with another permutation. Less than one row is left over at the end of an epoch.
 
-    "concat" cuts the stream at row edges. "best_fit" takes windows of 256 rows' worth of it and packs each window by
-    best-fit-decreasing (Ding et al. 2024, "Fewer truncations improve language modeling"), so that most documents stay whole;
+    "concat" cuts the stream at row edges. "best_fit" takes windows of 512 rows' worth of it and packs each window by
+    best-fit-decreasing (see `best_fit_decreasing`), so that most documents stay whole and short ones are spread over all rows;
     documents longer than a row are cut in rows first, and the few that do not fit whole fill the remaining gaps, so that every row is full.
 
     Args:
@@ -47,8 +49,9 @@ class RowPlan:
       seq_len: tokens of a row.
       seed, name: with the epoch they decide the order; `name` also stands in messages.
       packing: "best_fit" or "concat".
-      max_segments: most spans of a row. Where more would fall into one, the shortest are left out and the row ends in padding
-        (`dropped_share` says how much that is).
+      max_segments: most spans of a row; None: as many as the text needs (`bound`). Where more would fall into one, the shortest
+        are left out and the row ends in padding (`dropped_share` says how much that is).
+    Attributes: max_segments (as given or found), rows_per_epoch, tokens.
     Raises: UserError where all documents together are shorter than one row, or the packing has no such name.
     """
 
@@ -59,14 +62,13 @@ class RowPlan:
         *,
         seed: int,
         packing: str,
-        max_segments: int,
+        max_segments: int | None,
         name: str = "the text",
     ):
         if packing not in PACKINGS:
             raise UserError(f"data.packing is '{packing}'; expected one of {', '.join(PACKINGS)}.{nearest(packing, PACKINGS)}")
         self._lengths = np.asarray(lengths, np.int64)
         self._seq_len, self._packing, self._key = seq_len, packing, (seed, name)
-        self._max_segments = max_segments
         self.tokens = int(self._lengths.sum())
         self.rows_per_epoch = self.tokens // seq_len
         if not self.rows_per_epoch:
@@ -75,6 +77,7 @@ class RowPlan:
                 "add text or lower data.seq_len."
             )
         self._epochs, self._windows = Recent(2), Recent(8)
+        self.max_segments = max_segments or self.bound()
 
     def row(self, r: int) -> tuple[Span, ...]:
         """The spans of row r in order: `seq_len` tokens together, fewer where `max_segments` left some out."""
@@ -82,7 +85,24 @@ class RowPlan:
         if self._packing == "concat":
             return self._concat(epoch, row)[0]
         window, row = divmod(row, WINDOW_ROWS)
-        return self._windows.get((epoch, window), lambda: self._pack(epoch, window)).row(row)
+        return self._windows.get((epoch, window), lambda: self._pack(epoch, window, self.max_segments)).row(row)
+
+    def bound(self) -> int:
+        """A small multiple of 4 that no row need exceed.
+
+        For "best_fit" the least one, tried in steps of an eighth from 1.25 x the average of a row, at which a sample of windows
+        leaves nothing out; for "concat" the most that any row of the first epoch holds.
+        """
+        if self._packing == "concat":
+            _, edges = self._epochs.get(0, lambda: self._permute(0))
+            starts = np.bincount(edges[:-1] // self._seq_len)[: self.rows_per_epoch]
+            return _of_four(int(starts.max()) + 1)  # and the end of one that started in an earlier row
+        pieces = int((-(-self._lengths // self._seq_len)).sum())
+        bound = _of_four(max(LEAST_BOUND, 5 * pieces // (4 * self.rows_per_epoch) + 1))
+        sample = _spread(math.ceil(self.rows_per_epoch / WINDOW_ROWS), SAMPLE_WINDOWS)
+        while any(self._pack(0, window, bound).dropped for window in sample):
+            bound = _of_four(9 * bound // 8)
+        return bound
 
     def dropped_share(self, rows: int = 4096) -> float:
         """Share of tokens that `max_segments` leaves out: of the first epoch where it has at most `rows` rows, else of an even sample."""
@@ -91,28 +111,28 @@ class RowPlan:
             dropped = sum(self._concat(0, row)[1] for row in sample)
             return dropped / (len(sample) * self._seq_len)
         sample = _spread(math.ceil(self.rows_per_epoch / WINDOW_ROWS), max(1, rows // WINDOW_ROWS))
-        windows = [self._pack(0, window) for window in sample]
+        windows = [self._pack(0, window, self.max_segments) for window in sample]
         return sum(w.dropped for w in windows) / sum(w.tokens for w in windows)
 
     def _concat(self, epoch: int, row: int) -> tuple[tuple[Span, ...], int]:
         docs, offsets, lengths = self._stream(epoch, row * self._seq_len, (row + 1) * self._seq_len)
-        keep = longest(lengths, self._max_segments)
+        keep = longest(lengths, self.max_segments)
         spans = tuple(map(Span, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
         return spans, self._seq_len - int(lengths[keep].sum())
 
-    def _pack(self, epoch: int, window: int) -> "_Window":
+    def _pack(self, epoch: int, window: int, max_segments: int) -> "_Window":
         """The packed rows of one window."""
         size = self._seq_len
         rows = min(WINDOW_ROWS, self.rows_per_epoch - window * WINDOW_ROWS)
         start = window * WINDOW_ROWS * size
         docs, offsets, lengths = _cut(*self._stream(epoch, start, start + rows * size), size)
-        row, piece, inside, length = best_fit_decreasing(lengths, rows, size, self._max_segments)
+        row, piece, inside, length = best_fit_decreasing(lengths, rows, size, max_segments)
         # Packing puts the longest documents into the first rows and the shortest into the last: rows are shuffled, and the
         # spans of a row stand in the order of the stream, so that neither place nor batch says anything about length.
         row = np.argsort(random_bits(rows, "rows", *self._key, epoch, window), kind="stable")[row]
         order = np.lexsort((inside, piece, row))
         row, piece, inside, length = row[order], piece[order], inside[order], length[order]
-        return _Window.of(row, docs[piece], offsets[piece] + inside, length, rows, size, self._max_segments)
+        return _Window.of(row, docs[piece], offsets[piece] + inside, length, rows, size, max_segments)
 
     def _stream(self, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Documents, offsets and lengths of the pieces that make up tokens [start, stop) of an epoch's stream."""
@@ -127,49 +147,6 @@ class RowPlan:
     def _permute(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.argsort(random_bits(len(self._lengths), "documents", *self._key, epoch), kind="stable")
         return order, np.concatenate([[0], np.cumsum(self._lengths[order])])
-
-
-def best_fit_decreasing(
-    lengths: Int[np.ndarray, "pieces"], rows: int, capacity: int, max_segments: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fill `rows` rows of `capacity` tokens exactly with pieces of at most `capacity` and `rows * capacity` tokens together.
-
-    Longest first, each piece goes whole into the fullest row that still takes it; pieces that no row takes whole are split over
-    the gaps that are left, largest gap first, so that few are split. A row's last place under `max_segments` is kept for
-    such a filler.
-    Returns: row, piece, offset inside the piece and length of every placed span (four int64 arrays).
-    """
-    gaps = [capacity * rows + row for row in range(rows)]  # gap * rows + row: one sorted list of integers is the whole state
-    reserved: list[int] = []
-    counts = [0] * rows
-    waiting: list[tuple[int, int]] = []
-    placed: list[tuple[int, int, int, int]] = []
-    order = np.argsort(-lengths, kind="stable")
-    for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        at = bisect_left(gaps, length * rows)
-        if at == len(gaps):
-            waiting.append((piece, length))
-            continue
-        gap, row = divmod(gaps.pop(at), rows)
-        placed.append((row, piece, 0, length))
-        counts[row] += 1
-        if gap > length:
-            if counts[row] < max_segments - 1:
-                insort(gaps, (gap - length) * rows + row)
-            else:
-                reserved.append((gap - length) * rows + row)
-    gaps = sorted(gaps + reserved)
-    for piece, length in waiting:
-        start = 0
-        while start < length:
-            # The tightest gap that takes the rest whole, else the largest gap, filled.
-            gap, row = divmod(gaps.pop(min(bisect_left(gaps, (length - start) * rows), len(gaps) - 1)), rows)
-            filled = min(gap, length - start)
-            placed.append((row, piece, start, filled))
-            start += filled
-            if gap > filled:
-                insort(gaps, (gap - filled) * rows + row)
-    return tuple(np.array(placed, np.int64).reshape(-1, 4).T)
 
 
 def first_fit(lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int, open_rows: int = 64) -> list[tuple[Span, ...]]:
@@ -253,6 +230,11 @@ def _cut(docs: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, size: int) 
     parts = -(-lengths // size)
     start = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * size
     return np.repeat(docs, parts), np.repeat(offsets, parts) + start, np.minimum(np.repeat(lengths, parts) - start, size)
+
+
+def _of_four(count: int) -> int:
+    """The next multiple of 4, so that a little more text does not mean another compiled program."""
+    return -(-count // 4) * 4
 
 
 def _spread(count: int, most: int) -> list[int]:

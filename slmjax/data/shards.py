@@ -17,9 +17,11 @@ from jaxtyping import Int32, Int64, UInt64
 
 from slmjax.errors import UserError
 
-BLOCK = 8192  # tokens in a record: a row of any usual length reads one or two
+# Tokens in a record. Reading one, not compressed, takes 8 us, one of 8,192 tokens 11, compressed 15 and 26 (and a quarter less disk);
+# a row of 1,024 tokens reads one or two.
+BLOCK = 2048
 MAX_SHARD_TOKENS = 1 << 27
-CACHED_BLOCKS = 256  # decoded blocks that a ShardSet keeps (4 to 8 MB)
+CACHED_BLOCKS = 1024  # decoded blocks that a ShardSet keeps (4 to 8 MB)
 OPEN_READERS = 512
 DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")])
 
@@ -91,7 +93,7 @@ class ShardWriter:
 
         (self._folder / self._path).parent.mkdir(parents=True, exist_ok=True)
         with _as_os_error(self._temporary):
-            self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1")
+            self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
         self._rows: list[tuple] = []
         self._parts: list[np.ndarray] = []
         self._count = self._buffered = 0

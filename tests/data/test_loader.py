@@ -1,6 +1,7 @@
 """The loader: the same global batches on any number of processes and workers, and fingerprints that say so."""
 
 import itertools
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -8,16 +9,20 @@ import textwrap
 import cloudpickle
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from slmjax.data import packing
 from slmjax.data.loader import (
     BatchPlan,
     batch_hash,
     batch_rows,
     combine_hashes,
+    fold,
     heldout_batches,
     local_batches,
-    row_arrays,
     row_hashes,
+    unfold,
 )
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # spawned workers cannot import a test file
@@ -120,6 +125,56 @@ def test_a_crowded_row_ends_in_padding_without_weight():
     }  # fmt: skip
 
 
+def row_of(shards, spans, seq_len):
+    """The reference: one row, span by span, place by place."""
+    row = {name: np.zeros(seq_len, np.int32) for name in ("tokens", "targets", "segments", "positions")}
+    row["weights"], start = np.zeros(seq_len, np.float32), 0
+    for segment, (doc, offset, length) in enumerate(spans, start=1):
+        text = shards.read(doc, offset, length)
+        for i in range(length):
+            place = {"tokens": text[i], "targets": text[i + 1], "segments": segment, "positions": i, "weights": 1}
+            for name, value in place.items():
+                row[name][start + i] = value
+        start += length
+    return row
+
+
+@given(st.lists(st.lists(st.integers(1, 30), max_size=6), min_size=1, max_size=5), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_rows_assembled_together_are_those_assembled_place_by_place(lengths, spare):
+    """Rows without documents, full ones, and padding of any length."""
+    seq_len = max(1, max(map(sum, lengths)) + spare)
+    shards = [FakeShards([40] * 6), FakeShards([31] * 6)]
+    rows = [(shards[i % 2], [packing.Span(doc, doc, length) for doc, length in enumerate(row)]) for i, row in enumerate(lengths)]
+    batch = unfold(fold(rows, seq_len))
+    for i, (of, spans) in enumerate(rows):
+        for name, expected in row_of(of, spans, seq_len).items():
+            assert batch[name].dtype == expected.dtype and np.array_equal(batch[name][i], expected), name
+
+
+def test_a_plan_says_how_many_documents_a_row_may_hold_and_a_worker_does_not_search_again(monkeypatch):
+    long, short = shards_of(0), shards_of(1, 900, longest=12)
+    plan = plan_of({"long": long, "short": short}, phases=((1.0, {"long": 1, "short": 1}),))
+    bounds = [rows.max_segments for rows in plan.row_plans]
+    assert plan.max_segments == max(bounds) == bounds[1] > bounds[0]
+    crowds = [batch_rows(plan, step, range(8))["segments"].max() for step in range(20)]
+    assert max(crowds) <= plan.max_segments
+    bytes_of = pickle.dumps(plan)
+    monkeypatch.setattr(packing.RowPlan, "bound", None)
+    again = pickle.loads(bytes_of)
+    assert again.max_segments == plan.max_segments
+    assert [batch_hash(batch_rows(again, step, range(8))) for step in range(9)] == [
+        batch_hash(batch_rows(plan, step, range(8))) for step in range(9)
+    ]
+
+
+def test_a_source_has_the_same_rows_whatever_the_others_need():
+    tiny = shards_of(2, 900, longest=6)
+    alone, beside = (plan_of({"books": shards_of(0), **more}, phases=()) for more in ({}, {"tiny": tiny}))
+    assert beside.max_segments > alone.max_segments
+    assert [beside.row_plans[0].row(r) for r in range(300)] == [alone.row_plans[0].row(r) for r in range(300)]
+
+
 def test_rows_of_a_batch_are_those_of_the_mixture_and_their_documents_are_named():
     plan = plan_of()
     rows = plan.rows(3)
@@ -175,7 +230,7 @@ def test_a_fingerprint_notices_a_phase_that_began_earlier_or_later():
 @pytest.mark.parametrize("max_tokens", [None, 1, 700])
 def test_heldout_batches_hold_whole_documents_once_and_do_not_depend_on_processes(max_tokens):
     shards = shards_of(4, documents=60)
-    options = {"seq_len": 64, "batch": 4, "max_tokens": max_tokens}
+    options = {"seq_len": 64, "batch": 4, "max_tokens": max_tokens, "max_segments": 3}
     batches = heldout_batches(shards, **options)
     whole = list(batches)
     ends = np.cumsum(shards.lengths)
@@ -186,15 +241,12 @@ def test_heldout_batches_hold_whole_documents_once_and_do_not_depend_on_processe
     assert sorted(map(tuple, seen.tolist())) == sorted(expected)
     assert len(whole) == len(batches) == len(list(batches))
     assert all(array.shape == (4, 64) for batch in whole for array in batch.values())
+    assert max(batch["segments"].max() for batch in whole) <= 3
     assert all(np.array_equal(batch["documents"] == -1, batch["segments"] == 0) for batch in whole)
     for process in range(2):
         local = [process, process + 2]
         part = list(heldout_batches(shards, **options, local_rows=local))
         assert all(np.array_equal(mine[name], all_[name][local]) for mine, all_ in zip(part, whole, strict=True) for name in all_)
-
-
-def test_a_row_without_documents_is_all_padding():
-    assert not any(array.any() for array in row_arrays(shards_of(0), (), 16).values())
 
 
 def test_a_batch_hash_sees_every_array_and_the_order_of_rows():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmjax.data.best_fit import best_fit_decreasing
 from slmjax.data.packing import PACKINGS, RowPlan, first_fit, max_segments, random_bits
 from slmjax.errors import UserError
 
@@ -59,7 +60,7 @@ def test_rows_reached_in_any_order_and_through_a_pickle_are_those_reached_in_seq
     lengths = realistic_lengths()
     plan, other = plan_of(lengths, 256, packing=packing), pickle.loads(pickle.dumps(plan_of(lengths, 256, packing=packing)))
     count = 2 * plan.rows_per_epoch + 5
-    order = np.random.default_rng(0).permutation(count)[:400]
+    order = np.random.default_rng(0).permutation(count)[:60]
     sequence = [plan.row(r) for r in range(count)]
     assert [other.row(int(r)) for r in order] == [sequence[r] for r in order]
 
@@ -84,6 +85,70 @@ def test_best_fit_keeps_nearly_all_documents_whole_that_fit_into_a_row_and_conca
         spans = {span for r in range(plan.rows_per_epoch) for span in plan.row(r)}
         whole[packing] = sum((doc, 0, lengths[doc]) in spans for doc in short) / len(short)
     assert whole["best_fit"] > 0.97 and whole["concat"] < 0.75, whole
+
+
+def plain_best_fit(lengths, rows, capacity):
+    """Best-fit-decreasing and nothing else, by looking at every row: the row of each piece, -1 where none takes it."""
+    gaps, where = np.full(rows, capacity), np.full(len(lengths), -1)
+    for piece in np.argsort(-lengths, kind="stable"):
+        room = np.where(gaps >= lengths[piece], gaps, capacity + 1)
+        row = int(np.argmin(room))
+        if room[row] <= capacity:
+            where[piece], gaps[row] = row, gaps[row] - lengths[piece]
+    return where
+
+
+def pieces_that_fill(rows, capacity, median, spread, seed):
+    """Log-normal lengths that add up to the rows exactly."""
+    drawn = np.exp(np.random.default_rng(seed).normal(np.log(median), spread, 40 * rows * capacity // median)).astype(int) + 1
+    lengths = np.minimum(drawn, capacity)
+    count = int(np.searchsorted(np.cumsum(lengths), rows * capacity))
+    return np.append(lengths[:count], rows * capacity - lengths[:count].sum())
+
+
+@pytest.mark.parametrize(("capacity", "median", "most"), [(1024, 130, 12), (2048, 130, 24), (512, 30, 28), (2048, 400, 8)])
+def test_short_documents_are_spread_over_rows_and_about_as_many_stay_whole_as_by_plain_best_fit(capacity, median, most):
+    rows, cut, plain_cut, crowd, plain_crowd = 256, 0, 0, 0, 0
+    for seed in range(2):
+        lengths = pieces_that_fill(rows, capacity, median, 0.7, seed)
+        row, piece, _, length = best_fit_decreasing(lengths, rows, capacity, most)
+        assert np.array_equal(np.bincount(row, length, rows), np.full(rows, capacity))
+        assert np.array_equal(np.bincount(piece, length, len(lengths)), lengths)
+        crowd = max(crowd, np.bincount(row).max())
+        cut += int((np.bincount(piece) > 1).sum())
+        plain = plain_best_fit(lengths, rows, capacity)
+        plain_crowd = max(plain_crowd, np.bincount(plain[plain >= 0]).max())
+        plain_cut += int((plain < 0).sum())
+    assert crowd <= most < plain_crowd / 2, (crowd, plain_crowd)
+    assert cut <= 1.7 * plain_cut, (cut, plain_cut)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("seq_len", [256, 1024])
+def test_the_bound_that_a_plan_finds_is_small_and_kept_and_leaves_nothing_out(packing, seq_len):
+    lengths = np.exp(np.random.default_rng(0).normal(4.9, 0.5, 30_000)).astype(int) + 2
+    plan = plan_of(lengths, seq_len, packing=packing, most=None)
+    counts = np.array([len(plan.row(r)) for r in range(plan.rows_per_epoch + 100)])
+    assert plan.max_segments % 4 == 0 and plan.dropped_share(rows=ANY_NUMBER) == 0
+    assert counts.max() <= plan.max_segments <= max(8, (1.8 if packing == "best_fit" else 3.5) * counts.mean())
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_bound_is_found_again_and_gives_the_same_rows_when_it_is_given(packing):
+    lengths = np.random.default_rng(3).integers(2, 200, 6000)
+    found, again = (plan_of(lengths, 256, packing=packing, most=None) for _ in range(2))
+    given = plan_of(lengths, 256, packing=packing, most=found.max_segments)
+    assert found.max_segments == again.max_segments
+    assert [found.row(r) for r in range(0, 3000, 7)] == [given.row(r) for r in range(0, 3000, 7)]
+
+
+def test_a_bound_that_the_average_row_cannot_keep_is_raised_until_nothing_is_left_out():
+    """Long documents fill rows of their own; all the short ones fall to the rest, far more than an average row has."""
+    lengths = np.concatenate([np.full(200, 100_000), np.random.default_rng(0).integers(8, 40, 60_000)])
+    plan = plan_of(lengths, 1024, most=None)
+    average = len(lengths) / plan.rows_per_epoch
+    assert plan.max_segments > 1.5 * average and plan.dropped_share() < 1e-4
+    assert plan_of(lengths, 1024, most=int(1.25 * average)).dropped_share() > 1e-3
 
 
 def test_place_in_a_window_says_nothing_about_document_length():
