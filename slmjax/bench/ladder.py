@@ -36,10 +36,11 @@ def ladder(program: Program, batch: dict) -> list[dict[str, Any]]:
 
     For one device; batch as the train step takes it.
     """
-    rate, bandwidth = matmul_flops(program.arch.compute, 8192 if program.device.platform != "cpu" else 512), copy_bytes()
+    size, copied = (512, 1 << 24) if program.device.platform == "cpu" else (8192, 1 << 30)
+    rate, bandwidth = matmul_flops(program.arch.compute, size), copy_bytes(copied)
     rows = [{"piece": f"ceilings: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"}]
     for piece in pieces(program, batch):
-        ms = device_ms(piece.run, *piece.arguments, repeats=4 if piece.name in ("stack", "optimizer") else 8)
+        ms = device_ms(piece.run, *piece.arguments, repeats=1 if piece.name in ("stack", "optimizer") else 8)
         least = 1e3 * max(piece.flops / rate, piece.bytes / bandwidth)
         rows.append(
             {"piece": piece.name, "times": piece.times, "ms": ms, "step_ms": ms * piece.times, "ceiling_ms": least, "reached": least / ms}

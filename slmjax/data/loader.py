@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -49,7 +50,7 @@ class BatchPlan:
         weights: Mapping[str, float | None] | None = None,
         max_segments: int | None = None,
     ):
-        self.train, self.batch, self.seq_len = dict(train), batch, seq_len
+        self.train, self.batch, self.seq_len, self.total_rows = dict(train), batch, seq_len, steps * batch
         self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": max_segments}
         self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
@@ -59,6 +60,17 @@ class BatchPlan:
     def rows(self, step: int) -> list[tuple[int, int]]:
         """(index of the source, row of that source) of every row of the global batch, in order."""
         return [self.mixture.pick(g) for g in range(step * self.batch, (step + 1) * self.batch)]
+
+    def usual_segments(self, rows: int) -> int:
+        """Documents a row on average over `rows` rows of a batch, which is seldom more: the mean and three deviations of the mixture."""
+        most = 0.0
+        for _, units in self.mixture.begun(self.total_rows):
+            share = np.array([units.get(name, 0) for name in self.train]) / sum(units.values())
+            mean = share @ np.array([plan.mean_segments for plan in self.row_plans])
+            # Rows of one source vary about as a Poisson count does; sources differ by their means.
+            variance = share @ np.array([plan.mean_segments + (plan.mean_segments - mean) ** 2 for plan in self.row_plans])
+            most = max(most, mean + 3 * math.sqrt(variance / rows))
+        return min(math.ceil(most), self.max_segments)
 
     def documents(self, step: int) -> list[str]:
         """The documents that the global batch of a step holds, in order, each once: "books: novels.jsonl line 17"."""
@@ -220,9 +232,9 @@ def heldout_batches(
     *,
     seq_len: int,
     batch: int,
+    max_segments: int = 16,
     max_tokens: int | None = None,
     local_rows: Sequence[int] | None = None,
-    max_segments: int | None = None,
 ) -> "HeldoutBatches":
     """Held-out documents in their order as fixed-shape batches; may be iterated again and again, and has a length.
 
@@ -235,11 +247,11 @@ def heldout_batches(
       seq_len, batch: shape of every batch.
       max_tokens: whole documents are taken from the first on while they fit into this many tokens, at least one; None: all.
       local_rows: which rows of each batch to read; None: all.
-      max_segments: most documents of a row; None: `packing.max_segments(seq_len)`.
+      max_segments: most documents of a row.
     """
     ends = np.cumsum(shards.lengths)
     documents = len(ends) if max_tokens is None else max(1, int(np.searchsorted(ends, max_tokens, "right")))
-    rows = packings.first_fit(shards.lengths[:documents], seq_len, max_segments or packings.max_segments(seq_len))
+    rows = packings.first_fit(shards.lengths[:documents], seq_len, max_segments)
     return HeldoutBatches(shards, rows, seq_len, batch, range(batch) if local_rows is None else local_rows)
 
 

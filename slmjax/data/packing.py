@@ -29,11 +29,6 @@ class Span(NamedTuple):
     length: int
 
 
-def max_segments(seq_len: int) -> int:
-    """A bound on the documents of a row of `seq_len` tokens where no plan says how many its text needs."""
-    return max(16, seq_len // 32)
-
-
 class RowPlan:
     """Row r of one source, for every r >= 0, as a pure function of (document lengths, seed, r).
 
@@ -87,6 +82,13 @@ class RowPlan:
         window, row = divmod(row, WINDOW_ROWS)
         return self._windows.get((epoch, window), lambda: self._pack(epoch, window, self.max_segments)).row(row)
 
+    @property
+    def mean_segments(self) -> float:
+        """Spans of a row, on average over an epoch."""
+        if self._packing == "concat":
+            return 1 + len(self._lengths) / self.rows_per_epoch
+        return int((-(-self._lengths // self._seq_len)).sum()) / self.rows_per_epoch
+
     def bound(self) -> int:
         """A small multiple of 4 that no row need exceed.
 
@@ -97,8 +99,7 @@ class RowPlan:
             _, edges = self._epochs.get(0, lambda: self._permute(0))
             starts = np.bincount(edges[:-1] // self._seq_len)[: self.rows_per_epoch]
             return _of_four(int(starts.max()) + 1)  # and the end of one that started in an earlier row
-        pieces = int((-(-self._lengths // self._seq_len)).sum())
-        bound = _of_four(max(LEAST_BOUND, 5 * pieces // (4 * self.rows_per_epoch) + 1))
+        bound = _of_four(max(LEAST_BOUND, int(1.25 * self.mean_segments) + 1))
         sample = _spread(math.ceil(self.rows_per_epoch / WINDOW_ROWS), SAMPLE_WINDOWS)
         while any(self._pack(0, window, bound).dropped for window in sample):
             bound = _of_four(9 * bound // 8)

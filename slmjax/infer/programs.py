@@ -72,11 +72,8 @@ def programs(platform: str, more: tuple[tuple[str, str, Any], ...] = ()) -> Prog
 
 
 def unrolled(arch: Architecture) -> Architecture:
-    """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack.
-
-    A prompt is one segment. The bound is two, as cuDNN takes rows of one for rows without offsets, whose length may not be "none" (-1).
-    """
-    return dataclasses.replace(arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats)), max_segments=2)
+    """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack."""
+    return dataclasses.replace(arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

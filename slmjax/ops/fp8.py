@@ -41,24 +41,11 @@ GRADIENT = Format(jnp.float8_e5m2, 57344.0, 7168.0, 448.0, 2.0**-10)
 EVERY = 8  # one token in this many is looked at for the maximum; twice and more of room are left above it, and what exceeds it is cut off
 
 
-class How(NamedTuple):
-    """Ways to write the same products, to be measured on GPUs."""
-
-    form: str = "scaled"  # scaled: dequantize and multiply, which XLA rewrites; direct: float8 operands, 2D, result scaled; loose: not 2D
-    maxima: str = "sampled"  # of one token in EVERY, full, wide (before the cast), none
-    precise: bool = True  # gradients without the tensor cores' short accumulator
-    barrier: bool = False  # keep XLA from casting once for each reader
-
-
-HOW = How()
-
-
 def products(
     x: Float[Array, "*B I"],
     weights: tuple[Float[Array, "I _"], ...],
     scales: dict[str, Float[Array, ""]],
     weight_scales: tuple[Float[Array, ""], ...],
-    how: How | None = None,
 ) -> tuple[Float[Array, "*B _"], ...]:
     """x @ w for each of the weights; x is cast once.
 
@@ -68,7 +55,7 @@ def products(
     Returns: the products, in x's type. What stands for the gradient with respect to `scales` is this step's largest magnitudes in units of
     each scale, for `next_scales`; the gradient with respect to `weight_scales` is zero.
     """
-    return _products(x, weights, scales, weight_scales, how or HOW)
+    return _products(x, weights, scales, weight_scales)
 
 
 def start() -> dict[str, Float[Array, ""]]:
@@ -98,72 +85,52 @@ def _next(scale: Array, seen: Array, of: Format) -> Array:
     return jnp.clip(scale * factor, 2.0**-100, 2.0**100)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _products(x, weights, scales, weight_scales, how):
-    return _forward(x, weights, scales, weight_scales, how)[0]
+@jax.custom_vjp
+def _products(x, weights, scales, weight_scales):
+    return _forward(x, weights, scales, weight_scales)[0]
 
 
-def _forward(x, weights, scales, weight_scales, how):
-    x8 = _cast(x, scales["input"], INPUT, how)
-    w8s = tuple(_cast(w, s, INPUT, how) for w, s in zip(weights, weight_scales, strict=True))
+def _forward(x, weights, scales, weight_scales):
+    x8 = _cast(x, scales["input"], INPUT)
+    w8s = tuple(_cast(w, s, INPUT) for w, s in zip(weights, weight_scales, strict=True))
     last = ((x.ndim - 1,), (0,))
-    out = tuple(_dot(x8, w8, last, scales["input"], s, x.dtype, how) for w8, s in zip(w8s, weight_scales, strict=True))
-    seen = _largest(x, scales["input"], INPUT) if how.maxima == "wide" else None
-    return out, (x8, w8s, scales, weight_scales, seen)
+    out = tuple(_dot(x8, w8, last, scales["input"], s, x.dtype) for w8, s in zip(w8s, weight_scales, strict=True))
+    return out, (x8, w8s, scales, weight_scales)
 
 
-def _backward(how, kept, gradients):
-    x8, w8s, scales, weight_scales, seen = kept
+def _backward(kept, gradients):
+    x8, w8s, scales, weight_scales = kept
     of, dtype = scales["gradient"], gradients[0].dtype
-    g8s = tuple(_cast(g, of, GRADIENT, how) for g in gradients)
+    g8s = tuple(_cast(g, of, GRADIENT) for g in gradients)
     rows, last = tuple(range(x8.ndim - 1)), (x8.ndim - 1,)
-    precise = how.precise
-    dx = [_dot(g8, w8, (last, (1,)), of, s, dtype, how, precise) for g8, w8, s in zip(g8s, w8s, weight_scales, strict=True)]
-    dws = tuple(_dot(x8, g8, (rows, rows), scales["input"], of, dtype, how, precise) for g8 in g8s)
-    if how.maxima == "wide":
-        wide = [_largest(g, of, GRADIENT) for g in gradients]
-    else:
-        seen, wide = _seen(x8, how), [_seen(g8, how) for g8 in g8s]
-    report = {"input": seen, "gradient": functools.reduce(jnp.maximum, wide)}
+    dx = [_dot(g8, w8, (last, (1,)), of, s, dtype, precise=True) for g8, w8, s in zip(g8s, w8s, weight_scales, strict=True)]
+    dws = tuple(_dot(x8, g8, (rows, rows), scales["input"], of, dtype, precise=True) for g8 in g8s)
+    report = {"input": _seen(x8), "gradient": functools.reduce(jnp.maximum, [_seen(g8) for g8 in g8s])}
     return functools.reduce(operator.add, dx), dws, report, jax.tree.map(jnp.zeros_like, weight_scales)
 
 
 _products.defvjp(_forward, _backward)
 
 
-def _cast(x, scale, to, how):
-    out = quantize(x, scale, to)
-    return jax.lax.optimization_barrier(out) if how.barrier else out
+def _cast(x, scale, to):
+    # The barrier keeps XLA from casting anew for each reader, transposed and not: without it the step of a 304M model took 151 ms on an
+    # H200, with it 134.
+    return jax.lax.optimization_barrier(quantize(x, scale, to))
 
 
-def _dot(a, b, contract, scale_a, scale_b, dtype, how, precise=False):
-    """The product of two float8 tensors and their scales; on GPUs one cuBLASLt float8 product.
+def _dot(a, b, contract, scale_a, scale_b, dtype, *, precise=False):
+    """The product of two float8 tensors and their scales, written so that XLA makes one cuBLASLt float8 product of it.
 
-    XLA takes the default precision as leave to accumulate float8 in the tensor cores' short registers.
+    XLA takes the default precision as leave to add up float8 in the tensor cores' short registers; `precise` forbids it (4 ms of a step
+    of 134, which gradients are worth: they are sums over all tokens).
     """
     precision = jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT
-    multiply = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=dtype)
-    if how.form == "scaled":
-        return multiply(a.astype(dtype) * scale_a.astype(dtype), b.astype(dtype) * scale_b.astype(dtype), (contract, ((), ())))
-    scale = (scale_a * scale_b).astype(dtype)
-    if how.form == "loose":
-        return multiply(a, b, (contract, ((), ()))) * scale
-    flat_a, flat_b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
-    flat = tuple((0 if axes[0] == 0 else 1,) for axes in contract)
-    if a.ndim > 2 and contract[0] == (a.ndim - 1,):
-        return (multiply(flat_a, flat_b, (flat, ((), ()))) * scale).reshape(*a.shape[:-1], -1)
-    return multiply(flat_a, flat_b, (flat, ((), ()))) * scale
+    a, b = a.astype(dtype) * scale_a.astype(dtype), b.astype(dtype) * scale_b.astype(dtype)
+    return jax.lax.dot_general(a, b, (contract, ((), ())), precision=precision, preferred_element_type=dtype)
 
 
-def _seen(x8, how):
-    """The largest magnitude, in units of the scale, read from the float8 values: without their sign, bits grow with the magnitude."""
-    if how.maxima == "none":
-        return jnp.float32(INPUT.high if x8.dtype == INPUT.dtype else GRADIENT.high)
-    if how.maxima == "sampled" and x8.ndim > 1:
-        x8 = x8[..., ::EVERY, :]
-    largest = jnp.max(jax.lax.bitcast_convert_type(x8, jnp.uint8) & 0x7F)
+def _seen(x8):
+    """The largest magnitude of a sample, in units of the scale, from the float8 bits: without their sign, they grow with the magnitude."""
+    sample = x8[..., ::EVERY, :] if x8.ndim > 1 else x8
+    largest = jnp.max(jax.lax.bitcast_convert_type(sample, jnp.uint8) & 0x7F)
     return jax.lax.bitcast_convert_type(largest, x8.dtype).astype(jnp.float32)
-
-
-def _largest(x, scale, to):
-    return jnp.minimum(jnp.max(jnp.abs(x)).astype(jnp.float32) / scale, to.largest)

@@ -36,7 +36,11 @@ class Evaluator:
         self.sharding = batch_sharding(mesh)
         self.rows = np.arange(rows)
         self.batches = {
-            name: list(heldout_batches(shards, seq_len=config.data.seq_len, batch=rows, max_tokens=config.eval.tokens))
+            name: list(
+                heldout_batches(
+                    shards, seq_len=config.data.seq_len, batch=rows, max_segments=arch.max_segments, max_tokens=config.eval.tokens
+                )
+            )
             for name, shards in prepared.heldout.items()
             if len(shards)
         }

@@ -93,8 +93,10 @@ def build(
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
     with jax.set_mesh(mesh):
-        program = make_program(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, 0))
+        usual = plan.usual_segments(config.train.batch // config.train.microbatches // split)
+        program = make_program(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, usual))
     arch, device = program.arch, program.device
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
@@ -205,6 +207,5 @@ def told(start: Start) -> str:
 
 def dropped(plan: BatchPlan) -> str:
     """Sources of which some text does not fit the rows' bound on documents; "" where there is none."""
-    shares = {name: rows.dropped_share() for name, rows in zip(plan.train, plan.row_plans, strict=True)}
-    found = ", ".join(f"{name} {share:.2%}" for name, share in shares.items() if share > 0)
-    return f"{found} (more than {plan.max_segments} documents in a row)" if found else ""
+    plans = ((name, rows, rows.dropped_share()) for name, rows in zip(plan.train, plan.row_plans, strict=True))
+    return ", ".join(f"{name} {share:.2%} (more than {rows.max_segments} documents in a row)" for name, rows, share in plans if share)

@@ -293,3 +293,16 @@ def test_workers_leave_with_the_program_however_it_ends(end, tmp_path):
         time.sleep(0.1)
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids), done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_the_usual_number_of_documents_is_seldom_exceeded_and_near_the_mean():
+    """Sources of very different lengths, in two phases: the phase with more short documents decides."""
+    train = {"long": shards_of(2, documents=300), "short": shards_of(3, documents=900)}
+    train["long"].lengths[:], train["short"].lengths[:] = 64, 10
+    options = {"seq_len": 64, "batch": 32, "steps": 40, "seed": 0, "max_segments": None}
+    plan = BatchPlan(train, phases=((0.5, {"long": 1}), (1.0, {"long": 1, "short": 1})), **options)
+    alone = BatchPlan(train, phases=((1.0, {"long": 1}),), **options)
+    assert alone.usual_segments(32) < plan.usual_segments(32) <= plan.usual_segments(2) <= plan.max_segments
+    counts = [np.mean([len(plan.row_plans[source].row(row)) for source, row in plan.rows(step)]) for step in range(20, 40)]
+    assert np.mean(counts) < plan.usual_segments(32) < 2 * np.mean(counts)
+    assert sum(count > plan.usual_segments(32) for count in counts) <= 1

