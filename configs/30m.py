@@ -23,8 +23,7 @@ ours, 95 % interval over documents 1.14 to 1.30 %. slmjax: 859k tokens/s (median
 last step, goodput 98.7 % (0.9 % checkpoints, 0.4 % evaluation), five steps skipped as spikes; preparing took 29 s, the first start 37
 s. The Llama under torch.compile: 723k tokens/s, 15.4 GiB. SIGKILL at step 800 and the same command again: 6.6 s from restart to first
 step (start 1.7, compile 4.4 from the warm cache, restore 0.5), 19.0 s of steps repeated from the checkpoint at 550, 1.7 s down; goodput
-85.2 %. These runs allowed 16 documents in a row of 1,024 tokens; 32 are allowed now, which costs attention on the GPU 2.9 instead of
-2.1 ms a layer and leaves no text out.
+85.2 %. Since these runs, packing spreads short documents over the rows, and attention, loss and reading are faster: slmjax/bench/LEDGER.md.
 """
 
 import os
@@ -52,7 +51,6 @@ def get_config():
         c.data.sources[domain] = {"path": str(root / domain)}  # no weights: by tokens
     c.data.group_by, c.data.heldout = GROUP, 0.02
     c.data.vocab_size, c.data.seq_len = 16_384, 1024
-    c.data.workers = 4
     c.train.steps, c.train.batch = 4400, 64
     c.train.lr, c.train.warmup, c.train.decay = 3e-3, 200, 0.2
     c.eval.every, c.eval.tokens = 1100, 1_000_000

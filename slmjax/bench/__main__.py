@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     for name in ("rows", "ladder"):
         if found.get(name):
             print(table(found[name]), end="\n\n")
+    for message in found.get("messages", ()):
+        print(message)
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
     if parsed.out:
         Path(parsed.out).write_text(json.dumps(found, indent=1, default=str) + "\n")
