@@ -44,8 +44,8 @@ def measure(config: ConfigDict, steps: int, documents: int = 1, *, with_ladder: 
 
     mesh = make_mesh(config.mesh.to_dict())
     shape = (config.train.batch, config.data.seq_len)
+    program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
     with jax.set_mesh(mesh):
-        program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
         began = time.perf_counter()
         step = program.compile()
         compile_s = time.perf_counter() - began

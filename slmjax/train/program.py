@@ -1,7 +1,6 @@
 """Model, optimizer and train step for a mesh, from the config alone: what the launcher runs, the bench times and a plan compiles."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,8 @@ class Program:
 
     def init(self) -> TrainState:
         """The state before the first step, on the mesh."""
-        return jax.jit(self.make, out_shardings=self.where)()
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self.make, out_shardings=self.where)()
 
     def compile(self) -> Any:
         """step(state, batch) -> (state, metrics) as one executable; the state is given up."""
@@ -52,11 +52,12 @@ class Program:
         of = objective(self.arch, z_loss=c.train.z_loss, chunks=self.chunks)
         step = make_step(of, Optimizer(c.train, c.model.multipliers, c.precision.optimizer), c, self.where, self.arch.compute)
         jitted = jit_step(step, self.where, self.mesh, self.device, c.train.deterministic)
-        return jitted.lower(self.shapes, batch_shapes((c.train.batch, c.data.seq_len), batch_sharding(self.mesh))).compile()
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(self.shapes, batch_shapes((c.train.batch, c.data.seq_len), batch_sharding(self.mesh))).compile()
 
 
 def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple[int, int]) -> Program:
-    """The program of a config on a mesh; to be called, initialised and compiled under jax.set_mesh(mesh).
+    """The program of a config on a mesh; nothing is computed here, and its own methods set the mesh.
 
     Args:
       tokenizer_size: tokens of the vocabulary; the embedding may have more rows.
@@ -71,8 +72,10 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
         rows, config.data.seq_len, arch.vocab_size // mesh.shape["tensor"], device.memory, jnp.dtype(arch.compute).itemsize
     )
     optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
-    init = functools.partial(lm.init, arch, jax.random.key(config.seed))
-    make = functools.partial(init_state, init, optimizer, functools.partial(lm.init_buffers, arch))
+
+    def make() -> TrainState:
+        return init_state(lambda: lm.init(arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(arch))
+
     shapes = jax.eval_shape(make)
     try:
         where = state_shardings(shapes, mesh)

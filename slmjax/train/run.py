@@ -94,9 +94,8 @@ def build(
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
     split = mesh.shape["data"] * mesh.shape["fsdp"]
-    with jax.set_mesh(mesh):
-        usual = plan.usual_segments(config.train.batch // config.train.microbatches // split)
-        program = make_program(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, usual))
+    usual = plan.usual_segments(config.train.batch // config.train.microbatches // split)
+    program = make_program(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, usual))
     arch, device = program.arch, program.device
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}

@@ -243,3 +243,27 @@ def _close(expected, found, tolerance: float) -> None:
     for (path, one), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found)):
         off = np.linalg.norm(np.asarray(one) - np.asarray(other)) / np.linalg.norm(one)
         assert off <= tolerance, f"{jax.tree_util.keystr(path)}: {off:.2g}"
+
+
+@pytest.mark.parametrize("dtype, near", [("float32", 2e-6), ("bfloat16", 3e-2)], ids=["float32", "bfloat16"])
+def test_query_key_and_value_in_one_product_are_those_of_three(monkeypatch, dtype, near):
+    """Weights side by side, as without a tensor axis, against a product each, as with one: values and every gradient."""
+    arch = dataclasses.replace(ARCH, compute=dtype)
+    params = lm.init(arch, jax.random.key(0))
+    batch = _batch([[[1, 2, 3, 4, 5], [6, 7, 8]], [[9, 10, 11, 12, 13, 14, 15, 16]]])
+
+    def run(ways):
+        monkeypatch.setattr("slmjax.models.layers.ways", lambda *_: ways)
+
+        def loss(params):
+            hidden = lm.forward(arch, params, {}, batch)[0].astype(jnp.float32)
+            return (hidden * jnp.cos(jnp.arange(hidden.size, dtype=jnp.float32)).reshape(hidden.shape)).sum(), hidden
+
+        text = jax.jit(jax.grad(loss, has_aux=True)).lower(params).as_text()
+        return jax.jit(jax.grad(loss, has_aux=True))(params), text.count("stablehlo.dot_general")
+
+    (gradients, hidden), products = run(1)
+    (separate, plain), more = run(2)
+    assert products == more - 3 * 2 * 2  # forward and two backward, one instead of three, in each of the two blocks that are scanned
+    for one, other in zip(jax.tree.leaves((separate, plain)), jax.tree.leaves((gradients, hidden)), strict=True):
+        assert np.linalg.norm(np.float32(other) - np.float32(one)) <= near * np.linalg.norm(np.float32(one))

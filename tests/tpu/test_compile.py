@@ -1,20 +1,13 @@
 """The launcher's own train step, compiled ahead of time for a TPU slice that is not here."""
 
-import functools
 import math
 
 import jax
 import pytest
 
 from slmjax import config as configs
-from slmjax.models import lm
-from slmjax.models.resolve import resolve
-from slmjax.objectives.lm import objective
-from slmjax.ops.cross_entropy import chunks_for
-from slmjax.parallel.mesh import batch_sharding, device_kind, make_mesh
-from slmjax.train.optimizer import Optimizer
-from slmjax.train.program import batch_shapes
-from slmjax.train.step import init_state, jit_step, make_step, state_shardings
+from slmjax.parallel.mesh import make_mesh
+from slmjax.train.program import make_program
 
 pytest.importorskip("libtpu", reason="no libtpu; pip install 'slmjax[tpu]' compiles for TPUs on any machine", exc_type=ImportError)
 
@@ -41,18 +34,9 @@ def compiled():
         for name, value in QUIET.items():
             patch.setenv(name, value)
         mesh = make_mesh(SIZES, topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices)
-        device = device_kind(mesh)
-        arch, reasons = resolve(configs.validate(config), mesh, 1000)
-        optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
-        make = functools.partial(init_state, functools.partial(lm.init, arch, jax.random.key(0)), optimizer)
-        shapes = jax.eval_shape(make)  # outside the mesh's context, where an eager operation would look for a real device
-        where = state_shardings(shapes, mesh)
-        state = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
-        chunks = chunks_for(BATCH // 8, LENGTH, arch.vocab_size // SIZES["tensor"], device.memory)
-        step = jit_step(make_step(objective(arch, chunks=chunks), optimizer, config, where, arch.compute), where, mesh, device)
-        with jax.set_mesh(mesh):
-            program = step.lower(state, batch_shapes((BATCH, LENGTH), batch_sharding(mesh))).compile()
-    return program, state, reasons
+        program = make_program(configs.validate(config), mesh, 1000, (16, 4))
+        step = program.compile()
+    return step, program.shapes, program.reasons
 
 
 def test_the_step_for_a_tpu_slice_runs_splash_attention_in_bfloat16_forward_and_backward(compiled):
