@@ -8,10 +8,18 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from slmjax import config as configs
+from slmjax.bench.ladder import ladder
+from slmjax.models import sizes
+from slmjax.models.architecture import from_config
+from slmjax.parallel.mesh import batch_sharding, make_mesh
+from slmjax.train.program import make_program
+
+WINDOW = 4  # steps between two looks at the clock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +44,6 @@ def run(arguments: argparse.Namespace) -> dict:
 
 def measure(config: ConfigDict, steps: int, documents: int = 1, *, with_ladder: bool = False) -> dict[str, Any]:
     """Compile the train step of a config as the launcher does, and time it on random tokens."""
-    import jax
-
-    from slmjax.models import sizes
-    from slmjax.parallel.mesh import batch_sharding, make_mesh
-    from slmjax.train.program import make_program
-
     mesh = make_mesh(config.mesh.to_dict())
     shape = (config.train.batch, config.data.seq_len)
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
@@ -64,7 +66,7 @@ def measure(config: ConfigDict, steps: int, documents: int = 1, *, with_ladder: 
             times.append((time.perf_counter() - began) / WINDOW)
         memory = step.memory_analysis()
         del state
-        ladder_rows = _ladder(program, batches[0]) if with_ladder else []
+        pieces = ladder(program, batches[0]) if with_ladder else []
     ms, tokens = 1e3 * statistics.median(times), shape[0] * shape[1]
     speed = 1e3 * tokens / ms
     peak = sizes.peak_flops(program.device.name, program.arch.compute)
@@ -72,12 +74,9 @@ def measure(config: ConfigDict, steps: int, documents: int = 1, *, with_ladder: 
         "who": f"slmjax, {program.arch.attention} attention", "documents": documents, "step_ms": ms, "tokens_per_second": speed,
         "mfu": sizes.mfu(speed, program.flops_per_token, peak and peak * mesh.size),
         "peak_gib": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30,
-        "compile_s": compile_s, "first_step_s": first, "fastest_ms": 1e3 * min(times), "first_loss": loss, "ladder": ladder_rows,
+        "compile_s": compile_s, "first_step_s": first, "fastest_ms": 1e3 * min(times), "first_loss": loss, "ladder": pieces,
     }  # fmt: skip
     return {name: value for name, value in row.items() if value is not None}
-
-
-WINDOW = 4  # steps between two looks at the clock
 
 
 def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) -> dict[str, np.ndarray]:
@@ -92,9 +91,6 @@ def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) 
 
 def peer_rows(config: ConfigDict, steps: int) -> list[dict[str, Any]]:
     """The peer's row, from a process of its own; a row that says why where it could not run."""
-    from slmjax.models import sizes
-    from slmjax.models.architecture import from_config
-
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
     spec = {"config": configs.to_json(config)} | shape
     done = subprocess.run([sys.executable, "-m", "slmjax.bench.peers"], input=json.dumps(spec), capture_output=True, text=True, check=False)
@@ -111,9 +107,3 @@ def peer_rows(config: ConfigDict, steps: int) -> list[dict[str, Any]]:
         "peak_gib": found["peak_bytes"] and found["peak_bytes"] / 2**30, "first_step_s": found["first_step_s"], "first_loss": found["loss"],
     }  # fmt: skip
     return [{name: value for name, value in row.items() if value is not None}]
-
-
-def _ladder(program: Any, batch: dict) -> list[dict[str, Any]]:
-    from slmjax.bench.ladder import ladder
-
-    return ladder(program, batch)

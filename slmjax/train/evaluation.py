@@ -20,7 +20,8 @@ from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
 from slmjax.infer.engine import Engine
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
-from slmjax.parallel.mesh import batch_sharding
+from slmjax.parallel.mesh import batch_sharding, device_kind
+from slmjax.train.step import compiler_options
 
 QUESTIONS = 25  # of each kind; a standard error of at most 10 points
 ANSWER_TOKENS = 128
@@ -45,7 +46,8 @@ class Evaluator:
             if len(shards)
         }
         whole = NamedSharding(mesh, P())
-        self.score = jax.jit(scorer(arch, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole)
+        options = compiler_options(device_kind(mesh), config.train.deterministic)
+        self.score = jax.jit(scorer(arch, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole, compiler_options=options)
 
     def losses(self, params: dict) -> dict[str, DocumentLosses]:
         """Of every source with held-out text."""
