@@ -3,8 +3,8 @@
 python -m slmjax.launch --config=configs/tiny.py
 
 Measured on two cores of a shared AMD EPYC (2026-11-22, jax 0.10.2). Everything took 152 s from an empty compile cache, compiling and
-preparing included. Held-out bits per byte 0.420 with seed 0 and 0.482 with seed 1; with the order of data before packing was changed 0.376
-and 0.460, so that luck is as large as what two seeds can tell. The best Kneser-Ney model of orders 2 to 5 on the same tokens has 1.81
+preparing included. Held-out bits per byte 0.420, 0.482, 0.443 and 0.448 with seeds 0 to 3 (0.376, 0.460, 0.450, 0.440 with the order of
+data before packing was changed). The best Kneser-Ney model of orders 2 to 5 on the same tokens has 1.81
 (order 5). Exact answers with seed 0, of 25 questions a kind, beside chance: word problems 12 % (4 %), units 0 % (3 %), comparison 16 %
 (35 %: worse than guessing, as it sorts unseen numbers badly), sequences 8 % (8 %), logic 60 % (49 %), definitions 44 % (18 %); the
 Kneser-Ney model answers none.
