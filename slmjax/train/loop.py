@@ -30,11 +30,10 @@ from slmjax.train.state import saved
 def train(run: Run) -> int:
     """Go from run.start.step to config.train.steps; returns 0, or 128 + signal when told to leave (saved, and to be continued)."""
     loop = _Loop(run)
-    with loop.batches, loop.progress, _Leave() as leave:
+    # Closed also where the loop ends in an error: a checkpoint that is being written in the background is finished first.
+    with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop.batches, loop.progress, _Leave() as leave:
         status = loop.go(leave)
         loop.stop_profiling()
-    run.checkpoints.close()
-    run.writer.close()
     if hosts.is_first():
         report = write_report(run.workdir, defaults=configs.to_dict(configs.base()))
         print(_farewell(run, status, report))
