@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from slmjax.bench.timing import copy_bytes, device_ms, matmul_flops
 from slmjax.models import lm, sizes
 from slmjax.models.layers import Context
+from slmjax.models.mlp import MLP
 from slmjax.ops.attention import attention
 from slmjax.ops.cross_entropy import weighted_nats
 from slmjax.train.optimizer import Optimizer
@@ -59,7 +60,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     def normal(*shape):
         return jax.random.normal(next(keys), shape, arch.compute)
 
-    x, wide = normal(B, T, D), normal(B, T, F)
+    x = normal(B, T, D)
     yield Piece("product", 6 * L, lambda a, b: a.reshape(tokens, D) @ b, (x, normal(D, F)), 2 * tokens * D * F, size * tokens * (D + F))
 
     qkv = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)
@@ -73,36 +74,35 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
 
     yield Piece("attention", L, _both(attend), (qkv, normal(B, T, N, H)), 3.5 * 4 * pairs * N * H, size * tokens * H * (8 * N + 6 * K))
 
-    params = jax.tree.map(lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], program.init().params["stack"]["0"]["0"])
+    state = program.init()
+    params = jax.tree.map(lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], state.params["stack"]["0"]["0"])
     ctx = Context(batch["segments"], batch["positions"])
     block = arch.blocks[0]
 
     def mlp(weights, x):
-        return jnp.einsum("btf,fd->btd", jax.nn.silu(x @ weights["gate"]) * (x @ weights["up"]), weights["down"])
+        return MLP(arch, block).apply({"params": weights}, x, ctx=ctx)[0]
 
     # Bytes: the products' inputs and outputs, and gate, up and hidden once more for the activation; three times that with the backward.
     yield Piece("mlp", L, _both(mlp), ((params["channel"], x), x), 18 * tokens * D * F, 3 * size * tokens * (3 * D + 6 * F))
-    per_layer = sizes.train_flops_per_token(arch, T) * tokens
+    flops = sizes.train_flops_per_token(arch, T) * tokens
     head_flops = 6 * tokens * D * V
-    layer_flops = (per_layer - head_flops) / L
+    layer_flops = (flops - head_flops) / L
 
     def layer(params, x):
         return lm.apply_block(arch, block, {"params": params}, x, ctx)
 
     yield Piece("layer", L, _both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
-    del wide
     head, target = normal(D, V), batch["targets"]
     loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.chunks)[0], argnums=(0, 1))
     yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
 
-    state = program.init()
     whole = jax.tree.map(lambda p: p.astype(arch.compute) if p.ndim > 1 else p, state.params)
 
     def stack(params):
         hidden = lm.forward(arch, params, {}, batch)[0]
         return jnp.vdot(hidden[:, -1].astype(jnp.float32), x[:, -1].astype(jnp.float32))
 
-    yield Piece("stack", 1, jax.grad(stack), (whole,), per_layer - head_flops, 0.0)
+    yield Piece("stack", 1, jax.grad(stack), (whole,), flops - head_flops, 0.0)
     optimizer = Optimizer(c.train, c.model.multipliers, c.precision.optimizer)
     gradients = jax.tree.map(lambda p: 1e-3 * p, state.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -168,10 +168,9 @@ def _timed(torch: Any, once: Any) -> float:
 
 
 def main() -> None:
-    """Read {config, batch, length, steps} as JSON, train, and print the figures as one line of JSON."""
+    """Read {config, vocab, batch, length, steps} as JSON, train, and print the figures as one line of JSON."""
     spec = json.load(sys.stdin)
-    config = configs.from_dict(json.loads(spec.pop("config")))
-    arch = from_config(config, config.model.vocab_size or config.data.vocab_size)
+    arch = from_config(configs.from_dict(spec.pop("config")), spec.pop("vocab"))
     try:
         print(json.dumps(train(arch, **spec)))
     except UserError as error:

@@ -16,6 +16,7 @@ from slmjax import config as configs
 from slmjax.bench.ladder import ladder
 from slmjax.models import sizes
 from slmjax.models.architecture import from_config
+from slmjax.models.resolve import vocab_rows
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.train.program import make_program
 
@@ -92,14 +93,15 @@ def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) 
 def peer_rows(config: ConfigDict, steps: int) -> list[dict[str, Any]]:
     """The peer's row, from a process of its own; a row that says why where it could not run."""
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
-    spec = {"config": configs.to_json(config)} | shape
+    vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
+    spec = {"config": configs.to_dict(config), "vocab": vocab} | shape
     done = subprocess.run([sys.executable, "-m", "slmjax.bench.peers"], input=json.dumps(spec), capture_output=True, text=True, check=False)
     if done.returncode:
         return [{"who": "PyTorch", "skipped": (done.stderr.strip().splitlines() or ["failed"])[-1]}]
     found = json.loads(done.stdout.splitlines()[-1])
     tokens = shape["batch"] * shape["length"]
     speed = 1e3 * tokens / found["step_ms"]
-    arch = from_config(config, config.model.vocab_size or config.data.vocab_size, compute=found["compute"])
+    arch = from_config(config, vocab, compute=found["compute"])
     peak = sizes.peak_flops(found["device"], arch.compute)
     row = {
         "who": found["who"], "documents": 1, "step_ms": found["step_ms"], "tokens_per_second": speed,

@@ -67,8 +67,7 @@ def _packed_forward(q, k, v, lengths, starts, places):
         kept = jax.eval_shape(few)[1]
         return _forward(q, k, v, lengths, starts)[0], jnp.zeros(kept.shape, kept.dtype)
 
-    fits = places >= len(lengths) or lengths[places] == 0
-    out, statistics = few() if fits is True else jax.lax.cond(fits, few, all_places)
+    out, statistics = _either(lengths, places, few, all_places)
     return out, (q, k, v, lengths, starts, out, statistics)
 
 
@@ -81,11 +80,15 @@ def _packed_backward(places, residuals, gradient):
     def all_places():
         return _backward(q, k, v, lengths, starts, *_forward(q, k, v, lengths, starts), gradient)
 
-    fits = places >= len(lengths) or lengths[places] == 0
-    return *(few() if fits is True else jax.lax.cond(fits, few, all_places)), None, None
+    return *_either(lengths, places, few, all_places), None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
+
+
+def _either(lengths, places, few, all_places):
+    """few() where the batch has at most `places` segments, else all_places()."""
+    return few() if places >= len(lengths) else jax.lax.cond(lengths[places] == 0, few, all_places)
 
 
 def _forward(q, k, v, lengths, starts):

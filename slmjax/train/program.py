@@ -67,9 +67,12 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
     device = device_kind(mesh)
     arch, reasons = resolve(config, mesh, tokenizer_size, segments)
     check_kernel(arch.attention, device)
-    rows = config.train.batch // config.train.microbatches // (mesh.shape["data"] * mesh.shape["fsdp"])
     chunks = config.train.loss_chunks or chunks_for(
-        rows, config.data.seq_len, arch.vocab_size // mesh.shape["tensor"], device.memory, jnp.dtype(arch.compute).itemsize
+        device_rows(config, mesh),
+        config.data.seq_len,
+        arch.vocab_size // mesh.shape["tensor"],
+        device.memory,
+        jnp.dtype(arch.compute).itemsize,
     )
     optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
 
@@ -83,6 +86,11 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
     shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
     return Program(config, mesh, device, arch, reasons, chunks, make, shapes, where)
+
+
+def device_rows(config: ConfigDict, mesh: Mesh) -> int:
+    """Rows that a device holds of one microbatch."""
+    return config.train.batch // config.train.microbatches // (mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict:

@@ -28,7 +28,7 @@ from slmjax.train import metrics as records
 from slmjax.train import resume
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import make_program
+from slmjax.train.program import device_rows, make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
@@ -93,9 +93,8 @@ def build(
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    usual = plan.usual_segments(config.train.batch // config.train.microbatches // split)
-    program = make_program(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, usual))
+    segments = plan.max_segments, plan.usual_segments(device_rows(config, mesh))
+    program = make_program(config, mesh, prepared.tokenizer.vocab_size, segments)
     arch, device = program.arch, program.device
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
