@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax import config as configs
-from slmjax.errors import UserError
+from slmjax.errors import UserError, nearest
 
 BENCHES = {
     "train": "the launcher's compiled train step, beside PyTorch",
@@ -23,20 +23,25 @@ RECIPE = "configs/304m.py"
 
 def main(arguments: list[str]) -> int:
     """Run one bench, print its table and write its JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m slmjax.bench", description=__doc__)
-    kinds = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
-    modules = {}
-    for name, meaning in BENCHES.items():
-        modules[name] = importlib.import_module(f"slmjax.bench.{name}")
-        one = kinds.add_parser(name, help=meaning, description=modules[name].__doc__)
-        one.add_argument("--config", default=RECIPE, help=f"recipe whose model is measured (default {RECIPE})")
-        one.add_argument("--out", default="", help="write the figures to this JSON file")
-        modules[name].add_arguments(one)
+    name = next((word for word in arguments if not word.startswith("-")), "")
     try:
+        if name not in BENCHES:
+            if {"-h", "--help"} & set(arguments):
+                print("\n".join([f"{__doc__}\n", *(f"  {bench:8}{meaning}" for bench, meaning in BENCHES.items())]))
+                return 0
+            raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
+        bench = importlib.import_module(f"slmjax.bench.{name}")
         own, fields = _split(arguments)
+        parser = argparse.ArgumentParser(
+            prog=f"python -m slmjax.bench {name}", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--config", default=RECIPE, help=f"recipe whose model is measured (default {RECIPE})")
+        parser.add_argument("--out", default="", help="write the figures to this JSON file")
+        bench.add_arguments(parser)
+        own.remove(name)
         parsed = parser.parse_args(own)
         parsed.config = configs.validate(configs.override(configs.load(parsed.config), fields))
-        found = modules[parsed.bench].run(parsed)
+        found = bench.run(parsed)
     except UserError as error:
         print(f"slmjax.bench: {error}", file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from slmjax import config as configs
-from slmjax.bench import data_peers
+from slmjax.bench import data_peers, shell
 from slmjax.data.loader import BatchPlan, fold, local_batches, unfold
 from slmjax.data.prepare import prepare
 from slmjax.data.shards import ShardSet, ShardWriter
@@ -38,8 +38,10 @@ MADE_UP = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m slmjax.bench data`."""
-    parser.add_argument("--seq-lens", type=_numbers(1), default="1024,2048", help="tokens of a row, comma-separated")
-    parser.add_argument("--workers", type=_numbers(0), default="0,1,2", help="processes that read, comma-separated; 0: a thread instead")
+    parser.add_argument("--seq-lens", type=shell.numbers(1), default="1024,2048", help="tokens of a row, comma-separated")
+    parser.add_argument(
+        "--workers", type=shell.numbers(0), default="0,1,2", help="processes that read, comma-separated; 0: a thread instead"
+    )
     parser.add_argument("--tokens", type=int, default=65_536, help="tokens of a batch")
     parser.add_argument("--batches", type=int, default=100, help="batches of one repeat")
     parser.add_argument("--repeats", type=int, default=5, help="of which the median counts")
@@ -170,14 +172,3 @@ def _cores(count: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _numbers(least: int) -> Callable[[str], list[int]]:
-    def whole(text: str) -> list[int]:
-        numbers = [int(part) for part in text.split(",")]
-        if min(numbers) < least:
-            raise ValueError
-        return numbers
-
-    whole.__name__ = f"comma-separated list of whole numbers of {least} or more"  # argparse names it in its message
-    return whole

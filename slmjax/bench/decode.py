@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slmjax.bench import decode_peers
+from slmjax.bench import decode_peers, shell
 from slmjax.compile_cache import use_compile_cache
 from slmjax.errors import UserError
 from slmjax.infer.engine import Engine
@@ -30,11 +30,12 @@ from slmjax.parallel.mesh import make_mesh
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The bench's own options."""
     add = parser.add_argument
-    add("--batch", default="1,64,256", help="rows decoded at once, comma-separated (default: %(default)s)")
+    add("--batch", type=shell.numbers(1), default="1,64,256", help="rows decoded at once, comma-separated (default: %(default)s)")
     add("--prompt", type=int, default=896, help="tokens of each prompt, end-of-text included (default: %(default)s)")
     add("--tokens", type=int, default=128, help="tokens drawn after it (default: %(default)s)")
     add("--runs", type=int, default=5, help="timed runs of each batch (default: %(default)s)")
     add("--peers", action="store_true", help="transformers' generate too, with the same shape")
+    add("--peer-seconds", type=float, default=600.0, help="time for the peers; what they have not measured by then is left out")
     add("--xla", action="append", default=[], metavar="[prefill.]NAME=VALUE,...", help="compiler options to try on the decode program")
 
 
@@ -47,13 +48,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises: UserError for options that make no sense.
     """
     config, prompt, tokens, runs = arguments.config, arguments.prompt, arguments.tokens, arguments.runs
-    batches, xla = parse_batches(arguments.batch), parse_xla(arguments.xla)
+    batches, xla = arguments.batch, parse_xla(arguments.xla)
     for name, value, least in (("prompt", prompt, 1), ("tokens", tokens, 2), ("runs", runs, 1)):
         if value < least:
             raise UserError(f"--{name}={value}: expected at least {least}.")
     rows, messages = [], []
     if arguments.peers:  # first, and in a process of its own: JAX takes most of a GPU's memory once it has begun
-        rows, messages = decode_peers.measure(config, batches, prompt, tokens, runs)
+        rows, messages = decode_peers.measure(config, batches, prompt, tokens, runs, arguments.peer_seconds)
     use_compile_cache()
     arch, reasons = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), config.data.vocab_size)
     engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, Numbers(arch), xla=xla)
@@ -99,17 +100,6 @@ class Numbers:
 
     def token_bytes(self) -> list[bytes]:
         return [b""] * self.vocab_size
-
-
-def parse_batches(text: str) -> list[int]:
-    """[1, 64] of "1,64".
-
-    Raises: UserError where it is not a list of positive numbers.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"--batch={text}: expected positive numbers, such as 1,64,256.")
-    return [int(word) for word in words]
 
 
 def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:

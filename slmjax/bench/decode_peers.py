@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax import config as configs
+from slmjax.bench import shell
 from slmjax.bench.llama_weights import llama_config
 from slmjax.models.architecture import from_config
 from slmjax.models.resolve import vocab_rows
@@ -19,24 +18,18 @@ from slmjax.models.resolve import vocab_rows
 CACHES = {"dynamic cache": None, "static cache, compiled": "static"}  # transformers compiles the step of a static cache on a GPU
 
 
-def measure(config: ConfigDict, batches: list[int], prompt: int, tokens: int, runs: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows as bench/decode.py has them, messages for what could not be measured).
+def measure(config: ConfigDict, batches: list[int], prompt: int, tokens: int, runs: int, seconds: float) -> tuple[list[dict], list[str]]:
+    """(rows as bench/decode.py has them, messages for what could not be measured, which is also what `seconds` did not suffice for).
 
     Raises: UserError where the config asks for what Llama does not have.
     """
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         return [], [f"no peers: {' and '.join(missing)} not installed here; pip install 'slmjax[hf]'"]
     llama_config(_architecture(config), prompt + tokens)
-    asked = json.dumps([configs.to_dict(config), batches, prompt, tokens, runs])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    child = subprocess.run(
-        [sys.executable, "-m", "slmjax.bench.decode_peers"], input=asked, stdout=subprocess.PIPE, text=True, env=environment, check=False
-    )
-    found = [json.loads(line) for line in child.stdout.splitlines() if line.startswith(("{", '"'))]
+    question = [configs.to_dict(config), batches, prompt, tokens, runs]
+    found, fault = shell.ask("slmjax.bench.decode_peers", question, seconds=seconds, JAX_PLATFORMS="cpu")
     rows, messages = [f for f in found if isinstance(f, dict)], [f for f in found if isinstance(f, str)]
-    if child.returncode:
-        messages.append(f"peers: their process ended with status {child.returncode}")
-    return rows, messages
+    return rows, [*messages, f"peers: {fault}"] if fault else messages
 
 
 def main() -> None:

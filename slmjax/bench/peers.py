@@ -24,8 +24,8 @@ def import_torch() -> Any:
     return torch
 
 
-def best_backend(arch: Architecture, batch: int, length: int) -> str:
-    """The backend of scaled_dot_product_attention (causal, grouped) that is fastest, backward included; "" where none of BACKENDS runs."""
+def attention_ms(arch: Architecture, batch: int, length: int) -> dict[str, float]:
+    """{backend: ms} of scaled_dot_product_attention (causal, grouped), forward and backward, for those of BACKENDS that run here."""
     torch = import_torch()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -40,10 +40,10 @@ def best_backend(arch: Architecture, batch: int, length: int) -> str:
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
                 once()
-                found[name] = statistics.median(_timed(torch, once) for _ in range(10))
+                found[name] = 1e3 * statistics.median(_timed(torch, once) for _ in range(10))
         except RuntimeError:
             continue  # this backend does not take these shapes on this device
-    return min(found, key=found.get, default="")
+    return found
 
 
 def train(arch: Architecture, batch: int, length: int, *, steps: int, seed: int = 0) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def train(arch: Architecture, batch: int, length: int, *, steps: int, seed: int 
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend = best_backend(arch, batch, length)
+    found = attention_ms(arch, batch, length)
+    backend = min(found, key=found.get, default="")
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(seed)
     model = Decoder(torch, arch).to(device)
@@ -97,7 +98,7 @@ def train(arch: Architecture, batch: int, length: int, *, steps: int, seed: int 
     attention = f"{backend.split('_')[0].lower()} attention" if backend else "default attention"
     return {
         "who": f"PyTorch {torch.__version__.partition('+')[0]}, torch.compile, {attention}, fused AdamW",
-        "first_step_s": first_step, "step_ms": 1e3 * statistics.median(times), "loss": first,
+        "attention_ms": found, "first_step_s": first_step, "step_ms": 1e3 * statistics.median(times), "loss": first,
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "compute": "bfloat16" if device == "cuda" else "float32",
     }  # fmt: skip

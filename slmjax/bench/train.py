@@ -1,24 +1,31 @@
 """Tokens per second of the launcher's own compiled train step, beside what a user would write in PyTorch."""
 
 import argparse
-import json
+import itertools
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from slmjax import config as configs
+from slmjax.bench import shell
 from slmjax.bench.ladder import ladder
+from slmjax.data.loader import local_batches
+from slmjax.data.prepare import Prepared
+from slmjax.data.stage import prepared_text
 from slmjax.models import sizes
 from slmjax.models.architecture import from_config
 from slmjax.models.resolve import vocab_rows
+from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
-from slmjax.train.program import make_program
+from slmjax.train.program import Program, device_rows, make_program
+from slmjax.train.run import batch_plan
+from slmjax.train.state import TrainState
 
 WINDOW = 4  # steps between two looks at the clock
 
@@ -28,55 +35,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=24, help="measured steps")
     parser.add_argument("--documents", type=int, default=1, help="documents in a row; 1 asks nothing but causality of attention")
     parser.add_argument("--peers", action="store_true", help="PyTorch under torch.compile first, in a process of its own")
+    parser.add_argument(
+        "--text", action="store_true", help="packed rows of config.data.sources too: one batch again and again, and the loader's"
+    )
     parser.add_argument("--ladder", action="store_true", help="the pieces of the step too")
 
 
 def run(arguments: argparse.Namespace) -> dict:
-    """Rows: who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s, first_step_s; `ladder` where asked for."""
-    config = arguments.config
-    rows = peer_rows(config, arguments.steps) if arguments.peers else []  # first: JAX takes most of a GPU's memory
-    found = measure(config, arguments.steps, arguments.documents, with_ladder=arguments.ladder)
+    """Rows: who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s, first_step_s; `ladder` where asked for.
+
+    With --text, two rows more, of config.data.sources (else the embedded textbook) packed as in training: one batch again and again, and
+    the batches that the launcher's loader reads meanwhile.
+    """
+    config, messages = arguments.config, []
+    text = prepared_text(config, "runs/bench") if arguments.text else None
+    rows, messages = peer_rows(config, arguments.steps) if arguments.peers else ([], [])  # first: JAX takes most of a GPU's memory
+    mesh = make_mesh(config.mesh.to_dict())
+    found = measure(config, mesh, arguments.steps, arguments.documents, with_ladder=arguments.ladder)
     pieces = found.pop("ladder")
     fastest = max((row["tokens_per_second"] for row in rows if "tokens_per_second" in row), default=None)
     if fastest:
         found["times_the_peer"] = found["tokens_per_second"] / fastest
-    return {"bench": "train", "rows": [*rows, found], "ladder": pieces}
+    more = measure_text(config, mesh, text, arguments.steps) if text else []
+    return {"bench": "train", "rows": [*rows, found, *more], "ladder": pieces, "messages": messages}
 
 
-def measure(config: ConfigDict, steps: int, documents: int = 1, *, with_ladder: bool = False) -> dict[str, Any]:
+def measure(config: ConfigDict, mesh: Mesh, steps: int, documents: int = 1, *, with_ladder: bool = False) -> dict[str, Any]:
     """Compile the train step of a config as the launcher does, and time it on random tokens."""
-    mesh = make_mesh(config.mesh.to_dict())
     shape = (config.train.batch, config.data.seq_len)
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
     with jax.set_mesh(mesh):
-        began = time.perf_counter()
-        step = program.compile()
-        compile_s = time.perf_counter() - began
         batches = [jax.device_put(random_batch(*shape, program.arch.vocab_size, documents, seed), batch_sharding(mesh)) for seed in (0, 1)]
-        state = jax.block_until_ready(program.init())
-        began = time.perf_counter()
-        state, metrics = step(state, batches[0])
-        loss = float(metrics["loss"])
-        first = time.perf_counter() - began
-        times = []
+        step, state, row = _ready(program, batches[0])
+        turn, times = itertools.cycle(batches), []
         for _ in range(max(3, steps // WINDOW)):
-            began = time.perf_counter()
-            for number in range(WINDOW):  # as in training, where the host does not wait for a step
-                state, metrics = step(state, batches[number % 2])
-            jax.block_until_ready((state, metrics))
-            times.append((time.perf_counter() - began) / WINDOW)
-        memory = step.memory_analysis()
+            state, seconds = _window(step, state, turn, WINDOW)
+            times.append(seconds)
         del state
         pieces = ladder(program, batches[0]) if with_ladder else []
-    ms, tokens = 1e3 * statistics.median(times), shape[0] * shape[1]
-    speed = 1e3 * tokens / ms
-    peak = sizes.peak_flops(program.device.name, program.arch.compute)
-    row = {
-        "who": f"slmjax, {program.arch.attention} attention", "documents": documents, "step_ms": ms, "tokens_per_second": speed,
-        "mfu": sizes.mfu(speed, program.flops_per_token, peak and peak * mesh.size),
-        "peak_gib": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30,
-        "compile_s": compile_s, "first_step_s": first, "fastest_ms": 1e3 * min(times), "first_loss": loss, "ladder": pieces,
-    }  # fmt: skip
+    row = {"who": f"slmjax, {program.arch.attention} attention", "documents": documents, **row, **_speed(program, times)}
+    return row | {"ladder": pieces}
+
+
+def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int) -> list[dict[str, Any]]:
+    """Rows of the same step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns."""
+    plan = batch_plan(config, text)
+    program = make_program(config, mesh, text.tokenizer.vocab_size, (plan.max_segments, plan.usual_segments(device_rows(config, mesh))))
+    to, window = batch_sharding(mesh), max(WINDOW, steps // 6)
+    held = hosts.local_rows(to, plan.batch, plan.seq_len)
+    reader = local_batches(
+        plan, start_step=0, stop_step=plan.total_rows // plan.batch, local_rows=held.tolist(), workers=config.data.workers
+    )
+    times: dict[str, list[float]] = {"one batch": [], "the loader's": []}
+    with jax.set_mesh(mesh), reader as batches:
+        read = (hosts.global_batch(batch, to, plan.batch, held) for batch in batches)
+        one = next(read)
+        step, state, row = _ready(program, one)
+        feeds = {"one batch": itertools.repeat(one), "the loader's": read}
+        for _ in range(6):
+            for name, feed in feeds.items():
+                state, seconds = _window(step, state, feed, window)
+                times[name].append(seconds)
+    rows = [
+        {"who": f"slmjax, packed text, {name}", "documents": program.arch.mean_segments, **row, **_speed(program, seconds)}
+        for name, seconds in times.items()
+    ]
+    rows[1]["times_one_batch"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
+    return rows
+
+
+def _ready(program: Program, batch: dict) -> tuple[Callable, TrainState, dict[str, Any]]:
+    """(compiled step, state after the first one, the columns that are known by then)."""
+    began = time.perf_counter()
+    step = program.compile()
+    compile_s = time.perf_counter() - began
+    state = jax.block_until_ready(program.init())
+    began = time.perf_counter()
+    state, metrics = step(state, batch)
+    loss = float(metrics["loss"])
+    memory = step.memory_analysis()
+    peak = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+    return step, state, {"peak_gib": peak, "compile_s": compile_s, "first_step_s": time.perf_counter() - began, "first_loss": loss}
+
+
+def _window(step: Callable, state: TrainState, batches: Iterator, count: int) -> tuple[TrainState, float]:
+    """(state, seconds a step) of steps that the host does not wait for, as in training, but for the last."""
+    began = time.perf_counter()
+    for batch in itertools.islice(batches, count):
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return state, (time.perf_counter() - began) / count
+
+
+def _speed(program: Program, times: list[float]) -> dict[str, Any]:
+    ms = 1e3 * statistics.median(times)
+    speed = 1e3 * program.config.train.batch * program.config.data.seq_len / ms
+    row = {"step_ms": ms, "tokens_per_second": speed, "mfu": program.mfu(speed), "fastest_ms": 1e3 * min(times)}
     return {name: value for name, value in row.items() if value is not None}
 
 
@@ -90,17 +144,15 @@ def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) 
     return {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()} | batch
 
 
-def peer_rows(config: ConfigDict, steps: int) -> list[dict[str, Any]]:
-    """The peer's row, from a process of its own; a row that says why where it could not run."""
+def peer_rows(config: ConfigDict, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the peer's row, or one that says why it could not run; messages)."""
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
-    spec = {"config": configs.to_dict(config), "vocab": vocab} | shape
-    done = subprocess.run([sys.executable, "-m", "slmjax.bench.peers"], input=json.dumps(spec), capture_output=True, text=True, check=False)
-    if done.returncode:
-        return [{"who": "PyTorch", "skipped": (done.stderr.strip().splitlines() or ["failed"])[-1]}]
-    found = json.loads(done.stdout.splitlines()[-1])
-    tokens = shape["batch"] * shape["length"]
-    speed = 1e3 * tokens / found["step_ms"]
+    answers, fault = shell.ask("slmjax.bench.peers", {"config": configs.to_dict(config), "vocab": vocab} | shape)
+    if fault:
+        return [{"who": "PyTorch", "skipped": fault}], []
+    (found,) = answers
+    speed = 1e3 * shape["batch"] * shape["length"] / found["step_ms"]
     arch = from_config(config, vocab, compute=found["compute"])
     peak = sizes.peak_flops(found["device"], arch.compute)
     row = {
@@ -108,4 +160,6 @@ def peer_rows(config: ConfigDict, steps: int) -> list[dict[str, Any]]:
         "mfu": sizes.mfu(speed, sizes.train_flops_per_token(arch, shape["length"]), peak),
         "peak_gib": found["peak_bytes"] and found["peak_bytes"] / 2**30, "first_step_s": found["first_step_s"], "first_loss": found["loss"],
     }  # fmt: skip
-    return [{name: value for name, value in row.items() if value is not None}]
+    attention = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found["attention_ms"].items())
+    messages = [f"PyTorch's attention, one layer forward and backward: {attention}"] if attention else []
+    return [{name: value for name, value in row.items() if value is not None}], messages

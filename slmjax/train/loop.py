@@ -17,7 +17,6 @@ from slmjax.data import stage
 from slmjax.data.loader import local_batches
 from slmjax.errors import UserError
 from slmjax.infer.engine import Engine
-from slmjax.models import sizes
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
 from slmjax.train import evaluation, schedule
@@ -46,13 +45,12 @@ class _Loop:
         self.run, self.config, self.state = run, config, run.state
         run.state = None  # donated to the first step
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
-        self.sharding = batch_sharding(run.mesh)
+        self.sharding = batch_sharding(run.program.mesh)
         self.batches = local_batches(
             run.plan, start_step=run.start.step, stop_step=self.total, local_rows=run.held.tolist(), workers=config.data.workers
         )  # fmt: skip
         self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
         self.trunk = schedule.trunk(config.train)
-        self.peak = sizes.peak_flops(run.device.name, run.arch.compute)
         self.window: list[dict[str, float]] = []
         self.clock, self.skipped = (run.start.step, time.monotonic()), run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
@@ -143,7 +141,7 @@ class _Loop:
         metrics: dict[str, Any] = {
             "train/loss": float(np.mean([values["cross_entropy"] for values in kept])),
             "train/tokens": done * self.tokens_per_step,
-            "train/flops": done * self.tokens_per_step * self.run.flops_per_token,
+            "train/flops": done * self.tokens_per_step * self.run.program.flops_per_token,
             "train/learning_rate": latest["learning_rate"],
             "train/grad_norm": latest["grad_norm"],
             "train/z": latest["z"],
@@ -152,7 +150,7 @@ class _Loop:
             "perf/goodput": self.run.goodput.share(),
             "perf/peak_memory_bytes": _peak_memory(),
         }
-        share = sizes.mfu(speed, self.run.flops_per_token, self.peak and self.peak * self.run.mesh.size)
+        share = self.run.program.mfu(speed)
         if share is not None:
             metrics["perf/mfu"] = share
         self.run.writer.write(done, metrics)
@@ -166,7 +164,7 @@ class _Loop:
         losses = run.evaluator.losses(self.state.params)
         metrics = evaluation.metrics(losses)
         tokens = done * self.tokens_per_step
-        run.writer.write(done, {**metrics, "train/tokens": tokens, "train/flops": tokens * run.flops_per_token})
+        run.writer.write(done, {**metrics, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
         if metrics:
             self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
         if hosts.is_first():
@@ -181,7 +179,7 @@ class _Loop:
 
     def reader(self) -> Engine:
         """A generation engine over the present parameters; its programs are compiled once."""
-        return Engine(self.run.arch, self.state.params, {}, self.run.prepared.tokenizer)
+        return Engine(self.run.program.arch, self.state.params, {}, self.run.prepared.tokenizer)
 
     def warm(self) -> None:
         """Compile the samples' programs before the first step, where it costs no training time."""
@@ -207,7 +205,7 @@ class _Loop:
             answers = evaluation.textbook_answers(self.reader(), stage.SEED)
             run.writer.event("answers", self.total, kinds=answers)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
-            baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.arch.vocab_size, stage.SEED)
+            baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.program.arch.vocab_size, stage.SEED)
             run.writer.event("baseline", self.total, **baseline)
         run.writer.event("goodput", self.total, **run.goodput.record())
         run.writer.event("finish", self.total)

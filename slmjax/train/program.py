@@ -41,6 +41,11 @@ class Program:
         """Of a training step, see sizes.train_flops_per_token."""
         return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
 
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Share of the devices' peak in the compute type (also under float8); None where the peak is not known."""
+        peak = sizes.peak_flops(self.device.name, self.arch.compute)
+        return sizes.mfu(tokens_per_second, self.flops_per_token, peak and peak * self.mesh.size)
+
     def init(self) -> TrainState:
         """The state before the first step, on the mesh."""
         with jax.set_mesh(self.mesh):

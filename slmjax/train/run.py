@@ -21,14 +21,13 @@ from slmjax.data.prepare import Prepared
 from slmjax.data.stage import facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.models import sizes
-from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import DeviceKind, batch_sharding, make_mesh
 from slmjax.train import metrics as records
 from slmjax.train import resume
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import device_rows, make_program
+from slmjax.train.program import Program, device_rows, make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
@@ -41,9 +40,7 @@ class Run:
 
     config: ConfigDict
     workdir: epath.Path
-    mesh: Mesh
-    device: DeviceKind
-    arch: Architecture
+    program: Program
     prepared: Prepared
     plan: BatchPlan
     held: np.ndarray
@@ -57,10 +54,6 @@ class Run:
     meta: dict[str, Any]
     command: str
     skipped: int  # steps skipped in earlier sessions and not done again since
-
-    @property
-    def flops_per_token(self) -> float:
-        return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
 
 
 def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", began: float | None = None) -> int:
@@ -78,7 +71,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         return 0
     check_writable(folder)
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began)
-    with jax.set_mesh(ready.mesh):
+    with jax.set_mesh(ready.program.mesh):
         return loop.train(ready)
 
 
@@ -138,7 +131,7 @@ def build(
     held = hosts.local_rows(batch_sharding(mesh), *shape)
     skipped = sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
     return Run(
-        config=config, workdir=folder, mesh=mesh, device=device, arch=arch, prepared=prepared, plan=plan, held=held, state=state, step=step,
+        config=config, workdir=folder, program=program, prepared=prepared, plan=plan, held=held, state=state, step=step,
         evaluator=evaluator, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
         skipped=skipped,
     )  # fmt: skip

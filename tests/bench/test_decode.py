@@ -60,13 +60,20 @@ def test_compiler_options_reach_their_program_and_lists_keep_their_commas():
 
 
 @pytest.mark.parametrize(("words", "named"), [
-    (["--batch=1,x"], "--batch=1,x"), (["--batch=0"], "--batch=0"), (["--tokens=1"], "--tokens=1"), (["--prompt=0"], "--prompt=0"),
+    (["--tokens=1"], "--tokens=1"), (["--prompt=0"], "--prompt=0"),
     (["--xla=flag"], "--xla=flag"), (["--batch=1", "--xla=no_such_option=1"], "no_such_option"),
     (["--batch=1", "--xla=prefill.no_such_option=1"], "no_such_option"),
 ])  # fmt: skip
 def test_an_option_that_makes_no_sense_is_named(words, named):
     with pytest.raises(UserError, match=named):
         decode.run(arguments(*words))
+
+
+@pytest.mark.parametrize("word", ["--batch=1,x", "--batch=0"])
+def test_batches_are_positive_numbers(word, capsys):
+    with pytest.raises(SystemExit):
+        arguments(word)
+    assert f"invalid comma-separated list of whole numbers of 1 or more value: '{word[8:]}'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

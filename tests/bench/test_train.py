@@ -9,7 +9,8 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.bench import __main__ as bench
-from slmjax.bench import ladder, peers, timing, train
+from slmjax.bench import ladder, peers, shell, timing, train
+from slmjax.data.stage import prepared_text
 from slmjax.models import sizes
 from slmjax.models.architecture import from_config
 from slmjax.parallel.mesh import make_mesh
@@ -54,7 +55,7 @@ def test_random_batches_keep_the_batch_contract(documents):
 
 
 def test_the_step_is_the_launchers_and_its_figures_fit_together(small):
-    row = train.measure(small, steps=4)
+    row = train.measure(small, make_mesh({"data": 1}, jax.devices()[:1]), steps=4)
     assert row["tokens_per_second"] == pytest.approx(1e3 * 8 * 32 / row["step_ms"])
     assert abs(row["first_loss"] - np.log(256)) < 0.2  # random tokens, untrained model
     assert row["peak_gib"] > 0 and row["compile_s"] > 0 and row["first_step_s"] > 0
@@ -88,7 +89,11 @@ def test_the_command_prints_a_table_and_writes_json(small, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments, sentence",
-    [(["train", "--config.model.widht=3"], "width"), (["train", "--config=nowhere.py"], "nowhere.py")],
+    [
+        (["train", "--config.model.widht=3"], "width"),
+        (["train", "--config=nowhere.py"], "nowhere.py"),
+        (["trian"], "Did you mean 'train'?"),
+    ],
 )
 def test_mistakes_end_in_a_sentence(arguments, sentence, capsys):
     if arguments[-1].startswith("--config."):
@@ -97,10 +102,35 @@ def test_mistakes_end_in_a_sentence(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_help_names_the_benches_and_each_has_its_own(capsys):
+    assert bench.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in bench.BENCHES)
+    with pytest.raises(SystemExit):
+        bench.main(["train", "--help"])
+    assert "--ladder" in capsys.readouterr().out
+
+
 def test_an_absent_peer_says_so(small, monkeypatch):
-    monkeypatch.setattr(train.sys, "executable", "false")
-    rows = train.peer_rows(small, 4)
-    assert rows[0]["who"] == "PyTorch" and "skipped" in rows[0]
+    monkeypatch.setattr(shell.sys, "executable", "false")
+    (row,), messages = train.peer_rows(small, 4)
+    assert row == {"who": "PyTorch", "skipped": "ended with status 1"} and not messages
+
+
+def test_a_peer_that_takes_too_long_is_ended_and_what_it_said_counts(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text("import json, time\nprint(json.dumps({'a': input()}), flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert shell.ask("slow", [1], seconds=3) == ([{"a": "[1]"}], "not finished after 3 s")
+
+
+def test_packed_text_is_timed_with_one_batch_and_with_the_loaders(small, corpus):
+    """The loader gives other batches than the repeated one, all of them packed rows of the text."""
+    small.data.sources["own"] = {"path": str(corpus)}
+    small.data.cache, small.data.vocab_size, small.model.vocab_size = str(corpus.parent / "bench"), 300, 0
+    one, read = train.measure_text(small, make_mesh({"data": 1}, jax.devices()[:1]), prepared_text(small, "unused"), 12)
+    assert one["who"].endswith("one batch") and read["who"].endswith("the loader's")
+    assert read["times_one_batch"] == pytest.approx(one["step_ms"] / read["step_ms"])
+    assert one["documents"] >= 1 and one["first_loss"] == read["first_loss"]
 
 
 @pytest.mark.parity
