@@ -44,7 +44,7 @@ FIELDS = {
     "precision": {
         "params": ("float32", "master weights"),
         "optimizer": ("float32", "first moments of the optimizer"),
-        "compute": ("auto", "matrix products: auto is bfloat16 where the device has it, else float32"),
+        "compute": ("auto", "matrix products: auto is bfloat16 where the device has it, float16 on older GPUs (V100, T4), else float32"),
         "reductions": ("float32", "norms, softmax, logsumexp"),
         "products": ("compute", "training's products in projections and MLP: compute, or float8 (GPUs of capability 8.9 or newer)"),
     },
@@ -113,7 +113,7 @@ CHOICES = {
     "model.unroll": ("auto", "True", "False"),
     "precision.params": ("float32", "bfloat16"),
     "precision.optimizer": ("float32", "bfloat16"),
-    "precision.compute": ("auto", "float32", "bfloat16"),
+    "precision.compute": ("auto", "float32", "bfloat16", "float16"),
     "precision.reductions": ("float32", "bfloat16"),
     "precision.products": ("compute", "float8"),
     "data.packing": ("best_fit", "concat"),

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 
     use_compile_cache()
     model = load_model(workdir, options.step)
-    engine = Engine(model.arch, model.params, model.buffers, model.tokenizer)
+    engine = Engine(model.arch, model.params, model.buffers, model.tokenizer, tuned=False)
     step, trained = model.step, model.config.data.seq_len
     del model  # the engine has weights of its own
     compiling = []

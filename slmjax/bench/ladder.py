@@ -69,7 +69,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     def attend(q, k, v):
         return attention(
             q, k, v, query_segments=batch["segments"], key_segments=batch["segments"], kernel=arch.attention,
-            max_segments=arch.max_segments, mean_segments=arch.mean_segments,
+            max_segments=arch.max_segments, usual_segments=arch.usual_segments,
         )  # fmt: skip
 
     yield Piece("attention", L, _both(attend), (qkv, normal(B, T, N, H)), 3.5 * 4 * pairs * N * H, size * tokens * H * (8 * N + 6 * K))

@@ -23,8 +23,8 @@ from slmjax.models.architecture import from_config
 from slmjax.models.resolve import vocab_rows
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
-from slmjax.train.program import Program, device_rows, make_program
-from slmjax.train.run import batch_plan
+from slmjax.train.program import Program, make_program
+from slmjax.train.run import batch_plan, documents_in_a_row
 from slmjax.train.state import TrainState
 
 WINDOW = 4  # steps between two looks at the clock
@@ -80,7 +80,7 @@ def measure(config: ConfigDict, mesh: Mesh, steps: int, documents: int = 1, *, w
 def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int) -> list[dict[str, Any]]:
     """Rows of the same step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns."""
     plan = batch_plan(config, text)
-    program = make_program(config, mesh, text.tokenizer.vocab_size, (plan.max_segments, plan.usual_segments(device_rows(config, mesh))))
+    program = make_program(config, mesh, text.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     to, window = batch_sharding(mesh), max(WINDOW, steps // 6)
     held = hosts.local_rows(to, plan.batch, plan.seq_len)
     reader = local_batches(
@@ -97,7 +97,7 @@ def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int) -> 
                 state, seconds = _window(step, state, feed, window)
                 times[name].append(seconds)
     rows = [
-        {"who": f"slmjax, packed text, {name}", "documents": program.arch.mean_segments, **row, **_speed(program, seconds)}
+        {"who": f"slmjax, packed text, {name}", "documents": program.arch.usual_segments, **row, **_speed(program, seconds)}
         for name, seconds in times.items()
     ]
     rows[1]["times_one_batch"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]

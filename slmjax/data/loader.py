@@ -18,6 +18,7 @@ from slmjax.data import packing as packings
 from slmjax.data.mixture import Mixture, Phases
 from slmjax.data.packing import RowPlan, Span
 
+SCANNED_ROWS = 32_768  # less than a second of planning
 FORMAT = 2  # of the fingerprint: raised when the same settings give other batches than before
 
 
@@ -61,16 +62,15 @@ class BatchPlan:
         """(index of the source, row of that source) of every row of the global batch, in order."""
         return [self.mixture.pick(g) for g in range(step * self.batch, (step + 1) * self.batch)]
 
-    def usual_segments(self, rows: int) -> int:
-        """Documents a row on average over `rows` rows of a batch, which is seldom more: the mean and three deviations of the mixture."""
-        most = 0.0
-        for _, units in self.mixture.begun(self.total_rows):
-            share = np.array([units.get(name, 0) for name in self.train]) / sum(units.values())
-            mean = share @ np.array([plan.mean_segments for plan in self.row_plans])
-            # Rows of one source vary about as a Poisson count does; sources differ by their means.
-            variance = share @ np.array([plan.mean_segments + (plan.mean_segments - mean) ** 2 for plan in self.row_plans])
-            most = max(most, mean + 3 * math.sqrt(variance / rows))
-        return min(math.ceil(most), self.max_segments)
+    def crowd(self, step: int, parts: int = 1, ways: int = 1) -> int:
+        """Most documents that a device holds at once of a step's batch: row i is in microbatch i % `parts`, which is cut `ways` ways."""
+        counts = np.array([len(self.row_plans[source].row(row)) for source, row in self.rows(step)])
+        return int(counts.reshape(-1, parts).T.reshape(parts, ways, -1).sum(-1).max())
+
+    def usual_segments(self, parts: int = 1, ways: int = 1) -> int:
+        """Documents a row that a device has to keep places for: none of the run's first 32,768 rows' steps has more (see `crowd`)."""
+        rows, steps = self.batch // (parts * ways), range(max(1, min(self.total_rows, SCANNED_ROWS) // self.batch))
+        return 1 if self.max_segments == 1 else math.ceil(max(self.crowd(step, parts, ways) for step in steps) / rows)
 
     def documents(self, step: int) -> list[str]:
         """The documents that the global batch of a step holds, in order, each once: "books: novels.jsonl line 17"."""

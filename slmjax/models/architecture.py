@@ -44,7 +44,7 @@ class Architecture:
     products: str = "compute"
     attention: str = "blockwise"
     max_segments: int = 0  # in a row; what the row plan promises
-    mean_segments: int = 0  # in the rows of a batch, on average; more is slower on a GPU
+    usual_segments: int = 0  # places kept per row, shared by the rows of a device; more is slower on a GPU
     unroll: bool = True
     remat: str = "none"
     init_scales: tuple[tuple[str, float], ...] = ()

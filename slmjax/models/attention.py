@@ -41,7 +41,7 @@ class Attention(nn.Module):
         if cache is None:
             mixed = attention(
                 query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=arch.attention,
-                max_segments=arch.max_segments, mean_segments=arch.mean_segments,
+                max_segments=arch.max_segments, usual_segments=arch.usual_segments,
             )  # fmt: skip
         else:
             cache = cache.append(key, value, ctx.slots)

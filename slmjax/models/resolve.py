@@ -18,7 +18,7 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     """The architecture for these devices, and one line of reason for each choice.
 
     Args:
-      segments: most and usual number of documents in a row, from the row plan; only training asks.
+      segments: most documents in a row and places kept for one, from the row plan; only training asks.
     Raises: UserError as from_config, and where config.model.vocab_size is smaller than the tokenizer.
     """
     device = device_kind(mesh)
@@ -30,7 +30,7 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     unroll, unroll_reason = choose_unroll(device, config.model.unroll)
     arch = from_config(
         config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
-        unroll=unroll, max_segments=segments[0], mean_segments=segments[1],
+        unroll=unroll, max_segments=segments[0], usual_segments=segments[1],
     )  # fmt: skip
     reasons = [f"compute {compute}: {compute_reason}"]
     reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
@@ -44,6 +44,8 @@ def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
         return asked, "config.precision.compute"
     if device.platform == "tpu" or (device.platform == "gpu" and (device.capability or 0) >= 8.0):
         return "bfloat16", f"{device.name} multiplies it natively"
+    if device.platform == "gpu" and (device.capability or 0) >= 7.0:
+        return "float16", f"{device.name} multiplies it natively and has no bfloat16; the loss is scaled"
     return "float32", f"{device.name} has no fast bfloat16"
 
 

@@ -63,14 +63,14 @@ def attention(
     query_index: Int[Array, "B T"] | None = None,
     kernel: str = "blockwise",
     max_segments: int = 0,
-    mean_segments: int = 0,
+    usual_segments: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K key/value heads (N a multiple of K), scaled by H^-1/2.
 
     Args:
       query_index: each query's slot among the keys; None where T == S and slot t is key t.
       kernel: reference, blockwise, cudnn or splash (the last two only without query_index).
-      max_segments, mean_segments: most segments in a row, and in the rows of a batch on average; only cudnn asks, see there.
+      max_segments, usual_segments: most segments in a row, and places kept for one; only cudnn asks, see there.
     Source: Ainslie et al. 2023 (grouped-query attention), section 2.
     """
     if query_index is not None or kernel in ("reference", "blockwise"):
@@ -79,7 +79,7 @@ def attention(
     if kernel == "cudnn":
         from slmjax.ops.cudnn_attention import cudnn_attention
 
-        return cudnn_attention(query, key, value, query_segments, max_segments, mean_segments)
+        return cudnn_attention(query, key, value, query_segments, max_segments, usual_segments)
     if kernel == "splash":
         from slmjax.ops.splash_attention import splash_attention
 

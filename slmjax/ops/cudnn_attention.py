@@ -21,7 +21,7 @@ def cudnn_attention(
     value: Float[Array, "B T K H"],
     segments: Int[Array, "B T"],
     max_segments: int,
-    mean_segments: int = 0,
+    usual_segments: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments. Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end.
 
@@ -29,16 +29,19 @@ def cudnn_attention(
     and where its cotangents are zero, so are its gradients.
     Args:
       max_segments: most segments in a row; 1: nothing but causality is asked of cuDNN.
-      mean_segments: places kept per row, shared by the rows of a device; 0: max_segments. A batch that has more segments is computed by
-        another branch of the same program, which has max_segments places a row.
+      usual_segments: places kept for segments, per row and shared by the rows of a device; 0: max_segments. Where the rows of a device
+        together have more segments than places, all of its outputs are NaN.
     Raises: UserError where this version of JAX has another interface.
     """
 
     def kernel(q, k, v, seg):
         if max_segments == 1:
             return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        places = len(seg) * max(2, min(mean_segments or max_segments, max_segments))
-        return _packed(q, k, v, *segment_list(seg, max_segments), places)
+        lengths, starts = segment_list(seg, max_segments)
+        places = len(seg) * max(2, min(usual_segments or max_segments, max_segments))
+        if places < len(lengths):  # a branch here that takes more would cost each layer a wait for the device: callers see to it
+            q = q * jnp.where(lengths[places] == 0, 1.0, jnp.nan).astype(q.dtype)
+        return _packed(q, k, v, lengths[:places], starts[:places])
 
     return per_device_heads(kernel)(query, key, value, segments)
 
@@ -54,41 +57,21 @@ def segment_list(segments: Int[Array, "B T"], max_segments: int) -> tuple[Int[Ar
     return lengths[order], jnp.where(lengths > 0, starts, B * T)[order]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _packed(q, k, v, lengths, starts, places):
-    return _packed_forward(q, k, v, lengths, starts, places)[0]
+@jax.custom_vjp
+def _packed(q, k, v, lengths, starts):
+    return _forward(q, k, v, lengths, starts)[0]
 
 
-def _packed_forward(q, k, v, lengths, starts, places):
-    def few():
-        return _forward(q, k, v, lengths[:places], starts[:places])
-
-    def all_places():
-        kept = jax.eval_shape(few)[1]
-        return _forward(q, k, v, lengths, starts)[0], jnp.zeros(kept.shape, kept.dtype)
-
-    out, statistics = _either(lengths, places, few, all_places)
+def _packed_forward(q, k, v, lengths, starts):
+    out, statistics = _forward(q, k, v, lengths, starts)
     return out, (q, k, v, lengths, starts, out, statistics)
 
 
-def _packed_backward(places, residuals, gradient):
-    q, k, v, lengths, starts, out, statistics = residuals
-
-    def few():
-        return _backward(q, k, v, lengths[:places], starts[:places], out, statistics, gradient)
-
-    def all_places():
-        return _backward(q, k, v, lengths, starts, *_forward(q, k, v, lengths, starts), gradient)
-
-    return *_either(lengths, places, few, all_places), None, None
+def _packed_backward(residuals, gradient):
+    return *_backward(*residuals, gradient), None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
-
-
-def _either(lengths, places, few, all_places):
-    """few() where the batch has at most `places` segments, else all_places()."""
-    return few() if places >= len(lengths) else jax.lax.cond(lengths[places] == 0, few, all_places)
 
 
 def _forward(q, k, v, lengths, starts):

@@ -1,5 +1,6 @@
 """What a run looks at while it trains: held-out bits per byte, samples, and for the embedded textbook exact answers beside a baseline."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,7 @@ class Evaluator:
     """Scores parameters on the held-out text of every source, always on the same documents."""
 
     def __init__(self, config: ConfigDict, arch: Architecture, mesh: Mesh, prepared: Prepared, chunks: int, where: Any):
-        self.config, self.arch, self.prepared = config, arch, prepared
+        self.config, self.prepared = config, prepared
         rows = config.train.batch // config.train.microbatches
         self.sharding = batch_sharding(mesh)
         self.rows = np.arange(rows)
@@ -45,6 +46,10 @@ class Evaluator:
             for name, shards in prepared.heldout.items()
             if len(shards)
         }
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        counts = [np.maximum(batch["segments"].max(1), 1) for batches in self.batches.values() for batch in batches]
+        most = max((count.reshape(ways, -1).mean(1).max() for count in counts), default=1)
+        arch = dataclasses.replace(arch, usual_segments=math.ceil(most))
         whole = NamedSharding(mesh, P())
         options = compiler_options(device_kind(mesh), config.train.deterministic)
         self.score = jax.jit(scorer(arch, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole, compiler_options=options)

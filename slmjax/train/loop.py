@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from slmjax.infer.engine import Engine
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
 from slmjax.train import evaluation, schedule
+from slmjax.train.program import cuts
 from slmjax.train.progress import Progress
 from slmjax.train.report import write_report
 from slmjax.train.run import Run
@@ -55,6 +57,7 @@ class _Loop:
         self.clock, self.skipped = (run.start.step, time.monotonic()), run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
+        self.roomy: Callable | None = None
 
     def go(self, leave: "_Leave") -> int:
         """Train to the end, or to where the process is told to leave."""
@@ -67,7 +70,7 @@ class _Loop:
                 local = next(self.batches)
             self.profiling(step)
             batch = hosts.global_batch(local, self.sharding, self.config.train.batch, run.held)
-            self.state, metrics = run.step(self.state, batch)
+            self.state, metrics = self.step_for(step)(self.state, batch)
             if pending is not None:  # read one step late, so that the device always has a step to do
                 self.read(*pending)
             pending = (step, metrics)
@@ -89,6 +92,20 @@ class _Loop:
         run.checkpoints.wait()
         self.finish()
         return 0
+
+    def step_for(self, step: int) -> Callable:
+        """The compiled step for a step's batch; one with more documents than places needs another, compiled when the first comes."""
+        run, arch = self.run, self.run.program.arch
+        if arch.attention != "cudnn" or arch.usual_segments == arch.max_segments:
+            return run.step
+        parts, ways = cuts(self.config, run.program.mesh)
+        if run.plan.crowd(step, parts, ways) <= arch.usual_segments * run.plan.batch // (parts * ways):
+            return run.step
+        if self.roomy is None:
+            self.progress.note(f"step {step + 1} holds more than {arch.usual_segments} documents a row: compiling for {arch.max_segments}")
+            with run.goodput.spent("compile"):
+                self.roomy = run.program.roomy().compile()
+        return self.roomy
 
     def is_boundary(self, done: int) -> bool:
         """True where the loop must know the step's metrics before it goes on."""
@@ -179,7 +196,7 @@ class _Loop:
 
     def reader(self) -> Engine:
         """A generation engine over the present parameters; its programs are compiled once."""
-        return Engine(self.run.program.arch, self.state.params, {}, self.run.prepared.tokenizer)
+        return Engine(self.run.program.arch, self.state.params, {}, self.run.prepared.tokenizer, tuned=False)
 
     def warm(self) -> None:
         """Compile the samples' programs before the first step, where it costs no training time."""

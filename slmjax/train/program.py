@@ -1,6 +1,7 @@
 """Model, optimizer and train step for a mesh, from the config alone: what the launcher runs, the bench times and a plan compiles."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,10 @@ class Program:
         with jax.set_mesh(self.mesh):
             return jax.jit(self.make, out_shardings=self.where)()
 
+    def roomy(self) -> "Program":
+        """The same with places for as many documents as any row may hold, for the rare batch that has more than usual."""
+        return dataclasses.replace(self, arch=dataclasses.replace(self.arch, usual_segments=self.arch.max_segments))
+
     def compile(self) -> Any:
         """step(state, batch) -> (state, metrics) as one executable; the state is given up."""
         c = self.config
@@ -66,7 +71,7 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
 
     Args:
       tokenizer_size: tokens of the vocabulary; the embedding may have more rows.
-      segments: most and usual number of documents in a row, from the row plan; (1, 1) where every row is one document.
+      segments: most documents in a row and places kept for one, from the row plan; (1, 1) where every row is one document.
     Raises: UserError where config and devices do not fit.
     """
     device = device_kind(mesh)
@@ -93,9 +98,14 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
     return Program(config, mesh, device, arch, reasons, chunks, make, shapes, where)
 
 
+def cuts(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+    """(microbatches, ways in which the rows of each are split over devices)."""
+    return config.train.microbatches, mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def device_rows(config: ConfigDict, mesh: Mesh) -> int:
     """Rows that a device holds of one microbatch."""
-    return config.train.batch // config.train.microbatches // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return config.train.batch // math.prod(cuts(config, mesh))
 
 
 def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict:

@@ -22,12 +22,12 @@ from slmjax.data.stage import facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
-from slmjax.parallel.mesh import DeviceKind, batch_sharding, make_mesh
+from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind, make_mesh
 from slmjax.train import metrics as records
 from slmjax.train import resume
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import Program, device_rows, make_program
+from slmjax.train.program import Program, cuts, make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
@@ -86,8 +86,7 @@ def build(
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
-    segments = plan.max_segments, plan.usual_segments(device_rows(config, mesh))
-    program = make_program(config, mesh, prepared.tokenizer.vocab_size, segments)
+    program = make_program(config, mesh, prepared.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     arch, device = program.arch, program.device
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
@@ -158,9 +157,15 @@ def batch_plan(config: ConfigDict, prepared: Prepared) -> BatchPlan:
     )  # fmt: skip
 
 
+def documents_in_a_row(plan: BatchPlan, config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+    """(the most, places that a device should keep); only a GPU's attention asks for the second, which takes some looking."""
+    on_gpu = device_kind(mesh).platform == "gpu"
+    return plan.max_segments, plan.usual_segments(*cuts(config, mesh)) if on_gpu else plan.max_segments
+
+
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises: UserError where a microbatch's rows do not divide over the devices."""
-    parts, ways = config.train.microbatches, mesh.shape["data"] * mesh.shape["fsdp"]
+    parts, ways = cuts(config, mesh)
     if config.train.batch % (parts * ways):
         raise UserError(
             f"config.train.batch is {config.train.batch}, which does not divide into {parts} microbatches over {ways} devices "

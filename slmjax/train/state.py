@@ -8,18 +8,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 WINDOW = 128  # steps over which the running mean and deviation forget; Groeneveld et al. 2024 (OLMo) keep as many
+RECOVERY = 1000  # finite steps after which float16's loss scale has doubled again
 WARM = 64  # kept steps before anything counts as a spike
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Spikes:
-    """Running mean and variance [2] of (loss, gradient norm) over the kept steps, their count, and the skipped steps in a row."""
+    """Running mean and variance [2] of (loss, gradient norm) over the kept steps, their count, and the skipped steps in a row.
+
+    exponent: log2 of the loss scale that float16 asks for, see `loss_scale`; at most 0.
+    """
 
     count: Any  # fields of pytrees also hold shapes and shardings, therefore Any
     mean: Any
     variance: Any
     skips: Any
+    exponent: Any
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +47,16 @@ def saved(state: TrainState) -> dict[str, Any]:
 
 def no_spikes() -> Spikes:
     """Statistics of no steps."""
-    return Spikes(jnp.zeros((), jnp.int32), jnp.zeros(2), jnp.zeros(2), jnp.zeros((), jnp.int32))
+    return Spikes(jnp.zeros((), jnp.int32), jnp.zeros(2), jnp.zeros(2), jnp.zeros((), jnp.int32), jnp.zeros(()))
+
+
+def loss_scale(spikes: Spikes) -> Float[Array, ""]:
+    """The power of two that the summed loss is multiplied with where gradients are float16, so that none exceeds its 65,504.
+
+    A loss that is summed over tokens gives gradients that fill float16's range by itself, so that the scale starts at 1 and only falls:
+    by half with each step that is not finite, and slowly back. Source: Micikevicius et al. 2018 (mixed precision training), section 3.2.
+    """
+    return jnp.exp2(jnp.floor(spikes.exponent))
 
 
 def judge(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[Bool[Array, ""], Spikes]:
@@ -53,9 +67,11 @@ def judge(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[Bool[A
     """
     usual = spikes.mean + sigma * jnp.sqrt(spikes.variance)
     spiked = jnp.any(seen > usual) & (spikes.count >= WARM) if sigma else jnp.zeros((), jnp.bool_)
-    keep = jnp.all(jnp.isfinite(seen)) & ~spiked
+    finite = jnp.all(jnp.isfinite(seen))
+    keep = finite & ~spiked
     share = 1.0 / jnp.minimum(spikes.count + 1, WINDOW).astype(jnp.float32)
     distance = jnp.where(keep, seen - spikes.mean, 0.0)
     variance = jnp.where(keep, (1 - share) * (spikes.variance + share * jnp.square(distance)), spikes.variance)
-    after = Spikes(spikes.count + keep, spikes.mean + share * distance, variance, jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32))
-    return keep, after
+    skips = jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32)
+    exponent = jnp.where(finite, jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0), spikes.exponent - 1)
+    return keep, Spikes(spikes.count + keep, spikes.mean + share * distance, variance, skips, exponent)

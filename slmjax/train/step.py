@@ -14,7 +14,7 @@ from slmjax.parallel.mesh import BATCH, DeviceKind, batch_sharding
 from slmjax.parallel.rules import like_parameters, shardings
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
-from slmjax.train.state import TrainState, judge, no_spikes
+from slmjax.train.state import TrainState, judge, loss_scale, no_spikes
 
 
 def init_state(init_params: Callable, optimizer: Optimizer, init_buffers: Callable = dict) -> TrainState:
@@ -46,19 +46,20 @@ def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, whe
     """
     t = config.train
 
-    def loss(params, buffers, batch, key, step):
+    def loss(params, buffers, batch, key, step, scale):
         # Cast here, with the parameter's own sharding, so that devices gather the compute type and not the masters.
         cast = jax.tree.map(lambda p, s: jax.lax.with_sharding_constraint(p.astype(compute), s) if p.ndim > 1 else p, params, where.params)
         total, weight, aux = objective(cast, buffers, batch, key=key, step=step)
-        return total, (weight, aux)
+        return total * scale, (weight, aux)
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: dict):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (total, weight, aux, gradients), seen = _accumulate(gradient, state, batch, key, t.microbatches)
-        mean = total / weight
-        gradients, norm = clip(jax.tree.map(lambda g: g / weight, gradients), t.clip)
+        scale = loss_scale(state.spikes) if compute == "float16" else 1.0
+        (total, weight, aux, gradients), seen = _accumulate(gradient, state, batch, key, scale, t.microbatches)
+        mean = total / (weight * scale)
+        gradients, norm = clip(jax.tree.map(lambda g: g / (weight * scale), gradients), t.clip)
         keep, spikes = judge(state.spikes, jnp.stack([mean, norm]), t.spike_sigma)
         factor = schedule.factor(t, state.step)
         params, moments = optimizer.update(gradients, state.optimizer, state.params, factor)
@@ -94,11 +95,11 @@ def compiler_options(device: DeviceKind, deterministic: bool = False) -> dict:
     return {}
 
 
-def _accumulate(gradient, state, batch, key, parts):
+def _accumulate(gradient, state, batch, key, scale, parts):
     """((loss sum, weight, aux sums, gradient sums), largest seen of buffers) of a batch, one part after the other."""
 
     def sums(piece, key):
-        (total, (weight, aux)), (gradients, seen) = gradient(state.params, state.buffers, piece, key, state.step)
+        (total, (weight, aux)), (gradients, seen) = gradient(state.params, state.buffers, piece, key, state.step, scale)
         return (total, weight, aux, gradients), seen
 
     if parts == 1:

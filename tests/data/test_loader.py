@@ -295,14 +295,24 @@ def test_workers_leave_with_the_program_however_it_ends(end, tmp_path):
     assert "Exception ignored" not in done.stderr
 
 
-def test_the_usual_number_of_documents_is_seldom_exceeded_and_near_the_mean():
+def test_the_usual_number_of_documents_is_never_exceeded_where_the_run_was_looked_at_and_near_the_mean():
     """Sources of very different lengths, in two phases: the phase with more short documents decides."""
     train = {"long": shards_of(2, documents=300), "short": shards_of(3, documents=900)}
     train["long"].lengths[:], train["short"].lengths[:] = 64, 10
     options = {"seq_len": 64, "batch": 32, "steps": 40, "seed": 0, "max_segments": None}
     plan = BatchPlan(train, phases=((0.5, {"long": 1}), (1.0, {"long": 1, "short": 1})), **options)
     alone = BatchPlan(train, phases=((1.0, {"long": 1}),), **options)
-    assert alone.usual_segments(32) < plan.usual_segments(32) <= plan.usual_segments(2) <= plan.max_segments
+    assert alone.usual_segments() == 1 < plan.usual_segments() <= plan.usual_segments(2, 8) <= plan.max_segments
     counts = [np.mean([len(plan.row_plans[source].row(row)) for source, row in plan.rows(step)]) for step in range(20, 40)]
-    assert np.mean(counts) < plan.usual_segments(32) < 2 * np.mean(counts)
-    assert sum(count > plan.usual_segments(32) for count in counts) <= 1
+    assert np.mean(counts) < plan.usual_segments() < 2 * np.mean(counts)
+    for parts, ways in ((1, 1), (2, 4)):
+        rows = 32 // (parts * ways)
+        assert max(plan.crowd(step, parts, ways) for step in range(40)) <= plan.usual_segments(parts, ways) * rows
+
+
+def test_the_crowd_of_a_step_is_that_of_the_fullest_device_and_microbatch():
+    """As train/step.py cuts a batch: microbatches take every second row, devices consecutive rows of those."""
+    plan = plan_of({"notes": shards_of(5, documents=200)}, phases=(), batch=8)
+    counts = batch_rows(plan, 3, range(8))["segments"].max(1)
+    assert plan.crowd(3) == counts.sum()
+    assert plan.crowd(3, 2, 2) == max(counts[[0, 2]].sum(), counts[[4, 6]].sum(), counts[[1, 3]].sum(), counts[[5, 7]].sum())

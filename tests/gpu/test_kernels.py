@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("heads", [(6, 2, 64), (4, 4, 32), (8, 2, 128)], ids=str)
-@pytest.mark.parametrize("mean", [0, 2, 9], ids=["a place each", "few, overflowing", "few, enough"])
-def test_packed_cudnn_attention_is_the_reference_forward_and_backward(mean, heads):
+@pytest.mark.parametrize("usual", [0, 9], ids=["a place each", "fewer places"])
+def test_packed_cudnn_attention_is_the_reference_forward_and_backward(usual, heads):
     """Random documents, padding, an empty row and full rows; in float32 the reference is far nearer the truth than bfloat16 can be."""
     N, K, H = heads
     random, B, T, most = np.random.default_rng(0), 8, 512, 12
@@ -29,12 +29,14 @@ def test_packed_cudnn_attention_is_the_reference_forward_and_backward(mean, head
             segments[row, start:end] = number
     shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H))
     query, key, value, cotangent = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in shapes)
-    real = (segments > 0)[:, :, None, None]
+    assert np.maximum(segments.max(1), 1).sum() <= 9 * B
+    segments = jnp.asarray(segments)
+    real = np.asarray(segments > 0)[:, :, None, None]
     cotangent = jnp.where(real, cotangent, 0)
 
     def run(kernel, dtype):
         call = functools.partial(
-            attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=most, mean_segments=mean
+            attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=most, usual_segments=usual
         )
         out, pull = jax.jit(lambda *qkv: jax.vjp(call, *qkv))(*(x.astype(dtype) for x in (query, key, value)))
         return [np.where(real, np.float32(out), 0), *map(np.float32, pull(cotangent.astype(dtype)))]
@@ -56,7 +58,7 @@ def test_float8_products_run_in_float8_and_are_those_of_the_rounded_operands(out
         out, pull = jax.vjp(lambda x, w: fp8.products(x, w, scales, of_weights), x, weights)
         return out, pull(gradients)
 
-    compiled = jax.jit(both).lower(x, tuple(weights)).compile()
+    compiled = jax.jit(both, compiler_options={"xla_gpu_enable_triton_gemm": False}).lower(x, tuple(weights)).compile()
     assert compiled.as_text().count('custom_call_target="__cublas$lt$matmul$f8"') == 3 * len(outputs)
     out, (dx, dws) = compiled(x, tuple(weights))
 

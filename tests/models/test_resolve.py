@@ -13,8 +13,11 @@ CPU = DeviceKind("cpu", "cpu", None, None, 1)
 TPU = DeviceKind("tpu", "TPU v5 lite", None, 16e9, 1)
 
 
-@pytest.mark.parametrize("device, compute", [(T4, "float32"), (H100, "bfloat16"), (CPU, "float32"), (TPU, "bfloat16")])
-def test_the_compute_type_is_bfloat16_where_the_device_multiplies_it(device, compute):
+OLD = DeviceKind("gpu", "Tesla P100", 6.0, 16e9, 1)
+
+
+@pytest.mark.parametrize("device, compute", [(T4, "float16"), (OLD, "float32"), (H100, "bfloat16"), (CPU, "float32"), (TPU, "bfloat16")])
+def test_the_compute_type_is_the_short_one_that_the_device_multiplies(device, compute):
     chosen, reason = resolve.choose_compute(device, "auto")
     assert chosen == compute and device.name in reason
     assert resolve.choose_compute(device, "float32") == ("float32", "config.precision.compute")

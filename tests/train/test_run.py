@@ -5,10 +5,13 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from slmjax.infer.load import load_model
 from slmjax.objectives.lm import objective
+from slmjax.ops.attention import reference
+from slmjax.train.program import cuts
 from tests import runs
 
 # Of tensorstore: reads that the failure of another one ended.
@@ -53,6 +56,31 @@ def test_skipped_steps_change_no_parameter_or_moment_and_leave_the_statistics_al
     assert later["params['embedding']"].tobytes() != after["params['embedding']"].tobytes()
     assert [event["step"] for event in runs.events(folder, "skipped")] == [5, 6]
     assert "step 5 skipped: loss nan" in capsys.readouterr().out
+
+
+def test_a_batch_with_more_documents_than_places_takes_a_program_of_its_own(corpus, tmp_path, undisturbed, no_report, monkeypatch, capsys):
+    """cuDNN's kernel, which a CPU does not have, is played: like it, it computes nothing where the rows hold more than its places."""
+
+    def played(query, key, value, segments, max_segments, usual_segments=0):
+        few = segments.max(1).sum() <= len(segments) * usual_segments
+        return jnp.where(few, reference(query, key, value, segments, segments), jnp.nan)
+
+    monkeypatch.setattr("slmjax.ops.cudnn_attention.cudnn_attention", played)
+    monkeypatch.setattr("slmjax.train.program.check_kernel", lambda *_: None)
+    usual = []
+
+    def of(plan, config, mesh):
+        crowds = sorted(plan.crowd(step, *cuts(config, mesh)) for step in range(6))  # a device has one row of a microbatch
+        usual.append(crowds[2])
+        assert crowds[2] < crowds[-1]  # of six steps at most four fit
+        return plan.max_segments, usual[0]
+
+    monkeypatch.setattr("slmjax.train.run.documents_in_a_row", of)
+    folder = tmp_path / "run"
+    assert runs.train(corpus, folder, train__steps=6, train__warmup=4, train__decay=0, model__attention="cudnn", checkpoint__every=100) == 0
+    assert f"more than {usual[0]} documents a row: compiling" in capsys.readouterr().out
+    assert not runs.events(folder, "skipped")
+    np.testing.assert_allclose(runs.losses(folder)[1], runs.losses(undisturbed)[1][:6], rtol=1e-5)
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_naming_the_documents(corpus, tmp_path, poisoned, capsys):

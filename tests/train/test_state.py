@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from slmjax.train.state import WARM, WINDOW, judge, no_spikes
+from slmjax.train.state import RECOVERY, WARM, WINDOW, judge, loss_scale, no_spikes
 
 
 def run(values, sigma=6.0):
@@ -44,3 +44,13 @@ def test_the_running_mean_and_variance_are_those_of_the_steps_while_they_fit_the
     values = np.random.default_rng(0).normal(3.0, 0.5, WINDOW)
     _, spikes = run(values, sigma=0.0)
     np.testing.assert_allclose([spikes.mean[0], spikes.variance[0]], [values.mean(), values.var()], rtol=1e-4)
+
+
+def test_the_loss_scale_halves_with_each_step_that_is_not_finite_and_comes_back():
+    _, spikes = run([1.0, np.inf, 1.0, np.nan])
+    assert loss_scale(spikes) == 0.25
+    _, spikes = run([np.inf] + [1.0] * (RECOVERY // 2))
+    assert loss_scale(spikes) == 0.5
+    for _ in range(RECOVERY):
+        spikes = judge(spikes, jnp.ones(2), 0.0)[1]
+    assert loss_scale(spikes) == 1

@@ -1,5 +1,6 @@
 """The train step against a golden step, against itself on other meshes and in other parts, and its compiled program's buffers."""
 
+import dataclasses
 import functools
 import re
 
@@ -111,6 +112,37 @@ def test_accumulated_parts_equal_the_whole_batch_when_their_token_counts_differ(
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
     assert largest_difference(whole_batch.state.params, parts.state.params) < 3e-6
+
+
+@pytest.mark.parametrize(("compute", "near"), [("bfloat16", 0.03), ("float16", 0.004)])
+def test_gradients_in_a_short_type_are_near_those_in_float32(compute, near):
+    """Of all parameters together; float16 has eight times the precision, if its range is kept."""
+    batch, moments = packed_batch(small_config()), []
+    for of in ("float32", compute):
+        config = small_config()
+        config.precision.compute = of
+        setup = Setup(config)
+        setup.step(batch)
+        moments.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(whole(setup.state.optimizer["adam"].mu))]))
+    assert 0 < np.linalg.norm(moments[1] - moments[0]) < near * np.linalg.norm(moments[0])
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_in_float16_gradients_that_exceed_its_range_halve_the_loss_scale_until_they_fit(parts):
+    config = small_config(microbatches=parts)
+    config.precision.compute = "float16"
+    setup, batch = Setup(config), packed_batch(config)
+    usual = setup.step(batch)
+    setup.reset()
+    setup.state = dataclasses.replace(setup.state, spikes=dataclasses.replace(setup.state.spikes, exponent=jnp.float32(16)))
+    before, found = whole(setup.state.params), []
+    while not found or found[-1]["skips"]:
+        assert largest_difference(before, whole(setup.state.params)) == 0 and len(found) < 16
+        found.append(setup.step(batch))
+    assert len(found) > 2 and not np.isfinite(found[0]["grad_norm"])
+    assert found[-1]["loss"] == pytest.approx(usual["loss"], rel=1e-6)
+    assert found[-1]["grad_norm"] == pytest.approx(usual["grad_norm"], rel=1e-3)  # rounding differs only below float16's normal range
+    assert largest_difference(before, whole(setup.state.params)) > 0
 
 
 def test_a_step_with_a_non_finite_loss_changes_nothing_but_the_count():
