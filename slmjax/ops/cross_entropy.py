@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, Int
 
 
 def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsize: int = 4) -> int:
-    """Pieces along T so that one piece's logits and their gradient take at most 1/48 of the device's memory.
+    """Pieces along T so that one piece's logits take at most 1/24 of the device's memory; their gradient is written in their place.
 
     Args:
       batch, length: rows and tokens that one device holds.
       memory: bytes of device memory; None (unknown) counts as 16 GB.
       itemsize: bytes of a logit.
     """
-    needed = batch * length * vocab * 2 * itemsize
+    needed = batch * length * vocab * itemsize
     chunks = 1
-    while needed / chunks > (memory or 16e9) / 48 and chunks < length and length % (chunks * 2) == 0:
+    while needed / chunks > (memory or 16e9) / 24 and chunks < length and length % (chunks * 2) == 0:
         chunks *= 2
     return chunks
 
@@ -128,7 +128,7 @@ def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
     def piece(h, t, w):
         logits, log_p, lse = _softmax(h, head, t)
         p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
-        hit = jax.nn.one_hot(t, head.shape[1], dtype=jnp.bool_)
+        hit = _hit(t, head.shape[1])
         slope = w * (1 + 2 * z_loss * lse)  # of the loss in each logsumexp
         d_logits = (slope[..., None] * p - jnp.where(hit, w[..., None], 0.0)).astype(h.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=h.dtype)
@@ -161,8 +161,14 @@ _weighted_nats.defvjp(_weighted_forward, _weighted_backward)
 def _softmax(hidden, head, targets):
     """(logits in hidden's type, log p(target), logsumexp) of a piece."""
     logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
-    lse = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
-    return logits, jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32) - lse, lse
+    wide = logits.astype(jnp.float32)
+    lse = jax.nn.logsumexp(wide, axis=-1)
+    # A sum with one term and not a look-up, which XLA may put last: the gradient could then not be written where the logits are.
+    return logits, jnp.where(_hit(targets, head.shape[1]), wide, 0.0).sum(-1) - lse, lse
+
+
+def _hit(targets, vocab):
+    return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
 
 
 def _sums(log_p, lse, weights):
