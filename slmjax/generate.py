@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     sampling.check(**drawing)
-    from slmjax.compile_cache import use_compile_cache
+    from slmjax.compiling import use_compile_cache
     from slmjax.infer.engine import Engine
     from slmjax.infer.load import load_model
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from slmjax.bench import decode_peers, shell
-from slmjax.compile_cache import use_compile_cache
+from slmjax.compiling import use_compile_cache
 from slmjax.errors import UserError
 from slmjax.infer.engine import Engine
 from slmjax.infer.sampling import settings

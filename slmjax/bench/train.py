@@ -4,7 +4,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.bench import shell
+from slmjax.bench.kernels import kernels
 from slmjax.bench.ladder import ladder
 from slmjax.data.loader import local_batches
 from slmjax.data.prepare import Prepared
@@ -25,7 +26,6 @@ from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.train.program import Program, make_program
 from slmjax.train.run import batch_plan, documents_in_a_row
-from slmjax.train.state import TrainState
 
 WINDOW = 4  # steps between two looks at the clock
 
@@ -38,100 +38,109 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action="store_true", help="packed rows of config.data.sources too: one batch again and again, and the loader's"
     )
+    parser.add_argument("--kernels", action="store_true", help="where the device's time goes, of each of our rows")
     parser.add_argument("--ladder", action="store_true", help="the pieces of the step too")
 
 
 def run(arguments: argparse.Namespace) -> dict:
-    """Rows: who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s, first_step_s; `ladder` where asked for.
+    """Rows: who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s, first_step_s; `ladder` and `kernels` where asked for.
 
     With --text, two rows more, of config.data.sources (else the embedded textbook) packed as in training: one batch again and again, and
     the batches that the launcher's loader reads meanwhile.
     """
-    config, messages = arguments.config, []
+    config, steps = arguments.config, arguments.steps
     text = prepared_text(config, "runs/bench") if arguments.text else None
-    rows, messages = peer_rows(config, arguments.steps) if arguments.peers else ([], [])  # first: JAX takes most of a GPU's memory
+    rows, messages = peer_rows(config, steps) if arguments.peers else ([], [])  # first: JAX takes most of a GPU's memory
     mesh = make_mesh(config.mesh.to_dict())
-    found = measure(config, mesh, arguments.steps, arguments.documents, with_ladder=arguments.ladder)
-    pieces = found.pop("ladder")
-    fastest = max((row["tokens_per_second"] for row in rows if "tokens_per_second" in row), default=None)
-    if fastest:
-        found["times_the_peer"] = found["tokens_per_second"] / fastest
-    more = measure_text(config, mesh, text, arguments.steps) if text else []
-    return {"bench": "train", "rows": [*rows, found, *more], "ladder": pieces, "messages": messages}
-
-
-def measure(config: ConfigDict, mesh: Mesh, steps: int, documents: int = 1, *, with_ladder: bool = False) -> dict[str, Any]:
-    """Compile the train step of a config as the launcher does, and time it on random tokens."""
-    shape = (config.train.batch, config.data.seq_len)
-    program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
     with jax.set_mesh(mesh):
-        batches = [jax.device_put(random_batch(*shape, program.arch.vocab_size, documents, seed), batch_sharding(mesh)) for seed in (0, 1)]
-        step, state, row = _ready(program, batches[0])
-        turn, times = itertools.cycle(batches), []
-        for _ in range(max(3, steps // WINDOW)):
-            state, seconds = _window(step, state, turn, WINDOW)
-            times.append(seconds)
-        del state
-        pieces = ladder(program, batches[0]) if with_ladder else []
-    row = {"who": f"slmjax, {program.arch.attention} attention", "documents": documents, **row, **_speed(program, times)}
-    return row | {"ladder": pieces}
+        random, pieces = measure(config, mesh, steps, arguments.documents, with_ladder=arguments.ladder, with_kernels=arguments.kernels)
+        fastest = max((row["tokens_per_second"] for row in rows if "tokens_per_second" in row), default=None)
+        if fastest:
+            random["times_the_peer"] = random["tokens_per_second"] / fastest
+        ours = [random, *(measure_text(config, mesh, text, steps, with_kernels=arguments.kernels) if text else [])]
+    found = {"windows_ms": {row["who"]: row.pop("windows_ms") for row in ours}}
+    kinds = [{"of": row["who"], **kind} for row in ours for kind in row.pop("kernels", ())]
+    return {"bench": "train", "rows": [*rows, *ours], "ladder": pieces, "kernels": kinds, "messages": messages, **found}
 
 
-def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int) -> list[dict[str, Any]]:
-    """Rows of the same step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns."""
+def measure(
+    config: ConfigDict, mesh: Mesh, steps: int, documents: int = 1, *, with_ladder: bool = False, with_kernels: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(row, ladder) of the train step of a config, compiled as the launcher does, on random tokens; the mesh is set."""
+    program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
+    shape, to = (config.train.batch, config.data.seq_len), batch_sharding(mesh)
+    batches = [jax.device_put(random_batch(*shape, program.arch.vocab_size, documents, seed), to) for seed in (0, 1)]
+    trial, feed = Trial(program, batches[0]), itertools.cycle(batches)
+    times = [trial.window(feed, WINDOW) for _ in range(max(3, steps // WINDOW))]
+    row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
+    row |= {"kernels": trial.kernels(feed)} if with_kernels else {}
+    del trial
+    return row, ladder(program, batches[0]) if with_ladder else []
+
+
+def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False) -> list[dict[str, Any]]:
+    """Rows of the step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns.
+
+    The mesh is set. A batch with more documents than places, which training gives to another program, is computed as not a number.
+    """
     plan = batch_plan(config, text)
     program = make_program(config, mesh, text.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     to, window = batch_sharding(mesh), max(WINDOW, steps // 6)
     held = hosts.local_rows(to, plan.batch, plan.seq_len)
-    reader = local_batches(
-        plan, start_step=0, stop_step=plan.total_rows // plan.batch, local_rows=held.tolist(), workers=config.data.workers
-    )
-    times: dict[str, list[float]] = {"one batch": [], "the loader's": []}
-    with jax.set_mesh(mesh), reader as batches:
+    reader = local_batches(plan, start_step=0, stop_step=10**6, local_rows=held.tolist(), workers=config.data.workers)
+    with reader as batches:
         read = (hosts.global_batch(batch, to, plan.batch, held) for batch in batches)
         one = next(read)
-        step, state, row = _ready(program, one)
-        feeds = {"one batch": itertools.repeat(one), "the loader's": read}
+        trial = Trial(program, one)
+        feeds: dict[str, Iterator] = {"one batch": itertools.repeat(one), "the loader's": read}
+        times: dict[str, list[float]] = {name: [] for name in feeds}
         for _ in range(6):
             for name, feed in feeds.items():
-                state, seconds = _window(step, state, feed, window)
-                times[name].append(seconds)
-    rows = [
-        {"who": f"slmjax, packed text, {name}", "documents": program.arch.usual_segments, **row, **_speed(program, seconds)}
-        for name, seconds in times.items()
-    ]
+                times[name].append(trial.window(feed, window))
+        rows = [trial.row(f"slmjax, packed text, {name}", program.arch.usual_segments, seconds) for name, seconds in times.items()]
+        rows[0] |= {"kernels": trial.kernels(feeds["one batch"])} if with_kernels else {}
     rows[1]["times_one_batch"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
     return rows
 
 
-def _ready(program: Program, batch: dict) -> tuple[Callable, TrainState, dict[str, Any]]:
-    """(compiled step, state after the first one, the columns that are known by then)."""
-    began = time.perf_counter()
-    step = program.compile()
-    compile_s = time.perf_counter() - began
-    state = jax.block_until_ready(program.init())
-    began = time.perf_counter()
-    state, metrics = step(state, batch)
-    loss = float(metrics["loss"])
-    memory = step.memory_analysis()
-    peak = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
-    return step, state, {"peak_gib": peak, "compile_s": compile_s, "first_step_s": time.perf_counter() - began, "first_loss": loss}
+class Trial:
+    """A program's compiled step and its state, which every window of steps goes on with."""
 
+    def __init__(self, program: Program, batch: dict):
+        self.program = program
+        began = time.perf_counter()
+        self.step = program.compile()
+        compile_s = time.perf_counter() - began
+        self.state = jax.block_until_ready(program.init())
+        began = time.perf_counter()
+        self.state, metrics = self.step(self.state, batch)
+        loss = float(metrics["loss"])
+        memory = self.step.memory_analysis()
+        peak = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+        self.facts = {"peak_gib": peak, "compile_s": compile_s, "first_step_s": time.perf_counter() - began, "first_loss": loss}
 
-def _window(step: Callable, state: TrainState, batches: Iterator, count: int) -> tuple[TrainState, float]:
-    """(state, seconds a step) of steps that the host does not wait for, as in training, but for the last."""
-    began = time.perf_counter()
-    for batch in itertools.islice(batches, count):
-        state, metrics = step(state, batch)
-    jax.block_until_ready((state, metrics))
-    return state, (time.perf_counter() - began) / count
+    def window(self, batches: Iterator, count: int) -> float:
+        """Seconds a step of `count` steps that the host does not wait for, as in training, but for the last."""
+        began = time.perf_counter()
+        self._go(batches, count)
+        return (time.perf_counter() - began) / count
 
+    def kernels(self, batches: Iterator) -> list[dict[str, Any]]:
+        """See bench/kernels.py."""
+        return kernels(lambda: self._go(batches, WINDOW), WINDOW)
 
-def _speed(program: Program, times: list[float]) -> dict[str, Any]:
-    ms = 1e3 * statistics.median(times)
-    speed = 1e3 * program.config.train.batch * program.config.data.seq_len / ms
-    row = {"step_ms": ms, "tokens_per_second": speed, "mfu": program.mfu(speed), "fastest_ms": 1e3 * min(times)}
-    return {name: value for name, value in row.items() if value is not None}
+    def row(self, who: str, documents: int, times: list[float]) -> dict[str, Any]:
+        """The table's row for these windows' times, and the times themselves."""
+        ms = 1e3 * statistics.median(times)
+        speed = 1e3 * self.program.config.train.batch * self.program.config.data.seq_len / ms
+        row = {"who": who, "documents": documents, "step_ms": ms, "tokens_per_second": speed, "mfu": self.program.mfu(speed), **self.facts}
+        row |= {"fastest_ms": 1e3 * min(times), "windows_ms": [1e3 * seconds for seconds in times]}
+        return {name: value for name, value in row.items() if value is not None}
+
+    def _go(self, batches: Iterator, count: int) -> None:
+        for batch in itertools.islice(batches, count):
+            self.state, metrics = self.step(self.state, batch)
+        jax.block_until_ready((self.state, metrics))
 
 
 def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from slmjax.compiling import compiler_options
 from slmjax.infer import stops as stopping
 from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
@@ -53,20 +54,10 @@ class Programs(NamedTuple):
     rows: int  # smallest batch: XLA turns products of a single row into multiplications and sums, on a GPU 7 more kernels a layer
 
 
-def compiler_options(platform: str, tuned: bool) -> dict[str, dict]:
-    """XLA options of each program on a platform; measured gains only."""
-    if platform != "gpu":
-        return {"prefill": {}, "decode": {}}
-    # Of a 304M model on an H200, compiled with and without trying Triton's products: prefill in 24 and 5 s, and then as fast or slower
-    # with them; the decode loop in 29 and 10 s, and then a quarter faster with them.
-    plain = {"xla_gpu_enable_triton_gemm": False}
-    return {"prefill": dict(plain), "decode": {} if tuned else dict(plain)}
-
-
 @functools.cache
 def programs(platform: str, tuned: bool = True, more: tuple[tuple[str, str, Any], ...] = ()) -> Programs:
-    """The programs for a platform; `more` are (program, XLA option, value) beside or instead of `compiler_options`."""
-    options = compiler_options(platform, tuned)
+    """The programs for a platform; `more` are (program, XLA option, value) beside or instead of those of `compiler_options`."""
+    options = {"prefill": compiler_options(platform, tuned=False), "decode": compiler_options(platform, tuned=tuned, triton=tuned)}
     for program, name, value in more:
         options[program][name] = value
     return Programs(

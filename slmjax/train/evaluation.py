@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from slmjax.compiling import compiler_options
 from slmjax.data import textbook
 from slmjax.data.loader import heldout_batches
 from slmjax.data.prepare import Prepared
@@ -22,7 +23,6 @@ from slmjax.infer.engine import Engine
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, device_kind
-from slmjax.train.step import compiler_options
 
 QUESTIONS = 25  # of each kind; a standard error of at most 10 points
 ANSWER_TOKENS = 128
@@ -51,7 +51,7 @@ class Evaluator:
         most = max((count.reshape(ways, -1).mean(1).max() for count in counts), default=1)
         arch = dataclasses.replace(arch, usual_segments=math.ceil(most))
         whole = NamedSharding(mesh, P())
-        options = compiler_options(device_kind(mesh), config.train.deterministic)
+        options = compiler_options(device_kind(mesh).platform, tuned=False, deterministic=config.train.deterministic)
         self.score = jax.jit(scorer(arch, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole, compiler_options=options)
 
     def losses(self, params: dict) -> dict[str, DocumentLosses]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
-from slmjax.compile_cache import use_compile_cache
+from slmjax.compiling import use_compile_cache
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.stage import facts, prepared_text

@@ -9,7 +9,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.bench import __main__ as bench
-from slmjax.bench import ladder, peers, shell, timing, train
+from slmjax.bench import kernels, ladder, peers, shell, timing, train
 from slmjax.data.stage import prepared_text
 from slmjax.models import sizes
 from slmjax.models.architecture import from_config
@@ -55,7 +55,9 @@ def test_random_batches_keep_the_batch_contract(documents):
 
 
 def test_the_step_is_the_launchers_and_its_figures_fit_together(small):
-    row = train.measure(small, make_mesh({"data": 1}, jax.devices()[:1]), steps=4)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        row, _ = train.measure(small, mesh, steps=4)
     assert row["tokens_per_second"] == pytest.approx(1e3 * 8 * 32 / row["step_ms"])
     assert abs(row["first_loss"] - np.log(256)) < 0.2  # random tokens, untrained model
     assert row["peak_gib"] > 0 and row["compile_s"] > 0 and row["first_step_s"] > 0
@@ -79,12 +81,26 @@ def test_the_pieces_hold_the_work_of_the_step(small):
 def test_the_command_prints_a_table_and_writes_json(small, tmp_path, capsys):
     (tmp_path / "config.json").write_text(configs.to_json(small))
     out = tmp_path / "figures.json"
-    command = ["train", f"--config={tmp_path}/config.json", "--config.train.batch=16", "--steps=4", "--ladder", f"--out={out}"]
+    command = ["train", f"--config={tmp_path}/config.json", "--config.train.batch=16", "--steps=4", "--ladder", "--kernels", f"--out={out}"]
     assert bench.main(command) == 0
     printed, written = capsys.readouterr().out, json.loads(out.read_text())
     assert "tokens per second" in printed and "head and loss" in printed
     assert written["rows"][0]["who"].startswith("slmjax") and written["machine"]["jax"]
     assert "--config.train.batch=16" in written["command"]
+    assert written["kernels"][-1]["kernels"] == "any" and len(written["kernels"]) > 2 and written["kernels"][0]["ms"] > 0
+    assert len(written["windows_ms"]["slmjax, blockwise attention"]) == 3
+
+
+def test_kernels_are_counted_by_kind_for_each_step_and_overlaps_once(monkeypatch):
+    events = [("sgemm_128", 0.0, 4e6), ("loop_add_fusion_3", 2e6, 5e6), ("loop_add_fusion_17", 8e6, 9e6), ("sgemm_128", 9e6, 12e6)]
+    monkeypatch.setattr(kernels, "_events", lambda data: events)
+    rows = kernels.kernels(lambda: jnp.ones(4) + 1, steps=2)
+    assert [(row["kernels"], row["ms"], row["calls"]) for row in rows] == [
+        ("matrix products", 3.5, 1),
+        ("elementwise and the rest", 2.0, 1),
+        ("any", 4.5, 2),
+    ]
+    assert rows[1]["slowest"] == "2 ms loop_add_fusion"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +143,9 @@ def test_packed_text_is_timed_with_one_batch_and_with_the_loaders(small, corpus)
     """The loader gives other batches than the repeated one, all of them packed rows of the text."""
     small.data.sources["own"] = {"path": str(corpus)}
     small.data.cache, small.data.vocab_size, small.model.vocab_size = str(corpus.parent / "bench"), 300, 0
-    one, read = train.measure_text(small, make_mesh({"data": 1}, jax.devices()[:1]), prepared_text(small, "unused"), 12)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        one, read = train.measure_text(small, mesh, prepared_text(small, "unused"), 12)
     assert one["who"].endswith("one batch") and read["who"].endswith("the loader's")
     assert read["times_one_batch"] == pytest.approx(one["step_ms"] / read["step_ms"])
     assert one["documents"] >= 1 and one["first_loss"] == read["first_loss"]

@@ -59,7 +59,8 @@ def test_float8_products_run_in_float8_and_are_those_of_the_rounded_operands(out
         out, pull = jax.vjp(lambda x, w: fp8.products(x, w, scales, of_weights), x, weights)
         return out, pull(gradients)
 
-    compiled = jax.jit(both, compiler_options={"xla_gpu_enable_triton_gemm": False}).lower(x, tuple(weights)).compile()
+    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}  # small products would be made one, in bfloat16
+    compiled = jax.jit(both, compiler_options=options).lower(x, tuple(weights)).compile()
     targets = re.findall(r'custom_call_target="([^"]+)"', compiled.as_text())
     assert targets.count("__cublas$lt$matmul$f8") == 3 * len(outputs), targets
     out, (dx, dws) = compiled(x, tuple(weights))

@@ -49,7 +49,7 @@ def test_skipped_steps_change_no_parameter_or_moment_and_leave_the_statistics_al
     assert runs.train(corpus, folder, train__steps=8, train__decay=0, checkpoint__every=2, checkpoint__keep=9, train__max_skips=3) == 0
     before, after = runs.saved(folder, 4), runs.saved(folder, 6)
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
-    assert changed == {"rest['step']", "rest['spikes']['skips']"}
+    assert changed == {"rest['step']", "rest['spikes']['skips']", "rest['spikes']['exponent']"}
     assert after["rest['step']"] == 6 and after["rest['spikes']['skips']"] == 2
     later = runs.saved(folder, 8)
     assert later["rest['spikes']['skips']"] == 0 and later["rest['spikes']['count']"] == 6
