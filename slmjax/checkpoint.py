@@ -48,7 +48,7 @@ class Checkpoints:
 
     def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
         """Save in the background; returns once the arrays are copied off the device."""
-        meta = {**meta, "digests": {"params": _digest(params), "rest": _digest(rest)}}
+        meta = {**meta, "digests": {"params": digest(params), "rest": digest(rest)}}
         self.manager.save(
             step,
             args=ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)),
@@ -87,8 +87,8 @@ class Checkpoints:
         if rest is not None:
             items["rest"] = ocp.args.StandardRestore(rest)
         got = self.manager.restore(step, args=ocp.args.Composite(**items))
-        for item, digest in got["meta"].get("digests", {}).items():
-            if item in items and _digest(got[item]) != digest:
+        for item, expected in got["meta"].get("digests", {}).items():
+            if item in items and digest(got[item]) != expected:
                 raise ValueError(f"values of '{item}' are not those that were saved")
         return Found(step, got["meta"], got["params"], got["rest"] if rest is not None else None)
 
@@ -110,7 +110,7 @@ class Checkpoints:
             self.manager.close()
 
 
-def _digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """Of every bit of a tree's arrays, however they are spread over devices: the storage notices a cut file, but not a flipped bit."""
     sums = [int(n) for n in jax.device_get(_sums(jax.tree.leaves(tree)))]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]

@@ -51,9 +51,9 @@ def test_what_was_saved_is_read_back_on_one_device_and_on_eight(several):
 
 
 def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypatch):
-    right = checkpoint._digest(tree(4))
+    right = checkpoint.digest(tree(4))
     assert several.meta(4)["digests"]["params"] == right
-    monkeypatch.setattr(checkpoint, "_digest", lambda _: "another")
+    monkeypatch.setattr(checkpoint, "digest", lambda _: "another")
     with pytest.raises(ValueError, match="'params' are not those that were saved"):
         several.restore(4, described(tree(4)))
 
@@ -62,9 +62,9 @@ def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypa
 def test_one_flipped_bit_changes_the_digest_and_another_mesh_does_not(name, at, bit):
     changed = {key: np.array(value) for key, value in tree().items()}
     changed[name].view(np.uint32 if name == "matrix" else np.uint16).reshape(-1)[at] ^= 1 << bit
-    assert checkpoint._digest(changed) != checkpoint._digest(tree())
+    assert checkpoint.digest(changed) != checkpoint.digest(tree())
     spread = jax.device_put(tree()["matrix"], NamedSharding(make_mesh({"data": 8}), P("data")))
-    assert checkpoint._digest({**tree(), "matrix": spread}) == checkpoint._digest(tree())
+    assert checkpoint.digest({**tree(), "matrix": spread}) == checkpoint.digest(tree())
 
 
 def test_pruning_keeps_the_newest_this_runs_trunk_and_earlier_trunks(several):

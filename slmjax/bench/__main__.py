@@ -1,4 +1,4 @@
-"""Speed and memory of the library, measured here: `python -m slmjax.bench train|data|decode --help`."""
+"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|data|decode --help`."""
 
 import argparse
 import importlib
@@ -15,6 +15,7 @@ from slmjax.errors import UserError, nearest
 
 BENCHES = {
     "train": "the launcher's compiled train step, beside PyTorch",
+    "attention": "one layer's attention, by kernel and documents in a row",
     "data": "batches of packed rows from mixed sources",
     "decode": "generation, beside transformers",
 }
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     try:
         if name not in BENCHES:
             if {"-h", "--help"} & set(arguments):
-                print("\n".join([f"{__doc__}\n", *(f"  {bench:8}{meaning}" for bench, meaning in BENCHES.items())]))
+                print("\n".join([f"{__doc__}\n", *(f"  {bench:11}{meaning}" for bench, meaning in BENCHES.items())]))
                 return 0
             raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
         bench = importlib.import_module(f"slmjax.bench.{name}")

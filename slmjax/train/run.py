@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import slmjax
 from slmjax import config as configs
-from slmjax.checkpoint import Checkpoints
+from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
@@ -31,7 +31,7 @@ from slmjax.train.program import Program, cuts, make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
-from slmjax.train.state import TrainState
+from slmjax.train.state import TrainState, saved
 
 
 @dataclasses.dataclass
@@ -105,6 +105,8 @@ def build(
             step = program.compile()
             evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)
             evaluator.warm(state.params)
+            for part in (state.params, saved(state)):
+                digest(part)  # its program too is there before the first step
     writer = open_records(config, folder, prepared, start if past else None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
