@@ -33,7 +33,7 @@ class Evaluator:
     """Scores parameters on the held-out text of every source, always on the same documents."""
 
     def __init__(self, config: ConfigDict, arch: Architecture, mesh: Mesh, prepared: Prepared, chunks: int, where: Any):
-        self.config, self.prepared = config, prepared
+        self.config, self.arch, self.prepared = config, arch, prepared
         rows = config.train.batch // config.train.microbatches
         self.sharding = batch_sharding(mesh)
         self.rows = np.arange(rows)
@@ -49,10 +49,12 @@ class Evaluator:
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         counts = [np.maximum(batch["segments"].max(1), 1) for batches in self.batches.values() for batch in batches]
         most = max((count.reshape(ways, -1).mean(1).max() for count in counts), default=1)
-        arch = dataclasses.replace(arch, usual_segments=math.ceil(most))
+        of_batches = dataclasses.replace(arch, usual_segments=math.ceil(most))
         whole = NamedSharding(mesh, P())
         options = compiler_options(device_kind(mesh).platform, tuned=False, deterministic=config.train.deterministic)
-        self.score = jax.jit(scorer(arch, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole, compiler_options=options)
+        self.score = jax.jit(
+            scorer(of_batches, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole, compiler_options=options
+        )
 
     def losses(self, params: dict) -> dict[str, DocumentLosses]:
         """Of every source with held-out text."""
@@ -65,6 +67,7 @@ class Evaluator:
         """Compile before the first step, where it costs no training time."""
         for batches in list(self.batches.values())[:1]:
             self.score(params, {}, self._put({k: v for k, v in batches[0].items() if k != "documents"})).block_until_ready()
+        self.samples(params)
 
     def save(self, losses: Mapping[str, DocumentLosses], path: epath.Path) -> None:
         """Per-document losses, for `slmjax.compare`."""
@@ -90,10 +93,14 @@ class Evaluator:
             out.append(first if rest and len(first) < 400 else text[: max(20, min(200, len(text) // 2))])
         return out
 
-    def samples(self, engine: Engine) -> list[dict[str, str]]:
-        """Completions of the prompts at temperature 0."""
-        prompts = self.prompts()
-        found = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens) if prompts else []
+    def engine(self, params: dict) -> Engine:
+        """A generation engine over these parameters; its programs are compiled once."""
+        return Engine(self.arch, params, {}, self.prepared.tokenizer, tuned=False)
+
+    def samples(self, params: dict) -> list[dict[str, str]]:
+        """Completions of the prompts at temperature 0; none where several processes share the model."""
+        prompts = self.prompts() if jax.process_count() == 1 else []
+        found = self.engine(params).generate(prompts, max_tokens=self.config.eval.sample_tokens) if prompts else []
         return [{"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, found, strict=True)]
 
     def _put(self, batch: dict) -> dict:

@@ -17,7 +17,6 @@ from slmjax import config as configs
 from slmjax.data import stage
 from slmjax.data.loader import local_batches
 from slmjax.errors import UserError
-from slmjax.infer.engine import Engine
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
 from slmjax.train import evaluation, schedule
@@ -54,7 +53,7 @@ class _Loop:
         self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
         self.trunk = schedule.trunk(config.train)
         self.window: list[dict[str, float]] = []
-        self.clock, self.skipped = (run.start.step, time.monotonic()), run.skipped
+        self.skipped = run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
         self.roomy: Callable | None = None
@@ -63,7 +62,7 @@ class _Loop:
         """Train to the end, or to where the process is told to leave."""
         run, goodput = self.run, self.run.goodput
         pending: tuple[int, dict] | None = None
-        self.warm()
+        self.clock = (run.start.step, time.monotonic())
         for step in range(run.start.step, self.total):
             waiting = pending is None or pending[1]["loss"].is_ready()  # else the device is busy, and time here costs nothing
             with goodput.spent("data_wait") if waiting else contextlib.nullcontext():
@@ -186,24 +185,11 @@ class _Loop:
             self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
         if hosts.is_first():
             run.evaluator.save(losses, run.workdir / "heldout.npz")
-        if self.config.eval.samples and jax.process_count() == 1:
-            samples = run.evaluator.samples(self.reader())
+        if samples := run.evaluator.samples(self.state.params):
             run.writer.event("samples", done, samples=samples)
-            if samples:
-                self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
+            self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
         self.losses = losses
         self.clock = (done, time.monotonic())
-
-    def reader(self) -> Engine:
-        """A generation engine over the present parameters; its programs are compiled once."""
-        return Engine(self.run.program.arch, self.state.params, {}, self.run.prepared.tokenizer, tuned=False)
-
-    def warm(self) -> None:
-        """Compile the samples' programs before the first step, where it costs no training time."""
-        if self.config.eval.samples and jax.process_count() == 1:
-            with self.run.goodput.spent("compile"):
-                self.run.evaluator.samples(self.reader())
-        self.clock = (self.run.start.step, time.monotonic())
 
     def save(self, done: int) -> None:
         """Save a checkpoint in the background and prune older ones."""
@@ -219,7 +205,7 @@ class _Loop:
         """The last records: answers and baseline of the embedded textbook, and that the run is finished."""
         run = self.run
         if not run.config.data.sources and jax.process_count() == 1:
-            answers = evaluation.textbook_answers(self.reader(), stage.SEED)
+            answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
             run.writer.event("answers", self.total, kinds=answers)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
             baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.program.arch.vocab_size, stage.SEED)

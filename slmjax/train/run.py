@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -101,12 +102,13 @@ def build(
             state = program.init()
             if init_from:
                 state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
-        with goodput.spent("compile"):
-            step = program.compile()
+        with goodput.spent("compile"), ThreadPoolExecutor(1) as beside:  # XLA compiles outside of Python, the step longest
+            compiling = beside.submit(program.compile)
             evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)
             evaluator.warm(state.params)
             for part in (state.params, saved(state)):
                 digest(part)  # its program too is there before the first step
+            step = compiling.result()
     writer = open_records(config, folder, prepared, start if past else None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
