@@ -1,4 +1,4 @@
-"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|data|decode --help`."""
+"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|recurrence|data|decode --help`."""
 
 import argparse
 import importlib
@@ -16,6 +16,7 @@ from slmjax.errors import UserError, nearest
 BENCHES = {
     "train": "the launcher's compiled train step, beside PyTorch",
     "attention": "one layer's attention, by kernel and documents in a row",
+    "recurrence": "the linear recurrence alone, beside attention",
     "data": "batches of packed rows from mixed sources",
     "decode": "generation, beside transformers",
 }
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         if name not in BENCHES:
             if {"-h", "--help"} & set(arguments):
-                print("\n".join([f"{__doc__}\n", *(f"  {bench:11}{meaning}" for bench, meaning in BENCHES.items())]))
+                print("\n".join([f"{__doc__}\n", *(f"  {bench:12}{meaning}" for bench, meaning in BENCHES.items())]))
                 return 0
             raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
         bench = importlib.import_module(f"slmjax.bench.{name}")
