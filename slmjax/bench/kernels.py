@@ -45,7 +45,8 @@ def _events(data: Any) -> Iterator[tuple[str, float, float]]:
     """(name, start, stop) in ns of every kernel on the first device; of XLA's operations where the platform's profile has no device."""
     planes = {plane.name: plane for plane in data.planes}
     device = next((planes[name] for name in sorted(planes) if name.startswith("/device:") and any(planes[name].lines)), None)
-    lines = [line for line in device.lines if line.name.startswith("Stream")] if device else planes["/host:CPU"].lines
+    lines = list(device.lines if device else planes["/host:CPU"].lines)
+    lines = [line for line in lines if line.name.startswith("Stream")] or lines  # a GPU's other lines say the same once more
     for line in lines:
         for event in line.events:
             if device or any(name == "hlo_op" for name, _ in event.stats):
