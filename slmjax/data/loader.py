@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from slmjax.data import packing as packings
 from slmjax.data.mixture import Mixture, Phases
@@ -63,9 +64,8 @@ class BatchPlan:
         return [self.mixture.pick(g) for g in range(step * self.batch, (step + 1) * self.batch)]
 
     def crowd(self, step: int, parts: int = 1, ways: int = 1) -> int:
-        """Most documents that a device holds at once of a step's batch: row i is in microbatch i % `parts`, which is cut `ways` ways."""
-        counts = np.array([len(self.row_plans[source].row(row)) for source, row in self.rows(step)])
-        return int(counts.reshape(-1, parts).T.reshape(parts, ways, -1).sum(-1).max())
+        """Most documents that a device holds at once of a step's batch, see `crowd`; known without reading any text."""
+        return crowd(np.array([len(self.row_plans[source].row(row)) for source, row in self.rows(step)]), parts, ways)
 
     def usual_segments(self, parts: int = 1, ways: int = 1) -> int:
         """Documents a row that a device has to keep places for: none of the run's first 32,768 rows' steps has more (see `crowd`)."""
@@ -106,6 +106,16 @@ class BatchPlan:
         return [
             RowPlan(shards.lengths, name=name, **self.row_settings | {"max_segments": bounds[name]}) for name, shards in self.train.items()
         ]
+
+
+def crowd(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int:
+    """Most documents that a device holds at once of a batch with so many in each row.
+
+    Args:
+      parts: microbatches; row i is in microbatch i % parts.
+      ways: devices over which each microbatch is cut.
+    """
+    return int(documents.reshape(-1, parts).T.reshape(parts, ways, -1).sum(-1).max())
 
 
 def batch_rows(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:

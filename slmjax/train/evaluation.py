@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from slmjax.compiling import compiler_options
 from slmjax.data import textbook
-from slmjax.data.loader import heldout_batches
+from slmjax.data.loader import crowd, heldout_batches
 from slmjax.data.prepare import Prepared
 from slmjax.evals import kneser_ney
 from slmjax.evals.answers import exact_answers
@@ -47,9 +47,8 @@ class Evaluator:
             if len(shards)
         }
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        counts = [np.maximum(batch["segments"].max(1), 1) for batches in self.batches.values() for batch in batches]
-        most = max((count.reshape(ways, -1).mean(1).max() for count in counts), default=1)
-        of_batches = dataclasses.replace(arch, usual_segments=math.ceil(most))
+        crowds = [crowd(np.maximum(batch["segments"].max(1), 1), 1, ways) for batches in self.batches.values() for batch in batches]
+        of_batches = dataclasses.replace(arch, usual_segments=math.ceil(max(crowds, default=1) * ways / rows))
         whole = NamedSharding(mesh, P())
         options = compiler_options(device_kind(mesh).platform, tuned=False, deterministic=config.train.deterministic)
         self.score = jax.jit(

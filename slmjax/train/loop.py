@@ -15,7 +15,7 @@ import numpy as np
 
 from slmjax import config as configs
 from slmjax.data import stage
-from slmjax.data.loader import local_batches
+from slmjax.data.loader import crowd, local_batches
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
@@ -69,7 +69,7 @@ class _Loop:
                 local = next(self.batches)
             self.profiling(step)
             batch = hosts.global_batch(local, self.sharding, self.config.train.batch, run.held)
-            self.state, metrics = self.step_for(step)(self.state, batch)
+            self.state, metrics = self.step_for(step, local)(self.state, batch)
             if pending is not None:  # read one step late, so that the device always has a step to do
                 self.read(*pending)
             pending = (step, metrics)
@@ -92,13 +92,15 @@ class _Loop:
         self.finish()
         return 0
 
-    def step_for(self, step: int) -> Callable:
-        """The compiled step for a step's batch; one with more documents than places needs another, compiled when the first comes."""
+    def step_for(self, step: int, local: dict) -> Callable:
+        """The compiled step for a batch; one with more documents than places needs another, compiled when the first comes."""
         run, arch = self.run, self.run.program.arch
         if arch.attention != "cudnn" or arch.usual_segments == arch.max_segments:
             return run.step
         parts, ways = cuts(self.config, run.program.mesh)
-        if run.plan.crowd(step, parts, ways) <= arch.usual_segments * run.plan.batch // (parts * ways):
+        # Of one process, the rows that it has read tell; of several, each asks the plan about all rows, so that they agree.
+        most = crowd(local["segments"].max(1), parts, ways) if jax.process_count() == 1 else run.plan.crowd(step, parts, ways)
+        if most <= arch.usual_segments * run.plan.batch // (parts * ways):
             return run.step
         if self.roomy is None:
             self.progress.note(f"step {step + 1} holds more than {arch.usual_segments} documents a row: compiling for {arch.max_segments}")

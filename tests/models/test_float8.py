@@ -89,6 +89,7 @@ def test_hidden_states_are_those_of_rounded_inputs_and_weights(params, buffers, 
     np.testing.assert_allclose(found, expected, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_scanned_rematerialized_and_unrolled_stacks_are_one_function(params, buffers):
     (expected, seen), hidden = _run(ARCH)(params, buffers, _batch())
     for change in ({"unroll": False}, {"remat": "query,mixed,up"}, {"remat": "full"}, {"unroll": False, "remat": "dots"}):

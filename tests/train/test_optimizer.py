@@ -27,6 +27,7 @@ def steps(optimizer, params, gradients, count=3):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_one_update_of_the_stacked_tree_equals_updates_of_each_layer(name):
     optimizer = Optimizer(small_config(optimizer=name).train, configs.base().model.multipliers)

@@ -67,7 +67,9 @@ def test_gradients_of_the_step_are_those_of_a_plain_loss():
         np.testing.assert_allclose(moment, expected[path], atol=1e-7, rtol=2e-4, err_msg=path)
 
 
-@pytest.mark.parametrize(("mesh", "optimizer"), [*((mesh, "adamw") for mesh in MESHES), ("mixed", "muon")])
+@pytest.mark.parametrize(
+    ("mesh", "optimizer"), [*((mesh, "adamw") for mesh in MESHES), pytest.param("mixed", "muon", marks=pytest.mark.slow)]
+)
 def test_three_steps_on_eight_devices_equal_one_device(mesh, optimizer):
     one = one_device(optimizer)
     many = Setup(small_config(optimizer=optimizer, lr=1e-3, microbatches=2 if mesh == "mixed" else 1), MESHES[mesh], 8)
