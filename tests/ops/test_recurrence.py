@@ -87,7 +87,7 @@ def _array(x):
     return None if x is None else jnp.asarray(x)
 
 
-def near(found, expected, tolerance):
+def assert_near(found, expected, tolerance):
     """Relative to the largest magnitude: sums over keys cancel."""
     for one, other in zip(found, expected, strict=True):
         assert np.abs(np.float64(one) - other).max() <= tolerance * max(1.0, np.abs(other).max())
@@ -97,8 +97,8 @@ def near(found, expected, tolerance):
 @pytest.mark.parametrize(("T", "chunk"), [(150, 64), (48, 16)])
 def test_chunks_are_the_recurrence_with_documents_padding_and_a_memory_that_comes_in(kind, T, chunk):
     arrays, segments = inputs(T, kind), documents(T, 1)
-    near(run(arrays, segments, before(), chunk=chunk), exact(arrays, segments, before()), 2e-5)
-    near(run(arrays, segments, chunk=chunk), exact(arrays, segments), 2e-5)
+    assert_near(run(arrays, segments, before(), chunk=chunk), exact(arrays, segments, before()), 2e-5)
+    assert_near(run(arrays, segments, chunk=chunk), exact(arrays, segments), 2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -127,7 +127,7 @@ def test_gradients_of_every_argument_are_those_of_the_recurrence(kind):
         expected = [np.asarray(leaf) for leaf in jax.tree.leaves(slow)]
     short = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (arrays, state, (of_out, of_state)))
     found = jax.jit(jax.grad(functools.partial(loss, ours), argnums=(0, 1)))(*short)
-    near(jax.tree.leaves(found), expected, 2e-5)
+    assert_near(jax.tree.leaves(found), expected, 2e-5)
 
 
 @given(
@@ -145,7 +145,7 @@ def test_any_place_of_edges_and_extreme_gates(seed, kind, edges, strength, least
     if least is not None:
         decay = np.where(np.random.default_rng(seed).random(decay.shape) < 0.2, least, decay)
     arrays = query, key, value, decay, erase
-    near(run(arrays, segments), exact(arrays, segments), 5e-5)
+    assert_near(run(arrays, segments), exact(arrays, segments), 5e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -159,7 +159,7 @@ def test_steps_and_pieces_with_the_memory_between_are_the_whole(kind):
             part = slice(start, stop)
             out, *memory = run([None if x is None else x[:, part] for x in arrays], segments[:, part], memory)
             outs.append(out)
-        near((np.concatenate(outs, axis=1), *memory), jax.tree.map(np.float64, whole), 1e-5)
+        assert_near((np.concatenate(outs, axis=1), *memory), jax.tree.map(np.float64, whole), 1e-5)
 
 
 def test_a_packed_row_is_each_document_alone():
@@ -168,8 +168,8 @@ def test_a_packed_row_is_each_document_alone():
     packed, state, _ = run(arrays, segments)
     for number, part in ((1, slice(0, 16)), (2, slice(16, 48)), (3, slice(48, 64))):
         alone, own, _ = run([x[:, part] for x in arrays], np.full((B, part.stop - part.start), number, np.int32))
-        near((packed[:, part],), (np.float64(alone),), 1e-6)
-    near((state,), (np.float64(own),), 1e-6)
+        assert_near((packed[:, part],), (np.float64(alone),), 1e-6)
+    assert_near((state,), (np.float64(own),), 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -193,8 +193,8 @@ def test_decays_that_are_the_same_in_every_channel_are_one_number_and_erasing_no
     segments = documents(50, 6)
     gated = run((query, key, value, decay, erase), segments)
     tied = run((query, key, value, np.repeat(decay[..., None], K, -1), np.repeat(erase[..., None], K, -1)), segments)
-    near(tied, jax.tree.map(np.float64, gated), 1e-5)
-    near(
+    assert_near(tied, jax.tree.map(np.float64, gated), 1e-5)
+    assert_near(
         run((query, key, value, decay, 0 * erase), segments),
         jax.tree.map(np.float64, run((query, key, value, decay, None), segments)),
         1e-5,
@@ -210,7 +210,7 @@ def test_mamba_2_is_the_recurrence_with_its_step_sizes_in_values_and_decays():
     pairs = np.exp(np.minimum(total[:, :, None] - total[:, None], 0)) * np.tril(np.ones((T, T)))[:, :, None]
     scores = np.einsum("bigk,bjgk->bijg", C, B_).repeat(H // G, axis=-1)
     expected = np.einsum("bijh,bijh,bjh,bjhv->bihv", scores, pairs, dt, x)
-    near(run((C, B_, dt[..., None] * x, dt * A, None), np.ones((B, T), np.int32))[:1], [expected], 2e-5)
+    assert_near(run((C, B_, dt[..., None] * x, dt * A, None), np.ones((B, T), np.int32))[:1], [expected], 2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -259,7 +259,7 @@ def test_a_span_is_a_linear_map_of_the_memory_that_comes_in(kind):
     made = span(*single[:4], erase=single[4], segments=jnp.asarray(segments), segment=jnp.asarray(segment), chunk=16)
     out = made.out + np.einsum("bhkv,bthk->bthv", state, made.readout)
     after = made.state + np.einsum("bhkl,bhlv->bhkv", made.transition, state)
-    near((out, after), exact((query, key, value, decay, erase), segments, (state, segment))[:2], 2e-5)
+    assert_near((out, after), exact((query, key, value, decay, erase), segments, (state, segment))[:2], 2e-5)
 
 
 def test_an_empty_memory_is_none():
