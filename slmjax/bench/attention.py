@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.bench import shell
-from slmjax.bench.timing import device_ms
+from slmjax.bench.timing import both, device_ms
 from slmjax.bench.train import random_batch
 from slmjax.errors import UserError
 from slmjax.models.resolve import resolve
@@ -56,14 +56,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             attend = functools.partial(
                 attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=documents, usual_segments=documents
             )
-
-            def both(q, k, v, g, attend=attend):
-                out, pull = jax.vjp(attend, q, k, v)
-                return out, pull(g)
-
+            whole_pass = both(attend)
             try:
-                memory = jax.jit(both).lower(q, k, v, g).compile().memory_analysis().temp_size_in_bytes / 2**30
-                forward, whole = (device_ms(f, *of, runs=arguments.runs) for f, of in ((attend, (q, k, v)), (both, (q, k, v, g))))
+                memory = jax.jit(whole_pass).lower((q, k, v), g).compile().memory_analysis().temp_size_in_bytes / 2**30
+                forward, whole = (device_ms(f, *of, runs=arguments.runs) for f, of in ((attend, (q, k, v)), (whole_pass, ((q, k, v), g))))
             except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
                 raise UserError(f"--kernels: {kernel} does not run here: {(str(error).splitlines() or [''])[0][:200]}") from error
             flops = 3.5 * 4 * B * pairs * N * H  # two products forward, five backward

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slmjax.bench.timing import copy_bytes, device_ms, matmul_flops
+from slmjax.bench.timing import both, copy_bytes, device_ms, matmul_flops
 from slmjax.models import lm, sizes
 from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
@@ -72,7 +72,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
             max_segments=arch.max_segments, usual_segments=arch.usual_segments,
         )  # fmt: skip
 
-    yield Piece("attention", L, _both(attend), (qkv, normal(B, T, N, H)), 3.5 * 4 * pairs * N * H, size * tokens * H * (8 * N + 6 * K))
+    yield Piece("attention", L, both(attend), (qkv, normal(B, T, N, H)), 3.5 * 4 * pairs * N * H, size * tokens * H * (8 * N + 6 * K))
 
     state = program.init()
     params = jax.tree.map(lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], state.params["stack"]["0"]["0"])
@@ -83,7 +83,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
         return MLP(arch, block).apply({"params": weights}, x, ctx=ctx)[0]
 
     # Bytes: the products' inputs and outputs, and gate, up and hidden once more for the activation; three times that with the backward.
-    yield Piece("mlp", L, _both(mlp), ((params["channel"], x), x), 18 * tokens * D * F, 3 * size * tokens * (3 * D + 6 * F))
+    yield Piece("mlp", L, both(mlp), ((params["channel"], x), x), 18 * tokens * D * F, 3 * size * tokens * (3 * D + 6 * F))
     flops = sizes.train_flops_per_token(arch, T) * tokens
     head_flops = 6 * tokens * D * V
     layer_flops = (flops - head_flops) / L
@@ -91,7 +91,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     def layer(params, x):
         return lm.apply_block(arch, block, {"params": params}, x, ctx)
 
-    yield Piece("layer", L, _both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
+    yield Piece("layer", L, both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
     head, target = normal(D, V), batch["targets"]
     loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.chunks)[0], argnums=(0, 1))
     yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
@@ -108,16 +108,6 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     update = (lambda g, s, p: optimizer.update(g, s, p, jnp.float32(1)), (gradients, state.optimizer, state.params))
     yield Piece("optimizer", 1, *update, 0.0, 28.0 * count)
-
-
-def _both(f: Callable) -> Callable:
-    """f's value and the pull-back of a cotangent."""
-
-    def run(arguments, cotangent):
-        out, pull = jax.vjp(f, *arguments)
-        return out, pull(cotangent)
-
-    return run
 
 
 def _segment_lengths(segments: jax.Array) -> list[int]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.bench import shell
-from slmjax.bench.timing import device_ms
+from slmjax.bench.timing import both, device_ms
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -99,14 +99,9 @@ def recurrence_case(arch: Architecture, kind: str, chunk: int, batch: int, lengt
 def _timed(who: str, how: str, f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
     out = jax.eval_shape(f, *arguments)
     cotangent = _normal(9, out.shape, out.dtype)
-
-    def both(arguments, cotangent):
-        out, pull = jax.vjp(f, *arguments)
-        return out, pull(cotangent)
-
-    memory = jax.jit(both).lower(arguments, cotangent).compile().memory_analysis().temp_size_in_bytes / 2**30
+    memory = jax.jit(both(f)).lower(arguments, cotangent).compile().memory_analysis().temp_size_in_bytes / 2**30
     forward = device_ms(f, *arguments, repeats=4, runs=runs)
-    return {"who": who, "how": how, "forward ms": forward, "both ms": device_ms(both, arguments, cotangent, repeats=4, runs=runs),
+    return {"who": who, "how": how, "forward ms": forward, "both ms": device_ms(both(f), arguments, cotangent, repeats=4, runs=runs),
             "gib": memory}  # fmt: skip
 
 

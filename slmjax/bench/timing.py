@@ -29,6 +29,16 @@ def device_ms(f: Callable, *arguments: Any, repeats: int = 8, runs: int = 7) -> 
     return wall_ms(lambda: program(arguments), runs=runs) / repeats
 
 
+def both(f: Callable) -> Callable:
+    """run(arguments, cotangent): f's value and the pull-back of the cotangent, for timing a forward pass with its backward pass."""
+
+    def run(arguments, cotangent):
+        out, pull = jax.vjp(f, *arguments)
+        return out, pull(cotangent)
+
+    return run
+
+
 def wall_ms(call: Callable[[], Any], *, runs: int = 7, warm: int = 2) -> float:
     """Milliseconds from a call until its results are there; median over `runs` after `warm` that do not count."""
     times = []
