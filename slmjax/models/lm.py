@@ -17,6 +17,7 @@ from slmjax.models.block import DecoderBlock
 from slmjax.models.cache import Cache
 from slmjax.models.layers import Context, RMSNorm
 from slmjax.ops import fp8
+from slmjax.ops.embedding import embed
 from slmjax.parallel.mesh import BATCH, constrain
 
 NAMES = ("query", "key", "value", "mixed", "gate", "up")  # what remat may keep
@@ -141,7 +142,7 @@ def _variables(group: dict, buffers: dict, g: int) -> dict:
 def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     # The cast table is gathered over fsdp before the look-up: a look-up in a table split along D makes XLA copy the whole batch.
     table = constrain(table.astype(arch.compute), "tensor", None)
-    return jnp.take(table, tokens, axis=0)
+    return embed(table, tokens)
 
 
 def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Array, ctx: Context) -> Array:
