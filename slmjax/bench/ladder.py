@@ -17,6 +17,7 @@ from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
 from slmjax.ops.attention import attention
 from slmjax.ops.cross_entropy import weighted_nats
+from slmjax.ops.embedding import embed
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.program import Program
 
@@ -84,6 +85,9 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
 
     # Bytes: the products' inputs and outputs, and gate, up and hidden once more for the activation; three times that with the backward.
     yield Piece("mlp", L, both(mlp), ((params["channel"], x), x), 18 * tokens * D * F, 3 * size * tokens * (3 * D + 6 * F))
+    table = normal(V, D)
+    once = size * D * (2 * tokens + V)  # backward: reads the cotangents, adds them up, writes the table
+    yield Piece("embedding", 1, both(lambda table: embed(table, batch["tokens"])), ((table,), x), 0.0, once + size * tokens * D)
     flops = sizes.train_flops_per_token(arch, T) * tokens
     head_flops = 6 * tokens * D * V
     layer_flops = (flops - head_flops) / L

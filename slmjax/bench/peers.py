@@ -6,9 +6,8 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
-
 from slmjax import config as configs
+from slmjax.bench.shell import random_tokens
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture, from_config
 
@@ -70,7 +69,7 @@ def train(arch: Architecture, batch: int, length: int, *, steps: int, seed: int 
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decays, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
-    tokens = torch.tensor(np.random.default_rng(seed).integers(0, arch.vocab_size, (batch, length + 1)), device=device)
+    tokens = torch.tensor(random_tokens((batch, length + 1), arch.vocab_size, seed), device=device)
     loss_of = torch.compile(model.loss, dynamic=False)
 
     def once():

@@ -1,4 +1,4 @@
-"""What the benches share at the shell: comma-separated numbers, and a peer in a process of its own."""
+"""What the benches share: comma-separated numbers at the shell, a peer in a process of its own, and random tokens. Imports no JAX."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 
 def numbers(least: int) -> Callable[[str], list[int]]:
@@ -19,6 +21,15 @@ def numbers(least: int) -> Callable[[str], list[int]]:
 
     whole.__name__ = f"comma-separated list of whole numbers of {least} or more"  # argparse names it in its message
     return whole
+
+
+def random_tokens(shape: tuple[int, ...], vocab: int, seed: int) -> np.ndarray:
+    """int64 token ids, as unequally frequent as words are (Zipf and Mandelbrot: the r-th has a share proportional to 1 / (r + 2.7)).
+
+    A GPU adds gradients of one row of the embedding one after the other: with equally frequent tokens a bench would not see it.
+    """
+    shares = 1 / (np.arange(1, vocab + 1) + 2.7)
+    return np.random.default_rng(seed).choice(vocab, shape, p=shares / shares.sum())
 
 
 def ask(module: str, question: Any, *, seconds: float | None = None, **environment: str) -> tuple[list[Any], str]:

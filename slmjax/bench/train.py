@@ -144,8 +144,8 @@ class Trial:
 
 
 def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) -> dict[str, np.ndarray]:
-    """Random tokens in rows of equal documents, without padding."""
-    tokens = np.random.default_rng(seed).integers(0, vocab, (rows, length + 1), dtype=np.int32)
+    """Random tokens (see shell.random_tokens) in rows of equal documents, without padding."""
+    tokens = shell.random_tokens((rows, length + 1), vocab, seed).astype(np.int32)
     segments = np.arange(length, dtype=np.int32) * documents // length + 1
     starts = np.searchsorted(segments, segments)
     whole = {"segments": segments, "positions": (np.arange(length) - starts).astype(np.int32), "weights": np.ones(length, np.float32)}
