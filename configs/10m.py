@@ -3,7 +3,9 @@
 python -m slmjax.launch --config=configs/10m.py --config.data.sources=books=~/books
 
 Size: 10.03M parameters in all, 6.89M without the embedding, 10.03M in matrix products.
-Time: 86 s at the 2.3M tokens/s of one H200 (`python -m slmjax.bench train --config=configs/10m.py --text`); 1.37e16 FLOPs.
+Time: 197M tokens are 1.37e16 FLOPs, 0.01 H100-hours at an assumed 40 % of 989 TFLOP/s. So small
+a model reaches less: 86 s at the 2.3M tokens/s of `python -m slmjax.bench train --config=configs/10m.py
+--text` on one H200.
 Two CPU cores (0.75k tokens/s were measured at this size) need three days; take configs/tiny.py there.
 Score: not yet measured.
 """

@@ -29,14 +29,20 @@ FIELDS = {
         "kv_heads": (2, "key/value heads K; divides heads"),
         "head_dim": (64, "head size H"),
         "ff_width": (704, "feed-forward width F"),
-        "pattern": (("attention",), 'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "attention rope=False"'),
+        "pattern": (
+            ("attention",),
+            'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention rope=False"; mixers: attention (rope, '
+            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim), an import path module:Class; channels: mlp, none",
+        ),
         "stack": ((), "list of (pattern, repeats); empty: `pattern` repeated to `layers`"),
+        "share_kv": (1, "attention layers in a row that share one layer's keys and values"),
+        "share_blocks": (1, "times in a row that each block is applied, with the same weights"),
         "rope_theta": (10000.0, "base of the rotary position embedding"),
         "qk_norm": (False, "RMSNorm on queries and keys, per head"),
         "output_gate": (False, "sigmoid gate on attention's output"),
         "tied": (True, "the head is the embedding, transposed"),
         "norm_eps": (1e-6, "added to the mean square in RMSNorm"),
-        "multipliers": (ConfigDict(), "{group: {init, lr, decay}} for embedding, head, matrix, vector; 1 where not named"),
+        "multipliers": (ConfigDict(), "{group: {init, lr, decay}} for embedding, head, matrix, vector, own; 1 where not named"),
         "attention": ("auto", "kernel: auto, reference, blockwise, cudnn, splash"),
         "unroll": ("auto", "auto, True (a list of layers: fastest on one host's GPUs) or False (a scan: compiles fastest)"),
         "remat": ("none", "none, full, dots, or comma-separated names of activations to keep"),
@@ -123,7 +129,7 @@ CHOICES = {
 }
 POSITIVE = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.head_dim", "model.ff_width", "model.rope_theta",
             "data.vocab_size", "data.seq_len", "train.steps", "train.batch", "train.microbatches", "train.lr", "checkpoint.every",
-            "checkpoint.keep", "log.every", "eval.tokens", "train.max_skips")  # fmt: skip
+            "checkpoint.keep", "log.every", "eval.tokens", "train.max_skips", "model.share_kv", "model.share_blocks")  # fmt: skip
 NOT_NEGATIVE = ("model.vocab_size", "model.norm_eps", "data.workers", "train.warmup", "train.weight_decay", "train.eps", "train.clip",
                 "train.z_loss", "train.loss_chunks", "train.spike_sigma", "eval.every", "eval.samples", "eval.sample_tokens")  # fmt: skip
 SHARES = ("data.heldout", "data.max_bad_share", "train.decay", "train.b1", "train.b2")

@@ -93,7 +93,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     layer_flops = (flops - head_flops) / L
 
     def layer(params, x):
-        return lm.apply_block(arch, block, {"params": params}, x, ctx)
+        return lm.apply_block(arch, block, {"params": params}, x, ctx)[0]
 
     yield Piece("layer", L, both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
     head, target = normal(D, V), batch["targets"]

@@ -14,7 +14,7 @@ from slmjax.infer import stops as stopping
 from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
-from slmjax.models.cache import Cache, init_cache
+from slmjax.models.cache import Cache
 from slmjax.models.groups import group_of
 from slmjax.parallel.rules import path_name
 
@@ -92,7 +92,7 @@ def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: 
     """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     batch = {"tokens": tokens, "segments": (position < lengths[:, None]).astype(jnp.int32), "positions": position}
-    return lm.forward(arch, params, buffers, batch, cache=init_cache(arch, len(tokens), size))[2]
+    return lm.forward(arch, params, buffers, batch, cache=lm.init_cache(arch, len(tokens), size))[2]
 
 
 def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request) -> tuple[State, Cache]:

@@ -1,4 +1,4 @@
-"""The attention mixer: grouped queries, rotary positions or none, optional norm on queries and keys, optional output gate."""
+"""The attention mixer: grouped queries, rotary positions or none, a window, optional norm on queries and keys, optional output gate."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import KVCache
+from slmjax.models.cache import Keys, KVCache, empty_kv
 from slmjax.models.layers import Context, RMSNorm, products, residual_scale, weight
 from slmjax.ops.attention import attention
 from slmjax.ops.cached_attention import cached_attention
@@ -19,48 +19,60 @@ TILE = 128  # a first piece of a multiple of this takes the training kernel: spl
 class Attention(nn.Module):
     """mixer(x, ctx, cache, shared) -> (y, cache, shared).
 
+    `shared` is {kind of keys: cache.Keys} of the blocks before in the pattern, or None where none of it borrows.
     Source: Ainslie et al. 2023 (grouped queries); Henry et al. 2020 and Qwen3 (norm on queries and keys, per head, before rotation);
-    Qiu et al. 2025 (sigmoid gate on the heads' outputs); Kazemnejad et al. 2023 (no positions).
+    Qiu et al. 2025 (sigmoid gate on the heads' outputs); Kazemnejad et al. 2023 (no positions); Beltagy et al. 2020 (window); Brandon et
+    al. 2024 (keys and values of a layer before).
     """
 
     arch: Architecture
     block: Block
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: KVCache | None = None, shared=None):
-        arch = self.arch
+    def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: KVCache | None = None, shared: dict | None = None):
+        arch, block = self.arch, self.block
         D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
-        heads = {"query": N, "key": K, "value": K} | ({"gate": N} if arch.output_gate else {})
+        heads = {"query": N} | ({} if block.borrows else {"key": K, "value": K}) | ({"gate": N} if arch.output_gate else {})
         inputs = {name: weight(self, name, (D, count, H), D) for name, count in heads.items()}
-        query, key, value, *gate = products(self, "in", x, inputs, fused=cache is None)
-        if arch.qk_norm:
-            query, key = RMSNorm(arch, name="query_norm")(query), RMSNorm(arch, name="key_norm")(key)
-        if self.block.rope:
-            query, key = rope(query, ctx.positions, arch.rope_theta), rope(key, ctx.positions, arch.rope_theta)
-        query, key, value = (checkpoint_name(a, n) for a, n in ((query, "query"), (key, "key"), (value, "value")))
-        if cache is None:
-            mixed = attention(
-                query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=arch.attention,
-                max_segments=arch.max_segments, usual_segments=arch.usual_segments,
-            )  # fmt: skip
+        of = dict(zip(inputs, products(self, "in", x, inputs, fused=ctx.slots is None)))
+        for name in ("query", "key"):
+            if name in of:
+                of[name] = RMSNorm(arch, name=f"{name}_norm")(of[name]) if arch.qk_norm else of[name]
+                of[name] = rope(of[name], ctx.positions, arch.rope_theta) if block.rope else of[name]
+        of |= {name: checkpoint_name(of[name], name) for name in ("query", "key", "value") if name in of}
+        if block.borrows:
+            keys = shared[block.kind_of_keys]
+        elif cache is None:
+            keys = Keys(of["key"], of["value"])
         else:
-            cache = cache.append(key, value, ctx.slots)
-            mixed = _cached(arch, query, key, value, cache, ctx)
-        mixed = checkpoint_name(mixed, "mixed")
+            cache, keys = cache.append(of["key"], of["value"], ctx.slots)
+        if shared is not None:
+            shared = shared | {block.kind_of_keys: keys}
+        mixed = checkpoint_name(_attend(arch, block, of["query"], keys, ctx), "mixed")
         if arch.output_gate:
-            mixed *= jax.nn.sigmoid(gate[0])
+            mixed *= jax.nn.sigmoid(of["gate"])
         out = weight(self, "out", (N, H, D), N * H, residual_scale(arch))
         return *products(self, "out", mixed, {"out": out}), cache, shared
 
+    @staticmethod
+    def empty_cache(arch: Architecture, block: Block, batch: int, size: int) -> KVCache | None:
+        """See models/mixers.py; a block that borrows keeps nothing, one with a window no more than that."""
+        slots = min(size, block.window or size)
+        return None if block.borrows else empty_kv(batch, arch.kv_heads, slots, arch.head_dim, arch.compute)
 
-def _cached(arch: Architecture, query: Array, key: Array, value: Array, cache: KVCache, ctx: Context) -> Array:
-    """Attention of a piece of tokens over a cache that already holds them."""
-    T, slots = query.shape[1], ctx.slots
-    if T == 1 or not slots.first:
+
+def _attend(arch: Architecture, block: Block, query: Array, keys: Keys, ctx: Context) -> Array:
+    T = query.shape[1]
+    if keys.segments is not None:
         return cached_attention(
-            query, cache.key, cache.value, query_segments=ctx.segments, key_segments=slots.segments, query_index=slots.index
+            query, keys.key, keys.value, query_segments=ctx.segments, key_segments=keys.segments, query_index=ctx.slots.index,
+            key_index=keys.index, window=block.window,
         )  # fmt: skip
-    kernel = "blockwise" if T % TILE or len(query) % ways(*BATCH) else arch.attention
+    kernel, most, usual = arch.attention, arch.max_segments, arch.usual_segments
+    if ctx.slots is not None:  # the first piece of a prompt
+        kernel = "blockwise" if T % TILE or len(query) % ways(*BATCH) else kernel
+        most, usual = 1, 1
     return attention(
-        query, key, value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=1
+        query, keys.key, keys.value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=most,
+        usual_segments=usual, window=block.window,
     )  # fmt: skip

@@ -3,27 +3,29 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from slmjax.models.architecture import Architecture, Block
-from slmjax.models.attention import Attention
+from slmjax.models.architecture import MIXERS, Architecture, Block
 from slmjax.models.layers import Context, RMSNorm
-from slmjax.models.mlp import MLP
-
-MIXERS = {"attention": Attention}
-CHANNELS = {"mlp": MLP}
+from slmjax.models.mixers import CHANNELS, mixer_class
 
 
 class DecoderBlock(nn.Module):
-    """block(x, ctx, cache, shared) -> (x, cache, shared, aux), with norms before the mixers (Xiong et al. 2020)."""
+    """block(x, ctx, cache, shared) -> (x, cache, shared, aux), with norms before the mixers (Xiong et al. 2020).
+
+    A mixer that is not the library's has its parameters under "own" instead of "mixer": other rules hold there (models/groups.py,
+    parallel/rules.py).
+    """
 
     arch: Architecture
     block: Block
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache=None, shared=None):
-        normed = RMSNorm(self.arch, name="mixer_norm")(x)
-        mixed, cache, shared = MIXERS[self.block.mixer](self.arch, self.block, name="mixer")(normed, ctx=ctx, cache=cache, shared=shared)
-        x = x + mixed
-        channel, aux = CHANNELS[self.block.channel](self.arch, self.block, name="channel")(
-            RMSNorm(self.arch, name="channel_norm")(x), ctx=ctx
-        )
-        return x + channel, cache, shared, aux
+        arch, block = self.arch, self.block
+        normed = RMSNorm(arch, name="mixer_norm")(x)
+        mixer = mixer_class(block.mixer)(arch, block, name="mixer" if block.mixer in MIXERS else "own")
+        mixed, cache, shared = mixer(normed, ctx=ctx, cache=cache, shared=shared)
+        x, aux = x + mixed, {}
+        if block.channel != "none":
+            channel, aux = CHANNELS[block.channel](arch, block, name="channel")(RMSNorm(arch, name="channel_norm")(x), ctx=ctx)
+            x = x + channel
+        return x, cache, shared, aux

@@ -17,10 +17,13 @@ class Group(NamedTuple):
 GROUPS = (
     Group("embedding", r"embedding", muon=False, decays=False),
     Group("head", r"head", muon=False, decays=True),
-    Group("matrix", r"stack/.*/mixer/(query|key|value|gate)", muon=True, decays=True, inputs=1),
+    Group("matrix", r"stack/.*/mixer/(query|key|value|gate|write|read)", muon=True, decays=True, inputs=1),
     Group("matrix", r"stack/.*/mixer/out", muon=True, decays=True, inputs=2),
+    Group("matrix", r"stack/.*/mixer/(erase|step|decay|decay_down|decay_up|gate_down|gate_up)", muon=False, decays=True, inputs=1),
     Group("matrix", r"stack/.*/channel/(gate|up|down)", muon=True, decays=True, inputs=1),
     Group("vector", r"(.*/)?(\w+_)?norm/scale", muon=False, decays=False),
+    Group("vector", r"stack/.*/mixer/(decay_log|decay_bias|step_bias|skip|conv_\w+)", muon=False, decays=False),
+    Group("own", r"stack/.*/own/.*", muon=False, decays=False),
 )
 
 

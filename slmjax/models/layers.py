@@ -81,4 +81,4 @@ def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array], 
 
 def residual_scale(arch: Architecture) -> float:
     """Initial scale of matrices that write into the residual stream. Source: Radford et al. 2019 (GPT-2), section 2.3."""
-    return (2 * arch.layers) ** -0.5
+    return (2 * len(arch.applications)) ** -0.5

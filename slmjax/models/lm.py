@@ -6,6 +6,7 @@ The layout is the same whether the stack is unrolled or scanned.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.block import DecoderBlock
-from slmjax.models.cache import Cache
+from slmjax.models.cache import Cache, Keys
 from slmjax.models.layers import Context, RMSNorm
+from slmjax.models.mixers import empty_cache
 from slmjax.ops import fp8
 from slmjax.ops.embedding import embed
 from slmjax.parallel.mesh import BATCH, constrain
@@ -54,7 +56,7 @@ def forward(
     Args:
       batch: tokens, segments, positions [B,T]; see DESIGN's batch contract.
       buffers: as `init_buffers` makes them. Without them, or with a cache, products are in the compute type: the parameters are ordinary.
-      cache: from models.cache.init_cache: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
+      cache: from `init_cache`: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
     """
     slots = None if cache is None else cache.slots(batch["segments"])
     ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots)
@@ -65,10 +67,13 @@ def forward(
         group = params["stack"][str(g)]
         if cache is not None:
             for r in range(repeats):
+                shared = _lent(pattern)
                 for p, block in enumerate(pattern):
-                    one = jax.tree.map(lambda leaf, r=r: leaf[r], group[str(p)])
-                    x, entry, _, _ = DecoderBlock(arch, block).apply({"params": one}, x, ctx=ctx, cache=cache.layers[len(caches)])
-                    caches.append(entry)
+                    one = {"params": jax.tree.map(lambda leaf, r=r: leaf[r], group[str(p)])}
+                    for _ in range(arch.share_blocks):
+                        kept = cache.layers[len(caches)]
+                        x, entry, shared, _ = DecoderBlock(arch, block).apply(one, x, ctx=ctx, cache=kept, shared=shared)
+                        caches.append(entry)
         elif arch.unroll:
             layers = {p: unstack(tree, repeats) for p, tree in _variables(group, buffers, g).items()}
             for r in range(repeats):
@@ -77,7 +82,13 @@ def forward(
             trees = _variables(group, buffers, g)
             x, _ = jax.lax.scan(lambda x, trees, pattern=pattern: (_pattern(arch, pattern, trees, x, ctx), None), x, trees)
     x = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
-    return x, {}, None if cache is None else cache.after(tuple(caches), batch["segments"], slots)
+    return x, {}, None if cache is None else cache.after(tuple(caches), slots)
+
+
+def init_cache(arch: Architecture, batch: int, size: int) -> Cache:
+    """An empty cache for `batch` rows of at most `size` tokens; each entry has its own arrays, so that a donated cache gives back all."""
+    layers = tuple(empty_cache(arch, block, batch, size) for block in arch.applications)
+    return Cache(layers, jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch,), jnp.int32), empty=True)
 
 
 def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
@@ -117,13 +128,16 @@ def _init_stack(arch: Architecture, key: Array, collection: str) -> dict:
     """One collection of the stack's initial variables: {group: {position: a block's, each leaf [repeats, ...]}}."""
     x = jnp.zeros((1, 1, arch.width), arch.compute)
     ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
+    keys = Keys(*[jnp.zeros((1, 1, arch.kv_heads, arch.head_dim), arch.compute)] * 2)
     stack = {}
     for g, (pattern, repeats) in enumerate(arch.stack):
         stack[str(g)] = {}
         for p, block in enumerate(pattern):
-            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, g), p), repeats)
+            each = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, g), p), repeats)
+            shared = {block.kind_of_keys: keys} if block.borrows else None
             module = DecoderBlock(dataclasses.replace(arch, attention="reference"), block)  # a device's kernel cannot be vmapped
-            stack[str(g)][str(p)] = jax.vmap(lambda k, module=module: module.init(k, x, ctx=ctx)[collection])(keys)
+            init = functools.partial(module.init, x=x, ctx=ctx, shared=shared)
+            stack[str(g)][str(p)] = jax.vmap(lambda k, init=init: init(k)[collection])(each)
     return stack
 
 
@@ -146,15 +160,24 @@ def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B
 
 
 def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Array, ctx: Context) -> Array:
+    shared = _lent(pattern)
     for p, block in enumerate(pattern):
-        x = _remat(arch.remat)(functools.partial(apply_block, arch, block))(trees[str(p)], x, ctx)
-        x = constrain(x, BATCH, "sequence", None)
+        apply = _remat(arch.remat)(functools.partial(apply_block, arch, block))
+        for _ in range(arch.share_blocks):
+            x, shared = apply(trees[str(p)], x, ctx, shared)
+            x = constrain(x, BATCH, "sequence", None)
     return x
 
 
-def apply_block(arch: Architecture, block: Block, variables: dict, x: Array, ctx: Context) -> Array:
-    """The residual stream after one block, from that block's Flax variables."""
-    return DecoderBlock(arch, block).apply(variables, x, ctx=ctx)[0]
+def apply_block(arch: Architecture, block: Block, variables: dict, x: Array, ctx: Context, shared: Any = None) -> tuple[Array, Any]:
+    """(the residual stream after one block, what it and those before lend), from that block's Flax variables."""
+    x, _, shared, _ = DecoderBlock(arch, block).apply(variables, x, ctx=ctx, shared=shared)
+    return x, shared
+
+
+def _lent(pattern: tuple[Block, ...]) -> dict | None:
+    """What blocks lend, at the start of a pattern; None where none borrows, so that nothing is kept for it."""
+    return {} if any(block.borrows for block in pattern) else None
 
 
 def _remat(name: str):

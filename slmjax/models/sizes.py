@@ -1,5 +1,6 @@
 """Closed-form sizes of an architecture: parameters, FLOPs, bytes, the shape for a parameter budget, and the peak rates of devices."""
 
+import dataclasses
 import math
 import re
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.models.architecture import Architecture, Block
+from slmjax.models.architecture import GLA_RANK, MIXERS, TAPS, Architecture, Block, recurrent_sizes
 
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
 
@@ -21,22 +22,24 @@ class Parameters(NamedTuple):
 
 
 def parameters(arch: Architecture) -> Parameters:
-    """The counts, equal to the sizes of the tree that lm.init makes."""
+    """The counts, equal to the sizes of the tree that lm.init makes. Shared weights count once in `total`, and in `matmul` each time."""
     table = arch.vocab_size * arch.width
     matrices = sum(_matrices(arch, block) for block in arch.blocks)
     vectors = sum(_vectors(arch, block) for block in arch.blocks) + arch.width
-    return Parameters(table * (1 if arch.tied else 2) + matrices + vectors, matrices + vectors, matrices + table)
+    return Parameters(table * (1 if arch.tied else 2) + matrices + vectors, matrices + vectors, matrices * arch.share_blocks + table)
 
 
 def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
-    """Matmul FLOPs of one token's forward pass, head included: 2 for each parameter of a product, and attention's two products.
+    """Matmul FLOPs of one token's forward pass, head included: 2 for each parameter of a product, and what its mixers do beside.
 
+    That is attention's two products, and of a recurrence what a step of it does: write an outer product into the state and read it once, or
+    twice where it erases. (Computed in chunks, a recurrence takes more.)
     Args:
-      seq_len: T; a token attends over T/2 keys on average. Packed documents are counted as if the row were one document.
+      seq_len: T; a token attends over T/2 keys on average, or as many as its window has. Packed documents are counted as if the row were
+        one document.
       causal: False counts all T x T products, which is what the dense reference computes.
     """
-    keys = seq_len / 2 if causal else seq_len
-    return 2 * parameters(arch).matmul + sum(2 * 2 * keys * arch.heads * arch.head_dim for _ in arch.blocks)
+    return 2 * parameters(arch).matmul + sum(_mixing(arch, block, seq_len, causal) for block in arch.applications)
 
 
 def train_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
@@ -48,28 +51,43 @@ def train_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = Tr
     return 3 * forward_flops_per_token(arch, seq_len, causal=causal)
 
 
-def cache_bytes_per_token(arch: Architecture) -> int:
-    """Bytes of keys and values that one token adds to the decode state, in the compute type."""
-    return sum(2 * arch.kv_heads * arch.head_dim * np.dtype(_numpy_name(arch.compute)).itemsize for _ in arch.blocks)
+def cache_bytes(arch: Architecture, tokens: float) -> float:
+    """Bytes of the decode state of one row that has `tokens` tokens: keys and values, memories, and convolutions' last inputs.
+
+    Numbers of segments are not counted: 16 bytes a layer.
+    """
+    return sum(_kept(arch, block, tokens) for block in arch.applications)
+
+
+def cache_bytes_per_token(arch: Architecture) -> float:
+    """Bytes that each further token adds to the decode state, where no window is full: its keys and values, in the compute type."""
+    return cache_bytes(arch, 1) - cache_bytes(arch, 0)
 
 
 def decode_bytes(arch: Architecture, batch: int, tokens: float) -> float:
-    """Bytes that a decode step has to read from memory: every matrix once, and the keys and values of `tokens` tokens in each row.
+    """Bytes that a decode step has to read from memory: every matrix once (each time it is applied), and each row's decode state.
 
     A look-up in the embedding reads one row a token, which is left out, as are activations and what the step writes.
     """
     weights = parameters(arch).matmul * np.dtype(_numpy_name(arch.compute)).itemsize
-    return weights + batch * tokens * cache_bytes_per_token(arch)
+    return weights + batch * cache_bytes(arch, tokens)
 
 
 def describe(arch: Architecture) -> str:
     """One line for people: sizes and shape."""
     count = parameters(arch)
+    kinds = list(dict.fromkeys(block.mixer for block in arch.blocks))
+    mixers = "" if kinds == ["attention"] else " (" + ", ".join(f"{_times(arch, kind)} {kind}" for kind in kinds) + ")"
+    repeated = f", each applied {arch.share_blocks} times" if arch.share_blocks > 1 else ""
     return (
         f"{_short(count.total)} parameters ({_short(count.non_embedding)} without embeddings, {_short(count.matmul)} in matrix products): "
-        f"{arch.layers} layers of width {arch.width}, {arch.heads} query and {arch.kv_heads} key/value heads of {arch.head_dim}, "
-        f"feed-forward {arch.ff_width}, vocabulary {arch.vocab_size}{', tied' if arch.tied else ''}"
+        f"{arch.layers} layers{mixers}{repeated} of width {arch.width}, {arch.heads} query and {arch.kv_heads} key/value heads of "
+        f"{arch.head_dim}, feed-forward {arch.ff_width}, vocabulary {arch.vocab_size}{', tied' if arch.tied else ''}"
     )
+
+
+def _times(arch: Architecture, kind: str) -> int:
+    return sum(block.mixer == kind for block in arch.blocks)
 
 
 def parse_params(text: str | int | float) -> int:
@@ -203,12 +221,80 @@ def memory_bandwidth(device_kind: str) -> float | None:
 
 def _matrices(arch: Architecture, block: Block) -> int:
     D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
-    mixer = D * H * (2 * N + 2 * K + (N if arch.output_gate else 0))
-    return {"attention": mixer}[block.mixer] + {"mlp": 3 * D * arch.ff_width}[block.channel]
+    channel = {"mlp": 3 * D * arch.ff_width, "none": 0}[block.channel]
+    if block.mixer == "attention":
+        return D * H * (2 * N + (0 if block.borrows else 2 * K) + (N if arch.output_gate else 0)) + channel
+    if block.mixer not in MIXERS:
+        return _own(arch, block) + channel
+    H, K, V = recurrent_sizes(arch, block)
+    mixer = {
+        "ssm": D * (3 * H * V + 2 * K + H),
+        "gla": D * H * (2 * K + 3 * V) + GLA_RANK * (D + H * K),
+        "gdn": D * H * (2 * K + 3 * V + 2),
+        "kda": D * H * (2 * K + 2 * V + 1) + V * (2 * D + H * (K + V)),
+    }
+    return mixer[block.mixer] + channel
 
 
 def _vectors(arch: Architecture, block: Block) -> int:
-    return 2 * arch.width + {"attention": 2 * arch.head_dim if arch.qk_norm else 0}[block.mixer]
+    """Norms, convolutions and gates' constants: what is no matrix of a product."""
+    norms = arch.width * (1 if block.channel == "none" else 2)
+    if block.mixer == "attention":
+        return norms + (arch.head_dim * (1 if block.borrows else 2) if arch.qk_norm else 0)
+    if block.mixer not in MIXERS:
+        return norms
+    H, K, V = recurrent_sizes(arch, block)
+    mixer = {
+        "ssm": (TAPS + 1) * (H * V + 2 * K) + 3 * H + H * V,
+        "gla": H * K + V,
+        "gdn": TAPS * H * (2 * K + V) + 2 * H + V,
+        "kda": TAPS * H * (2 * K + V) + H + H * K + V,
+    }
+    return norms + mixer[block.mixer]
+
+
+def _own(arch: Architecture, block: Block) -> int:
+    """Parameters of a user's mixer, of whose cost this file knows nothing else: as if each took part in a product."""
+    import jax
+
+    from slmjax.models import lm
+
+    alone = dataclasses.replace(arch, stack=(((dataclasses.replace(block, channel="none"),), 1),))
+    tree = jax.eval_shape(lambda key: lm.init(alone, key), jax.random.key(0))["stack"]["0"]["0"]["own"]
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _mixing(arch: Architecture, block: Block, seq_len: int, causal: bool) -> float:
+    """FLOPs of a token in the mixer that no parameter takes part in."""
+    if block.mixer == "attention":
+        window = block.window if 0 < block.window < seq_len else seq_len
+        keys = window - window * window / (2 * seq_len) if causal else seq_len  # the first tokens see fewer than a window
+        return 2 * 2 * keys * arch.heads * arch.head_dim
+    if block.mixer not in MIXERS:
+        return 0.0
+    H, K, V = recurrent_sizes(arch, block)
+    return 2 * H * K * V * (3 if block.mixer in ("gdn", "kda") else 2)
+
+
+def _kept(arch: Architecture, block: Block, tokens: float) -> float:
+    """Bytes of the decode state that one application of the block keeps of a row."""
+    size = np.dtype(_numpy_name(arch.compute)).itemsize
+    if block.mixer == "attention":
+        return 0 if block.borrows else 2 * arch.kv_heads * arch.head_dim * min(tokens, block.window or tokens) * size
+    if block.mixer not in MIXERS:
+        return _own_kept(arch, block, tokens)
+    H, K, V = recurrent_sizes(arch, block)
+    inputs = {"ssm": H * V + 2 * K, "gla": 0}.get(block.mixer, H * (2 * K + V))
+    return 4 * H * K * V + (TAPS - 1) * inputs * size
+
+
+def _own_kept(arch: Architecture, block: Block, tokens: float) -> int:
+    import jax
+
+    from slmjax.models.mixers import empty_cache
+
+    kept = jax.eval_shape(lambda: empty_cache(arch, block, 1, math.ceil(tokens)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
 
 
 def _kv_heads(heads: int) -> int:

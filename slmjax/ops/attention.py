@@ -64,6 +64,7 @@ def attention(
     kernel: str = "blockwise",
     max_segments: int = 0,
     usual_segments: int = 0,
+    window: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K key/value heads (N a multiple of K), scaled by H^-1/2.
 
@@ -71,35 +72,36 @@ def attention(
       query_index: each query's slot among the keys; None where T == S and slot t is key t.
       kernel: reference, blockwise, cudnn or splash (the last two only without query_index).
       max_segments, usual_segments: most segments in a row, and places kept for one; only cudnn asks, see there.
+      window: tokens that a query sees, its own among them; 0: all.
     Source: Ainslie et al. 2023 (grouped-query attention), section 2.
     """
     if query_index is not None or kernel in ("reference", "blockwise"):
         run = reference if kernel == "reference" else blockwise
-        return run(query, key, value, query_segments, key_segments, query_index)
+        return run(query, key, value, query_segments, key_segments, query_index, window)
     if kernel == "cudnn":
         from slmjax.ops.cudnn_attention import cudnn_attention
 
-        return cudnn_attention(query, key, value, query_segments, max_segments, usual_segments)
+        return cudnn_attention(query, key, value, query_segments, max_segments, usual_segments, window)
     if kernel == "splash":
         from slmjax.ops.splash_attention import splash_attention
 
-        return splash_attention(query, key, value, query_segments)
+        return splash_attention(query, key, value, query_segments, window)
     raise UserError(f"config.model.attention: there is no kernel '{kernel}'.")
 
 
-def reference(query, key, value, query_segments, key_segments, query_index=None):
+def reference(query, key, value, query_segments, key_segments, query_index=None, window=0):
     """All T x S scores at once, in float32: slow, obvious, for tests."""
     index = _index(query_segments) if query_index is None else query_index
-    return _dense(query, key, value, query_segments, key_segments, index).astype(query.dtype)
+    return _dense(query, key, value, query_segments, key_segments, index, window).astype(query.dtype)
 
 
-def blockwise(query, key, value, query_segments, key_segments, query_index=None):
+def blockwise(query, key, value, query_segments, key_segments, query_index=None, window=0):
     """At most BLOCK queries' scores exist at once, in the backward pass too (each block is computed again there)."""
     B, T, N, H = query.shape
     causal_prefix = query_index is None  # then query t sees keys 0..t only, and later keys need no products
     index = _index(query_segments) if query_index is None else query_index
     if T <= BLOCK:
-        return _dense(query, key, value, query_segments, key_segments, index).astype(query.dtype)
+        return _dense(query, key, value, query_segments, key_segments, index, window).astype(query.dtype)
     # float32 here, so that the blocks' gradients add up in float32
     wide_key, wide_value = key.astype(jnp.float32), value.astype(jnp.float32)
     blocks = -(-T // BLOCK)
@@ -110,26 +112,28 @@ def blockwise(query, key, value, query_segments, key_segments, query_index=None)
     out = []
     for first in range(0, blocks, per_group):
         last = min(first + per_group, blocks)
-        stop = min(last * BLOCK, key.shape[1]) if causal_prefix else key.shape[1]
+        start = max(0, first * BLOCK - window + 1) if causal_prefix and window else 0
+        seen = slice(start, min(last * BLOCK, key.shape[1]) if causal_prefix else key.shape[1])
 
         @jax.checkpoint
-        def attend(block, stop=stop):
+        def attend(block, seen=seen):
             q, q_segments, q_index = block
-            k, v = wide_key[:, :stop].astype(key.dtype), wide_value[:, :stop].astype(value.dtype)
-            return _dense(q, k, v, q_segments, key_segments[:, :stop], q_index).astype(query.dtype)
+            k, v = wide_key[:, seen].astype(key.dtype), wide_value[:, seen].astype(value.dtype)
+            return _dense(q, k, v, q_segments, key_segments[:, seen], q_index, window, seen.start).astype(query.dtype)
 
         out.append(jax.lax.map(attend, (queries[first:last], segments[first:last], indices[first:last])))
     out = jnp.concatenate(out).swapaxes(0, 1).reshape(B, blocks * BLOCK, N, H)
     return out[:, :T]
 
 
-def _dense(query, key, value, query_segments, key_segments, query_index):
+def _dense(query, key, value, query_segments, key_segments, query_index, window=0, first_key=0):
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32) * H**-0.5
     visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] != 0)
-    visible &= query_index[:, :, None] >= jnp.arange(S)[None, None, :]
+    back = query_index[:, :, None] - (first_key + jnp.arange(S))[None, None, :]
+    visible &= (back >= 0) & (back < window) if window else back >= 0
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, value, preferred_element_type=jnp.float32)
     return jnp.where((query_segments != 0)[:, :, None, None], out.reshape(B, T, N, H), 0.0)

@@ -15,6 +15,8 @@ def cached_attention(
     query_segments: Int[Array, "B T"],
     key_segments: Int[Array, "B S"],
     query_index: Int[Array, "B T"],
+    key_index: Int[Array, "B S"] | None = None,
+    window: int = 0,
 ) -> Float[Array, "B T N H"]:
     """What ops.attention.reference computes, in the layout of a cache, for one token a row (decoding) or a short piece of a prompt.
 
@@ -22,14 +24,19 @@ def cached_attention(
     sums of float32, the softmax is in float32, and all T x S scores exist at once.
 
     Args:
-      query_index: each query's slot among the keys.
+      query_index: number of each query's token in its row.
+      key_index: of each key's; None: 0, 1, ...
+      window: tokens that a query sees, its own among them; 0: all.
     """
     B, T, N, H = query.shape
     K, S = key.shape[1:3]
     rows = query.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
     scores = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32) * H**-0.5
     visible = (query_segments[:, :, None] == key_segments[:, None]) & (query_segments[:, :, None] != 0)
-    visible &= query_index[:, :, None] >= jnp.arange(S)[None, None]
+    key_index = jnp.arange(S)[None] if key_index is None else key_index
+    visible &= query_index[:, :, None] >= key_index[:, None]
+    if window:
+        visible &= query_index[:, :, None] - key_index[:, None] < window
     visible = jnp.repeat(visible, N // K, axis=1)[:, None]
     weights = jnp.where(visible, jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1), 0.0)  # zeros for padding
     mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)

@@ -22,6 +22,7 @@ def cudnn_attention(
     segments: Int[Array, "B T"],
     max_segments: int,
     usual_segments: int = 0,
+    window: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments. Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end.
 
@@ -31,17 +32,19 @@ def cudnn_attention(
       max_segments: most segments in a row; 1: nothing but causality is asked of cuDNN.
       usual_segments: places kept for segments, per row and shared by the rows of a device; 0: max_segments. Where the rows of a device
         together have more segments than places, all of its outputs are NaN.
+      window: tokens that a query sees, its own among them; 0: all.
     Raises: UserError where this version of JAX has another interface.
     """
 
     def kernel(q, k, v, seg):
         if max_segments == 1:
-            return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+            local = (window - 1, 0) if window else None
+            return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation="cudnn")
         lengths, starts = segment_list(seg, max_segments)
         places = len(seg) * max(2, min(usual_segments or max_segments, max_segments))
         if places < len(lengths):  # a branch here that takes more would cost each layer a wait for the device: callers see to it
             q = q * jnp.where(lengths[places] == 0, 1.0, jnp.nan).astype(q.dtype)
-        return _packed(q, k, v, lengths[:places], starts[:places])
+        return _packed(window, q, k, v, lengths[:places], starts[:places])
 
     return per_device_heads(kernel)(query, key, value, segments)
 
@@ -57,41 +60,41 @@ def segment_list(segments: Int[Array, "B T"], max_segments: int) -> tuple[Int[Ar
     return lengths[order], jnp.where(lengths > 0, starts, B * T)[order]
 
 
-@jax.custom_vjp
-def _packed(q, k, v, lengths, starts):
-    return _forward(q, k, v, lengths, starts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _packed(window, q, k, v, lengths, starts):
+    return _forward(window, q, k, v, lengths, starts)[0]
 
 
-def _packed_forward(q, k, v, lengths, starts):
-    out, statistics = _forward(q, k, v, lengths, starts)
+def _packed_forward(window, q, k, v, lengths, starts):
+    out, statistics = _forward(window, q, k, v, lengths, starts)
     return out, (q, k, v, lengths, starts, out, statistics)
 
 
-def _packed_backward(residuals, gradient):
-    return *_backward(*residuals, gradient), None, None
+def _packed_backward(window, residuals, gradient):
+    return *_backward(window, *residuals, gradient), None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
 
 
-def _forward(q, k, v, lengths, starts):
+def _forward(window, q, k, v, lengths, starts):
     """(output, softmax statistics); both are defined for the tokens of the listed segments only."""
-    operands, options = _call(q, k, lengths, starts)
+    operands, options = _call(window, q, k, lengths, starts)
     return tuple(_private()._dot_product_attention_fwd_p.bind(q, k, v, *operands, is_training=True, **options))
 
 
-def _backward(q, k, v, lengths, starts, out, statistics, gradient):
-    operands, options = _call(q, k, lengths, starts)
+def _backward(window, q, k, v, lengths, starts, out, statistics, gradient):
+    operands, options = _call(window, q, k, lengths, starts)
     return tuple(_private()._dot_product_attention_bwd_p.bind(q, k, v, *operands, statistics, out, gradient, **options))
 
 
-def _call(q, k, lengths, starts):
+def _call(window, q, k, lengths, starts):
     B, T, N, H = q.shape
     lengths = lengths.reshape(B, -1)
     first = jnp.pad(starts, (0, B), constant_values=B * T).reshape(B, -1)  # JAX reads the number of places off this shape, less one
     none = jnp.zeros(0, q.dtype)
     options = {
-        "scale": H**-0.5, "seed": 0, "dropout_rate": 0.0, "variadic_args": (False, False), "sliding_window_length": None,
+        "scale": H**-0.5, "seed": 0, "dropout_rate": 0.0, "variadic_args": (False, False), "sliding_window_length": window or None,
         "mask_type": _private().MaskType.PADDING_CAUSAL, "layout": _private().AttentionLayout.BTNH.value,
     }  # fmt: skip
     return (none, lengths, lengths, first * (N * H), first * (k.shape[2] * H), none, none), options

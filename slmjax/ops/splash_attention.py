@@ -13,11 +13,15 @@ def splash_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segments: Int[Array, "B T"],
+    window: int = 0,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention within segments; T a multiple of 128. `interpret` runs it on any device, slowly, for tests.
+    """Causal attention within segments, T a multiple of 128.
 
+    Args:
+      window: tokens that a query sees, its own among them; 0: all.
+      interpret: run on any device, slowly, for tests.
     Raises: UserError where T is not a multiple of 128.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -36,7 +40,8 @@ def splash_attention(
 
     def kernel(q, k, v, seg):
         group = q.shape[2] // k.shape[2]
-        mask = masks.MultiHeadMask([masks.CausalMask((T, T)) for _ in range(group)])
+        mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
+        mask = masks.MultiHeadMask([mask for _ in range(group)])
         attend = splash.make_splash_mqa_single_device(mask=mask, block_sizes=sizes, interpret=interpret)
         q = q.reshape(*q.shape[:2], k.shape[2], group, q.shape[3]) * q.shape[3] ** -0.5
         ids = splash.SegmentIds(seg, seg)

@@ -14,38 +14,40 @@ RULES = (
     (r"embedding", ("tensor", "fsdp")),
     (r"stack/.*/mixer/(query|gate)", ("fsdp", "tensor", None)),
     (r"stack/.*/mixer/(key|value)", ("fsdp", KV, None)),
+    (r"stack/.*/mixer/(write|read)", ("fsdp", None, None)),
     (r"stack/.*/mixer/out", ("tensor", None, "fsdp")),
+    (r"stack/.*/mixer/(erase|step|decay)", ("fsdp", "tensor")),
+    (r"stack/.*/mixer/(decay|gate)_down", ("fsdp", None)),
+    (r"stack/.*/mixer/(decay|gate)_up", (None, "tensor", None)),
+    (r"stack/.*/mixer/(decay_log|decay_bias|step_bias|skip|conv_\w+)", ()),
+    (r"stack/.*/own/.*", ()),
     (r"stack/.*/channel/(gate|up)", ("fsdp", "tensor")),
     (r"stack/.*/channel/down", ("tensor", "fsdp")),
     (r"(.*/)?(\w+_)?norm/scale", (None,)),
+    (r"head", ("fsdp", "tensor")),
 )
-UNTIED = (r"head", ("fsdp", "tensor"))
-
-
-def rules_for(params: dict) -> tuple:
-    """The table for these parameters: an untied model has a head."""
-    return (*RULES, UNTIED) if "head" in params else RULES
 
 
 def shardings(params: Any, mesh: Mesh, rules: tuple | None = None) -> Any:
     """NamedShardings in the shape of a parameter tree (arrays or ShapeDtypeStructs).
 
-    Raises: ValueError naming the path for a parameter that no rule matches or a dimension that an axis does not divide, and the rule that
-    matches nothing.
+    Args:
+      rules: of one model; None: the table above, which holds all mixers' and is checked by a test.
+    Raises: ValueError naming the path for a parameter that no rule matches or a dimension that an axis does not divide, and the rule of
+    `rules` that matches nothing.
     """
-    rules = rules_for(params) if rules is None else rules
     used = set()
 
     def one(path, leaf):
         name = path_name(path)
-        for pattern, spec in rules:
+        for pattern, spec in RULES if rules is None else rules:
             if re.fullmatch(pattern, name):
                 used.add(pattern)
                 return NamedSharding(mesh, _spec(name, leaf.shape, spec, mesh))
         raise ValueError(f"no sharding rule matches parameter '{name}' of shape {leaf.shape}; add one to parallel/rules.py")
 
     tree = jax.tree_util.tree_map_with_path(one, params)
-    idle = [pattern for pattern, _ in rules if pattern not in used]
+    idle = [pattern for pattern, _ in rules or () if pattern not in used]
     if idle:
         raise ValueError(f"sharding rule '{idle[0]}' matches no parameter")
     return tree

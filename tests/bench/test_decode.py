@@ -11,7 +11,6 @@ from slmjax.errors import UserError
 from slmjax.infer import programs
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
 
 COLUMNS = ["who", "batch", "prompt", "prefill ms", "ms a token", "tokens/s", "floor ms", "compile s", "peak GiB"]
 
@@ -49,7 +48,7 @@ def test_the_floor_is_the_bytes_of_matrices_and_of_the_cache_over_the_bandwidth(
     arch = Architecture(256, 16, 2, 1, 8, 24, (((Block(),), 2),), tied=False)
     ready = jax.eval_shape(lambda: programs.ready_params(arch, lm.init(arch, jax.random.key(0))))
     matrices = sum(leaf.size * 4 for path, leaf in jax.tree.leaves_with_path(ready) if path[-1].key not in ("scale", "embedding"))
-    layers = jax.eval_shape(lambda: init_cache(arch, 3, 22)).layers  # 20 of the prompt and half of the 4 that are drawn
+    layers = jax.eval_shape(lambda: lm.init_cache(arch, 3, 22)).layers  # 20 of the prompt and half of the 4 that are drawn
     assert row["floor ms"] == pytest.approx((matrices + sum(leaf.size * 4 for leaf in jax.tree.leaves(layers))) / 1e9 * 1e3)
 
 

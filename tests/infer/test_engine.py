@@ -17,7 +17,6 @@ from slmjax.infer.engine import Engine, bucket
 from slmjax.infer.sampling import settings
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
 from slmjax.parallel.mesh import make_mesh
 
 END = 256
@@ -96,7 +95,7 @@ def test_logits_of_cached_decode_and_of_prefill_in_pieces_are_those_of_the_full_
     full = np.stack([full_logprobs(params, row) for row in tokens])
     forward = jax.jit(lm.forward, static_argnums=0)
     for pieces in ([T], [1] * T, [5, 1, 5]):
-        cache, start, found = init_cache(ARCH, 2, 16), 0, []
+        cache, start, found = lm.init_cache(ARCH, 2, 16), 0, []
         for n in pieces:
             at = np.tile(np.arange(start, start + n), (2, 1))
             batch = {"tokens": tokens[:, start : start + n], "segments": np.ones_like(at), "positions": at}

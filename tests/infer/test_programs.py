@@ -13,7 +13,6 @@ from slmjax.infer import programs as device
 from slmjax.infer.sampling import sample, settings
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
 
 ARCH = Architecture(384, 32, 4, 2, 8, 48, (((Block(), Block(rope=False)), 2),), qk_norm=True, output_gate=True, tied=False)
 B, S = 3, 40
@@ -25,7 +24,7 @@ def shapes(arch):
 
 def test_the_loop_writes_into_the_cache_in_place_and_gives_its_memory_back():
     params = jax.eval_shape(functools.partial(device.ready_params, ARCH), shapes(ARCH))
-    cache = jax.eval_shape(lambda: dataclasses.replace(init_cache(device.unrolled(ARCH), B, S), empty=False))
+    cache = jax.eval_shape(lambda: dataclasses.replace(lm.init_cache(device.unrolled(ARCH), B, S), empty=False))
     request = device.Request(
         np.ones(B, bool), np.full(B, 20, np.int32), np.zeros(B, np.int32), settings(B), np.zeros((32, 384), np.uint16), np.int32(8),
         np.int32(0), np.int32(384),

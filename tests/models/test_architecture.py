@@ -27,7 +27,7 @@ def test_a_block_is_read_from_its_text(text, block):
     [
         ("attentoin", "token mixer 'attentoin'.*Did you mean 'attention'"),
         ("attention+mpl", "channel mixer 'mpl'.*Did you mean 'mlp'"),
-        ("attention window=5", "'window=5'.*one of the options rope"),
+        ("attention windo=5", "'windo=5'.*one of the options rope, window, borrows"),
         ("attention rope", "'rope'.*one of the options rope"),
         ("attention rope=yes", "'rope=yes'.*True or False"),
         ("attention rope=2", "'rope=2'.*True or False"),
@@ -93,7 +93,7 @@ def test_an_architecture_is_hashable_and_frozen():
 @pytest.mark.parametrize(
     "multipliers, sentence",
     [
-        ({"matrx": {"lr": 0.5}}, "names 'matrx'; the groups are embedding, head, matrix, vector. Did you mean 'matrix'"),
+        ({"matrx": {"lr": 0.5}}, "names 'matrx'; the groups are embedding, head, matrix, own, vector. Did you mean 'matrix'"),
         ({"matrix": 0.5}, "multipliers.matrix is 0.5; it can hold init, lr and decay"),
         ({"matrix": {"rate": 0.5}}, "multipliers.matrix is .*rate"),
     ],

@@ -9,7 +9,6 @@ import pytest
 
 from slmjax.models import attention, lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
 from slmjax.parallel.mesh import make_mesh
 
 ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), Block(rope=False)), 1),), qk_norm=True)
@@ -39,7 +38,7 @@ def test_a_first_piece_sees_itself_as_if_through_the_cache(T, tile, compute, tol
     arch = dataclasses.replace(ARCH, attention="reference", compute=compute)
     params, batch, lengths = _params(arch), _prompts(T, T, 13, 1), np.array([T, 13, 1])
     run = jax.jit(lambda cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
-    empty = init_cache(arch, 3, T + 8)
+    empty = lm.init_cache(arch, 3, T + 8)
     (first, cache), (later, other) = run(empty), run(dataclasses.replace(empty, empty=False))
     seen = np.asarray(batch["segments"]) != 0
     # hidden states are of order one; in bfloat16 both round to 8 bits at every layer
@@ -59,7 +58,7 @@ def test_a_first_piece_takes_the_training_kernel_where_its_tiles_and_the_devices
     params = _params(arch)
 
     def trace(T, rows):
-        jax.eval_shape(lambda: lm.forward(arch, params, {}, _prompts(T, *[T] * rows), cache=init_cache(arch, rows, T))[0])
+        jax.eval_shape(lambda: lm.forward(arch, params, {}, _prompts(T, *[T] * rows), cache=lm.init_cache(arch, rows, T))[0])
         return {chosen.pop() for _ in range(arch.layers)}.pop()
 
     assert [trace(T, 3) for T in (128, 100, 256)] == ["splash", "blockwise", "splash"]

@@ -10,7 +10,6 @@ import pytest
 
 from slmjax.models import attention, lm, mlp
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
 from slmjax.ops import fp8
 
 PLAIN = Architecture(64, 32, 4, 2, 8, 48, (((Block(), Block(rope=False)), 2), ((Block(),), 1)), output_gate=True, qk_norm=True)
@@ -127,6 +126,6 @@ def test_without_buffers_or_with_a_cache_products_are_the_plain_ones(params, buf
     batch = _batch()
     plain = lm.forward(PLAIN, params, {}, batch)[0]
     assert bool(jnp.all(lm.forward(ARCH, params, {}, batch)[0] == plain))
-    cached = [lm.forward(arch, params, of, batch, cache=init_cache(arch, B, T))[0] for arch, of in ((PLAIN, {}), (ARCH, buffers))]
+    cached = [lm.forward(arch, params, of, batch, cache=lm.init_cache(arch, B, T))[0] for arch, of in ((PLAIN, {}), (ARCH, buffers))]
     assert bool(jnp.all(cached[0] == cached[1]))
     assert float(jnp.abs(lm.forward(ARCH, params, buffers, batch)[0] - plain).max()) > 1e-2

@@ -24,11 +24,33 @@ EVERY_PARAMETER = {
     "stack/0/0/mixer/query_norm/scale": ("vector", False, False, 0),
     "stack/0/0/mixer/value": ("matrix", True, True, 1),
     "stack/0/0/mixer_norm/scale": ("vector", False, False, 0),
-}
+} | {
+    f"stack/1/{position}/mixer/{name}": group
+    for position, names in enumerate((
+        "gate value write read step out step_bias decay_log skip out_norm/scale conv_value conv_write conv_read conv_value_bias "
+        "conv_write_bias conv_read_bias",
+        "query key value gate out decay_down decay_up decay_bias out_norm/scale",
+        "query key value gate out decay erase decay_log decay_bias out_norm/scale conv_query conv_key conv_value",
+        "query key value gate_down gate_up out decay_down decay_up erase decay_log decay_bias out_norm/scale conv_query conv_key "
+        "conv_value",
+    ))
+    for name in names.split()
+    for group in [
+        ("matrix", True, True, 2) if name == "out"
+        else ("matrix", True, True, 1) if name in ("query", "key", "value", "gate", "write", "read")
+        else ("matrix", False, True, 1) if name in ("step", "decay", "erase", "decay_down", "decay_up", "gate_down", "gate_up")
+        else ("vector", False, False, 0)
+    ]
+} | {f"stack/1/{position}/mixer_norm/scale": ("vector", False, False, 0) for position in range(5)} | {
+    "stack/1/4/own/mix": ("own", False, False, 0)
+}  # fmt: skip
+
+
+RECURRENT = tuple(Block(mixer, "none") for mixer in ("ssm", "gla", "gdn", "kda", "tests.models.own:Mean"))
 
 
 def _tree():
-    arch = Architecture(16, 8, 2, 1, 4, 12, (((Block(),), 3),), qk_norm=True, output_gate=True, tied=False)
+    arch = Architecture(16, 8, 2, 1, 4, 12, (((Block(),), 3), (RECURRENT, 3)), qk_norm=True, output_gate=True, tied=False)
     tree = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
 
@@ -43,6 +65,8 @@ def test_a_group_names_the_axes_that_the_product_sums_over():
     width, heads, head_dim, ff_width = 8, 2, 4, 12
     inputs = {path: shape[stacked_axes(path) :][: group_of(path).inputs] for path, shape in _tree().items() if group_of(path).muon}
     assert inputs.pop("stack/0/0/mixer/out") == (heads, head_dim)
+    assert inputs.pop("stack/1/0/mixer/out") == (4, head_dim)  # Mamba-2 is twice as wide
+    assert all(inputs.pop(f"stack/1/{position}/mixer/out") == (heads, head_dim) for position in (1, 2, 3))
     assert inputs.pop("stack/0/0/channel/down") == (ff_width,)
     assert set(inputs.values()) == {(width,)}
 

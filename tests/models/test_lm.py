@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
 from slmjax.ops import attention as ops
 from slmjax.ops.cross_entropy import token_log_probs
 
@@ -147,7 +146,7 @@ def test_prefill_in_pieces_and_decode_are_the_full_forward_for_prompts_of_unequa
     arch, params = EVERY_OPTION, _params(EVERY_OPTION)
     documents = [_document(T, 1), _document(T, 2)]
     whole = np.asarray(_hidden_of(arch)(params, _batch([[d] for d in documents])))
-    done, cache = [0, 0], init_cache(arch, 2, T + 8)
+    done, cache = [0, 0], lm.init_cache(arch, 2, T + 8)
     step = jax.jit(lambda params, batch, cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
     for width, counts in ((8, (8, 6)), (8, (3, 0)), (1, (1, 1)), (1, (0, 1)), (1, (1, 1))):
         batch = {name: np.zeros((2, width), np.int32) for name in ("tokens", "segments", "positions")}

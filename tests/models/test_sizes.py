@@ -1,27 +1,41 @@
 """Closed forms against what they describe: the initial tree, the compiler's count, datasheets."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import init_cache
+from slmjax.models.architecture import Architecture, Block, from_config
+from slmjax.models.groups import group_of
+from slmjax.parallel.rules import flatten
 
 
 @st.composite
 def architectures(draw):
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    blocks = st.builds(Block, rope=st.booleans())
+    size = st.integers(1, 9)
+    attentions = st.builds(Block, rope=st.booleans(), window=st.integers(0, 30))
+    recurrent = st.builds(Block, mixer=st.sampled_from(["ssm", "gla", "gdn", "kda"]), heads=size, key_dim=size, value_dim=size)
+    defaults = st.builds(Block, mixer=st.sampled_from(["gla", "gdn", "kda"]))
+    blocks = st.builds(lambda block, channel: dataclasses.replace(block, channel=channel), attentions | recurrent | defaults,
+                       st.sampled_from(["mlp", "none"]))  # fmt: skip
+    blocks |= st.just(Block("tests.models.own:Mean"))
     stack = draw(st.lists(st.tuples(st.lists(blocks, min_size=1, max_size=2).map(tuple), st.integers(1, 3)), min_size=1, max_size=2))
+    if draw(st.booleans()):
+        lenders = {block.kind_of_keys for block in stack[0][0] if block.mixer == "attention"}
+        stack[0] = (stack[0][0] + tuple(Block(rope=rope, window=window, borrows=True) for rope, window in sorted(lenders)), stack[0][1])
     small = st.integers(1, 40)
     return Architecture(
         vocab_size=draw(small), width=draw(small), heads=kv_heads * group, kv_heads=kv_heads, head_dim=2 * draw(st.integers(1, 8)),
         ff_width=draw(small), stack=tuple(stack), qk_norm=draw(st.booleans()), output_gate=draw(st.booleans()), tied=draw(st.booleans()),
-        compute=draw(st.sampled_from(["float32", "bfloat16"])),
+        compute=draw(st.sampled_from(["float32", "bfloat16"])), share_blocks=draw(st.integers(1, 2)),
     )  # fmt: skip
 
 
@@ -31,19 +45,20 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
     tree = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
     total = sum(leaf.size for leaf in jax.tree.leaves(tree))
     tables = sum(tree[name].size for name in ("embedding", "head") if name in tree)
-    stacked_vectors = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(tree) if path[-1].key == "scale")
+    names = flatten(tree)
+    vectors = sum(leaf.size for name, leaf in names.items() if group_of(name).name == "vector")
     count = sizes.parameters(arch)
     assert count.total == total
     assert count.non_embedding == total - tables
-    assert count.matmul == total - stacked_vectors - (tables - tree["embedding"].size)
+    assert count.matmul == (total - vectors - tables) * arch.share_blocks + tree["embedding"].size
 
 
 @given(architectures(), st.integers(1, 64))
 @settings(max_examples=10)
 def test_cache_bytes_are_those_of_the_cache(arch, length):
-    cache = jax.eval_shape(lambda: init_cache(arch, 3, length))
-    held = sum(leaf.size * leaf.dtype.itemsize for entry in cache.layers for leaf in (entry.key, entry.value))
-    assert held == 3 * length * sizes.cache_bytes_per_token(arch)
+    cache = jax.eval_shape(lambda: lm.init_cache(arch, 3, length))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    assert held == 3 * sizes.cache_bytes(arch, length)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +72,37 @@ def test_cache_bytes_are_the_published_ones(layers, kv_heads, head_dim, publishe
     assert sizes.cache_bytes_per_token(arch) == published
 
 
+def test_states_are_the_published_ones_and_a_hybrids_cache_is_a_quarter():
+    """Mamba-2 at 340M (flame): 32 x 64 x 128 numbers a layer; KDA with 15 heads of 64: 61,440; the convolutions' last inputs beside."""
+    ssm, kda = Block("ssm", value_dim=64, key_dim=128), Block("kda")
+    for block, numbers, channels in ((ssm, 262_144, 2048 + 256), (kda, 61_440, 3 * 960)):
+        arch = Architecture(8, 1024 if block is ssm else 960, 15, 5, 64, 8, (((block,), 1),), compute="bfloat16")
+        assert sizes.cache_bytes(arch, 16_384) == 4 * numbers + 3 * 2 * channels == sizes.cache_bytes(arch, 4)
+    dense, hybrid = (Architecture(8, 1024, 16, 4, 64, 8, ((pattern, 24 // len(pattern)),), compute="bfloat16")
+                     for pattern in ((Block(),), (Block("gdn"),) * 3 + (Block(),)))  # fmt: skip
+    states = sizes.cache_bytes(hybrid, 0)
+    assert sizes.cache_bytes(hybrid, 16_384) - states == sizes.cache_bytes(dense, 16_384) / 4
+
+
+@pytest.mark.parametrize("share, tokens, expected", [(1, 100, 12 * 100), (2, 100, 6 * 100), (3, 100, 4 * 100)])
+def test_keys_and_values_that_layers_share_are_kept_once(share, tokens, expected):
+    config = configs.base()
+    config.model.layers, config.model.share_kv = 12, share
+    arch = from_config(config, 256)
+    assert sizes.cache_bytes(arch, tokens) == expected * 2 * 2 * 64 * 4
+
+
+def test_a_windows_cache_stops_growing_and_its_products_are_counted_by_the_pairs():
+    arch = Architecture(8, 16, 2, 1, 8, 8, (((Block(window=10),), 1),))
+    assert [sizes.cache_bytes(arch, n) for n in (5, 10, 1000)] == [2 * 8 * 4 * n for n in (5, 10, 10)]
+    pairs = np.mean([min(t + 0.5, 10) for t in range(50)])  # a token counts half of itself, as in the causal half
+    mixing = sizes.forward_flops_per_token(arch, 50) - 2 * sizes.parameters(arch).matmul
+    assert mixing == pytest.approx(4 * 16 * pairs, rel=0.02)
+
+
 @given(architectures(), st.integers(1, 4096))
 def test_training_flops_of_a_dense_tied_decoder_are_6n_plus_6ldt(arch, length):
+    arch = dataclasses.replace(arch, stack=(((Block(), Block(rope=False)), 2),), share_blocks=1)
     expected = 6 * sizes.parameters(arch).matmul + 6 * arch.layers * arch.heads * arch.head_dim * length
     assert sizes.train_flops_per_token(arch, length) == pytest.approx(expected, rel=1e-12)
     assert sizes.train_flops_per_token(arch, length) == 3 * sizes.forward_flops_per_token(arch, length)

@@ -36,14 +36,14 @@ def _value_and_gradients(run, query, key, value, cotangent):
     return out, *pull(cotangent)
 
 
-def _slow(query, key, value, segments):
+def _slow(query, key, value, segments, window):
     """Numpy, one query at a time, float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     B, T, N, H = query.shape
     group, out = N // key.shape[2], np.zeros(query.shape)
     for b in range(B):
         for t in range(T):
-            seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t] != 0]
+            seen = [s for s in range(max(0, t + 1 - window), t + 1) if segments[b, s] == segments[b, t] != 0]
             for n in range(N if seen else 0):
                 scores = key[b, seen, n // group] @ query[b, t, n] / H**0.5
                 weights = np.exp(scores - scores.max())
@@ -51,28 +51,31 @@ def _slow(query, key, value, segments):
     return out
 
 
-@pytest.mark.parametrize("N, K", [(2, 2), (4, 2), (3, 1)])
-def test_the_reference_is_attention(N, K):
+@pytest.mark.parametrize("N, K, window", [(2, 2, 0), (4, 2, 0), (3, 1, 3), (2, 1, 1)])
+def test_the_reference_is_attention(N, K, window):
     T = 12
     query, key, value, _ = _inputs(T, N, K, 8)
     segments = _segments(T, [5, 4], [12])
-    out = jax.jit(ops.reference)(query, key, value, segments, segments)
-    np.testing.assert_allclose(out, _slow(query, key, value, segments), atol=2e-6)
+    out = jax.jit(functools.partial(ops.reference, window=window))(query, key, value, segments, segments)
+    np.testing.assert_allclose(out, _slow(query, key, value, segments, window or T), atol=2e-6)
 
 
 # T below a block, a multiple, no multiple; several blocks in a prefix group, with a last group that is shorter.
 @pytest.mark.parametrize(
-    "T, block, dtype, tolerance",
-    [(7, 8, jnp.float32, 3e-6), (32, 16, jnp.float32, 3e-6), (50, 8, jnp.float32, 3e-6), (50, 8, jnp.bfloat16, 3e-2)],
-    ids=["below", "multiple", "no multiple", "bfloat16"],
-)
-def test_blockwise_is_the_reference_in_value_and_gradients(T, block, dtype, tolerance, monkeypatch):
+    "T, block, window, dtype, tolerance",
+    [
+        (7, 8, 3, jnp.float32, 3e-6), (32, 16, 0, jnp.float32, 3e-6), (50, 8, 0, jnp.float32, 3e-6), (50, 8, 11, jnp.float32, 3e-6),
+        (50, 8, 1, jnp.float32, 3e-6), (50, 8, 0, jnp.bfloat16, 3e-2), (50, 8, 11, jnp.bfloat16, 3e-2),
+    ],
+    ids=["below", "multiple", "no multiple", "window", "itself alone", "bfloat16", "window, bfloat16"],
+)  # fmt: skip
+def test_blockwise_is_the_reference_in_value_and_gradients(T, block, window, dtype, tolerance, monkeypatch):
     """Tolerances are a few roundings of sums of order one: 2^-24 and 2^-8."""
     monkeypatch.setattr(ops, "BLOCK", block)
     monkeypatch.setattr(ops, "GROUPS", 2)
     inputs = _inputs(T, 4, 2, 8, dtype)
     segments = _segments(T, [T // 3, T // 2], [T])
-    runs = (functools.partial(run, query_segments=segments, key_segments=segments) for run in (ops.reference, ops.blockwise))
+    runs = (functools.partial(run, query_segments=segments, key_segments=segments, window=window) for run in (ops.reference, ops.blockwise))
     expected, found = (jax.jit(functools.partial(_value_and_gradients, run))(*inputs) for run in runs)
     for one, other in zip(expected, found):
         assert one.dtype == other.dtype == dtype
@@ -146,14 +149,14 @@ def test_blockwise_never_holds_the_scores_of_a_whole_row(monkeypatch):
     assert program(ops.blockwise) < scores / 4
 
 
-@pytest.mark.parametrize("T, N, K", [(128, 2, 2), (256, 4, 2)])
-def test_splash_is_the_reference_in_value_and_gradients(T, N, K):
+@pytest.mark.parametrize("T, N, K, window", [(128, 2, 2, 0), (256, 4, 2, 0), (256, 2, 1, 37)])
+def test_splash_is_the_reference_in_value_and_gradients(T, N, K, window):
     """Interpreted, on the CPU; padding stands at the end, as the row plan puts it."""
     *inputs, cotangent = _inputs(T, N, K, 64, B=2)
     segments = _segments(T, [T // 2, T // 4, 20], [T])
     cotangent = jnp.where((segments != 0)[:, :, None, None], cotangent, 0.0)
-    splash = functools.partial(splash_attention, segments=segments, interpret=True)
-    plain = functools.partial(ops.reference, query_segments=segments, key_segments=segments)
+    splash = functools.partial(splash_attention, segments=segments, window=window, interpret=True)
+    plain = functools.partial(ops.reference, query_segments=segments, key_segments=segments, window=window)
     expected, found = (jax.jit(functools.partial(_value_and_gradients, run))(*inputs, cotangent) for run in (plain, splash))
     for one, other in zip(expected, found):
         np.testing.assert_allclose(other, one, atol=1e-5)
@@ -181,24 +184,24 @@ def test_the_segment_list_says_where_each_document_lies(rows):
     assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
 
 
-def _of_list(q, k, v, lengths, starts):
+def _of_list(window, q, k, v, lengths, starts):
     """What cuDNN computes from the list, and statistics of the shape that JAX gives them; tokens of no listed segment are not numbers."""
     B, T = q.shape[:2]
     token = jnp.arange(B * T)[None]
     inside = (token >= starts[:, None]) & (token < (starts + lengths)[:, None])
     segments = jnp.where(inside.any(0), inside.argmax(0) + 1, 0).reshape(B, T)
-    out = ops.reference(q, k, v, segments, segments)
+    out = ops.reference(q, k, v, segments, segments, window=window)
     return jnp.where((segments > 0)[:, :, None, None], out, jnp.nan), jnp.zeros((len(lengths), q.shape[2], T))
 
 
 @pytest.mark.parametrize("dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("usual", [0, 2, 3, 9], ids=lambda usual: f"usual{usual}")
-def test_the_packed_call_computes_every_segment_and_nothing_where_places_are_too_few(monkeypatch, usual, dtype, near):
+@pytest.mark.parametrize("usual, window", [(0, 0), (2, 0), (3, 0), (9, 5)], ids=lambda number: str(number))
+def test_the_packed_call_computes_every_segment_and_nothing_where_places_are_too_few(monkeypatch, usual, window, dtype, near):
     """Both primitives are played by the reference: 6 documents fit into 2 x 3 places and not into 2 x 2."""
 
-    def backward(q, k, v, lengths, starts, out, statistics, gradient):
+    def backward(window, q, k, v, lengths, starts, out, statistics, gradient):
         assert statistics.shape[0] == len(lengths)
-        return jax.vjp(lambda *qkv: _of_list(*qkv, lengths, starts)[0], q, k, v)[1](gradient)
+        return jax.vjp(lambda *qkv: _of_list(window, *qkv, lengths, starts)[0], q, k, v)[1](gradient)
 
     monkeypatch.setattr(cudnn_attention, "_forward", _of_list)
     monkeypatch.setattr(cudnn_attention, "_backward", backward)
@@ -209,7 +212,7 @@ def test_the_packed_call_computes_every_segment_and_nothing_where_places_are_too
 
     def run(kernel):
         call = functools.partial(
-            attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=5, usual_segments=usual
+            attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=5, usual_segments=usual, window=window
         )
         return jax.jit(functools.partial(_value_and_gradients, call))(query, key, value, cotangent)
 

@@ -36,3 +36,16 @@ def test_what_stands_in_slots_that_are_not_seen_does_not_matter():
     seen = (where["query_segments"] == SEGMENTS) & (jnp.arange(S)[None] <= where["query_index"])
     other_key, other_value = (jnp.where(seen[:, None, :, None], a, 1e9) for a in (key, value))
     np.testing.assert_array_equal(cached_attention(query, key, value, **where), cached_attention(query, other_key, other_value, **where))
+
+
+def test_keys_of_given_numbers_in_any_order_and_a_window_are_those_of_the_row():
+    """What a ring of slots needs: the keys turned by five, and of a window of four none that is older."""
+    random, (B, S), H = np.random.default_rng(0), SEGMENTS.shape, 8
+    query, key, value = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((B, 2, 4, H), (B, 2, S, H), (B, 2, S, H)))
+    where = {"query_segments": QUERY_SEGMENTS, "query_index": INDEX}
+    turned = [jnp.roll(a, 5, axis=2) for a in (key, value)]
+    number = jnp.tile(jnp.roll(jnp.arange(S), 5)[None], (B, 1))
+    found = cached_attention(query, *turned, **where, key_segments=jnp.roll(SEGMENTS, 5, axis=1), key_index=number, window=4)
+    expected = ops.reference(query, key.swapaxes(1, 2), value.swapaxes(1, 2), QUERY_SEGMENTS, SEGMENTS, INDEX, 4)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert np.abs(found - cached_attention(query, key, value, **where, key_segments=SEGMENTS)).max() > 0.1

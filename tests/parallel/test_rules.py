@@ -1,5 +1,7 @@
 """The sharding table: every parameter has one spec, and every mistake names its path."""
 
+import re
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -47,7 +49,16 @@ def test_mistakes_name_the_path():
         tree["stack"]["0"]["0"]["mixer"]["novel"] = jax.ShapeDtypeStruct((2, 3), "float32")
         shardings(tree, mesh(data=8))
     with pytest.raises(ValueError, match="'unheard/of' matches no parameter"):
-        shardings(shapes(), mesh(data=8), (*RULES, ("unheard/of", (None,))))
+        shardings(shapes(), mesh(data=8), ((r"(?!unheard).*", ()), ("unheard/of", (None,))))
+
+
+def test_every_rule_of_the_table_is_some_models():
+    everything = ("attention", "ssm", "gla", "gdn", "kda", "tests.models.own:Mean")
+    names = flatten(shapes(tied=False, pattern=everything, layers=len(everything)))
+    idle = [pattern for pattern, _ in RULES if not any(re.fullmatch(pattern, name) for name in names)]
+    assert not idle
+    for name in names:
+        assert sum(bool(re.fullmatch(pattern, name)) for pattern, _ in RULES) == 1, name
 
 
 def test_flat_and_nested_are_each_others_inverse():

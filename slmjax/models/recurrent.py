@@ -1,0 +1,97 @@
+"""What the recurrent mixers share: short convolutions, decays as Mamba-2 starts them, the recurrence by devices, decode state."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from slmjax.models.architecture import TAPS
+from slmjax.models.layers import Context
+from slmjax.ops import recurrence as ops
+from slmjax.ops.short_conv import short_conv
+from slmjax.parallel.mesh import BATCH, ways
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RecurrentCache:
+    """One layer's memory, and the last inputs of its short convolutions: of a size that does not grow with the tokens."""
+
+    memory: ops.Memory
+    tails: Any  # {name: [B,TAPS-1,C]}
+    tail_segments: Any  # [B,TAPS-1]
+
+
+def empty_cache(batch: int, heads: int, key: int, value: int, channels: dict[str, int], dtype: Any) -> RecurrentCache:
+    """Before the first token; `channels` of each convolution by name."""
+    tails = {name: jnp.zeros((batch, TAPS - 1, count), dtype) for name, count in channels.items()}
+    return RecurrentCache(ops.empty(batch, heads, key, value), tails, jnp.zeros((batch, TAPS - 1), jnp.int32))
+
+
+def convolved(
+    module: nn.Module, streams: dict[str, Float[Array, "B T n c"]], ctx: Context, cache: RecurrentCache | None, *, bias: bool = False
+) -> tuple[list[Array], RecurrentCache | None]:
+    """silu(short convolution) of each stream, with weights of its own; the cache with new tails."""
+    dtype = jnp.dtype(module.arch.params)
+    out, tails, tail_segments = [], {}, None
+    for name, x in streams.items():
+        channels = x.shape[2:]
+        weight = module.param(f"conv_{name}", _uniform(TAPS**-0.5), (TAPS, *channels), dtype)
+        tail, of = (None, None) if cache is None else (cache.tails[name], cache.tail_segments)
+        flat = x.reshape(*x.shape[:2], -1)
+        y, tails[name], tail_segments = short_conv(flat, weight.reshape(TAPS, -1), ctx.segments, tail=tail, tail_segments=of)
+        if bias:
+            shift = module.param(f"conv_{name}_bias", nn.initializers.zeros, channels, dtype)
+            y += shift.reshape(-1)[None, None].astype(y.dtype)
+        out.append(jax.nn.silu(y).reshape(x.shape))
+    return out, None if cache is None else dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
+
+
+def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
+    """-exp(decay_log) * steps, float32: a rate for each head, between 1 and 16 at the start.
+
+    Source: Dao and Gu 2024 (Mamba-2), section 8 and its code; Yang et al. 2024 (gated DeltaNet).
+    """
+
+    def start(key, shape, dtype):
+        return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)).astype(dtype)
+
+    log = module.param("decay_log", start, steps.shape[2:3], jnp.dtype(module.arch.params)).astype(jnp.float32)
+    return -jnp.exp(log).reshape(1, 1, -1, *[1] * (steps.ndim - 3)) * steps
+
+
+def step_sizes(module: nn.Module, name: str, x: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
+    """softplus(x + bias), float32; of x = 0 it is between 0.001 and 0.1 at the start, evenly in its logarithm. Source: as `decay_of`."""
+
+    def start(key, shape, dtype):
+        size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, jnp.log(1e-3), jnp.log(1e-1)))
+        return (size + jnp.log(-jnp.expm1(-size))).astype(dtype)
+
+    bias = module.param(name, start, x.shape[2:], jnp.dtype(module.arch.params)).astype(jnp.float32)
+    return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
+
+
+def run(query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None) -> tuple[Array, RecurrentCache | None]:
+    """(outputs, cache with the new memory) of ops.recurrence: each device its own rows and, over the tensor axis, its own heads."""
+    memory = ops.empty(len(value), value.shape[2], key.shape[3], value.shape[3]) if cache is None else cache.memory
+
+    def local(query, key, value, decay, erase, segments, memory):
+        return ops.recurrence(query, key, value, decay, erase=erase, segments=segments, memory=memory)
+
+    if ways(*BATCH, "tensor") > 1 and len(value) % ways(*BATCH) == 0:
+        split = "tensor" if value.shape[2] % ways("tensor") == 0 else None
+        heads, rows = P(BATCH, None, split), P(BATCH)
+        shared = heads if key.shape[2] == value.shape[2] else rows
+        where = ops.Memory(P(BATCH, split), rows)
+        specs = (shared, shared, heads, heads, heads, rows, where)
+        local = jax.shard_map(local, in_specs=specs, out_specs=(heads, where), check_vma=False)
+    out, memory = local(query, key, value, decay, erase, ctx.segments, memory)
+    return out, None if cache is None else dataclasses.replace(cache, memory=memory)
+
+
+def _uniform(most: float):
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -most, most)

@@ -1,0 +1,71 @@
+"""Token mixers as users write them: one that is right, and one for each mistake."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slmjax.models.architecture import Architecture, Block
+
+
+class Mean(nn.Module):
+    """The mean of a document's tokens so far, times a learned matrix."""
+
+    arch: Architecture
+    block: Block
+
+    def sums(self, x, segments, before):
+        """(sums over each token's document up to it, counts): before is (sum, count, segment) of the tokens before these."""
+        total, count, of = before
+        same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None] & jnp.tri(x.shape[1], dtype=bool)[None]
+        goes_on = ((segments == of[:, None]) & (segments != 0)).astype(x.dtype)
+        sums = jnp.einsum("bts,bsd->btd", same.astype(x.dtype), x) + goes_on[..., None] * total[:, None]
+        return sums, same.sum(-1) + goes_on * count[:, None]
+
+    @nn.compact
+    def __call__(self, x, *, ctx, cache=None, shared=None):
+        mix = self.param("mix", nn.initializers.normal(0.1), (x.shape[-1],) * 2)
+        before = self.empty_cache(self.arch, self.block, len(x), 0) if cache is None else cache
+        sums, counts = self.sums(x, ctx.segments, before)
+        if cache is not None:
+            last = jnp.maximum((ctx.segments != 0).sum(1) - 1, 0)
+            real, row = (ctx.segments != 0).any(1), jnp.arange(len(x))
+            after = sums[row, last], counts[row, last], ctx.segments[row, last]
+            cache = jax.tree.map(lambda new, old: jnp.where(jnp.expand_dims(real, range(1, new.ndim)), new, old), after, before)
+        return (sums / jnp.maximum(counts, 1)[..., None]) @ mix, cache, shared
+
+    @staticmethod
+    def empty_cache(arch, block, batch, size):
+        return jnp.zeros((batch, arch.width)), jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
+
+
+class LooksAhead(Mean):
+    def sums(self, x, segments, before):
+        ahead = jnp.concatenate([x[:, 1:], x[:, -1:] * 0], axis=1)
+        return super().sums(x + ahead, segments, before)
+
+
+class MixesDocuments(Mean):
+    def sums(self, x, segments, before):
+        return super().sums(x, (segments != 0).astype(jnp.int32), before)
+
+
+class SeesWhereItLies(Mean):
+    """A document's outputs depend on its place in the row."""
+
+    def sums(self, x, segments, before):
+        sums, counts = super().sums(x, segments, before)
+        return sums, counts + jnp.arange(x.shape[1])[None]
+
+
+class ForgetsBetweenPieces(Mean):
+    def sums(self, x, segments, before):
+        return super().sums(x, segments, jax.tree.map(jnp.zeros_like, before))
+
+
+class CannotDecode(nn.Module):
+    arch: Architecture
+    block: Block
+
+    @nn.compact
+    def __call__(self, x, *, ctx, cache=None, shared=None):
+        return x * self.param("scale", nn.initializers.ones, x.shape[-1:])[None, None], cache, shared
