@@ -6,9 +6,10 @@ from slmjax.errors import UserError
 from slmjax.testing import check_mixer
 from tests.models import own
 
+SLOW = ("ssm key_dim=16", "gla", "gdn key_dim=4", "kda")
 
-@pytest.mark.parametrize("block", ["attention", "attention window=7 rope=False", "ssm key_dim=16", "gdn key_dim=4",
-                                   *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gla", "kda"))])  # fmt: skip
+
+@pytest.mark.parametrize("block", ["attention", "attention window=7 rope=False", *(pytest.param(b, marks=pytest.mark.slow) for b in SLOW)])
 def test_the_librarys_mixers_pass(block):
     assert len(check_mixer(block)) == 4
 

@@ -1,4 +1,4 @@
-"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|recurrence|data|decode --help`."""
+"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|recurrence|memory|data|decode --help`."""
 
 import argparse
 import importlib
@@ -17,6 +17,7 @@ BENCHES = {
     "train": "the launcher's compiled train step, beside PyTorch",
     "attention": "one layer's attention, by kernel and documents in a row",
     "recurrence": "the linear recurrence alone, beside attention",
+    "memory": "memory, state and speed of every token mixer at equal parameters",
     "data": "batches of packed rows from mixed sources",
     "decode": "generation, beside transformers",
 }

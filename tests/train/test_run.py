@@ -61,7 +61,7 @@ def test_skipped_steps_change_no_parameter_or_moment_and_leave_the_statistics_al
 def test_a_batch_with_more_documents_than_places_takes_a_program_of_its_own(corpus, tmp_path, undisturbed, no_report, monkeypatch, capsys):
     """cuDNN's kernel, which a CPU does not have, is played: like it, it computes nothing where the rows hold more than its places."""
 
-    def played(query, key, value, segments, max_segments, usual_segments=0):
+    def played(query, key, value, segments, max_segments, usual_segments, window):
         few = segments.max(1).sum() <= len(segments) * usual_segments
         return jnp.where(few, reference(query, key, value, segments, segments), jnp.nan)
 

@@ -85,9 +85,16 @@ def test_three_steps_on_eight_devices_equal_one_device(mesh, optimizer):
     assert largest_difference(*map(whole, moments)) < 1e-6 < max(float(abs(leaf).max()) for leaf in moments[0].values()) / 100
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_each_device_holds_and_computes_its_share(mesh):
+@pytest.mark.parametrize(
+    ("mesh", "pattern"),
+    [
+        *((mesh, "attention") for mesh in MESHES),
+        *(pytest.param("mixed", kind, marks=pytest.mark.slow) for kind in ("gdn", "ssm key_dim=16")),
+    ],
+)
+def test_each_device_holds_and_computes_its_share(mesh, pattern):
     config = small_config()
+    config.model.pattern = (pattern, "attention")
     config.model.update({"width": 128, "heads": 8, "kv_heads": 4, "ff_width": 384})
     config.data.seq_len = 96
     setup, alone = Setup(config, MESHES[mesh], 8, chunks=3), Setup(config, chunks=3, program=False)

@@ -1,0 +1,152 @@
+"""What a token mixer costs at equal parameters: training memory and speed, decode state and speed, by context length.
+
+python -m slmjax.bench memory --config=configs/304m.py --lengths=1024,4096,16384,65536 --figure=memory.svg
+
+Each variant is the config's model with other mixers, in a multiple of four layers, whose feed-forward width is chosen so that all have as
+many parameters. Rows of a
+length are as many as --tokens holds, at least one. Training keeps all activations where they fit, else recomputes each block (remat).
+`train GiB` is what the compiled train step takes, its arguments included; `state MB` are the arrays that decoding keeps of one row whose
+prompt fills the context.
+"""
+
+import argparse
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from slmjax.bench import decode, shell
+from slmjax.bench.memory_figure import draw
+from slmjax.bench.recurrence import KINDS
+from slmjax.bench.train import measure as measure_training
+from slmjax.compiling import use_compile_cache
+from slmjax.errors import UserError, nearest
+from slmjax.infer.engine import Engine, bucket
+from slmjax.infer.sampling import settings
+from slmjax.models import lm, sizes
+from slmjax.models.architecture import Architecture, from_config
+from slmjax.models.resolve import resolve
+from slmjax.parallel.mesh import make_mesh
+
+VARIANTS = {
+    "mha": "attention, as many key/value as query heads",
+    "gqa": "attention, the config's key/value heads",
+    "mqa": "attention, one key/value head",
+    "shared": "gqa, two layers to one set of keys and values",
+    "ssm": "Mamba-2",
+    "gla": "gated linear attention",
+    "gdn": "gated DeltaNet",
+    "kda": "Kimi delta attention",
+    "hybrid": "three gdn to one attention (gqa)",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `python -m slmjax.bench memory`."""
+    add = parser.add_argument
+    add("--variants", default=",".join(VARIANTS), help="comma-separated (default: %(default)s)")
+    add("--lengths", type=shell.numbers(32), default="4096", help="contexts, comma-separated (default: %(default)s)")
+    add("--tokens", type=int, default=32_768, help="tokens of a training batch (default: %(default)s)")
+    add("--steps", type=int, default=16, help="measured train steps")
+    add("--drawn", type=int, default=32, help="tokens drawn when decoding; the rest of the context is prompt (default: %(default)s)")
+    add("--rows", type=int, default=1, help="rows decoded at once (default: %(default)s)")
+    add("--figure", default="", help="draw memory and state into this SVG file")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A row for each variant and length.
+
+    Raises: UserError for a variant that is none, a context that is shorter than what is drawn, and mixers that leave nothing to the
+    feed-forward layers.
+    """
+    names = arguments.variants.split(",")
+    if bad := [name for name in names if name not in VARIANTS]:
+        raise UserError(f"--variants: '{bad[0]}' is not among {', '.join(VARIANTS)}.{nearest(bad[0], VARIANTS)}")
+    if min(arguments.lengths) <= arguments.drawn:
+        raise UserError(f"--lengths: a context of {min(arguments.lengths)} tokens has no room for a prompt and --drawn={arguments.drawn}.")
+    use_compile_cache()
+    variants = {name: variant(arguments.config, name) for name in names}
+    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    rows, messages = [], []
+    for length in arguments.lengths:
+        for name, config in variants.items():
+            config = copy.deepcopy(config)
+            config.data.seq_len, config.train.batch = length, max(1, arguments.tokens // length)
+            row = {"variant": name, "context": length, "parameters": sizes.parameters(_described(config)).total}
+            trained, told = train(config, mesh, arguments.steps)
+            decoded, more = generate(config, mesh, length, arguments.drawn, arguments.rows)
+            rows.append(row | trained | decoded)
+            messages += [f"{name}, {length}: {message}" for message in told + more]
+    if arguments.figure:
+        vocab = arguments.config.data.vocab_size
+        Path(arguments.figure).write_text(draw(rows, {name: resolve(config, mesh, vocab)[0] for name, config in variants.items()}))
+    return {"bench": "memory", "rows": rows, "variants": {name: VARIANTS[name] for name in names}, "messages": messages}
+
+
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+    """The config with this variant's mixers, and the feed-forward width (a multiple of 8) at which it has as many parameters as the config.
+
+    Raises: UserError where the mixers alone have more.
+    """
+    found, m = copy.deepcopy(config), config.model
+    recurrent = {kind: _block(kind, m.width) for kind in KINDS}
+    found.model.pattern = (
+        (recurrent[name],) if name in recurrent else (recurrent["gdn"],) * 3 + ("attention",) if name == "hybrid" else ("attention",)
+    )
+    found.model.kv_heads = {"mha": m.heads, "mqa": 1}.get(name, m.kv_heads)
+    found.model.layers = max(4, 4 * round(m.layers / 4))
+    found.model.share_kv = 2 if name == "shared" else 1
+    budget = sizes.parameters(_described(config)).total
+    with_width = lambda width: sizes.parameters(dataclasses.replace(_described(found), ff_width=width)).total  # noqa: E731
+    width = 8 * round((budget - with_width(0)) / (with_width(8) - with_width(0)))
+    if width < 8:
+        raise UserError(f"--variants: the mixers of '{name}' have {with_width(0):,} parameters, more than the model's {budget:,}.")
+    found.model.ff_width = width
+    return found
+
+
+def train(config: ConfigDict, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
+    """(columns of training, messages): with all activations kept, else with each block computed again."""
+    told = []
+    for remat in dict.fromkeys((config.model.remat, "full")):
+        config.model.remat = remat
+        try:
+            with jax.set_mesh(mesh):
+                row, _ = measure_training(config, mesh, steps)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            told.append(f"training with remat={remat} does not fit: {str(error).splitlines()[0][:120]}")
+            continue
+        return {"remat": remat, "train GiB": row["peak_gib"], "train tokens/s": row["tokens_per_second"]}, told
+    return {"remat": "", "train GiB": None, "train tokens/s": None}, told
+
+
+def generate(config: ConfigDict, mesh: Mesh, length: int, drawn: int, rows: int) -> tuple[dict[str, Any], list[str]]:
+    """(columns of decoding, messages)."""
+    arch, _ = resolve(config, mesh, config.data.vocab_size)
+    engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, decode.Numbers(arch))
+    try:
+        found = decode.measure(engine, rows, length - bucket(drawn), drawn, runs=2)
+        cache = engine.prefill(engine.prepare([[0] * (length - bucket(drawn))] * rows, settings(rows), drawn))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"state MB": None, "decode tokens/s": None}, [f"decoding does not fit: {str(error).splitlines()[0][:120]}"]
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / len(cache.length)
+    return {"state MB": held / 1e6, "decode tokens/s": found["tokens/s"]}, []
+
+
+def _described(config: ConfigDict) -> Architecture:
+    """The architecture as on a device with bfloat16."""
+    return from_config(config, config.model.vocab_size or config.data.vocab_size, compute="bfloat16")
+
+
+def _block(kind: str, width: int) -> str:
+    """A recurrent block with heads of the published size, as wide as the model (Mamba-2 twice)."""
+    V, K = (min(size, width) for size in KINDS[kind][:2])
+    return f"{kind} heads={(2 if kind == 'ssm' else 1) * width // V} key_dim={K} value_dim={V}"
