@@ -17,6 +17,7 @@ from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import shardings
 
 DOCUMENTS = (17, 1, 47, 5, 30)  # lengths: one token, an edge at 64 and 65 where recurrences cut, and more than one cut
+PIECES = ((66, (66, 60, 1)), (8, (8, 3, 0)), (1, (1, 1, 0)), (1, (0, 1, 1)), (1, (1, 0, 1)), (1, (1, 1, 1)))  # (slots, tokens in each row)
 NEAR = 1e-4  # of the largest value: float32 sums in another order, through products of a few dozen terms
 
 
@@ -91,26 +92,24 @@ def _packed(arch: Architecture, params: dict) -> str:
 
 
 def _decoded(arch: Architecture, params: dict) -> str:
-    lengths = np.array([79, 70, 1])
+    lengths = np.sum([counts for _, counts in PIECES], axis=0)
     batch = _batch([(n,) for n in lengths.tolist()])
     whole = jax.jit(lambda batch: lm.forward(arch, params, {}, batch)[0])(batch)
     step = jax.jit(lambda batch, cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
     cache, done = lm.init_cache(arch, len(lengths), 96), np.zeros(len(lengths), int)
-    for piece in (66, 8, 1, 1, 1, 1, 1):
-        count = np.minimum(piece, lengths - done)
-        place = done[:, None] + np.arange(piece)[None]
-        real = np.arange(piece)[None] < count[:, None]
-        taken = {name: np.take_along_axis(np.asarray(of), np.minimum(place, of.shape[1] - 1), axis=1) for name, of in batch.items()}
-        taken["segments"] = np.where(real, 1, 0).astype(np.int32)
+    for piece, counts in PIECES:
+        place = np.minimum(done[:, None] + np.arange(piece)[None], lengths.max() - 1)
+        taken = {name: np.take_along_axis(np.asarray(of), place, axis=1) for name, of in batch.items()}
+        taken["segments"] = (np.arange(piece)[None] < np.array(counts)[:, None]).astype(np.int32)
         out, cache = step({name: jnp.asarray(of) for name, of in taken.items()}, cache)
-        for row, n in enumerate(count):
+        for row, n in enumerate(counts):
             off = _off(out[row, :n], whole[row, done[row] : done[row] + n])
             assert off < NEAR, (
-                f"decoding is not the forward pass: tokens {done[row]} to {done[row] + n - 1} of the prompt of {lengths[row]}, in a piece "
-                f"of {piece}, differ by {off:.1e}"
+                f"decoding is not the forward pass: tokens {done[row]} to {done[row] + n - 1} of row {row}, in a piece of {piece}, differ "
+                f"by {off:.1e}; padding (segment 0) must change nothing that is kept"
             )
-        done += count
-    return "decoding in pieces and token by token is the forward pass, for prompts of 79, 70 and 1 tokens"
+        done += np.array(counts)
+    return "decoding in pieces and token by token is the forward pass, also for rows that go on after padding"
 
 
 def _sharded(arch: Architecture, params: dict) -> str:

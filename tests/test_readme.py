@@ -11,6 +11,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax import generate, launch
+from slmjax.testing import check_mixer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -134,3 +135,9 @@ def test_notebooks_are_committed_without_outputs():
     for path in (ROOT / "colab").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
+
+
+def test_the_readmes_own_mixer_passes_the_check_that_it_names(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(next(body for kind, body in BLOCKS if kind == "python" and "class Mean" in body))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(check_mixer("mine:Mean")) == 4

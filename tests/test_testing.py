@@ -23,7 +23,8 @@ def test_a_mixer_of_ones_own_passes():
     (own.LooksAhead, "not causal: the output at token 0 depends on token 1, which comes later"),
     (own.MixesDocuments, "documents are not apart: the output at token 17, of document 2, depends on token 0, of document 1"),
     (own.SeesWhereItLies, "packed documents are not as if alone: the outputs of document 2 differ by"),
-    (own.ForgetsBetweenPieces, "decoding is not the forward pass: tokens 66 to 73 of the prompt of 79, in a piece of 8, differ by"),
+    (own.ForgetsBetweenPieces, "decoding is not the forward pass: tokens 66 to 73 of row 0, in a piece of 8, differ by"),
+    (own.KeepsPadding, "decoding is not the forward pass: tokens 60 to 62 of row 1, in a piece of 8, differ by"),
 ])  # fmt: skip
 def test_a_mistake_is_told_in_a_sentence(mixer, sentence):
     with pytest.raises(AssertionError, match=sentence):

@@ -19,7 +19,7 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
 
     Args:
       segments: most documents in a row and places kept for one, from the row plan; only training asks.
-    Raises: UserError as from_config, and where config.model.vocab_size is smaller than the tokenizer.
+    Raises: UserError as from_config, where config.model.vocab_size is smaller than the tokenizer, and for float8 with shared blocks.
     """
     device = device_kind(mesh)
     compute, compute_reason = choose_compute(device, config.precision.compute)
@@ -27,6 +27,8 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     if config.model.attention != "auto":
         chosen = attention.Choice(config.model.attention, "config.model.attention")
     products, products_reason = choose_products(device, config.precision.products)
+    if products == "float8" and config.model.share_blocks > 1:
+        raise UserError("config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1.")
     unroll, unroll_reason = choose_unroll(device, config.model.unroll)
     arch = from_config(
         config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,

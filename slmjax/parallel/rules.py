@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-KV = "tensor or whole"  # split over tensor where it divides the heads, whole on each device where the axis exceeds them
+KV = "tensor or whole"  # split over tensor where it divides the heads, whole on each device where it exceeds them
 
 # Specs name a layer's own axes and are right-aligned: axes that stack layers stay whole.
 RULES = (
@@ -19,7 +19,8 @@ RULES = (
     (r"stack/.*/mixer/(erase|step|decay)", ("fsdp", "tensor")),
     (r"stack/.*/mixer/(decay|gate)_down", ("fsdp", None)),
     (r"stack/.*/mixer/(decay|gate)_up", (None, "tensor", None)),
-    (r"stack/.*/mixer/(decay_log|decay_bias|step_bias|skip|conv_\w+)", ()),
+    (r"stack/.*/mixer/conv_\w+", (KV, None)),
+    (r"stack/.*/mixer/(decay_log|decay_bias|step_bias|skip)", ()),
     (r"stack/.*/own/.*", ()),
     (r"stack/.*/channel/(gate|up)", ("fsdp", "tensor")),
     (r"stack/.*/channel/down", ("tensor", "fsdp")),

@@ -62,6 +62,21 @@ class ForgetsBetweenPieces(Mean):
         return super().sums(x, segments, jax.tree.map(jnp.zeros_like, before))
 
 
+class KeepsPadding(Mean):
+    """What padding at the end of a piece leaves is kept."""
+
+    def __call__(self, x, *, ctx, cache=None, shared=None):
+        y, after, shared = super().__call__(x, ctx=ctx, cache=cache, shared=shared)
+        return (
+            y,
+            None
+            if cache is None
+            else jax.tree.map(lambda of: of * (1 - 0.1 * (ctx.segments[:, -1] == 0).reshape(-1, *[1] * (of.ndim - 1))), after[:2])
+            + after[2:],
+            shared,
+        )
+
+
 class CannotDecode(nn.Module):
     arch: Architecture
     block: Block

@@ -60,6 +60,8 @@ def test_a_config_is_resolved_for_the_devices_of_a_mesh_with_a_reason_for_each_c
     config = configs.override(configs.base(), ["precision.products=float8"])
     arch, reasons = resolve.resolve(config, make_mesh({"data": -1}), 1000)
     assert arch.products == "float8" and reasons[1].startswith("products float8: ")
+    with pytest.raises(UserError, match="share_blocks must be 1"):
+        resolve.resolve(configs.override(config, ["model.share_blocks=2"]), make_mesh({"data": -1}), 1000)
 
 
 def test_a_kernel_that_is_asked_for_is_taken():

@@ -22,13 +22,17 @@ SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
 BATCH, LENGTH = 16, 256
 
 
-@pytest.fixture(scope="module")
-def compiled():
+HYBRID = ("ssm", "gdn", "kda", "attention window=128")
+
+
+@pytest.fixture(scope="module", params=[("attention",), HYBRID], ids=["attention", "hybrid"])
+def compiled(request):
     """(program, its state with shardings, reasons of the device's choices) for eight chips of v5e on two hosts."""
     from jax.experimental import topologies
 
     config = configs.base()
     config.model.update({"width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 64, "ff_width": 512})
+    config.model.pattern, config.model.layers = request.param, 2 * len(request.param)
     config.data.seq_len, config.train.batch, config.train.microbatches = LENGTH, BATCH, 2
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
@@ -54,8 +58,8 @@ def test_each_chip_of_a_tpu_slice_holds_its_quarter_of_the_state_and_the_step_fi
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     batch = 5 * 4 * BATCH * LENGTH / (SIZES["data"] * SIZES["fsdp"])
     memory = program.memory_analysis()
-    # Norms and counters are whole on every chip, and TPU layouts pad: together less than 5 %.
-    assert held == pytest.approx(whole / (SIZES["fsdp"] * SIZES["tensor"]), rel=0.05)
+    # Norms and counters are whole on every chip, what has no heads (a hybrid's low ranks) is split two ways, and TPU layouts pad.
+    assert held == pytest.approx(whole / (SIZES["fsdp"] * SIZES["tensor"]), rel=0.06)
     assert memory.argument_size_in_bytes == pytest.approx(held + batch, rel=0.05)
     assert memory.alias_size_in_bytes == pytest.approx(held, rel=0.05)  # donated: the new state takes the old one's place
     assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 16 * 2**30  # of a v5e chip
