@@ -13,11 +13,13 @@ import jax.numpy as jnp
 
 from slmjax.bench.timing import both, copy_bytes, device_ms, matmul_flops
 from slmjax.models import lm, sizes
+from slmjax.models.groups import in_compute_type
 from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
 from slmjax.ops.attention import attention
 from slmjax.ops.cross_entropy import weighted_nats
 from slmjax.ops.embedding import embed
+from slmjax.parallel.rules import path_name
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.program import Program
 
@@ -100,7 +102,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.chunks)[0], argnums=(0, 1))
     yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
 
-    whole = jax.tree.map(lambda p: p.astype(arch.compute) if p.ndim > 1 else p, state.params)
+    whole = jax.tree.map_with_path(lambda path, p: p.astype(arch.compute) if in_compute_type(path_name(path)) else p, state.params)
 
     def stack(params):
         hidden = lm.forward(arch, params, {}, batch)[0]

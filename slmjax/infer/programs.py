@@ -15,7 +15,7 @@ from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
-from slmjax.models.groups import group_of
+from slmjax.models.groups import in_compute_type
 from slmjax.parallel.rules import path_name
 
 RUNNING, STOP, LENGTH, END = range(4)  # how a row stands
@@ -83,7 +83,7 @@ def ready_params(arch: Architecture, params: dict) -> dict:
     params = params | {"stack": {str(i): layer for i, layer in enumerate(layers)}}
 
     def cast(path, leaf):
-        return leaf if group_of(path_name(path)).name == "vector" else leaf.astype(arch.compute)
+        return leaf.astype(arch.compute) if in_compute_type(path_name(path)) else leaf
 
     return jax.tree.map_with_path(cast, params)
 

@@ -24,7 +24,7 @@ class DecoderBlock(nn.Module):
         normed = RMSNorm(arch, name="mixer_norm")(x)
         mixer = mixer_class(block.mixer)(arch, block, name="mixer" if block.mixer in MIXERS else "own")
         mixed, cache, shared = mixer(normed, ctx=ctx, cache=cache, shared=shared)
-        x, aux = x + mixed, {}
+        x, aux = x + mixed.astype(x.dtype), {}  # an own mixer may give float32
         if block.channel != "none":
             channel, aux = CHANNELS[block.channel](arch, block, name="channel")(RMSNorm(arch, name="channel_norm")(x), ctx=ctx)
             x = x + channel

@@ -38,6 +38,11 @@ def group_of(path: str) -> Group:
     return found[0]
 
 
+def in_compute_type(path: str) -> bool:
+    """Whether a parameter is cast to the compute type: those of products are; norms, decays and own mixers' stay as they are."""
+    return group_of(path).name in ("embedding", "head", "matrix")
+
+
 def stacked_axes(path: str) -> int:
     """Leading axes of a parameter that only stack layers (batch axes for every update rule)."""
     return 1 if path.startswith("stack/") else 0

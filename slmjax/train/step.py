@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from slmjax.compiling import compiler_options
+from slmjax.models.groups import in_compute_type
 from slmjax.ops.fp8 import next_scales
 from slmjax.parallel.mesh import BATCH, DeviceKind, batch_sharding
-from slmjax.parallel.rules import like_parameters, shardings
+from slmjax.parallel.rules import like_parameters, path_name, shardings
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
 from slmjax.train.state import TrainState, judge, loss_scale, no_spikes
@@ -49,7 +50,10 @@ def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, whe
 
     def loss(params, buffers, batch, key, step, scale):
         # Cast here, with the parameter's own sharding, so that devices gather the compute type and not the masters.
-        cast = jax.tree.map(lambda p, s: jax.lax.with_sharding_constraint(p.astype(compute), s) if p.ndim > 1 else p, params, where.params)
+        def ready(path, p, sharding):
+            return jax.lax.with_sharding_constraint(p.astype(compute), sharding) if in_compute_type(path_name(path)) else p
+
+        cast = jax.tree.map_with_path(ready, params, where.params)
         total, weight, aux = objective(cast, buffers, batch, key=key, step=step)
         return total * scale, (weight, aux)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slmjax.models import lm
+from slmjax.objectives.lm import objective
 from slmjax.ops.cross_entropy import reference
 from tests.train.small import Setup, largest_difference, packed_batch, small_config, whole
 
@@ -121,6 +122,26 @@ def test_accumulated_parts_equal_the_whole_batch_when_their_token_counts_differ(
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
     assert largest_difference(whole_batch.state.params, parts.state.params) < 3e-6
+
+
+def test_matrices_are_cast_to_the_compute_type_and_norms_decays_and_own_parameters_are_not():
+    """In bfloat16 a decay's bias of -7 has steps of 0.03, and what it learns would not be seen."""
+    config, seen = small_config(), {}
+    config.precision.compute, config.model.pattern = "bfloat16", ("ssm key_dim=16", "tests.models.own:Mean")
+
+    def noting(arch, **more):
+        def of(params, buffers, batch, **rest):
+            seen.update({path: leaf.dtype.name for path, leaf in _flat(params).items()})
+            return objective(arch, **more)(params, buffers, batch, **rest)
+
+        return of
+
+    Setup(config, of=noting, program=False).lowered()
+    wide = {path for path, dtype in seen.items() if dtype == "float32"}
+    narrow = {path for path, dtype in seen.items() if dtype == "bfloat16"}
+    assert wide | narrow == set(seen)
+    assert {"embedding", "stack/0/0/mixer/step", "stack/0/0/mixer/out", "stack/0/1/channel/up"} <= narrow
+    assert {"final_norm/scale", "stack/0/0/mixer_norm/scale", "stack/0/0/mixer/step_bias", "stack/0/1/own/mix"} <= wide
 
 
 @pytest.mark.parametrize(("compute", "near"), [("bfloat16", 0.03), ("float16", 0.004)])
