@@ -3,10 +3,9 @@
 python -m slmjax.bench memory --config=configs/304m.py --lengths=1024,4096,16384,65536 --figure=memory.svg
 
 Each variant is the config's model with other mixers, in a multiple of four layers, whose feed-forward width is chosen so that all have as
-many parameters. Rows of a
-length are as many as --tokens holds, at least one. Training keeps all activations where they fit, else recomputes each block (remat).
-`train GiB` is what the compiled train step takes, its arguments included; `state MB` are the arrays that decoding keeps of one row whose
-prompt fills the context.
+many parameters. A training batch has as many rows as --tokens holds, at least one; all activations are kept where they fit, else each
+block is computed again (remat). `train GiB` is what the compiled train step takes, its arguments included; `state MB` are the arrays that
+decoding keeps of one row whose prompt fills the context.
 """
 
 import argparse

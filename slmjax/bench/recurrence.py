@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.bench import shell
-from slmjax.bench.timing import both, device_ms
+from slmjax.bench.timing import both, wall_ms
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -97,12 +97,13 @@ def recurrence_case(arch: Architecture, kind: str, chunk: int, batch: int, lengt
 
 
 def _timed(who: str, how: str, f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
+    """One program a call, not many calls in one program as elsewhere in the bench: these take milliseconds, and compile long."""
     out = jax.eval_shape(f, *arguments)
     cotangent = _normal(9, out.shape, out.dtype)
-    memory = jax.jit(both(f)).lower(arguments, cotangent).compile().memory_analysis().temp_size_in_bytes / 2**30
-    forward = device_ms(f, *arguments, repeats=4, runs=runs)
-    return {"who": who, "how": how, "forward ms": forward, "both ms": device_ms(both(f), arguments, cotangent, repeats=4, runs=runs),
-            "gib": memory}  # fmt: skip
+    forward, whole = jax.jit(f).lower(*arguments).compile(), jax.jit(both(f)).lower(arguments, cotangent).compile()
+    return {"who": who, "how": how, "forward ms": wall_ms(lambda: forward(*arguments), runs=runs),
+            "both ms": wall_ms(lambda: whole(arguments, cotangent), runs=runs),
+            "gib": whole.memory_analysis().temp_size_in_bytes / 2**30}  # fmt: skip
 
 
 def _normal(seed: int, shape: tuple, dtype: Any) -> jax.Array:

@@ -66,15 +66,11 @@ class KeepsPadding(Mean):
     """What padding at the end of a piece leaves is kept."""
 
     def __call__(self, x, *, ctx, cache=None, shared=None):
-        y, after, shared = super().__call__(x, ctx=ctx, cache=cache, shared=shared)
-        return (
-            y,
-            None
-            if cache is None
-            else jax.tree.map(lambda of: of * (1 - 0.1 * (ctx.segments[:, -1] == 0).reshape(-1, *[1] * (of.ndim - 1))), after[:2])
-            + after[2:],
-            shared,
-        )
+        y, cache, shared = super().__call__(x, ctx=ctx, cache=cache, shared=shared)
+        if cache is not None:
+            total, *rest = cache
+            cache = (jnp.where((ctx.segments[:, -1] == 0)[:, None], 0.9 * total, total), *rest)
+        return y, cache, shared
 
 
 class CannotDecode(nn.Module):
