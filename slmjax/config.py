@@ -19,8 +19,9 @@ from slmjax.errors import UserError, nearest
 
 # (default, meaning). A default's type is the field's type; None would have none, so there is none.
 FIELDS = {
-    "stage": ("train", "what to do: train, or prepare (tokenize only, no accelerator)"),
+    "stage": ("train", "what to do: train, prepare (tokenize only, no accelerator), or recall (a study, see configs/studies/recall.py)"),
     "seed": (0, "of initial parameters, data order and sampling"),
+    "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
     "model": {
         "vocab_size": (0, "rows of the embedding; 0 takes the tokenizer's size, rounded up to a multiple of 128"),
         "width": (256, "model width D"),
@@ -148,6 +149,7 @@ def base() -> ConfigDict:
     config = build(FIELDS).lock()
     config.data.sources.unlock()  # their keys are the user's own names
     config.model.multipliers.unlock()
+    config.study.unlock()
     return config
 
 
@@ -202,7 +204,7 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
             if not isinstance(node, ConfigDict) or group not in node:
                 raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
             node = node[group]
-        free = name.startswith(("data.sources.", "model.multipliers."))
+        free = name.startswith(("data.sources.", "model.multipliers.", "study."))
         if not isinstance(node, ConfigDict) or (leaf not in node and not free):
             raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
         if name in ("data.sources", "model.multipliers"):
@@ -210,7 +212,7 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         elif name in FIELDS and isinstance(FIELDS[name], dict):
             raise UserError(f"--config.{name} is a group of fields; set one of {', '.join(FIELDS[name])}.")
         else:
-            with node.unlocked():
+            with node.unlocked(), node.ignore_type():
                 node[leaf] = _literal(text) if free else _typed(name, text, known[name][0])
     return config
 
@@ -287,7 +289,7 @@ def from_dict(values: dict) -> ConfigDict:
 
     def fill(node: ConfigDict, saved: dict) -> None:
         for name, value in saved.items():
-            if name in ("sources", "multipliers"):
+            if name in ("sources", "multipliers", "study"):
                 node[name] = ConfigDict(value)
             elif name in node and isinstance(node[name], ConfigDict):
                 fill(node[name], value)

@@ -63,13 +63,13 @@ def recurrence(
       erase: float32; [B,T,H] or [B,T,H,K].
       segments: equal ids are one document and stand together, but for padding.
       memory: of earlier tokens; None: there were none.
-      chunk: tokens of a chunk, a multiple of 16; T need not be one of it.
+      chunk: tokens of a chunk, a multiple of 16; T need not be one of it, and where T is shorter, so is the chunk.
     Source: Dao and Gu 2024 (Mamba-2), section 6; Yang et al. 2024 (parallelizing linear transformers with the delta rule), section 3.
     """
     B, T, G, K = query.shape
     H, V = value.shape[2:]
     memory = empty(B, H, K, V) if memory is None else memory
-    run = _step if T == 1 else functools.partial(_chunks, chunk=chunk)
+    run = _step if T == 1 else functools.partial(_chunks, chunk=min(chunk, -(-T // SUB) * SUB))
 
     @jax.checkpoint
     def whole(query, key, value, decay, erase, segments, memory):

@@ -1,0 +1,31 @@
+"""What each mixer can recall: associative recall (Zoology), selective copying and induction heads (Mamba).
+
+python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall
+python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall-small \
+    --config.study.tasks=recall:32:2 --config.study.vocab=64 --config.study.steps=400 --config.study.rows=64 --config.study.examples=4096
+
+Models have two blocks of width 64 without feed-forward layers, as in Zoology's figure 2 (Arora et al. 2023); recurrent mixers have two
+heads of 32 key and value channels, Mamba-2 four of 64 and 32. The hybrid is a gated DeltaNet block under an attention block.
+Published: attention recalls everything at width 64 (Zoology, figure 2); of recurrences KDA >= gated DeltaNet > Mamba-2, which fails at
+recall (Kimi Linear, section 5.1); selection makes copying possible, 99.8 % against 18.3 % without (Gu and Dao 2023, table 1).
+Score: not yet measured.
+"""
+
+from slmjax import config
+
+
+def get_config():
+    c = config.base()
+    c.stage = "recall"
+    c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.head_dim = 64, 2, 2, 2, 32
+    recurrent = {"ssm": "ssm+none key_dim=64", "gla": "gla+none key_dim=32", "gdn": "gdn+none", "kda": "kda+none"}
+    c.study.variants = {
+        "attention": ("attention+none",),
+        **{name: (block,) for name, block in recurrent.items()},
+        "hybrid": ("gdn+none", "attention+none rope=False"),
+    }
+    c.study.tasks = ("recall:64:4", "recall:128:8", "recall:256:16", "copy:256:16", "induction:256")
+    c.study.vocab, c.study.examples, c.study.tested = 8192, 100_000, 3000
+    c.study.rates, c.study.seeds = (1e-4, 4.6e-4, 2.2e-3, 1e-2), 3
+    c.study.steps, c.study.rows = 6000, 512
+    return c

@@ -1,0 +1,199 @@
+"""The recall study: small models of each mixer learn tasks of associative recall, copying and induction; a table says who can.
+
+Several learning rates and seeds of one model are trained side by side in one program (a batch axis over the runs): a single model of this
+size leaves a GPU idle. All runs of a model see the same batches. The loss is the mean cross-entropy where an answer is asked for.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from slmjax import config as configs
+from slmjax.compiling import use_compile_cache
+from slmjax.errors import UserError, nearest
+from slmjax.models import lm, sizes
+from slmjax.models.architecture import Architecture, from_config
+from slmjax.models.groups import group_of
+from slmjax.parallel.rules import path_name
+from slmjax.studies import tasks
+
+SETTINGS = ("tasks", "variants", "rates", "seeds", "steps", "rows", "examples", "tested", "vocab")
+CHUNK = 100  # steps in one program
+
+
+class Data(NamedTuple):
+    """A task's batch, and the places where answers are asked for."""
+
+    batch: dict[str, np.ndarray]
+    asked: np.ndarray  # [rows, answers]
+    answers: np.ndarray  # [rows, answers]
+
+
+def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "") -> int:
+    """The stage: every task with every variant; rows go to study.json as they are found, and a study that was stopped goes on there.
+
+    Raises: UserError for settings that make no sense.
+    """
+    if init_from:
+        raise UserError("--init_from: the recall study trains its models from the start.")
+    study = settings(config)
+    use_compile_cache()
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(configs.to_json(config))
+    file = folder / "study.json"
+    found = json.loads(file.read_text()) if file.exists() else {"command": command, "device": jax.devices()[0].device_kind, "rows": []}
+    done = {(row["task"], row["variant"]) for row in found["rows"]}
+    for task in study["tasks"]:
+        for name, pattern in study["variants"].items():
+            if (task, name) in done:
+                continue
+            row = measure(config, study, task, name, tuple(pattern))
+            found["rows"].append(row)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{task:20} {name:12} {row['accuracy']:.3f} +- {row['deviation']:.3f}  at {row['rate']:g}", flush=True)
+    print("\n" + table(found["rows"]))
+    print(f"\nAccuracy: mean over {study['seeds']} seeds at the learning rate whose mean is best. Rows: {file}")
+    return 0
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """config.study, checked.
+
+    tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates, seeds, steps, rows (of a
+    batch), examples (training rows, read over and over), tested (rows), vocab (of recall).
+
+    Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
+    """
+    study = {name: of.to_dict() if isinstance(of, ConfigDict) else of for name, of in config.study.items()}
+    for name in study:
+        if name not in SETTINGS:
+            raise UserError(f"config.study.{name}: the recall study has no such setting.{nearest(name, SETTINGS)}")
+    if missing := [name for name in SETTINGS if name not in study]:
+        raise UserError(f"config.study.{missing[0]} is missing; configs/studies/recall.py has all of them.")
+    study["tasks"] = tuple(study["tasks"].split(",") if isinstance(study["tasks"], str) else study["tasks"])
+    for task in study["tasks"]:
+        maker(task, study["vocab"])
+    return study
+
+
+def maker(task: str, vocab: int) -> tuple[Callable[[int, int], tasks.Batch], int]:
+    """(make(rows, seed), tokens of the vocabulary) of "recall:64:4", "copy:256:16" or "induction:256".
+
+    Raises: UserError where it is none of these.
+    """
+    kind, *words = task.split(":")
+    try:
+        numbers = [int(word) for word in words]
+        if kind == "recall":
+            length, pairs = numbers
+            return lambda rows, seed: tasks.associative_recall(rows, length, pairs, seed=seed, vocab=vocab), vocab
+        if kind == "copy":
+            length, copied = numbers
+            return lambda rows, seed: tasks.selective_copy(rows, length, copied, seed=seed), 16
+        if kind == "induction":
+            (length,) = numbers
+            return lambda rows, seed: tasks.induction(rows, length, seed=seed), 16
+    except ValueError:
+        pass
+    raise UserError(f"config.study.tasks: '{task}' is none of recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH.")
+
+
+def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, pattern: tuple[str, ...]) -> dict[str, Any]:
+    """The row of a task and a variant: accuracy on rows that training does not see, of each learning rate and seed and of the best rate."""
+    make, vocab = maker(task, study["vocab"])
+    config = config.copy_and_resolve_references()
+    config.model.pattern = pattern
+    arch = from_config(config, vocab, attention="blockwise", unroll=True)
+    data, test = (drawn(make, study[count], seed) for count, seed in (("examples", config.seed), ("tested", config.seed + 1)))
+    rates, seeds = [float(rate) for rate in study["rates"]], int(study["seeds"])
+    accuracy = fit(arch, data, test, rates=rates, seeds=seeds, steps=study["steps"], rows=study["rows"], decay=config.train.weight_decay)
+    best = int(accuracy.mean(1).argmax())
+    length = data.batch["tokens"].shape[1]
+    return {
+        "task": task, "variant": name, "accuracy": float(accuracy[best].mean()), "deviation": float(accuracy[best].std()),
+        "rate": rates[best], "parameters": sizes.parameters(arch).total, "state_bytes": sizes.cache_bytes(arch, length),
+        "by_rate": {f"{rate:g}": of.tolist() for rate, of in zip(rates, accuracy)},
+    }  # fmt: skip
+
+
+def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data:
+    """Rows of a task with the places where an answer is asked for, as many in each row."""
+    batch = make(rows, seed)
+    asked = np.nonzero(batch["weights"])[1].reshape(rows, -1)
+    return Data(batch, asked, np.take_along_axis(batch["targets"], asked, axis=1))
+
+
+def fit(
+    arch: Architecture, data: Data, test: Data, *, rates: Sequence[float], seeds: int, steps: int, rows: int, decay: float
+) -> Float[np.ndarray, "rates seeds"]:
+    """Accuracy on `test` after `steps` steps of AdamW on batches of `rows` of `data`, of a model for each rate and seed.
+
+    The rate warms up over a twentieth of the steps and falls to zero as a cosine.
+    """
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.95))
+    epochs = -(-steps * rows // len(data.asked))
+    order = np.concatenate([np.random.default_rng(epoch).permutation(len(data.asked)) for epoch in range(epochs)])
+    order = jnp.asarray(order[: steps * rows].reshape(steps, rows))
+    device = jax.tree.map(jnp.asarray, data)
+
+    def init(key):
+        params = lm.init(arch, key)
+        return params, adam.init(params)
+
+    def step(state, peak, number, picked):
+        params, moments = state
+        part = jax.tree.map(lambda of: of[picked], device)
+        gradients = jax.grad(lambda params: _scores(arch, params, part)[0])(params)
+        updates, moments = adam.update(gradients, moments)
+        warm = jnp.minimum(1.0, (number + 1) / max(1, steps // 20))
+        rate = peak * warm * 0.5 * (1 + jnp.cos(jnp.pi * number / steps))
+
+        def moved(path, p, update):
+            return p - rate * (update + decay * (p if group_of(path_name(path)).decays else 0.0))
+
+        return jax.tree.map_with_path(moved, params, updates), moments
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def chunk(states, peaks, first, picked):
+        def one(states, at):
+            number, picked = at
+            return jax.vmap(step, in_axes=(0, 0, None, None))(states, peaks, number, picked), None
+
+        return jax.lax.scan(one, states, (first + jnp.arange(len(picked)), picked))[0]
+
+    peaks = jnp.repeat(jnp.asarray(rates), seeds)
+    keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), len(rates))
+    states = jax.jit(jax.vmap(init))(keys)
+    for first in range(0, steps, CHUNK):
+        states = chunk(states, peaks, first, order[first : first + CHUNK])
+    right = jax.jit(jax.vmap(lambda params, part: _scores(arch, params, part)[1], in_axes=(0, None)))
+    parts = [jax.tree.map(lambda of, at=at: jnp.asarray(of[at : at + rows]), test) for at in range(0, len(test.asked), rows)]
+    counts = sum(np.asarray(right(states[0], part)) for part in parts)
+    return (counts / test.answers.size).reshape(len(rates), seeds)
+
+
+def _scores(arch: Architecture, params: dict, data: Data) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(mean nats of the answers, how many are right); logits are made where answers are asked for only."""
+    hidden = lm.forward(arch, params, {}, data.batch)[0]
+    logits = lm.logits(arch, params, jnp.take_along_axis(hidden, data.asked[..., None], axis=1))
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, data.answers)
+    return nats.mean(), (logits.argmax(-1) == data.answers).sum().astype(jnp.float32)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line for each variant, a column for each task."""
+    names, columns = (list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task"))
+    cells = {(row["variant"], row["task"]): f"{row['accuracy']:.3f} ± {row['deviation']:.3f}" for row in rows}
+    lines = [["mixer", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *(cells.get((name, task), "") for task in columns)] for name in names]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

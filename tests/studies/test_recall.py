@@ -1,0 +1,69 @@
+"""The recall study: a mixer that can look back learns the task, one that averages does not, and the stage leaves what it found."""
+
+import json
+
+import numpy as np
+import pytest
+
+from slmjax import config as configs
+from slmjax import launch
+from slmjax.errors import UserError
+from slmjax.studies import recall
+
+SMALL = {"tasks": "recall:16:2", "vocab": 16, "steps": 300, "rows": 64, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1}
+
+
+def small(**study):
+    config = configs.load("configs/studies/recall.py")
+    config.model.update({"width": 32, "head_dim": 16})
+    return configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()])
+
+
+@pytest.mark.slow
+def test_gated_deltanet_recalls_what_a_running_mean_cannot():
+    """Two pairs of 16 tokens: guessing among the values that stand there is right half of the time."""
+    config = small()
+    measure = lambda pattern: recall.measure(config, recall.settings(config), "recall:16:2", pattern, (pattern,))  # noqa: E731
+    gdn, mean = measure("gdn+none"), measure("tests.models.own:Mean")
+    assert gdn["accuracy"] > 0.9 > 0.75 > mean["accuracy"] > 0.3
+
+
+def test_the_row_of_a_variant_is_that_of_its_best_rate():
+    config = small(steps=200, rates=(1e-2, 1e-9), seeds=2)
+    row = recall.measure(config, recall.settings(config), "recall:16:2", "attention", ("attention+none",))
+    assert list(row["by_rate"]) == ["0.01", "1e-09"] and all(len(of) == 2 for of in row["by_rate"].values())
+    assert row["rate"] == 1e-2 and row["accuracy"] == np.mean(row["by_rate"]["0.01"]) and row["deviation"] == np.std(row["by_rate"]["0.01"])
+    assert row["by_rate"]["1e-09"][0] != row["by_rate"]["1e-09"][1]  # seeds differ in what they start from
+    assert np.mean(row["by_rate"]["1e-09"]) < 0.2 < row["accuracy"]  # one of 16 tokens, untrained
+
+
+def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
+    words = [f"--config.study.{name}={value}" for name, value in (SMALL | {"steps": 3, "examples": 128, "tested": 32, "seeds": 1}).items()]
+    words += ["--config=configs/studies/recall.py", f"--workdir={tmp_path}", "--config.model.width=16", "--config.model.head_dim=8"]
+    one = ["--config.study.variants={'attention': ('attention+none',)}"]
+    two = ["--config.study.variants={'attention': ('attention+none',), 'gla': ('gla+none',)}"]
+    assert launch.main(words + one) == 0
+    first = json.loads((tmp_path / "study.json").read_text())["rows"]
+    capsys.readouterr()
+    assert launch.main(words + two) == 0
+    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert rows[:1] == first and [row["variant"] for row in rows] == ["attention", "gla"]
+    printed = capsys.readouterr().out
+    assert printed.count("recall:16:2") == 2  # the row that was missing, and the table's head
+    assert "| mixer | recall:16:2 |" in printed and "| gla |" in printed
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"task": "recall:16:2"}, "config.study.task: .*Did you mean 'tasks'"), ({"tasks": "recal:16:2"}, "'recal:16:2' is none of"),
+    ({"tasks": "recall:16"}, "'recall:16' is none of"), ({"tasks": "induction:many"}, "'induction:many' is none of"),
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_named(change, told):
+    with pytest.raises(UserError, match=told):
+        recall.settings(small(**change))
+
+
+def test_a_missing_setting_is_named():
+    config = small()
+    del config.study["rates"]
+    with pytest.raises(UserError, match=r"config.study.rates is missing; configs/studies/recall.py"):
+        recall.settings(config)
