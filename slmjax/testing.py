@@ -1,10 +1,8 @@
 """Checks that a user runs on an own token mixer before training with it; the library's mixers pass them in its tests."""
 
 import dataclasses
-import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +19,7 @@ PIECES = ((66, (66, 60, 1)), (8, (8, 3, 0)), (1, (1, 1, 0)), (1, (0, 1, 1)), (1,
 NEAR = 1e-4  # of the largest value: float32 sums in another order, through products of a few dozen terms
 
 
-def check_mixer(mixer: type[nn.Module] | str, *, width: int = 32) -> list[str]:
+def check_mixer(mixer: type | str, *, width: int = 32) -> list[str]:
     """Check a mixer, and say what held; the first that does not hold ends it.
 
     A token sees no later one and no other document, in gradients exactly; documents packed into one row come out as each alone; decoding in
@@ -167,7 +165,7 @@ def _random(shapes: dict) -> dict:
     return jax.tree.map_with_path(leaf, shapes)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _difference(one, other):
     return jnp.abs(one - other).max(initial=0.0), jnp.abs(one).max(initial=0.0)
 
