@@ -11,6 +11,7 @@ decoding keeps of one row whose prompt fills the context.
 import argparse
 import copy
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,20 @@ VARIANTS = {
     "gla": "gated linear attention",
     "gdn": "gated DeltaNet",
     "kda": "Kimi delta attention",
-    "hybrid": "three gdn to one attention (gqa)",
+    **{f"{kind}-hybrid": f"three {kind} to one attention (gqa)" for kind in KINDS},
 }
+USUAL = ("mha", "gqa", "mqa", "shared", *KINDS, "gdn-hybrid")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m slmjax.bench memory`."""
     add = parser.add_argument
-    add("--variants", default=",".join(VARIANTS), help="comma-separated (default: %(default)s)")
+    add("--variants", default=",".join(USUAL), help="comma-separated (default: %(default)s)")
     add("--lengths", type=shell.numbers(32), default="4096", help="contexts, comma-separated (default: %(default)s)")
     add("--tokens", type=int, default=32_768, help="tokens of a training batch (default: %(default)s)")
     add("--steps", type=int, default=16, help="measured train steps")
     add("--drawn", type=int, default=32, help="tokens drawn when decoding; the rest of the context is prompt (default: %(default)s)")
+    add("--measure", choices=("train", "decode", "both"), default="both", help="what to measure (default: %(default)s)")
     add("--rows", type=int, default=1, help="rows decoded at once (default: %(default)s)")
     add("--figure", default="", help="draw memory and state into this SVG file")
 
@@ -76,10 +79,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             config = copy.deepcopy(config)
             config.data.seq_len, config.train.batch = length, max(1, arguments.tokens // length)
             row = {"variant": name, "context": length, "parameters": sizes.parameters(_described(config)).total}
-            trained, told = train(config, mesh, arguments.steps)
-            decoded, more = generate(config, mesh, length, arguments.drawn, arguments.rows)
-            rows.append(row | trained | decoded)
-            messages += [f"{name}, {length}: {message}" for message in told + more]
+            if arguments.measure != "decode":
+                columns, told = train(config, mesh, arguments.steps)
+                row |= columns
+                messages += [f"{name}, {length}: {message}" for message in told]
+            if arguments.measure != "train":
+                columns, told = generate(config, mesh, length, arguments.drawn, arguments.rows)
+                row |= columns
+                messages += [f"{name}, {length}: {message}" for message in told]
+            rows.append(row)
+            print(", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), file=sys.stderr, flush=True)
     if arguments.figure:
         vocab = arguments.config.data.vocab_size
         Path(arguments.figure).write_text(draw(rows, {name: resolve(config, mesh, vocab)[0] for name, config in variants.items()}))
@@ -92,9 +101,10 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     Raises: UserError where the mixers alone have more.
     """
     found, m = copy.deepcopy(config), config.model
+    kind, _, mixed = name.partition("-")
     recurrent = {kind: _block(kind, m.width) for kind in KINDS}
     found.model.pattern = (
-        (recurrent[name],) if name in recurrent else (recurrent["gdn"],) * 3 + ("attention",) if name == "hybrid" else ("attention",)
+        (recurrent[kind],) * 3 + ("attention",) if mixed else (recurrent[kind],) if kind in recurrent else ("attention",)
     )
     found.model.kv_heads = {"mha": m.heads, "mqa": 1}.get(name, m.kv_heads)
     found.model.layers = max(4, 4 * round(m.layers / 4))

@@ -25,7 +25,7 @@ def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
     shortest = min(1024, *(row["context"] for row in rows))
     contexts = np.geomspace(shortest, LONGEST, 33).round()
     colors = dict(zip(variants, (*(LIGHT[f"c{i}"] for i in range(8)), LIGHT["ink"])))
-    fits = [n for n in {row["context"] for row in rows} if all(row["train GiB"] for row in rows if row["context"] == n)]
+    fits = [n for n in {row["context"] for row in rows} if all(row.get("train GiB") for row in rows if row["context"] == n)]
     with rc_context({"font.size": 9.5, "svg.hashsalt": "slmjax"}):
         figure = Figure(figsize=(9.6, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
@@ -43,7 +43,7 @@ def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
         for name, arch in variants.items():
             state = np.array([sizes.cache_bytes(arch, int(n)) for n in contexts]) / 1e6
             right.plot(contexts, state, color=colors[name], lw=1.7, label=name)
-            dots = [(row["context"], row["state MB"]) for row in rows if row["variant"] == name and row["state MB"]]
+            dots = [(row["context"], row["state MB"]) for row in rows if row["variant"] == name and row.get("state MB")]
             right.plot(*zip(*dots), color=colors[name], ls="", marker="o", ms=4) if dots else None
             together = next((k for k, (at, _) in enumerate(labels) if abs(np.log(at / state[-1])) < 0.15), None)
             if together is None:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--lengths", type=shell.numbers(2), default="4096,16384", help="tokens of a row, comma-separated (default: %(default)s)")
     add("--tokens", type=int, default=65_536, help="tokens of all rows together (default: %(default)s)")
-    add("--chunks", type=shell.numbers(16), default="64,128", help="tokens of a chunk, multiples of 16 (default: %(default)s)")
+    add("--chunks", type=shell.numbers(16), default="64,128", help="tokens of a chunk, powers of two (default: %(default)s)")
     add("--kinds", default=",".join(KINDS), help="comma-separated (default: %(default)s)")
     add("--runs", type=int, default=5, help="timed programs, of which the median counts")
 
@@ -46,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """A row for attention and for each kind and chunk at each length; `times attention` is of the whole, less is better.
 
-    Raises: UserError for a kind that is none, a chunk that is no multiple of 16, and rows longer than the tokens.
+    Raises: UserError for a kind that is none, a chunk that is no power of two, and rows longer than the tokens.
     """
     kinds = arguments.kinds.split(",")
     if bad := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--kinds={arguments.kinds}: '{bad[0]}' is not among {', '.join(KINDS)}.")
-    if bad := [chunk for chunk in arguments.chunks if chunk % 16]:
-        raise UserError(f"--chunks: {bad[0]} is not a multiple of 16.")
+    if bad := [chunk for chunk in arguments.chunks if chunk & (chunk - 1)]:
+        raise UserError(f"--chunks: {bad[0]} is not a power of two.")
     if max(arguments.lengths) > arguments.tokens:
         raise UserError(f"--lengths: a row of {max(arguments.lengths)} tokens is longer than --tokens={arguments.tokens}.")
     c = arguments.config

@@ -17,6 +17,7 @@ OPTIONS = {
     "kda": ("heads", "key_dim", "value_dim"),
 }  # of each token mixer of the library; one that is named by an import path may read any
 MIXERS = tuple(OPTIONS)
+RECURRENT = tuple(name for name, options in OPTIONS.items() if "heads" in options)
 CHANNELS = ("mlp", "none")
 TAPS = 4  # of the short convolutions; Dao and Gu 2024, Yang et al. 2024
 GLA_RANK = 16  # of the projection that makes GLA's decays; Yang et al. 2023, section 4.4
@@ -63,6 +64,7 @@ class Architecture:
     reductions: str = "float32"
     products: str = "compute"
     attention: str = "blockwise"
+    recurrence: str = "scan"  # or "triton": how recurrent mixers walk over their chunks
     max_segments: int = 0  # in a row; what the row plan promises
     usual_segments: int = 0  # places kept per row, shared by the rows of a device; more is slower on a GPU
     unroll: bool = True

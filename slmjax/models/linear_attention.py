@@ -31,23 +31,34 @@ class LinearAttention(nn.Module):
         H, K, V = recurrent_sizes(arch, self.block)
         widths = {"query": K, "key": K, "value": V} | ({} if kind == "kda" else {"gate": V})
         inputs = {name: weight(self, name, (D, H, width), D) for name, width in widths.items()}
-        query, key, value, *gate = products(self, "in", x, inputs, fused=cache is None)
-        erase = None
+        query, key, value, *gate = products(self, "in", x, inputs)
         if kind == "gla":
-            decay = jax.nn.log_sigmoid(self._low_rank(x, "decay", GLA_RANK, K).astype(jnp.float32) + self._bias(H, K)) / GLA_TEMPER
+            gates = (self._low_rank(x, "decay", GLA_RANK, K),)
+        else:
+            steps = self._low_rank(x, "decay", V, K) if kind == "kda" else x @ weight(self, "decay", (D, H), D)
+            gates = steps, x @ weight(self, "erase", (D, H), D)
+        gate = self._low_rank(x, "gate", V, V) if kind == "kda" else gate[0]
+        # What lies between products of x and products with `out` is long to keep, and little to compute once more beside them.
+        out, cache = nn.remat(LinearAttention._mixed)(self, query, key, value, gates, ctx, cache)
+        return nn.remat(LinearAttention._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
+
+    def _mixed(self, query, key, value, gates, ctx, cache):
+        erase, dtype = None, jnp.dtype(self.arch.params)
+        if self.block.mixer == "gla":
+            bias = self.param("decay_bias", nn.initializers.zeros, gates[0].shape[2:], dtype)
+            decay = jax.nn.log_sigmoid(gates[0].astype(jnp.float32) + bias.astype(jnp.float32)[None, None]) / GLA_TEMPER
         else:
             (query, key, value), cache = recurrent.convolved(self, {"query": query, "key": key, "value": value}, ctx, cache)
-            query, key = _unit(query), _unit(key)
-            erase = jax.nn.sigmoid((x @ weight(self, "erase", (D, H), D)).astype(jnp.float32))
+            query, key, erase = _unit(query), _unit(key), jax.nn.sigmoid(gates[1].astype(jnp.float32))
             value = (value * erase[..., None]).astype(value.dtype)
-            steps = self._low_rank(x, "decay", V, K) if kind == "kda" else x @ weight(self, "decay", (D, H), D)
-            decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", steps))
-        gate = self._low_rank(x, "gate", V, V) if kind == "kda" else gate[0]
-        out, cache = recurrent.run(query * K**-0.5, key, value, decay, erase, ctx, cache)
-        out = RMSNorm(arch, name="out_norm")(out) * (jax.nn.sigmoid if kind == "kda" else jax.nn.silu)(gate)
-        out = checkpoint_name(out, "mixed")
-        matrix = weight(self, "out", (H, V, D), H * V, residual_scale(arch))
-        return *products(self, "out", out, {"out": matrix}), cache, shared
+            decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", gates[0]))
+        return recurrent.run(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
+
+    def _gated(self, out, gate):
+        act = jax.nn.sigmoid if self.block.mixer == "kda" else jax.nn.silu
+        out = RMSNorm(self.arch, name="out_norm")(out) * act(gate)
+        matrix = weight(self, "out", (*out.shape[2:], self.arch.width), out.shape[2] * out.shape[3], residual_scale(self.arch))
+        return products(self, "out", out, {"out": matrix})[0]
 
     @staticmethod
     def empty_cache(arch: Architecture, block: Block, batch: int, size: int) -> recurrent.RecurrentCache:
@@ -60,9 +71,6 @@ class LinearAttention(nn.Module):
         H = recurrent_sizes(self.arch, self.block)[0]
         down = weight(self, f"{name}_down", (self.arch.width, rank), self.arch.width)
         return jnp.tensordot(x @ down, weight(self, f"{name}_up", (rank, H, channels), rank), 1)
-
-    def _bias(self, *shape: int) -> Array:
-        return self.param("decay_bias", nn.initializers.zeros, shape, jnp.dtype(self.arch.params)).astype(jnp.float32)[None, None]
 
 
 def _unit(x: Array) -> Array:

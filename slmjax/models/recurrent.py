@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from slmjax.models.architecture import TAPS
+from slmjax.models.architecture import TAPS, Architecture
 from slmjax.models.layers import Context
 from slmjax.ops import recurrence as ops
 from slmjax.ops.short_conv import short_conv
@@ -75,12 +75,12 @@ def step_sizes(module: nn.Module, name: str, x: Float[Array, "B T H ..."]) -> Fl
     return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
 
 
-def run(query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None) -> tuple[Array, RecurrentCache | None]:
+def run(arch: Architecture, query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None) -> tuple[Array, RecurrentCache | None]:
     """(outputs, cache with the new memory) of ops.recurrence: each device its own rows and, over the tensor axis, its own heads."""
     memory = ops.empty(len(value), value.shape[2], key.shape[3], value.shape[3]) if cache is None else cache.memory
 
     def local(query, key, value, decay, erase, segments, memory):
-        return ops.recurrence(query, key, value, decay, erase=erase, segments=segments, memory=memory)
+        return ops.recurrence(query, key, value, decay, erase=erase, segments=segments, memory=memory, kernel=arch.recurrence)
 
     if ways(*BATCH, "tensor") > 1 and len(value) % ways(*BATCH) == 0:
         split = "tensor" if value.shape[2] % ways("tensor") == 0 else None

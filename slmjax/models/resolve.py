@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from slmjax.errors import UserError
-from slmjax.models.architecture import Architecture, from_config
+from slmjax.models.architecture import RECURRENT, Architecture, from_config
 from slmjax.ops import attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
@@ -29,14 +29,16 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     products, products_reason = choose_products(device, config.precision.products)
     if products == "float8" and config.model.share_blocks > 1:
         raise UserError("config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1.")
+    walk, walk_reason = choose_recurrence(device)
     unroll, unroll_reason = choose_unroll(device, config.model.unroll)
     arch = from_config(
         config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
-        unroll=unroll, max_segments=segments[0], usual_segments=segments[1],
+        recurrence=walk, unroll=unroll, max_segments=segments[0], usual_segments=segments[1],
     )  # fmt: skip
     reasons = [f"compute {compute}: {compute_reason}"]
     reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
     reasons += [f"attention {chosen.kernel}: {chosen.reason}"]
+    reasons += [f"recurrence {walk}: {walk_reason}"] if any(block.mixer in RECURRENT for block in arch.blocks) else []
     return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]
 
 
@@ -68,6 +70,13 @@ def choose_products(device: DeviceKind, asked: str) -> tuple[str, str]:
             "generation 7 on); use compute."
         )
     return asked, f"{device.name} multiplies it natively"
+
+
+def choose_recurrence(device: DeviceKind) -> tuple[str, str]:
+    """(what recurrent mixers walk over their chunks with, reason)."""
+    if device.platform == "gpu" and (device.capability or 0) >= 8.0:
+        return "triton", f"GPU of compute capability {device.capability}: one kernel walks over all chunks"
+    return "scan", f"{device.name}: plain XLA"
 
 
 def choose_unroll(device: DeviceKind, asked: str | bool) -> tuple[bool, str]:

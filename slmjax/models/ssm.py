@@ -27,18 +27,26 @@ class SSM(nn.Module):
         H, K, V = recurrent_sizes(arch, self.block)
         shapes = {"gate": (H, V), "value": (H, V), "write": (1, K), "read": (1, K)}
         inputs = {name: weight(self, name, (D, *shape), D) for name, shape in shapes.items()}
-        gate, value, write, read = products(self, "in", x, inputs, fused=cache is None)
+        gate, value, write, read = products(self, "in", x, inputs)
+        steps = x @ weight(self, "step", (D, H), D)
+        # What lies between products of x and products with `out` is long to keep, and little to compute once more beside them.
+        out, cache = nn.remat(SSM._mixed)(self, value, write, read, steps, ctx, cache)
+        return nn.remat(SSM._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
+
+    def _mixed(self, value, write, read, steps, ctx, cache):
         streams = {"value": value, "write": write, "read": read}
         (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
-        step = recurrent.step_sizes(self, "step_bias", x @ weight(self, "step", (D, H), D))
-        decay = recurrent.decay_of(self, step)
-        out, cache = recurrent.run(read, write, (value * step[..., None]).astype(value.dtype), decay, None, ctx, cache)
-        skip = self.param("skip", nn.initializers.ones, (H,), jnp.dtype(arch.params))
-        out = (out + value * skip[None, None, :, None].astype(value.dtype)) * jax.nn.silu(gate)
-        out = RMSNorm(arch, name="out_norm")(out.reshape(*out.shape[:2], H * V)).reshape(out.shape)
-        out = checkpoint_name(out, "mixed")
-        matrix = weight(self, "out", (H, V, D), H * V, residual_scale(arch))
-        return *products(self, "out", out, {"out": matrix}), cache, shared
+        step = recurrent.step_sizes(self, "step_bias", steps)
+        stepped = (value * step[..., None]).astype(value.dtype)
+        out, cache = recurrent.run(self.arch, read, write, stepped, recurrent.decay_of(self, step), None, ctx, cache)
+        skip = self.param("skip", nn.initializers.ones, value.shape[2:3], jnp.dtype(self.arch.params))
+        return out + value * skip[None, None, :, None].astype(value.dtype), cache
+
+    def _gated(self, out, gate):
+        H, V = out.shape[2:]
+        out = RMSNorm(self.arch, name="out_norm")((out * jax.nn.silu(gate)).reshape(*out.shape[:2], H * V)).reshape(out.shape)
+        matrix = weight(self, "out", (H, V, self.arch.width), H * V, residual_scale(self.arch))
+        return products(self, "out", out, {"out": matrix})[0]
 
     @staticmethod
     def empty_cache(arch: Architecture, block: Block, batch: int, size: int) -> recurrent.RecurrentCache:

@@ -22,8 +22,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from slmjax.ops import triton_walk
+from slmjax.ops.chunk_walk import dot as _dot
+from slmjax.ops.chunk_walk import walk
+from slmjax.ops.decayed import decayed
+
 CHUNK = 64
-SUB = 16  # tokens whose K-wise decays are differenced pair by pair
 LEAST = -30.0  # a decay below it is as good as forgetting all (1e-13), and would cost the sums of a chunk their precision
 
 
@@ -49,6 +53,7 @@ def recurrence(
     segments: Int[Array, "B T"],
     memory: Memory | None = None,
     chunk: int = CHUNK,
+    kernel: str = "scan",
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """(outputs in value's type, memory after the last token).
 
@@ -63,13 +68,15 @@ def recurrence(
       erase: float32; [B,T,H] or [B,T,H,K].
       segments: equal ids are one document and stand together, but for padding.
       memory: of earlier tokens; None: there were none.
-      chunk: tokens of a chunk, a multiple of 16; T need not be one of it, and where T is shorter, so is the chunk.
+      chunk: tokens of a chunk, a power of two; T need not be a multiple of it, and where T is shorter, so is the chunk.
+      kernel: "scan", plain XLA, or "triton", kernels of an NVIDIA GPU, which take powers of two from 16 on for K, V and the chunk; other
+        sizes are scanned.
     Source: Dao and Gu 2024 (Mamba-2), section 6; Yang et al. 2024 (parallelizing linear transformers with the delta rule), section 3.
     """
     B, T, G, K = query.shape
     H, V = value.shape[2:]
     memory = empty(B, H, K, V) if memory is None else memory
-    run = _step if T == 1 else functools.partial(_chunks, chunk=min(chunk, -(-T // SUB) * SUB))
+    run = _step if T == 1 else functools.partial(_chunks, chunk=min(chunk, 1 << (T - 1).bit_length()), kernel=kernel)
 
     @jax.checkpoint
     def whole(query, key, value, decay, erase, segments, memory):
@@ -122,85 +129,114 @@ def _step(query, key, value, decay, erase, segments, state, segment):
     return out, jnp.where(real, after, state), jnp.where(now == 0, segment, now)
 
 
-def _chunks(query, key, value, decay, erase, segments, state, segment, *, chunk):
+def _chunks(query, key, value, decay, erase, segments, state, segment, *, chunk, kernel):
     """Any number of tokens; the axes are [B,T,G,R,...], R value heads for each query/key head."""
-    T, dtype = value.shape[1], value.dtype
+    B, T, G, R, V = value.shape
+    dtype, K = value.dtype, key.shape[-1]
+    if not all(size >= triton_walk.LEAST and size & (size - 1) == 0 for size in (chunk, K, V)):
+        kernel = "scan"
     cut = functools.partial(_cut, chunk=chunk)
     query, key = (jnp.moveaxis(cut(x), 2, 3) for x in (query, key))  # [N,B,G,C,K]
     value, decay = (jnp.moveaxis(cut(x), 2, 4) for x in (value, decay))  # [N,B,G,R,C,...]
     segments = cut(segments)  # [N,B,C]
     real, filled = segments != 0, _filled(segments)
+    last = jnp.concatenate([segment[None], filled[..., -1]])  # 0 of a chunk of padding
+    before = _latest(last)  # [N+1,B]: the segment that the memory before each chunk, and after the last, is of
+    own = _heads((segments == before[:-1, :, None]) & real)  # [N,B,1,1,C,1]: of that segment
+    kept = _heads((segments == before[1:, :, None]) & real)
     same = (filled[..., :, None] == filled[..., None, :]) & _lead(jnp.tri(chunk, dtype=bool), 4)
     # Of each token's own segment, from its first token in the chunk on: what other documents hold does not even change a rounding.
     total = _dot("nbij,nbgrj...->nbgri...", same.astype(jnp.float32), decay)
     seen = (same & real[..., :, None] & real[..., None, :])[:, :, None, None]
-    attend = jnp.where(seen, _decayed(query, key, total, same, dtype), 0.0).astype(dtype)
-    shrunk, written, erased = jnp.exp(_wide(total, 5)), value, None
+    strength, erasing = 1.0, key
     if erase is not None:
-        weighted = _wide(jnp.moveaxis(cut(erase), 2, 4), 5) * key[:, :, :, None]
+        strength = jnp.moveaxis(cut(erase), 2, 4)  # [N,B,G,R,C,...]
+        if strength.ndim == 6:
+            strength, erasing = 1.0, (strength * key[:, :, :, None]).astype(dtype)
+        else:
+            strength = strength[..., None]
+    products = _decayed(kernel, (query,) if erase is None else (query, erasing), key, total, same)
+    attend = jnp.where(seen, products[0], 0.0).astype(dtype)
+    total = _wide(total, 5)
+    shrunk, written, erased = jnp.where(own, jnp.exp(total), 0.0), value, None
+    if erase is not None:
         strict = seen & _lead(jnp.tri(chunk, k=-1, dtype=bool), 6)
-        inverse = _inverse(jnp.where(strict, _decayed(weighted, key, total, same, jnp.float32), 0.0)).astype(dtype)
-        written = _dot("...ij,...jv->...iv", inverse, value)
-        erased = _dot("...ij,...jk->...ik", inverse, (weighted * shrunk).astype(dtype)).astype(dtype)
+        inverse = _inverse(kernel, dtype, jnp.where(strict, strength * products[1], 0.0))
+        written = _dot("...ij,...jv->...iv", inverse, value, dtype)
+        erasing = erasing if erasing.ndim == 6 else erasing[:, :, :, None]
+        erased = _dot("...ij,...jk->...ik", inverse, (strength * shrunk * erasing).astype(dtype), dtype)
     reading = (query[:, :, :, None] * shrunk).astype(dtype)
-    last = filled[..., -1]  # 0 in a chunk of padding
-    kept = (real & (segments == last[..., None]))[:, :, None, None, :, None]
-    rest = jnp.where(kept, _wide(total, 5)[..., -1:, :] - _wide(total, 5), 0.0)
+    rest = jnp.where(kept, total[..., -1:, :] - total, 0.0)
     writing = jnp.where(kept, key[:, :, :, None] * jnp.exp(rest), 0.0).astype(dtype)
+    whole = jnp.where(_heads(before[1:] == before[:-1]), jnp.exp(total[..., -1, :]), 0.0)
 
-    def walk(carry, xs):
-        state, before = carry
-        attend, written, erased, reading, writing, whole, segments, last = xs
-        last = jnp.where(last == 0, before, last)
-        old = ((segments == before[:, None]) & (segments != 0))[:, None, None, :, None]
-        memory = state.astype(dtype)
-        if erased is not None:
-            written = jnp.where(old, written - _dot("...ik,...kv->...iv", erased, memory), written)
-        new = written.astype(dtype)
-        out = jnp.where(old, _dot("...ik,...kv->...iv", reading, memory), 0.0) + _dot("...ij,...jv->...iv", attend, new)
-        state = jnp.where((last == before)[:, None, None, None, None], whole[..., None] * state, 0.0)
-        return (state + _dot("...ik,...iv->...kv", writing, new), last), out.astype(dtype)
-
-    xs = (attend, written, erased, reading, writing, shrunk[..., -1, :], segments, last)
-    (state, segment), out = jax.lax.scan(walk, (state, segment), xs)
-    out = jnp.moveaxis(jnp.moveaxis(out, 4, 2), 0, 1)  # [B,N,C,G,R,V]
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :T], state, segment
+    flat = lambda x, axis: None if x is None else x.reshape(*x.shape[:axis], B * G * R, *x.shape[axis + 3 :])  # noqa: E731
+    memories, new, state = walk(kernel, *(flat(x, 1) for x in (written, erased, writing, whole)), flat(state, 0))
+    deep = lambda x: x.reshape(-1, B, G, R, *x.shape[2:])  # noqa: E731
+    out = _dot("...ik,...kv->...iv", reading, deep(memories)) + _dot("...ij,...jv->...iv", attend, deep(new))
+    out = jnp.moveaxis(jnp.moveaxis(out.astype(dtype), 4, 2), 0, 1)  # [B,N,C,G,R,V]
+    return out.reshape(B, -1, G, R, V)[:, :T], state.reshape(B, G, R, K, V), before[-1]
 
 
-def _decayed(left, right, total, same, dtype):
-    """sum over K of left_i right_j exp(total_i - total_j) for tokens j <= i of one segment in a chunk, float32; other places mean nothing.
+def _decayed(kernel, lefts, right, total, same):
+    """sum over K of left_i right_j exp(total_i - total_j), float32, of each of `lefts`; only places that `same` holds mean something.
 
-    left is [N,B,G,(R,)C,K], right [N,B,G,C,K], total [N,B,G,R,C] or [N,B,G,R,C,K], same [N,B,C,C]: j <= i and one segment; the result is
-    [N,B,G,R,C,C]. Every exponent is at most 0 before it is taken: there is nothing to overflow that a mask would have to undo.
+    A left is [N,B,G,C,K] or [N,B,G,R,C,K], right [N,B,G,C,K], total [N,B,G,R,C] or [N,B,G,R,C,K], and same [N,B,C,C]: j <= i and one
+    segment; a result is [N,B,G,R,C,C]. Every exponent is at most 0 before it is taken: nothing overflows that a mask had to undo.
     """
-    same = same[:, :, None, None]
-    if total.ndim == 5:
-        apart = jnp.where(same, total[..., :, None] - total[..., None, :], 0.0)
-        right = right if left.ndim == 5 else right[:, :, :, None]
-        products = _dot("...ik,...jk->...ij", left.astype(dtype), right.astype(dtype))
-        return (products[:, :, :, None] if left.ndim == 5 else products) * jnp.exp(apart)
-    left, right = left if left.ndim == 6 else left[:, :, :, None], right[:, :, :, None]
-    rows, chunk = [], right.shape[-2]
-    for start in range(0, chunk, SUB):
-        here = slice(start, start + SUB)
-        apart = jnp.where(same[..., here, here, None], total[..., here, None, :] - total[..., None, here, :], 0.0)
-        near = jnp.sum(left[..., here, None, :].astype(jnp.float32) * right[..., None, here, :] * jnp.exp(apart), axis=-1)
-        parts = [near, jnp.zeros((*near.shape[:-1], chunk - start - SUB))]
-        if start:  # by way of the token before this block of rows, so that both factors only shrink
-            at = total[..., start - 1 : start, :]
-            down = jnp.where(same[..., here, start - 1, None], total[..., here, :] - at, 0.0)
-            up = jnp.where(same[..., start - 1, :start, None], at - total[..., :start, :], 0.0)
-            down, up = left[..., here, :] * jnp.exp(down), right[..., :start, :] * jnp.exp(up)
-            parts.insert(0, _dot("...ik,...jk->...ij", down.astype(dtype), up.astype(dtype)))
-        rows.append(jnp.concatenate(parts, axis=-1))
-    return jnp.concatenate(rows, axis=-2)
+    if total.ndim == 6:
+        rows = lambda x: x.reshape(-1, *x.shape[-2:])  # noqa: E731
+        found = decayed(kernel, tuple(map(rows, lefts)), rows(right), rows(total))
+        return [x.reshape(*total.shape[:-1], -1) for x in found]
+    lefts = [left if left.ndim == 6 else left[:, :, :, None] for left in lefts]
+    return [_scaled(_dot("...ik,...jk->...ij", left, right[:, :, :, None]), total, same[:, :, None, None]) for left in lefts]
 
 
-def _inverse(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
-    """(I + below)^-1 of strictly lower triangular matrices, in float32: blocks of twice the size from those of the size before.
+@jax.custom_vjp
+def _scaled(products, total, same):
+    """products exp(total_i - total_j): [N,B,G,R or 1,C,C], [N,B,G,R,C] and [N,B,1,1,C,C]."""
+    return products * jnp.exp(jnp.where(same, total[..., :, None] - total[..., None, :], 0.0))
 
-    Powers of `below` are never formed: they could be huge where their sum is not.
-    """
+
+def _scaled_forward(products, total, same):
+    return _scaled(products, total, same), (products, total, same)
+
+
+def _scaled_backward(kept, gradient):
+    products, total, same = kept
+    scaled = _scaled(gradient, total, same)
+    # On its own: a GPU's program for sums over rows and columns at once was ten times slower than both.
+    change = jax.lax.optimization_barrier(jnp.where(same, scaled * products, 0.0))
+    of_products = scaled if products.shape == scaled.shape else scaled.sum(3, keepdims=True)
+    return of_products, change.sum(-1) - change.sum(-2), None
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _inverse(kernel: str, dtype: Any, below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+    """(I + below)^-1 of strictly lower triangular matrices, computed in float32, as `dtype`. Its gradient needs only the result itself."""
+    if kernel == "triton":
+        return triton_walk.unit_inverse(below.reshape(-1, *below.shape[-2:])).reshape(below.shape).astype(dtype)
+    return _doubled(below).astype(dtype)
+
+
+def _inverse_forward(kernel, dtype, below):
+    inverse = _inverse(kernel, dtype, below)
+    return inverse, inverse
+
+
+def _inverse_backward(kernel, dtype, inverse, gradient):
+    half = _dot("...ji,...jk->...ik", inverse, gradient, dtype)
+    return (-_dot("...ij,...kj->...ik", half, inverse),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)
+
+
+def _doubled(below):
+    """The inverse from blocks of twice the size from those of the size before. Powers of `below` could be huge where their sum is not."""
     size = below.shape[-1]
     place, inverse, block = jnp.arange(size), jnp.broadcast_to(jnp.eye(size), below.shape), 1
     while block < size:
@@ -210,12 +246,6 @@ def _inverse(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
         inverse = inverse - _dot("...ij,...jk->...ik", inverse, _dot("...ij,...jk->...ik", corner, inverse))
         block *= 2
     return inverse
-
-
-def _dot(spec, a, b):
-    """A product with sums of float32, of float32 operands not in a shorter type."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _cut(x, *, chunk):
@@ -238,3 +268,14 @@ def _filled(segments):
     """[N,B,C] with each place of padding in the segment before it; 0 where the chunk begins with padding."""
     place = jax.lax.cummax(jnp.where(segments != 0, _lead(jnp.arange(segments.shape[2]), 3), 0), axis=2)
     return jnp.take_along_axis(segments, place, axis=2)
+
+
+def _latest(segment):
+    """[N,B] with each 0 replaced by the number before it along N, where there is one."""
+    place = jax.lax.cummax(jnp.where(segment != 0, jnp.arange(len(segment))[:, None], 0), axis=0)
+    return jnp.take_along_axis(segment, place, axis=0)
+
+
+def _heads(of_rows):
+    """[N,B] or [N,B,C] beside [N,B,G,R,(C,)K]."""
+    return jnp.expand_dims(of_rows, (2, 3, of_rows.ndim + 2))

@@ -53,7 +53,7 @@ def test_variants_have_as_many_parameters_as_the_recipe_within_three_percent(nam
 
 def test_the_default_hybrid_keeps_less_than_a_third_of_attentions_state_at_16k():
     config = configs.load("configs/304m.py")
-    dense, hybrid = (from_config(memory.variant(config, name), 32_768, compute="bfloat16") for name in ("gqa", "hybrid"))
+    dense, hybrid = (from_config(memory.variant(config, name), 32_768, compute="bfloat16") for name in ("gqa", "gdn-hybrid"))
     assert sizes.cache_bytes(hybrid, 16_384) < 0.3 * sizes.cache_bytes(dense, 16_384)
 
 

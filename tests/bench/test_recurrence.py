@@ -30,7 +30,7 @@ def test_each_kind_gives_a_row_beside_attention():
     ("word", "told"),
     [
         ("--kinds=ssm,rnn", "'rnn' is not among"),
-        ("--chunks=24", "24 is not a multiple of 16"),
+        ("--chunks=24", "24 is not a power of two"),
         ("--lengths=128", "longer than --tokens=64"),
     ],
 )

@@ -78,13 +78,15 @@ def pair(request):
             if request.param is kimi and "layers.3.self_attn.o_proj" in name:
                 p.zero_()
     tokens, targets = np.random.default_rng(0).integers(0, V, (2, B, T))
-    logits = model(torch.tensor(tokens), use_cache=False).logits
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens), use_cache=False).logits.numpy()
+    logits = model.double()(torch.tensor(tokens), use_cache=False).logits  # Qwen3-Next's own gradients are 2e-5 from these in float32
     torch.nn.functional.cross_entropy(logits.reshape(-1, V), torch.tensor(targets.reshape(-1))).backward()
     tensors = dict(model.named_parameters())
     one = 1.0 if request.param is qwen3_next else 0.0
     gradients = _ours(arch, {name: p.grad.numpy() if p.grad is not None else np.zeros(p.shape) for name, p in tensors.items()}, 0.0)
-    weights = _ours(arch, {name: p.detach().numpy() for name, p in tensors.items()}, one)
-    return arch, jax.tree.map(jnp.asarray, weights), _batch(tokens), jnp.asarray(targets), logits.detach().numpy(), gradients
+    weights = _ours(arch, {name: p.detach().float().numpy() for name, p in tensors.items()}, one)
+    return arch, jax.tree.map(jnp.asarray, weights), _batch(tokens), jnp.asarray(targets), theirs, gradients
 
 
 def _batch(tokens):

@@ -1,0 +1,79 @@
+"""The Triton kernels in Pallas' interpreter against plain XLA, and their way through the compiler's front end for a GPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.ops import chunk_walk, triton_walk
+from slmjax.ops.decayed import decayed
+from slmjax.ops.recurrence import recurrence
+
+N, P, C, K, V = 3, 2, 32, 16, 32
+
+
+def numbers(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("channels", [1, K])
+@pytest.mark.parametrize("given", ["written erased writing", "written writing", "written erased writing added", "added"])
+def test_the_walk_is_the_scan(given, channels):
+    """Forward and in reverse, with erasing and without."""
+    shapes = {"written": (N, P, C, V), "erased": (N, P, C, K), "writing": (N, P, C, K), "added": (N, P, K, V)}
+    arrays = [0.2 * numbers(*shapes[name]) if name in given.split() else None for name in ("written", "erased", "writing")]
+    added = numbers(*shapes["added"]) if "added" in given else None
+    arrays += [jax.nn.sigmoid(numbers(N, P, channels)), added, numbers(P, K, V)]
+    reverse = added is not None
+    found = triton_walk.walk(*arrays, reverse=reverse, interpret=True)
+    for one, other in zip(chunk_walk.scan(*arrays, reverse=reverse), found, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+
+
+def test_forward_substitution_is_the_inverse():
+    below = jnp.tril(numbers(4, C, C), -1)
+    found = triton_walk.unit_inverse(0.3 * below, interpret=True)
+    np.testing.assert_allclose(found, np.linalg.inv(np.eye(C) + 0.3 * np.float64(below)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["scan", "interpret"])
+def test_decayed_products_and_their_gradients_are_those_of_the_plain_sum(kernel):
+    """Two lefts, of which one, with the key, is shared by two heads; decays that a chunk's sums cannot hold as factors of float32."""
+    query, erasing, key = numbers(P, C, K), numbers(2 * P, C, K, seed=1), numbers(P, C, K, seed=2)
+    total = jnp.cumsum(-jnp.exp(2 * numbers(2 * P, C, K, seed=3)), axis=1)
+    weights = jnp.tril(numbers(2, 2 * P, C, C))
+    double = lambda x: jnp.repeat(x, 2, axis=0)  # noqa: E731
+
+    def plain(query, erasing, key, total):
+        order = jnp.tri(C, dtype=bool)[..., None]
+        decays = jnp.exp(jnp.where(order, total[:, :, None] - total[:, None], 0.0)) * double(key)[:, None]
+        return jnp.einsum("pik,pijk->pij", double(query), decays), jnp.einsum("pik,pijk->pij", erasing, decays)
+
+    def loss(f, *arrays):
+        return sum((jnp.where(jnp.tri(C, dtype=bool), x, 0.0) * w).sum() for x, w in zip(f(*arrays), weights))
+
+    def ours(query, erasing, key, total):
+        return decayed(kernel, (query, erasing), key, total)
+
+    arrays = query, erasing, key, total
+    expected, found = (jax.jit(jax.value_and_grad(functools.partial(loss, f), argnums=(0, 1, 2, 3)))(*arrays) for f in (plain, ours))
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_kernels_pass_the_front_end_of_a_gpu_without_one(dtype):
+    """Delta rule with decays by channel: all three kernels, forward and backward, at the sizes of a real model."""
+    shapes = [((2, 256, 4, 128), dtype)] * 3 + [((2, 256, 4, 128), jnp.float32), ((2, 256, 4), jnp.float32)]
+
+    def loss(query, key, value, decay, erase):
+        segments = jnp.ones((2, 256), jnp.int32)
+        return recurrence(query, key, value, decay, erase=erase, segments=segments, kernel="triton")[0].astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).trace(*(jax.ShapeDtypeStruct(*of) for of in shapes))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for name in ("_walk", "_unit_inverse", "_forward_kernel", "_backward_kernel"):
+        assert f'name = "{name}"' in text, name
