@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--lengths", type=shell.numbers(2), default="4096,16384", help="tokens of a row, comma-separated (default: %(default)s)")
     add("--tokens", type=int, default=65_536, help="tokens of all rows together (default: %(default)s)")
-    add("--chunks", type=shell.numbers(16), default="64,128", help="tokens of a chunk, powers of two (default: %(default)s)")
+    add("--chunks", type=shell.numbers(16), default="64", help="tokens of a chunk, powers of two (default: %(default)s)")
     add("--kinds", default=",".join(KINDS), help="comma-separated (default: %(default)s)")
     add("--runs", type=int, default=5, help="timed programs, of which the median counts")
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append({**first, "rows": shape[0], "length": length})
         for kind in kinds:
             for chunk in arguments.chunks:
-                row = _timed(kind, f"chunks of {chunk}", *recurrence_case(arch, kind, chunk, *shape), arguments.runs)
+                row = _timed(kind, f"{arch.recurrence}, chunks of {chunk}", *recurrence_case(arch, kind, chunk, *shape), arguments.runs)
                 rows.append({**row, "rows": shape[0], "length": length, "times attention": row["both ms"] / first["both ms"]})
     return {"bench": "recurrence", "rows": rows}
 
@@ -91,7 +91,7 @@ def recurrence_case(arch: Architecture, kind: str, chunk: int, batch: int, lengt
     segments = jnp.ones((batch, length), jnp.int32)
 
     def call(query, key, value, decay, erase):
-        return recurrence(query, key, value, decay, erase=erase, segments=segments, chunk=chunk)[0]
+        return recurrence(query, key, value, decay, erase=erase, segments=segments, chunk=chunk, kernel=arch.recurrence)[0]
 
     return call, (query, key, _normal(2, (batch, length, H, V), arch.compute), decay, erase)
 

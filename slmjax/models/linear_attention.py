@@ -32,31 +32,31 @@ class LinearAttention(nn.Module):
         widths = {"query": K, "key": K, "value": V} | ({} if kind == "kda" else {"gate": V})
         inputs = {name: weight(self, name, (D, H, width), D) for name, width in widths.items()}
         query, key, value, *gate = products(self, "in", x, inputs)
-        if kind == "gla":
-            gates = (self._low_rank(x, "decay", GLA_RANK, K),)
-        else:
-            steps = self._low_rank(x, "decay", V, K) if kind == "kda" else x @ weight(self, "decay", (D, H), D)
-            gates = steps, x @ weight(self, "erase", (D, H), D)
-        gate = self._low_rank(x, "gate", V, V) if kind == "kda" else gate[0]
+        rank = {"gla": GLA_RANK, "kda": V}.get(kind)  # of the projection for decays
+        decay = x @ (weight(self, "decay_down", (D, rank), D) if rank else weight(self, "decay", (D, H), D))
+        erase = None if kind == "gla" else x @ weight(self, "erase", (D, H), D)
+        gate = x @ weight(self, "gate_down", (D, V), D) if kind == "kda" else gate[0]
         # What lies between products of x and products with `out` is long to keep, and little to compute once more beside them.
-        out, cache = nn.remat(LinearAttention._mixed)(self, query, key, value, gates, ctx, cache)
+        out, cache = nn.remat(LinearAttention._mixed)(self, query, key, value, decay, erase, ctx, cache)
         return nn.remat(LinearAttention._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
 
-    def _mixed(self, query, key, value, gates, ctx, cache):
-        erase, dtype = None, jnp.dtype(self.arch.params)
+    def _mixed(self, query, key, value, decay, erase, ctx, cache):
+        if self.block.mixer != "gdn":
+            decay = self._up(decay, "decay_up", key.shape[2:])
         if self.block.mixer == "gla":
-            bias = self.param("decay_bias", nn.initializers.zeros, gates[0].shape[2:], dtype)
-            decay = jax.nn.log_sigmoid(gates[0].astype(jnp.float32) + bias.astype(jnp.float32)[None, None]) / GLA_TEMPER
+            bias = self.param("decay_bias", nn.initializers.zeros, key.shape[2:], jnp.dtype(self.arch.params))
+            decay = jax.nn.log_sigmoid(decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None]) / GLA_TEMPER
         else:
             (query, key, value), cache = recurrent.convolved(self, {"query": query, "key": key, "value": value}, ctx, cache)
-            query, key, erase = _unit(query), _unit(key), jax.nn.sigmoid(gates[1].astype(jnp.float32))
+            query, key, erase = _unit(query), _unit(key), jax.nn.sigmoid(erase.astype(jnp.float32))
             value = (value * erase[..., None]).astype(value.dtype)
-            decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", gates[0]))
+            decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", decay))
         return recurrent.run(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
 
     def _gated(self, out, gate):
-        act = jax.nn.sigmoid if self.block.mixer == "kda" else jax.nn.silu
-        out = RMSNorm(self.arch, name="out_norm")(out) * act(gate)
+        kda = self.block.mixer == "kda"
+        gate = jax.nn.sigmoid(self._up(gate, "gate_up", out.shape[2:])) if kda else jax.nn.silu(gate)
+        out = RMSNorm(self.arch, name="out_norm")(out) * gate
         matrix = weight(self, "out", (*out.shape[2:], self.arch.width), out.shape[2] * out.shape[3], residual_scale(self.arch))
         return products(self, "out", out, {"out": matrix})[0]
 
@@ -67,10 +67,8 @@ class LinearAttention(nn.Module):
         channels = {} if block.mixer == "gla" else {"query": H * K, "key": H * K, "value": H * V}
         return recurrent.empty_cache(batch, H, K, V, channels, arch.compute)
 
-    def _low_rank(self, x: Array, name: str, rank: int, channels: int) -> Float[Array, "B T H c"]:
-        H = recurrent_sizes(self.arch, self.block)[0]
-        down = weight(self, f"{name}_down", (self.arch.width, rank), self.arch.width)
-        return jnp.tensordot(x @ down, weight(self, f"{name}_up", (rank, H, channels), rank), 1)
+    def _up(self, x: Float[Array, "B T r"], name: str, shape: tuple[int, ...]) -> Float[Array, "B T H c"]:
+        return jnp.tensordot(x, weight(self, name, (x.shape[-1], *shape), x.shape[-1]), 1)
 
 
 def _unit(x: Array) -> Array:

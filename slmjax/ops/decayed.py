@@ -67,13 +67,13 @@ def _backward(kernel, kept, gradients):
     else:
         part = min(K, CHANNELS)
         channels = lambda x: pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))  # noqa: E731
-        shapes = ([total for _ in lefts], total, total)
+        like = lambda x: jax.ShapeDtypeStruct(total.shape, x.dtype if len(x) == P else jnp.float32)  # noqa: E731
         of_lefts, of_right, of_total = pl.pallas_call(
             _backward_kernel,
             grid=(P, K // part),
             in_specs=[*jax.tree.map(channels, (lefts, right, total)), [pl.BlockSpec((None, C, C), lambda p, k: (p, 0, 0)) for _ in lefts]],
-            out_specs=jax.tree.map(channels, shapes),
-            out_shape=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes),
+            out_specs=jax.tree.map(channels, ([total for _ in lefts], total, total)),
+            out_shape=([like(left) for left in lefts], like(right), like(total)),
             compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
             interpret=kernel == "interpret",
         )(lefts, right, total, list(gradients))
@@ -123,9 +123,8 @@ def _forward_kernel(lefts, right, total, *outs):
 def _backward_kernel(lefts, right, total, gradients, of_lefts, of_right, of_total):
     values = [left[...] for left in lefts], right[...], total[...]
     found = _gradients(*values, lambda size: total[_via(len(total), size), :], [gradient[...] for gradient in gradients])
-    for out, of in zip(of_lefts, found[0]):
-        out[...] = of
-    of_right[...], of_total[...] = found[1:]
+    for out, of in zip((*of_lefts, of_right, of_total), (*found[0], *found[1:])):
+        out[...] = of.astype(out.dtype)
 
 
 def _between(total):
