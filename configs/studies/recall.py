@@ -2,7 +2,7 @@
 
 python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall
 python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall-small \
-    --config.study.tasks=recall:32:2 --config.study.vocab=64 --config.study.steps=400 --config.study.rows=64 --config.study.examples=4096
+    --config.study.tasks=recall:32:2 --config.study.vocab=64 --config.train.steps=400 --config.train.batch=64 --config.study.examples=4096
 
 Models have two blocks of width 64 without feed-forward layers, as in Zoology's figure 2 (Arora et al. 2023); recurrent mixers have two
 heads of 32 key and value channels, Mamba-2 four of 64 and 32. The hybrid is a gated DeltaNet block under an attention block.
@@ -27,5 +27,5 @@ def get_config():
     c.study.tasks = ("recall:64:4", "recall:128:8", "recall:256:16", "copy:256:16", "induction:256")
     c.study.vocab, c.study.examples, c.study.tested = 8192, 100_000, 3000
     c.study.rates, c.study.seeds = (1e-4, 4.6e-4, 2.2e-3, 1e-2), 3
-    c.study.steps, c.study.rows = 6000, 512
+    c.train.steps, c.train.batch, c.train.warmup, c.train.schedule = 6000, 512, 300, "cosine"
     return c

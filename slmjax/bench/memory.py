@@ -10,8 +10,6 @@ decoding keeps of one row whose prompt fills the context.
 
 import argparse
 import copy
-import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +86,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 row |= columns
                 messages += [f"{name}, {length}: {message}" for message in told]
             rows.append(row)
-            print(", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), file=sys.stderr, flush=True)
+            shell.tell(row)
     if arguments.figure:
         vocab = arguments.config.data.vocab_size
         Path(arguments.figure).write_text(draw(rows, {name: resolve(config, mesh, vocab)[0] for name, config in variants.items()}))
@@ -103,18 +101,11 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     found, m = copy.deepcopy(config), config.model
     kind, _, mixed = name.partition("-")
     recurrent = {kind: _block(kind, m.width) for kind in KINDS}
-    found.model.pattern = (
-        (recurrent[kind],) * 3 + ("attention",) if mixed else (recurrent[kind],) if kind in recurrent else ("attention",)
-    )
+    found.model.pattern = (recurrent[kind],) * 3 + ("attention",) if mixed else (recurrent[kind],) if kind in recurrent else ("attention",)
     found.model.kv_heads = {"mha": m.heads, "mqa": 1}.get(name, m.kv_heads)
     found.model.layers = max(4, 4 * round(m.layers / 4))
     found.model.share_kv = 2 if name == "shared" else 1
-    budget = sizes.parameters(_described(config)).total
-    with_width = lambda width: sizes.parameters(dataclasses.replace(_described(found), ff_width=width)).total  # noqa: E731
-    width = 8 * round((budget - with_width(0)) / (with_width(8) - with_width(0)))
-    if width < 8:
-        raise UserError(f"--variants: the mixers of '{name}' have {with_width(0):,} parameters, more than the model's {budget:,}.")
-    found.model.ff_width = width
+    found.model.ff_width = sizes.ff_width_for(_described(found), sizes.parameters(_described(config)).total)
     return found
 
 

@@ -62,10 +62,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         shape = (arguments.tokens // length, length)
         first = _timed("attention", arch.attention, *attention_case(arch, *shape), arguments.runs)
         rows.append({**first, "rows": shape[0], "length": length})
+        shell.tell(rows[-1])
         for kind in kinds:
             for chunk in arguments.chunks:
                 row = _timed(kind, f"{arch.recurrence}, chunks of {chunk}", *recurrence_case(arch, kind, chunk, *shape), arguments.runs)
                 rows.append({**row, "rows": shape[0], "length": length, "times attention": row["both ms"] / first["both ms"]})
+                shell.tell(rows[-1])
     return {"bench": "recurrence", "rows": rows}
 
 

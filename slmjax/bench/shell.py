@@ -56,3 +56,9 @@ def ask(module: str, question: Any, *, seconds: float | None = None, **environme
     except subprocess.TimeoutExpired as late:
         printed, fault = late.stdout or b"", f"not finished after {seconds:.0f} s"
     return [json.loads(line) for line in printed.decode().splitlines() if line.startswith(("{", '"'))], fault
+
+
+def tell(row: dict[str, Any]) -> None:
+    """A row as it is found, on stderr: the table comes at the end, and a bench that is stopped had better have said something."""
+    cells = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    print(", ".join(cells), file=sys.stderr, flush=True)

@@ -75,7 +75,9 @@ def step_sizes(module: nn.Module, name: str, x: Float[Array, "B T H ..."]) -> Fl
     return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
 
 
-def run(arch: Architecture, query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None) -> tuple[Array, RecurrentCache | None]:
+def run(
+    arch: Architecture, query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None
+) -> tuple[Array, RecurrentCache | None]:
     """(outputs, cache with the new memory) of ops.recurrence: each device its own rows and, over the tensor axis, its own heads."""
     memory = ops.empty(len(value), value.shape[2], key.shape[3], value.shape[3]) if cache is None else cache.memory
 

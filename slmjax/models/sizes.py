@@ -29,6 +29,19 @@ def parameters(arch: Architecture) -> Parameters:
     return Parameters(table * (1 if arch.tied else 2) + matrices + vectors, matrices + vectors, matrices * arch.share_blocks + table)
 
 
+def ff_width_for(arch: Architecture, budget: int) -> int:
+    """The feed-forward width, a multiple of 8, with which the architecture comes nearest to `budget` parameters.
+
+    Raises: UserError where what is not feed-forward has more already.
+    """
+    none, eight = (parameters(dataclasses.replace(arch, ff_width=width)).total for width in (0, 8))
+    width = 8 * round((budget - none) / (eight - none))
+    if width < 8:
+        mixers = ", ".join(sorted({block.mixer for block in arch.blocks}))
+        raise UserError(f"A model with the mixers {mixers} has {none:,} parameters without feed-forward layers, more than {budget:,}.")
+    return width
+
+
 def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
     """Matmul FLOPs of one token's forward pass, head included: 2 for each parameter of a product, and what its mixers do beside.
 

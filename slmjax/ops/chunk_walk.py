@@ -6,7 +6,7 @@ For each chunk, with the memory S that came before it:
     S <- whole S + writing^T new
 
 Backward, the memory's gradient D walks the other way by the same two lines, with writing and erased in each other's place; all other
-gradients are products of what the two walks leave behind, at once for all chunks. Both walks keep one memory a chunk, in the products' type.
+gradients are products of what the two walks leave behind, at once for all chunks. Both keep one memory a chunk, in the products' type.
 """
 
 import functools

@@ -57,10 +57,9 @@ def recurrence(
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """(outputs in value's type, memory after the last token).
 
-    T = 1 takes one step. Else chunks: products inside all chunks at once, then a scan over chunks that carries the memory in float32.
-    Products have operands of value's type and sums of float32. The backward pass keeps the arguments only and computes the rest again,
-    so that a model's layers never hold their chunks' memories together; an own backward pass would save that second forward, and is worth
-    writing where a kernel is.
+    T = 1 takes one step. Else chunks: products inside all chunks at once, and a walk over the chunks that carries the memory in float32.
+    Products have operands of value's type and sums of float32. The backward pass keeps the arguments only, computes the chunks again and
+    walks back: a layer then never keeps chunks' memories for the time in which others run, and one more walk costs a tenth of the whole.
 
     Args:
       query, key: G divides H; a query/key head serves H / G value heads that follow each other.

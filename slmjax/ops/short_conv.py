@@ -44,8 +44,8 @@ def _weighted_forward(before, weight, same):
 
 def _weighted_backward(kept, gradient):
     before, weight, same = kept
-    W, _, T = same.shape
-    # In memory once: else every one of the sums below computes what led to it again, which took 0.9 of a GPU layer's 7.5 ms.
+    W = len(same)
+    # In memory once: else each of the sums below computes again what led to it (0.9 instead of 0.4 ms for a layer of 8 x 4096 on an H200).
     gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
     seen = [jnp.where(same[j][..., None], gradient, 0.0) for j in range(W)]
     of_weight = jnp.stack([jnp.sum(part * x, axis=(0, 1)) for part, x in zip(seen, _shifted(before, same))])

@@ -13,37 +13,38 @@ from jax.experimental.pallas import triton as plgpu
 
 MULTIPROCESSORS = 132  # of an H100 or H200: the walk is cut into at least as many programs where value channels allow it
 LEAST = 16  # a side of the smallest product in Triton
+AXES = {
+    "written": "NPCV", "erased": "NPCK", "writing": "NPCK", "whole": "NPK", "added": "NPKV", "memories": "NPKV", "new": "NPCV",
+    "state": "PKV",
+}  # fmt: skip
 
 
-def walk(written, erased, writing, whole, added, state, *, reverse: bool, interpret: bool = False, block=0, warps=4, stages=2):
+def walk(written, erased, writing, whole, added, state, *, reverse: bool, interpret: bool = False):
     """(memories, new, state); arguments and results as of ops/chunk_walk.scan. C, K and V are powers of two, at least 16."""
     P, K, V = state.shape
     N = whole.shape[0]
     dtype = (added if written is None else written).dtype
-    block = block or min(V, 64)
+    block = min(V, 64)
     while P * (V // block) < MULTIPROCESSORS and block > LEAST:
         block //= 2
     given = {"written": written, "erased": erased, "writing": writing, "whole": whole, "added": added, "state": state}
     given = {name: x for name, x in given.items() if x is not None}
-    values = {"written", "added", "state"}  # have value channels, which programs divide among themselves
+    found = {"memories": (N, P, K, V), "state": state.shape} | ({} if erased is None else {"new": written.shape})
 
-    def spec(name, shape):
-        *lead, last = shape
-        lead = [None if axis == len(lead) - 2 else size for axis, size in enumerate(lead)] if name != "whole" else [N, None]
-        split = name in values
-        place = lambda p, v: tuple(p if size is None else 0 for size in lead) + (v if split else 0,)  # noqa: E731
-        return pl.BlockSpec((*lead, block if split else last), place)
+    def spec(name, shape):  # of one walk, and of some of its value channels
+        sizes = {"P": None, "V": block}
+        return pl.BlockSpec(
+            tuple(sizes.get(axis, size) for axis, size in zip(AXES[name], shape)),
+            lambda p, v: tuple({"P": p, "V": v}.get(axis, 0) for axis in AXES[name]),
+        )
 
-    shapes = {"memories": (N, P, K, V), "new": None if erased is None else written.shape, "state": (P, K, V)}
-    shapes = {name: shape for name, shape in shapes.items() if shape}
-    values |= {"memories", "new"}
     out = pl.pallas_call(
         functools.partial(_walk, chunks=N, reverse=reverse, dtype=dtype),
         grid=(P, V // block),
         in_specs=[{name: spec(name, x.shape) for name, x in given.items()}],
-        out_specs={name: spec(name, shape) for name, shape in shapes.items()},
-        out_shape={name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "state" else dtype) for name, shape in shapes.items()},
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+        out_specs={name: spec(name, shape) for name, shape in found.items()},
+        out_shape={name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "state" else dtype) for name, shape in found.items()},
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
     )(given)
     return out["memories"], out.get("new", written), out["state"]
@@ -70,7 +71,7 @@ def _walk(given, out, *, chunks, reverse, dtype):
     out["state"][...] = jax.lax.fori_loop(0, chunks, one, given["state"][...])
 
 
-def unit_inverse(below, *, interpret: bool = False, warps=0):
+def unit_inverse(below, *, interpret: bool = False):
     """(I + below)^-1 of strictly lower triangular [M,C,C] float32, by forward substitution. C is a power of two."""
     M, C, _ = below.shape
     matrix = pl.BlockSpec((None, C, C), lambda m: (m, 0, 0))
@@ -80,7 +81,7 @@ def unit_inverse(below, *, interpret: bool = False, warps=0):
         in_specs=[matrix],
         out_specs=matrix,
         out_shape=jax.ShapeDtypeStruct(below.shape, jnp.float32),
-        compiler_params=plgpu.CompilerParams(num_warps=warps or (4 if C > 64 else 2), num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=4 if C > 64 else 2, num_stages=1),
         interpret=interpret,
     )(below)
 

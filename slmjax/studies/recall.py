@@ -4,6 +4,7 @@ Several learning rates and seeds of one model are trained side by side in one pr
 size leaves a GPU idle. All runs of a model see the same batches. The loss is the mean cross-entropy where an answer is asked for.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,14 @@ from slmjax import config as configs
 from slmjax.compiling import use_compile_cache
 from slmjax.errors import UserError, nearest
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture, from_config
-from slmjax.models.groups import group_of
-from slmjax.parallel.rules import path_name
+from slmjax.models.architecture import Architecture
+from slmjax.models.resolve import resolve
+from slmjax.parallel.mesh import make_mesh
 from slmjax.studies import tasks
+from slmjax.train import schedule
+from slmjax.train.optimizer import Optimizer, clip
 
-SETTINGS = ("tasks", "variants", "rates", "seeds", "steps", "rows", "examples", "tested", "vocab")
+SETTINGS = ("tasks", "variants", "rates", "seeds", "examples", "tested", "vocab")
 CHUNK = 100  # steps in one program
 
 
@@ -69,8 +72,8 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
 def settings(config: ConfigDict) -> dict[str, Any]:
     """config.study, checked.
 
-    tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates, seeds, steps, rows (of a
-    batch), examples (training rows, read over and over), tested (rows), vocab (of recall).
+    tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
+    examples (training rows, read over and over), tested (rows), vocab (of recall). How long and how is config.train's.
 
     Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
     """
@@ -113,10 +116,11 @@ def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, 
     make, vocab = maker(task, study["vocab"])
     config = config.copy_and_resolve_references()
     config.model.pattern = pattern
-    arch = from_config(config, vocab, attention="blockwise", unroll=True)
+    arch, _ = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), vocab)
+    arch = dataclasses.replace(arch, attention="blockwise")  # cuDNN's attention has no axis for runs
     data, test = (drawn(make, study[count], seed) for count, seed in (("examples", config.seed), ("tested", config.seed + 1)))
     rates, seeds = [float(rate) for rate in study["rates"]], int(study["seeds"])
-    accuracy = fit(arch, data, test, rates=rates, seeds=seeds, steps=study["steps"], rows=study["rows"], decay=config.train.weight_decay)
+    accuracy = fit(config, arch, data, test, rates=rates, seeds=seeds)
     best = int(accuracy.mean(1).argmax())
     length = data.batch["tokens"].shape[1]
     return {
@@ -134,34 +138,25 @@ def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data
 
 
 def fit(
-    arch: Architecture, data: Data, test: Data, *, rates: Sequence[float], seeds: int, steps: int, rows: int, decay: float
+    config: ConfigDict, arch: Architecture, data: Data, test: Data, *, rates: Sequence[float], seeds: int
 ) -> Float[np.ndarray, "rates seeds"]:
-    """Accuracy on `test` after `steps` steps of AdamW on batches of `rows` of `data`, of a model for each rate and seed.
-
-    The rate warms up over a twentieth of the steps and falls to zero as a cosine.
-    """
-    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.95))
-    epochs = -(-steps * rows // len(data.asked))
-    order = np.concatenate([np.random.default_rng(epoch).permutation(len(data.asked)) for epoch in range(epochs)])
-    order = jnp.asarray(order[: steps * rows].reshape(steps, rows))
+    """Accuracy on `test` of a model for each rate and seed, trained on batches of `data` as config.train says, with that learning rate."""
+    train, examples = config.train, len(data.asked)
+    optimizer = Optimizer(train, config.model.multipliers)
+    epochs = -(-train.steps * train.batch // examples)
+    order = np.concatenate([np.random.default_rng(epoch).permutation(examples) for epoch in range(epochs)])
+    order = jnp.asarray(order[: train.steps * train.batch].reshape(train.steps, train.batch))
     device = jax.tree.map(jnp.asarray, data)
 
     def init(key):
         params = lm.init(arch, key)
-        return params, adam.init(params)
+        return params, optimizer.init(params)
 
-    def step(state, peak, number, picked):
+    def step(state, rate, number, picked):
         params, moments = state
         part = jax.tree.map(lambda of: of[picked], device)
-        gradients = jax.grad(lambda params: _scores(arch, params, part)[0])(params)
-        updates, moments = adam.update(gradients, moments)
-        warm = jnp.minimum(1.0, (number + 1) / max(1, steps // 20))
-        rate = peak * warm * 0.5 * (1 + jnp.cos(jnp.pi * number / steps))
-
-        def moved(path, p, update):
-            return p - rate * (update + decay * (p if group_of(path_name(path)).decays else 0.0))
-
-        return jax.tree.map_with_path(moved, params, updates), moments
+        gradients, _ = clip(jax.grad(lambda params: _scores(arch, params, part)[0])(params), train.clip)
+        return optimizer.update(gradients, moments, params, rate / train.lr * schedule.factor(train, number))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(states, peaks, first, picked):
@@ -174,10 +169,11 @@ def fit(
     peaks = jnp.repeat(jnp.asarray(rates), seeds)
     keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), len(rates))
     states = jax.jit(jax.vmap(init))(keys)
-    for first in range(0, steps, CHUNK):
+    for first in range(0, train.steps, CHUNK):
         states = chunk(states, peaks, first, order[first : first + CHUNK])
     right = jax.jit(jax.vmap(lambda params, part: _scores(arch, params, part)[1], in_axes=(0, None)))
-    parts = [jax.tree.map(lambda of, at=at: jnp.asarray(of[at : at + rows]), test) for at in range(0, len(test.asked), rows)]
+    starts = range(0, len(test.asked), train.batch)
+    parts = [jax.tree.map(lambda of, at=at: jnp.asarray(of[at : at + train.batch]), test) for at in starts]
     counts = sum(np.asarray(right(states[0], part)) for part in parts)
     return (counts / test.answers.size).reshape(len(rates), seeds)
 

@@ -64,16 +64,18 @@ def test_decayed_products_and_their_gradients_are_those_of_the_plain_sum(kernel)
         np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_kernels_pass_the_front_end_of_a_gpu_without_one(dtype):
-    """Delta rule with decays by channel: all three kernels, forward and backward, at the sizes of a real model."""
+@pytest.mark.parametrize("dtype, several", [(jnp.bfloat16, False), (jnp.float32, False), (jnp.float32, True)])
+def test_kernels_pass_the_front_end_of_a_gpu_without_one(dtype, several):
+    """Delta rule with decays by channel: all kernels, forward and backward, at a real model's sizes; also of several models at once."""
     shapes = [((2, 256, 4, 128), dtype)] * 3 + [((2, 256, 4, 128), jnp.float32), ((2, 256, 4), jnp.float32)]
 
     def loss(query, key, value, decay, erase):
         segments = jnp.ones((2, 256), jnp.int32)
         return recurrence(query, key, value, decay, erase=erase, segments=segments, kernel="triton")[0].astype(jnp.float32).sum()
 
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).trace(*(jax.ShapeDtypeStruct(*of) for of in shapes))
+    gradients = jax.grad(loss, argnums=(0, 1, 2, 3, 4))
+    several = jax.vmap(gradients) if several else gradients
+    traced = jax.jit(several).trace(*(jax.ShapeDtypeStruct((3, *shape) if several is not gradients else shape, of) for shape, of in shapes))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     for name in ("_walk", "_unit_inverse", "_forward_kernel", "_backward_kernel"):
         assert f'name = "{name}"' in text, name

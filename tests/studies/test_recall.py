@@ -10,12 +10,13 @@ from slmjax import launch
 from slmjax.errors import UserError
 from slmjax.studies import recall
 
-SMALL = {"tasks": "recall:16:2", "vocab": 16, "steps": 300, "rows": 64, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1}
+SMALL = {"tasks": "recall:16:2", "vocab": 16, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1}
 
 
-def small(**study):
+def small(steps=300, **study):
     config = configs.load("configs/studies/recall.py")
     config.model.update({"width": 32, "head_dim": 16})
+    config.train.update({"steps": steps, "batch": 64, "warmup": steps // 20})
     return configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()])
 
 
@@ -38,8 +39,16 @@ def test_the_row_of_a_variant_is_that_of_its_best_rate():
 
 
 def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
-    words = [f"--config.study.{name}={value}" for name, value in (SMALL | {"steps": 3, "examples": 128, "tested": 32, "seeds": 1}).items()]
-    words += ["--config=configs/studies/recall.py", f"--workdir={tmp_path}", "--config.model.width=16", "--config.model.head_dim=8"]
+    words = [f"--config.study.{name}={value}" for name, value in (SMALL | {"examples": 128, "tested": 32}).items()]
+    words += [
+        "--config.train.steps=3",
+        "--config.train.batch=64",
+        "--config.train.warmup=1",
+        "--config=configs/studies/recall.py",
+        f"--workdir={tmp_path}",
+        "--config.model.width=16",
+        "--config.model.head_dim=8",
+    ]
     one = ["--config.study.variants={'attention': ('attention+none',)}"]
     two = ["--config.study.variants={'attention': ('attention+none',), 'gla': ('gla+none',)}"]
     assert launch.main(words + one) == 0
