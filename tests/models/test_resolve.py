@@ -46,6 +46,11 @@ def test_one_host_of_gpus_unrolls_and_a_pod_scans():
     assert not resolve.choose_unroll(H100, "False")[0]
 
 
+def test_recurrent_mixers_walk_in_triton_where_xla_has_it_for_the_gpu():
+    for device, kernel in ((H100, "triton"), (T4, "scan"), (OLD, "scan"), (CPU, "scan"), (TPU, "scan")):
+        assert resolve.choose_recurrence(device)[0] == kernel
+
+
 def test_the_embedding_has_a_multiple_of_128_rows_unless_it_is_asked_otherwise():
     assert [resolve.vocab_rows(0, n) for n in (1, 128, 129, 16384)] == [128, 128, 256, 16384]
     assert resolve.vocab_rows(1000, 999) == 1000
@@ -57,6 +62,8 @@ def test_a_config_is_resolved_for_the_devices_of_a_mesh_with_a_reason_for_each_c
     arch, reasons = resolve.resolve(configs.base(), make_mesh({"data": -1}), 1000)
     assert (arch.vocab_size, arch.compute, arch.attention, arch.unroll) == (1024, "float32", "blockwise", True)
     assert [line.split(":")[0] for line in reasons] == ["compute float32", "attention blockwise", "stack unrolled"]
+    recurrent = configs.override(configs.base(), ["model.pattern=gdn"])
+    assert "recurrence scan" in [line.split(":")[0] for line in resolve.resolve(recurrent, make_mesh({"data": -1}), 1000)[1]]
     config = configs.override(configs.base(), ["precision.products=float8"])
     arch, reasons = resolve.resolve(config, make_mesh({"data": -1}), 1000)
     assert arch.products == "float8" and reasons[1].startswith("products float8: ")
