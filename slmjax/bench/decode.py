@@ -43,8 +43,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One row for each batch: prefill ms, ms a token (of the loop, the same for all rows), tokens/s of all rows together.
 
     floor ms: a step's bytes (sizes.decode_bytes in the middle of the loop) over the memory's bandwidth, where the device is known.
-    compile s: by how much the first run took longer (less where an earlier process left its programs on disk). peak GiB: most device
-    memory that the process had taken by then, where the device tells.
+    state MB: what is kept of one row, with room for its tokens.
+    compile s: by how much the first run took longer (less where an earlier process left its programs on disk).
+    peak GiB: most device memory that the process had taken by then, where the device tells.
     Raises: UserError for options that make no sense.
     """
     config, prompt, tokens, runs = arguments.config, arguments.prompt, arguments.tokens, arguments.runs
@@ -78,6 +79,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
         start = time.perf_counter()
         cache = jax.block_until_ready(engine.prefill(batch))
         filled = time.perf_counter()
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / len(cache.length)
         state = jax.device_get(engine.loop(batch, cache))
         times.append((filled - start, time.perf_counter() - filled))
         if not (state.counts[:rows] == tokens).all():
@@ -88,8 +90,8 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
     floor = bandwidth and 1e3 * sizes.decode_bytes(engine.arch, rows, prompt + tokens / 2) / bandwidth
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {"who": "slmjax", "batch": rows, "prompt": prompt, "prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens,
-            "tokens/s": rows * tokens / loop, "floor ms": floor, "compile s": max(0.0, sum(times[0]) - prefill - loop),
-            "peak GiB": peak and peak / 2**30}  # fmt: skip
+            "tokens/s": rows * tokens / loop, "state MB": held / 1e6, "floor ms": floor,
+            "compile s": max(0.0, sum(times[0]) - prefill - loop), "peak GiB": peak and peak / 2**30}  # fmt: skip
 
 
 class Numbers:

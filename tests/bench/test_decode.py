@@ -12,7 +12,7 @@ from slmjax.infer import programs
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture, Block
 
-COLUMNS = ["who", "batch", "prompt", "prefill ms", "ms a token", "tokens/s", "floor ms", "compile s", "peak GiB"]
+COLUMNS = ["who", "batch", "prompt", "prefill ms", "ms a token", "tokens/s", "state MB", "floor ms", "compile s", "peak GiB"]
 
 
 def arguments(*words):
