@@ -46,7 +46,8 @@ def compiled(request):
 def test_the_step_for_a_tpu_slice_runs_splash_attention_in_bfloat16_forward_and_backward(compiled):
     program, _, reasons = compiled
     text = program.as_text()
-    assert [reason.partition(":")[0] for reason in reasons] == ["compute bfloat16", "attention splash", "stack scanned"]
+    chosen = [reason.partition(":")[0] for reason in reasons]
+    assert [choice for choice in chosen if choice != "recurrence scan"] == ["compute bfloat16", "attention splash", "stack scanned"]
     # One kernel forward and two backward (queries; keys and values): the scan holds each once.
     assert text.count('custom_call_target="tpu_custom_call"') >= 3
     assert all(f"splash_mqa_{part}" in text for part in ("fwd", "dq", "dkv"))
