@@ -1,6 +1,5 @@
 """The token and channel mixers by name, and a user's own by import path."""
 
-import functools
 import importlib
 
 import flax.linen as nn
@@ -16,7 +15,6 @@ MIXERS = {"attention": Attention, "ssm": SSM, "gla": LinearAttention, "gdn": Lin
 CHANNELS = {"mlp": MLP}
 
 
-@functools.cache
 def mixer_class(name: str) -> type[nn.Module]:
     """The class of a token mixer: one of the library's, or of an import path "module:Class".
 
