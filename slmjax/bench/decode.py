@@ -79,11 +79,11 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
         start = time.perf_counter()
         cache = jax.block_until_ready(engine.prefill(batch))
         filled = time.perf_counter()
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / len(cache.length)
         state = jax.device_get(engine.loop(batch, cache))
         times.append((filled - start, time.perf_counter() - filled))
         if not (state.counts[:rows] == tokens).all():
             raise RuntimeError(f"rows drew {state.counts[:rows].tolist()} tokens, not {tokens} each")
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / cache.length.size
     prefill, loop = (statistics.median(of) for of in zip(*times[1:], strict=True))
     device = next(iter(engine.params["embedding"].devices()))
     bandwidth = sizes.memory_bandwidth(device.device_kind)

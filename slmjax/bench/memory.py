@@ -76,12 +76,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             config = copy.deepcopy(config)
             config.data.seq_len, config.train.batch = length, max(1, arguments.tokens // length)
             row = {"variant": name, "context": length, "parameters": sizes.parameters(_described(config)).total}
-            if arguments.measure != "decode":
-                columns, told = train(config, mesh, arguments.steps)
-                row |= columns
-                messages += [f"{name}, {length}: {message}" for message in told]
+            parts = [train(config, mesh, arguments.steps)] if arguments.measure != "decode" else []
             if arguments.measure != "train":
-                columns, told = generate(config, mesh, length, arguments.drawn, arguments.rows)
+                parts.append(generate(config, mesh, length, arguments.drawn, arguments.rows))
+            for columns, told in parts:
                 row |= columns
                 messages += [f"{name}, {length}: {message}" for message in told]
             rows.append(row)
@@ -99,8 +97,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     """
     found, m = copy.deepcopy(config), config.model
     kind, _, mixed = name.partition("-")
-    recurrent = {kind: _block(kind, m.width) for kind in KINDS}
-    found.model.pattern = (recurrent[kind],) * 3 + ("attention",) if mixed else (recurrent[kind],) if kind in recurrent else ("attention",)
+    block = _block(kind, m.width) if kind in KINDS else "attention"
+    found.model.pattern = (block, block, block, "attention") if mixed else (block,)
     found.model.kv_heads = {"mha": m.heads, "mqa": 1}.get(name, m.kv_heads)
     found.model.layers = max(4, 4 * round(m.layers / 4))
     found.model.share_kv = 2 if name == "shared" else 1

@@ -31,7 +31,7 @@ def walk(
     """(memories before each chunk, new values, memory after the last), of P independent walks over N chunks of C tokens.
 
     Args:
-      kernel: "scan" (plain XLA) or "triton" (a GPU).
+      kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (the latter in Pallas' interpreter).
       written: its type is that of the products, of the memories and of the new values.
       erased: None: nothing is erased; new is then written.
       whole: float32, 1 or K numbers for each chunk.
@@ -93,7 +93,7 @@ def scan(written, erased, writing, whole, added, state, *, reverse: bool):
 
 
 def _walk_of(kernel: str) -> Any:
-    return {"scan": scan, "triton": triton_walk.walk}[kernel]
+    return {"scan": scan, "triton": triton_walk.walk, "interpret": functools.partial(triton_walk.walk, interpret=True)}[kernel]
 
 
 def dot(spec: str, a: Array, b: Array, to: Any = jnp.float32) -> Array:

@@ -9,7 +9,7 @@ Source: Yang et al. 2023 (GLA), sections 4.3 and C; there with two levels of til
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
+
+from slmjax.ops.triton_walk import dot
 
 CHANNELS = 64  # of a key, whose gradients one program of the kernel computes
 
@@ -41,7 +43,7 @@ def decayed(
 def _forward(kernel, lefts, right, total):
     if kernel == "scan":
         alike = [_repeat(x, total) for x in (*lefts, right)]
-        found = jax.vmap(lambda lefts, right, total: _products(lefts, right, total, _between(total)))(alike[:-1], alike[-1], total)
+        found = jax.vmap(_products)(alike[:-1], alike[-1], total)
         return tuple(found), (lefts, right, total)
     P, C, K = total.shape
     share = lambda x: pl.BlockSpec((None, C, K), lambda p: (p // (P // len(x)), 0, 0))  # noqa: E731
@@ -62,8 +64,7 @@ def _backward(kernel, kept, gradients):
     P, C, K = total.shape
     if kernel == "scan":
         alike = [_repeat(x, total) for x in (*lefts, right)]
-        run = jax.vmap(lambda lefts, right, total, gradients: _gradients(lefts, right, total, _between(total), gradients))
-        of_lefts, of_right, of_total = run(alike[:-1], alike[-1], total, gradients)
+        of_lefts, of_right, of_total = jax.vmap(_gradients)(alike[:-1], alike[-1], total, gradients)
     else:
         part = min(K, CHANNELS)
         channels = lambda x: pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))  # noqa: E731
@@ -84,51 +85,49 @@ def _backward(kernel, kept, gradients):
 decayed.defvjp(_forward, _backward)
 
 
-def _products(lefts: Sequence, right: Any, total: Any, between: Callable) -> list:
-    """Of one chunk; `between(size)` is total of the token by way of which each token's square of that size decays."""
+def _products(lefts: Sequence, right: Any, total: Any, stored: Any = None) -> list:
+    """Of one chunk; `stored` is total where a kernel can read chosen rows of it."""
+    stored = total if stored is None else stored
     row, column = _places(len(total))
-    found = [jnp.where(row == column, _dot(left, right.T), 0.0) for left in lefts]
+    found = [jnp.where(row == column, dot(left, right.T), 0.0) for left in lefts]
     for size in _sizes(len(total)):
-        factor, corner = _factor(total, between(size), size), _corner(row, column, size)
+        factor, corner = _factor(total, stored[_via(len(total), size), :], size), _corner(row, column, size)
         keys = _scaled(right, factor).T
-        found = [jnp.where(corner, _dot(_scaled(left, factor), keys), of) for left, of in zip(lefts, found)]
+        found = [jnp.where(corner, dot(_scaled(left, factor), keys), of) for left, of in zip(lefts, found)]
     return found
 
 
-def _gradients(lefts: list, right: Any, total: Any, between: Callable, gradients: Sequence) -> tuple:
+def _gradients(lefts: Sequence, right: Any, total: Any, gradients: Sequence, stored: Any = None) -> tuple:
     """(of lefts, of right, of total) of one chunk, float32."""
+    stored = total if stored is None else stored
     row, column = _places(len(total))
     of_lefts, of_right = [], jnp.zeros(total.shape, jnp.float32)
     for left, gradient in zip(lefts, gradients):
         own = jnp.where(row == column, gradient, 0.0).astype(right.dtype)
-        of_lefts.append(_dot(own, right))
-        of_right += _dot(own, left)
+        of_lefts.append(dot(own, right))
+        of_right += dot(own, left)
     for size in _sizes(len(total)):
-        factor, corner = _factor(total, between(size), size), _corner(row, column, size)
+        factor, corner = _factor(total, stored[_via(len(total), size), :], size), _corner(row, column, size)
         keys = _scaled(right, factor)
         for i, (left, gradient) in enumerate(zip(lefts, gradients)):
             here = jnp.where(corner, gradient, 0.0).astype(right.dtype)
-            of_lefts[i] += factor * _dot(here, keys)
-            of_right += factor * _dot(here.T, _scaled(left, factor))
+            of_lefts[i] += factor * dot(here, keys)
+            of_right += factor * dot(here.T, _scaled(left, factor))
     of_total = sum(left.astype(jnp.float32) * of for left, of in zip(lefts, of_lefts)) - right.astype(jnp.float32) * of_right
     return of_lefts, of_right, of_total
 
 
 def _forward_kernel(lefts, right, total, *outs):
-    found = _products([left[...] for left in lefts], right[...], total[...], lambda size: total[_via(len(total), size), :])
+    found = _products([left[...] for left in lefts], right[...], total[...], total)
     for out, of in zip(outs, found):
         out[...] = of
 
 
 def _backward_kernel(lefts, right, total, gradients, of_lefts, of_right, of_total):
-    values = [left[...] for left in lefts], right[...], total[...]
-    found = _gradients(*values, lambda size: total[_via(len(total), size), :], [gradient[...] for gradient in gradients])
+    values = [left[...] for left in lefts], right[...], total[...], [gradient[...] for gradient in gradients]
+    found = _gradients(*values, total)
     for out, of in zip((*of_lefts, of_right, of_total), (*found[0], *found[1:])):
         out[...] = of.astype(out.dtype)
-
-
-def _between(total):
-    return lambda size: total[_via(len(total), size)]
 
 
 def _sizes(chunk: int) -> list[int]:
@@ -161,8 +160,3 @@ def _scaled(x, factor):
 
 def _repeat(x, total):
     return jnp.repeat(x, len(total) // len(x), axis=0)
-
-
-def _dot(a, b):
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)

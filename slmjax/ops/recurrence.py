@@ -69,7 +69,7 @@ def recurrence(
       memory: of earlier tokens; None: there were none.
       chunk: tokens of a chunk, a power of two; T need not be a multiple of it, and where T is shorter, so is the chunk.
       kernel: "scan", plain XLA, or "triton", kernels of an NVIDIA GPU, which take powers of two from 16 on for K, V and the chunk; other
-        sizes are scanned.
+        sizes are scanned. "interpret" runs the same kernels anywhere, slowly, for tests.
     Source: Dao and Gu 2024 (Mamba-2), section 6; Yang et al. 2024 (parallelizing linear transformers with the delta rule), section 3.
     """
     B, T, G, K = query.shape
@@ -216,8 +216,9 @@ _scaled.defvjp(_scaled_forward, _scaled_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _inverse(kernel: str, dtype: Any, below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """(I + below)^-1 of strictly lower triangular matrices, computed in float32, as `dtype`. Its gradient needs only the result itself."""
-    if kernel == "triton":
-        return triton_walk.unit_inverse(below.reshape(-1, *below.shape[-2:])).reshape(below.shape).astype(dtype)
+    if kernel != "scan":
+        flat = below.reshape(-1, *below.shape[-2:])
+        return triton_walk.unit_inverse(flat, interpret=kernel == "interpret").reshape(below.shape).astype(dtype)
     return _doubled(below).astype(dtype)
 
 

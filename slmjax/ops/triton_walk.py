@@ -59,11 +59,11 @@ def _walk(given, out, *, chunks, reverse, dtype):
         out["memories"][n] = memory
         new = given["written"][n] if "written" in given else None
         if "erased" in given:
-            new = (new.astype(jnp.float32) + sign * _dot(given["erased"][n], memory)).astype(dtype)
+            new = (new.astype(jnp.float32) + sign * dot(given["erased"][n], memory)).astype(dtype)
             out["new"][n] = new
         state = given["whole"][n][:, None] * state
         if "writing" in given:
-            state -= sign * _dot(given["writing"][n].T, new)
+            state -= sign * dot(given["writing"][n].T, new)
         if "added" in given:
             state += given["added"][n].astype(jnp.float32)
         return state
@@ -97,6 +97,7 @@ def _unit_inverse(below, out):
     out[...] = jax.lax.fori_loop(1, size, one, (row == column).astype(jnp.float32))
 
 
-def _dot(a, b):
+def dot(a, b):
+    """A product of matrices inside a kernel, with sums of float32, of float32 operands not in a shorter type."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)

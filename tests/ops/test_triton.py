@@ -64,6 +64,27 @@ def test_decayed_products_and_their_gradients_are_those_of_the_plain_sum(kernel)
         np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
 
 
+@pytest.mark.parametrize("channels", [(), (K,)], ids=["number", "channels"])
+def test_the_recurrence_through_the_kernels_is_that_through_xla_with_gradients(channels):
+    """Two documents and padding in 80 tokens, which are two chunks and a half; two value heads to a key."""
+    query, key, value = numbers(1, 80, 1, K), numbers(1, 80, 1, K, seed=1) / K**0.5, numbers(1, 80, 2, V)
+    decay, erase = -jnp.exp(numbers(1, 80, 2, *channels) - 2), jax.nn.sigmoid(numbers(1, 80, 2))
+    segments = jnp.repeat(jnp.array([[1, 2, 0]]), jnp.array([37, 40, 3]), axis=1, total_repeat_length=80)
+
+    def loss(kernel, *arrays):
+        *arrays, erase = arrays
+        out, after = recurrence(*arrays, erase=erase, segments=segments, chunk=C, kernel=kernel)
+        return jnp.sin(out).sum() + jnp.cos(after.state).sum()
+
+    arrays = query, key, value, decay, erase
+    expected, found = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, kernel), argnums=(0, 1, 2, 3, 4)))(*arrays) for kernel in ("scan", "interpret")
+    )
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
+
+
 @pytest.mark.parametrize("dtype, several", [(jnp.bfloat16, False), (jnp.float32, False), (jnp.float32, True)])
 def test_kernels_pass_the_front_end_of_a_gpu_without_one(dtype, several):
     """Delta rule with decays by channel: all kernels, forward and backward, at a real model's sizes; also of several models at once."""
@@ -74,8 +95,8 @@ def test_kernels_pass_the_front_end_of_a_gpu_without_one(dtype, several):
         return recurrence(query, key, value, decay, erase=erase, segments=segments, kernel="triton")[0].astype(jnp.float32).sum()
 
     gradients = jax.grad(loss, argnums=(0, 1, 2, 3, 4))
-    several = jax.vmap(gradients) if several else gradients
-    traced = jax.jit(several).trace(*(jax.ShapeDtypeStruct((3, *shape) if several is not gradients else shape, of) for shape, of in shapes))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    if several:
+        gradients, shapes = jax.vmap(gradients), [((3, *shape), of) for shape, of in shapes]
+    text = jax.jit(gradients).trace(*(jax.ShapeDtypeStruct(*of) for of in shapes)).lower(lowering_platforms=("cuda",)).as_text()
     for name in ("_walk", "_unit_inverse", "_forward_kernel", "_backward_kernel"):
         assert f'name = "{name}"' in text, name

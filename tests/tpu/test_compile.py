@@ -27,7 +27,7 @@ HYBRID = ("ssm", "gdn", "kda", "attention window=128")
 
 @pytest.fixture(scope="module", params=[("attention",), HYBRID], ids=["attention", "hybrid"])
 def compiled(request):
-    """(program, its state with shardings, reasons of the device's choices) for eight chips of v5e on two hosts."""
+    """(program, its state with shardings, reasons of the device's choices, pattern) for eight chips of v5e on two hosts."""
     from jax.experimental import topologies
 
     config = configs.base()
@@ -40,21 +40,21 @@ def compiled(request):
         mesh = make_mesh(SIZES, topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices)
         program = make_program(configs.validate(config), mesh, 1000, (16, 4))
         step = program.compile()
-    return step, program.shapes, program.reasons
+    return step, program.shapes, program.reasons, request.param
 
 
 def test_the_step_for_a_tpu_slice_runs_splash_attention_in_bfloat16_forward_and_backward(compiled):
-    program, _, reasons = compiled
+    program, _, reasons, pattern = compiled
     text = program.as_text()
-    chosen = [reason.partition(":")[0] for reason in reasons]
-    assert [choice for choice in chosen if choice != "recurrence scan"] == ["compute bfloat16", "attention splash", "stack scanned"]
+    recurrence = ["recurrence scan"] if pattern == HYBRID else []
+    assert [reason.partition(":")[0] for reason in reasons] == ["compute bfloat16", "attention splash", *recurrence, "stack scanned"]
     # One kernel forward and two backward (queries; keys and values): the scan holds each once.
     assert text.count('custom_call_target="tpu_custom_call"') >= 3
     assert all(f"splash_mqa_{part}" in text for part in ("fwd", "dq", "dkv"))
 
 
 def test_each_chip_of_a_tpu_slice_holds_its_quarter_of_the_state_and_the_step_fits(compiled):
-    program, state, _ = compiled
+    program, state, *_ = compiled
     held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     batch = 5 * 4 * BATCH * LENGTH / (SIZES["data"] * SIZES["fsdp"])
