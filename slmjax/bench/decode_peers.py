@@ -81,7 +81,8 @@ def _measure(model: Any, cache: str | None, batch: int, prompt: int, tokens: int
     seconds(tokens)  # a compiled step records its CUDA graph in its second call
     prefill, whole = (statistics.median(seconds(new) for _ in range(runs)) for new in (1, tokens))
     loop = (whole - prefill) / (tokens - 1) * tokens
-    return {"prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens, "tokens/s": batch * tokens / loop, "floor ms": None,
+    return {"prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens, "tokens/s": batch * tokens / loop,
+            "state MB": None, "floor ms": None,
             "compile s": max(0.0, first - prefill - whole) if cache else None,
             "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None}  # fmt: skip
 

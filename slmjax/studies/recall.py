@@ -63,9 +63,10 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
             row = measure(config, study, task, name, tuple(pattern))
             found["rows"].append(row)
             file.write_text(json.dumps(found, indent=1) + "\n")
-            print(f"{task:20} {name:12} {row['accuracy']:.3f} +- {row['deviation']:.3f}  at {row['rate']:g}", flush=True)
+            print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}", flush=True)
     print("\n" + table(found["rows"]))
-    print(f"\nAccuracy: mean over {study['seeds']} seeds at the learning rate whose mean is best. Rows: {file}")
+    chosen = "at the learning rate that is best on validation rows"
+    print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
     return 0
 
 
@@ -73,7 +74,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     """config.study, checked.
 
     tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
-    examples (training rows, read over and over), tested (rows), vocab (of recall). How long and how is config.train's.
+    examples (training rows, read over and over), tested (rows, and as many that choose the rate), vocab (of recall). How long and how is
+    config.train's.
 
     Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
     """
@@ -112,16 +114,17 @@ def maker(task: str, vocab: int) -> tuple[Callable[[int, int], tasks.Batch], int
 
 
 def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, pattern: tuple[str, ...]) -> dict[str, Any]:
-    """The row of a task and a variant: accuracy on rows that training does not see, of each learning rate and seed and of the best rate."""
+    """The row of a task and a variant: test accuracy of each learning rate and seed, and of the rate that is best on validation rows."""
     make, vocab = maker(task, study["vocab"])
     config = config.copy_and_resolve_references()
     config.model.pattern = pattern
     arch, _ = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), vocab)
     arch = dataclasses.replace(arch, attention="blockwise")  # cuDNN's attention has no axis for runs
-    data, test = (drawn(make, study[count], seed) for count, seed in (("examples", config.seed), ("tested", config.seed + 1)))
+    counts = (study["examples"], study["tested"], study["tested"])
+    data, valid, test = (drawn(make, rows, config.seed + number) for number, rows in enumerate(counts))
     rates, seeds = [float(rate) for rate in study["rates"]], int(study["seeds"])
-    accuracy = fit(config, arch, data, test, rates=rates, seeds=seeds)
-    best = int(accuracy.mean(1).argmax())
+    validation, accuracy = fit(config, arch, data, (valid, test), rates=rates, seeds=seeds)
+    best = int(validation.mean(1).argmax())
     length = data.batch["tokens"].shape[1]
     return {
         "task": task, "variant": name, "accuracy": float(accuracy[best].mean()), "deviation": float(accuracy[best].std()),
@@ -138,9 +141,9 @@ def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data
 
 
 def fit(
-    config: ConfigDict, arch: Architecture, data: Data, test: Data, *, rates: Sequence[float], seeds: int
-) -> Float[np.ndarray, "rates seeds"]:
-    """Accuracy on `test` of a model for each rate and seed, trained on batches of `data` as config.train says, with that learning rate."""
+    config: ConfigDict, arch: Architecture, data: Data, tests: Sequence[Data], *, rates: Sequence[float], seeds: int
+) -> Float[np.ndarray, "tests rates seeds"]:
+    """Accuracy on each of `tests` of a model for each rate and seed, trained on batches of `data` as config.train says, with that rate."""
     train, examples = config.train, len(data.asked)
     optimizer = Optimizer(train, config.model.multipliers)
     epochs = -(-train.steps * train.batch // examples)
@@ -172,10 +175,13 @@ def fit(
     for first in range(0, train.steps, CHUNK):
         states = chunk(states, peaks, first, order[first : first + CHUNK])
     right = jax.jit(jax.vmap(lambda params, part: _scores(arch, params, part)[1], in_axes=(0, None)))
-    starts = range(0, len(test.asked), train.batch)
-    parts = [jax.tree.map(lambda of, at=at: jnp.asarray(of[at : at + train.batch]), test) for at in starts]
-    counts = sum(np.asarray(right(states[0], part)) for part in parts)
-    return (counts / test.answers.size).reshape(len(rates), seeds)
+
+    def accuracy(test):
+        starts = range(0, len(test.asked), train.batch)
+        parts = [jax.tree.map(lambda of, at=at: jnp.asarray(of[at : at + train.batch]), test) for at in starts]
+        return sum(np.asarray(right(states[0], part)) for part in parts) / test.answers.size
+
+    return np.stack([accuracy(test) for test in tests]).reshape(len(tests), len(rates), seeds)
 
 
 def _scores(arch: Architecture, params: dict, data: Data) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -186,10 +192,16 @@ def _scores(arch: Architecture, params: dict, data: Data) -> tuple[Float[Array, 
     return nats.mean(), (logits.argmax(-1) == data.answers).sum().astype(jnp.float32)
 
 
+def scored(row: Mapping[str, Any]) -> str:
+    """A row's accuracy, with the deviation over seeds where there are several."""
+    several = len(next(iter(row["by_rate"].values()))) > 1
+    return f"{row['accuracy']:.3f}" + (f" ± {row['deviation']:.3f}" if several else "")
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line for each variant, a column for each task."""
     names, columns = (list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task"))
-    cells = {(row["variant"], row["task"]): f"{row['accuracy']:.3f} ± {row['deviation']:.3f}" for row in rows}
+    cells = {(row["variant"], row["task"]): scored(row) for row in rows}
     lines = [["mixer", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(cells.get((name, task), "") for task in columns)] for name in names]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
