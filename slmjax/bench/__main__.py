@@ -1,4 +1,4 @@
-"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|recurrence|memory|data|decode --help`."""
+"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|recurrence|memory|data|decode|dedup --help`."""
 
 import argparse
 import importlib
@@ -20,6 +20,7 @@ BENCHES = {
     "memory": "memory, state and speed of every token mixer at equal parameters",
     "data": "batches of packed rows from mixed sources",
     "decode": "generation, beside transformers",
+    "dedup": "near-duplicate search, beside datasketch, rensa and datatrove",
 }
 RECIPE = "configs/304m.py"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,10 +34,12 @@ def deduplicate(
     index = Index(folder, scheme)
     units = [(f"{source.name}/{file.name}", source, file) for source in sources for file in list_files(source)]
     batch = hashlib.sha256(json.dumps([(name, file.size, file.version) for name, _, file in units]).encode()).hexdigest()[:16]
-    work = folder / "work" / batch
-    tasks = [(file.size, (source, file, work / f"{number:05d}", scheme)) for number, (_, source, file) in enumerate(units)]
-    run_units(sketch_file, tasks, processes, stage="sketch", progress=progress)
-    index.add(batch, [(name, work / f"{number:05d}") for number, (name, _, _) in enumerate(units)])
+    if batch not in index:
+        work = folder / "work"
+        tasks = [(file.size, (source, file, work / f"{number:05d}", scheme)) for number, (_, source, file) in enumerate(units)]
+        run_units(sketch_file, tasks, processes, stage="sketch", progress=progress)
+        index.add(batch, [(name, work / f"{number:05d}") for number, (name, _, _) in enumerate(units)])
+        shutil.rmtree(work)
     return index, index.clusters(threshold)
 
 

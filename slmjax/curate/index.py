@@ -86,13 +86,16 @@ class Index:
     def __len__(self) -> int:
         return sum(unit["documents"] for unit in self.units())
 
+    def __contains__(self, batch: str) -> bool:
+        return any(known["name"] == batch for known in self._manifest["batches"])
+
     def units(self) -> Iterator[dict]:
         """{name, documents, shingles} of every file, in order."""
         return (unit for batch in self._manifest["batches"] for unit in batch["units"])
 
     def add(self, batch: str, units: Sequence[tuple[str, Path]]) -> None:
         """Add the sketches of a batch of files, given as (name, folder of a SketchWriter), unless a batch of this name is there already."""
-        if any(known["name"] == batch for known in self._manifest["batches"]):
+        if batch in self:
             return
         shingles = sum(unit["shingles"] for unit in self.units())
         sizes = {"keys": len(self), "lines": len(self), "counts": len(self), "shingles": shingles}
