@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows of quality, or of speed.
 
-    Quality: set, bands, threshold, who; pairs, how many have this similarity or more; removed, and exact, how many the greedy rule over all
-    pairs would remove; precision, the share of removed documents that are so similar to a kept one; recall, the share of what the exact rule
-    removes that is removed; left, documents so similar to a kept one before them that are kept.
+    Quality: set, bands, threshold, who; pairs, how many have this similarity or more; removed, and exact, how many the greedy rule over
+    all pairs would remove; precision, the share of removed documents that are so similar to a kept one; recall, the share of what the exact
+    rule removes that is removed; left, documents that are kept although so similar to a kept one before them.
     Speed: documents_per_second (median), seconds, removed, peak_GiB of the process and its children.
     Raises: UserError without the shared text.
     """

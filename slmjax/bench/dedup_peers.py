@@ -105,8 +105,8 @@ def _datatrove(files: Sequence[Path], scheme: Scheme, processes: int, folder: Pa
     places = [str(folder / name) for name in ("signatures", "buckets", "removed", "logs")]
     blocks = [
         ([JsonlReader(str(files[0].parent)), MinhashDedupSignature(places[0], config)], len(files)),
-        ([MinhashDedupBuckets(places[0], places[1], config)], scheme.bands),
-        ([MinhashDedupCluster(places[1], places[2], config)], 1),
+        ([MinhashDedupBuckets(places[0], places[1], config=config)], scheme.bands),
+        ([MinhashDedupCluster(places[1], places[2], config=config)], 1),
     ]
     for number, (pipeline, tasks) in enumerate(blocks):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=processes, logging_dir=f"{places[3]}/{number}").run()

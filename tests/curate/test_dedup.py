@@ -1,5 +1,6 @@
 """Deduplication of files: one index for several batches, whatever the number of processes; a killed run goes on."""
 
+import itertools
 import json
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_two_processes_and_small_chunks_give_the_same(files, tmp_path, monkeypat
     _, one = deduplicate(sources(files, "a", "b"), tmp_path / "one", scheme=SMALL)
     _, two = deduplicate(sources(files, "a", "b"), tmp_path / "two", scheme=SMALL, processes=2)
     monkeypatch.setattr(indices, "CHUNK", 700)
-    index, three = deduplicate(sources(files, "a", "b"), tmp_path / "three", scheme=SMALL)
+    _, three = deduplicate(sources(files, "a", "b"), tmp_path / "three", scheme=SMALL)
     assert same(one, two) and same(one, three)
     for file in tmp_path.joinpath("one").iterdir():
         if file.is_file() and file.name != "index.json":
@@ -62,12 +63,12 @@ def test_two_processes_and_small_chunks_give_the_same(files, tmp_path, monkeypat
 
 def test_decisions_name_both_documents(files, tmp_path):
     index, clusters = deduplicate(sources(files, "a", "b"), tmp_path, scheme=SMALL)
-    texts = {f"{n}/{n}.jsonl": [json.loads(line)["text"] for line in open(files / f"{n}.jsonl")] for n in "ab"}
+    texts = {f"{n}/{n}.jsonl": [json.loads(line)["text"] for line in (files / f"{n}.jsonl").read_text().splitlines()] for n in "ab"}
     told = list(decisions(index, clusters))
     assert len(told) == len(clusters.removed)
     for entry in told:
-        a, b = (set(zip(text[:-1], text[1:])) for text in (texts[entry["file"]][entry["line"] - 1].split(),
-                                                           texts[entry["kept_file"]][entry["kept_line"] - 1].split()))  # fmt: skip
+        places = (entry["file"], entry["line"]), (entry["kept_file"], entry["kept_line"])
+        a, b = (set(itertools.pairwise(texts[file][line - 1].split())) for file, line in places)
         assert entry["similarity"] == pytest.approx(len(a & b) / len(a | b), abs=1e-4) and entry["similarity"] >= 0.75
         assert (entry["kept_file"], entry["kept_line"]) < (entry["file"], entry["line"])
 
@@ -75,7 +76,7 @@ def test_decisions_name_both_documents(files, tmp_path):
 @pytest.mark.parametrize("other", [Scheme(ngram=3, bands=10, rows=3), Scheme(ngram=2, bands=5, rows=6), Scheme(2, 10, 3, seed=2)])
 def test_an_index_of_another_scheme_is_refused(files, tmp_path, other):
     deduplicate(sources(files, "a"), tmp_path, scheme=SMALL)
-    with pytest.raises(UserError, match="holds sketches of scheme .* asks for"):
+    with pytest.raises(UserError, match=r"holds sketches of scheme .* asks for"):
         Index(tmp_path, other)
 
 
