@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its group, its 1-based line (row of parquet), its UTF-8 length and the 64-bit hash of its content."""
+    """A text with its group, its 1-based line (row of parquet), its UTF-8 length and the 64-bit hash of its content.
+
+    `record` is all that stood beside it in a .jsonl file.
+    """
 
     text: str
     group: str
@@ -58,6 +61,7 @@ class Document:
     bytes: int
     key: int
     matched: bool = True
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -364,12 +368,12 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple) -> Do
     key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     field, function = group
     if function is None:
-        return Document(text, f"{key:016x}", line, len(data), key)
+        return Document(text, f"{key:016x}", line, len(data), key, record=record)
     value = record.get(field)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return Fault(line, "no group", f"data.group_by needs '{field}', which is {_found(record, field)}")
     name = function(str(value))
-    return Document(text, str(value) if name is None else name, line, len(data), key, name is not None)
+    return Document(text, str(value) if name is None else name, line, len(data), key, name is not None, record)
 
 
 def _found(record: Mapping, field: str) -> str:

@@ -1,0 +1,119 @@
+"""The first pass over a file: normalise, quality rules, decontamination; what is left is written with its sketches."""
+
+import functools
+import heapq
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmjax.curate.decontaminate import EvalIndex
+from slmjax.curate.index import SketchWriter
+from slmjax.curate.minhash import Scheme
+from slmjax.curate.normalise import normalise
+from slmjax.curate.quality import check
+from slmjax.data.sources import Document, Fault, Source, SourceFile, read_documents
+from slmjax.data.work import go_on, write_atomic
+
+EXCERPT = 600  # characters of a dropped document in the report
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file of a source, and what to do with it; all files of the pass lie under `folder`."""
+
+    source: Source
+    file: SourceFile
+    number: int
+    folder: str
+    rules: tuple[str, ...]
+    scheme: Scheme
+    evals: str  # file of the EvalIndex; empty: no decontamination
+    samples: int  # of dropped documents for each reason
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}/{self.file.name}"
+
+    @property
+    def part(self) -> str:
+        """What the unit's files are called."""
+        return f"{self.source.name}-{self.number:05d}"
+
+    def path(self, ending: str) -> Path:
+        return Path(self.folder) / f"{self.part}{ending}"
+
+
+class Tally:
+    """Documents and bytes by what became of them, with the samples of each reason that have the smallest keys: decided by content alone."""
+
+    def __init__(self, samples: int):
+        self._samples, self.documents, self.bytes, self.faults = samples, Counter(), Counter(), Counter()
+        self._shown: dict[str, list[tuple[int, dict]]] = {}
+
+    def count(self, what: str, document: Document) -> None:
+        """`what` is "read", "kept" or a reason."""
+        self.documents[what] += 1
+        self.bytes[what] += document.bytes
+
+    def show(self, reason: str, key: int, entry: Mapping[str, Any]) -> None:
+        """Offer a dropped document as a sample."""
+        shown = self._shown.setdefault(reason, [])
+        heapq.heappush(shown, (-key, len(shown), entry))
+        if len(shown) > self._samples:
+            heapq.heappop(shown)
+
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        shown = {reason: [entry for *_, entry in sorted(found, reverse=True)] for reason, found in sorted(self._shown.items())}
+        return {"documents": dict(self.documents), "bytes": dict(self.bytes), "faults": dict(self.faults), "samples": shown}
+
+
+def clean(unit: Unit) -> None:
+    """Write what is left of a file's documents (.jsonl), what was dropped and why (.dropped.jsonl), its sketches and counts (.json)."""
+    tally = Tally(unit.samples)
+    with (
+        SketchWriter(unit.path(".sketches"), unit.scheme) as sketches,
+        open(unit.path(".jsonl"), "w", encoding="utf8", newline="\n") as kept,
+        open(unit.path(".dropped.jsonl"), "w", encoding="utf8", newline="\n") as dropped,
+    ):
+        for number, item in enumerate(read_documents(unit.file, unit.source)):
+            if number % 256 == 0:
+                go_on()
+            if isinstance(item, Fault):
+                tally.faults[item.reason] += 1
+                continue
+            tally.count("read", item)
+            text, reason, detail = judge(item.text, unit.rules, unit.evals)
+            if reason:
+                tally.count(reason, item)
+                tally.show(reason, item.key, {"file": unit.name, "line": item.line, "detail": detail, "text": item.text[:EXCERPT]})
+                dropped.write(_line({"file": unit.name, "line": item.line, "reason": reason, **({"detail": detail} if detail else {})}))
+                continue
+            record = {**item.record, "text": text, "from": f"{unit.name} line {item.line}"}
+            if unit.source.field != "text":
+                record.pop(unit.source.field, None)
+            kept.write(_line(record))
+            sketches.add(_document(text, item.line))
+    write_atomic(unit.path(".json"), tally.report())
+
+
+def judge(text: str, rules: tuple[str, ...], evals: str) -> tuple[str, str, str]:
+    """(text as it is kept, why it is dropped or "", which evaluation item it holds or "")."""
+    text, reason = check(normalise(text), rules)
+    if not reason and not text.strip():
+        reason = "empty after normalising"
+    if not reason and evals and (hit := _index(evals).find(text)):
+        return text, f"contaminated: {hit.set}", f"{hit.item}, {hit.coverage:.0%} of it"
+    return text, reason or "", ""
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+@functools.lru_cache(2)
+def _index(file: str) -> EvalIndex:
+    return EvalIndex.load(Path(file))
