@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 from slmjax.errors import UserError
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
+from slmjax.readable import count, flatten
 from slmjax.train import metrics
-from slmjax.train.readable import count, flatten
 
 BOOKKEEPING = ("seed", "log.", "checkpoint.", "eval.", "data.cache", "data.workers", "train.deterministic")
 """Config fields that decide nothing about what is learned, except by chance: runs that differ only here are repetitions of one config."""
@@ -183,7 +183,7 @@ def write_page(comparison: Comparison, out: str) -> None:
     """The comparison as one self-contained HTML page. Raises: UserError where it cannot be written."""
     from etils import epath
 
-    from slmjax.train import page
+    from slmjax import page
 
     runs, groups = comparison.runs, comparison.groups
     caution = warning(comparison)
@@ -250,7 +250,7 @@ def _run_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _curves(comparison: Comparison) -> list[str]:
-    from slmjax.train import figures
+    from slmjax import figures
 
     colors = {index: number for number, members in enumerate(comparison.groups) for index in members}
     drawn = []

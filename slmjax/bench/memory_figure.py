@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from slmjax.figures import LIGHT
 from slmjax.models import sizes
 from slmjax.models.architecture import Architecture
-from slmjax.train.figures import LIGHT
-from slmjax.train.readable import count
+from slmjax.readable import count
 
 LONGEST = 1 << 16  # of the lines
 

@@ -1,10 +1,11 @@
 """The first pass over a file: normalise, quality rules, decontamination; what is left is written with its sketches."""
 
 import functools
+import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.index import SketchWriter
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
-from slmjax.curate.quality import check
+from slmjax.curate.quality import Rule, check
 from slmjax.data.sources import Document, Fault, Source, SourceFile, read_documents
 from slmjax.data.work import go_on, write_atomic
 
@@ -28,7 +29,7 @@ class Unit:
     file: SourceFile
     number: int
     folder: str
-    rules: tuple[str, ...]
+    rules: tuple[str | Rule, ...]
     scheme: Scheme
     evals: str  # file of the EvalIndex; empty: no decontamination
     samples: int  # of dropped documents for each reason
@@ -92,22 +93,27 @@ def clean(unit: Unit) -> None:
                 tally.show(reason, item.key, {"file": unit.name, "line": item.line, "detail": detail, "text": item.text[:EXCERPT]})
                 dropped.write(_line({"file": unit.name, "line": item.line, "reason": reason, **({"detail": detail} if detail else {})}))
                 continue
-            record = {**item.record, "text": text, "from": f"{unit.name} line {item.line}"}
+            record = {**(item.record or {}), "text": text, "from": f"{unit.name} line {item.line}"}
             if unit.source.field != "text":
                 record.pop(unit.source.field, None)
             kept.write(_line(record))
-            sketches.add(_document(text, item.line))
+            sketches.add(_cleaned(text, item.line))
     write_atomic(unit.path(".json"), tally.report())
 
 
-def judge(text: str, rules: tuple[str, ...], evals: str) -> tuple[str, str, str]:
+def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str, str]:
     """(text as it is kept, why it is dropped or "", which evaluation item it holds or "")."""
     text, reason = check(normalise(text), rules)
     if not reason and not text.strip():
         reason = "empty after normalising"
     if not reason and evals and (hit := _index(evals).find(text)):
-        return text, f"contaminated: {hit.set}", f"{hit.item}, {hit.coverage:.0%} of it"
+        return text, f"contaminated: {hit.set}", f"item {hit.item}: {hit.coverage:.0%} of it, in “{text[hit.start : hit.end]}”"
     return text, reason or "", ""
+
+
+def _cleaned(text: str, line: int) -> Document:
+    data = text.encode()
+    return Document(text, "", line, len(data), int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
 
 
 def _line(record: Mapping[str, Any]) -> str:

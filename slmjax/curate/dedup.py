@@ -51,12 +51,12 @@ def sketch_file(source: Source, file: SourceFile, folder: Path, scheme: Scheme) 
                 writer.add(item)
 
 
-def decisions(index: Index, clusters: Clusters) -> Iterator[dict]:
-    """Of every removed document: where it stands, which one is kept for it, how similar they are, and how the pair was found.
+def decisions(index: Index, clusters: Clusters, first: int = 0) -> Iterator[dict]:
+    """Of every removed document from number `first` on: where it stands, which one is kept for it, how similar they are, how they met.
 
     `found` is the first band that both share, "same text", or "through a duplicate": both are near a third, which is removed too.
     """
-    removed = clusters.removed
+    removed = clusters.removed[clusters.removed >= first]
     names = {EXACT: "same text", THROUGH: "through a duplicate"}
     for doc, (file, line), (kept_file, kept_line) in zip(removed, index.places(removed), index.places(clusters.keeper[removed])):
         band = int(clusters.band[doc])

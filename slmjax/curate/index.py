@@ -1,5 +1,6 @@
 """Sketches on disk: what a file of text leaves, and the index to which batches of such files are added."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +18,12 @@ from slmjax.errors import UserError
 
 FORMAT = 1
 CHUNK = 4_000_000  # characters that are sketched at once
-COLUMNS = {"keys": "<u8", "lines": "<i8", "counts": "<i8", "shingles": "<u4", "bands": "<u8"}
+COLUMNS = {"keys": "<u8", "lines": "<i8", "bytes": "<i8", "counts": "<i8", "shingles": "<u4", "bands": "<u8"}
+KEPT = ("keys", "lines", "counts", "shingles")  # in an index as they are; bands are turned, and bytes serve reports only
 
 
 class SketchWriter:
-    """Sketches of documents, in their order, as raw arrays under `folder`: keys, lines, counts, shingles and bands [documents, bands].
+    """Sketches of documents, in their order, as raw arrays under `folder`, see COLUMNS; bands are [documents, bands].
 
     A context manager; what was written is whole once it is left without an exception. No more than CHUNK characters are held.
     """
@@ -35,7 +37,7 @@ class SketchWriter:
     def add(self, document: Document) -> None:
         """Take a document."""
         self._texts.append(document.text)
-        self._keys.append((document.key, document.line))
+        self._keys.append((document.key, document.line, document.bytes))
         self._size += len(document.text)
         if self._size >= CHUNK:
             self._flush()
@@ -53,9 +55,8 @@ class SketchWriter:
         if not self._texts:
             return
         found = sketch(self._texts, self._scheme)
-        keys = np.array([key for key, _ in self._keys], np.uint64)
-        lines = np.array([line for _, line in self._keys], np.int64)
-        for name, column in zip(COLUMNS, (keys, lines, found.counts, found.shingles, found.bands.T)):
+        keys, lines, sizes = (np.array(column, np.dtype(COLUMNS[name])) for name, column in zip(COLUMNS, zip(*self._keys)))
+        for name, column in zip(COLUMNS, (keys, lines, sizes, found.counts, found.shingles, found.bands.T), strict=True):
             column.astype(COLUMNS[name], copy=False).tofile(self._files[name])
         self._texts, self._keys, self._size = [], [], 0
 
@@ -89,6 +90,11 @@ class Index:
     def __contains__(self, batch: str) -> bool:
         return any(known["name"] == batch for known in self._manifest["batches"])
 
+    def first(self, batch: str) -> int:
+        """The number of a batch's first document."""
+        before = itertools.takewhile(lambda known: known["name"] != batch, self._manifest["batches"])
+        return sum(unit["documents"] for known in before for unit in known["units"])
+
     def units(self) -> Iterator[dict]:
         """{name, documents, shingles} of every file, in order."""
         return (unit for batch in self._manifest["batches"] for unit in batch["units"])
@@ -97,15 +103,14 @@ class Index:
         """Add the sketches of a batch of files, given as (name, folder of a SketchWriter), unless a batch of this name is there already."""
         if batch in self:
             return
-        shingles = sum(unit["shingles"] for unit in self.units())
-        sizes = {"keys": len(self), "lines": len(self), "counts": len(self), "shingles": shingles}
+        sizes = dict.fromkeys(KEPT, len(self)) | {"shingles": sum(unit["shingles"] for unit in self.units())}
         sizes |= {f"bands-{band:03d}": len(self) for band in range(self.scheme.bands)}
         entries = []
         for name, size in sizes.items():  # what a killed call had added is cut off
             with open(self.folder / name, "ab") as file:
                 file.truncate(size * np.dtype(COLUMNS[name.partition("-")[0]]).itemsize)
         for name, folder in units:
-            for column in ("keys", "lines", "counts", "shingles"):
+            for column in KEPT:
                 with open(folder / column, "rb") as source, open(self.folder / column, "ab") as file:
                     shutil.copyfileobj(source, file, 1 << 22)
             documents, own = (folder / "keys").stat().st_size // 8, (folder / "shingles").stat().st_size // 4

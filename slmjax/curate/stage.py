@@ -1,7 +1,7 @@
 """The stage `curate`: raw text becomes a clean corpus: quality rules, decontamination, deduplication, and a report of what went and why.
 
-Each pass over a file is one unit of work in one of the processes. The order of sources, files and lines decides everything, so the result is
-the same however many processes there are; what comes first in it is kept of near-duplicates.
+Each pass over a file is one unit of work in one of the processes. The order of sources, files and lines decides everything, so the result
+is the same however many processes there are; of near-duplicates the first one is kept.
 """
 
 import dataclasses
@@ -113,6 +113,8 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: Path, pr
     count = asked["processes"] or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     todo = [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()]
     run_units(clean, todo, count, stage="clean", progress=progress)
+    if not asked["index"]:
+        shutil.rmtree(folder / "index", ignore_errors=True)
     index = Index(Path(asked["index"]).expanduser() if asked["index"] else folder / "index", units[0].scheme)
     batch = work.joinpath("key").read_text()
     index.add(batch, [(unit.name, unit.path(".sketches")) for unit in units])
@@ -140,7 +142,9 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: Path) -> l
             raise UserError(f"config.curate.rules names '{name}', but the sources are {', '.join(source.name for source in sources)}.")
     files = [(source, file, number) for source in sources for number, file in enumerate(list_files(source))]
     decides = {name: value for name, value in asked.items() if name not in ("processes", "max_removed", "threshold", "index")}
-    key = json.dumps([decides, [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]], sort_keys=True)
+    key = json.dumps(
+        [decides, [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]], sort_keys=True
+    )
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     if not (work / "key").exists() or (work / "key").read_text() != key:
         shutil.rmtree(work, ignore_errors=True)
@@ -183,7 +187,7 @@ def _found(asked: Mapping[str, Any], units: Sequence[Unit], index: Index, cluste
     for unit, removed in zip(units, _by_unit(units, index, clusters, first)):
         entry = sources.setdefault(unit.source.name, report.empty())
         report.add(entry, json.loads(unit.path(".json").read_text()), asked["samples"])
-        sizes = _sizes(unit, removed)
+        sizes = np.fromfile(unit.path(".sketches") / "bytes", "<i8")
         for what, which in (("duplicate", removed), ("left", ~removed)):
             entry[what]["documents"] += int(which.sum())
             entry[what]["bytes"] += int(sizes[which].sum())
@@ -201,9 +205,3 @@ def _found(asked: Mapping[str, Any], units: Sequence[Unit], index: Index, cluste
         "similarity": np.histogram(near, 50, (0, 1))[0].tolist(), "seen_before": first, "compiled": compiled(),
         "largest_clusters": np.sort(np.bincount(clusters.keeper[removed]) if len(removed) else np.zeros(0, int))[::-1][:10].tolist(),
     }  # fmt: skip
-
-
-def _sizes(unit: Unit, removed: np.ndarray) -> np.ndarray:
-    """Bytes of each kept document's line."""
-    with open(unit.path(".jsonl"), "rb") as lines:
-        return np.fromiter((len(line) for line in lines), np.int64, len(removed))

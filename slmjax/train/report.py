@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from slmjax.train import figures, goodput, metrics, page
-from slmjax.train.readable import count, duration, flatten, percent
+from slmjax import figures, page
+from slmjax.readable import count, duration, flatten, percent
+from slmjax.train import goodput, metrics
 
 TOTAL = "eval/bits_per_byte"
 

@@ -3,7 +3,7 @@
 import html as _html
 from collections.abc import Iterable, Mapping, Sequence
 
-from slmjax.train.figures import DARK, LIGHT
+from slmjax.figures import DARK, LIGHT
 
 
 def escape(value: object) -> str:
