@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from slmjax.bench import dedup_peers, shell
-from slmjax.curate.clusters import cluster, exact_similarity
+from slmjax.curate.clusters import candidates, cluster, exact_similarity
 from slmjax.curate.dedup import deduplicate
 from slmjax.curate.minhash import Scheme, mix, optimal_bands, sketch
 from slmjax.data.sources import Source
@@ -78,7 +78,7 @@ def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
     """Of every text, the one that is kept for it."""
     found = sketch(texts, scheme)
     keys = mix(np.unique(texts, return_inverse=True)[1].astype(np.uint64))
-    return cluster(found.bands, keys, exact_similarity(found.shingles, found.counts), threshold).keeper
+    return cluster(candidates(found.bands, keys), keys, exact_similarity(found.shingles, found.counts), threshold).keeper
 
 
 def similarities(sets: Sequence[set[str]]) -> np.ndarray:

@@ -7,8 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import numpy as np
+from etils import epath
 
 from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.index import SketchWriter
@@ -43,8 +45,8 @@ class Unit:
         """What the unit's files are called."""
         return f"{self.source.name}-{self.number:05d}"
 
-    def path(self, ending: str) -> Path:
-        return Path(self.folder) / f"{self.part}{ending}"
+    def path(self, ending: str) -> epath.Path:
+        return epath.Path(self.folder) / f"{self.part}{ending}"
 
 
 class Tally:
@@ -77,8 +79,8 @@ def clean(unit: Unit) -> None:
     tally = Tally(unit.samples)
     with (
         SketchWriter(unit.path(".sketches"), unit.scheme) as sketches,
-        open(unit.path(".jsonl"), "w", encoding="utf8", newline="\n") as kept,
-        open(unit.path(".dropped.jsonl"), "w", encoding="utf8", newline="\n") as dropped,
+        unit.path(".jsonl").open("wb") as kept,
+        unit.path(".dropped.jsonl").open("wb") as dropped,
     ):
         for number, item in enumerate(read_documents(unit.file, unit.source)):
             if number % 256 == 0:
@@ -116,10 +118,24 @@ def _cleaned(text: str, line: int) -> Document:
     return Document(text, "", line, len(data), int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
 
 
 @functools.lru_cache(2)
 def _index(file: str) -> EvalIndex:
-    return EvalIndex.load(Path(file))
+    return EvalIndex.load(file)
+
+
+def publish(unit: Unit, removed: np.ndarray, place: str) -> None:
+    """Write the documents of a unit that are left to `place`, if any."""
+    import zstandard
+
+    if removed.all():
+        return
+    file = epath.Path(place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with unit.path(".jsonl").open("rb") as lines, file.open("wb") as out, zstandard.ZstdCompressor().stream_writer(out) as compressed:
+        for line, gone in zip(lines, removed, strict=True):
+            if not gone:
+                compressed.write(line)

@@ -4,7 +4,7 @@ A document is removed only where a kept one before it is at least as similar as 
 connect is not merged by that (bare connected components of candidate pairs once left 2 of 859,092 documents of a source, marin#6854).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
@@ -38,31 +38,37 @@ class Clusters(NamedTuple):
         return np.flatnonzero(self.keeper != np.arange(len(self.keeper)))
 
 
-Bands = UInt64[np.ndarray, "bands documents"] | Sequence[UInt64[np.ndarray, " documents"]]
-
-
-def candidates(bands: Bands, keys: UInt64[np.ndarray, " documents"]) -> Pairs:
+def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: UInt64[np.ndarray, " documents"]) -> Pairs:
     """Pairs of different texts that share a band hash: at most 2 (m - 1) for a bucket of m, so that a large one costs only its size.
 
     Each member is paired with the first of its bucket and with one before it that is drawn at random, another in every band: together the
     bands connect a cluster in many ways, and a pair depends on nothing that comes after it.
 
     Args:
-      bands: of each band, the hashes of all documents; may be memory-mapped, a band is read at once.
+      bands: hashes, as `Sketches` has them; may be memory-mapped, a band is read at once.
       keys: 64-bit hashes of the texts; of equal texts only the first takes part.
     """
     first = np.sort(np.unique(keys, return_index=True)[1])
     size, found, met = len(keys), [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
-    for band, column in enumerate(bands):
-        column, salted = np.asarray(column)[first], mix(keys[first] + np.uint64(band))
+    for band in range(bands.shape[1]):
+        column, salted = np.array(bands[:, band])[first], mix(keys[first] + np.uint64(band))
         for part in range(-(-len(column) // BLOCK)):
             low, high = _bucket_pairs(column, salted, part)
             found.append(first[high] * size + first[low])
             met.append(np.full(len(low), band, np.uint8))
-        if sum(map(len, found)) > BLOCK or band == len(bands) - 1:
+        if sum(map(len, found)) > BLOCK or band == bands.shape[1] - 1:
             pairs, where = np.unique(np.concatenate(found), return_index=True)
             found, met = [pairs], [np.concatenate(met)[where]]
     return Pairs(found[0] % size, found[0] // size, met[0])
+
+
+def bucket_pairs(
+    documents: Int64[np.ndarray, " members"], keys: UInt64[np.ndarray, " members"], band: int
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+    """(low, high) of one bucket, whose members are sorted: what `candidates` finds for all buckets at once."""
+    once = np.sort(np.unique(keys, return_index=True)[1])
+    low, high = _bucket_pairs(np.zeros(len(once), np.uint64), mix(keys[once] + np.uint64(band)), 0)
+    return documents[once[low]], documents[once[high]]
 
 
 def _bucket_pairs(column: np.ndarray, salted: np.ndarray, part: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +93,7 @@ def _bucket_pairs(column: np.ndarray, salted: np.ndarray, part: int) -> tuple[np
 
 
 def cluster(
-    bands: Bands,
+    pairs: Pairs,
     keys: UInt64[np.ndarray, " documents"],
     similarity: Callable[[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]], Float32[np.ndarray, " pairs"]],
     threshold: float,
@@ -98,11 +104,12 @@ def cluster(
     become its candidates in the next round; after ROUNDS it is kept.
 
     Args:
+      pairs: `candidates` of all documents.
       keys: 64-bit hashes of the texts: equal ones are the same text.
       similarity: (low, high) -> exact Jaccard similarity of those pairs of documents, which come sorted by high.
       threshold: of similarity, in (0, 1].
     """
-    pairs, edges = candidates(bands, keys), None
+    edges = None
     for _ in range(ROUNDS):
         exact = similarity(pairs.low, pairs.high)
         near = exact >= np.float32(threshold)

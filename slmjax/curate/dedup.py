@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from etils import epath
 
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
 from slmjax.curate.index import Index, SketchWriter
@@ -35,15 +37,15 @@ def deduplicate(
     units = [(f"{source.name}/{file.name}", source, file) for source in sources for file in list_files(source)]
     batch = hashlib.sha256(json.dumps([(name, file.size, file.version) for name, _, file in units]).encode()).hexdigest()[:16]
     if batch not in index:
-        work = folder / "work"
+        work = epath.Path(folder) / "work"
         tasks = [(file.size, (source, file, work / f"{number:05d}", scheme)) for number, (_, source, file) in enumerate(units)]
         run_units(sketch_file, tasks, processes, stage="sketch", progress=progress)
         index.add(batch, [(name, work / f"{number:05d}") for number, (name, _, _) in enumerate(units)])
-        shutil.rmtree(work)
+        work.rmtree()
     return index, index.clusters(threshold)
 
 
-def sketch_file(source: Source, file: SourceFile, folder: Path, scheme: Scheme) -> None:
+def sketch_file(source: Source, file: SourceFile, folder: epath.Path, scheme: Scheme) -> None:
     """Write the sketches of a file's documents to `folder`, see SketchWriter; faults are left out."""
     with SketchWriter(folder, scheme) as writer:
         for item in read_documents(file, source):
@@ -51,12 +53,12 @@ def sketch_file(source: Source, file: SourceFile, folder: Path, scheme: Scheme) 
                 writer.add(item)
 
 
-def decisions(index: Index, clusters: Clusters, first: int = 0) -> Iterator[dict]:
-    """Of every removed document from number `first` on: where it stands, which one is kept for it, how similar they are, how they met.
+def decisions(index: Index, clusters: Clusters, numbers: slice = slice(None)) -> Iterator[dict]:
+    """Of every removed document with one of `numbers`: where it stands, which one is kept for it, how similar they are, how they met.
 
     `found` is the first band that both share, "same text", or "through a duplicate": both are near a third, which is removed too.
     """
-    removed = clusters.removed[clusters.removed >= first]
+    removed = np.intersect1d(clusters.removed, np.arange(len(index))[numbers])
     names = {EXACT: "same text", THROUGH: "through a duplicate"}
     for doc, (file, line), (kept_file, kept_line) in zip(removed, index.places(removed), index.places(clusters.keeper[removed])):
         band = int(clusters.band[doc])

@@ -46,11 +46,11 @@ class Scheme:
 
 
 class Sketches(NamedTuple):
-    """Of some texts: their shingles end to end, how many each has, and band hashes [bands, texts]; signatures only where asked for."""
+    """Of some texts: their shingles end to end, how many each has, and hashes of bands; signatures only where asked for."""
 
     shingles: UInt32[np.ndarray, " shingles"]
     counts: Int64[np.ndarray, " texts"]
-    bands: UInt64[np.ndarray, "bands texts"]
+    bands: UInt64[np.ndarray, "texts bands"]
     signatures: UInt32[np.ndarray, "texts hashes"] | None = None
 
 
@@ -114,16 +114,16 @@ def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketc
     own = np.empty((len(texts) if signatures else 0, scheme.hashes), np.uint32)
     total = kernels.sketch(data, ends, *tables(), BASE, scheme.ngram, *scheme.permutations(), scheme.bands, scheme.rows,
                            shingles, counts, bands, own)  # fmt: skip
-    return Sketches(shingles[:total].copy(), counts, np.ascontiguousarray(bands.T), own if signatures else None)
+    return Sketches(shingles[:total].copy(), counts, bands, own if signatures else None)
 
 
 def _numpy(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
     found = [_shingles(text, scheme.ngram) for text in texts]
     a, b = scheme.permutations()
     own = np.array([(a[:, None] * _fmix(of) + b[:, None]).min(1) for of in found], np.uint32).reshape(len(texts), scheme.hashes)
-    bands = np.repeat(np.arange(scheme.bands, dtype=np.uint64)[:, None], len(texts), 1)
+    bands = np.repeat(np.arange(scheme.bands, dtype=np.uint64)[None], len(texts), 0)
     for k in range(scheme.rows):
-        bands = mix(bands ^ own[:, k :: scheme.rows].T)
+        bands = mix(bands ^ own[:, k :: scheme.rows])
     counts = np.array([len(of) for of in found], np.int64)
     return Sketches(np.concatenate([np.zeros(0, np.uint32), *found]), counts, bands, own if signatures else None)
 

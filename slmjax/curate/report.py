@@ -116,9 +116,9 @@ def _explained(found: Mapping[str, Any]) -> str:
     scheme = found["scheme"]
     largest = ", ".join(map(str, found["largest_clusters"])) or "none"
     return (
-        f"Shingles of {scheme['ngram']} words, {scheme['bands']} bands of {scheme['rows']} hashes; a pair that shares a band is compared exactly "
-        f"and counts from a similarity of {found['threshold']:g} on (the upright line). duplicates.jsonl has every decision. Documents removed "
-        f"for one kept document, largest first: {largest}."
+        f"Shingles of {scheme['ngram']} words, {scheme['bands']} bands of {scheme['rows']} hashes; a pair that shares a band is compared "
+        f"exactly and counts from a similarity of {found['threshold']:g} on (the upright line). duplicates.jsonl has every decision. "
+        f"Documents removed for one kept document, largest first: {largest}."
     )
 
 

@@ -7,27 +7,29 @@ is the same however many processes there are; of near-duplicates the first one i
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.curate import report
-from slmjax.curate.clean import Unit, clean
+from slmjax.curate.clean import Unit, clean, publish
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import build_index
 from slmjax.curate.dedup import decisions
-from slmjax.curate.index import Index
+from slmjax.curate.index import COLUMNS, Index, read_column
 from slmjax.curate.language import language_rule
-from slmjax.curate.minhash import Scheme, compiled
+from slmjax.curate.minhash import Scheme
 from slmjax.curate.quality import known
+from slmjax.curate.runners import Beam, Local
+from slmjax.data.prepare import cores
 from slmjax.data.sources import Source, list_files, parse_sources
-from slmjax.data.work import locked, run_units, terminal_progress, writable, write_atomic
+from slmjax.data.work import terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
 # Of config.curate: (type, what it is); configs/curate.py has the values.
@@ -43,6 +45,7 @@ SETTINGS = {
     "index": (str, "folder of an index to extend: what is in it counts as seen; empty: a new one in the work directory"),
     "samples": (int, "dropped documents shown for each reason"),
     "processes": (int, "0: one for each core"),
+    "beam": (str, "Apache Beam's options, with a runner; empty: processes of this machine"),
 }
 
 
@@ -56,13 +59,16 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         raise UserError("the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine.")
     if "://" in workdir:
         raise UserError(f"--workdir={workdir}: the stage curate writes to a folder of this machine.")
-    asked, sources = settings(config), parse_sources(config.data.sources)
+    asked, sources, folder = settings(config), parse_sources(config.data.sources), epath.Path(workdir)
     if not sources:
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
-    folder = Path(workdir).expanduser().absolute()
-    with writable(folder, "--workdir"), locked(folder / ".lock", print), terminal_progress() as progress:
+    if "://" in workdir and not (asked["beam"] and asked["index"]):
+        raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
+    with writable(workdir, "--workdir"), terminal_progress() as progress:
+        runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.json", configs.to_json(config))
-        found = curate(asked, sources, folder, progress)
+        found = curate(asked, sources, folder, runner)
         write_atomic(folder / "report.json", found | {"command": command})
         report.write(folder, found, command)
     print(report.summary(found))
@@ -104,50 +110,51 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     return given
 
 
-def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: Path, progress: Any) -> dict[str, Any]:
+def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam) -> dict[str, Any]:
     """Run the passes; returns what the report tells. `folder` gets documents/, dropped.jsonl, duplicates.jsonl and, unless another is
     named, index/.
     """
     work = folder / "work"
     units = _units(asked, sources, work)
-    count = asked["processes"] or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    todo = [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()]
-    run_units(clean, todo, count, stage="clean", progress=progress)
+    runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()], "clean")
+    place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
-        shutil.rmtree(folder / "index", ignore_errors=True)
-    index = Index(Path(asked["index"]).expanduser() if asked["index"] else folder / "index", units[0].scheme)
-    batch = work.joinpath("key").read_text()
-    index.add(batch, [(unit.name, unit.path(".sketches")) for unit in units])
-    clusters, first = index.clusters(asked["threshold"]), index.first(batch)
-    found = _found(asked, units, index, clusters, first)
-    with open(folder / "duplicates.jsonl", "w", encoding="utf8") as out:
-        out.writelines(json.dumps(entry) + "\n" for entry in decisions(index, clusters, first))
-    with open(folder / "dropped.jsonl", "wb") as out:
+        shutil.rmtree(place, ignore_errors=True)
+    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(".sketches") for unit in units]
+    index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
+    clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
+    first, sizes = index.span(batch)
+    numbers = slice(first, first + int(sizes.sum()))
+    gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], np.cumsum(sizes)[:-1])
+    found = _found(asked, units, gone, clusters, numbers)
+    with (folder / "duplicates.jsonl").open("w") as out:
+        out.writelines(json.dumps(entry) + "\n" for entry in decisions(index, clusters, numbers))
+    with (folder / "dropped.jsonl").open("wb") as out:
         for unit in units:
-            with open(unit.path(".dropped.jsonl"), "rb") as part:
+            with unit.path(".dropped.jsonl").open("rb") as part:
                 shutil.copyfileobj(part, out)
     if not found["alarms"]:
-        shutil.rmtree(folder / "documents", ignore_errors=True)
-        for unit, removed in zip(units, _by_unit(units, index, clusters, first)):
-            _publish(unit, removed, folder / "documents" / unit.source.name / f"{unit.number:05d}.jsonl.zst")
-        shutil.rmtree(work)
+        if (folder / "documents").exists():
+            (folder / "documents").rmtree()
+        places = [str(folder / "documents" / unit.source.name / f"{unit.number:05d}.jsonl.zst") for unit in units]
+        runner.each(publish, [(unit.file.size, of) for unit, of in zip(units, zip(units, gone, places))], "write")
+        work.rmtree()
     return found
 
 
-def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: Path) -> list[Unit]:
+def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path) -> list[Unit]:
     """The files, and in `work` what all of them need; what an earlier run with other settings or files left is removed."""
     scheme = Scheme(asked["ngram"], asked["bands"], asked["rows"])
     for name in asked["rules"]:
         if name != "others" and name not in (source.name for source in sources):
             raise UserError(f"config.curate.rules names '{name}', but the sources are {', '.join(source.name for source in sources)}.")
     files = [(source, file, number) for source in sources for number, file in enumerate(list_files(source))]
-    decides = {name: value for name, value in asked.items() if name not in ("processes", "max_removed", "threshold", "index")}
-    key = json.dumps(
-        [decides, [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]], sort_keys=True
-    )
-    key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    decides = {name: asked[name] for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")}
+    read = [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]
+    key = hashlib.sha256(json.dumps([decides, read], sort_keys=True).encode()).hexdigest()[:16]
     if not (work / "key").exists() or (work / "key").read_text() != key:
-        shutil.rmtree(work, ignore_errors=True)
+        if work.exists():
+            work.rmtree()
         work.mkdir(parents=True)
         if asked["evals"]:
             build_index(asked["evals"]).save(work / "evals.npz")
@@ -161,47 +168,28 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: Path) -> l
     ]  # fmt: skip
 
 
-def _by_unit(units: Sequence[Unit], index: Index, clusters: Clusters, first: int) -> list[np.ndarray]:
-    """Of each unit, which of its kept documents are duplicates."""
-    gone = (clusters.keeper != np.arange(len(clusters.keeper)))[first:]
-    sizes = [unit["documents"] for unit in index.units()][-len(units) :]
-    return np.split(gone, np.cumsum(sizes)[:-1])
-
-
-def _publish(unit: Unit, removed: np.ndarray, file: Path) -> None:
-    """Write the documents that are left, if any."""
-    import zstandard
-
-    if removed.all():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(unit.path(".jsonl"), "rb") as lines, zstandard.open(file, "wb") as out:
-        for line, gone in zip(lines, removed, strict=True):
-            if not gone:
-                out.write(line)
-
-
-def _found(asked: Mapping[str, Any], units: Sequence[Unit], index: Index, clusters: Clusters, first: int) -> dict[str, Any]:
-    """What report.json holds."""
+def _found(
+    asked: Mapping[str, Any], units: Sequence[Unit], gone: Sequence[np.ndarray], clusters: Clusters, numbers: slice
+) -> dict[str, Any]:
+    """What report.json holds; `gone` tells of each unit's documents which are duplicates."""
     sources: dict[str, dict] = {}
-    for unit, removed in zip(units, _by_unit(units, index, clusters, first)):
+    for unit, removed in zip(units, gone):
         entry = sources.setdefault(unit.source.name, report.empty())
         report.add(entry, json.loads(unit.path(".json").read_text()), asked["samples"])
-        sizes = np.fromfile(unit.path(".sketches") / "bytes", "<i8")
+        sizes = read_column(unit.path(".sketches") / "bytes", COLUMNS["bytes"], 0, len(removed))
         for what, which in (("duplicate", removed), ("left", ~removed)):
             entry[what]["documents"] += int(which.sum())
             entry[what]["bytes"] += int(sizes[which].sum())
     alarms = []
     for name, entry in sources.items():
-        before = entry["duplicate"]["documents"] + entry["left"]["documents"]
-        if before and entry["duplicate"]["documents"] > asked["max_removed"] * before:
-            share = entry["duplicate"]["documents"] / before
-            alarms.append(f"source '{name}' loses {share:.1%} of its documents as duplicates, more than config.curate.max_removed, "
-                          f"{asked['max_removed']:.0%}")  # fmt: skip
-    removed = clusters.removed[clusters.removed >= first]
-    near = clusters.similarity[removed]
+        share = entry["duplicate"]["documents"] / max(1, entry["duplicate"]["documents"] + entry["left"]["documents"])
+        if share > asked["max_removed"]:
+            most = f"more than config.curate.max_removed, {asked['max_removed']:.0%}"
+            alarms.append(f"source '{name}' loses {share:.1%} of its documents as duplicates, {most}")
+    removed = np.flatnonzero(np.concatenate([np.zeros(numbers.start, bool), *gone]))
+    largest = np.sort(np.unique(clusters.keeper[removed], return_counts=True)[1])[::-1][:10]
     return {
         "sources": sources, "alarms": alarms, "threshold": asked["threshold"], "scheme": dataclasses.asdict(units[0].scheme),
-        "similarity": np.histogram(near, 50, (0, 1))[0].tolist(), "seen_before": first, "compiled": compiled(),
-        "largest_clusters": np.sort(np.bincount(clusters.keeper[removed]) if len(removed) else np.zeros(0, int))[::-1][:10].tolist(),
+        "similarity": np.histogram(clusters.similarity[removed], 50, (0, 1))[0].tolist(), "seen_before": numbers.start,
+        "largest_clusters": largest.tolist(),
     }  # fmt: skip

@@ -119,7 +119,7 @@ def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[
             own = Source(source.name, source.heldout, field=source.field, revision=source.revision)
             units += [Unit(own, file, "heldout", i) for i, file in enumerate(list_files(own) if source.heldout else ())]
     if processes is None:
-        processes = 1 if sum(text_bytes(unit.file) for unit in units) < IN_PROCESS_BYTES else _cores()
+        processes = 1 if sum(text_bytes(unit.file) for unit in units) < IN_PROCESS_BYTES else cores()
     identities = _identities([unit.file for unit in units], cache, processes, host, progress, say, timeout)
     settings = _settings(data, seed, sources, shards, units, identities, tokenizer)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -152,7 +152,8 @@ def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Un
     }
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -42,13 +42,17 @@ def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes | str | dict | list) -> None:
-    """Write under another name, then rename: a reader sees all of it or nothing, whoever else writes the same."""
+    """Write under another name, then rename: a reader sees all of it or nothing, whoever else writes the same. A bucket does so itself."""
     if isinstance(content, (dict, list)):
         content = json.dumps(content, indent=1, ensure_ascii=False)
+    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
+    if "://" in os.fspath(path):
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ WIDE = Scheme(ngram=2, bands=100, rows=1)  # nearly every pair with anything in 
 
 def run(texts, scheme=WIDE, threshold=0.75):
     found = sketch(texts, scheme)
-    return cluster(found.bands, numbered(texts), exact_similarity(found.shingles, found.counts), threshold)
+    keys = numbered(texts)
+    return cluster(candidates(found.bands, keys), keys, exact_similarity(found.shingles, found.counts), threshold)
 
 
 def numbered(texts):
@@ -88,20 +89,33 @@ def test_boilerplate_is_not_merged():
 
 
 def test_a_bucket_of_m_gives_less_than_two_m_pairs():
-    pairs = candidates([np.full(500, 7, np.uint64)], np.arange(500).astype(np.uint64))
+    pairs = candidates(np.full((500, 1), 7, np.uint64), np.arange(500).astype(np.uint64))
     assert 499 <= len(pairs.low) < 2 * 500 and (pairs.low < pairs.high).all()
-    together = candidates([np.full(500, 7, np.uint64)] * 2, np.arange(500).astype(np.uint64))
+    together = candidates(np.full((500, 2), 7, np.uint64), np.arange(500).astype(np.uint64))
     assert len(pairs.low) < len(together.low) < 3 * 500  # another one is drawn in every band
 
 
 def test_buckets_sorted_in_parts_are_those_sorted_at_once(monkeypatch):
     rng = np.random.default_rng(2)
-    bands = rng.integers(0, 300, (4, 1000)).astype(np.uint64)
+    bands = rng.integers(0, 300, (1000, 4)).astype(np.uint64)
     keys = rng.integers(0, 2**63, 1000).astype(np.uint64)
     whole = candidates(bands, keys)
     monkeypatch.setattr(clusters, "BLOCK", 64)
     for one, other in zip(whole, candidates(bands, keys), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_buckets_one_by_one_give_the_pairs_of_all_at_once():
+    rng = np.random.default_rng(7)
+    bands, keys = rng.integers(0, 60, (400, 3)).astype(np.uint64), rng.integers(0, 300, 400).astype(np.uint64)
+    bands = bands[np.unique(keys, return_index=True)[1][np.unique(keys, return_inverse=True)[1]]]  # the same text has the same bands
+    found = {}
+    for band in reversed(range(3)):
+        for value in np.unique(bands[:, band]):
+            members = np.flatnonzero(bands[:, band] == value)
+            found |= dict.fromkeys(zip(*(of.tolist() for of in clusters.bucket_pairs(members, keys[members], band))), band)
+    whole = candidates(bands, keys)
+    assert found == dict(zip(zip(whole.low.tolist(), whole.high.tolist()), whole.band.tolist()))
 
 
 def test_copies_go_where_the_first_of_them_goes():
@@ -119,8 +133,9 @@ def test_what_is_found_through_a_removed_document_is_similar_to_the_kept_one():
     base = words(rng, 100)
     texts = [" ".join(base), " ".join([*base[:-1], "x"]), " ".join([*base[:-2], "y"])]
     found = sketch(texts, WIDE)
-    bands = np.array([[1, 1, 2], [3, 4, 4]], np.uint64)
-    clustered = cluster(bands, np.arange(3).astype(np.uint64), exact_similarity(found.shingles, found.counts), 0.9)
+    bands = np.array([[1, 3], [1, 4], [2, 4]], np.uint64)
+    keys = np.arange(3).astype(np.uint64)
+    clustered = cluster(candidates(bands, keys), keys, exact_similarity(found.shingles, found.counts), 0.9)
     assert clustered.keeper.tolist() == [0, 0, 0] and clustered.band.tolist() == [EXACT, 0, clusters.THROUGH]
 
 
