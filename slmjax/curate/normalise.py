@@ -18,6 +18,5 @@ def normalise(text: str) -> str:
     ("donâ€™t") is left as it is: what was meant is a guess, and a wrong one in a text about encodings.
     """
     text = _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))
-    text = unicodedata.normalize("NFC", text)
-    text = re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)
+    text = "\n".join(map(str.rstrip, unicodedata.normalize("NFC", text).split("\n")))
     return re.sub(r"\n{4,}", "\n\n\n", text).strip("\n")

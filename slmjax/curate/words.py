@@ -139,7 +139,7 @@ _PARTS = {parts: word for word in SPECIAL if len(parts := _plain(word)) > 1}
 _MOST_PARTS = max(map(len, _PARTS))
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**17)  # about 50 MB when full
 def _split(piece: str) -> tuple[str, ...]:
     if piece in SPECIAL:
         return SPECIAL[piece]
