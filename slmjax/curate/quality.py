@@ -1,0 +1,41 @@
+"""The quality rules by name. A rule is a function of a text: what is kept of it, and why the document is dropped (None: it is not)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from slmjax.curate.c4 import c4
+from slmjax.curate.fineweb import fineweb
+from slmjax.curate.gopher import gopher_quality, gopher_repetition
+from slmjax.errors import UserError, nearest
+
+Rule = Callable[[str], tuple[str, str | None]]
+
+# FineWeb applies gopher_repetition, gopher_quality, c4_any_line_end and fineweb, in this order (Penedo et al. 2024, appendix).
+RULES: dict[str, Rule] = {
+    "gopher_repetition": gopher_repetition,
+    "gopher_quality": gopher_quality,
+    "c4": c4,
+    "c4_any_line_end": partial(c4, terminal_punctuation=False),
+    "fineweb": fineweb,
+}
+
+
+def check(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | None]:
+    """What the rules keep of a text, and the first reason to drop it, or None.
+
+    Args:
+      rules: names in RULES, or rules themselves (as `language_rule` makes one); each is given what the one before kept.
+    Raises: UserError for an unknown name.
+    """
+    for rule in rules:
+        text, reason = (RULES[known(rule)] if isinstance(rule, str) else rule)(text)
+        if reason:
+            return text, reason
+    return text, None
+
+
+def known(name: str) -> str:
+    """The name itself if there is a rule of that name. Raises: UserError if there is none."""
+    if name not in RULES:
+        raise UserError(f"there is no quality rule '{name}'; expected some of {', '.join(RULES)}.{nearest(name, RULES)}")
+    return name
