@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 from slmjax.errors import UserError
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
+from slmjax.readable import count, flatten
 from slmjax.train import metrics
-from slmjax.train.readable import count, flatten
 
 BOOKKEEPING = ("seed", "log.", "checkpoint.", "eval.", "data.cache", "data.workers", "train.deterministic")
 """Config fields that decide nothing about what is learned, except by chance: runs that differ only here are repetitions of one config."""

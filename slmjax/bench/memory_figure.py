@@ -7,8 +7,8 @@ import numpy as np
 
 from slmjax.models import sizes
 from slmjax.models.architecture import Architecture
+from slmjax.readable import count
 from slmjax.train.figures import LIGHT
-from slmjax.train.readable import count
 
 LONGEST = 1 << 16  # of the lines
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Num
 
-from slmjax.train.readable import count, duration
+from slmjax.readable import count, duration
 
 LIGHT = {
     "ink": "#1b1f24",

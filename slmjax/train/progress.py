@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from slmjax.train.readable import count, duration, percent
+from slmjax.readable import count, duration, percent
 
 REFRESH = 0.25
 """Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a small model not much more."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from slmjax.readable import count, duration, flatten, percent
 from slmjax.train import figures, goodput, metrics, page
-from slmjax.train.readable import count, duration, flatten, percent
 
 TOTAL = "eval/bits_per_byte"
 

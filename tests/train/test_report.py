@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from slmjax.readable import count, duration, flatten, percent
 from slmjax.train import figures, progress
 from slmjax.train.metrics import MetricsWriter
-from slmjax.train.readable import count, duration, flatten, percent
 from slmjax.train.report import write_report
 
 CONFIG = {"seed": 3, "train": {"steps": 40, "lr": 0.5}, "data": {"sources": {}}}
