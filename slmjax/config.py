@@ -19,10 +19,7 @@ from slmjax.errors import UserError, nearest
 
 # (default, meaning). A default's type is the field's type; None would have none, so there is none.
 FIELDS = {
-    "stage": (
-        "train",
-        "what to do: train, prepare (tokenize only), synthesize (see configs/textbook.py), or recall (see configs/studies/recall.py)",
-    ),
+    "stage": ("train", "what to do: train, prepare (tokenize only), synthesize (configs/textbook.py), or recall (a study)"),
     "seed": (0, "of initial parameters, data order and sampling"),
     "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
     "synthesize": (ConfigDict(), "teacher, topics, formats and budget of a textbook; configs/textbook.py has every setting"),

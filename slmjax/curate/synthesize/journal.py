@@ -228,9 +228,7 @@ class Journal:
             except Exception as error:  # every store has its own exceptions; what is not copied now is copied the next time
                 if closing or not told:
                     told = True
-                    self._say(
-                        f"the journal could not be copied to {self._copies} ({error}); {'it is whole' if closing else 'trying again'}"
-                    )
+                    self._say(f"the journal could not be copied to {self._copies} ({error}); {self.file} has all of it")
 
     def _copy(self) -> None:
         events = list(self.events(self._copied))

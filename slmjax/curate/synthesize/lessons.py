@@ -16,7 +16,7 @@ class Lesson:
 
 GREETINGS = {
     "children": ("Let us find out something together.", "You can do this with a pencil and a little time.", "This is like a small puzzle."),
-    "students": ("You have met the basics of this before.", "This comes up again and again in school.", "Have paper ready and work along."),
+    "students": ("You have met the basics of this before.", "This comes up again and again in school.", "Have paper ready."),
     "undergraduates": (
         "We state each step explicitly.",
         "The aim is a method that can be justified.",
@@ -25,7 +25,7 @@ GREETINGS = {
     "adults": (
         "This is useful far from any classroom.",
         "No training is needed to follow.",
-        "You may have done this today without noticing.",
+        "You may have done this today unnoticed.",
     ),
 }
 CLOSINGS = (
@@ -37,7 +37,7 @@ CLOSINGS = (
 )
 LESSONS = {
     "word_problems": Lesson(
-        ("Problems told in words", "From a story to a sum", "How many are there now?", "Adding, losing and sharing in stories"),
+        ("Problems told in words", "From a story to a sum", "Counting what there is in the end", "Adding, losing and sharing in stories"),
         (
             "A story problem tells what someone has, what changes, and asks what is left in the end.",
             "Words such as gets, makes and puts in tell us to add, and words such as loses and takes out tell us to subtract.",
@@ -87,7 +87,7 @@ LESSONS = {
         ),
     ),
     "comparison": Lesson(
-        ("More, fewer and in between", "Putting numbers in order", "Who has the most?", "Comparing numbers"),
+        ("More, fewer and in between", "Putting numbers in order", "Who has the most", "Comparing numbers"),
         (
             "To compare two numbers, look at the tens first, and at the units only if the tens are equal.",
             "Several numbers are put in order by finding the largest or the smallest again and again.",
@@ -112,7 +112,7 @@ LESSONS = {
         ),
     ),
     "sequences": Lesson(
-        ("What comes next?", "Lists of numbers with a rule", "Sequences", "Finding the rule"),
+        ("Finding what comes next", "Lists of numbers with a rule", "Sequences", "Finding the rule"),
         (
             "A sequence is a list of numbers that follows a rule.",
             "The rule shows in how each number comes from the one before.",
@@ -137,7 +137,7 @@ LESSONS = {
         ),
     ),
     "logic": Lesson(
-        ("What follows?", "Drawing conclusions", "Facts, rules and what they tell us", "Careful thinking"),
+        ("What follows from what", "Drawing conclusions", "Facts, rules and what they tell us", "Careful thinking"),
         (
             "A conclusion follows if it must be true whenever the facts are true.",
             "A rule about all members of a group holds for each of them.",

@@ -1,4 +1,4 @@
-"""What is asked for: items (topic x audience x format x seed passage), each a pure function of the seed and its number, and their prompts."""
+"""What is asked for: items (topic x audience x format x seed passage), each a function of seed and number, and their prompts."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Asking: many requests at once, each journalled and reserved before it is sent, asked again where that may help, never twice once answered."""
+"""Asking: many requests at once, each journalled and reserved before it is sent, asked again where that may help."""
 
 import asyncio
 import random
@@ -105,8 +105,8 @@ async def produce(
                     in_a_row[0] += 1
                     if in_a_row[0] >= max(20, 2 * concurrent):
                         raise UserError(
-                            f"config.synthesize: {in_a_row[0]} requests in a row came to nothing (the last: {fault.reason}); what was answered is "
-                            f"kept, and the same command goes on once {teacher.model} answers."
+                            f"config.synthesize: {in_a_row[0]} requests in a row came to nothing (the last: {fault.reason}); what was "
+                            f"answered is kept, and the same command goes on once {teacher.model} answers."
                         ) from fault
                 if not fault.again or tries > retries or waits > SLOWER * retries:
                     break
@@ -140,7 +140,7 @@ async def produce(
                 tally.spent = True
                 return
 
-    with _told_to_stop(stop, tally):
+    with _ToldToStop(stop, tally):
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrent):
@@ -152,7 +152,7 @@ async def produce(
     return tally
 
 
-class _told_to_stop:
+class _ToldToStop:
     """Inside, the first SIGINT or SIGTERM sets `stop`, so that open requests are still answered; a second one has its usual effect."""
 
     def __init__(self, stop: asyncio.Event, tally: Tally):

@@ -50,28 +50,18 @@ def _solved(found: Passage) -> str:
 
 def _section(item: Item, lesson: Lesson, rng: random.Random) -> str:
     first, *rest = item.problems
-    parts = [
-        f"# {rng.choice(lesson.titles)}",
-        _intro(item, lesson, rng, 3),
-        f"## {rng.choice(('How it is done', 'The method', 'What to do'))}",
-    ]
-    parts += [
-        f"{rng.choice(lesson.methods)} {rng.choice(('Here is an example.', 'Look at this one.', 'An example shows it.'))}",
-        _solved(first),
-    ]
-    parts += [f"## {rng.choice(('What to look out for', 'A common mistake', 'Take care'))}", rng.choice(lesson.mistakes)]
+    pick = rng.choice
+    parts = [f"# {pick(lesson.titles)}", _intro(item, lesson, rng, 3), f"## {pick(('How it is done', 'The method', 'What to do'))}"]
+    parts += [f"{pick(lesson.methods)} {pick(('Here is an example.', 'Look at this one.', 'An example shows it.'))}", _solved(first)]
+    parts += [f"## {pick(('What to look out for', 'A common mistake', 'Take care'))}", pick(lesson.mistakes)]
     for found in rest:
-        parts += [
-            rng.choice(("With that in mind, try the next one.", "Now one more.", "The next problem is of the same sort.")),
-            _solved(found),
-        ]
-    return "\n\n".join([*parts, rng.choice(CLOSINGS)])
+        parts += [pick(("With that in mind, try the next one.", "Now one more.", "The next problem is of the same sort.")), _solved(found)]
+    return "\n\n".join([*parts, pick(CLOSINGS)])
 
 
 def _problems(item: Item, lesson: Lesson, rng: random.Random) -> str:
     parts = [f"# {rng.choice(lesson.titles)}: {rng.choice(('problems', 'exercises', 'practice'))}", _intro(item, lesson, rng, 1)]
-    for i, found in enumerate(item.problems, 1):
-        parts.append(f"Problem {i}\n{_solved(found)}")
+    parts += [f"Problem {i}\n{_solved(found)}" for i, found in enumerate(item.problems, 1)]
     return "\n\n".join([*parts, f"{rng.choice(lesson.methods)} {rng.choice(lesson.mistakes)}"])
 
 
@@ -79,45 +69,40 @@ def _reasoning(item: Item, lesson: Lesson, rng: random.Random) -> str:
     (found,) = item.problems
     lines = [f"Problem: {found.prompt}", "", f"{rng.choice(lesson.methods)} {rng.choice(('Step by step:', 'One step after the other:'))}"]
     lines += [f"Step {i}: {step}" for i, step in enumerate(steps(found), 1)]
-    lines += [f"{rng.choice(('Before we finish', 'To be sure', 'One more look'))}: {rng.choice(lesson.checks)}", f"Answer: {found.answer}."]
-    return "\n".join(lines)
+    lines.append(f"{rng.choice(('Before we finish', 'To be sure', 'One more look'))}: {rng.choice(lesson.checks)}")
+    return "\n".join([*lines, f"Answer: {found.answer}."])
 
 
 def _faq(item: Item, lesson: Lesson, rng: random.Random) -> str:
-    asked = [(question, rng.choice(answers)) for question, answers in rng.sample(
-        [("What is the main idea?", lesson.ideas), ("How do I begin?", lesson.methods), ("What goes wrong most often?", lesson.mistakes),
-         ("How can I check my answer?", lesson.checks)], 2)]  # fmt: skip
+    general = [("What is the main idea?", lesson.ideas), ("How do I begin?", lesson.methods)]
+    general += [("What goes wrong most often?", lesson.mistakes), ("How can I check my answer?", lesson.checks)]
+    asked = [(question, rng.choice(told)) for question, told in rng.sample(general, 2)]
     asked += [(found.prompt, f"{working(found)} Answer: {found.answer}.") for found in item.problems]
-    lines = [f"{rng.choice(lesson.titles)}: {rng.choice(('questions and answers', 'questions that are often asked', 'what readers ask'))}"]
-    return "\n\n".join(lines + [f"Q: {question}\nA: {answer}" for question, answer in asked])
+    title = f"{rng.choice(lesson.titles)}: {rng.choice(('questions and answers', 'what readers often ask', 'frequent questions'))}"
+    return "\n\n".join([title, *(f"Q: {question}\nA: {told}" for question, told in asked)])
 
 
 def _table(item: Item, lesson: Lesson, rng: random.Random) -> str:
+    header = rng.choice(("| Problem | Working | Answer |", "| Question | How it is found | Result |", "| Question | Working | Result |"))
     rows = [f"| {found.prompt} | {working(found)} | Answer: {found.answer}. |" for found in item.problems]
-    header = (
-        f"| {rng.choice(('Problem', 'Question'))} | {rng.choice(('Working', 'How it is found'))} | {rng.choice(('Answer', 'Result'))} |"
-    )
-    parts = [_intro(item, lesson, rng, 2), "\n".join([header, "| --- | --- | --- |", *rows])]
-    return "\n\n".join(
-        [*parts, f"{rng.choice(('The rows have one thing in common.', 'Read down the middle column.'))} {rng.choice(lesson.methods)}"]
-    )
+    last = rng.choice(("The rows have one thing in common.", "Read down the middle column.", "Each row is found in the same way."))
+    table = "\n".join([header, "| --- | --- | --- |", *rows])
+    return "\n\n".join([_intro(item, lesson, rng, 2), table, f"{last} {rng.choice(lesson.methods)}"])
 
 
 def _dialogue(item: Item, lesson: Lesson, rng: random.Random) -> str:
+    pick = rng.choice
     lines = [
         f"Teacher: {_intro(item, lesson, rng, 1)}",
-        f"Student: {rng.choice(('How do I begin?', 'What do I do first?', 'Where do I start?'))}",
+        f"Student: {pick(('How do I begin?', 'What do I do first?', 'Where do I start?'))}",
     ]
-    lines.append(f"Teacher: {rng.choice(lesson.methods)}")
-    for i, found in enumerate(item.problems):
-        lines.append(
-            f"Teacher: {rng.choice(('Try this.', 'Here is one.')) if not i else rng.choice(('Another one.', 'Now this.'))} {found.prompt}"
-        )
-        if not i:
-            lines += [f"Student: {rng.choice(('I am not sure. What could go wrong?', 'I made a mistake here before. What was it?'))}"]
-            lines += [f"Teacher: {rng.choice(lesson.mistakes)}"]
-        lines.append(f"Student: {rng.choice(('I see.', 'Then I can do it.', 'Let me think.'))} {working(found)} Answer: {found.answer}.")
-    return "\n".join([*lines, f"Teacher: {rng.choice(('Right.', 'Well done.', 'That is correct.'))} {rng.choice(lesson.checks)}"])
+    lines.append(f"Teacher: {pick(lesson.methods)}")
+    lines.append(f"Student: {pick(('What could go wrong?', 'I made a mistake here before. What was it?', 'What should I look out for?'))}")
+    lines.append(f"Teacher: {pick(lesson.mistakes)}")
+    for found in item.problems:
+        lines.append(f"Teacher: {pick(('Try this.', 'Here is one.', 'Now this.'))} {found.prompt}")
+        lines.append(f"Student: {pick(('I see.', 'Then I can do it.', 'Let me think.'))} {working(found)} Answer: {found.answer}.")
+    return "\n".join([*lines, f"Teacher: {pick(('Right.', 'Well done.', 'That is correct.'))} {pick(lesson.checks)}"])
 
 
 _FORMATS: dict[str, Callable[[Item, Lesson, random.Random], str]] = {

@@ -41,9 +41,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     Raises: UserError for settings that make no sense, and for whatever keeps a teacher from answering.
     """
     if processes > 1:
-        raise UserError(
-            "--processes: the synthesizer is one process, as its journal has one writer; config.synthesize.concurrent is its speed."
-        )
+        raise UserError("--processes: the synthesizer is one process, as its journal has one writer; raise config.synthesize.concurrent.")
     chosen = settings(config)
     if init_from and chosen["teacher"] != "checkpoint":
         raise UserError(f"--init_from names the model of the teacher checkpoint; config.synthesize.teacher is {chosen['teacher']}.")
@@ -90,16 +88,12 @@ def settings(config: ConfigDict) -> dict[str, Any]:
         )
     prices = out["price"]
     if len(prices) != 2 or not all(isinstance(price, int | float) and price >= 0 for price in prices):
-        raise UserError(
-            f"config.synthesize.price is {prices!r}; expected dollars for a million tokens of (prompts, answers), as (0.5, 1.5)."
-        )
+        raise UserError(f"config.synthesize.price is {prices!r}; expected dollars for a million tokens (of prompts, of answers).")
     if out["cost"] and not any(prices):
         raise UserError("config.synthesize.cost limits dollars, and config.synthesize.price is 0; say what a million tokens cost.")
     out["formats"] = plan.chosen("formats", out["formats"], tuple(plan.FORMATS))
     if not out["audiences"] or not all(isinstance(name, str) and name.strip() for name in out["audiences"]):
-        raise UserError(
-            f"config.synthesize.audiences is {out['audiences']!r}; name some of {', '.join(plan.AUDIENCES)}, or describe your own."
-        )
+        raise UserError(f"config.synthesize.audiences is {out['audiences']!r}; name {', '.join(plan.AUDIENCES)}, or describe your own.")
     return out
 
 
@@ -189,20 +183,19 @@ def finish(folder: epath.Path, planned: plan.Plan, chosen: dict[str, Any], teach
 
 def ending(folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]) -> list[str]:
     """The last lines: what there is, why it stopped, what comes next."""
-    made, rejected = figures["documents"], sum(figures["rejected"].values())
-    lines = [f"{made:,} documents in {folder / 'documents'}, {rejected:,} rejected (rejects.jsonl says why)."]
-    lines.append(
-        f"Answers compared with computed ones in {figures['checked']['answers']:,}, calculations done again in {figures['checked']['equations']:,}; "
-        f"near-duplicates {percent(figures['near_duplicates'])}. Coverage: {folder / 'coverage.md'}"
-    )
-    if figures["spent"]["dollars"]:
-        lines.append(
-            f"Spent, with what is reserved for unanswered requests: {figures['spent']['tokens']:,} tokens, ${figures['spent']['dollars']:.2f}."
-        )
+    made, rejected, checked, spent = figures["documents"], sum(figures["rejected"].values()), figures["checked"], figures["spent"]
+    lines = [
+        f"{made:,} documents in {folder / 'documents'}, {rejected:,} rejected (rejects.jsonl says why).",
+        f"Answers compared with computed ones in {checked['answers']:,}, calculations done again in {checked['equations']:,}; "
+        f"near-duplicates {percent(figures['near_duplicates'])}. Coverage: {folder / 'coverage.md'}",
+    ]
+    money = f"{spent['tokens']:,} tokens and ${spent['dollars']:.2f}"
+    if spent["dollars"] and not tally.spent:
+        lines.append(f"Spent, with what is reserved for unanswered requests: {money}.")
     if tally.spent:
         lines.append(
-            f"The budget is spent: {figures['spent']['tokens']:,} tokens and ${figures['spent']['dollars']:.2f}; {made + rejected:,} of "
-            f"{chosen['documents']:,} documents were asked for. The same command with more config.synthesize.tokens or cost goes on."
+            f"The budget is spent ({money}): {made + rejected:,} of {chosen['documents']:,} documents were asked for. The same command "
+            "with more config.synthesize.tokens or cost goes on."
         )
     elif tally.signal:
         lines.append("Stopped. The same command goes on and asks for nothing twice.")

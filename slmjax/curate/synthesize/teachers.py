@@ -4,10 +4,11 @@ import asyncio
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Any
 
 from slmjax.curate.synthesize import program
 from slmjax.curate.synthesize.plan import Item, opening, prompt
@@ -51,27 +52,35 @@ class Fault(Exception):
         self.reason, self.tokens, self.wait, self.again, self.limit = reason, tokens, wait, again, limit
 
 
-class Teacher(Protocol):
-    """name; model, as part of every key; licence note of what it writes; date of what it writes ("": when it was asked)."""
+class Teacher:
+    """What every teacher has: name; model, a part of every key; licence note and date of what it writes (date "": when it was asked)."""
 
-    name: str
-    model: str
-    licence: str
-    date: str
+    name = model = licence = date = ""
 
     def prompt(self, item: Item) -> str:
         """The text that is sent for an item."""
-        ...
+        return prompt(item)
 
     def parameters(self, item: Item) -> dict[str, Any]:
-        """Everything else that the answer depends on."""
-        ...
+        """Everything else that the answer depends on; "max_tokens" among it."""
+        raise NotImplementedError
 
     async def ask(self, request: Request) -> Answer:
         """The answer. Raises: Fault; UserError where no request can succeed."""
-        ...
+        raise NotImplementedError
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of connections and tasks."""
+
+
+class Sampling(Teacher):
+    """A teacher that draws its answers, each item's with a seed of its own."""
+
+    def __init__(self, sampling: Mapping[str, Any], seed: int):
+        self._sampling, self._seed = dict(sampling), seed
+
+    def parameters(self, item: Item) -> dict[str, Any]:
+        return {**self._sampling, "seed": (self._seed * 1_000_003 + item.number) % 2**31}
 
 
 def reservation(request: Request) -> tuple[int, int]:
@@ -79,16 +88,13 @@ def reservation(request: Request) -> tuple[int, int]:
     return len(request.prompt.encode()) + TEMPLATE_TOKENS, request.parameters["max_tokens"]
 
 
-class Program:
+class Program(Teacher):
     """The embedded teacher; see program.py. Tokens are estimated at four bytes each."""
 
     name, model, licence, date = "program", program.MODEL, program.LICENCE, program.DATE
 
     def __init__(self, seed: int):
         self.seed = seed
-
-    def prompt(self, item: Item) -> str:
-        return prompt(item)
 
     def parameters(self, item: Item) -> dict[str, Any]:
         # `aspect` and the passage say nothing to a program: what it writes depends on these.
@@ -98,11 +104,8 @@ class Program:
         text = program.write(request.item, self.seed)
         return Answer(text, "stop", (0, len(text.encode()) // 4))
 
-    async def close(self) -> None:
-        pass
 
-
-class OpenAI:
+class OpenAI(Sampling):
     """Any OpenAI-compatible endpoint, by the official client; the key comes from the environment, OPENAI_API_KEY.
 
     Args:
@@ -124,15 +127,10 @@ class OpenAI:
         if not key and not base_url:
             raise UserError("OPENAI_API_KEY is not set in the environment; the key of the endpoint is read from there alone.")
         self.model, self.licence = model, licence or f"output of {model}; the terms of its provider apply"
-        self._sampling, self._seed, self._timeout, self._url = dict(sampling), seed, timeout, base_url or "https://api.openai.com/v1"
+        super().__init__(sampling, seed)
+        self._timeout, self._url = timeout, base_url or "https://api.openai.com/v1"
         # The client must not try again by itself: each try is journalled and reserved first.
         self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=self._url, max_retries=0, timeout=timeout)
-
-    def prompt(self, item: Item) -> str:
-        return prompt(item)
-
-    def parameters(self, item: Item) -> dict[str, Any]:
-        return {**self._sampling, "seed": (self._seed * 1_000_003 + item.number) % 2**31}
 
     async def ask(self, request: Request) -> Answer:
         import httpx2  # the client's own transport, whose errors it lets through while a body is read
@@ -174,7 +172,7 @@ class OpenAI:
         return Fault(f"HTTP {status}", wait=wait)
 
 
-class Checkpoint:
+class Checkpoint(Sampling):
     """A model of our own: it continues each item's opening; requests that wait are answered in one batch.
 
     Args:
@@ -195,17 +193,15 @@ class Checkpoint:
         self._engine = Engine(loaded.arch, loaded.params, loaded.buffers, loaded.tokenizer, max_batch=batch)
         self.model, self.licence = (
             f"{workdir} step {loaded.step}",
-            licence or f"output of {workdir}; the licences of its training text apply",
+            licence or f"output of {workdir}; the licences of its text apply",
         )
-        self._sampling, self._seed, self._batch = dict(sampling), seed, batch
+        super().__init__(sampling, seed)
+        self._batch = batch
         self._waiting: list[tuple[Request, asyncio.Future]] = []
         self._turns: asyncio.Task | None = None
 
     def prompt(self, item: Item) -> str:
         return opening(item)
-
-    def parameters(self, item: Item) -> dict[str, Any]:
-        return {**self._sampling, "seed": (self._seed * 1_000_003 + item.number) % 2**31}
 
     async def ask(self, request: Request) -> Answer:
         future = asyncio.get_running_loop().create_future()
@@ -274,8 +270,6 @@ def retry_after(value: str) -> float:
         seconds = float(value)
     except ValueError:
         try:
-            import time
-
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (TypeError, ValueError):
             return 0.0
