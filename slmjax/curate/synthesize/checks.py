@@ -12,8 +12,8 @@ _ANSWER = re.compile(r"\banswer:[*_ ]*(.*?)[*_ ]*(?:\||$)", re.IGNORECASE | re.M
 _REFUSAL = re.compile(r"\W*(?:i'm sorry|i am sorry|i apologi[sz]e|sorry, but|i can(?:no|')t |as an ai\b|as a language)", re.IGNORECASE)
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _SIGN = r"[-+*/x×÷·−]"
-_EQUATION = re.compile(rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})(?![\d%°]|[.,]\d|[ ]?[-+*/×÷·^(=]| x )")
-_BEFORE = re.compile(r"[\w.)%°^=<>+*/×÷·−-] ?$")
+_EQUATION = re.compile(rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})(?!\w|[.,]\d| ?[-+*/×÷·^(=%°]| x )")
+_BEFORE = re.compile(r"(?:[\w.,)%°^]|[=<>+*/×÷·−-] ?|\bx )$")
 
 
 def judge(item: Item, text: str, finish: str) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def calculations(text: str) -> list[tuple[str, bool]]:
     """
     out = []
     for found in _EQUATION.finditer(text):
-        if _BEFORE.search(text[max(0, found.start() - 2) : found.start()]):
+        if _BEFORE.search(text[max(0, found.start() - 3) : found.start()]):
             continue
         value = _value(found[1])
         if value is not None:
