@@ -19,9 +19,10 @@ from slmjax.errors import UserError, nearest
 
 # (default, meaning). A default's type is the field's type; None would have none, so there is none.
 FIELDS = {
-    "stage": ("train", "what to do: train, prepare (tokenize only, no accelerator), or recall (a study, see configs/studies/recall.py)"),
+    "stage": ("train", "what to do: train, prepare (tokenize only), synthesize (configs/textbook.py), or recall (a study)"),
     "seed": (0, "of initial parameters, data order and sampling"),
     "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
+    "synthesize": (ConfigDict(), "teacher, topics, formats and budget of a textbook; configs/textbook.py has every setting"),
     "model": {
         "vocab_size": (0, "rows of the embedding; 0 takes the tokenizer's size, rounded up to a multiple of 128"),
         "width": (256, "model width D"),
@@ -150,6 +151,7 @@ def base() -> ConfigDict:
     config.data.sources.unlock()  # their keys are the user's own names
     config.model.multipliers.unlock()
     config.study.unlock()
+    config.synthesize.unlock()
     return config
 
 
@@ -204,7 +206,7 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
             if not isinstance(node, ConfigDict) or group not in node:
                 raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
             node = node[group]
-        free = name.startswith(("data.sources.", "model.multipliers.", "study."))
+        free = name.startswith(("data.sources.", "model.multipliers.", "study.", "synthesize."))
         if not isinstance(node, ConfigDict) or (leaf not in node and not free):
             raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
         if name in ("data.sources", "model.multipliers"):
@@ -289,7 +291,7 @@ def from_dict(values: dict) -> ConfigDict:
 
     def fill(node: ConfigDict, saved: dict) -> None:
         for name, value in saved.items():
-            if name in ("sources", "multipliers", "study"):
+            if name in ("sources", "multipliers", "study", "synthesize"):
                 node[name] = ConfigDict(value)
             elif name in node and isinstance(node[name], ConfigDict):
                 fill(node[name], value)

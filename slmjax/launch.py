@@ -12,7 +12,12 @@ from pathlib import Path
 from slmjax import config as configs
 from slmjax.errors import UserError, nearest
 
-STAGES = {"train": "slmjax.train.run:run", "prepare": "slmjax.data.stage:run", "recall": "slmjax.studies.recall:run"}
+STAGES = {
+    "train": "slmjax.train.run:run",
+    "prepare": "slmjax.data.stage:run",
+    "synthesize": "slmjax.curate.synthesize.stage:run",
+    "recall": "slmjax.studies.recall:run",
+}
 
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 

@@ -1,0 +1,245 @@
+"""The journal of paid requests: a request is on disk before it is sent, an answer before anyone sees it (SQLite, one writer).
+
+The journal is one growing table of events. A "request" reserves the most it can cost; an "answer" or a "fault" ends it and says what it did
+cost. A request without an end, because the process was killed or the line was cut, stays counted at its reservation for ever.
+"""
+
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import zstandard
+from etils import epath
+
+from slmjax.errors import UserError
+
+FILE = "journal.sqlite"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS events (
+  n INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, request INTEGER,
+  tokens INTEGER NOT NULL, cost REAL NOT NULL, body TEXT NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_end ON events (request) WHERE request IS NOT NULL;
+"""
+# What counts as spent: what a request did cost where that is known, else its reservation.
+_SPENT = """
+SELECT COALESCE(SUM(COALESCE(ends.tokens, asked.tokens)), 0), COALESCE(SUM(COALESCE(ends.cost, asked.cost)), 0.0)
+FROM events AS asked LEFT JOIN events AS ends ON ends.request = asked.n WHERE asked.kind = 'request'
+"""
+_INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Event(NamedTuple):
+    """A row. kind: "request", "answer" or "fault"; request: the number of the request that this one ends; cost in dollars."""
+
+    n: int
+    time: float
+    kind: str
+    key: str
+    request: int | None
+    tokens: int
+    cost: float
+    body: str  # JSON
+
+
+class Journal:
+    """The events of one work directory; whoever opens it is the only one who may, until `close` or the end of the process.
+
+    Every write is a transaction that is flushed to disk (synchronous=FULL); what waits while the disk is busy shares the next transaction,
+    so that hundreds of requests at once cost a few flushes.
+
+    Args:
+      folder: on a local disk; made if it is missing.
+      copies: a folder, local or remote, that gets all new events as a closed segment every `every` seconds; where it has events that
+        `folder` lacks (a new disk), they are restored first. What a lost disk had not copied yet is lost: what was asked in that time is
+        not known to be spent.
+    Raises: UserError for a remote folder, a journal that another process holds, a full disk, or copies of another journal.
+    """
+
+    def __init__(self, folder: str | Path, *, copies: str = "", every: float = 60.0, say: Callable[[str], None] = print):
+        if "://" in str(folder):
+            raise UserError(
+                f"config.synthesize.journal is '{folder}'; SQLite needs a local disk: name a local folder (its closed segments can be "
+                f"copied to a remote one, config.synthesize.copies)."
+            )
+        self.file = Path(folder).expanduser() / FILE
+        self.answered: dict[str, int] = {}  # key -> number of its answer
+        self._say, self._lock, self._waiting = say, threading.Lock(), queue.SimpleQueue()
+        self._broken: BaseException | None = None
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # check_same_thread: the lock sees to it that one thread at a time uses the connection.
+            self._db = sqlite3.connect(self.file, isolation_level=None, check_same_thread=False, timeout=0)
+            # The lock on the file that this keeps is what makes a second writer impossible; the system takes it away with the process.
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_TABLES)
+        except (sqlite3.Error, OSError) as error:
+            raise self._trouble(error) from error
+        self._copies = epath.Path(copies) if copies else None
+        self._copied = self._restore() if self._copies else 0
+        last = self._db.execute("SELECT COALESCE(MAX(n), 0) FROM events").fetchone()[0]
+        if self._copied > last:
+            raise UserError(f"config.synthesize.copies: '{copies}' ends before its own last event; is a segment missing?")
+        self._next = last + 1
+        self.answered.update(self._db.execute("SELECT key, n FROM events WHERE kind = 'answer'"))
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer.start()
+        self._closing = threading.Event()
+        self._copier = threading.Thread(target=self._copy_now_and_then, args=(every,), daemon=True)
+        if self._copies:
+            self._copier.start()
+
+    def request(self, key: str, *, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
+        """Journal what is about to be asked; its number, and a future that is done once it is on disk."""
+        return self._append("request", key, None, tokens, cost, body)
+
+    def answer(self, key: str, request: int, *, tokens: int, cost: float, body: dict) -> "Future[None]":
+        """Journal the answer of a request and what it cost; the future is done once it is on disk."""
+        return self._append("answer", key, request, tokens, cost, body)[1]
+
+    def fault(self, key: str, request: int, *, tokens: int, cost: float, body: dict) -> "Future[None]":
+        """Journal that a request came to nothing and what is counted for it; the future is done once it is on disk."""
+        return self._append("fault", key, request, tokens, cost, body)[1]
+
+    def read(self, key: str) -> Event | None:
+        """The answer of a key, if there is one."""
+        if key not in self.answered:
+            return None
+        with self._lock:
+            row = self._db.execute("SELECT * FROM events WHERE n = ?", (self.answered[key],)).fetchone()
+        return Event(*row)
+
+    def faults(self, key: str) -> list[str]:
+        """The reasons why requests of a key came to nothing, in order."""
+        with self._lock:
+            rows = self._db.execute("SELECT body FROM events WHERE kind = 'fault' AND key = ? ORDER BY n", (key,)).fetchall()
+        return [json.loads(body)["reason"] for (body,) in rows]
+
+    def spent(self) -> tuple[int, float]:
+        """(tokens, dollars) that count as spent: all that is journalled."""
+        with self._lock:
+            return self._db.execute(_SPENT).fetchone()
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """All events with a larger number than `after`."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM events WHERE n > ? ORDER BY n", (after,)).fetchall()
+        return map(Event._make, rows)
+
+    def close(self) -> None:
+        """Write what waits, copy it, and let go of the file."""
+        self._waiting.put(None)
+        self._writer.join()
+        if self._copies:
+            self._closing.set()
+            self._copier.join()
+        self._db.close()
+
+    def _append(self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
+        n, self._next = self._next, self._next + 1
+        future: Future[None] = Future()
+        self._waiting.put((Event(n, time.time(), kind, key, request, tokens, cost, json.dumps(body)), future))
+        return n, future
+
+    def _write(self) -> None:
+        """The writer: everything that waits goes into one transaction."""
+        ending = False
+        while not ending:
+            batch = [self._waiting.get()]
+            while not self._waiting.empty():
+                batch.append(self._waiting.get())
+            ending = None in batch
+            events = [entry[0] for entry in batch if entry is not None]
+            # Whoever no longer waits for an answer has paid for it all the same.
+            futures = [entry[1] for entry in batch if entry is not None and entry[1].set_running_or_notify_cancel()]
+            try:
+                if self._broken:
+                    raise self._broken
+                with self._lock:
+                    self._insert(events)
+            except Exception as error:  # whoever waits must hear of it, whatever it is
+                # Numbers are given in order: after one transaction that failed, none may follow.
+                self._broken = self._trouble(error) if isinstance(error, sqlite3.Error) else error
+                for future in futures:
+                    future.set_exception(self._broken)
+                continue
+            self.answered.update((event.key, event.n) for event in events if event.kind == "answer")
+            for future in futures:
+                future.set_result(None)
+
+    def _insert(self, events: list[Event]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(_INSERT, events)
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _trouble(self, error: Exception) -> UserError:
+        if "locked" in str(error):
+            return UserError(
+                f"config.synthesize.journal: another process writes {self.file}; wait for it, or choose another work directory."
+            )
+        full = "full" in str(error) or "disk I/O" in str(error)
+        advice = "free some space and start again: nothing that was answered before is lost" if full else "choose another folder"
+        return UserError(f"config.synthesize.journal: cannot write {self.file} ({error}); {advice}.")
+
+    def _restore(self) -> int:
+        """Take over the events that the copies have and this journal lacks; the number of the last event that is copied."""
+        last = self._db.execute("SELECT COALESCE(MAX(n), 0) FROM events").fetchone()[0]
+        copied = 0
+        found = sorted(self._copies.glob("events-*.jsonl.zst")) if self._copies.exists() else []
+        for segment in found:
+            first, copied = (int(word) for word in segment.name.removesuffix(".jsonl.zst").split("-")[1:])
+            if copied <= last and segment is not found[-1]:
+                continue
+            try:
+                lines = zstandard.ZstdDecompressor().decompressobj().decompress(segment.read_bytes()).decode().splitlines()
+                events = [Event(*json.loads(line)) for line in lines]
+                if [event.n for event in events] != list(range(first, copied + 1)):
+                    raise ValueError("events are missing in it")
+            except (zstandard.ZstdError, ValueError, TypeError) as error:
+                raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
+            for event in events:
+                if event.n <= last:
+                    row = self._db.execute("SELECT * FROM events WHERE n = ?", (event.n,)).fetchone()
+                    if Event(*row) != event:
+                        raise UserError(f"config.synthesize.copies: {segment} is of another journal than {self.file}; name another folder.")
+            if first > last + 1:
+                raise UserError(f"config.synthesize.copies: the segment before {segment} is missing.")
+            self._insert([event for event in events if event.n > last])
+            last = max(last, copied)
+        return copied
+
+    def _copy_now_and_then(self, every: float) -> None:
+        closing, told = False, False
+        while not closing:
+            closing = self._closing.wait(every)
+            try:
+                self._copy()
+                told = False
+            except Exception as error:  # every store has its own exceptions; what is not copied now is copied the next time
+                if closing or not told:
+                    told = True
+                    self._say(f"the journal could not be copied to {self._copies} ({error}); {self.file} has all of it")
+
+    def _copy(self) -> None:
+        events = list(self.events(self._copied))
+        if not events:
+            return
+        lines = "".join(json.dumps(event) + "\n" for event in events)
+        name = f"events-{events[0].n:012d}-{events[-1].n:012d}.jsonl.zst"
+        self._copies.mkdir(parents=True, exist_ok=True)
+        partial = self._copies / f".{name}"
+        partial.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+        partial.replace(self._copies / name)
+        self._copied = events[-1].n

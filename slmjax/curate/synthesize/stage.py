@@ -1,0 +1,225 @@
+"""The stage `synthesize`: a teacher writes a textbook, document by document, and nothing that was paid for is lost or paid for again."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from slmjax import config as configs
+from slmjax.curate.synthesize import plan, subjects
+from slmjax.curate.synthesize.budget import Budget
+from slmjax.curate.synthesize.checks import judge
+from slmjax.curate.synthesize.coverage import coverage, markdown
+from slmjax.curate.synthesize.documents import Writer, records, write
+from slmjax.curate.synthesize.journal import Journal
+from slmjax.curate.synthesize.live import Line
+from slmjax.curate.synthesize.produce import Tally, produce
+from slmjax.curate.synthesize.teachers import Answer, Checkpoint, OpenAI, Program, Request, Teacher
+from slmjax.errors import UserError, nearest
+from slmjax.readable import percent
+
+# Every setting of config.synthesize with its type; configs/textbook.py has them with their defaults and meanings.
+SETTINGS = {
+    "teacher": str, "model": str, "base_url": str, "licence": str, "documents": int, "shard": int, "topics": str, "audiences": tuple,
+    "formats": tuple, "passages": str, "max_tokens": int, "temperature": float, "top_p": float, "concurrent": int, "per_minute": float,
+    "retries": int, "timeout": float, "tokens": int, "cost": float, "price": tuple, "journal": str, "copies": str,
+}  # fmt: skip
+TEACHERS = ("program", "openai", "checkpoint")
+POSITIVE = ("documents", "shard", "max_tokens", "concurrent", "timeout")
+
+
+def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> int:
+    """Write `documents`, `rejects.jsonl`, `coverage.json` and `coverage.md` into a work directory; the same command again goes on.
+
+    Args:
+      init_from: with the teacher `checkpoint`, the work directory of the run whose model writes.
+    Returns: 0, or 128 + signal where one ended it early (what was answered is written all the same).
+    Raises: UserError for settings that make no sense, and for whatever keeps a teacher from answering.
+    """
+    if processes > 1:
+        raise UserError("--processes: the synthesizer is one process, as its journal has one writer; raise config.synthesize.concurrent.")
+    chosen = settings(config)
+    if init_from and chosen["teacher"] != "checkpoint":
+        raise UserError(f"--init_from names the model of the teacher checkpoint; config.synthesize.teacher is {chosen['teacher']}.")
+    planned = make_plan(config.seed, chosen)
+    folder, journal_folder, copies = epath.Path(workdir), chosen["journal"], chosen["copies"]
+    if not journal_folder and "://" in workdir:
+        raise UserError(
+            f"config.synthesize.journal is empty and the work directory is {workdir}; SQLite needs a local disk: name a local folder "
+            f"(its segments are copied to {workdir}/journal)."
+        )
+    if "://" in workdir and not copies:
+        copies = f"{workdir}/journal"
+    teacher = make_teacher(config.seed, chosen, init_from)
+    journal = Journal(journal_folder or str(folder / "journal"), copies=copies)
+    try:
+        write(folder / "config.json", configs.to_json(config))
+        tally = _in_a_loop(lambda: _ask(planned, chosen, teacher, journal))
+        summary = finish(folder, planned, chosen, teacher, journal)
+    finally:
+        journal.close()
+    for line in ending(folder, chosen, tally, summary):
+        print(line)
+    return 128 + tally.signal if tally.signal else 0
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """config.synthesize, checked.
+
+    Raises: UserError for a setting that is missing, unknown, of another type or out of range.
+    """
+    given = {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in config.synthesize.items()}
+    for name in given:
+        if name not in SETTINGS:
+            raise UserError(f"config.synthesize.{name}: the synthesizer has no such setting.{nearest(name, SETTINGS)}")
+    if missing := [name for name in SETTINGS if name not in given]:
+        raise UserError(f"config.synthesize.{missing[0]} is missing; configs/textbook.py has all settings.")
+    out = {name: _typed(name, kind, given[name]) for name, kind in SETTINGS.items()}
+    for name, kind in SETTINGS.items():
+        if kind in (int, float) and not (out[name] > 0 if name in POSITIVE else out[name] >= 0):
+            raise UserError(f"config.synthesize.{name} is {out[name]}; it must {'be positive' if name in POSITIVE else 'not be negative'}.")
+    if out["teacher"] not in TEACHERS:
+        raise UserError(
+            f"config.synthesize.teacher is '{out['teacher']}'; it can be {', '.join(TEACHERS)}.{nearest(out['teacher'], TEACHERS)}"
+        )
+    prices = out["price"]
+    if len(prices) != 2 or not all(isinstance(price, int | float) and price >= 0 for price in prices):
+        raise UserError(f"config.synthesize.price is {prices!r}; expected dollars for a million tokens (of prompts, of answers).")
+    if out["cost"] and not any(prices):
+        raise UserError("config.synthesize.cost limits dollars, and config.synthesize.price is 0; say what a million tokens cost.")
+    out["formats"] = plan.chosen("formats", out["formats"], tuple(plan.FORMATS))
+    if not out["audiences"] or not all(isinstance(name, str) and name.strip() for name in out["audiences"]):
+        raise UserError(f"config.synthesize.audiences is {out['audiences']!r}; name {', '.join(plan.AUDIENCES)}, or describe your own.")
+    return out
+
+
+def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
+    """The plan of a run's settings.
+
+    Raises: UserError for topics, formats or passages that do not exist; the embedded teacher knows the topics with problems alone.
+    """
+    topics, program = plan.read_topics(chosen["topics"]), chosen["teacher"] == "program"
+    if program:
+        known = tuple(subjects.KINDS.values())
+        topics = list(plan.chosen("topics", topics, known)) if chosen["topics"] else list(known)
+    return plan.Plan(
+        seed=seed,
+        topics=topics,
+        audiences=chosen["audiences"],
+        formats=chosen["formats"],
+        passages=plan.read_passages(chosen["passages"]),
+        solved=program,
+    )
+
+
+def make_teacher(seed: int, chosen: dict[str, Any], init_from: str) -> Teacher:
+    """The teacher that the settings name."""
+    sampling = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p")}
+    if chosen["teacher"] == "program":
+        return Program(seed)
+    if chosen["teacher"] == "checkpoint":
+        return Checkpoint(init_from, sampling=sampling, seed=seed, batch=chosen["concurrent"], licence=chosen["licence"])
+    return OpenAI(
+        chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, timeout=chosen["timeout"], licence=chosen["licence"]
+    )  # fmt: skip
+
+
+def requests(planned: plan.Plan, teacher: Teacher, documents: int) -> Iterator[Request]:
+    """The requests of the first items of a plan."""
+    for number in range(documents):
+        item = planned.item(number)
+        text, parameters = teacher.prompt(item), teacher.parameters(item)
+        yield Request(plan.key(teacher.model, text, parameters), text, parameters, item)
+
+
+async def _ask(planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> Tally:
+    budget = Budget(tokens=chosen["tokens"], cost=chosen["cost"], spent=journal.spent())
+    with Line() as line:
+        return await produce(
+            requests(planned, teacher, chosen["documents"]),
+            teacher,
+            journal,
+            budget,
+            Tally(chosen["documents"], cost=budget.spent_cost),
+            price=tuple(map(float, chosen["price"])),
+            per_minute=chosen["per_minute"],
+            concurrent=chosen["concurrent"],
+            retries=chosen["retries"],
+            judge=accepted,
+            tell=line,
+        )
+
+
+def accepted(request: Request, answer: Answer) -> bool:
+    """Whether an answer stands."""
+    return not judge(request.item, answer.text, answer.finish)[0]
+
+
+def finish(folder: epath.Path, planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> dict[str, Any]:
+    """Write shards, rejects and the coverage report from the journal; the report's figures."""
+    writer = Writer(folder, chosen["shard"])
+    checked = {"answers": 0, "equations": 0, "": 0}
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for record in records(requests(planned, teacher, chosen["documents"]), journal, teacher):
+            writer.add(record)
+            if not record["reason"]:
+                checked[record["checked"]] += 1
+                yield record
+
+    figures = coverage(kept(), chosen["documents"])
+    writer.close()
+    spent = journal.spent()
+    figures |= {"rejected": dict(writer.rejected), "checked": {name or "nothing": n for name, n in checked.items()}}
+    figures |= {"spent": {"tokens": spent[0], "dollars": spent[1]}}
+    write(folder / "coverage.json", json.dumps(figures, indent=1) + "\n")
+    write(folder / "coverage.md", markdown(figures, writer.rejected))
+    return figures
+
+
+def ending(folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]) -> list[str]:
+    """The last lines: what there is, why it stopped, what comes next."""
+    made, rejected, checked, spent = figures["documents"], sum(figures["rejected"].values()), figures["checked"], figures["spent"]
+    lines = [
+        f"{made:,} documents in {folder / 'documents'}, {rejected:,} rejected (rejects.jsonl says why).",
+        f"Answers compared with computed ones in {checked['answers']:,}, calculations done again in {checked['equations']:,}; "
+        f"near-duplicates {percent(figures['near_duplicates'])}. Coverage: {folder / 'coverage.md'}",
+    ]
+    money = f"{spent['tokens']:,} tokens and ${spent['dollars']:.2f}"
+    if spent["dollars"] and not tally.spent:
+        lines.append(f"Spent, with what is reserved for unanswered requests: {money}.")
+    if tally.spent:
+        lines.append(
+            f"The budget is spent ({money}): {made + rejected:,} of {chosen['documents']:,} documents were asked for. The same command "
+            "with more config.synthesize.tokens or cost goes on."
+        )
+    elif tally.signal:
+        lines.append("Stopped. The same command goes on and asks for nothing twice.")
+    return lines
+
+
+def _typed(name: str, kind: type, value: Any) -> Any:
+    """`value` as a setting's type; whole numbers serve as floats, and a string with commas as a tuple of strings."""
+    if kind is tuple and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == int(value)):
+        return kind(value)
+    raise UserError(f"config.synthesize.{name} is {value!r}; expected {'several values' if kind is tuple else kind.__name__}.")
+
+
+def _in_a_loop(make: Callable[[], Any]) -> Any:
+    """The result of a coroutine; in a notebook, where a loop runs already, in a thread with a loop of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(make())).result()

@@ -1,0 +1,115 @@
+"""The synthesizer against a server that misbehaves, killed again and again: nothing that was paid for is lost or paid for twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from slmjax.curate.synthesize.journal import Journal
+
+ROOT = Path(__file__).parents[2]
+SERVER = Path(__file__).with_name("server.py")
+DOCUMENTS, CONCURRENT, KILLS = 2500, 200, 5
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(url, log file) of a server in a process of its own."""
+    pytest.importorskip("openai")
+    log = tmp_path / "server.jsonl"
+    process = subprocess.Popen([sys.executable, str(SERVER), str(log), "7"], stdout=subprocess.PIPE, text=True)
+    yield process.stdout.readline().strip(), log
+    process.kill()
+    process.wait()
+
+
+def start(url, tmp_path, budget, **more):
+    topics = tmp_path / "topics.txt"
+    topics.write_text("rivers\nmills > water wheels\nbridges\n")
+    settings = {"teacher": "openai", "model": "tester", "base_url": url, "documents": DOCUMENTS, "shard": 100, "topics": topics}
+    settings |= {"formats": "section", "max_tokens": 200, "concurrent": CONCURRENT, "timeout": 2.0, "retries": 6, "tokens": budget} | more
+    words = [f"--config.synthesize.{name}={value}" for name, value in settings.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "slmjax.launch", "--config=configs/textbook.py", f"--workdir={tmp_path / 'run'}", *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "NO_PROXY": "127.0.0.1"},
+    )  # fmt: skip
+
+
+def read(log):
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def arrived(log):
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_five_kills_lose_nothing_pay_nothing_twice_and_never_exceed_the_budget(server, tmp_path):
+    url, log = server
+    rng, budget = random.Random(11), 1_000_000
+    for _ in range(KILLS):
+        process, before = start(url, tmp_path, budget), arrived(log)
+        deadline = time.monotonic() + 60
+        while arrived(log) == before:  # it has begun to ask
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.8))
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert sum(entry["tokens"] for entry in read(log)) <= budget
+
+    # The budget ends before the documents do; what is counted at the server stays within it.
+    out = start(url, tmp_path, budget).communicate(timeout=120)[0]
+    assert "The budget is spent" in out, out
+    counted = sum(entry["tokens"] for entry in read(log))
+    assert 0.5 * budget < counted <= budget
+    # With more of it, the rest is asked for.
+    more = start(url, tmp_path, 4 * budget)
+    out = more.communicate(timeout=180)[0]
+    assert more.returncode == 0 and "The budget is spent" not in out, out
+    assert sum(entry["tokens"] for entry in read(log)) <= 4 * budget
+
+    journal = Journal(tmp_path / "run" / "journal")
+    events = list(journal.events())
+    spent = journal.spent()[0]
+    journal.close()
+    seen = read(log)
+    assert sum(entry["tokens"] for entry in seen) <= spent <= 4 * budget
+    assert {entry["mode"] for entry in seen} >= {"limit", "error", "hang", "cut", "broken", "empty", "endless", "ok", "short"}
+
+    # Each key has one answer at most, and nothing was asked for it afterwards: neither by the journal nor as the server saw it.
+    answers = {}
+    for event in events:
+        assert event.key not in answers, "asked again after its answer was journalled"
+        if event.kind == "answer":
+            answers[event.key] = event
+    texts = {json.loads(event.body)["text"]: event for event in answers.values()}
+    for entry in seen:
+        event = texts.get(entry["text"]) if entry["mode"] == "ok" else None
+        if event:
+            assert entry["time"] <= event.time
+    # Nothing was sent that was not journalled first.
+    assert len(seen) <= sum(event.kind == "request" for event in events)
+
+    # Every accepted answer is in the shards exactly once, and every other one among the rejects.
+    folder = tmp_path / "run"
+    shards = [json.loads(line) for file in sorted((folder / "documents").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    told = Counter(json.loads(event.body)["text"] for event in answers.values())
+    accepted = {text for text in told if "Too short" not in text}
+    assert Counter(record["text"] for record in shards) == dict.fromkeys(accepted, 1)
+    assert len(shards) > 0.9 * DOCUMENTS and len({record["id"] for record in shards}) == len(shards)
+    assert sum(record["reason"] == "too short" for record in rejects) == told.total() - len(accepted)
+    assert len(shards) + len(rejects) == DOCUMENTS
+
+    # And one start more asks for nothing that was answered: at most for what was given up.
+    start(url, tmp_path, 4 * budget).communicate(timeout=120)
+    given_up = sum(record["reason"].startswith("no answer") for record in rejects)
+    assert len({entry["key"] for entry in read(log)[len(seen) :]}) == given_up

@@ -1,0 +1,218 @@
+"""Each way in which an endpoint can fail, alone: what is counted, what is asked again, and what ends the run."""
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from slmjax.curate.synthesize import produce as producing
+from slmjax.curate.synthesize import teachers
+from slmjax.curate.synthesize.budget import Budget
+from slmjax.curate.synthesize.journal import Journal
+from slmjax.curate.synthesize.plan import Plan
+from slmjax.curate.synthesize.produce import Tally, produce
+from slmjax.curate.synthesize.stage import requests
+from slmjax.curate.synthesize.teachers import Fault, OpenAI, parse, reservation, retry_after
+from slmjax.errors import UserError
+from tests.curate.server import Server, article
+
+pytest.importorskip("openai")
+MAX_TOKENS = 100
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-tests")
+    monkeypatch.setattr(producing, "FIRST_WAIT", 0.001)
+
+
+class Run:
+    """What `produce` made of a server whose first answers have these modes; all later ones are ok."""
+
+    def __init__(self, folder, modes, *, documents=1, retries=5, timeout=0.5, concurrent=4, **budget):
+        self.seen = []
+        server = Server(lambda number, body: modes[number] if number < len(modes) else "ok", self.seen.append)
+        journal = Journal(folder)
+        plan = Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
+        sampling = {"max_tokens": MAX_TOKENS, "temperature": 0.5, "top_p": 0.9}
+        self.error = None
+
+        async def go():
+            teacher = OpenAI("tester", server.url, sampling=sampling, seed=0, timeout=timeout)
+            asked = list(requests(plan, teacher, documents))
+            self.reserved = [sum(reservation(request)) for request in asked]
+            spent = Budget(spent=journal.spent(), **budget)
+            await produce(asked, teacher, journal, spent, self.tally, concurrent=concurrent, retries=retries)
+
+        self.tally = Tally(documents)
+        try:
+            asyncio.run(go())
+        except UserError as error:
+            self.error = str(error)
+        self.events = list(journal.events())
+        self.kinds = [event.kind for event in self.events]
+        self.reasons = [json.loads(event.body)["reason"] for event in self.events if event.kind == "fault"]
+        self.spent = journal.spent()[0]
+        self.counted = sum(entry["tokens"] for entry in self.seen)
+        self.headers = server.headers
+        journal.close()
+        server.close()
+
+
+# Mode: (reason, what is counted for the failed request: everything it reserved, nothing, or what the answer says it used)
+FAILURES = {
+    "limit": ("HTTP 429", "nothing"),
+    "error": ("HTTP 500", "reserved"),
+    "503": ("HTTP 503", "reserved"),
+    "hang": ("no answer in 0.5 s", "reserved"),
+    "cut": ("the connection was cut", "reserved"),
+    "broken": ("broken JSON", "reserved"),
+    "empty": ("empty answer", "used"),
+    "endless": ("no end after 50,000 bytes", "reserved"),
+}
+
+
+@pytest.mark.parametrize("mode", FAILURES)
+def test_a_failure_is_counted_for_what_it_may_have_cost_and_asked_again(tmp_path, mode, monkeypatch):
+    monkeypatch.setattr(teachers, "MAX_BYTES", 50_000)
+    reason, counted = FAILURES[mode]
+    run = Run(tmp_path, [mode])
+    assert run.kinds == ["request", "fault", "request", "answer"] and run.reasons == [reason] and run.error is None
+    first, fault, second, answer = run.events
+    assert first.tokens == second.tokens == run.reserved[0] and first.key == second.key
+    assert fault.tokens == {"reserved": first.tokens, "nothing": 0, "used": run.seen[0]["tokens"]}[counted]
+    assert run.seen[0]["tokens"] <= fault.tokens and answer.tokens == run.seen[1]["tokens"]
+    assert run.spent == fault.tokens + answer.tokens and len(run.seen) == 2
+    assert run.tally.settled == run.tally.accepted == 1 and run.tally.faults == {reason: 1}
+
+
+def test_an_endless_answer_ends_at_its_time_too(tmp_path):
+    assert Run(tmp_path, ["endless"], timeout=0.3).reasons[0] in ("no answer in 0.3 s", "no end after 4,000,000 bytes")
+
+
+def test_retry_after_is_honoured_by_all_requests(tmp_path):
+    run = Run(tmp_path, ["limit"], documents=6, concurrent=1)
+    assert run.seen[1]["time"] - run.seen[0]["time"] >= 0.2  # what the server asks for
+    assert run.tally.accepted == 6
+
+
+def test_the_client_tries_nothing_by_itself(tmp_path):
+    run = Run(tmp_path, ["error", "limit", "cut", "hang", "error"], documents=3, retries=9)
+    assert len(run.seen) == run.kinds.count("request") == 8 and run.tally.accepted == 3
+
+
+def test_a_request_is_given_up_after_its_retries_and_the_rest_goes_on(tmp_path):
+    run = Run(tmp_path, ["error"] * 3, documents=2, retries=2, concurrent=1)
+    assert run.kinds == ["request", "fault"] * 3 + ["request", "answer"]
+    assert (run.tally.accepted, run.tally.rejected, run.tally.settled) == (1, 1, 2)
+    again = Run(tmp_path, [], documents=2)  # a new start asks for what has no answer, and for nothing else
+    assert len(again.seen) == 1 and again.tally.known == 1 and again.tally.accepted == 1
+
+
+def test_a_bad_request_is_not_asked_again(tmp_path):
+    run = Run(tmp_path, ["400"], concurrent=1)
+    assert run.kinds == ["request", "fault"] and run.spent == 0 and run.reasons[0].startswith("HTTP 400")
+
+
+@pytest.mark.parametrize("mode", ["401", "403", "404"])
+def test_a_refused_key_or_model_ends_the_run(tmp_path, mode):
+    run = Run(tmp_path, [mode] * 50, documents=50)
+    assert f"refuses model 'tester' (HTTP {mode}" in run.error and "OPENAI_API_KEY" in run.error and len(run.seen) <= 4
+
+
+def test_a_server_that_only_fails_ends_the_run_before_it_ends_the_budget(tmp_path):
+    run = Run(tmp_path, ["error"] * 1000, documents=200)
+    assert "20 requests in a row came to nothing (the last: HTTP 500)" in run.error and len(run.seen) < 40
+
+
+def test_no_server_at_all_costs_nothing_and_is_told(tmp_path):
+    async def go():
+        teacher = OpenAI("tester", "http://127.0.0.1:9/v1", sampling={"max_tokens": 9}, seed=0, timeout=5.0)
+        plan = Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
+        await produce(requests(plan, teacher, 50), teacher, journal, Budget(), Tally(50))
+
+    journal = Journal(tmp_path)
+    with pytest.raises(UserError, match=r"no connection to http://127\.0\.0\.1:9/v1"):
+        asyncio.run(go())
+    counted = [event.tokens for event in journal.events() if event.kind == "fault"]
+    assert counted and not any(counted)
+    journal.close()
+
+
+def test_the_server_never_counts_more_than_the_budget(tmp_path):
+    modes = ["error", "cut", "ok", "broken", "limit", "empty", "ok", "hang"] * 20
+    run = Run(tmp_path, modes, documents=60, retries=9, concurrent=16, tokens=20_000)
+    assert run.tally.spent and 0 < run.tally.accepted < 60
+    assert run.counted <= run.spent <= 20_000
+    again = Run(tmp_path, modes, documents=60, retries=9, concurrent=16, tokens=20_000)
+    assert again.counted + run.counted <= again.spent <= 20_000
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path):
+    run = Run(tmp_path, ["error"])
+    assert run.headers[0]["authorization"] == "Bearer secret-of-the-tests"
+    assert not any(b"secret-of-the-tests" in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_openais_own_endpoint_wants_a_key_and_every_endpoint_a_model(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
+        OpenAI("gpt", "", sampling={}, seed=0, timeout=1.0)
+    with pytest.raises(UserError, match=r"config\.synthesize\.model is empty"):
+        OpenAI("", "http://127.0.0.1:9/v1", sampling={}, seed=0, timeout=1.0)
+
+
+def completion(**changes):
+    choice = {"message": {"content": changes.pop("content", "text")}, "finish_reason": changes.pop("finish", "stop")}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 4}, **changes}).encode()
+
+
+def test_a_completion_is_read_with_what_it_used():
+    assert parse(completion()) == teachers.Answer("text", "stop", (3, 4))
+    assert parse(completion(finish="length")).finish == "length"
+    for usage in (
+        None,
+        {},
+        {"prompt_tokens": 3},
+        {"prompt_tokens": -1, "completion_tokens": 1},
+        {"prompt_tokens": 1, "completion_tokens": 10**30},
+    ):
+        assert parse(completion(usage=usage)).tokens is None
+
+
+NONE = [b"", b"<html>", b"[]", b"{}", b"null", b"[" * 100_000, b'{"choices": []}', b'{"choices": "text"}', completion()[:-5]]
+NONE += [b'{"choices": [{"message": %s}]}' % message for message in (b"null", b'{"content": 3}', b'{"content": "\\ud83d"}')]
+
+
+@pytest.mark.parametrize("body", NONE)
+def test_what_is_no_completion_is_broken(body):
+    with pytest.raises(Fault, match="broken JSON") as fault:
+        parse(body)
+    assert fault.value.tokens is None and fault.value.again
+
+
+@pytest.mark.parametrize("content", ["", "  \n", None])
+def test_an_empty_answer_is_paid_for(content):
+    with pytest.raises(Fault, match="empty answer") as fault:
+        parse(completion(content=content))
+    assert fault.value.tokens == (3, 4)
+
+
+def test_retry_after_is_a_number_or_a_date():
+    assert [retry_after(value) for value in ("", "3", "0.25", "-5", "nan", "soon", "1e9")] == [0.0, 3.0, 0.25, 0.0, 0.0, 0.0, 600.0]
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 50 < retry_after(date) <= 60
+    assert retry_after(format_datetime(datetime.fromtimestamp(time.time() - 60, UTC), usegmt=True)) == 0.0
+
+
+def test_a_prompt_reserves_no_less_than_any_byte_level_tokenizer_makes_of_it():
+    from slmjax.curate.synthesize.plan import Item
+    from slmjax.curate.synthesize.teachers import Request
+
+    text = "ΔΣ 漢字 🙂 " + article("x")
+    item = Item(0, "t", "a", "adults", "section", "", (), "")
+    assert reservation(Request("k", text, {"max_tokens": 7}, item)) == (len(text.encode()) + 64, 7)
