@@ -19,10 +19,14 @@ from slmjax.errors import UserError, nearest
 
 # (default, meaning). A default's type is the field's type; None would have none, so there is none.
 FIELDS = {
-    "stage": ("train", "what to do: train, prepare (tokenize only), synthesize (configs/textbook.py), or recall (a study)"),
+    "stage": (
+        "train",
+        "what to do: train, prepare (tokenize only), synthesize, curate, or recall; these three have their own recipes",
+    ),
     "seed": (0, "of initial parameters, data order and sampling"),
     "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
     "synthesize": (ConfigDict(), "teacher, topics, formats and budget of a textbook; configs/textbook.py has every setting"),
+    "curate": (ConfigDict(), "rules, evaluation sets and deduplication of raw text; configs/curate.py has every setting"),
     "model": {
         "vocab_size": (0, "rows of the embedding; 0 takes the tokenizer's size, rounded up to a multiple of 128"),
         "width": (256, "model width D"),
@@ -129,6 +133,7 @@ CHOICES = {
     "train.schedule": ("wsd", "cosine"),
     "train.decay_shape": ("1-sqrt", "linear"),
 }
+FREE = ("data.sources", "model.multipliers", "study", "synthesize", "curate")  # groups whose keys are the user's or a recipe's own
 POSITIVE = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.head_dim", "model.ff_width", "model.rope_theta",
             "data.vocab_size", "data.seq_len", "train.steps", "train.batch", "train.microbatches", "train.lr", "checkpoint.every",
             "checkpoint.keep", "log.every", "eval.tokens", "train.max_skips", "model.share_kv", "model.share_blocks")  # fmt: skip
@@ -148,10 +153,8 @@ def base() -> ConfigDict:
         return out
 
     config = build(FIELDS).lock()
-    config.data.sources.unlock()  # their keys are the user's own names
-    config.model.multipliers.unlock()
-    config.study.unlock()
-    config.synthesize.unlock()
+    for name in FREE:
+        get(config, name).unlock()
     return config
 
 
@@ -206,7 +209,7 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
             if not isinstance(node, ConfigDict) or group not in node:
                 raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
             node = node[group]
-        free = name.startswith(("data.sources.", "model.multipliers.", "study.", "synthesize."))
+        free = name.startswith(tuple(f"{group}." for group in FREE))
         if not isinstance(node, ConfigDict) or (leaf not in node and not free):
             raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
         if name in ("data.sources", "model.multipliers"):
@@ -291,7 +294,7 @@ def from_dict(values: dict) -> ConfigDict:
 
     def fill(node: ConfigDict, saved: dict) -> None:
         for name, value in saved.items():
-            if name in ("sources", "multipliers", "study", "synthesize"):
+            if name in {group.rpartition(".")[2] for group in FREE}:
                 node[name] = ConfigDict(value)
             elif name in node and isinstance(node[name], ConfigDict):
                 fill(node[name], value)

@@ -16,6 +16,7 @@ STAGES = {
     "train": "slmjax.train.run:run",
     "prepare": "slmjax.data.stage:run",
     "synthesize": "slmjax.curate.synthesize.stage:run",
+    "curate": "slmjax.curate.stage:run",
     "recall": "slmjax.studies.recall:run",
 }
 

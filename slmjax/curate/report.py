@@ -1,10 +1,10 @@
 """What the stage `curate` tells: counts before and after by source and reason, samples of what was dropped, and the duplicates."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from slmjax import figures, page
 from slmjax.curate.minhash import Scheme
@@ -46,7 +46,7 @@ def summary(found: Mapping[str, Any]) -> str:
     return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) for line in lines)
 
 
-def write(folder: Path, found: Mapping[str, Any], command: str) -> None:
+def write(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
     """Write report.html and its figure."""
     sources = found["sources"]
     read, left = (sum(entry[part]["documents"] if part == "left" else entry["documents"].get(part, 0) for entry in sources.values())

@@ -6,6 +6,7 @@ is the same however many processes there are; of near-duplicates the first one i
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,6 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     """
     if init_from or processes > 1:
         raise UserError("the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine.")
-    if "://" in workdir:
-        raise UserError(f"--workdir={workdir}: the stage curate writes to a folder of this machine.")
     asked, sources, folder = settings(config), parse_sources(config.data.sources), epath.Path(workdir)
     if not sources:
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
@@ -90,8 +89,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
         if name not in SETTINGS:
             raise UserError(f"config.curate.{name}: the stage curate has no such setting.{nearest(name, SETTINGS)}")
         kind, meaning = SETTINGS[name]
-        if isinstance(value, str) and kind is Sequence:
-            given[name] = tuple(filter(None, value.split(",")))
+        if kind is Sequence:
+            given[name] = _words(value)
         elif not isinstance(value, (int, float) if kind is float else kind):
             raise UserError(f"config.curate.{name} is {value!r}; expected {meaning}.")
     if missing := [name for name in SETTINGS if name not in given]:
@@ -104,10 +103,15 @@ def settings(config: ConfigDict) -> dict[str, Any]:
             raise UserError(f"config.curate.{name} is {given[name]}; it must be positive.")
     if given["bands"] > 250:
         raise UserError(f"config.curate.bands is {given['bands']}; it can be at most 250.")
-    for names in given["rules"].values():
-        for name in names:
-            known(name)
+    given["rules"] = {source: _words(names) for source, names in given["rules"].items()}
+    for name in itertools.chain(*given["rules"].values()):
+        known(name)
     return given
+
+
+def _words(names: str | Sequence[str]) -> tuple[str, ...]:
+    """As a command line has them, "one,two", or as a recipe."""
+    return tuple(filter(None, names.split(","))) if isinstance(names, str) else tuple(names)
 
 
 def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam) -> dict[str, Any]:

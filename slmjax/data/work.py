@@ -16,6 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from slmjax.errors import UserError
 
 try:
@@ -41,7 +43,7 @@ def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path, content: bytes | str | dict | list) -> None:
+def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) -> None:
     """Write under another name, then rename: a reader sees all of it or nothing, whoever else writes the same. A bucket does so itself."""
     if isinstance(content, (dict, list)):
         content = json.dumps(content, indent=1, ensure_ascii=False)
