@@ -1,4 +1,4 @@
-"""Speed and memory of the library, measured here: `python -m slmjax.bench train|attention|recurrence|memory|data|decode|dedup --help`."""
+"""What the library's figures are measured with, here: `python -m slmjax.bench --help` lists the benches."""
 
 import argparse
 import importlib
@@ -19,6 +19,7 @@ BENCHES = {
     "recurrence": "the linear recurrence alone, beside attention",
     "memory": "memory, state and speed of every token mixer at equal parameters",
     "data": "batches of packed rows from mixed sources",
+    "decontaminate": "evaluation items hidden in training text, found",
     "decode": "generation, beside transformers",
     "dedup": "near-duplicate search, beside datasketch, rensa and datatrove",
 }
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     try:
         if name not in BENCHES:
             if {"-h", "--help"} & set(arguments):
-                print("\n".join([f"{__doc__}\n", *(f"  {bench:12}{meaning}" for bench, meaning in BENCHES.items())]))
+                print("\n".join([f"{__doc__}\n", *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items())]))
                 return 0
             raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
         bench = importlib.import_module(f"slmjax.bench.{name}")
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
         print(f"slmjax.bench: {error}", file=sys.stderr)
         return 2
     found |= {"machine": machine(), "command": " ".join(["python -m slmjax.bench", *arguments])}
-    for name in ("rows", "ladder", "kernels"):
+    for name in ("rows", "ladder", "kernels", "clean", "sets"):
         if found.get(name):
             print(table(found[name]), end="\n\n")
     for message in found.get("messages", ()):

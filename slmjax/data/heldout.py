@@ -112,21 +112,32 @@ def _take(groups: np.ndarray, total: int, share: float) -> np.ndarray:
 
 def shingles(text: str) -> UInt64[np.ndarray, " n"]:
     """64-bit hashes of every run of 13 words (lower case, letters and digits only); of a shorter text one hash of all its words."""
-    pieces, start = [], 0
+    words = hash_words(text)[0]
+    if len(words) == 0:
+        digest = hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return np.frombuffer(digest, np.uint64)
+    return hash_runs(words, min(SHINGLE, len(words)))
+
+
+def hash_words(text: str) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
+    """Hashes of the words (lower case, letters and digits only), and where in `text.lower()` each begins and ends."""
+    pieces, start = [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))], 0
     while start < len(text):
         end = start + PIECE
         while end < len(text) and text[end].isalnum():
             end += 1
-        pieces.append(_words(text[start:end]))
+        words, starts, ends = _words(text[start:end])
+        pieces.append((words, starts + start, ends + start))
         start = end
-    words = np.concatenate([np.zeros(0, np.uint64), *pieces])
-    if len(words) == 0:
-        digest = hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return np.frombuffer(digest, np.uint64)
-    width = min(SHINGLE, len(words))
-    out = np.full(len(words) - width + 1, width, np.uint64)
+    words, starts, ends = map(np.concatenate, zip(*pieces))
+    return words, starts, ends
+
+
+def hash_runs(words: UInt64[np.ndarray, " words"], width: int) -> UInt64[np.ndarray, " runs"]:
+    """A hash of each run of `width` words; there are words - width + 1, or none."""
+    out = np.full(max(0, len(words) - width + 1), width, np.uint64)
     for k in range(width):
-        out = out * _Q + words[k : len(words) - width + 1 + k]
+        out = out * _Q + words[k : k + len(out)]
     return _mix(out)
 
 
@@ -143,11 +154,16 @@ class Matcher:
 
     def find(self, hashes: UInt64[np.ndarray, " n"]) -> Int[np.ndarray, " hits"]:
         """Positions in the set of those that are in it."""
-        likely = hashes[self._table[(hashes >> self._shift).astype(np.int64)]]
+        return self.locate(hashes)[1]
+
+    def locate(self, hashes: UInt64[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
+        """Which of `hashes` are in the set (their positions, ascending), and the position in the set of each."""
+        likely = np.flatnonzero(self._table[(hashes >> self._shift).astype(np.int64)])
         if not len(likely):
-            return np.zeros(0, np.int64)
-        place = np.minimum(np.searchsorted(self._hashes, likely), len(self._hashes) - 1)
-        return place[self._hashes[place] == likely]
+            return likely, likely
+        place = np.minimum(np.searchsorted(self._hashes, hashes[likely]), len(self._hashes) - 1)
+        found = self._hashes[place] == hashes[likely]
+        return likely[found], place[found]
 
 
 def seen_in_training(text: str, matcher: Matcher, seen: Bool[np.ndarray, " m"]) -> bool:
@@ -177,8 +193,8 @@ def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)])) for base in (_P, pow(_P, -1, 1 << 64)))
 
 
-def _words(text: str) -> UInt64[np.ndarray, " words"]:
-    """A hash of each word: the sum of code times P^position over its letters, as a difference of prefix sums divided by P^start."""
+def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each word a hash (sum of code times P^position over its letters, a difference of prefix sums divided by P^start) and bounds."""
     points = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32) & 0xFFFF
     code, inside, alone = _tables()
     word = np.concatenate([[False], inside[points], [False]])
@@ -188,7 +204,7 @@ def _words(text: str) -> UInt64[np.ndarray, " words"]:
     ends = np.flatnonzero(word[1:-1] & border[1:]) + 1
     power, inverse = _powers(max(10, len(points).bit_length()))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(code[points] * power[: len(points)])])
-    return _mix((sums[ends] - sums[starts]) * inverse[starts])
+    return _mix((sums[ends] - sums[starts]) * inverse[starts]), starts, ends
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -65,6 +65,14 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Record:
+    """A JSON object and its 1-based line."""
+
+    fields: dict[str, Any]
+    line: int
+
+
+@dataclass(frozen=True)
 class Fault:
     """A record that cannot be used: `reason` is one of a few kinds (they are counted), `detail` says more."""
 
@@ -118,12 +126,23 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
       group_by: "" (a document is its own group), a field, or a regular expression on the field `id` ("re:" prefix or any metacharacter).
     Raises: UserError where the file cannot be opened or has no such column.
     """
-    kind, compression = _kind(file.path)
+    reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[_kind(file.path)[0]]
+    yield from _read(file, source, lambda stream: reader(stream, file, source, grouping(group_by)))
+
+
+def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
+    """Every field of each line of a .jsonl file, and the lines that are no JSON object.
+
+    Raises: UserError where the file cannot be opened.
+    """
+    yield from _read(file, source, _records)
+
+
+def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
     line = 0
     try:
-        with _open(file, compression) as stream:
-            reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[kind]
-            for item in reader(stream, file, source, grouping(group_by)):
+        with _open(file, _kind(file.path)[1]) as stream:
+            for item in reader(stream):
                 line = item.line
                 yield item
     except _broken_errors() as error:
@@ -311,6 +330,16 @@ def _read_txt(stream: Any, file: SourceFile, source: Source, group: tuple) -> It
 
 
 def _read_jsonl(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
+    for item in _records(stream):
+        if isinstance(item, Fault):
+            yield item
+        elif not isinstance(item.fields.get(source.field), str):
+            yield Fault(item.line, "no text", f"'{source.field}' is {_found(item.fields, source.field)}")
+        else:
+            yield _document(item.fields[source.field], item.fields, item.line, group)
+
+
+def _records(stream: Any) -> Iterator[Record | Fault]:
     for number, raw in enumerate(stream, 1):  # a binary stream splits at "\n" only; str.splitlines would also split inside texts
         try:
             record = json.loads((raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode() or "null")
@@ -320,12 +349,8 @@ def _read_jsonl(stream: Any, file: SourceFile, source: Source, group: tuple) -> 
             if raw.strip():
                 yield Fault(number, "malformed JSON", str(error))
         else:
-            if not isinstance(record, dict):
-                yield Fault(number, "malformed JSON", f"expected an object, found {type(record).__name__}")
-            elif not isinstance(record.get(source.field), str):
-                yield Fault(number, "no text", f"'{source.field}' is {_found(record, source.field)}")
-            else:
-                yield _document(record[source.field], record, number, group)
+            fault = Fault(number, "malformed JSON", f"expected an object, found {type(record).__name__}")
+            yield Record(record, number) if isinstance(record, dict) else fault
 
 
 def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:

@@ -42,6 +42,13 @@ def test_hashes_do_not_depend_on_where_a_long_text_is_cut(monkeypatch):
     assert len(np.unique(whole)) == 2000 - 12
 
 
+@given(words=WORDS)
+def test_words_begin_and_end_where_they_are_cut(words):
+    text = " ".join(words)
+    _, starts, ends = heldout.hash_words(text)
+    assert [text[start:end].lower() for start, end in zip(starts, ends)] == slow_words(text)
+
+
 @given(seed=st.integers(0, 1000), size=st.integers(0, 300))
 def test_a_matcher_finds_exactly_the_members(seed, size):
     draw = np.random.default_rng(seed)
