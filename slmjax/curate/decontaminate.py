@@ -8,10 +8,10 @@ import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from slmjax.curate.eval_items import Passages, number_words, read_passages
 from slmjax.data.heldout import Matcher, hash_runs
@@ -54,17 +54,17 @@ class EvalIndex:
         self._counted = np.add.reduceat(self.arrays["counts"], offsets[:-1], dtype=np.int64) if len(offsets) > 1 else offsets[:0]
         self._slack = np.diff(offsets) // 2 + RUN
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | epath.Path) -> None:
         """Write the index as .npz, whole or not at all."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **self.arrays)
-        write_atomic(Path(path), buffer.getvalue())
+        write_atomic(epath.Path(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: str | Path) -> "EvalIndex":
+    def load(cls, path: str | epath.Path) -> "EvalIndex":
         """Read what `save` wrote. Raises: UserError for what is no such file, or was written by another version."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
                 arrays = dict(file)
         except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is no index of evaluation sets ({error}); build it again.") from error
