@@ -5,6 +5,7 @@ short runs of words only point to an item; then the item is laid on that place o
 """
 
 import io
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,14 +55,14 @@ class EvalIndex:
         self._counted = np.add.reduceat(self.arrays["counts"], offsets[:-1], dtype=np.int64) if len(offsets) > 1 else offsets[:0]
         self._slack = np.diff(offsets) // 2 + RUN
 
-    def save(self, path: str | epath.Path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write the index as .npz, whole or not at all."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **self.arrays)
         write_atomic(epath.Path(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: str | epath.Path) -> "EvalIndex":
+    def load(cls, path: str | os.PathLike) -> "EvalIndex":
         """Read what `save` wrote. Raises: UserError for what is no such file, or was written by another version."""
         try:
             with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
