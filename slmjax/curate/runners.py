@@ -101,7 +101,8 @@ def _entries(piece: tuple[str, int, int, int], bands: int) -> Iterator[tuple[tup
     folder, start, rows, first = piece
     keys = read_column(epath.Path(folder) / "keys", COLUMNS["keys"], start, rows)
     hashes = read_column(epath.Path(folder) / "bands", COLUMNS["bands"], start * bands, rows * bands).reshape(rows, bands)
-    for number, (key, row) in enumerate(zip(keys.tolist(), hashes.tolist()), first):
+    signed = (of.view(np.int64).tolist() for of in (keys, hashes))  # Beam's coder of integers takes no others
+    for number, (key, row) in enumerate(zip(*signed), first):
         for band, value in enumerate(row):
             yield (band, value), (number, key)
 
@@ -110,6 +111,6 @@ def _bucket(group: tuple[tuple[int, int], Any]) -> Iterator[tuple[tuple[int, int
     """((high, low), band) of a bucket."""
     (band, _), members = group
     ordered = sorted(members)
-    docs, keys = np.array([doc for doc, _ in ordered], np.int64), np.array([key for _, key in ordered], np.uint64)
+    docs, keys = np.array([doc for doc, _ in ordered], np.int64), np.array([key for _, key in ordered], np.int64).view(np.uint64)
     low, high = bucket_pairs(docs, keys, band)
     yield from zip(zip(high.tolist(), low.tolist()), [band] * len(low))

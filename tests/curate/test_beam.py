@@ -47,9 +47,10 @@ def test_beam_and_one_and_two_processes_leave_the_same_bytes(raw, tmp_path):
     assert run(raw, tmp_path / "two" / "run", "--config.curate.processes=2") == one
     assert run(raw, tmp_path / "beam" / "run", "--config.curate.beam=--runner=DirectRunner") == one
     report = json.loads((tmp_path / "one" / "run" / "report.json").read_text())["sources"]["web"]
-    assert report["documents"]["read"] == DOCUMENTS and 0.4 < report["duplicate"]["documents"] / DOCUMENTS < 0.5
+    assert report["documents"]["read"] == DOCUMENTS and 0.2 < report["duplicate"]["documents"] / DOCUMENTS < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.beam
 def test_a_second_batch_on_beam_is_that_of_a_process(raw, tmp_path):
     for kind, words in (("local", ["--config.curate.processes=1"]), ("beam", ["--config.curate.beam=--runner=DirectRunner"])):
