@@ -1,4 +1,4 @@
-"""The rules that FineWeb added to those of Gopher and C4: Penedo et al. 2024, "The FineWeb Datasets", section 3.6."""
+"""The rules that FineWeb added to those of Gopher and C4: Penedo et al. 2024, "The FineWeb Datasets"."""
 
 from slmjax.curate.english import TERMINAL
 from slmjax.curate.gopher import repetitions
@@ -21,7 +21,7 @@ def fineweb(
       max_short_lines: share of these lines with at most `short_line` characters.
       max_line_characters: characters in lines that occurred before over all characters but line breaks.
       max_line_breaks: line breaks per word.
-    Source: Penedo et al. 2024, section 3.6, for the three shares of lines and characters; the other two from datatrove 0.10.
+    Source: the defaults are those of datatrove 0.10, the library of FineWeb's authors.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:

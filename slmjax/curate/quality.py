@@ -10,7 +10,8 @@ from slmjax.errors import UserError, nearest
 
 Rule = Callable[[str], tuple[str, str | None]]
 
-# FineWeb applies gopher_repetition, gopher_quality, c4_any_line_end and fineweb, in this order (Penedo et al. 2024, appendix).
+# FineWeb applies gopher_repetition, gopher_quality, c4_any_line_end and fineweb, in this order (Penedo et al. 2024). They are rules
+# for web pages: most mathematics, code, tables and lists fail them.
 RULES: dict[str, Rule] = {
     "gopher_repetition": gopher_repetition,
     "gopher_quality": gopher_quality,

@@ -16,10 +16,11 @@ import pytest
 
 from slmjax.curate.c4 import CITATION
 from slmjax.curate.quality import RULES
+from slmjax.curate.words import words
 
 data = pytest.importorskip("datatrove.data")
 filters = pytest.importorskip("datatrove.pipeline.filters")
-pytest.importorskip("spacy")
+spacy = pytest.importorskip("spacy")
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -187,6 +188,14 @@ def test_every_reason_occurs_and_texts_are_kept_too(decisions, name):
     family = name.removesuffix("_any_line_end")
     expected = {f"{family}: {reason}" for reason in REASONS[family].values()}
     assert expected | {None} == set(ours) == set(peer)
+
+
+def test_pieces_of_text_split_as_spacy_splits_them(documents):
+    tokenizer = spacy.blank("en").tokenizer
+    pieces = {piece for text in documents for piece in text.split() if len(piece) < 200}
+    other = [piece for piece in pieces if words(piece) != tuple(token.text for token in tokenizer(piece))]
+    print(f"\n{len(other)} of {len(pieces)} different pieces split otherwise: {other[:20]}")
+    assert len(pieces) > 50_000 and len(other) < len(pieces) / 2000
 
 
 def _explained(name, text, ours, peer):
