@@ -104,9 +104,9 @@ class EvalIndex:
         return np.maximum(LEAST, threshold * self._counted[passages])
 
     def _pointed(self, where: np.ndarray, place: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Passages that enough runs of one place of the document point to, and for each such run the diagonal (its place minus its place there).
+        """Passages that enough runs of one place in the document point to; each such run's diagonal: its place less that in the passage.
 
-        Enough is one for every six words that must agree, and two: as many are left whole when every sixth word is another.
+        Enough is one for every six words that must agree, and one more: about as many are left whole when every sixth word is another.
         """
         first = self.arrays["first"][place]
         counts = self.arrays["first"][place + 1] - first
@@ -116,7 +116,7 @@ class EvalIndex:
         diagonals = np.repeat(where, counts) - (at - self.arrays["offsets"][passages])
         code = np.sort((passages << 32) + diagonals + (1 << 31))
         passages, diagonals = code >> 32, (code & LOW) - (1 << 31)
-        ahead = np.arange(len(code)) + np.maximum(1, self._needed(passages, threshold) // 6).astype(np.int64)
+        ahead = np.arange(len(code)) + (self._needed(passages, threshold) // 6).astype(np.int64)
         inside = np.flatnonzero(ahead < len(code))
         near = inside[code[ahead[inside]] - code[inside] <= self._slack[passages[inside]]]
         keep = np.isin(passages, passages[near])
