@@ -12,7 +12,7 @@ def language(text: str) -> tuple[str, float]:
     """The ISO 639 code of the likeliest language and its probability, 0 to 1; ("", 0.0) for a text without characters.
 
     Source: Joulin et al. 2016, "FastText.zip".
-    Raises: UserError where the extra `language` is not installed.
+    Raises: UserError where the extra `curate` is not installed.
     """
     if not text.strip():
         return "", 0.0
@@ -26,7 +26,7 @@ def language_rule(codes: Sequence[str], threshold: float = 0.65) -> Rule:
     Args:
       codes: ISO 639 codes as the classifier knows them, such as ("en", "de").
       threshold: as FineWeb asks of English (Penedo et al. 2024), of the uncompressed model.
-    Raises: UserError for a code that the classifier does not know, and where the extra `language` is not installed.
+    Raises: UserError for a code that the classifier does not know, and where the extra `curate` is not installed.
     """
     every = {found["lang"] for found in _detector().detect("text", model="lite", k=1000)}
     for code in codes:
