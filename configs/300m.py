@@ -27,7 +27,10 @@ def get_config():
     c.data.sources.web = {"path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/350BT/*.parquet", "field": "text"}
     c.data.sources.textbooks = {"path": "hf://datasets/HuggingFaceTB/smollm-corpus/cosmopedia-v2/*.parquet", "field": "text"}
     c.data.sources.mathematics = {"path": "hf://datasets/HuggingFaceTB/finemath/finemath-4plus/*.parquet", "field": "text"}
-    c.data.phases = ((0.8, {"web": 1.0}), (1.0, {"web": 0.55, "textbooks": 0.3, "mathematics": 0.15}))
+    c.data.phases = (
+        {"until": 0.8, "weights": {"web": 1.0}},
+        {"until": 1.0, "weights": {"web": 0.55, "textbooks": 0.3, "mathematics": 0.15}},
+    )
     c.data.vocab_size, c.data.seq_len = 16384, 2048
     c.train.steps, c.train.batch, c.train.microbatches = 476_840, 256, 4  # 524,288 tokens a step
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.z_loss = "muon", 1e-3, 1000, 1e-4

@@ -61,7 +61,11 @@ FIELDS = {
         "products": ("compute", "training's products in projections and MLP: compute, or float8 (GPUs of capability 8.9 or newer)"),
     },
     "data": {
-        "sources": (ConfigDict(), "{name: {path, weight, field, revision, heldout}} or 'name:weight=path,...'; empty: embedded textbook"),
+        "sources": (
+            ConfigDict(),
+            "{name: {path, weight, field, revision, heldout, max_epochs (read at most so often), score (a field; documents "
+            "in its order, '-field' from high to low)}} or 'name:weight=path,...'; empty: embedded textbook",
+        ),
         "tokenizer": ("", "an existing tokenizer.json; empty: train a byte-level BPE on the text"),
         "vocab_size": (1024, "size of the tokenizer that is trained"),
         "seq_len": (128, "tokens in a row, T"),
@@ -69,7 +73,11 @@ FIELDS = {
         "group_by": ("", "field, or regular expression on the id: a group is either held out or trained on, never both"),
         "heldout": (0.01, "share of each source's text held out, at most 10 MB each"),
         "max_bad_share": (0.001, "share of malformed or empty records that is skipped before it is an error"),
-        "phases": ((), "((until, {source: weight}), ...), until as a share of the run; empty: the sources' weights"),
+        "phases": (
+            (),
+            "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': 0.05}]: until and ramp are "
+            "shares of the run, over ramp the weights change in a line; empty: the sources' weights",
+        ),
         "workers": (0, "processes that assemble batches; 0: threads of this one"),
         "cache": ("", "folder of prepared text; empty: 'prepared' beside the work directory"),
     },
@@ -265,9 +273,9 @@ def validate(config: ConfigDict) -> ConfigDict:
     tokenizer = config.data.tokenizer
     if tokenizer and not tokenizer.startswith(("gs://", "hf://")) and not Path(tokenizer).expanduser().exists():
         raise UserError(f"config.data.tokenizer: there is no file '{tokenizer}'.")
-    for phase in config.data.phases:
-        if not (isinstance(phase, list | tuple) and len(phase) == 2 and isinstance(phase[0], int | float) and hasattr(phase[1], "items")):
-            raise UserError(f"config.data.phases: {phase!r}; expected ((until, {{source: weight}}), ...), as ((1.0, {{'books': 1}}),).")
+    from slmjax.data.mixture import parse_phases
+
+    parse_phases(config.data.phases)
     if config.log.profile:
         first, _, last = config.log.profile.partition(":")
         if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):

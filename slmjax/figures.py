@@ -45,7 +45,10 @@ _STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}  # 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a figure. `color` counts from 0 and wraps after 8; `faint` is for raw values behind a smoothed line."""
+    """One line of a figure. `color` counts from 0 and wraps after 8; `faint` is for raw values behind a smoothed line.
+
+    `dots` marks the points too; those of a faint line stand alone, without the line.
+    """
 
     name: str
     x: Num[np.ndarray, "points"]
@@ -78,7 +81,8 @@ def curves(
             color = _STAND_IN[f"c{line.color % 8}"]
             width, depth = (0.8, 2) if line.faint else (1.7, 3)
             label = None if line.faint or not legend else _short(line.name)
-            axes.plot(line.x, line.y, color=color, lw=width, alpha=0.3 if line.faint else 1, zorder=depth, label=label)
+            if not (line.faint and line.dots):
+                axes.plot(line.x, line.y, color=color, lw=width, alpha=0.3 if line.faint else 1, zorder=depth, label=label)
             if line.dots or len(line.x) == 1:
                 axes.plot(line.x, line.y, ls="", marker="o", ms=3, color=color, zorder=4)
         for mark in marks:
@@ -97,7 +101,9 @@ def curves(
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         if legend and sum(not line.faint for line in lines) > 1:
-            axes.legend(frameon=False, labelcolor=ink, fontsize=8.5, loc="upper right", ncols=2 if len(lines) > 4 else 1, handlelength=1.2)
+            place = "upper right" if clip else "best"  # what is clipped falls from the left
+            columns = 2 if sum(not line.faint for line in lines) > 4 else 1
+            axes.legend(frameon=False, labelcolor=ink, fontsize=8.5, loc=place, ncols=columns, handlelength=1.2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue(), title)

@@ -25,9 +25,16 @@ def test_every_field_is_documented_and_the_base_config_is_valid():
         assert type(configs.get(config, name)) is type(default)
 
 
+PHASES = "data.phases=[{'until': 0.5, 'weights': {'a': 1.0}}, {'until': 1.0, 'weights': {'b': 1.0}, 'ramp': 0.2}]"
+
+
+def test_there_are_at_most_eighty_fields():
+    assert len(LEAVES) <= 80
+
+
 def test_a_saved_config_comes_back_equal():
-    config = set_to("model.pattern=('attention', 'attention rope=False')", "data.phases=((0.5, {'a': 1.0}), (1.0, {'b': 1.0}))", "seed=3")
-    config.data.sources = {"a": {"path": "x.txt", "weight": 0.5}}
+    config = set_to("model.pattern=('attention', 'attention rope=False')", PHASES, "seed=3")
+    config.data.sources = {"a": {"path": "x.txt", "weight": 0.5, "max_epochs": 2.5, "score": "-quality"}}
     config.model.multipliers = {"matrix": {"lr": 0.5}}
     saved = json.loads(configs.to_json(config))
     assert configs.to_dict(configs.from_dict(saved)) == configs.to_dict(config)
@@ -85,6 +92,8 @@ MISTAKES = {
     "mesh.sequence=2": "config.mesh.sequence is reserved",
     "log.profile=abc": "expected first:last",
     "log.profile=5": "expected first:last",
+    "data.phases=[{'until': 1.0, 'weights': {'a': 1}, 'ramp': 0.1}]": "config.data.phases[0].ramp is 0.1; expected 0 to 0",
+    "data.phases=[{'until': 0.7, 'weights': {'a': 1}}]": "config.data.phases end at 0.7 of the run; expected increasing shares, the last",
     "log.profile=7:5": "expected first:last",
     "data.workers=-1": "config.data.workers is -1; it must not be negative",
     "train.warmup=-1": "config.train.warmup is -1; it must not be negative",

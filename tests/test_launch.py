@@ -10,7 +10,7 @@ from slmjax import launch
 from slmjax.train.metrics import MetricsWriter
 from tests import runs
 
-MODULES = "slmjax slmjax.launch slmjax.config slmjax.generate slmjax.compare"
+MODULES = "slmjax slmjax.launch slmjax.config slmjax.generate slmjax.compare slmjax.mixture"
 
 
 def refused(capsys, arguments):
@@ -62,7 +62,7 @@ FIELDS = {
     "data.sources=words=FOLDER/bad.jsonl": "1 of 100 records (1.00% of it) cannot be used, more than data.max_bad_share=0.001",
     "data.sources=words=FOLDER/no": "holds no supported file",
     "data.sources=words=FOLDER/notes.doc": "unsupported ending",
-    "data.sources={'words': {'paht': 'x'}}": "there is no field 'paht' (fields: path, weight, field, revision, heldout). Did you",
+    "data.sources={'words': {'paht': 'x'}}": "'paht' (fields: path, weight, field, revision, heldout, max_epochs, score). Did you",
     "data.sources=words:-1=FOLDER/short.jsonl": "expected a positive number",
     "data.sources.words.field=body": "'body' is missing",
     "data.tokenizer=FOLDER/none.json": "there is no file 'FOLDER/none.json'",
@@ -70,7 +70,9 @@ FIELDS = {
     "data.group_by=(": "is no regular expression",
     "data.group_by=book": "data.group_by needs 'book', which is missing",
     "data.phases=((1.0, {'wrods': 1.0}),)": "Did you mean 'words'?",
-    "data.phases=(1.0, 2.0)": "data.phases",
+    "data.phases=(1.0, 2.0)": "config.data.phases[0] is 1.0; expected {'until': 0.8, 'weights'",
+    "data.phases=[{'until': 1, 'weights': {'words': 1}, 'rmap': 1}]": "has no field 'rmap'; expected",
+    "data.sources.words.max_epochs=0.1": "every source with a weight (words) has reached its max_epochs",
     "model.vocab_size=128": "model.vocab_size",
     "model.kv_heads=3": "it must divide config.model.heads, 2",
     "model.pattern=atention": "attention",

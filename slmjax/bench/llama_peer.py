@@ -33,7 +33,7 @@ from slmjax import launch
 from slmjax.bench.llama_weights import llama_config, llama_names, llama_weights
 from slmjax.data.loader import BatchPlan, heldout_batches, local_batches
 from slmjax.data.prepare import Prepared
-from slmjax.data.stage import facts, prepared_text
+from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.evals.perplexity import DocumentLosses, document_losses
 from slmjax.models import lm, sizes
@@ -42,7 +42,6 @@ from slmjax.models.groups import group_of
 from slmjax.models.resolve import vocab_rows
 from slmjax.train import evaluation, schedule
 from slmjax.train.metrics import MetricsWriter
-from slmjax.train.run import batch_plan
 
 FIELDS = ("tokens", "targets", "segments", "positions", "weights")
 SETTLED = 20  # steps before the first speed that counts: compilation and the allocator's growth
@@ -102,7 +101,7 @@ def run(config: ConfigDict, workdir: str, choices: Choices, *, out: str = "", co
     with MetricsWriter(folder) as writer:
         counts = sizes.parameters(arch)._asdict()
         writer.event("start", 0, command=command, environment=peer.environment(), parameters=counts, choices=[str(choices)])
-        writer.event("data", 0, sources=facts(prepared, plan.epochs(config.train.steps)), folder=str(prepared.folder))
+        writer.event("data", 0, sources=facts(prepared, plan.epochs()), folder=str(prepared.folder))
         measured, losses = _train(peer, prepared, plan, writer, folder)
         writer.event("finish", config.train.steps)
     found = {name.removeprefix("eval/").removesuffix("/bits_per_byte"): value for name, value in evaluation.metrics(losses).items()}

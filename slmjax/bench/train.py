@@ -18,14 +18,14 @@ from slmjax.bench.kernels import kernels
 from slmjax.bench.ladder import ladder
 from slmjax.data.loader import local_batches
 from slmjax.data.prepare import Prepared
-from slmjax.data.stage import prepared_text
+from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.models import sizes
 from slmjax.models.architecture import from_config
 from slmjax.models.resolve import vocab_rows
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.train.program import Program, make_program
-from slmjax.train.run import batch_plan, documents_in_a_row
+from slmjax.train.run import documents_in_a_row
 
 WINDOW = 4  # steps between two looks at the clock
 

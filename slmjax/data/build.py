@@ -252,6 +252,7 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
         own = [job for job in jobs if job.unit.source.name == source.name]
         entry = sources[source.name] = {
             **{field: getattr(source, field) for field in ("path", "field", "revision", "heldout")},
+            "score": source.score_field,
             "files": [[j.unit.kind, *row] for j, row in zip(own, _file_rows(plan, source), strict=True)],
             **reports[source.name],
             **_write_heldout(plan, own, tokenizer, matcher, seen),

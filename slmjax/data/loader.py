@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from slmjax.data import packing as packings
-from slmjax.data.mixture import Mixture, Phases
+from slmjax.data.mixture import Mixture
 from slmjax.data.packing import RowPlan, Span
 
 SCANNED_ROWS = 32_768  # less than a second of planning
@@ -33,6 +33,8 @@ class BatchPlan:
       seed: of the order of documents and sources.
       packing: "best_fit" or "concat", see `RowPlan`.
       phases, weights: see `Mixture`.
+      max_epochs: how often a source may be read at most; a name left out, or None: without bound. What happens then: see `Mixture`.
+      scores: for a source whose documents are visited in the order of their scores (see `RowPlan`) "NAME", from high to low "-NAME".
       max_segments: most documents of a row; None: for each source as many as its text needs (see `RowPlan`).
     Attributes: max_segments, which no row of any step exceeds: the static bound for attention kernels. It follows from the text,
       seq_len, packing and seed, and does not change with `steps`, phases or weights.
@@ -48,16 +50,25 @@ class BatchPlan:
         steps: int,
         seed: int,
         packing: str = "best_fit",
-        phases: Phases = (),
+        phases: Any = (),
         weights: Mapping[str, float | None] | None = None,
+        max_epochs: Mapping[str, float | None] | None = None,
+        scores: Mapping[str, str] | None = None,
         max_segments: int | None = None,
     ):
+        self.scores = {name: score for name, score in (scores or {}).items() if score}
         self.train, self.batch, self.seq_len, self.total_rows = dict(train), batch, seq_len, steps * batch
         self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": max_segments}
         self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
         tokens = [plan.tokens for plan in self.row_plans]
-        self.mixture = Mixture(tuple(self.train), tokens, phases, steps * batch, seed, weights=weights, align=batch)
+        self.max_epochs = {name: bound for name, bound in (max_epochs or {}).items() if bound is not None}
+        rows = {name: plan.rows_per_epoch for name, plan in zip(self.train, self.row_plans)}
+        # What is a whole number of rows but for the last bit of the product, is one.
+        caps = {name: math.floor(bound * rows[name] + 1e-6) for name, bound in self.max_epochs.items()}
+        self.mixture = Mixture(
+            tuple(self.train), tokens, phases, steps * batch, seed, weights=weights, align=batch, caps=caps, row_tokens=seq_len
+        )
 
     def rows(self, step: int) -> list[tuple[int, int]]:
         """(index of the source, row of that source) of every row of the global batch, in order."""
@@ -78,10 +89,27 @@ class BatchPlan:
         spans = ((source, span) for source, row in self.rows(step) for span in self.row_plans[source].row(row))
         return list(dict.fromkeys(f"{names[source]}: {self.train[names[source]].name(span.doc)}" for source, span in spans))
 
-    def epochs(self, step: int) -> dict[str, float]:
-        """How often each source has been read when `step` begins: rows taken over rows of an epoch."""
-        rows = self.mixture.rows_before(step * self.batch)
+    def epochs(self, step: int | None = None) -> dict[str, float]:
+        """How often each source has been read when `step` begins (None: at the end of the run): rows taken over rows of an epoch."""
+        rows = self.mixture.rows_before(self.total_rows if step is None else step * self.batch)
         return {name: int(n) / plan.rows_per_epoch for name, n, plan in zip(self.train, rows, self.row_plans)}
+
+    def shares(self, points: int = 40) -> dict[str, Any]:
+        """Shares of the run's rows, for a figure: as planned, exactly, and as the rows fall in `points` parts of whole steps.
+
+        Returns: {"planned": {"tokens": where shares bend or jump, "shares": {source: its shares there, with lines between}},
+          "realised": {"steps": where each part ends, "tokens": the middle of each, "shares": {source: its share of each}}}.
+        """
+        steps = self.total_rows // self.batch
+        ends = np.unique(np.linspace(0, steps, points + 1).round().astype(int)) * self.batch
+        taken = np.diff([self.mixture.rows_before(int(g)) for g in ends], axis=0) / np.diff(ends)[:, None]
+        rows, weights = zip(*self.mixture.weights())
+        planned, realised = (dict(zip(self.train, np.transpose(shares).tolist())) for shares in (weights, taken))
+        middle = ((ends[1:] + ends[:-1]) * self.seq_len // 2).tolist()
+        return {
+            "planned": {"tokens": [row * self.seq_len for row in rows], "shares": planned},
+            "realised": {"steps": (ends[1:] // self.batch).tolist(), "tokens": middle, "shares": realised},
+        }
 
     def fingerprint(self, step: int) -> str:
         """Digest of everything that decides the batches before `step`.
@@ -90,8 +118,11 @@ class BatchPlan:
         where any earlier batch could differ.
         """
         begun = self.mixture.begun(step * self.batch)
-        used = {name: self.train[name].fingerprint for _, weights in begun for name in weights}
+        names = {name for _, weights, *ramp in begun for units in (weights, *ramp[1:]) for name in units}
+        used = {name: self.train[name].fingerprint for name in names}
+        scores = {name: self.scores[name] for name in used if name in self.scores}
         decides = {"format": FORMAT, "batch": self.batch, "settings": self.row_settings, "phases": begun, "sources": used}
+        decides |= {"scores": scores} if scores else {}
         return hashlib.sha256(json.dumps(decides if step else {}, sort_keys=True).encode()).hexdigest()
 
     def __getstate__(self) -> dict:
@@ -103,8 +134,14 @@ class BatchPlan:
         self.row_plans = self._row_plans(state["row_plans"])
 
     def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
+        def scores(name: str) -> np.ndarray | None:
+            if name not in self.scores:
+                return None
+            return -self.train[name].scores if self.scores[name].startswith("-") else self.train[name].scores
+
         return [
-            RowPlan(shards.lengths, name=name, **self.row_settings | {"max_segments": bounds[name]}) for name, shards in self.train.items()
+            RowPlan(shards.lengths, name=name, scores=scores(name), **self.row_settings | {"max_segments": bounds[name]})
+            for name, shards in self.train.items()
         ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Float, Int, UInt64
 
 from slmjax.data.best_fit import best_fit_decreasing
 from slmjax.errors import UserError, nearest
@@ -18,6 +18,11 @@ PACKINGS = ("best_fit", "concat")
 # documents, and few enough that a window is packed in milliseconds.
 WINDOW_ROWS = 512
 LEAST_BOUND = 8  # below it attention costs nearly the same and more documents would be cut
+# Of an epoch whose documents are visited in the order of a score: each may move forward by this share of its tokens, so that neighbours are
+# mixed anew in every epoch, and windows are at most a sixteenth of it, since a window's rows are shuffled. A tenth keeps the order (rank
+# correlation of row and score 0.99) and lets a row's documents differ.
+SCORE_NOISE = 0.1
+SCORE_WINDOWS = 16
 SAMPLE_WINDOWS = 4  # of which a bound on documents is tried; the rest keeps to it all the same
 
 
@@ -44,6 +49,8 @@ class RowPlan:
       seq_len: tokens of a row.
       seed, name: with the epoch they decide the order; `name` also stands in messages.
       packing: "best_fit" or "concat".
+      scores: a number for each document: an epoch visits documents from low to high, mixed over a tenth of it (equal scores wholly);
+        None: in random order.
       max_segments: most spans of a row; None: as many as the text needs (`bound`). Where more would fall into one, the shortest
         are left out and the row ends in padding (`dropped_share` says how much that is).
     Attributes: max_segments (as given or found), rows_per_epoch, tokens.
@@ -59,11 +66,12 @@ class RowPlan:
         packing: str,
         max_segments: int | None,
         name: str = "the text",
+        scores: Float[np.ndarray, "docs"] | None = None,
     ):
         if packing not in PACKINGS:
             raise UserError(f"data.packing is '{packing}'; expected one of {', '.join(PACKINGS)}.{nearest(packing, PACKINGS)}")
         self._lengths = np.asarray(lengths, np.int64)
-        self._seq_len, self._packing, self._key = seq_len, packing, (seed, name)
+        self._seq_len, self._packing, self._key, self._scores = seq_len, packing, (seed, name), scores
         self.tokens = int(self._lengths.sum())
         self.rows_per_epoch = self.tokens // seq_len
         if not self.rows_per_epoch:
@@ -71,6 +79,7 @@ class RowPlan:
                 f"{name} has {self.tokens} tokens, which is shorter than one sequence of data.seq_len={seq_len}: "
                 "add text or lower data.seq_len."
             )
+        self._window = WINDOW_ROWS if scores is None else max(1, min(WINDOW_ROWS, self.rows_per_epoch // SCORE_WINDOWS))
         self._epochs, self._windows = Recent(2), Recent(8)
         self.max_segments = max_segments or self.bound()
 
@@ -79,7 +88,7 @@ class RowPlan:
         epoch, row = divmod(r, self.rows_per_epoch)
         if self._packing == "concat":
             return self._concat(epoch, row)[0]
-        window, row = divmod(row, WINDOW_ROWS)
+        window, row = divmod(row, self._window)
         return self._windows.get((epoch, window), lambda: self._pack(epoch, window, self.max_segments)).row(row)
 
     @property
@@ -100,7 +109,9 @@ class RowPlan:
             starts = np.bincount(edges[:-1] // self._seq_len)[: self.rows_per_epoch]
             return _of_four(int(starts.max()) + 1)  # and the end of one that started in an earlier row
         bound = _of_four(max(LEAST_BOUND, int(1.25 * self.mean_segments) + 1))
-        sample = _spread(math.ceil(self.rows_per_epoch / WINDOW_ROWS), SAMPLE_WINDOWS)
+        sample = _spread(math.ceil(self.rows_per_epoch / self._window), SAMPLE_WINDOWS)
+        if self._scores is not None:  # which may go with length: then the last window is the one that needs most
+            sample.append(math.ceil(self.rows_per_epoch / self._window) - 1)
         while any(self._pack(0, window, bound).dropped for window in sample):
             bound = _of_four(9 * bound // 8)
         return bound
@@ -111,7 +122,7 @@ class RowPlan:
             sample = _spread(self.rows_per_epoch, rows)
             dropped = sum(self._concat(0, row)[1] for row in sample)
             return dropped / (len(sample) * self._seq_len)
-        sample = _spread(math.ceil(self.rows_per_epoch / WINDOW_ROWS), max(1, rows // WINDOW_ROWS))
+        sample = _spread(math.ceil(self.rows_per_epoch / self._window), max(1, rows // self._window))
         windows = [self._pack(0, window, self.max_segments) for window in sample]
         return sum(w.dropped for w in windows) / sum(w.tokens for w in windows)
 
@@ -124,8 +135,8 @@ class RowPlan:
     def _pack(self, epoch: int, window: int, max_segments: int) -> "_Window":
         """The packed rows of one window."""
         size = self._seq_len
-        rows = min(WINDOW_ROWS, self.rows_per_epoch - window * WINDOW_ROWS)
-        start = window * WINDOW_ROWS * size
+        rows = min(self._window, self.rows_per_epoch - window * self._window)
+        start = window * self._window * size
         docs, offsets, lengths = _cut(*self._stream(epoch, start, start + rows * size), size)
         row, piece, inside, length = best_fit_decreasing(lengths, rows, size, max_segments)
         # Packing puts the longest documents into the first rows and the shortest into the last: rows are shuffled, and the
@@ -146,7 +157,13 @@ class RowPlan:
         return order[first:last][some], offsets[some], lengths[some]
 
     def _permute(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(random_bits(len(self._lengths), "documents", *self._key, epoch), kind="stable")
+        bits = random_bits(len(self._lengths), "documents", *self._key, epoch)
+        if self._scores is None:
+            order = np.argsort(bits, kind="stable")
+        else:
+            ranked = np.lexsort((bits, self._scores))
+            noise = (bits[ranked] >> np.uint64(11)).astype(np.float64) * 2.0**-53 * SCORE_NOISE
+            order = ranked[np.argsort(np.cumsum(self._lengths[ranked]) / self.tokens + noise, kind="stable")]
         return order, np.concatenate([[0], np.cumsum(self._lengths[order])])
 
 

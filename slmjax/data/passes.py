@@ -93,13 +93,14 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
     tokenizer, matcher, total = _tokenizer(job.folder), *_matcher(job.folder)
     chosen_ids, seen = set(chosen.tolist()), np.zeros(total, bool)
     path = f"{unit.source.name}/train-{unit.index:05d}.arrayrecord"
-    with ShardWriter(folder, path, unit.file.name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
+    options = {"vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "scored": bool(unit.source.score)}
+    with ShardWriter(folder, path, unit.file.name, **options) as writer:
         batch: list[Document] = []
 
         def flush() -> None:
             go_on()
             for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-                writer.add(ids, document.bytes, document.key, document.line)
+                writer.add(ids, document.bytes, document.key, document.line, document.score)
                 if total:
                     seen[matcher.find(shingles(document.text))] = True
             batch.clear()

@@ -142,6 +142,8 @@ def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Un
                 "train": rows(source, "train"),
                 "heldout": rows(source, "heldout"),
                 "prepared": [[manifest["fingerprint"], *names] for _, manifest, names in shards.get(source.name, ())],
+                # Left out where none is asked for, so that folders of versions without scores are found.
+                **({"score": source.score_field} if source.score_field else {}),
             }
             for source in sources
         },
@@ -169,6 +171,14 @@ def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:
                     raise UserError(f"data.sources.{source.name}: {folder} has no source '{only}'.{nearest(only, manifest['sources'])}")
                 out.append((folder, manifest, (only,) if only else tuple(manifest["sources"])))
                 break
+    for folder, manifest, names in out:
+        for name in names:
+            stored = manifest["sources"][name].get("score", "")  # folders of versions without scores do not say
+            if source.score_field not in ("", stored):
+                raise UserError(
+                    f"data.sources.{source.name}.score is '{source.score}', but {folder / name} was prepared with "
+                    f"{f'the score {stored!r}' if stored else 'no score'}; prepare its text again with this score."
+                )
     if out and (len(out) < len(source.path) or source.heldout):
         raise UserError(f"data.sources.{source.name} mixes prepared folders with text; give each a name of its own.")
     return out

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt64
+from jaxtyping import Float64, Int32, Int64, UInt64
 
 from slmjax.errors import UserError
 
@@ -24,6 +24,7 @@ MAX_SHARD_TOKENS = 1 << 27
 CACHED_BLOCKS = 1024  # decoded blocks that a ShardSet keeps (4 to 8 MB)
 OPEN_READERS = 512
 DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")])
+SCORED = np.dtype([*DOCUMENT.descr, ("score", "<f8")])  # the table where data.sources.NAME.score asks for one
 
 Integer = int | np.integer
 
@@ -53,10 +54,21 @@ class ShardWriter:
     """Writes documents into shards of at most MAX_SHARD_TOKENS; files get their names only when they are complete.
 
     The stream of a shard is `eot document eot document ... eot`, cut into records of BLOCK tokens (uint16 or uint32, little endian).
-    Use as a context manager; `shards` lists what was written.
+    Use as a context manager; `shards` lists what was written. With `scored` every document has a score in the table.
     """
 
-    def __init__(self, folder: str | Path, path: str, file: str, *, vocab_size: int, eot: int, max_tokens: int = MAX_SHARD_TOKENS):
+    def __init__(
+        self,
+        folder: str | Path,
+        path: str,
+        file: str,
+        *,
+        vocab_size: int,
+        eot: int,
+        max_tokens: int = MAX_SHARD_TOKENS,
+        scored: bool = False,
+    ):
+        self._columns = SCORED if scored else DOCUMENT
         self._folder, self._path, self._file = Path(folder), path, file
         self._dtype, self._eot, self._max = token_dtype(vocab_size), eot, max_tokens
         self._writer: Any = None
@@ -75,11 +87,11 @@ class ShardWriter:
             for leftover in (self._temporary, _table_path(self._temporary)):
                 Path(leftover).unlink(missing_ok=True)
 
-    def add(self, ids: Sequence[int], size: int, key: int, line: int) -> None:
+    def add(self, ids: Sequence[int], size: int, key: int, line: int, score: float = 0.0) -> None:
         """Append one document of `size` UTF-8 bytes."""
         if self._writer is None:
             self._open()
-        self._rows.append((self._count, len(ids) + 1, size, key, line))
+        self._rows.append((self._count, len(ids) + 1, size, key, line, score)[: len(self._columns)])
         self._parts.append(np.array([self._eot, *ids], self._dtype))
         self._count += len(ids) + 1
         self._buffered += len(ids) + 1
@@ -114,7 +126,7 @@ class ShardWriter:
         with _as_os_error(self._temporary):
             self._writer.close()
         self._writer = None
-        table = np.array(self._rows, DOCUMENT)
+        table = np.array(self._rows, self._columns)
         with open(_table_path(self._temporary), "wb") as stream:
             np.save(stream, table, allow_pickle=False)
         path = self._path if not self.shards else self._path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
@@ -166,6 +178,11 @@ class ShardSet:
         return self._column("key")
 
     @functools.cached_property
+    def scores(self) -> Float64[np.ndarray, " docs"]:
+        """The score of each document, where it was prepared with one."""
+        return self._column("score")
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when any document, its tokens or the order changes."""
         parts = [self._salt, *(shard.sha256 for shard in self._shards)]
@@ -207,14 +224,14 @@ class ShardSet:
         """(starts, lengths, all columns) as memory-mapped views; plain arrays, since np.memmap is slow to index."""
         if shard not in self._tables:
             table = np.asarray(np.load(_table_path(self._place(shard)), mmap_mode="r", allow_pickle=False))
-            if table.dtype != DOCUMENT or len(table) != self._shards[shard].documents:
+            if table.dtype not in (DOCUMENT, SCORED) or len(table) != self._shards[shard].documents:
                 raise UserError(f"{_table_path(self._place(shard))} is damaged; delete the folder and prepare again.")
             self._tables[shard] = (table["start"], table["length"], table)
         return self._tables[shard]
 
     def _column(self, name: str) -> np.ndarray:
         columns = [self._table(shard)[2][name] for shard in range(len(self._shards))]
-        return np.concatenate([np.zeros(0, DOCUMENT[name]), *columns])
+        return np.concatenate([np.zeros(0, SCORED[name]), *columns])
 
     def _place(self, shard: int) -> str:
         return os.path.join(self._folders[shard], self._shards[shard].path)

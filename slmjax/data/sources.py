@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +25,11 @@ DAMAGED = "damaged file"
 
 @dataclass(frozen=True)
 class Source:
-    """One named part of the training text; `weight` is its share of training tokens (None: by its size)."""
+    """One named part of the training text.
+
+    `weight` is its share of training tokens (None: by its size), `max_epochs` how often it may be read at most (None: without bound), and
+    `score` a field that holds a number: each epoch visits documents from low to high, or from high to low as "-field".
+    """
 
     name: str
     path: tuple[str, ...]
@@ -32,6 +37,13 @@ class Source:
     field: str = "text"
     revision: str = ""
     heldout: tuple[str, ...] = ()
+    max_epochs: float | None = None
+    score: str = ""
+
+    @property
+    def score_field(self) -> str:
+        """`score` without its direction, which is no matter of preparation."""
+        return self.score.removeprefix("-")
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its group, its 1-based line (row of parquet), its UTF-8 length and the 64-bit hash of its content.
+    """A text with its group, 1-based line (row of parquet), UTF-8 length, 64-bit hash of its content, and score where one is asked for.
 
     `record` is all that stood beside it in a .jsonl file.
     """
@@ -61,6 +73,7 @@ class Document:
     bytes: int
     key: int
     matched: bool = True
+    score: float = 0.0
     record: Mapping[str, Any] | None = None
 
 
@@ -85,8 +98,9 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     """Sources from whatever a user may type.
 
     Args:
-      value: "books:0.7=~/books,web=data/*.jsonl.xz", a bare path, {name: path or {path, weight, field, revision, heldout}}, or Sources.
-    Raises: UserError for an unknown field, a bad or repeated name, a missing path or a weight that is no positive number.
+      value: "books:0.7=~/books,web=data/*.jsonl.xz", a bare path, {name: path or {path, weight, ...}} with the fields of
+        Source, or Sources.
+    Raises: UserError for an unknown field, a bad or repeated name, a missing path, or a weight or max_epochs that is no positive number.
     """
     if not value:
         return ()
@@ -207,17 +221,23 @@ def _from_entry(name: str, entry: Any) -> Source:
     for field in entry:
         if field not in known:
             raise UserError(f"data.sources.{name}: there is no field '{field}' (fields: {', '.join(known)}).{nearest(str(field), known)}")
-    weight = entry.get("weight")
-    try:
-        weight = None if weight is None else float(weight)
-    except (TypeError, ValueError):
-        weight = -1.0
-    if weight is not None and not 0 < weight < float("inf"):
-        raise UserError(f"data.sources.{name}.weight is {entry['weight']!r}; expected a positive number.")
+    weight, max_epochs = (_positive(name, entry, field) for field in ("weight", "max_epochs"))
     path = _paths(entry.get("path"))
     if not path:
         raise UserError(f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}.")
-    return Source(name, path, weight, entry.get("field") or "text", entry.get("revision") or "", _paths(entry.get("heldout")))
+    texts = entry.get("field") or "text", entry.get("revision") or ""
+    return Source(name, path, weight, *texts, _paths(entry.get("heldout")), max_epochs, entry.get("score") or "")
+
+
+def _positive(name: str, entry: dict, field: str) -> float | None:
+    value = entry.get(field)
+    try:
+        number = None if value is None else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if number is not None and not 0 < number < float("inf"):
+        raise UserError(f"data.sources.{name}.{field} is {value!r}; expected a positive number.")
+    return number
 
 
 def _paths(value: Any) -> tuple[str, ...]:
@@ -326,7 +346,7 @@ def _broken_errors() -> tuple[type[BaseException], ...]:
 
 def _read_txt(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
     """The whole file is one document; its id is its name, and a field that a text file cannot have makes it a group of its own."""
-    yield _document(stream.read(), {"id": file.name, **({group[0]: file.name} if group[0] else {})}, 1, group)
+    yield _document(stream.read(), {"id": file.name, **({group[0]: file.name} if group[0] else {})}, 1, group, source)
 
 
 def _read_jsonl(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
@@ -336,7 +356,7 @@ def _read_jsonl(stream: Any, file: SourceFile, source: Source, group: tuple) -> 
         elif not isinstance(item.fields.get(source.field), str):
             yield Fault(item.line, "no text", f"'{source.field}' is {_found(item.fields, source.field)}")
         else:
-            yield _document(item.fields[source.field], item.fields, item.line, group)
+            yield _document(item.fields[source.field], item.fields, item.line, group, source)
 
 
 def _records(stream: Any) -> Iterator[Record | Fault]:
@@ -358,27 +378,28 @@ def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -
     from pyarrow import parquet
 
     table = parquet.ParquetFile(stream)
-    for field in filter(None, (source.field, group[0])):
+    others = [field for field in (group[0], source.score_field) if field]
+    for field in (source.field, *others):
         if field not in table.schema_arrow.names:
             names = table.schema_arrow.names
             raise UserError(f"{file.path} has no column '{field}' (columns: {', '.join(names)}).{nearest(field, names)}")
     number = 0
-    for batch in table.iter_batches(batch_size=256, columns=sorted({*filter(None, (source.field, group[0]))})):
+    for batch in table.iter_batches(batch_size=256, columns=sorted({source.field, *others})):
         column = batch.column(source.field)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise UserError(f"{file.path}: column '{source.field}' holds {column.type}; expected strings.")
-        groups = batch.column(group[0]).to_pylist() if group[0] else [None] * len(column)
-        for text, value in zip(column.cast(pa.large_binary()).to_pylist(), groups, strict=True):
+        values = [batch.column(field).to_pylist() for field in others]
+        for text, *of_text in zip(column.cast(pa.large_binary()).to_pylist(), *values, strict=True):
             number += 1
             if text is None:
                 yield Fault(number, "no text", f"'{source.field}' is null")
             else:
-                yield _document(text, {group[0]: value}, number, group)
+                yield _document(text, dict(zip(others, of_text)), number, group, source)
 
 
-def _document(text: str | bytes, record: Mapping, line: int, group: tuple) -> Document | Fault:
+def _document(text: str | bytes, record: Mapping, line: int, group: tuple, source: Source) -> Document | Fault:
     """A checked document of a record; JSON may hold half a surrogate pair, which no UTF-8 can write."""
     try:
         text, data = (text.decode("utf-8-sig"), text) if isinstance(text, bytes) else (text, text.encode())
@@ -390,19 +411,22 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple) -> Do
         return Fault(line, "invalid UTF-8", f"half a surrogate pair at character {error.start + 1}")
     if not text or text.isspace():
         return Fault(line, "empty document")
+    score = record.get(source.score_field) if source.score_field else 0.0
+    if type(score) not in (int, float) or not abs(score) < sys.float_info.max:
+        return Fault(line, "no score", f"'{source.score_field}' is {_found(record, source.score_field, 'a finite number')}")
     key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     field, function = group
     if function is None:
-        return Document(text, f"{key:016x}", line, len(data), key, record=record)
+        return Document(text, f"{key:016x}", line, len(data), key, True, float(score), record)
     value = record.get(field)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return Fault(line, "no group", f"data.group_by needs '{field}', which is {_found(record, field)}")
     name = function(str(value))
-    return Document(text, str(value) if name is None else name, line, len(data), key, name is not None, record)
+    return Document(text, str(value) if name is None else name, line, len(data), key, name is not None, float(score), record)
 
 
-def _found(record: Mapping, field: str) -> str:
+def _found(record: Mapping, field: str, wanted: str = "a string") -> str:
     if field in record:
-        return f"{type(record[field]).__name__}, not a string"
+        return f"{type(record[field]).__name__}, not {wanted}"
     names: Sequence[str] = [str(name) for name in record]
     return f"missing (fields: {', '.join(names[:12])}).{nearest(field, names)}"

@@ -6,7 +6,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from slmjax.data import textbook
+from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared, prepare, summary
+from slmjax.data.sources import parse_sources
 from slmjax.errors import UserError
 
 # What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
@@ -44,6 +46,16 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
             raise UserError(f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a training run.")
         data.tokenizer = str(tokenizer)
     return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
+
+
+def batch_plan(config: ConfigDict, prepared: Prepared) -> BatchPlan:
+    """The batches of every step of a run."""
+    sources = parse_sources(config.data.sources)
+    weights, max_epochs, scores = ({s.name: getattr(s, field) for s in sources} for field in ("weight", "max_epochs", "score"))
+    return BatchPlan(
+        prepared.train, seq_len=config.data.seq_len, batch=config.train.batch, steps=config.train.steps, seed=config.seed,
+        packing=config.data.packing, phases=config.data.phases, weights=weights, max_epochs=max_epochs, scores=scores,
+    )  # fmt: skip
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:

@@ -12,7 +12,7 @@ from etils import epath
 
 from slmjax import figures, page
 from slmjax.readable import count, duration, flatten, percent
-from slmjax.train import goodput, metrics
+from slmjax.train import goodput, metrics, shares
 
 TOTAL = "eval/bits_per_byte"
 
@@ -44,7 +44,7 @@ def write_report(
         page.section("Time", *_time(records)),
         page.section("Optimisation", page.figures(drawn.get("learning_rate", ""), drawn.get("gradient_norm", ""))),
         *(page.section(heading, inner) for heading, inner in extra),
-        page.section("Data", *_data(records)),
+        page.section("Data", *_data(records), page.figures(drawn.get("shares", ""))),
         page.section("History", *_history(records)),
         page.section("Lineage", *_lineage(records)),
         page.section("Config", *_config(config, flatten(defaults) if defaults is not None else None)),
@@ -129,6 +129,9 @@ def _curves(records: metrics.Records) -> dict[str, str]:
             lines.append(figures.Line(label, place(steps), values, color=color, dots=len(names) == 1))
     if lines:
         drawn["bits_per_byte"] = figures.curves(lines, title="Held-out text", x=axis, y="bits per byte", marks=marks)
+    planned = _last(records, "data").get("shares")
+    if planned:
+        drawn["shares"] = shares.figure(planned, max((record["step"] for record in records.kept), default=0))
     return drawn
 
 
@@ -232,8 +235,9 @@ def _data(records: metrics.Records) -> list[str]:
     columns = list(dict.fromkeys(key for found in sources.values() for key in found))
     rows = [[name, *(_cell(key, found.get(key)) for key in columns)] for name, found in sources.items()]
     head = ["source", *(key.replace("_", " ").replace("heldout", "held-out") for key in columns)]
-    rest = {key: value for key, value in event.items() if key not in ("event", "step", "time", "sources")}
-    return [page.table(head, rows), _pairs(rest)]
+    rest = {key: value for key, value in event.items() if key not in ("event", "step", "time", "sources", "told", "shares")}
+    told = [page.note(f"{name}: {sentence}.") for name, sentence in event.get("told", {}).items()]
+    return [page.table(head, rows), *told, _pairs(rest)]
 
 
 def _history(records: metrics.Records) -> list[str]:

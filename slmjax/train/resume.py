@@ -17,10 +17,10 @@ from slmjax.train.state import TrainState, saved
 
 # Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, not what it computes.
 FREE = (
-    "data.workers", "data.cache", "data.sources", "data.tokenizer", "data.max_bad_share", "eval", "checkpoint", "log", "mesh",
-    "model.attention", "model.unroll", "model.remat", "train.steps", "train.loss_chunks", "train.max_skips", "train.deterministic",
+    "data.workers", "data.cache", "data.sources", "data.phases", "data.tokenizer", "data.max_bad_share", "eval", "checkpoint", "log",
+    "mesh", "model.attention", "model.unroll", "model.remat", "train.steps", "train.loss_chunks", "train.max_skips", "train.deterministic",
 )  # fmt: skip
-# data.sources and data.tokenizer are judged by what they contain: the plan's fingerprint and the tokenizer's hash.
+# data.sources, data.phases and data.tokenizer are judged by what they contain: the plan's fingerprint and the tokenizer's hash.
 
 
 class Start(NamedTuple):

@@ -19,13 +19,13 @@ from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
-from slmjax.data.stage import facts, prepared_text
+from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind, make_mesh
 from slmjax.train import metrics as records
-from slmjax.train import resume
+from slmjax.train import resume, shares
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
 from slmjax.train.program import Program, cuts, make_program
@@ -112,7 +112,9 @@ def build(
     writer = open_records(config, folder, prepared, start if past else None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
-    writer.event("data", start.step, sources=facts(prepared, plan.epochs(config.train.steps)), folder=str(prepared.folder))
+    told_sources = shares.told(plan)
+    sources = facts(prepared, plan.epochs())
+    writer.event("data", start.step, sources=sources, folder=str(prepared.folder), told=told_sources, shares=plan.shares())
     writer.event("lineage", start.step, parents=lineage)
     for message in damaged:
         writer.event("damaged", start.step, message=message)
@@ -125,7 +127,7 @@ def build(
         **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
         "loss": f"logits in {program.chunks} piece{'s' * (program.chunks > 1)} along a row",
         "data": f"{tokens:,} tokens; a step reads {shape[0] * shape[1]:,}",
-        "epochs": ", ".join(f"{name} {n:.2f}" for name, n in plan.epochs(config.train.steps).items()),
+        **{f"data {name}": sentence for name, sentence in told_sources.items()},
         "left out": dropped(plan),
         "start": told(start),
         "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in lineage),
@@ -149,15 +151,6 @@ def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, res
     return records.MetricsWriter(
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
         resume_step=resumed.step if resumed else None, active=hosts.is_first(),
-    )  # fmt: skip
-
-
-def batch_plan(config: ConfigDict, prepared: Prepared) -> BatchPlan:
-    """The batches of every step of a run."""
-    weights = {name: (dict(source).get("weight") if source else None) for name, source in config.data.sources.items()}
-    return BatchPlan(
-        prepared.train, seq_len=config.data.seq_len, batch=config.train.batch, steps=config.train.steps, seed=config.seed,
-        packing=config.data.packing, phases=[(until, dict(of)) for until, of in config.data.phases], weights=weights or None,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from slmjax import compare, config
 from slmjax.data.loader import batch_rows, heldout_batches
-from slmjax.data.stage import prepared_text
+from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.resolve import resolve
@@ -17,7 +17,6 @@ from slmjax.objectives.lm import objective
 from slmjax.parallel.mesh import make_mesh
 from slmjax.parallel.rules import shardings
 from slmjax.train.optimizer import Optimizer
-from slmjax.train.run import batch_plan
 from slmjax.train.step import init_state, make_step
 
 torch = pytest.importorskip("torch")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from slmjax import config as configs
+from slmjax.data.mixture import parse_phases
 from slmjax.data.sources import parse_sources
 from slmjax.models import sizes
 from slmjax.models.architecture import from_config
@@ -72,7 +73,7 @@ def test_from_100m_up_a_step_has_half_a_million_tokens(recipe):
 
 def test_300m_anneals_in_a_last_phase_of_50_billion_tokens():
     config = configs.load(str(FOLDER / "300m.py"))
-    (trunk_ends, trunk), (end, anneal) = config.data.phases
+    (trunk_ends, trunk, _), (end, anneal, _) = parse_phases(config.data.phases)
     decay_steps = round(config.train.decay * config.train.steps)
     assert round(trunk_ends * config.train.steps) == config.train.steps - decay_steps
     assert decay_steps * config.train.batch * config.data.seq_len == pytest.approx(50e9, rel=1e-4)

@@ -1,6 +1,8 @@
 """The loader: the same global batches on any number of processes and workers, and fingerprints that say so."""
 
+import hashlib
 import itertools
+import json
 import pickle
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from slmjax.data.loader import (
     row_hashes,
     unfold,
 )
+from slmjax.errors import UserError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # spawned workers cannot import a test file
 
@@ -58,6 +61,25 @@ def plan_of(train=None, **changes):
     return BatchPlan(train, **(settings | changes))
 
 
+WHOLE = {
+    "phases": (
+        {"until": 0.3, "weights": {"books": 0.7, "web": 0.3}},
+        {"until": 0.6, "weights": {"books": 0.2, "web": 0.5, "notes": 0.3}, "ramp": 0.2},
+        {"until": 0.9, "weights": {"web": 1.0}, "ramp": 0.1},
+        {"until": 1.0, "weights": {"books": 1.0, "notes": 1.0}, "ramp": 0.05},
+    ),
+    "max_epochs": {"notes": 0.5, "web": None},
+    "scores": {"web": "-quality", "books": ""},
+}
+
+
+def whole_plan(**changes):
+    """A plan with all that a schedule can have: four phases, ramps, a cap that is reached and a source in the order of its scores."""
+    web, notes = shards_of(1, 500), shards_of(2, 50)
+    web.scores = np.random.default_rng(5).normal(size=500)
+    return plan_of({"books": shards_of(0), "web": web, "notes": notes}, **(WHOLE | changes))
+
+
 def global_hashes(plan, processes, workers, start=0, stop=6):
     """Digest of each step's global batch, put together from what each process reads."""
     hashes = []
@@ -86,6 +108,60 @@ def test_global_batches_are_equal_with_worker_processes(processes, workers):
 def test_a_run_resumed_at_a_step_reads_on_as_if_it_had_not_stopped():
     plan = plan_of()
     assert global_hashes(plan, 1, 0, 0, 12)[7:] == global_hashes(plan_of(), 2, 0, 7, 12)
+
+
+def test_the_global_order_is_the_same_from_any_step_on_for_one_two_and_four_processes():
+    plan = whole_plan()
+    rows = [plan.rows(step) for step in range(40)]
+    expected = [batch_hash(batch_rows(plan, step, range(8))) for step in range(40)]
+    assert plan.mixture.spent and len(set(expected)) == 40
+    for start in range(40):
+        resumed = pickle.loads(pickle.dumps(plan)) if start % 2 else whole_plan()
+        processes = (1, 2, 4)[start % 3]
+        parts = [row_hashes(batch_rows(resumed, start, range(process, 8, processes))) for process in range(processes)]
+        assert combine_hashes(parts[row % processes][row // processes] for row in range(8)) == expected[start]
+        assert [resumed.rows(step) for step in range(start, 40)] == rows[start:]
+    for processes, start in ((1, 13), (2, 22), (4, 35)):
+        assert global_hashes(whole_plan(), processes, 0, start, 40) == expected[start:]
+
+
+def test_no_source_is_read_more_often_than_its_cap_and_a_cap_that_binds_is_met_to_the_row():
+    for epochs in (0.3, 0.5, 1.0, 2.3):
+        plan = whole_plan(max_epochs={"notes": epochs}, steps=400)
+        cap, taken = int(epochs * plan.row_plans[2].rows_per_epoch + 1e-6), plan.mixture.rows_before(3200)[2]
+        assert taken == cap and "notes" in plan.mixture.spent and plan.epochs()["notes"] <= epochs
+        read = [plan.row_plans[source].row(row) for step in range(400) for source, row in plan.rows(step) if source == 2]
+        assert sum(span.length for row in read for span in row) <= epochs * plan.row_plans[2].tokens
+    with pytest.raises(UserError, match=r"phases\[2\].*204,800 tokens that the run asks for, only 143,360 .*\(web\).*max_epochs"):
+        whole_plan(max_epochs={"web": 0.5, "books": 9, "notes": 9}, steps=400)
+
+
+def test_token_shares_over_four_phases_with_ramps_are_the_planned_ones_to_a_thousandth():
+    """Counted in the spans of every row, so that packing is part of the claim."""
+    plan = whole_plan(steps=2000, max_epochs={})
+    tokens = np.zeros(3)
+    for step in range(2000):
+        for source, row in plan.rows(step):
+            tokens[source] += sum(span.length for span in plan.row_plans[source].row(row))
+    assert np.all(np.abs(tokens / tokens.sum() - plan.mixture.planned(16_000) / 16_000) < 1e-3)
+    by_hand = [
+        0.3 * 0.7 + 0.2 * 0.45 + 0.1 * 0.2 + 0.1 * 0.1 + 0.05 * 0.25 + 0.05 * 0.5,
+        0.3 * 0.3 + 0.2 * 0.4 + 0.1 * 0.5 + 0.1 * 0.75 + 0.2 * 1.0 + 0.05 * 0.5,
+        0.2 * 0.15 + 0.1 * 0.3 + 0.1 * 0.15 + 0.05 * 0.25 + 0.05 * 0.5,
+    ]
+    assert np.all(np.abs(tokens / tokens.sum() - by_hand) < 1e-3)
+
+
+def test_shares_for_a_figure_are_the_phases_corners_and_the_rows_of_every_part():
+    plan = whole_plan(max_epochs={})
+    shares = plan.shares(points=8)
+    corners = [0, 0.3, 0.3, 0.5, 0.6, 0.6, 0.7, 0.9, 0.9, 0.95, 1.0]
+    assert shares["planned"]["tokens"] == [round(40 * corner) * 8 * 64 for corner in corners]
+    assert np.allclose(shares["planned"]["shares"]["notes"], [0, 0, 0, 0.3, 0.3, 0.3, 0, 0, 0, 0.5, 0.5], atol=1e-8)
+    assert shares["realised"]["steps"] == list(range(5, 41, 5)) and shares["realised"]["tokens"][0] == 5 * 8 * 64 // 2
+    for part in range(8):
+        sources = [source for step in range(5 * part, 5 * part + 5) for source, _ in plan.rows(step)]
+        assert [shares["realised"]["shares"][name][part] for name in plan.train] == [sources.count(i) / 40 for i in range(3)]
 
 
 def test_batches_are_read_to_the_end_by_more_workers_than_steps_and_not_at_all_where_there_are_none():
@@ -225,6 +301,42 @@ def test_a_fingerprint_differs_where_an_earlier_batch_could(changes):
 def test_a_fingerprint_notices_a_phase_that_began_earlier_or_later():
     assert plan_of().fingerprint(21) != plan_of(steps=50).fingerprint(21)
     assert plan_of(steps=50).fingerprint(25) != plan_of(steps=40).fingerprint(25)
+
+
+def test_a_fingerprint_notices_ramps_caps_and_scores_once_they_are_reached_and_not_before():
+    plan = whole_plan()
+    steep = whole_plan(phases=[phase | {"ramp": 0.0} for phase in WHOLE["phases"]])
+    assert plan.fingerprint(12) == steep.fingerprint(12) and plan.fingerprint(13) != steep.fingerprint(13)
+    capped = plan.mixture.spent["notes"] // 8  # whole steps before the cap
+    free = whole_plan(max_epochs={})
+    assert plan.fingerprint(capped) == free.fingerprint(capped) and plan.fingerprint(capped + 1) != free.fingerprint(capped + 1)
+    for scores in ({}, {"web": "quality"}, {"web": "-quality", "books": "quality"}):
+        plan.train["books"].scores = np.zeros(300)
+        assert plan_of(plan.train, **WHOLE | {"scores": scores}).fingerprint(1) != plan.fingerprint(1)
+    late = WHOLE | {"phases": ((0.5, {"books": 1}), (1.0, {"web": 1}))}
+    assert plan_of(plan.train, **late).fingerprint(20) == plan_of(plan.train, **late | {"scores": {}}).fingerprint(20)
+    assert plan_of(plan.train, **late).fingerprint(21) != plan_of(plan.train, **late | {"scores": {}}).fingerprint(21)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prints", "rows"),
+    [
+        ({}, ["50f2f8e41400497a", "50f2f8e41400497a", "abcdd10a02dd300c"], "440ab112ce0fb575"),
+        (
+            {"phases": [{"until": 0.5, "weights": {"books": 0.7, "web": 0.3}}, {"until": 1.0, "weights": {"web": 1}, "ramp": 0.0}]},
+            ["50f2f8e41400497a", "50f2f8e41400497a", "abcdd10a02dd300c"],
+            "440ab112ce0fb575",
+        ),
+        ({"packing": "concat"}, ["6f25bfef58a750fe", "6f25bfef58a750fe", "d6072b27702d8225"], "b7f3f31d9a9ca242"),
+        ({"phases": ()}, ["e0739b74fab62dd0"] * 3, "affcbdae63ec8155"),
+    ],
+)
+def test_plans_without_ramps_caps_and_scores_have_the_fingerprints_and_rows_that_checkpoints_know(changes, prints, rows):
+    """Golden, recorded before there were ramps, caps and scores."""
+    plan = plan_of(**changes)
+    assert [plan.fingerprint(step)[:16] for step in (7, 20, 21)] == prints
+    spans = [[list(map(list, plan.row_plans[source].row(row))) for source, row in plan.rows(step)] for step in range(40)]
+    assert hashlib.sha256(json.dumps(spans).encode()).hexdigest()[:16] == rows
 
 
 @pytest.mark.parametrize("max_tokens", [None, 1, 700])

@@ -177,6 +177,33 @@ def test_the_share_left_out_of_a_sample_is_near_that_of_all_rows():
         assert plan.dropped_share(rows=512) == pytest.approx(plan.dropped_share(rows=ANY_NUMBER), rel=0.1)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("documents", [100, 600])
+@pytest.mark.parametrize("by_length", [False, True])
+def test_documents_with_scores_are_visited_from_low_to_high_mixed_with_their_neighbours_and_all_of_them(packing, documents, by_length):
+    lengths = realistic_lengths(documents)
+    scores = lengths.astype(float) if by_length else np.random.default_rng(1).normal(size=documents)
+    plan = RowPlan(lengths, 256, seed=0, packing=packing, max_segments=None, scores=scores)
+    rank = np.argsort(np.argsort(scores)) / documents
+    count = plan.rows_per_epoch
+    for first in (0, count):
+        rows = [plan.row(r) for r in range(first, first + count)]
+        assert len(set(tokens_of(rows))) == len(tokens_of(rows)) > (1 - 1e-3) * count * 256
+        of_row = [np.average([rank[span.doc] for span in row], weights=[span.length for span in row]) for row in rows]
+        assert np.corrcoef(np.argsort(np.argsort(of_row)), np.arange(count))[0, 1] > 0.98
+        assert np.mean(np.diff(of_row) < 0) > 0.2  # mixed: many a row is followed by one of lower scores
+    assert [plan.row(r) for r in range(9)] != [plan.row(count + r) for r in range(9)]
+
+
+def test_documents_of_equal_score_are_in_random_order_within_it():
+    lengths = np.full(4000, 64)
+    plan = RowPlan(lengths, 64, seed=0, packing="concat", max_segments=4, scores=np.repeat([2.0, 1.0], 2000))
+    visited = np.array([plan.row(r)[0].doc for r in range(4000)])
+    for docs in (visited[:1500] - 2000, visited[2500:]):  # a tenth of the epoch is mixed around the middle
+        assert docs.min() >= 0 and docs.max() < 2000
+        assert abs(np.corrcoef(docs, np.arange(1500))[0, 1]) < 0.1
+
+
 def test_text_shorter_than_a_row_is_refused_with_both_numbers():
     with pytest.raises(UserError, match=r"books has 30 tokens.*seq_len=64"):
         RowPlan(np.array([10, 20]), 64, seed=0, packing="concat", max_segments=16, name="books")

@@ -190,6 +190,33 @@ def test_a_prepared_folder_is_a_source(made, tmp_path):
         run(settings({"old": folder}, tokenizer=str(tmp_path / "other.json")), tmp_path)
 
 
+def test_scores_are_kept_with_the_training_documents_and_folders_without_them_keep_their_name(made, tmp_path):
+    sources, prepared = made
+    # Golden, recorded before there were scores: else every folder that users have would be prepared again.
+    assert prepared.folder.name == "books-notes-a27969718b46" and prepared.fingerprint.startswith("eb9227902ee17b2f")
+    notes = [json.loads(line) for line in Path(sources["notes"]).read_text().splitlines()]
+    write(
+        tmp_path / "notes.jsonl",
+        [record | {"quality": (7 * i) % 60 - 0.5} for i, record in enumerate(notes)] + [{"text": "x", "id": "a/b"}],
+    )
+    entry = {"path": str(tmp_path / "notes.jsonl"), "score": "-quality"}
+    with pytest.raises(UserError, match=r"1 of 61 records.*line 61: no score \('quality' is missing"):
+        run(settings({"notes": entry}), tmp_path / "cache")
+    scored = run(settings({"notes": entry}, max_bad_share=0.1), tmp_path / "cache")
+    train, plain = scored.train["notes"], run(settings({"notes": entry["path"]}), tmp_path / "cache").train["notes"]
+    lines = [int(train.name(doc).rpartition(" ")[2]) - 1 for doc in range(len(train))]
+    assert train.scores.tolist() == [(7 * line) % 60 - 0.5 for line in lines] and len(scored.heldout["notes"])
+    assert len(plain) > len(train) and plain.fingerprint != train.fingerprint
+    up = run(settings({"notes": entry | {"score": "quality"}}, max_bad_share=0.1), tmp_path / "cache")
+    assert up.folder == scored.folder  # the direction is no matter of preparation
+    again = run(settings({"notes": {"path": f"{scored.folder}/notes", "score": "quality"}}), tmp_path / "other")
+    assert again.train["notes"].scores.tolist() == train.scores.tolist()
+    with pytest.raises(UserError, match=r"score is 'length'.*prepared with the score 'quality'"):
+        run(settings({"notes": {"path": f"{scored.folder}/notes", "score": "length"}}), tmp_path / "other")
+    with pytest.raises(UserError, match=r"score is 'quality'.*with no score; prepare its text again"):
+        run(settings({"notes": {"path": f"{prepared.folder}/notes", "score": "quality"}}), tmp_path / "other")
+
+
 @given(data=st.data(), lengths=st.lists(st.integers(0, 60), min_size=1, max_size=30), vocab=st.sampled_from([300, 70_000]))
 def test_any_span_of_any_document_is_read_with_the_token_after_it(data, lengths, vocab, tmp_path_factory):
     folder, old = tmp_path_factory.mktemp("shards"), shards.BLOCK

@@ -70,6 +70,7 @@ def test_a_bare_path_is_named_after_its_last_piece(text, name):
         ({"web": {"path": "a", "wieght": 1}}, "wieght.*weight"),
         ({"web": {"path": "a", "weight": -1}}, "positive"),
         ({"web": {"path": "a", "weight": "much"}}, "positive"),
+        ({"web": {"path": "a", "max_epochs": 0}}, r"web.max_epochs is 0; expected a positive number"),
         ({"web": {}}, "path is missing"),
         ("web=a,web=b", "two sources"),
         ({"a/b": "c"}, "a/b"),
@@ -138,6 +139,23 @@ def test_each_kind_of_bad_line_is_a_fault_with_its_line_and_reason(tmp_path):
     assert [(d.text, d.line) for d in found if isinstance(d, Document)] == [("one", 1), ("last", 10)]
     reasons = ["malformed JSON", "no text", "no text", "invalid UTF-8", "empty document", "malformed JSON", "invalid UTF-8"]
     assert [(f.line, f.reason) for f in found if isinstance(f, Fault)] == [(2 + i, reason) for i, reason in enumerate(reasons)]
+
+
+def test_a_score_is_read_with_its_document_and_one_that_is_no_number_is_a_fault(tmp_path):
+    scores = [1, -2.5, "3", True, None, float("nan"), float("inf"), 10**400]
+    (tmp_path / "a.jsonl").write_bytes(lines(*({"text": "t", "quality": score} for score in scores), {"text": "t", "qualiti": 1}))
+    found = read(tmp_path / "a.jsonl", score="-quality")
+    assert [document.score for document in found[:2]] == [1.0, -2.5]
+    assert [(fault.line, fault.reason) for fault in found[2:]] == [(line, "no score") for line in range(3, 10)]
+    assert "str, not a finite number" in found[2].detail and "Did you mean 'qualiti'" in found[-1].detail
+    columns = {"text": ["a", "b", None], "quality": [0.5, None, 1.0], "id": ["x", "y", "z"]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    document, *faults = read(tmp_path / "a.parquet", "id", score="quality")
+    assert (document.score, document.group) == (0.5, "x") and [fault.reason for fault in faults] == ["no score", "no text"]
+    with pytest.raises(UserError, match=r"no column 'qualty'.*Did you mean 'quality'"):
+        read(tmp_path / "a.parquet", score="qualty")
+    (tmp_path / "a.txt").write_text("text")
+    assert read(tmp_path / "a.txt", score="quality")[0].reason == "no score"
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])

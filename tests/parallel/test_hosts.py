@@ -13,11 +13,10 @@ import pytest
 
 from slmjax import launch
 from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
-from slmjax.data.stage import prepared_text
+from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.train import loop
-from slmjax.train.run import batch_plan
 from tests import runs
 from tests.parallel import member
 

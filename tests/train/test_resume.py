@@ -161,6 +161,12 @@ def test_a_checkpoint_from_before_a_field_existed_fits_its_default():
         resume.fits(saved, configs.override(configs.base(), ["precision.products=float8"]))
 
 
+def test_phases_are_judged_by_the_order_that_they_give_not_by_how_they_are_written():
+    saved = configs.to_dict(configs.base())
+    saved["data"]["phases"] = [[0.8, {"a": 1.0}], [1.0, {"b": 1.0}]]  # as before phases had names for their parts
+    resume.fits(saved, configs.override(configs.base(), ["data.phases=[{'until': 0.8, 'weights': {'a': 1.0}}, (1.0, {'b': 1.0})]"]))
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_field_that_changes_nothing_of_what_is_computed_is_not_refused(name, corpus, undisturbed, capsys):
     assert runs.train(corpus, undisturbed, f"--config.{name}={ALLOWED[name]}") == 0

@@ -1,0 +1,16 @@
+"""`python -m slmjax.mixture`: what a run will read, told and drawn before there is a run."""
+
+from xml.etree import ElementTree
+
+from slmjax import mixture
+from tests import runs
+
+
+def test_the_command_tells_of_every_source_and_draws_its_share(corpus, tmp_path, capsys):
+    words = runs.argv(corpus, tmp_path / "run", data__cache=tmp_path / "prepared")
+    assert mixture.main([*words, "--config.data.sources.words.max_epochs=500"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2].startswith("words: ") and told[-2].endswith("tokens; cap 500")
+    assert ElementTree.parse(tmp_path / "run" / "figures" / "shares.svg").getroot().tag.endswith("svg")
+    assert mixture.main([*words, "--config.data.sources.words.max_epochs=0.1"]) == 2
+    assert "every source with a weight (words) has reached its max_epochs" in capsys.readouterr().err
