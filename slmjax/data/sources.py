@@ -226,7 +226,7 @@ def _from_entry(name: str, entry: Any) -> Source:
     if not path:
         raise UserError(f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}.")
     texts = entry.get("field") or "text", entry.get("revision") or ""
-    return Source(name, path, weight, *texts, _paths(entry.get("heldout")), max_epochs, entry.get("score") or "")
+    return Source(name, path, weight, *texts, _paths(entry.get("heldout")), max_epochs, str(entry.get("score") or ""))
 
 
 def _positive(name: str, entry: dict, field: str) -> float | None:
