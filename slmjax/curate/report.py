@@ -11,6 +11,10 @@ from slmjax.curate.minhash import Scheme
 from slmjax.data.work import write_atomic
 from slmjax.readable import count, percent
 
+UNDECIDED = (
+    "An undecided item is too short, or too much like many others of its set, to be told from common phrases: it was not looked for."
+)
+
 
 def empty() -> dict[str, Any]:
     """A source's entry before anything is counted."""
@@ -62,6 +66,7 @@ def write(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
         page.section("Before and after", _counts(sources), page.note("Bytes are of the text, before and after normalising.")),
         page.section("Why documents were dropped", _reasons(sources)),
         page.section("Duplicates", page.figures(svg), page.note(_explained(found))),
+        page.section("Evaluation sets", _evals(found["evals"]), page.note(UNDECIDED) if found["evals"] else ""),
         *(page.section(f"Dropped from {name}", _samples(entry)) for name, entry in sources.items()),
         page.section("Command", f"<pre>{page.escape(command)}</pre>" if command else ""),
     ]  # fmt: skip
@@ -73,10 +78,17 @@ def curve(found: Mapping[str, Any]) -> str:
     at = np.linspace(0, 1, 201)
     height = np.array(found["similarity"], float)
     middle = (np.arange(len(height)) + 0.5) / len(height)
-    lines = [figures.Line("shares a band, by the formula", at, Scheme(**found["scheme"]).candidate_probability(at))]
+    lines = [figures.Line("shares a band", at, Scheme(**found["scheme"]).candidate_probability(at))]
     if height.any():
-        lines.append(figures.Line("removed pairs (highest = 1)", middle, height / height.max(), color=1))
-    return figures.curves(lines, title="Near-duplicates", x="Jaccard similarity", y="share", clip=False, marks=[found["threshold"]])
+        lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1))
+    return figures.curves(
+        lines,
+        title="How likely a pair is compared, and what was removed (highest = 1)",
+        x="Jaccard similarity",
+        y="share",
+        clip=False,
+        marks=[found["threshold"]],
+    )
 
 
 def _counts(sources: Mapping[str, Any]) -> str:
@@ -110,6 +122,11 @@ def _samples(entry: Mapping[str, Any]) -> str:
     shown = [(reason, one) for reason, found in sorted(entry["samples"].items()) for one in found]
     rows = [[reason, f"{one['file']} line {one['line']}", one["detail"] or one["text"]] for reason, one in shown]
     return page.table(["reason", "where", "text"], rows, left=3)
+
+
+def _evals(sets: Mapping[str, Any]) -> str:
+    rows = [[name, f"{of['items']:,}", f"{of['undecided']:,}"] for name, of in sets.items()]
+    return page.table(["set", "items", "undecided"], rows)
 
 
 def _explained(found: Mapping[str, Any]) -> str:

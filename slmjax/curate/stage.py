@@ -21,7 +21,7 @@ from slmjax import config as configs
 from slmjax.curate import report
 from slmjax.curate.clean import Unit, clean, publish
 from slmjax.curate.clusters import Clusters
-from slmjax.curate.decontaminate import build_index
+from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.dedup import decisions
 from slmjax.curate.index import COLUMNS, Index, read_column
 from slmjax.curate.language import language_rule
@@ -191,9 +191,11 @@ def _found(
             most = f"more than config.curate.max_removed, {asked['max_removed']:.0%}"
             alarms.append(f"source '{name}' loses {share:.1%} of its documents as duplicates, {most}")
     removed = np.flatnonzero(np.concatenate([np.zeros(numbers.start, bool), *gone]))
+    undecided = EvalIndex.load(units[0].evals).undecided() if units[0].evals else {}
+    evals = {name: {"items": items, "undecided": len(lines)} for name, (lines, items) in undecided.items()}
     largest = np.sort(np.unique(clusters.keeper[removed], return_counts=True)[1])[::-1][:10]
     return {
         "sources": sources, "alarms": alarms, "threshold": asked["threshold"], "scheme": dataclasses.asdict(units[0].scheme),
         "similarity": np.histogram(clusters.similarity[removed], 50, (0, 1))[0].tolist(), "seen_before": numbers.start,
-        "largest_clusters": largest.tolist(),
+        "largest_clusters": largest.tolist(), "evals": evals,
     }  # fmt: skip

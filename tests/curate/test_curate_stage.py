@@ -78,6 +78,7 @@ def test_what_is_dropped_is_told_with_its_reason_and_what_is_left_knows_where_it
     assert told == [(3, "books/books.jsonl", 1, True), (13, "web/web.jsonl", 1, True), (14, "web/web.jsonl", 2, False)]
     report = json.loads((tmp_path / "run" / "report.json").read_text())["sources"]["web"]
     assert report["faults"] == {"malformed JSON": 1} and report["documents"]["read"] == 16 and report["left"]["documents"] == 11
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["evals"] == {"test": {"items": 1, "undecided": 0}}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Too short." in page and "contaminated: test" in page and "<svg" in page
     printed = capsys.readouterr().out
