@@ -83,13 +83,6 @@ def curve(found: Mapping[str, Any]) -> str:
         lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1))
     title = "How likely a pair is compared, and what was removed (highest = 1)"
     return figures.curves(lines, title=title, x="Jaccard similarity", y="share", clip=False, marks=[found["threshold"]])
-        lines,
-        title="How likely a pair is compared, and what was removed (highest = 1)",
-        x="Jaccard similarity",
-        y="share",
-        clip=False,
-        marks=[found["threshold"]],
-    )
 
 
 def _counts(sources: Mapping[str, Any]) -> str:
