@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         print(f"slmjax.bench: {error}", file=sys.stderr)
         return 2
     found |= {"machine": machine(), "command": " ".join(["python -m slmjax.bench", *arguments])}
-    for name in ("rows", "ladder", "kernels", "clean", "sets"):
+    for name in ("rows", "curve", "ladder", "kernels", "clean", "sets"):
         if found.get(name):
             print(table(found[name]), end="\n\n")
     for message in found.get("messages", ()):

@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser()
     if not root.is_dir():
         raise UserError(f"{root} is no folder; SLMJAX_SHARED names the folder that holds dedup/ and pretrain/.")
-    return {"bench": "dedup", "rows": quality(root, arguments) if arguments.quality else speed(root, arguments)}
+    if arguments.quality:
+        return {"bench": "dedup", "rows": quality(root, arguments), "curve": curve()}
+    return {"bench": "dedup", "rows": speed(root, arguments)}
 
 
 def quality(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -71,6 +73,22 @@ def quality(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     found |= dedup_peers.keepers(sets, scheme)
                 shape = {"set": name, "bands": f"{bands} x {per_band}", "threshold": threshold}
                 rows += [{**shape, "who": who, **scores(keeper, exact, threshold)} for who, keeper in found.items()]
+    return rows
+
+
+def curve(pairs: int = 2000) -> list[dict[str, Any]]:
+    """Rows of similarity, the share of made-up pairs that are compared, by the formula and measured, and the standard deviation of that."""
+    rng, scheme, rows = np.random.default_rng(0), Scheme(ngram=1), []
+    for common in range(50, 100, 5):
+        texts = []
+        for _ in range(pairs):
+            words = [f"w{n}" for n in rng.integers(0, 10**12, 200 - common)]
+            texts += [" ".join(words[:100]), " ".join(words[100 - common :])]
+        bands = sketch(texts, scheme).bands
+        similarity = common / (200 - common)
+        formula = float(scheme.candidate_probability(similarity))
+        rows.append({"similarity": similarity, "formula": formula, "measured": float((bands[::2] == bands[1::2]).any(1).mean()),
+                     "deviation": (formula * (1 - formula) / pairs) ** 0.5})  # fmt: skip
     return rows
 
 
