@@ -5,17 +5,20 @@ connect is not merged by that (bare connected components of candidate pairs once
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt32, UInt64
 
 from slmjax.curate.minhash import compiled, mix
+from slmjax.data.work import cores
 
 BLOCK = 1 << 24  # bucket entries sorted at once: 400 MB
 THROUGH = 254  # in place of a band: found through a removed document
+PART = 1 << 14  # pairs that a thread compares at once
 EXACT = 255  # the same text
-ROUNDS = 3  # of looking further through removed documents
+ROUNDS = 4  # of looking further
 
 
 class Pairs(NamedTuple):
@@ -100,8 +103,8 @@ def cluster(
 ) -> Clusters:
     """Clusters of all documents, decided in their order: what comes first is kept, and no decision changes when documents are added.
 
-    A document goes to the most similar kept one among its verified candidates. Where those are all removed, those that are kept for them
-    become its candidates in the next round; after ROUNDS it is kept.
+    A document goes to the most similar kept one among its verified candidates. At first that is the earliest one only; who is kept after
+    that looks at the others, then at those that are kept for candidates that are removed themselves. After ROUNDS it is kept.
 
     Args:
       pairs: `candidates` of all documents.
@@ -109,17 +112,25 @@ def cluster(
       similarity: (low, high) -> exact Jaccard similarity of those pairs of documents, which come sorted by high.
       threshold: of similarity, in (0, 1].
     """
-    edges = None
-    for _ in range(ROUNDS):
-        exact = similarity(pairs.low, pairs.high)
+    none, keeper, through = np.zeros(0, np.int64), np.arange(len(keys)), np.zeros((2, 0), np.int64)
+    edges = (none, none, np.zeros(0, np.float32), np.zeros(0, np.uint8))  # high, low, similarity, band
+    waiting = np.ones(len(pairs.low), bool)
+    for number in range(ROUNDS):
+        now = waiting & (keeper[pairs.high] == pairs.high)
+        if number == 0:
+            now[1:] &= pairs.high[1:] != pairs.high[:-1]
+        waiting &= ~now
+        found = (pairs.high[now], pairs.low[now], pairs.band[now])
+        asked = np.unique(through, axis=1)
+        high, low, band = (np.concatenate(both) for both in zip(found, (*asked, np.full(asked.shape[1], THROUGH, np.uint8))))
+        order = np.lexsort((low, high))
+        high, low, band = high[order], low[order], band[order]
+        exact = similarity(low, high)
         near = exact >= np.float32(threshold)
-        new = (pairs.high[near], pairs.low[near], exact[near], pairs.band[near])
-        edges = new if edges is None else tuple(np.concatenate(both) for both in zip(edges, new))
+        edges = tuple(np.concatenate(both) for both in zip(edges, (high[near], low[near], exact[near], band[near])))
         order = np.lexsort(edges[1::-1])
         edges = tuple(of[order] for of in edges)
         keeper, best, through = _compile(_greedy)(*edges[:3], np.arange(len(keys)))
-        asked = np.unique(through, axis=1)
-        pairs = Pairs(asked[1], asked[0], np.full(asked.shape[1], THROUGH, np.uint8))
     removed = keeper != np.arange(len(keys))
     value, band = np.ones(len(keys), np.float32), np.full(len(keys), EXACT, np.uint8)
     value[removed], band[removed] = edges[2][best[removed]], edges[3][best[removed]]
@@ -171,7 +182,11 @@ def _jaccard(shingles: np.ndarray, starts: np.ndarray, low: np.ndarray, high: np
     if compiled():
         from slmjax.curate import kernels
 
-        kernels.jaccard(shingles, starts, low, high, out)
+        def part(of: slice) -> None:
+            kernels.jaccard(shingles, starts, low[of], high[of], out[of])
+
+        with ThreadPoolExecutor(cores()) as pool:  # the kernel lets go of the interpreter's lock
+            list(pool.map(part, [slice(start, start + PART) for start in range(0, len(low), PART)]))
         return out
     for i, (one, other) in enumerate(zip(low, high)):
         a, b = (np.unique(shingles[starts[doc] : starts[doc + 1]]) for doc in (one, other))

@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 
 compile = functools.cache(njit(cache=True, nogil=True))
+CODE = np.uint32((1 << 30) - 1)
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -30,42 +31,62 @@ def fmix(h):
 
 @no_type_check
 @njit(cache=True, nogil=True)
-def words(data, start, stop, kind, lower, base, out):
-    """Hashes of the words of UTF-8 text data[start:stop] into `out`; returns how many, and the sum over all of its characters."""
+def words(data, start, stop, table, base, out):
+    """Hashes of the words of UTF-8 text data[start:stop] into `out`; returns how many there are."""
     count, hashed, inside = 0, np.uint64(0), False
-    whole = np.uint64(0)
     at = start
     while at < stop:
         point = np.uint32(data[at])
         at += 1
         if point >= 0x80:
-            more = 1 if point < 0xE0 else 2 if point < 0xF0 else 3
-            point &= np.uint32(0x3F >> more)
-            for _ in range(more):
-                point = np.uint32((point << np.uint32(6)) | np.uint32(data[at] & 0x3F))
-                at += 1
-        what = kind[point]
-        code = np.uint64(lower[point])
-        whole = whole * base + code
-        if inside and what != 1:
+            point, at = _point(data, at, point)
+        entry = table[point]
+        if entry >> np.uint32(30) == 1:
+            hashed = hashed * base + np.uint64(entry & CODE)
+            inside = True
+            continue
+        if inside:
             out[count] = mix(hashed)
             count += 1
-            inside = False
-        if what == 1:
-            hashed = (hashed * base if inside else np.uint64(0)) + code
-            inside = True
-        elif what == 2:  # a word by itself
-            out[count] = mix(code)
+            hashed, inside = np.uint64(0), False
+        if entry >> np.uint32(30) == 2:  # a word by itself
+            out[count] = mix(np.uint64(entry & CODE))
             count += 1
     if inside:
         out[count] = mix(hashed)
         count += 1
-    return count, whole
+    return count
 
 
 @no_type_check
 @njit(cache=True, nogil=True)
-def sketch(data, ends, kind, lower, base, ngram, a, b, bands, rows, shingles, counts, hashes, signatures):
+def characters(data, start, stop, table, base):
+    """The sum over all characters of a text, as words are summed: what stands for a text without any."""
+    whole, at = np.uint64(0), start
+    while at < stop:
+        point = np.uint32(data[at])
+        at += 1
+        if point >= 0x80:
+            point, at = _point(data, at, point)
+        whole = whole * base + np.uint64(table[point] & CODE)
+    return whole
+
+
+@no_type_check
+@njit(cache=True, inline="always")
+def _point(data, at, lead):
+    """(code point, where the next begins) of a character of several bytes, the first of which is `lead`."""
+    more = 1 if lead < 0xE0 else 2 if lead < 0xF0 else 3
+    point = np.uint32(lead & np.uint32(0x3F >> more))
+    for _ in range(more):
+        point = np.uint32((point << np.uint32(6)) | np.uint32(data[at] & 0x3F))
+        at += 1
+    return point, at
+
+
+@no_type_check
+@njit(cache=True, nogil=True)
+def sketch(data, ends, table, base, ngram, a, b, bands, rows, shingles, counts, hashes, signatures):
     """For each text data[ends[i-1]:ends[i]] its shingles (end to end in `shingles`, counts[i] of them) and its band hashes.
 
     Signatures [texts, bands x rows] are written where the array has rows. Returns how many shingles there are in all.
@@ -78,8 +99,7 @@ def sketch(data, ends, kind, lower, base, ngram, a, b, bands, rows, shingles, co
     least = np.empty(len(a), np.uint32)
     total, start = 0, 0
     for i in range(len(ends)):
-        n, whole = words(data, start, ends[i], kind, lower, base, scratch)
-        start = ends[i]
+        n = words(data, start, ends[i], table, base, scratch)
         least[:] = np.uint32(0xFFFFFFFF)
         width = min(ngram, n)
         count = max(1, n - ngram + 1)
@@ -89,7 +109,7 @@ def sketch(data, ends, kind, lower, base, ngram, a, b, bands, rows, shingles, co
             for k in range(width):
                 x = x * base + scratch[j + k]
             if n == 0:
-                x = whole
+                x = characters(data, start, ends[i], table, base)
             shingle = np.uint32(mix(x) >> np.uint64(32))
             shingles[total + j] = shingle
             h = fmix(shingle)
@@ -97,6 +117,7 @@ def sketch(data, ends, kind, lower, base, ngram, a, b, bands, rows, shingles, co
                 value = np.uint32(a[k] * h + b[k])
                 least[k] = min(value, least[k])
         total += count
+        start = ends[i]
         if len(signatures):
             signatures[i] = least
         for band in range(bands):

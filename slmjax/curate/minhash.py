@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt32, UInt64
+from jaxtyping import Int64, UInt32, UInt64
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that positions stay apart modulo 2^64
 ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # scripts without spaces
@@ -94,15 +94,15 @@ def as_datasketch(signature: UInt32[np.ndarray, " hashes"], scheme: Scheme) -> A
 
 
 @functools.cache
-def tables() -> tuple[UInt8[np.ndarray, " points"], UInt32[np.ndarray, " points"]]:
-    """Of each code point: 0 outside words, 1 in words, 2 a word by itself; and its lower case where that is one code point."""
-    kind, lower = np.zeros(0x110000, np.uint8), np.arange(0x110000, dtype=np.uint32)
+def table() -> UInt32[np.ndarray, " points"]:
+    """Of each code point its lower case where that is one code point, and in the highest two bits 1 in words, 2 for a word alone."""
+    kind, lower = np.zeros(0x110000, np.uint32), np.arange(0x110000, dtype=np.uint32)
     points = [chr(code) for code in range(LAST)]  # no letter stands behind, and a start must not take a second
     kind[:LAST] = [point.isalnum() for point in points]
     for first, last in ALONE:
         kind[first : last + 1] *= 2
     lower[:LAST] = [ord(low if len(low) == 1 else point) for low, point in zip(map(str.lower, points), points)]
-    return kind, lower
+    return kind << np.uint32(30) | lower
 
 
 def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
@@ -112,7 +112,7 @@ def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketc
     shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched pages cost nothing
     counts, bands = np.empty(len(texts), np.int64), np.empty((len(texts), scheme.bands), np.uint64)
     own = np.empty((len(texts) if signatures else 0, scheme.hashes), np.uint32)
-    total = kernels.sketch(data, ends, *tables(), BASE, scheme.ngram, *scheme.permutations(), scheme.bands, scheme.rows,
+    total = kernels.sketch(data, ends, table(), BASE, scheme.ngram, *scheme.permutations(), scheme.bands, scheme.rows,
                            shingles, counts, bands, own)  # fmt: skip
     return Sketches(shingles[:total].copy(), counts, bands, own if signatures else None)
 
@@ -129,14 +129,13 @@ def _numpy(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches
 
 
 def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
-    kind, lower = tables()
-    points = np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)
-    what, codes = kind[points], lower[points].astype(np.uint64)
+    entries = table()[np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)]
+    what, codes = entries >> np.uint32(30), (entries & np.uint32((1 << 30) - 1)).astype(np.uint64)
     around = np.concatenate([[0], what, [0]])
     starts = np.flatnonzero((what == 2) | ((what == 1) & (around[:-2] != 1)))
     ends = np.flatnonzero((what == 2) | ((what == 1) & (around[2:] != 1))) + 1
     # The sum of code x BASE^(places to the end) over a word, as a difference of sums from the text's start on.
-    ones = np.ones(len(points) + 1, np.uint64)
+    ones = np.ones(len(codes) + 1, np.uint64)
     power, inverse = (np.cumprod(np.where(np.arange(len(ones)), of, ones)) for of in (BASE, np.uint64(pow(int(BASE), -1, 1 << 64))))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * inverse[:-1])])
     words = mix((sums[ends] - sums[starts]) * power[ends - 1])
@@ -145,7 +144,7 @@ def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
     for k in range(width):
         x = x * BASE + words[k : len(words) - width + 1 + k]
     if not width:
-        x = sums[-1:] * power[max(0, len(points) - 1)][None]
+        x = sums[-1:] * power[max(0, len(codes) - 1)][None]
     return (mix(x) >> np.uint64(32)).astype(np.uint32)
 
 

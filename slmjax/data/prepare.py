@@ -8,7 +8,6 @@ the same text, and hashing costs a hundredth of tokenizing.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from slmjax.data.passes import Unit
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources
 from slmjax.data.tokenizer import Tokenizer, load
-from slmjax.data.work import Progress, locked, run_units, terminal_progress, wait_for, writable
+from slmjax.data.work import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.errors import UserError, nearest
 
 IN_PROCESS_BYTES = 8_000_000  # below this, starting processes (1 to 2 s) costs more than it saves
@@ -152,11 +151,6 @@ def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Un
         "heldout": data.heldout,
         "seed": seed,
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:

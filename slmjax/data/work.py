@@ -126,6 +126,11 @@ def run_units(
             raise
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Stopped(Exception):
     """Another unit has failed; this one need not go on."""
 
