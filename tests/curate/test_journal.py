@@ -107,6 +107,18 @@ def test_requests_that_come_together_share_a_transaction(journal, monkeypatch):
     assert sum(sizes) == 200 and len(sizes) <= 2
 
 
+def test_an_answer_that_nobody_waits_for_any_more_is_written(journal, monkeypatch):
+    number, gate, insert = ask(journal, "a"), threading.Event(), journal._insert
+    monkeypatch.setattr(journal, "_insert", lambda events: (gate.wait(), insert(events)))
+    first = journal.request("b", tokens=1, cost=0.0, body={})[1]  # keeps the writer busy
+    second = journal.answer("a", number, tokens=1, cost=0.0, body={"text": "A"})
+    assert second.cancel()
+    gate.set()
+    first.result()
+    ask(journal, "c")
+    assert [event.kind for event in journal.events()] == ["request", "request", "answer", "request"] and "a" in journal.answered
+
+
 def test_every_transaction_is_flushed_to_disk(journal):
     settings = [journal._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "locking_mode")]
     assert settings == ["wal", 2, "exclusive"]  # 2 is FULL: SQLite's documentation of the pragma

@@ -50,6 +50,7 @@ class Writer:
 
     def __init__(self, folder: epath.Path, shard: int):
         self._folder, self._shard = folder, shard
+        (folder / "documents").mkdir(parents=True, exist_ok=True)
         self._lines: list[str] = []
         self._rejects: list[str] = []
         self._files: list[str] = []

@@ -156,20 +156,22 @@ class Journal:
             while not self._waiting.empty():
                 batch.append(self._waiting.get())
             ending = None in batch
-            batch = [entry for entry in batch if entry is not None]
+            events = [entry[0] for entry in batch if entry is not None]
+            # Whoever no longer waits for an answer has paid for it all the same.
+            futures = [entry[1] for entry in batch if entry is not None and entry[1].set_running_or_notify_cancel()]
             try:
                 if self._broken:
                     raise self._broken
                 with self._lock:
-                    self._insert([event for event, _ in batch])
+                    self._insert(events)
             except Exception as error:  # whoever waits must hear of it, whatever it is
                 # Numbers are given in order: after one transaction that failed, none may follow.
                 self._broken = self._trouble(error) if isinstance(error, sqlite3.Error) else error
-                for _, future in batch:
+                for future in futures:
                     future.set_exception(self._broken)
                 continue
-            self.answered.update((event.key, event.n) for event, _ in batch if event.kind == "answer")
-            for _, future in batch:
+            self.answered.update((event.key, event.n) for event in events if event.kind == "answer")
+            for future in futures:
                 future.set_result(None)
 
     def _insert(self, events: list[Event]) -> None:

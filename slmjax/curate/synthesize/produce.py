@@ -101,7 +101,7 @@ async def produce(
             except Fault as fault:
                 tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
                 tries, waits = tries + (not fault.limit), waits + fault.limit
-                if not fault.limit and fault.again:
+                if not fault.limit:
                     in_a_row[0] += 1
                     if in_a_row[0] >= max(20, 2 * concurrent):
                         raise UserError(

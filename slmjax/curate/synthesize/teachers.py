@@ -84,7 +84,10 @@ class Sampling(Teacher):
 
 
 def reservation(request: Request) -> tuple[int, int]:
-    """The most tokens that a request can cost, (prompt, answer): no tokenizer makes more tokens of a text than it has bytes."""
+    """The most tokens that a request can cost, (prompt, answer): no tokenizer makes more tokens of a text than it has bytes.
+
+    A teacher that says it used more is believed, and what it used more is the most by which a budget can be exceeded.
+    """
     return len(request.prompt.encode()) + TEMPLATE_TOKENS, request.parameters["max_tokens"]
 
 
