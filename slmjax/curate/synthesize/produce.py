@@ -60,7 +60,7 @@ async def produce(
     """
     stop, remaining = asyncio.Event(), iter(requests)
     pace = Pace(per_minute, stop)
-    in_a_row = [0]
+    in_a_row = 0  # requests that came to nothing since the last answer
 
     def dollars(tokens: tuple[int, int]) -> float:
         return (tokens[0] * price[0] + tokens[1] * price[1]) / 1e6
@@ -91,6 +91,7 @@ async def produce(
 
     async def settle(request: Request) -> None:
         """Ask until there is an answer, or there is no point in it."""
+        nonlocal in_a_row
         tries = waits = 0
         while not stop.is_set():
             await pace.turn()
@@ -102,10 +103,10 @@ async def produce(
                 tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
                 tries, waits = tries + (not fault.limit), waits + fault.limit
                 if not fault.limit:
-                    in_a_row[0] += 1
-                    if in_a_row[0] >= max(20, 2 * concurrent):
+                    in_a_row += 1
+                    if in_a_row >= max(20, 2 * concurrent):
                         raise UserError(
-                            f"config.synthesize: {in_a_row[0]} requests in a row came to nothing (the last: {fault.reason}); what was "
+                            f"config.synthesize: {in_a_row} requests in a row came to nothing (the last: {fault.reason}); what was "
                             f"answered is kept, and the same command goes on once {teacher.model} answers."
                         ) from fault
                 if not fault.again or tries > retries or waits > SLOWER * retries:
@@ -115,7 +116,7 @@ async def produce(
                     pace.hold(fault.wait)
                 await pace.pause(max(fault.wait, back_off))
             else:
-                in_a_row[0] = 0
+                in_a_row = 0
                 good = judge(request, answer)
                 tally.accepted, tally.rejected = tally.accepted + good, tally.rejected + (not good)
                 tally.tokens += answer.tokens[1] if answer.tokens else 0

@@ -102,13 +102,11 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
 
     Raises: UserError for topics, formats or passages that do not exist; the embedded teacher knows the topics with problems alone.
     """
-    topics, program = plan.read_topics(chosen["topics"]), chosen["teacher"] == "program"
-    if program:
-        known = tuple(subjects.KINDS.values())
-        topics = list(plan.chosen("topics", topics, known)) if chosen["topics"] else list(known)
+    program, known = chosen["teacher"] == "program", tuple(subjects.KINDS.values())
+    topics = known if program and not chosen["topics"] else plan.read_topics(chosen["topics"])
     return plan.Plan(
         seed=seed,
-        topics=topics,
+        topics=plan.chosen("topics", topics, known) if program else topics,
         audiences=chosen["audiences"],
         formats=chosen["formats"],
         passages=plan.read_passages(chosen["passages"]),
@@ -123,9 +121,8 @@ def make_teacher(seed: int, chosen: dict[str, Any], init_from: str) -> Teacher:
         return Program(seed)
     if chosen["teacher"] == "checkpoint":
         return Checkpoint(init_from, sampling=sampling, seed=seed, batch=chosen["concurrent"], licence=chosen["licence"])
-    return OpenAI(
-        chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, timeout=chosen["timeout"], licence=chosen["licence"]
-    )  # fmt: skip
+    timeout, licence = chosen["timeout"], chosen["licence"]
+    return OpenAI(chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, timeout=timeout, licence=licence)
 
 
 def requests(planned: plan.Plan, teacher: Teacher, documents: int) -> Iterator[Request]:

@@ -14,8 +14,7 @@ from slmjax.curate.synthesize import program
 from slmjax.curate.synthesize.plan import Item, opening, prompt
 from slmjax.errors import UserError
 
-# Tokens that a chat template puts around a message; the longest we know, Llama 3.1's with its date lines, has about 30 (its model card).
-TEMPLATE_TOKENS = 64
+TEMPLATE_TOKENS = 64  # that a chat template puts around a message, at most: Llama 3.1's published one, with its date lines, has about 40
 MAX_BYTES = 4_000_000
 """An answer that is longer is cut off: at 10 bytes a token (JSON escapes), 400,000 tokens."""
 MAX_WAIT = 600.0  # longest Retry-After, in seconds, that is honoured as it stands
@@ -165,13 +164,13 @@ class OpenAI(Sampling):
     def _refused(self, error: Any) -> Exception:
         """What an HTTP status means for the request, the tokens and the run."""
         status, wait = error.status_code, retry_after(error.response.headers.get("retry-after", ""))
+        told = str(error.message).strip().partition("\n")[0][:200]
         if status in (401, 403, 404) or error.code == "insufficient_quota":
-            told = str(error.message).splitlines()[0][:200]
             return UserError(f"config.synthesize: {self._url} refuses model '{self.model}' (HTTP {status}: {told}); check OPENAI_API_KEY.")
         if status == 429:
             return Fault("HTTP 429", (0, 0), wait=wait, limit=True)
         if status in (400, 413, 422):
-            return Fault(f"HTTP {status}: {str(error.message).splitlines()[0][:200]}", (0, 0), again=False)
+            return Fault(f"HTTP {status}: {told}", (0, 0), again=False)
         return Fault(f"HTTP {status}", wait=wait)
 
 
@@ -194,10 +193,8 @@ class Checkpoint(Sampling):
         use_compile_cache()
         loaded = load_model(workdir)
         self._engine = Engine(loaded.arch, loaded.params, loaded.buffers, loaded.tokenizer, max_batch=batch)
-        self.model, self.licence = (
-            f"{workdir} step {loaded.step}",
-            licence or f"output of {workdir}; the licences of its text apply",
-        )
+        self.model = f"{workdir} step {loaded.step}"
+        self.licence = licence or f"output of {workdir}; the licences of its text apply"
         super().__init__(sampling, seed)
         self._batch = batch
         self._waiting: list[tuple[Request, asyncio.Future]] = []
