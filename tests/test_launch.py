@@ -28,7 +28,7 @@ OPTIONS = {
     "--config": "--config needs a value",
     "--config=x --processes=two": "--processes=two: expected a whole number",
     "--config=none.py": "no file 'none.py'",
-    "--config=RECIPE --config.stage=trian": "it can be train, prepare, synthesize, recall. Did you mean 'train'?",
+    "--config=RECIPE --config.stage=trian": "it can be train, prepare, synthesize, curate, recall. Did you mean 'train'?",
     "--config=RECIPE --process=0": "go together",
     "--config=RECIPE --config.stage=prepare --process=2 --processes=2": "go together",
     "--config=RECIPE --params=big": "big",

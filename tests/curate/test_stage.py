@@ -1,255 +1,139 @@
-"""The stage `synthesize` end to end: what is written, what a second start does, and what each mistake gets."""
+"""The stage curate: what is dropped and why, the same with one process and two, after a kill, and against an index of an earlier batch."""
 
-import asyncio
+import hashlib
 import json
-import shutil
-from collections import Counter
-from datetime import UTC, datetime
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from rich.console import Console
+import zstandard
 
-from slmjax import config as configs
 from slmjax import launch
-from slmjax.curate.synthesize import stage
-from slmjax.curate.synthesize.journal import Journal
-from slmjax.curate.synthesize.live import Line
-from slmjax.curate.synthesize.plan import FORMATS
-from slmjax.curate.synthesize.produce import Tally
-from slmjax.data.prepare import prepare
-from slmjax.errors import UserError
-from tests.curate.server import Server
 
-RECIPE = str(Path(__file__).parents[2] / "configs" / "textbook.py")
-FIELDS = {"text", "id", "teacher", "model", "prompt", "parameters", "date", "licence", "topic", "format", "audience", "checked", "tokens"}
+QUESTION = (
+    "Mira packs seventeen wooden boxes with nine painted marbles each, gives four boxes away and asks how many marbles are left over."
+)
 
 
-def write(workdir, *assignments, **more):
-    """Run the stage with settings of config.synthesize."""
-    config = configs.override(configs.load(RECIPE), ["synthesize.documents=150", *(f"synthesize.{words}" for words in assignments)])
-    return stage.run(configs.validate(config), str(workdir), **more)
-
-
-def documents(workdir):
-    return [json.loads(line) for file in sorted((workdir / "documents").iterdir()) for line in file.read_text().split("\n")[:-1]]
-
-
-def rejects(workdir):
-    return [json.loads(line) for line in (workdir / "rejects.jsonl").read_text().split("\n")[:-1]]
-
-
-def events(workdir):
-    journal = Journal(workdir / "journal")
-    found = list(journal.events())
-    journal.close()
-    return found
+def prose(rng, sentences=8):
+    """Sentences of common words: long enough, and unlike any other."""
+    filler = "the river was wide and the people of that town would be glad to have it with them".split()  # noqa: SIM905
+    return " ".join(
+        " ".join([f"Word{rng.integers(10**9)}", *rng.permutation(filler)[:12], f"name{rng.integers(10**9)}."]) for _ in range(sentences)
+    )
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("textbook") / "run"
-    assert write(workdir, "shard=40") == 0
-    return workdir
+def raw(tmp_path_factory):
+    """Two sources: good prose, near and exact copies, a short one, one that holds an evaluation item, a bad line."""
+    folder, rng = tmp_path_factory.mktemp("raw"), np.random.default_rng(0)
+    good = [prose(rng) for _ in range(12)]
+    web = [*good, good[0], good[1].replace("wide", "broad", 1), "Too short.", f"{prose(rng)} {QUESTION} {prose(rng)}"]
+    books = [good[2], *(prose(rng) for _ in range(5))]
+    for name, texts in (("web", web), ("books", books)):
+        lines = [json.dumps({"text": text, "id": f"{name}-{i}", "licence": "CC0"}) for i, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    (folder / "eval.jsonl").write_text(json.dumps({"question": QUESTION, "answer": "117"}) + "\n")
+    return folder
 
 
-@pytest.fixture
-def server(monkeypatch):
-    pytest.importorskip("openai")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("slmjax.curate.synthesize.produce.FIRST_WAIT", 0.001)
-    modes = ["ok", "error", "short", "empty", "ok", "broken"]
-    started = Server(lambda number, body: modes[number % len(modes)], lambda entry: None)
-    yield started
-    started.close()
+def command(raw, workdir, *more):
+    return ["--config=configs/curate.py", f"--workdir={workdir}", f"--config.data.sources=books={raw}/books.jsonl,web={raw}/web.jsonl",
+            "--config.curate.rules.others=gopher_quality", "--config.curate.processes=1",
+            f"--config.curate.evals={{'test': {{'path': '{raw}/eval.jsonl', 'fields': ('question',)}}}}", *more]  # fmt: skip
 
 
-def endpoint(server, topics="", **more):
-    """Settings for a server of the tests, which writes sections alone."""
-    settings = {"teacher": "openai", "model": "tester", "base_url": server.url, "formats": "section", "max_tokens": 200, "documents": 40}
-    return [f"{name}={value}" for name, value in {**settings, "topics": topics, "retries": 9, "timeout": 5.0, **more}.items()]
+def documents(workdir):
+    found = {}
+    for file in sorted(Path(workdir, "documents").rglob("*.zst")):
+        with zstandard.open(file, "rt", encoding="utf8") as lines:
+            found[file.parent.name] = [json.loads(line) for line in lines]
+    return found
 
 
-def test_each_document_says_where_it_is_from_and_shards_are_full(book):
-    found = documents(book)
-    assert len(found) == len({record["id"] for record in found}) == len({record["text"] for record in found}) == 150
-    assert [len((book / "documents" / name).read_text().split("\n")) - 1 for name in ("00000.jsonl", "00003.jsonl")] == [40, 30]
-    for record in found:
-        assert set(record) == FIELDS and record["teacher"] == "program" and record["checked"] == "answers"
-        assert all(record[name] for name in FIELDS)
-        datetime.fromisoformat(record["date"])
-    assert rejects(book) == [] and json.loads((book / "config.json").read_text())["stage"] == "synthesize"
+def digests(workdir):
+    """Of every file that a run leaves but for its config and its command."""
+    files = [file for file in sorted(Path(workdir).rglob("*")) if file.is_file() and file.name not in ("config.json", ".lock")]
+    text = {file.relative_to(workdir).as_posix(): file.read_bytes() for file in files}
+    text["report.json"] = json.dumps(json.loads(text["report.json"]) | {"command": ""}).encode()
+    text["report.html"] = text["report.html"].partition(b"<h2>Command")[0]
+    return {name: hashlib.sha256(content).hexdigest() for name, content in text.items()}
 
 
-def test_the_coverage_report_counts_the_documents(book):
-    figures, found = json.loads((book / "coverage.json").read_text()), documents(book)
-    expected = Counter((record["topic"], record["format"]) for record in found)
-    assert {(topic, form): n for topic, row in figures["counts"].items() for form, n in row.items()} == expected
-    assert figures["documents"] == 150 and figures["tokens"] == sum(record["tokens"] for record in found)
-    assert figures["checked"] == {"answers": 150, "equations": 0, "nothing": 0} and figures["rejected"] == {}
-    page = (book / "coverage.md").read_text()
-    assert all(topic in page for topic in figures["counts"]) and all(form in page for form in FORMATS)
+def test_what_is_dropped_is_told_with_its_reason_and_what_is_left_knows_where_it_came_from(raw, tmp_path, capsys):
+    assert launch.main(command(raw, tmp_path / "run")) == 0
+    left = documents(tmp_path / "run")
+    assert [record["id"] for record in left["books"]] == [f"books-{i}" for i in range(6)]
+    assert [record["id"] for record in left["web"]] == [f"web-{i}" for i in (0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11)]
+    assert left["web"][2]["from"] == "web/web.jsonl line 4" and left["web"][2]["licence"] == "CC0"
+    dropped = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    assert [(entry["line"], entry["reason"].partition(":")[0]) for entry in dropped] == [(15, "gopher_quality"), (16, "contaminated")]
+    pairs = [json.loads(line) for line in (tmp_path / "run" / "duplicates.jsonl").read_text().splitlines()]
+    told = [(of["line"], of["kept_file"], of["kept_line"], of["found"] == "same text") for of in pairs]
+    assert told == [(3, "books/books.jsonl", 1, True), (13, "web/web.jsonl", 1, True), (14, "web/web.jsonl", 2, False)]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())["sources"]["web"]
+    assert report["faults"] == {"malformed JSON": 1} and report["documents"]["read"] == 16 and report["left"]["documents"] == 11
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["evals"] == {"test": {"items": 1, "undecided": 0}}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Too short." in page and "contaminated: test" in page and "<svg" in page
+    printed = capsys.readouterr().out
+    assert "--config.data.sources=books=" in printed and "contaminated" in printed
+    assert not (tmp_path / "run" / "work").exists()
 
 
-def test_documents_are_byte_identical_whenever_they_are_written(book, tmp_path):
-    write(tmp_path / "run", "shard=40", "concurrent=3")
-    for file in (book / "documents").iterdir():
-        assert file.read_bytes() == (tmp_path / "run" / "documents" / file.name).read_bytes()
-
-
-def test_what_is_written_is_a_source_that_can_be_prepared(book, tmp_path):
-    from types import SimpleNamespace
-
-    data = configs.base().data.to_dict() | {"sources": str(book / "documents"), "vocab_size": 400, "heldout": 0.05}
-    prepared = prepare(SimpleNamespace(**data), seed=0, cache=str(tmp_path))
-    assert sum(len(index) for part in (prepared.train, prepared.heldout) for index in part.values()) == 150
-
-
-def test_a_second_start_asks_for_nothing_and_more_documents_keep_the_earlier(book, tmp_path):
-    shutil.copytree(book, tmp_path / "run")
-    before, files = events(book), {file.name: file.read_bytes() for file in (book / "documents").iterdir()}
-    write(tmp_path / "run", "shard=40")
-    assert events(tmp_path / "run") == before
-    assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "documents").iterdir()} == files
-    write(tmp_path / "run", "shard=40", "documents=170")
-    assert documents(tmp_path / "run")[:150] == documents(book)
-    assert events(tmp_path / "run")[: len(before)] == before and len(events(tmp_path / "run")) == len(before) + 40
-    write(tmp_path / "run", "shard=40", "documents=30")  # fewer: files of the longer run go
-    assert documents(tmp_path / "run") == documents(book)[:30]
-
-
-def test_an_endpoint_writes_what_its_journal_has_and_rejects_keep_their_reasons(server, tmp_path, capsys):
-    assert write(tmp_path, *endpoint(server), "price=(1.0, 2.0)", "licence=of the tests", "shard=7") == 0
-    accepted, rejected = documents(tmp_path), rejects(tmp_path)
-    assert len(accepted) + len(rejected) == 40 and rejected and {record["reason"] for record in rejected} == {"too short"}
-    assert all(record["licence"] == "of the tests" and record["model"] == "tester" for record in accepted + rejected)
-    assert {record["checked"] for record in accepted} == {"equations"} and all("Too short" in record["text"] for record in rejected)
-    answers = {event.key: event for event in events(tmp_path) if event.kind == "answer"}
-    assert len(answers) == 40
-    for record in accepted:
-        (event,) = (event for key, event in answers.items() if key.startswith(record["id"]))
-        assert json.loads(event.body)["text"] == record["text"]
-        assert datetime.fromisoformat(record["date"]) == datetime.fromtimestamp(int(event.time), UTC)
-    out = capsys.readouterr().out
-    assert f"{len(accepted)} documents" in out and f"{len(rejected)} rejected" in out and "Spent, with what is reserved" in out
-    arrived = server.arrived
-    write(tmp_path, *endpoint(server), "price=(1.0, 2.0)", "licence=of the tests", "shard=7")
-    assert server.arrived == arrived
-
-
-def test_a_budget_in_dollars_ends_the_run_and_more_of_it_goes_on(server, tmp_path, capsys):
-    priced = [*endpoint(server), "price=(1.0, 2.0)"]
-    write(tmp_path, *priced, "cost=0.01")
-    first = documents(tmp_path)
-    assert "The budget is spent" in capsys.readouterr().out and 0 < len(first) < 30
-    assert sum(event.cost for event in events(tmp_path) if event.kind != "request") <= 0.01
-    write(tmp_path, *priced, "cost=1")
-    assert len(documents(tmp_path)) + len(rejects(tmp_path)) == 40
-    assert {record["id"] for record in first} <= {record["id"] for record in documents(tmp_path)}
-
-
-def test_two_items_with_the_same_text_are_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr("slmjax.curate.synthesize.program.write", lambda item, seed: "# Title\n\n" + "Answer: 3.\n" * 50)
-    monkeypatch.setattr("slmjax.curate.synthesize.documents.judge", lambda item, text, finish: ("", ""))
-    write(tmp_path, "documents=5")
-    (kept,) = documents(tmp_path)
-    assert [record["reason"] for record in rejects(tmp_path)] == [f"same text as {kept['id']}"] * 4
-
-
-def test_a_lost_work_directory_comes_back_from_the_copies_of_its_journal(server, tmp_path):
-    words = [*endpoint(server, documents=10), f"copies={tmp_path / 'copies'}"]
-    write(tmp_path / "run", *words)
-    before, arrived = documents(tmp_path / "run"), server.arrived
-    shutil.rmtree(tmp_path / "run")
-    write(tmp_path / "run", *words)
-    assert documents(tmp_path / "run") == before and server.arrived == arrived
-
-
-def test_it_runs_where_a_loop_runs_already_as_in_a_notebook(tmp_path):
-    async def cell():
-        return write(tmp_path, "documents=4")
-
-    assert asyncio.run(cell()) == 0 and len(documents(tmp_path)) == 4
-
-
-MISTAKES = {
-    "documnts=3": "has no such setting. Did you mean 'documents'?",
-    "documents=many": "config.synthesize.documents is 'many'; expected int",
-    "documents=0": "it must be positive",
-    "documents=1.5": "expected int",
-    "temperature=-1": "it must not be negative",
-    "temperature=nan": "expected float",
-    "teacher=programm": "it can be program, openai, checkpoint. Did you mean 'program'?",
-    "formats=dialog": "Did you mean 'dialogue'?",
-    "topics=none.txt": "config.synthesize.topics: 'none.txt' cannot be read",
-    "passages=none.jsonl": "matches no file",
-    "price=3": "config.synthesize.price is 3; expected several values",
-    "price=(1, -1)": "expected dollars for a million tokens",
-    "cost=5": "say what a million tokens cost",
-    "audiences=": "config.synthesize.audiences is ()",
-    "teacher=checkpoint": "--init_from=WORKDIR",
-    "teacher=openai": "config.synthesize.model is empty",
-    "journal=gs://bucket/journal": "SQLite needs a local disk",
-}
-
-
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(words, tmp_path, capsys):
-    pytest.importorskip("openai")
-    assert launch.main([f"--config={RECIPE}", f"--workdir={tmp_path / 'run'}", f"--config.synthesize.{words}"]) == 2
-    err = capsys.readouterr().err
-    assert MISTAKES[words] in err and err.startswith("slmjax: ") and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
-    (tmp_path / "topics.txt").write_text("mathematics > numbers > number sequence\n")
-    with pytest.raises(UserError, match=r"there is no 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?"):
-        write(tmp_path / "run", f"topics={tmp_path / 'topics.txt'}")
-
-
-def test_a_setting_that_a_recipe_lacks_is_named(tmp_path):
-    config = configs.load(RECIPE)
-    del config.synthesize["retries"]
-    with pytest.raises(UserError, match=r"config\.synthesize\.retries is missing; configs/textbook\.py"):
-        stage.run(config, str(tmp_path))
-
-
-def test_other_mistakes_of_the_command_line(tmp_path):
-    with pytest.raises(UserError, match="one process"):
-        write(tmp_path, process=0, processes=2)
-    with pytest.raises(UserError, match=r"--init_from names the model of the teacher checkpoint"):
-        write(tmp_path, init_from="runs/tiny")
-    with pytest.raises(UserError, match=r"the work directory is gs://bucket/run; SQLite needs a local disk"):
-        write("gs://bucket/run")
-
-
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
-    (tmp_path / "documents").write_text("in the way")
-    assert launch.main([f"--config={RECIPE}", f"--workdir={tmp_path}", "--config.synthesize.documents=3"]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_the_live_line_says_documents_speed_share_cost_and_time_left():
-    now = [0.0]
-    line = Line(console=Console(file=open("/dev/null", "w")), clock=lambda: now[0])  # noqa: SIM115
-    now[0] = 10.0
-    tally = Tally(1000, settled=150, known=50, accepted=90, rejected=10, tokens=20_000, cost=1.5)
-    assert line.text(tally) == "150/1,000 documents  2k tokens/s  90.0 % accepted  $1.50  1 min 25 s left"
-    tally.faults["HTTP 500"] = 3
-    assert line.text(tally).endswith("3 requests failed")
+def test_two_processes_leave_the_same_bytes_as_one(raw, tmp_path):
+    assert launch.main(command(raw, tmp_path / "one" / "run")) == 0
+    assert launch.main(command(raw, tmp_path / "two" / "run", "--config.curate.processes=2")) == 0
+    assert digests(tmp_path / "one" / "run") == digests(tmp_path / "two" / "run")
 
 
 @pytest.mark.slow
-def test_a_model_of_our_own_writes_too(undisturbed, tmp_path):
-    words = ["teacher=checkpoint", "documents=6", "max_tokens=24", "concurrent=4"]
-    assert write(tmp_path / "run", *words, init_from=str(undisturbed)) == 0
-    asked = [event for event in events(tmp_path / "run") if event.kind == "request"]
-    answered = [json.loads(event.body) for event in events(tmp_path / "run") if event.kind == "answer"]
-    assert len(asked) == len(answered) == 6 == len(rejects(tmp_path / "run")) + len(documents(tmp_path / "run"))
-    prompts = [json.loads(event.body)["prompt"] for event in asked]
-    assert sorted(prompts) == sorted(p for p in prompts for a in answered if a["text"].startswith(p))
-    assert all(answer["tokens"][1] <= 24 for answer in answered)
-    before = events(tmp_path / "run")
-    write(tmp_path / "run", *words, init_from=str(undisturbed))
-    assert events(tmp_path / "run") == before
+def test_a_killed_run_goes_on_and_leaves_the_same_bytes(raw, tmp_path):
+    assert launch.main(command(raw, tmp_path / "one" / "run")) == 0
+    words = [sys.executable, "-m", "slmjax.launch", *command(raw, tmp_path / "killed" / "run")]
+    for wait in (0.5, 1.0, 1.5, 2.0, 2.5):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert launch.main(command(raw, tmp_path / "killed" / "run")) == 0
+    assert digests(tmp_path / "one" / "run") == digests(tmp_path / "killed" / "run")
+
+
+def test_a_second_batch_leaves_out_what_the_index_has_seen(raw, tmp_path):
+    first = [f"--config.data.sources=books={raw}/books.jsonl", f"--config.curate.index={tmp_path}/index"]
+    second = [f"--config.data.sources=web={raw}/web.jsonl", f"--config.curate.index={tmp_path}/index"]
+    assert launch.main(command(raw, tmp_path / "books", *first)) == 0
+    assert launch.main(command(raw, tmp_path / "web", *second)) == 0
+    assert launch.main(command(raw, tmp_path / "both")) == 0
+    both = documents(tmp_path / "both")
+    assert documents(tmp_path / "books") == {"books": both["books"]} and documents(tmp_path / "web") == {"web": both["web"]}
+    told = (tmp_path / "both" / "duplicates.jsonl").read_text()
+    assert (tmp_path / "web" / "duplicates.jsonl").read_text() == told
+
+
+def test_a_source_that_loses_too_much_raises_an_alarm_and_writes_nothing(raw, tmp_path, capsys):
+    assert launch.main(command(raw, tmp_path / "run", "--config.curate.max_removed=0.1")) == 2
+    found = capsys.readouterr()
+    assert "ALARM: source 'web' loses 21.4%" in found.out and "no documents were written" in found.err
+    assert not (tmp_path / "run" / "documents").exists() and (tmp_path / "run" / "duplicates.jsonl").exists()
+    assert "loses 21.4%" in (tmp_path / "run" / "report.html").read_text()
+    assert launch.main(command(raw, tmp_path / "run", "--config.curate.max_removed=0.5")) == 0
+    assert len(documents(tmp_path / "run")["web"]) == 11
+
+
+@pytest.mark.parametrize("word, told", [
+    ("--config.curate.treshold=0.7", "Did you mean 'threshold'"), ("--config.curate.threshold=high", "threshold is 'high'"),
+    ("--config.curate.threshold=1.5", "at most 1"), ("--config.curate.rules.others=gofer_quality", "no quality rule 'gofer_quality'"),
+    ("--config.curate.rules.boks=c4", "names 'boks'"), ("--config.data.sources={}", "data.sources is empty"),
+    ("--workdir=gs://bucket/run", "folder of this machine"), ("--init_from=runs/tiny", "--init_from"),
+    ("--config.curate.index=configs", "no index"),
+])  # fmt: skip
+def test_mistakes_are_named(raw, tmp_path, word, told, capsys):
+    assert launch.main(command(raw, tmp_path / "run", word)) == 2
+    assert told in capsys.readouterr().err

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slmjax.curate.synthesize.checks import answers, calculations, judge, same, structure
 from slmjax.curate.synthesize.plan import FORMATS, Item, Plan
 from slmjax.curate.synthesize.subjects import KINDS
-from tests.curate.server import article
+from tests.curate.synthesize.server import article
 
 PLAIN = Item(0, "rivers", "", "adults", "section", "", (), "")
 

@@ -17,7 +17,7 @@ from slmjax.curate.synthesize.produce import Tally, produce
 from slmjax.curate.synthesize.stage import requests
 from slmjax.curate.synthesize.teachers import Fault, OpenAI, parse, reservation, retry_after
 from slmjax.errors import UserError
-from tests.curate.server import Server, article
+from tests.curate.synthesize.server import Server, article
 
 pytest.importorskip("openai")
 MAX_TOKENS = 100

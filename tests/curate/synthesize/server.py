@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that misbehaves: python tests/curate/server.py LOG [SEED] prints its port.
+"""An OpenAI-compatible server on loopback that misbehaves: python tests/curate/synthesize/server.py LOG [SEED] prints its port.
 
 What it does with a request is its mode: ok, short, limit (429 with Retry-After), error (500), hang, cut, broken, empty, endless. It counts
 tokens as a careful provider would: everything but a 429 costs, also where nobody sees an answer, and where that is so, all that the

@@ -14,7 +14,7 @@ import pytest
 
 from slmjax.curate.synthesize.journal import Journal
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SERVER = Path(__file__).with_name("server.py")
 DOCUMENTS, CONCURRENT, KILLS = 2500, 200, 5
 
