@@ -108,6 +108,7 @@ FIELDS = {
         "samples": (4, "completions shown after an evaluation; 0: none"),
         "prompts": ((), "their prompts; empty: beginnings of held-out documents"),
         "sample_tokens": (64, "length of a completion"),
+        "textbook": (False, "at the end ask the embedded textbook's held-out questions, whatever the text is"),
     },
     "checkpoint": {
         "every": (500, "steps between checkpoints"),

@@ -206,10 +206,12 @@ class _Loop:
     def finish(self) -> None:
         """The last records: answers and baseline of the embedded textbook, and that the run is finished."""
         run = self.run
-        if not run.config.data.sources and jax.process_count() == 1:
+        embedded = not run.config.data.sources
+        if (embedded or run.config.eval.textbook) and jax.process_count() == 1:
             answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
             run.writer.event("answers", self.total, kinds=answers)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
+        if embedded and jax.process_count() == 1:
             baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.program.arch.vocab_size, stage.SEED)
             run.writer.event("baseline", self.total, **baseline)
         run.writer.event("goodput", self.total, **run.goodput.record())
