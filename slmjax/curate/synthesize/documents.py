@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from etils import epath
 from slmjax.curate.synthesize.checks import judge
 from slmjax.curate.synthesize.journal import Journal
 from slmjax.curate.synthesize.teachers import Request, Teacher
+from slmjax.data.work import write_atomic
 
 
 def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> Iterator[dict[str, Any]]:
@@ -73,25 +73,13 @@ class Writer:
         """Write what is left, and take away files of an earlier, longer run."""
         if self._lines:
             self._flush()
-        write(self._folder / "rejects.jsonl", "".join(self._rejects))
+        write_atomic(self._folder / "rejects.jsonl", "".join(self._rejects))
         for file in (self._folder / "documents").glob("*.jsonl"):
             if file.name not in self._files:
                 file.unlink()
 
     def _flush(self) -> None:
         name = f"{len(self._files):05d}.jsonl"
-        write(self._folder / "documents" / name, "".join(self._lines))
+        write_atomic(self._folder / "documents" / name, "".join(self._lines))
         self._files.append(name)
         self._lines = []
-
-
-def write(file: epath.Path, text: str) -> None:
-    """Under another name first, then renamed: a reader sees all of it or nothing. Works on remote folders, too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        partial.write_bytes(text.encode())
-        partial.replace(file)
-    finally:
-        if partial.exists():
-            partial.unlink()

@@ -14,11 +14,12 @@ from slmjax.curate.synthesize import plan, subjects
 from slmjax.curate.synthesize.budget import Budget
 from slmjax.curate.synthesize.checks import judge
 from slmjax.curate.synthesize.coverage import coverage, markdown
-from slmjax.curate.synthesize.documents import Writer, records, write
+from slmjax.curate.synthesize.documents import Writer, records
 from slmjax.curate.synthesize.journal import Journal
 from slmjax.curate.synthesize.live import Line
 from slmjax.curate.synthesize.produce import Tally, produce
 from slmjax.curate.synthesize.teachers import Answer, Checkpoint, OpenAI, Program, Request, Teacher
+from slmjax.data.work import write_atomic
 from slmjax.errors import UserError, nearest
 from slmjax.readable import percent
 
@@ -57,7 +58,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     teacher = make_teacher(config.seed, chosen, init_from)
     journal = Journal(journal_folder or str(folder / "journal"), copies=copies)
     try:
-        write(folder / "config.json", configs.to_json(config))
+        write_atomic(folder / "config.json", configs.to_json(config))
         tally = _in_a_loop(lambda: _ask(planned, chosen, teacher, journal))
         summary = finish(folder, planned, chosen, teacher, journal)
     finally:
@@ -173,8 +174,8 @@ def finish(folder: epath.Path, planned: plan.Plan, chosen: dict[str, Any], teach
     spent = journal.spent()
     figures |= {"rejected": dict(writer.rejected), "checked": {name or "nothing": n for name, n in checked.items()}}
     figures |= {"spent": {"tokens": spent[0], "dollars": spent[1]}}
-    write(folder / "coverage.json", json.dumps(figures, indent=1) + "\n")
-    write(folder / "coverage.md", markdown(figures, writer.rejected))
+    write_atomic(folder / "coverage.json", json.dumps(figures, indent=1) + "\n")
+    write_atomic(folder / "coverage.md", markdown(figures, writer.rejected))
     return figures
 
 
