@@ -46,7 +46,8 @@ def train(corpus, workdir, *flags, **fields):
 def start(corpus, workdir, *flags, devices=8, module="slmjax.launch", **fields):
     """Start the launcher (or a `module` like it) in a process of its own, on `devices` host devices."""
     xla = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])  # the others as here, or bits would differ
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PYTHONPATH": path}
     command = [sys.executable, "-m", module, *argv(corpus, workdir, **fields), *flags]
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

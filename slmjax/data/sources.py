@@ -1,4 +1,4 @@
-"""Where text comes from: named sources of .txt, .jsonl and .parquet files, local or remote, read one document at a time."""
+"""Where text comes from: named sources of .txt, .jsonl and .parquet files and of SeqIO tasks, read one document at a time."""
 
 import gzip
 import hashlib
@@ -20,6 +20,7 @@ from slmjax.errors import UserError, nearest
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
+SEQIO = "seqio://"
 DAMAGED = "damaged file"
 
 
@@ -48,7 +49,10 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source: `name` is relative to the source, `version` changes when the content does (local: mtime; remote: content id)."""
+    """A file of a source: `name` is relative to the source, `version` changes when the content does (local: mtime; remote: content id).
+
+    A SeqIO task is a remote file.
+    """
 
     path: str
     name: str
@@ -99,7 +103,7 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
 
     Args:
       value: "books:0.7=~/books,web=data/*.jsonl.xz", a bare path, {name: path or {path, weight, ...}} with the fields of
-        Source, or Sources.
+        Source, or Sources. A SeqIO mixture (seqio://MODULE/NAME) stands for its tasks.
     Raises: UserError for an unknown field, a bad or repeated name, a missing path, or a weight or max_epochs that is no positive number.
     """
     if not value:
@@ -110,6 +114,7 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
         found = [_from_entry(str(name), entry) for name, entry in value.items()]
     else:
         found = [piece for item in value for piece in ([item] if isinstance(item, Source) else _from_text(str(item)))]
+    found = [part for source in found for part in _parts(source)]
     names = [source.name for source in found]
     for source in found:
         if names.count(source.name) > 1:
@@ -126,7 +131,8 @@ def list_files(source: Source) -> tuple[SourceFile, ...]:
     """
     found: dict[str, SourceFile] = {}
     for pattern in source.path:
-        for file in _remote_files(pattern, source) if "://" in pattern else _local_files(pattern, source):
+        list_matching = _tasks if pattern.startswith(SEQIO) else _remote_files if "://" in pattern else _local_files
+        for file in list_matching(pattern, source):
             found.setdefault(file.path, file)
     if not any(file.size for file in found.values()):
         raise UserError(f"data.sources.{source.name}: every file of '{', '.join(source.path)}' is empty.")
@@ -140,16 +146,25 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
       group_by: "" (a document is its own group), a field, or a regular expression on the field `id` ("re:" prefix or any metacharacter).
     Raises: UserError where the file cannot be opened or has no such column.
     """
-    reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[_kind(file.path)[0]]
-    yield from _read(file, source, lambda stream: reader(stream, file, source, grouping(group_by)))
+    group, kind = grouping(group_by), None if file.path.startswith(SEQIO) else _kind(file.path)[0]
+    if kind in (None, ".jsonl"):
+        yield from _of_records(read_records(file, source), source, group)
+    else:
+        reader = {".txt": _read_txt, ".parquet": _read_parquet}[kind]
+        yield from _read(file, source, lambda stream: reader(stream, file, source, group))
 
 
 def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
-    """Every field of each line of a .jsonl file, and the lines that are no JSON object.
+    """Every field of each line of a .jsonl file, and the lines that are no JSON object; of a SeqIO task, its examples.
 
     Raises: UserError where the file cannot be opened.
     """
-    yield from _read(file, source, _records)
+    if file.path.startswith(SEQIO):
+        from slmjax.data.seqio_source import read_examples
+
+        yield from read_examples(file.path, source)
+    else:
+        yield from _read(file, source, _records)
 
 
 def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
@@ -201,7 +216,9 @@ def _from_text(text: str) -> list[Source]:
 
 
 def _bare(path: str) -> list[Source]:
-    """A path without a name: named after its last piece; a prepared folder stands for each of its sources."""
+    """A path without a name: named after its last piece; a prepared folder stands for each of its sources, a SeqIO task names itself."""
+    if path.startswith(SEQIO):
+        return _parts(Source("", (path,)))
     manifest = Path(path).expanduser() / "manifest.json"
     if "://" not in path and manifest.is_file():
         names = json.loads(manifest.read_text())["sources"]
@@ -209,6 +226,15 @@ def _bare(path: str) -> list[Source]:
     pieces = [piece for piece in re.split(r"[/\\]+", os.path.abspath(path) if path.strip("./") == "" else path) if piece]
     names = (re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.(txt|jsonl|parquet|gz|xz|zst))+$", "", p)).strip("-") for p in reversed(pieces))
     return [Source(next((name for name in names if name), "text"), (path,))]
+
+
+def _parts(source: Source) -> list[Source]:
+    """The source, or those of the SeqIO mixture that it names."""
+    if not any(path.startswith(SEQIO) for path in source.path):
+        return [source]
+    from slmjax.data.seqio_source import split_mixture
+
+    return split_mixture(source)
 
 
 def _from_entry(name: str, entry: Any) -> Source:
@@ -285,6 +311,12 @@ def _local_file(path: str, name: str) -> SourceFile:
     return SourceFile(os.path.abspath(path), name.replace(os.sep, "/"), status.st_size, str(status.st_mtime_ns))
 
 
+def _tasks(path: str, source: Source) -> list[SourceFile]:
+    from slmjax.data.seqio_source import task_file
+
+    return [task_file(path, source)]
+
+
 def _remote_files(pattern: str, source: Source) -> list[SourceFile]:
     found = list_remote(pattern, source.revision, f"data.sources.{source.name}")
     if not found:
@@ -349,8 +381,8 @@ def _read_txt(stream: Any, file: SourceFile, source: Source, group: tuple) -> It
     yield _document(stream.read(), {"id": file.name, **({group[0]: file.name} if group[0] else {})}, 1, group, source)
 
 
-def _read_jsonl(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
-    for item in _records(stream):
+def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -> Iterator[Document | Fault]:
+    for item in items:
         if isinstance(item, Fault):
             yield item
         elif not isinstance(item.fields.get(source.field), str):
