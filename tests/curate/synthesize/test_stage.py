@@ -208,11 +208,13 @@ def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
         write(tmp_path / "run", f"topics={tmp_path / 'topics.txt'}")
 
 
-def test_a_setting_that_a_recipe_lacks_is_named(tmp_path):
-    config = configs.load(RECIPE)
-    del config.synthesize["retries"]
-    with pytest.raises(UserError, match=r"config\.synthesize\.retries is missing; configs/textbook\.py"):
-        stage.run(config, str(tmp_path))
+def test_what_a_recipe_leaves_out_is_as_in_the_textbooks_recipe_and_is_recorded(tmp_path):
+    config = configs.base()
+    assert stage.settings(config) == stage.settings(configs.load(RECIPE))
+    config.synthesize.documents = 1
+    assert stage.run(config, str(tmp_path)) == 0
+    recorded = configs.load(str(tmp_path / "config.json")).synthesize
+    assert recorded.documents == 1 and set(recorded) == set(stage.SETTINGS)
 
 
 def test_other_mistakes_of_the_command_line(tmp_path):
