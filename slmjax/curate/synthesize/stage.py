@@ -104,9 +104,14 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
     """
     program, known = chosen["teacher"] == "program", tuple(subjects.KINDS.values())
     topics = known if program and not chosen["topics"] else plan.read_topics(chosen["topics"])
+    if program and (unknown := [topic for topic in topics if topic not in known]):
+        raise UserError(
+            f"config.synthesize.topics: the embedded teacher does not know '{unknown[0]}'; it knows {', '.join(known)}, and other teachers "
+            f"take any topic.{nearest(unknown[0], known)}"
+        )
     return plan.Plan(
         seed=seed,
-        topics=plan.chosen("topics", topics, known) if program else topics,
+        topics=topics,
         audiences=chosen["audiences"],
         formats=chosen["formats"],
         passages=plan.read_passages(chosen["passages"]),

@@ -204,7 +204,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(words, tmp_path, 
 
 def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
     (tmp_path / "topics.txt").write_text("mathematics > numbers > number sequence\n")
-    with pytest.raises(UserError, match=r"there is no 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?"):
+    with pytest.raises(UserError, match=r"does not know 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?"):
         write(tmp_path / "run", f"topics={tmp_path / 'topics.txt'}")
 
 
