@@ -25,7 +25,7 @@ def get_config():
     s.licence = ""  # note on every document; empty: what the teacher says of itself
     s.documents = 3600  # to ask for; more later keep the earlier ones
     s.shard = 10_000  # documents in a file
-    s.topics = ""  # a file with a topic on each line, "subject > area > topic" or any text; empty: the subject tree
+    s.topics = ""  # a file with a topic on each line, "subject > area > topic" or any text; empty: all that the teacher knows
     s.audiences = ("children", "students", "undergraduates", "adults")  # or descriptions of your own
     s.formats = ("section", "problems", "reasoning", "faq", "table", "dialogue")
     s.passages = ""  # text from which a piece is put into each prompt, as data.sources has it; empty: none

@@ -33,20 +33,23 @@ from slmjax.data.sources import Source, list_files, parse_sources
 from slmjax.data.work import terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
-# Of config.curate: (type, what it is); configs/curate.py has the values.
+# Of config.curate: (what holds where a recipe leaves it out, what it is); a default's type is the setting's.
 SETTINGS = {
-    "rules": (Mapping, "{source: names of quality rules}; 'others' for the sources that are not named"),
-    "languages": (Sequence, "ISO 639 codes of the languages that stay; empty: all"),
-    "evals": (Mapping, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"),
-    "ngram": (int, "words of a shingle"),
-    "bands": (int, "bands of hashes; a pair that shares one is compared"),
-    "rows": (int, "hashes of a band"),
-    "threshold": (float, "Jaccard similarity of shingles from which on a document is a duplicate"),
-    "max_removed": (float, "share of a source that may go as duplicates before the run stops with an alarm"),
-    "index": (str, "folder of an index to extend: what is in it counts as seen; empty: a new one in the work directory"),
-    "samples": (int, "dropped documents shown for each reason"),
-    "processes": (int, "0: one for each core"),
-    "beam": (str, "Apache Beam's options, with a runner; empty: processes of this machine"),
+    "rules": (
+        {"others": ("gopher_repetition", "gopher_quality", "c4_any_line_end", "fineweb")},
+        "{source: names of quality rules}; 'others' for the sources that are not named",
+    ),
+    "languages": ((), "ISO 639 codes of the languages that stay; empty: all"),
+    "evals": ({}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"),
+    "ngram": (5, "words of a shingle"),
+    "bands": (14, "bands of hashes; a pair that shares one is compared"),
+    "rows": (8, "hashes of a band"),
+    "threshold": (0.75, "Jaccard similarity of shingles from which on a document is a duplicate"),
+    "max_removed": (0.9, "share of a source that may go as duplicates before the run stops with an alarm"),
+    "index": ("", "folder of an index to extend: what is in it counts as seen; empty: a new one in the work directory"),
+    "samples": (5, "dropped documents shown for each reason"),
+    "processes": (0, "0: one for each core"),
+    "beam": ("", "Apache Beam's options, with a runner; empty: processes of this machine"),
 }
 
 
@@ -66,7 +69,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     with writable(workdir, "--workdir"), terminal_progress() as progress:
         runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "config.json", configs.to_json(config))
+        write_atomic(folder / "config.json", configs.to_dict(config) | {"curate": asked})
         found = curate(asked, sources, folder, runner)
         write_atomic(folder / "report.json", found | {"command": command})
         report.write(folder, found, command)
@@ -83,18 +86,20 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """config.curate, checked. Raises: UserError for a setting that is missing, unknown or of another type."""
-    given = {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in config.curate.items()}
+    """config.curate, checked; what a recipe leaves out is as in SETTINGS.
+
+    Raises: UserError for a setting that is unknown or of another type.
+    """
+    given = {name: default for name, (default, _) in SETTINGS.items()}
+    given |= {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in config.curate.items()}
     for name, value in given.items():
         if name not in SETTINGS:
             raise UserError(f"config.curate.{name}: the stage curate has no such setting.{nearest(name, SETTINGS)}")
-        kind, meaning = SETTINGS[name]
-        if kind is Sequence:
+        default, meaning = SETTINGS[name]
+        if isinstance(default, tuple):
             given[name] = _words(value)
-        elif not isinstance(value, (int, float) if kind is float else kind):
+        elif not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
             raise UserError(f"config.curate.{name} is {value!r}; expected {meaning}.")
-    if missing := [name for name in SETTINGS if name not in given]:
-        raise UserError(f"config.curate.{missing[0]} is missing; configs/curate.py has all settings.")
     for name in ("threshold", "max_removed"):
         if not 0 < given[name] <= 1:
             raise UserError(f"config.curate.{name} is {given[name]}; it must be more than 0 and at most 1.")

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import zstandard
 
+from slmjax import config as configs
 from slmjax import launch
+from slmjax.curate import stage
 
 QUESTION = (
     "Mira packs seventeen wooden boxes with nine painted marbles each, gives four boxes away and asks how many marbles are left over."
@@ -125,6 +127,15 @@ def test_a_source_that_loses_too_much_raises_an_alarm_and_writes_nothing(raw, tm
     assert "loses 21.4%" in (tmp_path / "run" / "report.html").read_text()
     assert launch.main(command(raw, tmp_path / "run", "--config.curate.max_removed=0.5")) == 0
     assert len(documents(tmp_path / "run")["web"]) == 11
+
+
+def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded(raw, tmp_path):
+    config = configs.base()
+    assert stage.settings(config) == stage.settings(configs.load("configs/curate.py"))
+    config.data.sources.web, config.curate.rules = {"path": f"{raw}/web.jsonl"}, {"web": "gopher_quality"}
+    stage.run(config, str(tmp_path))
+    recorded = configs.load(str(tmp_path / "config.json")).curate
+    assert recorded.rules.to_dict() == {"web": ["gopher_quality"]} and set(recorded) == set(stage.SETTINGS)
 
 
 @pytest.mark.parametrize("word, told", [

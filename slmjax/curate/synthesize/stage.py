@@ -23,11 +23,12 @@ from slmjax.data.work import write_atomic
 from slmjax.errors import UserError, nearest
 from slmjax.readable import percent
 
-# Every setting of config.synthesize with its type; configs/textbook.py has them with their defaults and meanings.
+# Every setting of config.synthesize with what holds where a recipe leaves it out; configs/textbook.py has them with their meanings.
 SETTINGS = {
-    "teacher": str, "model": str, "base_url": str, "licence": str, "documents": int, "shard": int, "topics": str, "audiences": tuple,
-    "formats": tuple, "passages": str, "max_tokens": int, "temperature": float, "top_p": float, "concurrent": int, "per_minute": float,
-    "retries": int, "timeout": float, "tokens": int, "cost": float, "price": tuple, "journal": str, "copies": str,
+    "teacher": "program", "model": "", "base_url": "", "licence": "", "documents": 3600, "shard": 10_000, "topics": "",
+    "audiences": tuple(plan.AUDIENCES), "formats": tuple(plan.FORMATS), "passages": "", "max_tokens": 1500, "temperature": 0.8,
+    "top_p": 0.95, "concurrent": 64, "per_minute": 0.0, "retries": 5, "timeout": 300.0, "tokens": 0, "cost": 0.0, "price": (0.0, 0.0),
+    "journal": "", "copies": "",
 }  # fmt: skip
 TEACHERS = ("program", "openai", "checkpoint")
 POSITIVE = ("documents", "shard", "max_tokens", "concurrent", "timeout")
@@ -58,7 +59,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     teacher = make_teacher(config.seed, chosen, init_from)
     journal = Journal(journal_folder or str(folder / "journal"), copies=copies)
     try:
-        write_atomic(folder / "config.json", configs.to_json(config))
+        write_atomic(folder / "config.json", configs.to_dict(config) | {"synthesize": chosen})
         tally = _in_a_loop(lambda: _ask(planned, chosen, teacher, journal))
         summary = finish(folder, planned, chosen, teacher, journal)
     finally:
@@ -69,19 +70,17 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """config.synthesize, checked.
+    """config.synthesize, checked; what a recipe leaves out is as in SETTINGS.
 
-    Raises: UserError for a setting that is missing, unknown, of another type or out of range.
+    Raises: UserError for a setting that is unknown, of another type or out of range.
     """
     given = {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in config.synthesize.items()}
     for name in given:
         if name not in SETTINGS:
             raise UserError(f"config.synthesize.{name}: the synthesizer has no such setting.{nearest(name, SETTINGS)}")
-    if missing := [name for name in SETTINGS if name not in given]:
-        raise UserError(f"config.synthesize.{missing[0]} is missing; configs/textbook.py has all settings.")
-    out = {name: _typed(name, kind, given[name]) for name, kind in SETTINGS.items()}
-    for name, kind in SETTINGS.items():
-        if kind in (int, float) and not (out[name] > 0 if name in POSITIVE else out[name] >= 0):
+    out = {name: _typed(name, type(default), given.get(name, default)) for name, default in SETTINGS.items()}
+    for name, default in SETTINGS.items():
+        if type(default) in (int, float) and not (out[name] > 0 if name in POSITIVE else out[name] >= 0):
             raise UserError(f"config.synthesize.{name} is {out[name]}; it must {'be positive' if name in POSITIVE else 'not be negative'}.")
     if out["teacher"] not in TEACHERS:
         raise UserError(
@@ -105,9 +104,14 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
     """
     program, known = chosen["teacher"] == "program", tuple(subjects.KINDS.values())
     topics = known if program and not chosen["topics"] else plan.read_topics(chosen["topics"])
+    if program and (unknown := [topic for topic in topics if topic not in known]):
+        raise UserError(
+            f"config.synthesize.topics: the embedded teacher does not know '{unknown[0]}'; it knows {', '.join(known)}, and other teachers "
+            f"take any topic.{nearest(unknown[0], known)}"
+        )
     return plan.Plan(
         seed=seed,
-        topics=plan.chosen("topics", topics, known) if program else topics,
+        topics=topics,
         audiences=chosen["audiences"],
         formats=chosen["formats"],
         passages=plan.read_passages(chosen["passages"]),

@@ -204,15 +204,17 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(words, tmp_path, 
 
 def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
     (tmp_path / "topics.txt").write_text("mathematics > numbers > number sequence\n")
-    with pytest.raises(UserError, match=r"there is no 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?"):
+    with pytest.raises(UserError, match=r"does not know 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?"):
         write(tmp_path / "run", f"topics={tmp_path / 'topics.txt'}")
 
 
-def test_a_setting_that_a_recipe_lacks_is_named(tmp_path):
-    config = configs.load(RECIPE)
-    del config.synthesize["retries"]
-    with pytest.raises(UserError, match=r"config\.synthesize\.retries is missing; configs/textbook\.py"):
-        stage.run(config, str(tmp_path))
+def test_what_a_recipe_leaves_out_is_as_in_the_textbooks_recipe_and_is_recorded(tmp_path):
+    config = configs.base()
+    assert stage.settings(config) == stage.settings(configs.load(RECIPE))
+    config.synthesize.documents = 1
+    assert stage.run(config, str(tmp_path)) == 0
+    recorded = configs.load(str(tmp_path / "config.json")).synthesize
+    assert recorded.documents == 1 and set(recorded) == set(stage.SETTINGS)
 
 
 def test_other_mistakes_of_the_command_line(tmp_path):
