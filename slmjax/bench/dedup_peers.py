@@ -36,7 +36,7 @@ def makers(files: Sequence[Path], scheme: Scheme, processes: int, folder: Path) 
     """{library: function that reads the files, clusters them, and returns how many documents it would remove}."""
     found = {name: functools.partial(_files, name, files, scheme, processes) for name in LIBRARIES if importlib.util.find_spec(name)}
     if importlib.util.find_spec("datatrove"):
-        found["datatrove"] = functools.partial(_datatrove, files, scheme, processes, folder / "datatrove")
+        found["datatrove"] = functools.partial(_datatrove, files[0], scheme, processes, folder / "datatrove")
     return found
 
 
@@ -86,8 +86,8 @@ def _file(name: str, scheme: Scheme, file: Path) -> list[Any]:
         return _sketch(name, [shingles(json.loads(line)["text"]) for line in lines], scheme)
 
 
-def _datatrove(files: Sequence[Path], scheme: Scheme, processes: int, folder: Path) -> int:
-    """Its four blocks with its local executor, logging off."""
+def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
+    """Its blocks with its local executor, over one of the files in as many parts as there are processes."""
     import os
 
     os.environ["DATATROVE_COLORIZE_LOGS"] = "0"
@@ -99,12 +99,16 @@ def _datatrove(files: Sequence[Path], scheme: Scheme, processes: int, folder: Pa
 
     logger.remove()
     shutil.rmtree(folder, ignore_errors=True)
+    (folder / "text").mkdir(parents=True)
+    lines = file.read_text(encoding="utf8").splitlines(keepends=True)
+    for number in range(processes):
+        (folder / "text" / f"{number}.jsonl").write_text("".join(lines[number::processes]), encoding="utf8")
     config = MinhashConfig(
         n_grams=scheme.ngram, num_buckets=scheme.bands, hashes_per_bucket=scheme.rows, hash_config=HashConfig(precision=64)
     )
     places = [str(folder / name) for name in ("signatures", "buckets", "removed", "logs")]
     blocks = [
-        ([JsonlReader(str(files[0].parent)), MinhashDedupSignature(places[0], config)], len(files)),
+        ([JsonlReader(str(folder / "text")), MinhashDedupSignature(places[0], config)], processes),
         ([MinhashDedupBuckets(places[0], places[1], config=config)], scheme.bands),
         ([MinhashDedupCluster(places[1], places[2], config=config)], 1),
     ]

@@ -98,7 +98,7 @@ def _bucket_pairs(column: np.ndarray, salted: np.ndarray, part: int) -> tuple[np
 def cluster(
     pairs: Pairs,
     keys: UInt64[np.ndarray, " documents"],
-    similarity: Callable[[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]], Float32[np.ndarray, " pairs"]],
+    similarity: Callable[[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], float], Float32[np.ndarray, " pairs"]],
     threshold: float,
 ) -> Clusters:
     """Clusters of all documents, decided in their order: what comes first is kept, and no decision changes when documents are added.
@@ -109,7 +109,8 @@ def cluster(
     Args:
       pairs: `candidates` of all documents.
       keys: 64-bit hashes of the texts: equal ones are the same text.
-      similarity: (low, high) -> exact Jaccard similarity of those pairs of documents, which come sorted by high.
+      similarity: (low, high, threshold) -> Jaccard similarity of those pairs of documents, which come sorted by high; exact from the
+        threshold on, else anything below it.
       threshold: of similarity, in (0, 1].
     """
     none, keeper, through = np.zeros(0, np.int64), np.arange(len(keys)), np.zeros((2, 0), np.int64)
@@ -125,7 +126,7 @@ def cluster(
         high, low, band = (np.concatenate(both) for both in zip(found, (*asked, np.full(asked.shape[1], THROUGH, np.uint8))))
         order = np.lexsort((low, high))
         high, low, band = high[order], low[order], band[order]
-        exact = similarity(low, high)
+        exact = similarity(low, high, threshold)
         near = exact >= np.float32(threshold)
         edges = tuple(np.concatenate(both) for both in zip(edges, (high[near], low[near], exact[near], band[near])))
         order = np.lexsort(edges[1::-1])
@@ -171,19 +172,21 @@ def _compile(function: Callable) -> Callable:
 
 
 def exact_similarity(shingles: UInt32[np.ndarray, " shingles"], counts: Int64[np.ndarray, " documents"]) -> Callable[..., Any]:
-    """The function (low, high) -> similarity that `cluster` asks for, of shingles as `Sketches` has them; they may be memory-mapped."""
+    """The function (low, high, threshold) -> similarity that `cluster` asks for; shingles, as `Sketches` has them, may be memory-mapped."""
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return lambda low, high: _jaccard(shingles, starts, low, high)
+    return lambda low, high, threshold=0.0: _jaccard(shingles, starts, low, high, threshold)
 
 
-def _jaccard(shingles: np.ndarray, starts: np.ndarray, low: np.ndarray, high: np.ndarray) -> Float32[np.ndarray, " pairs"]:
-    """Exact Jaccard similarity of the shingle sets of pairs of documents."""
+def _jaccard(
+    shingles: np.ndarray, starts: np.ndarray, low: np.ndarray, high: np.ndarray, threshold: float
+) -> Float32[np.ndarray, " pairs"]:
+    """Jaccard similarity of the shingle sets of pairs of documents, exact from the threshold on."""
     out = np.empty(len(low), np.float32)
     if compiled():
         from slmjax.curate import kernels
 
         def part(of: slice) -> None:
-            kernels.jaccard(shingles, starts, low[of], high[of], out[of])
+            kernels.jaccard(shingles, starts, low[of], high[of], max(threshold - 1e-6, 1e-9), out[of])
 
         with ThreadPoolExecutor(cores()) as pool:  # the kernel lets go of the interpreter's lock
             list(pool.map(part, [slice(start, start + PART) for start in range(0, len(low), PART)]))

@@ -32,8 +32,11 @@ def fmix(h):
 @no_type_check
 @njit(cache=True, nogil=True)
 def words(data, start, stop, table, base, out):
-    """Hashes of the words of UTF-8 text data[start:stop] into `out`; returns how many there are."""
-    count, hashed, inside = 0, np.uint64(0), False
+    """Hashes of the words of UTF-8 text data[start:stop] into `out`, which has a place more; returns how many there are.
+
+    Where words end is hard to foresee for a processor: what stands in `out` is written at every character, and counted where one ended.
+    """
+    count, hashed, before = 0, np.uint64(0), 0
     at = start
     while at < stop:
         point = np.uint32(data[at])
@@ -41,20 +44,18 @@ def words(data, start, stop, table, base, out):
         if point >= 0x80:
             point, at = _point(data, at, point)
         entry = table[point]
-        if entry >> np.uint32(30) == 1:
-            hashed = hashed * base + np.uint64(entry & CODE)
-            inside = True
-            continue
-        if inside:
-            out[count] = mix(hashed)
+        inside = np.int64(entry >> np.uint32(30)) & 1
+        out[count] = hashed
+        count += before & (inside ^ 1)
+        hashed = hashed * base + np.uint64(entry & CODE) if inside else np.uint64(0)
+        before = inside
+        if entry >> np.uint32(31):  # a word by itself
+            out[count] = np.uint64(entry & CODE)
             count += 1
-            hashed, inside = np.uint64(0), False
-        if entry >> np.uint32(30) == 2:  # a word by itself
-            out[count] = mix(np.uint64(entry & CODE))
-            count += 1
-    if inside:
-        out[count] = mix(hashed)
-        count += 1
+    out[count] = hashed
+    count += before
+    for i in range(count):
+        out[i] = mix(out[i])
     return count
 
 
@@ -130,63 +131,60 @@ def sketch(data, ends, table, base, ngram, a, b, bands, rows, shingles, counts, 
 
 @no_type_check
 @njit(cache=True, inline="always")
-def _insert(table, mask, value):
-    """Put a shingle into an open-addressed table (0 is an empty place, so 0 stands as 1); returns whether it is new."""
-    value = max(value, np.uint32(1))
-    at = (value * np.uint32(0x9E3779B1)) >> np.uint32(7)
-    while True:
-        at &= mask
-        if table[at] == value:
-            return False
-        if table[at] == 0:
-            table[at] = value
-            return True
-        at += np.uint32(1)
-
-
-@no_type_check
-@njit(cache=True, inline="always")
-def _holds(table, mask, value):
-    value = max(value, np.uint32(1))
-    at = (value * np.uint32(0x9E3779B1)) >> np.uint32(7)
-    while True:
-        at &= mask
-        if table[at] == value:
-            return True
-        if table[at] == 0:
-            return False
-        at += np.uint32(1)
+def _place(table, mask, value):
+    """Where a shingle stands in an open-addressed table, or the empty place (0) where it belongs; 0 itself stands as 1."""
+    at = np.int64((value * np.uint32(0x9E3779B1)) >> np.uint32(7)) & mask
+    while table[at] != value and table[at] != 0:
+        at = (at + 1) & mask
+    return at
 
 
 @no_type_check
 @njit(cache=True, nogil=True)
-def jaccard(shingles, starts, low, high, out):
-    """Exact Jaccard similarity of the shingle sets of documents low[i] and high[i]; sorted by `high`, a set is laid out once."""
+def jaccard(shingles, starts, low, high, threshold, out):
+    """Jaccard similarity of the shingle sets of documents low[i] and high[i], exact from `threshold` on; below, 0 may stand for it.
+
+    Sorted by `high`, a set is laid out once. What only low[i] has is put beside it and taken away again; `met` says of each place which
+    pair was there last, so that a shingle counts once.
+    """
     size = 0
     for of in (low, high):
         for doc in of:
             size = max(size, starts[doc + 1] - starts[doc])
-    places = np.uint32(1)
-    while places < 2 * size:
-        places *= np.uint32(2)
-    first, second = np.zeros(places, np.uint32), np.zeros(places, np.uint32)
-    held, mine, mask = -1, 0, np.uint32(1)
+    places = 4
+    while places < 6 * size:
+        places *= 2
+    table, met, guests = np.zeros(places, np.uint32), np.empty(places, np.int64), np.empty(size, np.int64)
+    held, mine, mask = -1, 0, 3
     for i in range(len(low)):
-        count = max(starts[high[i] + 1] - starts[high[i]], starts[low[i] + 1] - starts[low[i]])
+        count = (starts[high[i] + 1] - starts[high[i]]) + (starts[low[i] + 1] - starts[low[i]])
         if high[i] != held or 2 * count > mask + 1:
-            mask = np.uint32(1)
-            while mask < 2 * count:
-                mask *= np.uint32(2)
-            mask -= np.uint32(1)
-            first[: mask + 1] = 0
+            mask = 4
+            while mask < 3 * count:  # room for other documents of about this length
+                mask *= 2
+            mask -= 1
+            table[: mask + 1] = 0
             mine = 0
             for j in range(starts[high[i]], starts[high[i] + 1]):
-                mine += _insert(first, mask, shingles[j])
+                value = max(shingles[j], np.uint32(1))
+                at = _place(table, mask, value)
+                mine += table[at] == 0
+                table[at], met[at] = value, -1
             held = high[i]
-        second[: mask + 1] = 0
-        theirs, common = 0, 0
+        most = mine * (1 - threshold) / threshold  # shingles that the other may have beside mine
+        other, common = 0, 0
         for j in range(starts[low[i]], starts[low[i] + 1]):
-            if _insert(second, mask, shingles[j]):
-                theirs += 1
-                common += _holds(first, mask, shingles[j])
-        out[i] = common / (mine + theirs - common)
+            value = max(shingles[j], np.uint32(1))
+            at = _place(table, mask, value)
+            if table[at] == 0:
+                table[at], met[at] = value, i
+                guests[other] = at
+                other += 1
+                if other > most:
+                    break
+            elif met[at] != i:
+                met[at] = i
+                common += 1
+        out[i] = common / (mine + other) if other <= most else 0.0
+        for k in range(other):
+            table[guests[k]] = 0

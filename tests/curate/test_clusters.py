@@ -57,11 +57,13 @@ def test_the_compiled_similarity_is_numpys(texts):
     found, n = sketch(texts, WIDE), len(texts)
     starts = np.concatenate([[0], np.cumsum(found.counts)])
     high, low = np.tril_indices(n, -1)
-    fast = clusters._jaccard(found.shingles, starts, low, high)
+    fast, cut = (clusters._jaccard(found.shingles, starts, low, high, threshold) for threshold in (0.0, 0.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clusters, "compiled", lambda: False)
-        slow = clusters._jaccard(found.shingles, starts, low, high)
+        slow = clusters._jaccard(found.shingles, starts, low, high, 0.0)
     np.testing.assert_array_equal(fast, slow)
+    np.testing.assert_array_equal(cut[slow >= 0.5], slow[slow >= 0.5])
+    assert (cut[slow < 0.5] < 0.5).all()
     np.testing.assert_allclose(slow, [similarity(texts[i], texts[j]) for i, j in zip(low, high)], rtol=1e-6)
 
 
