@@ -28,9 +28,8 @@ from slmjax.curate.language import language_rule
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.quality import known
 from slmjax.curate.runners import Beam, Local
-from slmjax.data.prepare import cores
 from slmjax.data.sources import Source, list_files, parse_sources
-from slmjax.data.work import terminal_progress, writable, write_atomic
+from slmjax.data.work import cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
 # Of config.curate: (what holds where a recipe leaves it out, what it is); a default's type is the setting's.
