@@ -78,6 +78,7 @@ def test_the_pieces_hold_the_work_of_the_step(small):
     assert {row["piece"] for row in rows[1:]} == set(found) and all(row["ms"] > 0 and row["reached"] > 0 for row in rows[1:])
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(small, tmp_path, capsys):
     (tmp_path / "config.json").write_text(configs.to_json(small))
     out = tmp_path / "figures.json"

@@ -52,6 +52,7 @@ def close(one, other, near):
         assert off <= near, f"{jax.tree_util.keystr(path)}: {off:.2g}"
 
 
+@pytest.mark.slow
 def test_a_block_applied_twice_is_two_blocks_of_equal_weights():
     """The gradient of the shared weights is the sum over both."""
     blocks = (Block(), Block("gdn"))
@@ -98,7 +99,8 @@ def test_a_block_that_borrows_attends_over_the_keys_and_values_of_the_one_before
     np.testing.assert_allclose(found, x, atol=2e-5)
 
 
-@pytest.mark.parametrize("share_blocks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("share_blocks", [1, 2])
 def test_all_kinds_together_decode_in_pieces_as_the_forward_pass(share_blocks):
     """Rows of 30, 17 and 1 tokens; windows of 6 run full, and a piece is longer than a window."""
     arch = dataclasses.replace(ARCH, stack=((EVERYTHING, 1),), share_blocks=share_blocks)

@@ -29,6 +29,7 @@ def test_gated_deltanet_recalls_what_a_running_mean_cannot():
     assert gdn["accuracy"] > 0.9 > 0.75 > mean["accuracy"] > 0.3
 
 
+@pytest.mark.slow
 def test_the_row_of_a_variant_is_that_of_its_best_rate():
     config = small(steps=200, rates=(1e-2, 1e-9), seeds=2)
     row = recall.measure(config, recall.settings(config), "recall:16:2", "attention", ("attention+none",))
