@@ -9,13 +9,16 @@ uncompressed .jsonl files, half of them unique, the others in clusters of Zipf s
 """
 
 import argparse
+import functools
 import json
 import lzma
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Quality: set, bands, threshold, who; pairs, how many have this similarity or more; removed, and exact, how many the greedy rule over
     all pairs would remove; precision, the share of removed documents that are so similar to a kept one; recall, the share of what the exact
     rule removes that is removed; left, documents that are kept although so similar to a kept one before them.
-    Speed: documents_per_second (median), seconds, removed, peak_GiB of the process and its children.
+    Speed: documents_per_second (median), seconds, removed, peak_GiB of all processes together, an upper bound.
     Raises: UserError without the shared text.
     """
     root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser()
@@ -129,33 +132,43 @@ def scores(keeper: np.ndarray, exact: np.ndarray, threshold: float) -> dict[str,
 
 
 def speed(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for ours and each peer; every run reads the files anew, and ours starts its processes anew."""
+    """A row for ours and each peer; every run reads the files anew in a process of its own, which starts the others that it needs."""
     with tempfile.TemporaryDirectory() as folder:
         files = write(root, Path(folder) / "text", arguments.documents, arguments.length)
         load = os.getloadavg()[0]
-
-        def own() -> int:
-            with tempfile.TemporaryDirectory(dir=folder) as index:
-                source = Source("slices", tuple(map(str, files)))
-                return len(deduplicate([source], Path(index), processes=arguments.processes)[1].removed)
-
-        makers = {"slmjax": own}
+        makers = {"slmjax": functools.partial(_own, files, arguments.processes, folder)}
         if not arguments.no_peers:
             makers |= dedup_peers.makers(files, Scheme(), arguments.processes, Path(folder))
         rows = []
         for who, make in makers.items():
-            times = []
+            found = []
             for _ in range(arguments.runs if who == "slmjax" or arguments.documents <= 20_000 else 1):
-                started = time.perf_counter()
-                removed = make()
-                times.append(time.perf_counter() - started)
-            seconds = statistics.median(times)
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    found.append(pool.submit(_measured, make, arguments.processes).result())
+            seconds, removed, peak = (statistics.median(of) for of in zip(*found))
             documents = arguments.documents // (len(files) if who == "datatrove" else 1)  # it would take minutes for all of them
             shape = {"documents": documents, "bytes": arguments.length, "processes": arguments.processes}
-            rows.append({"who": who, **shape, "documents_per_second": documents / seconds, "seconds": seconds,
-                         "removed": removed, "peak_GiB": _peak(), "load": load})  # fmt: skip
+            rows.append({"who": who, **shape, "documents_per_second": documents / seconds, "seconds": seconds, "removed": int(removed),
+                         "peak_GiB": peak, "load": load})  # fmt: skip
             shell.tell(rows[-1])
         return rows
+
+
+def _own(files: Sequence[Path], processes: int, folder: str) -> int:
+    with tempfile.TemporaryDirectory(dir=folder) as index:
+        source = Source("slices", tuple(map(str, files)))
+        return len(deduplicate([source], Path(index), processes=processes)[1].removed)
+
+
+def _measured(make: Callable[[], int], processes: int) -> tuple[float, int, float]:
+    """(seconds, what `make` returns, GiB): this process at its most, and as often as there are processes the largest that it started."""
+    import resource
+
+    started = time.perf_counter()
+    removed = make()
+    seconds = time.perf_counter() - started
+    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return seconds, removed, (own + processes * largest) / 2**20
 
 
 def write(root: Path, folder: Path, documents: int, length: int, seed: int = 0) -> list[Path]:
@@ -203,13 +216,6 @@ def _changed(text: str, other: str, similarity: float, random: np.random.Generat
         return text
     at = random.integers(max(1, len(words) - changed))
     return " ".join([*words[:at], *new[:changed], *words[at + changed :]])
-
-
-def _peak() -> float:
-    """GiB that this process and its children took at most, as far as the system tells."""
-    import resource
-
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
 def _records(file: Path) -> Iterator[dict]:

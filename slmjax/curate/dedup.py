@@ -10,7 +10,7 @@ from etils import epath
 
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
 from slmjax.curate.index import Index, SketchWriter
-from slmjax.curate.minhash import Scheme
+from slmjax.curate.minhash import Scheme, sketch
 from slmjax.data.sources import Document, Source, SourceFile, list_files, read_documents
 from slmjax.data.work import Progress, run_units
 
@@ -39,7 +39,8 @@ def deduplicate(
     if batch not in index:
         work = epath.Path(folder) / "work"
         tasks = [(file.size, (source, file, work / f"{number:05d}", scheme)) for number, (_, source, file) in enumerate(units)]
-        run_units(sketch_file, tasks, processes, stage="sketch", progress=progress)
+        sketch([""], scheme)  # compiled or loaded once, for all processes
+        run_units(sketch_file, tasks, processes, stage="sketch", progress=progress, fork=True)
         index.add(batch, [(name, work / f"{number:05d}") for number, (name, _, _) in enumerate(units)])
         work.rmtree()
     return index, index.clusters(threshold)

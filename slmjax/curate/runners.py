@@ -23,7 +23,7 @@ class Local:
 
     def each(self, function: Callable[..., None], tasks: Sequence[tuple[int, tuple]], stage: str) -> None:
         """Call function(*arguments) for each (size, arguments)."""
-        run_units(function, tasks, self._processes, stage=stage, progress=self._progress)
+        run_units(function, tasks, self._processes, stage=stage, progress=self._progress, fork=True)
 
     def pairs(self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path) -> Pairs | None:
         """None: the index finds them itself."""

@@ -94,8 +94,11 @@ def run_units(
     *,
     stage: str,
     progress: Progress,
+    fork: bool = False,
 ) -> None:
     """Call `function(*arguments)` for each (size, arguments), the largest first, in `processes` processes (1: in this one).
+
+    fork: start them as copies of this one, with all that it has loaded, where that is safe: without JAX and other threads.
 
     Raises: whatever a call raises, after the others have stopped; UserError if a process was killed.
     """
@@ -108,7 +111,8 @@ def run_units(
             done += size
             progress(stage, done, total)
         return
-    context = multiprocessing.get_context("spawn")
+    fork = fork and "fork" in multiprocessing.get_all_start_methods() and "jax" not in sys.modules and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if fork else "spawn")
     stop = context.Event()
     threads = max(1, processes // len(tasks))
     with ProcessPoolExecutor(min(processes, len(tasks)), context, _start_worker, (stop, threads)) as pool:
