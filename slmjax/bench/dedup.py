@@ -27,7 +27,8 @@ import numpy as np
 from slmjax.bench import dedup_peers, shell
 from slmjax.curate.clusters import candidates, cluster, exact_similarity
 from slmjax.curate.dedup import deduplicate
-from slmjax.curate.minhash import Scheme, mix, optimal_bands, sketch
+from slmjax.curate.minhash import Scheme, optimal_bands, sketch
+from slmjax.data.heldout import mix
 from slmjax.data.sources import Source
 from slmjax.errors import UserError
 

@@ -1,7 +1,6 @@
 """The first pass over a file: normalise, quality rules, decontamination; what is left is written with its sketches."""
 
 import functools
-import hashlib
 import heapq
 import json
 from collections import Counter
@@ -17,7 +16,7 @@ from slmjax.curate.index import SketchWriter
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, check
-from slmjax.data.sources import Document, Fault, Source, SourceFile, read_documents
+from slmjax.data.sources import Document, Fault, Source, SourceFile, content_key, read_documents
 from slmjax.data.work import go_on, write_atomic
 
 EXCERPT = 600  # characters of a dropped document in the report
@@ -115,7 +114,7 @@ def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str,
 
 def _cleaned(text: str, line: int) -> Document:
     data = text.encode()
-    return Document(text, "", line, len(data), int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+    return Document(text, "", line, len(data), content_key(data))
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

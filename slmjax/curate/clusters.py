@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt32, UInt64
 
-from slmjax.curate.minhash import compiled, mix
+from slmjax.curate.minhash import compiled
+from slmjax.data.heldout import mix
 from slmjax.data.work import cores
 
 BLOCK = 1 << 24  # bucket entries sorted at once: 400 MB

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt32, UInt64
 
+from slmjax.data.heldout import ALONE, mix
+
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that positions stay apart modulo 2^64
-ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # scripts without spaces
 LAST = 0x32400  # code points behind it are in no word
 
 
@@ -146,13 +147,6 @@ def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
     if not width:
         x = sums[-1:] * power[max(0, len(codes) - 1)][None]
     return (mix(x) >> np.uint64(32)).astype(np.uint32)
-
-
-def mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """Spread all bits over all bits (the finalizer of splitmix64)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _fmix(h: UInt32[np.ndarray, " n"]) -> UInt32[np.ndarray, " n"]:

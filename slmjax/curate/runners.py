@@ -9,6 +9,7 @@ from etils import epath
 
 from slmjax.curate.clusters import Pairs, bucket_pairs
 from slmjax.curate.index import COLUMNS, Index, read_column
+from slmjax.curate.minhash import Scheme, sketch
 from slmjax.data.work import Progress, run_units
 from slmjax.errors import UserError
 
@@ -20,6 +21,7 @@ class Local:
 
     def __init__(self, processes: int, progress: Progress):
         self._processes, self._progress = processes, progress
+        sketch([""], Scheme())  # compiled or loaded once, for all processes
 
     def each(self, function: Callable[..., None], tasks: Sequence[tuple[int, tuple]], stage: str) -> None:
         """Call function(*arguments) for each (size, arguments)."""

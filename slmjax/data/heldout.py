@@ -12,6 +12,7 @@ SHINGLE = 13  # words; the length that GPT-3 (Brown et al. 2020, appendix C) use
 MAX_BYTES = 10_000_000  # of a source; more would cost evaluation time and tell no more
 KEPT = 4096
 PIECE = 1 << 16  # characters hashed at once: the tables of powers then stay in the processor's cache
+ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # scripts without spaces
 GROUP = np.dtype([("id", "<u8"), ("bytes", "<i8"), ("documents", "<i8")])
 
 
@@ -138,7 +139,7 @@ def hash_runs(words: UInt64[np.ndarray, " words"], width: int) -> UInt64[np.ndar
     out = np.full(max(0, len(words) - width + 1), width, np.uint64)
     for k in range(width):
         out = out * _Q + words[k : k + len(out)]
-    return _mix(out)
+    return mix(out)
 
 
 class Matcher:
@@ -181,7 +182,7 @@ def _tables() -> tuple[np.ndarray, ...]:
     code = np.random.PCG64(13).random_raw(1 << 16)
     inside = np.array([chr(c).isalnum() for c in range(1 << 16)])
     alone = np.zeros(1 << 16, bool)
-    for first, last in ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF)):
+    for first, last in ALONE:
         alone[first : last + 1] = inside[first : last + 1]
     return code, inside, alone
 
@@ -204,10 +205,10 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ends = np.flatnonzero(word[1:-1] & border[1:]) + 1
     power, inverse = _powers(max(10, len(points).bit_length()))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(code[points] * power[: len(points)])])
-    return _mix((sums[ends] - sums[starts]) * inverse[starts]), starts, ends
+    return mix((sums[ends] - sums[starts]) * inverse[starts]), starts, ends
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """Spread the low bits' structure over all bits (the finalizer of splitmix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

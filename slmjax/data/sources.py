@@ -180,6 +180,11 @@ def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any
         raise UserError(f"data.sources.{source.name}: cannot read {file.path}: {error.strerror or error}.") from error
 
 
+def content_key(data: bytes) -> int:
+    """The 64-bit hash of a text's bytes that a Document has as its key."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 def grouping(group_by: str) -> tuple[str, Callable[[str], str | None] | None]:
     """(field that holds the group, function from its value to the group or None where nothing matches); ("", None) without grouping.
 
@@ -446,7 +451,7 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple, sourc
     score = record.get(source.score_field) if source.score_field else 0.0
     if type(score) not in (int, float) or not abs(score) < sys.float_info.max:
         return Fault(line, "no score", f"'{source.score_field}' is {_found(record, source.score_field, 'a finite number')}")
-    key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    key = content_key(data)
     field, function = group
     if function is None:
         return Document(text, f"{key:016x}", line, len(data), key, True, float(score), record)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from slmjax.curate import clusters, minhash
 from slmjax.curate.clusters import EXACT, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
+from slmjax.data.heldout import mix
 
 WIDE = Scheme(ngram=2, bands=100, rows=1)  # nearly every pair with anything in common is a candidate
 
@@ -19,7 +20,7 @@ def run(texts, scheme=WIDE, threshold=0.75):
 
 
 def numbered(texts):
-    return minhash.mix(np.unique(texts, return_inverse=True)[1].astype(np.uint64))
+    return mix(np.unique(texts, return_inverse=True)[1].astype(np.uint64))
 
 
 def similarity(one, other, ngram=2):
