@@ -39,7 +39,7 @@ def get_config(variant="attention"):
     c.data.vocab_size, c.data.seq_len = 16384, 512
     c.train.steps, c.train.batch = 1526, 128
     c.train.optimizer, c.train.lr, c.train.warmup = "muon", 3e-3, 150
-    c.eval.every = 500
+    c.eval.every, c.eval.tokens, c.eval.samples = 500, 1_000_000, 0
     budget = sizes.parameters(from_config(c, c.model.vocab_size)).total
     c.model.pattern = PATTERNS[variant]
     c.model.share_kv = 2 if variant == "shared_keys" else 1

@@ -26,6 +26,6 @@ def get_config():
     }
     c.study.tasks = ("recall:64:4", "recall:128:8", "recall:256:16", "copy:256:16", "induction:256")
     c.study.vocab, c.study.examples, c.study.tested = 8192, 100_000, 3000
-    c.study.rates, c.study.seeds = (4.6e-4, 2.2e-3, 1e-2), 3
+    c.study.rates, c.study.seeds, c.study.enough = (4.6e-4, 2.2e-3, 1e-2), 3, 0.99
     c.train.steps, c.train.batch, c.train.warmup, c.train.schedule = 6000, 256, 300, "cosine"
     return c

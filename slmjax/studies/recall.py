@@ -29,8 +29,9 @@ from slmjax.studies import tasks
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
 
-SETTINGS = ("tasks", "variants", "rates", "seeds", "examples", "tested", "vocab")
+SETTINGS = ("tasks", "variants", "rates", "seeds", "examples", "tested", "vocab", "enough")
 CHUNK = 100  # steps in one program
+LOOK = 5  # programs from one look at the validation rows to the next
 
 
 class Data(NamedTuple):
@@ -63,7 +64,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
             row = measure(config, study, task, name, tuple(pattern))
             found["rows"].append(row)
             file.write_text(json.dumps(found, indent=1) + "\n")
-            print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}", flush=True)
+            print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
     print("\n" + table(found["rows"]))
     chosen = "at the learning rate that is best on validation rows"
     print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
@@ -74,7 +75,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     """config.study, checked.
 
     tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
-    examples (training rows, read over and over), tested (rows, and as many that choose the rate), vocab (of recall). How long and how is
+    examples (training rows, read over and over), tested (rows, and as many that choose the rate), vocab (of recall), enough (accuracy on
+    the validation rows, mean over seeds, at which no rate is trained longer; Zoology stops at 0.99). How long at most and how is
     config.train's.
 
     Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
@@ -123,12 +125,12 @@ def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, 
     counts = (study["examples"], study["tested"], study["tested"])
     data, valid, test = (drawn(make, rows, config.seed + number) for number, rows in enumerate(counts))
     rates, seeds = [float(rate) for rate in study["rates"]], int(study["seeds"])
-    validation, accuracy = fit(config, arch, data, (valid, test), rates=rates, seeds=seeds)
+    validation, accuracy, steps = fit(config, arch, data, valid, test, rates=rates, seeds=seeds, enough=float(study["enough"]))
     best = int(validation.mean(1).argmax())
     length = data.batch["tokens"].shape[1]
     return {
         "task": task, "variant": name, "accuracy": float(accuracy[best].mean()), "deviation": float(accuracy[best].std()),
-        "rate": rates[best], "parameters": sizes.parameters(arch).total, "state_bytes": sizes.cache_bytes(arch, length),
+        "rate": rates[best], "steps": steps, "parameters": sizes.parameters(arch).total, "state_bytes": sizes.cache_bytes(arch, length),
         "by_rate": {f"{rate:g}": of.tolist() for rate, of in zip(rates, accuracy)},
     }  # fmt: skip
 
@@ -141,9 +143,12 @@ def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data
 
 
 def fit(
-    config: ConfigDict, arch: Architecture, data: Data, tests: Sequence[Data], *, rates: Sequence[float], seeds: int
-) -> Float[np.ndarray, "tests rates seeds"]:
-    """Accuracy on each of `tests` of a model for each rate and seed, trained on batches of `data` as config.train says, with that rate."""
+    config: ConfigDict, arch: Architecture, data: Data, valid: Data, test: Data, *, rates: Sequence[float], seeds: int, enough: float
+) -> tuple[Float[np.ndarray, "rates seeds"], Float[np.ndarray, "rates seeds"], int]:
+    """(accuracy on `valid`, on `test`, steps) of a model for each rate and seed, trained on batches of `data`.
+
+    How is config.train's, with each rate for its own; no longer than until one rate's mean over seeds on `valid` is `enough`.
+    """
     train, examples = config.train, len(data.asked)
     optimizer = Optimizer(train, config.model.multipliers)
     epochs = -(-train.steps * train.batch // examples)
@@ -172,16 +177,21 @@ def fit(
     peaks = jnp.repeat(jnp.asarray(rates), seeds)
     keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), len(rates))
     states = jax.jit(jax.vmap(init))(keys)
-    for first in range(0, train.steps, CHUNK):
-        states = chunk(states, peaks, first, order[first : first + CHUNK])
     right = jax.jit(jax.vmap(lambda params, part: _scores(arch, params, part)[1], in_axes=(0, None)))
 
-    def accuracy(test):
-        starts = range(0, len(test.asked), train.batch)
-        parts = [jax.tree.map(lambda of, at=at: jnp.asarray(of[at : at + train.batch]), test) for at in starts]
-        return sum(np.asarray(right(states[0], part)) for part in parts) / test.answers.size
+    def accuracy(of):
+        starts = range(0, len(of.asked), train.batch)
+        parts = [jax.tree.map(lambda rows, at=at: jnp.asarray(rows[at : at + train.batch]), of) for at in starts]
+        return (sum(np.asarray(right(states[0], part)) for part in parts) / of.answers.size).reshape(len(rates), seeds)
 
-    return np.stack([accuracy(test) for test in tests]).reshape(len(tests), len(rates), seeds)
+    for first in range(0, train.steps, CHUNK):
+        states = chunk(states, peaks, first, order[first : first + CHUNK])
+        last = min(first + CHUNK, train.steps)
+        if last == train.steps or last % (LOOK * CHUNK) == 0:
+            validation = accuracy(valid)
+            if validation.mean(1).max() >= enough:
+                break
+    return validation, accuracy(test), last
 
 
 def _scores(arch: Architecture, params: dict, data: Data) -> tuple[Float[Array, ""], Float[Array, ""]]:

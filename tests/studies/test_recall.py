@@ -10,7 +10,7 @@ from slmjax import launch
 from slmjax.errors import UserError
 from slmjax.studies import recall
 
-SMALL = {"tasks": "recall:16:2", "vocab": 16, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1}
+SMALL = {"tasks": "recall:16:2", "vocab": 16, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1, "enough": 1}
 
 
 def small(steps=300, **study):
@@ -37,6 +37,17 @@ def test_the_row_of_a_variant_is_that_of_its_best_rate():
     assert row["rate"] == 1e-2 and row["accuracy"] == np.mean(row["by_rate"]["0.01"]) and row["deviation"] == np.std(row["by_rate"]["0.01"])
     assert row["by_rate"]["1e-09"][0] != row["by_rate"]["1e-09"][1]  # seeds differ in what they start from
     assert np.mean(row["by_rate"]["1e-09"]) < 0.2 < row["accuracy"]  # one of 16 tokens, untrained
+
+
+def test_training_ends_where_one_rate_has_enough(monkeypatch):
+    monkeypatch.setattr(recall, "CHUNK", 2)
+    monkeypatch.setattr(recall, "LOOK", 2)
+
+    def steps(enough):
+        config = small(steps=7, examples=128, tested=32, enough=enough)
+        return recall.measure(config, recall.settings(config), "recall:16:2", "attention", ("attention+none",))["steps"]
+
+    assert steps(0) == 4 and steps(1) == 7  # looked at after every fourth step and the last; chance is far from 1
 
 
 def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
