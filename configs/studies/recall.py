@@ -5,10 +5,23 @@ python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall
     --config.study.tasks=recall:32:2 --config.study.vocab=64 --config.train.steps=400 --config.train.batch=64 --config.study.examples=4096
 
 Models have two blocks of width 64 without feed-forward layers, as in Zoology's figure 2 (Arora et al. 2023); recurrent mixers have two
-heads of 32 key and value channels, Mamba-2 four of 64 and 32. The hybrid is a gated DeltaNet block under an attention block.
+heads of 32 key and value channels, Mamba-2 four of 64 and 32, a memory four times as large, or of 16 and 32 (ssm-16), one as large. The
+hybrid is a gated DeltaNet block under an attention block.
 Published: attention recalls everything at width 64 (Zoology, figure 2); of recurrences KDA >= gated DeltaNet > Mamba-2, which fails at
 recall (Kimi Linear, section 5.1); selection makes copying possible, 99.8 % against 18.3 % without (Gu and Dao 2023, table 1).
-Score: not yet measured.
+
+Measured so far (one H200, 2026-11-29; test accuracy over three seeds and the steps after which 0.99 was seen, of at most 6,000):
+
+    mixer      recall:64:4          recall:128:8         recall:256:16
+    attention  0.996 +- 0.000 1000  0.996 +- 0.002 1000  0.997 +- 0.000 1000
+    hybrid     0.991 +- 0.003 1500  0.994 +- 0.002 1000  0.995 +- 0.003 2000
+    ssm        0.992 +- 0.002 1500  0.992 +- 0.001 2000  0.992 +- 0.002 2500
+    gdn        0.995 +- 0.003 1500  0.992 +- 0.002 2500  0.992 +- 0.004 3000
+    kda        0.998 +- 0.002 2000  0.990 +- 0.003 1500  not yet
+    gla        0.984 +- 0.010 6000  0.951 +- 0.010 6000  0.934 +- 0.016 6000
+
+Attention and the hybrid are equal. That Mamba-2 learns it too, unlike in Kimi Linear, its larger memory may explain; ssm-16, copying and
+induction are not yet measured.
 """
 
 from slmjax import config
@@ -18,7 +31,13 @@ def get_config():
     c = config.base()
     c.stage = "recall"
     c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.head_dim = 64, 2, 2, 2, 32
-    recurrent = {"ssm": "ssm+none key_dim=64", "gla": "gla+none key_dim=32", "gdn": "gdn+none", "kda": "kda+none"}
+    recurrent = {
+        "ssm": "ssm+none key_dim=64",
+        "ssm-16": "ssm+none key_dim=16",
+        "gla": "gla+none key_dim=32",
+        "gdn": "gdn+none",
+        "kda": "kda+none",
+    }
     c.study.variants = {
         "attention": ("attention+none",),
         **{name: (block,) for name, block in recurrent.items()},
