@@ -116,7 +116,10 @@ def maker(task: str, vocab: int) -> tuple[Callable[[int, int], tasks.Batch], int
 
 
 def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, pattern: tuple[str, ...]) -> dict[str, Any]:
-    """The row of a task and a variant: test accuracy of each learning rate and seed, and of the rate that is best on validation rows."""
+    """The row of a task and a variant: test accuracy of each learning rate and seed, and of the rate that is best on validation rows.
+
+    All rates end with the first that has enough: what the others have by then says nothing about what they would reach.
+    """
     make, vocab = maker(task, study["vocab"])
     config = config.copy_and_resolve_references()
     config.model.pattern = pattern
