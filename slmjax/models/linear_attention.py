@@ -47,8 +47,9 @@ class LinearAttention(nn.Module):
             bias = self.param("decay_bias", nn.initializers.zeros, key.shape[2:], jnp.dtype(self.arch.params))
             decay = jax.nn.log_sigmoid(decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None]) / GLA_TEMPER
         else:
-            (query, key, value), cache = recurrent.convolved(self, {"query": query, "key": key, "value": value}, ctx, cache)
-            query, key, erase = _unit(query), _unit(key), jax.nn.sigmoid(erase.astype(jnp.float32))
+            streams = {"query": query, "key": key, "value": value}
+            (query, key, value), cache = recurrent.convolved(self, streams, ctx, cache, unit=("query", "key"))
+            erase = jax.nn.sigmoid(erase.astype(jnp.float32))
             value = (value * erase[..., None]).astype(value.dtype)
             decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", decay))
         return recurrent.run(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
@@ -69,9 +70,3 @@ class LinearAttention(nn.Module):
 
     def _up(self, x: Float[Array, "B T r"], name: str, shape: tuple[int, ...]) -> Float[Array, "B T H c"]:
         return jnp.tensordot(x, weight(self, name, (x.shape[-1], *shape), x.shape[-1]), 1)
-
-
-def _unit(x: Array) -> Array:
-    """x over its length, by heads; the 1e-6 lies inside the root, as in every published implementation."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)

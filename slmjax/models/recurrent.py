@@ -1,6 +1,8 @@
 """What the recurrent mixers share: short convolutions, decays as Mamba-2 starts them, the recurrence by devices, decode state."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ from jaxtyping import Array, Float
 from slmjax.models.architecture import TAPS, Architecture
 from slmjax.models.layers import Context
 from slmjax.ops import recurrence as ops
-from slmjax.ops.short_conv import short_conv
+from slmjax.ops.short_conv import activated, activation, short_conv
 from slmjax.parallel.mesh import BATCH, ways
 
 
@@ -33,21 +35,31 @@ def empty_cache(batch: int, heads: int, key: int, value: int, channels: dict[str
 
 
 def convolved(
-    module: nn.Module, streams: dict[str, Float[Array, "B T n c"]], ctx: Context, cache: RecurrentCache | None, *, bias: bool = False
+    module: nn.Module,
+    streams: dict[str, Float[Array, "B T n c"]],
+    ctx: Context,
+    cache: RecurrentCache | None,
+    *,
+    bias: bool = False,
+    unit: tuple[str, ...] = (),
 ) -> tuple[list[Array], RecurrentCache | None]:
-    """silu(short convolution) of each stream, with weights of its own; the cache with new tails."""
-    dtype = jnp.dtype(module.arch.params)
+    """silu(short convolution) of each stream, with weights of its own and of length 1 where `unit` names it; the cache with new tails."""
+    dtype, kernel = jnp.dtype(module.arch.params), module.arch.recurrence
     out, tails, tail_segments = [], {}, None
     for name, x in streams.items():
-        channels = x.shape[2:]
-        weight = module.param(f"conv_{name}", _uniform(TAPS**-0.5), (TAPS, *channels), dtype)
-        tail, of = (None, None) if cache is None else (cache.tails[name], cache.tail_segments)
+        heads = x.shape[2:]
+        weight = module.param(f"conv_{name}", _uniform(TAPS**-0.5), (TAPS, *heads), dtype)
+        shift = module.param(f"conv_{name}_bias", nn.initializers.zeros, heads, dtype) if bias else None
+        if cache is None:
+            run = functools.partial(activated, unit=name in unit, kernel=kernel)
+            rows, of = P(BATCH), _split(heads[0])
+            specs = (P(BATCH, None, of), P(None, of), None if shift is None else P(of), rows)
+            out.append(_by_device(run, specs, specs[0], len(x))(x, weight, shift, ctx.segments))
+            continue
         flat = x.reshape(*x.shape[:2], -1)
-        y, tails[name], tail_segments = short_conv(flat, weight.reshape(TAPS, -1), ctx.segments, tail=tail, tail_segments=of)
-        if bias:
-            shift = module.param(f"conv_{name}_bias", nn.initializers.zeros, channels, dtype)
-            y += shift.reshape(-1)[None, None].astype(y.dtype)
-        out.append(jax.nn.silu(y).reshape(x.shape))
+        state = {"tail": cache.tails[name], "tail_segments": cache.tail_segments}
+        y, tails[name], tail_segments = short_conv(flat, weight.reshape(TAPS, -1), ctx.segments, **state)
+        out.append(activation(y.reshape(x.shape), shift, unit=name in unit))
     return out, None if cache is None else dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
 
 
@@ -84,15 +96,25 @@ def run(
     def local(query, key, value, decay, erase, segments, memory):
         return ops.recurrence(query, key, value, decay, erase=erase, segments=segments, memory=memory, kernel=arch.recurrence)
 
-    if ways(*BATCH, "tensor") > 1 and len(value) % ways(*BATCH) == 0:
-        split = "tensor" if value.shape[2] % ways("tensor") == 0 else None
-        heads, rows = P(BATCH, None, split), P(BATCH)
-        shared = heads if key.shape[2] == value.shape[2] else rows
-        where = ops.Memory(P(BATCH, split), rows)
-        specs = (shared, shared, heads, heads, heads, rows, where)
-        local = jax.shard_map(local, in_specs=specs, out_specs=(heads, where), check_vma=False)
+    split = _split(value.shape[2])
+    heads, rows = P(BATCH, None, split), P(BATCH)
+    shared = heads if key.shape[2] == value.shape[2] else rows
+    where = ops.Memory(P(BATCH, split), rows)
+    local = _by_device(local, (shared, shared, heads, heads, heads, rows, where), (heads, where), len(value))
     out, memory = local(query, key, value, decay, erase, ctx.segments, memory)
     return out, None if cache is None else dataclasses.replace(cache, memory=memory)
+
+
+def _split(heads: int) -> str | None:
+    """The axis that heads lie on."""
+    return "tensor" if heads % ways("tensor") == 0 else None
+
+
+def _by_device(f: Callable, specs: tuple, outs: Any, rows: int) -> Callable:
+    """`f` of each device's part, where there are several devices and they divide the rows."""
+    if ways(*BATCH, "tensor") == 1 or rows % ways(*BATCH):
+        return f
+    return jax.shard_map(f, in_specs=specs, out_specs=outs, check_vma=False)
 
 
 def _uniform(most: float):

@@ -1,8 +1,61 @@
 """The short causal convolution before linear mixers: each channel's last few inputs, weighted, of one document only."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from slmjax.ops import triton_conv
+
+
+def activated(
+    x: Float[Array, "B T H c"],
+    weight: Float[Array, "W H c"],
+    bias: Float[Array, "H c"] | None,
+    segments: Int[Array, "B T"],
+    *,
+    unit: bool = False,
+    kernel: str = "scan",
+) -> Float[Array, "B T H c"]:
+    """silu(short_conv + bias), as linear mixers take their streams; with `unit` divided by its length, by heads.
+
+    Args:
+      kernel: "scan", plain XLA, or "triton", kernels of an NVIDIA GPU, which take powers of two from 16 on for c; other sizes go through
+        XLA. "interpret" runs the same kernels anywhere, slowly, for tests.
+    """
+    c = x.shape[3]
+    if kernel != "scan" and c >= 16 and c & (c - 1) == 0:
+        given = {"x": x, "weight": weight, "segments": segments} | ({} if bias is None else {"bias": bias})
+        return _by_kernel(unit, kernel == "interpret", given)
+    y = short_conv(x.reshape(*x.shape[:2], -1), weight.reshape(len(weight), -1), segments)[0].reshape(x.shape)
+    return activation(y, bias, unit=unit)
+
+
+def activation(y: Float[Array, "B T H c"], bias: Float[Array, "H c"] | None, *, unit: bool) -> Float[Array, "B T H c"]:
+    """What `activated` does behind the convolution."""
+    y = jax.nn.silu(y if bias is None else y + bias.astype(y.dtype)[None, None])
+    if not unit:
+        return y
+    wide = y.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + triton_conv.TINY)).astype(y.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_kernel(unit, interpret, given):
+    return triton_conv.forward(given, unit=unit, interpret=interpret)
+
+
+def _by_kernel_forward(unit, interpret, given):
+    return _by_kernel(unit, interpret, given), given
+
+
+def _by_kernel_backward(unit, interpret, given, gradient):
+    found = triton_conv.backward(given, gradient, unit=unit, interpret=interpret)
+    return ({name: found[name].astype(x.dtype) if name in found else None for name, x in given.items()},)
+
+
+_by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
 
 
 def short_conv(

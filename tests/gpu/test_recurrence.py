@@ -1,4 +1,4 @@
-"""The Triton kernels of the recurrence on a GPU against plain XLA: `JAX_PLATFORMS=cuda python -m pytest tests/gpu`. Skipped elsewhere."""
+"""The Triton kernels of recurrent mixers on a GPU against plain XLA: `JAX_PLATFORMS=cuda python -m pytest tests/gpu`. Skipped elsewhere."""
 
 import functools
 import itertools
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slmjax.ops.recurrence import Memory, recurrence
+from slmjax.ops.short_conv import activated
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "gpu" or float(jax.devices()[0].compute_capability) < 8.0, reason="needs a GPU of capability 8.0 or newer"
@@ -42,6 +43,31 @@ def test_triton_walks_as_the_scan_forward_and_backward(kind, sizes):
 
         out, pull = jax.vjp(call, *(x.astype(dtype) for x in short), decay, erase, state)
         return out, pull((jnp.asarray(cotangent, dtype), state))
+
+    expected = run("scan", jnp.float32)
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)):
+        for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(run("triton", dtype)), strict=True):
+            one, other = np.float32(one), np.float32(other)
+            assert np.linalg.norm(other - one) < tolerance * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize("unit", [False, True], ids=["", "unit"])
+@pytest.mark.parametrize(("H", "c"), [(3, 64), (1, 128), (4, 256)])
+def test_the_short_convolution_forward_and_backward(H, c, unit):
+    """Documents and padding, a length that is no multiple of a tile, biases with the units only."""
+    random = np.random.default_rng(0)
+    segments = np.cumsum(random.random((3, 300)) < 0.03, axis=1) + 1
+    segments[1, 280:] = 0
+    shapes = (3, 300, H, c), (4, H, c), *([(H, c)] if unit else []), (3, 300, H, c)
+    *short, cotangent = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in shapes)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def run(kernel, dtype):
+        def call(x, weight, bias=None):
+            return activated(x, weight, bias, jnp.asarray(segments, jnp.int32), unit=unit, kernel=kernel)
+
+        out, pull = jax.vjp(call, *(x.astype(dtype) for x in short))
+        return out, pull(cotangent.astype(dtype))
 
     expected = run("scan", jnp.float32)
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)):

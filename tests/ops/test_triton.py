@@ -10,6 +10,7 @@ import pytest
 from slmjax.ops import chunk_walk, triton_walk
 from slmjax.ops.decayed import decayed
 from slmjax.ops.recurrence import recurrence
+from slmjax.ops.short_conv import activated
 
 N, P, C, K, V = 3, 2, 32, 16, 32
 
@@ -83,6 +84,39 @@ def test_the_recurrence_through_the_kernels_is_that_through_xla_with_gradients(c
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert np.abs(one).max() > 0
         np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("unit", [False, True], ids=["", "unit"])
+def test_the_short_convolution_with_what_follows_is_that_of_xla_with_gradients(unit, dtype, near):
+    """300 tokens in tiles of 128, documents of about 20 tokens that cross their edges, padding; three heads, biases with the units only."""
+    random = np.random.default_rng(0)
+    segments = np.cumsum(random.random((2, 300)) < 0.05, axis=1) + 1
+    segments[1, 270:] = 0
+    arrays = numbers(2, 300, 3, 32), numbers(4, 3, 32), *([numbers(3, 32)] if unit else [])
+
+    def run(kernel, dtype):
+        def call(x, weight, bias=None):
+            return activated(x, weight, bias, jnp.asarray(segments, jnp.int32), unit=unit, kernel=kernel)
+
+        out, pull = jax.vjp(call, *(x.astype(dtype) for x in arrays))
+        return out, *pull(numbers(2, 300, 3, 32, seed=1).astype(dtype))
+
+    for one, other in zip(run("scan", jnp.float32), run("interpret", dtype), strict=True):
+        assert other.dtype == dtype
+        assert np.linalg.norm(np.float32(other) - one) < near * np.linalg.norm(one)
+
+
+def test_the_short_convolutions_kernels_pass_the_front_end_of_a_gpu_for_several_models():
+    def loss(x, weight, bias):
+        out = activated(x, weight, bias, jnp.ones((2, 200), jnp.int32), unit=True, kernel="triton")
+        return jnp.square(out.astype(jnp.float32)).sum()
+
+    shapes = [(3, 2, 200, 3, 64), (3, 4, 3, 64), (3, 3, 64)]
+    gradients = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1, 2))))
+    text = gradients.trace(*(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)).lower(lowering_platforms=("cuda",)).as_text()
+    for name in ("_forward", "_backward", "_transposed"):
+        assert f'name = "{name}"' in text, name
 
 
 @pytest.mark.parametrize("dtype, several", [(jnp.bfloat16, False), (jnp.float32, False), (jnp.float32, True)])
