@@ -18,11 +18,13 @@ and steps of training, which ends at 6,000 or where one rate has 0.99 on the val
     hybrid     0.991 +- 0.003 1500  0.994 +- 0.002 1000  0.995 +- 0.003 2000
     ssm        0.992 +- 0.002 1500  0.992 +- 0.001 2000  0.992 +- 0.002 2500
     gdn        0.995 +- 0.003 1500  0.992 +- 0.002 2500  0.992 +- 0.004 3000
-    kda        0.998 +- 0.002 2000  0.990 +- 0.003 1500  not yet
+    kda        0.998 +- 0.002 2000  0.990 +- 0.003 1500  0.991 +- 0.003 3000
     gla        0.984 +- 0.010 6000  0.951 +- 0.010 6000  0.934 +- 0.016 6000
 
-Attention and the hybrid are equal. That Mamba-2 learns it too, unlike in Kimi Linear, its larger memory may explain; ssm-16, copying and
-induction are not yet measured.
+Attention alone at copying 0.945 +- 0.045 and at induction 0.952 +- 0.067, with all 6,000 steps: some seeds have 0.99, others not yet.
+
+Attention and the hybrid are equal. That Mamba-2 learns it too, unlike in Kimi Linear, its larger memory may explain; ssm-16, and copying
+and induction of the others, are not yet measured.
 """
 
 from slmjax import config
