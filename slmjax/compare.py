@@ -192,7 +192,7 @@ def write_page(comparison: Comparison, out: str) -> None:
         for number, members in enumerate(groups)
     )
     method = METHOD + (METHOD_RUNS if any(len(members) > 1 for members in groups) else "")
-    scores = page.table(*_score_rows(comparison), strong=[len(comparison.paired.nats)])
+    scores = page.table(*_score_rows(comparison), left=2, strong=range(len(groups)))
     body = [
         page.section(
             "Verdict",
@@ -201,7 +201,7 @@ def write_page(comparison: Comparison, out: str) -> None:
         ),
         page.section("Held-out bits per byte", scores, page.note(f"{_coverage(comparison)} {method}")),
         page.section("Curves", f'<div class="chips">{chips}</div>', page.figures(*_curves(comparison))),
-        page.section("Config", page.table(*_config_rows(comparison)) or "<p>The configs are the same.</p>"),
+        page.section("Config", page.table(*_config_rows(comparison), left=2) or "<p>The configs are the same.</p>"),
         page.section("Runs", page.table(*_run_rows(comparison))),
     ]
     lead = f"{len(runs)} runs · {comparison.paired.documents:,} held-out documents scored by all"
@@ -218,24 +218,27 @@ def _coverage(comparison: Comparison) -> str:
 
 
 def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    first, *others = comparison.groups
-    head = ["source", "documents", comparison.labels[0]]
-    for label in comparison.labels[1:]:
-        head += [label, "difference", "95 % interval"]
+    """A row for each source and group, the total first: a table that is as wide for any number of groups."""
     rows = []
-    for source, found in comparison.found.items():
+    for source, found in sorted(comparison.found.items(), key=lambda item: item[0] != "total"):
         bits = bits_per_byte(comparison.paired, source)
         number = comparison.paired.documents if source == "total" else len(comparison.paired.bytes[source])
-        row = [source, f"{number:,}", _spread(bits[first])]
-        for members, difference in zip(others, found[1:], strict=True):
-            row += [_spread(bits[members]), f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"]
-        rows.append(row)
-    return head, rows
+        titles = [source, f"{number:,} documents"]
+        for index, (members, difference) in enumerate(zip(comparison.groups, found, strict=True)):
+            cells = [f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"] if index else ["", ""]
+            rows.append([titles[index] if index < 2 else "", comparison.runs[members[0]].name, _spread(bits[members]), *cells])
+    return ["source", "run", "bits per byte", "difference", "95 % interval"], rows
 
 
 def _config_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    rows = [[name, *map(_shown, values)] for name, values in differences([run.config for run in comparison.runs]).items()]
-    return ["field", *(run.name for run in comparison.runs)], rows
+    """A row for each group: the fields that differ between groups, and of all but the first only what differs from it."""
+    firsts = [comparison.runs[members[0]].config for members in comparison.groups]
+    fields = differences(firsts)
+    rows = []
+    for index, members in enumerate(comparison.groups):
+        own = [f"{name} = {_shown(of[index])}" for name, of in fields.items() if not index or json.dumps(of[index]) != json.dumps(of[0])]
+        rows.append([", ".join(comparison.runs[number].name for number in members), "; ".join(own)])
+    return ["runs", "config"], rows if fields else []
 
 
 def _run_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

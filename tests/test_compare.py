@@ -90,6 +90,18 @@ def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_many_configs_take_a_row_each_that_fits_a_terminal(tmp_path, capsys):
+    rates = (0.1, 0.2, 0.3, 0.4, 0.5)
+    runs = [make(tmp_path / f"{rate}-{seed}", seed=seed, lr=rate, gain=rate / 4) for rate in rates for seed in (0, 1)]
+    assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for rate in rates:
+        assert [f"{rate}-0,", f"{rate}-1", "train.lr", "=", f"{rate}"] in lines
+    total = [line for line in lines if "to" in line and "±" in line][: len(rates) - 1]  # the total's come before those of a/b
+    gains = [-float(line[line.index("to") - 2]) for line in total]
+    assert gains == pytest.approx([(rate - 0.1) / 4 / np.log(2) for rate in rates[1:]], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
