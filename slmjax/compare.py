@@ -233,12 +233,12 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def _config_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """A row for each group: the fields that differ between groups, and of all but the first only what differs from it."""
     firsts = [comparison.runs[members[0]].config for members in comparison.groups]
-    fields = differences(firsts)
     rows = []
-    for index, members in enumerate(comparison.groups):
-        own = [f"{name} = {_shown(of[index])}" for name, of in fields.items() if not index or json.dumps(of[index]) != json.dumps(of[0])]
+    for index, (config, members) in enumerate(zip(firsts, comparison.groups, strict=True)):
+        fields = differences([firsts[0], config] if index else firsts)
+        own = [f"{name} = {_shown(config.get(name))}" for name in fields]
         rows.append([", ".join(comparison.runs[number].name for number in members), "; ".join(own)])
-    return ["runs", "config"], rows if fields else []
+    return ["runs", "config"], rows if differences(firsts) else []
 
 
 def _run_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

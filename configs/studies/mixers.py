@@ -8,8 +8,7 @@ python -m slmjax.compare runs/mixers/*
 
 The feed-forward width is chosen so that all have the 10.0M parameters of configs/10m.py. Heads are three of 64 channels, Mamba-2's six.
 hybrid: three gated DeltaNet blocks to one of attention. shared_keys: two attention layers to one set of keys and values. shared_blocks:
-every block is applied twice, so that it has twice the FLOPs. All train with one learning rate, that of the 10M recipe, which only
-attention was tuned for.
+every block is applied twice, so that it has twice the FLOPs. All train with one learning rate, which none of them was tuned for.
 
 Score: the command above with the six domains of configs/30m.py, on one H200 (2026-11-29). Held-out bits per byte, mean of two seeds, its
 difference to attention's with the 95 % interval of `compare`, training FLOPs and seconds of training alone at the speed it had:
@@ -26,8 +25,8 @@ difference to attention's with the 95 % interval of `compare`, training FLOPs an
 
 The gap is widest where text repeats what stands before (code and docs: ssm +0.070 and +0.062, kda +0.040 and +0.034) and smallest in books
 (+0.017, +0.008), as Zoology explains it (Arora et al. 2023). Recurrent mixers are behind from the first hundred steps on, while published
-gated DeltaNets of 1.3B parameters and 100B tokens are ahead (Yang et al. 2024): with 100M tokens, contexts of 512 and attention's learning
-rate this ranks the recipe, not each mixer at its best. Chunks of 32 (gla, gdn, hybrid, kda) and XLA's Triton products (ssm, gdn, hybrid)
+gated DeltaNets of 1.3B parameters and 100B tokens are ahead (Yang et al. 2024): with 100M tokens, contexts of 512 and one learning rate
+for all this ranks the recipe, not each mixer at its best. Chunks of 32 (gla, gdn, hybrid, kda) and XLA's Triton products (ssm, gdn, hybrid)
 were on, which the launcher does not choose by itself.
 """
 
