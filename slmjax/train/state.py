@@ -9,13 +9,14 @@ from jaxtyping import Array, Bool, Float
 
 WINDOW = 128  # steps over which the running mean and deviation forget; Groeneveld et al. 2024 (OLMo) keep as many
 RECOVERY = 1000  # finite steps after which float16's loss scale has doubled again
-WARM = 64  # kept steps before anything counts as a spike
+WARM = 64  # steps before anything counts as a spike
+REACH = 4  # a skipped step counts as one at most so many times as far above the mean as what is skipped
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Spikes:
-    """Running mean and variance [2] of (loss, gradient norm) over the kept steps, their count, and the skipped steps in a row.
+    """Running mean and variance [2] of (loss, gradient norm) over finite steps, their count, and the skipped steps in a row.
 
     exponent: log2 of the loss scale that float16 asks for, see `loss_scale`; at most 0.
     """
@@ -62,16 +63,18 @@ def loss_scale(spikes: Spikes) -> Float[Array, ""]:
 def judge(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[Bool[Array, ""], Spikes]:
     """Whether to keep a step with these (loss, gradient norm), and the statistics after it.
 
-    A step is skipped when either is not finite, or lies more than `sigma` deviations above its running mean once WARM steps were kept
-    (sigma 0: only when not finite). Source: the skip-step optimizers of OLMo-core (Groeneveld et al. 2024).
+    A step is skipped when either is not finite, or lies more than `sigma` deviations above its running mean after WARM steps (sigma 0: only
+    when not finite). Skipped steps count too: parameters that are not moved ask for the same step again, so that a gradient norm that rose
+    to stay would otherwise be skipped for ever. As each counts as REACH * sigma deviations at most, one spike hides few others.
+    Source: the skip-step optimizers of OLMo-core (Groeneveld et al. 2024), whose window holds skipped steps whole.
     """
-    usual = spikes.mean + sigma * jnp.sqrt(spikes.variance)
-    spiked = jnp.any(seen > usual) & (spikes.count >= WARM) if sigma else jnp.zeros((), jnp.bool_)
+    above, limit = seen - spikes.mean, sigma * jnp.sqrt(spikes.variance)
+    spiked = jnp.any(above > limit) & (spikes.count >= WARM) if sigma else jnp.zeros((), jnp.bool_)
     finite = jnp.all(jnp.isfinite(seen))
     keep = finite & ~spiked
     share = 1.0 / jnp.minimum(spikes.count + 1, WINDOW).astype(jnp.float32)
-    distance = jnp.where(keep, seen - spikes.mean, 0.0)
-    variance = jnp.where(keep, (1 - share) * (spikes.variance + share * jnp.square(distance)), spikes.variance)
+    distance = jnp.where(finite, jnp.where(spiked, jnp.minimum(above, REACH * limit), above), 0.0)
+    variance = jnp.where(finite, (1 - share) * (spikes.variance + share * jnp.square(distance)), spikes.variance)
     skips = jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32)
     exponent = jnp.where(finite, jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0), spikes.exponent - 1)
-    return keep, Spikes(spikes.count + keep, spikes.mean + share * distance, variance, skips, exponent)
+    return keep, Spikes(spikes.count + finite, spikes.mean + share * distance, variance, skips, exponent)
