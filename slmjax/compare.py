@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
 from slmjax.train import metrics
@@ -67,10 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs", nargs="*", metavar="RUN", help="work directories, local or gs://; the first is what the others are compared with"
     )
     parser.add_argument("--out", default="compare.html", help="where to write the page (default: %(default)s)")
+    parser.add_argument("--sources", default="", help="held-out text to compare on, for example books,math (default: all, added up)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        comparison = compare(args.runs, seed=args.seed)
+        comparison = compare(args.runs, sources=tuple(filter(None, args.sources.split(","))), seed=args.seed)
         print_comparison(comparison)
         write_page(comparison, args.out)
     except UserError as error:
@@ -80,17 +81,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(workdirs: Sequence[str], *, seed: int = 0) -> Comparison:
+def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int = 0) -> Comparison:
     """Read the work directories and set their held-out scores against those of the first.
 
     Runs that differ only in the seed are one group; if that is true of all, each is a group of its own.
 
-    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz, or no document in common.
+    Args:
+      sources: whose held-out documents count; empty: all. Where runs differ in whether they read a source, its own would decide the total.
+    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz, a source that a run lacks, or no
+      document in common.
     """
     if len(workdirs) < 2:
         raise UserError(f"compare needs at least two work directories, got {len(workdirs)}: python -m slmjax.compare RUN RUN [...]")
     runs = [load(workdir, name) for workdir, name in zip(workdirs, _names(workdirs), strict=True)]
-    paired = pair([run.heldout for run in runs])
+    for run in runs:
+        if missing := [name for name in sources if name not in run.heldout]:
+            raise UserError(f"{run.name} has no held-out text '{missing[0]}'.{nearest(missing[0], run.heldout)}")
+    paired = pair([{name: run.heldout[name] for name in sources or run.heldout} for run in runs])
     groups = group([run.config for run in runs])
     groups = groups if len(groups) > 1 else [[index] for index in range(len(runs))]
     return Comparison(runs, paired, groups, bootstrap(paired, groups, seed=seed))
@@ -134,7 +141,7 @@ def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence for each group on how it does against the first, by the interval over all sources."""
+    """One sentence for each group on how it does against the first, by the interval over all sources compared."""
     labels, groups = comparison.labels, comparison.groups
     base = float(np.mean(bits_per_byte(comparison.paired)[groups[0]]))
     sentences = []
@@ -258,7 +265,7 @@ def _curves(comparison: Comparison) -> list[str]:
     colors = {index: number for number, members in enumerate(comparison.groups) for index in members}
     drawn = []
     for axis, label in (("train/tokens", "tokens"), ("train/flops", "FLOPs"), ("seconds", "seconds")):
-        for name, title in (("train/loss", "Training loss"), ("eval/bits_per_byte", "Held-out bits per byte")):
+        for name, title in (("train/loss", "Training loss"), ("eval/bits_per_byte", "Held-out bits per byte, all sources,")):
             lines = []
             for index, run in enumerate(comparison.runs):
                 steps, values = metrics.series(run.records, name)

@@ -11,8 +11,8 @@ from slmjax import compare
 from slmjax.train.metrics import MetricsWriter
 
 
-def make(folder, *, seed=0, lr=0.1, gain=0.0, documents=80, heldout=True):
-    """A small finished run; `gain` lowers the loss of every document."""
+def make(folder, *, seed=0, lr=0.1, gain=0.0, documents=80, heldout=True, two=False):
+    """A small finished run; `gain` lowers the loss of every document; that of a second source, where there are `two`, rises by twice it."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"seed": seed, "train": {"lr": lr, "steps": 3}, "log": {"every": seed + 1}}))
     with MetricsWriter(folder) as writer:
@@ -24,7 +24,10 @@ def make(folder, *, seed=0, lr=0.1, gain=0.0, documents=80, heldout=True):
         shared, own = np.random.default_rng(7), np.random.default_rng(seed + int(1000 * lr))
         keys, sizes = shared.permutation(1000)[:documents].astype(np.uint64), shared.integers(100, 900, documents)
         nats = sizes * (0.7 + shared.normal(0, 0.1, documents) + own.normal(0, 0.01, documents) - gain)
-        np.savez(folder / "heldout.npz", **{"a/b/keys": keys, "a/b/nats": nats, "a/b/bytes": sizes, "a/b/tokens": sizes // 4})
+        scores = {"keys": keys, "nats": nats, "bytes": sizes, "tokens": sizes // 4}
+        other = {"keys": keys + 1000, "nats": nats + 3 * gain * sizes, "bytes": sizes, "tokens": sizes // 4}
+        parts = {"a/b": scores, **({"other": other} if two else {})}
+        np.savez(folder / "heldout.npz", **{f"{name}/{field}": of for name, fields in parts.items() for field, of in fields.items()})
     return str(folder)
 
 
@@ -100,6 +103,16 @@ def test_many_configs_take_a_row_each_that_fits_a_terminal(tmp_path, capsys):
     total = [line for line in lines if "to" in line and "±" in line][: len(rates) - 1]  # the total's come before those of a/b
     gains = [-float(line[line.index("to") - 2]) for line in total]
     assert gains == pytest.approx([(rate - 0.1) / 4 / np.log(2) for rate in rates[1:]], abs=0.01)
+
+
+def test_the_verdict_is_about_the_sources_that_are_asked_for(tmp_path, capsys):
+    runs = [make(tmp_path / "old", two=True), make(tmp_path / "new", lr=0.2, gain=0.1, two=True), f"--out={tmp_path / 'c.html'}"]
+    verdict = {"": "worse", "a/b": "better", "other": "worse", "a/b,other": "worse"}
+    for sources, word in verdict.items():
+        assert compare.main([*runs, f"--sources={sources}"]) == 0
+        assert f"new is {word} than old" in " ".join(capsys.readouterr().out.split())
+    assert compare.main([*runs, "--sources=a/b,othr"]) == 2
+    assert "old has no held-out text 'othr'. Did you mean 'other'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
