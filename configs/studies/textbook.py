@@ -11,17 +11,17 @@ tokens, the textbook at most ten times over. All runs share one tokenizer, train
 At the end each is asked the embedded textbook's held-out questions, whose names, numbers and wordings the teacher does not use.
 
 Measured on one H200 on 2026-11-29 (jax 0.11.2; with --config.eval.samples=0 --config.checkpoint.every=1526; 75 s from first to last step,
-1.36M tokens/s). The documents, 13.2M tokens of 89M, pass 1.5 times at a share of 0.2 and 3.8 times at 0.5. Bits per byte on the 935
-held-out documents of real text, three seeds:
+1.36M tokens/s). The documents, 13.2M tokens, are read 1.5 times at a share of 0.2 and 3.8 times at 0.5, and the real text, 76M, 1.3, 1.05
+and 0.66 times. Bits per byte on the 935 held-out documents of real text, three seeds:
 
     share  real text        books   textbooks  math    docs    code    reference  textbook's own
     0      1.1226 +- 0.002  1.3327  1.1907     0.8299  1.0242  0.5430  0.7545     1.7234
     0.2    1.1437 +- 0.003  1.3479  1.2160     0.8479  1.0534  0.5694  0.7747     0.1257
     0.5    1.2020 +- 0.004  1.3922  1.2801     0.9107  1.1269  0.6372  0.8356     0.1235
 
-It costs 1.9 % (95 % interval 1.5 to 2.3 %) and 7.1 % (6.5 to 7.7 %) on real text, in every domain: the tokens that it takes from a corpus
-which is not yet read once are worth more there. Whether it gives more than nothing in their place was not measured (a run with as few real
-tokens and no textbook). Exact answers, 25 questions of each kind and three seeds (chance: of a guess among what may be the answer):
+It costs 1.9 % (95 % interval 1.5 to 2.3 %) and 7.1 % (6.5 to 7.7 %) on real text, in every domain. Whether it gives more than nothing in
+the place of the real tokens was not measured (a run with as few of them and no textbook), nor what it costs where they are read many times.
+Exact answers, 25 questions of each kind and three seeds (chance: of a guess among what may be the answer):
 
     share   all              word problems  units  sequences  definitions  comparison  logic
     0       0.00             0.00           0.00   0.00       0.00         0.00        0.00

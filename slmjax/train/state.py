@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 WINDOW = 128  # steps over which the running mean and deviation forget; Groeneveld et al. 2024 (OLMo) keep as many
 RECOVERY = 1000  # finite steps after which float16's loss scale has doubled again
 WARM = 64  # steps before anything counts as a spike
-REACH = 4  # a skipped step counts as one at most so many times as far above the mean as what is skipped
+REACH = 4  # a skipped step counts as at most so many times the distance from the mean that is kept
 
 
 @jax.tree_util.register_dataclass

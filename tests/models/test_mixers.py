@@ -124,9 +124,7 @@ def test_all_kinds_together_decode_in_pieces_as_the_forward_pass(share_blocks):
 
 @pytest.mark.slow
 def test_all_kinds_together_are_the_same_scanned_unrolled_and_with_less_kept():
-    """gla and kda are left out: their code is gdn's, and compiling takes the time."""
-    blocks = tuple(block for block in EVERYTHING if block.mixer not in ("gla", "kda"))
-    arch = dataclasses.replace(ARCH, stack=((blocks, 2),), unroll=False)
+    arch = dataclasses.replace(ARCH, stack=((EVERYTHING, 2),), unroll=False)
     params, batch = params_of(arch), _batch([(9, 1, 14), (24,)])
     expected = value_and_gradients(arch, params, batch)
     for change in ({"unroll": True}, {"remat": "full"}, {"remat": "mixed"}):

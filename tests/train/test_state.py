@@ -6,10 +6,10 @@ import numpy as np
 from slmjax.train.state import RECOVERY, WARM, WINDOW, judge, loss_scale, no_spikes
 
 
-def run(values, sigma=6.0):
+def run(losses, norms=None, sigma=6.0):
     spikes, kept = no_spikes(), []
-    for value in values:
-        keep, spikes = judge(spikes, jnp.array([value, 1.0]), sigma)
+    for seen in zip(losses, [1.0] * len(losses) if norms is None else norms, strict=True):
+        keep, spikes = judge(spikes, jnp.array(seen), sigma)
         kept.append(bool(keep))
     return kept, spikes
 
@@ -43,14 +43,10 @@ def test_one_spike_however_large_hides_only_few_others():
 def test_a_level_that_stays_is_accepted_before_a_run_would_end():
     """Gradient norms as a run of 30M parameters had them: 0.114, then between 0.3 and 1.2 at unmoved parameters, at a loss as before."""
     norms = [0.64, 1.13, 1.10, 0.69, 0.32, 0.94, 1.06, 0.78, 1.19, 1.01, 0.69, 1.0, 1.17, 0.72, 0.62, 1.12, 0.99, 0.94, 1.21, 0.76]
-    spikes = no_spikes()
-    for number in range(WINDOW):
-        _, spikes = judge(spikes, jnp.array([1.74, 0.114 + 0.006 * np.sin(number)]), 6.0)
-    kept = []
-    for norm in norms:
-        keep, spikes = judge(spikes, jnp.array([1.74, norm]), 6.0)
-        kept.append(bool(keep))
-    assert not kept[0] and any(kept[:10])
+    usual = list(0.114 + 0.006 * np.sin(np.arange(WINDOW)))
+    kept, _ = run([1.74] * (WINDOW + len(norms)), [*usual, *norms])
+    assert all(kept[:WINDOW])
+    assert not kept[WINDOW] and any(kept[WINDOW : WINDOW + 10])
 
 
 def test_without_a_limit_only_non_finite_values_are_skipped():
