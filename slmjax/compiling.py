@@ -25,8 +25,13 @@ def compiler_options(platform: str, *, tuned: bool = True, triton: bool = False,
 
 
 def use_compile_cache() -> None:
-    """Keep compiled programs between runs (JAX_COMPILATION_CACHE_DIR, else a folder in the user's cache)."""
+    """Keep compiled programs between runs, those that took half a second or more.
+
+    The folder is JAX_COMPILATION_CACHE_DIR, else one in the user's cache. Where
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set, it replaces the half second.
+    """
     if not jax.config.jax_compilation_cache_dir:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "slmjax", "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

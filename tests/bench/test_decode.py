@@ -25,11 +25,6 @@ def arguments(*words):
     return out
 
 
-@pytest.fixture(autouse=True)
-def own_compile_cache(corpus):
-    """The session's folder, not the user's."""
-
-
 def test_each_batch_gives_a_row_whose_figures_fit_together():
     found = decode.run(arguments())
     assert found["bench"] == "decode" and not found["messages"]

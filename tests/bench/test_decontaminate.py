@@ -1,18 +1,15 @@
-"""The decontamination bench: it hides what it says, counts what is found, and on the real corpus the bars of issue 5 hold."""
+"""The decontamination bench: it hides what it says and counts what is found; .ci/drills holds its bars on the real corpus."""
 
 import argparse
 import json
-import os
 import random
 import re
-from pathlib import Path
 
 import pytest
 
 from slmjax.bench import decontaminate, planted
 from slmjax.errors import UserError
 
-SHARED = Path(os.environ.get("SLMJAX_SHARED", "../shared/data"))
 ITEM = {
     "question": "Marta keeps 14 hens behind the bakery. Each hen lays five eggs a week, and Marta sells them by the dozen to Olu for $4. "
     "How much money does she earn from Olu in six weeks?",
@@ -73,15 +70,3 @@ def test_missing_data_and_numbers_that_cannot_be_are_refused(tmp_path, monkeypat
         decontaminate.run(arguments_of())
     with pytest.raises(UserError, match="--threshold above 0"):
         decontaminate.run(arguments_of("--threshold=0"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="needs the shared data: SLMJAX_SHARED names the folder that holds gsm8k/")
-def test_hidden_gsm8k_items_are_found_and_the_corpus_is_not_flagged():
-    found = decontaminate.run(arguments_of())
-    shares = {row["hidden"]: row["share"] for row in found["rows"]}
-    assert shares["verbatim"] == shares["case and punctuation"] == 1
-    assert shares["mid-line"] >= 0.95 and shares["names"] >= 0.9
-    (every,) = (row for row in found["clean"] if row["domain"] == "all")
-    assert every["documents"] > 50_000 and every["gsm8k_%"] <= 0.05
-    assert {21: 633, 1315: 603, 3727: 825}.items() <= {hit["line"]: hit["item"] for hit in found["train"]}.items()  # near-copies, read

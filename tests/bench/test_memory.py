@@ -12,11 +12,6 @@ from slmjax.models import sizes
 from slmjax.models.architecture import from_config
 
 
-@pytest.fixture(autouse=True)
-def own_compile_cache(corpus):
-    """The session's folder, not the user's."""
-
-
 def arguments(*words):
     parser = argparse.ArgumentParser()
     memory.add_arguments(parser)

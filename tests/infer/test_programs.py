@@ -31,7 +31,8 @@ def test_the_loop_writes_into_the_cache_in_place_and_gives_its_memory_back():
     )  # fmt: skip
     program = device.programs("cpu").decode.lower(device.unrolled(ARCH), 16, params, {}, cache, request).compile()
     of_cache = re.findall(rf"= f32\[{B},2,{S},8\]\S* ([\w-]+)\(", program.as_text())
-    assert of_cache.count("scatter") == 2 * ARCH.layers  # the pattern does find what the loop does with keys and values
+    # Each layer writes its keys and its values once; the name of the operation depends on XLA's code generator.
+    assert of_cache.count("scatter") + of_cache.count("dynamic-update-slice") == 2 * ARCH.layers
     assert "copy" not in of_cache and "transpose" not in of_cache
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     assert program.memory_analysis().alias_size_in_bytes == held

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.models.architecture import Architecture, Block
+from slmjax.models.cache import Keys
 
 
 class Mean(nn.Module):
@@ -36,6 +37,30 @@ class Mean(nn.Module):
     @staticmethod
     def empty_cache(arch, block, batch, size):
         return jnp.zeros((batch, arch.width)), jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
+
+
+class Lends(nn.Module):
+    """Lends values that it makes of each token; with borrows=True it takes those of the last lender of its kind."""
+
+    arch: Architecture
+    block: Block
+
+    @nn.compact
+    def __call__(self, x, *, ctx, cache=None, shared=None):
+        sizes = (x.shape[-1], self.arch.kv_heads, self.arch.head_dim)
+        gate = jnp.einsum("btd,dkh->btkh", x, self.param("gate", nn.initializers.normal(0.3), sizes))
+        if self.block.borrows:
+            value = shared[self.block.kind_of_keys].value
+        else:
+            value = jnp.einsum("btd,dkh->btkh", x, self.param("value", nn.initializers.normal(0.3), sizes))
+        if shared is not None:
+            shared = shared | {self.block.kind_of_keys: Keys(value, value)}
+        out = self.param("out", nn.initializers.normal(0.3), sizes[::-1])
+        return jnp.einsum("btkh,hkd->btd", value * nn.sigmoid(gate), out), cache, shared
+
+    @staticmethod
+    def empty_cache(arch, block, batch, size):
+        return None
 
 
 class LooksAhead(Mean):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import types
@@ -68,43 +67,37 @@ def expected(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(corpus, undisturbed, expected, tmp_path, monkeypatch, capsys):
-    four = tmp_path / "run"
-    fields = {"data__cache": tmp_path / "prepared", "eval__every": 4}  # prepared by all four, from nothing
-    processes = start_all(corpus, four, 4, 1, monkeypatch, **fields)
-    if runs.wait_for_step(four, 6, processes[0]):
-        processes[2].send_signal(signal.SIGTERM)
-    told = ends(processes)
-    assert [status for status, _, _ in told] == [143] * 4, told
-    assert "Saved and left as asked" in told[0][1] and [text for _, text, _ in told[1:]] == [""] * 3
-    (left,) = [event["step"] for event in runs.events(four, "preempted")]
-    assert 6 < left < STEPS and runs.steps_saved(four)[-1] == left
-    theirs = batches_read(four, 0)
-    assert len(theirs) >= left and theirs == {step: expected[step] for step in theirs}
+def test_a_signal_to_one_of_two_stops_both_and_one_goes_on(corpus, undisturbed, expected, tmp_path, monkeypatch, capsys):
+    """The short form of .ci/drills/test_hosts_that_come_and_go.py."""
+    fields = {"data__cache": tmp_path / "prepared"}  # prepared by both, from nothing
+    left = stop_all_by_one(corpus, expected, tmp_path / "two", 2, monkeypatch, **fields)
+    go_on_alone(corpus, undisturbed, expected, tmp_path / "two", left, monkeypatch, **fields)
+    assert f"goes on from step {left}" in capsys.readouterr().out
 
-    one = shutil.copytree(four, tmp_path / "one")
-    monkeypatch.setenv("SLMJAX_TEST_ROWS", f"{one}-rows")
+
+def stop_all_by_one(corpus, expected, workdir, count, monkeypatch, **fields):
+    """Start `count` processes, send the last one SIGTERM; all must save and leave at one step, which is returned."""
+    processes = start_all(corpus, workdir, count, 1, monkeypatch, **fields)
+    if runs.wait_for_step(workdir, 6, processes[0]):
+        processes[-1].send_signal(signal.SIGTERM)
+    told = ends(processes)
+    assert [status for status, _, _ in told] == [143] * count, told
+    assert "Saved and left as asked" in told[0][1] and not any(text for _, text, _ in told[1:])
+    (left,) = [event["step"] for event in runs.events(workdir, "preempted")]
+    assert 6 < left < STEPS and runs.steps_saved(workdir)[-1] == left
+    theirs = batches_read(workdir, 0)
+    assert len(theirs) >= left and theirs == {step: expected[step] for step in theirs}
+    return left
+
+
+def go_on_alone(corpus, undisturbed, expected, workdir, left, monkeypatch, **fields):
+    """One process takes the run over from step `left` and ends as the undisturbed one."""
+    monkeypatch.setenv("SLMJAX_TEST_ROWS", f"{workdir}-rows")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "local_batches", member.Noting)
-        assert runs.train(corpus, one, data__workers=1, **fields) == 0
-    assert batches_read(one, left) == {step: expected[step] for step in range(left, STEPS)}
-    assert f"goes on from step {left}" in capsys.readouterr().out
-    np.testing.assert_allclose(runs.losses(one)[1], runs.losses(undisturbed)[1], rtol=1e-5)  # sums in another order
-
-    two = shutil.copytree(four, tmp_path / "two")
-    for path in (two / "checkpoints" / str(left) / "params").rglob("d/*"):
-        path.write_bytes(b"")
-    before = runs.steps_saved(four)[-2]
-    told = ends(start_all(corpus, two, 2, 2, monkeypatch, data__workers=3, **fields))
-    assert [status for status, _, _ in told] == [0, 0], told
-    assert told[0][1].count("it is damaged") == 1 and f"goes on from step {before}" in told[0][1] and told[1][1] == ""
-    assert [path.name for path in (two / "checkpoints-aside").iterdir()] == [str(left)]
-    np.testing.assert_allclose(runs.losses(two)[1], runs.losses(undisturbed)[1], rtol=1e-5)
-    assert batches_read(two, before) == {step: expected[step] for step in range(before, STEPS)}
-    bits = [runs.metrics.series(runs.metrics.read(run), "eval/bits_per_byte") for run in (two, one)]
-    np.testing.assert_array_equal(bits[0][0], [4, 8, 12, 16, 20, 24, 28, 30])
-    np.testing.assert_allclose(bits[0][1], bits[1][1], rtol=1e-5)
-    assert (two / "report.html").exists() and (two / "heldout.npz").exists()
+        assert runs.train(corpus, workdir, data__workers=1, **fields) == 0
+    assert batches_read(workdir, left) == {step: expected[step] for step in range(left, STEPS)}
+    np.testing.assert_allclose(runs.losses(workdir)[1], runs.losses(undisturbed)[1], rtol=1e-5)  # sums in another order
 
 
 def test_ctrl_c_in_one_of_several_is_passed_on_to_the_service_that_agrees(monkeypatch):

@@ -9,7 +9,6 @@ from slmjax.models import lm
 from slmjax.parallel.rules import flatten
 from tests import runs
 from tests.train.small import Setup, packed_batch, small_config, whole
-from tests.train.test_step import MESHES, _objective_with_holes
 
 
 def _config(products="float8", **train):
@@ -19,9 +18,15 @@ def _config(products="float8", **train):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def setup():
+    """One device's program."""
+    return Setup(_config())
+
+
+@pytest.fixture(scope="module")
+def alone(setup):
     """Metrics and state of one device's steps over three batches, first to last."""
-    return _three_steps(Setup(_config()))
+    return _three_steps(setup.reset())
 
 
 def _three_steps(setup):
@@ -38,10 +43,9 @@ def _difference(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("data", 1), ("fsdp", 1), ("tensor", 1), ("mixed", 2), (None, 4)])
-def test_steps_on_eight_devices_or_in_parts_see_the_same_and_choose_the_same_scales(mesh, parts, alone):
+def test_steps_on_eight_devices_and_in_parts_see_the_same_and_choose_the_same_scales(alone):
     """A maximum over parts and devices is exact. A product's last bit may be a step of float8 in the next, and grow from step to step."""
-    setup = Setup(_config(microbatches=parts), MESHES[mesh] if mesh else None, 8 if mesh else 1)
+    setup = Setup(_config(microbatches=2), {"data": 2, "fsdp": 2, "tensor": 2}, 8)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(setup.state.buffers))
     for step, (found, expected) in enumerate(zip(_three_steps(setup), alone, strict=True)):
         assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-4 if step else 1e-6)
@@ -51,16 +55,16 @@ def test_steps_on_eight_devices_or_in_parts_see_the_same_and_choose_the_same_sca
             np.testing.assert_array_equal(scales, expected[2][path], err_msg=path)
 
 
-def test_scales_move_from_their_start_and_gradients_are_near_the_plain_ones(alone):
+def test_scales_move_from_their_start_and_gradients_are_near_the_plain_ones(setup, alone):
     plain = _three_steps(Setup(_config("compute")))
-    start = flatten(whole(lm.init_buffers(Setup(_config(), program=False).arch)))
+    start = flatten(whole(lm.init_buffers(setup.arch)))
     assert any(np.any(scales != start[path]) for path, scales in alone[-1][2].items())
     assert plain[0][2] == {}
     assert 0.05 < _difference(alone[0][1], plain[0][1]) < 0.3  # 4 and 3 bits in every product of two layers
 
 
-def test_a_skipped_step_leaves_the_scales():
-    setup, batch = Setup(_config(), of=_objective_with_holes), packed_batch(_config())
+def test_a_skipped_step_leaves_the_scales(setup):
+    setup, batch = setup.reset(), packed_batch(_config())
     before = whole(setup.state.buffers)
     assert setup.step({**batch, "tokens": np.full_like(batch["tokens"], 7)})["skips"] == 1
     jax.tree.map(np.testing.assert_array_equal, before, whole(setup.state.buffers))

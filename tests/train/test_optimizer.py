@@ -17,17 +17,19 @@ from tests.train.small import small_config
 def tree(layers, seed=0):
     config = small_config()
     config.model.layers = layers
-    return lm.init(from_config(config, 512), jax.random.key(seed))
+    return jax.jit(lm.init, static_argnums=0)(from_config(config, 512), jax.random.key(seed))
 
 
 def steps(optimizer, params, gradients, count=3):
-    state = optimizer.init(params)
-    for i in range(count):
-        params, state = optimizer.update(jax.tree.map(lambda g, i=i: g * (1 + i), gradients), state, params, jnp.float32(0.5))
-    return params
+    """Parameters after `count` updates, of which the n-th has n times the gradients."""
+
+    def update(carry, times):
+        return optimizer.update(jax.tree.map(lambda g: g * times, gradients), carry[1], carry[0], jnp.float32(0.5)), None
+
+    run = jax.jit(lambda params, state: jax.lax.scan(update, (params, state), jnp.arange(1.0, count + 1))[0][0])
+    return run(params, optimizer.init(params))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_one_update_of_the_stacked_tree_equals_updates_of_each_layer(name):
     optimizer = Optimizer(small_config(optimizer=name).train, configs.base().model.multipliers)
@@ -59,7 +61,7 @@ def test_muon_updates_have_equal_singular_values_and_adamws_size():
     train = small_config(optimizer="muon", weight_decay=0.0).train
     optimizer = Optimizer(train, configs.base().model.multipliers)
     params, gradients = tree(2), tree(2, seed=1)
-    new, _ = optimizer.update(gradients, optimizer.init(params), params, jnp.float32(1.0))
+    new, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, jnp.float32(1.0))
     change = (flatten(new)["stack/0/0/mixer/query"] - flatten(params)["stack/0/0/mixer/query"])[0].reshape(64, 64) / train.lr
     singular = np.linalg.svd(np.asarray(change), compute_uv=False)
     assert singular.max() / np.median(singular) < 1.8  # five Newton-Schulz iterations leave about 0.7 to 1.2

@@ -1,0 +1,65 @@
+"""The files of this repository that a Python file can reach, and one hash of them: python .ci/closure.py FILE.
+
+A file reaches what it imports (anywhere in it), what a string constant names as `module:attribute` or as a module of the library, and
+what a string constant names as a path. That is more than what runs, never less, as long as names are not put together at run time.
+"""
+
+import ast
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = re.compile(r"((?:slmjax|tests)(?:\.\w+)*)(?::\w+)?")
+
+
+def closure(start: Path) -> list[Path]:
+    """Every file that `start` can reach, itself included, sorted."""
+    reached: set[Path] = set()
+    waiting = [start.resolve()]
+    while waiting:
+        file = waiting.pop()
+        if file not in reached:
+            reached.add(file)
+            if file.suffix == ".py":
+                waiting.extend(_named_by(file))
+    return sorted(reached)
+
+
+def digest(files: list[Path]) -> str:
+    """A hash of the files' names and contents."""
+    lines = [f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def _named_by(file: Path) -> set[Path]:
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found |= _of_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                found |= _of_module(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if match := MODULE.fullmatch(node.value):
+                found |= _of_module(match[1])
+            for path in re.findall(r"[\w./-]+", node.value):
+                if "/" in path and (ROOT / path).is_file():
+                    found.add(ROOT / path)
+    return found
+
+
+def _of_module(name: str) -> set[Path]:
+    """The files of a dotted name, of which the last part may be an attribute, and of the packages above it."""
+    found, parts = set(), name.split(".")
+    for count in range(1, len(parts) + 1):
+        base = ROOT.joinpath(*parts[:count])
+        found |= {file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()}
+    return found
+
+
+if __name__ == "__main__":
+    reached = closure(Path(sys.argv[1]))
+    print(digest(reached), *(file.relative_to(ROOT) for file in reached), sep="\n")
