@@ -8,13 +8,18 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling takes most of the suite's time. Without LLVM's optimisations it takes half, and a fifth of that with XLA's older code
-# generator in one piece: the gradient of a recurrence compiles in 0.3 s instead of 1.4. jaxlib 0.11 has no other generator any more.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+# Compiling takes most of the suite's time. Without LLVM's optimisations it takes half; with XLA's
+# older code generator, in one piece, a fifth of that: the gradient of a recurrence compiles in
+# 0.3 s instead of 1.4. jaxlib 0.11.2 no longer has that generator.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+# Tests of curation and of data also run where there is no JAX at all.
+_JAXLIB = [of.version for of in importlib.metadata.distributions(name="jaxlib")]
+if any(version.startswith("0.10.") for version in _JAXLIB):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
-# One cache of compiled programs for all workers and all processes that tests start. A folder that the caller names is kept.
+# One cache of compiled programs for all workers and all processes that tests start. A folder that
+# the caller names is kept.
 _OWN_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="slmjax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _OWN_CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -57,9 +62,9 @@ def no_silent_broadcast(request):
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A small file of text; what is prepared from it is kept next to it for all tests."""
-    from tests import runs
+    from tests.corpus import write_corpus
 
-    return runs.write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Runs of tests/recipes/smallest.py, in this process and in others, and what they leave behind."""
 
 import os
-import random
 import re
 import signal
 import subprocess
@@ -16,21 +15,7 @@ import orbax.checkpoint as ocp
 from slmjax import launch
 from slmjax.checkpoint import Checkpoints
 from slmjax.train import metrics
-
-ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "tests" / "recipes" / "smallest.py"
-WORDS = ["river", "stone", "blue", "seven", "carries", "under", "morning", "bread", "counts", "slowly", "the", "a", "of", "to", "and"]
-
-
-def write_corpus(path, seed=0, documents=400):
-    """Lines of JSON with sentences of a few words."""
-    import json
-
-    draw = random.Random(seed)
-    texts = (" ".join(draw.choices(WORDS, k=draw.randrange(8, 90))) for _ in range(documents))
-    path.write_text("".join(json.dumps({"text": f"{text}."}) + "\n" for text in texts))
-    return path
-
+from tests.corpus import RECIPE, ROOT, write_corpus  # noqa: F401  (for tests that also train)
 
 def argv(corpus, workdir, **fields):
     """The launcher's words; a field with dots is written with double underscores (train__steps=5)."""

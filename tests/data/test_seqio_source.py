@@ -1,4 +1,4 @@
-"""SeqIO: a task's text comes out once and as the task had it, a mixture is its tasks with seqio's own shares, and a run of both resumes."""
+"""SeqIO: a task's text comes out once and as the task had it, a mixture is its tasks with seqio's own shares, and reading goes on anywhere."""
 
 import json
 import os
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from slmjax.config import from_dict
-from slmjax.data.loader import batch_rows
+from slmjax import config as configs
+from slmjax.data.loader import batch_hash, batch_rows
 from slmjax.data.prepare import prepare
 from slmjax.data.seqio_source import _import
 from slmjax.data.sources import DAMAGED, Document, Fault, Record, Source, list_files, parse_sources, read_documents, read_records
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.errors import UserError
-from tests import runs
+from tests.corpus import RECIPE, ROOT, write_corpus
 
 MODULE = """
 import functools, json
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seqio")
     (folder / "seqio_tasks_of_a_user.py").write_text(MODULE)
     for i, start in enumerate((0, 700)):
-        texts = (json.loads(line)["text"] for line in runs.write_corpus(folder / "words.jsonl", seed=i, documents=200).open())
+        texts = (json.loads(line)["text"] for line in write_corpus(folder / "words.jsonl", seed=i, documents=200).open())
         (folder / f"river-{i}.txt").write_text("".join(f"{start + j}: {text} ß\n" for j, text in enumerate(texts)))
     (folder / "validation.txt").write_text("Held out, one.\nHeld out, two.\n")
     records = [{"inputs": f"{i} and {i} is?", "targets": f"{2 * i}.", "id": f"q{i % 5}/{i}", "hard": i / 2} for i in range(300)]
@@ -100,7 +100,7 @@ def read(name: str, group_by: str = "", **options) -> list[Document | Fault]:
 def elsewhere(code: str) -> str:
     """What a new process, which imports everything anew, prints last."""
     command = f"from slmjax.data.sources import Source, list_files, parse_sources, read_documents\n{code}"
-    done = subprocess.run([sys.executable, "-c", command], cwd=runs.ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -323,29 +323,29 @@ def test_worker_processes_prepare_what_one_process_does(folder, tmp_path):
 
 
 @pytest.mark.seqio
-@pytest.mark.slow
-def test_a_mixture_is_trained_at_its_rates_and_resumed_in_another_process_as_if_undisturbed(folder, tmp_path):
-    corpus, flags = (
-        folder / "unused.jsonl",
-        {"data__sources": path("two"), "data__cache": tmp_path / "prepared", "data__max_bad_share": 0.01},
-    )
-    assert runs.train(corpus, tmp_path / "undisturbed", **flags) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        runs.signal_after(patch, 13)
-        assert runs.train(corpus, tmp_path / "run", **flags) != 0
-    assert runs.logged(tmp_path / "run") < 20
-    process = runs.start(corpus, tmp_path / "run", **flags)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    runs.assert_same_end(tmp_path / "run", tmp_path / "undisturbed", 30)
-
-    config = from_dict(json.loads((tmp_path / "run" / "config.json").read_text()))
+def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(folder, tmp_path):
+    """What a run that goes on would read; training itself sees prepared text, of whatever source."""
+    fields = [f"data.sources={path('two')}", f"data.cache={tmp_path / 'prepared'}", "data.max_bad_share=0.01"]
+    config = configs.override(configs.load(f"{RECIPE}:{folder / 'unused.jsonl'}"), fields)
     assert {name: entry.weight for name, entry in config.data.sources.items()} == {"questions": 0.25, "river-lines": 0.75}
     plan = batch_plan(config, prepared_text(config, str(tmp_path / "run")))
-    tokens = np.zeros(2)
+    tokens, hashes = np.zeros(2), []
     for step in range(config.train.steps):
-        weights = batch_rows(plan, step, range(plan.batch))["weights"].sum(1)
-        np.add.at(tokens, [source for source, _ in plan.rows(step)], weights)
+        batch = batch_rows(plan, step, range(plan.batch))
+        hashes.append(batch_hash(batch))
+        np.add.at(tokens, [source for source, _ in plan.rows(step)], batch["weights"].sum(1))
     taken = plan.mixture.rows_before(plan.total_rows)
     assert list(plan.train) == ["questions", "river-lines"] and taken.tolist() == [120, 360]
     assert tokens / tokens.sum() == pytest.approx([0.25, 0.75], abs=0.01)
+
+    (tmp_path / "config.json").write_text(configs.to_json(config))  # as a run leaves it
+    later = elsewhere(f"""
+import json
+from slmjax.config import from_dict
+from slmjax.data.loader import batch_hash, batch_rows
+from slmjax.data.stage import batch_plan, prepared_text
+config = from_dict(json.load(open({str(tmp_path / "config.json")!r})))
+plan = batch_plan(config, prepared_text(config, {str(tmp_path / "run")!r}))
+print([batch_hash(batch_rows(plan, step, range(plan.batch))) for step in range(13, config.train.steps)])
+""")
+    assert later == str(hashes[13:])

@@ -23,7 +23,7 @@ def small(steps=300, **study):
 @pytest.mark.slow
 def test_gated_deltanet_recalls_what_a_running_mean_cannot():
     """Two pairs of 16 tokens: guessing among the values that stand there is right half of the time."""
-    config = small(steps=400)
+    config = small(steps=250)
     measure = lambda pattern: recall.measure(config, recall.settings(config), "recall:16:2", pattern, (pattern,))  # noqa: E731
     gdn, mean = measure("gdn+none"), measure("tests.models.own:Mean")
     assert gdn["accuracy"] > 0.9 > 0.75 > mean["accuracy"] > 0.3
