@@ -17,6 +17,7 @@ from slmjax.checkpoint import Checkpoints
 from slmjax.train import metrics
 from tests.corpus import RECIPE, ROOT, write_corpus  # noqa: F401  (for tests that also train)
 
+
 def argv(corpus, workdir, **fields):
     """The launcher's words; a field with dots is written with double underscores (train__steps=5)."""
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]

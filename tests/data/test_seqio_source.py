@@ -1,4 +1,4 @@
-"""SeqIO: a task's text comes out once and as the task had it, a mixture is its tasks with seqio's own shares, and reading goes on anywhere."""
+"""SeqIO: a task's text comes out once and as it was, a mixture is its tasks with seqio's own shares, and reading goes on anywhere."""
 
 import json
 import os
