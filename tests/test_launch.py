@@ -1,6 +1,8 @@
 """The launcher: what each mistake gets (one sentence, exit status 2, nothing half-written), and what importing it costs."""
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 
@@ -178,8 +180,15 @@ def test_help_lists_every_option_and_field(capsys):
     assert all(f"--{flag}" in out for flag in launch.FLAGS if flag != "help") and "--config.train.spike_sigma=6.0" in out
 
 
-def test_importing_the_library_and_its_commands_imports_no_jax():
-    heavy = ("jax", "flax", "grain", "orbax", "pyarrow")
-    program = f"import sys, {', '.join(MODULES.split())}\nprint([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize("modules", [MODULES, "slmjax.curate and below", "slmjax.data and below"])
+def test_importing_commands_and_what_prepares_text_imports_no_jax(modules):
+    """Curation and preparation run on machines and in environments (Beam's, SeqIO's) without it."""
+    heavy = ("jax", "flax", "grain", "orbax", *(() if "below" in modules else ("pyarrow",)))
+    if "below" in modules:
+        package = importlib.import_module(modules.split()[0])
+        found = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+        assert len(found) > 10
+        modules = " ".join(found)
+    program = f"import sys, {', '.join(modules.split())}\nprint([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=runs.ROOT)
     assert found.stdout == "[]\n"

@@ -31,6 +31,7 @@ def test_every_parameter_of_a_model_with_every_option_has_its_spec():
     assert found["stack/0/0/mixer/query"] == P(None, "fsdp", "tensor", None)
     assert found["stack/0/0/mixer/key"] == P(None, "fsdp", "tensor", None)
     assert found["stack/0/0/mixer/out"] == P(None, "tensor", None, "fsdp")
+    assert found["stack/0/0/channel/up"] == P(None, "fsdp", "tensor")
     assert found["stack/0/0/channel/down"] == P(None, "tensor", "fsdp")
     assert found["final_norm/scale"] == P(None)
 

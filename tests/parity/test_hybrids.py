@@ -108,7 +108,11 @@ def test_logits_are_theirs(pair):
 
 
 def test_the_gradient_of_every_weight_is_theirs(pair):
-    """Of the mean cross-entropy; the embedding's is that of the inputs."""
+    """Of the mean cross-entropy; the embedding's is that of the inputs.
+
+    Qwen3-Next's largest gradient is 0.96, and 4e-6 off as users compile it. XLA's older code
+    generator, which tests compile with (tests/conftest.py), rounds more: 1.8e-5 off.
+    """
     arch, weights, batch, targets, _, theirs = pair
 
     def loss(params):
@@ -121,7 +125,7 @@ def test_the_gradient_of_every_weight_is_theirs(pair):
         if arch.blocks[0].mixer == "kda" and name.startswith("stack/0/3/mixer"):
             continue  # the attention that is not ours
         assert np.abs(expected).max() > 1e-5, f"{name} has no gradient to compare"
-        np.testing.assert_allclose(mine, expected, atol=1e-5, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(mine, expected, atol=2.5e-5, rtol=1e-5, err_msg=name)
 
 
 def _ours(arch: Architecture, tensors: dict, one: float) -> dict:

@@ -1,0 +1,141 @@
+"""Put one deliberate fault after the other into a copy of the library; each must turn a test red.
+
+    python .ci/faults.py [--tests=CHECKOUT] [NAME ...]
+
+Run it after tests were removed or merged. `--tests` takes the tests of another checkout, such as an
+earlier commit's, against the same faults in that checkout's library. A fault names the test files
+that could see it; they run with every marker until the first failure.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# name: (file, what stands there, what the fault makes of it, tests that could see it)
+FAULTS = {
+    "attention sees other documents": (
+        "slmjax/ops/attention.py",
+        "visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] != 0)",
+        "visible = (key_segments[:, None, :] != 0) & (query_segments[:, :, None] != 0)",
+        "tests/ops/test_attention.py tests/models/test_lm.py",
+    ),
+    "a chunk decays by its first token": (
+        "slmjax/ops/recurrence.py",
+        "jnp.exp(total[..., -1, :]), 0.0)",
+        "jnp.exp(total[..., 0, :]), 0.0)",
+        "tests/ops/test_recurrence.py",
+    ),
+    "a microbatch's weight is lost": (
+        "slmjax/train/step.py",
+        "return (jax.tree.map(jnp.add, so_far[0], added),",
+        "return ((so_far[0][0] + added[0], added[1], *jax.tree.map(jnp.add, so_far[0][2:], added[2:])),",
+        "tests/train/test_step.py",
+    ),
+    "two shard axes are swapped": (
+        "slmjax/parallel/rules.py",
+        '(r"stack/.*/mixer/out", ("tensor", None, "fsdp"))',
+        '(r"stack/.*/mixer/out", ("fsdp", None, "tensor"))',
+        "tests/parallel/test_rules.py tests/train/test_step.py",
+    ),
+    "a checkpoint's digest is not compared": (
+        "slmjax/checkpoint.py",
+        "if item in items and digest(got[item]) != expected:",
+        "if False:",
+        "tests/test_checkpoint.py tests/train/test_resume.py",
+    ),
+    "a packed piece starts one token early": (
+        "slmjax/data/packing.py",
+        "docs[piece], offsets[piece] + inside, length",
+        "docs[piece], np.maximum(offsets[piece] + inside - 1, 0), length",
+        "tests/data/test_packing.py tests/data/test_loader.py",
+    ),
+    "a shared block is applied once": (
+        "slmjax/models/lm.py",
+        "        for _ in range(arch.share_blocks):\n            x, shared = apply(",
+        "        for _ in range(1):\n            x, shared = apply(",
+        "tests/models/test_mixers.py",
+    ),
+    "a window's cache forgets one token": (
+        "slmjax/models/cache.py",
+        "_held(size, slots.index[:, 0] + 1), slots.segments)",
+        "_held(size, slots.index[:, 0]), slots.segments)",
+        "tests/models/test_mixers.py tests/models/test_cache.py tests/test_testing.py",
+    ),
+    "padding changes a recurrent state": (
+        "slmjax/ops/recurrence.py",
+        "return out, jnp.where(real, after, state), jnp.where(now == 0, segment, now)",
+        "return out, after, jnp.where(now == 0, segment, now)",
+        "tests/ops/test_recurrence.py tests/test_testing.py",
+    ),
+    "float8 scales see the last microbatch only": (
+        "slmjax/train/step.py",
+        "jax.tree.map(jnp.maximum, so_far[1], seen)",
+        "seen",
+        "tests/train/test_float8.py",
+    ),
+    "a recurrence splits heads over the axis of its rows": (
+        "slmjax/models/recurrent.py",
+        'return "tensor" if heads % ways("tensor") == 0 else None',
+        'return "fsdp" if heads % ways("fsdp") == 0 else None',
+        "tests/test_testing.py",
+    ),
+    "the loss scale is undone for one microbatch": (
+        "slmjax/train/step.py",
+        "mean = total / (weight * scale)",
+        "mean = total / (weight * scale / t.microbatches)",
+        "tests/train/test_step.py",
+    ),
+    "a block borrows from the first lender": (
+        "slmjax/models/attention.py",
+        "keys = shared[block.kind_of_keys]",
+        "keys = next(iter(shared.values()))",
+        "tests/models/test_mixers.py",
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tests", type=Path, default=ROOT, metavar="CHECKOUT")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    asked = parser.parse_args()
+    unseen = 0
+    with tempfile.TemporaryDirectory() as compiled:  # most programs are the same with another fault
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+        for name in asked.names or FAULTS:
+            began = time.monotonic()
+            red = first_failure(asked.tests.resolve(), *FAULTS[name])
+            unseen += not red
+            print(f"{name}: {red or 'NO TEST IS RED'} ({time.monotonic() - began:.0f} s)", flush=True)
+    return int(unseen > 0)
+
+
+def first_failure(checkout: Path, file: str, right: str, wrong: str, tests: str) -> str:
+    """The first test that fails with the fault in a copy of the checkout; empty where all pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "slmjax"
+        left_out = shutil.ignore_patterns(".*", "runs", "__pycache__")
+        shutil.copytree(checkout, copy, ignore=left_out)
+        text = (copy / file).read_text()
+        if text.count(right) != 1:
+            raise SystemExit(f"{file} holds {text.count(right)} times what the fault replaces; expected once: {right}")
+        (copy / file).write_text(text.replace(right, wrong))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-m", "not beam", *tests.split()]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    if red := re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE):
+        return red[0]
+    if done.returncode:
+        raise SystemExit(f"pytest ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
