@@ -125,6 +125,12 @@ class Index:
         self._manifest["batches"].append({"name": batch, "units": entries})
         write_atomic(self.folder / "index.json", self._manifest)
 
+    def forget(self, batch: str) -> None:
+        """Take out the batch that was added last, if it has this name."""
+        if self._manifest["batches"] and self._manifest["batches"][-1]["name"] == batch:
+            self._manifest["batches"].pop()
+            write_atomic(self.folder / "index.json", self._manifest)
+
     def clusters(self, threshold: float, pairs: Pairs | None = None) -> Clusters:
         """Clusters of all documents, see `clusters.cluster`; `pairs` are their candidates where something else has found them."""
         documents, shingles = len(self), sum(unit["shingles"] for unit in self.units())
