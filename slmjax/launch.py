@@ -141,4 +141,5 @@ def _unraisable(problem) -> None:
 
 if __name__ == "__main__":
     sys.unraisablehook = _unraisable
+    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
     sys.exit(main())

@@ -19,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from slmjax.errors import UserError
+from slmjax.readable import duration
 
 try:
     import fcntl
@@ -26,6 +27,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 Progress = Callable[[str, int, int], None]
+FIRST_LINE, NEXT_LINE = 5.0, 60.0  # seconds of waiting for others: until a line says so, and from line to line
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
 
@@ -76,7 +78,8 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            say(f"waiting for {file.read().strip() or 'another process'}, which prepares the same text")
+            holder = file.read().strip() or "another process"
+            say(f"waiting for {holder}, which prepares the same text in {path.parent}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             say(f"{path.parent} has no file locks ({error.strerror}); continuing without")
@@ -174,25 +177,28 @@ def wait_for(
       that the rest will not come.
     """
     missing = [path for path in paths if not path.exists()]
-    start, told = time.monotonic(), False
+    progressed, next_line = time.monotonic(), time.monotonic() + FIRST_LINE
     while missing:
         if unless():
             raise FileNotFoundError(str(missing[0]))
         time.sleep(0.1)
         left = [path for path in missing if not path.exists()]
+        now = time.monotonic()
         if len(left) < len(missing):
-            start = time.monotonic()
+            progressed = now
         missing = left
-        waited = time.monotonic() - start
-        if missing and waited > timeout:
+        if missing and now - progressed > timeout:
             names = ", ".join(path.name for path in missing[:3])
             raise UserError(
                 f"data.cache: waited {timeout:.0f} s for other hosts to {what} ({len(missing)} missing: {names}); "
                 f"does every host see {missing[0].parent}?"
             )
-        if missing and not told and waited > 5:
-            told = True
-            say(f"waiting for other hosts to {what} ({len(missing)} left)")
+        if missing and now >= next_line:
+            next_line = now + NEXT_LINE
+            say(
+                f"waiting in {missing[0].parent} for the other processes to {what}: {len(missing)} of "
+                f"their files are missing, the last came {duration(now - progressed)} ago"
+            )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.data import passes, shards
+from slmjax.data import passes, shards, work
 from slmjax.data.prepare import prepare, summary
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.data.sources import list_files, parse_sources, read_documents
@@ -358,6 +359,17 @@ def test_a_host_that_never_comes_is_reported(made, tmp_path):
     sources, _ = made
     with pytest.raises(UserError, match="waited 0 s for other hosts"):
         run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=0.2)
+
+
+def test_a_host_that_waits_says_where_and_for_how_many_again_and_again(made, tmp_path, monkeypatch):
+    sources, _ = made
+    monkeypatch.setattr(work, "FIRST_LINE", 0.1)
+    monkeypatch.setattr(work, "NEXT_LINE", 0.3)
+    said = []
+    with pytest.raises(UserError, match="waited 1 s"):
+        run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=1.0, say=said.append)
+    expected = rf"waiting in {tmp_path}/\.identity for the other processes to hash the text: 3 of their files are missing"
+    assert len(said) >= 3 and all(re.match(expected, sentence) for sentence in said)
 
 
 def test_too_many_bad_records_are_an_error_that_shows_the_first_and_fewer_are_counted(tmp_path):
