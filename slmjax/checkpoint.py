@@ -48,7 +48,8 @@ class Checkpoints:
 
     def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
         """Save in the background; returns once the arrays are copied off the device."""
-        meta = {**meta, "digests": {"params": digest(params), "rest": digest(rest)}}
+        digests = {"params": digest(params), "rest": digest(rest)}
+        meta = sealed({**meta, "step": step, "digests": digests})
         self.manager.save(
             step,
             args=ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)),
@@ -71,11 +72,17 @@ class Checkpoints:
         return sorted(self.manager.all_steps()) if self.root.exists() else []
 
     def meta(self, step: int) -> dict:
-        """The meta item of a step; {} where it cannot be read."""
+        """The meta item of a step; {} where it is damaged or another step's."""
+        return self.read_meta(step)[0]
+
+    def read_meta(self, step: int) -> tuple[dict, str]:
+        """(the meta item of a step, "") or ({}, what is wrong with it)."""
         try:
-            return json.loads((self.root / str(step) / "meta" / "metadata").read_text())
-        except (OSError, ValueError):
-            return {}
+            meta = json.loads((self.root / str(step) / "meta" / "metadata").read_text())
+            fault = meta_fault(meta, step)
+        except (OSError, ValueError, RecursionError):  # the last one for deep nesting
+            return {}, "its meta item cannot be read"
+        return ({}, fault) if fault else (meta, "")
 
     def restore(self, step: int, params: Any, rest: Any | None = None) -> Found:
         """A step's checkpoint in the shape and shardings of ShapeDtypeStruct trees; `rest` may be left out.
@@ -83,14 +90,17 @@ class Checkpoints:
         Raises: ValueError where a value is not the one that was saved, and whatever the storage raises for a damaged checkpoint;
           training then takes the one before.
         """
-        items = {"params": ocp.args.StandardRestore(params), "meta": ocp.args.JsonRestore()}
+        meta, fault = self.read_meta(step)
+        if fault:
+            raise ValueError(fault)
+        items = {"params": ocp.args.StandardRestore(params)}
         if rest is not None:
             items["rest"] = ocp.args.StandardRestore(rest)
         got = self.manager.restore(step, args=ocp.args.Composite(**items))
-        for item, expected in got["meta"].get("digests", {}).items():
+        for item, expected in meta.get("digests", {}).items():
             if item in items and digest(got[item]) != expected:
                 raise ValueError(f"values of '{item}' are not those that were saved")
-        return Found(step, got["meta"], got["params"], got["rest"] if rest is not None else None)
+        return Found(step, meta, got["params"], got["rest"] if rest is not None else None)
 
     def set_aside(self, step: int) -> None:
         """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
@@ -108,6 +118,37 @@ class Checkpoints:
     def close(self) -> None:
         if "manager" in self.__dict__:
             self.manager.close()
+
+
+def sealed(meta: dict) -> dict:
+    """`meta` as JSON has it, with a hash of itself, so that a changed value is noticed."""
+    plain = json.loads(json.dumps(meta))
+    return plain | {"seal": _seal(plain)}
+
+
+def meta_fault(meta: Any, step: int) -> str:
+    """What is wrong with the meta item of a step's checkpoint; "" for nothing.
+
+    Checkpoints of versions without a seal are judged by their keys alone.
+    """
+    if not isinstance(meta, dict):
+        return "its meta item holds no object"
+    if meta.get("step", step) != step:
+        return f"its meta item is that of step {meta['step']}"
+    if "seal" in meta:
+        return "" if meta["seal"] == _seal(meta) else "its meta item is not the one that was saved"
+    wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind)]
+    if not wrong and not isinstance(meta["config"].get("train"), dict):
+        wrong = ["config"]
+    return f"its meta item has no valid '{wrong[0]}'" if wrong else ""
+
+
+META = {"config": dict, "tokenizer": str, "fingerprint": str, "parents": list, "digests": dict}
+
+
+def _seal(meta: dict) -> str:
+    others = {name: value for name, value in meta.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest(tree: Any) -> str:

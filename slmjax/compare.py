@@ -88,8 +88,8 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
 
     Args:
       sources: whose held-out documents count; empty: all. Where runs differ in whether they read a source, its own would decide the total.
-    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz, a source that a run lacks, or no
-      document in common.
+    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz, a source that a run lacks, scores
+      that are not finite, or no document in common.
     """
     if len(workdirs) < 2:
         raise UserError(f"compare needs at least two work directories, got {len(workdirs)}: python -m slmjax.compare RUN RUN [...]")
@@ -97,6 +97,12 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
     for run in runs:
         if missing := [name for name in sources if name not in run.heldout]:
             raise UserError(f"{run.name} has no held-out text '{missing[0]}'.{nearest(missing[0], run.heldout)}")
+        for source in sources or run.heldout:
+            if not np.isfinite(run.heldout[source]["nats"]).all():
+                raise UserError(
+                    f"the held-out scores of {run.name} on '{source}' are not finite, so it cannot "
+                    "be compared; its training went wrong: see its report."
+                )
     paired = pair([{name: run.heldout[name] for name in sources or run.heldout} for run in runs])
     groups = group([run.config for run in runs])
     groups = groups if len(groups) > 1 else [[index] for index in range(len(runs))]

@@ -271,6 +271,11 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}.")
     if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
         raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) exceed config.train.steps, {t.steps}.")
+    if t.warmup > t.steps:  # under any other schedule
+        raise UserError(
+            f"config.train.warmup ({t.warmup}) exceeds config.train.steps ({t.steps}), so the "
+            f"learning rate would never reach config.train.lr."
+        )
     tokenizer = config.data.tokenizer
     if tokenizer and not tokenizer.startswith(("gs://", "hf://")) and not Path(tokenizer).expanduser().exists():
         raise UserError(f"config.data.tokenizer: there is no file '{tokenizer}'.")

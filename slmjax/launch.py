@@ -1,8 +1,10 @@
 """Start a stage on this host (of one or many): `python -m slmjax.launch --config=configs/tiny.py [--config.model.layers=12]`."""
 
+import contextlib
 import ctypes
 import errno
 import importlib
+import json
 import os
 import shlex
 import signal
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 from slmjax import config as configs
+from slmjax.data.work import claimed
 from slmjax.errors import UserError, nearest
 
 STAGES = {
@@ -44,12 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         config = make_config(options, assignments)
         workdir = os.path.expanduser(options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}")
         process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
-        share = {}
+        share, together = {}, {}
         if config.stage == "train":
             keep_freed_memory()
             from slmjax.parallel import hosts
 
             hosts.start(options.get("coordinator", ""), processes, process)
+            together = {"first": hosts.is_first(), "agree": hosts.all_agree}
         elif processes or process >= 0:  # preparation meets in the folder of prepared text and needs no coordinator
             if not 0 <= process < processes:
                 raise UserError("--processes=N and --process=0..N-1 go together.")
@@ -57,7 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         module, _, function = STAGES[config.stage].partition(":")
         stage = getattr(importlib.import_module(module), function)
         command = shlex.join(["python", "-m", "slmjax.launch", *argv])
-        return stage(config, workdir, init_from=os.path.expanduser(options.get("init_from", "")), command=command, **share) or 0
+        init_from = os.path.expanduser(options.get("init_from", ""))
+        with contextlib.ExitStack() as door:
+            if config.stage != "prepare":  # which writes only where the prepared text is, under a lock of its own
+                claim = door.enter_context(claimed(workdir, **together))
+                check_stage(workdir, config.stage)
+                share |= {"claim": claim} if config.stage == "train" else {}
+            return stage(config, workdir, init_from=init_from, command=command, **share) or 0
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
@@ -120,12 +130,28 @@ def make_config(options: dict[str, str], assignments: list[str]):
     """The recipe with --params and the overrides applied, checked."""
     config = configs.override(configs.load(options["config"]), assignments)
     if "params" in options:
-        from slmjax.models.sizes import parse_params, shape_for
+        from slmjax.models.sizes import parse_params, reshape
 
-        config.model.update(shape_for(parse_params(options["params"]), config.model.vocab_size or config.data.vocab_size))
+        decided = reshape(config, parse_params(options["params"]))
+        given = [word.partition("=")[0] for word in assignments]
+        if both := [name for name in given if name.removeprefix("model.") in decided]:
+            raise UserError(f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out.")
     if config.stage not in STAGES:
         raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(STAGES)}.{nearest(config.stage, STAGES)}")
     return configs.validate(config)
+
+
+def check_stage(workdir: str, stage: str) -> None:
+    """Raises: UserError where the work directory holds what another stage wrote."""
+    from etils import epath
+
+    try:
+        config = json.loads((epath.Path(workdir) / "config.json").read_text())
+        earlier = config.get("stage", stage)
+    except (OSError, ValueError, AttributeError):  # no config, or none that can be read
+        return
+    if earlier != stage:
+        raise UserError(f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}.")
 
 
 def _refuse(sentence: str) -> int:

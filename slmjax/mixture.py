@@ -8,6 +8,7 @@ from pathlib import Path
 
 from slmjax import figures
 from slmjax.data.stage import batch_plan, prepared_text
+from slmjax.data.work import write_atomic
 from slmjax.errors import UserError
 from slmjax.launch import make_config, parse
 from slmjax.train import shares
@@ -27,8 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, sentence in shares.told(plan).items():
             print(f"{name}: {sentence}")
         picture = workdir / "figures" / "shares.svg"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_text(figures.standalone(shares.figure(plan.shares())))
+        write_atomic(picture, figures.standalone(shares.figure(plan.shares())))
         print(f"planned and realised shares: {picture}")
     except UserError as error:
         print(f"slmjax: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Checkpoints: what is saved is read back on any mesh, what changed since is noticed, and pruning keeps what a longer run needs."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,52 @@ def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypa
     monkeypatch.setattr(checkpoint, "digest", lambda _: "another")
     with pytest.raises(ValueError, match="'params' are not those that were saved"):
         several.restore(4, described(tree(4)))
+
+
+META = {"config": {"train": {"steps": 6}}, "tokenizer": "t", "fingerprint": "f", "parents": [], "window": [[0.1, 0.0]], "trunk": False}
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """(checkpoints with one of step 3, its meta as saved); the folder is the test's to damage."""
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("sealed"))
+    checkpoints.save(3, tree(), {"n": jnp.int32(0)}, META)
+    checkpoints.wait()
+    return checkpoints, checkpoints.meta(3)
+
+
+@given(name=st.sampled_from([*META, "step", "digests", "seal"]), value=JSON | st.just("gone"))
+def test_a_meta_item_is_what_was_saved_or_damaged(sealed, name, value):
+    checkpoints, saved = sealed
+    changed = dict(saved)
+    if value == "gone":
+        del changed[name]
+    else:
+        changed[name] = value
+    (checkpoints.root / "3" / "meta" / "metadata").write_text(json.dumps(changed))
+    meta, fault = checkpoints.read_meta(3)
+    if meta:
+        assert {**saved, "seal": meta.get("seal")} == meta and not fault
+    else:
+        assert fault.startswith("its meta item ")
+
+
+@given(cut=st.integers(0, 200), junk=st.binary(max_size=5), depth=st.sampled_from([0, 100_000]))
+def test_a_meta_item_of_any_bytes_is_damaged(sealed, cut, junk, depth):
+    checkpoints, saved = sealed
+    text = json.dumps(saved).encode()
+    (checkpoints.root / "3" / "meta" / "metadata").write_bytes(text[:cut] + junk + b"[" * depth)
+    assert checkpoints.read_meta(3)[0] == {}
+
+
+def test_a_checkpoint_under_another_steps_name_is_damaged_and_one_without_a_seal_is_judged_by_its_keys(sealed):
+    _, saved = sealed
+    assert checkpoint.meta_fault(saved, 3) == "" and checkpoint.meta_fault(saved, 4) == "its meta item is that of step 3"
+    older = {name: value for name, value in saved.items() if name != "seal"}
+    assert checkpoint.meta_fault(older, 3) == ""
+    for name in checkpoint.META:
+        assert checkpoint.meta_fault({**older, name: 7}, 3) == f"its meta item has no valid '{name}'"
 
 
 @given(st.sampled_from(["matrix", "moment"]), st.integers(0, 127), st.integers(0, 15))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from slmjax import compare
+from slmjax.errors import UserError
 from slmjax.train.metrics import MetricsWriter
 
 
@@ -57,6 +58,13 @@ def test_one_seed_warns_and_several_do_not(tmp_path):
     assert "Seed noise" not in compare.verdicts(several)[0]
     partly = compare.compare([*runs[:3], runs[3]])
     assert "One seed only: 0.2-0." in compare.warning(partly)
+
+
+def test_scores_that_are_not_finite_are_refused_in_either_order(tmp_path):
+    good, bad = make(tmp_path / "good"), make(tmp_path / "bad", lr=0.2, gain=float("nan"))
+    for order in ((good, bad), (bad, good)):
+        with pytest.raises(UserError, match="held-out scores of bad on 'a/b' are not finite"):
+            compare.compare(order)
 
 
 def test_the_verdict_follows_the_interval(tmp_path):

@@ -111,6 +111,12 @@ def test_a_mistake_is_named_in_one_sentence(assignment):
     assert assignment.partition("=")[0].partition(".")[2][:4] in text
 
 
+def test_a_warmup_longer_than_the_run_is_refused_under_every_schedule():
+    with pytest.raises(UserError, match=r"config.train.warmup \(1001\) exceeds config.train.steps \(1000\)"):
+        set_to("train.schedule=cosine", "train.warmup=1001")
+    set_to("train.schedule=cosine", "train.warmup=1000")
+
+
 @given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
 def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
     try:

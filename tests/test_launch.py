@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from slmjax import launch
+from slmjax.models import sizes
+from slmjax.models.architecture import from_config
 from slmjax.train.metrics import MetricsWriter
 from tests import runs
 
@@ -34,6 +36,7 @@ OPTIONS = {
     "--config=RECIPE --process=0": "go together",
     "--config=RECIPE --config.stage=prepare --process=2 --processes=2": "go together",
     "--config=RECIPE --params=big": "big",
+    "--config=RECIPE --params=10m --config.model.layers=4": "--params=10m decides config.model.layers, which is given too",
     "--config=RECIPE --config.model.widht=3": "Did you mean 'model.width'?",
 }
 
@@ -41,6 +44,14 @@ OPTIONS = {
 @pytest.mark.parametrize("words", OPTIONS)
 def test_a_wrong_option_gets_one_sentence(words, capsys):
     assert OPTIONS[words] in refused(capsys, words.replace("RECIPE", str(runs.RECIPE)).split())
+
+
+@pytest.mark.parametrize("field", ["model.pattern=gdn,gdn,attention rope=False", "model.tied=False", "model.pattern=ssm+none,attention"])
+def test_params_counts_the_model_as_it_will_be(field):
+    words = ["--config=configs/tiny.py", "--params=10m", f"--config.{field}"]
+    config = launch.make_config(*launch.parse(words))
+    total = sizes.parameters(from_config(config, config.data.vocab_size)).total
+    assert total == pytest.approx(10e6, rel=sizes.TOLERANCE) and config.model.layers % len(config.model.pattern) == 0
 
 
 def _write(folder):

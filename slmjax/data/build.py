@@ -5,7 +5,6 @@ Every step leaves its results under `work/`, one file a unit, so a killed run co
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -192,9 +191,7 @@ def _tokenizer(plan: Plan, choice: Choice) -> None:
             plan.progress("tokenizer", 0, 1)
             tokenizer = train_bpe(texts, plan.data.vocab_size)
             plan.progress("tokenizer", 1, 1)
-        temporary = plan.folder / f".tmp-tokenizer-{os.getpid()}"
-        tokenizer.save(temporary)
-        os.replace(temporary, path)
+        tokenizer.save(path)
     plan.wait([path], "train the tokenizer")
 
 

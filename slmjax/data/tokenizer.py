@@ -96,7 +96,9 @@ class Tokenizer:
         """Write tokenizer.json, byte for byte as it was read."""
         from etils import epath
 
-        epath.Path(path).write_text(self._text)
+        from slmjax.data.work import write_atomic
+
+        write_atomic(epath.Path(path), self._text)
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text before a space or behind a newline between words, where a pre-tokenizer that splits words cuts anyway."""

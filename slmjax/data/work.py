@@ -51,7 +51,7 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
         content = json.dumps(content, indent=1, ensure_ascii=False)
     content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in os.fspath(path):
+    if "://" in os.fspath(path) or (path.exists() and not path.is_file()):  # a pipe, a device
         path.write_bytes(content)
         return
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
@@ -88,6 +88,156 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield held
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator["Claim"]:
+    """Hold a work directory, so that a second start does not write into it.
+
+    A local folder is locked by the system, which releases it when the process ends, however it
+    ends. A bucket has no locks, and neither have some file systems. There `.lock` names the newest
+    start, which owns the folder; an earlier one finds out at its next checkpoint (`Claim.mine`).
+
+    Args:
+      first: whether this is the process that takes it, of several of one run.
+      agree: True where every process of the run says True.
+    Raises: UserError where another process holds it, or the folder cannot be made or written.
+    """
+    claim, refusal = Claim(), ""
+    if first:
+        try:
+            claim.take(workdir)
+        except UserError as error:
+            refusal = str(error)
+    try:
+        if not agree(not refusal):
+            raise UserError(refusal or f"--workdir={workdir}: the first process could not take it.")
+        yield claim
+    finally:
+        claim.release()
+
+
+class Claim:
+    """A work directory that this process holds; of a process that takes none, a claim to nothing."""
+
+    def __init__(self) -> None:
+        self._path: epath.Path | None = None
+        self._file: Any = None  # the locked file; None where there are no locks
+        self._made: list[epath.Path] = []
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "start": uuid.uuid4().hex}
+        self._record = json.dumps(owner)
+
+    def take(self, workdir: str) -> None:
+        """Raises: UserError where another process holds it, or it cannot be made or written."""
+        check_writable(workdir)
+        folder = epath.Path(workdir)
+        if "://" not in workdir:
+            folder = folder.absolute()
+            self._made = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOCK
+        locks = fcntl is not None and "://" not in workdir
+        if locks and self._lock(path, workdir):
+            for leftover in (*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")):  # of a kill
+                leftover.unlink(missing_ok=True)
+        else:
+            self._refuse_living_owner(path, workdir)
+            write_atomic(path, self._record)
+        self._path = path
+
+    def mine(self) -> bool:
+        """False once another start has taken the folder; asked before each checkpoint."""
+        if self._path is None or not self._path.exists():
+            return True
+        if self._file is not None:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        return self._path.read_text() == self._record
+
+    def release(self) -> None:
+        """Leave the folder as if it had never been held; folders that are still empty go too."""
+        if self._path is not None and self.mine():
+            self._path.unlink(missing_ok=True)
+        self._path = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        with contextlib.suppress(OSError):  # of the first that holds something
+            for place in self._made:
+                os.rmdir(place)
+        self._made = []
+
+    def _lock(self, path: epath.Path, workdir: str) -> bool:
+        """Lock the file; False where the file system has no locks."""
+        while True:
+            file = open(path, "a+")  # noqa: SIM115 (held until release)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = _owner(file.read())
+                file.close()
+                raise _taken(workdir, owner) from None
+            except OSError:
+                file.close()
+                return False
+            # An owner that leaves removes the file: then the lock is on a file without a name.
+            if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                break
+            file.close()
+        file.truncate(0)
+        file.write(self._record)
+        file.flush()
+        self._file = file
+        return True
+
+    def _refuse_living_owner(self, path: epath.Path, workdir: str) -> None:
+        owner = _owner(path.read_text()) if path.exists() else {}
+        process = owner.get("process")
+        same_host = owner.get("host") == socket.gethostname()
+        if same_host and isinstance(process, int) and process != os.getpid() and _runs(process):
+            raise _taken(workdir, owner)
+
+
+def _owner(text: str) -> dict:
+    try:
+        owner = json.loads(text)
+    except ValueError:  # it is being written at this moment
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _taken(workdir: str, owner: dict) -> UserError:
+    who = f"process {owner['process']} on {owner['host']}" if owner else "another process"
+    return UserError(f"--workdir={workdir}: {who} is writing there; wait until it has ended, or use another --workdir.")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def check_writable(workdir: str) -> None:
+    """Raises: UserError where a work directory cannot be made or written.
+
+    It is asked before minutes of work, not after.
+    """
+    if "://" in workdir:
+        return
+    place = Path(workdir).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--workdir={workdir}: '{place}' is not a folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: '{place}' cannot be written; choose a folder that you may write to.")
 
 
 def run_units(

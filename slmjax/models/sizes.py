@@ -6,9 +6,18 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from slmjax.errors import UserError
-from slmjax.models.architecture import GLA_RANK, MIXERS, TAPS, Architecture, Block, recurrent_sizes
+from slmjax.models.architecture import (
+    GLA_RANK,
+    MIXERS,
+    TAPS,
+    Architecture,
+    Block,
+    from_config,
+    recurrent_sizes,
+)
 
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
 
@@ -113,6 +122,29 @@ def parse_params(text: str | int | float) -> int:
     if value < 1:
         raise UserError(f"--params={text}: expected a number of parameters such as 50m or 1b.")
     return round(value)
+
+
+def reshape(config: ConfigDict, params: int) -> dict[str, int]:
+    """Give config.model the shape for `params` parameters in all; returns the fields that it sets.
+
+    The shape is that of `shape_for`, with as many layers as its pattern divides. Where other
+    mixers or an untied head change the total, the feed-forward width makes up for it.
+    Raises: UserError where no shape comes near.
+    """
+    vocab_size = config.model.vocab_size or config.data.vocab_size
+    shape = shape_for(params, vocab_size)
+    period = max(1, len(config.model.pattern))
+    shape["layers"] = period * max(1, round(shape["layers"] / period))
+    config.model.update(shape)
+    arch = from_config(config, vocab_size)
+    if abs(parameters(arch).total / params - 1) > TOLERANCE:
+        shape["ff_width"] = config.model.ff_width = ff_width_for(arch, params)
+        total = parameters(dataclasses.replace(arch, ff_width=shape["ff_width"])).total
+        if abs(total / params - 1) > TOLERANCE:
+            raise UserError(
+                f"--params={params}: with config.model.pattern the nearest model has {total:,} parameters; choose the shape by hand."
+            )
+    return shape
 
 
 def shape_for(params: int, vocab_size: int) -> dict[str, int]:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.compiling import use_compile_cache
+from slmjax.data.work import write_atomic
 from slmjax.errors import UserError, nearest
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
@@ -52,10 +53,10 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     study = settings(config)
     use_compile_cache()
     folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(configs.to_json(config))
     file = folder / "study.json"
-    found = json.loads(file.read_text()) if file.exists() else {"command": command, "device": jax.devices()[0].device_kind, "rows": []}
+    found = earlier_rows(file, config)
+    found = {"command": command, "device": jax.devices()[0].device_kind, "rows": [], **found}
+    write_atomic(folder / "config.json", configs.to_json(config))
     done = {(row["task"], row["variant"]) for row in found["rows"]}
     for task in study["tasks"]:
         for name, pattern in study["variants"].items():
@@ -63,12 +64,40 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
                 continue
             row = measure(config, study, task, name, tuple(pattern))
             found["rows"].append(row)
-            file.write_text(json.dumps(found, indent=1) + "\n")
+            write_atomic(file, json.dumps(found, indent=1) + "\n")
             print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
     print("\n" + table(found["rows"]))
     chosen = "at the learning rate that is best on validation rows"
     print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
     return 0
+
+
+def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
+    """What the study has found so far, with the settings that decide its rows.
+
+    More tasks and more variants may join.
+    Raises: UserError where its rows are of other settings, or cannot be read.
+    """
+    values = configs.to_dict(config)
+    study = values["study"]
+    variants = study["variants"]
+    decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
+    decide |= {name: study[name] for name in SETTINGS if name not in ("tasks", "variants")}
+    found, changed = {}, []
+    if file.exists():
+        try:
+            found = json.loads(file.read_text())
+            earlier = found.get("settings", decide)
+            known = found.get("variants", {})
+            changed = [name for name in decide if earlier[name] != decide[name]]
+            changed += [name for name in variants if known.get(name, variants[name]) != variants[name]]
+            variants = known | variants
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            advice = "remove it or use another --workdir"
+            raise UserError(f"'{file}' cannot be read ({error!r}); {advice}.") from error
+    if changed:
+        raise UserError(f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir.")
+    return {**found, "settings": decide, "variants": variants}
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run looks at while it trains: held-out bits per byte, samples, and for the embedded textbook exact answers beside a baseline."""
 
 import dataclasses
+import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from slmjax.compiling import compiler_options
 from slmjax.data import textbook
 from slmjax.data.loader import crowd, heldout_batches
 from slmjax.data.prepare import Prepared
+from slmjax.data.work import write_atomic
 from slmjax.evals import kneser_ney
 from slmjax.evals.answers import exact_answers
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
@@ -76,8 +78,9 @@ class Evaluator:
                 f"{name}/keys": np.asarray(self.prepared.heldout[name].keys)[found.document],
                 f"{name}/nats": found.nats, f"{name}/bytes": found.bytes, f"{name}/tokens": found.tokens,
             }  # fmt: skip
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(path, buffer.getvalue())
 
     def prompts(self) -> list[str]:
         """config.eval.prompts, or the beginnings of held-out documents, one source after the other."""

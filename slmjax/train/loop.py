@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import os
 import resource
 import shlex
@@ -20,6 +21,7 @@ from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
 from slmjax.train import evaluation, schedule
+from slmjax.train import metrics as records
 from slmjax.train.program import cuts
 from slmjax.train.progress import Progress
 from slmjax.train.report import write_report
@@ -52,7 +54,9 @@ class _Loop:
         )  # fmt: skip
         self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
         self.trunk = schedule.trunk(config.train)
-        self.window: list[dict[str, float]] = []
+        self.window = [{"cross_entropy": loss, "skips": skips} for loss, skips in run.start.window]
+        self.last: dict[str, float] | None = None  # of the step that was read last
+        self.losses: Any = None  # of the last evaluation
         self.skipped = run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
@@ -148,6 +152,7 @@ class _Loop:
                 self.run.writer.event("stopped", step + 1, reason=sentence)
                 self.run.writer.flush()
                 raise UserError(sentence)
+        self.last = values
         self.window.append(values)
 
     def log(self, done: int) -> None:
@@ -192,11 +197,38 @@ class _Loop:
             self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
         self.losses = losses
         self.clock = (done, time.monotonic())
+        if done == self.total:
+            self.refuse_what_is_not_finite(metrics)
+
+    def refuse_what_is_not_finite(self, metrics: dict[str, float]) -> None:
+        """Raises: UserError where the run ends with a loss or a held-out score that is not finite."""
+        wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+        if self.last["skips"] and not math.isfinite(self.last["loss"]):
+            wrong = {"loss": self.last["loss"], **wrong}
+        if wrong:
+            name, value = next(iter(wrong.items()))
+            sentence = (
+                f"after the last step, {self.total}, {name} is {value:g}, so the run is not finished "
+                f"and its last step is not saved; {self.skipped} of its steps were skipped. "
+                "Try another --workdir with a smaller config.train.lr or a longer warmup."
+            )
+            self.run.writer.event("stopped", self.total, reason=sentence)
+            raise UserError(sentence)
 
     def save(self, done: int) -> None:
         """Save a checkpoint in the background and prune older ones."""
         state, run = self.state, self.run
-        meta = {**run.meta, "fingerprint": run.plan.fingerprint(done), "trunk": done == self.trunk, "step": done}
+        if not hosts.all_agree(run.claim.mine()):
+            raise UserError(
+                f"--workdir={run.workdir}: another start has taken the work directory over, "
+                f"so this run stops before step {done} is saved; use another --workdir."
+            )
+        meta = {
+            **run.meta,
+            "fingerprint": run.plan.fingerprint(done),
+            "trunk": done == self.trunk,
+            "window": [(values["cross_entropy"], values["skips"]) for values in self.window],
+        }
         rest = saved(state)
         run.checkpoints.save(done, state.params, rest, meta)
         run.checkpoints.prune(self.trunk)
@@ -204,15 +236,24 @@ class _Loop:
         run.writer.flush()
 
     def finish(self) -> None:
-        """The last records: answers and baseline of the embedded textbook, and that the run is finished."""
+        """The last records: answers and baseline of the embedded textbook, and that the run is finished.
+
+        What a session that was killed has recorded already stays; "finish" comes last.
+        """
         run = self.run
+        there = set()
+        if run.start.kind == "finished":
+            past = records.read(run.workdir).kept
+            there = {record.get("event") for record in past if record["step"] == self.total}
         embedded = not run.config.data.sources
-        if (embedded or run.config.eval.textbook) and jax.process_count() == 1:
+        alone = jax.process_count() == 1
+        if (embedded or run.config.eval.textbook) and alone and "answers" not in there:
             answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
-            run.writer.event("answers", self.total, kinds=answers)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
-        if embedded and jax.process_count() == 1:
-            baseline = evaluation.textbook_baseline(run.prepared, self.losses, run.program.arch.vocab_size, stage.SEED)
+            run.writer.event("answers", self.total, kinds=answers)
+        if embedded and alone and "baseline" not in there:
+            losses = self.losses or run.evaluator.losses(self.state.params)
+            baseline = evaluation.textbook_baseline(run.prepared, losses, run.program.arch.vocab_size, stage.SEED)
             run.writer.event("baseline", self.total, **baseline)
         run.writer.event("goodput", self.total, **run.goodput.record())
         run.writer.event("finish", self.total)

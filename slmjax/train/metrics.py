@@ -171,12 +171,6 @@ def events(records: Records, name: str) -> list[dict]:
     return [record for record in records.kept if record.get("event") == name]
 
 
-def parents(records: Records | None) -> list[dict]:
-    """The run's ancestors, nearest first, as it recorded them; [] for no records."""
-    found = events(records, "lineage") if records else []
-    return found[-1]["parents"] if found else []
-
-
 def along(records: Records, steps: Num[np.ndarray, "points"], axis: str) -> Float[np.ndarray, "points"] | None:
     """Where `steps` lie on another axis: a cumulative metric such as "train/tokens" or "train/flops", or "seconds".
 

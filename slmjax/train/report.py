@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from slmjax import figures, page
+from slmjax.data.work import write_atomic
 from slmjax.readable import count, duration, flatten, percent
 from slmjax.train import goodput, metrics, shares
 
@@ -51,16 +52,9 @@ def write_report(
         page.section("Environment", *_environment(records)),
     ]
     for name, svg in drawn.items():
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        (folder / "figures" / f"{name}.svg").write_text(figures.standalone(svg))
+        write_atomic(folder / "figures" / f"{name}.svg", figures.standalone(svg))
     report = folder / "report.html"
-    text = page.page(title or folder.name, _lead(records, config), "".join(body))
-    if "://" in os.fspath(folder):
-        report.write_text(text)
-    else:
-        draft = folder / "report.html.tmp"
-        draft.write_text(text)
-        draft.replace(report)
+    write_atomic(report, page.page(title or folder.name, _lead(records, config), "".join(body)))
     return report
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -11,7 +12,6 @@ from slmjax.config import from_dict, to_dict
 from slmjax.data.loader import BatchPlan
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
-from slmjax.train import metrics as records
 from slmjax.train import schedule
 from slmjax.train.state import TrainState, saved
 
@@ -24,11 +24,17 @@ FREE = (
 
 
 class Start(NamedTuple):
-    """kind: fresh, resume, extend or finished; step: of the checkpoint to go on from; before: total steps of the run that is extended."""
+    """How a run starts.
+
+    kind: fresh, resume, extend or finished; step: of the checkpoint to go on from; before: total
+    steps of the run that is extended; window: (cross-entropy, skips) of each step since the last
+    line of metrics, as the checkpoint has them.
+    """
 
     kind: str
     step: int
     before: int = 0
+    window: tuple[tuple[float, float], ...] = ()
 
 
 def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
@@ -41,12 +47,10 @@ def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
     if not steps:
         return Start("fresh", 0)
     newest = steps[-1]
-    meta = checkpoints.meta(newest)
-    if not meta:  # damaged: the restore reports it and takes the one before
-        earlier = [step for step in steps if checkpoints.meta(step)]
-        if not earlier:
-            raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or use another --workdir.")
-        meta = checkpoints.meta(earlier[-1])
+    sound = [step for step in steps if checkpoints.meta(step)]  # restore reports the others
+    if not sound:
+        raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or use another --workdir.")
+    meta = checkpoints.meta(sound[-1])
     fits(meta["config"], config)
     before, now = meta["config"]["train"]["steps"], config.train.steps
     if before == now:
@@ -67,7 +71,10 @@ def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
 
 def fits(saved: dict, config: ConfigDict) -> None:
     """Raises: UserError naming every field that differs from the checkpoint's and may not; one that is younger had its default."""
-    saved, now = to_dict(from_dict(saved)), to_dict(config)
+    try:
+        saved, now = to_dict(from_dict(saved)), to_dict(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the config of the newest checkpoint cannot be read ({error}).") from error
     different = [name for name in _differing(saved, now) if not any(name == f or name.startswith(f + ".") for f in FREE)]
     if different:
         told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)
@@ -83,12 +90,9 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
     damaged = []
     usable = [step for step in checkpoints.steps() if step <= start.step]
     for step in reversed(usable):
-        found, got, fault = checkpoints.meta(step), None, "its meta item cannot be read"
+        (found, fault), got = checkpoints.read_meta(step), None
         if found:
-            if found["tokenizer"] != meta["tokenizer"]:
-                raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
-            if found["fingerprint"] != plan.fingerprint(step):
-                raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
+            check_identity(found, step, plan, meta["tokenizer"])
             try:
                 got = checkpoints.restore(step, shapes.params, saved(shapes))
             except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
@@ -101,8 +105,45 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
         state = TrainState(params=got.params, **{"buffers": {}, **got.rest})
         if damaged or start.kind == "extend":
             checkpoints.set_aside(step)
-        return state, start._replace(step=step), damaged
+        kind = start.kind
+        if kind != "extend":
+            kind = "finished" if step == meta["config"]["train"]["steps"] else "resume"
+        window = tuple(map(tuple, got.meta.get("window", ())))
+        return state, start._replace(kind=kind, step=step, window=window), damaged
     raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}.")
+
+
+def check_identity(meta: dict, step: int, plan: BatchPlan, tokenizer: str) -> None:
+    """Raises: UserError where a checkpoint was trained on other text or with another tokenizer."""
+    if meta["tokenizer"] != tokenizer:
+        raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
+    if meta["fingerprint"] != plan.fingerprint(step):
+        raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
+
+
+def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict]:
+    """The run's ancestors, nearest first: those of its checkpoint, or of a new run's --init_from.
+
+    Raises: UserError where --init_from names another run than the one that this run started from.
+    """
+    if not start.step:
+        return parents(init_from) if init_from else []
+    known = (step for step in reversed(checkpoints.steps()) if checkpoints.meta(step))
+    recorded = checkpoints.meta(next(known)).get("parents", [])
+    if init_from and not (recorded and _is_parent(init_from, recorded[0])):
+        raise UserError(
+            f"--init_from={init_from}: '{checkpoints.root.parent}' already holds a run that did "
+            "not start from it; use another --workdir, or go on without --init_from."
+        )
+    return recorded
+
+
+def _is_parent(init_from: str, recorded: dict) -> bool:
+    """Whether a work directory is the recorded parent: by the checkpoint, else by its name."""
+    meta = Checkpoints(init_from).meta(recorded["step"])
+    if meta:
+        return _hash(meta) == recorded["hash"]
+    return os.path.abspath(init_from) == os.path.abspath(recorded["workdir"])
 
 
 def inherit(init_from: str, shapes: dict) -> dict:
@@ -124,9 +165,25 @@ def parents(init_from: str) -> list[dict]:
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"--init_from={init_from}: there is no checkpoint; expected the work directory of a training run.")
-    meta = checkpoints.meta(steps[-1])
-    own = {"workdir": init_from, "step": steps[-1], "hash": hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]}
-    return [own, *records.parents(records.read(init_from))]
+    meta, fault = checkpoints.read_meta(steps[-1])
+    if fault:
+        raise UserError(f"--init_from={init_from}: the checkpoint of step {steps[-1]} is damaged: {fault}.")
+    own = {"workdir": init_from, "step": steps[-1], "hash": _hash(meta)}
+    return [own, *meta.get("parents", [])]
+
+
+def check_parents_tokenizer(init_from: str, tokenizer: str) -> None:
+    """Raises: UserError where the parent's parameters were trained with another tokenizer."""
+    checkpoints = Checkpoints(init_from)
+    if checkpoints.meta(checkpoints.steps()[-1])["tokenizer"] != tokenizer:
+        raise UserError(
+            f"--init_from={init_from}: its parameters were trained with another tokenizer, so its "
+            "tokens mean other text; leave config.data.tokenizer empty to take the parent's."
+        )
+
+
+def _hash(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:

@@ -20,6 +20,7 @@ from slmjax.compiling import use_compile_cache
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.stage import batch_plan, facts, prepared_text
+from slmjax.data.work import Claim, write_atomic
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
@@ -46,7 +47,7 @@ class Run:
     plan: BatchPlan
     held: np.ndarray
     state: TrainState
-    step: Callable
+    step: Callable | None  # None where only the last records are to be made
     evaluator: Evaluator
     checkpoints: Checkpoints
     writer: records.MetricsWriter
@@ -55,9 +56,18 @@ class Run:
     meta: dict[str, Any]
     command: str
     skipped: int  # steps skipped in earlier sessions and not done again since
+    claim: Claim  # on the work directory
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", began: float | None = None) -> int:
+def run(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    init_from: str = "",
+    command: str = "",
+    began: float | None = None,
+    claim: Claim | None = None,
+) -> int:
     """Train, or say that the run is finished; returns the exit status."""
     from slmjax.train import loop
 
@@ -65,21 +75,35 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
     start = resume.decide(checkpoints, config)
-    if start.kind == "finished":
+    claim = claim or Claim()
+    ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
+    if ready is None:
         if hosts.is_first():
-            print(f"This run is finished: {start.step} steps. Its report: {write_report(folder, defaults=configs.to_dict(configs.base()))}")
-            print(f"For a longer one, --config.train.steps={2 * start.step}; for another, --workdir=DIR.")
+            report = write_report(folder, defaults=configs.to_dict(configs.base()))
+            print(f"This run is finished: {config.train.steps} steps. Its report: {report}")
+            print(f"For a longer one, --config.train.steps={2 * config.train.steps}; for another, --workdir=DIR.")
         return 0
-    check_writable(folder)
-    ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began)
     with jax.set_mesh(ready.program.mesh):
         return loop.train(ready)
 
 
 def build(
-    config: ConfigDict, folder: epath.Path, checkpoints: Checkpoints, start: Start, *, init_from: str, command: str, began: float | None
-) -> Run:
-    """Data, model, step and state of a run: restored where there is something to restore, compiled, its first records written."""
+    config: ConfigDict,
+    folder: epath.Path,
+    checkpoints: Checkpoints,
+    start: Start,
+    *,
+    init_from: str,
+    command: str,
+    began: float | None,
+    claim: Claim,
+) -> Run | None:
+    """Data, model, step and state of a run, restored where there is something to restore.
+
+    The step is compiled and the first records are written. Returns: None for a run that is finished
+    and has its last records.
+    """
+    lineage = resume.lineage(checkpoints, start, init_from)
     past = records.read(folder)
     past = past if past.all else None
     mesh = make_mesh(config.mesh.to_dict())
@@ -87,9 +111,10 @@ def build(
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
+    if init_from and not start.step:
+        resume.check_parents_tokenizer(init_from, prepared.tokenizer.sha256)
     program = make_program(config, mesh, prepared.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     arch, device = program.arch, program.device
-    lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
     shape = (config.train.batch, config.data.seq_len)
     with jax.set_mesh(mesh):
@@ -98,17 +123,20 @@ def build(
             if start.step:
                 state, start, damaged = resume.restore(checkpoints, start, program.shapes, plan, meta)
                 goodput.from_step = start.step
+        finished = start.kind == "finished"
+        if finished and hosts.all_agree(has_last_records(past, start.step)):
+            return None
         if state is None:
             state = program.init()
             if init_from:
                 state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
         with goodput.spent("compile"), ThreadPoolExecutor(1) as beside:  # XLA compiles outside of Python, the step longest
-            compiling = beside.submit(program.compile)
+            compiling = None if finished else beside.submit(program.compile)
             evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)
             evaluator.warm(state.params)
             for part in (state.params, saved(state)):
                 digest(part)  # its program too is there before the first step
-            step = compiling.result()
+            step = compiling.result() if compiling else None
     writer = open_records(config, folder, prepared, start if past else None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
@@ -138,16 +166,17 @@ def build(
     return Run(
         config=config, workdir=folder, program=program, prepared=prepared, plan=plan, held=held, state=state, step=step,
         evaluator=evaluator, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
-        skipped=skipped,
+        skipped=skipped, claim=claim,
     )  # fmt: skip
 
 
 def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, resumed: Start | None) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(configs.to_json(config))
+        write_atomic(folder / "config.json", configs.to_json(config))
         prepared.tokenizer.save(os.fspath(folder / "tokenizer.json"))
+        if resumed is None or not resumed.step:  # of a run that this one replaces
+            (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
         resume_step=resumed.step if resumed else None, active=hosts.is_first(),
@@ -170,17 +199,9 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def check_writable(folder: epath.Path) -> None:
-    """Raises: UserError where the work directory cannot be made or written; asked before minutes of work, not after."""
-    if "://" in os.fspath(folder):
-        return
-    place = epath.Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"--workdir={folder}: '{place}' is not a folder.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={folder}: '{place}' cannot be written; choose a folder that you may write to.")
+def has_last_records(past: records.Records | None, total: int) -> bool:
+    """Whether the records of the end are there, of which "finish" is the last."""
+    return any(event["step"] == total for event in records.events(past, "finish")) if past else False
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:
@@ -195,6 +216,8 @@ def told(start: Start) -> str:
     """How the run starts, in words."""
     if start.kind == "extend":
         return f"continues from the trunk at step {start.step}, on another schedule (was {start.before} steps)"
+    if start.kind == "finished":
+        return f"only the last records are missing, after step {start.step}"
     return f"goes on from step {start.step}" if start.step else "anew"
 
 

@@ -72,6 +72,12 @@ def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("recall:16:2") == 2  # the row that was missing, and the table's head
     assert "| mixer | recall:16:2 |" in printed and "| gla |" in printed
+    others = {"seed": "--config.seed=1", "tested": "--config.study.tested=64"}
+    others["attention"] = "--config.study.variants={'attention': ('gla+none',)}"
+    for name, other in others.items():
+        assert launch.main([*words, *two, other]) == 2
+        assert f"holds rows of other settings ({name})" in capsys.readouterr().err
+    assert json.loads((tmp_path / "study.json").read_text())["rows"] == rows
 
 
 @pytest.mark.parametrize("change, told", [

@@ -93,6 +93,17 @@ def _flip(*paths):
         path.write_bytes(data)
 
 
+def _change(path):
+    text = path.read_text()
+    path.write_text(text.replace('"fingerprint": "', '"fingerprint": "0'))
+    assert path.read_text() != text
+
+
+def _rename(step):
+    shutil.rmtree(step)
+    shutil.copytree(step.parent / "5", step)
+
+
 DAMAGE = {
     "cut files of parameters": lambda step: _cut(*_arrays(step / "params")),
     "a flipped bit in the optimizer": lambda step: _flip(*_arrays(step / "rest")),
@@ -100,11 +111,13 @@ DAMAGE = {
     "an item that is gone": lambda step: shutil.rmtree(step / "params"),
     "a cut meta item": lambda step: _cut(step / "meta" / "metadata"),
     "a lost meta item": lambda step: shutil.rmtree(step / "meta"),
+    "a changed value in the meta item": lambda step: _change(step / "meta" / "metadata"),
+    "the name of another step": lambda step: _rename(step),
 }
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's, of a read that another one's failure ended
-@pytest.mark.parametrize("kinds", zip(list(DAMAGE)[:3], list(DAMAGE)[3:]), ids=" and ".join)
+@pytest.mark.parametrize("kinds", zip(list(DAMAGE)[::2], list(DAMAGE)[1::2]), ids=" and ".join)
 def test_damaged_newest_checkpoints_are_told_and_the_one_before_is_used(kinds, corpus, undisturbed, left, capsys):
     assert runs.steps_saved(left) == [5, 10, 15]
     for step, kind in zip((15, 10), kinds):
@@ -171,7 +184,8 @@ def test_phases_are_judged_by_the_order_that_they_give_not_by_how_they_are_writt
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_a_field_that_changes_nothing_of_what_is_computed_is_not_refused(name, corpus, undisturbed, capsys):
+def test_a_field_that_changes_nothing_of_what_is_computed_is_not_refused(name, corpus, undisturbed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert runs.train(corpus, undisturbed, f"--config.{name}={ALLOWED[name]}") == 0
     assert "This run is finished: 30 steps." in capsys.readouterr().out
 
@@ -184,6 +198,67 @@ def test_a_tokenizer_or_text_that_is_not_the_checkpoints_is_refused(corpus, left
     assert runs.train(corpus, left, data__sources=f"words={other}", data__tokenizer=tokenizer) == 2
     assert "the data of the first 15 steps is not what the checkpoint was trained on" in capsys.readouterr().err
     assert runs.losses(left)[0] == list(range(1, 16)) and runs.steps_saved(left) == [5, 10, 15]
+
+
+def test_a_finished_run_with_other_text_is_refused_as_an_unfinished_one_is(corpus, undisturbed, tmp_path, capsys):
+    other = runs.write_corpus(tmp_path / "other.jsonl", seed=1)
+    assert runs.train(corpus, undisturbed, data__sources=f"words={other}", data__tokenizer=undisturbed / "tokenizer.json") == 2
+    out, err = capsys.readouterr()
+    assert "the data of the first 30 steps is not what the checkpoint was trained on" in err and "finished" not in out
+
+
+def test_a_finished_run_whose_newest_checkpoint_is_damaged_trains_its_last_steps_again(corpus, undisturbed, tmp_path, capsys):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    _flip(*_arrays(run / "checkpoints" / "30" / "params"))
+    assert runs.train(corpus, run) == 0
+    out = capsys.readouterr().out
+    assert "the checkpoint of step 30" in out and "goes on from step 25" in out and "This run is finished" not in out
+    runs.assert_same_end(run, undisturbed, STEPS)
+
+
+def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, tmp_path, monkeypatch, capsys):
+    def killed(*_):
+        raise SystemExit("killed")
+
+    asked = []
+    run, fields = tmp_path / "run", {"train__steps": 6, "eval__textbook": True}
+    with monkeypatch.context() as patch:
+        patch.setattr("slmjax.train.evaluation.textbook_answers", killed)
+        with pytest.raises(SystemExit):
+            runs.train(corpus, run, **fields)
+    assert runs.steps_saved(run)[-1] == 6 and not runs.events(run, "finish")
+    answers = {"sums": {"accuracy": 0.5}}
+    monkeypatch.setattr("slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers)
+    with monkeypatch.context() as patch:
+        patch.setattr("slmjax.train.goodput.Goodput.record", killed)  # after the answers, before "finish"
+        with pytest.raises(SystemExit):
+            runs.train(corpus, run, **fields)
+    assert [event["kinds"] for event in runs.events(run, "answers")] == [answers] and not runs.events(run, "finish")
+    capsys.readouterr()
+    assert runs.train(corpus, run, **fields) == 0
+    assert "only the last records are missing" in capsys.readouterr().out
+    assert runs.train(corpus, run, **fields) == 0
+    assert "This run is finished: 6 steps." in capsys.readouterr().out and len(asked) == 1
+    assert [len(runs.events(run, name)) for name in ("answers", "finish")] == [1, 1]
+    assert runs.metrics.series(runs.metrics.read(run), "eval/sums/accuracy")[1].tolist() == [0.5]
+
+
+def test_the_loss_of_a_line_covers_its_steps_also_when_the_run_left_in_between(corpus, undisturbed, tmp_path, monkeypatch):
+    run, fields = tmp_path / "run", {"log__every": 10}
+    with monkeypatch.context() as patch:
+        runs.signal_after(patch, 10)
+        assert runs.train(corpus, run, **fields) == 143
+    assert runs.steps_saved(run)[-1] == 11  # in the middle of a line
+    assert runs.train(corpus, run, **fields) == 0
+    every = runs.losses(undisturbed)[1]
+    assert runs.losses(run) == ([10, 20, 30], [float(np.mean(every[at : at + 10])) for at in (0, 10, 20)])
+
+
+def test_a_run_that_another_start_has_taken_over_stops_before_it_saves(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("slmjax.data.work.Claim.mine", lambda self: False)
+    assert runs.train(corpus, tmp_path / "run", train__steps=6) == 2
+    assert "another start has taken the work directory over" in capsys.readouterr().err
+    assert runs.steps_saved(tmp_path / "run") == []
 
 
 def test_a_finished_run_says_so_and_a_longer_one_continues_from_the_trunk(corpus, undisturbed, tmp_path, capsys, monkeypatch):

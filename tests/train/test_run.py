@@ -93,6 +93,31 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_naming_the_documents(corpus
     assert runs.events(folder, "stopped")[0]["step"] == 9 and runs.steps_saved(folder) == [5]
 
 
+@pytest.mark.parametrize("steps", [(6, 7), ()], ids=["loss", "held-out score"])
+def test_a_run_that_ends_with_numbers_that_are_not_finite_is_not_finished(steps, corpus, tmp_path, poisoned, monkeypatch, capsys):
+    poisoned(*steps)
+    folder = tmp_path / "run"
+    if not steps:
+        monkeypatch.setattr("slmjax.train.evaluation.metrics", lambda losses: {"eval/bits_per_byte": float("nan")})
+    assert runs.train(corpus, folder, train__steps=8, train__max_skips=3) == 2
+    name = "loss" if steps else "eval/bits_per_byte"
+    err = capsys.readouterr().err
+    assert f"slmjax: after the last step, 8, {name} is nan, so the run is not finished" in err and err.count("\n") == 1
+    assert not runs.events(folder, "finish") and runs.events(folder, "stopped")[0]["step"] == 8
+    assert runs.steps_saved(folder)[-1] < 8
+
+
+def test_init_from_refuses_another_tokenizer_and_a_folder_that_holds_another_run(corpus, undisturbed, tmp_path, capsys):
+    other = runs.write_corpus(tmp_path / "other.jsonl", seed=1)
+    assert runs.train(corpus, tmp_path / "own", data__sources=f"words={other}", train__steps=5) == 0
+    tokenizer = tmp_path / "own" / "tokenizer.json"
+    assert runs.train(corpus, tmp_path / "child", f"--init_from={undisturbed}", data__tokenizer=tokenizer) == 2
+    assert "its parameters were trained with another tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "child").exists()
+    assert runs.train(corpus, tmp_path / "own", f"--init_from={undisturbed}", train__steps=5) == 2
+    assert "already holds a run that did not start from it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_init_from_starts_from_the_parents_parameters_and_records_the_lineage(corpus, undisturbed, tmp_path, capsys, monkeypatch):
     taken = []
@@ -114,6 +139,9 @@ def test_init_from_starts_from_the_parents_parameters_and_records_the_lineage(co
     assert [one["workdir"] for one in runs.events(grandchild, "lineage")[-1]["parents"]] == [str(child), str(undisturbed)]
     assert runs.train(corpus, child, train__steps=6) == 0  # without the flag
     assert runs.events(child, "lineage")[-1]["parents"] == [parent]
+    elsewhere = shutil.copytree(undisturbed, tmp_path / "moved")
+    for same in (undisturbed, elsewhere):
+        assert runs.train(corpus, child, f"--init_from={same}", train__steps=6) == 0
 
 
 @pytest.mark.parametrize("field", ["model__width=24", "model__layers=3", "model__qk_norm=True"])

@@ -1,0 +1,112 @@
+"""A work directory has one writer: while it lives it is named, and nothing of it outlives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from slmjax import launch
+from slmjax.data import work
+from slmjax.data.work import claimed
+from slmjax.errors import UserError
+
+HOLD = """
+import sys, time
+from slmjax.data.work import claimed
+with claimed(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds tmp_path / "run"."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path, holder, capsys):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from slmjax import config\nget_config = config.base\n")
+    words = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+    for stage in ("train", "curate", "synthesize", "recall"):
+        assert launch.main([*words, f"--config.stage={stage}"]) == 2
+        assert f"process {holder.pid} on " in (err := capsys.readouterr().err) and err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [work.LOCK]
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with claimed(str(tmp_path / "run")) as claim:
+        assert claim.mine()
+
+
+def test_a_claim_leaves_nothing_behind_and_removes_what_a_kill_left(tmp_path):
+    with claimed(str(tmp_path / "a" / "run")):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a" / "figures").mkdir(parents=True)
+    for leftover in ("a/.tmp-1", "a/figures/.tmp-2", "a/kept"):
+        (tmp_path / leftover).write_text("half")
+    with claimed(str(tmp_path / "a")):
+        pass
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["figures", "kept"]
+    assert list((tmp_path / "a" / "figures").iterdir()) == []
+
+
+@pytest.mark.parametrize("locks", ["none", "refused"])
+def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refused(tmp_path, monkeypatch, locks):
+    if locks == "none":
+        monkeypatch.setattr(work, "fcntl", None)
+    else:
+        monkeypatch.setattr(work.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
+    folder, record = str(tmp_path / "run"), tmp_path / "run" / work.LOCK
+    with claimed(folder) as earlier:
+        assert earlier.mine()
+        with claimed(folder) as newest:
+            assert newest.mine() and not earlier.mine()
+        assert not record.exists()
+        host = json.loads(earlier._record)["host"]
+        record.write_text(json.dumps({"host": host, "process": os.getppid(), "start": "1"}))
+        with pytest.raises(UserError, match=f"process {os.getppid()} on {host} is writing there"), claimed(folder):
+            pass
+        for other in ({"host": "elsewhere", "process": os.getppid()}, {"host": host, "process": 2**22 + 1}, []):
+            record.write_text(json.dumps(other))
+            with claimed(folder) as newest:
+                assert newest.mine()
+
+
+def test_of_several_processes_the_first_takes_the_folder_and_all_hear_of_a_refusal(tmp_path, holder):
+    with claimed(str(tmp_path / "other"), first=False) as claim:
+        assert claim.mine() and not (tmp_path / "other").exists()
+    heard = []
+    with pytest.raises(UserError, match="is writing there"), claimed(str(tmp_path / "run"), agree=lambda good: heard.append(good) or good):
+        pass
+    assert heard == [False]
+    with pytest.raises(UserError, match="the first process"), claimed(str(tmp_path / "run"), first=False, agree=lambda good: False):
+        pass
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"stage": "curate"}')
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from slmjax import config\nget_config = config.base\n")
+    assert launch.main([f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "holds what the stage curate wrote; use another for the stage train." in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_a_device_is_written_through(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a folder"), claimed(str(tmp_path / "file" / "run")):
+        pass
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    work.write_atomic(tmp_path / "pipe", "all of it")
+    assert os.read(reader, 99) == b"all of it" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
