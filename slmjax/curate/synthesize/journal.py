@@ -6,6 +6,7 @@ cost. A request without an end, because the process was killed or the line was c
 
 import json
 import queue
+import re
 import sqlite3
 import threading
 import time
@@ -105,6 +106,8 @@ class Journal:
         try:
             self._verify()
             self._copied = self._restore() if self._copies else 0
+            if self._copies:
+                self._verify()
         except UserError:
             self._db.close()
             raise
@@ -256,7 +259,10 @@ class Journal:
         copied = 0
         found = sorted(self._copies.glob("events-*.jsonl.zst")) if self._copies.exists() else []
         for segment in found:
-            first, copied = (int(word) for word in segment.name.removesuffix(".jsonl.zst").split("-")[1:])
+            numbers = re.fullmatch(r"events-(\d+)-(\d+)\.jsonl\.zst", segment.name)
+            if not numbers:
+                raise UserError(f"config.synthesize.copies: {segment} is no segment of a journal.")
+            first, copied = map(int, numbers.groups())
             if copied <= last and segment is not found[-1]:
                 continue
             try:
