@@ -167,6 +167,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     has nothing left.
     """
     work = folder / "work"
+    unfinished = (work / "key").read_text() if (work / "key").exists() else ""
     units = _units(asked, sources, work)
     runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()], "clean")
     sources_found = _counts(asked, units)
@@ -184,6 +185,8 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
     index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(".sketches") for unit in units]
+    if unfinished != batch:
+        index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
     clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
     first, sizes = index.span(batch)
@@ -207,6 +210,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     names = [f"{unit.source.name}/{unit.number:05d}.jsonl.zst" for unit in units]
     calls = [(unit, removed, str(whole / name)) for unit, removed, name in zip(units, gone, names)]
     runner.each(publish, [(unit.file.size, call) for unit, call in zip(units, calls)], "write")
+    (work / "key").unlink()  # from here on the batch counts as seen
     if whole != folder / "documents":
         whole.rename(folder / "documents")
     work.rmtree()
@@ -263,7 +267,11 @@ def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[s
     sources: dict[str, dict] = {}
     for unit in units:
         entry = sources.setdefault(unit.source.name, report.empty())
-        report.add(entry, json.loads(unit.path(".json").read_text()), asked["samples"])
+        try:
+            report.add(entry, json.loads(unit.path(".json").read_bytes()), asked["samples"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            file = unit.path(".json")
+            raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
         kept = unit.path(".sketches") / "bytes"
         sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
         entry["left"]["documents"] += len(sizes)

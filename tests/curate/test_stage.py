@@ -187,6 +187,17 @@ def test_what_a_duplicate_alarm_refused_does_not_count_as_seen(raw, tmp_path):
     assert len(documents(tmp_path / "other")["web"]) == 11
 
 
+def test_what_a_stopped_run_with_other_settings_had_added_does_not_count_as_seen(raw, tmp_path, monkeypatch):
+    words = ["rules.web=gopher_repetition", f"index={tmp_path / 'index'}"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "decisions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        config = configs.override(configs.load("configs/curate.py"), [f"curate.{word}" for word in ("processes=1", *words)])
+        config.data.sources.web = {"path": f"{raw}/web.jsonl"}
+        stage.run(config, str(tmp_path / "run"))
+    assert cleaned(tmp_path / "run", {"web": raw / "web.jsonl"}, words[1]) == 0
+    assert len(documents(tmp_path / "run")["web"]) == 14
+
+
 def test_a_document_that_holds_an_evaluation_item_is_contaminated_also_where_a_rule_would_drop_it(raw, tmp_path):
     web = lines(tmp_path / "web.jsonl", QUESTION, *(prose(np.random.default_rng(n)) for n in range(3)))
     evals = f"evals={{'test': {{'path': '{raw}/eval.jsonl', 'fields': ('question',)}}}}"

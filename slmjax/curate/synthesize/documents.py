@@ -13,6 +13,7 @@ from slmjax.curate.synthesize.checks import judge, without_thoughts
 from slmjax.curate.synthesize.journal import Journal
 from slmjax.curate.synthesize.teachers import Request, Teacher
 from slmjax.data.work import write_atomic
+from slmjax.errors import UserError
 
 
 def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> Iterator[dict[str, Any]]:
@@ -32,6 +33,8 @@ def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> 
                 yield record | {"reason": "no answer: " + ", ".join(f"{why} ({n})" for why, n in Counter(faults).items())}
             continue
         answer = json.loads(event.body)
+        if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
+            raise UserError(f"config.synthesize.journal: event {event.n} of {journal.file} is no answer.")
         reason, checked = judge(request.item, answer["text"], answer["finish"])
         text = without_thoughts(answer["text"])
         digest = hashlib.sha256(text.encode()).digest()

@@ -65,12 +65,13 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         write_atomic(folder / "config.json", configs.to_dict(config) | {"synthesize": chosen})
         try:
             tally = _in_a_loop(lambda: _ask(planned, chosen, teacher, journal))
-        except UserError:
-            # Without a single answer the documents of other settings stay.
+        except UserError as error:
             keys = (request.key for request in requests(planned, teacher, chosen["documents"]))
-            if any(key in journal.answered for key in keys) or not (folder / "documents").exists():
-                with contextlib.suppress(UserError, OSError):
-                    finish(folder, planned, chosen, teacher, journal)
+            if not any(key in journal.answered for key in keys) and (folder / "documents").exists():
+                kept = f"{folder / 'documents'} is what an earlier run with other settings wrote."
+                raise UserError(f"{error} {kept}") from error
+            with contextlib.suppress(UserError, OSError):
+                finish(folder, planned, chosen, teacher, journal)
             raise
         summary = finish(folder, planned, chosen, teacher, journal)
     finally:

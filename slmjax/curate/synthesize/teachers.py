@@ -338,8 +338,9 @@ def parse(body: bytes) -> Answer:
         text = _text(message.get("content"))
         text.encode()  # escapes in JSON can spell characters that no text file can hold
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        page = body.lstrip()[:1] == b"<"  # of a proxy, or of a path that is none of the API's
-        said = f": {shortened(body.decode(errors='replace'))}" if page else ""
+        said = ""
+        if body.lstrip()[:1] not in b"{[":  # a page of a proxy, or of a path that is none of the API's
+            said = f": {shortened(body[:10_000].decode(errors='replace'))}"
         raise Fault(f"broken JSON{said}") from error
     usage = data.get("usage")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []

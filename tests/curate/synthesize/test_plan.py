@@ -123,3 +123,14 @@ def test_an_unknown_format_is_told_with_the_nearest():
         chosen("formats", ("dialog",), tuple(FORMATS))
     with pytest.raises(UserError, match="is empty"):
         chosen("formats", (), tuple(FORMATS))
+
+
+def test_a_topic_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "topics.txt").write_bytes("\ufeffknots > sailing\n".encode())
+    assert read_topics(str(tmp_path / "topics.txt")) == ["knots > sailing"]
+
+
+def test_pieces_of_a_passage_without_blanks_come_from_all_of_it():
+    passage = "".join(chr(0x4E00 + i) for i in range(8000))
+    places = {passage.index(plan(passages=[passage]).item(number).passage) for number in range(50)}
+    assert len(places) > 40 and max(places) > 6000
