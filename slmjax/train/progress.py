@@ -1,9 +1,11 @@
 """What a person at the terminal sees while a model trains: start lines, one live line, and plain lines where there is no terminal."""
 
 import collections
+import contextlib
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +15,9 @@ from slmjax.readable import count, duration, percent
 
 REFRESH = 0.25
 """Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a small model not much more."""
+
+SILENCE = 3.0
+"""Seconds that work may take without a line; after them a person wants to know what goes on."""
 
 
 class Progress:
@@ -101,6 +106,35 @@ class Progress:
             return None
         (then, first), (now, last) = self._history[0], self._history[-1]
         return (self._total - last) * (now - then) / (last - first) if last > first else None
+
+
+@contextlib.contextmanager
+def said_if_long(what: str, *, active: bool = True, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Inside, `what` is done; it is said where it takes more than SILENCE seconds."""
+    timer = threading.Timer(SILENCE, say, [f"{what} ..."])
+    timer.daemon = True
+    if active:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def exact_answers(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
+    """A table: the share of exact answers to held-out questions of each kind, next to chance and an n-gram model.
+
+    Args:
+      answers: kind -> "accuracy", "chance" and "count", as `evaluation.textbook_answers` returns them.
+      rivals: kind -> the n-gram model's share; empty where none was asked.
+    """
+    width = max(map(len, answers), default=0)
+    lines = ["exact answers to held-out questions:"]
+    for kind, found in answers.items():
+        line = f"  {kind.replace('_', ' '):<{width}}  {percent(found['accuracy'], 0):>5} of {found['count']:,}"
+        line += f"; by chance {percent(found['chance'], 0)}"
+        lines.append(line + (f", n-gram model {percent(rivals[kind], 0)}" if kind in rivals else ""))
+    return "\n".join(lines)
 
 
 def banner(title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None) -> None:
