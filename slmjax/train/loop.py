@@ -21,9 +21,10 @@ from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
+from slmjax.readable import said_if_long
 from slmjax.train import evaluation, schedule
 from slmjax.train.program import cuts
-from slmjax.train.progress import Progress, exact_answers, said_if_long
+from slmjax.train.progress import Progress, exact_answers
 from slmjax.train.report import write_report
 from slmjax.train.run import Run
 from slmjax.train.state import saved

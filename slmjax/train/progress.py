@@ -1,11 +1,9 @@
 """What a person at the terminal sees while a model trains: start lines, one live line, and plain lines where there is no terminal."""
 
 import collections
-import contextlib
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -15,9 +13,6 @@ from slmjax.readable import count, duration, percent
 
 REFRESH = 0.25
 """Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a small model not much more."""
-
-SILENCE = 3.0
-"""Seconds that work may take without a line; after them a person wants to know what goes on."""
 
 
 class Progress:
@@ -106,19 +101,6 @@ class Progress:
             return None
         (then, first), (now, last) = self._history[0], self._history[-1]
         return (self._total - last) * (now - then) / (last - first) if last > first else None
-
-
-@contextlib.contextmanager
-def said_if_long(what: str, *, active: bool = True, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Inside, `what` is done; it is said where it takes more than SILENCE seconds."""
-    timer = threading.Timer(SILENCE, say, [f"{what} ..."])
-    timer.daemon = True
-    if active:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def exact_answers(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:

@@ -1,7 +1,6 @@
 """The stage `train`: everything that a run needs is built here; `loop.train` runs it."""
 
 import dataclasses
-import functools
 import os
 import platform
 from collections.abc import Callable
@@ -25,12 +24,13 @@ from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind, make_mesh
+from slmjax.readable import said_if_long
 from slmjax.train import metrics as records
 from slmjax.train import resume, shares
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
 from slmjax.train.program import Program, cuts, make_program
-from slmjax.train.progress import banner, said_if_long
+from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
@@ -86,10 +86,8 @@ def build(
     mesh = make_mesh(config.mesh.to_dict())
     check_batch(config, mesh)
     goodput = Goodput(past, from_step=start.step, began=began)
-    long = functools.partial(said_if_long, active=hosts.is_first())
-    with long("preparing the text; it is kept for later runs"):
-        prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
-        plan = batch_plan(config, prepared)
+    prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
+    plan = batch_plan(config, prepared)
     program = make_program(config, mesh, prepared.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     arch, device = program.arch, program.device
     lineage = resume.parents(init_from) if init_from and not start.step else records.parents(past)
@@ -105,8 +103,8 @@ def build(
             state = program.init()
             if init_from:
                 state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
-        compiling_is_said = long("compiling the training step and the evaluations; later starts are faster")
-        with compiling_is_said, goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
+        what = "compiling the training step and the evaluations; later starts are faster"
+        with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
             # XLA compiles outside of Python, the step longest.
             compiling = beside.submit(program.compile)
             evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from slmjax import figures
+from slmjax import figures, readable
 from slmjax.readable import count, duration, flatten, percent
 from slmjax.train import progress
 from slmjax.train.metrics import MetricsWriter
@@ -238,13 +238,13 @@ def test_the_banner_aligns_its_rows_and_leaves_out_empty_ones():
 
 
 def test_work_is_said_only_where_it_takes_long(monkeypatch):
-    monkeypatch.setattr(progress, "SILENCE", 0.05)
+    monkeypatch.setattr(readable, "SILENCE", 0.05)
     said = []
-    with progress.said_if_long("short work", say=said.append):
+    with readable.said_if_long("short work", say=said.append):
         pass
-    with progress.said_if_long("another process's work", active=False, say=said.append):
+    with readable.said_if_long("another process's work", active=False, say=said.append):
         time.sleep(0.2)
-    with progress.said_if_long("long work", say=said.append):
+    with readable.said_if_long("long work", say=said.append):
         time.sleep(0.2)
     assert said == ["long work ..."]
 
