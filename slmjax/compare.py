@@ -236,11 +236,11 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for source, found in sorted(comparison.found.items(), key=lambda item: item[0] != "total"):
         bits = bits_per_byte(comparison.paired, source)
         number = comparison.paired.documents if source == "total" else len(comparison.paired.bytes[source])
-        titles = [source, f"{number:,} documents"]
         for index, (members, difference) in enumerate(zip(comparison.groups, found, strict=True)):
             cells = [f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"] if index else ["", ""]
-            rows.append([titles[index] if index < 2 else "", comparison.runs[members[0]].name, _spread(bits[members]), *cells])
-    return ["source", "run", "bits per byte", "difference", "95 % interval"], rows
+            title, size = ("", "") if index else (source, f"{number:,}")
+            rows.append([title, comparison.runs[members[0]].name, size, _spread(bits[members]), *cells])
+    return ["source", "run", "documents", "bits per byte", "difference", "95 % interval"], rows
 
 
 def _config_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

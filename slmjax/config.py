@@ -270,7 +270,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     if t.batch % t.microbatches:
         raise UserError(f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}.")
     if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
-        raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) exceed config.train.steps, {t.steps}.")
+        most = int(t.steps * (1 - t.decay))
+        raise UserError(
+            f"config.train.warmup ({t.warmup} steps) and decay ({t.decay:g} of the run) exceed config.train.steps, {t.steps}; "
+            f"for so short a run, --config.train.warmup={min(most, max(1, t.steps // 10))}."
+        )
     if t.warmup > t.steps:  # under any other schedule
         raise UserError(
             f"config.train.warmup ({t.warmup}) exceeds config.train.steps ({t.steps}), so the "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from slmjax.errors import UserError, nearest
+from slmjax.readable import said_if_long
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,14 +40,16 @@ def run(options: argparse.Namespace) -> None:
     from slmjax.infer.load import load_model
 
     use_compile_cache()
-    model = load_model(workdir, options.step)
+    with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):
+        model = load_model(workdir, options.step)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer, tuned=False)
     step, trained = model.step, model.config.data.seq_len
     del model  # the engine has weights of its own
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds))
     start = time.perf_counter()
-    completions = engine.generate(prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing)
+    with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
+        completions = engine.generate(prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing)
     seconds = time.perf_counter() - start
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     for prompt, completion in zip(prompts, completions):
@@ -57,6 +60,10 @@ def run(options: argparse.Namespace) -> None:
     count, compiled = sum(len(c.tokens) for c in completions), sum(compiling)
     speed = count / max(seconds - compiled, 1e-9)
     print(f"step {step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:

@@ -92,7 +92,7 @@ def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
         "y/run",
         "train.lr",
         "a/b",
-        "60 documents",
+        "documents",
         "20 that some run lacks were left out",
         "Seed noise is not in the interval",
     ):

@@ -87,7 +87,7 @@ MISTAKES = {
     "model.kv_heads=3": "config.model.kv_heads is 3; it must divide config.model.heads, 4",
     "model.head_dim=33": "needs an even number",
     "train.microbatches=5": "it must divide config.train.batch, 64",
-    "train.warmup=900": "exceed config.train.steps, 1000",
+    "train.warmup=900": "exceed config.train.steps, 1000; for so short a run, --config.train.warmup=100.",
     "data.tokenizer=/none/tokenizer.json": "there is no file '/none/tokenizer.json'",
     "mesh.sequence=2": "config.mesh.sequence is reserved",
     "log.profile=abc": "expected first:last",
@@ -115,6 +115,15 @@ def test_a_warmup_longer_than_the_run_is_refused_under_every_schedule():
     with pytest.raises(UserError, match=r"config.train.warmup \(1001\) exceeds config.train.steps \(1000\)"):
         set_to("train.schedule=cosine", "train.warmup=1001")
     set_to("train.schedule=cosine", "train.warmup=1000")
+
+
+@given(st.integers(1, 200), st.floats(0, 0.99))
+def test_the_warmup_that_a_shortened_run_is_advised_to_take_is_accepted(steps, decay):
+    config = configs.base()
+    config.train.steps, config.train.decay, config.train.warmup = steps, decay, steps + 1
+    with pytest.raises(UserError) as error:
+        configs.validate(config)
+    configs.validate(configs.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
 
 
 @given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))

@@ -134,3 +134,21 @@ def test_the_first_cell_shows_pips_own_words_where_it_fails(evening):
     done = run_cell(python, folder, before, SLMJAX_SOURCE=str(folder))
     assert done.returncode == 1
     assert f"pip could not install slmjax from {folder}. It says:\nno such repository" in done.stderr
+
+
+def test_a_package_that_was_replaced_while_in_use_asks_for_a_restart(evening):
+    before = "import sys, types; sys.modules['numpy'] = types.SimpleNamespace(__version__='1.0')\n"
+    done = run_cell(*evening, before, SLMJAX_SOURCE="git+https://host.test/owner/slmjax")
+    assert done.returncode == 1
+    assert "with it another numpy than the one that is in use. Restart the session" in done.stderr
+
+
+def test_an_accelerator_that_jax_does_not_use_is_said(evening):
+    python, folder = evening
+    (folder.parent / "tools").mkdir()
+    (folder.parent / "tools" / "slmjax").symlink_to(ROOT / "slmjax")
+    before = "import os; os.path.exists = lambda path: path == '/dev/accel0'; os.environ.pop('JAX_PLATFORMS', None)\n"
+    done = run_cell(python, folder, before)
+    assert done.returncode == 0, done.stderr
+    assert not (folder.parent / "asked").exists()
+    assert "The accelerator of this machine stays unused: %pip install 'jax[tpu]', and restart." in done.stdout

@@ -23,6 +23,7 @@ BENCHES = {
     "decode": "generation, beside transformers",
     "dedup": "near-duplicate search, beside datasketch, rensa and datatrove",
 }
+WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
 
 
@@ -40,12 +41,17 @@ def main(arguments: list[str]) -> int:
         parser = argparse.ArgumentParser(
             prog=f"python -m slmjax.bench {name}", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        parser.add_argument("--config", default=RECIPE, help=f"recipe whose model is measured (default {RECIPE})")
+        if name not in WITHOUT_RECIPE:
+            what = "data.sources are read" if name == "data" else "model is measured"
+            parser.add_argument("--config", default=RECIPE, help=f"recipe whose {what} (default {RECIPE})")
+        elif fields:
+            raise UserError(f"{name} reads no recipe; it takes no --config.{fields[0].partition('=')[0]}.")
         parser.add_argument("--out", default="", help="write the figures to this JSON file")
         bench.add_arguments(parser)
         own.remove(name)
         parsed = parser.parse_args(own)
-        parsed.config = configs.validate(configs.override(configs.load(parsed.config), fields))
+        if name not in WITHOUT_RECIPE:
+            parsed.config = configs.validate(configs.override(configs.load(parsed.config), fields))
         found = bench.run(parsed)
     except UserError as error:
         print(f"slmjax.bench: {error}", file=sys.stderr)

@@ -94,7 +94,7 @@ def curve(found: Mapping[str, Any]) -> str:
     middle = (np.arange(len(height)) + 0.5) / len(height)
     lines = [figures.Line("shares a band", at, Scheme(**found["scheme"]).candidate_probability(at))]
     if height.any():
-        lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1))
+        lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1, bars=True))
     title = "How likely a pair is compared; removed pairs, most = 1"
     return figures.curves(lines, title=title, x="Jaccard similarity", y="share", clip=False, marks=[found["threshold"]])
 
