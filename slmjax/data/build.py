@@ -3,6 +3,7 @@
 Every step leaves its results under `work/`, one file a unit, so a killed run continues and several hosts see each other's.
 """
 
+import collections
 import hashlib
 import json
 import shutil
@@ -19,12 +20,15 @@ from slmjax.data.heldout import GROUP, Choice, Matcher, choose_groups, seen_in_t
 from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.data.sources import Source, SourceFile, grouping
-from slmjax.data.tokenizer import Tokenizer, load, train_bpe
+from slmjax.data.tokenizer import HOSTILE, Tokenizer, load, train_bpe
 from slmjax.data.work import Progress, run_units, wait_for, write_atomic
 from slmjax.errors import UserError
 
 FORMAT = 2
 SAMPLE_BYTES = 20_000_000  # text that a tokenizer is trained on: merges up to 32k change little beyond it
+TRIAL_CHARS = 500_000  # of a source's text that a given tokenizer must give back
+TRIAL_PIECE = 5_000  # of one document
+MAX_CHANGED = 0.05  # share of its documents that may change; held-out ones that do are left out
 _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
@@ -50,9 +54,13 @@ class Plan:
     def jobs(self, kind: str = "", own: bool = True) -> list[Job]:
         """Jobs of this host's units (or all), of one kind (or both)."""
         guess = {unit: text_bytes(unit.file) if unit.kind == "train" else 0 for unit in self.units}
-        share = 0 if self.tokenizer else SAMPLE_BYTES / max(1, sum(guess.values()))
+        share = SAMPLE_BYTES / max(1, sum(guess.values()))
+        sample = {unit: int(share * guess[unit]) for unit in self.units}
+        if self.tokenizer:
+            files = collections.Counter(unit.source.name for unit in self.units)
+            sample = {unit: max(1, TRIAL_CHARS // files[unit.source.name]) for unit in self.units}
         return [
-            Job(str(self.folder), unit, self.seed, self.data.group_by, int(share * guess[unit]))
+            Job(str(self.folder), unit, self.seed, self.data.group_by, sample[unit])
             for i, unit in enumerate(self.units)
             if kind in ("", unit.kind) and (not own or i % self.hosts == self.host)
         ]
@@ -180,6 +188,8 @@ def _choose(plan: Plan, reports: dict[str, dict]) -> Choice:
 def _tokenizer(plan: Plan, choice: Choice) -> None:
     """Write tokenizer.json: the given one, or one trained on the sample without its held-out groups."""
     path = plan.folder / "tokenizer.json"
+    if plan.tokenizer:
+        _check_round_trip(plan, plan.tokenizer)
     if plan.host == 0 and not path.exists():
         tokenizer = plan.tokenizer
         if tokenizer is None:
@@ -193,6 +203,33 @@ def _tokenizer(plan: Plan, choice: Choice) -> None:
             plan.progress("tokenizer", 1, 1)
         tokenizer.save(path)
     plan.wait([path], "train the tokenizer")
+
+
+def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
+    """Raises: UserError where the tokens of a source's text do not give it back.
+
+    Bits per byte of such tokens would be those of another text.
+    """
+
+    def gives_back(text: str, ids: list[int]) -> bool:
+        return tokenizer.keeps(text, ids) and tokenizer.decode(ids) in (text, f" {text}")
+
+    for source in plan.sources:
+        texts = []
+        for job in plan.jobs("train", own=False):
+            if job.unit.source.name == source.name:
+                with open(job.path("sample", ".jsonl")) as stream:
+                    texts += [text[:TRIAL_PIECE] for _, text in map(json.loads, stream)]
+        pairs = zip(texts, tokenizer.encode_batch(texts), strict=True)
+        changed = [(text, ids) for text, ids in pairs if not gives_back(text, ids)]
+        if len(changed) > MAX_CHANGED * len(texts):
+            text, ids = changed[0]
+            raise UserError(
+                f"data.tokenizer: '{plan.data.tokenizer}' loses text: of {len(texts)} documents of "
+                f"data.sources.{source.name} it gives back {len(texts) - len(changed)} as they are; "
+                f"{text[:40]!r} becomes {tokenizer.decode(ids)[:40]!r}. Use a byte-level tokenizer "
+                "without a normalizer, or leave data.tokenizer empty to train one."
+            )
 
 
 def _collect(plan: Plan, choice: Choice) -> None:
@@ -244,6 +281,11 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
     warnings = list(choice.warnings)
     if tokenizer.vocab_size < plan.data.vocab_size and plan.tokenizer is None:
         warnings.append(f"the text has pairs for {tokenizer.vocab_size} tokens only, not data.vocab_size={plan.data.vocab_size}")
+    if plan.tokenizer and not tokenizer.keeps(HOSTILE, tokenizer.encode(HOSTILE)):
+        warnings.append(
+            "data.tokenizer changes some characters or blanks of a text before it is cut into "
+            "tokens; held-out documents that it changes are left out of bits per byte"
+        )
     sources = {}
     for source in plan.sources:
         own = [job for job in jobs if job.unit.source.name == source.name]
@@ -257,6 +299,11 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
         }
         if own and not entry["shards"]:
             raise UserError(f"data.sources.{source.name}: nothing is left to train on after holding out; add text or lower data.heldout.")
+        if entry["changed"]:
+            warnings.append(
+                f"data.tokenizer does not give back {entry['changed']} held-out documents of source "
+                f"'{source.name}' as they are; they are left out of bits per byte"
+            )
         if own and entry["removed"]["documents"] and not entry["heldout_shards"]:
             warnings.append(f"all held-out text of source '{source.name}' occurs in training too, so all of it was removed")
     prints = [entry["sha256"] for s in sources.values() for entry in s["shards"] + s["heldout_shards"]]
@@ -280,22 +327,32 @@ def _file_rows(plan: Plan, source: Source) -> list[list]:
 
 def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: Matcher, seen: np.ndarray) -> dict:
     """Shards of held-out documents, one for each input file that has some, and how much of them training had."""
-    kept, shards = {"documents": 0, "bytes": 0}, []
+    kept, shards, changed = {"documents": 0, "bytes": 0}, [], 0
     removed = {"documents": 0, "bytes": 0}
     for job in jobs:
         offset = sum(other.unit.kind == "train" for other in jobs) if job.unit.kind == "heldout" else 0
         path = f"{job.unit.source.name}/heldout-{offset + job.unit.index:05d}.arrayrecord"
         with ShardWriter(plan.folder, path, job.unit.file.name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
             for document in _heldout(job):
+                ids = tokenizer.encode(document["text"])
+                if plan.tokenizer and not tokenizer.keeps(document["text"], ids):
+                    changed += 1
+                    continue
                 gone = seen_in_training(document["text"], matcher, seen)
                 for field, amount in (("documents", 1), ("bytes", document["bytes"])):
                     (removed if gone else kept)[field] += amount
                 if not gone:
-                    writer.add(tokenizer.encode(document["text"]), document["bytes"], document["key"], document["line"])
+                    writer.add(ids, document["bytes"], document["key"], document["line"])
         shards += [shard_entry(shard) for shard in writer.shards]
     for field in ("documents", "bytes"):
         removed[f"{field}_share"] = removed[field] / max(1, removed[field] + kept[field])
-    return {"heldout_documents": kept["documents"], "heldout_bytes": kept["bytes"], "removed": removed, "heldout_shards": shards}
+    return {
+        "heldout_documents": kept["documents"],
+        "heldout_bytes": kept["bytes"],
+        "removed": removed,
+        "changed": changed,
+        "heldout_shards": shards,
+    }
 
 
 def text_bytes(file: SourceFile) -> float:

@@ -150,6 +150,8 @@ def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Un
         "group_by": data.group_by,
         "heldout": data.heldout,
         "seed": seed,
+        # Of a given tokenizer: its text was checked; folders of versions that did not are not used.
+        **({"round_trip": True} if tokenizer and units else {}),
     }
 
 

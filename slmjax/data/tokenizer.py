@@ -12,6 +12,8 @@ from slmjax.errors import UserError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+HOSTILE = "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 \u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
+"""What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
 PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
 
 
@@ -52,6 +54,10 @@ class Tokenizer:
         """Hash of the tokenizer.json, which is kept as it came."""
         return hashlib.sha256(self._text.encode()).hexdigest()
 
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return self.token_bytes()
+
     @property
     def special(self) -> dict[str, int]:
         """Special tokens by name; they never come out of `encode`."""
@@ -91,6 +97,12 @@ class Tokenizer:
                 fallback = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
                 out[index] = bytes.fromhex(fallback[1]) if fallback else token.replace("\u2581", " ").encode()
         return out
+
+    def keeps(self, text: str, ids: Iterable[Any]) -> bool:
+        """Whether the tokens of a text have all its bytes, but for one space before it."""
+        table = self._bytes
+        kept, whole = b"".join([table[i] for i in ids]), text.encode("utf-8", "surrogatepass")
+        return kept == whole or kept == b" " + whole
 
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json, byte for byte as it was read."""

@@ -177,6 +177,55 @@ def test_a_given_tokenizer_is_used_as_it_is(made, tmp_path):
     assert other.train["books"].tokens > prepared.train["books"].tokens
 
 
+def changing(path: Path, change) -> str:
+    """A tokenizer.json with a part changed."""
+    content = json.loads(train_bpe(["another text " * 50], 270)._text)
+    change(content)
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+LOSSY = {
+    "folds case": (lambda t: t.update(normalizer={"type": "Lowercase"}), "'It is so' becomes 'it is so'"),
+    "drops blanks": (
+        lambda t: t.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, t["pre_tokenizer"]]}),
+        "'It is so' becomes 'Itisso'",
+    ),
+    "does not decode": (lambda t: t.update(decoder=None), "'It is so' becomes"),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_a_tokenizer_that_loses_the_users_text_is_refused(kind, tmp_path):
+    change, told = LOSSY[kind]
+    write(tmp_path / "plain.jsonl", [{"text": f"{i % 10}"} for i in range(200)])  # nothing to lose: sources are not pooled
+    write(tmp_path / "books.jsonl", [{"text": "It is so"} for _ in range(50)])
+    sources = {"plain": str(tmp_path / "plain.jsonl"), "books": str(tmp_path / "books.jsonl")}
+    data = settings(sources, tokenizer=changing(tmp_path / "mine.json", change), group_by="")
+    with pytest.raises(UserError) as error:
+        run(data, tmp_path / "cache")
+    assert "mine.json' loses text: of 50 documents of data.sources.books it gives back 0" in str(error.value)
+    assert told in str(error.value) and "\n" not in str(error.value)
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+
+
+def test_held_out_documents_that_a_tokenizer_changes_are_counted_and_left_out(tmp_path):
+    odd = range(0, 1000, 50)  # 2 % of the documents
+    texts = [f"It is so, said {i}" + " e\u0301" * (i in odd) for i in range(1000)]
+    write(tmp_path / "books.jsonl", [{"text": text} for text in texts])
+    tokenizer = changing(tmp_path / "mine.json", lambda t: t.update(normalizer={"type": "NFC"}))
+    said = []
+    prepared = run(
+        settings({"books": str(tmp_path / "books.jsonl")}, tokenizer=tokenizer, group_by="", heldout=0.5), tmp_path, say=said.append
+    )
+    held = [prepared.tokenizer.decode(ids) for ids in prepared.heldout["books"]]
+    changed = prepared.manifest["sources"]["books"]["changed"]
+    assert 0 < changed < len(odd) and set(held) <= set(texts) and not [text for text in held if "\u00e9" in text]
+    assert len(held) + changed + len(prepared.train["books"]) == 1000
+    assert any(f"does not give back {changed} held-out documents of source 'books'" in sentence for sentence in said)
+    assert any("changes some characters or blanks" in sentence for sentence in said)
+
+
 def test_a_prepared_folder_is_a_source(made, tmp_path):
     sources, prepared = made
     folder = str(prepared.folder)

@@ -31,6 +31,17 @@ def test_every_text_survives_and_its_bytes_are_those_of_its_tokens(small, text):
     assert b"".join(table[i] for i in ids) == text.encode()
 
 
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.text("aB \n\u00e9e\u0301", max_size=9))
+def test_a_text_is_kept_where_a_normalizer_leaves_it_as_it_is(small, text):
+    for normalizer in (normalizers.Lowercase(), normalizers.NFC(), normalizers.Strip()):
+        library = Library.from_str(small._text)
+        library.normalizer = normalizer
+        changing = Tokenizer(library.to_str())
+        assert changing.keeps(text, changing.encode(text)) == (normalizer.normalize_str(text) == text)
+    assert small.keeps(text, small.encode(text)) and small.keeps(text, small.encode(" " + text))
+    assert not small.keeps(text + "x", small.encode(text))
+
+
 def test_digits_are_single_tokens_and_the_end_is_id_zero_without_bytes(small):
     table = small.token_bytes()
     assert [table[i] for i in small.encode("1234")] == [b"1", b"2", b"3", b"4"]
