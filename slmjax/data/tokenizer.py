@@ -3,15 +3,18 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slmjax.errors import UserError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+AT_ONCE = 4  # pieces
 PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
 
 
@@ -72,6 +75,21 @@ class Tokenizer:
                 ids.extend(next(encoded).ids)
             out.append(ids)
         return out
+
+    def encode_arrays(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """`encode_batch` as arrays, one text after the other; a long text needs a few bytes for each of its own."""
+        dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        short = [text for text in texts if len(text) <= PIECE]
+        lists = iter(self.encode_batch(short))
+        for text in texts:
+            if len(text) <= PIECE:
+                yield np.array(next(lists), dtype)
+                continue
+            pieces, parts = self._pieces(text), []
+            for start in range(0, len(pieces), AT_ONCE):
+                encoded = self._library.encode_batch_fast(pieces[start : start + AT_ONCE], add_special_tokens=False)
+                parts += [np.array(piece.ids, dtype) for piece in encoded]
+            yield np.concatenate(parts)
 
     def decode(self, ids: Iterable[Any]) -> str:
         """The text of ids (integers of any library), without special tokens; bytes that are no UTF-8 become the replacement character."""
