@@ -133,7 +133,7 @@ def read_topics(value: str) -> list[str]:
     if not value:
         return subjects.topics()
     try:
-        lines = Path(value).expanduser().read_text("utf-8").split("\n")
+        lines = Path(value).expanduser().read_text("utf-8").removeprefix("\ufeff").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         told = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(
