@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -174,7 +175,7 @@ def load(path: str) -> ConfigDict:
     """
     path, _, argument = path.partition(":")
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         recipes = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
     try:
@@ -197,6 +198,8 @@ def load(path: str) -> ConfigDict:
         lines += [error.lineno] if isinstance(error, SyntaxError) else []
         where = f", line {lines[-1]}" if lines else ""
         raise UserError(f"--config: '{path}'{where}: {_first_sentence(error)}") from error
+    except OSError as error:
+        raise UserError(f"--config: cannot read '{error.filename or path}': {error.strerror or error}.") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns.")
     return config
@@ -221,14 +224,31 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         free = name.startswith(tuple(f"{group}." for group in FREE))
         if not isinstance(node, ConfigDict) or (leaf not in node and not free):
             raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
+        if not text.strip():
+            _check_empty(name, node.get(leaf))
         if name in ("data.sources", "model.multipliers"):
             node[leaf] = _parsed_mapping(name, text)
         elif name in FIELDS and isinstance(FIELDS[name], dict):
             raise UserError(f"--config.{name} is a group of fields; set one of {', '.join(FIELDS[name])}.")
         else:
             with node.unlocked(), node.ignore_type():
-                node[leaf] = _literal(text) if free else _typed(name, text, known[name][0])
+                if name.startswith("data.sources."):
+                    node[leaf] = _of_source(leaf, text)
+                else:
+                    node[leaf] = _literal(text) if free else _typed(name, text, known[name][0])
     return config
+
+
+def _check_empty(name: str, current) -> None:
+    """An empty value may take away what a recipe says; else it is a mistake, as of a shell variable that is not set."""
+    own = name.startswith(tuple(f"{group}." for group in FREE if group != "data.sources"))
+    if name == "data.sources" or not (current or own):
+        raise UserError(f"--config.{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
+
+
+def _of_source(field: str, text: str):
+    """A field of a source: names of files and fields may look like numbers."""
+    return _literal(text) if field in ("weight", "max_epochs") or text[:1] in ("[", "(", "{", "'", '"') else text
 
 
 def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, tuple]]:
@@ -376,5 +396,5 @@ def _parsed_mapping(name: str, text: str):
         return ConfigDict(value)
     from slmjax.data.sources import parse_sources  # reads the short form "name:weight=path,..." too
 
-    found = (dataclasses.asdict(source) for source in parse_sources(_literal(text)))
+    found = (dataclasses.asdict(source) for source in parse_sources(_of_source("path", text)))
     return ConfigDict({entry.pop("name"): entry for entry in found})

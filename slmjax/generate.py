@@ -80,6 +80,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             raise UserError(f"--prompts: '{source}' is not UTF-8 (byte {error.start}).") from None
         except OSError as error:
             raise UserError(f"--prompts: '{source}' cannot be read: {error.strerror}.") from None
+        text = text.removeprefix("\ufeff")  # the byte-order mark of some editors
         prompts += [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UserError("there is no prompt; give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin.")

@@ -112,6 +112,8 @@ def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
             if not words:
                 raise UserError(f"--{name} needs a value: --{name}=VALUE.")
             value = words.pop(0)
+        if name in FLAGS and not value.strip():
+            raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
         if name.startswith("config."):
             assignments.append(f"{name.removeprefix('config.')}={value}")
         elif name in FLAGS:

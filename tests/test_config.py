@@ -55,6 +55,25 @@ def test_a_value_is_read_as_its_fields_type(assignment, value):
     assert found == value and type(found) is type(value)
 
 
+def test_an_empty_value_takes_away_what_the_recipe_says_and_nothing_else():
+    config = configs.base()
+    config.data.tokenizer = "mine.json"
+    config.data.sources = {"a": {"path": "b", "heldout": "c"}}
+    config = configs.override(config, ["data.tokenizer=", "data.sources.a.heldout="])
+    assert config.data.tokenizer == config.data.sources.a.heldout == ""
+    for name in ("data.tokenizer", "data.sources.a.heldout", "data.sources.a.score", "data.sources"):
+        with pytest.raises(UserError, match=f"--config.{name}= is empty"):
+            configs.override(config, [f"{name}="])
+
+
+@pytest.mark.parametrize("text", ["2020", "1e5", "0x10", "None", "2020/a.jsonl", "1,2"])
+def test_a_source_is_a_path_even_where_it_looks_like_a_number(text):
+    config = configs.override(set_to(f"data.sources={text}"), [])
+    assert [entry.path for entry in config.data.sources.values()] == [(piece,) for piece in text.split(",")]
+    config = configs.override(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
+    assert (config.data.sources.t.path, config.data.sources.t.field) == (text, "7")
+
+
 def test_sources_are_given_short_or_field_by_field(tmp_path):
     short = set_to(f"data.sources=books:0.7={tmp_path}/a.txt,web={tmp_path}/*.jsonl").data.sources
     assert {name: (entry.path, entry.weight) for name, entry in short.items()} == {
@@ -72,6 +91,16 @@ MISTAKES = {
     "nothing=3": "no such field",
     "model=3": "a group of fields; set one of vocab_size, width",
     "train.steps=many": "expected a value like 1000 (int)",
+    "data.sources=": "--config.data.sources= is empty; give it a value or leave it out",
+    "data.sources= ": "--config.data.sources= is empty",
+    "data.tokenizer=": "--config.data.tokenizer= is empty",
+    "data.sources=a=": "data.sources.a: path is missing",
+    "data.sources=a=b,": "'a=b,' has an empty part",
+    "data.sources=a=b,,c=d": "'a=b,,c=d' has an empty part",
+    "data.sources=['a', '']": "'' has an empty part",
+    "data.sources={'a': {'path': ['b', '']}}": "data.sources.a.path is ['b', '']; expected a path or a list of paths",
+    "data.sources={'a': {'path': 0.5}}": "data.sources.a.path is 0.5; expected a path",
+    "data.sources={'a': {'path': 'b', 'heldout': ['']}}": "data.sources.a.heldout is ['']; expected a path",
     "train.steps=1.5": "expected a value like 1000 (int)",
     "train.steps=True": "expected a value like 1000 (int)",
     "train.lr=fast": "expected a value like 0.003 (float)",

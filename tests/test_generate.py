@@ -12,7 +12,7 @@ import pytest
 from slmjax.checkpoint import Checkpoints
 from slmjax.config import base, to_dict
 from slmjax.data.tokenizer import train_bpe
-from slmjax.generate import main
+from slmjax.generate import main, parse, read_prompts
 from slmjax.infer.engine import Completion, Engine
 from slmjax.models import lm
 from slmjax.models.architecture import from_config
@@ -35,6 +35,13 @@ def workdir(corpus, tmp_path_factory):  # with `corpus`, compiled programs are k
     checkpoints.wait()
     checkpoints.close()
     return types.SimpleNamespace(path=str(folder), engine=Engine(arch, params, {}, tokenizer))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbffirst\r\nsecond\n")
+    assert read_prompts(parse(["--checkpoint=x", f"--prompts={tmp_path}/prompts.txt"])) == ["first", "second"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufefffirst\n"))
+    assert read_prompts(parse(["--checkpoint=x"])) == ["first"]
 
 
 def test_prompts_of_the_command_line_and_of_a_file_are_completed_and_the_speed_goes_to_stderr(workdir, tmp_path, capsys):
@@ -102,7 +109,7 @@ def test_a_mistake_gets_one_sentence_and_exit_status_2(workdir, capsys, monkeypa
 def test_help_and_a_missing_checkpoint_do_not_pay_for_jax():
     script = """
 import sys
-from slmjax.generate import main
+from slmjax.generate import main, parse, read_prompts
 assert main(["--checkpoint=/nowhere", "--prompt=a"]) == 2
 try:
     main(["--help"])

@@ -30,6 +30,8 @@ OPTIONS = {
     "config": "'config' is not an option; options begin with --. Did you mean '--config'?",
     "--confg=x": "there is no option --confg. Did you mean 'config'?",
     "--config": "--config needs a value",
+    "--config=RECIPE --init_from=": "--init_from= is empty; give it a value or leave it out",
+    "--config=RECIPE --workdir=": "--workdir= is empty",
     "--config=x --processes=two": "--processes=two: expected a whole number",
     "--config=none.py": "no file 'none.py'",
     "--config=RECIPE --config.stage=trian": "it can be train, prepare, synthesize, curate, recall. Did you mean 'train'?",

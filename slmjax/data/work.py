@@ -34,21 +34,32 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, 
 
 @contextlib.contextmanager
 def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
-    """Inside, a full disk or a folder that cannot be written is a UserError that names the folder."""
+    """Inside, a full disk or a folder that cannot be written is a UserError that names the folder; so is a file that cannot be read."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(f"{field}: no space left while writing to {folder}; free some, or choose another folder.") from error
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(folder)
+        if not _beside(name, str(folder)):
+            raise UserError(f"cannot read {name}: {error.strerror}.") from error
         if error.errno in _DENIED and (error.errno != errno.ENOENT or not os.path.isdir(folder)):
             raise UserError(f"{field}: cannot write to {folder} ({error.strerror}); choose a folder that you may write to.") from error
         raise
 
 
+def _beside(name: str, folder: str) -> bool:
+    """Whether a path is in a folder, or one of the folders around it."""
+    name, folder = os.path.abspath(name), os.path.abspath(folder)
+    return os.path.commonpath((name, folder)) in (name, folder)
+
+
 def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) -> None:
     """Write under another name, then rename: a reader sees all of it or nothing, whoever else writes the same. A bucket does so itself."""
     if isinstance(content, (dict, list)):
-        content = json.dumps(content, indent=1, ensure_ascii=False)
+        readable = json.dumps(content, indent=1, ensure_ascii=False)
+        # Half a surrogate pair, of a name that is not UTF-8 or of a record's field, can only be written as an escape.
+        content = readable if readable.isascii() or _is_unicode(readable) else json.dumps(content, indent=1)
     content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in os.fspath(path) or (path.exists() and not path.is_file()):  # a pipe, a device
@@ -60,6 +71,14 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -103,6 +103,8 @@ def test_topics_are_the_lines_of_a_file(tmp_path):
     (tmp_path / "topics.txt").write_text("# mine\nknots > sailing\n\n  flags\nflags\n")
     assert read_topics(str(tmp_path / "topics.txt")) == ["knots > sailing", "flags"]
     assert read_topics("") == TOPICS
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf# mine\nknots\n")  # with a byte-order mark
+    assert read_topics(str(tmp_path / "marked.txt")) == ["knots"]
     for content, told in ((b"# none\n", "has no topic"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")):
         place = tmp_path / "bad.txt"
         place.unlink(missing_ok=True)
