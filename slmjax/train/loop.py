@@ -7,7 +7,7 @@ import resource
 import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -270,16 +270,33 @@ def _farewell(run: Run, status: int, report) -> str:
     if status:
         return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
     prompt = next(iter(run.evaluator.prompts()), "Once")
-    words = [word for word in shlex.split(run.command) if not word.startswith("--workdir=")]
-    again, other = shlex.join(words), f"{run.workdir}-2"
-    own = shlex.join(word for word in words if not word.startswith("--config.data.sources"))
+    words = _without(shlex.split(run.command), "--workdir")
+    own = _without(words, "--config.data.sources")
+    other = f"{run.workdir}-2"
     changed = f"--config.model.output_gate={not run.config.model.output_gate}"
+    trust = [f"--trust={name}" for name in configs.named_code(run.config) if not name.startswith("seqio://")]
+    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={prompt}"]
+    again = [*words, f"--workdir={other}", changed]
+    compare = ["python", "-m", "slmjax.compare", str(run.workdir), other]
+    mine = [*own, "--workdir=runs/mine", "--config.data.sources=PATH"]
     return "\n".join(
         [
             f"Report: {report}",
             "Next:",
-            f"  generate:            python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
-            f"  change and compare:  {again} --workdir={other} {changed} && python -m slmjax.compare {run.workdir} {other}",
-            f"  your own text:       {own} --workdir=runs/mine --config.data.sources=PATH  (.txt, .jsonl, .parquet; file, folder, pattern)",
+            f"  generate:            {shlex.join(generate)}",
+            f"  change and compare:  {shlex.join(again)} && {shlex.join(compare)}",
+            f"  your own text:       {shlex.join(mine)}  (.txt, .jsonl, .parquet; file, folder, pattern)",
         ]
     )
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """A command's words without a flag and its value, both --flag=value and --flag value, and without flags below it."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name != flag and not name.startswith(f"{flag}."):
+            kept.append(word)
+        elif not equals:
+            next(rest, None)
+    return kept
