@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import multiprocessing
 import os
 import shlex
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 from slmjax.errors import UserError, first_line, line_of_the_user, nearest
 
 UNWINDING = 5.0  # seconds that the program has to clean up after Ctrl-C
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)  # what only writing can meet
 NO_SPACE = "No space left on device"
 
 
@@ -51,8 +53,9 @@ def explain(error: Exception) -> str:
         file, line = place
         return f"'{file}', line {line}: {type(error).__name__}: {first_line(error)}"
     if isinstance(error, OSError) and error.errno:
-        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        return f"'{name}': {os.strerror(error.errno)}." if name else f"{os.strerror(error.errno)}."
+        named = isinstance(error.filename, str | bytes)
+        name = f"'{os.fsdecode(error.filename)}'" if named else "a file"
+        return f"{name} cannot be {'written' if error.errno in WRITING else 'used'}: {os.strerror(error.errno)}."
     text = str(error)
     if NO_SPACE in text:  # as the checkpoint storage says it
         return f"the work directory cannot be written: {NO_SPACE}."

@@ -22,8 +22,10 @@ COMMANDS = {
 }
 ERRORS = [
     (UserError("the sentence."), "the sentence."),
-    (PermissionError(13, "Permission denied", "notes.txt"), "'notes.txt': Permission denied."),
-    (IsADirectoryError(21, "Is a directory", b"folder"), "'folder': Is a directory."),
+    (PermissionError(13, "Permission denied", "notes.txt"), "'notes.txt' cannot be used: Permission denied."),
+    (IsADirectoryError(21, "Is a directory", b"folder"), "'folder' cannot be used: Is a directory."),
+    (FileExistsError(17, "File exists", "notes.txt"), "'notes.txt' cannot be written: File exists."),
+    (OSError(28, "No space left on device"), "a file cannot be written: No space left on device."),
     (ValueError("INTERNAL: No space left on device [source]"), "cannot be written: No space left on device."),
     (MemoryError("all of it"), "there is not enough memory: all of it"),
 ]

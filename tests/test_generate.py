@@ -1,6 +1,8 @@
 """The command line of generation: what it prints, and one sentence for each mistake."""
 
 import io
+import itertools
+import shlex
 import shutil
 import subprocess
 import sys
@@ -147,9 +149,9 @@ def test_code_that_a_checkpoint_names_runs_only_when_trusted(corpus, tmp_path, c
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     text = f"from tests.models.own import Mean as Mixer\nopen({str(marker)!r}, 'w').close()\n"
     (tmp_path / "stranger.py").write_text(text)
-    run, name = tmp_path / "run", "stranger:Mixer"
+    run, name = tmp_path / "my run; it's [b]*?", "stranger:Mixer"
     assert runs.train(corpus, run, model__pattern=name, train__steps=5) == 0  # the user's own command line
-    assert f"--trust={name}" in capsys.readouterr().out  # in the suggested command
+    suggested = dict(line.strip().split(":  ", 1) for line in capsys.readouterr().out.splitlines() if ":  " in line)
     marker.unlink()
     monkeypatch.delitem(sys.modules, "stranger")
     argv = [f"--checkpoint={run}", "--prompt=a", "--max_tokens=3"]
@@ -165,8 +167,12 @@ def test_code_that_a_checkpoint_names_runs_only_when_trusted(corpus, tmp_path, c
         assert err.count("\n") == 1
         assert f"names '{name}'" in err and f"--trust={name}" in err and str(tmp_path / "stranger.py") in err
         assert not marker.exists() and "stranger" not in sys.modules
-    assert main([*argv, f"--trust={name}"]) == 0
+    words = shlex.split(suggested["generate"])
+    assert words[:3] == ["python", "-m", "slmjax.generate"] and f"--checkpoint={run}" in words and f"--trust={name}" in words
+    assert main([*words[3:], "--max_tokens=3"]) == 0
     assert marker.exists()
+    again, compared = (list(part) for more, part in itertools.groupby(shlex.split(suggested["change and compare"]), "&&".__ne__) if more)
+    assert f"--workdir={run}-2" in again and compared[2:] == ["slmjax.compare", str(run), f"{run}-2"]
     assert launch.main([*launcher, f"--trust={name}"]) == 0
 
 

@@ -83,7 +83,7 @@ FIELDS = {
     "model.kv_heads=3": "it must divide config.model.heads, 2",
     "model.pattern=atention": "attention",
     "model.pattern=": "config.model.pattern is empty",
-    "model.multipliers={'matrix': {'lr': 'high'}}": "config.model.multipliers.matrix is {'lr': 'high'}; it can hold numbers for init",
+    "model.multipliers={'matrix': {'lr': 'high'}}": "matrix is {'lr': 'high'}; it can hold init, lr and decay as numbers",
     "train.loss_chunks=3": "config.train.loss_chunks is 3; it must divide config.data.seq_len, 64",
     "model.attention=cudnn": "cudnn",
     "model.remat=everything": "everything",
@@ -109,6 +109,8 @@ def test_a_work_directory_that_cannot_be_is_told_before_text_is_prepared(corpus,
     words = runs.argv(corpus, tmp_path / "file" / "run", data__cache=tmp_path / "prepared")
     assert f"'{tmp_path / 'file'}' is not a folder" in refused(capsys, words)
     assert "'/dev/null' is not a folder" in refused(capsys, runs.argv(corpus, "/dev/null/run", data__cache=tmp_path / "prepared"))
+    words = runs.argv(corpus, tmp_path / "a\\b", data__cache=tmp_path / "prepared")
+    assert "a folder with a backslash in its name" in refused(capsys, words)
     assert not (tmp_path / "prepared").exists()
 
 

@@ -211,7 +211,5 @@ def _init_scales(multipliers: ConfigDict) -> tuple:
             raise UserError(f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(names))}.{nearest(name, names)}")
         numbers = isinstance(of, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in of.values())
         if not numbers or not set(of) <= {"init", "lr", "decay"}:
-            raise UserError(
-                f"config.model.multipliers.{name} is {of!r}; it can hold numbers for init, lr and decay, such as {{'lr': 0.5}}."
-            )
+            raise UserError(f"config.model.multipliers.{name} is {of!r}; it can hold init, lr and decay as numbers, such as {{'lr': 0.5}}.")
     return tuple(sorted((name, float(of.get("init", 1.0))) for name, of in multipliers.items()))

@@ -172,6 +172,8 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 def check_writable(folder: epath.Path) -> None:
     """Raises: UserError where the work directory cannot be made or written; asked before minutes of work, not after."""
+    if "\\" in os.fspath(folder):  # which the checkpoint storage reads as "/"
+        raise UserError(f"--workdir={folder}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one.")
     if "://" in os.fspath(folder):
         return
     place = epath.Path(folder).absolute()
