@@ -1,6 +1,7 @@
 """The config: recipes, overrides and validation, and the sentence that each mistake gets."""
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -46,8 +47,9 @@ def test_a_saved_config_comes_back_equal():
     [
         ("train.steps=2000", 2000), ("train.steps=2e3", 2000), ("train.lr=1", 1.0), ("train.lr=3e-4", 3e-4), ("model.tied=false", False),
         ("model.tied=True", True), ("model.unroll=True", "True"), ("data.group_by=12", "12"),
-        ("eval.prompts=Once,Twice", ("Once", "Twice")),
-        ("eval.prompts=['a, b']", ("a, b",)), ("seed=-1", -1),
+        ("eval.prompts=['a, b', 'c']", ("a, b", "c")),
+        ("eval.prompts=Hello, dear world", ("Hello, dear world",)), ("eval.prompts=1, 2, 3", ("1, 2, 3",)),
+        ("eval.prompts=", ()), ("seed=-1", -1),
     ],
 )  # fmt: skip
 def test_a_value_is_read_as_its_fields_type(assignment, value):
@@ -107,6 +109,9 @@ MISTAKES = {
     "model.tied=1": "expected a value like True (bool)",
     "model.pattern=3": "expected a value like ('attention',) (tuple)",
     "model.multipliers=3": "expected {'matrix': {'lr': 0.5}}",
+    "model.pattern=": "config.model.pattern is empty",
+    "model.pattern=('attention', 3)": "config.model.pattern holds 3",
+    "train.loss_chunks=3": "config.train.loss_chunks is 3; it must divide config.data.seq_len, 128",
     "seed": "write --config.seed=VALUE",
     "train.optimizer=muonn": "can be adamw, muon. Did you mean 'muon'?",
     "data.packing=fit": "can be best_fit, concat",
@@ -177,6 +182,11 @@ RECIPES = {
     _RECIPE.format("c.model.width = 'a'"): "line 6: Could not override field 'width'",
     "import no_such_module": "line 1: No module named 'no_such_module'",
     "def get_config(): return {}['x']": "line 1: x.",
+    "x = 3\ny = 1 / 0": "line 2: ZeroDivisionError: division by zero.",
+    "def get_config():\n    assert False, 'too early'": "line 2: AssertionError: too early.",
+    "def get_config():\n    raise RuntimeError": "line 2: RuntimeError.",
+    "import json\njson.loads('{')": "line 2: Expecting property name",
+    "import sys\nsys.exit('done')": "line 2: RuntimeError: the recipe ends the program (exit done).",
 }
 
 
@@ -190,10 +200,66 @@ def test_a_recipe_that_fails_is_named_with_its_line(text, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.py"]  # and no bytecode beside it
 
 
+def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "shared_settings.py").write_text("a = 1\nb = (\n")
+    (tmp_path / "recipe.py").write_text("import shared_settings\n")
+    with pytest.raises(UserError) as error:
+        configs.load(str(tmp_path / "recipe.py"))
+    assert f"'{tmp_path / 'shared_settings.py'}', line 2: '(' was never closed" in str(error.value)
+
+
+FOREIGN = {
+    "model.pattern=stranger:Mixer+none heads=2": "stranger:Mixer",
+    "model.stack=[(('attention', 'stranger:Mixer'), 4)]": "stranger:Mixer",
+    "data.sources=web=seqio://stranger/task": "seqio://stranger/task",
+    "synthesize.passages=seqio://stranger/task": "seqio://stranger/task",
+}
+
+
+@pytest.mark.parametrize("assignment", FOREIGN)
+def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imported(assignment, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
+    config = configs.base()
+    if assignment.startswith("data.sources"):
+        config.data.sources = {"web": {"path": ("seqio://stranger/task",)}}
+    else:
+        configs.override(config, [assignment])
+    file, name = tmp_path / "config.json", FOREIGN[assignment]
+    file.write_text(configs.to_json(config))
+    with pytest.raises(UserError) as error:
+        configs.load(str(file), ["other:Mixer"])
+    assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={name}" in str(error.value)
+    assert str(tmp_path / "stranger.py") in str(error.value) and "stranger" not in sys.modules
+    assert configs.to_dict(configs.load(str(file), [name])) == configs.to_dict(config)
+
+
 def test_a_missing_recipe_names_the_nearest_one(tmp_path):
     (tmp_path / "tiny.py").write_text("")
     with pytest.raises(UserError, match=r"no file .* Did you mean '.*tiny\.py'\?"):
         configs.load(str(tmp_path / "tinny.py"))
+
+
+WRONG = {
+    "train.steps": "many", "train.lr": None, "data.tokenizer": 3, "data.sources": 3, "model.pattern": "attention", "model.tied": 1,
+    "model.unroll": 2, "eval.prompts": [1], "model.multipliers": [1], "data.phases": 3, "train": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_of_another_type_in_a_saved_config_is_named(name, tmp_path):
+    saved = configs.to_dict(configs.base())
+    group, _, leaf = name.partition(".")
+    if leaf:
+        saved[group][leaf] = WRONG[name]
+    else:
+        saved[group] = WRONG[name]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError) as error:
+        configs.validate(configs.load(str(tmp_path / "config.json")))
+    assert (name in str(error.value) or "config.json" in str(error.value)) and "\n" not in str(error.value)
 
 
 def test_a_work_directorys_config_is_a_recipe(tmp_path):

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     if found["alarms"]:
         raise UserError(f"no documents were written: {found['alarms'][0]}. {folder / 'report.html'} says more.")
     written = ",".join(f"{name}={folder / 'documents' / name}" for name in found["sources"] if found["sources"][name]["left"]["documents"])
-    print(f"report: {folder / 'report.html'}\n\nnext:\n  python -m slmjax.launch --config=configs/tiny.py --config.data.sources={written}")
+    words = ["python", "-m", "slmjax.launch", "--config=configs/tiny.py", f"--config.data.sources={written}"]
+    print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

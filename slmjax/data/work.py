@@ -265,6 +265,8 @@ def check_writable(workdir: str) -> None:
 
     It is asked before minutes of work, not after.
     """
+    if "\\" in workdir:  # which the checkpoint storage reads as "/"
+        raise UserError(f"--workdir={workdir}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one.")
     if "://" in workdir:
         return
     place = Path(workdir).absolute()

@@ -8,7 +8,7 @@ import resource
 import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -319,18 +319,24 @@ def _farewell(run: Run, status: int, report) -> str:
     if status:
         return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
     prompt = next(iter(run.evaluator.prompts()), "Once")
-    words = [word for word in shlex.split(run.command) if not word.startswith("--workdir=")]
-    again, other = shlex.join(words), f"{run.workdir}-2"
+    words = _without(shlex.split(run.command), "--workdir")
+    own = _without(words, "--config.data.sources")
+    other = f"{run.workdir}-2"
     changed = other_field(run.config, run.program.arch)
+    trust = [f"--trust={name}" for name in configs.named_code(run.config) if not name.startswith("seqio://")]
+    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={prompt}"]
+    again = [*words, f"--workdir={other}", changed]
+    compare = ["python", "-m", "slmjax.compare", str(run.workdir), other]
+    mine = [*own, "--workdir=runs/mine", "--config.data.sources=PATH"]
     lines = [
         f"Report: {report}",
         "Next:",
-        f"  generate:            python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
-        f"  change and compare:  {again} --workdir={other} {changed} && python -m slmjax.compare {run.workdir} {other}",
+        f"  generate:            {shlex.join(generate)}",
+        f"  change and compare:  {shlex.join(again)} && {shlex.join(compare)}",
     ]
     if not run.config.data.sources:
         files = "(.txt, .jsonl, .parquet; file, folder, pattern)"
-        lines.append(f"  your own text:       {again} --workdir=runs/mine --config.data.sources=PATH  {files}")
+        lines.append(f"  your own text:       {shlex.join(mine)}  {files}")
     return "\n".join(lines)
 
 
@@ -339,3 +345,15 @@ def other_field(config: ConfigDict, arch: Architecture) -> str:
     if any(block.mixer == "attention" for block in arch.blocks):
         return f"--config.model.output_gate={not config.model.output_gate}"
     return f"--config.train.lr={config.train.lr / 2:g}"
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """A command's words without a flag and its value, both --flag=value and --flag value, and without flags below it."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name != flag and not name.startswith(f"{flag}."):
+            kept.append(word)
+        elif not equals:
+            next(rest, None)
+    return kept

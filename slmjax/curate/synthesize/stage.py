@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,11 +36,15 @@ EXPECTED = {tuple: "several values", dict: "{name: value}"}
 POSITIVE = ("documents", "shard", "max_tokens", "concurrent", "timeout")
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> int:
+def run(
+    config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1,
+    trust: Sequence[str] = (),
+) -> int:  # fmt: skip
     """Write `documents`, `rejects.jsonl`, `coverage.json` and `coverage.md` into a work directory; the same command again goes on.
 
     Args:
       init_from: with the teacher `checkpoint`, the work directory of the run whose model writes.
+      trust: names of code that this checkpoint may name, see config.check_trust.
     Returns: 0, or 128 + signal where one ended it early (what was answered is written all the same).
     Raises: UserError for settings that make no sense, for whatever keeps a teacher from answering
       (what was answered before is written all the same), and where no document could be written.
@@ -59,7 +63,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         )
     if "://" in workdir and not copies:
         copies = f"{workdir}/journal"
-    teacher = make_teacher(config.seed, chosen, init_from)
+    teacher = make_teacher(config.seed, chosen, init_from, trust)
     journal = Journal(journal_folder or str(folder / "journal"), copies=copies)
     try:
         write_atomic(folder / "config.json", configs.to_dict(config) | {"synthesize": chosen})
@@ -163,13 +167,14 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
     )
 
 
-def make_teacher(seed: int, chosen: dict[str, Any], init_from: str) -> Teacher:
+def make_teacher(seed: int, chosen: dict[str, Any], init_from: str, trust: Sequence[str] = ()) -> Teacher:
     """The teacher that the settings name."""
     sampling = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p")}
     if chosen["teacher"] == "program":
         return Program(seed)
     if chosen["teacher"] == "checkpoint":
-        return Checkpoint(init_from, sampling=sampling, seed=seed, batch=chosen["concurrent"], licence=chosen["licence"])
+        concurrent, licence = chosen["concurrent"], chosen["licence"]
+        return Checkpoint(init_from, sampling=sampling, seed=seed, batch=concurrent, licence=licence, trust=trust)
     settings = {name: chosen[name] for name in ("timeout", "licence", "names")}
     return OpenAI(chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, **settings)
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -259,11 +259,12 @@ class Checkpoint(Sampling):
 
     Args:
       workdir: of a training run.
+      trust: names of code that the checkpoint may name, see config.check_trust.
     """
 
     name, date = "checkpoint", ""
 
-    def __init__(self, workdir: str, *, sampling: Mapping[str, Any], seed: int, batch: int, licence: str = ""):
+    def __init__(self, workdir: str, *, sampling: Mapping[str, Any], seed: int, batch: int, licence: str = "", trust: Sequence[str] = ()):
         if not workdir:
             raise UserError("config.synthesize.teacher is checkpoint; name the run whose model writes: --init_from=WORKDIR.")
         from slmjax.compiling import use_compile_cache
@@ -271,7 +272,7 @@ class Checkpoint(Sampling):
         from slmjax.infer.load import load_model
 
         use_compile_cache()
-        loaded = load_model(workdir)
+        loaded = load_model(workdir, trust=trust)
         self._engine = Engine(loaded.arch, loaded.params, loaded.buffers, loaded.tokenizer, max_batch=batch)
         self.model = f"{workdir} step {loaded.step}"
         self.licence = licence or f"output of {workdir}; the licences of its text apply"
