@@ -39,8 +39,6 @@ OPTIONS = {
     "--config=RECIPE --config.stage=prepare --process=2 --processes=2": "go together",
     "--config=RECIPE --process=--1": "--process=--1: expected a whole number",
     "--config=RECIPE --config.stage=recall --process=0 --processes=2": "takes no --processes",
-    "--config=RECIPE --workdir=": "--workdir= is empty",
-    "--config=RECIPE --init_from=": "--init_from= is empty",
     "--config=RECIPE --params=big": "big",
     "--config=RECIPE --params=10m --config.model.layers=4": "--params=10m decides config.model.layers, which is given too",
     "--config=RECIPE --config.model.widht=3": "Did you mean 'model.width'?",
