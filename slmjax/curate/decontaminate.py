@@ -95,6 +95,8 @@ class EvalIndex:
         """
         words, starts, ends = number_words(text)
         where, place = self._matcher.locate(hash_runs(words, RUN))
+        if not len(where):  # as in three of four documents
+            return []
         passages, diagonals = self._pointed(where, place, threshold)
         hits: dict[int, Hit] = {}
         for passage in np.unique(passages).tolist():
