@@ -200,7 +200,8 @@ def _identities(files: list[SourceFile], cache: Path, processes: int, host: tupl
     tasks = [(f.size, (f, entry)) for i, (f, entry) in enumerate(entries.items()) if i % host[1] == host[0] and not entry.exists()]
     few = sum(size for size, _ in tasks) < 50 * IN_PROCESS_BYTES
     run_units(passes.content_hash, tasks, 1 if few else processes, stage="hash", progress=progress)
-    wait_for(entries.values(), timeout=timeout, what="hash the text", say=say)
+    owners = {entry: i % host[1] for i, entry in enumerate(entries.values())}
+    wait_for(owners, timeout=timeout, what="hash the text", say=say)
     return {file: entries[file].read_text() if file in entries else file.version for file in files}
 
 
