@@ -70,7 +70,12 @@ class Plan:
         sized = [(job.unit.file.size, (job, *arguments)) for job, arguments in tasks]
         run_units(function, sized, self.processes, stage=stage, progress=self.progress)
 
-    def wait(self, paths: list[Path], what: str) -> None:
+    def parts(self, stage: str, suffix: str, kind: str = "") -> dict[Path, int]:
+        """What a stage writes for each unit (of one kind, or both): path -> the process that writes it."""
+        jobs = enumerate(self.jobs(own=False))
+        return {job.path(stage, suffix): i % self.hosts for i, job in jobs if kind in ("", job.unit.kind)}
+
+    def wait(self, paths: dict[Path, int], what: str) -> None:
         """Wait for other hosts, unless there are none, or all has been finished (and cleaned up) meanwhile."""
         manifest = self.folder / "manifest.json"
         wait_for(paths, timeout=self.timeout, what=what, say=self.say, unless=lambda: self.hosts == 1 or manifest.exists())
@@ -94,7 +99,7 @@ def build(plan: Plan, alone: bool) -> None:
         _timed(seconds, "tokenize", _tokenize, plan, choice)
         if plan.host == 0:
             _timed(seconds, "heldout", _finish, plan, reports, choice, seconds)
-        plan.wait([plan.folder / "manifest.json"], "finish")
+        plan.wait({plan.folder / "manifest.json": 0}, "finish")
     except (FileNotFoundError, FileExistsError):  # mkdir says "exists" of a folder that is removed at that moment
         if not ready(plan):  # else another process without a lock finished first and cleaned up
             raise
@@ -207,7 +212,7 @@ def _scan(plan: Plan) -> dict[str, dict]:
     """Scan this host's units, wait for the others', and add up the reports of each source."""
     plan.run("scan", passes.scan, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
     jobs = plan.jobs(own=False)
-    plan.wait([job.path("scan", ".json") for job in jobs], "scan their files")
+    plan.wait(plan.parts("scan", ".json"), "scan their files")
     out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
     for job in jobs:
         report, total = json.loads(job.path("scan", ".json").read_text()), out[job.unit.source.name]
@@ -285,7 +290,7 @@ def _tokenizer(plan: Plan, choice: Choice) -> None:
             tokenizer = train_bpe(texts, plan.data.vocab_size)
             plan.progress("tokenizer", 1, 1)
         tokenizer.save(path)
-    plan.wait([path], "train the tokenizer")
+    plan.wait({path: 0}, "train the tokenizer")
 
 
 def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
@@ -329,12 +334,12 @@ def _collect(plan: Plan, choice: Choice) -> None:
             write_atomic(job.path("heldout", ".jsonl"), "")
     plan.run("collect", passes.collect, [task for task in tasks if not task[0].path("heldout", ".jsonl").exists()])
     jobs = plan.jobs(own=False)
-    plan.wait([job.path("heldout", ".jsonl") for job in jobs], "collect held-out text")
+    plan.wait(plan.parts("heldout", ".jsonl"), "collect held-out text")
     path = plan.folder / passes.WORK / "shingles.bin"
     if plan.host == 0 and not path.exists():
         hashes = [shingles(document["text"]) for job in jobs for document in _heldout(job)]
         write_atomic(path, np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes])).tobytes())
-    plan.wait([path], "collect held-out text")
+    plan.wait({path: 0}, "collect held-out text")
 
 
 def _heldout(job: Job) -> list[dict]:
@@ -354,7 +359,7 @@ def _tokenize(plan: Plan, choice: Choice) -> None:
 def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
     """Write held-out shards without what training has seen, and the manifest."""
     jobs = plan.jobs(own=False)
-    plan.wait([job.path("train", ".json") for job in jobs if job.unit.kind == "train"], "tokenize their files")
+    plan.wait(plan.parts("train", ".json", kind="train"), "tokenize their files")
     tokenizer = load(plan.folder / "tokenizer.json")
     hashes = np.fromfile(plan.folder / passes.WORK / "shingles.bin", "<u8")
     matcher, seen = Matcher(hashes), np.zeros(len(hashes), bool)

@@ -205,7 +205,8 @@ def _identities(units: list[Unit], cache: Path, processes: int, host: tuple[int,
     tasks = [(file.size, (file, sources[file], entry)) for file, entry in own if not entry.exists()]
     few = sum(size for size, _ in tasks) < 50 * IN_PROCESS_BYTES
     run_units(passes.content_hash, tasks, 1 if few else processes, stage="hash", progress=progress)
-    wait_for(entries.values(), timeout=timeout, what="hash the text", say=say)
+    owners = {entry: i % host[1] for i, entry in enumerate(entries.values())}
+    wait_for(owners, timeout=timeout, what="hash the text", say=say)
     return {file: entries[file].read_text() if file in entries else file.version for file in sources}
 
 

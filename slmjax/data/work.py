@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -357,10 +357,12 @@ def _start_worker(stop: Any, threads: int) -> None:
 
 
 def wait_for(
-    paths: Iterable[Path], *, timeout: float, what: str, say: Callable[[str], None], unless: Callable[[], bool] = lambda: False
+    paths: Mapping[Path, int], *, timeout: float, what: str, say: Callable[[str], None], unless: Callable[[], bool] = lambda: False
 ) -> None:
     """Wait until other hosts have written `paths` into the shared folder; the clock starts again whenever one appears.
 
+    Args:
+      paths: each file with the number of the process that writes it.
     Raises: UserError naming what is missing after `timeout` seconds without any progress; FileNotFoundError once `unless()` says
       that the rest will not come.
     """
@@ -377,16 +379,25 @@ def wait_for(
         missing = left
         if missing and now - progressed > timeout:
             names = ", ".join(path.name for path in missing[:3])
+            whom = _processes({paths[path] for path in missing})
             raise UserError(
-                f"data.cache: waited {timeout:.0f} s for other hosts to {what} ({len(missing)} missing: {names}); "
+                f"data.cache: waited {timeout:.0f} s for {whom} to {what} ({len(missing)} files missing: {names}); "
                 f"does every host see {missing[0].parent}?"
             )
         if missing and now >= next_line:
             next_line = now + NEXT_LINE
+            whom = _processes({paths[path] for path in missing})
             say(
-                f"waiting in {missing[0].parent} for the other processes to {what}: {len(missing)} of "
-                f"their files are missing, the last came {duration(now - progressed)} ago"
+                f"waiting in {missing[0].parent} for {whom} to {what}: {len(missing)} of their files missing, "
+                f"nothing new for {duration(now - progressed)}"
             )
+
+
+def _processes(numbers: set[int]) -> str:
+    """Numbers in words: "process 3", "2 processes (1, 3)"."""
+    if len(numbers) == 1:
+        return f"process {min(numbers)}"
+    return f"{len(numbers)} processes ({', '.join(map(str, sorted(numbers)))})"
 
 
 @contextlib.contextmanager

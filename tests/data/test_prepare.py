@@ -578,7 +578,7 @@ def test_hosts_share_the_units_and_agree(made, tmp_path, monkeypatch):
 
 def test_a_host_that_never_comes_is_reported(made, tmp_path):
     sources, _ = made
-    with pytest.raises(UserError, match="waited 0 s for other hosts"):
+    with pytest.raises(UserError, match="waited 0 s for process 0 to hash the text"):
         run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=0.2)
 
 
@@ -588,8 +588,8 @@ def test_a_host_that_waits_says_where_and_for_how_many_again_and_again(made, tmp
     monkeypatch.setattr(work, "NEXT_LINE", 0.3)
     said = []
     with pytest.raises(UserError, match="waited 1 s"):
-        run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=1.0, say=said.append)
-    expected = rf"waiting in {tmp_path}/\.identity for the other processes to hash the text: 3 of their files are missing"
+        run(settings(sources), tmp_path, process_index=1, process_count=3, timeout=1.0, say=said.append)
+    expected = rf"waiting in {tmp_path}/\.identity for 2 processes \(0, 2\) to hash the text: 3 of their files missing"
     assert len(said) >= 3 and all(re.match(expected, sentence) for sentence in said)
 
 
