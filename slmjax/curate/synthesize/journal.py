@@ -197,7 +197,9 @@ class Journal:
         """Take over the events that the copies have and this journal lacks; the number of the last event that is copied."""
         last = self._db.execute("SELECT COALESCE(MAX(n), 0) FROM events").fetchone()[0]
         copied = 0
-        found = sorted(self._copies.glob("events-*.jsonl.zst")) if self._copies.exists() else []
+        names = (file.name for file in self._copies.iterdir()) if self._copies.exists() else ()
+        segments = (name for name in names if name.startswith("events-") and name.endswith(".jsonl.zst"))
+        found = [self._copies / name for name in sorted(segments)]
         for segment in found:
             first, copied = (int(word) for word in segment.name.removesuffix(".jsonl.zst").split("-")[1:])
             if copied <= last and segment is not found[-1]:
