@@ -81,8 +81,9 @@ class Writer:
         if self._lines:
             self._flush()
         write_atomic(self._folder / "rejects.jsonl", "".join(self._rejects))
-        for file in (self._folder / "documents").glob("*.jsonl"):
-            if file.name not in self._files:
+        folder = self._folder / "documents"
+        for file in folder.iterdir() if folder.exists() else ():  # not glob: the folder's own name is no pattern
+            if file.name.endswith(".jsonl") and file.name not in self._files:
                 file.unlink()
 
     def _flush(self) -> None:

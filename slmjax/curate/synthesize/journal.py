@@ -257,7 +257,9 @@ class Journal:
         """Take over the events that the copies have and this journal lacks; the number of the last event that is copied."""
         last = self._query("SELECT COALESCE(MAX(n), 0) FROM events")[0][0]
         copied = 0
-        found = sorted(self._copies.glob("events-*.jsonl.zst")) if self._copies.exists() else []
+        names = (file.name for file in self._copies.iterdir()) if self._copies.exists() else ()
+        segments = (name for name in names if name.startswith("events-") and name.endswith(".jsonl.zst"))
+        found = [self._copies / name for name in sorted(segments)]
         for segment in found:
             numbers = re.fullmatch(r"events-(\d+)-(\d+)\.jsonl\.zst", segment.name)
             if not numbers:

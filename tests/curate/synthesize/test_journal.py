@@ -163,7 +163,7 @@ def filled(folder, copies, keys):
 
 
 def test_a_lost_disk_is_restored_from_the_copies_and_the_journal_goes_on(tmp_path):
-    copies = tmp_path / "copies"
+    copies = tmp_path / "copies [b]"
     filled(tmp_path / "disk", copies, "ab")
     events = filled(tmp_path / "disk", copies, "cd")
     assert len(list(copies.glob("events-*"))) == 2 and len(events) == 8

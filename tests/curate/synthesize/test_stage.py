@@ -106,16 +106,16 @@ def test_what_is_written_is_a_source_that_can_be_prepared(book, tmp_path):
 
 
 def test_a_second_start_asks_for_nothing_and_more_documents_keep_the_earlier(book, tmp_path):
-    shutil.copytree(book, tmp_path / "run")
+    shutil.copytree(book, tmp_path / "run [b]")
     before, files = events(book), {file.name: file.read_bytes() for file in (book / "documents").iterdir()}
-    write(tmp_path / "run", "shard=40")
-    assert events(tmp_path / "run") == before
-    assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "documents").iterdir()} == files
-    write(tmp_path / "run", "shard=40", "documents=170")
-    assert documents(tmp_path / "run")[:150] == documents(book)
-    assert events(tmp_path / "run")[: len(before)] == before and len(events(tmp_path / "run")) == len(before) + 40
-    write(tmp_path / "run", "shard=40", "documents=30")  # fewer: files of the longer run go
-    assert documents(tmp_path / "run") == documents(book)[:30]
+    write(tmp_path / "run [b]", "shard=40")
+    assert events(tmp_path / "run [b]") == before
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run [b]" / "documents").iterdir()} == files
+    write(tmp_path / "run [b]", "shard=40", "documents=170")
+    assert documents(tmp_path / "run [b]")[:150] == documents(book)
+    assert events(tmp_path / "run [b]")[: len(before)] == before and len(events(tmp_path / "run [b]")) == len(before) + 40
+    write(tmp_path / "run [b]", "shard=40", "documents=30")  # fewer: files of the longer run go
+    assert documents(tmp_path / "run [b]") == documents(book)[:30]
 
 
 def test_an_endpoint_writes_what_its_journal_has_and_rejects_keep_their_reasons(server, tmp_path, capsys):
