@@ -8,6 +8,7 @@ the same text, and hashing costs a hundredth of tokenizing.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,10 +115,11 @@ def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[
     units = []
     for source in sorted(sources, key=lambda source: source.name):
         if source.name not in shards:
-            units += [Unit(source, file, "train", i) for i, file in enumerate(list_files(source, say))]
             own = Source(source.name, source.heldout, field=source.field, revision=source.revision)
-            listed = list_files(replace(own, name=f"{source.name}.heldout"), say) if source.heldout else ()
-            units += [Unit(own, file, "heldout", i) for i, file in enumerate(listed)]
+            heldout = list_files(replace(own, name=f"{source.name}.heldout"), say) if own.path else ()
+            train = _without(list_files(source, say), heldout, source, say)
+            units += [Unit(source, file, "train", i) for i, file in enumerate(train)]
+            units += [Unit(own, file, "heldout", i) for i, file in enumerate(heldout)]
     if processes is None:
         processes = 1 if sum(text_bytes(unit.file) for unit in units) < IN_PROCESS_BYTES else cores()
     identities = _identities(units, cache, processes, host, progress, say, timeout)
@@ -125,6 +127,19 @@ def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{'-'.join(source.name for source in sources)[:40].rstrip('-.')}-{digest}"
     return Plan(data, seed, sources, shards, tuple(units), settings, folder, tokenizer, processes, *host, progress, say, timeout)
+
+
+def _without(files: tuple, heldout: tuple, source: Source, say: Callable[[str], None]) -> list[SourceFile]:
+    """The files of a source that are not held out: a held-out file may lie in the source's folder."""
+    places = {os.path.realpath(file.path) for file in heldout}
+    train = [file for file in files if os.path.realpath(file.path) not in places]
+    if not train:
+        raise UserError(f"data.sources.{source.name}: each of its files is held out too, so there is nothing to train on.")
+    if len(train) < len(files):
+        names = sorted(file.name for file in set(files) - set(train))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        say(f"data.sources.{source.name}: not trained on, as held out: {', '.join(names[:3])}{more}")
+    return train
 
 
 def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Unit], identities: dict, tokenizer: Any) -> dict:

@@ -187,9 +187,16 @@ def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any
                 line = item.line
                 yield item
     except broken_errors() as error:
-        yield Fault(line + 1, DAMAGED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'it ends too early'}")
+        yield _damage(line + 1, error)
     except OSError as error:
-        raise unreadable(file, source, error) from error
+        if error.errno is not None or file.remote:
+            raise unreadable(file, source, error) from error
+        yield _damage(line + 1, error)  # pyarrow's word for a damaged file; the system's errors have numbers
+
+
+def _damage(line: int, error: Exception) -> Fault:
+    reason = str(error).partition("\n")[0] or "it ends too early"
+    return Fault(line, DAMAGED, f"{type(error).__name__}: {reason}")
 
 
 def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:

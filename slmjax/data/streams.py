@@ -1,4 +1,4 @@
-"""Files as streams of bytes: plain or compressed, in bounded memory, with a cut or damaged file as an exception."""
+"""Files as streams of bytes, plain or compressed, in bounded memory; a cut file raises an exception."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ class Damaged(Exception):
 
 def open_stream(path: str, compression: str) -> Any:
     """A binary stream of a local or remote file; `compression` is "", ".gz", ".xz" or ".zst"."""
-    raw = open_remote(path) if "://" in path else open(path, "rb")  # noqa: SIM115 (the caller closes it)
+    raw = open_remote(path) if "://" in path else open(path, "rb")  # noqa: SIM115 (closed by callers)
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ)
     if compression == ".xz":
@@ -33,7 +33,7 @@ def open_stream(path: str, compression: str) -> Any:
 
 
 def lines(stream: Any) -> Iterator[bytes | None]:
-    """Each line of a stream; None for one of more than LONGEST bytes, which is never held in memory.
+    """Each line of a stream; None for one of more than LONGEST bytes.
 
     Raises: Damaged for a line of more than GIVE_UP bytes.
     """
@@ -54,7 +54,10 @@ def lines(stream: Any) -> Iterator[bytes | None]:
 
 
 def pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
-    """(first line, bytes) of pieces of a text of at most LONGEST bytes each, cut behind a newline where there is one."""
+    """(first line, bytes) of pieces of a text, each of at most LONGEST bytes.
+
+    It is cut behind a newline where there is one.
+    """
     line, rest = 1, b""
     while True:
         data = rest + stream.read(LONGEST + 1 - len(rest))
@@ -113,10 +116,12 @@ class _Chunks(io.RawIOBase):
 
 
 def _xz_chunks(raw: Any) -> Iterator[bytes]:
-    """Text of all streams of a .xz file; zeros between and behind them are padding, other bytes damage."""
+    """Text of all streams of a .xz file; zeros behind a stream are padding, other bytes damage."""
     data = raw.read(READ)
     old = data[:1] == b"\x5d"  # the format before .xz, as xz reads it too
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE if old else lzma.FORMAT_XZ, XZ_MEMORY) if data else None
+    decoder = None
+    if data:
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE if old else lzma.FORMAT_XZ, XZ_MEMORY)
     while True:
         data = data or raw.read(READ)
         if not data and decoder is not None:
@@ -140,7 +145,8 @@ def _xz_chunks(raw: Any) -> Iterator[bytes]:
 def _zstd_chunks(raw: Any) -> Iterator[bytes]:
     """Text of all frames of a .zst file, one block (at most 128 KiB of text) at a time.
 
-    zstandard's own stream reader takes a cut file for a short one, and its decompressobj expands whatever it is given at once.
+    zstandard's own stream reader takes a cut file for a short one, and its decompressobj expands
+    whatever it is given at once.
     Source: RFC 8878, section 3.1.
     """
     import zstandard
@@ -166,7 +172,8 @@ def _zstd_chunks(raw: Any) -> Iterator[bytes]:
                 yield frame.decompress(block + _exactly(raw, 1 if repeated else number >> 3))
         except zstandard.ZstdError as error:
             if "too much memory" in str(error):
-                raise Damaged(f"its window is over {WINDOW >> 20} MiB; compress it with zstd --long=28 or less") from error
+                remedy = "compress it with zstd --long=28 or less"
+                raise Damaged(f"its window is over {WINDOW >> 20} MiB; {remedy}") from error
             raise
         if checksum:
             yield frame.decompress(_exactly(raw, 4))

@@ -174,7 +174,7 @@ class _Walk:
                 self._files[real] = path
 
     def _enter(self, entry: os.DirEntry, folder: str) -> bool:
-        """Whether a folder below the pattern is to be read; a link to a folder around it would lead out and round again."""
+        """Whether to read a folder below the pattern; a link to a folder around it is a loop."""
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
             if f"{os.path.realpath(folder)}/".startswith(f"{target.rstrip('/')}/"):
@@ -200,10 +200,12 @@ class _Walk:
 def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
     """Whether a folder is a work directory, a cache of prepared text or a prepared folder."""
     if names is None:
-        names = {name for name in (".identity", *OWN_JSON) if os.path.exists(os.path.join(folder, name))}
+        known = (".identity", *OWN_JSON)
+        names = {name for name in known if os.path.exists(os.path.join(folder, name))}
     if ".identity" in names:
         return True
-    return any(name in names and keys <= _keys(os.path.join(folder, name)) for name, keys in OWN_JSON.items())
+    there = (name for name in OWN_JSON if name in names)
+    return any(OWN_JSON[name] <= _keys(os.path.join(folder, name)) for name in there)
 
 
 def _exists(path: str, where: str) -> bool:

@@ -194,6 +194,16 @@ def test_a_held_out_file_that_comes_to_nothing_is_refused_by_itself(tmp_path, he
     assert not [entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")]  # nothing half-made stays
 
 
+def test_a_held_out_file_in_the_folder_of_its_source_is_not_trained_on(tmp_path):
+    sources, said = corpus(tmp_path, files=2), []
+    held = {"path": sources["books"], "heldout": f"{sources['books']}/1.jsonl"}
+    prepared = run(settings({"books": held}), tmp_path / "cache", say=said.append)
+    assert len(prepared.train["books"]) == 60 == len(prepared.heldout["books"])
+    assert said == ["data.sources.books: not trained on, as held out: 1.jsonl"]
+    with pytest.raises(UserError, match="each of its files is held out too"):
+        run(settings({"books": {"path": sources["books"], "heldout": sources["books"]}}), tmp_path / "cache")
+
+
 def test_each_source_is_refused_by_itself(tmp_path):
     write(tmp_path / "a.jsonl", [{"text": f"document {i} of many"} for i in range(3000)])
     (tmp_path / "blank.jsonl").write_text("\n \n")

@@ -1,9 +1,11 @@
 """Compressed files, long lines and long texts: valid ones come back whole, the others are faults, in little memory and time."""
 
+import contextlib
 import gzip
 import io
 import json
 import lzma
+import random
 import time
 import tracemalloc
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from slmjax.data import sources, streams
 from slmjax.data.sources import DAMAGED, TOO_LONG, Document, Fault, Source, list_files, read_documents
+from slmjax.errors import UserError
 
 LINES = b"".join(json.dumps({"text": f"number {i} of some"}).encode() + b"\n" for i in range(3000))
 
@@ -165,6 +168,40 @@ def test_every_type_of_text_that_parquet_files_have_is_read(tmp_path, kind):
         (value, group, line) for line, (value, group) in enumerate(zip(values, "abcde"), 1) if value
     ]
     assert counted(found) == (4, ["no text"])
+
+
+PARQUET = io.BytesIO()
+parquet.write_table(pa.table({"text": ["x" * (i % 50) + str(i) for i in range(300)]}), PARQUET, row_group_size=50)
+FILES = {
+    ".jsonl": LINES[:5000],
+    ".jsonl.gz": gzip.compress(LINES[:5000]),
+    ".jsonl.xz": lzma.compress(LINES[:5000]) + bytes(4),
+    ".txt.zst": zstandard.compress(LINES[:2000]) + zstandard.compress(LINES[2000:5000]),
+    ".parquet": PARQUET.getvalue(),
+}
+
+
+@pytest.mark.parametrize("ending", FILES)
+def test_whatever_is_done_to_a_file_gives_documents_and_faults_or_one_sentence(tmp_path, ending):
+    draw = random.Random(0)
+    for _ in range(60):
+        data = bytearray(FILES[ending])
+        for _ in range(draw.choice([1, 1, 3])):
+            first, last = min(40, len(data)), min(300, len(data))
+            places = (draw.randrange(len(data)), draw.randrange(first), len(data) - 1 - draw.randrange(last))
+            place, change = draw.choice(places), draw.choice(["bit", "cut", "out", "in"])
+            if change == "bit":
+                data[place] ^= 1 << draw.randrange(8)
+            elif change == "cut":
+                del data[place + 1 :]
+            elif change == "out":
+                del data[place : place + draw.randrange(1, 30)]
+            else:
+                data[place:place] = draw.randbytes(draw.randrange(1, 9))
+            data = data or bytearray(b"\n")
+        (tmp_path / f"a{ending}").write_bytes(data)
+        with contextlib.suppress(UserError):
+            read(tmp_path / f"a{ending}")
 
 
 def test_many_small_row_groups_are_read_in_order(tmp_path):
