@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from slmjax.data.work import seal_is_broken, sealed
 from slmjax.parallel import hosts
 
 # Orbax logs each save in several lines and, with asyncio, a full disk once for each array; what goes wrong is raised as well.
@@ -120,12 +121,6 @@ class Checkpoints:
             self.manager.close()
 
 
-def sealed(meta: dict) -> dict:
-    """`meta` as JSON has it, with a hash of itself, so that a changed value is noticed."""
-    plain = json.loads(json.dumps(meta))
-    return plain | {"seal": _seal(plain)}
-
-
 def meta_fault(meta: Any, step: int) -> str:
     """What is wrong with the meta item of a step's checkpoint; "" for nothing.
 
@@ -135,8 +130,10 @@ def meta_fault(meta: Any, step: int) -> str:
         return "its meta item holds no object"
     if meta.get("step", step) != step:
         return f"its meta item is that of step {meta['step']}"
+    if seal_is_broken(meta):
+        return "its meta item is not the one that was saved"
     if "seal" in meta:
-        return "" if meta["seal"] == _seal(meta) else "its meta item is not the one that was saved"
+        return ""
     wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind)]
     if not wrong and not isinstance(meta["config"].get("train"), dict):
         wrong = ["config"]
@@ -144,11 +141,6 @@ def meta_fault(meta: Any, step: int) -> str:
 
 
 META = {"config": dict, "tokenizer": str, "fingerprint": str, "parents": list, "digests": dict}
-
-
-def _seal(meta: dict) -> str:
-    others = {name: value for name, value in meta.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest(tree: Any) -> str:

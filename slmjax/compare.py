@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -126,7 +125,7 @@ def load(workdir: str, name: str) -> Run:
         if not isinstance(fields, dict):
             raise ValueError("config.json holds no object")
         return Run(name, flatten(fields), metrics.read(folder), _scores(scores.read_bytes()))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of json, zipfile, zlib and numpy, which fail in many ways
         raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({error}).") from error
 
 
@@ -291,7 +290,14 @@ def _scores(data: bytes) -> dict[str, dict[str, np.ndarray]]:
         for name in arrays.files:
             source, field = name.rsplit("/", 1)
             scores.setdefault(source, {})[field] = arrays[name]
-    return {source: {field: fields[field] for field in ("keys", "nats", "bytes")} for source, fields in scores.items()}
+    kinds = {"keys": "u", "nats": "f", "bytes": "iu"}
+    scores = {source: {field: fields[field] for field in kinds} for source, fields in scores.items()}
+    for source, fields in scores.items():
+        shapes = {array.shape for array in fields.values()}
+        typed = all(fields[field].dtype.kind in kind for field, kind in kinds.items())
+        if len(shapes) != 1 or len(shapes.pop()) != 1 or not typed:
+            raise ValueError(f"the scores of {source} are not columns of numbers")
+    return scores
 
 
 def _names(workdirs: Sequence[str]) -> list[str]:

@@ -60,6 +60,25 @@ def test_one_seed_warns_and_several_do_not(tmp_path):
     assert "One seed only: 0.2-0." in compare.warning(partly)
 
 
+def test_damaged_scores_are_one_sentence(tmp_path):
+    good, bad = make(tmp_path / "good"), make(tmp_path / "bad", lr=0.2)
+    path = tmp_path / "bad" / "heldout.npz"
+    content, numbers = path.read_bytes(), np.arange(3)
+    draw = np.random.default_rng(0)
+    for at in draw.integers(0, len(content), 60):
+        changed = bytearray(content)
+        changed[at] ^= 1 << draw.integers(8)
+        path.write_bytes(changed)
+        try:
+            compare.compare([good, bad])
+        except UserError as error:
+            assert "heldout.npz is damaged" in str(error) or "no held-out document in common" in str(error)
+    for keys in (numbers[:2].astype(np.uint64), numbers.astype("<U3"), np.uint64(7)):
+        np.savez(path, **{"a/b/keys": keys, "a/b/nats": numbers * 1.0, "a/b/bytes": numbers})
+        with pytest.raises(UserError, match="the scores of a/b are not columns"):
+            compare.compare([good, bad])
+
+
 def test_scores_that_are_not_finite_are_refused_in_either_order(tmp_path):
     good, bad = make(tmp_path / "good"), make(tmp_path / "bad", lr=0.2, gain=float("nan"))
     for order in ((good, bad), (bad, good)):

@@ -21,7 +21,7 @@ from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.data.sources import Source, SourceFile, grouping
 from slmjax.data.tokenizer import HOSTILE, Tokenizer, load, train_bpe
-from slmjax.data.work import Progress, run_units, wait_for, write_atomic
+from slmjax.data.work import Progress, run_units, seal_is_broken, sealed, wait_for, write_atomic
 from slmjax.errors import UserError
 
 FORMAT = 2
@@ -105,25 +105,47 @@ def build(plan: Plan, alone: bool) -> None:
 
 
 def ready(plan: Plan) -> bool:
-    """Whether the folder is complete: a manifest, and every shard with its size."""
-    if not (plan.folder / "manifest.json").exists():
+    """Whether the folder is complete: a manifest, the tokenizer and every shard as they were written."""
+    path = plan.folder / "manifest.json"
+    if not path.exists():
         return False
-    manifest = read_manifest(plan.folder)
-    entries = [entry for source in manifest["sources"].values() for entry in source["shards"] + source["heldout_shards"]]
-    broken = next((entry["path"] for entry in entries if not Shard(**entry).intact(plan.folder)), None)
+    try:
+        broken = _broken(plan.folder, read_manifest(plan.folder))
+    except UserError:
+        broken = path.name
     if broken:
         plan.say(f"{plan.folder / broken} is missing or damaged; preparing again")
-        (plan.folder / "manifest.json").unlink(missing_ok=True)
-    return broken is None
+        path.unlink(missing_ok=True)
+    return not broken
+
+
+def _broken(folder: Path, manifest: dict) -> str:
+    """A file of the folder that is not the one that was written; "" where all are."""
+    try:
+        if load(folder / "tokenizer.json").sha256 != manifest["tokenizer"]["sha256"]:
+            return "tokenizer.json"
+    except UserError:
+        return "tokenizer.json"
+    for source in manifest["sources"].values():
+        for entry in source["shards"] + source["heldout_shards"]:
+            if not Shard(**entry).intact(folder):
+                return entry["path"]
+    return ""
 
 
 def read_manifest(folder: Path) -> dict:
+    """The manifest of a prepared folder. Raises: UserError where it is not the one that was written."""
+    path, fault = folder / "manifest.json", "its content is not what was written"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'manifest.json'} cannot be read ({error}); delete the folder and prepare again.") from error
+        manifest = json.loads(path.read_text())
+        if isinstance(manifest, dict) and not seal_is_broken(manifest):
+            fault = ""
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        fault = str(error)
+    if fault:
+        raise UserError(f"{path} cannot be read ({fault}); delete the folder and prepare again.")
     if manifest.get("format") != FORMAT or "sources" not in manifest:
-        raise UserError(f"{folder / 'manifest.json'} has format {manifest.get('format')}; expected {FORMAT}: prepare again.")
+        raise UserError(f"{path} has format {manifest.get('format')}; expected {FORMAT}: prepare again.")
     return manifest
 
 
@@ -316,7 +338,7 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
         "warnings": warnings,
         "seconds": seconds,
     }
-    write_atomic(plan.folder / "manifest.json", manifest)
+    write_atomic(plan.folder / "manifest.json", sealed(manifest))
     shutil.rmtree(plan.folder / "work", ignore_errors=True)
 
 

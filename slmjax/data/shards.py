@@ -42,12 +42,27 @@ class Shard:
     sha256: str
 
     def intact(self, folder: str | Path) -> bool:
-        """Whether its two files are there with the right sizes."""
+        """Whether its token file has the right size and its table is the one that was written.
+
+        Token blocks carry checksums of their own, which are looked at when they are read.
+        """
         path = os.path.join(folder, self.path)
         try:
-            return os.path.getsize(path) == self.size and os.path.getsize(_table_path(path)) >= self.documents * DOCUMENT.itemsize
-        except OSError:
+            return os.path.getsize(path) == self.size and self.table(folder) is not None
+        except (OSError, UserError):
             return False
+
+    def table(self, folder: str | Path) -> np.ndarray:
+        """Its documents, memory-mapped. Raises: UserError where they are not those that were written."""
+        path = _table_path(os.path.join(folder, self.path))
+        try:
+            table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except Exception as error:  # numpy reads the header as Python, which can fail in any way
+            raise _damaged(path, str(error)) from error
+        known = table.dtype in (DOCUMENT, SCORED) and table.ndim == 1
+        if not known or hashlib.sha256(table.view(np.uint8)).hexdigest() != self.sha256:
+            raise _damaged(path, "its documents are not those that were written")
+        return table
 
 
 class ShardWriter:
@@ -223,9 +238,7 @@ class ShardSet:
     def _table(self, shard: int) -> tuple:
         """(starts, lengths, all columns) as memory-mapped views; plain arrays, since np.memmap is slow to index."""
         if shard not in self._tables:
-            table = np.asarray(np.load(_table_path(self._place(shard)), mmap_mode="r", allow_pickle=False))
-            if table.dtype not in (DOCUMENT, SCORED) or len(table) != self._shards[shard].documents:
-                raise UserError(f"{_table_path(self._place(shard))} is damaged; delete the folder and prepare again.")
+            table = self._shards[shard].table(self._folders[shard])
             self._tables[shard] = (table["start"], table["length"], table)
         return self._tables[shard]
 
@@ -242,10 +255,18 @@ class ShardSet:
         try:
             return ArrayRecordReader(self._place(shard), "readahead_buffer_size:0,max_parallelism:0")
         except RuntimeError as error:
-            raise UserError(f"{self._place(shard)} cannot be read ({error}); delete the folder and prepare again.") from error
+            raise _damaged(self._place(shard), str(error)) from error
 
     def _read_block(self, shard: int, block: int) -> np.ndarray:
-        return np.frombuffer(self._reader(shard).read([block])[0], token_dtype(self._vocab_size))
+        try:
+            return np.frombuffer(self._reader(shard).read([block])[0], token_dtype(self._vocab_size))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise _damaged(self._place(shard), str(error)) from error
+
+
+def _damaged(path: str, reason: str) -> UserError:
+    first = (reason.splitlines() or [""])[0].partition(";")[0][:100]
+    return UserError(f"{path} is damaged ({first}); delete {os.path.dirname(os.path.dirname(path))} and prepare again.")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

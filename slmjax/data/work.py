@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -58,6 +59,22 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sealed(content: dict) -> dict:
+    """`content` as JSON has it, with a hash of itself, so that a changed value is noticed."""
+    plain = json.loads(json.dumps(content))
+    return plain | {"seal": _seal(plain)}
+
+
+def seal_is_broken(content: dict) -> bool:
+    """Whether a value has changed since `sealed`; False for files of versions without seals."""
+    return "seal" in content and content["seal"] != _seal(content)
+
+
+def _seal(content: dict) -> str:
+    others = {name: value for name, value in content.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -140,7 +140,8 @@ class Records:
 def read(workdir: str | os.PathLike) -> Records:
     """Read the metrics of a work directory, in the order in which they were written.
 
-    {"event": "resume", "step": s} drops earlier records of steps beyond s from `kept`. A line that a kill cut off is counted and skipped.
+    {"event": "resume", "step": s} drops earlier records of steps beyond s from `kept`. A line that
+    a kill cut off, or that no writer wrote, is counted and skipped.
     A directory without metrics gives empty records.
     """
     records, torn = [], 0
@@ -148,8 +149,8 @@ def read(workdir: str | os.PathLike) -> Records:
         for line in text.split("\n"):
             if line.strip():
                 try:
-                    records.append(_restore_nonfinite(json.loads(line)))
-                except (ValueError, TypeError, AttributeError):
+                    records.append(_checked(_restore_nonfinite(json.loads(line))))
+                except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError):
                     torn += 1
     kept: list[dict] = []
     for record in records:
@@ -311,6 +312,16 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
     paths = {f"{key} > {path}" if path else str(key): text for key, _, inner in split for path, text in inner.items()}
     finite = {key: item for key, item, _ in split} if isinstance(value, dict) else [item for _, item, _ in split]
     return finite, paths
+
+
+def _checked(record: dict) -> dict:
+    """The record. Raises: TypeError where it is not one that a writer wrote."""
+    numbers = [record["step"], record.get("time", 0.0)]
+    if "event" not in record:
+        numbers += [value for value in record.values() if value is not None]
+    if any(not isinstance(value, int | float) for value in numbers) or record["step"] != int(record["step"]):
+        raise TypeError("a step, a time or a metric that is no number")
+    return record
 
 
 def _restore_nonfinite(record: dict) -> dict:

@@ -33,8 +33,7 @@ def write_report(
     """
     folder = epath.Path(workdir)
     records = metrics.read(folder)
-    path = folder / "config.json"
-    config = flatten(json.loads(path.read_text())) if path.exists() else {}
+    config = _read_config(folder / "config.json")
     drawn = _curves(records)
     body = [
         page.tiles(_headline(records)),
@@ -56,6 +55,14 @@ def write_report(
     report = folder / "report.html"
     write_atomic(report, page.page(title or folder.name, _lead(records, config), "".join(body)))
     return report
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+    """Its fields by dotted names; {} where it is missing or damaged."""
+    try:
+        return flatten(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:

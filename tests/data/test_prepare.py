@@ -305,6 +305,54 @@ def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
     assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [len(s) for s in prepared.train.values()]
 
 
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_shard_gives_the_same_documents_or_names_the_file(made, at, bit):
+    _, prepared = made
+    manifest = prepared.manifest["sources"]["books"]["shards"][0]
+    for ending in (".arrayrecord", ".documents.npy"):
+        path = prepared.folder / manifest["path"].replace(".arrayrecord", ending)
+        good = path.read_bytes()
+        place = int(at * len(good))
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1 :])
+        read = pickle.loads(pickle.dumps(prepared.train["books"]))
+        try:
+            assert [ids.tolist() for ids in read] == [ids.tolist() for ids in prepared.train["books"]]
+        except UserError as error:
+            assert str(error).startswith(f"{path} is damaged (") and "\n" not in str(error)
+            assert ending == ".arrayrecord" or not shards.Shard(**manifest).intact(prepared.folder)
+        finally:
+            path.write_bytes(good)
+
+
+def test_a_damaged_table_of_documents_is_made_again(made, tmp_path):
+    sources, prepared = made
+    again = run(settings(sources), tmp_path)
+    victim = sorted(again.folder.rglob("*.documents.npy"))[0]
+    content = bytearray(victim.read_bytes())
+    content[200] ^= 64
+    victim.write_bytes(content)
+    said = []
+    assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
+    assert "missing or damaged" in said[0] and victim.read_bytes() != content
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+def test_a_changed_manifest_or_tokenizer_is_made_again_and_refused_as_a_source(name, made, tmp_path):
+    sources, prepared = made
+    again = run(settings(sources), tmp_path)
+    victim = again.folder / name
+    good = victim.read_text()
+    said = []
+    for damaged in (good.replace('"books', '"bocks').replace('"Ġ"', '"X"'), good[:99], "[" * 100_000, "[]", "\x00"):
+        victim.write_text(damaged)
+        assert damaged != good
+        if name == "manifest.json":
+            with pytest.raises(UserError, match=r"manifest\.json"):
+                run(settings({"old": str(again.folder)}), tmp_path / "other")
+        assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
+        assert f"{victim} is missing or damaged" in said[-1]
+
+
 def child(code: str, *arguments: str, **options) -> subprocess.Popen:
     """A Python process that has this library, with `data(sources)` and `prepare`."""
     start = f"""

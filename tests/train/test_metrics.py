@@ -192,3 +192,19 @@ def test_a_full_disk_is_the_users_error(tmp_path):
     writer._lines._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(UserError, match="space"):
         writer.write(1, {"train/loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "7", '{"event": "resume"}', '{"step": "3", "train/loss": 1.0}', '{"step": 1e999}', '{"step": 2.5}',
+             '{"step": 3, "time": "now"}', '{"step": 3, "train/loss": {}}', '{"step": 3, "nonfinite": {"a > b": "nan"}}', "[" * 100_000],
+)  # fmt: skip
+def test_a_line_that_no_writer_wrote_is_counted_and_skipped(line, tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"train/loss": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with MetricsWriter(tmp_path, resume_step=1) as writer:
+        writer.write(2, {"train/loss": 0.5})
+    found = metrics.read(tmp_path)
+    assert found.torn == 1 and [record["step"] for record in found.kept] == [1, 1, 2]
+    assert metrics.series(found, "train/loss")[0].tolist() == [1, 2]
