@@ -121,11 +121,10 @@ def ready(plan: Plan) -> bool:
 
 def _broken(folder: Path, manifest: dict) -> str:
     """A file of the folder that is not the one that was written; "" where all are."""
-    try:
-        if load(folder / "tokenizer.json").sha256 != manifest["tokenizer"]["sha256"]:
-            return "tokenizer.json"
-    except UserError:
-        return "tokenizer.json"
+    tokenizer = folder / "tokenizer.json"
+    content = tokenizer.read_bytes() if tokenizer.exists() else b""
+    if hashlib.sha256(content).hexdigest() != manifest["tokenizer"]["sha256"]:
+        return tokenizer.name
     for source in manifest["sources"].values():
         for entry in source["shards"] + source["heldout_shards"]:
             if not Shard(**entry).intact(folder):
