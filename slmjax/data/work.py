@@ -156,7 +156,8 @@ class Claim:
         path = folder / LOCK
         locks = fcntl is not None and "://" not in workdir
         if locks and self._lock(path, workdir):
-            for leftover in (*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")):  # of a kill
+            place = Path(folder)  # epath's glob reads a pattern's characters in the folder's own name
+            for leftover in (*place.glob(".tmp-*"), *place.glob("*/.tmp-*")):  # of a kill
                 leftover.unlink(missing_ok=True)
         else:
             self._refuse_living_owner(path, workdir)
