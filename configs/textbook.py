@@ -22,6 +22,9 @@ def get_config():
     s.teacher = "program"  # program (embedded), openai (any OpenAI-compatible endpoint), checkpoint (of the run --init_from)
     s.model = ""  # openai: the model that the endpoint serves, for example meta-llama/Llama-3.1-70B-Instruct
     s.base_url = ""  # openai: http://127.0.0.1:8000/v1 for a vLLM server of your own; empty: OpenAI; the key is $OPENAI_API_KEY
+    # openai: what the endpoint calls a parameter, "" where it has none, for example
+    # {"max_tokens": "max_completion_tokens", "seed": ""}
+    s.names = {}
     s.licence = ""  # note on every document; empty: what the teacher says of itself
     s.documents = 3600  # to ask for; more later keep the earlier ones
     s.shard = 10_000  # documents in a file

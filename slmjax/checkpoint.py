@@ -9,6 +9,8 @@ import hashlib
 import json
 import logging
 import os
+import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +40,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 3):
         folder = epath.Path(workdir)
-        self.root = (folder if "://" in os.fspath(workdir) else folder.expanduser().absolute()) / "checkpoints"
+        folder = folder if "://" in os.fspath(workdir) else _Local(folder.expanduser().absolute())
+        self.root = folder / "checkpoints"
         self.keep = keep
 
     @functools.cached_property
@@ -141,6 +144,14 @@ def meta_fault(meta: Any, step: int) -> str:
 
 
 META = {"config": dict, "tokenizer": str, "fingerprint": str, "parents": list, "digests": dict}
+
+
+class _Local(type(epath.Path("/"))):
+    """A local path whose own name is no pattern: Orbax finds the parts of a checkpoint by glob, in which "[" stands for more."""
+
+    def glob(self, pattern: str) -> Iterator["_Local"]:
+        for path in pathlib.Path(os.fspath(self)).glob(pattern):
+            yield self._new(os.fspath(path))
 
 
 def digest(tree: Any) -> str:

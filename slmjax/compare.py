@@ -1,11 +1,10 @@
 """Compare runs: `python -m slmjax.compare RUN RUN [...]` shows how their configs differ and whether the difference is more than chance."""
 
-import argparse
 import dataclasses
 import io
 import itertools
 import json
-import sys
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from slmjax.errors import UserError, nearest
+from slmjax import cli
+from slmjax.errors import UserError, first_line, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
 from slmjax.train import metrics
@@ -60,8 +60,12 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m slmjax.compare", description=__doc__)
+    """The command line; returns the exit status, see cli.entry."""
+    return cli.entry(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    parser = cli.Parser(prog="python -m slmjax.compare", description=__doc__)
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="work directories, local or gs://; the first is what the others are compared with"
     )
@@ -69,13 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sources", default="", help="held-out text to compare on, for example books,math (default: all, added up)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        comparison = compare(args.runs, sources=tuple(filter(None, args.sources.split(","))), seed=args.seed)
-        print_comparison(comparison)
-        write_page(comparison, args.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    comparison = compare(args.runs, sources=tuple(filter(None, args.sources.split(","))), seed=args.seed)
+    print_comparison(comparison)
+    write_page(comparison, args.out)
     print(f"\n{args.out}")
     return 0
 
@@ -87,8 +87,8 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
 
     Args:
       sources: whose held-out documents count; empty: all. Where runs differ in whether they read a source, its own would decide the total.
-    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz, a source that a run lacks, scores
-      that are not finite, or no document in common.
+    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz, a source that a run lacks, or no
+      document in common.
     """
     if len(workdirs) < 2:
         raise UserError(f"compare needs at least two work directories, got {len(workdirs)}: python -m slmjax.compare RUN RUN [...]")
@@ -96,12 +96,6 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
     for run in runs:
         if missing := [name for name in sources if name not in run.heldout]:
             raise UserError(f"{run.name} has no held-out text '{missing[0]}'.{nearest(missing[0], run.heldout)}")
-        for source in sources or run.heldout:
-            if not np.isfinite(run.heldout[source]["nats"]).all():
-                raise UserError(
-                    f"the held-out scores of {run.name} on '{source}' are not finite, so it cannot "
-                    "be compared; its training went wrong: see its report."
-                )
     paired = pair([{name: run.heldout[name] for name in sources or run.heldout} for run in runs])
     groups = group([run.config for run in runs])
     groups = groups if len(groups) > 1 else [[index] for index in range(len(runs))]
@@ -116,17 +110,39 @@ def load(workdir: str, name: str) -> Run:
     config, scores = folder / "config.json", folder / "heldout.npz"
     if not config.exists():
         raise UserError(f"{workdir} is not a work directory: it has no config.json.")
+    records = metrics.read(folder)
     if not scores.exists():
+        if _held_out_nothing(records):
+            raise UserError(_nothing_held_out(workdir))
         raise UserError(
             f"{workdir} has no heldout.npz: train it to its first evaluation (eval.every), which scores each held-out document."
         )
     try:
-        fields = json.loads(config.read_text())
+        fields = json.loads(config.read_text("utf-8"))
         if not isinstance(fields, dict):
             raise ValueError("config.json holds no object")
-        return Run(name, flatten(fields), metrics.read(folder), _scores(scores.read_bytes()))
-    except Exception as error:  # of json, zipfile, zlib and numpy, which fail in many ways
-        raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({error}).") from error
+        heldout = _scores(scores.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive raises many kinds
+        raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({first_line(error)}).") from error
+    if not heldout:
+        raise UserError(_nothing_held_out(workdir))
+    return Run(name, flatten(fields), records, heldout)
+
+
+def _held_out_nothing(records: metrics.Records) -> bool:
+    """True where the run recorded its sources and none has held-out documents."""
+    events = metrics.events(records, "data")
+    sources = events[-1].get("sources", {}) if events else {}
+    return bool(sources) and not any(entry.get("heldout_documents") for entry in sources.values())
+
+
+def _nothing_held_out(workdir: str) -> str:
+    return (
+        f"{workdir} has no held-out text to compare on: a source of a single document, such as one .txt file, keeps all of it for "
+        "training. Cut the file into several, or name a held-out file with data.sources.NAME.heldout=FILE, and train again."
+    )
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -146,18 +162,33 @@ def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence for each group on how it does against the first, by the interval over all sources compared."""
+    """One sentence for each group on how it does against the first, by the interval over all sources compared.
+
+    "Better" and "worse" are said of configs, and only where both have several seeds and all scores are finite.
+    """
     labels, groups = comparison.labels, comparison.groups
-    base = float(np.mean(bits_per_byte(comparison.paired)[groups[0]]))
+    bits = bits_per_byte(comparison.paired)
+    base = float(np.mean(bits[groups[0]]))
     sentences = []
     for label, members, difference in list(zip(labels, groups, comparison.found["total"], strict=True))[1:]:
-        size = f"{abs(difference.value):.4f} bits per byte ({100 * abs(difference.value) / base:.2f} %), 95 % interval "
-        size += f"{difference.low:+.4f} to {difference.high:+.4f}"
+        broken = [comparison.runs[index].name for index in [*groups[0], *members] if not np.isfinite(bits[index])]
+        if broken:
+            sentences.append(
+                f"{label} and {labels[0]} cannot be told apart: held-out scores of {', '.join(broken)} are not finite numbers."
+            )
+            continue
+        size = f"{abs(difference.value):.4f} bits per byte ({100 * abs(difference.value) / base:.2f} %)"
+        interval = f"95 % interval {difference.low:+.4f} to {difference.high:+.4f}"
         if difference.low <= 0 <= difference.high:
-            text = f"{label} and {labels[0]} cannot be told apart on these documents: the difference of {size}, includes zero."
+            text = f"{label} and {labels[0]} cannot be told apart on these documents: the difference of {size}, {interval}, includes zero."
+        elif min(len(groups[0]), len(members)) > 1:
+            text = f"{label} is {'better' if difference.value < 0 else 'worse'} than {labels[0]} by {size}, {interval}."
         else:
-            text = f"{label} is {'better' if difference.value < 0 else 'worse'} than {labels[0]} by {size}."
-        sentences.append(text + (" Seed noise is not in the interval." if min(len(groups[0]), len(members)) < 2 else ""))
+            text = (
+                f"{label} scored {size} {'less' if difference.value < 0 else 'more'} than {labels[0]} on these documents, {interval}. "
+                "One seed cannot tell whether that is the config or chance: seed noise is not in the interval."
+            )
+        sentences.append(text)
     return sentences
 
 
@@ -178,17 +209,18 @@ def print_comparison(comparison: Comparison) -> None:
     """The comparison on the terminal: config differences, bits per byte with intervals, verdicts, warning."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for title, (head, rows) in {"Config": _config_rows(comparison), "Held-out bits per byte": _score_rows(comparison)}.items():
         if rows:
             table = Table(*head, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*map(Text, row))  # names and values may look like rich's markup
             console.print(table)
             console.print()
     for line in filter(None, [*verdicts(comparison), warning(comparison), _coverage(comparison)]):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def write_page(comparison: Comparison, out: str) -> None:
@@ -235,11 +267,12 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for source, found in sorted(comparison.found.items(), key=lambda item: item[0] != "total"):
         bits = bits_per_byte(comparison.paired, source)
         number = comparison.paired.documents if source == "total" else len(comparison.paired.bytes[source])
-        titles = [source, f"{number:,} documents"]
         for index, (members, difference) in enumerate(zip(comparison.groups, found, strict=True)):
             cells = [f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"] if index else ["", ""]
-            rows.append([titles[index] if index < 2 else "", comparison.runs[members[0]].name, _spread(bits[members]), *cells])
-    return ["source", "run", "bits per byte", "difference", "95 % interval"], rows
+            cells = cells if np.isfinite(difference.value) else ["-", "-"]
+            title, size = ("", "") if index else (source, f"{number:,}")
+            rows.append([title, comparison.runs[members[0]].name, size, _spread(bits[members]), *cells])
+    return ["source", "run", "documents", "bits per byte", "difference", "95 % interval"], rows
 
 
 def _config_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -302,7 +335,8 @@ def _scores(data: bytes) -> dict[str, dict[str, np.ndarray]]:
 
 def _names(workdirs: Sequence[str]) -> list[str]:
     """The shortest endings of the paths that tell them apart."""
-    paths = [PurePosixPath(workdir.rstrip("/")).parts for workdir in workdirs]
+    full = [workdir if "://" in workdir else os.path.abspath(workdir) for workdir in workdirs]
+    paths = [PurePosixPath(path).parts for path in full]
     for depth in range(1, max(map(len, paths)) + 1):
         names = ["/".join(path[-depth:]) for path in paths]
         if len(set(names)) == len(names):
@@ -311,6 +345,8 @@ def _names(workdirs: Sequence[str]) -> list[str]:
 
 
 def _spread(bits: Float[np.ndarray, "_runs"]) -> str:
+    if not np.isfinite(bits).all():
+        return "not finite"
     return f"{bits.mean():.4f}" + (f" ± {bits.std(ddof=1):.4f}" if len(bits) > 1 else "")
 
 
@@ -320,4 +356,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.script(main)

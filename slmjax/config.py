@@ -8,14 +8,17 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import re
+import shlex
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from slmjax.errors import UserError, nearest
+from slmjax.errors import UserError, line_of_the_user, nearest
 
 # (default, meaning). A default's type is the field's type; None would have none, so there is none.
 FIELDS = {
@@ -142,6 +145,7 @@ CHOICES = {
     "train.schedule": ("wsd", "cosine"),
     "train.decay_shape": ("1-sqrt", "linear"),
 }
+TEXTS = ("eval.prompts",)  # lists of texts: on the command line one text, commas and all, or a list in brackets
 FREE = ("data.sources", "model.multipliers", "study", "synthesize", "curate")  # groups whose keys are the user's or a recipe's own
 POSITIVE = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.head_dim", "model.ff_width", "model.rope_theta",
             "data.vocab_size", "data.seq_len", "train.steps", "train.batch", "train.microbatches", "train.lr", "checkpoint.every",
@@ -167,39 +171,105 @@ def base() -> ConfigDict:
     return config
 
 
-def load(path: str) -> ConfigDict:
+def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
     """The config that `path`'s get_config() returns, or of a work directory's config.json; `path:argument` passes an argument on.
 
-    Raises: UserError where the file is missing, fails, or has no get_config.
+    Args:
+      trust: names of code that a config.json may name, see check_trust.
+    Raises: UserError where the file is missing, fails, or has no get_config, or a config.json names code that is not trusted.
     """
     path, _, argument = path.partition(":")
-    file = Path(path)
-    if not file.is_file():
+    file = Path(path).expanduser()
+    if not os.path.isfile(file):
         recipes = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
     try:
         if file.suffix == ".json":
-            return from_dict(json.loads(file.read_text()))
-        spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
-        if spec is None or spec.loader is None:
-            raise UserError(f"--config: '{path}' is not a Python file with a get_config().")
-        module = importlib.util.module_from_spec(spec)
-        sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.dont_write_bytecode = kept
-        if not hasattr(module, "get_config"):
-            raise UserError(f"--config: '{path}' has no get_config().")
-        config = module.get_config(argument) if argument else module.get_config()
-    except (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:  # the user's own file
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        lines += [error.lineno] if isinstance(error, SyntaxError) else []
-        where = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"--config: '{path}'{where}: {_first_sentence(error)}") from error
+            config = from_dict(json.loads(file.read_text("utf-8")))
+            check_trust(config, trust, path)
+            return config
+        config = _recipe(file, argument)
+    except UserError:
+        raise
+    except Exception as error:  # of the user's own file, or of a module that it imports
+        place, line = line_of_the_user(error) or (path, 0)
+        other = "" if Path(place) == file else f"'{place}'"
+        where = ", ".join(filter(None, [other, f"line {line}" if line else ""]))
+        raise UserError(f"--config: '{path}'{', ' if where else ''}{where}: {_first_sentence(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns.")
     return config
+
+
+def _recipe(file: Path, argument: str) -> Any:
+    """What the recipe's get_config returns."""
+    spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: '{file}' is not a Python file with a get_config().")
+    module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config: '{file}' has no get_config().")
+        return module.get_config(argument) if argument else module.get_config()
+    except SystemExit as error:
+        raise RuntimeError(f"the recipe ends the program (exit {error.code})").with_traceback(error.__traceback__) from error
+    finally:
+        sys.dont_write_bytecode = kept
+
+
+def check_trust(config: ConfigDict, trust: Sequence[str], place: str) -> None:
+    """Refuse a config that came with somebody else's files and names code which the user does not trust.
+
+    Nothing is imported to find out. Only a recipe or the command line of the user may name code.
+
+    Args:
+      trust: names as they stand in the config: "module:Class" of a mixer, "seqio://module/task" of a source.
+      place: where the config was read from.
+    Raises: UserError that says what would be imported, and from which file.
+    """
+    for name in named_code(config):
+        if name not in trust:
+            module = name.removeprefix("seqio://").partition("/")[0].partition(":")[0]
+            raise UserError(
+                f"'{place}' names '{name}': importing the module {module} ({_file_of(module)}) would run its code. "
+                f"If you know that code, allow it with --trust={shlex.quote(name)}."
+            )
+
+
+def named_code(config: ConfigDict) -> list[str]:
+    """The names in a config at which Python would import a module: mixers "module:Class", and SeqIO's tasks."""
+    blocks = [*_texts(config.model.pattern), *_texts(config.model.stack)]
+    mixers = [(block.split() or [""])[0].partition("+")[0] for block in blocks]
+    found = [mixer for mixer in mixers if ":" in mixer]
+    for text in _texts(config):
+        found += [part for part in re.split(r"[,=]", text) if part.startswith("seqio://")]
+    return list(dict.fromkeys(found))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, ConfigDict | dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _file_of(module: str) -> str:
+    """Where the first package of a module's name would be imported from, found without importing it."""
+    package = module.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    if spec is None:
+        return "not found here"
+    return spec.origin or ", ".join(spec.submodule_search_locations or ["built in"])
 
 
 def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
@@ -221,14 +291,31 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         free = name.startswith(tuple(f"{group}." for group in FREE))
         if not isinstance(node, ConfigDict) or (leaf not in node and not free):
             raise UserError(f"--config.{name}: there is no such field.{nearest(name, known)}")
+        if not text.strip():
+            _check_empty(name, node.get(leaf))
         if name in ("data.sources", "model.multipliers"):
             node[leaf] = _parsed_mapping(name, text)
         elif name in FIELDS and isinstance(FIELDS[name], dict):
             raise UserError(f"--config.{name} is a group of fields; set one of {', '.join(FIELDS[name])}.")
         else:
             with node.unlocked(), node.ignore_type():
-                node[leaf] = _literal(text) if free else _typed(name, text, known[name][0])
+                if name.startswith("data.sources."):
+                    node[leaf] = _of_source(leaf, text)
+                else:
+                    node[leaf] = _literal(text) if free else _typed(name, text, known[name][0])
     return config
+
+
+def _check_empty(name: str, current) -> None:
+    """An empty value may take away what a recipe says; else it is a mistake, as of a shell variable that is not set."""
+    own = name.startswith(tuple(f"{group}." for group in FREE if group != "data.sources"))
+    if name == "data.sources" or not (current or own):
+        raise UserError(f"--config.{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
+
+
+def _of_source(field: str, text: str):
+    """A field of a source: names of files and fields may look like numbers."""
+    return _literal(text) if field in ("weight", "max_epochs") or text[:1] in ("[", "(", "{", "'", '"') else text
 
 
 def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, tuple]]:
@@ -249,6 +336,7 @@ def get(config: ConfigDict, name: str):
 
 def validate(config: ConfigDict) -> ConfigDict:
     """`config`, or UserError naming the first field that makes no sense."""
+    _check_types(config)
     for name, choices in CHOICES.items():
         value = str(get(config, name))
         if value not in choices:
@@ -270,7 +358,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     if t.batch % t.microbatches:
         raise UserError(f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}.")
     if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
-        raise UserError(f"config.train.warmup ({t.warmup}) and decay ({t.decay:g} of the run) exceed config.train.steps, {t.steps}.")
+        most = int(t.steps * (1 - t.decay))
+        raise UserError(
+            f"config.train.warmup ({t.warmup} steps) and decay ({t.decay:g} of the run) exceed config.train.steps, {t.steps}; "
+            f"for so short a run, --config.train.warmup={min(most, max(1, t.steps // 10))}."
+        )
     if t.warmup > t.steps:  # under any other schedule
         raise UserError(
             f"config.train.warmup ({t.warmup}) exceeds config.train.steps ({t.steps}), so the "
@@ -290,6 +382,34 @@ def validate(config: ConfigDict) -> ConfigDict:
         if config.mesh[axis] != 1:
             raise UserError(f"config.mesh.{axis} is reserved and must be 1 in this version.")
     return config
+
+
+def _check_types(config: ConfigDict) -> None:
+    """Raises: UserError for a field whose value has not the type of its default; a recipe or config.json may have set any."""
+    for name, (default, meaning) in fields(FIELDS):
+        try:
+            value = get(config, name)
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f"config.{name} is missing; expected {meaning}.") from None
+        if isinstance(default, ConfigDict):
+            fits = isinstance(value, ConfigDict | dict) or (name == "data.sources" and isinstance(value, str | list | tuple))
+        elif isinstance(default, bool) or isinstance(value, bool):
+            fits = isinstance(value, bool) and (isinstance(default, bool) or str(value) in CHOICES.get(name, ()))
+        elif isinstance(default, tuple):
+            fits = isinstance(value, list | tuple)
+        else:
+            fits = isinstance(value, int | float if isinstance(default, float) else type(default))
+        if not fits:
+            raise UserError(f"config.{name} is {value!r}; expected a value like {default!r} ({type(default).__name__}).")
+    for name in ("model.pattern", *TEXTS):
+        for text in get(config, name):
+            if not isinstance(text, str):
+                raise UserError(f"config.{name} holds {text!r}; expected texts, such as ('attention', 'gdn').")
+    if not config.model.pattern and not config.model.stack:
+        raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
+    chunks, length = config.train.loss_chunks, config.data.seq_len
+    if chunks > 0 and length % chunks:
+        raise UserError(f"config.train.loss_chunks is {chunks}; it must divide config.data.seq_len, {length}.")
 
 
 def to_json(config: ConfigDict) -> str:
@@ -328,10 +448,12 @@ def help_text() -> str:
 
 def _first_sentence(error: Exception) -> str:
     """What a recipe's error says; of ml_collections' unknown fields, without the listing of the known ones."""
-    text = str(error.args[0] if error.args else type(error).__name__)
-    told = str(_literal(text)).splitlines()  # ml_collections quotes its own text once more
+    text = str(_literal(str(error.args[0]))) if error.args else ""  # ml_collections quotes its own text once more
+    told = text.strip().splitlines() or [type(error).__name__]
     hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
-    return told[0].partition(" Other fields present")[0].rstrip(".") + "." + hint
+    known = (UserError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
+    kind = "" if isinstance(error, known) or told == [type(error).__name__] else f"{type(error).__name__}: "
+    return kind + told[0].partition(" Other fields present")[0].rstrip(".") + "." + hint
 
 
 def _tuples(value):
@@ -341,7 +463,7 @@ def _tuples(value):
 def _literal(text: str):
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -349,6 +471,8 @@ def _typed(name: str, text: str, default):
     value = _literal(text)
     if isinstance(default, str):
         return text
+    if name in TEXTS and not (isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)):
+        return (value if isinstance(value, str) else text,) if text.strip() else ()
     if isinstance(default, bool):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
@@ -372,5 +496,5 @@ def _parsed_mapping(name: str, text: str):
         return ConfigDict(value)
     from slmjax.data.sources import parse_sources  # reads the short form "name:weight=path,..." too
 
-    found = (dataclasses.asdict(source) for source in parse_sources(_literal(text)))
+    found = (dataclasses.asdict(source) for source in parse_sources(_of_source("path", text)))
     return ConfigDict({entry.pop("name"): entry for entry in found})

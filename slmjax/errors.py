@@ -1,7 +1,12 @@
 """The one exception that is meant for the person at the keyboard: a mistake that one sentence explains."""
 
 import difflib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
+
+_LIBRARY = tuple(os.path.join(os.path.realpath(folder), "") for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"]))
 
 
 class UserError(Exception):
@@ -12,3 +17,30 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A sentence with the valid name closest to `name` (" Did you mean 'layers'?"), or "" where none is close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    lines = text.strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
+    """(file, line) of the user's own code in which an error arose, a recipe or a mixer; None where there is none.
+
+    The user's own is what belongs neither to this library nor to Python nor to an installed package.
+    """
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
+    own = [(file, line) for file, line in frames if _is_the_users(file)]
+    return own[-1] if own else None
+
+
+def _is_the_users(file: str) -> bool:
+    if file.startswith("<ipython-input"):  # a notebook's cell
+        return True
+    path = os.path.realpath(file)
+    installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
+    return not (file.startswith("<") or installed or path.startswith(_LIBRARY))

@@ -39,6 +39,7 @@ DARK = {
     "c7": "#c2ae98",
 }
 
+FEW = 12  # points of a line that are marked, so that it shows where something was measured
 _NAMES = list(LIGHT)
 _STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}  # colours that nothing else uses, replaced after drawing
 
@@ -47,7 +48,8 @@ _STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}  # 
 class Line:
     """One line of a figure. `color` counts from 0 and wraps after 8; `faint` is for raw values behind a smoothed line.
 
-    `dots` marks the points too; those of a faint line stand alone, without the line.
+    `dots` marks the points too, by default where there are few; those of a faint line stand alone, without the line.
+    `bars` draws a bar at each point instead: a histogram, whose x are the middles of its bins.
     """
 
     name: str
@@ -55,7 +57,8 @@ class Line:
     y: Num[np.ndarray, "points"]
     color: int = 0
     faint: bool = False
-    dots: bool = False
+    dots: bool | None = None
+    bars: bool = False
 
 
 def curves(
@@ -81,9 +84,14 @@ def curves(
             color = _STAND_IN[f"c{line.color % 8}"]
             width, depth = (0.8, 2) if line.faint else (1.7, 3)
             label = None if line.faint or not legend else _short(line.name)
-            if not (line.faint and line.dots):
+            if line.bars:
+                width = np.diff(line.x).min() if len(line.x) > 1 else 1.0
+                axes.bar(line.x, line.y, width, color=color, alpha=0.5, zorder=2, label=label)
+                continue
+            dots = line.dots if line.dots is not None else len(line.x) <= FEW and not line.faint
+            if not (line.faint and dots):
                 axes.plot(line.x, line.y, color=color, lw=width, alpha=0.3 if line.faint else 1, zorder=depth, label=label)
-            if line.dots or len(line.x) == 1:
+            if dots:
                 axes.plot(line.x, line.y, ls="", marker="o", ms=3, color=color, zorder=4)
         for mark in marks:
             axes.axvline(mark, color=muted, lw=0.8, ls=(0, (2, 3)), zorder=1)
@@ -101,9 +109,12 @@ def curves(
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         if legend and sum(not line.faint for line in lines) > 1:
-            place = "upper right" if clip else "best"  # what is clipped falls from the left
+            form = {"frameon": False, "labelcolor": ink, "fontsize": 8.5, "handlelength": 1.2}
             columns = 2 if sum(not line.faint for line in lines) > 4 else 1
-            axes.legend(frameon=False, labelcolor=ink, fontsize=8.5, loc=place, ncols=columns, handlelength=1.2)
+            if clip:  # what is clipped falls from the left
+                axes.legend(loc="upper right", ncols=columns, **form)
+            else:
+                figure.legend(loc="outside lower center", ncols=3, **form)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue(), title)

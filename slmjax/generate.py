@@ -6,19 +6,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from slmjax.errors import UserError, nearest
+from slmjax import cli
+from slmjax.errors import UserError
+from slmjax.readable import said_if_long
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, or 2 after a mistake of the user, which one sentence on stderr explains."""
-    try:
-        run(parse(sys.argv[1:] if argv is None else argv))
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    return 0
+    """Run the command line; returns the exit status, see cli.entry."""
+    return cli.entry(lambda words: run(parse(words)), argv)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,14 +35,16 @@ def run(options: argparse.Namespace) -> None:
     from slmjax.infer.load import load_model
 
     use_compile_cache()
-    model = load_model(workdir, options.step)
+    with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):
+        model = load_model(workdir, options.step, options.trust)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer, tuned=False)
     step, trained = model.step, model.config.data.seq_len
     del model  # the engine has weights of its own
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds))
     start = time.perf_counter()
-    completions = engine.generate(prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing)
+    with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
+        completions = engine.generate(prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing)
     seconds = time.perf_counter() - start
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     for prompt, completion in zip(prompts, completions):
@@ -59,6 +57,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"step {step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """The prompts of --prompt, then the lines of --prompts (empty lines are none); of neither, the lines of stdin.
 
@@ -68,15 +70,24 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     source = options.prompts or ("" if prompts or sys.stdin is None or sys.stdin.isatty() else "-")
     if source:
         try:
-            text = sys.stdin.read() if source == "-" else Path(source).expanduser().read_text("utf-8")
+            text = _stdin() if source == "-" else Path(source).expanduser().read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"--prompts: '{source}' is not UTF-8 (byte {error.start}).") from None
+            name = "stdin" if source == "-" else f"'{source}'"
+            raise UserError(f"--prompts: {name} is not UTF-8 (byte {error.start}).") from None
         except OSError as error:
             raise UserError(f"--prompts: '{source}' cannot be read: {error.strerror}.") from None
-        prompts += [line for line in text.split("\n") if line.strip()]
+        text = text.removeprefix("\ufeff")  # the byte-order mark of some editors
+        lines = text.replace("\r\n", "\n").split("\n")
+        prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UserError("there is no prompt; give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin.")
     return prompts
+
+
+def _stdin() -> str:
+    """The text of stdin, which is UTF-8 whatever the locale says."""
+    raw = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if raw is None else raw.read().decode("utf-8-sig")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -84,7 +95,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises: UserError for an unknown option (with the nearest name) or a value of another type.
     """
-    parser = _Parser(prog="python -m slmjax.generate", description=__doc__, allow_abbrev=False)
+    parser = cli.Parser(prog="python -m slmjax.generate", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
     add("--step", type=int, help="checkpoint of this step (default: the newest)")
@@ -96,17 +107,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--top_p", type=float, default=1.0, help="draw among the likeliest tokens that hold this share; 1: all (default: %(default)s)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable; $'\\n' is a newline in most shells")
     add("--seed", type=int, default=0, help="of the draws: the same seed, prompts and model give the same text (default: %(default)s)")
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].split("=")[0]
-        raise UserError(f"{name}: there is no such option.{nearest(name, [o for a in parser._actions for o in a.option_strings])}")
-    return options
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; python -m slmjax.generate --help lists the options.")
+    add("--trust", action="append", default=[], metavar="MODULE:CLASS", help="a mixer that the checkpoint names and that may be imported")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.script(main)

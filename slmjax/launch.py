@@ -2,15 +2,16 @@
 
 import contextlib
 import ctypes
-import errno
 import importlib
 import json
 import os
-import shlex
-import signal
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from slmjax import cli
 from slmjax import config as configs
 from slmjax.data.work import claimed
 from slmjax.errors import UserError, nearest
@@ -28,60 +29,56 @@ USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--
   --config=PATH          a recipe, for example configs/tiny.py
   --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
   --init_from=DIR        start from the parameters of another run's work directory
+  --trust=MODULE:CLASS   code of this name may be imported, though a config.json or a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's shape
   --coordinator=H:P --processes=N --process=I   for several processes where nothing tells them of each other
 
 Fields, with their defaults; a recipe changes some, --config.FIELD=VALUE any:
 """
-FLAGS = ("config", "workdir", "init_from", "params", "coordinator", "processes", "process", "help")
+FLAGS = ("config", "workdir", "init_from", "trust", "params", "coordinator", "processes", "process", "help")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a stage; returns the exit status: 0 done, 2 a mistake of the user (one sentence on stderr), 128 + signal when told to leave."""
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a stage; returns the exit status, see cli.entry."""
+    return cli.entry(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv or not argv:
         print(USAGE + configs.help_text())
         return 0
-    try:
-        options, assignments = parse(argv)
-        config = make_config(options, assignments)
-        workdir = os.path.expanduser(options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}")
-        process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
-        share, together = {}, {}
-        if config.stage == "train":
-            keep_freed_memory()
-            from slmjax.parallel import hosts
+    options, assignments = parse(argv)
+    config = make_config(options, assignments)
+    process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
+    share: dict[str, Any] = {}
+    together: dict[str, Any] = {}
+    if config.stage == "train":
+        keep_freed_memory()
+        from slmjax.parallel import hosts
 
-            hosts.start(options.get("coordinator", ""), processes, process)
-            together = {"first": hosts.is_first(), "agree": hosts.all_agree}
-        elif processes or process >= 0:  # preparation meets in the folder of prepared text and needs no coordinator
-            if not 0 <= process < processes:
-                raise UserError("--processes=N and --process=0..N-1 go together.")
-            share = {"process": process, "processes": processes}
-        module, _, function = STAGES[config.stage].partition(":")
-        stage = getattr(importlib.import_module(module), function)
-        command = shlex.join(["python", "-m", "slmjax.launch", *argv])
-        init_from = os.path.expanduser(options.get("init_from", ""))
-        with contextlib.ExitStack() as door:
-            # Preparation writes only where the prepared text is, under a lock of its own. A bucket has
-            # no locks, so there the claim helps only training, which asks again before it saves.
-            if config.stage == "train" or (config.stage != "prepare" and "://" not in workdir):
-                claim = door.enter_context(claimed(workdir, **together))
-                check_stage(workdir, config.stage)
-                share |= {"claim": claim} if config.stage == "train" else {}
-            return stage(config, workdir, init_from=init_from, command=command, **share) or 0
-    except UserError as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
-        return 128 + signal.SIGINT
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            return _refuse(f"'{error.filename or 'the work directory'}' cannot be written: {os.strerror(error.errno)}.")
-        raise
-    except ValueError as error:
-        if "No space left on device" in str(error):  # as the checkpoint storage says it
-            return _refuse("the work directory cannot be written: No space left on device.")
-        raise
+        hosts.start(options.get("coordinator", ""), processes, process)
+        together = {"first": hosts.is_first(), "agree": hosts.all_agree}
+    elif processes or process >= 0:  # preparation meets in the folder of prepared text and needs no coordinator
+        if not 0 <= process < processes:
+            raise UserError("--processes=N and --process=0..N-1 go together.")
+        if config.stage == "recall":
+            raise UserError("the stage recall is one process; it takes no --processes.")
+        share = {"process": process, "processes": processes}
+    if config.stage == "synthesize":
+        share["trust"] = trusted(options)  # a teacher may be somebody else's checkpoint
+    module, _, function = STAGES[config.stage].partition(":")
+    stage = getattr(importlib.import_module(module), function)
+    command = cli.shown(["python", "-m", "slmjax.launch", *argv])
+    init_from = os.path.expanduser(options.get("init_from", ""))
+    workdir = work_directory(options)
+    with contextlib.ExitStack() as door:
+        # Preparation writes only where the prepared text is, under a lock of its own. A bucket has no
+        # locks, so there the claim helps only training, which asks again before it saves.
+        if config.stage == "train" or (config.stage != "prepare" and "://" not in workdir):
+            claim = door.enter_context(claimed(workdir, **together))
+            check_stage(workdir, config.stage)
+            share |= {"claim": claim} if config.stage == "train" else {}
+        return stage(config, workdir, init_from=init_from, command=command, **share) or 0
 
 
 def keep_freed_memory() -> None:
@@ -114,8 +111,12 @@ def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
             if not words:
                 raise UserError(f"--{name} needs a value: --{name}=VALUE.")
             value = words.pop(0)
+        if name in FLAGS and not value.strip():
+            raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
         if name.startswith("config."):
             assignments.append(f"{name.removeprefix('config.')}={value}")
+        elif name == "trust" and name in options:  # may be given several times
+            options[name] += f",{value}"
         elif name in FLAGS:
             options[name] = value
         else:
@@ -123,14 +124,25 @@ def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     if "config" not in options:
         raise UserError("--config is missing; for example --config=configs/tiny.py.")
     for name in ("processes", "process"):
-        if name in options and not options[name].lstrip("-").isdigit():
+        if name in options and not re.fullmatch(r"-?[0-9]+", options[name]):
             raise UserError(f"--{name}={options[name]}: expected a whole number.")
     return options, assignments
 
 
+def trusted(options: dict[str, str]) -> tuple[str, ...]:
+    """The names of --trust=NAME,NAME."""
+    return tuple(filter(None, options.get("trust", "").split(",")))
+
+
+def work_directory(options: dict[str, str]) -> str:
+    """--workdir, or the one that is named after the recipe."""
+    recipe = options["config"].partition(":")[0]
+    return os.path.expanduser(options.get("workdir") or f"runs/{Path(recipe).stem}")
+
+
 def make_config(options: dict[str, str], assignments: list[str]):
     """The recipe with --params and the overrides applied, checked."""
-    config = configs.override(configs.load(options["config"]), assignments)
+    config = configs.override(configs.load(options["config"], trusted(options)), assignments)
     if "params" in options:
         from slmjax.models.sizes import parse_params, reshape
 
@@ -156,11 +168,6 @@ def check_stage(workdir: str, stage: str) -> None:
         raise UserError(f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}.")
 
 
-def _refuse(sentence: str) -> int:
-    print(f"slmjax: {sentence}", file=sys.stderr)
-    return 2
-
-
 def _unraisable(problem) -> None:
     """Where reading or writing one array fails, tensorstore's callbacks for others find their loop closed; the failure is told."""
     if str(problem.exc_value) != "Event loop is closed":
@@ -169,4 +176,5 @@ def _unraisable(problem) -> None:
 
 if __name__ == "__main__":
     sys.unraisablehook = _unraisable
-    sys.exit(main())
+    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
+    cli.script(main)

@@ -3,38 +3,38 @@
 Prints epochs and caps of each source and writes `figures/shares.svg`. Prepares text where it is not yet; needs no accelerator.
 """
 
-import sys
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from slmjax import figures
+from slmjax import cli, figures
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.data.work import write_atomic
-from slmjax.errors import UserError
-from slmjax.launch import make_config, parse
+from slmjax.launch import make_config, parse, work_directory
 from slmjax.train import shares
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Tell of a recipe's mixture; returns the exit status: 0, or 2 for a mistake of the user (one sentence on stderr)."""
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a recipe's mixture; returns the exit status, see cli.entry."""
+    return cli.entry(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv or not argv:
         print(__doc__)
         return 0
-    try:
-        options, assignments = parse(argv)
-        config = make_config(options, assignments)
-        workdir = Path(options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}").expanduser()
-        plan = batch_plan(config, prepared_text(config, str(workdir), init_from=options.get("init_from", "")))
-        for name, sentence in shares.told(plan).items():
-            print(f"{name}: {sentence}")
-        picture = workdir / "figures" / "shares.svg"
-        write_atomic(picture, figures.standalone(shares.figure(plan.shares())))
-        print(f"planned and realised shares: {picture}")
-    except UserError as error:
-        print(f"slmjax: {error}", file=sys.stderr)
-        return 2
+    options, assignments = parse(argv)
+    config = make_config(options, assignments)
+    workdir = Path(work_directory(options))
+    init_from = os.path.expanduser(options.get("init_from", ""))
+    plan = batch_plan(config, prepared_text(config, str(workdir), init_from=init_from))
+    for name, sentence in shares.told(plan).items():
+        print(f"{name}: {sentence}")
+    picture = workdir / "figures" / "shares.svg"
+    write_atomic(picture, figures.standalone(shares.figure(plan.shares())))
+    print(f"planned and realised shares: {picture}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.script(main)

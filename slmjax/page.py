@@ -101,10 +101,10 @@ p { margin: 0.4rem 0; max-width: 46rem; }
 .tiles dt { color: var(--muted); font-size: 0.8rem; }
 .tiles dd { margin: 0; font-size: 1.45rem; font-weight: 600; line-height: 1.25; letter-spacing: -0.01em;
   font-variant-numeric: tabular-nums; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem 2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem 2rem; }
 figure { margin: 0; }
 figure svg { width: 100%; height: auto; display: block; overflow: visible; font-family: inherit; }
-.scroll { overflow-x: auto; margin: 0 -0.2rem; } .scroll + .scroll { margin-top: 1.2rem; }
+.scroll { overflow-x: auto; margin: 0 -0.2rem; } .scroll + .scroll, .scroll + .figures { margin-top: 1.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; color: var(--muted); font-size: 0.8rem; }
 th, td { padding: 0.36rem 0.7rem 0.36rem 0.2rem; border-bottom: 1px solid var(--grid); text-align: right; vertical-align: baseline;

@@ -1,7 +1,12 @@
-"""How counts, durations and nested configs read as text: shared by the progress line, the report and compare."""
+"""How counts, durations and nested configs read as text, and a line where work takes long; shared by all that prints."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+SILENCE = 3.0
+"""Seconds that work may take without a line; after them a person wants to know what goes on."""
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -50,3 +55,16 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
         else:
             flat[name] = value
     return flat
+
+
+@contextlib.contextmanager
+def said_if_long(what: str, *, active: bool = True, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Inside, `what` is done; it is said where it takes more than SILENCE seconds."""
+    timer = threading.Timer(SILENCE, say, [f"{what} ..."])
+    timer.daemon = True
+    if active:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

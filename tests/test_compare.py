@@ -51,11 +51,11 @@ def test_one_seed_warns_and_several_do_not(tmp_path):
     runs = [make(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr, gain=lr / 4) for lr in (0.1, 0.2) for seed in (0, 1, 2)]
     single = compare.compare([runs[0], runs[3]])
     assert "One seed only: 0.1-0, 0.2-0" in compare.warning(single)
-    assert "Seed noise is not in the interval" in compare.verdicts(single)[0]
+    assert "seed noise is not in the interval" in compare.verdicts(single)[0]
     several = compare.compare(runs)
     assert several.groups == [[0, 1, 2], [3, 4, 5]]
     assert compare.warning(several) == ""
-    assert "Seed noise" not in compare.verdicts(several)[0]
+    assert "seed noise" not in compare.verdicts(several)[0]
     partly = compare.compare([*runs[:3], runs[3]])
     assert "One seed only: 0.2-0." in compare.warning(partly)
 
@@ -92,8 +92,66 @@ def test_the_verdict_follows_the_interval(tmp_path):
     found = compare.compare([base, better, same])
     assert found.found["total"][1].value == pytest.approx(-0.05 / np.log(2), abs=0.005)
     first, second = compare.verdicts(found)
-    assert first.startswith("better is better than base by 0.07")
+    assert first.startswith("better scored 0.07") and "less than base on these documents" in first
     assert second.startswith("same and base cannot be told apart")
+
+
+def test_only_several_seeds_of_both_configs_make_one_better_or_worse(tmp_path):
+    old, new = ([make(tmp_path / f"{lr}-{s}", seed=s, lr=lr, gain=lr / 4) for s in (0, 1)] for lr in (0.1, 0.2))
+    for runs in ([*old, *new], [*new, *old]):
+        word = "better" if runs == [*old, *new] else "worse"
+        (sentence,) = compare.verdicts(compare.compare(runs))
+        assert f" is {word} than " in sentence
+    for runs in ([old[0], *new], [*old, new[0]], [old[0], new[0]]):
+        (sentence,) = compare.verdicts(compare.compare(runs))
+        assert "One seed cannot tell" in sentence and "better" not in sentence and "worse" not in sentence
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_neither_better_nor_worse(tmp_path, capsys, value):
+    good, other, broken = make(tmp_path / "good"), make(tmp_path / "other", lr=0.2), make(tmp_path / "broken", lr=0.3)
+    with np.load(tmp_path / "broken" / "heldout.npz") as saved:
+        arrays = dict(saved)
+    arrays["a/b/nats"][3] = value
+    np.savez(tmp_path / "broken" / "heldout.npz", **arrays)
+    for runs in ([good, broken], [broken, good], [good, other, broken]):
+        status = compare.main([*runs, f"--out={tmp_path / 'c.html'}"])
+        said = " ".join(" ".join(capsys.readouterr()).split()).replace(str(tmp_path), "")
+        assert status in (0, 2) and "broken" in said and "not finite" in said
+        assert "better" not in said and "worse" not in said and "nan" not in said
+        assert len(runs) < 3 or "other and good cannot be told apart on these documents" in said
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_without_held_out_text_gets_advice_that_fits(tmp_path, capsys, recorded):
+    good, bare = make(tmp_path / "good"), make(tmp_path / "bare", heldout=False)
+    if recorded:  # nothing was evaluated
+        with MetricsWriter(tmp_path / "bare") as writer:
+            writer.event("data", 0, sources={"book": {"heldout_documents": 0}})
+    else:  # evaluated, with nothing to score
+        np.savez(tmp_path / "bare" / "heldout.npz")
+    assert compare.main([good, bare]) == 2
+    said = capsys.readouterr().err
+    assert "no held-out text" in said and "data.sources.NAME.heldout=FILE" in said and "eval.every" not in said
+
+
+def test_names_and_values_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ("[bold]a[red]", "b :smile: [x=y]")
+    values = ("[a-z]+", "re:^[^/]+[/]")
+    for name, value in zip(names, values):
+        make(tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps({"data": {"group_by": value}}))
+    assert compare.main([*(str(tmp_path / name) for name in names), f"--out={tmp_path / 'c.html'}"]) == 0
+    said = capsys.readouterr().out
+    for text in (*names, *values):
+        assert text in said
+
+
+def test_a_run_named_by_the_current_folder_has_that_folders_name(tmp_path, monkeypatch):
+    make(tmp_path / "here"), make(tmp_path / "there", lr=0.2)
+    monkeypatch.chdir(tmp_path / "here")
+    assert [run.name for run in compare.compare([".", "../there"]).runs] == ["here", "there"]
 
 
 def test_repetitions_of_one_config_are_called_noise(tmp_path):
@@ -111,9 +169,9 @@ def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
         "y/run",
         "train.lr",
         "a/b",
-        "60 documents",
+        "documents",
         "20 that some run lacks were left out",
-        "Seed noise is not in the interval",
+        "seed noise is not in the interval",
     ):
         assert text in said and text in page
     assert page.count("<svg") == 6
@@ -134,10 +192,10 @@ def test_many_configs_take_a_row_each_that_fits_a_terminal(tmp_path, capsys):
 
 def test_the_verdict_is_about_the_sources_that_are_asked_for(tmp_path, capsys):
     runs = [make(tmp_path / "old", two=True), make(tmp_path / "new", lr=0.2, gain=0.1, two=True), f"--out={tmp_path / 'c.html'}"]
-    verdict = {"": "worse", "a/b": "better", "other": "worse", "a/b,other": "worse"}
+    verdict = {"": "more", "a/b": "less", "other": "more", "a/b,other": "more"}
     for sources, word in verdict.items():
         assert compare.main([*runs, f"--sources={sources}"]) == 0
-        assert f"new is {word} than old" in " ".join(capsys.readouterr().out.split())
+        assert f"{word} than old" in " ".join(capsys.readouterr().out.split())
     assert compare.main([*runs, "--sources=a/b,othr"]) == 2
     assert "old has no held-out text 'othr'. Did you mean 'other'?" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """The config: recipes, overrides and validation, and the sentence that each mistake gets."""
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -46,13 +47,33 @@ def test_a_saved_config_comes_back_equal():
     [
         ("train.steps=2000", 2000), ("train.steps=2e3", 2000), ("train.lr=1", 1.0), ("train.lr=3e-4", 3e-4), ("model.tied=false", False),
         ("model.tied=True", True), ("model.unroll=True", "True"), ("data.group_by=12", "12"),
-        ("eval.prompts=Once,Twice", ("Once", "Twice")),
-        ("eval.prompts=['a, b']", ("a, b",)), ("seed=-1", -1),
+        ("eval.prompts=['a, b', 'c']", ("a, b", "c")),
+        ("eval.prompts=Hello, dear world", ("Hello, dear world",)), ("eval.prompts=1, 2, 3", ("1, 2, 3",)),
+        ("eval.prompts=", ()), ("seed=-1", -1),
     ],
 )  # fmt: skip
 def test_a_value_is_read_as_its_fields_type(assignment, value):
     found = configs.get(set_to(assignment), assignment.partition("=")[0])
     assert found == value and type(found) is type(value)
+
+
+def test_an_empty_value_takes_away_what_the_recipe_says_and_nothing_else():
+    config = configs.base()
+    config.data.tokenizer = "mine.json"
+    config.data.sources = {"a": {"path": "b", "heldout": "c"}}
+    config = configs.override(config, ["data.tokenizer=", "data.sources.a.heldout="])
+    assert config.data.tokenizer == config.data.sources.a.heldout == ""
+    for name in ("data.tokenizer", "data.sources.a.heldout", "data.sources.a.score", "data.sources"):
+        with pytest.raises(UserError, match=f"--config.{name}= is empty"):
+            configs.override(config, [f"{name}="])
+
+
+@pytest.mark.parametrize("text", ["2020", "1e5", "0x10", "None", "2020/a.jsonl", "1,2"])
+def test_a_source_is_a_path_even_where_it_looks_like_a_number(text):
+    config = configs.override(set_to(f"data.sources={text}"), [])
+    assert [entry.path for entry in config.data.sources.values()] == [(piece,) for piece in text.split(",")]
+    config = configs.override(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
+    assert (config.data.sources.t.path, config.data.sources.t.field) == (text, "7")
 
 
 def test_sources_are_given_short_or_field_by_field(tmp_path):
@@ -72,12 +93,25 @@ MISTAKES = {
     "nothing=3": "no such field",
     "model=3": "a group of fields; set one of vocab_size, width",
     "train.steps=many": "expected a value like 1000 (int)",
+    "data.sources=": "--config.data.sources= is empty; give it a value or leave it out",
+    "data.sources= ": "--config.data.sources= is empty",
+    "data.tokenizer=": "--config.data.tokenizer= is empty",
+    "data.sources=a=": "data.sources.a: path is missing",
+    "data.sources=a=b,": "'a=b,' has an empty part",
+    "data.sources=a=b,,c=d": "'a=b,,c=d' has an empty part",
+    "data.sources=['a', '']": "'' has an empty part",
+    "data.sources={'a': {'path': ['b', '']}}": "data.sources.a.path is ['b', '']; expected a path or a list of paths",
+    "data.sources={'a': {'path': 0.5}}": "data.sources.a.path is 0.5; expected a path",
+    "data.sources={'a': {'path': 'b', 'heldout': ['']}}": "data.sources.a.heldout is ['']; expected a path",
     "train.steps=1.5": "expected a value like 1000 (int)",
     "train.steps=True": "expected a value like 1000 (int)",
     "train.lr=fast": "expected a value like 0.003 (float)",
     "model.tied=1": "expected a value like True (bool)",
     "model.pattern=3": "expected a value like ('attention',) (tuple)",
     "model.multipliers=3": "expected {'matrix': {'lr': 0.5}}",
+    "model.pattern=": "config.model.pattern is empty",
+    "model.pattern=('attention', 3)": "config.model.pattern holds 3",
+    "train.loss_chunks=3": "config.train.loss_chunks is 3; it must divide config.data.seq_len, 128",
     "seed": "write --config.seed=VALUE",
     "train.optimizer=muonn": "can be adamw, muon. Did you mean 'muon'?",
     "data.packing=fit": "can be best_fit, concat",
@@ -87,7 +121,7 @@ MISTAKES = {
     "model.kv_heads=3": "config.model.kv_heads is 3; it must divide config.model.heads, 4",
     "model.head_dim=33": "needs an even number",
     "train.microbatches=5": "it must divide config.train.batch, 64",
-    "train.warmup=900": "exceed config.train.steps, 1000",
+    "train.warmup=900": "exceed config.train.steps, 1000; for so short a run, --config.train.warmup=100.",
     "data.tokenizer=/none/tokenizer.json": "there is no file '/none/tokenizer.json'",
     "mesh.sequence=2": "config.mesh.sequence is reserved",
     "log.profile=abc": "expected first:last",
@@ -117,6 +151,15 @@ def test_a_warmup_longer_than_the_run_is_refused_under_every_schedule():
     set_to("train.schedule=cosine", "train.warmup=1000")
 
 
+@given(st.integers(1, 200), st.floats(0, 0.99))
+def test_the_warmup_that_a_shortened_run_is_advised_to_take_is_accepted(steps, decay):
+    config = configs.base()
+    config.train.steps, config.train.decay, config.train.warmup = steps, decay, steps + 1
+    with pytest.raises(UserError) as error:
+        configs.validate(config)
+    configs.validate(configs.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
+
+
 @given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
 def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
     try:
@@ -139,6 +182,11 @@ RECIPES = {
     _RECIPE.format("c.model.width = 'a'"): "line 6: Could not override field 'width'",
     "import no_such_module": "line 1: No module named 'no_such_module'",
     "def get_config(): return {}['x']": "line 1: x.",
+    "x = 3\ny = 1 / 0": "line 2: ZeroDivisionError: division by zero.",
+    "def get_config():\n    assert False, 'too early'": "line 2: AssertionError: too early.",
+    "def get_config():\n    raise RuntimeError": "line 2: RuntimeError.",
+    "import json\njson.loads('{')": "line 2: Expecting property name",
+    "import sys\nsys.exit('done')": "line 2: RuntimeError: the recipe ends the program (exit done).",
 }
 
 
@@ -152,10 +200,66 @@ def test_a_recipe_that_fails_is_named_with_its_line(text, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.py"]  # and no bytecode beside it
 
 
+def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "shared_settings.py").write_text("a = 1\nb = (\n")
+    (tmp_path / "recipe.py").write_text("import shared_settings\n")
+    with pytest.raises(UserError) as error:
+        configs.load(str(tmp_path / "recipe.py"))
+    assert f"'{tmp_path / 'shared_settings.py'}', line 2: '(' was never closed" in str(error.value)
+
+
+FOREIGN = {
+    "model.pattern=stranger:Mixer+none heads=2": "stranger:Mixer",
+    "model.stack=[(('attention', 'stranger:Mixer'), 4)]": "stranger:Mixer",
+    "data.sources=web=seqio://stranger/task": "seqio://stranger/task",
+    "synthesize.passages=seqio://stranger/task": "seqio://stranger/task",
+}
+
+
+@pytest.mark.parametrize("assignment", FOREIGN)
+def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imported(assignment, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
+    config = configs.base()
+    if assignment.startswith("data.sources"):
+        config.data.sources = {"web": {"path": ("seqio://stranger/task",)}}
+    else:
+        configs.override(config, [assignment])
+    file, name = tmp_path / "config.json", FOREIGN[assignment]
+    file.write_text(configs.to_json(config))
+    with pytest.raises(UserError) as error:
+        configs.load(str(file), ["other:Mixer"])
+    assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={name}" in str(error.value)
+    assert str(tmp_path / "stranger.py") in str(error.value) and "stranger" not in sys.modules
+    assert configs.to_dict(configs.load(str(file), [name])) == configs.to_dict(config)
+
+
 def test_a_missing_recipe_names_the_nearest_one(tmp_path):
     (tmp_path / "tiny.py").write_text("")
     with pytest.raises(UserError, match=r"no file .* Did you mean '.*tiny\.py'\?"):
         configs.load(str(tmp_path / "tinny.py"))
+
+
+WRONG = {
+    "train.steps": "many", "train.lr": None, "data.tokenizer": 3, "data.sources": 3, "model.pattern": "attention", "model.tied": 1,
+    "model.unroll": 2, "eval.prompts": [1], "model.multipliers": [1], "data.phases": 3, "train": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_of_another_type_in_a_saved_config_is_named(name, tmp_path):
+    saved = configs.to_dict(configs.base())
+    group, _, leaf = name.partition(".")
+    if leaf:
+        saved[group][leaf] = WRONG[name]
+    else:
+        saved[group] = WRONG[name]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError) as error:
+        configs.validate(configs.load(str(tmp_path / "config.json")))
+    assert (name in str(error.value) or "config.json" in str(error.value)) and "\n" not in str(error.value)
 
 
 def test_a_work_directorys_config_is_a_recipe(tmp_path):

@@ -30,11 +30,15 @@ OPTIONS = {
     "config": "'config' is not an option; options begin with --. Did you mean '--config'?",
     "--confg=x": "there is no option --confg. Did you mean 'config'?",
     "--config": "--config needs a value",
+    "--config=RECIPE --init_from=": "--init_from= is empty; give it a value or leave it out",
+    "--config=RECIPE --workdir=": "--workdir= is empty",
     "--config=x --processes=two": "--processes=two: expected a whole number",
     "--config=none.py": "no file 'none.py'",
     "--config=RECIPE --config.stage=trian": "it can be train, prepare, synthesize, curate, recall. Did you mean 'train'?",
     "--config=RECIPE --process=0": "go together",
     "--config=RECIPE --config.stage=prepare --process=2 --processes=2": "go together",
+    "--config=RECIPE --process=--1": "--process=--1: expected a whole number",
+    "--config=RECIPE --config.stage=recall --process=0 --processes=2": "takes no --processes",
     "--config=RECIPE --params=big": "big",
     "--config=RECIPE --params=10m --config.model.layers=4": "--params=10m decides config.model.layers, which is given too",
     "--config=RECIPE --config.model.widht=3": "Did you mean 'model.width'?",
@@ -89,6 +93,9 @@ FIELDS = {
     "model.vocab_size=128": "model.vocab_size",
     "model.kv_heads=3": "it must divide config.model.heads, 2",
     "model.pattern=atention": "attention",
+    "model.pattern=": "config.model.pattern is empty",
+    "model.multipliers={'matrix': {'lr': 'high'}}": "matrix is {'lr': 'high'}; it can hold init, lr and decay as numbers",
+    "train.loss_chunks=3": "config.train.loss_chunks is 3; it must divide config.data.seq_len, 64",
     "model.attention=cudnn": "cudnn",
     "model.remat=everything": "everything",
     "train.batch=12": "config.train.batch is 12, which does not divide into 2 microbatches over 8 devices (mesh data x fsdp); the nearest",
@@ -113,6 +120,8 @@ def test_a_work_directory_that_cannot_be_is_told_before_text_is_prepared(corpus,
     words = runs.argv(corpus, tmp_path / "file" / "run", data__cache=tmp_path / "prepared")
     assert f"'{tmp_path / 'file'}' is not a folder" in refused(capsys, words)
     assert "'/dev/null' is not a folder" in refused(capsys, runs.argv(corpus, "/dev/null/run", data__cache=tmp_path / "prepared"))
+    words = runs.argv(corpus, tmp_path / "a\\b", data__cache=tmp_path / "prepared")
+    assert "a folder with a backslash in its name" in refused(capsys, words)
     assert not (tmp_path / "prepared").exists()
 
 
@@ -183,6 +192,7 @@ def test_preparation_is_a_stage_of_its_own_and_training_uses_what_it_made(corpus
 def test_words_are_read_with_and_without_an_equals_sign():
     parsed = launch.parse(["--config", "a.py", "--workdir=b=c", "--config.seed", "3", "--config.data.sources=x=y"])
     assert parsed == ({"config": "a.py", "workdir": "b=c"}, ["seed=3", "data.sources=x=y"])
+    assert launch.trusted(launch.parse(["--config=a.py", "--trust=m:A", "--trust", "n:B,o:C"])[0]) == ("m:A", "n:B", "o:C")
 
 
 def test_help_lists_every_option_and_field(capsys):

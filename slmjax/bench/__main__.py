@@ -5,11 +5,12 @@ import importlib
 import json
 import os
 import platform
-import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from slmjax import cli
 from slmjax import config as configs
 from slmjax.errors import UserError, nearest
 
@@ -23,34 +24,41 @@ BENCHES = {
     "decode": "generation, beside transformers",
     "dedup": "near-duplicate search, beside datasketch, rensa and datatrove",
 }
+WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
 
 
-def main(arguments: list[str]) -> int:
-    """Run one bench, print its table and write its JSON; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one bench, print its table and write its JSON; returns the exit status, see cli.entry."""
+    return cli.entry(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
     name = next((word for word in arguments if not word.startswith("-")), "")
-    try:
-        if name not in BENCHES:
-            if {"-h", "--help"} & set(arguments):
-                print("\n".join([f"{__doc__}\n", *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items())]))
-                return 0
-            raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
-        bench = importlib.import_module(f"slmjax.bench.{name}")
-        own, fields = _split(arguments)
-        parser = argparse.ArgumentParser(
-            prog=f"python -m slmjax.bench {name}", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--config", default=RECIPE, help=f"recipe whose model is measured (default {RECIPE})")
-        parser.add_argument("--out", default="", help="write the figures to this JSON file")
-        bench.add_arguments(parser)
-        own.remove(name)
-        parsed = parser.parse_args(own)
-        parsed.config = configs.validate(configs.override(configs.load(parsed.config), fields))
-        found = bench.run(parsed)
-    except UserError as error:
-        print(f"slmjax.bench: {error}", file=sys.stderr)
-        return 2
-    found |= {"machine": machine(), "command": " ".join(["python -m slmjax.bench", *arguments])}
+    if name not in BENCHES:
+        if {"-h", "--help"} & set(arguments):
+            print("\n".join([f"{__doc__}\n", *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items())]))
+            return 0
+        raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
+    bench = importlib.import_module(f"slmjax.bench.{name}")
+    own, fields = _split(arguments)
+    parser = cli.Parser(
+        prog=f"python -m slmjax.bench {name}", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if name not in WITHOUT_RECIPE:
+        what = "data.sources are read" if name == "data" else "model is measured"
+        parser.add_argument("--config", default=RECIPE, help=f"recipe whose {what} (default {RECIPE})")
+    elif fields:
+        raise UserError(f"{name} reads no recipe; it takes no --config.{fields[0].partition('=')[0]}.")
+    parser.add_argument("--out", default="", help="write the figures to this JSON file")
+    parser.add_argument("--trust", action="append", default=[], help="code that a config.json may name and that may be imported")
+    bench.add_arguments(parser)
+    own.remove(name)
+    parsed = parser.parse_args(own)
+    if name not in WITHOUT_RECIPE:
+        parsed.config = configs.validate(configs.override(configs.load(parsed.config, parsed.trust), fields))
+    found = bench.run(parsed)
+    found |= {"machine": machine(), "command": cli.shown(["python", "-m", "slmjax.bench", *arguments])}
     for name in ("rows", "curve", "ladder", "kernels", "clean", "sets"):
         if found.get(name):
             print(table(found[name]), end="\n\n")
@@ -58,7 +66,7 @@ def main(arguments: list[str]) -> int:
         print(message)
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
     if parsed.out:
-        Path(parsed.out).write_text(json.dumps(found, indent=1, default=str) + "\n")
+        Path(parsed.out).write_text(json.dumps(found, indent=1, default=str) + "\n", "utf-8")
     return 0
 
 
@@ -98,4 +106,4 @@ if __name__ == "__main__":
     from slmjax.launch import keep_freed_memory
 
     keep_freed_memory()
-    sys.exit(main(sys.argv[1:]))
+    cli.script(main)

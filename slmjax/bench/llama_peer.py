@@ -17,8 +17,6 @@ import json
 import os
 import platform
 import resource
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +26,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from slmjax import cli, launch
 from slmjax import config as configs
-from slmjax import launch
 from slmjax.bench.llama_weights import llama_config, llama_names, llama_weights
 from slmjax.data.loader import BatchPlan, heldout_batches, local_batches
 from slmjax.data.prepare import Prepared
@@ -57,8 +55,11 @@ class Choices:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 done, 2 a mistake of the user."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    """The command line; returns the exit status, see cli.entry."""
+    return cli.entry(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m slmjax.bench.llama_peer", description=__doc__.partition("\n")[0], allow_abbrev=False,
         epilog="--config, --workdir, --params and --config.FIELD=VALUE are those of slmjax.launch.",
@@ -68,15 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init", choices=("own", "ours"), default="own", help="initial weights: transformers' or those of our run")
     parser.add_argument("--out", default="", help="JSON with the results (default: peer.json in the work directory)")
     own, rest = parser.parse_known_args(argv)
-    try:
-        options, assignments = launch.parse(rest)
-        config = launch.make_config(options, assignments)
-        workdir = options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}-llama"
-        choices = Choices(own.attention, None if own.compile is None else bool(own.compile), own.init)
-        result = run(config, workdir, choices, out=own.out, command=shlex.join(["python", "-m", "slmjax.bench.llama_peer", *argv]))
-    except UserError as error:
-        print(f"slmjax: {error}", file=sys.stderr)
-        return 2
+    options, assignments = launch.parse(rest)
+    config = launch.make_config(options, assignments)
+    workdir = options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}-llama"
+    choices = Choices(own.attention, None if own.compile is None else bool(own.compile), own.init)
+    result = run(config, workdir, choices, out=own.out, command=cli.shown(["python", "-m", "slmjax.bench.llama_peer", *argv]))
     print(json.dumps({name: value for name, value in result.items() if name != "loss"}, indent=1))
     return 0
 
@@ -336,4 +333,4 @@ def _save(losses: Mapping[str, DocumentLosses], prepared: Prepared, path: Path) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.script(main)

@@ -53,24 +53,34 @@ class Tally:
 
     def __init__(self, samples: int):
         self._samples, self.documents, self.bytes, self.faults = samples, Counter(), Counter(), Counter()
-        self._shown: dict[str, list[tuple[int, dict]]] = {}
+        self._examples: dict[str, str] = {}  # the first fault of each reason
+        self._shown: dict[str, list[tuple[int, int, dict]]] = {}
+        self._offered = 0
 
     def count(self, what: str, document: Document) -> None:
         """`what` is "read", "kept" or a reason."""
         self.documents[what] += 1
         self.bytes[what] += document.bytes
 
+    def fault(self, fault: Fault, file: str) -> None:
+        """Count a record that cannot be used."""
+        self.faults[fault.reason] += 1
+        detail = f": {fault.detail.rstrip('.')}" if fault.detail else ""
+        self._examples.setdefault(fault.reason, f"{file} line {fault.line}: {fault.reason}{detail}")
+
     def show(self, reason: str, key: int, entry: Mapping[str, Any]) -> None:
         """Offer a dropped document as a sample."""
         shown = self._shown.setdefault(reason, [])
-        heapq.heappush(shown, (-key, len(shown), entry))
+        self._offered += 1  # of equal documents the first ones stay
+        heapq.heappush(shown, (-key, -self._offered, entry))
         if len(shown) > self._samples:
             heapq.heappop(shown)
 
     def report(self) -> dict[str, Any]:
         """As JSON."""
         shown = {reason: [entry for *_, entry in sorted(found, reverse=True)] for reason, found in sorted(self._shown.items())}
-        return {"documents": dict(self.documents), "bytes": dict(self.bytes), "faults": dict(self.faults), "samples": shown}
+        return {"documents": dict(self.documents), "bytes": dict(self.bytes), "faults": dict(self.faults),
+                "examples": self._examples, "samples": shown}  # fmt: skip
 
 
 def clean(unit: Unit) -> None:
@@ -85,7 +95,7 @@ def clean(unit: Unit) -> None:
             if number % 256 == 0:
                 go_on()
             if isinstance(item, Fault):
-                tally.faults[item.reason] += 1
+                tally.fault(item, unit.name)
                 continue
             tally.count("read", item)
             text, reason, detail = judge(item.text, unit.rules, unit.evals)
@@ -99,17 +109,36 @@ def clean(unit: Unit) -> None:
                 record.pop(unit.source.field, None)
             kept.write(_line(record))
             sketches.add(_cleaned(text, item.line))
-    write_atomic(unit.path(".json"), tally.report())
+    write_atomic(unit.path(".json"), json.dumps(tally.report()))
 
 
 def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str, str]:
-    """(text as it is kept, why it is dropped or "", which evaluation item it holds or "")."""
-    text, reason = check(normalise(text), rules)
+    """(text as it is kept, why it is dropped or "", which evaluation item it holds or "").
+
+    Evaluation items are looked for first: a document that holds one counts as contaminated also
+    where a rule would drop it.
+    """
+    whole = normalise(text)
+    if not whole.strip():
+        return whole, "empty after normalising", ""
+    if found := _contaminated(whole, evals):
+        return whole, *found
+    text, reason = check(whole, rules)
     if not reason and not text.strip():
-        reason = "empty after normalising"
-    if not reason and evals and (hit := _index(evals).find(text)):
-        return text, f"contaminated: {hit.set}", f"item {hit.item}: {hit.coverage:.0%} of it, in “{text[hit.start : hit.end]}”"
+        reason = "nothing left by the rules"
+    # Rules take lines out, which may bring the pieces of an item together.
+    if not reason and text != whole and (found := _contaminated(text, evals)):
+        return text, *found
     return text, reason or "", ""
+
+
+def _contaminated(text: str, evals: str) -> tuple[str, str] | None:
+    """(reason, detail) where the text holds an item of the index `evals` ("": no index)."""
+    hit = _index(evals).find(text) if evals else None
+    if hit is None:
+        return None
+    place = text[hit.start : hit.end]
+    return f"contaminated: {hit.set}", f"item {hit.item}: {hit.coverage:.0%} of it, in “{place}”"
 
 
 def _cleaned(text: str, line: int) -> Document:
@@ -118,7 +147,10 @@ def _cleaned(text: str, line: int) -> Document:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair in another field, or in the name of the file
+        return (json.dumps(record) + "\n").encode()
 
 
 @functools.lru_cache(2)

@@ -7,6 +7,7 @@ short runs of words only point to an item; then the item is laid on that place o
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,11 +68,15 @@ class EvalIndex:
         try:
             with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
                 arrays = dict(file)
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        # Whatever a damaged archive can raise; its content has checksums.
+        except (OSError, ValueError, LookupError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path} is no index of evaluation sets ({error}); build it again.") from error
         if not np.array_equal(arrays.get("scheme"), SCHEME):
             raise UserError(f"{path} was built by another version (scheme {arrays.get('scheme')}, now {SCHEME}); build it again.")
-        return cls(arrays)
+        try:
+            return cls(arrays)
+        except KeyError as error:
+            raise UserError(f"{path} is no index of evaluation sets (no {error}); build it again.") from error
 
     def undecided(self) -> dict[str, tuple[list[int], int]]:
         """Of each set: lines of the items that are too short, or too like many others, to be decided; and how many items it has."""

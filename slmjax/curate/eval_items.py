@@ -77,7 +77,7 @@ def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages
 def _read(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
     """(line, text of each field) of each item; the lines of several files are counted on."""
     for key in ("path", "fields"):
-        if not settings.get(key):
+        if not isinstance(settings, Mapping) or not settings.get(key):
             raise UserError(f"evals.{name}: {key} is missing; expected a .jsonl file as path and the names of its text fields as fields.")
     fields = [settings["fields"]] if isinstance(settings["fields"], str) else settings["fields"]
     source = Source(f"evals.{name}", (str(settings["path"]),))

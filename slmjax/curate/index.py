@@ -1,10 +1,11 @@
 """Sketches on disk: what a file of text leaves, and the index to which batches of such files are added."""
 
 import json
-import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -17,6 +18,7 @@ from slmjax.data.work import write_atomic
 from slmjax.errors import UserError
 
 FORMAT = 1
+PIECE = 1 << 22  # bytes that are copied or checked at once
 CHUNK = 4_000_000  # characters that are sketched at once
 COLUMNS = {"keys": "<u8", "lines": "<i8", "bytes": "<i8", "counts": "<i8", "shingles": "<u4", "bands": "<u8"}
 KEPT = ("keys", "lines", "counts", "shingles", "bands")  # by an index
@@ -68,7 +70,8 @@ class Index:
     Args:
       folder: made if it is not there.
       scheme: of the sketches.
-    Raises: UserError where the folder holds sketches of another scheme.
+    Raises: UserError where the folder holds sketches of another scheme, or where what it holds is
+      not what was written.
     """
 
     def __init__(self, folder: Path, scheme: Scheme):
@@ -76,13 +79,14 @@ class Index:
         self._manifest = {"format": FORMAT, "scheme": asdict(scheme), "batches": []}
         file = folder / "index.json"
         if file.exists():
-            found = json.loads(file.read_text())
+            found = _read_manifest(file)
             for name, value in self._manifest.items():
                 if name != "batches" and found[name] != value:
                     raise UserError(
                         f"{folder} holds sketches of {name} {found[name]}; this run asks for {value}. Use another index, or its {name}."
                     )
             self._manifest = found
+            self._verify()
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is no index of near-duplicates; name an empty folder for a new one.")
         else:
@@ -114,16 +118,56 @@ class Index:
             return
         shingles = sum(unit["shingles"] for unit in self.units())
         sizes = dict.fromkeys(KEPT, len(self)) | {"shingles": shingles, "bands": len(self) * self.scheme.bands}
+        entries = [self._measured(name, folder) for name, folder in units]
+        checksums = {}
         for column, size in sizes.items():
             with open(self.folder / column, "ab") as file:
                 file.truncate(size * np.dtype(COLUMNS[column]).itemsize)  # what a killed call had added is cut off
+                checksum = 0
                 for _, folder in units:
                     with (folder / column).open("rb") as source:
-                        shutil.copyfileobj(source, file, 1 << 22)
-        lengths = [((folder / "keys").stat().length // 8, (folder / "shingles").stat().length // 4) for _, folder in units]
-        entries = [{"name": name, "documents": n, "shingles": own} for (name, _), (n, own) in zip(units, lengths)]
-        self._manifest["batches"].append({"name": batch, "units": entries})
-        write_atomic(self.folder / "index.json", self._manifest)
+                        while piece := source.read(PIECE):
+                            file.write(piece)
+                            checksum = zlib.crc32(piece, checksum)
+                checksums[column] = checksum
+        self._manifest["batches"].append({"name": batch, "units": entries, "crc32": checksums})
+        write_atomic(self.folder / "index.json", json.dumps(self._manifest, indent=1))
+
+    def forget(self, batch: str) -> None:
+        """Take out the batch that was added last, if it has this name."""
+        if self._manifest["batches"] and self._manifest["batches"][-1]["name"] == batch:
+            self._manifest["batches"].pop()
+            write_atomic(self.folder / "index.json", json.dumps(self._manifest, indent=1))
+
+    def _measured(self, name: str, folder: epath.Path) -> dict[str, Any]:
+        """A file's entry in the manifest. Raises: UserError where its sketches are not whole."""
+        length = {column: (folder / column).stat().length for column in KEPT}
+        documents, shingles = length["keys"] // 8, length["shingles"] // 4
+        expected = {"keys": 8, "lines": 8, "counts": 8, "bands": 8 * self.scheme.bands}
+        whole = all(length[column] == size * documents for column, size in expected.items())
+        if not whole or not _adds_up(read_column(folder / "counts", "<i8", 0, documents), shingles):
+            raise UserError(f"{folder} is damaged; delete {folder.parent} and start again.")
+        return {"name": name, "documents": documents, "shingles": shingles}
+
+    def _verify(self) -> None:
+        """Raises: UserError where a column is not what was written; what is behind it does not matter."""
+        starts, documents, shingles = dict.fromkeys(KEPT, 0), len(self), 0
+        for batch in self._manifest["batches"]:
+            units = batch["units"]
+            sizes = dict.fromkeys(KEPT, 8 * sum(unit["documents"] for unit in units))
+            sizes["bands"] *= self.scheme.bands
+            sizes["shingles"] = 4 * sum(unit["shingles"] for unit in units)
+            shingles += sizes["shingles"] // 4
+            for column, size in sizes.items():
+                file = self.folder / column
+                checksum = _checksum(file, starts[column], size)
+                if checksum is None:
+                    raise _damaged(file, f"it ends before batch {batch['name']} does")
+                if checksum != batch.get("crc32", {}).get(column, checksum):  # none in older indexes
+                    raise _damaged(file, f"batch {batch['name']} is not what was written")
+                starts[column] += size
+        if not _adds_up(_array(self.folder / "counts", COLUMNS["counts"], documents), shingles):
+            raise _damaged(self.folder / "counts", f"it does not add up to {shingles} shingles")
 
     def clusters(self, threshold: float, pairs: Pairs | None = None) -> Clusters:
         """Clusters of all documents, see `clusters.cluster`; `pairs` are their candidates where something else has found them."""
@@ -140,6 +184,54 @@ class Index:
         ends = np.cumsum([unit["documents"] for unit in self.units()])
         lines = _array(self.folder / "lines", "<i8", len(self))
         return zip((names[i] for i in np.searchsorted(ends, documents, "right")), lines[documents].tolist())
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    """index.json. Raises: UserError where it is not as `Index.add` writes it."""
+    try:
+        found = json.loads(file.read_bytes().decode("utf-8", "surrogateescape"))
+        batches = found["batches"]
+        for batch in batches:
+            units, checksums = batch["units"], batch.get("crc32", {}).items()
+            counts = [unit[name] for unit in units for name in ("documents", "shingles")]
+            names = [batch["name"], *(unit["name"] for unit in units)]
+            if not all(type(count) is int and 0 <= count < 1 << 48 for count in counts):
+                raise ValueError("a count is none")
+            if not all(isinstance(name, str) for name in names) or any(c not in KEPT for c, _ in checksums):
+                raise ValueError("a name is none")
+        if not {"format", "scheme"} <= {*found}:
+            raise ValueError("format or scheme is missing")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+    return found
+
+
+def _damaged(file: Path, what: str) -> UserError:
+    return UserError(f"{file} is damaged ({what}); name another folder as config.curate.index, or curate the batches of this one again.")
+
+
+def _checksum(file: Path, start: int, size: int) -> int | None:
+    """CRC-32 of a part of a file; None where the file ends before it does."""
+    checksum = 0
+    if not size:
+        return checksum
+    if not file.is_file():
+        return None
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        while size:
+            piece = stream.read(min(size, PIECE))
+            if not piece:
+                return None
+            checksum, size = zlib.crc32(piece, checksum), size - len(piece)
+    return checksum
+
+
+def _adds_up(counts: np.ndarray, shingles: int) -> bool:
+    """Whether every document has shingles and all of them together so many."""
+    if not len(counts):
+        return shingles == 0
+    return bool(counts.min() >= 1 and counts.max() <= shingles and counts.sum() == shingles)
 
 
 def read_column(file: epath.Path, dtype: str, start: int, count: int) -> np.ndarray:

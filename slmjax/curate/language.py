@@ -1,11 +1,18 @@
 """The language of a text, by the compressed form of fastText's classifier of 176 languages, which comes inside the wheel of the extra."""
 
+import re
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
 from slmjax.curate.quality import Rule
 from slmjax.errors import UserError, nearest
+
+# Share of a text's visible characters that are ASCII digits or symbols and no punctuation of prose.
+# Half of the English books at hand have .003, textbooks .015, program text .16; nine in ten files
+# of program text have more than .06. The model takes SQL for English with a probability of .98.
+SYMBOLS = re.compile(r"[#-&(-+/-<=>@\[-`{-~]")
+MOST_SYMBOLS = 0.06
 
 
 def language(text: str) -> tuple[str, float]:
@@ -20,12 +27,17 @@ def language(text: str) -> tuple[str, float]:
     return best["lang"], best["score"]
 
 
-def language_rule(codes: Sequence[str], threshold: float = 0.65) -> Rule:
-    """A rule that drops what is not, with more than this probability, in one of the languages; it can be sent to another process.
+def language_rule(codes: Sequence[str], threshold: float = 0.5) -> Rule:
+    """A rule that drops what is in another language; it can be sent to another process.
+
+    Where the model is unsure, and of code and formulas (MOST_SYMBOLS), nothing is dropped.
 
     Args:
       codes: ISO 639 codes as the classifier knows them, such as ("en", "de").
-      threshold: as FineWeb asks of English (Penedo et al. 2024), of the uncompressed model.
+      threshold: probability from which on another language is believed. The compressed model gives
+        English documentation half of the probability that the full one does: asking it for .65 of
+        English, as FineWeb asks the full one (Penedo et al. 2024), lost one such document in five.
+        Of 2,700 English documents in six domains, one has more than .5 for another language.
     Raises: UserError for a code that the classifier does not know, and where the extra `curate` is not installed.
     """
     every = {found["lang"] for found in _detector().detect("text", model="lite", k=1000)}
@@ -37,9 +49,12 @@ def language_rule(codes: Sequence[str], threshold: float = 0.65) -> Rule:
 
 def _in_one_of(text: str, *, codes: tuple[str, ...], threshold: float) -> tuple[str, str | None]:
     code, score = language(text)
-    if code not in codes:
-        return text, "language: another one"
-    return text, None if score > threshold else "language: uncertain"
+    if code in codes or score <= threshold:
+        return text, None
+    visible = len(text) - sum(map(str.isspace, text))
+    if len(SYMBOLS.findall(text)) > MOST_SYMBOLS * visible:
+        return text, None
+    return text, f"language: {code}"
 
 
 @cache

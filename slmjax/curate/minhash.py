@@ -6,6 +6,7 @@ Source: Broder 1997 (resemblance); bands as in Leskovec, Rajaraman and Ullman, M
 
 import functools
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -68,6 +69,22 @@ def optimal_bands(threshold: float, hashes: int, *, missed: float = 0.5, mistake
         return float((mistaken * found * ~above + missed * (1 - found) * above).mean())
 
     return min(((bands, rows) for bands in range(1, hashes + 1) for rows in range(1, hashes // bands + 1)), key=cost)
+
+
+def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tuple[int, int]:
+    """(bands, rows) with as many rows as possible that find pairs of this similarity so often.
+
+    Args:
+      similarity: Jaccard similarity of the pairs, in (0, 1).
+      probability: with which they share a band, in (0, 1).
+      hashes: the most that all bands may have together.
+    """
+    for rows in range(hashes, 0, -1):
+        shares_one = similarity**rows
+        bands = math.ceil(math.log1p(-probability) / math.log1p(-shares_one)) if shares_one else hashes + 1
+        if bands * rows <= hashes:
+            return bands, rows
+    return hashes, 1
 
 
 def sketch(texts: Sequence[str], scheme: Scheme, *, signatures: bool = False) -> Sketches:

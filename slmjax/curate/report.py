@@ -1,5 +1,6 @@
 """What the stage `curate` tells: counts before and after by source and reason, samples of what was dropped, and the duplicates."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ def empty() -> dict[str, Any]:
         "documents": {},
         "bytes": {},
         "faults": {},
+        "examples": {},
         "samples": {},
         **{name: {"documents": 0, "bytes": 0} for name in ("duplicate", "left")},
     }
@@ -32,17 +34,28 @@ def add(entry: dict[str, Any], found: Mapping[str, Any], samples: int) -> None:
     for what in ("documents", "bytes", "faults"):
         for reason, number in sorted(found[what].items()):
             entry[what][reason] = entry[what].get(reason, 0) + number
+    for reason, example in found["examples"].items():
+        entry["examples"].setdefault(reason, example)
     for reason, shown in found["samples"].items():
         entry["samples"][reason] = [*entry["samples"].get(reason, []), *shown][:samples]
 
 
+def kinds(entry: Mapping[str, Any]) -> Counter:
+    """Documents of a source that were dropped, by kind of reason: the rule, or what was found."""
+    out: Counter = Counter()
+    for reason, number in entry["documents"].items():
+        if reason != "read":
+            out[_kind(reason)] += number
+    return out
+
+
 def summary(found: Mapping[str, Any]) -> str:
     """A table for the terminal: of each source what was read, dropped by each kind of reason, removed as duplicates, and left."""
-    kinds = sorted({_kind(reason) for entry in found["sources"].values() for reason in entry["documents"] if reason != "read"})
-    head = ["source", "read", "faults", *kinds, "duplicate", "left", "bytes left"]
+    every = sorted({kind for entry in found["sources"].values() for kind in kinds(entry)})
+    head = ["source", "read", "faults", *every, "duplicate", "left", "bytes left"]
     lines = [head]
     for name, entry in found["sources"].items():
-        dropped = [sum(n for reason, n in entry["documents"].items() if reason != "read" and _kind(reason) == kind) for kind in kinds]
+        dropped = [kinds(entry)[kind] for kind in every]
         read = max(1, entry["bytes"].get("read", 0))
         lines.append([name, *(f"{n:,}" for n in (entry["documents"].get("read", 0), sum(entry["faults"].values()), *dropped,
                       entry["duplicate"]["documents"], entry["left"]["documents"])), percent(entry["left"]["bytes"] / read)])  # fmt: skip
@@ -63,6 +76,7 @@ def write(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
         page.tiles({"documents read": f"{read:,}", "left": f"{left:,}", "duplicates": f"{duplicates:,}",
                     "seen before": f"{found['seen_before']:,}" if found["seen_before"] else ""}),
         page.section("Alarm", *(page.note(alarm) for alarm in found["alarms"])),
+        page.section("Warning", *(page.note(warning) for warning in found["warnings"])),
         page.section("Before and after", _counts(sources), page.note("Bytes are of the text, before and after normalising.")),
         page.section("Why documents were dropped", _reasons(sources)),
         page.section("Duplicates", page.figures(svg), page.note(_explained(found))),
@@ -80,7 +94,7 @@ def curve(found: Mapping[str, Any]) -> str:
     middle = (np.arange(len(height)) + 0.5) / len(height)
     lines = [figures.Line("shares a band", at, Scheme(**found["scheme"]).candidate_probability(at))]
     if height.any():
-        lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1))
+        lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1, bars=True))
     title = "How likely a pair is compared; removed pairs, most = 1"
     return figures.curves(lines, title=title, x="Jaccard similarity", y="share", clip=False, marks=[found["threshold"]])
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,26 +26,35 @@ from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.dedup import decisions
 from slmjax.curate.index import COLUMNS, Index, read_column
 from slmjax.curate.language import language_rule
-from slmjax.curate.minhash import Scheme
-from slmjax.curate.quality import known
+from slmjax.curate.minhash import Scheme, enough_bands
+from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.data.sources import Source, list_files, parse_sources
 from slmjax.data.work import cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
+SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
+
 # Of config.curate: (what holds where a recipe leaves it out, what it is); a default's type is the setting's.
 SETTINGS = {
     "rules": (
-        {"others": ("gopher_repetition", "gopher_quality", "c4_any_line_end", "fineweb")},
-        "{source: names of quality rules}; 'others' for the sources that are not named",
+        {},
+        "{source: names of quality rules}, such as rules.web=gopher_quality; none for other sources",
     ),
-    "languages": ((), "ISO 639 codes of the languages that stay; empty: all"),
+    "languages": (
+        {},
+        "{source: ISO 639 codes that stay}, such as languages.web=en; all stay in other sources",
+    ),
     "evals": ({}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"),
     "ngram": (5, "words of a shingle"),
     "bands": (14, "bands of hashes; a pair that shares one is compared"),
     "rows": (8, "hashes of a band"),
     "threshold": (0.75, "Jaccard similarity of shingles from which on a document is a duplicate"),
     "max_removed": (0.9, "share of a source that may go as duplicates before the run stops with an alarm"),
+    "max_dropped": (
+        0.5,
+        "share of a source that may go for one reason, as unreadable or by a rule, before an alarm",
+    ),
     "index": ("", "folder of an index to extend: what is in it counts as seen; empty: a new one in the work directory"),
     "samples": (5, "dropped documents shown for each reason"),
     "processes": (0, "0: one for each core"),
@@ -55,8 +65,8 @@ SETTINGS = {
 def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
     """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst; the same command goes on after it was stopped.
 
-    Raises: UserError for settings and sources that make no sense, and, after the report is written, where a source loses more than
-      max_removed of its documents as duplicates.
+    Raises: UserError for settings and sources that make no sense, and, after the report is written, where a source loses too much,
+      see `curate`.
     """
     if init_from or processes > 1:
         raise UserError("the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine.")
@@ -65,10 +75,12 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
     if "://" in workdir and not (asked["beam"] and asked["index"]):
         raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
+    for warning in warnings(asked):
+        print(f"WARNING: {warning}")
     with writable(workdir, "--workdir"), terminal_progress() as progress:
         runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "config.json", configs.to_dict(config) | {"curate": asked})
+        _record(folder, configs.to_dict(config) | {"curate": asked})
         found = curate(asked, sources, folder, runner)
         write_atomic(folder / "report.json", found | {"command": command})
         report.write(folder, found, command)
@@ -76,12 +88,10 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     for alarm in found["alarms"]:
         print(f"ALARM: {alarm}")
     if found["alarms"]:
-        raise UserError(
-            f"no documents were written: {found['alarms'][0]}. {folder / 'duplicates.jsonl'} has every pair; "
-            "raise config.curate.max_removed if that is right."
-        )
+        raise UserError(f"no documents were written: {found['alarms'][0]}. {folder / 'report.html'} says more.")
     written = ",".join(f"{name}={folder / 'documents' / name}" for name in found["sources"] if found["sources"][name]["left"]["documents"])
-    print(f"report: {folder / 'report.html'}\n\nnext:\n  python -m slmjax.launch --config=configs/tiny.py --config.data.sources={written}")
+    words = ["python", "-m", "slmjax.launch", "--config=configs/tiny.py", f"--config.data.sources={written}"]
+    print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -99,7 +109,7 @@ def settings(config: ConfigDict) -> dict[str, Any]:
             given[name] = _words(value)
         elif not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
             raise UserError(f"config.curate.{name} is {value!r}; expected {meaning}.")
-    for name in ("threshold", "max_removed"):
+    for name in ("threshold", "max_removed", "max_dropped"):
         if not 0 < given[name] <= 1:
             raise UserError(f"config.curate.{name} is {given[name]}; it must be more than 0 and at most 1.")
     for name in ("ngram", "bands", "rows"):
@@ -107,55 +117,116 @@ def settings(config: ConfigDict) -> dict[str, Any]:
             raise UserError(f"config.curate.{name} is {given[name]}; it must be positive.")
     if given["bands"] > 250:
         raise UserError(f"config.curate.bands is {given['bands']}; it can be at most 250.")
-    given["rules"] = {source: _words(names) for source, names in given["rules"].items()}
+    for name in ("rules", "languages"):
+        given[name] = {source: _words(f"{name}.{source}", value) for source, value in given[name].items()}
     for name in itertools.chain(*given["rules"].values()):
         known(name)
     return given
 
 
-def _words(names: str | Sequence[str]) -> tuple[str, ...]:
-    """As a command line has them, "one,two", or as a recipe."""
-    return tuple(filter(None, names.split(","))) if isinstance(names, str) else tuple(names)
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    """Names as a command line has them, "one,two", or as a recipe."""
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"config.curate.{name} is {value!r}; expected names, such as one,two.")
+    return tuple(word.strip() for word in words if word.strip())
+
+
+def warnings(asked: Mapping[str, Any]) -> list[str]:
+    """What is allowed and most likely no good: bands that do not find pairs at the threshold."""
+    scheme, threshold = Scheme(asked["ngram"], asked["bands"], asked["rows"]), asked["threshold"]
+    found = float(scheme.candidate_probability(threshold))
+    usual = float(Scheme().candidate_probability(SETTINGS["threshold"][0]))
+    if found >= usual - 0.01:
+        return []
+    bands, rows = enough_bands(threshold, usual)
+    return [
+        f"with {asked['bands']} bands of {asked['rows']} rows, pairs of a similarity of "
+        f"{threshold:g} (config.curate.threshold) are found with a probability of {found:.0%}; "
+        f"config.curate.bands={bands} and rows={rows} find {usual:.0%}."
+    ]
+
+
+def _record(folder: epath.Path, settings: Mapping[str, Any]) -> None:
+    """Write config.json; documents that were made with other settings are taken away first."""
+    file, text = folder / "config.json", json.dumps(settings, indent=1, ensure_ascii=False)
+    if not file.exists() or file.read_bytes() != text.encode("utf-8", "surrogateescape"):
+        _remove(folder / "documents")
+    write_atomic(file, text)
+
+
+def _remove(folder: epath.Path) -> None:
+    if folder.exists():
+        folder.rmtree()
 
 
 def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam) -> dict[str, Any]:
     """Run the passes; returns what the report tells. `folder` gets documents/, dropped.jsonl, duplicates.jsonl and, unless another is
     named, index/.
+
+    With alarms there are no documents, and the index does not hold this batch: a source that is
+    mostly unreadable, loses more than max_dropped for one reason or max_removed as duplicates, or
+    has nothing left.
     """
     work = folder / "work"
+    unfinished = (work / "key").read_text() if (work / "key").exists() else ""
     units = _units(asked, sources, work)
     runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()], "clean")
+    sources_found = _counts(asked, units)
+    with (folder / "dropped.jsonl").open("wb") as out:
+        for unit in units:
+            with unit.path(".dropped.jsonl").open("rb") as part:
+                shutil.copyfileobj(part, out)
+    if alarms := [alarm for entry in sources_found.items() for alarm in _losses(asked, *entry)]:
+        _remove(folder / "documents")
+        (folder / "duplicates.jsonl").unlink(missing_ok=True)
+        if not asked["index"]:
+            _remove(folder / "index")
+        return _report(asked, units, sources_found, alarms)
     place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
     index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(".sketches") for unit in units]
+    if unfinished != batch:
+        index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
     clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
     first, sizes = index.span(batch)
     numbers = slice(first, first + int(sizes.sum()))
     gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], np.cumsum(sizes)[:-1])
-    found = _found(asked, units, gone, clusters, numbers)
+    _count_duplicates(units, gone, sources_found)
+    alarms = [alarm for entry in sources_found.items() for alarm in _repeats(asked, *entry)]
+    if not alarms and not any(entry["left"]["documents"] for entry in sources_found.values()):
+        alarms = ["every document is a duplicate of one that was seen before"]
+    found = _report(asked, units, sources_found, alarms)
+    found |= _clusters(clusters, gone, numbers)
     with (folder / "duplicates.jsonl").open("w") as out:
         out.writelines(json.dumps(entry) + "\n" for entry in decisions(index, clusters, numbers))
-    with (folder / "dropped.jsonl").open("wb") as out:
-        for unit in units:
-            with unit.path(".dropped.jsonl").open("rb") as part:
-                shutil.copyfileobj(part, out)
-    if not found["alarms"]:
-        if (folder / "documents").exists():
-            (folder / "documents").rmtree()
-        places = [str(folder / "documents" / unit.source.name / f"{unit.number:05d}.jsonl.zst") for unit in units]
-        runner.each(publish, [(unit.file.size, of) for unit, of in zip(units, zip(units, gone, places))], "write")
-        work.rmtree()
+    _remove(folder / "documents")
+    if alarms:
+        index.forget(batch)
+        return found
+    # A folder in a bucket cannot be renamed: there documents appear one file after another.
+    whole = folder / "documents" if "://" in str(folder) else work / "documents"
+    _remove(whole)
+    names = [f"{unit.source.name}/{unit.number:05d}.jsonl.zst" for unit in units]
+    calls = [(unit, removed, str(whole / name)) for unit, removed, name in zip(units, gone, names)]
+    runner.each(publish, [(unit.file.size, call) for unit, call in zip(units, calls)], "write")
+    (work / "key").unlink()  # from here on the batch counts as seen
+    if whole != folder / "documents":
+        whole.rename(folder / "documents")
+    work.rmtree()
     return found
 
 
 def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path) -> list[Unit]:
     """The files, and in `work` what all of them need; what an earlier run with other settings or files left is removed."""
     scheme = Scheme(asked["ngram"], asked["bands"], asked["rows"])
-    for name in asked["rules"]:
-        if name != "others" and name not in (source.name for source in sources):
-            raise UserError(f"config.curate.rules names '{name}', but the sources are {', '.join(source.name for source in sources)}.")
+    names = [source.name for source in sources]
+    for field in ("rules", "languages"):
+        for name in asked[field]:
+            if name not in ("others", *names):
+                raise UserError(f"config.curate.{field} names '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}")
     files = [(source, file, number) for source in sources for number, file in enumerate(list_files(source))]
     decides = {name: asked[name] for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")}
     read = [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]
@@ -165,41 +236,127 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
             work.rmtree()
         work.mkdir(parents=True)
         if asked["evals"]:
-            build_index(asked["evals"]).save(work / "evals.npz")
+            index = build_index(asked["evals"])
+            _refuse_undecided(index)
+            index.save(work / "evals.npz")
         write_atomic(work / "key", key)
     evals = str(work / "evals.npz") if asked["evals"] else ""
-    speaks = (language_rule(asked["languages"]),) if asked["languages"] else ()
-    return [
-        Unit(source, file, number, str(work), (*speaks, *asked["rules"].get(source.name, asked["rules"].get("others", ()))), scheme, evals,
-             asked["samples"])
-        for source, file, number in files
-    ]  # fmt: skip
+    rules = {name: _rules(asked, name) for name in names}
+    return [Unit(source, file, number, str(work), rules[source.name], scheme, evals, asked["samples"]) for source, file, number in files]
 
 
-def _found(
-    asked: Mapping[str, Any], units: Sequence[Unit], gone: Sequence[np.ndarray], clusters: Clusters, numbers: slice
-) -> dict[str, Any]:
-    """What report.json holds; `gone` tells of each unit's documents which are duplicates."""
+def _refuse_undecided(evals: EvalIndex) -> None:
+    """Raises: UserError for an evaluation set of which nothing would be looked for."""
+    for name, (undecided, items) in evals.undecided().items():
+        if not items:
+            raise UserError(f"config.curate.evals.{name}: its files hold no item.")
+        if len(undecided) == items:
+            raise UserError(
+                f"config.curate.evals.{name}: none of its {items} items can be looked for; each is too "
+                "short, or too much like the others, to be told from common phrases. Name more of "
+                "its fields, or leave the set out."
+            )
+
+
+def _rules(asked: Mapping[str, Any], source: str) -> tuple[str | Rule, ...]:
+    """The rules of a source, those of its languages first."""
+    rules, languages = (asked[field].get(source, asked[field].get("others", ())) for field in ("rules", "languages"))
+    return (language_rule(languages), *rules) if languages else rules
+
+
+def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+    """Of each source what its files' first pass counted; what is kept counts as left."""
     sources: dict[str, dict] = {}
-    for unit, removed in zip(units, gone):
+    for unit in units:
         entry = sources.setdefault(unit.source.name, report.empty())
-        report.add(entry, json.loads(unit.path(".json").read_text()), asked["samples"])
-        sizes = read_column(unit.path(".sketches") / "bytes", COLUMNS["bytes"], 0, len(removed))
-        for what, which in (("duplicate", removed), ("left", ~removed)):
-            entry[what]["documents"] += int(which.sum())
-            entry[what]["bytes"] += int(sizes[which].sum())
+        try:
+            report.add(entry, json.loads(unit.path(".json").read_bytes()), asked["samples"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            file = unit.path(".json")
+            raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
+        kept = unit.path(".sketches") / "bytes"
+        sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
+        entry["left"]["documents"] += len(sizes)
+        entry["left"]["bytes"] += int(sizes.sum())
+    return sources
+
+
+def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Alarms about a source before duplicates are looked for."""
+    limit, most = asked["max_dropped"], f"config.curate.max_dropped, {asked['max_dropped']:.0%}"
+    read, faults = entry["documents"].get("read", 0), sum(entry["faults"].values())
+    if not read:
+        first = next(iter(entry["examples"].values()), "its files hold no record")
+        return [f"none of the {faults:,} records of source '{name}' can be used ({first})"]
     alarms = []
-    for name, entry in sources.items():
-        share = entry["duplicate"]["documents"] / max(1, entry["duplicate"]["documents"] + entry["left"]["documents"])
-        if share > asked["max_removed"]:
-            most = f"more than config.curate.max_removed, {asked['max_removed']:.0%}"
-            alarms.append(f"source '{name}' loses {share:.1%} of its documents as duplicates, {most}")
-    removed = np.flatnonzero(np.concatenate([np.zeros(numbers.start, bool), *gone]))
+    for reason, count in entry["faults"].items():
+        if count > limit * (read + faults):
+            alarms.append(
+                f"{count / (read + faults):.1%} of the records of source '{name}' cannot be used "
+                f"({entry['examples'][reason]}), more than {most}"
+            )
+    for kind, count in report.kinds(entry).items():
+        if count > limit * read:
+            alarms.append(
+                f"source '{name}' loses {count / read:.1%} of its documents to {kind}, more than "
+                f"{most} (raise it, or take out what drops them)"
+            )
+    if not alarms and not entry["left"]["documents"]:
+        alarms.append(f"source '{name}' loses all of its documents for one reason or another")
+    return alarms
+
+
+def _count_duplicates(units: Sequence[Unit], gone: Sequence[np.ndarray], sources: Mapping[str, dict]) -> None:
+    """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
+    for unit, removed in zip(units, gone):
+        entry = sources[unit.source.name]
+        sizes = read_column(unit.path(".sketches") / "bytes", COLUMNS["bytes"], 0, len(removed))
+        for what, sign in (("duplicate", 1), ("left", -1)):
+            entry[what]["documents"] += sign * int(removed.sum())
+            entry[what]["bytes"] += sign * int(sizes[removed].sum())
+
+
+def _repeats(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Alarms about a source's duplicates."""
+    duplicates, left = entry["duplicate"]["documents"], entry["left"]["documents"]
+    share = duplicates / max(1, duplicates + left)
+    if share <= asked["max_removed"]:
+        return []
+    most = f"config.curate.max_removed, {asked['max_removed']:.0%}"
+    return [
+        f"source '{name}' loses {share:.1%} of its documents as duplicates, more than {most} "
+        "(duplicates.jsonl has every pair; raise it if that is right)"
+    ]
+
+
+def _report(
+    asked: Mapping[str, Any],
+    units: Sequence[Unit],
+    sources: Mapping[str, Any],
+    alarms: Sequence[str],
+) -> dict[str, Any]:
+    """What report.json holds, without what only duplicates say, see `_clusters`."""
     undecided = EvalIndex.load(units[0].evals).undecided() if units[0].evals else {}
     evals = {name: {"items": items, "undecided": len(lines)} for name, (lines, items) in undecided.items()}
-    largest = np.sort(np.unique(clusters.keeper[removed], return_counts=True)[1])[::-1][:10]
     return {
-        "sources": sources, "alarms": alarms, "threshold": asked["threshold"], "scheme": dataclasses.asdict(units[0].scheme),
-        "similarity": np.histogram(clusters.similarity[removed], 50, (0, 1))[0].tolist(), "seen_before": numbers.start,
-        "largest_clusters": largest.tolist(), "evals": evals,
-    }  # fmt: skip
+        "sources": sources,
+        "alarms": list(alarms),
+        "warnings": warnings(asked),
+        "threshold": asked["threshold"],
+        "scheme": dataclasses.asdict(units[0].scheme),
+        "similarity": [0] * SIMILARITIES,
+        "seen_before": 0,
+        "largest_clusters": [],
+        "evals": evals,
+    }
+
+
+def _clusters(clusters: Clusters, gone: Sequence[np.ndarray], numbers: slice) -> dict[str, Any]:
+    """What report.json says of duplicates: similarities and sizes of clusters."""
+    removed = np.flatnonzero(np.concatenate([np.zeros(numbers.start, bool), *gone]))
+    sizes = np.unique(clusters.keeper[removed], return_counts=True)[1]
+    return {
+        "similarity": np.histogram(clusters.similarity[removed], SIMILARITIES, (0, 1))[0].tolist(),
+        "seen_before": numbers.start,
+        "largest_clusters": np.sort(sizes)[::-1][:10].tolist(),
+    }

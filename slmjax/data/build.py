@@ -20,11 +20,12 @@ from slmjax.data.heldout import GROUP, Choice, Matcher, choose_groups, seen_in_t
 from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.data.sources import Source, SourceFile, grouping
-from slmjax.data.tokenizer import HOSTILE, Tokenizer, load, train_bpe
-from slmjax.data.work import Progress, run_units, seal_is_broken, sealed, wait_for, write_atomic
+from slmjax.data.tokenizer import EOT, HOSTILE, Tokenizer, load, train_bpe
+from slmjax.data.work import Progress, run_units, wait_for, write_atomic
 from slmjax.errors import UserError
 
 FORMAT = 2
+COUNTS = ("lines", "documents", "bytes", "damaged", "marks")  # what is added up of the files of a source
 SAMPLE_BYTES = 20_000_000  # text that a tokenizer is trained on: merges up to 32k change little beyond it
 TRIAL_CHARS = 500_000  # of a source's text that a given tokenizer must give back
 TRIAL_PIECE = 5_000  # of one document
@@ -77,7 +78,7 @@ class Plan:
 
 def build(plan: Plan, alone: bool) -> None:
     """All passes; what is already there is kept. Only a process that is known to be alone removes anything."""
-    work = plan.folder / "work"
+    work = plan.folder / passes.WORK
     if alone and not work.exists():
         shutil.rmtree(plan.folder, ignore_errors=True)  # finished once and damaged since
     for leftover in plan.folder.rglob(".tmp-*") if alone else ():
@@ -98,54 +99,101 @@ def build(plan: Plan, alone: bool) -> None:
         if not ready(plan):  # else another process without a lock finished first and cleaned up
             raise
         shutil.rmtree(work, ignore_errors=True)
-    except UserError:
-        if alone and not list(work.glob("*.train.json")):
+    except UserError as error:
+        if alone and (isinstance(error, Unusable) or not list(work.glob("*.train.json"))):
             shutil.rmtree(plan.folder, ignore_errors=True)
         raise
 
 
+class Unusable(UserError):
+    """Text that cannot be prepared with these settings: nothing of the work is of use to another try."""
+
+
 def ready(plan: Plan) -> bool:
-    """Whether the folder is complete: a manifest, the tokenizer and every shard as they were written."""
-    path = plan.folder / "manifest.json"
-    if not path.exists():
+    """Whether the folder is complete: a manifest, and every shard with its size and its table."""
+    if not (plan.folder / "manifest.json").exists():
         return False
-    try:
-        broken = _broken(plan.folder, read_manifest(plan.folder))
-    except UserError:
-        broken = path.name
+    broken = _broken(plan)
     if broken:
-        plan.say(f"{plan.folder / broken} is missing or damaged; preparing again")
-        path.unlink(missing_ok=True)
+        plan.say(f"{broken} is missing or damaged; preparing again")
+        (plan.folder / "manifest.json").unlink(missing_ok=True)
     return not broken
 
 
-def _broken(folder: Path, manifest: dict) -> str:
-    """A file of the folder that is not the one that was written; "" where all are."""
-    tokenizer = folder / "tokenizer.json"
-    content = tokenizer.read_bytes() if tokenizer.exists() else b""
-    if hashlib.sha256(content).hexdigest() != manifest["tokenizer"]["sha256"]:
-        return tokenizer.name
-    for source in manifest["sources"].values():
-        for entry in source["shards"] + source["heldout_shards"]:
-            if not Shard(**entry).intact(folder):
-                return entry["path"]
-    return ""
+def _text_hash(path: Path) -> str:
+    """SHA-256 of a text file, as a Tokenizer has it; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_text().encode()).hexdigest()
+    except (OSError, ValueError):
+        return ""
+
+
+def _broken(plan: Plan) -> str:
+    """The first file of the folder that is not as it was written; "" where all are."""
+    try:
+        manifest = read_manifest(plan.folder)
+    except UserError:
+        return str(plan.folder / "manifest.json")
+    same_names = list(manifest["sources"]) == [source.name for source in plan.sources]
+    if not same_names or manifest["fingerprint"] != _fingerprint(plan, manifest["tokenizer"]["sha256"], manifest["sources"]):
+        return str(plan.folder / "manifest.json")
+    if _text_hash(plan.folder / "tokenizer.json") != manifest["tokenizer"]["sha256"]:
+        return str(plan.folder / "tokenizer.json")
+    return next(filter(None, (_broken_shard(source, plan.folder) for source in manifest["sources"].values())), "")
+
+
+def _fingerprint(plan: Plan, tokenizer: str, sources: dict[str, dict]) -> str:
+    """A hash of the settings and of everything that was prepared with them; the sources are as the manifest has them."""
+    prints = [entry["sha256"] for source in sources.values() for entry in source["shards"] + source["heldout_shards"]]
+    content = json.dumps([tokenizer, plan.settings, prints], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def check_shards(source: dict, folder: Path) -> None:
+    """Raises: UserError where a shard of a prepared source (its entry in the manifest) is missing or damaged."""
+    if broken := _broken_shard(source, folder):
+        raise UserError(f"{broken} is missing or damaged; delete {folder} and prepare its text again.")
+
+
+def _broken_shard(source: dict, folder: Path) -> str:
+    """The first file that is not as the manifest says; "" where all are."""
+    shards = (Shard(**entry) for entry in source["shards"] + source["heldout_shards"])
+    return next(filter(None, (shard.fault(folder) for shard in shards)), "")
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a prepared folder. Raises: UserError where it is not the one that was written."""
-    path, fault = folder / "manifest.json", "its content is not what was written"
     try:
-        manifest = json.loads(path.read_text())
-        if isinstance(manifest, dict) and not seal_is_broken(manifest):
-            fault = ""
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        fault = str(error)
-    if fault:
-        raise UserError(f"{path} cannot be read ({fault}); delete the folder and prepare again.")
-    if manifest.get("format") != FORMAT or "sources" not in manifest:
-        raise UserError(f"{path} has format {manifest.get('format')}; expected {FORMAT}: prepare again.")
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'manifest.json'} cannot be read ({error}); delete the folder and prepare again.") from error
+    stored = manifest.get("format") if isinstance(manifest, dict) else None
+    if stored != FORMAT:
+        raise UserError(f"{folder / 'manifest.json'} has format {stored}; expected {FORMAT}: delete the folder and prepare again.")
+    if not _complete(manifest):
+        raise UserError(f"{folder / 'manifest.json'} is damaged; delete the folder and prepare again.")
     return manifest
+
+
+def _complete(manifest: dict) -> bool:
+    """Whether all that is read from a manifest is there, with the right types."""
+    try:
+        texts = [manifest["fingerprint"], manifest["tokenizer"]["sha256"], *manifest["warnings"]]
+        numbers = []
+        for source in manifest["sources"].values():
+            shards = [Shard(**entry) for entry in source["shards"] + source["heldout_shards"]]
+            texts += [text for shard in shards for text in (shard.path, shard.file, shard.sha256)]
+            numbers += [number for shard in shards for number in (shard.documents, shard.tokens, shard.bytes, shard.size)]
+            for report in (source, *source.get("heldout_files", ())):
+                numbers += [report[field] for field in ("lines", "documents", "damaged", "size")] + [*report["faults"].values()]
+                texts += report["first_faults"]
+            numbers += [source["removed"]["documents"]]
+            share = source["removed"]["bytes_share"]
+            texts.append(source.get("score", ""))
+            if not isinstance(share, (int, float)):
+                return False
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
 
 
 def _timed(seconds: dict, name: str, function: Callable, *arguments: Any) -> Any:
@@ -160,11 +208,15 @@ def _scan(plan: Plan) -> dict[str, dict]:
     plan.run("scan", passes.scan, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
     jobs = plan.jobs(own=False)
     plan.wait([job.path("scan", ".json") for job in jobs], "scan their files")
-    out = {s.name: {"lines": 0, "documents": 0, "bytes": 0, "matched": 0, "faults": {}, "first_faults": [], "damaged": 0, "size": 0}
-           for s in plan.sources}  # fmt: skip
+    out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
     for job in jobs:
         report, total = json.loads(job.path("scan", ".json").read_text()), out[job.unit.source.name]
-        for field in ("lines", "damaged") + (("documents", "bytes", "matched") if job.unit.kind == "train" else ()):
+        if job.unit.kind == "heldout":
+            files, total = total["heldout_files"], {"file": job.unit.file.name, **_no_report()}
+            files.append(total)
+        else:
+            total["matched"] += report.get("matched", 0)
+        for field in COUNTS:
             total[field] += report.get(field, 0)
         total["size"] += job.unit.file.size
         total["first_faults"] = (total["first_faults"] + report["first_faults"])[: passes.FIRST_FAULTS]
@@ -173,19 +225,29 @@ def _scan(plan: Plan) -> dict[str, dict]:
     return out
 
 
+def _no_report() -> dict:
+    return {**dict.fromkeys(COUNTS, 0), "size": 0, "faults": {}, "first_faults": []}
+
+
 def check_faults(reports: dict[str, dict], limit: float) -> None:
-    """Raises: UserError where a source has too many bad records, or no text at all."""
+    """Raises: UserError where a source or one of its held-out files has too many bad records, or no text at all."""
     for name, report in reports.items():
-        bad = sum(report["faults"].values())
-        share = max(bad / max(1, report["lines"]), report["damaged"] / max(1, report["size"]))
-        if share > limit:
-            examples = "; ".join(report["first_faults"])
-            raise UserError(
-                f"data.sources.{name}: {bad} of {report['lines']} records ({share:.2%} of it) cannot be used, "
-                f"more than data.max_bad_share={limit}: {examples}."
-            )
-        if report["size"] and not report["documents"]:
-            raise UserError(f"data.sources.{name}: its files hold no document.")
+        _check_report(f"data.sources.{name}", report, limit)
+        for own in report.get("heldout_files", ()):  # folders of earlier versions do not have them
+            _check_report(f"data.sources.{name}.heldout: {own['file']}", own, limit)
+
+
+def _check_report(where: str, report: dict, limit: float) -> None:
+    bad = sum(report["faults"].values())
+    share = max(bad / max(1, report["lines"]), report["damaged"] / max(1, report["size"]))
+    if share > limit:
+        examples = "; ".join(report["first_faults"])
+        raise Unusable(
+            f"{where}: {bad} of {report['lines']} records ({share:.2%} of it) cannot be used, "
+            f"more than data.max_bad_share={limit}: {examples}."
+        )
+    if report["size"] and not report["documents"]:
+        raise Unusable(f"{where}: it holds no document.")
 
 
 def _choose(plan: Plan, reports: dict[str, dict]) -> Choice:
@@ -268,7 +330,7 @@ def _collect(plan: Plan, choice: Choice) -> None:
     plan.run("collect", passes.collect, [task for task in tasks if not task[0].path("heldout", ".jsonl").exists()])
     jobs = plan.jobs(own=False)
     plan.wait([job.path("heldout", ".jsonl") for job in jobs], "collect held-out text")
-    path = plan.folder / "work" / "shingles.bin"
+    path = plan.folder / passes.WORK / "shingles.bin"
     if plan.host == 0 and not path.exists():
         hashes = [shingles(document["text"]) for job in jobs for document in _heldout(job)]
         write_atomic(path, np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes])).tobytes())
@@ -283,7 +345,7 @@ def _heldout(job: Job) -> list[dict]:
 def _tokenize(plan: Plan, choice: Choice) -> None:
     def done(job: Job) -> bool:
         path = job.path("train", ".json")
-        return path.exists() and all(Shard(**entry).intact(plan.folder) for entry in json.loads(path.read_text())["shards"])
+        return path.exists() and not any(Shard(**entry).fault(plan.folder) for entry in json.loads(path.read_text())["shards"])
 
     tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs("train") if not done(job)]
     plan.run("tokenize", passes.tokenize, tasks)
@@ -294,12 +356,12 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
     jobs = plan.jobs(own=False)
     plan.wait([job.path("train", ".json") for job in jobs if job.unit.kind == "train"], "tokenize their files")
     tokenizer = load(plan.folder / "tokenizer.json")
-    hashes = np.fromfile(plan.folder / "work" / "shingles.bin", "<u8")
+    hashes = np.fromfile(plan.folder / passes.WORK / "shingles.bin", "<u8")
     matcher, seen = Matcher(hashes), np.zeros(len(hashes), bool)
     for job in jobs:
         if job.unit.kind == "train":
             seen[np.fromfile(job.path("seen", ".bin"), "<i8")] = True
-    warnings = list(choice.warnings)
+    warnings = [*_marks(reports), *choice.warnings]
     if tokenizer.vocab_size < plan.data.vocab_size and plan.tokenizer is None:
         warnings.append(f"the text has pairs for {tokenizer.vocab_size} tokens only, not data.vocab_size={plan.data.vocab_size}")
     if plan.tokenizer and not tokenizer.keeps(HOSTILE, tokenizer.encode(HOSTILE)):
@@ -319,7 +381,7 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
             "shards": [s for j in own if j.unit.kind == "train" for s in json.loads(j.path("train", ".json").read_text())["shards"]],
         }
         if own and not entry["shards"]:
-            raise UserError(f"data.sources.{source.name}: nothing is left to train on after holding out; add text or lower data.heldout.")
+            raise Unusable(f"data.sources.{source.name}: nothing is left to train on after holding out; add text or lower data.heldout.")
         if entry["changed"]:
             warnings.append(
                 f"data.tokenizer does not give back {entry['changed']} held-out documents of source "
@@ -327,18 +389,31 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
             )
         if own and entry["removed"]["documents"] and not entry["heldout_shards"]:
             warnings.append(f"all held-out text of source '{source.name}' occurs in training too, so all of it was removed")
-    prints = [entry["sha256"] for s in sources.values() for entry in s["shards"] + s["heldout_shards"]]
     manifest = {
         "format": FORMAT,
-        "fingerprint": hashlib.sha256(json.dumps([tokenizer.sha256, plan.settings, prints], sort_keys=True).encode()).hexdigest(),
+        "fingerprint": _fingerprint(plan, tokenizer.sha256, sources),
         "settings": {key: value for key, value in plan.settings.items() if key != "sources"},
         "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot},
         "sources": sources,
         "warnings": warnings,
         "seconds": seconds,
     }
-    write_atomic(plan.folder / "manifest.json", sealed(manifest))
-    shutil.rmtree(plan.folder / "work", ignore_errors=True)
+    write_atomic(plan.folder / "manifest.json", manifest)
+    shutil.rmtree(plan.folder / passes.WORK, ignore_errors=True)
+
+
+def _marks(reports: dict) -> list[str]:
+    """A warning for each source whose documents hold end-of-text marks, as plain text that ends nothing."""
+    out = []
+    for name, report in reports.items():
+        documents, marks = report["documents"], report["marks"]
+        if marks and 10 * marks >= documents:
+            held = "1 document with" if documents == 1 else f"{documents:,} documents with"
+            out.append(
+                f"source '{name}' is {held} {marks:,} marks {EOT} in the text, which end no document; "
+                "cut it there: one document a line in a .jsonl, or a .txt for each"
+            )
+    return out
 
 
 def _file_rows(plan: Plan, source: Source) -> list[list]:
@@ -354,8 +429,9 @@ def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: M
         offset = sum(other.unit.kind == "train" for other in jobs) if job.unit.kind == "heldout" else 0
         path = f"{job.unit.source.name}/heldout-{offset + job.unit.index:05d}.arrayrecord"
         with ShardWriter(plan.folder, path, job.unit.file.name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
-            for document in _heldout(job):
-                ids = tokenizer.encode(document["text"])
+            documents = _heldout(job)
+            for document in documents:
+                (ids,) = tokenizer.encode_arrays([document["text"]])
                 if plan.tokenizer and not tokenizer.keeps(document["text"], ids):
                     changed += 1
                     continue
@@ -364,6 +440,11 @@ def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: M
                     (removed if gone else kept)[field] += amount
                 if not gone:
                     writer.add(ids, document["bytes"], document["key"], document["line"])
+        if job.unit.kind == "heldout" and documents and not writer.shards:
+            raise Unusable(
+                f"data.sources.{job.unit.source.name}.heldout: every document of {job.unit.file.name} occurs in training too "
+                f"({len(documents):,}); name a file of other text."
+            )
         shards += [shard_entry(shard) for shard in writer.shards]
     for field in ("documents", "bytes"):
         removed[f"{field}_share"] = removed[field] / max(1, removed[field] + kept[field])

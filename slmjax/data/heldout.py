@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, UInt64
 SHINGLE = 13  # words; the length that GPT-3 (Brown et al. 2020, appendix C) used to find test text in training text
 MAX_BYTES = 10_000_000  # of a source; more would cost evaluation time and tell no more
 KEPT = 4096
+PART = 1 << 20  # characters whose shingles are made at once
 PIECE = 1 << 16  # characters hashed at once: the tables of powers then stay in the processor's cache
 ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # scripts without spaces
 GROUP = np.dtype([("id", "<u8"), ("bytes", "<i8"), ("documents", "<i8")])
@@ -113,11 +114,26 @@ def _take(groups: np.ndarray, total: int, share: float) -> np.ndarray:
 
 def shingles(text: str) -> UInt64[np.ndarray, " n"]:
     """64-bit hashes of every run of 13 words (lower case, letters and digits only); of a shorter text one hash of all its words."""
-    words = hash_words(text)[0]
-    if len(words) == 0:
+    return np.concatenate(list(shingle_parts(text)))
+
+
+def shingle_parts(text: str) -> Iterator[UInt64[np.ndarray, " n"]]:
+    """`shingles` in parts, so that a long text needs little memory."""
+    carried, counted, start = np.zeros(0, np.uint64), 0, 0
+    while start < len(text):
+        end = start + PART
+        while end < min(len(text), start + 2 * PART) and text[end].isalnum():
+            end += 1
+        words = np.concatenate([carried, hash_words(text[start:end])[0]])
+        if len(words) >= SHINGLE:
+            counted += 1
+            yield hash_runs(words, SHINGLE)
+        carried, start = words[-(SHINGLE - 1) :], end
+    if not counted and len(carried):
+        yield hash_runs(carried, len(carried))
+    elif not counted:
         digest = hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return np.frombuffer(digest, np.uint64)
-    return hash_runs(words, min(SHINGLE, len(words)))
+        yield np.frombuffer(digest, np.uint64)
 
 
 def hash_words(text: str) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
@@ -125,7 +141,7 @@ def hash_words(text: str) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray,
     pieces, start = [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))], 0
     while start < len(text):
         end = start + PIECE
-        while end < len(text) and text[end].isalnum():
+        while end < min(len(text), start + 2 * PIECE) and text[end].isalnum():  # a longer word is cut
             end += 1
         words, starts, ends = _words(text[start:end])
         pieces.append((words, starts + start, ends + start))

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.data.heldout import GroupCounter, Matcher, group_id, shingles
+from slmjax.data.heldout import GroupCounter, Matcher, group_id, shingle_parts
 from slmjax.data.shards import ShardWriter, shard_entry
-from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, read_documents
-from slmjax.data.tokenizer import Tokenizer, load
+from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, read_documents, unreadable
+from slmjax.data.tokenizer import EOT, Tokenizer, load
 from slmjax.data.work import go_on, write_atomic
 from slmjax.errors import UserError
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
 CHUNK = 1_000_000  # characters that are encoded at once
 FIRST_FAULTS = 5
+WORK = "work~"  # the folder of intermediate results; no source can have this name
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Job:
 
     def path(self, step: str, ending: str) -> Path:
         """A file of intermediate results."""
-        return Path(self.folder) / "work" / f"{self.unit.name}.{step}{ending}"
+        return Path(self.folder) / WORK / f"{self.unit.name}.{step}{ending}"
 
 
 def scan(job: Job) -> None:
@@ -68,6 +69,7 @@ def scan(job: Job) -> None:
         counts["documents"] += 1
         counts["bytes"] += item.bytes
         counts["matched"] += item.matched
+        counts["marks"] += item.text.count(EOT)
         group = group_id(item.group, job.seed)
         groups.add(group, item.bytes)
         sample.add(item, group)
@@ -99,10 +101,10 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
 
         def flush() -> None:
             go_on()
-            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
+            for document, ids in zip(batch, tokenizer.encode_arrays([d.text for d in batch]), strict=True):
                 writer.add(ids, document.bytes, document.key, document.line, document.score)
-                if total:
-                    seen[matcher.find(shingles(document.text))] = True
+                for hashes in shingle_parts(document.text) if total else ():
+                    seen[matcher.find(hashes)] = True
             batch.clear()
 
         size = 0
@@ -118,10 +120,13 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
     write_atomic(job.path("train", ".json"), {"shards": [shard_entry(shard) for shard in writer.shards]})
 
 
-def content_hash(file: SourceFile, entry: Path) -> None:
+def content_hash(file: SourceFile, source: Source, entry: Path) -> None:
     """Write the SHA-256 of a local file's content to `entry`."""
-    with open(file.path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(file.path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(file, source, error) from error
     _check_unchanged(file)
     write_atomic(entry, digest)
 
@@ -173,5 +178,5 @@ def _tokenizer(folder: str) -> Tokenizer:
 
 @functools.lru_cache(2)
 def _matcher(folder: str) -> tuple[Any, int]:
-    hashes = np.fromfile(Path(folder) / "work" / "shingles.bin", "<u8")
+    hashes = np.fromfile(Path(folder) / WORK / "shingles.bin", "<u8")
     return Matcher(hashes), len(hashes)

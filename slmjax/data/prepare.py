@@ -9,12 +9,12 @@ the same text, and hashing costs a hundredth of tokenizing.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slmjax.data import passes
-from slmjax.data.build import FORMAT, Plan, build, check_faults, read_manifest, ready, text_bytes
+from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready, text_bytes
 from slmjax.data.passes import Unit
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources
@@ -114,12 +114,13 @@ def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[
     units = []
     for source in sorted(sources, key=lambda source: source.name):
         if source.name not in shards:
-            units += [Unit(source, file, "train", i) for i, file in enumerate(list_files(source))]
+            units += [Unit(source, file, "train", i) for i, file in enumerate(list_files(source, say))]
             own = Source(source.name, source.heldout, field=source.field, revision=source.revision)
-            units += [Unit(own, file, "heldout", i) for i, file in enumerate(list_files(own) if source.heldout else ())]
+            listed = list_files(replace(own, name=f"{source.name}.heldout"), say) if source.heldout else ()
+            units += [Unit(own, file, "heldout", i) for i, file in enumerate(listed)]
     if processes is None:
         processes = 1 if sum(text_bytes(unit.file) for unit in units) < IN_PROCESS_BYTES else cores()
-    identities = _identities([unit.file for unit in units], cache, processes, host, progress, say, timeout)
+    identities = _identities(units, cache, processes, host, progress, say, timeout)
     settings = _settings(data, seed, sources, shards, units, identities, tokenizer)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{'-'.join(source.name for source in sources)[:40].rstrip('-.')}-{digest}"
@@ -169,6 +170,7 @@ def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:
                 break
     for folder, manifest, names in out:
         for name in names:
+            check_shards(manifest["sources"][name], folder)
             stored = manifest["sources"][name].get("score", "")  # folders of versions without scores do not say
             if source.score_field not in ("", stored):
                 raise UserError(
@@ -192,18 +194,19 @@ def _given_tokenizer(data: Any, shards: dict) -> Tokenizer | None:
     return tokenizer
 
 
-def _identities(files: list[SourceFile], cache: Path, processes: int, host: tuple[int, int], *rest: Any) -> dict[SourceFile, str]:
+def _identities(units: list[Unit], cache: Path, processes: int, host: tuple[int, int], *rest: Any) -> dict[SourceFile, str]:
     progress, say, timeout = rest
-    entries = {}
-    for file in files:
+    entries, sources = {}, {unit.file: unit.source for unit in units}
+    for file in sources:
         if not file.remote:
             tag = hashlib.sha256(f"{file.path}\n{file.size}\n{file.version}".encode("utf-8", "surrogateescape")).hexdigest()
             entries[file] = cache / ".identity" / tag[:32]
-    tasks = [(f.size, (f, entry)) for i, (f, entry) in enumerate(entries.items()) if i % host[1] == host[0] and not entry.exists()]
+    own = (entry for i, entry in enumerate(entries.items()) if i % host[1] == host[0])
+    tasks = [(file.size, (file, sources[file], entry)) for file, entry in own if not entry.exists()]
     few = sum(size for size, _ in tasks) < 50 * IN_PROCESS_BYTES
     run_units(passes.content_hash, tasks, 1 if few else processes, stage="hash", progress=progress)
     wait_for(entries.values(), timeout=timeout, what="hash the text", say=say)
-    return {file: entries[file].read_text() if file in entries else file.version for file in files}
+    return {file: entries[file].read_text() if file in entries else file.version for file in sources}
 
 
 def _open(plan: Plan) -> Prepared:

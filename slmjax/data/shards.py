@@ -22,7 +22,10 @@ from slmjax.errors import UserError
 BLOCK = 2048
 MAX_SHARD_TOKENS = 1 << 27
 CACHED_BLOCKS = 1024  # decoded blocks that a ShardSet keeps (4 to 8 MB)
-OPEN_READERS = 512
+IN_MEMORY = 1 << 16  # bytes; a larger table of documents is memory-mapped, which keeps its file open
+# Files that this process keeps open for all its shards: systems often allow 1,024, and JAX, workers and logs need some too.
+OPEN_TABLES = 128
+OPEN_READERS = 256
 DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")])
 SCORED = np.dtype([*DOCUMENT.descr, ("score", "<f8")])  # the table where data.sources.NAME.score asks for one
 
@@ -41,28 +44,38 @@ class Shard:
     size: int
     sha256: str
 
-    def intact(self, folder: str | Path) -> bool:
-        """Whether its token file has the right size and its table is the one that was written.
+    def fault(self, folder: str | Path) -> str:
+        """The path of whichever of its two files is missing or damaged; "" where both are as they were written.
 
-        Token blocks carry checksums of their own, which are looked at when they are read.
+        The table is read and compared with its hash; of the tokens only the size, as their blocks have checksums of their own.
         """
         path = os.path.join(folder, self.path)
         try:
-            return os.path.getsize(path) == self.size and self.table(folder) is not None
-        except (OSError, UserError):
-            return False
+            if os.path.getsize(path) != self.size:
+                return path
+            table = read_table(path)
+        except OSError:
+            return path
+        except ValueError:
+            return _table_path(path)
+        counts = len(table), int(table["length"].sum()), int(table["bytes"].sum())
+        same = counts == (self.documents, self.tokens, self.bytes)
+        return "" if same and hashlib.sha256(table.tobytes()).hexdigest() == self.sha256 else _table_path(path)
 
-    def table(self, folder: str | Path) -> np.ndarray:
-        """Its documents, memory-mapped. Raises: UserError where they are not those that were written."""
-        path = _table_path(os.path.join(folder, self.path))
-        try:
-            table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except Exception as error:  # numpy reads the header as Python, which can fail in any way
-            raise _damaged(path, str(error)) from error
-        known = table.dtype in (DOCUMENT, SCORED) and table.ndim == 1
-        if not known or hashlib.sha256(table.view(np.uint8)).hexdigest() != self.sha256:
-            raise _damaged(path, "its documents are not those that were written")
-        return table
+
+def read_table(path: str) -> np.ndarray:
+    """The documents of a shard, memory-mapped where there are many. Raises: OSError, or ValueError where it is no such table."""
+    place = _table_path(path)
+    mapped = os.path.getsize(place) > IN_MEMORY
+    try:
+        table = np.asarray(np.load(place, mmap_mode="r" if mapped else None, allow_pickle=False))
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses the header as Python: damage there raises whatever parsing does
+        raise ValueError(f"{place} is no table of documents") from error
+    if table.dtype not in (DOCUMENT, SCORED) or table.ndim != 1:
+        raise ValueError(f"{place} is no table of documents")
+    return table
 
 
 class ShardWriter:
@@ -102,12 +115,12 @@ class ShardWriter:
             for leftover in (self._temporary, _table_path(self._temporary)):
                 Path(leftover).unlink(missing_ok=True)
 
-    def add(self, ids: Sequence[int], size: int, key: int, line: int, score: float = 0.0) -> None:
+    def add(self, ids: Sequence[int] | np.ndarray, size: int, key: int, line: int, score: float = 0.0) -> None:
         """Append one document of `size` UTF-8 bytes."""
         if self._writer is None:
             self._open()
         self._rows.append((self._count, len(ids) + 1, size, key, line, score)[: len(self._columns)])
-        self._parts.append(np.array([self._eot, *ids], self._dtype))
+        self._parts += [np.array([self._eot], self._dtype), np.asarray(ids, self._dtype)]
         self._count += len(ids) + 1
         self._buffered += len(ids) + 1
         if self._buffered >= 64 * BLOCK:
@@ -162,9 +175,9 @@ class ShardSet:
         """`folders[i]` is the prepared folder of `shards[i]`; `salt` (the tokenizer's hash) is part of the fingerprint."""
         self._shards, self._folders, self._vocab_size, self._salt = tuple(shards), tuple(map(str, folders)), vocab_size, salt
         self._ends = [0, *itertools.accumulate(shard.documents for shard in self._shards)]
-        self._tables: dict[int, tuple] = {}
+        self._small: dict[int, tuple] = {}
+        self._key = uuid.uuid4().hex  # files that are made again under the same names are not those that are open
         self._block = functools.lru_cache(CACHED_BLOCKS)(self._read_block)
-        self._reader = functools.lru_cache(OPEN_READERS)(self._open_reader)
 
     def __reduce__(self) -> tuple:
         return functools.partial(ShardSet, vocab_size=self._vocab_size, salt=self._salt), (self._shards, self._folders)
@@ -237,36 +250,52 @@ class ShardSet:
 
     def _table(self, shard: int) -> tuple:
         """(starts, lengths, all columns) as memory-mapped views; plain arrays, since np.memmap is slow to index."""
-        if shard not in self._tables:
-            table = self._shards[shard].table(self._folders[shard])
-            self._tables[shard] = (table["start"], table["length"], table)
-        return self._tables[shard]
+        if shard not in self._small:
+            place = self._place(shard)
+            columns = _table(place, self._key)
+            if len(columns[2]) != self._shards[shard].documents:
+                raise _damaged(_table_path(place), "it has another number of documents")
+            if columns[2].nbytes > IN_MEMORY:
+                return columns
+            self._small[shard] = columns
+        return self._small[shard]
 
     def _column(self, name: str) -> np.ndarray:
-        columns = [self._table(shard)[2][name] for shard in range(len(self._shards))]
+        # Copies: a view would keep the file of a memory-mapped table open.
+        columns = [self._table(shard)[2][name].copy() for shard in range(len(self._shards))]
         return np.concatenate([np.zeros(0, SCORED[name]), *columns])
 
     def _place(self, shard: int) -> str:
         return os.path.join(self._folders[shard], self._shards[shard].path)
 
-    def _open_reader(self, shard: int) -> Any:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        try:
-            return ArrayRecordReader(self._place(shard), "readahead_buffer_size:0,max_parallelism:0")
-        except RuntimeError as error:
-            raise _damaged(self._place(shard), str(error)) from error
-
     def _read_block(self, shard: int, block: int) -> np.ndarray:
+        place = self._place(shard)
         try:
-            return np.frombuffer(self._reader(shard).read([block])[0], token_dtype(self._vocab_size))
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise _damaged(self._place(shard), str(error)) from error
+            data = _reader(place, self._key).read([block])[0]
+        except (RuntimeError, IndexError) as error:
+            raise _damaged(place, error) from error
+        return np.frombuffer(data, token_dtype(self._vocab_size))
 
 
-def _damaged(path: str, reason: str) -> UserError:
-    first = (reason.splitlines() or [""])[0].partition(";")[0][:100]
-    return UserError(f"{path} is damaged ({first}); delete {os.path.dirname(os.path.dirname(path))} and prepare again.")
+@functools.lru_cache(OPEN_TABLES)
+def _table(place: str, key: str) -> tuple:
+    try:
+        table = read_table(place)
+    except (OSError, ValueError) as error:
+        raise _damaged(_table_path(place), error) from error
+    return table["start"], table["length"], table
+
+
+@functools.lru_cache(OPEN_READERS)
+def _reader(place: str, key: str) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(place, "readahead_buffer_size:0,max_parallelism:0")
+
+
+def _damaged(path: str, error: object) -> UserError:
+    folder, reason = os.path.dirname(os.path.dirname(path)), str(error).partition("\n")[0][:200]
+    return UserError(f"{path} cannot be read or is damaged ({reason}); delete {folder} and prepare its text again.")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

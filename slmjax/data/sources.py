@@ -1,27 +1,27 @@
 """Where text comes from: named sources of .txt, .jsonl and .parquet files and of SeqIO tasks, read one document at a time."""
 
-import gzip
 import hashlib
-import io
 import json
-import lzma
 import os
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from slmjax.data.remote import list_remote, open_remote
+from slmjax.data.remote import list_remote
+from slmjax.data.streams import LONGEST, broken_errors, lines, open_stream, pieces
+from slmjax.data.walk import Found, find_files, printable
 from slmjax.errors import UserError, nearest
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
 SEQIO = "seqio://"
+RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders of sources in prepared text
 DAMAGED = "damaged file"
+TOO_LONG = "too long"
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,18 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
         Source, or Sources. A SeqIO mixture (seqio://MODULE/NAME) stands for its tasks.
     Raises: UserError for an unknown field, a bad or repeated name, a missing path, or a weight or max_epochs that is no positive number.
     """
+    if isinstance(value, str) and value and not value.strip():
+        raise UserError("data.sources is blank; expected name=path, where path is a file, folder or pattern.")
     if not value:
         return ()
     if isinstance(value, (str, os.PathLike)):
         found = _from_text(str(value))
     elif hasattr(value, "items"):
         found = [_from_entry(str(name), entry) for name, entry in value.items()]
-    else:
+    elif isinstance(value, (list, tuple)):
         found = [piece for item in value for piece in ([item] if isinstance(item, Source) else _from_text(str(item)))]
+    else:
+        raise UserError(f"data.sources is {value!r}; expected name=path, where path is a file, folder or pattern.")
     found = [part for source in found for part in _parts(source)]
     names = [source.name for source in found]
     for source in found:
@@ -121,22 +125,29 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
             raise UserError(f"data.sources: two sources are named '{source.name}'; give each its own name (name=path).")
         if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*", source.name):
             raise UserError(f"data.sources: '{source.name}' is no name; use letters, digits, '_', '-' and '.'.")
+        if source.name in RESERVED or source.name.startswith(".tmp-"):
+            raise UserError(f"data.sources: '{source.name}' is a file of prepared text; give the source another name (name=path).")
     return tuple(found)
 
 
-def list_files(source: Source) -> tuple[SourceFile, ...]:
+def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[SourceFile, ...]:
     """The files of a source, sorted by path; folders are searched for every supported file.
 
+    `say` is given a line about what lies there and is left out.
     Raises: UserError for a path or pattern that matches nothing, an unsupported ending, or files that are all empty.
     """
     found: dict[str, SourceFile] = {}
+    where = f"data.sources.{source.name}"
     for pattern in source.path:
         list_matching = _tasks if pattern.startswith(SEQIO) else _remote_files if "://" in pattern else _local_files
-        for file in list_matching(pattern, source):
-            found.setdefault(file.path, file)
-    if not any(file.size for file in found.values()):
-        raise UserError(f"data.sources.{source.name}: every file of '{', '.join(source.path)}' is empty.")
-    return tuple(found[path] for path in sorted(found))
+        files, left_out = list_matching(pattern, source)
+        if left_out:
+            say(f"{where}: left out of '{printable(pattern)}': {left_out}")
+        if not any(file.size for file in files):
+            raise UserError(f"{where}: every file of '{printable(pattern)}' is empty.")
+        for file in files:
+            found.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
+    return tuple(sorted(found.values(), key=lambda file: file.path))
 
 
 def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iterator[Document | Fault]:
@@ -144,6 +155,7 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
 
     Args:
       group_by: "" (a document is its own group), a field, or a regular expression on the field `id` ("re:" prefix or any metacharacter).
+    A .txt file of more than LONGEST bytes is several documents; a longer record is a fault.
     Raises: UserError where the file cannot be opened or has no such column.
     """
     group, kind = grouping(group_by), None if file.path.startswith(SEQIO) else _kind(file.path)[0]
@@ -170,14 +182,20 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
 def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
     line = 0
     try:
-        with _open(file, _kind(file.path)[1]) as stream:
+        with open_stream(file.path, _kind(file.path)[1]) as stream:
             for item in reader(stream):
                 line = item.line
                 yield item
-    except _broken_errors() as error:
+    except broken_errors() as error:
         yield Fault(line + 1, DAMAGED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'it ends too early'}")
     except OSError as error:
-        raise UserError(f"data.sources.{source.name}: cannot read {file.path}: {error.strerror or error}.") from error
+        raise unreadable(file, source, error) from error
+
+
+def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
+    """What to tell the user of a file that the system does not let us read."""
+    reason = error.strerror or error
+    return UserError(f"data.sources.{source.name}: cannot read {printable(file.path)}: {reason}.")
 
 
 def content_key(data: bytes) -> int:
@@ -207,11 +225,13 @@ def grouping(group_by: str) -> tuple[str, Callable[[str], str | None] | None]:
 
 
 def _from_text(text: str) -> list[Source]:
-    if Path(text).expanduser().exists():
+    if text and _exists(text):
         return _bare(text)
     out = []
-    for piece in filter(None, (piece.strip() for piece in text.split(","))):
-        named = re.match(r"([^/=:*?\[\]]+)(?::([^/=:]*))?=(.+)", piece)
+    for piece in (piece.strip() for piece in text.split(",")):
+        if not piece:
+            raise UserError(f"data.sources: '{printable(text)}' has an empty part; expected name=path or a path.")
+        named = re.match(r"([^/=:*?\[\]]+)(?::([^/=:]*))?=(.*)", piece)
         if named:
             name, weight, path = named.groups()
             out.append(_from_entry(name.strip(), {"path": path, **({} if weight is None else {"weight": weight})}))
@@ -220,17 +240,35 @@ def _from_text(text: str) -> list[Source]:
     return out
 
 
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a path, no such user, not readable
+        return False
+
+
 def _bare(path: str) -> list[Source]:
     """A path without a name: named after its last piece; a prepared folder stands for each of its sources, a SeqIO task names itself."""
     if path.startswith(SEQIO):
         return _parts(Source("", (path,)))
     manifest = Path(path).expanduser() / "manifest.json"
     if "://" not in path and manifest.is_file():
-        names = json.loads(manifest.read_text())["sources"]
-        return [Source(name, (os.path.join(path, name),)) for name in names]
+        names = _prepared_names(manifest)
+        if names:
+            return [Source(name, (os.path.join(path, name),)) for name in names]
     pieces = [piece for piece in re.split(r"[/\\]+", os.path.abspath(path) if path.strip("./") == "" else path) if piece]
     names = (re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.(txt|jsonl|parquet|gz|xz|zst))+$", "", p)).strip("-") for p in reversed(pieces))
     return [Source(next((name for name in names if name), "text"), (path,))]
+
+
+def _prepared_names(manifest: Path) -> list[str]:
+    """Names of the sources of a prepared folder; none where the manifest is some other file."""
+    try:
+        content = json.loads(manifest.read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    sources = content.get("sources") if isinstance(content, dict) else None
+    return list(sources) if isinstance(sources, dict) else []
 
 
 def _parts(source: Source) -> list[Source]:
@@ -253,11 +291,12 @@ def _from_entry(name: str, entry: Any) -> Source:
         if field not in known:
             raise UserError(f"data.sources.{name}: there is no field '{field}' (fields: {', '.join(known)}).{nearest(str(field), known)}")
     weight, max_epochs = (_positive(name, entry, field) for field in ("weight", "max_epochs"))
-    path = _paths(entry.get("path"))
+    path = _paths(entry.get("path"), f"data.sources.{name}.path")
     if not path:
         raise UserError(f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}.")
-    texts = entry.get("field") or "text", entry.get("revision") or ""
-    return Source(name, path, weight, *texts, _paths(entry.get("heldout")), max_epochs, str(entry.get("score") or ""))
+    texts = str(entry.get("field") or "text"), str(entry.get("revision") or "")
+    heldout = _paths(entry.get("heldout"), f"data.sources.{name}.heldout")
+    return Source(name, path, weight, *texts, heldout, max_epochs, str(entry.get("score") or ""))
 
 
 def _positive(name: str, entry: dict, field: str) -> float | None:
@@ -271,8 +310,16 @@ def _positive(name: str, entry: dict, field: str) -> float | None:
     return number
 
 
-def _paths(value: Any) -> tuple[str, ...]:
-    return tuple(str(path) for path in ([value] if isinstance(value, (str, os.PathLike)) else value or ()) if str(path))
+def _paths(value: Any, where: str) -> tuple[str, ...]:
+    """Paths as a user may give them; a folder whose name is a number is a folder."""
+    if value is None or value == "":
+        return ()
+    values = value if isinstance(value, (list, tuple)) else [value]
+    for path in values:
+        whole_number = isinstance(path, int) and not isinstance(path, bool)
+        if not (whole_number or isinstance(path, (str, os.PathLike))) or not str(path).strip():
+            raise UserError(f"{where} is {value!r}; expected a path or a list of paths.")
+    return tuple(str(path) for path in values)
 
 
 def _kind(path: str) -> tuple[str, str] | None:
@@ -285,105 +332,56 @@ def _kind(path: str) -> tuple[str, str] | None:
     return None
 
 
-def _local_files(pattern: str, source: Source) -> list[SourceFile]:
-    import glob
+def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
+    where = f"data.sources.{source.name}"
+    found = find_files(pattern, lambda path: _kind(path) is not None, where)
+    for path in found.files:
+        if _kind(path) is None:  # only a file that the user named gets here
+            name = printable(pattern)
+            raise UserError(f"{where}: {name} has an unsupported ending; supported are {SUPPORTED}.")
+    if not found.files:
+        raise UserError(_nothing_supported(where, pattern, found.told()))
+    return [_local_file(path, name) for path, name in found.files.items()], found.told()
 
-    place = os.path.expanduser(pattern)
-    if os.path.isfile(place):
-        if _kind(place) is None:
-            raise UserError(f"data.sources.{source.name}: {pattern} has an unsupported ending; supported are {SUPPORTED}.")
-        return [_local_file(place, os.path.basename(place))]
-    found, roots = [], [place] if os.path.isdir(place) else sorted(glob.glob(place, recursive=True))
-    if not roots:
-        folder = os.path.dirname(place) or "."
-        siblings = os.listdir(folder) if os.path.isdir(folder) else []
-        raise UserError(f"data.sources.{source.name}: '{pattern}' matches no file.{nearest(os.path.basename(place), siblings)}")
-    base = place if os.path.isdir(place) else os.path.dirname(re.split(r"[*?\[]", place)[0])
-    for root in roots:
-        if os.path.isfile(root):
-            found.append(root)
-        for folder, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found.extend(os.path.join(folder, name) for name in names if not name.startswith("."))
-    supported = sorted({path for path in found if _kind(path) is not None})
-    if not supported:
-        raise UserError(f"data.sources.{source.name}: '{pattern}' holds no supported file; supported are {SUPPORTED}.")
-    return [_local_file(path, os.path.relpath(path, base or ".")) for path in supported]
+
+def _nothing_supported(where: str, pattern: str, left_out: str) -> str:
+    seen = f" (left out: {left_out})" if left_out else ""
+    return f"{where}: '{printable(pattern)}' holds no supported file{seen}; supported are {SUPPORTED}."
 
 
 def _local_file(path: str, name: str) -> SourceFile:
     status = os.stat(path)
-    return SourceFile(os.path.abspath(path), name.replace(os.sep, "/"), status.st_size, str(status.st_mtime_ns))
+    name = printable(name.replace(os.sep, "/"))
+    return SourceFile(os.path.abspath(path), name, status.st_size, str(status.st_mtime_ns))
 
 
-def _tasks(path: str, source: Source) -> list[SourceFile]:
+def _tasks(path: str, source: Source) -> tuple[list[SourceFile], str]:
     from slmjax.data.seqio_source import task_file
 
-    return [task_file(path, source)]
+    return [task_file(path, source)], ""
 
 
-def _remote_files(pattern: str, source: Source) -> list[SourceFile]:
-    found = list_remote(pattern, source.revision, f"data.sources.{source.name}")
-    if not found:
-        raise UserError(f"data.sources.{source.name}: '{pattern}' matches no file.")
-    files = [SourceFile(*entry) for entry in found if _kind(entry[0]) is not None]
+def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
+    where = f"data.sources.{source.name}"
+    listed = list_remote(pattern, source.revision, where)
+    if not listed:
+        raise UserError(f"{where}: '{pattern}' matches no file.")
+    files, found = [], Found()
+    for entry in listed:
+        if _kind(entry[0]) is None:
+            found.leave_out("unsupported ending", entry[1])
+        else:
+            files.append(SourceFile(*entry))
     if not files:
-        raise UserError(f"data.sources.{source.name}: '{pattern}' holds no supported file; supported are {SUPPORTED}.")
-    return files
-
-
-def _open(file: SourceFile, compression: str) -> Any:
-    raw = open_remote(file.path) if file.remote else open(file.path, "rb")  # noqa: SIM115 (the caller closes it)
-    if compression == ".gz":
-        return gzip.open(raw, "rb")
-    if compression == ".xz":
-        return lzma.open(raw, "rb")
-    return io.BufferedReader(_ZstdFile(raw), 1 << 20) if compression == ".zst" else raw
-
-
-class _ZstdFile(io.RawIOBase):
-    """Reads several frames and fails on a cut one; zstandard's own stream reader takes a cut file for a short one."""
-
-    def __init__(self, raw: Any):
-        import zstandard
-
-        self._raw, self._new, self._left = raw, zstandard.ZstdDecompressor().decompressobj, b""
-        self._frame, self._rest = None, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            data = self._rest or self._raw.read(1 << 18)
-            self._rest = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame is cut")
-                return 0
-            self._frame = self._frame or self._new()
-            self._left = self._frame.decompress(data)
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
-        return count
-
-
-def _broken_errors() -> tuple[type[BaseException], ...]:
-    import zstandard
-
-    errors: tuple[type[BaseException], ...] = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError)
-    try:
-        from pyarrow import ArrowException
-    except ImportError:
-        return errors
-    return (*errors, ArrowException)
+        raise UserError(_nothing_supported(where, pattern, found.told()))
+    return files, found.told()
 
 
 def _read_txt(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
-    """The whole file is one document; its id is its name, and a field that a text file cannot have makes it a group of its own."""
-    yield _document(stream.read(), {"id": file.name, **({group[0]: file.name} if group[0] else {})}, 1, group, source)
+    """The file is one document, or several where it is very long; its id is its name, and a field that it cannot have groups it alone."""
+    record = {"id": file.name, **({group[0]: file.name} if group[0] else {})}
+    for line, data in pieces(stream):
+        yield _document(data, record, line, group, source)
 
 
 def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -> Iterator[Document | Fault]:
@@ -397,7 +395,10 @@ def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -
 
 
 def _records(stream: Any) -> Iterator[Record | Fault]:
-    for number, raw in enumerate(stream, 1):  # a binary stream splits at "\n" only; str.splitlines would also split inside texts
+    for number, raw in enumerate(lines(stream), 1):  # at "\n" only; str.splitlines would also split inside texts
+        if raw is None:
+            yield Fault(number, TOO_LONG, f"more than {LONGEST >> 20} MiB")
+            continue
         try:
             record = json.loads((raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode() or "null")
         except UnicodeDecodeError as error:
@@ -411,7 +412,6 @@ def _records(stream: Any) -> Iterator[Record | Fault]:
 
 
 def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
-    import pyarrow as pa
     from pyarrow import parquet
 
     table = parquet.ParquetFile(stream)
@@ -421,19 +421,70 @@ def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -
             names = table.schema_arrow.names
             raise UserError(f"{file.path} has no column '{field}' (columns: {', '.join(names)}).{nearest(field, names)}")
     number = 0
-    for batch in table.iter_batches(batch_size=256, columns=sorted({source.field, *others})):
-        column = batch.column(source.field)
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise UserError(f"{file.path}: column '{source.field}' holds {column.type}; expected strings.")
-        values = [batch.column(field).to_pylist() for field in others]
-        for text, *of_text in zip(column.cast(pa.large_binary()).to_pylist(), *values, strict=True):
-            number += 1
-            if text is None:
-                yield Fault(number, "no text", f"'{source.field}' is null")
-            else:
-                yield _document(text, dict(zip(others, of_text)), number, group, source)
+    for row_groups, rows, size in _row_groups(table.metadata, source.field):
+        if size > LONGEST * rows:  # so a small file cannot fill the memory
+            number += rows
+            for row in range(number - rows + 1, number + 1):
+                yield Fault(row, TOO_LONG, f"its row group has {size >> 20:,} MiB of text in {rows} rows")
+            continue
+        at_once = max(1, min(256, LONGEST * rows // max(1, size)))
+        columns = sorted({source.field, *others})
+        for batch in table.iter_batches(batch_size=at_once, row_groups=row_groups, columns=columns):
+            column = batch.column(source.field)
+            if not _is_text(column.type):
+                raise UserError(f"{file.path}: column '{source.field}' holds {column.type}; expected strings.")
+            values = [_plain(batch.column(field)) for field in others]
+            for text, *of_text in zip(_as_bytes(column), *values, strict=True):
+                number += 1
+                if text is None:
+                    yield Fault(number, "no text", f"'{source.field}' is null")
+                else:
+                    yield _document(text, dict(zip(others, of_text)), number, group, source)
+
+
+def _row_groups(metadata: Any, field: str) -> Iterator[tuple[list[int], int, int]]:
+    """(row groups, their rows, uncompressed bytes of a column); small row groups are read together."""
+    together, all_rows, all_bytes = [], 0, 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = (group.column(i) for i in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field)
+        if together and (all_rows + group.num_rows > 4096 or all_bytes + size > LONGEST):
+            yield together, all_rows, all_bytes
+            together, all_rows, all_bytes = [], 0, 0
+        together, all_rows, all_bytes = [*together, index], all_rows + group.num_rows, all_bytes + size
+    if together:
+        yield together, all_rows, all_bytes
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an Arrow type holds strings, or bytes, which writers without annotations make of strings."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    return any(getattr(pa.types, f"is_{name}", lambda kind: False)(kind) for name in names)
+
+
+def _as_bytes(column: Any) -> list[bytes | None]:
+    """The UTF-8 of a column of text; not decoded by Arrow, which would fail for a whole batch."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    view = pa.types.is_string_view(column.type) if hasattr(pa.types, "is_string_view") else False
+    if view:
+        column = column.cast(pa.binary_view())
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
+
+
+def _plain(column: Any) -> list:
+    """The values of a column; bytes are strings of a writer without annotations."""
+    values = column.to_pylist()
+    return [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
 
 
 def _document(text: str | bytes, record: Mapping, line: int, group: tuple, source: Source) -> Document | Fault:
@@ -446,6 +497,8 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple, sourc
         return Fault(line, "invalid UTF-8", f"byte {error.start + 1}, line {inside} of the text")
     except UnicodeEncodeError as error:
         return Fault(line, "invalid UTF-8", f"half a surrogate pair at character {error.start + 1}")
+    if len(data) > LONGEST:
+        return Fault(line, TOO_LONG, f"more than {LONGEST >> 20} MiB")
     if not text or text.isspace():
         return Fault(line, "empty document")
     score = record.get(source.score_field) if source.score_field else 0.0

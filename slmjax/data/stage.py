@@ -10,6 +10,7 @@ from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared, prepare, summary
 from slmjax.data.sources import parse_sources
 from slmjax.errors import UserError
+from slmjax.readable import said_if_long
 
 # What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
 TRAIN_PER_KIND = 4000
@@ -39,13 +40,15 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
     data = SimpleNamespace(**config.data.to_dict())
     if not data.sources:
         folder = epath.Path(cache) / "textbook"
-        data.sources = textbook.write_corpus(folder, seed=SEED, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND)
+        with said_if_long("writing the embedded textbook", active=process == 0):
+            data.sources = textbook.write_corpus(folder, seed=SEED, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND)
     if init_from and not data.tokenizer:
         tokenizer = epath.Path(init_from) / "tokenizer.json"
         if not tokenizer.exists():
             raise UserError(f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a training run.")
         data.tokenizer = str(tokenizer)
-    return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
+    with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
+        return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
 
 
 def batch_plan(config: ConfigDict, prepared: Prepared) -> BatchPlan:

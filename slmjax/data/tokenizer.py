@@ -1,12 +1,15 @@
 """Tokenizers: a byte-level BPE trained on the text, or any existing tokenizer.json whose tokens have exact bytes."""
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slmjax.errors import UserError
 
@@ -14,6 +17,8 @@ EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
 HOSTILE = "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 \u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
 """What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
+AT_ONCE = 4  # pieces
+REACH, TRIES, AROUND = 2_000_000, 20, 256  # characters behind a piece, places and characters around them that are tried
 PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
 
 
@@ -79,6 +84,21 @@ class Tokenizer:
             out.append(ids)
         return out
 
+    def encode_arrays(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """`encode_batch` as arrays, one text after the other; a long text needs a few bytes for each of its own."""
+        dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        short = [text for text in texts if len(text) <= PIECE]
+        lists = iter(self.encode_batch(short))
+        for text in texts:
+            if len(text) <= PIECE:
+                yield np.array(next(lists), dtype)
+                continue
+            pieces, parts = self._pieces(text), []
+            for start in range(0, len(pieces), AT_ONCE):
+                encoded = self._library.encode_batch_fast(pieces[start : start + AT_ONCE], add_special_tokens=False)
+                parts += [np.array(piece.ids, dtype) for piece in encoded]
+            yield np.concatenate(parts)
+
     def decode(self, ids: Iterable[Any]) -> str:
         """The text of ids (integers of any library), without special tokens; bytes that are no UTF-8 become the replacement character."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -113,20 +133,45 @@ class Tokenizer:
         write_atomic(epath.Path(path), self._text)
 
     def _pieces(self, text: str) -> list[str]:
-        """Cut a long text before a space or behind a newline between words, where a pre-tokenizer that splits words cuts anyway."""
+        """Cut a long text where that does not change its tokens."""
         if len(text) <= PIECE or not self._splits_words:
             return [text]
         out, start = [], 0
         while len(text) - start > PIECE:
-            cut = _SAFE_CUT.search(text, start + PIECE)
+            cut = self._cut(text, start + PIECE)
             if cut is None:
                 break
-            out.append(text[start : cut.start()])
-            start = cut.start()
+            out.append(text[start:cut])
+            start = cut
         return [*out, text[start:]]
 
+    def _cut(self, text: str, place: int) -> int | None:
+        """The first place from `place` on, of a few that are tried, where the tokens on both sides stay as they are.
 
-_SAFE_CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
+        Where a very long stretch has none, such as a number of a million digits, it is cut all the same if no character is lost.
+        """
+        for pattern in (_BETWEEN_WORDS, _BETWEEN_SENTENCES):
+            for found in itertools.islice(pattern.finditer(text, place, place + REACH), TRIES):
+                whole, parts = self._ids_around(text, found.start())
+                if whole == parts:
+                    return found.start()
+        if len(text) - place > REACH:
+            whole, parts = self._ids_around(text, place)
+            if self.decode(whole) == self.decode(parts):
+                return place
+        return None
+
+    def _ids_around(self, text: str, cut: int) -> tuple[list[int], list[int]]:
+        """Token ids of the text around a cut, not cut and cut."""
+        left, right = text[max(0, cut - AROUND) : cut], text[cut : cut + AROUND]
+        encoded = self._library.encode_batch_fast([left + right, left, right], add_special_tokens=False)
+        whole, *parts = (piece.ids for piece in encoded)
+        return whole, parts[0] + parts[1]
+
+
+# Tokenizers that put a space before a text, and tokens that hold a space, forbid some of these places.
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
+_BETWEEN_SENTENCES = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from slmjax.errors import UserError
+from slmjax.readable import duration
 
 try:
     import fcntl
@@ -27,27 +28,39 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 Progress = Callable[[str, int, int], None]
+FIRST_LINE, NEXT_LINE = 5.0, 60.0  # seconds of waiting for others: until a line says so, and from line to line
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
 
 
 @contextlib.contextmanager
 def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
-    """Inside, a full disk or a folder that cannot be written is a UserError that names the folder."""
+    """Inside, a full disk or a folder that cannot be written is a UserError that names the folder; so is a file that cannot be read."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(f"{field}: no space left while writing to {folder}; free some, or choose another folder.") from error
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(folder)
+        if not _beside(name, str(folder)):
+            raise UserError(f"cannot read {name}: {error.strerror}.") from error
         if error.errno in _DENIED and (error.errno != errno.ENOENT or not os.path.isdir(folder)):
             raise UserError(f"{field}: cannot write to {folder} ({error.strerror}); choose a folder that you may write to.") from error
         raise
 
 
+def _beside(name: str, folder: str) -> bool:
+    """Whether a path is in a folder, or one of the folders around it."""
+    name, folder = os.path.abspath(name), os.path.abspath(folder)
+    return os.path.commonpath((name, folder)) in (name, folder)
+
+
 def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) -> None:
     """Write under another name, then rename: a reader sees all of it or nothing, whoever else writes the same. A bucket does so itself."""
     if isinstance(content, (dict, list)):
-        content = json.dumps(content, indent=1, ensure_ascii=False)
+        readable = json.dumps(content, indent=1, ensure_ascii=False)
+        # Half a surrogate pair, of a name that is not UTF-8 or of a record's field, can only be written as an escape.
+        content = readable if readable.isascii() or _is_unicode(readable) else json.dumps(content, indent=1)
     content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in os.fspath(path) or (path.exists() and not path.is_file()):  # a pipe, a device
@@ -59,6 +72,14 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sealed(content: dict) -> dict:
@@ -93,7 +114,8 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            say(f"waiting for {file.read().strip() or 'another process'}, which prepares the same text")
+            holder = file.read().strip() or "another process"
+            say(f"waiting for {holder}, which prepares the same text in {path.parent}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             say(f"{path.parent} has no file locks ({error.strerror}); continuing without")
@@ -243,6 +265,8 @@ def check_writable(workdir: str) -> None:
 
     It is asked before minutes of work, not after.
     """
+    if "\\" in workdir:  # which the checkpoint storage reads as "/"
+        raise UserError(f"--workdir={workdir}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one.")
     if "://" in workdir:
         return
     place = Path(workdir).absolute()
@@ -341,25 +365,28 @@ def wait_for(
       that the rest will not come.
     """
     missing = [path for path in paths if not path.exists()]
-    start, told = time.monotonic(), False
+    progressed, next_line = time.monotonic(), time.monotonic() + FIRST_LINE
     while missing:
         if unless():
             raise FileNotFoundError(str(missing[0]))
         time.sleep(0.1)
         left = [path for path in missing if not path.exists()]
+        now = time.monotonic()
         if len(left) < len(missing):
-            start = time.monotonic()
+            progressed = now
         missing = left
-        waited = time.monotonic() - start
-        if missing and waited > timeout:
+        if missing and now - progressed > timeout:
             names = ", ".join(path.name for path in missing[:3])
             raise UserError(
                 f"data.cache: waited {timeout:.0f} s for other hosts to {what} ({len(missing)} missing: {names}); "
                 f"does every host see {missing[0].parent}?"
             )
-        if missing and not told and waited > 5:
-            told = True
-            say(f"waiting for other hosts to {what} ({len(missing)} left)")
+        if missing and now >= next_line:
+            next_line = now + NEXT_LINE
+            say(
+                f"waiting in {missing[0].parent} for the other processes to {what}: {len(missing)} of "
+                f"their files are missing, the last came {duration(now - progressed)} ago"
+            )
 
 
 @contextlib.contextmanager
@@ -377,6 +404,8 @@ def terminal_progress() -> Iterator[Progress]:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:
+            if not total:
+                return
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)

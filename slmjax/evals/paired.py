@@ -75,6 +75,11 @@ def bootstrap(paired: Paired, groups: Sequence[Sequence[int]], *, seed: int = 0,
     Args:
       groups: column indices of `paired.nats`, one list for each group; together they are all columns.
     """
+    with np.errstate(invalid="ignore"):  # scores that are not finite give differences that are not
+        return _bootstrap(paired, groups, seed, resamples)
+
+
+def _bootstrap(paired: Paired, groups: Sequence[Sequence[int]], seed: int, resamples: int) -> dict[str, list[Difference]]:
     chance = np.random.default_rng(seed)
     nats, sizes = {}, {}
     for source in paired.nats:
@@ -82,16 +87,24 @@ def bootstrap(paired: Paired, groups: Sequence[Sequence[int]], *, seed: int = 0,
         number = len(table)
         sums = np.stack([np.bincount(chance.integers(number, size=number), minlength=number) @ table for _ in range(resamples)])
         nats[source], sizes[source] = sums[:, :-1], sums[:, -1:]
-    weights, even = _run_weights(groups, chance, resamples), _run_weights(groups, None, 1)[0]
+    weights, even = _run_weights(groups, chance, resamples), _run_weights(groups, None, 1)
     result = {}
     for source in [*paired.nats, "total"]:
         parts = list(paired.nats) if source == "total" else [source]
         drawn = sum(nats[part] for part in parts) / sum(sizes[part] for part in parts) / math.log(2)
-        means = np.einsum("sgr,sr->sg", weights, drawn)
-        value = even @ bits_per_byte(paired, source)
+        means = _means(weights, drawn, groups)
+        value = _means(even, bits_per_byte(paired, source)[None], groups)[0]
         low, high = np.quantile(means - means[:, :1], [0.025, 0.975], axis=0)
         result[source] = [Difference(float(value[g] - value[0]), float(low[g]), float(high[g])) for g in range(len(groups))]
     return result
+
+
+def _means(
+    weights: Float[np.ndarray, "resamples groups runs"], bits: Float[np.ndarray, "resamples runs"], groups: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "resamples groups"]:
+    """Each group's weighted mean; a run that is not finite spoils only its own group."""
+    means = [np.einsum("sr,sr->s", weights[:, g, list(members)], bits[:, list(members)]) for g, members in enumerate(groups)]
+    return np.stack(means, axis=1)
 
 
 def _by_document(scores: Mapping[str, np.ndarray]) -> dict[tuple[int, int], float]:

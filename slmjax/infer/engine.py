@@ -1,6 +1,7 @@
 """Generation: prompts prefilled in length buckets, then one compiled loop that decodes until every row has stopped."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
 from slmjax.infer.programs import STOP, Request, State, programs, ready_params, unrolled
 from slmjax.infer.sampling import Sampling, settings
+from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
-from slmjax.parallel.mesh import device_kind, make_mesh
+from slmjax.parallel.mesh import device_kind, device_memory, make_mesh
 
 FINISH = ("", "stop", "length", "end")
 
@@ -76,7 +78,8 @@ class Engine:
         if tokenizer.vocab_size > arch.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's.")
         self.arch, self.params = unrolled(arch), ready_params(arch, params)
-        platform = device_kind(make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)])).platform
+        self._device = device_kind(make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)]))
+        platform = self._device.platform
         self.programs = programs(platform, tuned, tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()))
         self.buffers, self.tokenizer, self.max_batch = buffers, tokenizer, max_batch
         self.token_bytes = tokenizer.token_bytes()
@@ -131,11 +134,12 @@ class Engine:
     def prepare(self, ids: Sequence[Sequence[int]], drawing: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> "Batch":
         """The arguments of `decode`, padded to their buckets.
 
-        Raises: UserError where max_tokens is not positive.
+        Raises: UserError where max_tokens is not positive, or its cache is larger than the device's memory.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
         rows, batch = len(ids), max(self.programs.rows, 1 << (len(ids) - 1).bit_length())
+        self._check_memory(batch, bucket(max(map(len, ids))), max_tokens)
         lengths, last = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
         lengths[:rows], last[:rows] = [len(row) - 1 for row in ids], [row[-1] for row in ids]
         tokens = np.zeros((batch, bucket(int(lengths.max()))), np.int32)
@@ -164,6 +168,19 @@ class Engine:
             text = stopping.cut(text, stop) if finish == STOP else text
             out.append(Completion(text.decode("utf-8", "replace"), drawn, FINISH[finish]))
         return out
+
+    def _check_memory(self, batch: int, prompt: int, max_tokens: int) -> None:
+        size = prompt + bucket(max_tokens)
+        memory = device_memory(self._device)
+        if size < 2**31:
+            cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
+            needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+            if not memory or needed <= memory:
+                return
+            why = f"its cache takes {needed / 1e9:,.1f} GB, more than the {memory / 1e9:,.1f} GB of this device"
+        else:
+            why = "positions are 32-bit numbers"
+        raise UserError(f"max_tokens is {max_tokens}; {why}. Ask for fewer tokens.")
 
     def _stop_table(self, stop: Sequence[str]) -> Array:
         if tuple(stop) != self._table[0]:

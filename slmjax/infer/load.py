@@ -1,15 +1,18 @@
 """A trained model from its work directory, for everything that only reads one."""
 
+import contextlib
 import dataclasses
+import sys
+from collections.abc import Sequence
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from slmjax.checkpoint import Checkpoints
-from slmjax.config import from_dict
+from slmjax.config import check_trust, from_dict
 from slmjax.data import tokenizer as tokenizers
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_line
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -28,10 +31,15 @@ class Loaded:
     step: int
 
 
-def load_model(workdir: str, step: int | None = None) -> Loaded:
+def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ()) -> Loaded:
     """The newest model of a work directory (or that of `step`), in the compute type of this machine's first device.
 
-    Raises: UserError where there is no checkpoint, the step is not there, or the tokenizer is not the one the model was trained with.
+    A newest checkpoint that is damaged is passed over with a line on stderr, as training does.
+
+    Args:
+      trust: "module:Class" of mixers that may be imported though the checkpoint names them; a checkpoint may be somebody else's.
+    Raises: UserError where there is no checkpoint that can be read, the step is not there, the tokenizer is not the one the model
+      was trained with, or the checkpoint names code that is not trusted.
     """
     root = epath.Path(workdir)
     checkpoints = Checkpoints(root)
@@ -40,17 +48,40 @@ def load_model(workdir: str, step: int | None = None) -> Loaded:
         raise UserError(f"'{workdir}' has no checkpoint; expected the work directory of a training run.")
     if step is not None and step not in steps:
         raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {', '.join(map(str, steps))}.")
-    step = steps[-1] if step is None else step
+    faults = []
+    with contextlib.closing(checkpoints):
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                return _load(root, checkpoints, candidate, trust)
+            except Damaged as damage:
+                faults.append(f"step {candidate}: {damage}")
+                if step is None and candidate != steps[0]:
+                    print(f"slmjax: the checkpoint of {faults[-1]}; it is damaged and was passed over", file=sys.stderr)
+    which = "the checkpoint" if step is not None else "none of the checkpoints"
+    raise UserError(f"{which} in '{checkpoints.root}' can{'not' if step is not None else ''} be read: {'; '.join(faults)}.")
+
+
+class Damaged(Exception):
+    """A checkpoint that does not read."""
+
+
+def _load(root: epath.Path, checkpoints: Checkpoints, step: int, trust: Sequence[str]) -> Loaded:
     meta = checkpoints.meta(step)
-    config = from_dict(meta["config"])
+    try:
+        config, trained_with = from_dict(meta["config"]), meta["tokenizer"]
+    except Exception as error:  # whatever a damaged file holds
+        raise Damaged("its meta item cannot be read") from error
+    check_trust(config, trust, str(checkpoints.root / str(step)))
     tokenizer = tokenizers.load(str(root / "tokenizer.json"))
-    if tokenizer.sha256 != meta["tokenizer"]:
+    if tokenizer.sha256 != trained_with:
         raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     arch, _ = resolve(config, mesh, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
-    params = checkpoints.restore(step, shapes).params
-    checkpoints.close()
+    try:
+        params = checkpoints.restore(step, shapes).params
+    except Exception as error:  # storage raises many kinds
+        raise Damaged(first_line(error)[:200]) from error
     return Loaded(config, arch, params, {}, tokenizer, step)

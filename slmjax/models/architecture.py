@@ -116,6 +116,8 @@ def parse_block(text: str) -> Block:
 
     Raises: UserError naming what is unknown.
     """
+    if not isinstance(text, str):
+        raise UserError(f"config.model.pattern: {text!r} is not a block, such as 'attention'.")
     kinds, *options = text.split() or [""]
     mixer, _, channel = kinds.partition("+")
     channel = channel or "mlp"
@@ -186,6 +188,8 @@ def _groups(m: ConfigDict) -> tuple:
     if m.stack:
         return tuple(_group(entry) for entry in m.stack)
     pattern = tuple(parse_block(b) for b in m.pattern)
+    if not pattern:
+        raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
     repeats, rest = divmod(m.layers, len(pattern))
     if rest or not repeats:
         options = [n * len(pattern) for n in (repeats, repeats + 1) if n]
@@ -202,9 +206,10 @@ def _group(entry) -> tuple:
 
 def _init_scales(multipliers: ConfigDict) -> tuple:
     names = {group.name for group in GROUPS}
-    for name, of in multipliers.items():
+    for name, of in multipliers.to_dict().items():
         if name not in names:
             raise UserError(f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(names))}.{nearest(name, names)}")
-        if not isinstance(of, dict | ConfigDict) or not set(of) <= {"init", "lr", "decay"}:
-            raise UserError(f"config.model.multipliers.{name} is {of!r}; it can hold init, lr and decay, such as {{'lr': 0.5}}.")
+        numbers = isinstance(of, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in of.values())
+        if not numbers or not set(of) <= {"init", "lr", "decay"}:
+            raise UserError(f"config.model.multipliers.{name} is {of!r}; it can hold init, lr and decay as numbers, such as {{'lr': 0.5}}.")
     return tuple(sorted((name, float(of.get("init", 1.0))) for name, of in multipliers.items()))

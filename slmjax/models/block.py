@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from slmjax.models.architecture import MIXERS, Architecture, Block
 from slmjax.models.layers import Context, RMSNorm
-from slmjax.models.mixers import CHANNELS, mixer_class
+from slmjax.models.mixers import CHANNELS, check_output, mixer_class
 
 
 class DecoderBlock(nn.Module):
@@ -23,7 +23,10 @@ class DecoderBlock(nn.Module):
         arch, block = self.arch, self.block
         normed = RMSNorm(arch, name="mixer_norm")(x)
         mixer = mixer_class(block.mixer)(arch, block, name="mixer" if block.mixer in MIXERS else "own")
-        mixed, cache, shared = mixer(normed, ctx=ctx, cache=cache, shared=shared)
+        output = mixer(normed, ctx=ctx, cache=cache, shared=shared)
+        if block.mixer not in MIXERS:
+            check_output(block.mixer, output, normed.shape)
+        mixed, cache, shared = output
         x, aux = x + mixed.astype(x.dtype), {}  # an own mixer may give float32
         if block.channel != "none":
             channel, aux = CHANNELS[block.channel](arch, block, name="channel")(RMSNorm(arch, name="channel_norm")(x), ctx=ctx)

@@ -1,10 +1,11 @@
 """The token and channel mixers by name, and a user's own by import path."""
 
 import importlib
+from typing import Any
 
 import flax.linen as nn
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_line, line_of_the_user
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.attention import Attention
 from slmjax.models.linear_attention import LinearAttention
@@ -20,15 +21,29 @@ def mixer_class(name: str) -> type[nn.Module]:
 
     A class has the fields arch and block, `__call__(x, *, ctx, cache=None, shared=None) -> (y, cache, shared)`, and for decoding a static
     method `empty_cache(arch, block, batch, size)` that returns what it keeps of a row (any pytree).
-    Raises: UserError where the path leads nowhere.
+    Raises: UserError where the path leads nowhere, the module fails, or it is no Flax module.
     """
     if name in MIXERS:
         return MIXERS[name]
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"config.model.pattern names the mixer '{name}': {error}.") from error
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the user's own module runs here
+        place = line_of_the_user(error)
+        where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
+        raise UserError(f"config.model.pattern names the mixer '{name}': {where}{first_line(error).rstrip('.')}.") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"config.model.pattern names the mixer '{name}', which is {found!r}; expected a class of flax.linen.Module.")
+    return found
+
+
+def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
+    """Raises: UserError where what a mixer returned is not (y, cache, shared) with a y like its input."""
+    if not (isinstance(output, tuple) and len(output) == 3):
+        raise UserError(f"the mixer '{name}' returned {type(output).__name__}; expected (y, cache, shared).")
+    found = getattr(output[0], "shape", None)
+    if found != shape:
+        raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
 
 
 def empty_cache(arch: Architecture, block: Block, batch: int, size: int):

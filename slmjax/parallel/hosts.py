@@ -1,12 +1,24 @@
 """Several processes as one program: start, agreement on leaving, gathering small arrays."""
 
+import contextlib
 import importlib.util
 import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.readable import duration
+
+# Seconds of waiting for other processes: until the first line that says so, from line to line, and
+# until this process gives up.
+FIRST_LINE, NEXT_LINE, LIMIT = 5.0, 60.0, 300.0
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -17,17 +29,98 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     """
     if jax.distributed.is_initialized():
         return
+    given: tuple = ()
     if coordinator or processes or process >= 0:
         if not coordinator or processes < 1 or not 0 <= process < processes:
             raise UserError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together.")
-        jax.distributed.initialize(coordinator, processes, process)
-        return
+        if not coordinator.rpartition(":")[2].isdigit():
+            raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476.")
+        given = (coordinator, processes, process)
+    if given or is_one_of_several():
+        with waiting_is_said():
+            # JAX itself aborts with a stack trace; the sentence comes before.
+            jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
+
+
+def is_one_of_several() -> bool:
+    """True where the environment says that this process may have others next to it."""
     on_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or on_slurm:
+        return True
+    names = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if len(names.split(",")) > 1:
+        return True
     # A TPU VM knows its slice from the metadata server; on one host the call makes a group of one.
-    tpu_vm = (os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")) and importlib.util.find_spec("libtpu") is not None
-    on_pod = tpu_vm or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or on_slurm or on_pod:
-        jax.distributed.initialize()
+    # Colab's TPU is always one host, has no such server, and may have been used by an earlier cell.
+    on_colab = "COLAB_RELEASE_TAG" in os.environ
+    has_tpu = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
+    return has_tpu and not on_colab and importlib.util.find_spec("libtpu") is not None
+
+
+@contextlib.contextmanager
+def waiting_is_said() -> Iterator[None]:
+    """Inside, jax.distributed waits for all processes; a thread says where and for how many.
+
+    After LIMIT seconds it ends the process with status 2, as Ctrl-C ends it at once: what JAX does
+    there can be interrupted in no other way.
+    """
+    joined = threading.Event()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def follow() -> None:
+        began, pause = time.monotonic(), FIRST_LINE
+        while not joined.wait(min(pause, LIMIT)):
+            waited = time.monotonic() - began
+            if waited >= LIMIT:
+                advice = "start the same command once for each process, with --process=0, 1 and so on"
+                _say(f"slmjax: gave up after {duration(waited)}. {waiting_for()}; {advice}.")
+                os._exit(2)
+            _say(f"{waiting_for()} ({duration(waited)} so far)")
+            pause = min(NEXT_LINE, LIMIT - waited)
+
+    threading.Thread(target=follow, daemon=True).start()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main_thread else None
+    try:
+        yield
+    finally:
+        joined.set()
+        if in_main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
+def waiting_for() -> str:
+    """Where this process waits and how many others are missing, in words."""
+    from jax._src.distributed import global_state as state  # knows what Slurm or a pod said
+
+    if state.coordinator_address is None:
+        return "This process waits to be told of the others"
+    me = f"Process {state.process_id} of {state.num_processes}"
+    host, _, port = state.coordinator_address.rpartition(":")
+    if state.process_id == 0:
+        missing = max(1, state.num_processes - connections(int(port)))
+        return f"{me} waits at {host}:{port} until all have joined: {missing} missing"
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return f"{me} waits for process 0, which does not answer at {host}:{port}"
+    return f"{me} has reached process 0 at {host}:{port} and waits until all have joined"
+
+
+def connections(port: int) -> int:
+    """Open connections to a port of this machine: one for each process that has joined, this one among them."""
+    count = 0
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}") as table:
+                rows = [line.split() for line in table]
+        except OSError:  # another system than Linux
+            return 1
+        count += sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)  # 01: established
+    return count
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def is_first() -> bool:

@@ -1,6 +1,7 @@
 """The device mesh, what its devices can do, and the helpers through which activations meet it."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,6 +50,16 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     else:
         grid = np.array(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_memory(device: DeviceKind) -> float | None:
+    """Bytes of memory of a device: what it says, or this machine's for a CPU; None where neither is known."""
+    if device.memory or device.platform != "cpu":
+        return device.memory
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # another system
+        return None
 
 
 def device_kind(mesh: Mesh) -> DeviceKind:

@@ -8,22 +8,25 @@ import resource
 import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.data import stage
 from slmjax.data.loader import crowd, local_batches
 from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
+from slmjax.readable import said_if_long
 from slmjax.train import evaluation, schedule
 from slmjax.train import metrics as records
 from slmjax.train.program import cuts
-from slmjax.train.progress import Progress
+from slmjax.train.progress import Progress, exact_answers
 from slmjax.train.report import write_report
 from slmjax.train.run import Run
 from slmjax.train.state import saved
@@ -127,7 +130,7 @@ class _Loop:
         if done % c.log.every == 0 or done == self.total:
             self.log(done)
         if (c.eval.every and done % c.eval.every == 0) or done == self.total:
-            with run.goodput.spent("evaluation"):
+            with said_if_long("evaluating on held-out text", say=self.progress.note), run.goodput.spent("evaluation"):
                 self.evaluate(done)
         if leaving or self.is_saved(done):
             with run.goodput.spent("checkpoint"):
@@ -247,14 +250,19 @@ class _Loop:
             there = {record.get("event") for record in past if record["step"] == self.total}
         embedded = not run.config.data.sources
         alone = jax.process_count() == 1
+        answers, baseline = {}, {}
         if (embedded or run.config.eval.textbook) and alone and "answers" not in there:
-            answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
+            with said_if_long("asking the textbook's held-out questions", say=self.progress.note):
+                answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
             run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
             run.writer.event("answers", self.total, kinds=answers)
         if embedded and alone and "baseline" not in there:
-            losses = self.losses or run.evaluator.losses(self.state.params)
-            baseline = evaluation.textbook_baseline(run.prepared, losses, run.program.arch.vocab_size, stage.SEED)
+            with said_if_long("training n-gram models on the same text, for comparison", say=self.progress.note):
+                losses = self.losses or run.evaluator.losses(self.state.params)
+                baseline = evaluation.textbook_baseline(run.prepared, losses, run.program.arch.vocab_size, stage.SEED)
             run.writer.event("baseline", self.total, **baseline)
+        if answers:
+            self.progress.note(exact_answers(answers, baseline.get("answers", {})))
         run.writer.event("goodput", self.total, **run.goodput.record())
         run.writer.event("finish", self.total)
 
@@ -311,16 +319,41 @@ def _farewell(run: Run, status: int, report) -> str:
     if status:
         return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
     prompt = next(iter(run.evaluator.prompts()), "Once")
-    words = [word for word in shlex.split(run.command) if not word.startswith("--workdir=")]
-    again, other = shlex.join(words), f"{run.workdir}-2"
-    own = shlex.join(word for word in words if not word.startswith("--config.data.sources"))
-    changed = f"--config.model.output_gate={not run.config.model.output_gate}"
-    return "\n".join(
-        [
-            f"Report: {report}",
-            "Next:",
-            f"  generate:            python -m slmjax.generate --checkpoint={run.workdir} --prompt={shlex.quote(prompt)}",
-            f"  change and compare:  {again} --workdir={other} {changed} && python -m slmjax.compare {run.workdir} {other}",
-            f"  your own text:       {own} --workdir=runs/mine --config.data.sources=PATH  (.txt, .jsonl, .parquet; file, folder, pattern)",
-        ]
-    )
+    words = _without(shlex.split(run.command), "--workdir")
+    own = _without(words, "--config.data.sources")
+    other = f"{run.workdir}-2"
+    changed = other_field(run.config, run.program.arch)
+    trust = [f"--trust={name}" for name in configs.named_code(run.config) if not name.startswith("seqio://")]
+    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={prompt}"]
+    again = [*words, f"--workdir={other}", changed]
+    compare = ["python", "-m", "slmjax.compare", str(run.workdir), other]
+    mine = [*own, "--workdir=runs/mine", "--config.data.sources=PATH"]
+    lines = [
+        f"Report: {report}",
+        "Next:",
+        f"  generate:            {shlex.join(generate)}",
+        f"  change and compare:  {shlex.join(again)} && {shlex.join(compare)}",
+    ]
+    if not run.config.data.sources:
+        files = "(.txt, .jsonl, .parquet; file, folder, pattern)"
+        lines.append(f"  your own text:       {shlex.join(mine)}  {files}")
+    return "\n".join(lines)
+
+
+def other_field(config: ConfigDict, arch: Architecture) -> str:
+    """An option that trains another model: attention's gate where there is attention, else the learning rate."""
+    if any(block.mixer == "attention" for block in arch.blocks):
+        return f"--config.model.output_gate={not config.model.output_gate}"
+    return f"--config.train.lr={config.train.lr / 2:g}"
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """A command's words without a flag and its value, both --flag=value and --flag value, and without flags below it."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name != flag and not name.startswith(f"{flag}."):
+            kept.append(word)
+        elif not equals:
+            next(rest, None)
+    return kept

@@ -103,6 +103,22 @@ class Progress:
         return (self._total - last) * (now - then) / (last - first) if last > first else None
 
 
+def exact_answers(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
+    """A table: the share of exact answers to held-out questions of each kind, next to chance and an n-gram model.
+
+    Args:
+      answers: kind -> "accuracy", "chance" and "count", as `evaluation.textbook_answers` returns them.
+      rivals: kind -> the n-gram model's share; empty where none was asked.
+    """
+    width = max(map(len, answers), default=0)
+    lines = ["exact answers to held-out questions:"]
+    for kind, found in answers.items():
+        line = f"  {kind.replace('_', ' '):<{width}}  {percent(found['accuracy'], 0):>5} of {found['count']:,}"
+        line += f"; by chance {percent(found['chance'], 0)}"
+        lines.append(line + (f", n-gram model {percent(rivals[kind], 0)}" if kind in rivals else ""))
+    return "\n".join(lines)
+
+
 def banner(title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None) -> None:
     """Print the start lines: a title and one aligned "name  value" line for each row; rows that are None or "" are left out."""
     if not active:

@@ -35,9 +35,10 @@ def write_report(
     records = metrics.read(folder)
     config = _read_config(folder / "config.json")
     drawn = _curves(records)
+    points = len(metrics.series(records, "train/loss")[0])
     body = [
         page.tiles(_headline(records)),
-        page.section("Learning", page.figures(drawn.get("loss", ""), drawn.get("bits_per_byte", "")), _smoothing(drawn)),
+        page.section("Learning", page.figures(drawn.get("loss", ""), drawn.get("bits_per_byte", "")), _smoothing(drawn, points)),
         page.section("Held-out text", *_domains(records)),
         page.section("Answers", *_answers(records)),
         page.section("Samples", *_samples(records)),
@@ -127,7 +128,7 @@ def _curves(records: metrics.Records) -> dict[str, str]:
         steps, values = metrics.series(records, name)
         if len(steps):
             label = "total" if name == TOTAL else name.split("/", 1)[1].rsplit("/", 1)[0]
-            lines.append(figures.Line(label, place(steps), values, color=color, dots=len(names) == 1))
+            lines.append(figures.Line(label, place(steps), values, color=color, dots=True if len(names) == 1 else None))
     if lines:
         drawn["bits_per_byte"] = figures.curves(lines, title="Held-out text", x=axis, y="bits per byte", marks=marks)
     planned = _last(records, "data").get("shares")
@@ -136,10 +137,15 @@ def _curves(records: metrics.Records) -> dict[str, str]:
     return drawn
 
 
-def _smoothing(drawn: Mapping[str, str]) -> str:
-    text = "Pale: every recorded step; strong: moving average over 2 % of them. The first steps lie above the frame."
-    restarts = " Dotted uprights: restarts." if any("stroke-dasharray" in svg for svg in drawn.values()) else ""
-    return page.note(text + restarts) if "loss" in drawn else ""
+def _smoothing(drawn: Mapping[str, str], points: int) -> str:
+    sentences = []
+    if points >= 100:  # of fewer, 2 % are one point
+        sentences.append("Pale: every recorded step; strong: moving average over 2 % of them.")
+    if points >= 20:
+        sentences.append("The first steps lie above the frame.")
+    if any("stroke-dasharray" in svg for svg in drawn.values()):
+        sentences.append("Dotted uprights: restarts.")
+    return page.note(" ".join(sentences)) if "loss" in drawn and sentences else ""
 
 
 def _domains(records: metrics.Records) -> list[str]:
@@ -165,7 +171,7 @@ def _domains(records: metrics.Records) -> list[str]:
             + [f"{rival:.3f}" if rival is not None else None for rival in rivals]
             + [share]
         )
-    head = ["bits per byte", "final", "best", "at step", "accuracy", *(f"Kneser-Ney {order}" for order in orders), "to best"]
+    head = ["bits per byte", "final", "best", "at step", "exact answers", *(f"Kneser-Ney {order}" for order in orders), "to best"]
     kept = [column for column in range(len(head)) if column < 4 or any(row[column] is not None for row in rows)]
     text = "Text that training never saw: cross-entropy of its tokens in bits, divided by its bytes. Lower is better."
     if orders:
@@ -329,9 +335,9 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _extension(event: Mapping[str, Any]) -> str:
-    text = f"continued from the trunk at step {event.get('from_step', event.get('step')):,}"
+    text = f"went back to step {event.get('from_step', event.get('step')):,}, before the decay"
     if event.get("steps"):
-        text += f", on a schedule of {event['steps']:,} steps"
+        text += f", and on from there on a schedule of {event['steps']:,} steps"
         text += f" instead of {event['before']:,}" if event.get("before") else ""
     return text
 

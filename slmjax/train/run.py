@@ -25,6 +25,7 @@ from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind, make_mesh
+from slmjax.readable import said_if_long
 from slmjax.train import metrics as records
 from slmjax.train import resume, shares
 from slmjax.train.evaluation import Evaluator
@@ -130,7 +131,9 @@ def build(
             state = program.init()
             if init_from:
                 state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
-        with goodput.spent("compile"), ThreadPoolExecutor(1) as beside:  # XLA compiles outside of Python, the step longest
+        what = "compiling the training step and the evaluations; later starts are faster"
+        with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
+            # XLA compiles outside of Python, the step longest.
             compiling = None if finished else beside.submit(program.compile)
             evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)
             evaluator.warm(state.params)
@@ -215,7 +218,7 @@ def environment(device: DeviceKind) -> dict[str, Any]:
 def told(start: Start) -> str:
     """How the run starts, in words."""
     if start.kind == "extend":
-        return f"continues from the trunk at step {start.step}, on another schedule (was {start.before} steps)"
+        return f"goes back to step {start.step}, before the decay, and on from there on another schedule (was {start.before} steps)"
     if start.kind == "finished":
         return f"only the last records are missing, after step {start.step}"
     return f"goes on from step {start.step}" if start.step else "anew"

@@ -25,7 +25,7 @@ def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
     done = np.array(realised["steps"]) <= (np.inf if step is None else step)
     lines = []
     for color, name in enumerate(planned["shares"]):
-        lines.append(Line(name, np.array(planned["tokens"]), np.array(planned["shares"][name]), color=color))
+        lines.append(Line(name, np.array(planned["tokens"]), np.array(planned["shares"][name]), color=color, dots=False))
         at, share = np.array(realised["tokens"])[done], np.array(realised["shares"][name])[done]
         lines.append(Line(name, at, share, color=color, faint=True, dots=True))
     return curves(lines, title="Shares of the sources: planned (lines), as read (dots)", x="tokens", y="share of tokens", clip=False)

@@ -128,6 +128,14 @@ def test_help_names_the_benches_and_each_has_its_own(capsys):
     assert "--ladder" in capsys.readouterr().out
 
 
+def test_a_bench_that_reads_no_recipe_offers_none_and_refuses_its_fields(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["dedup", "--help"])
+    assert "--config" not in capsys.readouterr().out
+    assert bench.main(["dedup", "--config.model.layers=2"]) == 2
+    assert "dedup reads no recipe; it takes no --config.model.layers." in capsys.readouterr().err
+
+
 def test_an_absent_peer_says_so(small, monkeypatch):
     monkeypatch.setattr(shell.sys, "executable", "false")
     (row,), messages = train.peer_rows(small, 4)

@@ -93,3 +93,55 @@ def test_what_a_killed_call_had_added_is_cut_off(files, tmp_path):
 
 def test_an_empty_index_has_no_clusters(tmp_path):
     assert len(Index(tmp_path, SMALL).clusters(0.75).keeper) == 0
+
+
+def test_a_damaged_index_is_refused_by_its_file_and_never_read(files, tmp_path):
+    deduplicate(sources(files, "a"), tmp_path / "index", scheme=SMALL)
+    whole = {name: (tmp_path / "index" / name).read_bytes() for name in ("index.json", *indices.KEPT)}
+    rng, refused = np.random.default_rng(0), 0
+    for trial in range(200):
+        name = list(whole)[trial % len(whole)]
+        data = bytearray(whole[name])
+        if trial % 3:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        else:
+            del data[rng.integers(len(data)) :]
+        (tmp_path / "index" / name).write_bytes(data)
+        try:
+            index = Index(tmp_path / "index", SMALL)
+        except UserError as error:
+            assert name in str(error) or "sketches of" in str(error)
+            refused += 1
+        else:  # a letter of a name in index.json
+            assert name == "index.json" and len(index) == 150
+        (tmp_path / "index" / name).write_bytes(whole[name])
+    assert refused > 185
+
+
+def test_an_index_of_counts_that_do_not_add_up_is_refused_without_checksums_too(files, tmp_path):
+    deduplicate(sources(files, "a"), tmp_path / "index", scheme=SMALL)
+    manifest = json.loads((tmp_path / "index" / "index.json").read_text())
+    for batch in manifest["batches"]:
+        del batch["crc32"]
+    (tmp_path / "index" / "index.json").write_text(json.dumps(manifest))
+    assert len(Index(tmp_path / "index", SMALL)) == 150
+    counts = np.fromfile(tmp_path / "index" / "counts", "<i8")
+    for change in ([1 << 40, 0], [-5, 5], [0, counts[0] + counts[1]]):
+        changed = counts.copy()
+        changed[:2] = change
+        changed.tofile(tmp_path / "index" / "counts")
+        with pytest.raises(UserError, match=r"counts is damaged \(it does not add up"):
+            Index(tmp_path / "index", SMALL)
+
+
+def test_what_was_added_last_can_be_forgotten_and_is_not_there_afterwards(files, tmp_path):
+    _, one = deduplicate(sources(files, "a"), tmp_path / "one", scheme=SMALL)
+    deduplicate(sources(files, "a"), tmp_path / "two", scheme=SMALL)
+    deduplicate(sources(files, "b"), tmp_path / "two", scheme=SMALL)
+    index = Index(tmp_path / "two", SMALL)
+    index.forget("another batch")
+    assert len(index) == 300
+    index.forget(json.loads((tmp_path / "two" / "index.json").read_text())["batches"][-1]["name"])
+    assert same(Index(tmp_path / "two", SMALL).clusters(0.75), one)
+    deduplicate(sources(files, "b"), tmp_path / "two", scheme=SMALL)
+    assert len(Index(tmp_path / "two", SMALL)) == 300

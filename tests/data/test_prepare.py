@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.data import passes, shards
+from slmjax.data import build, passes, shards, work
+from slmjax.data import prepare as preparation
 from slmjax.data.prepare import prepare, summary
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.data.sources import list_files, parse_sources, read_documents
@@ -167,6 +169,82 @@ def test_a_source_with_held_out_files_of_its_own_holds_out_those_alone(tmp_path)
     assert prepared.heldout["books"].name(0) == "own.jsonl line 1"
 
 
+@pytest.mark.parametrize(
+    ("heldout", "message"),
+    [
+        ([{"texts": f"held out {i}"} for i in range(3)], r"3 of 3 records.*line 1: no text \('text' is missing.*Did you mean 'texts'"),
+        ([{"text": f"held out {i}"} for i in range(300)] + [{}], r"1 of 301 records \(0\.33%"),
+        ([], "every file of '.*other.jsonl' is empty"),
+        (None, "other.jsonl: it holds no document"),
+        ("train", r"every document of other.jsonl occurs in training too \(3\)"),
+    ],
+)
+def test_a_held_out_file_that_comes_to_nothing_is_refused_by_itself(tmp_path, heldout, message):
+    """Beside thousands of good records of the source, and a good held-out file."""
+    records = [{"text": f"document {i} with its {i * i} words and number {7 * i}"} for i in range(3000)]
+    write(tmp_path / "a.jsonl", records)
+    write(tmp_path / "good.jsonl", [{"text": "something else that nobody wrote before"}])
+    if heldout is None:
+        (tmp_path / "other.jsonl").write_text("\n \n")
+    else:
+        write(tmp_path / "other.jsonl", records[:3] if heldout == "train" else heldout)
+    source = {"path": str(tmp_path / "a.jsonl"), "heldout": [str(tmp_path / "good.jsonl"), str(tmp_path / "other.jsonl")]}
+    with pytest.raises(UserError, match=rf"data\.sources\.a\.heldout.*{message}"):
+        run(settings({"a": source}, group_by=""), tmp_path / "cache")
+    assert not [entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")]  # nothing half-made stays
+
+
+def test_each_source_is_refused_by_itself(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": f"document {i} of many"} for i in range(3000)])
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    write(tmp_path / "few.jsonl", [{"text": "good"}, {"txt": "bad"}])
+    good = str(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"data\.sources\.b: it holds no document"):
+        run(settings({"a": good, "b": str(tmp_path / "blank.jsonl")}, group_by=""), tmp_path / "cache")
+    with pytest.raises(UserError, match=r"data\.sources\.b: 1 of 2 records.*Did you mean 'txt'"):
+        run(settings({"a": good, "b": str(tmp_path / "few.jsonl")}, group_by=""), tmp_path / "cache")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"every file of '.*empty\.jsonl' is empty"):  # each path, not all of them together
+        run(settings({"a": [good, str(tmp_path / "empty.jsonl")]}, group_by=""), tmp_path / "cache")
+
+
+def test_end_of_text_marks_inside_documents_are_said_with_what_to_do(tmp_path):
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(f"story number {i}" for i in range(60)))
+    said = []
+    run(settings(str(tmp_path / "stories.txt"), group_by=""), tmp_path / "cache", say=said.append)
+    expected = "source 'stories' is 1 document with 59 marks <|endoftext|> in the text, which end no document; cut it there"
+    assert any(expected in sentence for sentence in said)
+    write(tmp_path / "a.jsonl", [{"text": f"text {i}", "id": f"{i}/0"} for i in range(99)] + [{"text": "of <|endoftext|>", "id": "x/1"}])
+    said.clear()
+    run(settings(str(tmp_path / "a.jsonl")), tmp_path / "cache", say=said.append)
+    assert not any("endoftext" in sentence for sentence in said)  # one document that writes about it is nothing to mend
+
+
+@pytest.mark.parametrize("name", ["work", "work.train", "seen.bin", "train", "textbook", "CON", "a..b"])
+def test_a_source_may_have_the_name_of_anything_that_preparation_uses(tmp_path, name):
+    sources = {name: corpus(tmp_path / "text")["notes"]}
+    prepared = run(settings(sources), tmp_path / "cache")
+    again = run(settings(sources), tmp_path / "cache", say=lambda sentence: pytest.fail(sentence))
+    assert len(again.train[name]) == len(prepared.train[name]) == len(list(again.train[name])) > 50
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", ".tmp-1"])
+def test_a_source_with_the_name_of_a_prepared_file_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="is a file of prepared text; give the source another name"):
+        run(settings({name: corpus(tmp_path)["notes"]}), tmp_path / "cache")
+
+
+def test_half_a_surrogate_pair_anywhere_in_a_record_is_a_fault_or_stays_where_it_is(tmp_path):
+    lines = [json.dumps({"text": f"good {i}", "id": f"{i}/\ud800"}) for i in range(50)]
+    lines += [r'{"text": "\udfff", "id": "a/b"}', r'{"\ud800": 1, "id": "\udc80/c"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    prepared = run(settings(str(tmp_path / "a.jsonl"), max_bad_share=0.5), tmp_path / "cache")
+    assert prepared.manifest["sources"]["a"]["faults"] == {"invalid UTF-8": 1, "no text": 1}
+    assert run(settings(str(tmp_path / "a.jsonl"), max_bad_share=0.5), tmp_path / "cache").fingerprint == prepared.fingerprint
+    with pytest.raises(UserError, match="2 of 52 records"):
+        run(settings(str(tmp_path / "a.jsonl")), tmp_path / "cache")
+
+
 def test_a_given_tokenizer_is_used_as_it_is(made, tmp_path):
     sources, prepared = made
     given = train_bpe(["another text " * 50], 270)
@@ -305,52 +383,99 @@ def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
     assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [len(s) for s in prepared.train.values()]
 
 
-@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_a_shard_gives_the_same_documents_or_names_the_file(made, at, bit):
-    _, prepared = made
-    manifest = prepared.manifest["sources"]["books"]["shards"][0]
-    for ending in (".arrayrecord", ".documents.npy"):
-        path = prepared.folder / manifest["path"].replace(".arrayrecord", ending)
-        good = path.read_bytes()
-        place = int(at * len(good))
-        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1 :])
-        read = pickle.loads(pickle.dumps(prepared.train["books"]))
-        try:
-            assert [ids.tolist() for ids in read] == [ids.tolist() for ids in prepared.train["books"]]
-        except UserError as error:
-            assert str(error).startswith(f"{path} is damaged (") and "\n" not in str(error)
-            assert ending == ".arrayrecord" or not shards.Shard(**manifest).intact(prepared.folder)
-        finally:
-            path.write_bytes(good)
+def flip(path: Path, place: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 64
+    path.write_bytes(data)
 
 
-def test_a_damaged_table_of_documents_is_made_again(made, tmp_path):
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.7, 0.99])
+def test_one_wrong_bit_in_prepared_text_is_found(made, tmp_path, place):
+    """Tables, tokenizer and manifest before anything is read, so that the text is prepared again; tokens when they are read."""
     sources, prepared = made
     again = run(settings(sources), tmp_path)
-    victim = sorted(again.folder.rglob("*.documents.npy"))[0]
-    content = bytearray(victim.read_bytes())
-    content[200] ^= 64
-    victim.write_bytes(content)
-    said = []
-    assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
-    assert "missing or damaged" in said[0] and victim.read_bytes() != content
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
-def test_a_changed_manifest_or_tokenizer_is_made_again_and_refused_as_a_source(name, made, tmp_path):
-    sources, prepared = made
-    again = run(settings(sources), tmp_path)
-    victim = again.folder / name
-    good = victim.read_text()
-    said = []
-    for damaged in (good.replace('"books', '"bocks').replace('"Ġ"', '"X"'), good[:99], "[" * 100_000, "[]", "\x00"):
-        victim.write_text(damaged)
-        assert damaged != good
-        if name == "manifest.json":
-            with pytest.raises(UserError, match=r"manifest\.json"):
-                run(settings({"old": str(again.folder)}), tmp_path / "other")
+    for victim in (*sorted(again.folder.rglob("*.npy"))[:2], again.folder / "tokenizer.json"):
+        flip(victim, place)
+        said = []
         assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
-        assert f"{victim} is missing or damaged" in said[-1]
+        assert said[0].endswith("is missing or damaged; preparing again") and victim.name in said[0]
+        flip(victim, place)
+        with pytest.raises(UserError, match=r"missing or damaged|cannot be read|no tokenizer.json|another tokenizer"):
+            run(settings({"old": f"{again.folder}/notes", "other": f"{again.folder}/books"}), tmp_path / "other")
+        run(settings(sources), tmp_path)
+    tokens = min(again.folder.glob("books/train-*.arrayrecord"))
+    stored, (ids, *_) = tokens.read_bytes(), list(run(settings(sources), tmp_path).train["books"])
+    first = ids[int(place * (len(ids) - 4)) :][:4].astype("<u2").tobytes()
+    assert stored.count(first)
+    tokens.write_bytes(stored.replace(first, bytes([first[0] ^ 64]) + first[1:], 1))
+    with pytest.raises(UserError, match=f"{tokens.name} cannot be read or is damaged .*; delete {again.folder}"):
+        for shard_set in run(settings(sources), tmp_path).train.values():
+            list(shard_set)
+
+
+@given(data=st.data())
+def test_a_changed_manifest_is_refused_or_means_the_same(made, data):
+    sources, prepared = made
+    manifest = json.loads(json.dumps(prepared.manifest))
+    place, key = manifest, data.draw(st.sampled_from(sorted(manifest)))
+    while isinstance(place[key], dict) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        key = data.draw(st.sampled_from(sorted(place)))
+    if data.draw(st.booleans()):
+        del place[key]
+    else:
+        place[key] = data.draw(st.sampled_from([None, -1, 3.5, "x", [], {}, [1], {"a": 1}, True]))
+    folder = prepared.folder
+    kept = (folder / "manifest.json").read_text()
+
+    def again(*arguments, **options):
+        raise UserError("prepared again")
+
+    try:
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
+            patch.setattr(preparation, "build", again)
+            changed = run(settings(sources), folder.parent)
+            assert changed.fingerprint == prepared.fingerprint and summary(changed)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with contextlib.suppress(UserError):  # as a source of another folder
+            build.read_manifest(folder)["sources"]["notes"]["shards"]
+    finally:
+        (folder / "manifest.json").write_text(kept)
+
+
+def test_more_small_files_than_may_be_open_are_prepared_and_read(tmp_path):
+    for i in range(150):
+        (tmp_path / "text" / f"{i % 7}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "text" / f"{i % 7}" / f"{i}.txt").write_text(f"the little text number {i}, which ends here")
+    code = """
+        import resource
+        prepared = go(say=lambda sentence: None)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        shards.OPEN_READERS, shards.OPEN_TABLES, shards.IN_MEMORY = 20, 20, 0
+        import functools
+        shards._reader = functools.lru_cache(20)(shards._reader.__wrapped__)
+        shards._table = functools.lru_cache(20)(shards._table.__wrapped__)
+        texts = {prepared.tokenizer.decode(ids) for sets in (prepared.train, prepared.heldout) for ids in sets["a"]}
+        print(len(texts), int(prepared.train["a"].lengths.sum()) == prepared.train["a"].tokens)
+    """
+    process = child(code, json.dumps({"a": str(tmp_path / "text")}), str(tmp_path / "cache"))
+    output = process.communicate(timeout=100)[0]
+    assert output.split() == ["150", "True"], output
+
+
+def test_preparing_a_long_document_takes_a_few_bytes_for_each_of_its_own(tmp_path):
+    code = """
+        import resource
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        go(say=lambda sentence: None)
+        print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    """
+    long, short = {"text": "a b c d e f g h i j " * 400_000, "id": "long/1"}, "short document number {} with words"
+    write(tmp_path / "a.jsonl", [long, *({"text": short.format(i), "id": f"{i}/1"} for i in range(60))])
+    process = child(code, json.dumps({"a": str(tmp_path / "a.jsonl")}), str(tmp_path / "cache"))
+    # 150 MB whatever the length, and 9 bytes for each of 8 MB; without pieces it was 80 bytes for each.
+    assert int(process.communicate(timeout=100)[0]) < 350_000_000
 
 
 def child(code: str, *arguments: str, **options) -> subprocess.Popen:
@@ -455,6 +580,17 @@ def test_a_host_that_never_comes_is_reported(made, tmp_path):
     sources, _ = made
     with pytest.raises(UserError, match="waited 0 s for other hosts"):
         run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=0.2)
+
+
+def test_a_host_that_waits_says_where_and_for_how_many_again_and_again(made, tmp_path, monkeypatch):
+    sources, _ = made
+    monkeypatch.setattr(work, "FIRST_LINE", 0.1)
+    monkeypatch.setattr(work, "NEXT_LINE", 0.3)
+    said = []
+    with pytest.raises(UserError, match="waited 1 s"):
+        run(settings(sources), tmp_path, process_index=1, process_count=2, timeout=1.0, say=said.append)
+    expected = rf"waiting in {tmp_path}/\.identity for the other processes to hash the text: 3 of their files are missing"
+    assert len(said) >= 3 and all(re.match(expected, sentence) for sentence in said)
 
 
 def test_too_many_bad_records_are_an_error_that_shows_the_first_and_fewer_are_counted(tmp_path):

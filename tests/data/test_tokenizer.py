@@ -100,6 +100,61 @@ def test_a_long_text_encoded_in_pieces_equals_the_text_encoded_whole(pattern, te
     assert len(piecewise._pieces("word " * 100_000)) > 1
 
 
+def prefix_space() -> Library:
+    library = byte_level(None)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return library
+
+
+def token_with_space() -> Library:
+    library = byte_level(None)
+    library.add_tokens(["of the", AddedToken("and", lstrip=True), AddedToken("or", rstrip=True), "\nx"])
+    return library
+
+
+def composed() -> Library:
+    library = byte_level(LLAMA3)
+    library.normalizer = normalizers.NFC()
+    return library
+
+
+@pytest.mark.parametrize("make", [prefix_space, token_with_space, composed, lambda: byte_level(None), lambda: byte_level(LLAMA3)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "word\nyear\nthey\n",
+        "of the ",
+        "this and that or of the\nx ",
+        "\u4e2d\u6587\u3002\u8fd9\u662f",
+        "\u4e2d\u6587\u3002\n",
+        "e\u0301 e\u0301",
+        "a\r\n\r\nb",
+    ],
+)
+def test_a_long_text_has_the_tokens_that_the_library_gives_it(make, text, monkeypatch):
+    found = Tokenizer(make().to_str())
+    monkeypatch.setattr(module, "PIECE", 2000)
+    for long in (text * (9000 // len(text)), "x" * 500 + text * (9000 // len(text))):
+        whole = found._library.encode(long, add_special_tokens=False).ids
+        assert found.encode(long) == whole
+        (array,) = found.encode_arrays([long])
+        assert array.tolist() == whole
+
+
+def test_most_long_texts_are_cut_and_a_stretch_without_a_place_too(monkeypatch):
+    found = Tokenizer(byte_level(LLAMA3).to_str())
+    for name, size in (("PIECE", 2000), ("REACH", 4000)):
+        monkeypatch.setattr(module, name, size)
+    for text in ("of the ", "\u4e2d\u6587\u3002\n", "\u4e2d\u6587\u3002\u8fd9\u662f", "0", "=", "\n"):
+        long = text * (30_000 // len(text))
+        pieces = found._pieces(long)
+        assert "".join(pieces) == long and max(map(len, pieces)) <= 6001
+        table = found.token_bytes()
+        assert b"".join(table[i] for i in found.encode(long)) == long.encode()
+    with_prefix = Tokenizer(prefix_space().to_str())
+    assert with_prefix.encode("0" * 30_000) == with_prefix._library.encode("0" * 30_000, add_special_tokens=False).ids
+
+
 def test_a_published_tokenizer_that_truncates_or_pads_does_neither_here():
     library = byte_level(LLAMA3)
     library.enable_truncation(8)

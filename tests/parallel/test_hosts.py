@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import types
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 from slmjax import launch
 from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
 from slmjax.data.stage import batch_plan, prepared_text
+from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.train import loop
@@ -139,3 +142,62 @@ def test_one_process_agrees_with_itself():
     assert hosts.is_first() and hosts.agree(7) == 7 and hosts.all_agree(True) and not hosts.all_agree(False)
     assert hosts.leaving_together(3, True) and not hosts.leaving_together(3, False)
     hosts.barrier("alone")
+
+
+def waits(coordinator, process, processes, limit):
+    """A process that waits for others, with a line each second."""
+    script = (
+        f"from slmjax.parallel import hosts; hosts.FIRST_LINE, hosts.NEXT_LINE, hosts.LIMIT = 1, 1, {limit}; "
+        f"hosts.start({coordinator!r}, {processes}, {process})"
+    )
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_that_wait_for_others_say_where_and_for_how_many_and_end_at_ctrl_c():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        here = f"localhost:{free.getsockname()[1]}"
+    both = [waits(here, i, 4, limit=100) for i in range(2)]
+    expected = (
+        f"Process 0 of 4 waits at {here} until all have joined: 2 missing (",
+        f"Process 1 of 4 has reached process 0 at {here} and waits until all have joined (",
+    )
+    try:
+        for process, sentence in zip(both, expected):
+            assert any(line.startswith(sentence) for line in process.stderr)  # reads on until it comes
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == -signal.SIGINT
+    finally:
+        for process in both:
+            process.kill()
+
+
+def test_a_process_whose_coordinator_never_comes_says_so_and_gives_up():
+    process = waits("localhost:1", 1, 2, limit=2)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert said[0].startswith("Process 1 of 2 waits for process 0, which does not answer at localhost:1 (")
+    assert said[-1].startswith("slmjax: gave up after 2.") and process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, True),  # a TPU VM: JAX asks its metadata server
+        ({"COLAB_RELEASE_TAG": "release-colab"}, False),
+        ({"COLAB_RELEASE_TAG": "release-colab", "JAX_COORDINATOR_ADDRESS": "host0:1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_colabs_tpu_is_alone_and_other_tpus_ask_for_their_slice(monkeypatch, environment, several):
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "COLAB_RELEASE_TAG", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hosts.os.path, "exists", lambda path: path == "/dev/vfio/0")
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name)
+    assert hosts.is_one_of_several() is several
+
+
+def test_a_coordinator_without_port_is_refused():
+    with pytest.raises(UserError, match="--coordinator=host0: expected HOST:PORT"):
+        hosts.start("host0", 2, 0)

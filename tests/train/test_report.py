@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from slmjax import figures
+from slmjax import figures, readable
 from slmjax.readable import count, duration, flatten, percent
 from slmjax.train import progress
 from slmjax.train.metrics import MetricsWriter
@@ -133,7 +134,7 @@ def test_an_extended_run_says_where_it_continued(run):
         writer.event("extended", 20, from_step=20, steps=80, before=40)
         steps(writer, 20, 40, began=9000.0)
     page = Text(write_report(run).read_text())
-    said = "continued from the trunk at step 20, on a schedule of 80 steps instead of 40"
+    said = "went back to step 20, before the decay, and on from there on a schedule of 80 steps instead of 40"
     assert said in page.sections[""] and said in page.sections["History"]
     assert "not finished" in page.sections[""]
     assert "steps that a longer schedule replaced 20 s" in page.sections["Time"]
@@ -234,3 +235,57 @@ def test_the_banner_aligns_its_rows_and_leaves_out_empty_ones():
     out = io.StringIO()
     progress.banner("slmjax", {"model": "1.0M", "attention": "blockwise", "none": None, "empty": ""}, console=Console(file=out, width=80))
     assert out.getvalue().splitlines() == ["slmjax", "  model      1.0M", "  attention  blockwise"]
+
+
+def test_work_is_said_only_where_it_takes_long(monkeypatch):
+    monkeypatch.setattr(readable, "SILENCE", 0.05)
+    said = []
+    with readable.said_if_long("short work", say=said.append):
+        pass
+    with readable.said_if_long("another process's work", active=False, say=said.append):
+        time.sleep(0.2)
+    with readable.said_if_long("long work", say=said.append):
+        time.sleep(0.2)
+    assert said == ["long work ..."]
+
+
+def test_exact_answers_stand_next_to_chance_and_the_n_gram_model():
+    answers = {
+        "logic": {"accuracy": 0.6, "chance": 0.49, "count": 25},
+        "word_problems": {"accuracy": 0.12, "chance": 0.04, "count": 25},
+    }
+    assert progress.exact_answers(answers, {"logic": 0.0}).splitlines() == [
+        "exact answers to held-out questions:",
+        "  logic           60 % of 25; by chance 49 %, n-gram model 0 %",
+        "  word problems   12 % of 25; by chance 4 %",
+    ]
+
+
+def drawn(lines, **options):
+    """An SVG's marks and bars: how many points are marked, how many filled patches there are."""
+    svg = figures.curves(lines, title="t", x="steps", y="", **options)
+    return svg.count("<use "), svg.count("opacity: 0.5")
+
+
+def test_few_points_of_a_line_are_marked_and_a_histogram_has_bars():
+    few, many = np.arange(3.0), np.arange(200.0)
+    ticks, _ = drawn([figures.Line("many", many, many)])
+    assert drawn([figures.Line("few", many[:3], few), figures.Line("many", many, many)], legend=False)[0] == ticks + 3
+    assert drawn([figures.Line("few", many[:3], few, dots=False), figures.Line("many", many, many)], legend=False)[0] == ticks
+    assert drawn([figures.Line("histogram", many[:20], many[:20], bars=True)], legend=False)[1] == 20
+
+
+def test_the_legend_of_a_figure_that_is_not_clipped_lies_below_its_axes():
+    lines = [figures.Line(name, np.arange(50.0), np.full(50, value)) for name, value in (("a", 0.0), ("b", 1.0))]
+    svg = figures.curves(lines, title="t", x="steps", y="", clip=False)
+    places = re.findall(r"<text [^>]*?(?:y=\"|translate\([\d.]+ )([\d.]+)[^>]*>(\w+)</text>", svg)
+    height = {text: float(y) for y, text in places}
+    assert height["a"] > height["steps"] and height["b"] > height["steps"]
+
+
+def test_the_reports_share_of_exact_answers_has_one_name(run):
+    with MetricsWriter(run, resume_step=40) as writer:
+        writer.write(40, {"eval/logic/bits_per_byte": 1.0, "eval/logic/accuracy": 0.9})
+    page = Text(write_report(run).read_text())
+    assert "exact answers" in page.sections["Held-out text"] and "exact answers" in page.sections["Answers"]
+    assert "accuracy" not in "".join(page.sections.values())

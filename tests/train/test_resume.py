@@ -271,10 +271,10 @@ def test_a_finished_run_says_so_and_a_longer_one_continues_from_the_trunk(corpus
     decayed = runs.losses(short)[1]
     assert 16 in runs.steps_saved(short)
     assert runs.train(corpus, short) == 0
-    assert "continues from the trunk at step 16" in capsys.readouterr().out
+    assert "goes back to step 16, before the decay, and on from there" in capsys.readouterr().out
     runs.assert_same_end(short, undisturbed, STEPS)
     assert runs.losses(short)[1][:16] == decayed[:16] and runs.losses(short)[1][18] != decayed[18]
-    assert "from the trunk at step 16" in (short / "report.html").read_text()
+    assert "went back to step 16, before the decay" in (short / "report.html").read_text()
     assert {16, 24} <= set(runs.steps_saved(short))  # both trunks stay
 
 

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slmjax import config as configs
 from slmjax.infer.load import load_model
+from slmjax.models.architecture import from_config
 from slmjax.objectives.lm import objective
 from slmjax.ops.attention import reference
+from slmjax.train import loop
 from slmjax.train.program import cuts
 from tests import runs
 
@@ -159,6 +162,15 @@ def test_a_damaged_parent_is_refused_as_such(corpus, undisturbed, tmp_path, caps
     assert runs.train(corpus, tmp_path / "run", f"--init_from={parent}") == 2
     err = capsys.readouterr().err
     assert "do not fit config.model, or cannot be read (" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "field"),
+    [("gdn,attention", "--config.model.output_gate=True"), ("gdn", "--config.train.lr=0.0015")],
+)
+def test_the_field_that_is_suggested_for_a_change_is_one_that_the_model_reads(pattern, field):
+    config = configs.override(configs.base(), [f"model.pattern={pattern}", "model.layers=2", "train.lr=0.003"])
+    assert loop.other_field(config, from_config(config, vocab_size=300, compute="float32")) == field
 
 
 def test_a_run_leaves_what_its_readers_expect(corpus, undisturbed):

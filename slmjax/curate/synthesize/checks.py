@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 
 from slmjax.curate.synthesize.plan import Item
+from slmjax.data.heldout import ALONE
 
 WORDS = {"section": 80, "problems": 50, "reasoning": 15, "faq": 50, "table": 30, "dialogue": 50}
 """Fewest words of a document. Gopher's rule (Rae et al. 2021) has 50 for web pages; one solved problem is a document with fewer."""
@@ -16,6 +17,31 @@ _EQUATION = re.compile(rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})
 _BEFORE = re.compile(r"(?:[\w.,)%°^]|[=<>+*/×÷·−-] ?|\bx )$")
 
 
+_TAGS = r"(?:think|thinking|thoughts?|reasoning|seed:think)"
+_OPENING = re.compile(rf"<{_TAGS}>|◁think▷|\[THINK\]|<\|channel\|>(?:analysis|commentary)")
+_CLOSING = re.compile(rf"</{_TAGS}>|◁/think▷|\[/THINK\]|<\|channel\|>final<\|message\|>")
+_SPECIAL = re.compile(r"<\|\w+\|>")
+_ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE)
+_ALONE_LETTERS = re.compile(f"[{_ALONE}]")
+_ALONE_OR_SIGNS = re.compile(f"[{_ALONE}\u3000-\u303f\uff00-\uffef]")  # with their own punctuation
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts of a reasoning model before it; "" where it has no others."""
+    rest = text
+    while closing := _CLOSING.search(rest):
+        opening = _OPENING.search(rest, 0, closing.start())
+        if opening and rest[: opening.start()].strip():
+            return rest  # they are inside the document
+        rest = rest[closing.end() :].lstrip()
+    return "" if _OPENING.match(rest.lstrip()) else rest
+
+
+def length(text: str) -> int:
+    """Words of a text; in scripts without spaces two characters count as one."""
+    return len(_ALONE_OR_SIGNS.sub(" ", text).split()) + len(_ALONE_LETTERS.findall(text)) // 2
+
+
 def judge(item: Item, text: str, finish: str) -> tuple[str, str]:
     """(reason to reject, what was checked); the reason is "" for a document that stands.
 
@@ -23,15 +49,26 @@ def judge(item: Item, text: str, finish: str) -> tuple[str, str]:
     again, and "" where nothing in it could be.
 
     Args:
-      finish: "stop" where the teacher ended by itself, "length" where it was cut.
+      text: the answer; thoughts before it are no part of the document, see `without_thoughts`.
+      finish: "stop" where the teacher ended by itself, "length" where it was cut, else the
+        provider's word for why it ended.
     """
+    whole, text = text, without_thoughts(text)
     if not text.strip():
-        return "empty", ""
+        used_up = ", which used up max_tokens" if finish == "length" else ""
+        return f"only thoughts{used_up}" if whole.strip() else "empty", ""
     if finish == "length":
         return "cut at max_tokens", ""
-    if _REFUSAL.match(text):
+    if finish != "stop":
+        return f"ended by {finish}", ""
+    if _OPENING.search(text) or _CLOSING.search(text):
+        return "thoughts in the text", ""
+    if special := _SPECIAL.search(text):
+        return f"special token in the text: {special[0]}", ""
+    if _REFUSAL.match(text.replace("’", "'")):
         return "refusal", ""
-    if len(text.split()) < WORDS[item.format]:
+    text = text.replace("：", ":")  # the colon of Chinese and Japanese, also behind English words
+    if length(text) < WORDS[item.format]:
         return "too short", ""
     if reason := structure(item.format, text):
         return reason, ""

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-WORD = re.compile(r"[^\W_]+")
+from slmjax.data.heldout import ALONE
+
+_ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE)
+WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")  # in scripts without spaces a character is a word
 SHINGLE = 5  # words, as in MinHash deduplication (FineWeb; Penedo et al. 2024)
 NEAR = 0.75  # Jaccard similarity of word 5-grams from which two documents count as near-duplicates
 COMPARED = 1000  # documents among which near-duplicates are counted, evenly spread over the run

@@ -9,10 +9,11 @@ from typing import Any
 
 from etils import epath
 
-from slmjax.curate.synthesize.checks import judge
+from slmjax.curate.synthesize.checks import judge, without_thoughts
 from slmjax.curate.synthesize.journal import Journal
 from slmjax.curate.synthesize.teachers import Request, Teacher
 from slmjax.data.work import write_atomic
+from slmjax.errors import UserError
 
 
 def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> Iterator[dict[str, Any]]:
@@ -32,13 +33,16 @@ def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> 
                 yield record | {"reason": "no answer: " + ", ".join(f"{why} ({n})" for why, n in Counter(faults).items())}
             continue
         answer = json.loads(event.body)
+        if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
+            raise UserError(f"config.synthesize.journal: event {event.n} of {journal.file} is no answer.")
         reason, checked = judge(request.item, answer["text"], answer["finish"])
-        digest = hashlib.sha256(answer["text"].encode()).digest()
+        text = without_thoughts(answer["text"])
+        digest = hashlib.sha256(text.encode()).digest()
         if not reason and (first := seen.setdefault(digest, record["id"])) != record["id"]:
             reason = f"same text as {first}"
         date = teacher.date or datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds")
         tokens = answer["tokens"][1] if answer["tokens"] else len(answer["text"].encode()) // 4
-        yield record | {"text": answer["text"], "date": date, "checked": checked, "tokens": tokens, "reason": reason}
+        yield record | {"text": text, "date": date, "checked": checked, "tokens": tokens, "reason": reason}
 
 
 class Writer:
@@ -56,12 +60,15 @@ class Writer:
         self._files: list[str] = []
         self.accepted: int = 0
         self.rejected: Counter = Counter()  # by reason, without its details
+        self.examples: dict[str, str] = {}  # of each of them the first one with its details
 
     def add(self, record: dict[str, Any]) -> None:
         """Take the next record."""
         if record["reason"]:
             self._rejects.append(json.dumps(record, ensure_ascii=False) + "\n")
-            self.rejected[record["reason"].partition(":")[0].partition(" as ")[0]] += 1
+            kind = record["reason"].partition(":")[0].partition(" as ")[0]
+            self.rejected[kind] += 1
+            self.examples.setdefault(kind, record["reason"])
             return
         self.accepted += 1
         kept = {name: value for name, value in record.items() if name != "reason"}

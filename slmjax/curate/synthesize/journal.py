@@ -6,13 +6,15 @@ cost. A request without an end, because the process was killed or the line was c
 
 import json
 import queue
+import re
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zstandard
 from etils import epath
@@ -31,6 +33,18 @@ _SPENT = """
 SELECT COALESCE(SUM(COALESCE(ends.tokens, asked.tokens)), 0), COALESCE(SUM(COALESCE(ends.cost, asked.cost)), 0.0)
 FROM events AS asked LEFT JOIN events AS ends ON ends.request = asked.n WHERE asked.kind = 'request'
 """
+# An event that is none: a number, name or body of another type, an end of nothing, or no JSON. Answers
+# have a text, a reason to end and tokens, faults a reason; other bodies are for the reader alone.
+_WRONG = """
+SELECT n FROM events WHERE
+  typeof(time) NOT IN ('real', 'integer') OR typeof(key) != 'text' OR typeof(body) != 'text'
+  OR kind NOT IN ('request', 'answer', 'fault') OR (kind = 'request') != (request IS NULL)
+  OR typeof(tokens) != 'integer' OR tokens < 0 OR typeof(cost) NOT IN ('real', 'integer') OR NOT cost >= 0
+  OR NOT json_valid(body)
+  OR (request IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM events AS asked WHERE asked.n = events.request AND asked.key = events.key))
+LIMIT 1
+"""
 _INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -44,7 +58,11 @@ class Event(NamedTuple):
     request: int | None
     tokens: int
     cost: float
-    body: str  # JSON
+    body: str  # a JSON object, on disk with the checksum of the others as "crc32"
+
+
+def _checksum(body: dict) -> int:
+    return zlib.crc32(json.dumps(body).encode())
 
 
 class Journal:
@@ -58,7 +76,8 @@ class Journal:
       copies: a folder, local or remote, that gets all new events as a closed segment every `every` seconds; where it has events that
         `folder` lacks (a new disk), they are restored first. What a lost disk had not copied yet is lost: what was asked in that time is
         not known to be spent.
-    Raises: UserError for a remote folder, a journal that another process holds, a full disk, or copies of another journal.
+    Raises: UserError for a remote folder, a journal that another process holds, a full disk, a
+      damaged journal (whole or one of its events), or copies of another journal.
     """
 
     def __init__(self, folder: str | Path, *, copies: str = "", every: float = 60.0, say: Callable[[str], None] = print):
@@ -69,6 +88,7 @@ class Journal:
             )
         self.file = Path(folder).expanduser() / FILE
         self.answered: dict[str, int] = {}  # key -> number of its answer
+        self._has_copies = bool(copies)
         self._say, self._lock, self._waiting = say, threading.Lock(), queue.SimpleQueue()
         self._broken: BaseException | None = None
         try:
@@ -83,12 +103,19 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             raise self._trouble(error) from error
         self._copies = epath.Path(copies) if copies else None
-        self._copied = self._restore() if self._copies else 0
-        last = self._db.execute("SELECT COALESCE(MAX(n), 0) FROM events").fetchone()[0]
+        try:
+            self._verify()
+            self._copied = self._restore() if self._copies else 0
+            if self._copies:
+                self._verify()
+        except UserError:
+            self._db.close()
+            raise
+        last = self._query("SELECT COALESCE(MAX(n), 0) FROM events")[0][0]
         if self._copied > last:
             raise UserError(f"config.synthesize.copies: '{copies}' ends before its own last event; is a segment missing?")
         self._next = last + 1
-        self.answered.update(self._db.execute("SELECT key, n FROM events WHERE kind = 'answer'"))
+        self.answered.update(self._query("SELECT key, n FROM events WHERE kind = 'answer'"))
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
         self._closing = threading.Event()
@@ -112,26 +139,21 @@ class Journal:
         """The answer of a key, if there is one."""
         if key not in self.answered:
             return None
-        with self._lock:
-            row = self._db.execute("SELECT * FROM events WHERE n = ?", (self.answered[key],)).fetchone()
-        return Event(*row)
+        event = Event(*self._query("SELECT * FROM events WHERE n = ?", self.answered[key])[0])
+        return event._replace(body=json.dumps(self._opened(event)))
 
     def faults(self, key: str) -> list[str]:
         """The reasons why requests of a key came to nothing, in order."""
-        with self._lock:
-            rows = self._db.execute("SELECT body FROM events WHERE kind = 'fault' AND key = ? ORDER BY n", (key,)).fetchall()
-        return [json.loads(body)["reason"] for (body,) in rows]
+        rows = self._query("SELECT * FROM events WHERE kind = 'fault' AND key = ? ORDER BY n", key)
+        return [str(self._opened(Event(*row)).get("reason")) for row in rows]
 
     def spent(self) -> tuple[int, float]:
         """(tokens, dollars) that count as spent: all that is journalled."""
-        with self._lock:
-            return self._db.execute(_SPENT).fetchone()
+        return self._query(_SPENT)[0]
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger number than `after`."""
-        with self._lock:
-            rows = self._db.execute("SELECT * FROM events WHERE n > ? ORDER BY n", (after,)).fetchall()
-        return map(Event._make, rows)
+        return map(Event._make, self._query("SELECT * FROM events WHERE n > ? ORDER BY n", after))
 
     def close(self) -> None:
         """Write what waits, copy it, and let go of the file."""
@@ -142,10 +164,44 @@ class Journal:
             self._copier.join()
         self._db.close()
 
+    def _query(self, question: str, *values: Any) -> list[tuple]:
+        """The rows of a question. Raises: UserError where the file is damaged."""
+        try:
+            with self._lock:
+                return self._db.execute(question, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._trouble(error) from error
+
+    def _verify(self) -> None:
+        """Raises: UserError for a file that SQLite finds damaged, and for an event that none is."""
+        found = self._query("PRAGMA integrity_check(1)")[0][0]
+        if found != "ok":
+            raise self._damaged(found.replace("\n", " "))
+        if row := self._query(_WRONG):
+            raise self._damaged(f"event {row[0][0]} is none")
+
+    def _opened(self, event: Event) -> dict:
+        """The body of an event without its checksum. Raises: UserError where they do not agree."""
+        try:
+            body = json.loads(event.body)
+            checksum = body.pop("crc32", None)  # older journals have none
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise self._damaged(f"event {event.n}: {error}") from error
+        if checksum not in (None, _checksum(body)):
+            raise self._damaged(f"event {event.n} is not what was written")
+        return body
+
+    def _damaged(self, what: str) -> UserError:
+        advice = "name another folder"
+        if self._has_copies:
+            advice = "move it away, and it is restored from config.synthesize.copies"
+        return UserError(f"config.synthesize.journal: {self.file} is damaged ({what}); {advice}.")
+
     def _append(self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
         n, self._next = self._next, self._next + 1
         future: Future[None] = Future()
-        self._waiting.put((Event(n, time.time(), kind, key, request, tokens, cost, json.dumps(body)), future))
+        sealed = json.dumps({**body, "crc32": _checksum(body)})
+        self._waiting.put((Event(n, time.time(), kind, key, request, tokens, cost, sealed), future))
         return n, future
 
     def _write(self) -> None:
@@ -189,17 +245,24 @@ class Journal:
             return UserError(
                 f"config.synthesize.journal: another process writes {self.file}; wait for it, or choose another work directory."
             )
+        kept = (sqlite3.OperationalError, sqlite3.IntegrityError)
+        broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, kept)
+        if broken or any(word in str(error) for word in ("decode", "no such column", "malformed")):
+            return self._damaged(str(error))
         full = "full" in str(error) or "disk I/O" in str(error)
         advice = "free some space and start again: nothing that was answered before is lost" if full else "choose another folder"
         return UserError(f"config.synthesize.journal: cannot write {self.file} ({error}); {advice}.")
 
     def _restore(self) -> int:
         """Take over the events that the copies have and this journal lacks; the number of the last event that is copied."""
-        last = self._db.execute("SELECT COALESCE(MAX(n), 0) FROM events").fetchone()[0]
+        last = self._query("SELECT COALESCE(MAX(n), 0) FROM events")[0][0]
         copied = 0
         found = sorted(self._copies.glob("events-*.jsonl.zst")) if self._copies.exists() else []
         for segment in found:
-            first, copied = (int(word) for word in segment.name.removesuffix(".jsonl.zst").split("-")[1:])
+            numbers = re.fullmatch(r"events-(\d+)-(\d+)\.jsonl\.zst", segment.name)
+            if not numbers:
+                raise UserError(f"config.synthesize.copies: {segment} is no segment of a journal.")
+            first, copied = map(int, numbers.groups())
             if copied <= last and segment is not found[-1]:
                 continue
             try:
@@ -211,8 +274,8 @@ class Journal:
                 raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
             for event in events:
                 if event.n <= last:
-                    row = self._db.execute("SELECT * FROM events WHERE n = ?", (event.n,)).fetchone()
-                    if Event(*row) != event:
+                    rows = self._query("SELECT * FROM events WHERE n = ?", event.n)
+                    if not rows or Event(*rows[0]) != event:
                         raise UserError(f"config.synthesize.copies: {segment} is of another journal than {self.file}; name another folder.")
             if first > last + 1:
                 raise UserError(f"config.synthesize.copies: the segment before {segment} is missing.")

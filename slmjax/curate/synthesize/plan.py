@@ -133,7 +133,7 @@ def read_topics(value: str) -> list[str]:
     if not value:
         return subjects.topics()
     try:
-        lines = Path(value).expanduser().read_text("utf-8").split("\n")
+        lines = Path(value).expanduser().read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         told = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(
@@ -146,15 +146,29 @@ def read_topics(value: str) -> list[str]:
 
 
 def read_passages(value: str) -> list[str]:
-    """Texts for seed passages: the first documents of a file, folder or pattern, as data.sources has them; "" is none."""
+    """Texts for seed passages: the first documents of a file, folder or pattern, as data.sources has them; "" is none.
+
+    Raises: UserError for what cannot be read, and for a source most of whose records cannot be used.
+    """
     out: list[str] = []
     for source in parse_sources(value):
+        before, faults = len(out), []
         for file in list_files(source):
             for found in read_documents(file, source):
-                if isinstance(found, Document) and found.text.strip():
+                if isinstance(found, Document):
                     out.append(found.text[:PASSAGE_KEPT])
-                    if len(out) == PASSAGES:
-                        return out
+                else:
+                    faults.append(f"{file.name} line {found.line}: {found.reason}: {found.detail}")
+                if len(out) == PASSAGES:
+                    return out
+        used = len(out) - before
+        if not used and not faults:
+            raise UserError(f"config.synthesize.passages: the files of '{source.name}' hold no record.")
+        if not used or len(faults) > used:
+            raise UserError(
+                f"config.synthesize.passages: {len(faults)} of {len(faults) + used} records of "
+                f"'{source.name}' cannot be used ({faults[0].rstrip('. ')})."
+            )
     return out
 
 
@@ -175,5 +189,8 @@ def chosen(name: str, value: Sequence[str], known: Sequence[str]) -> tuple[str, 
 def _piece(text: str, rng: random.Random) -> str:
     """A piece of a text, from one blank or line end to another."""
     start = rng.randrange(max(1, len(text) - PASSAGE_CHARACTERS))
-    start = text.find(" ", start) + 1 if start else 0
-    return text[start : start + PASSAGE_CHARACTERS].rpartition(" ")[0].strip() or text[:PASSAGE_CHARACTERS].strip()
+    blank = text.find(" ", start)
+    if start and blank >= 0:
+        start = blank + 1
+    piece = text[start : start + PASSAGE_CHARACTERS]
+    return piece.rpartition(" ")[0].strip() or piece.strip() or text[:PASSAGE_CHARACTERS].strip()

@@ -15,6 +15,7 @@ from slmjax.errors import UserError
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try; doubled for each further one up to the longest, then shortened at random by up to a half, so that many
 requests that failed together do not come back together."""
+UNUSABLE = 50  # a teacher of which one answer in ten can be used fails so often once in 200 runs
 SLOWER = 10  # a request that was told to wait may ask this many times as often as one that failed
 
 
@@ -45,7 +46,7 @@ async def produce(
     per_minute: float = 0.0,
     concurrent: int = 64,
     retries: int = 5,
-    judge: Callable[[Request, Answer], bool] = lambda request, answer: True,
+    judge: Callable[[Request, Answer], str] = lambda request, answer: "",
     tell: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
     """Ask for every request that the journal has no answer of.
@@ -55,8 +56,9 @@ async def produce(
       per_minute: most requests a minute; 0: no limit.
       concurrent: requests that are open at once.
       retries: times that a request is asked again; one that is told to wait (429) is patient for longer.
-      judge: whether an answer will be accepted, for the tally alone.
-    Raises: UserError where the teacher refuses all requests, or answers none of twice `concurrent` (at least 20) in a row.
+      judge: why an answer will be rejected; "" where it stands.
+    Raises: UserError where the teacher refuses all requests, answers none of twice `concurrent` (at
+      least 20) in a row, or where so many answers (at least 50) are rejected before one stands.
     """
     stop, remaining = asyncio.Event(), iter(requests)
     pace = Pace(per_minute, stop)
@@ -101,6 +103,8 @@ async def produce(
                 answer = await attempt(request)
             except Fault as fault:
                 tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
+                if fault.ends:
+                    raise UserError(fault.ends) from fault
                 tries, waits = tries + (not fault.limit), waits + fault.limit
                 if not fault.limit:
                     in_a_row += 1
@@ -117,11 +121,17 @@ async def produce(
                 await pace.pause(max(fault.wait, back_off))
             else:
                 in_a_row = 0
-                good = judge(request, answer)
-                tally.accepted, tally.rejected = tally.accepted + good, tally.rejected + (not good)
+                reason = judge(request, answer)
+                tally.accepted, tally.rejected = tally.accepted + (not reason), tally.rejected + bool(reason)
                 tally.tokens += answer.tokens[1] if answer.tokens else 0
                 tally.settled += 1
                 tell(tally)
+                if not tally.accepted and tally.rejected >= max(UNUSABLE, 2 * concurrent):
+                    raise UserError(
+                        f"config.synthesize: the first {tally.rejected} answers of {teacher.model} "
+                        f"cannot be used (the last: {reason}); rejects.jsonl has them. What was "
+                        "answered is kept."
+                    )
                 return
         if stop.is_set():
             return

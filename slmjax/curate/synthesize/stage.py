@@ -1,8 +1,9 @@
 """The stage `synthesize`: a teacher writes a textbook, document by document, and nothing that was paid for is lost or paid for again."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from slmjax.curate.synthesize.documents import Writer, records
 from slmjax.curate.synthesize.journal import Journal
 from slmjax.curate.synthesize.live import Line
 from slmjax.curate.synthesize.produce import Tally, produce
-from slmjax.curate.synthesize.teachers import Answer, Checkpoint, OpenAI, Program, Request, Teacher
+from slmjax.curate.synthesize.teachers import NAMES, Answer, Checkpoint, OpenAI, Program, Request, Teacher
 from slmjax.data.work import write_atomic
 from slmjax.errors import UserError, nearest
 from slmjax.readable import percent
@@ -28,19 +29,25 @@ SETTINGS = {
     "teacher": "program", "model": "", "base_url": "", "licence": "", "documents": 3600, "shard": 10_000, "topics": "",
     "audiences": tuple(plan.AUDIENCES), "formats": tuple(plan.FORMATS), "passages": "", "max_tokens": 1500, "temperature": 0.8,
     "top_p": 0.95, "concurrent": 64, "per_minute": 0.0, "retries": 5, "timeout": 300.0, "tokens": 0, "cost": 0.0, "price": (0.0, 0.0),
-    "journal": "", "copies": "",
+    "journal": "", "copies": "", "names": {},
 }  # fmt: skip
 TEACHERS = ("program", "openai", "checkpoint")
+EXPECTED = {tuple: "several values", dict: "{name: value}"}
 POSITIVE = ("documents", "shard", "max_tokens", "concurrent", "timeout")
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> int:
+def run(
+    config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1,
+    trust: Sequence[str] = (),
+) -> int:  # fmt: skip
     """Write `documents`, `rejects.jsonl`, `coverage.json` and `coverage.md` into a work directory; the same command again goes on.
 
     Args:
       init_from: with the teacher `checkpoint`, the work directory of the run whose model writes.
+      trust: names of code that this checkpoint may name, see config.check_trust.
     Returns: 0, or 128 + signal where one ended it early (what was answered is written all the same).
-    Raises: UserError for settings that make no sense, and for whatever keeps a teacher from answering.
+    Raises: UserError for settings that make no sense, for whatever keeps a teacher from answering
+      (what was answered before is written all the same), and where no document could be written.
     """
     if processes > 1:
         raise UserError("--processes: the synthesizer is one process, as its journal has one writer; raise config.synthesize.concurrent.")
@@ -56,17 +63,44 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         )
     if "://" in workdir and not copies:
         copies = f"{workdir}/journal"
-    teacher = make_teacher(config.seed, chosen, init_from)
+    teacher = make_teacher(config.seed, chosen, init_from, trust)
     journal = Journal(journal_folder or str(folder / "journal"), copies=copies)
     try:
         write_atomic(folder / "config.json", configs.to_dict(config) | {"synthesize": chosen})
-        tally = _in_a_loop(lambda: _ask(planned, chosen, teacher, journal))
+        try:
+            tally = _in_a_loop(lambda: _ask(planned, chosen, teacher, journal))
+        except UserError as error:
+            keys = (request.key for request in requests(planned, teacher, chosen["documents"]))
+            if not any(key in journal.answered for key in keys) and (folder / "documents").exists():
+                kept = f"{folder / 'documents'} is what an earlier run with other settings wrote."
+                raise UserError(f"{error} {kept}") from error
+            with contextlib.suppress(UserError, OSError):
+                finish(folder, planned, chosen, teacher, journal)
+            raise
         summary = finish(folder, planned, chosen, teacher, journal)
     finally:
         journal.close()
     for line in ending(folder, chosen, tally, summary):
         print(line)
+    if not summary["documents"] and not tally.signal:
+        raise UserError(nothing_written(folder, chosen, tally, summary))
     return 128 + tally.signal if tally.signal else 0
+
+
+def nothing_written(folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]) -> str:
+    """Why a run has no document, with the words of the server where there are some."""
+    rejected = sum(figures["rejected"].values())
+    if not rejected:
+        limits = f"tokens={chosen['tokens']}, cost={chosen['cost']:g}"
+        return f"config.synthesize: no document was written; the budget ({limits}) allows no request."
+    advice = ""
+    if any(quote + name + quote in figures["why"] for name in NAMES for quote in "'\"`"):
+        advice = "config.synthesize.names says what the endpoint calls a parameter, or that it has none; "
+    return (
+        f"config.synthesize: no document was written; {rejected:,} answers were rejected or never came, "
+        f"most of them for this reason: {figures['why']}. {advice}"
+        f"{folder / 'rejects.jsonl'} has them all."
+    )
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -82,6 +116,20 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     for name, default in SETTINGS.items():
         if type(default) in (int, float) and not (out[name] > 0 if name in POSITIVE else out[name] >= 0):
             raise UserError(f"config.synthesize.{name} is {out[name]}; it must {'be positive' if name in POSITIVE else 'not be negative'}.")
+    for name in ("base_url", "model"):
+        if out[name] and out["teacher"] in ("program", "checkpoint"):
+            raise UserError(
+                f"config.synthesize.{name} is '{out[name]}', which is for the teacher openai; "
+                f"config.synthesize.teacher is {out['teacher']}."
+            )
+    for name, called in out["names"].items():
+        if name not in NAMES or not isinstance(called, str):
+            raise UserError(
+                f"config.synthesize.names: {name}={called!r}; expected what the endpoint calls "
+                f"{', '.join(NAMES)} ('': it takes none).{nearest(name, NAMES)}"
+            )
+    if out["names"].get("max_tokens") == "":
+        raise UserError("config.synthesize.names.max_tokens is empty; the budget counts with that limit.")
     if out["teacher"] not in TEACHERS:
         raise UserError(
             f"config.synthesize.teacher is '{out['teacher']}'; it can be {', '.join(TEACHERS)}.{nearest(out['teacher'], TEACHERS)}"
@@ -119,15 +167,16 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
     )
 
 
-def make_teacher(seed: int, chosen: dict[str, Any], init_from: str) -> Teacher:
+def make_teacher(seed: int, chosen: dict[str, Any], init_from: str, trust: Sequence[str] = ()) -> Teacher:
     """The teacher that the settings name."""
     sampling = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p")}
     if chosen["teacher"] == "program":
         return Program(seed)
     if chosen["teacher"] == "checkpoint":
-        return Checkpoint(init_from, sampling=sampling, seed=seed, batch=chosen["concurrent"], licence=chosen["licence"])
-    timeout, licence = chosen["timeout"], chosen["licence"]
-    return OpenAI(chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, timeout=timeout, licence=licence)
+        concurrent, licence = chosen["concurrent"], chosen["licence"]
+        return Checkpoint(init_from, sampling=sampling, seed=seed, batch=concurrent, licence=licence, trust=trust)
+    settings = {name: chosen[name] for name in ("timeout", "licence", "names")}
+    return OpenAI(chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, **settings)
 
 
 def requests(planned: plan.Plan, teacher: Teacher, documents: int) -> Iterator[Request]:
@@ -151,14 +200,14 @@ async def _ask(planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, jou
             per_minute=chosen["per_minute"],
             concurrent=chosen["concurrent"],
             retries=chosen["retries"],
-            judge=accepted,
+            judge=rejected,
             tell=line,
         )
 
 
-def accepted(request: Request, answer: Answer) -> bool:
-    """Whether an answer stands."""
-    return not judge(request.item, answer.text, answer.finish)[0]
+def rejected(request: Request, answer: Answer) -> str:
+    """Why an answer will be rejected, or ""."""
+    return judge(request.item, answer.text, answer.finish)[0]
 
 
 def finish(folder: epath.Path, planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> dict[str, Any]:
@@ -176,6 +225,8 @@ def finish(folder: epath.Path, planned: plan.Plan, chosen: dict[str, Any], teach
     figures = coverage(kept(), chosen["documents"])
     writer.close()
     spent = journal.spent()
+    most = max(writer.rejected, key=writer.rejected.get, default="")
+    figures |= {"why": writer.examples.get(most, "")}  # an example of the reason of most rejects
     figures |= {"rejected": dict(writer.rejected), "checked": {name or "nothing": n for name, n in checked.items()}}
     figures |= {"spent": {"tokens": spent[0], "dollars": spent[1]}}
     write_atomic(folder / "coverage.json", json.dumps(figures, indent=1) + "\n")
@@ -191,6 +242,8 @@ def ending(folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: di
         f"Answers compared with computed ones in {checked['answers']:,}, calculations done again in {checked['equations']:,}; "
         f"near-duplicates {percent(figures['near_duplicates'])}. Coverage: {folder / 'coverage.md'}",
     ]
+    if rejected > made > 0:
+        lines.append(f"WARNING: most answers were rejected, most of them for this reason: {figures['why']}.")
     money = f"{spent['tokens']:,} tokens and ${spent['dollars']:.2f}"
     if spent["dollars"] and not tally.spent:
         lines.append(f"Spent, with what is reserved for unanswered requests: {money}.")
@@ -210,11 +263,13 @@ def _typed(name: str, kind: type, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if kind is tuple and isinstance(value, list | tuple):
         return tuple(value)
+    if kind is dict and isinstance(value, dict):
+        return value
     if kind is str and isinstance(value, str):
         return value
     if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == int(value)):
         return kind(value)
-    raise UserError(f"config.synthesize.{name} is {value!r}; expected {'several values' if kind is tuple else kind.__name__}.")
+    raise UserError(f"config.synthesize.{name} is {value!r}; expected {EXPECTED.get(kind, kind.__name__)}.")
 
 
 def _in_a_loop(make: Callable[[], Any]) -> Any:

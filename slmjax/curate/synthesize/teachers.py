@@ -4,8 +4,9 @@ import asyncio
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -17,6 +18,21 @@ from slmjax.errors import UserError
 TEMPLATE_TOKENS = 64  # that a chat template puts around a message, at most: Llama 3.1's published one, with its date lines, has about 40
 MAX_BYTES = 4_000_000
 """An answer that is longer is cut off: at 10 bytes a token (JSON escapes), 400,000 tokens."""
+# Finish reasons of a whole answer and of a cut one (OpenAI, TGI, Anthropic, Gemini, Mistral).
+WHOLE = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
+CUT = ("length", "max_tokens", "model_length")
+# Parts of the names that providers give to errors, by the status that they stand for.
+CODES = {
+    401: ("api_key", "authentication", "unauthorized"),
+    402: ("insufficient_quota", "insufficient_credits", "payment"),
+    403: ("permission",),
+    404: ("model_not_found", "not_found_error"),
+    429: ("rate_limit", "too_many_requests"),
+    400: ("invalid", "unsupported", "bad_request", "badrequest", "context_length", "content_policy"),
+}
+REFUSED = {401: "OPENAI_API_KEY", 402: "the account's credit", 403: "OPENAI_API_KEY and what it may use"}
+NAMES = ("max_tokens", "temperature", "top_p", "seed")
+"""Parameters that are sent, of which config.synthesize.names says what the endpoint calls them."""
 MAX_WAIT = 600.0  # longest Retry-After, in seconds, that is honoured as it stands
 
 
@@ -32,7 +48,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A complete answer. finish: "stop" or "length"; tokens: (of the prompt, of the answer), None where the teacher does not say."""
+    """An answer. finish: "stop" where it is whole, "length" where it was cut, else why it ended.
+
+    tokens: (of the prompt, of the answer), None where the teacher does not say.
+    """
 
     text: str
     finish: str
@@ -44,11 +63,30 @@ class Fault(Exception):
 
     tokens: (prompt, answer) that are counted all the same; None where only the teacher knows, so that the reservation stays.
     wait: seconds that the teacher asked for; again: whether asking again may help; limit: the teacher says "slower", not "no".
+    ends: the sentence with which the run ends, where no request can succeed; "" where others may.
     """
 
-    def __init__(self, reason: str, tokens: tuple[int, int] | None = None, *, wait: float = 0.0, again: bool = True, limit: bool = False):
+    def __init__(
+        self,
+        reason: str,
+        tokens: tuple[int, int] | None = None,
+        *,
+        wait: float = 0.0,
+        again: bool = True,
+        limit: bool = False,
+        ends: str = "",
+    ):
         super().__init__(reason)
-        self.reason, self.tokens, self.wait, self.again, self.limit = reason, tokens, wait, again, limit
+        self.reason, self.tokens, self.ends = reason, tokens, ends
+        self.wait, self.again, self.limit = wait, again, limit
+
+
+class Complaint(Exception):
+    """An error of the provider: the HTTP status that it stands for (0: not known) and its words."""
+
+    def __init__(self, status: int, said: str):
+        super().__init__(said)
+        self.status, self.said = status, said
 
 
 class Teacher:
@@ -65,7 +103,7 @@ class Teacher:
         raise NotImplementedError
 
     async def ask(self, request: Request) -> Answer:
-        """The answer. Raises: Fault; UserError where no request can succeed."""
+        """The answer. Raises: Fault."""
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -118,21 +156,39 @@ class OpenAI(Sampling):
 
     name, date = "openai", ""
 
-    def __init__(self, model: str, base_url: str, *, sampling: Mapping[str, Any], seed: int, timeout: float, licence: str = ""):
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        sampling: Mapping[str, Any],
+        seed: int,
+        timeout: float,
+        licence: str = "",
+        names: Mapping[str, str] | None = None,
+    ):
         try:
             import openai
         except ImportError as error:
             raise UserError('config.synthesize.teacher: openai needs the package openai; pip install "slmjax[openai]".') from error
         if not model:
             raise UserError("config.synthesize.model is empty; name the model that the endpoint serves.")
-        key = os.environ.get("OPENAI_API_KEY", "")
+        _check_address(base_url)
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not key.isascii():
+            raise UserError("OPENAI_API_KEY holds characters that no key has; set it again.")
         if not key and not base_url:
             raise UserError("OPENAI_API_KEY is not set in the environment; the key of the endpoint is read from there alone.")
         self.model, self.licence = model, licence or f"output of {model}; the terms of its provider apply"
         super().__init__(sampling, seed)
         self._timeout, self._url = timeout, base_url or "https://api.openai.com/v1"
+        self._names = dict(names or {})
         # The client must not try again by itself: each try is journalled and reserved first.
         self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=self._url, max_retries=0, timeout=timeout)
+
+    def parameters(self, item: Item) -> dict[str, Any]:
+        given = super().parameters(item)
+        return {name: value for name, value in given.items() if self._names.get(name) != ""}
 
     async def ask(self, request: Request) -> Answer:
         import httpx2  # the client's own transport, whose errors it lets through while a body is read
@@ -140,38 +196,62 @@ class OpenAI(Sampling):
 
         messages = [{"role": "user", "content": request.prompt}]
         create = self._client.chat.completions.with_streaming_response.create
+        named = {self._names.get(name, name): value for name, value in request.parameters.items()}
         body = bytearray()
         try:
             # The client's time limit is one for each read; an answer that never ends would never meet it.
-            async with asyncio.timeout(self._timeout), create(model=self.model, messages=messages, **request.parameters) as response:
+            async with asyncio.timeout(self._timeout), create(model=self.model, messages=messages, extra_body=named) as response:
                 async for piece in response.iter_bytes():
                     body += piece
                     if len(body) > MAX_BYTES:
                         raise Fault(f"no end after {MAX_BYTES:,} bytes")
         except openai.APIStatusError as error:
-            raise self._refused(error) from error
+            code = 402 if error.code == "insufficient_quota" else error.status_code
+            said = words(error.body) or shortened(str(error.message))
+            wait = retry_after(error.response.headers.get("retry-after", ""))
+            raise self._refused(code, said, wait) from error
         except (TimeoutError, openai.APITimeoutError) as error:
             raise Fault(f"no answer in {self._timeout:g} s") from error
         except (openai.APIConnectionError, httpx2.RequestError) as error:
             if isinstance(error.__cause__, httpx2.ConnectError):
                 raise Fault(f"no connection to {self._url}", (0, 0)) from error
             raise Fault("the connection was cut") from error
-        return parse(bytes(body))
+        try:
+            return parse(bytes(body))
+        except Complaint as error:
+            raise self._refused(error.status, error.said) from error
 
     async def close(self) -> None:
         await self._client.close()
 
-    def _refused(self, error: Any) -> Exception:
-        """What an HTTP status means for the request, the tokens and the run."""
-        status, wait = error.status_code, retry_after(error.response.headers.get("retry-after", ""))
-        told = str(error.message).strip().partition("\n")[0][:200]
-        if status in (401, 403, 404) or error.code == "insufficient_quota":
-            return UserError(f"config.synthesize: {self._url} refuses model '{self.model}' (HTTP {status}: {told}); check OPENAI_API_KEY.")
+    def _refused(self, status: int, said: str, wait: float = 0.0) -> Fault:
+        """What an error means for the request, the tokens and the run."""
+        told = f"HTTP {status}: {said}" if status else f"error: {said}"
+        if status in REFUSED or status == 404:
+            check = REFUSED.get(status, "config.synthesize.base_url, model and OPENAI_API_KEY")
+            sentence = f"{self._url} refuses model '{self.model}' ({told}); check {check}."
+            return Fault(told, (0, 0), again=False, ends=f"config.synthesize: {sentence}")
         if status == 429:
-            return Fault("HTTP 429", (0, 0), wait=wait, limit=True)
-        if status in (400, 413, 422):
-            return Fault(f"HTTP {status}: {told}", (0, 0), again=False)
-        return Fault(f"HTTP {status}", wait=wait)
+            return Fault(told, (0, 0), wait=wait, limit=True)
+        if 400 <= status < 500 and status not in (408, 409, 425):
+            return Fault(told, (0, 0), again=False)
+        return Fault(told, wait=wait)
+
+
+def _check_address(base_url: str) -> None:
+    """Raises: UserError for a base_url that no client can use."""
+    field, example = f"config.synthesize.base_url is '{base_url}'", "http://127.0.0.1:8000/v1"
+    if not base_url:
+        return
+    scheme, found, place = base_url.partition("://")
+    if not found:
+        raise UserError(f"{field}; it has no scheme. Did you mean 'http://{base_url}'?")
+    if scheme not in ("http", "https") or not place.strip("/") or any(map(str.isspace, place)):
+        raise UserError(f"{field}; expected an address such as {example}.")
+    for ending in ("/chat/completions", "/completions"):
+        if base_url.rstrip("/").endswith(ending):
+            root = base_url.rstrip("/").removesuffix(ending)
+            raise UserError(f"{field}; the client adds {ending}. Did you mean '{root}'?")
 
 
 class Checkpoint(Sampling):
@@ -179,11 +259,12 @@ class Checkpoint(Sampling):
 
     Args:
       workdir: of a training run.
+      trust: names of code that the checkpoint may name, see config.check_trust.
     """
 
     name, date = "checkpoint", ""
 
-    def __init__(self, workdir: str, *, sampling: Mapping[str, Any], seed: int, batch: int, licence: str = ""):
+    def __init__(self, workdir: str, *, sampling: Mapping[str, Any], seed: int, batch: int, licence: str = "", trust: Sequence[str] = ()):
         if not workdir:
             raise UserError("config.synthesize.teacher is checkpoint; name the run whose model writes: --init_from=WORKDIR.")
         from slmjax.compiling import use_compile_cache
@@ -191,7 +272,7 @@ class Checkpoint(Sampling):
         from slmjax.infer.load import load_model
 
         use_compile_cache()
-        loaded = load_model(workdir)
+        loaded = load_model(workdir, trust=trust)
         self._engine = Engine(loaded.arch, loaded.params, loaded.buffers, loaded.tokenizer, max_batch=batch)
         self.model = f"{workdir} step {loaded.step}"
         self.licence = licence or f"output of {workdir}; the licences of its text apply"
@@ -246,22 +327,109 @@ class Checkpoint(Sampling):
 def parse(body: bytes) -> Answer:
     """The answer in the body of a chat completion.
 
-    Raises: Fault for a body that is not one, and for an empty answer (which is paid for, as far as its usage says).
+    Raises: Complaint for an error of the provider inside it; Fault for a body that is no completion,
+      and for one without text (which is paid for, as far as its usage says).
     """
     try:
         data = json.loads(body)
+        raise_complaint(data)
         choice = data["choices"][0]
-        text, finish = choice["message"]["content"] or "", choice.get("finish_reason") or "stop"
+        raise_complaint(choice)
+        message, finish = choice["message"], finish_of(choice.get("finish_reason"))
+        text = _text(message.get("content"))
         text.encode()  # escapes in JSON can spell characters that no text file can hold
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Fault("broken JSON") from error
+        said = ""
+        if body.lstrip()[:1] not in b"{[":  # a page of a proxy, or of a path that is none of the API's
+            said = f": {shortened(body[:10_000].decode(errors='replace'))}"
+        raise Fault(f"broken JSON{said}") from error
     usage = data.get("usage")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
     known = len(counts) == 2 and all(type(count) is int and 0 <= count < 10**9 for count in counts)
     tokens = (counts[0], counts[1]) if known else None
     if not text.strip():
-        raise Fault("empty answer", tokens)
-    return Answer(text, "length" if finish == "length" else "stop", tokens)
+        reason = _why_empty(message, finish)
+        raise Fault(reason, tokens, again=reason == "empty answer")
+    return Answer(text, finish, tokens)
+
+
+def finish_of(value: Any) -> str:
+    """ "stop" for a whole answer, "length" for one that was cut, else the provider's own word."""
+    word = str(value or "stop").lower()
+    return "stop" if word in WHOLE else "length" if word in CUT else word
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content, which may come in parts.
+
+    Raises: TypeError for what is neither; Fault for parts of another type than text and thoughts.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in [content] if isinstance(content, dict) else content:
+        kind = part.get("type", "text")
+        if kind in ("text", "output_text"):
+            texts.append(part["text"])
+        elif kind not in ("thinking", "reasoning"):
+            raise Fault(f"the answer holds a part of type '{kind}', which is no text", again=False)
+    return "".join(texts)
+
+
+def _why_empty(message: Mapping[str, Any], finish: str) -> str:
+    if message.get("refusal"):
+        return f"refusal: {shortened(str(message['refusal']))}"
+    if message.get("reasoning_content") or message.get("reasoning"):
+        used_up = " (the thoughts used up max_tokens)" if finish == "length" else ""
+        return f"only thoughts, no answer{used_up}"
+    return "empty answer" if finish == "stop" else f"empty answer, finish_reason {finish}"
+
+
+def raise_complaint(data: Any) -> None:
+    """Raises: Complaint where the provider says, in one of the usual forms, what went wrong."""
+    if isinstance(data, list):
+        data = next((entry for entry in data if isinstance(entry, dict)), {})
+    if not isinstance(data, dict):
+        return
+    error = data.get("error")
+    if not error and (data.get("object") == "error" or not {"choices", "message"} & {*data}):
+        error = data
+    said = words(error)
+    if not said:
+        return
+    codes = [data.get("code"), data.get("status")]
+    if isinstance(error, dict):
+        codes = [error.get("code"), error.get("status"), error.get("type"), *codes]
+    raise Complaint(next((code for code in map(status_of, codes) if code), 0), said)
+
+
+def status_of(code: Any) -> int:
+    """The HTTP status that an error's code stands for; 0 where it stands for none."""
+    if isinstance(code, int | float) or str(code).isdecimal():
+        return int(code) if 400 <= int(code) < 600 else 0
+    name = str(code).lower()
+    for status, parts in CODES.items():
+        if any(part in name for part in parts):
+            return status
+    return 0
+
+
+def words(error: Any) -> str:
+    """What the provider says in an error, in one of the usual forms; "" where it says nothing."""
+    if isinstance(error, list):
+        error = error[0] if error else ""
+    if not isinstance(error, dict):
+        return shortened(error) if isinstance(error, str) else ""
+    for name in ("message", "detail", "error", "msg", "title", "error_description"):
+        if said := words(error.get(name)):
+            return said
+    return ""
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text without markup, in one line."""
+    text = re.sub(r"(?s)<(script|style|head)\b.*?</\1>|<[^>]*>", " ", text)
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:300]
 
 
 def retry_after(value: str) -> float:

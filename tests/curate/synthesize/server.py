@@ -2,7 +2,7 @@
 
 What it does with a request is its mode: ok, short, limit (429 with Retry-After), error (500), hang, cut, broken, empty, endless. It counts
 tokens as a careful provider would: everything but a 429 costs, also where nobody sees an answer, and where that is so, all that the
-request allows.
+request allows. A mode that begins with a status, such as '400 [{"message": "no"}]', is an answer as it stands.
 """
 
 import asyncio
@@ -69,9 +69,9 @@ class Server:
     async def _answer(self, mode: str, body: dict, writer: asyncio.StreamWriter) -> bool:
         """Do what the mode says; whether the connection can be used again."""
         prompt = body["messages"][0]["content"]
-        key = hashlib.sha256(f"{prompt}/{body['seed']}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{prompt}/{body.get('seed')}".encode()).hexdigest()[:12]
         rng = random.Random(key)
-        asked, allowed = len(prompt.encode()) // 3 + 30, body["max_tokens"]
+        asked, allowed = len(prompt.encode()) // 3 + 30, body.get("max_tokens") or body["max_completion_tokens"]
         written = 3 if mode == "short" else 0 if mode == "empty" else rng.randint(20, allowed)
         text = "" if mode == "empty" else "# Title\n\nToo short." if mode == "short" else article(key)
         tokens = {"limit": 0, "ok": asked + written, "short": asked + written, "empty": asked}.get(mode, asked + allowed)
@@ -79,6 +79,8 @@ class Server:
         usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         answer = json.dumps({"id": key, "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}).encode()
+        if mode[:3].isdecimal() and mode[3:]:
+            return await send(writer, f"{mode[:3]} As Asked", mode[4:].encode())
         if mode == "limit":
             return await send(writer, "429 Too Many Requests", b'{"error": {"message": "slower"}}', "Retry-After: 0.2\r\n")
         if mode.isdecimal():

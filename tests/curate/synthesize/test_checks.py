@@ -1,5 +1,6 @@
 """What is rejected and why: each rule on texts that it must and must not stop, and arithmetic against Python's own."""
 
+import dataclasses
 import random
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.curate.synthesize.checks import answers, calculations, judge, same, structure
+from slmjax.curate.synthesize.checks import answers, calculations, judge, same, structure, without_thoughts
 from slmjax.curate.synthesize.plan import FORMATS, Item, Plan
 from slmjax.curate.synthesize.subjects import KINDS
 from tests.curate.synthesize.server import article
@@ -25,6 +26,7 @@ REASONS = {
     "I'm sorry, but I cannot help with that." + " word" * 100: "refusal",
     "As an AI, I have no view. # Title" + " word" * 100: "refusal",
     "# Title\n\nFew words.": "too short",
+    "I’m sorry, but I cannot help with that." + " word" * 100: "refusal",
     "No title" + " word" * 100: "no title or heading",
     article("a") + " So 12 + 5 = 18.": "false equation: 12 + 5 = 18",
     article("a"): "",
@@ -40,6 +42,52 @@ def test_a_text_that_was_cut_is_rejected_and_what_was_checked_is_told():
     assert judge(PLAIN, article("a"), "length") == ("cut at max_tokens", "")
     assert judge(PLAIN, article("a"), "stop") == ("", "equations")
     assert judge(PLAIN, "# Title\n" + "word " * 100, "stop") == ("", "")
+
+
+def test_an_answer_that_ended_for_another_reason_is_rejected_with_it():
+    for finish in ("content_filter", "abort", "tool_calls", "error"):
+        assert judge(PLAIN, article("a"), finish) == (f"ended by {finish}", "")
+
+
+THOUGHTS = {
+    f"<think>\nI plan it.\n</think>\n\n{article('a')}": "",
+    f"I plan it.\n</think>\n\n{article('a')}": "",
+    f" <think>one</think>\n<thinking>two</thinking>{article('a')}": "",
+    f"[THINK]I plan it.[/THINK]{article('a')}": "",
+    f"◁think▷I plan it.◁/think▷{article('a')}": "",
+    f"<|channel|>analysis<|message|>I plan it.<|end|><|start|>assistant<|channel|>final<|message|>{article('a')}": "",
+    f"<think>{article('a')}": "only thoughts",
+    f"<think>{article('a')}</think>\n": "only thoughts",
+    f"# Title\n<think>I plan it.</think>\n{article('a')}": "thoughts in the text",
+    f"{article('a')}<|im_end|>": "special token in the text: <|im_end|>",
+}
+
+
+@pytest.mark.parametrize("text", THOUGHTS)
+def test_the_thoughts_of_a_model_are_in_no_document(text):
+    reason = judge(PLAIN, text, "stop")[0]
+    assert reason == THOUGHTS[text]
+    assert reason or without_thoughts(text) == article("a")
+
+
+def test_a_text_without_thoughts_stays_byte_for_byte():
+    assert without_thoughts("\n a <b> text \n") == "\n a <b> text \n"
+    assert judge(PLAIN, "<think>hm", "length")[0] == "only thoughts, which used up max_tokens"
+
+
+WRITTEN = {
+    "zh": "三角形的内角和等于一百八十度。",
+    "ja": "三角形の内角の和は百八十度です。",
+    "th": "มุมภายในของรูปสามเหลี่ยมรวมกันได้หนึ่งร้อยแปดสิบองศา ",
+}
+
+
+@pytest.mark.parametrize("code", WRITTEN)
+def test_length_in_scripts_without_spaces_is_counted_in_characters(code):
+    assert judge(PLAIN, f"# 1\n\n{WRITTEN[code] * 30}", "stop")[0] == ""
+    assert judge(PLAIN, f"# 1\n\n{WRITTEN[code] * 2}", "stop")[0] == "too short"
+    form = dataclasses.replace(PLAIN, format="faq")
+    assert judge(form, f"Q：1\nA：{WRITTEN[code] * 30}\n" * 3, "stop")[0] == ""
 
 
 def reasoned(item, answer):

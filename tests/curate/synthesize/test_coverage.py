@@ -85,3 +85,8 @@ def test_nothing_at_all_has_a_report_too():
     found = coverage([], 10)
     assert found["documents"] == 0 and found["near_duplicates"] == 0.0 and found["novelty"] == []
     assert "too short | 3" in markdown(found, {"too short": 3})
+
+
+def test_in_scripts_without_spaces_each_character_is_a_word():
+    assert len(shingles("三角形的内角和等于一百八十度。", 5)) == 14 - 4
+    assert len(shingles("one 三角 two", 1)) == 4

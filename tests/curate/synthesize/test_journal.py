@@ -1,6 +1,7 @@
 """The journal: what counts as spent, what survives a crash, a lost disk and a full one, and who may write."""
 
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -229,3 +230,48 @@ def test_copies_that_are_not_whole_or_not_of_this_journal_are_refused(tmp_path, 
     place = tmp_path / ("another" if mistake == "other" else "new disk")
     with pytest.raises(UserError, match=MISTAKES[mistake]):
         Journal(place, copies=str(copies))
+
+
+def test_a_damaged_journal_is_refused_or_its_answers_are_what_was_written(tmp_path):
+    journal = Journal(tmp_path)
+    bodies = {f"k{i}": {"text": f"answer {i} " * 40, "finish": "stop", "tokens": [3, 4]} for i in range(60)}
+    for key, body in bodies.items():
+        journal.answer(key, ask(journal, key), tokens=7, cost=0.25, body=body).result()
+    failed = ask(journal, "failed")
+    journal.fault("failed", failed, tokens=1, cost=0.0, body={"reason": "HTTP 500: oops"}).result()
+    journal.close()
+    whole, rng, refused = journal.file.read_bytes(), random.Random(0), 0
+    for trial in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 8])):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        if trial % 10 == 0:
+            del data[rng.randrange(len(data)) :]
+        journal.file.write_bytes(data)
+        for rest in tmp_path.glob("journal.sqlite-*"):
+            rest.unlink()
+        opened = None
+        try:
+            opened = Journal(tmp_path)
+            found = {key: json.loads(opened.read(key).body) for key in opened.answered}
+            assert found.items() <= bodies.items()
+            assert set(opened.faults("failed")) <= {"HTTP 500: oops"}
+            assert opened.spent()[0] >= 0
+        except UserError as error:
+            refused += 1
+            assert "journal.sqlite" in str(error)
+        finally:
+            if opened:
+                opened.close()
+    assert refused > 100
+
+
+def test_a_damaged_journal_with_copies_says_how_it_is_restored(tmp_path):
+    filled(tmp_path / "disk", tmp_path / "copies", "abc")
+    data = bytearray((tmp_path / "disk" / "journal.sqlite").read_bytes())
+    data[100:400] = b"x" * 300
+    (tmp_path / "disk" / "journal.sqlite").write_bytes(data)
+    with pytest.raises(UserError, match="move it away, and it is restored"):
+        Journal(tmp_path / "disk", copies=str(tmp_path / "copies"))
+    (tmp_path / "disk" / "journal.sqlite").unlink()
+    assert len(filled(tmp_path / "disk", tmp_path / "copies", "")) == 6

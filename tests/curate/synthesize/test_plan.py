@@ -103,6 +103,8 @@ def test_topics_are_the_lines_of_a_file(tmp_path):
     (tmp_path / "topics.txt").write_text("# mine\nknots > sailing\n\n  flags\nflags\n")
     assert read_topics(str(tmp_path / "topics.txt")) == ["knots > sailing", "flags"]
     assert read_topics("") == TOPICS
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf# mine\nknots\n")  # with a byte-order mark
+    assert read_topics(str(tmp_path / "marked.txt")) == ["knots"]
     for content, told in ((b"# none\n", "has no topic"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")):
         place = tmp_path / "bad.txt"
         place.unlink(missing_ok=True)
@@ -123,3 +125,14 @@ def test_an_unknown_format_is_told_with_the_nearest():
         chosen("formats", ("dialog",), tuple(FORMATS))
     with pytest.raises(UserError, match="is empty"):
         chosen("formats", (), tuple(FORMATS))
+
+
+def test_a_topic_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "topics.txt").write_bytes("\ufeffknots > sailing\n".encode())
+    assert read_topics(str(tmp_path / "topics.txt")) == ["knots > sailing"]
+
+
+def test_pieces_of_a_passage_without_blanks_come_from_all_of_it():
+    passage = "".join(chr(0x4E00 + i) for i in range(8000))
+    places = {passage.index(plan(passages=[passage]).item(number).passage) for number in range(50)}
+    assert len(places) > 40 and max(places) > 6000

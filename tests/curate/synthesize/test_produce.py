@@ -69,7 +69,7 @@ def test_a_request_is_on_disk_before_it_is_sent_and_an_answer_before_it_is_used(
 
     def judge(request, answer):
         assert kinds(journal, request.key) == ["request", "answer"]
-        return True
+        return ""
 
     assert make(journal, Stub(answer), judge=judge).accepted == 50
 

@@ -172,7 +172,61 @@ def test_it_runs_where_a_loop_runs_already_as_in_a_notebook(tmp_path):
     assert asyncio.run(cell()) == 0 and len(documents(tmp_path)) == 4
 
 
+SERVERS = {
+    """400 {"error": {"message": "Unknown name 'seed': Cannot find field."}}""": (
+        "HTTP 400: Unknown name 'seed': Cannot find field. (1). config.synthesize.names says"
+    ),
+    '200 {"error": {"message": "insufficient credits", "code": 402}}': (
+        "refuses model 'tester' (HTTP 402: insufficient credits); check the account's credit"
+    ),
+    '200 {"choices": [{"message": {"content": "cut"}, "finish_reason": "abort"}]}': "reason: ended by abort",
+}
+
+
+@pytest.mark.parametrize("mode", SERVERS)
+def test_a_run_that_writes_nothing_ends_with_2_and_the_servers_words(tmp_path, mode, capsys):
+    server = Server(lambda number, body: mode, lambda entry: None)
+    words = [f"--config.synthesize.{word}" for word in endpoint(server, documents=6)]
+    assert launch.main([f"--config={RECIPE}", f"--workdir={tmp_path}", *words]) == 2
+    server.close()
+    printed = capsys.readouterr()
+    assert SERVERS[mode] in printed.err and not documents(tmp_path) and rejects(tmp_path)
+
+
+def test_answers_that_cannot_be_used_end_the_run_before_all_are_paid_for(tmp_path):
+    with_short = Server(lambda number, body: "short", lambda entry: None)
+    with pytest.raises(UserError, match=r"the first \d+ answers of tester cannot be used \(the last: too short\)"):
+        write(tmp_path, *endpoint(with_short, documents=2000))
+    with_short.close()
+    assert 50 <= with_short.arrived < 250 and len(rejects(tmp_path)) >= 50
+
+
+def test_a_teacher_that_refuses_leaves_the_documents_of_other_settings(server, tmp_path):
+    write(tmp_path, *endpoint(server, documents=10))
+    before = documents(tmp_path)
+    refusing = Server(lambda number, body: "401", lambda entry: None)
+    with pytest.raises(UserError, match=r"OPENAI_API_KEY.*documents is what an earlier run with other settings wrote"):
+        write(tmp_path, *endpoint(refusing, documents=10), "model=other")
+    refusing.close()
+    assert documents(tmp_path) == before
+
+
+def test_passages_that_cannot_be_read_are_refused_before_anything_is_asked(tmp_path):
+    (tmp_path / "good.jsonl").write_text('{"text": "a passage"}\n')
+    (tmp_path / "other.jsonl").write_text('{"body": "a passage"}\n' * 3)
+    both = f"passages=good={tmp_path}/good.jsonl,other={tmp_path}/other.jsonl"
+    told = r"passages: 3 of 3 records of 'other' cannot be used \(other.jsonl line 1: no text: 'text' is missing"
+    with pytest.raises(UserError, match=told):
+        write(tmp_path / "run", both)
+    assert not (tmp_path / "run").exists()
+
+
 MISTAKES = {
+    "base_url=http://127.0.0.1:8000/v1": "is for the teacher openai; config.synthesize.teacher is program",
+    "model=m": "is for the teacher openai",
+    "names={'max_token': 'x'}": "Did you mean 'max_tokens'",
+    "names={'max_tokens': ''}": "the budget counts with that limit",
+    "names=seed": "names is 'seed'; expected {name: value}",
     "documnts=3": "has no such setting. Did you mean 'documents'?",
     "documents=many": "config.synthesize.documents is 'many'; expected int",
     "documents=0": "it must be positive",
@@ -245,7 +299,8 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
 @pytest.mark.slow
 def test_a_model_of_our_own_writes_too(undisturbed, tmp_path):
     words = ["teacher=checkpoint", "documents=6", "max_tokens=24", "concurrent=4"]
-    assert write(tmp_path / "run", *words, init_from=str(undisturbed)) == 0
+    with pytest.raises(UserError, match="no document was written; 6 answers were rejected"):
+        write(tmp_path / "run", *words, init_from=str(undisturbed))
     asked = [event for event in events(tmp_path / "run") if event.kind == "request"]
     answered = [json.loads(event.body) for event in events(tmp_path / "run") if event.kind == "answer"]
     assert len(asked) == len(answered) == 6 == len(rejects(tmp_path / "run")) + len(documents(tmp_path / "run"))
@@ -253,5 +308,6 @@ def test_a_model_of_our_own_writes_too(undisturbed, tmp_path):
     assert sorted(prompts) == sorted(p for p in prompts for a in answered if a["text"].startswith(p))
     assert all(answer["tokens"][1] <= 24 for answer in answered)
     before = events(tmp_path / "run")
-    write(tmp_path / "run", *words, init_from=str(undisturbed))
+    with pytest.raises(UserError, match="cut at max_tokens"):
+        write(tmp_path / "run", *words, init_from=str(undisturbed))
     assert events(tmp_path / "run") == before

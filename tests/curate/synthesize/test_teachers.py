@@ -65,9 +65,9 @@ class Run:
 
 # Mode: (reason, what is counted for the failed request: everything it reserved, nothing, or what the answer says it used)
 FAILURES = {
-    "limit": ("HTTP 429", "nothing"),
-    "error": ("HTTP 500", "reserved"),
-    "503": ("HTTP 503", "reserved"),
+    "limit": ("HTTP 429: slower", "nothing"),
+    "error": ("HTTP 500: oops", "reserved"),
+    "503": ("HTTP 503: no", "reserved"),
     "hang": ("no answer in 0.5 s", "reserved"),
     "cut": ("the connection was cut", "reserved"),
     "broken": ("broken JSON", "reserved"),
@@ -126,7 +126,7 @@ def test_a_refused_key_or_model_ends_the_run(tmp_path, mode):
 
 def test_a_server_that_only_fails_ends_the_run_before_it_ends_the_budget(tmp_path):
     run = Run(tmp_path, ["error"] * 1000, documents=200)
-    assert "20 requests in a row came to nothing (the last: HTTP 500)" in run.error and len(run.seen) < 40
+    assert "20 requests in a row came to nothing (the last: HTTP 500: oops)" in run.error and len(run.seen) < 40
 
 
 def test_no_server_at_all_costs_nothing_and_is_told(tmp_path):
@@ -182,6 +182,110 @@ def test_a_completion_is_read_with_what_it_used():
         {"prompt_tokens": 1, "completion_tokens": 10**30},
     ):
         assert parse(completion(usage=usage)).tokens is None
+
+
+FINISHES = {
+    "stop": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "STOP": "stop",
+    None: "stop",
+    "length": "length",
+    "MAX_TOKENS": "length",
+}
+FINISHES |= {word: word for word in ("content_filter", "abort", "tool_calls", "error", "safety", "anything else")}
+
+
+@pytest.mark.parametrize("finish", FINISHES)
+def test_an_answer_is_whole_cut_or_ended_for_the_providers_own_reason(finish):
+    assert parse(completion(finish=finish)).finish == FINISHES[finish]
+
+
+def test_an_answer_in_parts_is_their_text_without_thoughts():
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "one "}, {"text": "two"}]
+    assert parse(completion(content=parts)).text == "one two"
+    with pytest.raises(Fault, match="part of type 'image_url', which is no text") as fault:
+        parse(completion(content=[{"type": "image_url", "image_url": {}}]))
+    assert not fault.value.again
+
+
+def message(finish="stop", **fields):
+    return json.dumps(
+        {"choices": [{"message": fields, "finish_reason": finish}], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    ).encode()
+
+
+EMPTY = {
+    message("length", content=None, reasoning_content="hm"): "only thoughts, no answer (the thoughts used up max_tokens)",
+    message(content="", reasoning="hm"): "only thoughts, no answer",
+    message("content_filter", content=None): "empty answer, finish_reason content_filter",
+    message("tool_calls", tool_calls=[]): "empty answer, finish_reason tool_calls",
+    message(content=None, refusal="I will not do that."): "refusal: I will not do that.",
+}
+
+
+@pytest.mark.parametrize("body", EMPTY, ids=EMPTY.values())
+def test_an_answer_without_text_says_why_is_paid_for_and_not_asked_again(body):
+    with pytest.raises(Fault) as fault:
+        parse(body)
+    assert (fault.value.reason, fault.value.tokens, fault.value.again) == (EMPTY[body], (3, 4), False)
+
+
+# Answer of the server: (how its fault begins, whether the request is asked again, whether the run ends)
+COMPLAINTS = {
+    '200 {"error": {"message": "insufficient credits", "code": 402}}': ("HTTP 402: insufficient credits", False, True),
+    '200 {"error": {"message": "overloaded", "code": 503}}': ("HTTP 503: overloaded", True, False),
+    '200 {"error": "model is loading"}': ("error: model is loading", True, False),
+    '200 {"object": "error", "message": "too long", "type": "BadRequestError"}': ("HTTP 400: too long", False, False),
+    '200 {"choices": [{"error": {"code": "429", "message": "slow down"}}]}': ("HTTP 429: slow down", True, False),
+    '200 {"detail": [{"msg": "no such field"}]}': ("error: no such field", True, False),
+    "200 <html><head><title>x</title></head><body>Log in</body></html>": ("broken JSON: Log in", True, False),
+    '400 [{"error": {"code": 400, "message": "Unknown name \\"seed\\""}}]': ('HTTP 400: Unknown name "seed"', False, False),
+    '400 {"message": "no"}': ("HTTP 400: no", False, False),
+    '402 {"error": {"message": "pay first"}}': ("HTTP 402: pay first", False, True),
+    '405 {"error": {"message": "not so"}}': ("HTTP 405: not so", False, False),
+    '429 {"error": {"message": "no quota", "code": "insufficient_quota"}}': ("HTTP 402: no quota", False, True),
+    "502 <html><body><h1>Bad Gateway</h1></body></html>": ("HTTP 502: Bad Gateway", True, False),
+}
+
+
+@pytest.mark.parametrize("mode", COMPLAINTS)
+def test_the_providers_words_reach_the_user_and_nothing_is_asked_again_in_vain(tmp_path, mode):
+    reason, again, ends = COMPLAINTS[mode]
+    run = Run(tmp_path, [mode], concurrent=1)
+    assert run.reasons == [reason]
+    assert run.kinds == ["request", "fault", "request", "answer"][: 4 if again else 2]
+    assert (run.error is not None) == ends and (not ends or reason in run.error)
+    assert again or run.spent == 0
+
+
+@pytest.mark.parametrize("url, told", [
+    ("127.0.0.1:8000/v1", "Did you mean 'http://127.0.0.1:8000/v1'"), ("ftp://127.0.0.1/v1", "expected an address such as http"),
+    ("http://", "expected an address"), ("http://127.0.0.1 :8000/v1", "expected an address"),
+    ("https://127.0.0.1/v1/chat/completions/", "Did you mean 'https://127.0.0.1/v1'"),
+])  # fmt: skip
+def test_an_address_that_is_none_is_named_before_anything_is_asked(url, told):
+    with pytest.raises(UserError, match=r"config\.synthesize\.base_url is") as error:
+        OpenAI("tester", url, sampling={}, seed=0, timeout=1.0)
+    assert told in str(error.value)
+
+
+def test_parameters_are_sent_under_the_endpoints_names_or_not_at_all():
+    bodies = []
+    server = Server(lambda number, body: bodies.append(body) or "ok", lambda entry: None)
+    names = {"max_tokens": "max_completion_tokens", "seed": ""}
+
+    async def go():
+        teacher = OpenAI("tester", server.url, sampling={"max_tokens": 50, "top_p": 0.9}, seed=0, timeout=5.0, names=names)
+        (request,) = requests(Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"]), teacher, 1)
+        await teacher.ask(request)
+        await teacher.close()
+        return request
+
+    request = asyncio.run(go())
+    server.close()
+    assert {*bodies[0]} == {"model", "messages", "max_completion_tokens", "top_p"} and bodies[0]["max_completion_tokens"] == 50
+    assert request.parameters == {"max_tokens": 50, "top_p": 0.9}  # which the budget and the key of the request go by
 
 
 NONE = [b"", b"<html>", b"[]", b"{}", b"null", b"[" * 100_000, b'{"choices": []}', b'{"choices": "text"}', completion()[:-5]]

@@ -1,0 +1,145 @@
+"""The command line of every command: exit statuses, one sentence for each mistake, Ctrl-C."""
+
+import argparse
+import contextlib
+import errno
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from slmjax.errors import UserError, first_line, line_of_the_user, nearest
+
+UNWINDING = 5.0  # seconds that the program has to clean up after Ctrl-C
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)  # what only writing can meet
+NO_SPACE = "No space left on device"
+
+
+def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command on the words of its command line.
+
+    Returns: the exit status: 0 done, 2 a mistake of the user or of the machine's (one sentence on
+      stderr), 128 + signal when told to leave.
+    Raises: every other exception, which is a fault of the library.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    _escape_what_the_terminal_lacks()
+    try:
+        check_utf8(words)
+        return command(words) or 0
+    except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        sentence = explain(error)
+        if not sentence:
+            raise
+        print(f"slmjax: {sentence}", file=sys.stderr)
+        return 2
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error that is not the library's own fault, "" for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if place := line_of_the_user(error):
+        file, line = place
+        return f"'{file}', line {line}: {type(error).__name__}: {first_line(error)}"
+    if isinstance(error, OSError) and error.errno:
+        named = isinstance(error.filename, str | bytes)
+        name = f"'{os.fsdecode(error.filename)}'" if named else "a file"
+        return f"{name} cannot be {'written' if error.errno in WRITING else 'used'}: {os.strerror(error.errno)}."
+    text = str(error)
+    if NO_SPACE in text:  # as the checkpoint storage says it
+        return f"the work directory cannot be written: {NO_SPACE}."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"there is not enough memory: {first_line(error)}"
+    return ""
+
+
+def check_utf8(words: Sequence[str]) -> None:
+    """Raises: UserError for a word of the command line that is not UTF-8."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise UserError(f"the argument '{shown}' is not UTF-8.") from None
+
+
+def shown(words: Sequence[Any]) -> str:
+    """A command that can be pasted into a shell, whatever its words hold."""
+    return shlex.join(map(str, words))
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are UserErrors, with the nearest option."""
+
+    def __init__(self, **how: Any):
+        super().__init__(allow_abbrev=False, **how)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"{name}: there is no such option.{nearest(name, known)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options.")
+
+
+def script(main: Callable[[], int]) -> NoReturn:
+    """Run `main` as a process of its own and end the process with its status.
+
+    Files, names and streams are UTF-8 whatever the locale says. After Ctrl-C the process ends
+    in a few seconds, and without Python's own ending: XLA may still be compiling in threads
+    that neither an exception nor the interpreter's end can stop.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    signal.signal(signal.SIGINT, _interrupt)
+    before = sys.unraisablehook
+
+    def unraisable(problem: Any) -> None:
+        if isinstance(problem.exc_value, KeyboardInterrupt):  # raised in a callback, which loses it
+            _end(128 + signal.SIGINT)
+        before(problem)
+
+    sys.unraisablehook = unraisable
+    status = main()
+    if status == 128 + signal.SIGINT:
+        _end(status)
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    timer = threading.Timer(UNWINDING, _end, (128 + number,))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _end(status: int) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """Print characters that a stream cannot encode as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
