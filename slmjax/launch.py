@@ -72,7 +72,9 @@ def _run(argv: list[str]) -> int:
     init_from = os.path.expanduser(options.get("init_from", ""))
     workdir = work_directory(options)
     with contextlib.ExitStack() as door:
-        if config.stage != "prepare":  # which writes only where the prepared text is, under a lock of its own
+        # Preparation writes only where the prepared text is, under a lock of its own. A bucket has no
+        # locks, so there the claim helps only training, which asks again before it saves.
+        if config.stage == "train" or (config.stage != "prepare" and "://" not in workdir):
             claim = door.enter_context(claimed(workdir, **together))
             check_stage(workdir, config.stage)
             share |= {"claim": claim} if config.stage == "train" else {}

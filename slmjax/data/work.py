@@ -134,8 +134,9 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
     """Hold a work directory, so that a second start does not write into it.
 
     A local folder is locked by the system, which releases it when the process ends, however it
-    ends. A bucket has no locks, and neither have some file systems. There `.lock` names the newest
-    start, which owns the folder; an earlier one finds out at its next checkpoint (`Claim.mine`).
+    ends. A bucket has no locks, and some file systems have none between hosts. There `.lock` names
+    the newest start, which owns the folder; an earlier one finds out at its next checkpoint
+    (`Claim.mine`).
 
     Args:
       first: whether this is the process that takes it, of several of one run.
@@ -177,7 +178,8 @@ class Claim:
         path = folder / LOCK
         locks = fcntl is not None and "://" not in workdir
         if locks and self._lock(path, workdir):
-            for leftover in (*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")):  # of a kill
+            place = Path(folder)  # epath's glob reads a pattern's characters in the folder's own name
+            for leftover in (*place.glob(".tmp-*"), *place.glob("*/.tmp-*")):  # of a kill
                 leftover.unlink(missing_ok=True)
         else:
             self._refuse_living_owner(path, workdir)
@@ -188,8 +190,6 @@ class Claim:
         """False once another start has taken the folder; asked before each checkpoint."""
         if self._path is None or not self._path.exists():
             return True
-        if self._file is not None:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
         return self._path.read_text() == self._record
 
     def release(self) -> None:
