@@ -227,7 +227,7 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, t
         with pytest.raises(SystemExit):
             runs.train(corpus, run, **fields)
     assert runs.steps_saved(run)[-1] == 6 and not runs.events(run, "finish")
-    answers = {"sums": {"accuracy": 0.5, "count": 2}}
+    answers = {"sums": {"accuracy": 0.5, "chance": 0.1, "count": 4}}
     monkeypatch.setattr("slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers)
     with monkeypatch.context() as patch:
         patch.setattr("slmjax.train.goodput.Goodput.record", killed)  # after the answers, before "finish"
