@@ -165,6 +165,7 @@ def test_processes_that_wait_for_others_say_where_and_for_how_many_and_end_at_ct
     try:
         for process, sentence in zip(both, expected):
             assert any(line.startswith(sentence) for line in process.stderr)  # reads on until it comes
+        for process in reversed(both):  # the first one last: the others wait for it
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == -signal.SIGINT
     finally:
