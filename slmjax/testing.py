@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.models import lm
-from slmjax.models.architecture import Architecture, Block, parse_block
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.cache import Cache
 from slmjax.models.layers import Context
 from slmjax.models.mixers import mixer_class
+from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import shardings
 
@@ -86,7 +88,7 @@ def _decoded(arch: Architecture, params: dict) -> str:
     lengths = np.sum([counts for _, counts in PIECES], axis=0)
     batch = _batch([(n,) for n in lengths.tolist()])
     whole = jax.jit(lambda batch: lm.forward(arch, params, {}, batch)[0])(batch)
-    step = jax.jit(lambda batch, cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
+    step = jax.jit(lambda batch, cache: _with_cache(arch, params, batch, cache))
     cache, done = lm.init_cache(arch, len(lengths), 96), np.zeros(len(lengths), int)
     for piece, counts in PIECES:
         place = np.minimum(done[:, None] + np.arange(piece)[None], lengths.max() - 1)
@@ -116,13 +118,18 @@ def _sharded(arch: Architecture, params: dict) -> str:
     for sizes in ({"data": 2, "fsdp": 2}, {"data": 1, "tensor": 4}):  # the second has more devices than key/value heads
         mesh = make_mesh(sizes, jax.devices()[:4])
         with jax.set_mesh(mesh):
-            there = jax.device_put(params, shardings(params, mesh)), jax.device_put(batch, batch_sharding(mesh))
+            there = jax.device_put(params, shardings(lm.declare(arch), mesh)), jax.device_put(batch, batch_sharding(mesh))
             found = jax.jit(jax.value_and_grad(loss))(*there)
         for (path, one), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found)):
             off = _off(one, other)
             name = jax.tree_util.keystr(path[1:], simple=True, separator="/") or "the loss"
             assert off < 10 * NEAR, f"on {sizes} devices it is not what it is on one: {name} differs by {off:.1e}"
     return "on four devices, by rows and by heads, it is what it is on one, gradients included"
+
+
+def _with_cache(arch: Architecture, params: dict, batch: dict, cache: Cache) -> tuple[jax.Array, Cache]:
+    hidden, out = lm.forward(arch, params, {}, batch, cache=cache)
+    return hidden, out.cache
 
 
 def _block(arch: Architecture, params: dict, x: jax.Array, batch: dict) -> jax.Array:

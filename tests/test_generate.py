@@ -20,7 +20,7 @@ from slmjax.data.tokenizer import train_bpe
 from slmjax.generate import main, parse, read_prompts
 from slmjax.infer.engine import Completion, Engine
 from slmjax.models import lm
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from tests import runs
 
 

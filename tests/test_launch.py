@@ -10,7 +10,7 @@ import pytest
 
 from slmjax import launch
 from slmjax.models import sizes
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.train.metrics import MetricsWriter
 from tests import runs
 

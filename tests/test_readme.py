@@ -77,7 +77,7 @@ def test_every_module_that_the_readme_runs_answers_to_help():
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("*.py")))
 def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_path, monkeypatch):
     from slmjax.models import sizes
-    from slmjax.models.architecture import from_config
+    from slmjax.models.pattern import from_config
 
     for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
         (tmp_path / "pretrain" / domain).mkdir(parents=True)

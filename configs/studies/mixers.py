@@ -66,7 +66,7 @@ of 512, and rates that are still too low.
 
 from slmjax import config
 from slmjax.models import sizes
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 
 PATTERNS = {
     "attention": ("attention",),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from slmjax import config as configs
 from slmjax.bench import shell
 from slmjax.bench.llama_weights import llama_config
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.models.resolve import vocab_rows
 
 CACHES = {"dynamic cache": None, "static cache, compiled": "static"}  # transformers compiles the step of a static cache on a GPU

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 
 from slmjax.bench.timing import both, copy_bytes, device_ms, matmul_flops
 from slmjax.models import lm, sizes
-from slmjax.models.groups import in_compute_type
 from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
 from slmjax.ops.attention import attention
 from slmjax.ops.cross_entropy import weighted_nats
 from slmjax.ops.embedding import embed
-from slmjax.parallel.rules import path_name
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.program import Program
 
@@ -83,7 +81,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     block = arch.blocks[0]
 
     def mlp(weights, x):
-        return MLP(arch, block).apply({"params": weights}, x, ctx=ctx)[0]
+        return MLP(arch).apply({"params": weights}, x, ctx=ctx)[0]
 
     # Bytes: the products' inputs and outputs, and gate, up and hidden once more for the activation; three times that with the backward.
     yield Piece("mlp", L, both(mlp), ((params["channel"], x), x), 18 * tokens * D * F, 3 * size * tokens * (3 * D + 6 * F))
@@ -102,14 +100,15 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.chunks)[0], argnums=(0, 1))
     yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
 
-    whole = jax.tree.map_with_path(lambda path, p: p.astype(arch.compute) if in_compute_type(path_name(path)) else p, state.params)
+    declared = lm.declare(arch)
+    whole = jax.tree.map(lambda known, p: p.astype(arch.compute) if known.in_compute_type else p, declared, state.params)
 
     def stack(params):
         hidden = lm.forward(arch, params, {}, batch)[0]
         return jnp.vdot(hidden[:, -1].astype(jnp.float32), x[:, -1].astype(jnp.float32))
 
     yield Piece("stack", 1, jax.grad(stack), (whole,), flops - head_flops, 0.0)
-    optimizer = Optimizer(c.train, c.model.multipliers, c.precision.optimizer)
+    optimizer = Optimizer(c.train, c.model.multipliers, declared, c.precision.optimizer)
     gradients = jax.tree.map(lambda p: 1e-3 * p, state.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     update = (lambda g, s, p: optimizer.update(g, s, p, jnp.float32(1)), (gradients, state.optimizer, state.params))

@@ -35,8 +35,8 @@ from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.evals.perplexity import DocumentLosses, document_losses
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture, from_config
-from slmjax.models.groups import group_of
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import from_config
 from slmjax.models.resolve import vocab_rows
 from slmjax.train import evaluation, schedule
 from slmjax.train.metrics import MetricsWriter
@@ -156,7 +156,8 @@ class Peer:
         if self.parameters != sizes.parameters(arch).total:
             raise ValueError(f"the peer has {self.parameters} parameters, our model {sizes.parameters(arch).total}")
         t = config.train
-        decays = {name: group_of(path).decays for name, path, _ in llama_names(arch)}
+        declared = flatten(lm.declare(arch))
+        decays = {name: declared[path].decays for name, path, _ in llama_names(arch)}
         groups = [{"params": [named[name] for name, does in decays.items() if does], "weight_decay": t.weight_decay},
                   {"params": [named[name] for name, does in decays.items() if not does], "weight_decay": 0.0}]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, lr=t.lr, betas=(t.b1, t.b2), eps=t.eps, fused=True)

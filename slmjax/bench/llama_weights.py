@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.groups import group_of
 from slmjax.parallel.rules import flatten
 
 PARTS = {
@@ -61,9 +61,10 @@ def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
 def llama_weights(arch: Architecture, params: dict) -> dict[str, np.ndarray]:
     """Our parameters as a whole state dict of LlamaForCausalLM: matrices as [outputs, inputs], a tied head a second time under its name."""
     flat, out = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}, {}
+    declared = flatten(lm.declare(arch))
     for name, path, row in llama_names(arch):
         leaf = flat[path] if row is None else flat[path][row]
-        inputs = 1 if path == "head" else group_of(path).inputs
+        inputs = len(declared[path].inputs)
         out[name] = np.ascontiguousarray(leaf.reshape(math.prod(leaf.shape[:inputs]), -1).T) if inputs else leaf
     if arch.tied:
         out["lm_head.weight"] = out["model.embed_tokens.weight"]

@@ -25,7 +25,8 @@ from slmjax.compiling import use_compile_cache
 from slmjax.errors import UserError, nearest
 from slmjax.infer.engine import Engine, bucket
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture, from_config
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import from_config
 from slmjax.models.resolve import resolve
 from slmjax.parallel.mesh import make_mesh
 

@@ -9,7 +9,8 @@ from typing import Any
 from slmjax import config as configs
 from slmjax.bench.shell import random_tokens
 from slmjax.errors import UserError
-from slmjax.models.architecture import Architecture, from_config
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import from_config
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")  # of torch.nn.attention.SDPBackend
 

@@ -20,7 +20,7 @@ from slmjax.data.loader import local_batches
 from slmjax.data.prepare import Prepared
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.models import sizes
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.models.resolve import vocab_rows
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh

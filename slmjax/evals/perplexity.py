@@ -30,7 +30,7 @@ def scorer(arch: Architecture, chunks: int = 1) -> Callable:
     """score(params, buffers, batch) -> nats of each token, zero on padding."""
 
     def score(params: dict, buffers: dict, batch: dict) -> Float[Array, "B T"]:
-        hidden, _, _ = lm.forward(arch, params, buffers, batch)
+        hidden, _ = lm.forward(arch, params, buffers, batch)
         log_p, _ = token_log_probs(hidden, lm.head(arch, params), batch["targets"], chunks=chunks)
         return -log_p * batch["weights"]
 

@@ -15,8 +15,6 @@ from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
-from slmjax.models.groups import in_compute_type
-from slmjax.parallel.rules import path_name
 
 RUNNING, STOP, LENGTH, END = range(4)  # how a row stands
 
@@ -82,17 +80,17 @@ def ready_params(arch: Architecture, params: dict) -> dict:
     ]
     params = params | {"stack": {str(i): layer for i, layer in enumerate(layers)}}
 
-    def cast(path, leaf):
-        return leaf.astype(arch.compute) if in_compute_type(path_name(path)) else leaf
+    def cast(known, leaf):
+        return leaf.astype(arch.compute) if known.in_compute_type else leaf
 
-    return jax.tree.map_with_path(cast, params)
+    return jax.tree.map(cast, lm.declare(unrolled(arch)), params)
 
 
 def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]) -> Cache:
     """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     batch = {"tokens": tokens, "segments": (position < lengths[:, None]).astype(jnp.int32), "positions": position}
-    return lm.forward(arch, params, buffers, batch, cache=lm.init_cache(arch, len(tokens), size))[2]
+    return lm.forward(arch, params, buffers, batch, cache=lm.init_cache(arch, len(tokens), size))[1].cache
 
 
 def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request) -> tuple[State, Cache]:
@@ -107,8 +105,8 @@ def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cach
         state, cache = carry
         running = (state.finish == RUNNING).astype(jnp.int32)  # a finished row is padding, which changes nothing in its cache
         batch = {"tokens": state.token, "segments": running, "positions": request.lengths + state.step}
-        hidden, _, cache = lm.forward(arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache)
-        return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), cache
+        hidden, out = lm.forward(arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache)
+        return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), out.cache
 
     return jax.lax.while_loop(lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache))
 

@@ -1,5 +1,7 @@
 """Linear attention with gates: GLA, gated DeltaNet (gdn) and Kimi delta attention (kda)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,44 +9,41 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slmjax.models import recurrent
-from slmjax.models.architecture import GLA_RANK, Architecture, Block, recurrent_sizes
-from slmjax.models.layers import Context, RMSNorm, products, residual_scale, weight
+from slmjax.models.declare import weight
+from slmjax.models.layers import Context, RMSNorm, products, residual_scale
 
+GLA_RANK = 16  # of the projection that makes GLA's decays; Yang et al. 2023, section 4.4
 GLA_TEMPER = 16.0  # divides the decays' logarithms; Yang et al. 2023, section 4.4
 
 
-class LinearAttention(nn.Module):
-    """mixer(x, ctx, cache, shared) -> (y, cache, shared); block.mixer says which.
+class LinearAttention(recurrent.RecurrentMixer):
+    """What the three have in common; `kind` says which it is."""
 
-    gla: decays for each key channel, from a projection of rank 16; no convolution, no norm on queries and keys.
-    gdn: one decay and one strength of erasing a head; short convolutions; queries and keys of length 1.
-    kda: as gdn, with decays for each key channel and an output gate that are projections of the rank of a head, the gate a sigmoid.
-    Source: Yang et al. 2023 (GLA), section 4; Yang et al. 2024 (gated DeltaNet), section 3; Kimi team 2025 (Kimi Linear), section 4.
-    """
-
-    arch: Architecture
-    block: Block
+    kind: ClassVar[str]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: recurrent.RecurrentCache | None = None, shared=None):
-        arch, kind, D = self.arch, self.block.mixer, self.arch.width
-        H, K, V = recurrent_sizes(arch, self.block)
+        kind, D = self.kind, self.arch.width
+        H, K, V = self.sizes
         widths = {"query": K, "key": K, "value": V} | ({} if kind == "kda" else {"gate": V})
-        inputs = {name: weight(self, name, (D, H, width), D) for name, width in widths.items()}
+        inputs = {}
+        for name, width in widths.items():
+            axes = ("width", "heads" if name in ("query", "gate") else "kv_heads", None)
+            inputs[name] = weight(self, name, (D, H, width), axes=axes, inputs=(0,), outputs=(1, 2))
         query, key, value, *gate = products(self, "in", x, inputs)
         rank = {"gla": GLA_RANK, "kda": V}.get(kind)  # of the projection for decays
-        decay = x @ (weight(self, "decay_down", (D, rank), D) if rank else weight(self, "decay", (D, H), D))
-        erase = None if kind == "gla" else x @ weight(self, "erase", (D, H), D)
-        gate = x @ weight(self, "gate_down", (D, V), D) if kind == "kda" else gate[0]
-        # What lies between products of x and products with `out` is long to keep, and little to compute once more beside them.
+        decay = x @ (self._down("decay_down", rank) if rank else self._by_head("decay"))
+        erase = None if kind == "gla" else x @ self._by_head("erase")
+        gate = x @ self._down("gate_down", V) if kind == "kda" else gate[0]
+        # Rematerialised: these activations are large and cheap to recompute.
         out, cache = nn.remat(LinearAttention._mixed)(self, query, key, value, decay, erase, ctx, cache)
         return nn.remat(LinearAttention._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
 
     def _mixed(self, query, key, value, decay, erase, ctx, cache):
-        if self.block.mixer != "gdn":
+        if self.kind != "gdn":
             decay = self._up(decay, "decay_up", key.shape[2:])
-        if self.block.mixer == "gla":
-            bias = self.param("decay_bias", nn.initializers.zeros, key.shape[2:], jnp.dtype(self.arch.params))
+        if self.kind == "gla":
+            bias = weight(self, "decay_bias", key.shape[2:], init=nn.initializers.zeros, group="vector")
             decay = jax.nn.log_sigmoid(decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None]) / GLA_TEMPER
         else:
             streams = {"query": query, "key": key, "value": value}
@@ -55,18 +54,58 @@ class LinearAttention(nn.Module):
         return recurrent.run(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
 
     def _gated(self, out, gate):
-        kda = self.block.mixer == "kda"
+        kda = self.kind == "kda"
         gate = jax.nn.sigmoid(self._up(gate, "gate_up", out.shape[2:])) if kda else jax.nn.silu(gate)
         out = RMSNorm(self.arch, name="out_norm")(out) * gate
-        matrix = weight(self, "out", (*out.shape[2:], self.arch.width), out.shape[2] * out.shape[3], residual_scale(self.arch))
+        shape, scale = (*out.shape[2:], self.arch.width), residual_scale(self.arch)
+        matrix = weight(self, "out", shape, axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=scale)
         return products(self, "out", out, {"out": matrix})[0]
 
-    @staticmethod
-    def empty_cache(arch: Architecture, block: Block, batch: int, size: int) -> recurrent.RecurrentCache:
-        """See models/mixers.py."""
-        H, K, V = recurrent_sizes(arch, block)
-        channels = {} if block.mixer == "gla" else {"query": H * K, "key": H * K, "value": H * V}
-        return recurrent.empty_cache(batch, H, K, V, channels, arch.compute)
+    # These three have no outputs, so that AdamW updates them also beside Muon: they make gates, one
+    # vector for each of them.
+    def _by_head(self, name: str) -> Float[Array, "D H"]:
+        return weight(self, name, (self.arch.width, self.sizes[0]), axes=("width", "heads"), inputs=(0,))
+
+    def _down(self, name: str, rank: int) -> Float[Array, "D r"]:
+        return weight(self, name, (self.arch.width, rank), axes=("width", None), inputs=(0,))
 
     def _up(self, x: Float[Array, "B T r"], name: str, shape: tuple[int, ...]) -> Float[Array, "B T H c"]:
-        return jnp.tensordot(x, weight(self, name, (x.shape[-1], *shape), x.shape[-1]), 1)
+        matrix = weight(self, name, (x.shape[-1], *shape), axes=(None, "heads", None), inputs=(0,))
+        return jnp.tensordot(x, matrix, 1)
+
+
+class GatedLinearAttention(LinearAttention):
+    """Decays for each key channel, from a projection of rank 16; no convolution, no norm on queries and keys.
+
+    Its keys are half as wide as its values by default. Source: Yang et al. 2023 (GLA), section 4.
+    """
+
+    kind: ClassVar[str] = "gla"
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        V = self.value_dim or self.arch.head_dim
+        return self.heads or self.arch.heads, self.key_dim or max(1, V // 2), V
+
+    def channels(self) -> dict[str, int]:
+        return {}
+
+
+class GatedDeltaNet(LinearAttention):
+    """One decay and one strength of erasing a head; short convolutions; queries and keys of length 1.
+
+    Source: Yang et al. 2024 (gated DeltaNet), section 3.
+    """
+
+    kind: ClassVar[str] = "gdn"
+    reads: ClassVar[int] = 3
+
+
+class KimiDeltaAttention(LinearAttention):
+    """As gdn, with decays for each key channel, and a sigmoid output gate; both are projections of a head's rank.
+
+    Source: Kimi team 2025 (Kimi Linear), section 4.
+    """
+
+    kind: ClassVar[str] = "kda"
+    reads: ClassVar[int] = 3

@@ -6,6 +6,7 @@ The layout is the same whether the stack is unrolled or scanned.
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.block import DecoderBlock
-from slmjax.models.cache import Cache, Keys
-from slmjax.models.layers import Context, RMSNorm
-from slmjax.models.mixers import empty_cache
+from slmjax.models.block import DecoderBlock, Out
+from slmjax.models.cache import Cache
+from slmjax.models.declare import Weight, combined, declarations, keep_channel, unboxed
+from slmjax.models.layers import Context, RMSNorm, Term
+from slmjax.models.mixers import channel_class, mixer_class, mixer_of
 from slmjax.ops import fp8
 from slmjax.ops.embedding import embed
 from slmjax.parallel.mesh import BATCH, constrain
@@ -44,50 +46,66 @@ def init(arch: Architecture, key: Array) -> dict:
 
 
 def init_buffers(arch: Architecture) -> dict:
-    """What changes without a gradient: the scales of float8 products, laid out as the stack, or nothing."""
-    return {"fp8": {"stack": _init_stack(arch, jax.random.key(0), "scales")}} if arch.products == "float8" else {}
+    """What changes without a gradient, laid out as the stack; {} for a model without buffers."""
+    if not declare_buffers(arch):
+        return {}
+    return {"stack": _init_stack(arch, jax.random.key(0), "buffers")}
 
 
-def forward(
-    arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None
-) -> tuple[Array, dict, Cache | None]:
-    """Hidden states [B,T,D] after the final norm, auxiliary terms, and the cache after these tokens.
+def declare(arch: Architecture) -> dict:
+    """The declaration of every parameter (declare.Weight), laid out as `init` lays them out."""
+    V, D = arch.vocab_size, arch.width
+    table = Weight((V, D), ("vocab", "width"), group="embedding", uses=1.0 if arch.tied else 0.0)
+    tree = {"embedding": table, "final_norm": {"scale": Weight((D,), (None,))}}
+    if not arch.tied:
+        tree["head"] = Weight((D, V), ("width", "vocab"), (0,), (1,), "head", 1.0)
+    return tree | {"stack": _declared(arch, "params")}
+
+
+def declare_buffers(arch: Architecture) -> dict:
+    """The declaration of every buffer (declare.Buffer), laid out as `init_buffers`; {} without any."""
+    stack = _declared(arch, "buffers")
+    return {"stack": stack} if jax.tree.leaves(stack) else {}
+
+
+def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None) -> tuple[Array, Out]:
+    """Hidden states [B,T,D] after the final norm, and what else leaves the blocks.
 
     Args:
       batch: tokens, segments, positions [B,T]; see DESIGN's batch contract.
-      buffers: as `init_buffers` makes them. Without them, or with a cache, products are in the compute type: the parameters are ordinary.
+      buffers: as `init_buffers` makes them. Without those of float8, and with a cache, products are
+        in the compute type.
       cache: from `init_cache`: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
+    Returns: (hidden, Out). out.cache is the cache after these tokens; out.terms and out.seen are
+      {group: {position: ...}} as the stack, with leaves [repeats, ...].
     """
     slots = None if cache is None else cache.slots(batch["segments"])
     ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots)
     x = _embed(arch, params["embedding"], batch["tokens"])
     x = constrain(x, BATCH, "sequence", None)
-    caches = []
-    for g, (pattern, repeats) in enumerate(arch.stack):
-        group = params["stack"][str(g)]
-        if cache is not None:
-            for r in range(repeats):
-                shared = _lent(pattern)
-                for p, block in enumerate(pattern):
-                    one = {"params": jax.tree.map(lambda leaf, r=r: leaf[r], group[str(p)])}
-                    for _ in range(arch.share_blocks):
-                        kept = cache.layers[len(caches)]
-                        x, entry, shared, _ = DecoderBlock(arch, block).apply(one, x, ctx=ctx, cache=kept, shared=shared)
-                        caches.append(entry)
-        elif arch.unroll:
-            layers = {p: unstack(tree, repeats) for p, tree in _variables(group, buffers, g).items()}
-            for r in range(repeats):
-                x = _pattern(arch, pattern, {p: trees[r] for p, trees in layers.items()}, x, ctx)
-        else:
-            trees = _variables(group, buffers, g)
-            x, _ = jax.lax.scan(lambda x, trees, pattern=pattern: (_pattern(arch, pattern, trees, x, ctx), None), x, trees)
-    x = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
-    return x, {}, None if cache is None else cache.after(tuple(caches), slots)
+    carry = x, _zeros_across(arch, *batch["tokens"].shape)
+    entries, terms, seen = [], {}, {}
+    for g, (_, repeats) in enumerate(arch.stack):
+        trees = _variables(arch, params, buffers, g, decoding=cache is not None)
+        repeat = functools.partial(_repeat, arch, g, ctx)
+        if cache is None and not arch.unroll:
+            carry, (_, terms[str(g)], seen[str(g)]) = jax.lax.scan(repeat, carry, trees)
+            continue
+        layers = {p: unstack(tree, repeats) for p, tree in trees.items()}
+        outs = []
+        for r in range(repeats):
+            kept = None if cache is None else cache.layers[len(entries) :]
+            carry, out = repeat(carry, {p: trees[r] for p, trees in layers.items()}, kept)
+            entries += out.cache
+            outs.append(out[1:])
+        terms[str(g)], seen[str(g)] = stack(outs)
+    x = RMSNorm(arch).apply({"params": params["final_norm"]}, carry[0])
+    return x, Out(None if cache is None else cache.after(tuple(entries), slots), terms, seen)
 
 
 def init_cache(arch: Architecture, batch: int, size: int) -> Cache:
     """An empty cache for `batch` rows of at most `size` tokens; each entry has its own arrays, so that a donated cache gives back all."""
-    layers = tuple(empty_cache(arch, block, batch, size) for block in arch.applications)
+    layers = tuple(mixer_of(arch, block).empty_cache(batch, size) for block in arch.applications)
     return Cache(layers, jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch,), jnp.int32), empty=True)
 
 
@@ -126,31 +144,93 @@ def stack(trees: list):
 
 def _init_stack(arch: Architecture, key: Array, collection: str) -> dict:
     """One collection of the stack's initial variables: {group: {position: a block's, each leaf [repeats, ...]}}."""
-    x = jnp.zeros((1, 1, arch.width), arch.compute)
-    ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
-    keys = Keys(*[jnp.zeros((1, 1, arch.kv_heads, arch.head_dim), arch.compute)] * 2)
-    stack = {}
+    x, ctx = _one_token(arch)
+    tree: dict = {}
+    for g, p, block, repeats, lent, _ in _walk(arch):
+        each = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, g), p), repeats)
+        module = DecoderBlock(_without_kernel(arch), block)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), lent)
+
+        def start(k, module=module, zeros=zeros):
+            return unboxed(module.init(k, x, zeros, ctx=ctx)).get(collection, {})
+
+        tree.setdefault(str(g), {})[str(p)] = jax.vmap(start)(each)
+    return tree
+
+
+def _declared(arch: Architecture, collection: str) -> dict:
+    tree: dict = {}
+    for g, p, _, repeats, _, boxed in _walk(arch):
+        tree.setdefault(str(g), {})[str(p)] = declarations(boxed.get(collection, {}), repeats)
+    return tree
+
+
+def _walk(arch: Architecture) -> Iterator[tuple]:
+    """(group, position, block, repeats, shapes of what it is lent, its boxed variables) of each place in the stack."""
+    across = {name: of for block in arch.blocks for name, of in mixer_of(arch, block).lends_across(1, 1).items()}
     for g, (pattern, repeats) in enumerate(arch.stack):
-        stack[str(g)] = {}
+        lent = dict(across)
         for p, block in enumerate(pattern):
-            each = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, g), p), repeats)
-            shared = {block.kind_of_keys: keys} if block.borrows else None
-            module = DecoderBlock(dataclasses.replace(arch, attention="reference"), block)  # a device's kernel cannot be vmapped
-            init = functools.partial(module.init, x=x, ctx=ctx, shared=shared)
-            stack[str(g)][str(p)] = jax.vmap(lambda k, init=init: init(k)[collection])(each)
-    return stack
+            alone = dataclasses.replace(_without_kernel(arch), stack=(((block,), 1),), init_scales=())
+            leaves, structure = jax.tree.flatten(lent)
+            classes = mixer_class(block.mixer), None if block.channel == "none" else channel_class(block.channel)
+            after, boxed = _shapes(alone, classes, structure, tuple(leaves))
+            yield g, p, block, repeats, lent, boxed
+            lent = after
 
 
-def _variables(group: dict, buffers: dict, g: int) -> dict:
+@functools.lru_cache(maxsize=512)
+def _shapes(arch: Architecture, classes: tuple, structure: Any, leaves: tuple) -> tuple[dict, dict]:
+    """(what is lent after the one block of `arch`, its boxed variables), as shapes.
+
+    `classes` only tell apart two of the same name, as a notebook makes them.
+    """
+    x, ctx = _one_token(arch)
+    module = DecoderBlock(arch, arch.blocks[0])
+
+    def start(lent):
+        return module.init_with_output(jax.random.key(0), x, lent, ctx=ctx)
+
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        (_, lent, _), boxed = jax.eval_shape(start, jax.tree.unflatten(structure, leaves))
+    return lent, boxed
+
+
+def _one_token(arch: Architecture) -> tuple[Array, Context]:
+    ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
+    return jnp.zeros((1, 1, arch.width), arch.compute), ctx
+
+
+def _without_kernel(arch: Architecture) -> Architecture:
+    """The same without a device's attention kernel, which can neither be vmapped nor take one token."""
+    return dataclasses.replace(arch, attention="reference")
+
+
+def _variables(arch: Architecture, params: dict, buffers: dict, g: int, *, decoding: bool) -> dict:
     """{position: a block's Flax variables} of a stacked group."""
-    if "fp8" not in buffers:
-        return {p: {"params": params} for p, params in group.items()}
+    group, g = params["stack"][str(g)], str(g)
+    if not buffers:
+        return {p: {"params": tree} for p, tree in group.items()}
+    if decoding:
+        buffers = keep_channel(declare_buffers(arch), buffers, "forward")
 
     def weight_scale(stacked):  # here, for all layers at once: a kernel for each matrix of each layer would take longer
         return fp8.scale_for(jax.lax.stop_gradient(stacked), tuple(range(1, stacked.ndim)))
 
-    scales = buffers["fp8"]["stack"][str(g)]
-    return {p: {"params": params, "scales": scales[p], "weight_scales": jax.tree.map(weight_scale, params)} for p, params in group.items()}
+    trees = {}
+    for p, tree in group.items():
+        trees[p] = {"params": tree, "buffers": buffers.get("stack", {}).get(g, {}).get(p, {})}
+        if arch.products == "float8" and not decoding:
+            trees[p]["weight_scales"] = jax.tree.map(weight_scale, tree)
+    return trees
+
+
+def _zeros_across(arch: Architecture, batch: int, length: int) -> dict:
+    """What blocks lend to later repeats, before the first has."""
+    lent = {}
+    for block in dict.fromkeys(arch.blocks):
+        lent |= mixer_of(arch, block).lends_across(batch, length)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), lent)
 
 
 def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -159,25 +239,66 @@ def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B
     return embed(table, tokens)
 
 
-def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Array, ctx: Context) -> Array:
-    shared = _lent(pattern)
+def _repeat(
+    arch: Architecture, g: int, ctx: Context, carry: tuple[Array, dict], trees: dict, kept: Sequence | None = None
+) -> tuple[tuple[Array, dict], Out]:
+    """One repeat of a group's pattern, as lax.scan runs it.
+
+    Args:
+      carry: (x, what is lent across repeats).
+      trees: {position: the block's variables}.
+      kept: caches of this and later repeats; None in training.
+    Returns: (carry, Out with lists of caches, and terms and observations by position).
+    """
+    pattern = arch.stack[g][0]
+    x, lent = carry
+    across, out = tuple(lent), Out([], {}, {})
     for p, block in enumerate(pattern):
-        apply = _remat(arch.remat)(functools.partial(apply_block, arch, block))
+        later = pattern[p:] if arch.share_blocks > 1 else pattern[p + 1 :]
+        wanted = {*across, *(name for other in later for name in mixer_of(arch, other).borrowed())}
+        apply = functools.partial(apply_block, arch, block, wanted=frozenset(wanted))
         for _ in range(arch.share_blocks):
-            x, shared = apply(trees[str(p)], x, ctx, shared)
-            x = constrain(x, BATCH, "sequence", None)
-    return x
+            if kept is None:
+                x, lent, one = _remat(arch.remat)(apply)(trees[str(p)], x, ctx, lent)
+                x = constrain(x, BATCH, "sequence", None)
+            else:
+                x, lent, one = apply(trees[str(p)], x, ctx, lent, kept[len(out.cache)])
+                out.cache.append(one.cache)
+            if one.terms:
+                before = out.terms.get(str(p))
+                out.terms[str(p)] = _added(before, one.terms) if before else one.terms
+            if one.seen:
+                before = out.seen.get(str(p))
+                declared = before and declare_buffers(arch)["stack"][str(g)][str(p)]
+                out.seen[str(p)] = combined(declared, before, one.seen) if before else one.seen
+    return (x, {name: lent[name] for name in across}), out
 
 
-def apply_block(arch: Architecture, block: Block, variables: dict, x: Array, ctx: Context, shared: Any = None) -> tuple[Array, Any]:
-    """(the residual stream after one block, what it and those before lend), from that block's Flax variables."""
-    x, _, shared, _ = DecoderBlock(arch, block).apply(variables, x, ctx=ctx, shared=shared)
-    return x, shared
+def _added(one: dict, other: dict) -> dict:
+    """The terms of a block that is applied several times."""
+    return {name: Term(term.sum + other[name].sum, term.coefficient) for name, term in one.items()}
 
 
-def _lent(pattern: tuple[Block, ...]) -> dict | None:
-    """What blocks lend, at the start of a pattern; None where none borrows, so that nothing is kept for it."""
-    return {} if any(block.borrows for block in pattern) else None
+def apply_block(
+    arch: Architecture,
+    block: Block,
+    variables: dict,
+    x: Float[Array, "B T D"],
+    ctx: Context,
+    lent: dict | None = None,
+    cache: Any = None,
+    *,
+    wanted: frozenset[str] = frozenset(),
+) -> tuple[Float[Array, "B T D"], dict, Out]:
+    """One block: (residual stream, what is lent on, Out).
+
+    Args:
+      variables: the block's Flax variables.
+      lent: {name: value} of what blocks before lend.
+      wanted: names that later blocks read; the others are let go, so that nothing is kept for them.
+    """
+    x, lent, out = DecoderBlock(arch, block).apply(variables, x, lent, ctx=ctx, cache=cache)
+    return x, {name: value for name, value in lent.items() if name in wanted}, out
 
 
 def _remat(name: str):

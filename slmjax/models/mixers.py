@@ -1,57 +1,108 @@
 """The token and channel mixers by name, and a user's own by import path."""
 
+import dataclasses
 import importlib
 from typing import Any
-
-import flax.linen as nn
 
 from slmjax.errors import UserError, first_line, line_of_the_user
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.attention import Attention
-from slmjax.models.linear_attention import LinearAttention
+from slmjax.models.layers import ChannelMixer, TokenMixer
+from slmjax.models.linear_attention import GatedDeltaNet, GatedLinearAttention, KimiDeltaAttention
 from slmjax.models.mlp import MLP
 from slmjax.models.ssm import SSM
 
-MIXERS = {"attention": Attention, "ssm": SSM, "gla": LinearAttention, "gdn": LinearAttention, "kda": LinearAttention}
+MIXERS = {
+    "attention": Attention,
+    "ssm": SSM,
+    "gla": GatedLinearAttention,
+    "gdn": GatedDeltaNet,
+    "kda": KimiDeltaAttention,
+}
 CHANNELS = {"mlp": MLP}
+OPTIONS = (bool, int, float, str)  # the kinds of values that a pattern may give
 
 
-def mixer_class(name: str) -> type[nn.Module]:
-    """The class of a token mixer: one of the library's, or of an import path "module:Class".
+def mixer_class(name: str) -> type[TokenMixer]:
+    """Return the class of a token mixer: one of the library's, or of an import path "module:Class".
 
-    A class has the fields arch and block, `__call__(x, *, ctx, cache=None, shared=None) -> (y, cache, shared)`, and for decoding a static
-    method `empty_cache(arch, block, batch, size)` that returns what it keeps of a row (any pytree).
-    Raises: UserError where the path leads nowhere, the module fails, or it is no Flax module.
+    Raises: UserError where the path leads nowhere, the module fails, or it is no TokenMixer.
     """
-    if name in MIXERS:
-        return MIXERS[name]
+    return MIXERS.get(name) or _imported(name, "mixer", TokenMixer)
+
+
+def channel_class(name: str) -> type[ChannelMixer]:
+    """Return the class of a channel mixer, as `mixer_class` does."""
+    return CHANNELS.get(name) or _imported(name, "channel mixer", ChannelMixer)
+
+
+def mixer_of(arch: Architecture, block: Block, **flax: Any) -> TokenMixer:
+    """Return a block's token mixer with its options."""
+    kind = mixer_class(block.mixer)
+    return kind(arch, **_of(kind, block), **flax)
+
+
+def channel_of(arch: Architecture, block: Block, **flax: Any) -> ChannelMixer:
+    """Return a block's channel mixer with its options; the block must have one."""
+    kind = channel_class(block.channel)
+    return kind(arch, **_of(kind, block), **flax)
+
+
+def options_of(mixer: str, channel: str) -> dict[str, type]:
+    """Return {option: kind of its value} that a block of these two takes.
+
+    Raises: UserError where both have a field of the same name.
+    """
+    token = _fields(mixer_class(mixer))
+    other = {} if channel == "none" else _fields(channel_class(channel))
+    both = sorted(token.keys() & other.keys())
+    if both:
+        raise UserError(
+            f"config.model.pattern: '{mixer}' and '{channel}' both have the option '{both[0]}'; "
+            "rename one of them."
+        )
+    return token | other
+
+
+def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
+    """Raises: UserError where what a user's mixer returned is not (y, ., .) with a y like its input."""
+    if not (isinstance(output, tuple) and len(output) == 3):
+        raise UserError(
+            f"the mixer '{name}' returned {type(output).__name__}; expected (y, cache, shared), or "
+            "(y, terms, seen) of a channel mixer."
+        )
+    found = getattr(output[0], "shape", None)
+    if found != shape:
+        raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
+
+
+def _imported(name: str, what: str, base: type) -> type:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's own module runs here
         place = line_of_the_user(error)
         where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
-        raise UserError(f"config.model.pattern names the mixer '{name}': {where}{first_line(error).rstrip('.')}.") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"config.model.pattern names the mixer '{name}', which is {found!r}; expected a class of flax.linen.Module.")
+        raise UserError(
+            f"config.model.pattern names the {what} '{name}': {where}{first_line(error).rstrip('.')}."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(
+            f"config.model.pattern names the {what} '{name}', which is {found!r}; expected a "
+            f"subclass of slmjax.models.layers.{base.__name__}."
+        )
     return found
 
 
-def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
-    """Raises: UserError where what a mixer returned is not (y, cache, shared) with a y like its input."""
-    if not (isinstance(output, tuple) and len(output) == 3):
-        raise UserError(f"the mixer '{name}' returned {type(output).__name__}; expected (y, cache, shared).")
-    found = getattr(output[0], "shape", None)
-    if found != shape:
-        raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
+def _fields(kind: type) -> dict[str, type]:
+    """The options of a mixer's class: its own fields with a default, and the default's type."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in ("arch", "parent", "name") and type(field.default) in OPTIONS:
+            found[field.name] = type(field.default)
+    return found
 
 
-def empty_cache(arch: Architecture, block: Block, batch: int, size: int):
-    """What the block's mixer keeps of `batch` rows before their first token; see models/cache.py.
-
-    Raises: UserError for a user's mixer that cannot decode.
-    """
-    mixer = mixer_class(block.mixer)
-    if not hasattr(mixer, "empty_cache"):
-        raise UserError(f"the mixer '{block.mixer}' has no empty_cache(arch, block, batch, size): it can be trained, but not generate.")
-    return mixer.empty_cache(arch, block, batch, size)
+def _of(kind: type, block: Block) -> dict[str, Any]:
+    known = _fields(kind)
+    return {name: value for name, value in block.options if name in known}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,11 +11,50 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from slmjax.models.architecture import TAPS, Architecture
-from slmjax.models.layers import Context
+from slmjax.models.architecture import Architecture
+from slmjax.models.declare import weight
+from slmjax.models.layers import Context, TokenMixer
 from slmjax.ops import recurrence as ops
 from slmjax.ops.short_conv import activated, activation, short_conv
 from slmjax.parallel.mesh import BATCH, ways
+
+TAPS = 4  # of the short convolutions; Dao and Gu 2024, Yang et al. 2024
+
+
+class RecurrentMixer(TokenMixer):
+    """A mixer whose heads each keep a matrix of `key_dim` x `value_dim`.
+
+    heads, key_dim, value_dim: 0 stands for the mixer's usual size, see `sizes`.
+    """
+
+    heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+
+    reads: ClassVar[int] = 2  # products with the state that a token takes part in
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(heads H, key channels K, value channels V of a head).
+
+        By default those of attention, so that mixers can be exchanged.
+        """
+        arch = self.arch
+        return self.heads or arch.heads, self.key_dim or arch.head_dim, self.value_dim or arch.head_dim
+
+    def channels(self) -> dict[str, int]:
+        """Channels of each short convolution by name."""
+        H, K, V = self.sizes
+        return {"query": H * K, "key": H * K, "value": H * V}
+
+    def empty_cache(self, batch: int, size: int) -> "RecurrentCache":
+        """Its size does not depend on the tokens."""
+        return empty_cache(batch, *self.sizes, self.channels(), self.arch.compute)
+
+    def flops(self, seq_len: int, *, causal: bool = True) -> float:
+        """A step writes an outer product into the state and reads it, once more where it erases."""
+        H, K, V = self.sizes
+        return 2 * H * K * V * self.reads
 
 
 @jax.tree_util.register_dataclass
@@ -44,21 +83,25 @@ def convolved(
     unit: tuple[str, ...] = (),
 ) -> tuple[list[Array], RecurrentCache | None]:
     """silu(short convolution) of each stream, with weights of its own and of length 1 where `unit` names it; the cache with new tails."""
-    dtype, kernel = jnp.dtype(module.arch.params), module.arch.recurrence
+    kernel = module.arch.recurrence
     out, tails, tail_segments = [], {}, None
     for name, x in streams.items():
         heads = x.shape[2:]
-        weight = module.param(f"conv_{name}", _uniform(TAPS**-0.5), (TAPS, *heads), dtype)
-        shift = module.param(f"conv_{name}_bias", nn.initializers.zeros, heads, dtype) if bias else None
+        split = {"group": "vector", "axes": (None, "kv_heads", None)}
+        taps = weight(module, f"conv_{name}", (TAPS, *heads), init=_uniform(TAPS**-0.5), **split)
+        shift = None
+        if bias:
+            split["axes"] = ("kv_heads", None)
+            shift = weight(module, f"conv_{name}_bias", heads, init=nn.initializers.zeros, **split)
         if cache is None:
             run = functools.partial(activated, unit=name in unit, kernel=kernel)
             rows, of = P(BATCH), _split(heads[0])
             specs = (P(BATCH, None, of), P(None, of), None if shift is None else P(of), rows)
-            out.append(_by_device(run, specs, specs[0], len(x))(x, weight, shift, ctx.segments))
+            out.append(_by_device(run, specs, specs[0], len(x))(x, taps, shift, ctx.segments))
             continue
         flat = x.reshape(*x.shape[:2], -1)
         state = {"tail": cache.tails[name], "tail_segments": cache.tail_segments}
-        y, tails[name], tail_segments = short_conv(flat, weight.reshape(TAPS, -1), ctx.segments, **state)
+        y, tails[name], tail_segments = short_conv(flat, taps.reshape(TAPS, -1), ctx.segments, **state)
         out.append(activation(y.reshape(x.shape), shift, unit=name in unit))
     return out, None if cache is None else dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
 
@@ -72,7 +115,7 @@ def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array
     def start(key, shape, dtype):
         return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)).astype(dtype)
 
-    log = module.param("decay_log", start, steps.shape[2:3], jnp.dtype(module.arch.params)).astype(jnp.float32)
+    log = weight(module, "decay_log", steps.shape[2:3], init=start, group="vector").astype(jnp.float32)
     return -jnp.exp(log).reshape(1, 1, -1, *[1] * (steps.ndim - 3)) * steps
 
 
@@ -83,7 +126,7 @@ def step_sizes(module: nn.Module, name: str, x: Float[Array, "B T H ..."]) -> Fl
         size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, jnp.log(1e-3), jnp.log(1e-1)))
         return (size + jnp.log(-jnp.expm1(-size))).astype(dtype)
 
-    bias = module.param(name, start, x.shape[2:], jnp.dtype(module.arch.params)).astype(jnp.float32)
+    bias = weight(module, name, x.shape[2:], init=start, group="vector").astype(jnp.float32)
     return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
 
 

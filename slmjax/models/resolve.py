@@ -6,7 +6,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from slmjax.errors import UserError
-from slmjax.models.architecture import RECURRENT, Architecture, from_config
+from slmjax.models.architecture import Architecture
+from slmjax.models.mixers import mixer_class
+from slmjax.models.pattern import from_config
+from slmjax.models.recurrent import RecurrentMixer
 from slmjax.ops import attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
@@ -38,7 +41,7 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     reasons = [f"compute {compute}: {compute_reason}"]
     reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
     reasons += [f"attention {chosen.kernel}: {chosen.reason}"]
-    reasons += [f"recurrence {walk}: {walk_reason}"] if any(block.mixer in RECURRENT for block in arch.blocks) else []
+    reasons += [f"recurrence {walk}: {walk_reason}"] if any(issubclass(mixer_class(block.mixer), RecurrentMixer) for block in arch.blocks) else []
     return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]
 
 

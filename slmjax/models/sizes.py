@@ -1,4 +1,4 @@
-"""Closed-form sizes of an architecture: parameters, FLOPs, bytes, the shape for a parameter budget, and the peak rates of devices."""
+"""Sizes of an architecture: parameters, FLOPs, bytes, the shape for a parameter budget, and the peak rates of devices."""
 
 import dataclasses
 import math
@@ -9,15 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from slmjax.errors import UserError
-from slmjax.models.architecture import (
-    GLA_RANK,
-    MIXERS,
-    TAPS,
-    Architecture,
-    Block,
-    from_config,
-    recurrent_sizes,
-)
+from slmjax.models.architecture import Architecture
 
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
 
@@ -31,11 +23,19 @@ class Parameters(NamedTuple):
 
 
 def parameters(arch: Architecture) -> Parameters:
-    """The counts, equal to the sizes of the tree that lm.init makes. Shared weights count once in `total`, and in `matmul` each time."""
-    table = arch.vocab_size * arch.width
-    matrices = sum(_matrices(arch, block) for block in arch.blocks)
-    vectors = sum(_vectors(arch, block) for block in arch.blocks) + arch.width
-    return Parameters(table * (1 if arch.tied else 2) + matrices + vectors, matrices + vectors, matrices * arch.share_blocks + table)
+    """The counts, from the declarations. Shared weights count once in `total`, and in `matmul` each time."""
+    import jax
+
+    from slmjax.models import lm
+
+    declared = lm.declare(arch)
+    stack = jax.tree.leaves(declared.pop("stack"))
+    outside = jax.tree.leaves(declared)
+    total = sum(weight.size for weight in stack + outside)
+    tables = sum(weight.size for weight in outside if weight.group in ("embedding", "head"))
+    matmul = arch.share_blocks * sum(weight.size * weight.uses for weight in stack)
+    matmul += sum(weight.size * weight.uses for weight in outside)
+    return Parameters(total, total - tables, round(matmul))
 
 
 def ff_width_for(arch: Architecture, budget: int) -> int:
@@ -54,14 +54,17 @@ def ff_width_for(arch: Architecture, budget: int) -> int:
 def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
     """Matmul FLOPs of one token's forward pass, head included: 2 for each parameter of a product, and what its mixers do beside.
 
-    That is attention's two products, and of a recurrence what a step of it does: write an outer product into the state and read it once, or
-    twice where it erases. (Computed in chunks, a recurrence takes more.)
+    The latter is what each mixer's `flops` says. (Computed in chunks, a recurrence takes more.)
+
     Args:
       seq_len: T; a token attends over T/2 keys on average, or as many as its window has. Packed documents are counted as if the row were
         one document.
       causal: False counts all T x T products, which is what the dense reference computes.
     """
-    return 2 * parameters(arch).matmul + sum(_mixing(arch, block, seq_len, causal) for block in arch.applications)
+    from slmjax.models.mixers import mixer_of
+
+    mixing = sum(mixer_of(arch, block).flops(seq_len, causal=causal) for block in arch.applications)
+    return 2 * parameters(arch).matmul + mixing
 
 
 def train_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
@@ -78,7 +81,17 @@ def cache_bytes(arch: Architecture, tokens: float) -> float:
 
     Numbers of segments are not counted: 16 bytes a layer.
     """
-    return sum(_kept(arch, block, tokens) for block in arch.applications)
+    import jax
+
+    from slmjax.models.mixers import mixer_of
+
+    total = 0
+    for block in arch.applications:
+        mixer = mixer_of(arch, block)
+        kept = jax.eval_shape(lambda mixer=mixer: mixer.empty_cache(1, math.ceil(tokens)))
+        floats = [leaf for leaf in jax.tree.leaves(kept) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)]
+        total += sum(leaf.size * leaf.dtype.itemsize for leaf in floats)
+    return total
 
 
 def cache_bytes_per_token(arch: Architecture) -> float:
@@ -136,6 +149,8 @@ def reshape(config: ConfigDict, params: int) -> dict[str, int]:
     period = max(1, len(config.model.pattern))
     shape["layers"] = period * max(1, round(shape["layers"] / period))
     config.model.update(shape)
+    from slmjax.models.pattern import from_config
+
     arch = from_config(config, vocab_size)
     if abs(parameters(arch).total / params - 1) > TOLERANCE:
         shape["ff_width"] = config.model.ff_width = ff_width_for(arch, params)
@@ -166,9 +181,8 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
         middle = round(8 / 3 * heads * head_dim / multiple)
         for ff_width in (multiple * f for f in (middle - 1, middle, middle + 1) if f > 0):
             arch = Architecture(vocab_size, heads * head_dim, heads, kv_heads, head_dim, ff_width, ())
-            fixed, block = parameters(arch).total, _matrices(arch, Block()) + _vectors(arch, Block())
-            layers = max(1, round((params - fixed) / block))
-            off = abs((fixed + layers * block) / params - 1)
+            layers = max(1, round((params - decoder_parameters(arch, 0)) / (decoder_parameters(arch, 1) - decoder_parameters(arch, 0))))
+            off = abs(decoder_parameters(arch, layers) / params - 1)
             # Depth decides; an unusual feed-forward width or a total that is off must be worth a fifth of the depth.
             cost = abs(math.log(layers / depth)) + 0.2 * (ff_width != middle * multiple) + 0.2 * (off > TOLERANCE / 2)
             if off <= TOLERANCE:
@@ -177,6 +191,16 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
     if not shapes:
         raise UserError(f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take a smaller vocabulary.")
     return min(shapes, key=lambda shape: shape[:2])[2]
+
+
+def decoder_parameters(arch: Architecture, layers: int) -> int:
+    """Parameters of a tied decoder of so many plain blocks, attention and SwiGLU, in closed form.
+
+    `parameters` counts any model; this one serves a search over many shapes.
+    """
+    D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
+    block = D * H * (2 * N + 2 * K) + 3 * D * arch.ff_width + 2 * D
+    return arch.vocab_size * D + D + layers * block
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None) -> float | None:
@@ -262,84 +286,6 @@ def memory_bandwidth(device_kind: str) -> float | None:
     """
     name = device_kind.lower()
     return None if " mig " in name else next((rate for pattern, rate in BANDWIDTHS if re.fullmatch(pattern, name)), None)
-
-
-def _matrices(arch: Architecture, block: Block) -> int:
-    D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
-    channel = {"mlp": 3 * D * arch.ff_width, "none": 0}[block.channel]
-    if block.mixer == "attention":
-        return D * H * (2 * N + (0 if block.borrows else 2 * K) + (N if arch.output_gate else 0)) + channel
-    if block.mixer not in MIXERS:
-        return _own(arch, block) + channel
-    H, K, V = recurrent_sizes(arch, block)
-    mixer = {
-        "ssm": D * (3 * H * V + 2 * K + H),
-        "gla": D * H * (2 * K + 3 * V) + GLA_RANK * (D + H * K),
-        "gdn": D * H * (2 * K + 3 * V + 2),
-        "kda": D * H * (2 * K + 2 * V + 1) + V * (2 * D + H * (K + V)),
-    }
-    return mixer[block.mixer] + channel
-
-
-def _vectors(arch: Architecture, block: Block) -> int:
-    """Norms, convolutions and gates' constants: what is no matrix of a product."""
-    norms = arch.width * (1 if block.channel == "none" else 2)
-    if block.mixer == "attention":
-        return norms + (arch.head_dim * (1 if block.borrows else 2) if arch.qk_norm else 0)
-    if block.mixer not in MIXERS:
-        return norms
-    H, K, V = recurrent_sizes(arch, block)
-    mixer = {
-        "ssm": (TAPS + 1) * (H * V + 2 * K) + 3 * H + H * V,
-        "gla": H * K + V,
-        "gdn": TAPS * H * (2 * K + V) + 2 * H + V,
-        "kda": TAPS * H * (2 * K + V) + H + H * K + V,
-    }
-    return norms + mixer[block.mixer]
-
-
-def _own(arch: Architecture, block: Block) -> int:
-    """Parameters of a user's mixer, of whose cost this file knows nothing else: as if each took part in a product."""
-    import jax
-
-    from slmjax.models import lm
-
-    alone = dataclasses.replace(arch, stack=(((dataclasses.replace(block, channel="none"),), 1),))
-    tree = jax.eval_shape(lambda key: lm.init(alone, key), jax.random.key(0))["stack"]["0"]["0"]["own"]
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _mixing(arch: Architecture, block: Block, seq_len: int, causal: bool) -> float:
-    """FLOPs of a token in the mixer that no parameter takes part in."""
-    if block.mixer == "attention":
-        window = block.window if 0 < block.window < seq_len else seq_len
-        keys = window - window * window / (2 * seq_len) if causal else seq_len  # the first tokens see fewer than a window
-        return 2 * 2 * keys * arch.heads * arch.head_dim
-    if block.mixer not in MIXERS:
-        return 0.0
-    H, K, V = recurrent_sizes(arch, block)
-    return 2 * H * K * V * (3 if block.mixer in ("gdn", "kda") else 2)
-
-
-def _kept(arch: Architecture, block: Block, tokens: float) -> float:
-    """Bytes of the decode state that one application of the block keeps of a row."""
-    size = np.dtype(_numpy_name(arch.compute)).itemsize
-    if block.mixer == "attention":
-        return 0 if block.borrows else 2 * arch.kv_heads * arch.head_dim * min(tokens, block.window or tokens) * size
-    if block.mixer not in MIXERS:
-        return _own_kept(arch, block, tokens)
-    H, K, V = recurrent_sizes(arch, block)
-    inputs = {"ssm": H * V + 2 * K, "gla": 0}.get(block.mixer, H * (2 * K + V))
-    return 4 * H * K * V + (TAPS - 1) * inputs * size
-
-
-def _own_kept(arch: Architecture, block: Block, tokens: float) -> int:
-    import jax
-
-    from slmjax.models.mixers import empty_cache
-
-    kept = jax.eval_shape(lambda: empty_cache(arch, block, 1, math.ceil(tokens)))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
 
 
 def _kv_heads(heads: int) -> int:

@@ -15,7 +15,7 @@ def objective(arch: Architecture, *, z_loss: float = 0.0, chunks: int = 1) -> Ca
     """
 
     def of(params, buffers, batch, *, key=None, step=None):
-        hidden, _, _ = lm.forward(arch, params, buffers, batch)
+        hidden, _ = lm.forward(arch, params, buffers, batch)
         weights = batch["weights"]
         loss, nats, squares = weighted_nats(hidden, lm.head(arch, params), batch["targets"], weights, z_loss=z_loss, chunks=chunks)
         weight = weights.sum()

@@ -1,57 +1,57 @@
-"""Sharding as a table: regular expressions over parameter paths give partition specs."""
+"""Sharding as a table: from the logical axes of a parameter to the axes of a mesh."""
 
-import re
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-KV = "tensor or whole"  # split over tensor where it divides the heads, whole on each device where it exceeds them
-
-# Specs name a layer's own axes and are right-aligned: axes that stack layers stay whole.
-RULES = (
-    (r"embedding", ("tensor", "fsdp")),
-    (r"stack/.*/mixer/(query|gate)", ("fsdp", "tensor", None)),
-    (r"stack/.*/mixer/(key|value)", ("fsdp", KV, None)),
-    (r"stack/.*/mixer/(write|read)", ("fsdp", None, None)),
-    (r"stack/.*/mixer/out", ("tensor", None, "fsdp")),
-    (r"stack/.*/mixer/(erase|step|decay)", ("fsdp", "tensor")),
-    (r"stack/.*/mixer/(decay|gate)_down", ("fsdp", None)),
-    (r"stack/.*/mixer/(decay|gate)_up", (None, "tensor", None)),
-    (r"stack/.*/mixer/conv_\w+", (KV, None)),
-    (r"stack/.*/mixer/(decay_log|decay_bias|step_bias|skip)", ()),
-    (r"stack/.*/own/.*", ()),
-    (r"stack/.*/channel/(gate|up)", ("fsdp", "tensor")),
-    (r"stack/.*/channel/down", ("tensor", "fsdp")),
-    (r"(.*/)?(\w+_)?norm/scale", (None,)),
-    (r"head", ("fsdp", "tensor")),
-)
+# The mesh axis of each logical axis (models/declare.py).
+RULES = {
+    "width": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ff": "tensor",
+    "vocab": "tensor",
+    "rows": "fsdp",
+    "expert": "expert",
+}
+WHOLE_IF_FEWER = ("kv_heads",)  # whole on each device where the mesh axis is a multiple of the dimension
 
 
-def shardings(params: Any, mesh: Mesh, rules: tuple | None = None) -> Any:
-    """NamedShardings in the shape of a parameter tree (arrays or ShapeDtypeStructs).
+def shardings(declared: Any, mesh: Mesh) -> Any:
+    """NamedShardings of parameters, laid out as `declared`, their declarations (declare.Weight).
 
-    Args:
-      rules: of one model; None: the table above, which holds all mixers' and is checked by a test.
-    Raises: ValueError naming the path for a parameter that no rule matches or a dimension that an axis does not divide, and the rule of
-    `rules` that matches nothing.
+    Raises: ValueError naming the parameter for an unknown axis or a dimension that its mesh axis
+      does not divide.
     """
-    used = set()
 
-    def one(path, leaf):
-        name = path_name(path)
-        for pattern, spec in RULES if rules is None else rules:
-            if re.fullmatch(pattern, name):
-                used.add(pattern)
-                return NamedSharding(mesh, _spec(name, leaf.shape, spec, mesh))
-        raise ValueError(f"no sharding rule matches parameter '{name}' of shape {leaf.shape}; add one to parallel/rules.py")
+    def one(path, known):
+        return NamedSharding(mesh, spec(path_name(path), known.shape, known.axes, mesh))
 
-    tree = jax.tree_util.tree_map_with_path(one, params)
-    idle = [pattern for pattern, _ in rules or () if pattern not in used]
-    if idle:
-        raise ValueError(f"sharding rule '{idle[0]}' matches no parameter")
-    return tree
+    return jax.tree_util.tree_map_with_path(one, declared)
+
+
+def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> P:
+    """The partition of a parameter from its logical axes; a mesh axis is used by the first that names it."""
+    entries: list[str | None] = []
+    for i, (size, axis) in enumerate(zip(shape, axes, strict=True)):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"parameter '{name}': unknown axis '{axis}'; there is {', '.join(RULES)}")
+        to = RULES.get(axis)
+        ways = 1 if to is None else mesh.shape[to]
+        if to in entries:
+            to = None
+        elif size % ways and not (axis in WHOLE_IF_FEWER and ways % size == 0):
+            if axis in WHOLE_IF_FEWER:
+                raise ValueError(
+                    f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis {to}={ways}"
+                )
+            raise ValueError(f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {to}={ways}")
+        elif size % ways:
+            to = None
+        entries.append(to)
+    return P(*entries)
 
 
 def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) -> Any:
@@ -90,17 +90,3 @@ def unflatten(flat: dict) -> dict:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
-
-
-def _spec(name: str, shape: tuple, spec: tuple, mesh: Mesh) -> P:
-    entries = [None] * (len(shape) - len(spec)) + list(spec)
-    for i, (size, entry) in enumerate(zip(shape, entries, strict=True)):
-        if entry == KV:
-            entries[i] = "tensor" if size % mesh.shape["tensor"] == 0 else None
-            if entries[i] is None and mesh.shape["tensor"] % size:
-                raise ValueError(
-                    f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis tensor={mesh.shape['tensor']}"
-                )
-        elif entry is not None and size % mesh.shape[entry]:
-            raise ValueError(f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {entry}={mesh.shape[entry]}")
-    return P(*entries)

@@ -182,7 +182,7 @@ def fit(
     How is config.train's, with each rate for its own; no longer than until one rate's mean over seeds on `valid` is `enough`.
     """
     train, examples = config.train, len(data.asked)
-    optimizer = Optimizer(train, config.model.multipliers)
+    optimizer = Optimizer(train, config.model.multipliers, lm.declare(arch))
     epochs = -(-train.steps * train.batch // examples)
     order = np.concatenate([np.random.default_rng(epoch).permutation(examples) for epoch in range(epochs)])
     order = jnp.asarray(order[: train.steps * train.batch].reshape(train.steps, train.batch))

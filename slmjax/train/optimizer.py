@@ -1,4 +1,4 @@
-"""AdamW and Muon over the parameter-group table.
+"""AdamW and Muon, as each parameter's declaration says.
 
 Parameters are handled as a flat dict {path: array}; state keeps the same keys, so that it takes its parameters' shardings.
 """
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from slmjax.models.groups import Group, group_of, stacked_axes
+from slmjax.models.declare import Weight
 from slmjax.parallel.rules import flatten, unflatten
 
 MUON_BETA = 0.95  # Jordan 2024
@@ -25,11 +25,13 @@ class Optimizer:
     independent matrices for Muon. Weight decay is decoupled and multiplied by the learning rate.
     """
 
-    def __init__(self, train: ConfigDict, multipliers: ConfigDict, moment_dtype: str = "float32"):
+    def __init__(self, train: ConfigDict, multipliers: ConfigDict, declared: dict, moment_dtype: str = "float32"):
+        """`declared` holds each parameter's Weight, laid out as the parameters."""
         self.train = train
+        self.declared = flatten(declared)
         self.multipliers = {group: dict(of) for group, of in multipliers.items()}
         self.adam = optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
-        self.muon = optax.contrib.scale_by_muon(beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=_matrix_axes)
+        self.muon = optax.contrib.scale_by_muon(beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=self._matrix_axes)
 
     def init(self, params: dict) -> dict:
         """Zero moments for every parameter."""
@@ -44,11 +46,11 @@ class Optimizer:
                 continue
             updates, new_state[name] = getattr(self, name).update(part, state[name])
             for path, update in updates.items():
-                group = group_of(path)
-                rate = self.train.lr * factor * self._multiplier(group, "lr")
+                known = self.declared[path]
+                rate = self.train.lr * factor * self._multiplier(known.group, "lr")
                 if name == "muon":
-                    update = update * _muon_scale(path, update.shape)
-                decay = self.train.weight_decay * self._multiplier(group, "decay") if group.decays else 0.0
+                    update = update * _muon_scale(known)
+                decay = self.train.weight_decay * self._multiplier(known.group, "decay") if known.decays else 0.0
                 value = old[path].astype(jnp.float32)
                 new[path] = (value - rate * (update.astype(jnp.float32) + decay * value)).astype(old[path].dtype)
         return unflatten(new), new_state
@@ -56,12 +58,17 @@ class Optimizer:
     def _parts(self, tree: dict) -> dict[str, dict]:
         parts: dict[str, dict] = {"adam": {}, "muon": {}}
         for path, leaf in flatten(tree).items():
-            by_muon = self.train.optimizer == "muon" and group_of(path).muon
+            by_muon = self.train.optimizer == "muon" and self.declared[path].takes_muon
             parts["muon" if by_muon else "adam"][path] = leaf
         return parts
 
-    def _multiplier(self, group: Group, what: str) -> float:
-        return float(self.multipliers.get(group.name, {}).get(what, 1.0))
+    def _multiplier(self, group: str, what: str) -> float:
+        return float(self.multipliers.get(group, {}).get(what, 1.0))
+
+    def _matrix_axes(self, flat: dict) -> dict:
+        """Which axes of each parameter are a matrix's inputs and outputs; stacked axes are neither."""
+        numbers = optax.contrib.MuonDimensionNumbers
+        return {path: numbers(self.declared[path].inputs, self.declared[path].outputs) for path in flat}
 
 
 def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
@@ -73,18 +80,6 @@ def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
     return gradients, norm
 
 
-def _muon_scale(path: str, shape: tuple[int, ...]) -> float:
-    first = stacked_axes(path)
-    outputs = first + group_of(path).inputs
-    return MUON_RMS * math.sqrt(max(math.prod(shape[first:outputs]), math.prod(shape[outputs:])))
-
-
-def _matrix_axes(flat: dict) -> dict:
-    """Which axes of each parameter are a matrix's inputs and outputs; the stacked axis is neither."""
-
-    def one(path, leaf):
-        first = stacked_axes(path)
-        inputs = group_of(path).inputs
-        return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
-
-    return {path: one(path, leaf) for path, leaf in flat.items()}
+def _muon_scale(known: Weight) -> float:
+    sides = [math.prod(known.shape[i] for i in axes) for axes in (known.inputs, known.outputs)]
+    return MUON_RMS * math.sqrt(max(sides))

@@ -36,6 +36,7 @@ class Program:
     make: Callable[[], TrainState]
     shapes: TrainState  # of ShapeDtypeStructs with shardings
     where: TrainState  # of shardings
+    declared: tuple[dict, dict]  # of parameters and of buffers, see models/declare.py
 
     @property
     def flops_per_token(self) -> float:
@@ -60,7 +61,8 @@ class Program:
         """step(state, batch) -> (state, metrics) as one executable; the state is given up."""
         c = self.config
         of = objective(self.arch, z_loss=c.train.z_loss, chunks=self.chunks)
-        step = make_step(of, Optimizer(c.train, c.model.multipliers, c.precision.optimizer), c, self.where, self.arch.compute)
+        optimizer = Optimizer(c.train, c.model.multipliers, self.declared[0], c.precision.optimizer)
+        step = make_step(of, optimizer, c, self.where, self.arch.compute, self.declared)
         jitted = jit_step(step, self.where, self.mesh, self.device, c.train.deterministic)
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.shapes, batch_shapes((c.train.batch, c.data.seq_len), batch_sharding(self.mesh))).compile()
@@ -84,18 +86,19 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
         device.memory,
         jnp.dtype(arch.compute).itemsize,
     )
-    optimizer = Optimizer(config.train, config.model.multipliers, config.precision.optimizer)
+    declared = lm.declare(arch), lm.declare_buffers(arch)
+    optimizer = Optimizer(config.train, config.model.multipliers, declared[0], config.precision.optimizer)
 
     def make() -> TrainState:
         return init_state(lambda: lm.init(arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(arch))
 
     shapes = jax.eval_shape(make)
     try:
-        where = state_shardings(shapes, mesh)
+        where = state_shardings(shapes, declared[0], mesh)
     except ValueError as error:
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
     shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
-    return Program(config, mesh, device, arch, reasons, chunks, make, shapes, where)
+    return Program(config, mesh, device, arch, reasons, chunks, make, shapes, where, declared)
 
 
 def cuts(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:

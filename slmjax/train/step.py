@@ -10,10 +10,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from slmjax.compiling import compiler_options
-from slmjax.models.groups import in_compute_type
-from slmjax.ops.fp8 import next_scales
+from slmjax.models.declare import updated
 from slmjax.parallel.mesh import BATCH, DeviceKind, batch_sharding
-from slmjax.parallel.rules import like_parameters, path_name, shardings
+from slmjax.parallel.rules import like_parameters, shardings
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
 from slmjax.train.state import TrainState, judge, loss_scale, no_spikes
@@ -25,9 +24,9 @@ def init_state(init_params: Callable, optimizer: Optimizer, init_buffers: Callab
     return TrainState(jnp.zeros((), jnp.int32), params, init_buffers(), optimizer.init(params), no_spikes())
 
 
-def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """NamedShardings in the state's shape (state may hold ShapeDtypeStructs)."""
-    of_params = shardings(state.params, mesh)
+def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState:
+    """NamedShardings in the state's shape (state may hold ShapeDtypeStructs); `declared` of the parameters."""
+    of_params = shardings(declared, mesh)
     whole = functools.partial(jax.tree.map, lambda _: NamedSharding(mesh, P()))
     return TrainState(
         whole(state.step),
@@ -38,7 +37,9 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
-def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, where: TrainState, compute: str) -> Callable:
+def make_step(
+    objective: Callable, optimizer: Optimizer, config: ConfigDict, where: TrainState, compute: str, declared: tuple[dict, dict]
+) -> Callable:
     """step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
 
     The batch is cut into config.train.microbatches interleaved parts, so that each part stays split over all devices; loss and gradient
@@ -50,10 +51,10 @@ def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, whe
 
     def loss(params, buffers, batch, key, step, scale):
         # Cast here, with the parameter's own sharding, so that devices gather the compute type and not the masters.
-        def ready(path, p, sharding):
-            return jax.lax.with_sharding_constraint(p.astype(compute), sharding) if in_compute_type(path_name(path)) else p
+        def ready(known, p, sharding):
+            return jax.lax.with_sharding_constraint(p.astype(compute), sharding) if known.in_compute_type else p
 
-        cast = jax.tree.map_with_path(ready, params, where.params)
+        cast = jax.tree.map(ready, declared[0], params, where.params)
         total, weight, aux = objective(cast, buffers, batch, key=key, step=step)
         return total * scale, (weight, aux)
 
@@ -68,7 +69,7 @@ def make_step(objective: Callable, optimizer: Optimizer, config: ConfigDict, whe
         keep, spikes = judge(state.spikes, jnp.stack([mean, norm]), t.spike_sigma)
         factor = schedule.factor(t, state.step)
         params, moments = optimizer.update(gradients, state.optimizer, state.params, factor)
-        buffers = {name: next_scales(of, seen[name]) for name, of in state.buffers.items()}
+        buffers = updated(declared[1], state.buffers, seen)
         kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(keep, new, old))
         new = TrainState(
             state.step + 1, kept(params, state.params), kept(buffers, state.buffers), kept(moments, state.optimizer), spikes

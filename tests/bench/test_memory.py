@@ -9,7 +9,7 @@ from slmjax.bench import memory
 from slmjax.errors import UserError
 from slmjax.infer.engine import bucket
 from slmjax.models import sizes
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 
 
 def arguments(*words):

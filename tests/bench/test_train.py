@@ -12,7 +12,7 @@ from slmjax.bench import __main__ as bench
 from slmjax.bench import kernels, ladder, peers, shell, timing, train
 from slmjax.data.stage import prepared_text
 from slmjax.models import sizes
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.parallel.mesh import make_mesh
 from slmjax.train.program import make_program
 

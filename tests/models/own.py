@@ -4,15 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slmjax.models.architecture import Architecture, Block
-from slmjax.models.cache import Keys
+from slmjax.models.layers import TokenMixer
 
 
-class Mean(nn.Module):
+class Mean(TokenMixer):
     """The mean of a document's tokens so far, times a learned matrix."""
-
-    arch: Architecture
-    block: Block
 
     def sums(self, x, segments, before):
         """(sums over each token's document up to it, counts): before is (sum, count, segment) of the tokens before these."""
@@ -25,7 +21,7 @@ class Mean(nn.Module):
     @nn.compact
     def __call__(self, x, *, ctx, cache=None, shared=None):
         mix = self.param("mix", nn.initializers.normal(0.1), (x.shape[-1],) * 2)
-        before = self.empty_cache(self.arch, self.block, len(x), 0) if cache is None else cache
+        before = self.empty_cache(len(x), 0) if cache is None else cache
         sums, counts = self.sums(x, ctx.segments, before)
         if cache is not None:
             last = jnp.maximum((ctx.segments != 0).sum(1) - 1, 0)
@@ -34,32 +30,35 @@ class Mean(nn.Module):
             cache = jax.tree.map(lambda new, old: jnp.where(jnp.expand_dims(real, range(1, new.ndim)), new, old), after, before)
         return (sums / jnp.maximum(counts, 1)[..., None]) @ mix, cache, shared
 
-    @staticmethod
-    def empty_cache(arch, block, batch, size):
-        return jnp.zeros((batch, arch.width)), jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
+    def empty_cache(self, batch, size):
+        return jnp.zeros((batch, self.arch.width)), jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
 
 
-class Lends(nn.Module):
+class Lends(TokenMixer):
     """Lends values that it makes of each token; with borrows=True it takes those of the last lender of its kind."""
 
-    arch: Architecture
-    block: Block
+    kind: int = 0
+    borrows: bool = False
 
     @nn.compact
     def __call__(self, x, *, ctx, cache=None, shared=None):
         sizes = (x.shape[-1], self.arch.kv_heads, self.arch.head_dim)
         gate = jnp.einsum("btd,dkh->btkh", x, self.param("gate", nn.initializers.normal(0.3), sizes))
-        if self.block.borrows:
-            value = shared[self.block.kind_of_keys].value
+        if self.borrows:
+            value = shared[f"values {self.kind}"]
         else:
             value = jnp.einsum("btd,dkh->btkh", x, self.param("value", nn.initializers.normal(0.3), sizes))
-        if shared is not None:
-            shared = shared | {self.block.kind_of_keys: Keys(value, value)}
         out = self.param("out", nn.initializers.normal(0.3), sizes[::-1])
-        return jnp.einsum("btkh,hkd->btd", value * nn.sigmoid(gate), out), cache, shared
+        y = jnp.einsum("btkh,hkd->btd", value * nn.sigmoid(gate), out)
+        return y, cache, shared | {f"values {self.kind}": value}
 
-    @staticmethod
-    def empty_cache(arch, block, batch, size):
+    def lends(self):
+        return (f"values {self.kind}",)
+
+    def borrowed(self):
+        return self.lends() if self.borrows else ()
+
+    def empty_cache(self, batch, size):
         return None
 
 
@@ -98,10 +97,7 @@ class KeepsPadding(Mean):
         return y, cache, shared
 
 
-class CannotDecode(nn.Module):
-    arch: Architecture
-    block: Block
-
+class CannotDecode(TokenMixer):
     @nn.compact
     def __call__(self, x, *, ctx, cache=None, shared=None):
         return x * self.param("scale", nn.initializers.ones, x.shape[-1:])[None, None], cache, shared

@@ -6,7 +6,8 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.errors import UserError
-from slmjax.models.architecture import Block, from_config, parse_block
+from slmjax.models.architecture import Block
+from slmjax.models.pattern import from_config, parse_block
 
 
 @pytest.mark.parametrize(
@@ -14,8 +15,8 @@ from slmjax.models.architecture import Block, from_config, parse_block
     [
         ("attention", Block()),
         ("attention+mlp", Block("attention", "mlp")),
-        ("attention rope=False", Block(rope=False)),
-        ("attention+mlp rope=True", Block(rope=True)),
+        ("attention rope=False", Block(options=(("rope", False),))),
+        ("attention+mlp window=5 rope=True", Block(options=(("rope", True), ("window", 5)))),
     ],
 )
 def test_a_block_is_read_from_its_text(text, block):
@@ -44,7 +45,7 @@ def test_a_pattern_repeats_to_the_layers():
     config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 6
     arch = from_config(config, 128)
     assert arch.layers == 6
-    assert [block.rope for block in arch.blocks] == [True, True, False] * 2
+    assert [block.options for block in arch.blocks] == [(), (), (("rope", False),)] * 2
 
 
 def test_layers_that_the_pattern_does_not_divide_are_refused_with_the_nearest_two():
@@ -61,7 +62,7 @@ def test_a_stack_is_a_list_of_patterns_with_repeats():
     config = configs.base()
     config.model.stack = ((("attention rope=False",), 1), (("attention", "attention rope=False"), 2))
     arch = from_config(config, 128)
-    assert [block.rope for block in arch.blocks] == [False, True, False, True, False]
+    assert [len(block.options) for block in arch.blocks] == [1, 0, 1, 0, 1]
     assert arch.layers == 5
 
 

@@ -52,7 +52,7 @@ def _run(arch):
 def test_every_product_of_a_block_has_its_place_in_the_buffers_and_a_plain_model_has_none():
     buffers, params = lm.init_buffers(ARCH), lm.init(ARCH, jax.random.key(0))
     assert lm.init_buffers(PLAIN) == {}
-    stack = buffers["fp8"]["stack"]
+    stack = buffers["stack"]
     assert {g: set(group) for g, group in stack.items()} == {g: set(group) for g, group in params["stack"].items()}
     for g, (pattern, repeats) in enumerate(ARCH.stack):
         for p in range(len(pattern)):
@@ -74,7 +74,7 @@ def test_hidden_states_are_those_of_rounded_inputs_and_weights(params, buffers, 
         layer = len(calls) // 4
         calls.append(site)
         g, p, r = [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 0)][layer]
-        scale = buffers["fp8"]["stack"][str(g)][str(p)][module.name][site]["input"][r]
+        scale = buffers["stack"][str(g)][str(p)][module.name][site]["input"][r]
         inner = x.ndim - 2
         wide = lambda x, s: fp8.quantize(x, s, fp8.INPUT).astype(jnp.float32) * s  # noqa: E731
         powers = [2.0 ** jnp.floor(jnp.log2(jnp.abs(w).max() / 448) + 1) for w in weights.values()]
@@ -110,12 +110,12 @@ def test_in_bfloat16_the_model_is_as_far_from_the_plain_one_as_in_float32():
 
 def test_what_is_seen_is_each_places_own_maximum(params, buffers):
     """In units of the scale: where that alone is 64 times as large, the maximum is 64 times smaller, and nothing before it changes."""
-    before = _run(ARCH)(params, buffers, _batch())[0][1]["fp8"]["stack"]["0"]
+    before = _run(ARCH)(params, buffers, _batch())[0][1]["stack"]["0"]
     assert all(float(leaf.min()) > 0 for leaf in jax.tree.leaves(before))
     larger = jax.tree.map(lambda leaf: leaf, buffers)
-    site = larger["fp8"]["stack"]["0"]["1"]["channel"]["in"]
+    site = larger["stack"]["0"]["1"]["channel"]["in"]
     site["input"] = site["input"].at[1].multiply(64.0)
-    after = _run(ARCH)(params, larger, _batch())[0][1]["fp8"]["stack"]["0"]
+    after = _run(ARCH)(params, larger, _batch())[0][1]["stack"]["0"]
     one, other = (of["1"]["channel"]["in"]["input"] for of in (before, after))
     assert float(other[0]) == float(one[0]) and float(one[1]) / 70 < float(other[1]) < float(one[1]) / 58
     for place in ("mixer", "channel"):

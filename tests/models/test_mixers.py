@@ -11,19 +11,21 @@ import pytest
 from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm
-from slmjax.models.architecture import Architecture, Block, from_config, share_keys
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.pattern import from_config, parse_block, share_keys
 from slmjax.models.layers import Context
+from slmjax.models.mixers import mixer_of
 from slmjax.ops.attention import reference
 from slmjax.ops.rope import rope
-from slmjax.testing import _batch, _random
+from slmjax.testing import _batch, _random, _with_cache
 
 ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(),), 2),), qk_norm=True, attention="reference")
 # Two mixers of the tests stand for all: one with a cache, one that lends. What each real mixer owes is in tests/test_testing.py.
 MEAN, LENDS = "tests.models.own:Mean", "tests.models.own:Lends"
 # Lenders of two kinds, borrowers right behind and further off, blocks without a channel mixer.
 COMPOSED = (
-    Block(LENDS), Block(MEAN, "none"), Block(LENDS, "none", rope=False), Block(LENDS, rope=False, borrows=True), Block(MEAN),
-    Block(LENDS, "none", borrows=True),
+    Block(LENDS), Block(MEAN, "none"), parse_block(f"{LENDS}+none kind=1"), parse_block(f"{LENDS} kind=1 borrows=True"), Block(MEAN),
+    parse_block(f"{LENDS}+none borrows=True"),
 )  # fmt: skip
 
 
@@ -70,14 +72,16 @@ def test_a_block_applied_twice_is_two_blocks_of_equal_weights():
 
 def test_a_block_that_borrows_attends_over_the_keys_and_values_of_the_one_before():
     """By hand: its own queries, the lender's normed and rotated keys and its values."""
-    lender, borrower = Block(), Block(borrows=True)
+    lender, borrower = Block(), parse_block("attention borrows=True")
     arch = dataclasses.replace(ARCH, stack=(((lender, borrower), 1),))
     layers = jax.tree.map(lambda leaf: leaf[0], params_of(arch)["stack"]["0"])
     batch = _batch([(9, 15), (20,)])
     ctx = Context(batch["segments"], batch["positions"])
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 32)), jnp.float32)
-    first, lent = lm.apply_block(arch, lender, {"params": layers["0"]}, x, ctx, {})
-    found, _ = lm.apply_block(arch, borrower, {"params": layers["1"]}, first, ctx, lent)
+    name = mixer_of(arch, lender).lends()
+    first, lent, _ = lm.apply_block(arch, lender, {"params": layers["0"]}, x, ctx, wanted=frozenset(name))
+    found, left, _ = lm.apply_block(arch, borrower, {"params": layers["1"]}, first, ctx, lent)
+    assert tuple(lent) == name and left == {}
 
     def norm(a, scale):
         return a * jax.lax.rsqrt(jnp.mean(a**2, -1, keepdims=True) + 1e-6) * jnp.expand_dims(scale["scale"], range(a.ndim - 1))
@@ -106,8 +110,8 @@ def test_composed_blocks_decode_in_pieces_as_the_forward_pass(share_blocks):
 
 def test_attention_over_windows_and_borrowed_keys_decodes_in_pieces_as_the_forward_pass():
     """Windows of 6 run full, and a piece is longer than a window; each block has a cache of its own size or none."""
-    near = Block(window=6)
-    arch = dataclasses.replace(ARCH, stack=(((near, Block(), dataclasses.replace(near, borrows=True), Block(borrows=True)), 1),))
+    pattern = ("attention window=6", "attention", "attention window=6 borrows=True", "attention borrows=True")
+    arch = dataclasses.replace(ARCH, stack=((tuple(map(parse_block, pattern)), 1),))
     cache = decode_in_pieces(arch)
     assert [entry.key.shape[2] if entry else None for entry in cache.layers] == [6, 40, None, None]
 
@@ -117,7 +121,7 @@ def decode_in_pieces(arch):
     params, lengths = params_of(arch), np.array([30, 17, 1])
     batch = _batch([(n,) for n in lengths.tolist()])
     whole = np.asarray(jax.jit(lambda batch: lm.forward(arch, params, {}, batch)[0])(batch))
-    step = jax.jit(lambda batch, cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
+    step = jax.jit(lambda batch, cache: _with_cache(arch, params, batch, cache))
     cache, done = lm.init_cache(arch, 3, 40), np.zeros(3, int)
     for piece in (8, 8, 1, 1, 8, 1, 1, 1, 1):
         count = np.minimum(piece, lengths - done)
@@ -158,7 +162,7 @@ def test_in_bfloat16_a_recurrent_block_is_near_and_its_gradients_are_finite(mixe
 
 def test_fresh_decays_forget_slowly_and_gates_are_between():
     """A head's decay of exp(-A dt) with A from 1 to 16 and dt from 0.001 to 0.1 (Mamba-2); none is broken at the start."""
-    arch = dataclasses.replace(ARCH, stack=(((Block("ssm", heads=512), Block("gdn", heads=512), Block("kda", heads=64)), 1),))
+    arch = dataclasses.replace(ARCH, stack=((tuple(map(parse_block, ("ssm heads=512", "gdn heads=512", "kda heads=64"))), 1),))
     for block in jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(0))["stack"]["0"].values():
         rate = np.exp(block["mixer"]["decay_log"])
         assert 1 <= rate.min() < 2 and 13 < rate.max() <= 16
@@ -172,15 +176,15 @@ def test_fresh_decays_forget_slowly_and_gates_are_between():
     ("attention attention", 3, 2, ("A a", 3)), ("attention attention attention", 2, 2, ("A a A a A a", 1)), ("gdn", 4, 2, ("g", 4)),
 ])  # fmt: skip
 def test_layers_that_share_keys_and_values_lie_in_one_pattern(pattern, repeats, share, expected):
-    blocks, found = share_keys(tuple(Block(mixer) for mixer in pattern.split()), repeats, share)
-    letters = "".join(b.mixer[0] if b.mixer != "attention" else "a" if b.borrows else "A" for b in blocks)
+    blocks, found = share_keys(ARCH, tuple(Block(mixer) for mixer in pattern.split()), repeats, share)
+    letters = "".join(b.mixer[0] if b.mixer != "attention" else "a" if b.options else "A" for b in blocks)
     assert (" ".join(letters), found) == expected
 
 
 def test_layers_share_with_those_of_their_own_window_and_positions():
-    near, far = Block(window=4), Block(rope=False)
-    blocks, repeats = share_keys((near, near, far), 4, 2)
-    assert repeats == 2 and [b.borrows for b in blocks] == [False, True, False, False, True, True]
+    near, far = parse_block("attention window=4"), parse_block("attention rope=False")
+    blocks, repeats = share_keys(ARCH, (near, near, far), 4, 2)
+    assert repeats == 2 and [("borrows", True) in b.options for b in blocks] == [False, True, False, False, True, True]
 
 
 @pytest.mark.parametrize("model, sentence", [

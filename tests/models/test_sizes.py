@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture, Block, from_config
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.pattern import from_config
 from slmjax.models.groups import group_of
 from slmjax.parallel.rules import flatten
 

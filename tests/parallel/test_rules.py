@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from slmjax.errors import UserError
 from slmjax.models import lm
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.parallel.mesh import make_mesh
 from slmjax.parallel.rules import RULES, flatten, shardings, unflatten
 from tests.train.small import small_config

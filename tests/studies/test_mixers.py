@@ -5,7 +5,7 @@ import pytest
 from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import sizes
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 
 VARIANTS = ["attention", "ssm", "gla", "gdn", "kda", "hybrid", "shared_keys", "shared_blocks"]
 

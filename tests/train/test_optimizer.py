@@ -8,7 +8,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.models import lm
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.parallel.rules import flatten
 from slmjax.train.optimizer import Optimizer, clip
 from tests.train.small import small_config

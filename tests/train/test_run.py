@@ -10,7 +10,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.infer.load import load_model
-from slmjax.models.architecture import from_config
+from slmjax.models.pattern import from_config
 from slmjax.objectives.lm import objective
 from slmjax.ops.attention import reference
 from slmjax.train import loop
