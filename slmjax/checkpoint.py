@@ -1,7 +1,9 @@
 """Checkpoints: save, restore, prune. Used by training and by everything that only reads a model.
 
-A checkpoint `checkpoints/<step>/` holds three items: `params`, `rest` (optimizer, spike statistics, buffers) and `meta` (config,
-fingerprint of the data plan, tokenizer hash, parents, digests), so that a model can be read without its optimizer.
+A checkpoint `checkpoints/<step>/` holds the items `params`, `buffers` (of a model that has some),
+`optimizer` (with step and spike statistics) and `meta` (config, fingerprint of the data plan,
+tokenizer hash, parents, digests), so that a model can be read without its optimizer. Until format 1
+the item `rest` held optimizer, step, spike statistics and the scales of float8.
 """
 
 import functools
@@ -26,13 +28,16 @@ for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
+FORMAT = 1  # of the items, in the meta item
+ITEMS = ("params", "buffers", "optimizer")
+
+
 class Found(NamedTuple):
-    """A checkpoint as read."""
+    """A checkpoint as read: its items by name."""
 
     step: int
     meta: dict
-    params: Any
-    rest: Any
+    items: dict[str, Any]
 
 
 class Checkpoints:
@@ -48,17 +53,14 @@ class Checkpoints:
     def manager(self) -> ocp.CheckpointManager:
         """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind."""
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
-        return ocp.CheckpointManager(self.root, item_names=("params", "rest", "meta"), options=options)
+        return ocp.CheckpointManager(self.root, item_names=(*ITEMS, "rest", "meta"), options=options)
 
-    def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
-        """Save in the background; returns once the arrays are copied off the device."""
-        digests = {"params": digest(params), "rest": digest(rest)}
-        meta = sealed({**meta, "step": step, "digests": digests})
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)),
-            force=True,
-        )
+    def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
+        """Save items (trees of arrays) in the background; returns once the arrays are copied off the device."""
+        digests = {name: digest(tree) for name, tree in items.items()}
+        meta = sealed({**meta, "format": FORMAT, "step": step, "digests": digests})
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self.manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)), force=True)
 
     def wait(self) -> None:
         """Until everything saved so far is on disk."""
@@ -88,8 +90,8 @@ class Checkpoints:
             return {}, "its meta item cannot be read"
         return ({}, fault) if fault else (meta, "")
 
-    def restore(self, step: int, params: Any, rest: Any | None = None) -> Found:
-        """A step's checkpoint in the shape and shardings of ShapeDtypeStruct trees; `rest` may be left out.
+    def restore(self, step: int, shapes: dict[str, Any]) -> Found:
+        """Items of a step's checkpoint, in the shapes and shardings of trees of ShapeDtypeStructs.
 
         Raises: ValueError where a value is not the one that was saved, and whatever the storage raises for a damaged checkpoint;
           training then takes the one before.
@@ -97,14 +99,14 @@ class Checkpoints:
         meta, fault = self.read_meta(step)
         if fault:
             raise ValueError(fault)
-        items = {"params": ocp.args.StandardRestore(params)}
-        if rest is not None:
-            items["rest"] = ocp.args.StandardRestore(rest)
-        got = self.manager.restore(step, args=ocp.args.Composite(**items))
-        for item, expected in meta.get("digests", {}).items():
-            if item in items and digest(got[item]) != expected:
-                raise ValueError(f"values of '{item}' are not those that were saved")
-        return Found(step, meta, got["params"], got["rest"] if rest is not None else None)
+        older = meta.get("format", 0) < 1
+        shapes = _as_format_0(shapes) if older else shapes
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        got = dict(self.manager.restore(step, args=ocp.args.Composite(**items)))
+        for name, expected in meta.get("digests", {}).items():
+            if name in items and digest(got[name]) != expected:
+                raise ValueError(f"values of '{name}' are not those that were saved")
+        return Found(step, meta, _from_format_0(got) if older else got)
 
     def set_aside(self, step: int) -> None:
         """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
@@ -141,6 +143,25 @@ def meta_fault(meta: Any, step: int) -> str:
     if not wrong and not isinstance(meta["config"].get("train"), dict):
         wrong = ["config"]
     return f"its meta item has no valid '{wrong[0]}'" if wrong else ""
+
+
+def _as_format_0(items: dict[str, Any]) -> dict[str, Any]:
+    """Items as checkpoints of format 0 have them; buffers are read together with the optimizer only."""
+    if "optimizer" not in items:
+        return {"params": items["params"]}
+    rest = dict(items["optimizer"])
+    if "buffers" in items:
+        rest["buffers"] = {"fp8": items["buffers"]}
+    return {"params": items["params"], "rest": rest}
+
+
+def _from_format_0(items: dict[str, Any]) -> dict[str, Any]:
+    if "rest" not in items:
+        return items
+    rest = dict(items["rest"])
+    buffers = rest.pop("buffers", {})
+    found = {"params": items["params"], "optimizer": rest}
+    return found | ({"buffers": buffers["fp8"]} if buffers else {})
 
 
 META = {"config": dict, "tokenizer": str, "fingerprint": str, "parents": list, "digests": dict}

@@ -90,6 +90,7 @@ FIELDS = {
         "microbatches": (1, "parts of a batch, one after the other (gradient accumulation)"),
         "optimizer": ("adamw", "adamw, or muon (matrices by Muon, the rest by AdamW)"),
         "lr": (3e-3, "peak learning rate; Muon's updates are scaled to AdamW's size, so that it serves both"),
+        "trainable": ((), "groups (embedding, head, matrix, vector, own) or path patterns that are trained, e.g. 'stack/*'; empty: all"),
         "weight_decay": (0.1, "decoupled, on matrices"),
         "b1": (0.9, "decay of the first moment"),
         "b2": (0.95, "decay of the second moment"),

@@ -1,5 +1,6 @@
 """From plan to arrays: the global batch of every step as a list of rows, and the arrays of those rows that this process holds."""
 
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from jaxtyping import Int
 from slmjax.data import packing as packings
 from slmjax.data.mixture import Mixture
 from slmjax.data.packing import RowPlan, Span
+from slmjax.data.rows import Arrays, Fields, Rows, text_fields
 
 SCANNED_ROWS = 32_768  # less than a second of planning
 FORMAT = 2  # of the fingerprint: raised when the same settings give other batches than before
@@ -36,8 +38,10 @@ class BatchPlan:
       max_epochs: how often a source may be read at most; a name left out, or None: without bound. What happens then: see `Mixture`.
       scores: for a source whose documents are visited in the order of their scores (see `RowPlan`) "NAME", from high to low "-NAME".
       max_segments: most documents of a row; None: for each source as many as its text needs (see `RowPlan`).
-    Attributes: max_segments, which no row of any step exceeds: the static bound for attention kernels. It follows from the text,
-      seq_len, packing and seed, and does not change with `steps`, phases or weights.
+      cuts: (microbatches, devices that a microbatch's rows are split over), where an attention kernel wants to know how many documents
+        a device holds (see `text_fields`); None elsewhere.
+    Attributes: max_segments, which no row of any step exceeds. It follows from the text, seq_len, packing and seed, and does not change
+      with `steps`, phases or weights.
     Raises: UserError for a source shorter than one row and for what `Mixture` refuses.
     """
 
@@ -55,7 +59,9 @@ class BatchPlan:
         max_epochs: Mapping[str, float | None] | None = None,
         scores: Mapping[str, str] | None = None,
         max_segments: int | None = None,
+        cuts: tuple[int, int] | None = None,
     ):
+        self.cuts = cuts
         self.scores = {name: score for name, score in (scores or {}).items() if score}
         self.train, self.batch, self.seq_len, self.total_rows = dict(train), batch, seq_len, steps * batch
         self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": max_segments}
@@ -76,12 +82,39 @@ class BatchPlan:
 
     def crowd(self, step: int, parts: int = 1, ways: int = 1) -> int:
         """Most documents that a device holds at once of a step's batch, see `crowd`; known without reading any text."""
-        return crowd(np.array([len(self.row_plans[source].row(row)) for source, row in self.rows(step)]), parts, ways)
+        counts = [max(1, len(self.row_plans[source].row(row))) for source, row in self.rows(step)]
+        return crowd(np.array(counts), parts, ways)
 
-    def usual_segments(self, parts: int = 1, ways: int = 1) -> int:
-        """Documents a row that a device has to keep places for: none of the run's first 32,768 rows' steps has more (see `crowd`)."""
-        rows, steps = self.batch // (parts * ways), range(max(1, min(self.total_rows, SCANNED_ROWS) // self.batch))
-        return 1 if self.max_segments == 1 else math.ceil(max(self.crowd(step, parts, ways) for step in steps) / rows)
+    @functools.cached_property
+    def usual_places(self) -> int:
+        """Documents that a device holds at most in the steps of the run's first 32,768 rows, as a whole number for each row."""
+        rows, steps = self.batch // math.prod(self.cuts), range(max(1, min(self.total_rows, SCANNED_ROWS) // self.batch))
+        if self.max_segments == 1:
+            return rows
+        return math.ceil(max(self.crowd(step, *self.cuts) for step in steps) / rows) * rows
+
+    def places(self, step: int) -> int | None:
+        """Documents that a device keeps places for: the usual number, or that times a power of two."""
+        if self.cuts is None:
+            return None
+        places, crowd = self.usual_places, self.crowd(step, *self.cuts)
+        while places < crowd:
+            places *= 2
+        return places
+
+    def shapes(self, step: int) -> Fields:
+        """See Rows."""
+        return text_fields(self.batch, self.seq_len, self.places(step))
+
+    def read(self, step: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """See Rows: what `fold` holds of some rows."""
+        shards = list(self.train.values())
+        picked = (self.mixture.pick(step * self.batch + row) for row in rows)
+        return fold([(shards[source], self.row_plans[source].row(row)) for source, row in picked], self.seq_len)
+
+    def unpack(self, compact: Mapping[str, np.ndarray]) -> Arrays:
+        """See Rows: tokens, targets, segments, positions int32 and weights float32, each [rows, T]."""
+        return unfold(compact)
 
     def documents(self, step: int) -> list[str]:
         """The documents that the global batch of a step holds, in order, each once: "books: novels.jsonl line 17"."""
@@ -155,19 +188,9 @@ def crowd(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int
     return int(documents.reshape(-1, parts).T.reshape(parts, ways, -1).sum(-1).max())
 
 
-def batch_rows(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Some rows of a global batch, read here and now.
-
-    Returns: tokens, targets, segments, positions int32 and weights float32, each [len(local_rows), T].
-    """
-    return unfold(read_folded(plan, step, local_rows))
-
-
-def read_folded(plan: BatchPlan, step: int, local_rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Some rows of a global batch as `fold` holds them: what a worker reads and sends."""
-    shards = list(plan.train.values())
-    picked = (plan.mixture.pick(step * plan.batch + row) for row in local_rows)
-    return fold([(shards[source], plan.row_plans[source].row(row)) for source, row in picked], plan.seq_len)
+def batch_rows(rows: Rows, step: int, local_rows: Sequence[int]) -> Arrays:
+    """Some rows of a global batch, read here and now."""
+    return rows.unpack(rows.read(step, local_rows))
 
 
 def fold(rows: Sequence[tuple[Any, Sequence[Span]]], seq_len: int) -> dict[str, np.ndarray]:
@@ -214,7 +237,7 @@ def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def local_batches(plan: BatchPlan, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0) -> "Batches":
+def local_batches(rows: Rows, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0) -> "Batches":
     """This process's share of the global batches of steps [start_step, stop_step), in order, read ahead.
 
     The arrays are those of `batch_rows`, whatever the number of workers.
@@ -225,13 +248,13 @@ def local_batches(plan: BatchPlan, *, start_step: int, stop_step: int, local_row
         uses them needs `if __name__ == "__main__":`.
     Returns: an iterator and context manager; close it or leave its `with`. Reading starts at once, so that it overlaps with compilation.
     """
-    return Batches(plan, start_step, stop_step, local_rows, workers)
+    return Batches(rows, start_step, stop_step, local_rows, workers)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
     """What `local_batches` returns."""
 
-    def __init__(self, plan: BatchPlan, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int):
+    def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int):
         import grain  # a second of imports, most of it jax: paid by who reads, not by who plans
         from absl import flags
 
@@ -239,17 +262,18 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         workers = min(workers, max(0, stop_step - start_step))
-        data = grain.MapDataset.source(_Steps(plan, start_step, stop_step, local_rows))
+        data = grain.MapDataset.source(_Steps(rows, start_step, stop_step, local_rows))
         if not workers:
             # An element is a whole batch: one thread reads far enough ahead, and more would fight for the interpreter's lock with the loop.
-            data = data.map(unfold).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            data = data.map(rows.unpack).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         else:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
             # Batches come through pipes, folded: fast enough, and unlike shared memory (64 MB in many containers) nothing can be left
             # behind.
             piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             data = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-            data = grain.experimental.WithOptionsIterDataset(data, piped).mp_prefetch(options, worker_init_fn=_start_worker).map(unfold)
+            data = grain.experimental.WithOptionsIterDataset(data, piped)
+            data = data.mp_prefetch(options, worker_init_fn=_start_worker).map(rows.unpack)
         iterator = iter(data)
         if workers:
             iterator.get_state()  # makes the interleaved iterators, without which start_prefetch has nothing to start
@@ -345,15 +369,15 @@ def batch_hash(arrays: Mapping[str, np.ndarray]) -> str:
 class _Steps:
     """The batches of steps [start, stop) as a Grain data source."""
 
-    def __init__(self, plan: BatchPlan, start_step: int, stop_step: int, local_rows: Sequence[int]):
-        self._plan, self._start, self._local_rows = plan, start_step, [int(row) for row in local_rows]
+    def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int]):
+        self._rows, self._start, self._local_rows = rows, start_step, [int(row) for row in local_rows]
         self._steps = max(0, stop_step - start_step)
 
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return read_folded(self._plan, self._start + i, self._local_rows)
+    def __getitem__(self, i: int) -> Any:
+        return self._rows.read(self._start + i, self._local_rows)
 
 
 def _close(held: list[Any]) -> None:

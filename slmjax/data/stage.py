@@ -51,13 +51,13 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
         return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
 
 
-def batch_plan(config: ConfigDict, prepared: Prepared) -> BatchPlan:
-    """The batches of every step of a run."""
+def batch_plan(config: ConfigDict, prepared: Prepared, cuts: tuple[int, int] | None = None) -> BatchPlan:
+    """The batches of every step of a run; `cuts`: see BatchPlan."""
     sources = parse_sources(config.data.sources)
     weights, max_epochs, scores = ({s.name: getattr(s, field) for s in sources} for field in ("weight", "max_epochs", "score"))
     return BatchPlan(
         prepared.train, seq_len=config.data.seq_len, batch=config.train.batch, steps=config.train.steps, seed=config.seed,
-        packing=config.data.packing, phases=config.data.phases, weights=weights, max_epochs=max_epochs, scores=scores,
+        packing=config.data.packing, phases=config.data.phases, weights=weights, max_epochs=max_epochs, scores=scores, cuts=cuts,
     )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from slmjax.models import lm
-from slmjax.models.architecture import Architecture
+from slmjax.models.lm import Model
 from slmjax.ops.cross_entropy import token_log_probs
 
 
@@ -26,30 +25,29 @@ class DocumentLosses(NamedTuple):
         return float(self.nats.sum() / (self.bytes.sum() * math.log(2)))
 
 
-def scorer(arch: Architecture, chunks: int = 1) -> Callable:
+def scorer(model: Model) -> Callable:
     """score(params, buffers, batch) -> nats of each token, zero on padding."""
 
     def score(params: dict, buffers: dict, batch: dict) -> Float[Array, "B T"]:
-        hidden, _ = lm.forward(arch, params, buffers, batch)
-        log_p, _ = token_log_probs(hidden, lm.head(arch, params), batch["targets"], chunks=chunks)
+        hidden, _ = model.forward(params, buffers, batch)
+        log_p, _ = token_log_probs(hidden, model.head(params), batch["targets"], chunks=model.chunks)
         return -log_p * batch["weights"]
 
     return score
 
 
-def document_losses(score: Callable, batches: Iterable[dict], put: Callable, sizes: np.ndarray) -> DocumentLosses:
+def document_losses(score: Callable, batches: Iterable[dict], sizes: np.ndarray) -> DocumentLosses:
     """Score batches and add the nats up by document.
 
     Args:
-      score: batch on devices -> nats [B,T], whole on every process.
+      score: numpy batch -> nats [B,T], whole on every process.
       batches: numpy batches with `documents` [B,T] (-1 is padding), the whole batch on every process.
-      put: numpy batch -> batch on devices.
       sizes: bytes of every document of the shards.
     """
     nats, tokens = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
     pending: list[tuple[np.ndarray, jax.Array]] = []
     for batch in batches:  # one batch is read back while the next one runs
-        pending.append((batch["documents"], score(put({k: v for k, v in batch.items() if k != "documents"}))))
+        pending.append((batch["documents"], score({k: v for k, v in batch.items() if k != "documents"})))
         if len(pending) > 1:
             _add(pending.pop(0), nats, tokens)
     for one in pending:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
-from slmjax.infer.programs import STOP, Request, State, programs, ready_params, unrolled
+from slmjax.infer.programs import STOP, Request, State, programs, ready_buffers, ready_params, unrolled
 from slmjax.infer.sampling import Sampling, settings
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
@@ -81,7 +81,7 @@ class Engine:
         self._device = device_kind(make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)]))
         platform = self._device.platform
         self.programs = programs(platform, tuned, tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()))
-        self.buffers, self.tokenizer, self.max_batch = buffers, tokenizer, max_batch
+        self.buffers, self.tokenizer, self.max_batch = ready_buffers(arch, buffers), tokenizer, max_batch
         self.token_bytes = tokenizer.token_bytes()
         self._table = ((), jnp.asarray(stopping.token_automaton((), self.token_bytes)))
 

@@ -78,10 +78,16 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, trust: Sequence
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     arch, _ = resolve(config, mesh, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+
+    def described(make):
+        shapes = jax.eval_shape(make)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+
+    items = {"params": described(lambda: lm.init(arch, jax.random.key(0)))}
+    if lm.declare_buffers(arch):
+        items["buffers"] = described(lambda: lm.init_buffers(arch))
     try:
-        params = checkpoints.restore(step, shapes).params
+        found = checkpoints.restore(step, items).items
     except Exception as error:  # storage raises many kinds
         raise Damaged(first_line(error)[:200]) from error
-    return Loaded(config, arch, params, {}, tokenizer, step)
+    return Loaded(config, arch, found["params"], found.get("buffers", {}), tokenizer, step)

@@ -15,6 +15,7 @@ from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
+from slmjax.models.declare import keep_channel
 
 RUNNING, STOP, LENGTH, END = range(4)  # how a row stands
 
@@ -73,17 +74,26 @@ def unrolled(arch: Architecture) -> Architecture:
 @functools.partial(jax.jit, static_argnums=0)
 def ready_params(arch: Architecture, params: dict) -> dict:
     """The parameters of `unrolled(arch)`: matrices in the compute type, so that no step casts them; scales of norms as they are."""
-    layers = [
-        jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["stack"][str(g)])
-        for g, (_, repeats) in enumerate(arch.stack)
-        for r in range(repeats)
-    ]
-    params = params | {"stack": {str(i): layer for i, layer in enumerate(layers)}}
+    params = params | {"stack": _unrolled_stack(arch, params["stack"])}
 
     def cast(known, leaf):
         return leaf.astype(arch.compute) if known.in_compute_type else leaf
 
     return jax.tree.map(cast, lm.declare(unrolled(arch)), params)
+
+
+def ready_buffers(arch: Architecture, buffers: dict) -> dict:
+    """The buffers of `unrolled(arch)` that generation reads."""
+    kept = keep_channel(lm.declare_buffers(arch), buffers, "forward")
+    return {"stack": _unrolled_stack(arch, kept["stack"])} if kept else {}
+
+
+def _unrolled_stack(arch: Architecture, stack: dict) -> dict:
+    layers = []
+    for g, (_, repeats) in enumerate(arch.stack):
+        group = stack.get(str(g), {})
+        layers += [jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], group) for r in range(repeats)]
+    return {str(i): layer for i, layer in enumerate(layers)}
 
 
 def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]) -> Cache:

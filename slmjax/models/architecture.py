@@ -41,8 +41,6 @@ class Architecture:
     products: str = "compute"
     attention: str = "blockwise"
     recurrence: str = "scan"  # or "triton": how recurrent mixers walk over their chunks
-    max_segments: int = 0  # in a row; what the row plan promises
-    usual_segments: int = 0  # places kept per row, shared by the rows of a device; more is slower on a GPU
     unroll: bool = True
     remat: str = "none"
     init_scales: tuple[tuple[str, float], ...] = ()

@@ -93,11 +93,10 @@ def _attend(arch: Architecture, window: int, query: Array, keys: Keys, ctx: Cont
             query, keys.key, keys.value, query_segments=ctx.segments, key_segments=keys.segments, query_index=ctx.slots.index,
             key_index=keys.index, window=window,
         )  # fmt: skip
-    kernel, most, usual = arch.attention, arch.max_segments, arch.usual_segments
-    if ctx.slots is not None:  # the first piece of a prompt
+    kernel, places = arch.attention, ctx.places
+    if ctx.slots is not None:  # the first piece of a prompt: one document a row
         kernel = "blockwise" if T % TILE or len(query) % ways(*BATCH) else kernel
-        most, usual = 1, 1
+        places = len(query) // ways(*BATCH)
     return attention(
-        query, keys.key, keys.value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, max_segments=most,
-        usual_segments=usual, window=window,
-    )  # fmt: skip
+        query, keys.key, keys.value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, places=places, window=window
+    )

@@ -235,8 +235,28 @@ def updated(declared: dict, buffers: dict, seen: dict) -> dict:
     """Every buffer's next value."""
     new = {}
     for name, known in declared.items():
+        if name not in seen:
+            raise ValueError(f"buffer '{name}': its mixer returned no observation of it")
         if isinstance(known, Buffer):
             new[name] = known.update(buffers[name], seen[name])
         else:
             new[name] = updated(known, buffers[name], seen[name])
     return new
+
+
+def nothing_seen(declared: dict, shapes: dict) -> dict:
+    """What `combined` starts from, for observations of these shapes."""
+    start = {}
+    for name, below in shapes.items():
+        known = declared[name]
+        if not isinstance(known, Buffer):
+            start[name] = nothing_seen(known, below)
+        elif known.combine == "sum":
+            start[name] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), below)
+        else:
+            start[name] = jax.tree.map(lambda s: jnp.full(s.shape, _smallest(s.dtype), s.dtype), below)
+    return start
+
+
+def _smallest(dtype: Any) -> Any:
+    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min

@@ -22,13 +22,15 @@ from slmjax.parallel.mesh import ways
 class Context:
     """What a layer may know about its tokens: segments [B,T] (0 is padding), positions [B,T], and per-token ids made on the host.
 
-    With a cache, also the slots that the tokens take in it (cache.Slots).
+    With a cache, also the slots that the tokens take in it (cache.Slots). places: documents that a
+    device holds at most, where an attention kernel asks (see data/rows.py, `text_fields`).
     """
 
     segments: Any
     positions: Any
     ids: Any = None
     slots: Any = None
+    places: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class TokenMixer(nn.Module):

@@ -80,7 +80,8 @@ def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cac
       {group: {position: ...}} as the stack, with leaves [repeats, ...].
     """
     slots = None if cache is None else cache.slots(batch["segments"])
-    ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots)
+    places = batch["places"].shape[0] if "places" in batch else None
+    ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots, places)
     x = _embed(arch, params["embedding"], batch["tokens"])
     x = constrain(x, BATCH, "sequence", None)
     carry = x, _zeros_across(arch, *batch["tokens"].shape)
@@ -315,3 +316,26 @@ def _remat(name: str):
             raise UserError(f"config.model.remat is '{name}'; it can be none, full, dots, or names among {', '.join(NAMES)}.")
         policy = policies.save_only_these_names(*names)
     return functools.partial(jax.checkpoint, policy=policy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The model as a task sees it: its functions, without parameters.
+
+    chunks: pieces along a row whose logits exist at once, see ops/cross_entropy.py.
+    """
+
+    arch: Architecture
+    chunks: int = 1
+
+    def forward(self, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None) -> tuple[Array, Out]:
+        """See `forward`."""
+        return forward(self.arch, params, buffers, batch, cache=cache)
+
+    def head(self, params: dict) -> Float[Array, "D V"]:
+        """See `head`."""
+        return head(self.arch, params)
+
+    def logits(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """See `logits`."""
+        return logits(self.arch, params, hidden)

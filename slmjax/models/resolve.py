@@ -17,11 +17,9 @@ FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x (Ironwood) names fp8;
 ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
 
 
-def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple[int, int] = (0, 0)) -> tuple[Architecture, list[str]]:
+def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> tuple[Architecture, list[str]]:
     """The architecture for these devices, and one line of reason for each choice.
 
-    Args:
-      segments: most documents in a row and places kept for one, from the row plan; only training asks.
     Raises: UserError as from_config, where config.model.vocab_size is smaller than the tokenizer, and for float8 with shared blocks.
     """
     device = device_kind(mesh)
@@ -36,12 +34,13 @@ def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple
     unroll, unroll_reason = choose_unroll(device, config.model.unroll)
     arch = from_config(
         config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
-        recurrence=walk, unroll=unroll, max_segments=segments[0], usual_segments=segments[1],
+        recurrence=walk, unroll=unroll,
     )  # fmt: skip
     reasons = [f"compute {compute}: {compute_reason}"]
     reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
     reasons += [f"attention {chosen.kernel}: {chosen.reason}"]
-    reasons += [f"recurrence {walk}: {walk_reason}"] if any(issubclass(mixer_class(block.mixer), RecurrentMixer) for block in arch.blocks) else []
+    if any(issubclass(mixer_class(block.mixer), RecurrentMixer) for block in arch.blocks):
+        reasons.append(f"recurrence {walk}: {walk_reason}")
     return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]
 
 

@@ -62,8 +62,7 @@ def attention(
     key_segments: Int[Array, "B S"],
     query_index: Int[Array, "B T"] | None = None,
     kernel: str = "blockwise",
-    max_segments: int = 0,
-    usual_segments: int = 0,
+    places: int | None = None,
     window: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K key/value heads (N a multiple of K), scaled by H^-1/2.
@@ -71,7 +70,7 @@ def attention(
     Args:
       query_index: each query's slot among the keys; None where T == S and slot t is key t.
       kernel: reference, blockwise, cudnn or splash (the last two only without query_index).
-      max_segments, usual_segments: most segments in a row, and places kept for one; only cudnn asks, see there.
+      places: segments that a device keeps places for; only cudnn asks, see there.
       window: tokens that a query sees, its own among them; 0: all.
     Source: Ainslie et al. 2023 (grouped-query attention), section 2.
     """
@@ -81,7 +80,9 @@ def attention(
     if kernel == "cudnn":
         from slmjax.ops.cudnn_attention import cudnn_attention
 
-        return cudnn_attention(query, key, value, query_segments, max_segments, usual_segments, window)
+        if places is None:
+            raise ValueError("the kernel 'cudnn' needs the number of places for segments")
+        return cudnn_attention(query, key, value, query_segments, places, window)
     if kernel == "splash":
         from slmjax.ops.splash_attention import splash_attention
 

@@ -20,8 +20,7 @@ def cudnn_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segments: Int[Array, "B T"],
-    max_segments: int,
-    usual_segments: int = 0,
+    places: int,
     window: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments. Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end.
@@ -29,35 +28,32 @@ def cudnn_attention(
     Padding counts as the end of the last segment, so that every output and gradient is written: its outputs are finite and mean nothing,
     and where its cotangents are zero, so are its gradients.
     Args:
-      max_segments: most segments in a row; 1: nothing but causality is asked of cuDNN.
-      usual_segments: places kept for segments, per row and shared by the rows of a device; 0: max_segments. Where the rows of a device
-        together have more segments than places, all of its outputs are NaN.
+      places: segments that are kept place for, of all rows of a device; at least as many as they have (an empty row counts as one). As
+        many as rows: each is one segment, and nothing but causality is asked of cuDNN.
       window: tokens that a query sees, its own among them; 0: all.
     Raises: UserError where this version of JAX has another interface.
     """
 
     def kernel(q, k, v, seg):
-        if max_segments == 1:
+        if places == len(seg):
             local = (window - 1, 0) if window else None
             return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation="cudnn")
-        lengths, starts = segment_list(seg, max_segments)
-        places = len(seg) * max(2, min(usual_segments or max_segments, max_segments))
-        if places < len(lengths):  # a branch here that takes more would cost each layer a wait for the device: callers see to it
-            q = q * jnp.where(lengths[places] == 0, 1.0, jnp.nan).astype(q.dtype)
-        return _packed(window, q, k, v, lengths[:places], starts[:places])
+        whole = -(-max(places, 2 * len(seg)) // len(seg)) * len(seg)  # JAX reads the number of places off a shape [rows, n]
+        return _packed(window, q, k, v, *segment_list(seg, whole))
 
     return per_device_heads(kernel)(query, key, value, segments)
 
 
-def segment_list(segments: Int[Array, "B T"], max_segments: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
-    """Lengths and first tokens (in the flattened batch) of n = B * max_segments segments, longest first; unused ones are (0, B * T)."""
+def segment_list(segments: Int[Array, "B T"], places: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Lengths and first tokens (in the flattened batch) of n = `places` segments, longest first; unused ones are (0, B * T)."""
     B, T = segments.shape
     numbers = jnp.maximum(jax.lax.cummax(segments, axis=1), 1)  # padding joins the last segment; an empty row is one segment
-    lengths = (numbers[:, :, None] == jnp.arange(1, max_segments + 1)[None, None]).sum(1, dtype=jnp.int32)
-    starts = jnp.cumsum(lengths, axis=1) - lengths + T * jnp.arange(B, dtype=jnp.int32)[:, None]
-    lengths, starts = lengths.reshape(-1), starts.reshape(-1)
+    begins = jnp.pad(numbers[:, 1:] != numbers[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    (starts,) = jnp.nonzero(begins.reshape(-1), size=places, fill_value=B * T)
+    starts = starts.astype(jnp.int32)
+    lengths = jnp.append(starts[1:], B * T) - starts
     order = jnp.argsort(-lengths, stable=True)
-    return lengths[order], jnp.where(lengths > 0, starts, B * T)[order]
+    return lengths[order], starts[order]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from slmjax.data.rows import Arrays, Field, Fields
 from slmjax.errors import UserError
 from slmjax.readable import duration
 
@@ -143,19 +144,25 @@ def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.nd
     return np.unique(np.concatenate([np.arange(rows)[index[0]] for index in slices]))
 
 
-def global_batch(arrays: dict, sharding: jax.sharding.Sharding, rows: int, held: np.ndarray) -> dict:
-    """Device arrays [rows, T] from this process's rows: arrays[name][i] is row held[i] of the batch."""
+def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarray) -> dict:
+    """Device arrays of a batch from this process's rows: arrays[name][i] is row held[i] of the batch.
+
+    Fields without a batch axis are not among `arrays`: they are zeros.
+    """
     place = {int(row): i for i, row in enumerate(held)}
 
-    def one(local):
+    def one(name: str, field: Field):
         def piece(index):
-            first, last, _ = index[0].indices(rows)
+            first, last, _ = index[0].indices(field.shape[0])
             start = place[first]
-            return local[start : start + last - first][(slice(None), *index[1:])]
+            return arrays[name][start : start + last - first][(slice(None), *index[1:])]
 
-        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, piece)
+        def zeros(index):
+            return np.zeros(field.shape, field.dtype)[index]
 
-    return {name: one(local) for name, local in arrays.items()}
+        return jax.make_array_from_callback(field.shape, shardings[name], piece if field.by_rows else zeros)
+
+    return {name: one(name, field) for name, field in fields.items()}
 
 
 def barrier(name: str) -> None:

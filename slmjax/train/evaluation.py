@@ -1,112 +1,192 @@
-"""What a run looks at while it trains: held-out bits per byte, samples, and for the embedded textbook exact answers beside a baseline."""
+"""What a run looks at while it trains: held-out bits per byte, samples, and the embedded textbook's questions."""
 
-import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from slmjax.compiling import compiler_options
-from slmjax.data import textbook
+from slmjax.data import stage, textbook
 from slmjax.data.loader import crowd, heldout_batches
 from slmjax.data.prepare import Prepared
+from slmjax.data.rows import Arrays, text_fields
 from slmjax.data.work import write_atomic
 from slmjax.evals import kneser_ney
 from slmjax.evals.answers import exact_answers
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
 from slmjax.infer.engine import Engine
-from slmjax.models.architecture import Architecture
+from slmjax.models.declare import keep_channel
+from slmjax.models.lm import Model
 from slmjax.parallel import hosts
-from slmjax.parallel.mesh import batch_sharding, device_kind
+from slmjax.readable import said_if_long
+from slmjax.tasks.task import Evaluated
+from slmjax.train.program import Program, place_cuts
+from slmjax.train.progress import exact_answers as answer_table
+from slmjax.train.step import field_shardings
 
 QUESTIONS = 25  # of each kind; a standard error of at most 10 points
 ANSWER_TOKENS = 128
 ORDERS = (2, 3, 4, 5)
 
 
-class Evaluator:
-    """Scores parameters on the held-out text of every source, always on the same documents."""
+class HeldOut:
+    """Bits per byte on the held-out text of every source, always on the same documents.
 
-    def __init__(self, config: ConfigDict, arch: Architecture, mesh: Mesh, prepared: Prepared, chunks: int, where: Any):
-        self.config, self.arch, self.prepared = config, arch, prepared
-        rows = config.train.batch // config.train.microbatches
-        self.sharding = batch_sharding(mesh)
-        self.rows = np.arange(rows)
-        self.batches = {
-            name: list(
-                heldout_batches(
-                    shards, seq_len=config.data.seq_len, batch=rows, max_segments=arch.max_segments, max_tokens=config.eval.tokens
-                )
-            )
-            for name, shards in prepared.heldout.items()
-            if len(shards)
-        }
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        crowds = [crowd(np.maximum(batch["segments"].max(1), 1), 1, ways) for batches in self.batches.values() for batch in batches]
-        of_batches = dataclasses.replace(arch, usual_segments=math.ceil(max(crowds, default=1) * ways / rows))
-        whole = NamedSharding(mesh, P())
-        options = compiler_options(device_kind(mesh).platform, tuned=False, deterministic=config.train.deterministic)
+    Args:
+      max_segments: most documents of a row.
+    """
+
+    at_end, events = False, ()
+
+    def __init__(self, program: Program, prepared: Prepared, max_segments: int):
+        config, mesh = program.config, program.mesh
+        self.prepared, self.declared = prepared, program.declared[1]
+        self.rows = np.arange(config.train.batch // config.train.microbatches)
+        self.batches = {}
+        for name, shards in prepared.heldout.items():
+            if len(shards):
+                settings = {"seq_len": config.data.seq_len, "batch": len(self.rows), "max_segments": max_segments}
+                self.batches[name] = list(heldout_batches(shards, max_tokens=config.eval.tokens, **settings))
+        places = None
+        if found := place_cuts(config, mesh, program.arch.attention):
+            counts = [batch["segments"].max(1) for batches in self.batches.values() for batch in batches]
+            most = max((crowd(np.maximum(count, 1), 1, found[1]) for count in counts), default=1)
+            places = max(most, len(self.rows) // found[1])
+        self.fields = text_fields(len(self.rows), config.data.seq_len, places)
+        self.where = field_shardings(self.fields, mesh)
         self.score = jax.jit(
-            scorer(of_batches, chunks), in_shardings=(where, None, self.sharding), out_shardings=whole, compiler_options=options
+            scorer(program.model),
+            in_shardings=(program.where.params, None, self.where),
+            out_shardings=NamedSharding(mesh, P()),
+            compiler_options=compiler_options(program.device.platform, tuned=False, deterministic=config.train.deterministic),
         )
 
-    def losses(self, params: dict) -> dict[str, DocumentLosses]:
-        """Of every source with held-out text."""
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """See Evaluation."""
+        for batches in list(self.batches.values())[:1]:
+            batch = {name: array for name, array in batches[0].items() if name != "documents"}
+            self._scored(params, buffers, batch).block_until_ready()
+
+    def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
+        """Of each source with held-out text."""
         return {
-            name: document_losses(lambda batch: self.score(params, {}, batch), batches, self._put, self.prepared.heldout[name].bytes)
+            name: document_losses(lambda batch: self._scored(params, buffers, batch), batches, self.prepared.heldout[name].bytes)
             for name, batches in self.batches.items()
         }
 
-    def warm(self, params: dict) -> None:
-        """Compile before the first step, where it costs no training time."""
-        for batches in list(self.batches.values())[:1]:
-            self.score(params, {}, self._put({k: v for k, v in batches[0].items() if k != "documents"})).block_until_ready()
-        self.samples(params)
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, skip: frozenset) -> Evaluated:
+        """See Evaluation."""
+        with said_if_long("evaluating on held-out text", say=note):
+            losses = self.losses(params, buffers)
+        found = metrics(losses)
+        if found:
+            note(f"step {step}: held-out bits per byte {found['eval/bits_per_byte']:.4f}")
+        documents = {}
+        for name, scored in losses.items():
+            keys = np.asarray(self.prepared.heldout[name].keys)[scored.document]
+            documents[name] = {"keys": keys, "nats": scored.nats, "bytes": scored.bytes, "tokens": scored.tokens}
+        return Evaluated(found, documents)
 
-    def save(self, losses: Mapping[str, DocumentLosses], path: epath.Path) -> None:
-        """Per-document losses, for `slmjax.compare`."""
-        arrays = {}
-        for name, found in losses.items():
-            arrays |= {
-                f"{name}/keys": np.asarray(self.prepared.heldout[name].keys)[found.document],
-                f"{name}/nats": found.nats, f"{name}/bytes": found.bytes, f"{name}/tokens": found.tokens,
-            }  # fmt: skip
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomic(path, buffer.getvalue())
+    def _scored(self, params: dict, buffers: dict, batch: Arrays) -> jax.Array:
+        batch = hosts.global_batch(batch, self.fields, self.where, self.rows)
+        return self.score(params, keep_channel(self.declared, buffers, "forward"), batch)
+
+
+class Samples:
+    """Completions of config.eval.prompts, or of the beginnings of held-out documents, at temperature 0.
+
+    Where several processes share the model, there are none.
+    """
+
+    at_end, events = False, ("samples",)
+
+    def __init__(self, program: Program, prepared: Prepared):
+        self.config, self.prepared = program.config, prepared
 
     def prompts(self) -> list[str]:
-        """config.eval.prompts, or the beginnings of held-out documents, one source after the other."""
-        if self.config.eval.prompts:
-            return list(self.config.eval.prompts)[: self.config.eval.samples]
-        out, names = [], list(self.batches)
-        for i in range(self.config.eval.samples if names else 0):
-            shards = self.prepared.heldout[names[i % len(names)]]
+        """The prompts; of held-out documents one source after the other."""
+        chosen = self.config.eval
+        if chosen.prompts:
+            return list(chosen.prompts)[: chosen.samples]
+        held = {name: shards for name, shards in self.prepared.heldout.items() if len(shards)}
+        out, names = [], list(held)
+        for i in range(chosen.samples if names else 0):
+            shards = held[names[i % len(names)]]
             doc = (i // len(names)) % len(shards)
             text = self.prepared.tokenizer.decode(shards.read(doc, 0, int(shards.lengths[doc]))[1:-1].tolist())
             first, _, rest = text.partition("\n")
             out.append(first if rest and len(first) < 400 else text[: max(20, min(200, len(text) // 2))])
         return out
 
-    def engine(self, params: dict) -> Engine:
-        """A generation engine over these parameters; its programs are compiled once."""
-        return Engine(self.arch, params, {}, self.prepared.tokenizer, tuned=False)
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """See Evaluation."""
+        self._complete(model, params, buffers)
 
-    def samples(self, params: dict) -> list[dict[str, str]]:
-        """Completions of the prompts at temperature 0; none where several processes share the model."""
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, skip: frozenset) -> Evaluated:
+        """See Evaluation."""
+        samples = self._complete(model, params, buffers)
+        if not samples:
+            return Evaluated()
+        note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
+        return Evaluated(events={"samples": {"samples": samples}})
+
+    def _complete(self, model: Model, params: dict, buffers: dict) -> list[dict[str, str]]:
         prompts = self.prompts() if jax.process_count() == 1 else []
-        found = self.engine(params).generate(prompts, max_tokens=self.config.eval.sample_tokens) if prompts else []
+        if not prompts:
+            return []
+        engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
+        found = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens)
         return [{"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, found, strict=True)]
 
-    def _put(self, batch: dict) -> dict:
-        return hosts.global_batch(batch, self.sharding, len(self.rows), self.rows)
+
+class TextbookQuestions:
+    """Exact answers to the embedded textbook's held-out questions, and n-gram models for comparison.
+
+    Args:
+      baseline: train n-gram models on the same text; for the embedded textbook only.
+    """
+
+    at_end = True
+
+    def __init__(self, heldout: HeldOut, baseline: bool):
+        self.heldout, self.prepared = heldout, heldout.prepared
+        self.events = ("answers", "baseline") if baseline else ("answers",)
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """Nothing is compiled before the end."""
+
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, skip: frozenset) -> Evaluated:
+        """See Evaluation."""
+        if jax.process_count() > 1:
+            return Evaluated()
+        answers, events, rivals = {}, {}, {}
+        if "answers" not in skip:
+            with said_if_long("asking the textbook's held-out questions", say=note):
+                engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
+                answers = textbook_answers(engine, stage.SEED)
+            events["answers"] = {"kinds": answers}
+        if "baseline" in self.events and "baseline" not in skip:
+            with said_if_long("training n-gram models on the same text, for comparison", say=note):
+                losses = self.heldout.losses(params, buffers)
+                events["baseline"] = textbook_baseline(self.prepared, losses, model.arch.vocab_size, stage.SEED)
+            rivals = events["baseline"]["answers"]
+        if answers:
+            note(answer_table(answers, rivals))
+        return Evaluated({f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()}, events=events)
+
+
+def save_documents(documents: Mapping[str, Arrays], path: epath.Path) -> None:
+    """Write what evaluations found of each document, for `slmjax.compare`."""
+    arrays = {f"{source}/{name}": array for source, of in documents.items() for name, array in of.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
 
 
 def metrics(losses: Mapping[str, DocumentLosses]) -> dict[str, float]:

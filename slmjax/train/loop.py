@@ -16,27 +16,27 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from slmjax import config as configs
-from slmjax.data import stage
-from slmjax.data.loader import crowd, local_batches
+from slmjax.data.loader import local_batches
+from slmjax.data.rows import Arrays, Fields, shapes_of
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
-from slmjax.parallel.mesh import batch_sharding
-from slmjax.readable import said_if_long
-from slmjax.train import evaluation, schedule
 from slmjax.train import metrics as records
-from slmjax.train.program import cuts
-from slmjax.train.progress import Progress, exact_answers
+from slmjax.train import schedule
+from slmjax.train.evaluation import save_documents
+from slmjax.train.journal import Journal
+from slmjax.train.progress import Progress
 from slmjax.train.report import write_report
 from slmjax.train.run import Run
 from slmjax.train.state import saved
+from slmjax.train.step import field_shardings
 
 
 def train(run: Run) -> int:
     """Go from run.start.step to config.train.steps; returns 0, or 128 + signal when told to leave (saved, and to be continued)."""
     loop = _Loop(run)
     # Closed also where the loop ends in an error: a checkpoint that is being written in the background is finished first.
-    with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop.batches, loop.progress, _Leave() as leave:
+    with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop, loop.progress, _Leave() as leave:
         status = loop.go(leave)
         loop.stop_profiling()
     if hosts.is_first():
@@ -51,19 +51,26 @@ class _Loop:
         self.run, self.config, self.state = run, config, run.state
         run.state = None  # donated to the first step
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
-        self.sharding = batch_sharding(run.program.mesh)
-        self.batches = local_batches(
-            run.plan, start_step=run.start.step, stop_step=self.total, local_rows=run.held.tolist(), workers=config.data.workers
-        )  # fmt: skip
+        self.task, self.model = run.task, run.program.model
+        self.journal = Journal(run.workdir / "drawn", self.task) if hasattr(self.task, "prepare") else None
+        self.batches = iter(())
+        if self.journal is None:
+            settings = {"local_rows": run.held.tolist(), "workers": config.data.workers}
+            self.batches = local_batches(run.task.rows, start_step=run.start.step, stop_step=self.total, **settings)
         self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
         self.trunk = schedule.trunk(config.train)
-        self.window = [{"cross_entropy": loss, "skips": skips} for loss, skips in run.start.window]
-        self.last: dict[str, float] | None = None  # of the step that was read last
-        self.losses: Any = None  # of the last evaluation
+        self.window = list(run.start.window)
+        self.last: dict[str, Any] | None = None  # of the step that was read last
         self.skipped = run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
-        self.roomy: Callable | None = None
+
+    def __enter__(self) -> "_Loop":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.journal is None:
+            self.batches.close()
 
     def go(self, leave: "_Leave") -> int:
         """Train to the end, or to where the process is told to leave."""
@@ -73,10 +80,11 @@ class _Loop:
         for step in range(run.start.step, self.total):
             waiting = pending is None or pending[1]["loss"].is_ready()  # else the device is busy, and time here costs nothing
             with goodput.spent("data_wait") if waiting else contextlib.nullcontext():
-                local = next(self.batches)
+                local = self.next_rows(step)
             self.profiling(step)
-            batch = hosts.global_batch(local, self.sharding, self.config.train.batch, run.held)
-            self.state, metrics = self.step_for(step, local)(self.state, batch)
+            fields = self.task.rows.shapes(step)
+            batch = hosts.global_batch(local, fields, field_shardings(fields, run.program.mesh), run.held)
+            self.state, metrics = self.step_for(step, fields)(self.state, batch)
             if pending is not None:  # read one step late, so that the device always has a step to do
                 self.read(*pending)
             pending = (step, metrics)
@@ -99,21 +107,21 @@ class _Loop:
         self.finish()
         return 0
 
-    def step_for(self, step: int, local: dict) -> Callable:
-        """The compiled step for a batch; one with more documents than places needs another, compiled when the first comes."""
-        run, arch = self.run, self.run.program.arch
-        if arch.attention != "cudnn" or arch.usual_segments == arch.max_segments:
-            return run.step
-        parts, ways = cuts(self.config, run.program.mesh)
-        # Of one process, the rows that it has read tell; of several, each asks the plan about all rows, so that they agree.
-        most = crowd(local["segments"].max(1), parts, ways) if jax.process_count() == 1 else run.plan.crowd(step, parts, ways)
-        if most <= arch.usual_segments * run.plan.batch // (parts * ways):
-            return run.step
-        if self.roomy is None:
-            self.progress.note(f"step {step + 1} holds more than {arch.usual_segments} documents a row: compiling for {arch.max_segments}")
+    def next_rows(self, step: int) -> Arrays:
+        """This process's rows of a step's batch."""
+        if self.journal is None:
+            return next(self.batches)
+        return self.journal.rows(step, self.state, self.run.held)
+
+    def step_for(self, step: int, fields: Fields) -> Callable:
+        """The compiled step for batches of these shapes; rare ones are compiled when the first comes."""
+        run, shapes = self.run, shapes_of(fields)
+        if shapes not in run.steps:
+            different = [name for name, shape in shapes if (name, shape) not in next(iter(run.steps))]
+            self.progress.note(f"step {step + 1} has other shapes ({', '.join(different)}): compiling for them")
             with run.goodput.spent("compile"):
-                self.roomy = run.program.roomy().compile()
-        return self.roomy
+                run.steps[shapes] = run.program.compile(self.task, step)
+        return run.steps[shapes]
 
     def is_boundary(self, done: int) -> bool:
         """True where the loop must know the step's metrics before it goes on."""
@@ -130,7 +138,7 @@ class _Loop:
         if done % c.log.every == 0 or done == self.total:
             self.log(done)
         if (c.eval.every and done % c.eval.every == 0) or done == self.total:
-            with said_if_long("evaluating on held-out text", say=self.progress.note), run.goodput.spent("evaluation"):
+            with run.goodput.spent("evaluation"):
                 self.evaluate(done)
         if leaving or self.is_saved(done):
             with run.goodput.spent("checkpoint"):
@@ -139,24 +147,30 @@ class _Loop:
 
     def read(self, step: int, metrics: dict) -> None:
         """Take a step's metrics from the device."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = jax.tree.map(float, jax.device_get(metrics))
         if values["skips"]:
             self.skipped += 1
             reason = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
             self.run.writer.event("skipped", step + 1, reason=reason)
             self.progress.note(f"step {step + 1} skipped: {reason}")
             if values["skips"] >= self.config.train.max_skips:
-                documents = self.run.plan.documents(step)
-                more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
                 sentence = (
                     f"{self.config.train.max_skips} steps in a row were skipped (config.train.max_skips), the last one, step {step + 1}, "
-                    f"for {reason}; its batch holds {', '.join(documents[:5])}{more}."
+                    f"for {reason}{self.batch_of(step)}."
                 )
                 self.run.writer.event("stopped", step + 1, reason=sentence)
                 self.run.writer.flush()
                 raise UserError(sentence)
         self.last = values
         self.window.append(values)
+
+    def batch_of(self, step: int) -> str:
+        """What a step's batch holds, where its rows can say it."""
+        if not hasattr(self.task.rows, "documents"):
+            return ""
+        documents = self.task.rows.documents(step)
+        more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
+        return f"; its batch holds {', '.join(documents[:5])}{more}"
 
     def log(self, done: int) -> None:
         """Write the window since the last line, and start another."""
@@ -165,12 +179,11 @@ class _Loop:
         kept = [values for values in self.window if not values["skips"]] or self.window
         speed = (done - since) * self.tokens_per_step / (time.monotonic() - began)
         metrics: dict[str, Any] = {
-            "train/loss": float(np.mean([values["cross_entropy"] for values in kept])),
+            **{f"train/{name}": mean_of(name, kept) for name in latest["terms"]},
             "train/tokens": done * self.tokens_per_step,
             "train/flops": done * self.tokens_per_step * self.run.program.flops_per_token,
             "train/learning_rate": latest["learning_rate"],
             "train/grad_norm": latest["grad_norm"],
-            "train/z": latest["z"],
             "train/skipped": self.skipped,
             "perf/tokens_per_second": speed,
             "perf/goodput": self.run.goodput.share(),
@@ -185,23 +198,23 @@ class _Loop:
         self.window, self.clock = [], (done, time.monotonic())
 
     def evaluate(self, done: int) -> None:
-        """Held-out bits per byte, and samples."""
-        run = self.run
-        losses = run.evaluator.losses(self.state.params)
-        metrics = evaluation.metrics(losses)
+        """Run the task's evaluations, but for those of the end."""
+        run, state = self.run, self.state
         tokens = done * self.tokens_per_step
-        run.writer.write(done, {**metrics, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
-        if metrics:
-            self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
+        found, documents = {}, {}
+        for evaluation in self.task.evaluations:
+            if evaluation.at_end:
+                continue
+            one = evaluation(self.model, state.params, state.buffers, step=done, note=self.progress.note, skip=frozenset())
+            found, documents = {**found, **one.metrics}, {**documents, **one.documents}
+            for name, facts in one.events.items():
+                run.writer.event(name, done, **facts)
+        run.writer.write(done, {**found, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
         if hosts.is_first():
-            run.evaluator.save(losses, run.workdir / "heldout.npz")
-        if samples := run.evaluator.samples(self.state.params):
-            run.writer.event("samples", done, samples=samples)
-            self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
-        self.losses = losses
+            save_documents(documents, run.workdir / "heldout.npz")
         self.clock = (done, time.monotonic())
         if done == self.total:
-            self.refuse_what_is_not_finite(metrics)
+            self.refuse_what_is_not_finite(found)
 
     def refuse_what_is_not_finite(self, metrics: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a held-out score that is not finite."""
@@ -228,41 +241,35 @@ class _Loop:
             )
         meta = {
             **run.meta,
-            "fingerprint": run.plan.fingerprint(done),
+            "fingerprint": run.task.rows.fingerprint(done),
             "trunk": done == self.trunk,
-            "window": [(values["cross_entropy"], values["skips"]) for values in self.window],
+            "window": [{"terms": values["terms"], "skips": values["skips"]} for values in self.window],
         }
-        rest = saved(state)
-        run.checkpoints.save(done, state.params, rest, meta)
+        run.checkpoints.save(done, saved(state), meta)
         run.checkpoints.prune(self.trunk)
+        if self.journal is not None:
+            self.journal.prune(min(run.checkpoints.steps(), default=0))
         run.writer.event("goodput", done, **run.goodput.record())
         run.writer.flush()
 
     def finish(self) -> None:
-        """The last records: answers and baseline of the embedded textbook, and that the run is finished.
+        """The evaluations of the end, and the record that the run is finished.
 
         What a session that was killed has recorded already stays; "finish" comes last.
         """
-        run = self.run
-        there = set()
+        run, state = self.run, self.state
+        there: frozenset[str] = frozenset()
         if run.start.kind == "finished":
             past = records.read(run.workdir).kept
-            there = {record.get("event") for record in past if record["step"] == self.total}
-        embedded = not run.config.data.sources
-        alone = jax.process_count() == 1
-        answers, baseline = {}, {}
-        if (embedded or run.config.eval.textbook) and alone and "answers" not in there:
-            with said_if_long("asking the textbook's held-out questions", say=self.progress.note):
-                answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
-            run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
-            run.writer.event("answers", self.total, kinds=answers)
-        if embedded and alone and "baseline" not in there:
-            with said_if_long("training n-gram models on the same text, for comparison", say=self.progress.note):
-                losses = self.losses or run.evaluator.losses(self.state.params)
-                baseline = evaluation.textbook_baseline(run.prepared, losses, run.program.arch.vocab_size, stage.SEED)
-            run.writer.event("baseline", self.total, **baseline)
-        if answers:
-            self.progress.note(exact_answers(answers, baseline.get("answers", {})))
+            there = frozenset(record["event"] for record in past if record["step"] == self.total and "event" in record)
+        for evaluation in self.task.evaluations:
+            if not evaluation.at_end or there >= set(evaluation.events):
+                continue
+            one = evaluation(self.model, state.params, state.buffers, step=self.total, note=self.progress.note, skip=there)
+            if one.metrics:
+                run.writer.write(self.total, dict(one.metrics))
+            for name, facts in one.events.items():
+                run.writer.event(name, self.total, **facts)
         run.writer.event("goodput", self.total, **run.goodput.record())
         run.writer.event("finish", self.total)
 
@@ -309,6 +316,11 @@ class _Leave:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def mean_of(name: str, window: Sequence[dict]) -> float:
+    """The mean of a term over the steps that have it; checkpoints of older versions have the loss only."""
+    return float(np.mean([values["terms"][name] for values in window if name in values["terms"]]))
+
+
 def _peak_memory() -> int:
     """Most bytes in use on the first device, or of this process where the device does not count."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -318,13 +330,12 @@ def _peak_memory() -> int:
 def _farewell(run: Run, status: int, report) -> str:
     if status:
         return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
-    prompt = next(iter(run.evaluator.prompts()), "Once")
     words = _without(shlex.split(run.command), "--workdir")
     own = _without(words, "--config.data.sources")
     other = f"{run.workdir}-2"
     changed = other_field(run.config, run.program.arch)
     trust = [f"--trust={name}" for name in configs.named_code(run.config) if not name.startswith("seqio://")]
-    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={prompt}"]
+    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={run.prompt}"]
     again = [*words, f"--workdir={other}", changed]
     compare = ["python", "-m", "slmjax.compare", str(run.workdir), other]
     mine = [*own, "--workdir=runs/mine", "--config.data.sources=PATH"]

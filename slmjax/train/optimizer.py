@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from slmjax.models.declare import Weight
 from slmjax.parallel.rules import flatten, unflatten
+from slmjax.train.trainable import split, trainable_paths
 
 MUON_BETA = 0.95  # Jordan 2024
 MUON_RMS = 0.2  # Liu et al. 2025 (Muon is scalable), section 2.2: updates of AdamW's usual size, so that both share a learning rate
@@ -20,6 +21,9 @@ MUON_RMS = 0.2  # Liu et al. 2025 (Muon is scalable), section 2.2: updates of Ad
 
 class Optimizer:
     """init(params) -> state; update(gradients, state, params, factor) -> (params, state).
+
+    There is state for trainable parameters only (`trainable`, their paths), and `update` takes these
+    alone, see train/trainable.py.
 
     AdamW: Loshchilov and Hutter 2019. Muon: Jordan 2024, with the update's size matched to AdamW's (Liu et al. 2025). Stacked layers are
     independent matrices for Muon. Weight decay is decoupled and multiplied by the learning rate.
@@ -29,12 +33,14 @@ class Optimizer:
         """`declared` holds each parameter's Weight, laid out as the parameters."""
         self.train = train
         self.declared = flatten(declared)
+        self.trainable = trainable_paths(declared, train.trainable)
         self.multipliers = {group: dict(of) for group, of in multipliers.items()}
         self.adam = optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
         self.muon = optax.contrib.scale_by_muon(beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=self._matrix_axes)
 
     def init(self, params: dict) -> dict:
-        """Zero moments for every parameter."""
+        """Zero moments for every trainable parameter."""
+        params, _ = split(params, self.trainable)
         return {name: getattr(self, name).init(part) for name, part in self._parts(params).items() if part}
 
     def update(self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]) -> tuple[dict, dict]:

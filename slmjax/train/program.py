@@ -1,26 +1,28 @@
 """Model, optimizer and train step for a mesh, from the config alone: what the launcher runs, the bench times and a plan compiles."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from slmjax.data.rows import Fields
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
+from slmjax.models.lm import Model
 from slmjax.models.resolve import resolve
-from slmjax.objectives.lm import objective
 from slmjax.ops.cross_entropy import chunks_for
-from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind
+from slmjax.parallel.mesh import DeviceKind, device_kind
+from slmjax.tasks.task import Task
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.state import TrainState
-from slmjax.train.step import init_state, jit_step, make_step, state_shardings
+from slmjax.train.step import field_shardings, init_state, jit_step, make_step, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +32,18 @@ class Program:
     config: ConfigDict
     mesh: Mesh
     device: DeviceKind
-    arch: Architecture
+    model: Model
     reasons: list[str]  # of what was chosen for these devices, one line each
-    chunks: int  # pieces of a row whose logits exist at once
     make: Callable[[], TrainState]
     shapes: TrainState  # of ShapeDtypeStructs with shardings
     where: TrainState  # of shardings
     declared: tuple[dict, dict]  # of parameters and of buffers, see models/declare.py
 
     @property
+    def arch(self) -> Architecture:
+        return self.model.arch
+
+    @functools.cached_property
     def flops_per_token(self) -> float:
         """Of a training step, see sizes.train_flops_per_token."""
         return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
@@ -53,31 +58,25 @@ class Program:
         with jax.set_mesh(self.mesh):
             return jax.jit(self.make, out_shardings=self.where)()
 
-    def roomy(self) -> "Program":
-        """The same with places for as many documents as any row may hold, for the rare batch that has more than usual."""
-        return dataclasses.replace(self, arch=dataclasses.replace(self.arch, usual_segments=self.arch.max_segments))
-
-    def compile(self) -> Any:
-        """step(state, batch) -> (state, metrics) as one executable; the state is given up."""
-        c = self.config
-        of = objective(self.arch, z_loss=c.train.z_loss, chunks=self.chunks)
+    def compile(self, task: Task, step: int = 0) -> Any:
+        """step(state, batch) -> (state, metrics) as one executable, for batches as that of a step; the state is given up."""
+        c, fields = self.config, task.rows.shapes(step)
         optimizer = Optimizer(c.train, c.model.multipliers, self.declared[0], c.precision.optimizer)
-        step = make_step(of, optimizer, c, self.where, self.arch.compute, self.declared)
-        jitted = jit_step(step, self.where, self.mesh, self.device, c.train.deterministic)
+        step = make_step(task, self.model, optimizer, c, self.where, self.declared)
+        jitted = jit_step(step, self.where, fields, self.mesh, self.device, c.train.deterministic)
         with jax.set_mesh(self.mesh):
-            return jitted.lower(self.shapes, batch_shapes((c.train.batch, c.data.seq_len), batch_sharding(self.mesh))).compile()
+            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh)).compile()
 
 
-def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: tuple[int, int]) -> Program:
+def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> Program:
     """The program of a config on a mesh; nothing is computed here, and its own methods set the mesh.
 
     Args:
       tokenizer_size: tokens of the vocabulary; the embedding may have more rows.
-      segments: most documents in a row and places kept for one, from the row plan; (1, 1) where every row is one document.
     Raises: UserError where config and devices do not fit.
     """
     device = device_kind(mesh)
-    arch, reasons = resolve(config, mesh, tokenizer_size, segments)
+    arch, reasons = resolve(config, mesh, tokenizer_size)
     check_kernel(arch.attention, device)
     chunks = config.train.loss_chunks or chunks_for(
         device_rows(config, mesh),
@@ -98,7 +97,7 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
     except ValueError as error:
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
     shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
-    return Program(config, mesh, device, arch, reasons, chunks, make, shapes, where, declared)
+    return Program(config, mesh, device, Model(arch, chunks), reasons, make, shapes, where, declared)
 
 
 def cuts(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
@@ -111,10 +110,15 @@ def device_rows(config: ConfigDict, mesh: Mesh) -> int:
     return config.train.batch // math.prod(cuts(config, mesh))
 
 
-def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict:
+def place_cuts(config: ConfigDict, mesh: Mesh, attention: str) -> tuple[int, int] | None:
+    """`cuts` where the attention kernel asks how many documents a device holds, else None."""
+    return cuts(config, mesh) if attention == "cudnn" else None
+
+
+def batch_shapes(fields: Fields, mesh: Mesh) -> dict:
     """The train step's batch, described."""
-    kinds = {"tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
-    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+    where = field_shardings(fields, mesh)
+    return {name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name]) for name, field in fields.items()}
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:

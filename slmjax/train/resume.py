@@ -13,7 +13,7 @@ from slmjax.data.loader import BatchPlan
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.train import schedule
-from slmjax.train.state import TrainState, saved
+from slmjax.train.state import TrainState, restored, saved
 
 # Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, not what it computes.
 FREE = (
@@ -27,14 +27,14 @@ class Start(NamedTuple):
     """How a run starts.
 
     kind: fresh, resume, extend or finished; step: of the checkpoint to go on from; before: total
-    steps of the run that is extended; window: (cross-entropy, skips) of each step since the last
-    line of metrics, as the checkpoint has them.
+    steps of the run that is extended; window: {"terms": ..., "skips": ...} of each step since the
+    last line of metrics, as the checkpoint has them.
     """
 
     kind: str
     step: int
     before: int = 0
-    window: tuple[tuple[float, float], ...] = ()
+    window: tuple[dict, ...] = ()
 
 
 def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
@@ -94,7 +94,7 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
         if found:
             check_identity(found, step, plan, meta["tokenizer"])
             try:
-                got = checkpoints.restore(step, shapes.params, saved(shapes))
+                got = checkpoints.restore(step, saved(shapes))
             except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
                 fault = (str(error).splitlines() or [repr(error)])[0][:200]
         if not hosts.all_agree(got is not None):
@@ -102,15 +102,23 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: Ba
             if hosts.is_first():
                 print(f"slmjax: the checkpoint of {damaged[-1]}; it is damaged and was passed over")
             continue
-        state = TrainState(params=got.params, **{"buffers": {}, **got.rest})
+        state = restored(got.items)
         if damaged or start.kind == "extend":
             checkpoints.set_aside(step)
         kind = start.kind
         if kind != "extend":
             kind = "finished" if step == meta["config"]["train"]["steps"] else "resume"
-        window = tuple(map(tuple, got.meta.get("window", ())))
+        window = tuple(of_window(step) for step in got.meta.get("window", ()))
         return state, start._replace(kind=kind, step=step, window=window), damaged
     raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}.")
+
+
+def of_window(saved: dict | list) -> dict:
+    """A step of the checkpoint's window; older checkpoints have (cross-entropy, skips)."""
+    if isinstance(saved, dict):
+        return saved
+    loss, skips = saved
+    return {"terms": {"loss": loss}, "skips": skips}
 
 
 def check_identity(meta: dict, step: int, plan: BatchPlan, tokenizer: str) -> None:
@@ -153,7 +161,7 @@ def inherit(init_from: str, shapes: dict) -> dict:
     if not steps:
         raise UserError(f"--init_from={init_from}: there is no checkpoint.")
     try:
-        return checkpoints.restore(steps[-1], shapes).params
+        return checkpoints.restore(steps[-1], {"params": shapes}).items["params"]
     except Exception as error:  # storage raises many kinds
         told = (str(error).splitlines() or [repr(error)])[0][:200]
         raise UserError(f"--init_from={init_from}: its parameters do not fit config.model, or cannot be read ({told}).") from error

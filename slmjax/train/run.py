@@ -19,18 +19,21 @@ from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
+from slmjax.data.rows import shapes_of
 from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.data.work import Claim, write_atomic
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
-from slmjax.parallel.mesh import DeviceKind, batch_sharding, device_kind, make_mesh
+from slmjax.parallel.mesh import DeviceKind, batch_sharding, make_mesh
 from slmjax.readable import said_if_long
+from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.task import Task
 from slmjax.train import metrics as records
 from slmjax.train import resume, shares
-from slmjax.train.evaluation import Evaluator
+from slmjax.train.evaluation import HeldOut, Samples, TextbookQuestions
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import Program, cuts, make_program
+from slmjax.train.program import Program, cuts, make_program, place_cuts
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
@@ -45,11 +48,11 @@ class Run:
     workdir: epath.Path
     program: Program
     prepared: Prepared
-    plan: BatchPlan
+    task: Task
     held: np.ndarray
     state: TrainState
-    step: Callable | None  # None where only the last records are to be made
-    evaluator: Evaluator
+    steps: dict[tuple, Callable]  # compiled, by the batch's shapes; empty where only the last records are to be made
+    prompt: str  # an example for the terminal
     checkpoints: Checkpoints
     writer: records.MetricsWriter
     goodput: Goodput
@@ -111,11 +114,12 @@ def build(
     check_batch(config, mesh)
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
-    plan = batch_plan(config, prepared)
     if init_from and not start.step:
         resume.check_parents_tokenizer(init_from, prepared.tokenizer.sha256)
-    program = make_program(config, mesh, prepared.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
+    program = make_program(config, mesh, prepared.tokenizer.vocab_size)
     arch, device = program.arch, program.device
+    plan = batch_plan(config, prepared, place_cuts(config, mesh, arch.attention))
+    task = language_modeling(program, prepared, plan)
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
     shape = (config.train.batch, config.data.seq_len)
     with jax.set_mesh(mesh):
@@ -134,12 +138,12 @@ def build(
         what = "compiling the training step and the evaluations; later starts are faster"
         with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
             # XLA compiles outside of Python, the step longest.
-            compiling = None if finished else beside.submit(program.compile)
-            evaluator = Evaluator(config, arch, mesh, prepared, program.chunks, program.where.params)
-            evaluator.warm(state.params)
-            for part in (state.params, saved(state)):
-                digest(part)  # its program too is there before the first step
-            step = compiling.result() if compiling else None
+            compiling = None if finished else beside.submit(program.compile, task, start.step)
+            for evaluation in task.evaluations:
+                evaluation.warm(program.model, state.params, state.buffers)
+            for item in saved(state).values():
+                digest(item)  # its program too is there before the first step
+            steps = {shapes_of(task.rows.shapes(start.step)): compiling.result()} if compiling else {}
     writer = open_records(config, folder, prepared, start if past else None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
@@ -156,7 +160,7 @@ def build(
         "model": sizes.describe(arch),
         "devices": f"{mesh.size} x {device.name}" + "".join(f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1),
         **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
-        "loss": f"logits in {program.chunks} piece{'s' * (program.chunks > 1)} along a row",
+        "loss": f"logits in {program.model.chunks} piece{'s' * (program.model.chunks > 1)} along a row",
         "data": f"{tokens:,} tokens; a step reads {shape[0] * shape[1]:,}",
         **{f"data {name}": sentence for name, sentence in told_sources.items()},
         "left out": dropped(plan),
@@ -165,10 +169,11 @@ def build(
     }
     banner(f"slmjax {slmjax.__version__}: {folder}", lines, active=hosts.is_first())
     held = hosts.local_rows(batch_sharding(mesh), *shape)
+    prompt = next((prompt for one in task.evaluations if isinstance(one, Samples) for prompt in one.prompts()), "Once")
     skipped = sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
     return Run(
-        config=config, workdir=folder, program=program, prepared=prepared, plan=plan, held=held, state=state, step=step,
-        evaluator=evaluator, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
+        config=config, workdir=folder, program=program, prepared=prepared, task=task, held=held, state=state, steps=steps,
+        prompt=prompt, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
         skipped=skipped, claim=claim,
     )  # fmt: skip
 
@@ -186,10 +191,15 @@ def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, res
     )  # fmt: skip
 
 
-def documents_in_a_row(plan: BatchPlan, config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
-    """(the most, places that a device should keep); only a GPU's attention asks for the second, which takes some looking."""
-    on_gpu = device_kind(mesh).platform == "gpu"
-    return plan.max_segments, plan.usual_segments(*cuts(config, mesh)) if on_gpu else plan.max_segments
+def language_modeling(program: Program, prepared: Prepared, plan: BatchPlan) -> LanguageModeling:
+    """The task of pretraining on prepared text."""
+    config = program.config
+    heldout = HeldOut(program, prepared, plan.max_segments)
+    evaluations = [heldout, Samples(program, prepared)]
+    embedded = not config.data.sources
+    if embedded or config.eval.textbook:
+        evaluations.append(TextbookQuestions(heldout, baseline=embedded))
+    return LanguageModeling(plan, evaluations, config.train.z_loss)
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:

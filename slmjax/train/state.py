@@ -41,9 +41,15 @@ class TrainState:
 
 
 def saved(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the parameters; a model without buffers has none there."""
-    rest = {"step": state.step, "optimizer": state.optimizer, "spikes": state.spikes}
-    return rest | ({"buffers": state.buffers} if state.buffers else {})
+    """The items of a checkpoint; a model without buffers has no such item."""
+    progress = {"step": state.step, "optimizer": state.optimizer, "spikes": state.spikes}
+    items = {"params": state.params, "optimizer": progress}
+    return items | ({"buffers": state.buffers} if state.buffers else {})
+
+
+def restored(items: dict[str, Any]) -> TrainState:
+    """The state from the items that `saved` made."""
+    return TrainState(params=items["params"], buffers=items.get("buffers", {}), **items["optimizer"])
 
 
 def no_spikes() -> Spikes:

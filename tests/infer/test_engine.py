@@ -17,6 +17,7 @@ from slmjax.infer.engine import Engine, bucket
 from slmjax.infer.sampling import settings
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
+from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import make_mesh
 
 END = 256
@@ -36,7 +37,7 @@ class Words:
 
 
 ARCH = Architecture(
-    vocab_size=384, width=32, heads=4, kv_heads=2, head_dim=8, ff_width=48, stack=(((Block(),), 2), ((Block(rope=False),), 1)),
+    vocab_size=384, width=32, heads=4, kv_heads=2, head_dim=8, ff_width=48, stack=(((Block(),), 2), ((parse_block("attention rope=False"),), 1)),
     qk_norm=True, output_gate=True, tied=False, rope_theta=100.0,
 )  # fmt: skip
 PROMPTS = ["", "a", "The quick brown", "b" * 14, "0123456789abcde"]  # 0 to 15 tokens, one bucket

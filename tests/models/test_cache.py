@@ -9,9 +9,10 @@ import pytest
 
 from slmjax.models import attention, lm
 from slmjax.models.architecture import Architecture, Block
+from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import make_mesh
 
-ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), Block(rope=False)), 1),), qk_norm=True)
+ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 1),), qk_norm=True)
 
 
 def _params(arch):

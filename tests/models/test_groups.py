@@ -2,10 +2,10 @@
 
 import jax
 import pytest
+from slmjax.models.groups import GROUPS, group_of, stacked_axes
 
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.groups import GROUPS, group_of, stacked_axes
 
 # Every parameter of a model with every option: group, updated by Muon, decays, leading axes that its product sums over.
 EVERY_PARAMETER = {

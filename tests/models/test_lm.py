@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
+from slmjax.models.pattern import parse_block
 from slmjax.ops import attention as ops
 from slmjax.ops.cross_entropy import token_log_probs
 
-ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), Block(rope=False)), 2),), unroll=False)
+ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 2),), unroll=False)
 EVERY_OPTION = dataclasses.replace(ARCH, qk_norm=True, output_gate=True, tied=False)
 T = 24
 
@@ -113,7 +114,7 @@ def test_packed_documents_train_as_if_alone():
 
 def test_scanned_is_unrolled_in_value_and_gradients():
     """The same function up to the order of sums: 1e-6 of each parameter's gradient, for a stack of two groups."""
-    arch = dataclasses.replace(EVERY_OPTION, stack=(((Block(),), 2), ((Block(rope=False),), 1)))
+    arch = dataclasses.replace(EVERY_OPTION, stack=(((Block(),), 2), ((parse_block("attention rope=False"),), 1)))
     params, batch = _params(arch), _batch([[_document(11, 1), _document(9, 2)], [_document(24, 3)]])
     scanned = _value_and_gradients_of(arch)(params, batch)
     unrolled = _value_and_gradients_of(dataclasses.replace(arch, unroll=True))(params, batch)

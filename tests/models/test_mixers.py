@@ -12,9 +12,9 @@ from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.pattern import from_config, parse_block, share_keys
 from slmjax.models.layers import Context
 from slmjax.models.mixers import mixer_of
+from slmjax.models.pattern import from_config, parse_block, share_keys
 from slmjax.ops.attention import reference
 from slmjax.ops.rope import rope
 from slmjax.testing import _batch, _random, _with_cache

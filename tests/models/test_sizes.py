@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slmjax.models.groups import group_of
 
 from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.pattern import from_config
-from slmjax.models.groups import group_of
+from slmjax.models.pattern import from_config, parse_block
 from slmjax.parallel.rules import flatten
 
 
@@ -75,7 +75,7 @@ def test_cache_bytes_are_the_published_ones(layers, kv_heads, head_dim, publishe
 
 def test_states_are_the_published_ones_and_a_hybrids_cache_is_a_quarter():
     """Mamba-2 at 340M (flame): 32 x 64 x 128 numbers a layer; KDA with 15 heads of 64: 61,440; the convolutions' last inputs beside."""
-    ssm, kda = Block("ssm", value_dim=64, key_dim=128), Block("kda")
+    ssm, kda = parse_block("ssm value_dim=64 key_dim=128"), Block("kda")
     for block, numbers, channels in ((ssm, 262_144, 2048 + 256), (kda, 61_440, 3 * 960)):
         arch = Architecture(8, 1024 if block is ssm else 960, 15, 5, 64, 8, (((block,), 1),), compute="bfloat16")
         assert sizes.cache_bytes(arch, 16_384) == 4 * numbers + 3 * 2 * channels == sizes.cache_bytes(arch, 4)
@@ -94,7 +94,7 @@ def test_keys_and_values_that_layers_share_are_kept_once(share, tokens, expected
 
 
 def test_a_windows_cache_stops_growing_and_its_products_are_counted_by_the_pairs():
-    arch = Architecture(8, 16, 2, 1, 8, 8, (((Block(window=10),), 1),))
+    arch = Architecture(8, 16, 2, 1, 8, 8, (((parse_block("attention window=10"),), 1),))
     assert [sizes.cache_bytes(arch, n) for n in (5, 10, 1000)] == [2 * 8 * 4 * n for n in (5, 10, 10)]
     pairs = np.mean([min(t + 0.5, 10) for t in range(50)])  # a token counts half of itself, as in the causal half
     mixing = sizes.forward_flops_per_token(arch, 50) - 2 * sizes.parameters(arch).matmul
@@ -103,7 +103,7 @@ def test_a_windows_cache_stops_growing_and_its_products_are_counted_by_the_pairs
 
 @given(architectures(), st.integers(1, 4096))
 def test_training_flops_of_a_dense_tied_decoder_are_6n_plus_6ldt(arch, length):
-    arch = dataclasses.replace(arch, stack=(((Block(), Block(rope=False)), 2),), share_blocks=1)
+    arch = dataclasses.replace(arch, stack=(((Block(), parse_block("attention rope=False")), 2),), share_blocks=1)
     expected = 6 * sizes.parameters(arch).matmul + 6 * arch.layers * arch.heads * arch.head_dim * length
     assert sizes.train_flops_per_token(arch, length) == pytest.approx(expected, rel=1e-12)
     assert sizes.train_flops_per_token(arch, length) == 3 * sizes.forward_flops_per_token(arch, length)

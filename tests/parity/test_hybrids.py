@@ -10,6 +10,7 @@ import pytest
 
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block, recurrent_sizes
+from slmjax.models.pattern import parse_block
 from slmjax.ops.cross_entropy import token_log_probs
 
 torch = pytest.importorskip("torch")
@@ -30,7 +31,7 @@ def ours(pattern, **more):
 
 def mamba2():
     config = transformers.Mamba2Config(**SIZES, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=16, n_groups=1, chunk_size=16)
-    return transformers.Mamba2ForCausalLM(config), ours([Block("ssm", "none", key_dim=16)] * 2, norm_eps=1e-5)
+    return transformers.Mamba2ForCausalLM(config), ours([parse_block("ssm+none key_dim=16")] * 2, norm_eps=1e-5)
 
 
 def granite():
@@ -39,7 +40,7 @@ def granite():
         mamba_d_state=16, mamba_chunk_size=16, num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=F,
         position_embedding_type="rope", rope_parameters=ROPE,
     )  # fmt: skip
-    return transformers.GraniteMoeHybridForCausalLM(config), ours([Block("ssm", key_dim=16)] * 3 + [Block()])
+    return transformers.GraniteMoeHybridForCausalLM(config), ours([parse_block("ssm key_dim=16")] * 3 + [Block()])
 
 
 def qwen3_next():
@@ -47,7 +48,7 @@ def qwen3_next():
         **SIZES, **HEADS, num_key_value_heads=2, head_dim=8, linear_num_key_heads=4, linear_num_value_heads=4, linear_key_head_dim=8,
         linear_value_head_dim=16, mlp_only_layers=[0, 1, 2, 3], num_experts=0, layer_types=THREE_AND_ONE, rope_parameters=ROPE,
     )  # fmt: skip
-    return transformers.Qwen3NextForCausalLM(config), ours([Block("gdn", value_dim=16)] * 3 + [Block()], qk_norm=True, output_gate=True)
+    return transformers.Qwen3NextForCausalLM(config), ours([parse_block("gdn value_dim=16")] * 3 + [Block()], qk_norm=True, output_gate=True)
 
 
 def kimi():

@@ -1,0 +1,1 @@
+"""What a training run learns: rows, a loss, and evaluations."""

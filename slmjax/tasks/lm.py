@@ -1,0 +1,59 @@
+"""Next-token prediction: the task of pretraining and annealing."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxtyping import Array
+
+from slmjax.data.rows import Rows
+from slmjax.models.lm import Model
+from slmjax.ops.cross_entropy import weighted_nats
+from slmjax.tasks.task import Evaluation, Loss, Totals, auxiliary
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModeling:
+    """Mean cross-entropy over the tokens with weight.
+
+    z_loss: times the squared logsumexp of each, added. Source: Chowdhery et al. 2022 (PaLM),
+      section 5.
+    """
+
+    rows: Rows
+    evaluations: Sequence[Evaluation] = ()
+    z_loss: float = 0.0
+
+    def totals(self, batch: dict) -> Totals:
+        """"main": the weights' sum; "tokens": real tokens."""
+        return {"main": batch["weights"].sum(), "tokens": (batch["segments"] > 0).sum()}
+
+    def loss(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        batch: dict,
+        totals: Totals,
+        *,
+        key: Array,
+        step: Array,
+    ) -> Loss:
+        """In nats. Terms: "loss" without the z-loss, "z" the mean squared logsumexp, and the layers'."""
+        hidden, out = model.forward(params, buffers, batch)
+        weights = batch["weights"]
+        total, nats, squares = weighted_nats(
+            hidden,
+            model.head(params),
+            batch["targets"],
+            weights,
+            z_loss=self.z_loss,
+            chunks=model.chunks,
+        )
+        weight = weights.sum()
+        terms = {"loss": (nats, weight), "z": (squares, weight)}
+        if any(out.terms.values()):
+            added, more = auxiliary(out.terms, totals)
+            total += added
+            tokens = (batch["segments"] > 0).sum()
+            terms |= {name: (value, layers * tokens) for name, (value, layers) in more.items()}
+        return Loss(total, weight, terms, out.seen)

@@ -1,0 +1,107 @@
+"""The contract between the training loop and what it trains. See DESIGN, "Task"."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from slmjax.data.rows import Rows
+from slmjax.evals.perplexity import DocumentLosses
+from slmjax.models.lm import Model
+
+Totals = Mapping[str, Array]
+
+
+class Loss(NamedTuple):
+    """The loss of a microbatch.
+
+    sum: in units of totals["main"]; divided by it once, when all microbatches are added up. A part
+      with another denominator enters as coefficient * part * totals["main"] / totals[its name].
+    weight: this microbatch's share of totals["main"].
+    terms: {metric name: (sum, weight)}, logged as "train/<name>". "loss" is what the progress line
+      and the report show.
+    seen: observations of buffers with a forward channel, as the model's `Out.seen`.
+    """
+
+    sum: Array
+    weight: Array
+    terms: dict[str, tuple[Array, Array]]
+    seen: dict
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found.
+
+    metrics: {name: value} for metrics.jsonl.
+    documents: {source: DocumentLosses} for heldout.npz.
+    events: {name: facts} for metrics.jsonl.
+    notes: lines for the terminal.
+    """
+
+    metrics: Mapping[str, float] = {}
+    documents: Mapping[str, DocumentLosses] = {}
+    events: Mapping[str, Mapping[str, Any]] = {}
+    notes: Sequence[str] = ()
+
+
+class Evaluation(Protocol):
+    """Something that a run looks at.
+
+    events: names of the events that it writes. One that runs `at_end` runs once, after the last
+      step, and not again where the run's records already hold its events.
+    """
+
+    at_end: bool
+    events: Sequence[str]
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """Compile what it needs, before the first step."""
+
+    def __call__(self, model: Model, params: dict, buffers: dict) -> Evaluated: ...
+
+
+class Task(Protocol):
+    """What a run trains.
+
+    A task whose rows depend on the model may have `prepare(step, params, buffers) -> rows`: it is
+    called before each step, its Rows are read without prefetch or workers, and what it returns for
+    a step is recorded before the update, so that a killed run repeats it exactly.
+    """
+
+    rows: Rows
+    evaluations: Sequence[Evaluation]
+
+    def totals(self, batch: dict) -> Totals:
+        """Denominators of the whole batch, "main" among them; computed once, without parameters."""
+
+    def loss(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        batch: dict,
+        totals: Totals,
+        *,
+        key: Array,
+        step: Array,
+    ) -> Loss:
+        """The loss of a microbatch."""
+
+
+def auxiliary(terms: dict, totals: Totals) -> tuple[Float[Array, ""], dict[str, tuple[Array, Array]]]:
+    """Return (what layers add to the loss, their terms by name).
+
+    Args:
+      terms: of the model's Out: {group: {position: {name: Term with leaves [repeats]}}}.
+      totals: has "main" and "tokens", the number of real tokens of the whole batch. A layer's term
+        is a sum over the real tokens of the microbatch.
+    """
+    added, sums, layers = jnp.zeros(()), {}, {}
+    for group in terms.values():
+        for position in group.values():
+            for name, term in position.items():
+                added += (term.coefficient * term.sum).sum()
+                sums[name] = sums.get(name, 0.0) + term.sum.sum()
+                layers[name] = layers.get(name, 0) + len(term.sum)
+    return added * totals["main"] / totals["tokens"], {name: (total, layers[name]) for name, total in sums.items()}

@@ -1,0 +1,43 @@
+"""What a run trains: config.train.trainable, and the split of parameters by it."""
+
+import fnmatch
+from collections.abc import Sequence
+
+from slmjax.errors import UserError, nearest
+from slmjax.models.declare import GROUPS
+from slmjax.parallel.rules import flatten, unflatten
+
+
+def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
+    """Return the paths of the parameters that config.train.trainable names; all where it is empty.
+
+    Args:
+      declared: the declaration of every parameter.
+      chosen: groups (see models/declare.py), or patterns of paths, such as "stack/*/channel/*". A
+        stacked parameter, of all layers at one place of the pattern, is the smallest unit.
+    Raises: UserError for an entry that matches no parameter.
+    """
+    paths = {path: known.group for path, known in flatten(declared).items()}
+    if not chosen:
+        return frozenset(paths)
+    found: set[str] = set()
+    for entry in chosen:
+        matching = {
+            path for path, group in paths.items() if entry == group or fnmatch.fnmatchcase(path, entry)
+        }
+        if not matching:
+            known = [*GROUPS, *paths]
+            raise UserError(
+                f"config.train.trainable: '{entry}' is no group and matches no parameter; groups are "
+                f"{', '.join(GROUPS)}, and a path is such as {next(iter(paths))}.{nearest(entry, known)}"
+            )
+        found |= matching
+    return frozenset(found)
+
+
+def split(tree: dict, paths: frozenset[str]) -> tuple[dict, dict]:
+    """Return (the leaves at `paths`, the others), each a nested dict without empty branches."""
+    flat = flatten(tree)
+    inside = {path: leaf for path, leaf in flat.items() if path in paths}
+    outside = {path: leaf for path, leaf in flat.items() if path not in paths}
+    return unflatten(inside), unflatten(outside)
