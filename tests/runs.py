@@ -82,8 +82,10 @@ def events(workdir, name):
 def saved(workdir, step):
     """Everything of a checkpoint but its meta item, as {path: numpy array}."""
     out = {}
-    for item in ("params", "rest"):
+    for item in ("params", "buffers", "optimizer"):
         folder = Path(workdir).absolute() / "checkpoints" / str(step) / item
+        if not folder.exists():
+            continue
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(folder).item_metadata.tree
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

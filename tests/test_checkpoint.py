@@ -37,7 +37,7 @@ def several(tmp_path_factory):
     """Checkpoints of steps 1 to 6; that of step 2 was the trunk of a shorter run."""
     checkpoints = Checkpoints(tmp_path_factory.mktemp("several"), keep=2)
     for step in range(1, 7):
-        checkpoints.save(step, tree(step), {"rest": tree(-step % 100)}, {"trunk": step == 2})
+        checkpoints.save(step, {"params": tree(step), "optimizer": tree(-step % 100)}, {"trunk": step == 2})
     checkpoints.wait()
     return checkpoints
 
@@ -45,11 +45,11 @@ def several(tmp_path_factory):
 def test_what_was_saved_is_read_back_on_one_device_and_on_eight(several):
     saved = tree(3)
     for devices in (1, 8):
-        found = several.restore(3, described(saved, devices), {"rest": described(tree(97), devices)})
+        found = several.restore(3, {"params": described(saved, devices), "optimizer": described(tree(97), devices)})
         for name, value in saved.items():
-            assert found.params[name].tobytes() == value.tobytes() and found.params[name].dtype == value.dtype
-        assert found.step == 3 and found.rest["rest"]["step"] == tree(97)["step"]
-    assert several.restore(3, described(saved)).rest is None
+            assert found.items["params"][name].tobytes() == value.tobytes() and found.items["params"][name].dtype == value.dtype
+        assert found.step == 3 and found.items["optimizer"]["step"] == tree(97)["step"]
+    assert several.restore(3, {"params": described(saved)}).items.keys() == {"params"}
 
 
 def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypatch):
@@ -57,7 +57,7 @@ def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypa
     assert several.meta(4)["digests"]["params"] == right
     monkeypatch.setattr(checkpoint, "digest", lambda _: "another")
     with pytest.raises(ValueError, match="'params' are not those that were saved"):
-        several.restore(4, described(tree(4)))
+        several.restore(4, {"params": described(tree(4))})
 
 
 META = {"config": {"train": {"steps": 6}}, "tokenizer": "t", "fingerprint": "f", "parents": [], "window": [[0.1, 0.0]], "trunk": False}
@@ -68,7 +68,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 def sealed(tmp_path_factory):
     """(checkpoints with one of step 3, its meta as saved); the folder is the test's to damage."""
     checkpoints = Checkpoints(tmp_path_factory.mktemp("sealed"))
-    checkpoints.save(3, tree(), {"n": jnp.int32(0)}, META)
+    checkpoints.save(3, {"params": tree()}, META)
     checkpoints.wait()
     return checkpoints, checkpoints.meta(3)
 
@@ -125,7 +125,7 @@ def test_later_checkpoints_are_set_aside_and_their_steps_can_be_saved_again(tmp_
     checkpoints = Checkpoints(tmp_path, keep=9)
     for round in range(2):
         for step in (1, 2, 3)[round:]:
-            checkpoints.save(step, tree(step + 10 * round), {"n": jnp.int32(0)}, {})
+            checkpoints.save(step, {"params": tree(step + 10 * round)}, {})
         checkpoints.wait()
         checkpoints.set_aside(1)
         assert checkpoints.steps() == [1]

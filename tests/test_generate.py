@@ -37,7 +37,7 @@ def workdir(corpus, tmp_path_factory):  # with `corpus`, compiled programs are k
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(str(folder))
     for step in (30, 40):
-        checkpoints.save(step, params, {"step": jnp.int32(step)}, {"config": to_dict(config), "tokenizer": tokenizer.sha256})
+        checkpoints.save(step, {"params": params}, {"config": to_dict(config), "tokenizer": tokenizer.sha256})
     checkpoints.wait()
     checkpoints.close()
     return types.SimpleNamespace(path=str(folder), engine=Engine(arch, params, {}, tokenizer))

@@ -53,9 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for documents in arguments.documents:
             segments = jnp.asarray(random_batch(B, T, 2, documents, 0)["segments"])
             pairs = sum(n * (n + 1) / 2 for n in np.bincount(np.asarray(segments[0]))[1:])
-            attend = functools.partial(
-                attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=documents, usual_segments=documents
-            )
+            attend = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=kernel, places=B * documents)
             whole_pass = both(attend)
             try:
                 memory = jax.jit(whole_pass).lower((q, k, v), g).compile().memory_analysis().temp_size_in_bytes / 2**30

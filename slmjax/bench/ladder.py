@@ -55,6 +55,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
     arch, c = program.arch, program.config
     keys = iter(jax.random.split(jax.random.key(1), 16))
     B, T = batch["tokens"].shape
+    places = batch["places"].shape[0] if "places" in batch else None
     D, F, N, K, H, V, L = arch.width, arch.ff_width, arch.heads, arch.kv_heads, arch.head_dim, arch.vocab_size, arch.layers
     tokens, size = B * T, jnp.dtype(arch.compute).itemsize
 
@@ -69,15 +70,14 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
 
     def attend(q, k, v):
         return attention(
-            q, k, v, query_segments=batch["segments"], key_segments=batch["segments"], kernel=arch.attention,
-            max_segments=arch.max_segments, usual_segments=arch.usual_segments,
+            q, k, v, query_segments=batch["segments"], key_segments=batch["segments"], kernel=arch.attention, places=places,
         )  # fmt: skip
 
     yield Piece("attention", L, both(attend), (qkv, normal(B, T, N, H)), 3.5 * 4 * pairs * N * H, size * tokens * H * (8 * N + 6 * K))
 
     state = program.init()
     params = jax.tree.map(lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], state.params["stack"]["0"]["0"])
-    ctx = Context(batch["segments"], batch["positions"])
+    ctx = Context(batch["segments"], batch["positions"], places=places)
     block = arch.blocks[0]
 
     def mlp(weights, x):
@@ -97,7 +97,7 @@ def pieces(program: Program, batch: dict) -> Iterator[Piece]:
 
     yield Piece("layer", L, both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
     head, target = normal(D, V), batch["targets"]
-    loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.chunks)[0], argnums=(0, 1))
+    loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.model.chunks)[0], argnums=(0, 1))
     yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
 
     declared = lm.declare(arch)

@@ -75,7 +75,7 @@ def attention_case(arch: Architecture, batch: int, length: int) -> tuple[Callabl
     """(f, arguments) of causal attention."""
     N, K, H = arch.heads, arch.kv_heads, arch.head_dim
     segments = jnp.ones((batch, length), jnp.int32)
-    call = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=arch.attention, max_segments=1)
+    call = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=arch.attention, places=batch)
     return call, tuple(_normal(i, (batch, length, n, H), arch.compute) for i, n in enumerate((N, K, K)))
 
 

@@ -2,9 +2,10 @@
 
 import argparse
 import itertools
+import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +19,17 @@ from slmjax.bench.kernels import kernels
 from slmjax.bench.ladder import ladder
 from slmjax.data.loader import local_batches
 from slmjax.data.prepare import Prepared
+from slmjax.data.rows import Arrays, Fields, text_fields
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
 from slmjax.models.resolve import vocab_rows
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
-from slmjax.train.program import Program, make_program
-from slmjax.train.run import documents_in_a_row
+from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.task import Task
+from slmjax.train.program import Program, make_program, place_cuts
+from slmjax.train.step import field_shardings
 
 WINDOW = 4  # steps between two looks at the clock
 
@@ -67,10 +71,11 @@ def measure(
     config: ConfigDict, mesh: Mesh, steps: int, documents: int = 1, *, with_ladder: bool = False, with_kernels: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(row, ladder) of the train step of a config, compiled as the launcher does, on random tokens; the mesh is set."""
-    program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size, (documents, documents))
-    shape, to = (config.train.batch, config.data.seq_len), batch_sharding(mesh)
-    batches = [jax.device_put(random_batch(*shape, program.arch.vocab_size, documents, seed), to) for seed in (0, 1)]
-    trial, feed = Trial(program, batches[0]), itertools.cycle(batches)
+    program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
+    rows = RandomRows(config, program.arch.vocab_size, documents, place_cuts(config, mesh, program.arch.attention))
+    where, held = field_shardings(rows.shapes(0), mesh), np.arange(config.train.batch)
+    batches = [hosts.global_batch(rows.read(seed, held), rows.shapes(0), where, held) for seed in (0, 1)]
+    trial, feed = Trial(program, LanguageModeling(rows, z_loss=config.train.z_loss), batches[0]), itertools.cycle(batches)
     times = [trial.window(feed, WINDOW) for _ in range(max(3, steps // WINDOW))]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
     row |= {"kernels": trial.kernels(feed)} if with_kernels else {}
@@ -81,23 +86,25 @@ def measure(
 def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False) -> list[dict[str, Any]]:
     """Rows of the step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns.
 
-    The mesh is set. A batch with more documents than places, which training gives to another program, is computed as not a number.
+    The mesh is set. All batches go through the program of the usual number of documents, also the rare ones that training gives to
+    another program.
     """
-    plan = batch_plan(config, text)
-    program = make_program(config, mesh, text.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
-    to, window = batch_sharding(mesh), max(WINDOW, steps // 6)
-    held = hosts.local_rows(to, plan.batch, plan.seq_len)
+    program = make_program(config, mesh, text.tokenizer.vocab_size)
+    plan = batch_plan(config, text, place_cuts(config, mesh, program.arch.attention))
+    fields, window = plan.shapes(0), max(WINDOW, steps // 6)
+    where, held = field_shardings(fields, mesh), hosts.local_rows(batch_sharding(mesh), plan.batch, plan.seq_len)
     reader = local_batches(plan, start_step=0, stop_step=10**6, local_rows=held.tolist(), workers=config.data.workers)
     with reader as batches:
-        read = (hosts.global_batch(batch, to, plan.batch, held) for batch in batches)
+        read = (hosts.global_batch(batch, fields, where, held) for batch in batches)
         one = next(read)
-        trial = Trial(program, one)
+        trial = Trial(program, LanguageModeling(plan, z_loss=config.train.z_loss), one)
         feeds: dict[str, Iterator] = {"one batch": itertools.repeat(one), "the loader's": read}
+        per_row = (plan.usual_places if plan.cuts else plan.max_segments * len(held)) // len(held)
         times: dict[str, list[float]] = {name: [] for name in feeds}
         for _ in range(6):
             for name, feed in feeds.items():
                 times[name].append(trial.window(feed, window))
-        rows = [trial.row(f"slmjax, packed text, {name}", program.arch.usual_segments, seconds) for name, seconds in times.items()]
+        rows = [trial.row(f"slmjax, packed text, {name}", per_row, seconds) for name, seconds in times.items()]
         rows[0] |= {"kernels": trial.kernels(feeds["one batch"])} if with_kernels else {}
     rows[1]["times_one_batch"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
     return rows
@@ -106,10 +113,10 @@ def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int, *, 
 class Trial:
     """A program's compiled step and its state, which every window of steps goes on with."""
 
-    def __init__(self, program: Program, batch: dict):
+    def __init__(self, program: Program, task: Task, batch: dict):
         self.program = program
         began = time.perf_counter()
-        self.step = program.compile()
+        self.step = program.compile(task)
         compile_s = time.perf_counter() - began
         self.state = jax.block_until_ready(program.init())
         began = time.perf_counter()
@@ -141,6 +148,31 @@ class Trial:
         for batch in itertools.islice(batches, count):
             self.state, metrics = self.step(self.state, batch)
         jax.block_until_ready((self.state, metrics))
+
+
+class RandomRows:
+    """Rows of random tokens, in equal documents."""
+
+    def __init__(self, config: ConfigDict, vocab: int, documents: int, cuts: tuple[int, int] | None):
+        self.shape, self.vocab, self.documents = (config.train.batch, config.data.seq_len), vocab, documents
+        self.places = cuts and documents * config.train.batch // math.prod(cuts)
+
+    def shapes(self, step: int) -> Fields:
+        """See Rows."""
+        return text_fields(*self.shape, self.places)
+
+    def read(self, step: int, rows: Sequence[int]) -> Arrays:
+        """See Rows."""
+        batch = random_batch(*self.shape, self.vocab, self.documents, step)
+        return {name: array[rows] for name, array in batch.items()}
+
+    def unpack(self, compact: Arrays) -> Arrays:
+        """See Rows."""
+        return compact
+
+    def fingerprint(self, step: int) -> str:
+        """See Rows."""
+        return f"random {self.shape} {self.vocab} {self.documents}"
 
 
 def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """What training reads: rows of global batches, as pure functions of (seed, step, row)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ Fields = Mapping[str, Field]
 Arrays = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows for training. It is pickled and read by worker processes, which must not import jax."""
 

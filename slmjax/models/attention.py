@@ -58,9 +58,7 @@ class Attention(TokenMixer):
         mixed = checkpoint_name(_attend(arch, self.window, of["query"], keys, ctx), "mixed")
         if arch.output_gate:
             mixed *= jax.nn.sigmoid(of["gate"])
-        out = weight(
-            self, "out", (N, H, D), axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=residual_scale(arch)
-        )
+        out = weight(self, "out", (N, H, D), axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=residual_scale(arch))
         return *products(self, "out", mixed, {"out": out}), cache, shared | {self.kind_of_keys: keys}
 
     @property

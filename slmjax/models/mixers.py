@@ -57,10 +57,7 @@ def options_of(mixer: str, channel: str) -> dict[str, type]:
     other = {} if channel == "none" else _fields(channel_class(channel))
     both = sorted(token.keys() & other.keys())
     if both:
-        raise UserError(
-            f"config.model.pattern: '{mixer}' and '{channel}' both have the option '{both[0]}'; "
-            "rename one of them."
-        )
+        raise UserError(f"config.model.pattern: '{mixer}' and '{channel}' both have the option '{both[0]}'; rename one of them.")
     return token | other
 
 
@@ -68,8 +65,7 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
     """Raises: UserError where what a user's mixer returned is not (y, ., .) with a y like its input."""
     if not (isinstance(output, tuple) and len(output) == 3):
         raise UserError(
-            f"the mixer '{name}' returned {type(output).__name__}; expected (y, cache, shared), or "
-            "(y, terms, seen) of a channel mixer."
+            f"the mixer '{name}' returned {type(output).__name__}; expected (y, cache, shared), or (y, terms, seen) of a channel mixer."
         )
     found = getattr(output[0], "shape", None)
     if found != shape:
@@ -83,9 +79,7 @@ def _imported(name: str, what: str, base: type) -> type:
     except Exception as error:  # the user's own module runs here
         place = line_of_the_user(error)
         where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
-        raise UserError(
-            f"config.model.pattern names the {what} '{name}': {where}{first_line(error).rstrip('.')}."
-        ) from error
+        raise UserError(f"config.model.pattern names the {what} '{name}': {where}{first_line(error).rstrip('.')}.") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
             f"config.model.pattern names the {what} '{name}', which is {found!r}; expected a "

@@ -18,8 +18,6 @@ class MLP(ChannelMixer):
         into = {"axes": ("width", "ff"), "inputs": (0,), "outputs": (1,)}
         gate, up = products(self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")})
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-        down = weight(
-            self, "down", (F, D), axes=("ff", "width"), inputs=(0,), outputs=(1,), init=residual_scale(self.arch)
-        )
+        down = weight(self, "down", (F, D), axes=("ff", "width"), inputs=(0,), outputs=(1,), init=residual_scale(self.arch))
         (y,) = products(self, "out", jax.nn.silu(gate) * up, {"down": down})
         return y, {}, {}

@@ -47,10 +47,7 @@ def parse_block(text: str) -> Block:
         (channel, (*CHANNELS, "none"), "channel mixer"),
     ):
         if name not in known and ":" not in name:
-            raise UserError(
-                f"config.model.pattern: '{text}' names the {what} '{name}'; "
-                f"there is {', '.join(known)}.{nearest(name, known)}"
-            )
+            raise UserError(f"config.model.pattern: '{text}' names the {what} '{name}'; there is {', '.join(known)}.{nearest(name, known)}")
     allowed = options_of(mixer, channel)
     options = dict(_option(word, text, allowed) for word in words)
     return Block(mixer, channel, tuple(sorted(options.items())))
@@ -75,9 +72,7 @@ def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
     return name, kind(value)
 
 
-def share_keys(
-    arch: Architecture, pattern: tuple[Block, ...], repeats: int, share: int
-) -> tuple[tuple[Block, ...], int]:
+def share_keys(arch: Architecture, pattern: tuple[Block, ...], repeats: int, share: int) -> tuple[tuple[Block, ...], int]:
     """Return (pattern, repeats) of the same layers with keys and values shared.
 
     Each attention block lends its keys and values to the next share - 1 of its kind. Layers that
@@ -90,10 +85,7 @@ def share_keys(
     longer = math.lcm(*(share // math.gcd(share, count) for count in counts.values()))
     if repeats % longer:
         sharers = ", ".join(str(count * repeats) for count in counts.values())
-        raise UserError(
-            f"config.model.share_kv is {share}, which does not divide the {sharers} attention "
-            "layers of a kind and group."
-        )
+        raise UserError(f"config.model.share_kv is {share}, which does not divide the {sharers} attention layers of a kind and group.")
     blocks, seen = [], dict.fromkeys(counts, 0)
     for block, kind in zip(pattern * longer, kinds * longer):
         if kind:
@@ -127,10 +119,7 @@ def _shared(arch: Architecture, share: int) -> tuple:
     if not any(block.mixer == "attention" for block in arch.blocks):
         raise UserError(f"config.model.share_kv is {share}, but no block of the pattern is attention.")
     if any(mixer_of(arch, block).borrowed() for block in arch.blocks):
-        raise UserError(
-            "config.model.share_kv says which layers share keys and values; the pattern says "
-            "borrows=True too."
-        )
+        raise UserError("config.model.share_kv says which layers share keys and values; the pattern says borrows=True too.")
     return tuple(share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack)
 
 

@@ -44,9 +44,7 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
             to = None
         elif size % ways and not (axis in WHOLE_IF_FEWER and ways % size == 0):
             if axis in WHOLE_IF_FEWER:
-                raise ValueError(
-                    f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis {to}={ways}"
-                )
+                raise ValueError(f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis {to}={ways}")
             raise ValueError(f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {to}={ways}")
         elif size % ways:
             to = None

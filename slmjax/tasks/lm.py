@@ -24,7 +24,7 @@ class LanguageModeling:
     z_loss: float = 0.0
 
     def totals(self, batch: dict) -> Totals:
-        """"main": the weights' sum; "tokens": real tokens."""
+        """ "main": the weights' sum; "tokens": real tokens."""
         return {"main": batch["weights"].sum(), "tokens": (batch["segments"] > 0).sum()}
 
     def loss(

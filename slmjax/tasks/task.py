@@ -1,13 +1,12 @@
 """The contract between the training loop and what it trains. See DESIGN, "Task"."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from slmjax.data.rows import Rows
-from slmjax.evals.perplexity import DocumentLosses
+from slmjax.data.rows import Arrays, Rows
 from slmjax.models.lm import Model
 
 Totals = Mapping[str, Array]
@@ -34,17 +33,17 @@ class Evaluated(NamedTuple):
     """What an evaluation found.
 
     metrics: {name: value} for metrics.jsonl.
-    documents: {source: DocumentLosses} for heldout.npz.
+    documents: {source: {"keys", "nats", "bytes", "tokens": one value for each document}} for
+      heldout.npz, which `slmjax.compare` reads.
     events: {name: facts} for metrics.jsonl.
-    notes: lines for the terminal.
     """
 
     metrics: Mapping[str, float] = {}
-    documents: Mapping[str, DocumentLosses] = {}
+    documents: Mapping[str, Arrays] = {}
     events: Mapping[str, Mapping[str, Any]] = {}
-    notes: Sequence[str] = ()
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Something that a run looks at.
 
@@ -58,9 +57,25 @@ class Evaluation(Protocol):
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Compile what it needs, before the first step."""
 
-    def __call__(self, model: Model, params: dict, buffers: dict) -> Evaluated: ...
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable[[str], None],
+        skip: frozenset[str],
+    ) -> Evaluated:
+        """Run it after `step` steps.
+
+        Args:
+          note: prints a line for the person at the terminal.
+          skip: events that the run's records hold already.
+        """
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a run trains.
 

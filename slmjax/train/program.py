@@ -60,12 +60,16 @@ class Program:
 
     def compile(self, task: Task, step: int = 0) -> Any:
         """step(state, batch) -> (state, metrics) as one executable, for batches as that of a step; the state is given up."""
+        return self.lower(task, step).compile()
+
+    def lower(self, task: Task, step: int = 0) -> Any:
+        """The step before compilation."""
         c, fields = self.config, task.rows.shapes(step)
         optimizer = Optimizer(c.train, c.model.multipliers, self.declared[0], c.precision.optimizer)
         step = make_step(task, self.model, optimizer, c, self.where, self.declared)
         jitted = jit_step(step, self.where, fields, self.mesh, self.device, c.train.deterministic)
         with jax.set_mesh(self.mesh):
-            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh)).compile()
+            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh))
 
 
 def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> Program:

@@ -1,6 +1,5 @@
 """The Llama peer trains as our own step does: same loss and parameters from the same start, on packed rows of several documents."""
 
-import dataclasses
 import json
 
 import jax
@@ -11,13 +10,10 @@ from slmjax import compare, config
 from slmjax.data.loader import batch_rows, heldout_batches
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.errors import UserError
-from slmjax.models import lm
 from slmjax.models.resolve import resolve
-from slmjax.objectives.lm import objective
 from slmjax.parallel.mesh import make_mesh
-from slmjax.parallel.rules import shardings
-from slmjax.train.optimizer import Optimizer
-from slmjax.train.step import init_state, make_step
+from slmjax.tasks.lm import LanguageModeling
+from slmjax.train.program import make_program
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -65,13 +61,11 @@ def test_three_steps_from_our_weights_equal_ours(recipe):
     assert all((batch["segments"].max(axis=1) > 1).all() for batch in batches)
 
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    arch, _ = resolve(c, mesh, prepared.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
-        optimizer = Optimizer(c.train, c.model.multipliers)
-        state = jax.jit(lambda: init_state(lambda: lm.init(arch, jax.random.key(c.seed)), optimizer))()
+        program = make_program(c, mesh, prepared.tokenizer.vocab_size)
+        arch, state = program.arch, program.init()
         start = llama_weights(arch, state.params)
-        where = dataclasses.replace(state, params=shardings(state.params, mesh))  # the step asks for those of parameters only
-        step, ours = jax.jit(make_step(objective(arch, chunks=2), optimizer, c, where, arch.compute)), []
+        step, ours = program.compile(LanguageModeling(plan)), []
         for batch in batches:
             state, metrics = step(state, batch)
             ours.append((float(metrics["loss"]), float(metrics["grad_norm"])))

@@ -412,14 +412,17 @@ def test_the_usual_number_of_documents_is_never_exceeded_where_the_run_was_looke
     train = {"long": shards_of(2, documents=300), "short": shards_of(3, documents=900)}
     train["long"].lengths[:], train["short"].lengths[:] = 64, 10
     options = {"seq_len": 64, "batch": 32, "steps": 40, "seed": 0, "max_segments": None}
-    plan = BatchPlan(train, phases=((0.5, {"long": 1}), (1.0, {"long": 1, "short": 1})), **options)
-    alone = BatchPlan(train, phases=((1.0, {"long": 1}),), **options)
-    assert alone.usual_segments() == 1 < plan.usual_segments() <= plan.usual_segments(2, 8) <= plan.max_segments
+    mixed, long = ((0.5, {"long": 1}), (1.0, {"long": 1, "short": 1})), ((1.0, {"long": 1}),)
+    assert BatchPlan(train, phases=mixed, **options).places(3) is None
+    for cuts in ((1, 1), (2, 8), (2, 4)):
+        rows = 32 // (cuts[0] * cuts[1])
+        plan, alone = (BatchPlan(train, phases=phases, cuts=cuts, **options) for phases in (mixed, long))
+        assert alone.usual_places == rows < plan.usual_places <= plan.max_segments * rows
+        assert {plan.places(step) for step in range(40)} == {plan.usual_places}
+        assert max(plan.crowd(step, *cuts) for step in range(40)) <= plan.usual_places
+    plan = BatchPlan(train, phases=mixed, cuts=(1, 1), **options)
     counts = [np.mean([len(plan.row_plans[source].row(row)) for source, row in plan.rows(step)]) for step in range(20, 40)]
-    assert np.mean(counts) < plan.usual_segments() < 2 * np.mean(counts)
-    for parts, ways in ((1, 1), (2, 4)):
-        rows = 32 // (parts * ways)
-        assert max(plan.crowd(step, parts, ways) for step in range(40)) <= plan.usual_segments(parts, ways) * rows
+    assert np.mean(counts) < plan.usual_places / 32 < 2 * np.mean(counts)
 
 
 def test_the_crowd_of_a_step_is_that_of_the_fullest_device_and_microbatch():

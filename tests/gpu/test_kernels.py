@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("heads", [(6, 2, 64), (4, 4, 32), (8, 2, 128)], ids=str)
-@pytest.mark.parametrize("usual, window", [(0, 0), (9, 0), (9, 100)], ids=["a place each", "fewer places", "window"])
-def test_packed_cudnn_attention_is_the_reference_forward_and_backward(usual, window, heads):
+@pytest.mark.parametrize("each, window", [(12, 0), (9, 0), (9, 100)], ids=["a place each", "fewer places", "window"])
+def test_packed_cudnn_attention_is_the_reference_forward_and_backward(each, window, heads):
     """Random documents, padding, an empty row and full rows; in float32 the reference is far nearer the truth than bfloat16 can be."""
     N, K, H = heads
     random, B, T, most = np.random.default_rng(0), 8, 512, 12
@@ -36,9 +36,7 @@ def test_packed_cudnn_attention_is_the_reference_forward_and_backward(usual, win
     cotangent = jnp.where(real, cotangent, 0)
 
     def run(kernel, dtype):
-        call = functools.partial(
-            attention, query_segments=segments, key_segments=segments, kernel=kernel, max_segments=most, usual_segments=usual, window=window
-        )
+        call = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=kernel, places=each * B, window=window)
         out, pull = jax.jit(lambda *qkv: jax.vjp(call, *qkv))(*(x.astype(dtype) for x in (query, key, value)))
         return [np.where(real, np.float32(out), 0), *map(np.float32, pull(cotangent.astype(dtype)))]
 

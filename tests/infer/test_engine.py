@@ -20,6 +20,7 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import make_mesh
 
+NOPE = parse_block("attention rope=False")
 END = 256
 WORDS = ["one ", "two ", "th", "ree", " \u00e4\u00f6", "stop", "a" * 300, "\n"]
 
@@ -37,7 +38,7 @@ class Words:
 
 
 ARCH = Architecture(
-    vocab_size=384, width=32, heads=4, kv_heads=2, head_dim=8, ff_width=48, stack=(((Block(),), 2), ((parse_block("attention rope=False"),), 1)),
+    vocab_size=384, width=32, heads=4, kv_heads=2, head_dim=8, ff_width=48, stack=(((Block(),), 2), ((NOPE,), 1)),
     qk_norm=True, output_gate=True, tied=False, rope_theta=100.0,
 )  # fmt: skip
 PROMPTS = ["", "a", "The quick brown", "b" * 14, "0123456789abcde"]  # 0 to 15 tokens, one bucket
@@ -73,7 +74,7 @@ def full_logprobs(params, tokens, arch=ARCH):
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_forward(arch, params, batch):
-    hidden, _, _ = lm.forward(arch, params, {}, batch)
+    hidden, _ = lm.forward(arch, params, {}, batch)
     return jax.nn.log_softmax(lm.logits(arch, params, hidden)[0, :, : Words.vocab_size])
 
 

@@ -15,7 +15,8 @@ from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
 
-ARCH = Architecture(384, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 2),), qk_norm=True, output_gate=True, tied=False)
+NOPE = parse_block("attention rope=False")
+ARCH = Architecture(384, 32, 4, 2, 8, 48, (((Block(), NOPE), 2),), qk_norm=True, output_gate=True, tied=False)
 B, S = 3, 40
 
 

@@ -11,6 +11,7 @@ from slmjax.models import attention, lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import make_mesh
+from slmjax.testing import _with_cache
 
 ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 1),), qk_norm=True)
 
@@ -38,7 +39,7 @@ def test_a_first_piece_sees_itself_as_if_through_the_cache(T, tile, compute, tol
     monkeypatch.setattr(attention, "TILE", tile)
     arch = dataclasses.replace(ARCH, attention="reference", compute=compute)
     params, batch, lengths = _params(arch), _prompts(T, T, 13, 1), np.array([T, 13, 1])
-    run = jax.jit(lambda cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
+    run = jax.jit(lambda cache: _with_cache(arch, params, batch, cache))
     empty = lm.init_cache(arch, 3, T + 8)
     (first, cache), (later, other) = run(empty), run(dataclasses.replace(empty, empty=False))
     seen = np.asarray(batch["segments"]) != 0

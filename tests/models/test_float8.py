@@ -13,7 +13,8 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
 from slmjax.ops import fp8
 
-PLAIN = Architecture(64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 2), ((Block(),), 1)), output_gate=True, qk_norm=True)
+NOPE = parse_block("attention rope=False")
+PLAIN = Architecture(64, 32, 4, 2, 8, 48, (((Block(), NOPE), 2), ((Block(),), 1)), output_gate=True, qk_norm=True)
 ARCH = dataclasses.replace(PLAIN, products="float8")
 SITES = {"mixer": ("in", "out"), "channel": ("in", "out")}
 B, T = 2, 16

@@ -16,6 +16,7 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
 from slmjax.ops import attention as ops
 from slmjax.ops.cross_entropy import token_log_probs
+from slmjax.testing import _with_cache
 
 ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 2),), unroll=False)
 EVERY_OPTION = dataclasses.replace(ARCH, qk_norm=True, output_gate=True, tied=False)
@@ -148,7 +149,7 @@ def test_prefill_in_pieces_and_decode_are_the_full_forward_for_prompts_of_unequa
     documents = [_document(T, 1), _document(T, 2)]
     whole = np.asarray(_hidden_of(arch)(params, _batch([[d] for d in documents])))
     done, cache = [0, 0], lm.init_cache(arch, 2, T + 8)
-    step = jax.jit(lambda params, batch, cache: lm.forward(arch, params, {}, batch, cache=cache)[::2])
+    step = jax.jit(lambda params, batch, cache: _with_cache(arch, params, batch, cache))
     for width, counts in ((8, (8, 6)), (8, (3, 0)), (1, (1, 1)), (1, (0, 1)), (1, (1, 1))):
         batch = {name: np.zeros((2, width), np.int32) for name in ("tokens", "segments", "positions")}
         for row, count in enumerate(counts):

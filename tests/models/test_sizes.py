@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slmjax.models.groups import group_of
 
 from slmjax import config as configs
 from slmjax.errors import UserError
@@ -22,16 +21,22 @@ from slmjax.parallel.rules import flatten
 def architectures(draw):
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     size = st.integers(1, 9)
-    attentions = st.builds(Block, rope=st.booleans(), window=st.integers(0, 30))
-    recurrent = st.builds(Block, mixer=st.sampled_from(["ssm", "gla", "gdn", "kda"]), heads=size, key_dim=size, value_dim=size)
-    defaults = st.builds(Block, mixer=st.sampled_from(["gla", "gdn", "kda"]))
-    blocks = st.builds(lambda block, channel: dataclasses.replace(block, channel=channel), attentions | recurrent | defaults,
-                       st.sampled_from(["mlp", "none"]))  # fmt: skip
+
+    def block(mixer, **options):
+        def make(channel, **chosen):
+            return Block(mixer, channel, tuple(sorted(chosen.items())))
+
+        return st.builds(make, channel=st.sampled_from(["mlp", "none"]), **options)
+
+    blocks = block("attention", rope=st.booleans(), window=st.integers(0, 30))
+    for mixer in ("ssm", "gla", "gdn", "kda"):
+        blocks |= block(mixer, heads=size, key_dim=size, value_dim=size)
+        blocks |= block(mixer) if mixer != "ssm" else st.nothing()
     blocks |= st.just(Block("tests.models.own:Mean"))
     stack = draw(st.lists(st.tuples(st.lists(blocks, min_size=1, max_size=2).map(tuple), st.integers(1, 3)), min_size=1, max_size=2))
     if draw(st.booleans()):
-        lenders = {block.kind_of_keys for block in stack[0][0] if block.mixer == "attention"}
-        stack[0] = (stack[0][0] + tuple(Block(rope=rope, window=window, borrows=True) for rope, window in sorted(lenders)), stack[0][1])
+        lenders = dict.fromkeys(block.options for block in stack[0][0] if block.mixer == "attention")
+        stack[0] = (stack[0][0] + tuple(Block(options=(("borrows", True), *options)) for options in lenders), stack[0][1])
     small = st.integers(1, 40)
     return Architecture(
         vocab_size=draw(small), width=draw(small), heads=kv_heads * group, kv_heads=kv_heads, head_dim=2 * draw(st.integers(1, 8)),
@@ -47,7 +52,9 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
     total = sum(leaf.size for leaf in jax.tree.leaves(tree))
     tables = sum(tree[name].size for name in ("embedding", "head") if name in tree)
     names = flatten(tree)
-    vectors = sum(leaf.size for name, leaf in names.items() if group_of(name).name == "vector")
+    declared = flatten(lm.declare(arch))
+    assert {name: leaf.shape for name, leaf in names.items()} == {name: known.shape for name, known in declared.items()}
+    vectors = sum(leaf.size for name, leaf in names.items() if declared[name].group == "vector")
     count = sizes.parameters(arch)
     assert count.total == total
     assert count.non_embedding == total - tables
@@ -142,6 +149,11 @@ def test_a_shape_is_within_three_percent_of_its_budget(params, vocab):
     assert arch.heads % arch.kv_heads == 0 and arch.heads * arch.head_dim == arch.width
     assert arch.head_dim == (128 if params >= 100e6 else 64 if params >= 5e6 else 32)
     assert arch.ff_width % (128 if params >= 100e6 else 64) == 0
+
+
+def test_the_closed_form_that_a_search_uses_is_the_count():
+    arch = _architecture(sizes.shape_for(10_000_000, 4096), 4096)
+    assert sizes.decoder_parameters(arch, arch.layers) == sizes.parameters(arch).total
 
 
 def test_shapes_of_the_ladder_are_deep_and_thin():

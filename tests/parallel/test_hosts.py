@@ -14,11 +14,13 @@ import pytest
 
 from slmjax import launch
 from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
+from slmjax.data.rows import Field
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.train import loop
+from slmjax.train.step import field_shardings
 from tests import runs
 from tests.parallel import member
 
@@ -116,13 +118,14 @@ def test_ctrl_c_in_one_of_several_is_passed_on_to_the_service_that_agrees(monkey
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 8}])
 def test_a_global_batch_is_put_together_from_the_rows_that_a_process_holds(sizes):
-    sharding = batch_sharding(make_mesh(sizes))
+    mesh = make_mesh(sizes)
+    sharding, fields = batch_sharding(mesh), {"tokens": Field((BATCH, 4), "int64", ("batch", None)), "places": Field((3,), "int8", (None,))}
     held = hosts.local_rows(sharding, BATCH, 4)
     assert held.tolist() == list(range(BATCH))
     whole = np.arange(BATCH * 4).reshape(BATCH, 4)
-    found = hosts.global_batch({"tokens": whole}, sharding, BATCH, held)["tokens"]
-    np.testing.assert_array_equal(found, whole)
-    assert found.sharding == sharding
+    found = hosts.global_batch({"tokens": whole}, fields, field_shardings(fields, mesh), held)
+    np.testing.assert_array_equal(found["tokens"], whole)
+    assert found["tokens"].sharding == sharding and found["places"].sharding.is_fully_replicated
 
 
 def test_a_process_holds_the_rows_of_its_own_devices_only():

@@ -1,6 +1,4 @@
-"""The sharding table: every parameter has one spec, and every mistake names its path."""
-
-import re
+"""The sharding table: every declared weight has its spec, and every mistake names its path."""
 
 import jax
 import pytest
@@ -8,16 +6,17 @@ from jax.sharding import PartitionSpec as P
 
 from slmjax.errors import UserError
 from slmjax.models import lm
+from slmjax.models.declare import AXES
 from slmjax.models.pattern import from_config
 from slmjax.parallel.mesh import make_mesh
-from slmjax.parallel.rules import RULES, flatten, shardings, unflatten
+from slmjax.parallel.rules import RULES, flatten, shardings, spec, unflatten
 from tests.train.small import small_config
 
 
 def shapes(**model):
     config = small_config()
     config.model.update(model)
-    return jax.eval_shape(lambda: lm.init(from_config(config, 512), jax.random.key(0)))
+    return lm.declare(from_config(config, 512))
 
 
 def mesh(**sizes):
@@ -45,21 +44,16 @@ def test_key_value_heads_are_whole_where_the_tensor_axis_exceeds_them():
 def test_mistakes_name_the_path():
     with pytest.raises(ValueError, match="parameter 'stack/0/0/channel/down': dimension 1"):
         shardings(shapes(ff_width=94), mesh(data=2, tensor=4))
-    with pytest.raises(ValueError, match="no sharding rule matches parameter 'stack/0/0/mixer/novel'"):
-        tree = shapes()
-        tree["stack"]["0"]["0"]["mixer"]["novel"] = jax.ShapeDtypeStruct((2, 3), "float32")
-        shardings(tree, mesh(data=8))
-    with pytest.raises(ValueError, match="'unheard/of' matches no parameter"):
-        shardings(shapes(), mesh(data=8), ((r"(?!unheard).*", ()), ("unheard/of", (None,))))
+    with pytest.raises(ValueError, match="parameter 'novel': unknown axis 'wdith'; there is width, heads"):
+        spec("novel", (4,), ("wdith",), mesh(data=8))
 
 
-def test_every_rule_of_the_table_is_some_models():
-    everything = ("attention", "ssm", "gla", "gdn", "kda", "tests.models.own:Mean")
-    names = flatten(shapes(tied=False, pattern=everything, layers=len(everything)))
-    idle = [pattern for pattern, _ in RULES if not any(re.fullmatch(pattern, name) for name in names)]
-    assert not idle
-    for name in names:
-        assert sum(bool(re.fullmatch(pattern, name)) for pattern, _ in RULES) == 1, name
+def test_a_mesh_axis_is_used_by_the_first_dimension_that_names_it():
+    assert spec("square", (8, 8), ("heads", "ff"), mesh(data=2, tensor=4)) == P("tensor", None)
+
+
+def test_every_axis_of_the_declarations_has_a_mesh_axis():
+    assert set(AXES) == set(RULES)
 
 
 def test_flat_and_nested_are_each_others_inverse():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from slmjax.models import lm
-from slmjax.models.architecture import Architecture, Block, recurrent_sizes
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.mixers import mixer_of
 from slmjax.models.pattern import parse_block
 from slmjax.ops.cross_entropy import token_log_probs
 
@@ -48,7 +49,9 @@ def qwen3_next():
         **SIZES, **HEADS, num_key_value_heads=2, head_dim=8, linear_num_key_heads=4, linear_num_value_heads=4, linear_key_head_dim=8,
         linear_value_head_dim=16, mlp_only_layers=[0, 1, 2, 3], num_experts=0, layer_types=THREE_AND_ONE, rope_parameters=ROPE,
     )  # fmt: skip
-    return transformers.Qwen3NextForCausalLM(config), ours([parse_block("gdn value_dim=16")] * 3 + [Block()], qk_norm=True, output_gate=True)
+    return transformers.Qwen3NextForCausalLM(config), ours(
+        [parse_block("gdn value_dim=16")] * 3 + [Block()], qk_norm=True, output_gate=True
+    )
 
 
 def kimi():
@@ -198,9 +201,11 @@ def _ours(arch: Architecture, tensors: dict, one: float) -> dict:
     def block(i, kind):
         at = f"model.layers.{i}."
         places = {"ssm": "mixer." if kind.channel == "none" else "mamba.", "gdn": "linear_attn.", "kda": "self_attn."}
-        sizes = recurrent_sizes(arch, kind)
         mixers = {"ssm": ssm, "gdn": gdn, "kda": kda}
-        mixer = attention(f"{at}self_attn.") if kind.mixer == "attention" else mixers[kind.mixer](at + places[kind.mixer], *sizes)
+        if kind.mixer == "attention":
+            mixer = attention(f"{at}self_attn.")
+        else:
+            mixer = mixers[kind.mixer](at + places[kind.mixer], *mixer_of(arch, kind).sizes)
         if kind.channel == "none":
             return {"mixer_norm": norm(f"{at}norm.weight"), "mixer": mixer}
         if f"{at}shared_mlp.input_linear.weight" in left:

@@ -7,7 +7,9 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.parallel.mesh import make_mesh
+from slmjax.tasks.lm import LanguageModeling
 from slmjax.train.program import make_program
+from tests.train.small import FixedRows
 
 pytest.importorskip("libtpu", reason="no libtpu; pip install 'slmjax[tpu]' compiles for TPUs on any machine", exc_type=ImportError)
 
@@ -38,8 +40,8 @@ def compiled(request):
         for name, value in QUIET.items():
             patch.setenv(name, value)
         mesh = make_mesh(SIZES, topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices)
-        program = make_program(configs.validate(config), mesh, 1000, (16, 4))
-        step = program.compile()
+        program = make_program(configs.validate(config), mesh, 1000)
+        step = program.compile(LanguageModeling(FixedRows(BATCH, LENGTH)))
     return step, program.shapes, program.reasons, request.param
 
 

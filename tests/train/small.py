@@ -1,5 +1,6 @@
 """The smallest training set-up that tests share: a model, a packed batch, and the launcher's own step on any mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax import config as configs
-from slmjax.models import lm
-from slmjax.models.resolve import resolve
-from slmjax.objectives.lm import objective
-from slmjax.parallel.mesh import batch_sharding, device_kind, make_mesh
-from slmjax.train.optimizer import Optimizer
-from slmjax.train.program import batch_shapes
-from slmjax.train.step import init_state, jit_step, make_step, state_shardings
+from slmjax.data.rows import text_fields
+from slmjax.models.lm import Model
+from slmjax.parallel.mesh import batch_sharding, make_mesh
+from slmjax.tasks.lm import LanguageModeling
+from slmjax.train.program import make_program
 
 TOKENS = 512
 
@@ -47,39 +46,52 @@ def packed_batch(config, seed=0):
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segments": segments, "positions": positions, "weights": weights}
 
 
-def objective_with_holes(arch, **settings):
-    """The library's objective, but not a number where every token is 7: programs that must skip a step are those that must not."""
-    plain = objective(arch, **settings)
+class FixedRows:
+    """Rows that only have a shape: the tests give the batches themselves."""
 
-    def holed(params, buffers, batch, **rest):
-        total, weight, aux = plain(params, buffers, batch, **rest)
-        return jnp.where(jnp.all(batch["tokens"] == 7), jnp.nan, total), weight, aux
+    def __init__(self, batch, seq_len):
+        self.fields = text_fields(batch, seq_len)
 
-    return holed
+    def shapes(self, step):
+        return self.fields
+
+    def read(self, step, rows):
+        raise NotImplementedError
+
+    unpack = fingerprint = read
+
+
+class WithHoles(LanguageModeling):
+    """The library's task, but not a number where every token is 7: programs that must skip a step are those that must not."""
+
+    def loss(self, model, params, buffers, batch, totals, *, key, step):
+        found = super().loss(model, params, buffers, batch, totals, key=key, step=step)
+        return found._replace(sum=jnp.where(jnp.all(batch["tokens"] == 7), jnp.nan, found.sum))
 
 
 class Setup:
-    """The launcher's step on a mesh over the first `devices` devices; compiled once, when it is first run or read."""
+    """The launcher's step on a mesh over the first `devices` devices; compiled once, when it is first run or read.
 
-    def __init__(self, config, mesh=None, devices=1, chunks=2, of=objective_with_holes):
+    of: (rows, evaluations, z_loss) -> the task.
+    """
+
+    def __init__(self, config, mesh=None, devices=1, chunks=2, of=WithHoles):
         self.config = config
         self.mesh = make_mesh(mesh or {}, jax.devices()[:devices])
-        self.arch, _ = resolve(config, self.mesh, TOKENS)
-        optimizer = Optimizer(config.train, config.model.multipliers)
-        make = lambda: init_state(lambda: lm.init(self.arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(self.arch))  # noqa: E731
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(make)
-            self.where = state_shardings(shapes, self.mesh)
-            self.shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, self.where)
-            self.make = jax.jit(make, out_shardings=self.where)
-            step = make_step(of(self.arch, z_loss=config.train.z_loss, chunks=chunks), optimizer, config, self.where, self.arch.compute)
-            self.jitted = jit_step(step, self.where, self.mesh, device_kind(self.mesh))
+            self.program = make_program(config, self.mesh, TOKENS)
+        self.program = dataclasses.replace(self.program, model=Model(self.program.arch, chunks))
+        self.arch, self.where = self.program.arch, self.program.where
+        self.task = of(FixedRows(config.train.batch, config.data.seq_len), (), config.train.z_loss)
 
     @functools.cached_property
     def state(self):
         """The state, at first that before the first step."""
-        with jax.set_mesh(self.mesh):
-            return self.make()
+        return self._init()
+
+    @functools.cached_property
+    def _init(self):
+        return jax.jit(self.program.make, out_shardings=self.where)
 
     def reset(self):
         """Back to the first step; returns itself."""
@@ -91,19 +103,16 @@ class Setup:
         state = self.state
         with jax.set_mesh(self.mesh):
             self.state, metrics = self.compiled(state, jax.device_put(batch, batch_sharding(self.mesh)))
-        return {name: float(value) for name, value in metrics.items()}
+        return jax.tree.map(float, metrics)
 
     def lowered(self):
         """The program before compilation."""
-        with jax.set_mesh(self.mesh):
-            shape = (self.config.train.batch, self.config.data.seq_len)
-            return self.jitted.lower(self.shapes, batch_shapes(shape, batch_sharding(self.mesh)))
+        return self.program.lower(self.task)
 
     @functools.cached_property
     def compiled(self):
         """The compiled program."""
-        with jax.set_mesh(self.mesh):
-            return self.lowered().compile()
+        return self.lowered().compile()
 
 
 def whole(tree):

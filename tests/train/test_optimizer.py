@@ -1,4 +1,4 @@
-"""The parameter-group table in action: AdamW against its formula, Muon on stacked layers against Muon on each layer alone."""
+"""Declared weights in action: AdamW against its formula, Muon on stacked layers against Muon on each layer alone."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,19 @@ from slmjax.train.optimizer import Optimizer, clip
 from tests.train.small import small_config
 
 
-def tree(layers, seed=0):
+def arch_of(layers):
     config = small_config()
     config.model.layers = layers
-    return jax.jit(lm.init, static_argnums=0)(from_config(config, 512), jax.random.key(seed))
+    return from_config(config, 512)
+
+
+def tree(layers, seed=0):
+    return jax.jit(lm.init, static_argnums=0)(arch_of(layers), jax.random.key(seed))
+
+
+def optimizer_of(layers, multipliers=None, **train):
+    settings = configs.base().model.multipliers if multipliers is None else multipliers
+    return Optimizer(small_config(**train).train, settings, lm.declare(arch_of(layers)))
 
 
 def steps(optimizer, params, gradients, count=3):
@@ -32,9 +41,9 @@ def steps(optimizer, params, gradients, count=3):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_one_update_of_the_stacked_tree_equals_updates_of_each_layer(name):
-    optimizer = Optimizer(small_config(optimizer=name).train, configs.base().model.multipliers)
     params, gradients = tree(3), tree(3, seed=1)
-    stacked = flatten(steps(optimizer, params, gradients))
+    stacked = flatten(steps(optimizer_of(3, optimizer=name), params, gradients))
+    optimizer = optimizer_of(1, optimizer=name)
     for layer in range(3):
         pick = lambda t, layer=layer: {**t, "stack": jax.tree.map(lambda x: x[layer : layer + 1], t["stack"])}  # noqa: E731
         alone = flatten(steps(optimizer, pick(params), pick(gradients)))
@@ -45,7 +54,7 @@ def test_one_update_of_the_stacked_tree_equals_updates_of_each_layer(name):
 
 def test_adamw_is_optax_adamw_on_matrices():
     train = small_config().train
-    optimizer = Optimizer(train, configs.base().model.multipliers)
+    optimizer = optimizer_of(2)
     params, gradients = tree(2), tree(2, seed=1)
     ours = flatten(steps(optimizer, params, gradients))["stack/0/0/channel/up"]
     rule = optax.adamw(train.lr * 0.5, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay)
@@ -59,7 +68,7 @@ def test_adamw_is_optax_adamw_on_matrices():
 
 def test_muon_updates_have_equal_singular_values_and_adamws_size():
     train = small_config(optimizer="muon", weight_decay=0.0).train
-    optimizer = Optimizer(train, configs.base().model.multipliers)
+    optimizer = optimizer_of(2, optimizer="muon", weight_decay=0.0)
     params, gradients = tree(2), tree(2, seed=1)
     new, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, jnp.float32(1.0))
     change = (flatten(new)["stack/0/0/mixer/query"] - flatten(params)["stack/0/0/mixer/query"])[0].reshape(64, 64) / train.lr
@@ -69,10 +78,10 @@ def test_muon_updates_have_equal_singular_values_and_adamws_size():
 
 
 def test_multipliers_scale_rate_and_decay_of_their_group_alone():
-    plain = Optimizer(small_config().train, configs.base().model.multipliers)
+    plain = optimizer_of(2)
     multipliers = configs.base().model.multipliers
     multipliers.embedding = {"lr": 0.5}
-    scaled = Optimizer(small_config().train, multipliers)
+    scaled = optimizer_of(2, multipliers)
     params, gradients = tree(2), tree(2, seed=1)
     a, b, start = (flatten(t) for t in (steps(plain, params, gradients, 1), steps(scaled, params, gradients, 1), params))
     np.testing.assert_allclose(b["embedding"] - start["embedding"], 0.5 * (a["embedding"] - start["embedding"]), atol=1e-7)

@@ -106,8 +106,8 @@ def _rename(step):
 
 DAMAGE = {
     "cut files of parameters": lambda step: _cut(*_arrays(step / "params")),
-    "a flipped bit in the optimizer": lambda step: _flip(*_arrays(step / "rest")),
-    "lost files of the optimizer": lambda step: [path.unlink() for path in _arrays(step / "rest")],
+    "a flipped bit in the optimizer": lambda step: _flip(*_arrays(step / "optimizer")),
+    "lost files of the optimizer": lambda step: [path.unlink() for path in _arrays(step / "optimizer")],
     "an item that is gone": lambda step: shutil.rmtree(step / "params"),
     "a cut meta item": lambda step: _cut(step / "meta" / "metadata"),
     "a lost meta item": lambda step: shutil.rmtree(step / "meta"),

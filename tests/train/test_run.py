@@ -11,10 +11,9 @@ import pytest
 from slmjax import config as configs
 from slmjax.infer.load import load_model
 from slmjax.models.pattern import from_config
-from slmjax.objectives.lm import objective
 from slmjax.ops.attention import reference
+from slmjax.tasks.lm import LanguageModeling
 from slmjax.train import loop
-from slmjax.train.program import cuts
 from tests import runs
 
 # Of tensorstore: reads that the failure of another one ended.
@@ -32,16 +31,12 @@ def poisoned(monkeypatch):
     """From now on the loss of these steps (0-based) is not a number."""
 
     def poison(*steps):
-        def of(*args, **how):
-            plain = objective(*args, **how)
+        class Bad(LanguageModeling):
+            def loss(self, *arguments, key, step):
+                found = super().loss(*arguments, key=key, step=step)
+                return found._replace(sum=jnp.where(jnp.isin(step, jnp.array(steps)), jnp.nan, found.sum))
 
-            def bad(params, buffers, batch, *, key, step):
-                total, weight, aux = plain(params, buffers, batch, key=key, step=step)
-                return jnp.where(jnp.isin(step, jnp.array(steps)), jnp.nan, total), weight, aux
-
-            return bad
-
-        monkeypatch.setattr("slmjax.train.program.objective", of)
+        monkeypatch.setattr("slmjax.train.run.LanguageModeling", Bad)
 
     return poison
 
@@ -52,36 +47,36 @@ def test_skipped_steps_change_no_parameter_or_moment_and_leave_the_statistics_al
     assert runs.train(corpus, folder, train__steps=8, train__decay=0, checkpoint__every=2, checkpoint__keep=9, train__max_skips=3) == 0
     before, after = runs.saved(folder, 4), runs.saved(folder, 6)
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
-    assert changed == {"rest['step']", "rest['spikes']['skips']", "rest['spikes']['exponent']"}
-    assert after["rest['step']"] == 6 and after["rest['spikes']['skips']"] == 2
+    assert changed == {"optimizer['step']", "optimizer['spikes']['skips']", "optimizer['spikes']['exponent']"}
+    assert after["optimizer['step']"] == 6 and after["optimizer['spikes']['skips']"] == 2
     later = runs.saved(folder, 8)
-    assert later["rest['spikes']['skips']"] == 0 and later["rest['spikes']['count']"] == 6
+    assert later["optimizer['spikes']['skips']"] == 0 and later["optimizer['spikes']['count']"] == 6
     assert later["params['embedding']"].tobytes() != after["params['embedding']"].tobytes()
     assert [event["step"] for event in runs.events(folder, "skipped")] == [5, 6]
     assert "step 5 skipped: loss nan" in capsys.readouterr().out
 
 
 def test_a_batch_with_more_documents_than_places_takes_a_program_of_its_own(corpus, tmp_path, undisturbed, no_report, monkeypatch, capsys):
-    """cuDNN's kernel, which a CPU does not have, is played: like it, it computes nothing where the rows hold more than its places."""
+    """cuDNN's kernel, which a CPU does not have, is played: it computes nothing where the rows hold more than its places."""
 
-    def played(query, key, value, segments, max_segments, usual_segments, window):
-        few = segments.max(1).sum() <= len(segments) * usual_segments
+    def played(query, key, value, segments, places, window):
+        few = segments.max(1).sum() <= places
         return jnp.where(few, reference(query, key, value, segments, segments), jnp.nan)
 
     monkeypatch.setattr("slmjax.ops.cudnn_attention.cudnn_attention", played)
     monkeypatch.setattr("slmjax.train.program.check_kernel", lambda *_: None)
     usual = []
 
-    def of(plan, config, mesh):
-        crowds = sorted(plan.crowd(step, *cuts(config, mesh)) for step in range(6))  # a device has one row of a microbatch
+    def few(plan):
+        crowds = sorted(plan.crowd(step, *plan.cuts) for step in range(6))  # a device has one row of a microbatch
         usual.append(crowds[2])
         assert crowds[2] < crowds[-1]  # of six steps at most four fit
-        return plan.max_segments, usual[0]
+        return crowds[2]
 
-    monkeypatch.setattr("slmjax.train.run.documents_in_a_row", of)
+    monkeypatch.setattr("slmjax.data.loader.BatchPlan.usual_places", property(few))
     folder = tmp_path / "run"
     assert runs.train(corpus, folder, train__steps=6, train__warmup=4, train__decay=0, model__attention="cudnn", checkpoint__every=100) == 0
-    assert f"more than {usual[0]} documents a row: compiling" in capsys.readouterr().out
+    assert "has other shapes (places): compiling" in capsys.readouterr().out
     assert not runs.events(folder, "skipped")
     np.testing.assert_allclose(runs.losses(folder)[1], runs.losses(undisturbed)[1][:6], rtol=1e-5)
 
