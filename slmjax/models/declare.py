@@ -163,15 +163,15 @@ def buffer(
 def declarations(boxed: Any, layers: int) -> dict:
     """The declarations in a tree of one block's boxed variables, as of so many stacked layers.
 
-    A parameter that was made with a bare `self.param` is whole on every device, has no weight decay
-    and belongs to the group "own".
+    A parameter that was made with a bare `self.param` is whole on every device, has no weight decay,
+    belongs to the group "own", and counts as if every token were multiplied with it.
     """
 
     def one(leaf: Any) -> Weight | Buffer:
         if isinstance(leaf, Declared):
             known = leaf.declaration
             return known.stacked(layers) if isinstance(known, Weight) else known
-        return Weight(leaf.shape, (None,) * len(leaf.shape), group="own").stacked(layers)
+        return Weight(leaf.shape, (None,) * len(leaf.shape), group="own", uses=1.0).stacked(layers)
 
     return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, Declared))
 

@@ -167,7 +167,7 @@ def test_positions_matter_to_blocks_with_rope_only():
     batch = _batch([[_document(T, 1)]])
     moved = batch | {"positions": batch["positions"][:, ::-1] * 2}
     for rope in (False, True):
-        arch = dataclasses.replace(ARCH, stack=(((Block(rope=rope),), 2),))
+        arch = dataclasses.replace(ARCH, stack=(((parse_block(f"attention rope={rope}"),), 2),))
         one, other = (_hidden_of(arch)(_params(arch), b) for b in (batch, moved))
         assert bool(jnp.all(one == other)) is not rope
 

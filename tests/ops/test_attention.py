@@ -173,7 +173,7 @@ def test_the_segment_list_says_where_each_document_lies(rows):
     """Longest first; padding belongs to a row's last document, and an empty row is one document."""
     T, most = 20, 4
     rows = [[n for n, end in zip(row, np.cumsum(row)) if end <= T][:most] for row in rows]
-    lengths, starts = cudnn_attention.segment_list(_segments(T, *rows), most)
+    lengths, starts = cudnn_attention.segment_list(_segments(T, *rows), most * len(rows))
     expected = []
     for number, row in enumerate(rows):
         edges = [0, *np.cumsum(row).tolist()][: max(1, len(row))]
