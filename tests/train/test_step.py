@@ -119,7 +119,7 @@ def test_each_device_holds_and_computes_its_share(mesh, pattern):
     parts = setup.config.train.microbatches
     alone = compiled_once(None, pattern=pattern, parts=parts)  # only lowered here
     ways = setup.mesh.shape["fsdp"] * setup.mesh.shape["tensor"]
-    for tree, shapes in ((setup.state.params, alone.shapes.params), (setup.state.optimizer, alone.shapes.optimizer)):
+    for tree, shapes in ((setup.state.params, alone.program.shapes.params), (setup.state.optimizer, alone.program.shapes.optimizer)):
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         assert held == pytest.approx(total / ways, rel=0.05)
@@ -148,14 +148,12 @@ def test_matrices_are_cast_to_the_compute_type_and_norms_decays_and_own_paramete
     config, seen = small_config(), {}
     config.precision.compute, config.model.pattern = "bfloat16", ("ssm key_dim=16", "tests.models.own:Mean")
 
-    def noting(arch, **more):
-        def of(params, buffers, batch, **rest):
+    class Noting(LanguageModeling):
+        def loss(self, model, params, *rest, **more):
             seen.update({path: leaf.dtype.name for path, leaf in flatten(params).items()})
-            return objective(arch, **more)(params, buffers, batch, **rest)
+            return super().loss(model, params, *rest, **more)
 
-        return of
-
-    Setup(config, of=noting).lowered()
+    Setup(config, of=Noting).lowered()
     wide = {path for path, dtype in seen.items() if dtype == "float32"}
     narrow = {path for path, dtype in seen.items() if dtype == "bfloat16"}
     assert wide | narrow == set(seen)
