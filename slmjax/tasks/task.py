@@ -104,8 +104,8 @@ class Task(Protocol):
         """The loss of a microbatch."""
 
 
-def auxiliary(terms: dict, totals: Totals) -> tuple[Float[Array, ""], dict[str, tuple[Array, Array]]]:
-    """Return (what layers add to the loss, their terms by name).
+def auxiliary(terms: dict, totals: Totals) -> tuple[Float[Array, ""], dict[str, tuple[Array, int]]]:
+    """Return (what layers add to the loss, {name: (the term's sum over all layers, number of layers)}).
 
     Args:
       terms: of the model's Out: {group: {position: {name: Term with leaves [repeats]}}}.

@@ -101,7 +101,8 @@ def test_logits_of_cached_decode_and_of_prefill_in_pieces_are_those_of_the_full_
         for n in pieces:
             at = np.tile(np.arange(start, start + n), (2, 1))
             batch = {"tokens": tokens[:, start : start + n], "segments": np.ones_like(at), "positions": at}
-            hidden, _, cache = forward(ARCH, params, {}, batch, cache=cache)
+            hidden, out = forward(ARCH, params, {}, batch, cache=cache)
+            cache = out.cache
             found.append(jax.nn.log_softmax(lm.logits(ARCH, params, hidden)[..., : Words.vocab_size]))
             start += n
         np.testing.assert_allclose(np.concatenate(found, axis=1), full, rtol=1e-5, atol=1e-5)
