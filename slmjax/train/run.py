@@ -112,8 +112,6 @@ def build(
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
-    if init_from and not start.step:
-        resume.check_parents_tokenizer(init_from, prepared.tokenizer.sha256)
     program = make_program(config, mesh, prepared.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     arch, device = program.arch, program.device
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
@@ -130,7 +128,8 @@ def build(
         if state is None:
             state = program.init()
             if init_from:
-                state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
+                params, lineage, damaged = resume.inherit(init_from, program.shapes.params, prepared.tokenizer.sha256)
+                state, meta["parents"] = dataclasses.replace(state, params=params), lineage
         what = "compiling the training step and the evaluations; later starts are faster"
         with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
             # XLA compiles outside of Python, the step longest.
