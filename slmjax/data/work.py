@@ -66,12 +66,37 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
     if "://" in os.fspath(path) or (path.exists() and not path.is_file()):  # a pipe, a device
         path.write_bytes(content)
         return
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    beside = temporary(path.parent)
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        beside.write_bytes(content)
+        os.replace(beside, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_tidied: set[str] = set()  # folders in which this process has looked for leftovers
+
+
+def temporary(folder: Path | epath.Path) -> Any:
+    """The path of a new file in a local folder, to be renamed once it is whole.
+
+    What killed processes of this machine left in the folder is removed.
+    """
+    if os.fspath(folder) not in _tidied and fcntl is not None and folder.is_dir():
+        _tidied.add(os.fspath(folder))
+        with contextlib.suppress(OSError):  # of a folder that can be written but not listed
+            for leftover in filter(_is_of_the_dead, os.listdir(folder)):
+                (folder / leftover).unlink(missing_ok=True)
+    return folder / f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _is_of_the_dead(name: str) -> bool:
+    """Whether a file has the temporary name of a process of this machine that has ended."""
+    mark, _, rest = name.partition("-")
+    host, _, process = rest.partition("-")
+    process = process.partition("-")[0]
+    return mark == ".tmp" and host == _HOST and process.isdecimal() and not _runs(int(process))
 
 
 def _is_unicode(text: str) -> bool:
@@ -127,6 +152,7 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
 
 
 LOCK = ".lock"
+LAST_WORKER = 30.0  # seconds that workers of a killed process have to notice it
 
 
 @contextlib.contextmanager
@@ -207,6 +233,7 @@ class Claim:
 
     def _lock(self, path: epath.Path, workdir: str) -> bool:
         """Lock the file; False where the file system has no locks."""
+        patience = time.monotonic() + LAST_WORKER
         while True:
             file = open(path, "a+")  # noqa: SIM115 (held until release)
             try:
@@ -215,6 +242,10 @@ class Claim:
                 file.seek(0)
                 owner = _owner(file.read())
                 file.close()
+                # Workers of a process that was killed end a moment later, and hold its lock until then.
+                if _is_gone(owner) and time.monotonic() < patience:
+                    time.sleep(0.05)
+                    continue
                 raise _taken(workdir, owner) from None
             except OSError:
                 file.close()
@@ -231,9 +262,7 @@ class Claim:
 
     def _refuse_living_owner(self, path: epath.Path, workdir: str) -> None:
         owner = _owner(path.read_text()) if path.exists() else {}
-        process = owner.get("process")
-        same_host = owner.get("host") == socket.gethostname()
-        if same_host and isinstance(process, int) and process != os.getpid() and _runs(process):
+        if _is_here(owner) and owner["process"] != os.getpid() and not _is_gone(owner):
             raise _taken(workdir, owner)
 
 
@@ -243,6 +272,16 @@ def _owner(text: str) -> dict:
     except ValueError:  # it is being written at this moment
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def _is_here(owner: dict) -> bool:
+    """Whether an owner names a process of this machine."""
+    return owner.get("host") == socket.gethostname() and isinstance(owner.get("process"), int)
+
+
+def _is_gone(owner: dict) -> bool:
+    """Whether an owner was a process of this machine that has ended."""
+    return _is_here(owner) and not _runs(owner["process"])
 
 
 def _taken(workdir: str, owner: dict) -> UserError:
