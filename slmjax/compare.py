@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax import cli
-from slmjax.errors import UserError, first_line, nearest
+from slmjax.errors import ANEW, UserError, first_line, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
 from slmjax.train import metrics
@@ -108,9 +108,12 @@ def load(workdir: str, name: str) -> Run:
 
     folder = epath.Path(workdir)
     config, scores = folder / "config.json", folder / "heldout.npz"
+    records = metrics.read(folder)
+    for file in (config, scores):
+        if not file.exists() and metrics.events(records, "finish"):
+            raise UserError(f"{workdir} has lost its {file.name}; {ANEW}.")
     if not config.exists():
         raise UserError(f"{workdir} is not a work directory: it has no config.json.")
-    records = metrics.read(folder)
     if not scores.exists():
         if _held_out_nothing(records):
             raise UserError(_nothing_held_out(workdir))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from slmjax.checkpoint import Checkpoints, Damaged
 from slmjax.config import check_trust, from_dict
 from slmjax.data import tokenizer as tokenizers
-from slmjax.errors import UserError
+from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -66,6 +66,8 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, tru
     except Exception as error:  # whatever a damaged file holds
         raise Damaged("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
+    if not (root / "tokenizer.json").exists():
+        raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
     tokenizer = tokenizers.load(str(root / "tokenizer.json"))
     if tokenizer.sha256 != trained_with:
         raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")

@@ -19,6 +19,7 @@ from slmjax import config as configs
 from slmjax.data import stage
 from slmjax.data.loader import crowd, local_batches
 from slmjax.errors import UserError
+from slmjax.evals.perplexity import DocumentLosses
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
@@ -187,21 +188,24 @@ class _Loop:
     def evaluate(self, done: int) -> None:
         """Held-out bits per byte, and samples."""
         run = self.run
-        losses = run.evaluator.losses(self.state.params)
-        metrics = evaluation.metrics(losses)
+        metrics = evaluation.metrics(self.score())
         tokens = done * self.tokens_per_step
         run.writer.write(done, {**metrics, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
         if metrics:
             self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
-        if hosts.is_first():
-            run.evaluator.save(losses, run.workdir / "heldout.npz")
         if samples := run.evaluator.samples(self.state.params):
             run.writer.event("samples", done, samples=samples)
             self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
-        self.losses = losses
         self.clock = (done, time.monotonic())
         if done == self.total:
             self.refuse_what_is_not_finite(metrics)
+
+    def score(self) -> dict[str, DocumentLosses]:
+        """The losses of each held-out document; `heldout.npz` has them, too."""
+        self.losses = self.run.evaluator.losses(self.state.params)
+        if hosts.is_first():
+            self.run.evaluator.save(self.losses, self.run.workdir / "heldout.npz")
+        return self.losses
 
     def refuse_what_is_not_finite(self, metrics: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a held-out score that is not finite."""
@@ -248,6 +252,8 @@ class _Loop:
         if run.start.kind == "finished":
             past = records.read(run.workdir).kept
             there = {record.get("event") for record in past if record["step"] == self.total}
+            if not hosts.all_agree((run.workdir / "heldout.npz").exists()):  # somebody has deleted it
+                self.score()
         embedded = not run.config.data.sources
         alone = jax.process_count() == 1
         answers, baseline = {}, {}
@@ -263,8 +269,9 @@ class _Loop:
             run.writer.event("baseline", self.total, **baseline)
         if answers:
             self.progress.note(exact_answers(answers, baseline.get("answers", {})))
-        run.writer.event("goodput", self.total, **run.goodput.record())
-        run.writer.event("finish", self.total)
+        if "finish" not in there:
+            run.writer.event("goodput", self.total, **run.goodput.record())
+            run.writer.event("finish", self.total)
 
     def profiling(self, step: int) -> None:
         """Profile config.log.profile's steps: from the first on, up to the last, without it."""

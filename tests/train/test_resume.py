@@ -5,13 +5,17 @@ import signal
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmjax import compare
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
 from slmjax.errors import UserError
+from slmjax.infer.load import load_model
 from slmjax.train import resume, schedule
+from slmjax.train.run import has_last_records
 from tests import runs
 
 STEPS = 30  # of the smallest recipe: warmup 4, decay from 24, checkpoints every 5
@@ -214,6 +218,30 @@ def test_a_finished_run_whose_newest_checkpoint_is_damaged_trains_its_last_steps
     out = capsys.readouterr().out
     assert "the checkpoint of step 30" in out and "goes on from step 25" in out and "This run is finished" not in out
     runs.assert_same_end(run, undisturbed, STEPS)
+
+
+def test_files_that_were_deleted_from_a_finished_run_are_written_anew(corpus, undisturbed, tmp_path, capsys):
+    copy = shutil.copytree(undisturbed, tmp_path / "run")
+    names = ("config.json", "tokenizer.json", "heldout.npz")
+    records = runs.metrics.read(copy)
+    assert has_last_records(epath.Path(copy), records, STEPS)
+    for name in names:
+        (copy / name).unlink()
+        assert not has_last_records(epath.Path(copy), records, STEPS)
+        reads = load_model if name == "tokenizer.json" else lambda folder: compare.load(folder, "run")
+        with pytest.raises(UserError, match=f"has lost its {name}; the command that trained the run, started again"):
+            reads(str(copy))
+        shutil.copy(undisturbed / name, copy)
+    for name in names:
+        (copy / name).unlink()
+    assert runs.train(corpus, copy) == 0
+    assert "only the last records are missing" in capsys.readouterr().out
+    for name in names[:2]:
+        assert (copy / name).read_bytes() == (undisturbed / name).read_bytes()
+    with np.load(copy / "heldout.npz") as mine, np.load(undisturbed / "heldout.npz") as other:
+        assert {name: mine[name].tobytes() for name in mine} == {name: other[name].tobytes() for name in other}
+    assert runs.train(corpus, copy) == 0
+    assert "This run is finished" in capsys.readouterr().out and len(runs.events(copy, "finish")) == 1
 
 
 def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, tmp_path, monkeypatch, capsys):
