@@ -30,6 +30,7 @@ from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.data.sources import Source, list_files, parse_sources
+from slmjax.data.walk import SKETCHES
 from slmjax.data.work import cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
@@ -186,7 +187,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
-    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(".sketches") for unit in units]
+    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(SKETCHES) for unit in units]
     if unfinished != batch:
         index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
@@ -274,7 +275,7 @@ def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[s
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
-        kept = unit.path(".sketches") / "bytes"
+        kept = unit.path(SKETCHES) / "bytes"
         sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
         entry["left"]["documents"] += len(sizes)
         entry["left"]["bytes"] += int(sizes.sum())
@@ -310,7 +311,7 @@ def _count_duplicates(units: Sequence[Unit], gone: Sequence[np.ndarray], sources
     """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
     for unit, removed in zip(units, gone):
         entry = sources[unit.source.name]
-        sizes = read_column(unit.path(".sketches") / "bytes", COLUMNS["bytes"], 0, len(removed))
+        sizes = read_column(unit.path(SKETCHES) / "bytes", COLUMNS["bytes"], 0, len(removed))
         for what, sign in (("duplicate", 1), ("left", -1)):
             entry[what]["documents"] += sign * int(removed.sum())
             entry[what]["bytes"] += sign * int(sizes[removed].sum())
