@@ -4,6 +4,7 @@ Each pass over a file is one unit of work in one of the processes. The order of 
 is the same however many processes there are; of near-duplicates the first one is kept.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -31,7 +32,7 @@ from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.data.sources import Source, list_files, parse_sources
 from slmjax.data.walk import SKETCHES
-from slmjax.data.work import cores, terminal_progress, writable, write_atomic
+from slmjax.data.work import claimed, cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
@@ -78,7 +79,9 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
     for warning in warnings(asked):
         print(f"WARNING: {warning}")
-    with writable(workdir, "--workdir"), terminal_progress() as progress:
+    others = asked["index"]  # which curations into other work directories may extend, too
+    held = claimed(str(Path(others).expanduser()), field="config.curate.index") if others else contextlib.nullcontext()
+    with writable(workdir, "--workdir"), held, terminal_progress() as progress:
         runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
         _record(folder, configs.to_dict(config) | {"curate": asked})

@@ -156,8 +156,8 @@ LAST_WORKER = 30.0  # seconds that workers of a killed process have to notice it
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator["Claim"]:
-    """Hold a work directory, so that a second start does not write into it.
+def claimed(workdir: str, *, field: str = "--workdir", first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator["Claim"]:
+    """Hold a work directory, or another folder, so that a second start does not write into it.
 
     A local folder is locked by the system, which releases it when the process ends, however it
     ends. A bucket has no locks, and some file systems have none between hosts. There `.lock` names
@@ -165,11 +165,12 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
     (`Claim.mine`).
 
     Args:
+      field: what the user named the folder with, for messages.
       first: whether this is the process that takes it, of several of one run.
       agree: True where every process of the run says True.
     Raises: UserError where another process holds it, or the folder cannot be made or written.
     """
-    claim, refusal = Claim(), ""
+    claim, refusal = Claim(field), ""
     if first:
         try:
             claim.take(workdir)
@@ -177,7 +178,7 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
             refusal = str(error)
     try:
         if not agree(not refusal):
-            raise UserError(refusal or f"--workdir={workdir}: the first process could not take it.")
+            raise UserError(refusal or f"{field}={workdir}: the first process could not take it.")
         yield claim
     finally:
         claim.release()
@@ -186,7 +187,8 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
 class Claim:
     """A work directory that this process holds; of a process that takes none, a claim to nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: str = "--workdir") -> None:
+        self._field = field
         self._path: epath.Path | None = None
         self._file: Any = None  # the locked file; None where there are no locks
         self._made: list[epath.Path] = []
@@ -195,7 +197,7 @@ class Claim:
 
     def take(self, workdir: str) -> None:
         """Raises: UserError where another process holds it, or it cannot be made or written."""
-        check_writable(workdir)
+        check_writable(workdir, self._field)
         folder = epath.Path(workdir)
         if "://" not in workdir:
             folder = folder.absolute()
@@ -246,7 +248,7 @@ class Claim:
                 if _is_gone(owner) and time.monotonic() < patience:
                     time.sleep(0.05)
                     continue
-                raise _taken(workdir, owner) from None
+                raise _taken(workdir, self._field, owner) from None
             except OSError:
                 file.close()
                 return False
@@ -263,7 +265,7 @@ class Claim:
     def _refuse_living_owner(self, path: epath.Path, workdir: str) -> None:
         owner = _owner(path.read_text()) if path.exists() else {}
         if _is_here(owner) and owner["process"] != os.getpid() and not _is_gone(owner):
-            raise _taken(workdir, owner)
+            raise _taken(workdir, self._field, owner)
 
 
 def _owner(text: str) -> dict:
@@ -284,9 +286,9 @@ def _is_gone(owner: dict) -> bool:
     return _is_here(owner) and not _runs(owner["process"])
 
 
-def _taken(workdir: str, owner: dict) -> UserError:
+def _taken(workdir: str, field: str, owner: dict) -> UserError:
     who = f"process {owner['process']} on {owner['host']}" if owner else "another process"
-    return UserError(f"--workdir={workdir}: {who} is writing there; wait until it has ended, or use another --workdir.")
+    return UserError(f"{field}={workdir}: {who} is writing there; wait until it has ended, or use another {field}.")
 
 
 def _runs(process: int) -> bool:
@@ -299,12 +301,12 @@ def _runs(process: int) -> bool:
     return True
 
 
-def check_writable(workdir: str) -> None:
+def check_writable(workdir: str, field: str = "--workdir") -> None:
     """Raises: UserError where a work directory cannot be made or written.
 
     It is asked before minutes of work, not after.
     """
-    if "\\" in workdir:  # which the checkpoint storage reads as "/"
+    if "\\" in workdir and field == "--workdir":  # which the checkpoint storage reads as "/"
         raise UserError(f"--workdir={workdir}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one.")
     if "://" in workdir:
         return
@@ -312,9 +314,9 @@ def check_writable(workdir: str) -> None:
     while not place.exists():
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"--workdir={workdir}: '{place}' is not a folder.")
+        raise UserError(f"{field}={workdir}: '{place}' is not a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir}: '{place}' cannot be written; choose a folder that you may write to.")
+        raise UserError(f"{field}={workdir}: '{place}' cannot be written; choose a folder that you may write to.")
 
 
 def run_units(

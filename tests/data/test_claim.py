@@ -121,6 +121,16 @@ def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refu
                 assert newest.mine()
 
 
+def test_an_index_that_another_curation_extends_is_refused_before_anything_is_read(tmp_path, holder, capsys):
+    (tmp_path / "a.txt").write_text("some words")
+    index = tmp_path / "run"
+    words = ["--config=configs/curate.py", f"--workdir={tmp_path / 'mine'}", f"--config.data.sources=a={tmp_path / 'a.txt'}"]
+    assert launch.main([*words, f"--config.curate.index={index}"]) == 2
+    err = capsys.readouterr().err
+    assert f"config.curate.index={index}: process {holder.pid} on " in err and "another config.curate.index" in err
+    assert err.count("\n") == 1 and not (tmp_path / "mine").exists()
+
+
 def test_of_several_processes_the_first_takes_the_folder_and_all_hear_of_a_refusal(tmp_path, holder):
     with claimed(str(tmp_path / "other"), first=False) as claim:
         assert claim.mine() and not (tmp_path / "other").exists()
