@@ -28,6 +28,9 @@ for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+
+
 class Damaged(ValueError):
     """A checkpoint that does not read, or not as it was saved."""
 
@@ -76,6 +79,16 @@ class Checkpoints:
         for step in steps[: -self.keep]:
             if step != trunk and not self.meta(step).get("trunk"):
                 self.manager.delete(step)
+
+    def remove_unfinished(self) -> None:
+        """Delete what a kill left of a checkpoint that was being written; only whoever writes here may.
+
+        A bucket has none: there a checkpoint has its name from the start, and counts once it is whole.
+        """
+        if self.root.exists():
+            for place in self.root.iterdir():
+                if UNFINISHED in place.name:
+                    place.rmtree()
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, oldest first."""

@@ -44,25 +44,6 @@ def left(interrupted, tmp_path):
     return shutil.copytree(interrupted, tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_a_run_that_was_killed_ends_bit_equal_to_an_undisturbed_one(corpus, undisturbed, tmp_path):
-    """The short form of .ci/drills/test_killed_training.py."""
-    assert_kills_change_nothing(corpus, undisturbed, tmp_path, after=[13])
-
-
-def assert_kills_change_nothing(corpus, undisturbed, tmp_path, after):
-    """Kill a run when it has logged each of these steps, each time in a process of its own; then let it finish."""
-    for step in after:
-        process = runs.start(corpus, tmp_path / "run")
-        alive = runs.wait_for_step(tmp_path / "run", step, process)
-        process.kill()
-        process.communicate()
-        assert alive and process.returncode == -signal.SIGKILL
-    assert runs.train(corpus, tmp_path / "run") == 0
-    assert len(runs.events(tmp_path / "run", "start")) >= 2
-    runs.assert_same_end(tmp_path / "run", undisturbed, STEPS)
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_asked_to_leave_saves_and_goes_on_at_exactly_that_step(number, status, corpus, undisturbed, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
@@ -249,7 +230,7 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, t
         raise SystemExit("killed")
 
     asked = []
-    run, fields = tmp_path / "run", {"train__steps": 6, "eval__textbook": True}
+    run, fields = tmp_path / "run", {"train__steps": 6, "checkpoint__every": 1, "eval__textbook": True}
     with monkeypatch.context() as patch:
         patch.setattr("slmjax.train.evaluation.textbook_answers", killed)
         with pytest.raises(SystemExit):
@@ -257,18 +238,24 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, t
     assert runs.steps_saved(run)[-1] == 6 and not runs.events(run, "finish")
     answers = {"sums": {"accuracy": 0.5, "chance": 0.1, "count": 4}}
     monkeypatch.setattr("slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers)
-    with monkeypatch.context() as patch:
-        patch.setattr("slmjax.train.goodput.Goodput.record", killed)  # after the answers, before "finish"
+    with monkeypatch.context() as patch:  # after the answers, before their shares
+        patch.setattr("slmjax.train.metrics.MetricsWriter.write", lambda *_: killed())
         with pytest.raises(SystemExit):
             runs.train(corpus, run, **fields)
     assert [event["kinds"] for event in runs.events(run, "answers")] == [answers] and not runs.events(run, "finish")
+    assert len(runs.metrics.series(runs.metrics.read(run), "eval/sums/accuracy")[0]) == 0
+    # A checkpoint of which half was written, and one of which half was deleted.
+    (run / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()
+    (run / "checkpoints" / "2" / "params").mkdir(parents=True)
     capsys.readouterr()
     assert runs.train(corpus, run, **fields) == 0
     assert "only the last records are missing" in capsys.readouterr().out
     assert runs.train(corpus, run, **fields) == 0
     assert "This run is finished: 6 steps." in capsys.readouterr().out and len(asked) == 1
     assert [len(runs.events(run, name)) for name in ("answers", "finish")] == [1, 1]
-    assert runs.metrics.series(runs.metrics.read(run), "eval/sums/accuracy")[1].tolist() == [0.5]
+    records = runs.metrics.read(run)
+    assert [record["eval/sums/accuracy"] for record in records.kept if "eval/sums/accuracy" in record] == [0.5]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "5", "6"]
 
 
 def test_the_loss_of_a_line_covers_its_steps_also_when_the_run_left_in_between(corpus, undisturbed, tmp_path, monkeypatch):
