@@ -109,14 +109,16 @@ def load(workdir: str, name: str) -> Run:
     folder = epath.Path(workdir)
     config, scores = folder / "config.json", folder / "heldout.npz"
     records = metrics.read(folder)
-    for file in (config, scores):
-        if not file.exists() and metrics.events(records, "finish"):
-            raise UserError(f"{workdir} has lost its {file.name}; {ANEW}.")
+    finished = metrics.events(records, "finish")
     if not config.exists():
+        if finished:
+            raise UserError(f"{workdir} has lost its config.json; {ANEW}.")
         raise UserError(f"{workdir} is not a work directory: it has no config.json.")
     if not scores.exists():
         if _held_out_nothing(records):
             raise UserError(_nothing_held_out(workdir))
+        if finished:
+            raise UserError(f"{workdir} has lost its heldout.npz; {ANEW}.")
         raise UserError(
             f"{workdir} has no heldout.npz: train it to its first evaluation (eval.every), which scores each held-out document."
         )
