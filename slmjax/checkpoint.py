@@ -85,10 +85,11 @@ class Checkpoints:
 
         A bucket has none: there a checkpoint has its name from the start, and counts once it is whole.
         """
-        if self.root.exists():
+        if hosts.is_first() and self.root.exists():
             for place in self.root.iterdir():
                 if UNFINISHED in place.name:
                     place.rmtree()
+        hosts.barrier("remove_unfinished")  # else another process could be looking at what goes
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, oldest first."""

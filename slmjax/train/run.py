@@ -77,8 +77,7 @@ def run(
     use_compile_cache()
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
-    if hosts.is_first():
-        checkpoints.remove_unfinished()
+    checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
     claim = claim or Claim()
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)

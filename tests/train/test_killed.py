@@ -18,6 +18,7 @@ from tests.runs import saved
 
 RECIPE = "tests/recipes/textbook.py"
 STEPS = 30
+LIMIT = 300  # seconds of one start
 SESSIONS = ("start", "resume", "data", "lineage", "goodput")  # events that every start repeats
 TIMED = ("Time", "History")  # sections of the report that tell sessions and seconds
 
@@ -37,7 +38,7 @@ def test_a_run_that_was_killed_leaves_what_an_undisturbed_one_leaves(tmp_path):
 def whole(folder):
     """The folder of a run that nothing disturbs."""
     process = start(folder)
-    out = process.communicate(timeout=300)[0]
+    out = process.communicate(timeout=LIMIT)[0]
     assert process.returncode == 0, out
     return folder
 
@@ -77,18 +78,19 @@ class Chain:
         Returns: False where the run ended before.
         """
         known = len(self._records())
-        process = start(self.folder, point if isinstance(point, str) else "")
-        if not isinstance(point, str):
+        at_a_change = isinstance(point, str)
+        process = start(self.folder, point if at_a_change else "")
+        if not at_a_change:
             step, seconds = point
-            while process.poll() is None and self._reached(known) < step:
+            end = time.monotonic() + LIMIT
+            while process.poll() is None and self._reached(known) < step and time.monotonic() < end:
                 time.sleep(0.01)
             time.sleep(seconds)
             process.kill()
-        out = process.communicate(timeout=300)[0]
+        out = process.communicate(timeout=LIMIT)[0]
         assert process.returncode in (0, -signal.SIGKILL), out
-        reached = self._reached(known)
-        where = out.strip().splitlines()[-1:] if isinstance(point, str) else f"{point[1]:.2f} s after step {point[0]}"
-        print(f"kill {self.kills + 1} of {self.folder.name}, {point}: status {process.returncode}, step {reached}; {where}")
+        where = out.strip().splitlines()[-1] if at_a_change else f"{seconds:.2f} s after step {step}"
+        print(f"{self.folder.name}, {point}: status {process.returncode}, step {self._reached(known)}; {where}")
         if process.returncode == 0:
             return False
         self.kills, self.last = self.kills + 1, self.last + (STEPS in Checkpoints(self.folder / "run").steps())
