@@ -152,7 +152,7 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
 
 
 LOCK = ".lock"
-LAST_WORKER = 30.0  # seconds that workers of a killed process have to notice it
+LAST_WORKER = 10.0  # seconds that workers of a killed process have to notice it
 
 
 @contextlib.contextmanager
