@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax import cli
-from slmjax.errors import UserError, first_line, nearest
+from slmjax.errors import ANEW, UserError, first_line, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
 from slmjax.train import metrics
@@ -108,12 +108,17 @@ def load(workdir: str, name: str) -> Run:
 
     folder = epath.Path(workdir)
     config, scores = folder / "config.json", folder / "heldout.npz"
-    if not config.exists():
-        raise UserError(f"{workdir} is not a work directory: it has no config.json.")
     records = metrics.read(folder)
+    finished = metrics.events(records, "finish")
+    if not config.exists():
+        if finished:
+            raise UserError(f"{workdir} has lost its config.json; {ANEW}.")
+        raise UserError(f"{workdir} is not a work directory: it has no config.json.")
     if not scores.exists():
         if _held_out_nothing(records):
             raise UserError(_nothing_held_out(workdir))
+        if finished:
+            raise UserError(f"{workdir} has lost its heldout.npz; {ANEW}.")
         raise UserError(
             f"{workdir} has no heldout.npz: train it to its first evaluation (eval.every), which scores each held-out document."
         )

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable
 
 _LIBRARY = tuple(os.path.join(os.path.realpath(folder), "") for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"]))
+ANEW = "the command that trained the run, started again, writes it anew"  # advice on a file that somebody has deleted
 
 
 class UserError(Exception):

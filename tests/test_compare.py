@@ -199,7 +199,7 @@ def test_the_verdict_is_about_the_sources_that_are_asked_for(tmp_path, capsys):
         (["good"], "at least two"),
         ([], "at least two"),
         (["good", "missing"], "not a work directory"),
-        (["good", "bare"], "no heldout.npz"),
+        (["good", "bare"], "lost its heldout.npz"),
         (["good", "torn"], "damaged"),
         (["good", "listed"], "damaged"),
     ],

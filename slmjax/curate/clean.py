@@ -17,6 +17,7 @@ from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, check
 from slmjax.data.sources import Document, Fault, Source, SourceFile, content_key, read_documents
+from slmjax.data.walk import SKETCHES
 from slmjax.data.work import go_on, write_atomic
 
 EXCERPT = 600  # characters of a dropped document in the report
@@ -87,7 +88,7 @@ def clean(unit: Unit) -> None:
     """Write what is left of a file's documents (.jsonl), what was dropped and why (.dropped.jsonl), its sketches and counts (.json)."""
     tally = Tally(unit.samples)
     with (
-        SketchWriter(unit.path(".sketches"), unit.scheme) as sketches,
+        SketchWriter(unit.path(SKETCHES), unit.scheme) as sketches,
         unit.path(".jsonl").open("wb") as kept,
         unit.path(".dropped.jsonl").open("wb") as dropped,
     ):

@@ -1,6 +1,7 @@
 """Sketches on disk: what a file of text leaves, and the index to which batches of such files are added."""
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from jaxtyping import Int64
 from slmjax.curate.clusters import Clusters, Pairs, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.data.sources import Document
-from slmjax.data.work import write_atomic
+from slmjax.data.work import LOCK, write_atomic
 from slmjax.errors import UserError
 
 FORMAT = 1
@@ -87,7 +88,7 @@ class Index:
                     )
             self._manifest = found
             self._verify()
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK}):
             raise UserError(f"{folder} is no index of near-duplicates; name an empty folder for a new one.")
         else:
             write_atomic(file, self._manifest)

@@ -4,6 +4,7 @@ Each pass over a file is one unit of work in one of the processes. The order of 
 is the same however many processes there are; of near-duplicates the first one is kept.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -30,7 +31,8 @@ from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.data.sources import Source, list_files, parse_sources
-from slmjax.data.work import cores, terminal_progress, writable, write_atomic
+from slmjax.data.walk import SKETCHES
+from slmjax.data.work import claimed, cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
@@ -77,7 +79,9 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
     for warning in warnings(asked):
         print(f"WARNING: {warning}")
-    with writable(workdir, "--workdir"), terminal_progress() as progress:
+    others = asked["index"]  # which curations into other work directories may extend, too
+    held = claimed(str(Path(others).expanduser()), field="config.curate.index") if others else contextlib.nullcontext()
+    with writable(workdir, "--workdir"), held, terminal_progress() as progress:
         runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
         _record(folder, configs.to_dict(config) | {"curate": asked})
@@ -186,7 +190,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
-    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(".sketches") for unit in units]
+    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(SKETCHES) for unit in units]
     if unfinished != batch:
         index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
@@ -274,7 +278,7 @@ def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[s
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
-        kept = unit.path(".sketches") / "bytes"
+        kept = unit.path(SKETCHES) / "bytes"
         sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
         entry["left"]["documents"] += len(sizes)
         entry["left"]["bytes"] += int(sizes.sum())
@@ -310,7 +314,7 @@ def _count_duplicates(units: Sequence[Unit], gone: Sequence[np.ndarray], sources
     """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
     for unit, removed in zip(units, gone):
         entry = sources[unit.source.name]
-        sizes = read_column(unit.path(".sketches") / "bytes", COLUMNS["bytes"], 0, len(removed))
+        sizes = read_column(unit.path(SKETCHES) / "bytes", COLUMNS["bytes"], 0, len(removed))
         for what, sign in (("duplicate", 1), ("left", -1)):
             entry[what]["documents"] += sign * int(removed.sum())
             entry[what]["bytes"] += sign * int(sizes[removed].sum())

@@ -17,13 +17,13 @@ from slmjax.data.heldout import GroupCounter, Matcher, group_id, shingle_parts
 from slmjax.data.shards import ShardWriter, shard_entry
 from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, read_documents, unreadable
 from slmjax.data.tokenizer import EOT, Tokenizer, load
+from slmjax.data.walk import WORK
 from slmjax.data.work import go_on, write_atomic
 from slmjax.errors import UserError
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
 CHUNK = 1_000_000  # characters that are encoded at once
 FIRST_FAULTS = 5
-WORK = "work~"  # the folder of intermediate results; no source can have this name
 
 
 @dataclass(frozen=True)

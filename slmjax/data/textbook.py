@@ -24,6 +24,7 @@ from pathlib import Path
 from slmjax.data.textbook_draw import RESERVED_NUMBERS, Draw, Template
 from slmjax.data.textbook_numbers import COMPARISON, SEQUENCES, UNIT_CONVERSION, WORD_PROBLEMS
 from slmjax.data.textbook_words import DEFINITIONS, LOGIC
+from slmjax.data.work import write_atomic
 
 TEMPLATES: dict[str, tuple[Template, ...]] = {
     "word_problems": WORD_PROBLEMS,
@@ -134,8 +135,8 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
                 json.dumps({"text": found.text, "id": f"{kind}/{split}/{i}", "template": found.template})
                 for i, found in enumerate(documents(kind, count, seed=seed, split=split))
             )
-            _write(Path(path), "".join(line + "\n" for line in lines))
-    _write(stamp, json.dumps(made))
+            write_atomic(Path(path), "".join(line + "\n" for line in lines))
+    write_atomic(stamp, json.dumps(made))
     return files
 
 
@@ -175,10 +176,3 @@ def _constant_guess(kind: str, seed: int) -> dict[str, float]:
     for found in documents(kind, 500, seed=seed, split="train"):
         answers.setdefault(_problem(found), Counter())[found.answer] += 1
     return {problem: max(counts.values()) / counts.total() for problem, counts in answers.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Under another name first, so that a reader sees all of the file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

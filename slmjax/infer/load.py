@@ -9,10 +9,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from slmjax.checkpoint import Checkpoints
+from slmjax.checkpoint import Checkpoints, Damaged
 from slmjax.config import check_trust, from_dict
 from slmjax.data import tokenizer as tokenizers
-from slmjax.errors import UserError, first_line
+from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -48,30 +48,26 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
         raise UserError(f"'{workdir}' has no checkpoint; expected the work directory of a training run.")
     if step is not None and step not in steps:
         raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {', '.join(map(str, steps))}.")
-    faults = []
     with contextlib.closing(checkpoints):
-        for candidate in reversed(steps) if step is None else [step]:
-            try:
-                return _load(root, checkpoints, candidate, trust)
-            except Damaged as damage:
-                faults.append(f"step {candidate}: {damage}")
-                if step is None and candidate != steps[0]:
-                    print(f"slmjax: the checkpoint of {faults[-1]}; it is damaged and was passed over", file=sys.stderr)
-    which = "the checkpoint" if step is not None else "none of the checkpoints"
-    raise UserError(f"{which} in '{checkpoints.root}' can{'not' if step is not None else ''} be read: {'; '.join(faults)}.")
+        loaded, damaged = checkpoints.newest(
+            steps if step is None else [step], lambda candidate, meta: _load(root, checkpoints, candidate, meta, trust)
+        )
+    if loaded is None:
+        which = "the checkpoint" if step is not None else "none of the checkpoints"
+        raise UserError(f"{which} in '{checkpoints.root}' can{'not' if step is not None else ''} be read: {'; '.join(damaged)}.")
+    for fault in damaged:
+        print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over", file=sys.stderr)
+    return loaded
 
 
-class Damaged(Exception):
-    """A checkpoint that does not read."""
-
-
-def _load(root: epath.Path, checkpoints: Checkpoints, step: int, trust: Sequence[str]) -> Loaded:
-    meta = checkpoints.meta(step)
+def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, trust: Sequence[str]) -> Loaded:
     try:
         config, trained_with = from_dict(meta["config"]), meta["tokenizer"]
     except Exception as error:  # whatever a damaged file holds
         raise Damaged("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
+    if not (root / "tokenizer.json").exists():
+        raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
     tokenizer = tokenizers.load(str(root / "tokenizer.json"))
     if tokenizer.sha256 != trained_with:
         raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")
@@ -80,8 +76,5 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, trust: Sequence
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
-    try:
-        params = checkpoints.restore(step, shapes).params
-    except Exception as error:  # storage raises many kinds
-        raise Damaged(first_line(error)[:200]) from error
+    params = checkpoints.restore(step, shapes).params
     return Loaded(config, arch, params, {}, tokenizer, step)

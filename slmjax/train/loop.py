@@ -19,6 +19,7 @@ from slmjax import config as configs
 from slmjax.data import stage
 from slmjax.data.loader import crowd, local_batches
 from slmjax.errors import UserError
+from slmjax.evals.perplexity import DocumentLosses
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding
@@ -187,21 +188,24 @@ class _Loop:
     def evaluate(self, done: int) -> None:
         """Held-out bits per byte, and samples."""
         run = self.run
-        losses = run.evaluator.losses(self.state.params)
-        metrics = evaluation.metrics(losses)
+        metrics = evaluation.metrics(self.score())
         tokens = done * self.tokens_per_step
         run.writer.write(done, {**metrics, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
         if metrics:
             self.progress.note(f"step {done}: held-out bits per byte {metrics['eval/bits_per_byte']:.4f}")
-        if hosts.is_first():
-            run.evaluator.save(losses, run.workdir / "heldout.npz")
         if samples := run.evaluator.samples(self.state.params):
             run.writer.event("samples", done, samples=samples)
             self.progress.note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
-        self.losses = losses
         self.clock = (done, time.monotonic())
         if done == self.total:
             self.refuse_what_is_not_finite(metrics)
+
+    def score(self) -> dict[str, DocumentLosses]:
+        """The losses of each held-out document; `heldout.npz` has them, too."""
+        self.losses = self.run.evaluator.losses(self.state.params)
+        if hosts.is_first():
+            self.run.evaluator.save(self.losses, self.run.workdir / "heldout.npz")
+        return self.losses
 
     def refuse_what_is_not_finite(self, metrics: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a held-out score that is not finite."""
@@ -244,27 +248,48 @@ class _Loop:
         What a session that was killed has recorded already stays; "finish" comes last.
         """
         run = self.run
-        there = set()
+        past = []
         if run.start.kind == "finished":
-            past = records.read(run.workdir).kept
-            there = {record.get("event") for record in past if record["step"] == self.total}
+            past = [record for record in records.read(run.workdir).kept if record["step"] == self.total]
+            run.checkpoints.prune(self.trunk)
+            if not hosts.all_agree((run.workdir / "heldout.npz").exists()):  # somebody has deleted it
+                self.score()
+        there = {record["event"]: record for record in past if "event" in record}
         embedded = not run.config.data.sources
         alone = jax.process_count() == 1
         answers, baseline = {}, {}
-        if (embedded or run.config.eval.textbook) and alone and "answers" not in there:
-            with said_if_long("asking the textbook's held-out questions", say=self.progress.note):
-                answers = evaluation.textbook_answers(run.evaluator.engine(self.state.params), stage.SEED)
-            run.writer.write(self.total, {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()})
-            run.writer.event("answers", self.total, kinds=answers)
-        if embedded and alone and "baseline" not in there:
-            with said_if_long("training n-gram models on the same text, for comparison", say=self.progress.note):
-                losses = self.losses or run.evaluator.losses(self.state.params)
-                baseline = evaluation.textbook_baseline(run.prepared, losses, run.program.arch.vocab_size, stage.SEED)
-            run.writer.event("baseline", self.total, **baseline)
-        if answers:
+        if (embedded or run.config.eval.textbook) and alone:
+            answers = self.answers(there)
+            accuracies = {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()}
+            if not any(accuracies.keys() <= record.keys() for record in past):
+                run.writer.write(self.total, accuracies)
+        if embedded and alone:
+            baseline = self.baseline(there)
+        if answers and "finish" not in there:
             self.progress.note(exact_answers(answers, baseline.get("answers", {})))
-        run.writer.event("goodput", self.total, **run.goodput.record())
-        run.writer.event("finish", self.total)
+        if "finish" not in there:
+            run.writer.event("goodput", self.total, **run.goodput.record())
+            run.writer.event("finish", self.total)
+
+    def answers(self, there: dict[str, dict]) -> dict[str, dict]:
+        """Answers to the textbook's questions: those that are recorded, or new ones, which are."""
+        if known := there.get("answers", {}).get("kinds"):
+            return known
+        with said_if_long("asking the textbook's held-out questions", say=self.progress.note):
+            answers = evaluation.textbook_answers(self.run.evaluator.engine(self.state.params), stage.SEED)
+        self.run.writer.event("answers", self.total, kinds=answers)
+        return answers
+
+    def baseline(self, there: dict[str, dict]) -> dict[str, dict]:
+        """What n-gram models make of the same text: as it is recorded, or new, which is recorded."""
+        if "baseline" in there:
+            return there["baseline"]
+        run = self.run
+        with said_if_long("training n-gram models on the same text, for comparison", say=self.progress.note):
+            losses = self.losses or run.evaluator.losses(self.state.params)
+            baseline = evaluation.textbook_baseline(run.prepared, losses, run.program.arch.vocab_size, stage.SEED)
+        run.writer.event("baseline", self.total, **baseline)
+        return baseline
 
     def profiling(self, step: int) -> None:
         """Profile config.log.profile's steps: from the first on, up to the last, without it."""

@@ -36,6 +36,8 @@ from slmjax.train.report import write_report
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
 
+FILES = ("config.json", "tokenizer.json", "heldout.npz")  # of a finished run, next to its checkpoints and records
+
 
 @dataclasses.dataclass
 class Run:
@@ -75,6 +77,7 @@ def run(
     use_compile_cache()
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
+    checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
     claim = claim or Claim()
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
@@ -112,8 +115,6 @@ def build(
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
-    if init_from and not start.step:
-        resume.check_parents_tokenizer(init_from, prepared.tokenizer.sha256)
     program = make_program(config, mesh, prepared.tokenizer.vocab_size, documents_in_a_row(plan, config, mesh))
     arch, device = program.arch, program.device
     meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
@@ -125,12 +126,13 @@ def build(
                 state, start, damaged = resume.restore(checkpoints, start, program.shapes, plan, meta)
                 goodput.from_step = start.step
         finished = start.kind == "finished"
-        if finished and hosts.all_agree(has_last_records(past, start.step)):
+        if finished and hosts.all_agree(has_last_records(folder, past, start.step)):
             return None
         if state is None:
             state = program.init()
             if init_from:
-                state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
+                params, lineage, damaged = resume.inherit(init_from, program.shapes.params, prepared.tokenizer.sha256)
+                state, meta["parents"] = dataclasses.replace(state, params=params), lineage
         what = "compiling the training step and the evaluations; later starts are faster"
         with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
             # XLA compiles outside of Python, the step longest.
@@ -140,7 +142,7 @@ def build(
             for part in (state.params, saved(state)):
                 digest(part)  # its program too is there before the first step
             step = compiling.result() if compiling else None
-    writer = open_records(config, folder, prepared, start if past else None)
+    writer = open_records(config, folder, prepared, start.step, resumed=past is not None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
     told_sources = shares.told(plan)
@@ -173,16 +175,16 @@ def build(
     )  # fmt: skip
 
 
-def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, resumed: Start | None) -> records.MetricsWriter:
+def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, step: int, *, resumed: bool) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
         prepared.tokenizer.save(os.fspath(folder / "tokenizer.json"))
-        if resumed is None or not resumed.step:  # of a run that this one replaces
+        if not step:  # of a run that this one replaces
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
-        resume_step=resumed.step if resumed else None, active=hosts.is_first(),
+        resume_step=step if resumed else None, active=hosts.is_first(),
     )  # fmt: skip
 
 
@@ -202,9 +204,10 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def has_last_records(past: records.Records | None, total: int) -> bool:
-    """Whether the records of the end are there, of which "finish" is the last."""
-    return any(event["step"] == total for event in records.events(past, "finish")) if past else False
+def has_last_records(folder: epath.Path, past: records.Records | None, total: int) -> bool:
+    """Whether a finished run has its files and the records of its end, of which "finish" is the last."""
+    ended = past is not None and any(event["step"] == total for event in records.events(past, "finish"))
+    return ended and all((folder / name).exists() for name in FILES)
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:

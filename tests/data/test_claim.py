@@ -45,6 +45,46 @@ def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path,
         assert claim.mine()
 
 
+HALF = """
+import os, signal, sys
+from pathlib import Path
+from slmjax.data import work
+work.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+work.write_atomic(Path(sys.argv[1]) / "name", "half")
+"""
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_file_that_is_written_there(tmp_path, monkeypatch):
+    living = work.temporary(tmp_path)
+    living.write_text("in the making")
+    assert subprocess.run([sys.executable, "-c", HALF, tmp_path]).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(work, "_tidied", set())
+    work.write_atomic(tmp_path / "other", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, "other"])
+
+
+PARENT = """
+import os, sys, time
+from slmjax.data.work import claimed
+with claimed(sys.argv[1]):
+    if os.fork() == 0:
+        time.sleep(1)  # a worker that has not yet seen that its parent is gone
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_that_children_of_a_killed_process_still_hold_is_waited_for(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "run"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+        process.wait()
+        with claimed(str(tmp_path / "run")) as claim:
+            assert claim.mine()
+
+
 def test_a_claim_leaves_nothing_behind_and_removes_what_a_kill_left(tmp_path):
     with claimed(str(tmp_path / "a" / "run")):
         pass
@@ -79,6 +119,16 @@ def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refu
             record.write_text(json.dumps(other))
             with claimed(folder) as newest:
                 assert newest.mine()
+
+
+def test_an_index_that_another_curation_extends_is_refused_before_anything_is_read(tmp_path, holder, capsys):
+    (tmp_path / "a.txt").write_text("some words")
+    index = tmp_path / "run"
+    words = ["--config=configs/curate.py", f"--workdir={tmp_path / 'mine'}", f"--config.data.sources=a={tmp_path / 'a.txt'}"]
+    assert launch.main([*words, f"--config.curate.index={index}"]) == 2
+    err = capsys.readouterr().err
+    assert f"config.curate.index={index}: process {holder.pid} on " in err and "another config.curate.index" in err
+    assert err.count("\n") == 1 and not (tmp_path / "mine").exists()
 
 
 def test_of_several_processes_the_first_takes_the_folder_and_all_hear_of_a_refusal(tmp_path, holder):

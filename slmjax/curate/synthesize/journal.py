@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import zstandard
 from etils import epath
 
+from slmjax.data.work import write_atomic
 from slmjax.errors import UserError
 
 FILE = "journal.sqlite"
@@ -303,8 +304,5 @@ class Journal:
             return
         lines = "".join(json.dumps(event) + "\n" for event in events)
         name = f"events-{events[0].n:012d}-{events[-1].n:012d}.jsonl.zst"
-        self._copies.mkdir(parents=True, exist_ok=True)
-        partial = self._copies / f".{name}"
-        partial.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
-        partial.replace(self._copies / name)
+        write_atomic(self._copies / name, zstandard.ZstdCompressor().compress(lines.encode()))
         self._copied = events[-1].n
