@@ -59,6 +59,8 @@ def explain(error: Exception) -> str:
     text = str(error)
     if NO_SPACE in text:  # as the checkpoint storage says it
         return f"the work directory cannot be written: {NO_SPACE}."
+    if text == "Could not determine home directory.":  # as pathlib says it
+        return "a path begins with '~', and there is no home folder of that name."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"there is not enough memory: {first_line(error)}"
     return ""
@@ -82,16 +84,25 @@ def shown(words: Sequence[Any]) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose mistakes are UserErrors, with the nearest option."""
 
-    def __init__(self, **how: Any):
+    def __init__(self, *, may_be_empty: Sequence[str] = (), **how: Any):
         super().__init__(allow_abbrev=False, **how)
+        self.may_be_empty = may_be_empty
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        self._check_empty(list(sys.argv[1:] if args is None else args))
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"{name}: there is no such option.{nearest(name, known)}")
         return options
+
+    def _check_empty(self, words: list[str]) -> None:
+        for word, following in zip(words, [*words[1:], "--"], strict=True):
+            name, equals, value = word.partition("=")
+            empty = not (value if equals else following).strip()
+            if empty and name in self._option_string_actions and name not in self.may_be_empty:
+                raise UserError(f"{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options.")

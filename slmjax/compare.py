@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax import cli
+from slmjax.data.remote import work_place
 from slmjax.errors import UserError, first_line, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
@@ -106,7 +107,7 @@ def load(workdir: str, name: str) -> Run:
     """Read one work directory. Raises: UserError where it is none, or has no held-out scores."""
     from etils import epath
 
-    folder = epath.Path(workdir)
+    folder = epath.Path(work_place(workdir, "RUN"))
     config, scores = folder / "config.json", folder / "heldout.npz"
     if not config.exists():
         raise UserError(f"{workdir} is not a work directory: it has no config.json.")

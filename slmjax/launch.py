@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from slmjax import cli
 from slmjax import config as configs
+from slmjax.data.remote import work_place
 from slmjax.data.work import claimed
 from slmjax.errors import UserError, nearest
 
@@ -69,7 +69,7 @@ def _run(argv: list[str]) -> int:
     module, _, function = STAGES[config.stage].partition(":")
     stage = getattr(importlib.import_module(module), function)
     command = cli.shown(["python", "-m", "slmjax.launch", *argv])
-    init_from = os.path.expanduser(options.get("init_from", ""))
+    init_from = parent(options)
     workdir = work_directory(options)
     with contextlib.ExitStack() as door:
         # Preparation writes only where the prepared text is, under a lock of its own. A bucket has no
@@ -111,6 +111,8 @@ def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
             if not words:
                 raise UserError(f"--{name} needs a value: --{name}=VALUE.")
             value = words.pop(0)
+            if value.startswith("--"):
+                raise UserError(f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE.")
         if name in FLAGS and not value.strip():
             raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
         if name.startswith("config."):
@@ -137,7 +139,12 @@ def trusted(options: dict[str, str]) -> tuple[str, ...]:
 def work_directory(options: dict[str, str]) -> str:
     """--workdir, or the one that is named after the recipe."""
     recipe = options["config"].partition(":")[0]
-    return os.path.expanduser(options.get("workdir") or f"runs/{Path(recipe).stem}")
+    return work_place(options.get("workdir") or f"runs/{Path(recipe).stem}", "--workdir")
+
+
+def parent(options: dict[str, str]) -> str:
+    """The work directory of --init_from; "" where it is not given."""
+    return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
 
 
 def make_config(options: dict[str, str], assignments: list[str]):

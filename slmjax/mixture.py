@@ -3,14 +3,13 @@
 Prints epochs and caps of each source and writes `figures/shares.svg`. Prepares text where it is not yet; needs no accelerator.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from slmjax import cli, figures
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.data.work import write_atomic
-from slmjax.launch import make_config, parse, work_directory
+from slmjax.launch import make_config, parent, parse, work_directory
 from slmjax.train import shares
 
 
@@ -26,8 +25,7 @@ def _run(argv: list[str]) -> int:
     options, assignments = parse(argv)
     config = make_config(options, assignments)
     workdir = Path(work_directory(options))
-    init_from = os.path.expanduser(options.get("init_from", ""))
-    plan = batch_plan(config, prepared_text(config, str(workdir), init_from=init_from))
+    plan = batch_plan(config, prepared_text(config, str(workdir), init_from=parent(options)))
     for name, sentence in shares.told(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"

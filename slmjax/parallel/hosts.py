@@ -31,9 +31,10 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         return
     given: tuple = ()
     if coordinator or processes or process >= 0:
-        if not coordinator or processes < 1 or not 0 <= process < processes:
+        if not coordinator or not 0 < processes < 2**31 or not 0 <= process < processes:
             raise UserError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together.")
-        if not coordinator.rpartition(":")[2].isdigit():
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476.")
         given = (coordinator, processes, process)
     if given or is_one_of_several():

@@ -26,6 +26,7 @@ from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
 from slmjax.parallel.mesh import make_mesh
+from slmjax.readable import said_if_long
 from slmjax.studies import tasks
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
@@ -62,7 +63,8 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         for name, pattern in study["variants"].items():
             if (task, name) in done:
                 continue
-            row = measure(config, study, task, name, tuple(pattern))
+            with said_if_long(f"training {name} on {task}"):
+                row = measure(config, study, task, name, tuple(pattern))
             found["rows"].append(row)
             write_atomic(file, json.dumps(found, indent=1) + "\n")
             print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
+from slmjax.models.mixers import mixer_class
 from slmjax.models.resolve import resolve
 from slmjax.objectives.lm import objective
 from slmjax.ops.cross_entropy import chunks_for
@@ -112,6 +113,18 @@ def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dic
     """The train step's batch, described."""
     kinds = {"tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
     return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+
+
+def check_model(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises: UserError where model and devices do not fit, whatever the text is.
+
+    It is asked before the text is prepared, which may take hours.
+    """
+    arch, _ = resolve(config, mesh, tokenizer_size=0)
+    check_kernel(arch.attention, device_kind(mesh))
+    lm.remat(arch.remat)
+    for block in arch.blocks:
+        mixer_class(block.mixer)
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:

@@ -50,7 +50,7 @@ def test_training_ends_where_one_rate_has_enough(monkeypatch):
     assert steps(0) == 4 and steps(1) == 7  # looked at after every fourth step and the last; chance is far from 1
 
 
-def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
+def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys, monkeypatch):
     words = [f"--config.study.{name}={value}" for name, value in (SMALL | {"examples": 128, "tested": 32}).items()]
     words += [
         "--config.train.steps=3",
@@ -63,13 +63,16 @@ def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
     ]
     one = ["--config.study.variants={'attention': ('attention+none',)}"]
     two = ["--config.study.variants={'attention': ('attention+none',), 'gla': ('gla+none',)}"]
+    monkeypatch.setattr("slmjax.readable.SILENCE", 0.0)
     assert launch.main(words + one) == 0
+    assert "training attention on recall:16:2 ...\n" in capsys.readouterr().out
+    monkeypatch.undo()
     first = json.loads((tmp_path / "study.json").read_text())["rows"]
     capsys.readouterr()
     assert launch.main(words + two) == 0
     rows = json.loads((tmp_path / "study.json").read_text())["rows"]
     assert rows[:1] == first and [row["variant"] for row in rows] == ["attention", "gla"]
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().out.replace("training gla on recall:16:2 ...\n", "")
     assert printed.count("recall:16:2") == 2  # the row that was missing, and the table's head
     assert "| mixer | recall:16:2 |" in printed and "| gla |" in printed
     others = {"seed": "--config.seed=1", "tested": "--config.study.tested=64"}
