@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import shlex
@@ -98,7 +99,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _check_empty(self, words: list[str]) -> None:
-        for word, following in zip(words, [*words[1:], "--"], strict=True):
+        for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
             name, equals, value = word.partition("=")
             empty = not (value if equals else following).strip()
             if empty and name in self._option_string_actions and name not in self.may_be_empty:

@@ -43,4 +43,5 @@ def _is_the_users(file: str) -> bool:
         return True
     path = os.path.realpath(file)
     installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
-    return not (file.startswith("<") or installed or path.startswith(_LIBRARY))
+    # Compiled code of packages names files that are not there.
+    return not (file.startswith("<") or installed or path.startswith(_LIBRARY)) and os.path.isfile(path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from slmjax import cli, compare, generate, launch, mixture
@@ -31,11 +32,11 @@ ERRORS = [
 ]
 
 
-def raising(error):
+def raising(error, what="raise error"):
     """A function of the library (as its file name says) that raises an error."""
     place = os.path.join(os.path.dirname(cli.__file__), "made_up.py")
-    names = {"error": error}
-    exec(compile("def function(*_, **__):\n    raise error\n", place, "exec"), names)
+    names = {"error": error, "np": np}
+    exec(compile(f"def function(*_, **__):\n    {what}\n", place, "exec"), names)
     return names["function"]
 
 
@@ -54,6 +55,8 @@ def test_every_command_has_the_same_net(name, capsys, monkeypatch):
 
 
 def test_a_fault_of_the_library_keeps_its_traceback():
+    with pytest.raises(ValueError, match="non-negative"):  # NumPy's compiled code names a file that is not there
+        cli.entry(raising(-1, "np.random.default_rng(error)"), [])
     with pytest.raises(ZeroDivisionError):
         cli.entry(raising(ZeroDivisionError("of ours")), [])
 

@@ -270,7 +270,7 @@ def check_writable(workdir: str) -> None:
     if "://" in workdir:
         return
     place = Path(workdir).absolute()
-    while not place.exists():
+    while not os.path.lexists(place):  # a link that leads nowhere is there
         place = place.parent
     if not place.is_dir():
         raise UserError(f"--workdir={workdir}: '{place}' is not a folder.")

@@ -319,8 +319,10 @@ def _checked(record: dict) -> dict:
     numbers = [record["step"], record.get("time", 0.0)]
     if "event" not in record:
         numbers += [value for value in record.values() if value is not None]
-    if any(not isinstance(value, int | float) for value in numbers) or record["step"] != int(record["step"]):
+    if any(not isinstance(value, int | float) for value in numbers):
         raise TypeError("a step, a time or a metric that is no number")
+    if record["step"] != int(record["step"]) or not 0 <= record["step"] < 2**63:
+        raise ValueError("a step that is no count")
     return record
 
 
