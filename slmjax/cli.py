@@ -119,13 +119,20 @@ def script(main: Callable[[], int]) -> NoReturn:
     if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
     signal.signal(signal.SIGINT, _interrupt)
     before = sys.unraisablehook
 
     def unraisable(problem: Any) -> None:
         if isinstance(problem.exc_value, KeyboardInterrupt):  # raised in a callback, which loses it
             _end(128 + signal.SIGINT)
-        before(problem)
+        # Where reading or writing one array fails, tensorstore's callbacks for others find their
+        # loop closed; the failure itself is an exception.
+        if str(problem.exc_value) != "Event loop is closed":
+            before(problem)
 
     sys.unraisablehook = unraisable
     status = main()

@@ -175,13 +175,5 @@ def check_stage(workdir: str, stage: str) -> None:
         raise UserError(f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}.")
 
 
-def _unraisable(problem) -> None:
-    """Where reading or writing one array fails, tensorstore's callbacks for others find their loop closed; the failure is told."""
-    if str(problem.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(problem)
-
-
 if __name__ == "__main__":
-    sys.unraisablehook = _unraisable
-    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
     cli.script(main)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from slmjax import cli, compare, generate, launch, mixture
+from slmjax import cli, compare, generate, launch, mixture, readable
 from slmjax.bench import __main__ as bench
 from slmjax.errors import UserError
 from tests import runs
@@ -66,6 +66,23 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
     command = f'{sys.executable} -c "{program}" | head -n 1; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=runs.ROOT)
     assert done.stdout.splitlines() == ["x" * 80, str(128 + signal.SIGPIPE)] and done.stderr == ""
+
+
+def test_closed_streams_are_no_error():
+    program = "from slmjax import cli\ncli.script(lambda: cli.entry(lambda words: print('x' * 80), []))"
+    command = f'{sys.executable} -c "{program}" >&-; echo $?; {sys.executable} -c "{program}" >&- 2>&-; echo $?'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=runs.ROOT)
+    assert done.stdout.split() == ["0", "0"] and done.stderr == ""
+
+
+def test_a_line_about_long_work_that_nobody_reads_is_not_missed(monkeypatch, capsys):
+    def gone(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(readable, "SILENCE", 0.0)
+    with readable.said_if_long("working", say=gone):
+        time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
 
 
 BUSY = """

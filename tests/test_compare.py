@@ -227,6 +227,13 @@ def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     assert "Cannot write" in capsys.readouterr().err and {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+    words = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2), f"--out={tmp_path / 'c.html'}"]
+    command = f"{sys.executable} -m slmjax.compare {' '.join(words)} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
 def test_help_imports_no_jax_and_no_matplotlib():
     code = "import sys\nfrom slmjax import compare\ntry: compare.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('jax', 'matplotlib', 'rich.console') if name in sys.modules])"
