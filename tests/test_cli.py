@@ -159,6 +159,7 @@ MIXERS = {
     MIXER.format("return jnp.sum(x), cache, shared"): "', line 10: NameError: name 'jnp' is not defined",
     MIXER.format("return x @ x, cache, shared"): "', line 10: TypeError: ",
     MIXER.format("return x[..., :3], cache, shared"): "returned y of shape",
+    MIXER.format("return x > 0, cache, shared"): "returned y of type bool; expected floating-point numbers",
     MIXER.format("return x"): "expected (y, cache, shared)",
 }
 

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from slmjax.errors import UserError, first_line, line_of_the_user
 from slmjax.models.architecture import Architecture, Block
@@ -44,6 +45,8 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
     found = getattr(output[0], "shape", None)
     if found != shape:
         raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
+    if not jnp.issubdtype(output[0].dtype, jnp.floating):
+        raise UserError(f"the mixer '{name}' returned y of type {output[0].dtype}; expected floating-point numbers.")
 
 
 def empty_cache(arch: Architecture, block: Block, batch: int, size: int):

@@ -13,12 +13,23 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_line
 from slmjax.readable import duration
 
 # Seconds of waiting for other processes: until the first line that says so, from line to line, and
 # until this process gives up.
 FIRST_LINE, NEXT_LINE, LIMIT = 5.0, 60.0, 300.0
+
+
+def check_devices() -> None:
+    """Raises: UserError where JAX finds no device of the kind that the environment asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of an empty AssertionError the name
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device of JAX_PLATFORMS={asked} ({first_line(error).rstrip('.')}); leave it unset to take what is here."
+        ) from error
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -41,6 +52,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         with waiting_is_said():
             # JAX itself aborts with a stack trace; the sentence comes before.
             jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
+    check_devices()
 
 
 def is_one_of_several() -> bool:

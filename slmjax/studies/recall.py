@@ -25,6 +25,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
+from slmjax.parallel import hosts
 from slmjax.parallel.mesh import make_mesh
 from slmjax.readable import said_if_long
 from slmjax.studies import tasks
@@ -53,6 +54,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         raise UserError("--init_from: the recall study trains its models from the start.")
     study = settings(config)
     use_compile_cache()
+    hosts.check_devices()
     folder = epath.Path(workdir)
     file = folder / "study.json"
     found = earlier_rows(file, config)
