@@ -34,6 +34,13 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         return command(words) or 0
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
         return 128 + signal.SIGINT
+    except SystemExit as error:  # of argparse, after --help, or of the user's own code
+        place = line_of_the_user(error)
+        if not place:
+            raise
+        file, line = place
+        print(f"slmjax: '{file}', line {line}: it ends the program (exit {error.code}).", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

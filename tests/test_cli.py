@@ -141,7 +141,7 @@ def test_a_suggested_command_means_the_same_in_a_shell():
 
 
 MIXER = """import flax.linen as nn
-
+import numpy as np
 
 class Mixer(nn.Module):
     arch: object
@@ -159,7 +159,14 @@ MIXERS = {
     MIXER.format("return jnp.sum(x), cache, shared"): "', line 10: NameError: name 'jnp' is not defined",
     MIXER.format("return x @ x, cache, shared"): "', line 10: TypeError: ",
     MIXER.format("return x[..., :3], cache, shared"): "returned y of shape",
+    MIXER.replace("    arch: object\n", "").format("return x, cache, shared"): "has no field 'arch'; expected the fields arch and block",
+    MIXER.replace(", *, ctx, cache=None", "").format(
+        "return x, cache, shared"
+    ): "unexpected keyword argument 'ctx'); expected __call__(self,",
     MIXER.format("return x > 0, cache, shared"): "returned y of type bool; expected floating-point numbers",
+    MIXER.format("self.param('i', lambda key: np.zeros(3, int)); return x, cache, shared"): "['i'] is of type int",
+    MIXER.format("import sys; sys.exit(3)"): "', line 10: it ends the program (exit 3).",
+    "import sys\nsys.exit('done')": "', line 2: it ends the program (exit done).",
     MIXER.format("return x"): "expected (y, cache, shared)",
 }
 

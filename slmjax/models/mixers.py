@@ -1,6 +1,7 @@
 """The token and channel mixers by name, and a user's own by import path."""
 
 import importlib
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +36,20 @@ def mixer_class(name: str) -> type[nn.Module]:
         raise UserError(f"config.model.pattern names the mixer '{name}': {where}{first_line(error).rstrip('.')}.") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"config.model.pattern names the mixer '{name}', which is {found!r}; expected a class of flax.linen.Module.")
+    _check_signature(name, found)
     return found
+
+
+def _check_signature(name: str, mixer: type[nn.Module]) -> None:
+    """Raises: UserError for a class that cannot be made or called as the library's blocks do it."""
+    if missing := [field for field in ("arch", "block") if field not in mixer.__dataclass_fields__]:
+        raise UserError(f"the mixer '{name}' has no field '{missing[0]}'; expected the fields arch and block.")
+    try:
+        inspect.signature(mixer.__call__).bind(None, "x", ctx=None, cache=None, shared=None)
+    except TypeError as error:
+        raise UserError(
+            f"the mixer '{name}' cannot be called ({error}); expected __call__(self, x, *, ctx, cache=None, shared=None)."
+        ) from None
 
 
 def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:

@@ -91,6 +91,10 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
         return init_state(lambda: lm.init(arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(arch))
 
     shapes = jax.eval_shape(make)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path)
+            raise UserError(f"the parameter {name} is of type {leaf.dtype}; what is trained must be floating-point numbers.")
     try:
         where = state_shardings(shapes, mesh)
     except ValueError as error:
