@@ -181,6 +181,12 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+def check_phases(value: Sequence[Any], names: Sequence[str]) -> None:
+    """Raises: UserError for phases whose weights do not fit the sources; asked before text is prepared."""
+    for i, phase in enumerate(parse_phases(value)):
+        _units(names, phase.weights, f"data.phases[{i}]")
+
+
 def _units(names: Sequence[str], weights: Mapping[str, float], where: str) -> np.ndarray:
     """Weights as integers that sum to UNITS."""
     for name, weight in weights.items():
