@@ -24,9 +24,9 @@ from slmjax.errors import UserError, line_of_the_user, nearest
 FIELDS = {
     "stage": (
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate, or recall; these three have their own recipes",
+        "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three have recipes of their own",
     ),
-    "seed": (0, "of initial parameters, data order and sampling"),
+    "seed": (0, "of the initial parameters, the data order and sampling"),
     "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
     "synthesize": (ConfigDict(), "teacher, topics, formats and budget of a textbook; configs/textbook.py has every setting"),
     "curate": (ConfigDict(), "rules, evaluation sets and deduplication of raw text; configs/curate.py has every setting"),
