@@ -51,13 +51,17 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     if given or is_one_of_several():
         with waiting_is_said():
             # JAX itself aborts with a stack trace; the sentence comes before.
-            jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
+            try:
+                jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
+            except (RuntimeError, ValueError) as error:  # a port that is taken, half of an environment
+                advice = "give --coordinator=HOST:PORT, --processes=N and --process=I"
+                raise UserError(f"the processes cannot be joined: {first_line(error).rstrip('.')}; {advice}.") from error
     check_devices()
 
 
 def is_one_of_several() -> bool:
     """True where the environment says that this process may have others next to it."""
-    on_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    on_slurm = os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
     if "JAX_COORDINATOR_ADDRESS" in os.environ or on_slurm:
         return True
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "")
