@@ -495,6 +495,11 @@ def _first_sentence(error: Exception) -> str:
     said = str(error) if isinstance(error, UnicodeError) else str(error.args[0]) if error.args else ""
     text = str(_literal(said))  # ml_collections quotes its own text once more
     told = text.strip().splitlines() or [type(error).__name__]
+    if wrong := re.match(
+        r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(.*)'>.*<class '(.*)'>", told[0]
+    ):
+        name, value, kind, expected = wrong.groups()
+        return f"the field '{name}' is set to {value} ({kind}); expected a value of the type {expected.rpartition('.')[2]}."
     hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
     known = (UserError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
     kind = "" if isinstance(error, known) or told == [type(error).__name__] else f"{type(error).__name__}: "

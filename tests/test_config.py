@@ -185,7 +185,9 @@ RECIPES = {
     "def get_config(): return 3": "returned int",
     "def get_config(:": "line 1: invalid syntax",
     _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
-    _RECIPE.format("c.model.width = 'a'"): "line 6: Could not override field 'width'",
+    _RECIPE.format("c.model.width = 'a'"): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
+    _RECIPE.format("c.model.pattern = 'attention'"): "the field 'pattern' is set to attention (str); expected a value of the type tuple.",
+    _RECIPE.format("c.data.sources = 'a.txt'"): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",
     "import no_such_module": "line 1: No module named 'no_such_module'",
     "def get_config(): return {}['x']": "line 1: x.",
     "x = 3\ny = 1 / 0": "line 2: ZeroDivisionError: division by zero.",
@@ -221,7 +223,7 @@ JSON = {
     b"\xff\xfe": "'utf-8' codec can't decode byte 0xff",
     b'{"model": {"widht": 3}}': "there is no field config.model.widht. Did you mean 'model.width'?",
     b'{"modle": {"width": 3}}': "there is no field config.modle",
-    b'{"train": {"steps": Infinity}}': "Could not override field 'steps'",
+    b'{"train": {"steps": Infinity}}': "the field 'steps' is set to inf (float); expected a value of the type int.",
 }
 
 
