@@ -21,7 +21,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its name where it says nothing."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    quoted = isinstance(error, KeyError) and error.args  # of a KeyError, str gives the quoted text
+    text = error.msg if isinstance(error, SyntaxError) else str(error.args[0] if quoted else error)
     lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

@@ -187,9 +187,11 @@ class Claim:
         self._path = path
 
     def mine(self) -> bool:
-        """False once another start has taken the folder; asked before each checkpoint."""
-        if self._path is None or not self._path.exists():
+        """False once another start has taken the folder, or it was deleted; asked before each checkpoint."""
+        if self._path is None:
             return True
+        if not self._path.exists():
+            return self._file is None
         return self._path.read_text() == self._record
 
     def release(self) -> None:
