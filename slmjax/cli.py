@@ -6,6 +6,7 @@ import errno
 import itertools
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -65,8 +66,10 @@ def explain(error: Exception) -> str:
         name = f"'{os.fsdecode(error.filename)}'" if named else "a file"
         return f"{name} cannot be {'written' if error.errno in WRITING else 'used'}: {os.strerror(error.errno)}."
     text = str(error)
-    if NO_SPACE in text:  # as the checkpoint storage says it
-        return f"the work directory cannot be written: {NO_SPACE}."
+    stored = re.search(r"\[os_error_code='(\d+)'", text)  # as the checkpoint storage says it
+    if stored or NO_SPACE in text:
+        reason = os.strerror(int(stored[1])) if stored else NO_SPACE
+        return f"the work directory cannot be {'written' if 'writ' in text or not stored else 'used'}: {reason}."
     if text == "Could not determine home directory.":  # as pathlib says it
         return "a path begins with '~', and there is no home folder of that name."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:

@@ -28,6 +28,9 @@ ERRORS = [
     (FileExistsError(17, "File exists", "notes.txt"), "'notes.txt' cannot be written: File exists."),
     (OSError(28, "No space left on device"), "a file cannot be written: No space left on device."),
     (ValueError("INTERNAL: No space left on device [source]"), "cannot be written: No space left on device."),
+    (ValueError("OUT_OF_RANGE: Failed to write 2 bytes to file 8: File too large [os_error_code='27']"), "written: File too large."),
+    (ValueError("UNKNOWN: Error writing 'a': Disk quota exceeded [os_error_code='122']"), "cannot be written: Disk quota exceeded."),
+    (ValueError("PERMISSION_DENIED: Failed to open [os_error_code='13']"), "the work directory cannot be used: Permission denied."),
     (MemoryError("all of it"), "there is not enough memory: all of it"),
 ]
 
