@@ -35,23 +35,30 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         return command(words) or 0
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
         return 128 + signal.SIGINT
-    except SystemExit as error:  # of argparse, after --help, or of the user's own code
+    except SystemExit as error:  # of argparse, after --help; of rich; of the user's own code
+        if isinstance(error.__context__, BrokenPipeError):
+            return _unread()
         place = line_of_the_user(error)
         if not place:
             raise
         file, line = place
         print(f"slmjax: '{file}', line {line}: it ends the program (exit {error.code}).", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
         sentence = explain(error)
         if not sentence:
             raise
         print(f"slmjax: {sentence}", file=sys.stderr)
         return 2
+
+
+def _unread() -> int:
+    """The exit status where the reader of a pipe, such as `head`, has seen enough."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def explain(error: Exception) -> str:

@@ -219,17 +219,10 @@ def warning(comparison: Comparison) -> str:
 def print_comparison(comparison: Comparison) -> None:
     """The comparison on the terminal: config differences, bits per byte with intervals, verdicts, warning."""
     from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    with console.capture() as text:  # rich itself would end the process where a pipe's reader has gone
-        _print_parts(console, comparison)
-    print(text.get(), end="", flush=True)
-
-
-def _print_parts(console: Any, comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False, markup=False, emoji=False)
     for title, (head, rows) in {"Config": _config_rows(comparison), "Held-out bits per byte": _score_rows(comparison)}.items():
         if rows:
             table = Table(*head, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
