@@ -389,7 +389,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     for name in ("seed", *POSITIVE, *NOT_NEGATIVE):
         value = get(config, name)
         if isinstance(value, int) and abs(value) > LARGEST:
-            raise UserError(f"config.{name} is {value}; it can be {LARGEST:,} at most.")
+            raise UserError(f"config.{name} is {value}; its size can be {LARGEST:,} at most.")
     for name in SHARES:
         if not 0 <= get(config, name) < 1:
             raise UserError(f"config.{name} is {get(config, name)}; it must be at least 0 and less than 1.")

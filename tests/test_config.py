@@ -135,8 +135,8 @@ MISTAKES = {
     "log.profile=7:5": "expected first:last",
     "data.workers=-1": "config.data.workers is -1; it must not be negative",
     "train.warmup=-1": "config.train.warmup is -1; it must not be negative",
-    "train.steps=1e30": "it can be 2,147,483,647 at most",
-    "data.seq_len=99999999999": "config.data.seq_len is 99999999999; it can be 2,147,483,647 at most",
+    "train.steps=1e30": "its size can be 2,147,483,647 at most",
+    "data.seq_len=99999999999": "config.data.seq_len is 99999999999; its size can be 2,147,483,647 at most",
     "train.lr=1e999": "config.train.lr is inf; it must be positive",
     "train.lr=nan": "expected a value like 0.003 (float)",
 }

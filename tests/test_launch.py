@@ -139,11 +139,13 @@ EARLY = (
     "model.attention=cudnn",
     "model.pattern=nowhere:Mixer",
     "data.phases=((1.0, {'nowhere': 1.0}),)",
+    "log.wandb=nowhere",
 )
 
 
 @pytest.mark.parametrize("field", EARLY)
-def test_what_cannot_be_is_told_before_text_is_prepared(field, corpus, tmp_path, capsys):
+def test_what_cannot_be_is_told_before_text_is_prepared(field, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
     words = runs.argv(corpus, tmp_path / "run", data__cache=tmp_path / "prepared")
     assert re.search(r"atention|everything|cudnn|nowhere", refused(capsys, [*words, f"--config.{field}"]))
     assert not (tmp_path / "prepared").exists()

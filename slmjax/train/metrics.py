@@ -50,7 +50,7 @@ class MetricsWriter:
         if not active:
             return
         folder = epath.Path(workdir)
-        package = _import_wandb(wandb) if wandb else None
+        package = import_wandb(wandb) if wandb else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lines = _Segments(folder / "metrics") if _is_remote(folder) else _Lines(folder / "metrics.jsonl")
@@ -336,7 +336,8 @@ def _restore_nonfinite(record: dict) -> dict:
     return record
 
 
-def _import_wandb(project: str):
+def import_wandb(project: str) -> Any:
+    """The package wandb. Raises: UserError where it is not installed."""
     try:
         import wandb
     except ImportError as error:

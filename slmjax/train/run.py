@@ -110,6 +110,8 @@ def build(
     mesh = make_mesh(config.mesh.to_dict())
     check_batch(config, mesh)
     check_model(config, mesh)
+    if config.log.wandb and hosts.is_first():
+        records.import_wandb(config.log.wandb)
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)
