@@ -31,6 +31,7 @@ ERRORS = [
     (ValueError("OUT_OF_RANGE: Failed to write 2 bytes to file 8: File too large [os_error_code='27']"), "written: File too large."),
     (ValueError("UNKNOWN: Error writing 'a': Disk quota exceeded [os_error_code='122']"), "cannot be written: Disk quota exceeded."),
     (ValueError("PERMISSION_DENIED: Failed to open [os_error_code='13']"), "the work directory cannot be used: Permission denied."),
+    (RuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 30 bytes."), "there is not enough memory: INTERNAL"),
     (MemoryError("all of it"), "there is not enough memory: all of it"),
 ]
 
