@@ -24,6 +24,8 @@ STAGES = {
     "recall": "slmjax.studies.recall:run",
 }
 
+STAGE_OF = {"synthesize": "synthesize", "curate": "curate", "study": "recall"}  # groups that one stage reads
+
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
   --config=PATH          a recipe, for example configs/tiny.py (PATH:WORD hands WORD to it), or a run's config.json
@@ -159,6 +161,10 @@ def make_config(options: dict[str, str], assignments: list[str]):
             raise UserError(f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out.")
     if config.stage not in STAGES:
         raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(STAGES)}.{nearest(config.stage, STAGES)}")
+    for word in assignments:
+        group = word.partition(".")[0]
+        if group in STAGE_OF and STAGE_OF[group] != config.stage:
+            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {STAGE_OF[group]} reads it; this is {config.stage}.")
     return configs.validate(config)
 
 

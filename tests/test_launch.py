@@ -49,6 +49,7 @@ OPTIONS = {
     "--config=RECIPE --config.stage=recall --process=0 --processes=2": "takes no --processes",
     "--config=RECIPE --params=big": "big",
     "--config=RECIPE --params=10m --config.model.layers=4": "--params=10m decides config.model.layers, which is given too",
+    "--config=RECIPE --config.curate.languages=en": "--config.curate.languages: only the stage curate reads it; this is train.",
     "--config=RECIPE --config.model.widht=3": "Did you mean 'model.width'?",
 }
 
