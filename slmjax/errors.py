@@ -22,7 +22,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its name where it says nothing."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    quoted = isinstance(error, KeyError) and error.args  # of a KeyError, str gives the quoted text
+    text = error.msg if isinstance(error, SyntaxError) else str(error.args[0] if quoted else error)
     lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -44,4 +45,5 @@ def _is_the_users(file: str) -> bool:
         return True
     path = os.path.realpath(file)
     installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
-    return not (file.startswith("<") or installed or path.startswith(_LIBRARY))
+    # Compiled code of packages names files that are not there.
+    return not (file.startswith("<") or installed or path.startswith(_LIBRARY)) and os.path.isfile(path)

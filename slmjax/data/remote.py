@@ -1,6 +1,7 @@
 """Files on gs:// and hf:// through fsspec: listing with a content id for each file, and a Hub revision pinned to its commit."""
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -44,6 +45,20 @@ def open_remote(url: str) -> Any:
     """A binary stream of one remote file."""
     protocol, _, path = url.partition("://")
     return _system(protocol, url).open(path, "rb")
+
+
+def work_place(place: str, option: str) -> str:
+    """The address of a work directory as an option names it, with ~ expanded.
+
+    Raises: UserError for a store that is not known, or whose extra is missing.
+    """
+    protocol, separator, _ = place.partition("://")
+    if not separator:
+        return str(Path(place).expanduser())
+    if protocol != "gs":
+        raise UserError(f"{option}={place}: {protocol}:// is not known; use a local folder or gs://.")
+    _system(protocol, f"{option}={place}")
+    return place
 
 
 def _system(protocol: str, where: str) -> Any:

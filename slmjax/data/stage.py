@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from slmjax.data import textbook
 from slmjax.data.loader import BatchPlan
+from slmjax.data.mixture import check_phases
 from slmjax.data.prepare import Prepared, prepare, summary
 from slmjax.data.sources import parse_sources
 from slmjax.errors import ANEW, UserError
@@ -50,6 +51,7 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
                 f"training run. If somebody has deleted it: {ANEW}."
             )
         data.tokenizer = str(tokenizer)
+    check_phases(config.data.phases, [source.name for source in parse_sources(data.sources)])
     with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
         return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
 

@@ -215,9 +215,11 @@ class Claim:
         self._path = path
 
     def mine(self) -> bool:
-        """False once another start has taken the folder; asked before each checkpoint."""
-        if self._path is None or not self._path.exists():
+        """False once another start has taken the folder, or it was deleted; asked before each checkpoint."""
+        if self._path is None:
             return True
+        if not self._path.exists():
+            return self._file is None
         return self._path.read_text() == self._record
 
     def release(self) -> None:
@@ -311,7 +313,7 @@ def check_writable(workdir: str, field: str = "--workdir") -> None:
     if "://" in workdir:
         return
     place = Path(workdir).absolute()
-    while not place.exists():
+    while not os.path.lexists(place):  # a link that leads nowhere is there
         place = place.parent
     if not place.is_dir():
         raise UserError(f"{field}={workdir}: '{place}' is not a folder.")

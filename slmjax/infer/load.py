@@ -16,6 +16,7 @@ from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
+from slmjax.parallel.hosts import check_devices
 from slmjax.parallel.mesh import make_mesh
 
 
@@ -41,6 +42,7 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
     Raises: UserError where there is no checkpoint that can be read, the step is not there, the tokenizer is not the one the model
       was trained with, or the checkpoint names code that is not trusted.
     """
+    check_devices()
     root = epath.Path(workdir)
     checkpoints = Checkpoints(root)
     steps = checkpoints.steps()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 
 from ml_collections import ConfigDict
 
@@ -127,10 +126,10 @@ def parse_block(text: str) -> Block:
     values, kinds = {}, {f.name: f.type for f in dataclasses.fields(Block)}
     allowed = OPTIONS.get(mixer, sorted({name for names in OPTIONS.values() for name in names}))
     for option in options:
-        match = re.fullmatch(r"(\w+)=(\w+)", option)
-        if not match or match[1] not in allowed:
-            raise UserError(f"config.model.pattern: '{option}' in '{text}' is not one of the options {', '.join(allowed)}.")
-        name, value = match.groups()
+        name, _, value = option.partition("=")
+        if name not in allowed:
+            near = nearest(name, allowed)
+            raise UserError(f"config.model.pattern: '{option}' in '{text}' is not one of the options {', '.join(allowed)}.{near}")
         if kinds[name] is bool and value not in ("True", "False"):
             raise UserError(f"config.model.pattern: '{option}' in '{text}' must be True or False.")
         if kinds[name] is int and not value.isdecimal():

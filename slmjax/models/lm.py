@@ -6,6 +6,7 @@ The layout is the same whether the stack is unrolled or scanned.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -162,7 +163,7 @@ def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B
 def _pattern(arch: Architecture, pattern: tuple[Block, ...], trees: dict, x: Array, ctx: Context) -> Array:
     shared = _lent(pattern)
     for p, block in enumerate(pattern):
-        apply = _remat(arch.remat)(functools.partial(apply_block, arch, block))
+        apply = remat(arch.remat)(functools.partial(apply_block, arch, block))
         for _ in range(arch.share_blocks):
             x, shared = apply(trees[str(p)], x, ctx, shared)
             x = constrain(x, BATCH, "sequence", None)
@@ -180,7 +181,8 @@ def _lent(pattern: tuple[Block, ...]) -> dict | None:
     return {} if any(block.borrows for block in pattern) else None
 
 
-def _remat(name: str):
+def remat(name: str) -> Callable:
+    """What config.model.remat makes of a block's function. Raises: UserError for a name that it cannot be."""
     if name == "none":
         return lambda f: f
     policies = jax.checkpoint_policies

@@ -1,9 +1,11 @@
 """The token and channel mixers by name, and a user's own by import path."""
 
 import importlib
+import inspect
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from slmjax.errors import UserError, first_line, line_of_the_user
 from slmjax.models.architecture import Architecture, Block
@@ -34,7 +36,20 @@ def mixer_class(name: str) -> type[nn.Module]:
         raise UserError(f"config.model.pattern names the mixer '{name}': {where}{first_line(error).rstrip('.')}.") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"config.model.pattern names the mixer '{name}', which is {found!r}; expected a class of flax.linen.Module.")
+    _check_signature(name, found)
     return found
+
+
+def _check_signature(name: str, mixer: type[nn.Module]) -> None:
+    """Raises: UserError for a class that cannot be made or called as the library's blocks do it."""
+    if missing := [field for field in ("arch", "block") if field not in mixer.__dataclass_fields__]:
+        raise UserError(f"the mixer '{name}' has no field '{missing[0]}'; expected the fields arch and block.")
+    try:
+        inspect.signature(mixer.__call__).bind(None, "x", ctx=None, cache=None, shared=None)
+    except TypeError as error:
+        raise UserError(
+            f"the mixer '{name}' cannot be called ({error}); expected __call__(self, x, *, ctx, cache=None, shared=None)."
+        ) from None
 
 
 def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
@@ -44,6 +59,8 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
     found = getattr(output[0], "shape", None)
     if found != shape:
         raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
+    if not jnp.issubdtype(output[0].dtype, jnp.floating):
+        raise UserError(f"the mixer '{name}' returned y of type {output[0].dtype}; expected floating-point numbers.")
 
 
 def empty_cache(arch: Architecture, block: Block, batch: int, size: int):

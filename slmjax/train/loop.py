@@ -227,7 +227,7 @@ class _Loop:
         state, run = self.state, self.run
         if not hosts.all_agree(run.claim.mine()):
             raise UserError(
-                f"--workdir={run.workdir}: another start has taken the work directory over, "
+                f"--workdir={run.workdir}: another start has taken the work directory over, or it was deleted, "
                 f"so this run stops before step {done} is saved; use another --workdir."
             )
         meta = {

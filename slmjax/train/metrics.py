@@ -50,7 +50,7 @@ class MetricsWriter:
         if not active:
             return
         folder = epath.Path(workdir)
-        package = _import_wandb(wandb) if wandb else None
+        package = import_wandb(wandb) if wandb else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lines = _Segments(folder / "metrics") if _is_remote(folder) else _Lines(folder / "metrics.jsonl")
@@ -319,8 +319,10 @@ def _checked(record: dict) -> dict:
     numbers = [record["step"], record.get("time", 0.0)]
     if "event" not in record:
         numbers += [value for value in record.values() if value is not None]
-    if any(not isinstance(value, int | float) for value in numbers) or record["step"] != int(record["step"]):
+    if any(not isinstance(value, int | float) for value in numbers):
         raise TypeError("a step, a time or a metric that is no number")
+    if record["step"] != int(record["step"]) or not 0 <= record["step"] < 2**63:
+        raise ValueError("a step that is no count")
     return record
 
 
@@ -334,7 +336,8 @@ def _restore_nonfinite(record: dict) -> dict:
     return record
 
 
-def _import_wandb(project: str):
+def import_wandb(project: str) -> Any:
+    """The package wandb. Raises: UserError where it is not installed."""
     try:
         import wandb
     except ImportError as error:

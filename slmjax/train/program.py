@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
+from slmjax.models.mixers import mixer_class
 from slmjax.models.resolve import resolve
 from slmjax.objectives.lm import objective
 from slmjax.ops.cross_entropy import chunks_for
@@ -90,6 +91,10 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int, segments: 
         return init_state(lambda: lm.init(arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(arch))
 
     shapes = jax.eval_shape(make)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path)
+            raise UserError(f"the parameter {name} is of type {leaf.dtype}; what is trained must be floating-point numbers.")
     try:
         where = state_shardings(shapes, mesh)
     except ValueError as error:
@@ -112,6 +117,18 @@ def batch_shapes(shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dic
     """The train step's batch, described."""
     kinds = {"tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
     return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+
+
+def check_model(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises: UserError where model and devices do not fit, whatever the text is.
+
+    It is asked before the text is prepared, which may take hours.
+    """
+    arch, _ = resolve(config, mesh, tokenizer_size=0)
+    check_kernel(arch.attention, device_kind(mesh))
+    lm.remat(arch.remat)
+    for block in arch.blocks:
+        mixer_class(block.mixer)
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:

@@ -30,7 +30,7 @@ from slmjax.train import metrics as records
 from slmjax.train import resume, shares
 from slmjax.train.evaluation import Evaluator
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import Program, cuts, make_program
+from slmjax.train.program import Program, check_model, cuts, make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
@@ -112,6 +112,9 @@ def build(
     past = past if past.all else None
     mesh = make_mesh(config.mesh.to_dict())
     check_batch(config, mesh)
+    check_model(config, mesh)
+    if config.log.wandb and hosts.is_first():
+        records.import_wandb(config.log.wandb)
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     plan = batch_plan(config, prepared)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,14 @@ def holder(tmp_path):
         assert process.stdout.readline() == b"held\n"
         yield process
         process.kill()
+
+
+def test_a_folder_that_is_deleted_is_no_longer_held(tmp_path):
+    with claimed(str(tmp_path / "run")) as claim:
+        assert claim.mine()
+        shutil.rmtree(tmp_path / "run")
+        assert not claim.mine()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path, holder, capsys):

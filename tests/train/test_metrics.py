@@ -196,7 +196,8 @@ def test_a_full_disk_is_the_users_error(tmp_path):
 
 @pytest.mark.parametrize(
     "line", ["[]", "7", '{"event": "resume"}', '{"step": "3", "train/loss": 1.0}', '{"step": 1e999}', '{"step": 2.5}',
-             '{"step": 3, "time": "now"}', '{"step": 3, "train/loss": {}}', '{"step": 3, "nonfinite": {"a > b": "nan"}}', "[" * 100_000],
+             '{"step": 99999999999999999999}', '{"step": -1}', '{"step": 3, "time": "now"}', '{"step": 3, "train/loss": {}}',
+             '{"step": 3, "nonfinite": {"a > b": "nan"}}', "[" * 100_000],
 )  # fmt: skip
 def test_a_line_that_no_writer_wrote_is_counted_and_skipped(line, tmp_path):
     with MetricsWriter(tmp_path) as writer:

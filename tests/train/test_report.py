@@ -104,6 +104,7 @@ def test_the_report_says_what_the_records_say(run):
     assert "seed 3 0" in page.sections["Config"]
     assert "--x='<y>'" in page.sections["Environment"]
     assert "steps done again after a restart 10 s" in page.sections["Time"]
+    assert "2-gram 5-gram to best" in page.sections["Held-out text"] and "n-gram model questions" in page.sections["Answers"]
 
 
 def test_the_report_needs_nothing_from_elsewhere(run):
