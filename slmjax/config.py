@@ -185,7 +185,10 @@ def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
         raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
     try:
         if file.suffix == ".json":
-            config = from_dict(json.loads(file.read_text("utf-8")))
+            saved = json.loads(file.read_text("utf-8"))
+            if missing := [name for name, entry in FIELDS.items() if isinstance(entry, dict) and name not in saved]:
+                raise UserError(f"--config: '{path}' is no config of a run; it has no '{missing[0]}'.")
+            config = from_dict(saved)
             check_trust(config, trust, path)
             return config
         config = _recipe(file, argument)
