@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax import cli
+from slmjax.data.work import write_atomic
 from slmjax.errors import UserError, first_line, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
@@ -249,8 +250,11 @@ def write_page(comparison: Comparison, out: str) -> None:
         page.section("Runs", page.table(*_run_rows(comparison))),
     ]
     lead = f"{len(runs)} runs · {comparison.paired.documents:,} held-out documents scored by all"
+    place = epath.Path(out)
+    if not place.parent.exists() and "://" not in out:
+        raise UserError(f"Cannot write {out}: there is no folder '{place.parent}'.")
     try:
-        epath.Path(out).write_text(page.page(" · ".join(run.name for run in runs), lead, "".join(body)))
+        write_atomic(place, page.page(" · ".join(run.name for run in runs), lead, "".join(body)))
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
 
