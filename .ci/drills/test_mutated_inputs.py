@@ -1,4 +1,4 @@
-"""Damaged files of every kind that the library reads: a sentence, a count or the right result, within 20 s and 1 GB each.
+"""Damaged files of every kind that the library reads: a sentence, a count or the right result, in 20 s and 1 GB each.
 
 SLMJAX_DAMAGE="KIND SEED" repeats one input: SLMJAX_DAMAGE="journal 17" .ci/drills/run mutated_inputs
 """
@@ -13,7 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.files_read_back import AS_IT_STANDS, COUNTED, KINDS, REFUSED, RIGHT, SECONDS, Trial
+from tests.files_read_back import AS_IT_STANDS, COUNTED, KINDS, PATIENCE, REFUSED, RIGHT, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 2  # processes
@@ -62,7 +62,7 @@ def main(name: str, folder: str, run: str, *seeds: str) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MOST, MOST))
     trial = Trial(name, Path(folder), Path(run))
     for seed in map(int, seeds):
-        faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # where no signal is heard
+        faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)  # where no signal is heard
         how, outcome = trial.input(seed)
         print(json.dumps({"seed": seed, "how": how, **outcome._asdict()}), file=lines, flush=True)
     faulthandler.cancel_dump_traceback_later()
