@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from slmjax.data.work import seal_is_broken, sealed
-from slmjax.errors import first_line
+from slmjax.errors import UserError, first_line
 from slmjax.parallel import hosts
 
 # Orbax logs each save in several lines and, with asyncio, a full disk once for each array; what goes wrong is raised as well.
@@ -55,9 +55,20 @@ class Checkpoints:
 
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind."""
+        """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind.
+
+        Raises: UserError where what Orbax keeps of a step is damaged, so that it finds none.
+        """
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
-        return ocp.CheckpointManager(self.root, item_names=("params", "rest", "meta"), options=options)
+        try:
+            return ocp.CheckpointManager(self.root, item_names=("params", "rest", "meta"), options=options)
+        except OSError:
+            raise
+        except Exception as error:  # Orbax reads the time of every step from a file of its own
+            raise UserError(
+                f"a _CHECKPOINT_METADATA in '{self.root}' is damaged ({first_line(error)}); "
+                "move the folder of that step away, and the step before is used."
+            ) from error
 
     def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
         """Save in the background; returns once the arrays are copied off the device."""

@@ -18,6 +18,7 @@ from slmjax.errors import UserError, first_line, line_of_the_user, nearest
 
 UNWINDING = 5.0  # seconds that the program has to clean up after Ctrl-C
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)  # what only writing can meet
+LONGEST = 1500  # characters of a sentence
 NO_SPACE = "No space left on device"
 
 
@@ -50,7 +51,7 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         sentence = explain(error)
         if not sentence:
             raise
-        print(f"slmjax: {sentence}", file=sys.stderr)
+        print(f"slmjax: {_printable(sentence)}", file=sys.stderr)
         return 2
 
 
@@ -82,6 +83,12 @@ def explain(error: Exception) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return f"there is not enough memory: {first_line(error)}"
     return ""
+
+
+def _printable(sentence: str) -> str:
+    """A sentence as one line of bounded length: what it quotes of a file may hold anything."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in sentence)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def check_utf8(words: Sequence[str]) -> None:

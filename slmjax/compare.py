@@ -265,8 +265,11 @@ def write_page(comparison: Comparison, out: str) -> None:
         page.section("Runs", page.table(*_run_rows(comparison))),
     ]
     lead = f"{len(runs)} runs · {comparison.paired.documents:,} held-out documents scored by all"
+    place = epath.Path(out)
+    if not place.parent.exists() and "://" not in out:
+        raise UserError(f"Cannot write {out}: there is no folder '{place.parent}'.")
     try:
-        write_atomic(epath.Path(out), page.page(" · ".join(run.name for run in runs), lead, "".join(body)))
+        write_atomic(place, page.page(" · ".join(run.name for run in runs), lead, "".join(body)))
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
 

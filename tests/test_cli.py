@@ -58,6 +58,14 @@ def test_every_command_has_the_same_net(name, capsys, monkeypatch):
     assert capsys.readouterr().err == "slmjax: the argument '--x=caf\\xe9' is not UTF-8.\n"
 
 
+def test_a_sentence_is_one_printable_line_of_bounded_length_whatever_it_quotes(capsys):
+    assert cli.entry(raising(UserError("field 'a\nb\x1b[2J\0\ud800é' is unknown.")), []) == 2
+    assert capsys.readouterr().err == "slmjax: field 'a\\nb\\x1b[2J\\x00\\ud800é' is unknown.\n"
+    assert cli.entry(raising(UserError(f"file 'a' has '{'x' * 10**6}', not 1.")), []) == 2
+    err = capsys.readouterr().err
+    assert len(err) < 2000 and err.startswith("slmjax: file 'a' has 'xx") and err.endswith("xx', not 1.\n")
+
+
 def test_a_fault_of_the_library_keeps_its_traceback():
     with pytest.raises(ValueError, match="non-negative"):  # NumPy's compiled code names a file that is not there
         cli.entry(raising(-1, "np.random.default_rng(error)"), [])

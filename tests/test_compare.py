@@ -221,6 +221,13 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, a
     assert not (tmp_path / "compare.html").exists()
 
 
+def test_a_config_that_holds_half_a_surrogate_pair_is_shown(tmp_path):
+    runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"train": {"lr": 0.2, "\ud800": "\ud83d"}}))
+    assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
+    assert r"train.\ud800 = " in (tmp_path / "c.html").read_text()
+
+
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
     assert compare.main([*runs, f"--out={tmp_path / 'nowhere' / 'c.html'}"]) == 2

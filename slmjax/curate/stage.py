@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.curate import report
-from slmjax.curate.clean import Unit, clean, publish
+from slmjax.curate.clean import Unit, clean, is_done, publish
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.dedup import decisions
@@ -173,9 +173,9 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     has nothing left.
     """
     work = folder / "work"
-    unfinished = (work / "key").read_text() if (work / "key").exists() else ""
+    unfinished = _key(work)
     units = _units(asked, sources, work)
-    runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()], "clean")
+    runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not is_done(unit)], "clean")
     sources_found = _counts(asked, units)
     with (folder / "dropped.jsonl").open("wb") as out:
         for unit in units:
@@ -190,7 +190,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
-    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(SKETCHES) for unit in units]
+    index, batch, sketches = Index(place, units[0].scheme), _key(work), [unit.path(SKETCHES) for unit in units]
     if unfinished != batch:
         index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
@@ -235,18 +235,32 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
     decides = {name: asked[name] for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")}
     read = [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]
     key = hashlib.sha256(json.dumps([decides, read], sort_keys=True).encode()).hexdigest()[:16]
-    if not (work / "key").exists() or (work / "key").read_text() != key:
+    evals = str(work / "evals.npz") if asked["evals"] else ""
+    if _key(work) != key or (evals and not _loads(evals)):
         if work.exists():
             work.rmtree()
         work.mkdir(parents=True)
-        if asked["evals"]:
+        if evals:
             index = build_index(asked["evals"])
             _refuse_undecided(index)
-            index.save(work / "evals.npz")
+            index.save(evals)
         write_atomic(work / "key", key)
-    evals = str(work / "evals.npz") if asked["evals"] else ""
     rules = {name: _rules(asked, name) for name in names}
     return [Unit(source, file, number, str(work), rules[source.name], scheme, evals, asked["samples"]) for source, file, number in files]
+
+
+def _key(work: epath.Path) -> str:
+    """What decides the content of `work`; "" where there is none."""
+    file = work / "key"
+    return file.read_bytes().decode(errors="replace") if file.exists() else ""
+
+
+def _loads(evals: str) -> bool:
+    try:
+        EvalIndex.load(evals)
+    except UserError:
+        return False
+    return True
 
 
 def _refuse_undecided(evals: EvalIndex) -> None:

@@ -180,9 +180,12 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
 
 
 def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
-    line = 0
+    line, compression = 0, _kind(file.path)[1]
+    if compression and not file.size:  # not even a header
+        yield _damage(1, EOFError("it is empty"))
+        return
     try:
-        with open_stream(file.path, _kind(file.path)[1]) as stream:
+        with open_stream(file.path, compression) as stream:
             for item in reader(stream):
                 line = item.line
                 yield item
@@ -421,7 +424,7 @@ def _records(stream: Any) -> Iterator[Record | Fault]:
 def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(stream)
+    table = parquet.ParquetFile(stream, page_checksum_verification=True)  # of pages that have one
     others = [field for field in (group[0], source.score_field) if field]
     for field in (source.field, *others):
         if field not in table.schema_arrow.names:

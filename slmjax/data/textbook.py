@@ -11,15 +11,17 @@ All of this is made of pieces that training shows: digits, syllables, words. Nam
 copies from its context knows them and one that counts n-grams does not.
 """
 
+import hashlib
 import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from slmjax.data.textbook_draw import RESERVED_NUMBERS, Draw, Template
 from slmjax.data.textbook_numbers import COMPARISON, SEQUENCES, UNIT_CONVERSION, WORD_PROBLEMS
@@ -126,7 +128,7 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
     files = {kind: {"path": str(folder / f"{kind}.jsonl"), "heldout": str(folder / f"{kind}.heldout.jsonl")} for kind in KINDS}
     stamp = folder / "textbook.json"
     paths = [Path(path) for pair in files.values() for path in pair.values()]
-    if stamp.exists() and json.loads(stamp.read_text()) == made and all(path.exists() for path in paths):
+    if _read_stamp(stamp) == made | {"sha256": _digest(paths)}:
         return files
     stamp.unlink(missing_ok=True)
     for kind, pair in files.items():
@@ -136,8 +138,26 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
                 for i, found in enumerate(documents(kind, count, seed=seed, split=split))
             )
             write_atomic(Path(path), "".join(line + "\n" for line in lines))
-    write_atomic(stamp, json.dumps(made))
+    write_atomic(stamp, json.dumps(made | {"sha256": _digest(paths)}))
     return files
+
+
+def _read_stamp(stamp: Path) -> Any:
+    """What `write_corpus` has written last; None where nothing says so."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of files that are all there; "" where one is not."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.exists():
+            return ""
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def questions(kind: str, count: int, seed: int) -> list[Question]:

@@ -44,7 +44,8 @@ class Tokenizer:
         self.eot: int = self._special[names[0]]
         self._byte_level = _check_bytes(self._json, where)
         splitter = self._library.pre_tokenizer
-        self._splits_words = self._byte_level and [b - a for _, (a, b) in splitter.pre_tokenize_str("it is\nso")] == [2, 3, 1, 2]
+        words = splitter.pre_tokenize_str("it is\nso") if splitter else []
+        self._splits_words = self._byte_level and [end - start for _, (start, end) in words] == [2, 3, 1, 2]
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self._text,)
@@ -53,6 +54,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return 1 + max(self._library.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def content(self) -> str:
+        """The tokenizer.json, as it came."""
+        return self._text
 
     @cached_property
     def sha256(self) -> str:

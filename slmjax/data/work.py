@@ -61,7 +61,8 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
         readable = json.dumps(content, indent=1, ensure_ascii=False)
         # Half a surrogate pair, of a name that is not UTF-8 or of a record's field, can only be written as an escape.
         content = readable if readable.isascii() or _is_unicode(readable) else json.dumps(content, indent=1)
-    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    if isinstance(content, str):
+        content = _encoded(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in os.fspath(path) or (path.exists() and not path.is_file()):  # a pipe, a device
         path.write_bytes(content)
@@ -97,6 +98,41 @@ def _is_of_the_dead(name: str) -> bool:
     host, _, process = rest.partition("-")
     process = process.partition("-")[0]
     return mark == ".tmp" and host == _HOST and process.isdecimal() and not _runs(int(process))
+
+
+class DamagedPart(UserError):
+    """An intermediate result that is not what was written."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} is damaged; delete {self.path.parent.parent} and start again."
+
+
+def write_part(path: Path, content: bytes | str | dict) -> None:
+    """Write an intermediate result whole or not at all, with its checksum behind it."""
+    text = json.dumps(content) if isinstance(content, dict) else content
+    data = text.encode() if isinstance(text, str) else text
+    write_atomic(path, data + hashlib.sha256(data).digest())
+
+
+def read_part(path: Path) -> bytes:
+    """What `write_part` wrote. Raises: DamagedPart where it is not."""
+    data = path.read_bytes()
+    content, checksum = data[:-32], data[-32:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise DamagedPart(path)
+    return content
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, with the bytes of names that are not UTF-8; half a surrogate pair that is none of these is an escape."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
 
 
 def _is_unicode(text: str) -> bool:

@@ -7,6 +7,7 @@ import math
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from slmjax.errors import UserError
 class MetricsWriter:
     """Appends metrics and events to the work directory, from one process.
 
-    Every line is one JSON object with "step" (steps done so far) and "time" (Unix seconds). A local directory gets
+    Every line is one JSON object with "step" (steps done so far), "time" (Unix seconds) and "crc32" of the others. A local directory gets
     `metrics.jsonl`, one write call a line, so that a kill tears at most the last line. gs:// cannot append: there the lines go to
     numbered segments `metrics/00000.jsonl` (see `_Segments`), and `flush` must be called with every checkpoint. `read` reads both.
     NaN and infinities are written as null, with their true value under "nonfinite", and come back from `read` as they were.
@@ -112,6 +113,7 @@ class MetricsWriter:
         finite, nonfinite = _split_nonfinite(record)
         if nonfinite:
             finite["nonfinite"] = nonfinite
+        finite["crc32"] = _checksum(finite)
         self._guard(self._lines.put, json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _guard(self, call, *args) -> None:
@@ -130,7 +132,7 @@ class MetricsWriter:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What `read` found: `all` lines in file order, `kept` without those that a later resume made invalid, `torn` lines that a kill cut."""
+    """What `read` found: `all` lines in file order, `kept` without those that a later resume made invalid, and how many are `torn`."""
 
     kept: tuple[dict, ...]
     all: tuple[dict, ...]
@@ -141,7 +143,7 @@ def read(workdir: str | os.PathLike) -> Records:
     """Read the metrics of a work directory, in the order in which they were written.
 
     {"event": "resume", "step": s} drops earlier records of steps beyond s from `kept`. A line that
-    a kill cut off, or that no writer wrote, is counted and skipped.
+    a kill cut off, that has changed since, or that no writer wrote, is counted and skipped.
     A directory without metrics gives empty records.
     """
     records, torn = [], 0
@@ -149,7 +151,7 @@ def read(workdir: str | os.PathLike) -> Records:
         for line in text.split("\n"):
             if line.strip():
                 try:
-                    records.append(_checked(_restore_nonfinite(json.loads(line))))
+                    records.append(_checked(_restore_nonfinite(_unchanged(json.loads(line)))))
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError):
                     torn += 1
     kept: list[dict] = []
@@ -312,6 +314,19 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
     paths = {f"{key} > {path}" if path else str(key): text for key, _, inner in split for path, text in inner.items()}
     finite = {key: item for key, item, _ in split} if isinstance(value, dict) else [item for _, item, _ in split]
     return finite, paths
+
+
+def _checksum(record: dict) -> int:
+    """Of a record without its checksum, in whatever order and layout its fields are."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _unchanged(record: dict) -> dict:
+    """The record without its checksum; earlier versions wrote none. Raises: ValueError where the two do not agree."""
+    checksum = record.pop("crc32", None)
+    if checksum is not None and checksum != _checksum(record):
+        raise ValueError("it is not what was written")
+    return record
 
 
 def _checked(record: dict) -> dict:

@@ -264,7 +264,8 @@ def _history(records: metrics.Records) -> list[str]:
         if text and not (name == "start" and rows):  # later sessions say where they went on
             rows.append([_moment(record["time"]) if record.get("time") else "", text, f"{step:,}"])
     eventful = any(text not in ("started", "finished") for _, text, _ in rows)
-    return [page.table(["when", "what", "step"], rows, left=2)] if eventful else []
+    lost = f"Lines of metrics.jsonl that cannot be read, and are left out: {records.torn:,}." if records.torn else ""
+    return [page.table(["when", "what", "step"], rows, left=2) if eventful else "", page.note(lost) if lost else ""]
 
 
 def _told(record: Mapping[str, Any], reached: int) -> str:

@@ -170,3 +170,9 @@ def test_a_folder_that_cannot_be_written_is_refused_and_a_device_is_written_thro
     work.write_atomic(tmp_path / "pipe", "all of it")
     assert os.read(reader, 99) == b"all of it" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+def test_any_text_can_be_written(tmp_path):
+    for text, data in (("caf\udce9", b"caf\xe9"), ("half \ud83d", rb"half \ud83d"), ("whole \U0001f600", "whole \U0001f600".encode())):
+        work.write_atomic(tmp_path / "file", text)
+        assert (tmp_path / "file").read_bytes() == data

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -391,6 +392,26 @@ def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
     assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
     assert "missing or damaged" in said[0]
     assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [len(s) for s in prepared.train.values()]
+
+
+def test_a_damaged_intermediate_result_is_made_again_and_told(made, tmp_path, monkeypatch):
+    sources, prepared = made
+
+    def stop(*arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "_finish", stop)
+    with pytest.raises(InterruptedError):
+        run(settings(sources), tmp_path)
+    monkeypatch.undo()
+    (folder,) = (path.parent for path in tmp_path.glob(f"*/{passes.WORK}"))
+    parts = [folder / passes.WORK / name for name in ("notes-train-00000.scan.json", "books-train-00001.heldout.jsonl", "tokenizer.json")]
+    for number, part in enumerate(parts):
+        copy, said = tmp_path / f"copy{number}", []
+        shutil.copytree(folder, copy / folder.name)
+        flip(copy / part.relative_to(tmp_path), 0.4)
+        assert run(settings(sources), copy, say=said.append).fingerprint == prepared.fingerprint
+        assert len(said) == 1 and said[0].endswith(f"{part.name} is damaged; preparing again")
 
 
 def flip(path: Path, place: float) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from slmjax.data import remote
-from slmjax.data.sources import DAMAGED, Document, Fault, Source, list_files, parse_sources, read_documents
+from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, list_files, parse_sources, read_documents
 from slmjax.errors import UserError
 
 KNOWN = sys.modules["fsspec.registry"]._registry  # file systems that fsspec has imported
@@ -164,6 +164,9 @@ def test_a_cut_or_damaged_file_is_never_taken_for_a_short_one(tmp_path, ending):
     for name, content in (("cut", data[: len(data) // 2]), ("noise", data[:40] + b"noise" * 9 + data[85:])):
         (tmp_path / f"{name}.jsonl{ending}").write_bytes(content)
         assert read(tmp_path / f"{name}.jsonl{ending}")[-1].reason == DAMAGED
+    (tmp_path / f"empty.jsonl{ending}").write_bytes(b"")  # not even the header of no text
+    empty = SourceFile(str(tmp_path / f"empty.jsonl{ending}"), "empty", 0, "")
+    assert [item.reason for item in read_documents(empty, Source("a", ()))] == [DAMAGED]
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     assert read(tmp_path / "x.parquet")[-1].reason == DAMAGED
 

@@ -204,6 +204,14 @@ def test_whatever_is_done_to_a_file_gives_documents_and_faults_or_one_sentence(t
             read(tmp_path / f"a{ending}")
 
 
+def test_a_flipped_bit_in_a_page_of_parquet_with_checksums_is_a_fault(tmp_path):
+    texts = [f"text {i}" for i in range(30)]
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="none", write_page_checksum=True)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"text 17", b"text 77"))
+    assert counted(read(tmp_path / "a.parquet"))[1] == [DAMAGED]
+
+
 def test_many_small_row_groups_are_read_in_order(tmp_path):
     texts = [f"text {i}" for i in range(300)]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=7)

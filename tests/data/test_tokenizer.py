@@ -184,6 +184,12 @@ def without(change) -> str:
     return json.dumps(content)
 
 
+def test_a_tokenizer_that_does_not_split_texts_is_none_that_can_be_cut(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(without(lambda t: t.pop("pre_tokenizer")))
+    tokenizer = load(tmp_path / "tokenizer.json")
+    assert not tokenizer.keeps("two words", tokenizer.encode("two words"))  # so that preparation refuses it
+
+
 def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path):
     words = Library(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.add_special_tokens([EOT])

@@ -231,10 +231,13 @@ class Journal:
             for future in futures:
                 future.set_result(None)
 
-    def _insert(self, events: list[Event]) -> None:
+    def _insert(self, events: list[Event], copied: bool = False) -> None:
+        """Write events, all or none. Raises: ValueError where one that was `copied` is none."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany(_INSERT, events)
+            if copied and (row := self._db.execute(_WRONG).fetchone()):
+                raise ValueError(f"event {row[0]} is none")
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -273,7 +276,9 @@ class Journal:
                 events = [Event(*json.loads(line)) for line in lines]
                 if [event.n for event in events] != list(range(first, copied + 1)):
                     raise ValueError("events are missing in it")
-            except (zstandard.ZstdError, ValueError, TypeError) as error:
+                for event in events:
+                    self._opened(event)
+            except (zstandard.ZstdError, ValueError, TypeError, RecursionError) as error:
                 raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
             for event in events:
                 if event.n <= last:
@@ -282,7 +287,10 @@ class Journal:
                         raise UserError(f"config.synthesize.copies: {segment} is of another journal than {self.file}; name another folder.")
             if first > last + 1:
                 raise UserError(f"config.synthesize.copies: the segment before {segment} is missing.")
-            self._insert([event for event in events if event.n > last])
+            try:
+                self._insert([event for event in events if event.n > last], copied=True)
+            except (sqlite3.ProgrammingError, sqlite3.IntegrityError, ValueError, OverflowError) as error:
+                raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
             last = max(last, copied)
         return copied
 
@@ -304,5 +312,5 @@ class Journal:
             return
         lines = "".join(json.dumps(event) + "\n" for event in events)
         name = f"events-{events[0].n:012d}-{events[-1].n:012d}.jsonl.zst"
-        write_atomic(self._copies / name, zstandard.ZstdCompressor().compress(lines.encode()))
+        write_atomic(self._copies / name, zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()))
         self._copied = events[-1].n

@@ -275,3 +275,17 @@ def test_a_damaged_journal_with_copies_says_how_it_is_restored(tmp_path):
         Journal(tmp_path / "disk", copies=str(tmp_path / "copies"))
     (tmp_path / "disk" / "journal.sqlite").unlink()
     assert len(filled(tmp_path / "disk", tmp_path / "copies", "")) == 6
+
+
+def test_a_segment_whose_events_are_none_is_refused_and_nothing_of_it_is_taken_over(tmp_path):
+    filled(tmp_path / "disk", tmp_path / "copies", "ab")
+    (segment,) = (tmp_path / "copies").glob("events-*")
+    lines = [json.loads(line) for line in zstandard.decompress(segment.read_bytes()).decode().splitlines()]
+    for place, value in ((2, ["answer"]), (6, float("nan")), (5, 2**70), (5, "x"), (3, "other"), (7, '{"text": "A", "crc32": 1}')):
+        changed = [[*line[:place], value, *line[place + 1 :]] if line[0] == 2 else line for line in lines]
+        segment.write_bytes(zstandard.compress("".join(json.dumps(line) + "\n" for line in changed).encode()))
+        with pytest.raises(UserError, match="damaged"):
+            Journal(tmp_path / "new", copies=str(tmp_path / "copies"))
+        journal = Journal(tmp_path / "new")
+        assert list(journal.events()) == []
+        journal.close()
