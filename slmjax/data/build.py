@@ -224,8 +224,9 @@ def _scan(plan: Plan) -> dict[str, dict]:
         for field in COUNTS:
             total[field] += report.get(field, 0)
         total["size"] += job.unit.file.size
-        total["first_faults"] = (total["first_faults"] + report["first_faults"])[: passes.FIRST_FAULTS]
-        for reason, count in report["faults"].items():
+        for (reason, count), first in zip(report["faults"].items(), report["first_faults"]):
+            if reason not in total["faults"]:
+                total["first_faults"].append(first)
             total["faults"][reason] = total["faults"].get(reason, 0) + count
     return out
 

@@ -22,7 +22,6 @@ from slmjax.errors import UserError
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
 CHUNK = 1_000_000  # characters that are encoded at once
-FIRST_FAULTS = 5
 WORK = "work~"  # the folder of intermediate results; no source can have this name
 
 
@@ -62,9 +61,10 @@ def scan(job: Job) -> None:
     for item in _read(job):
         lines += 1
         if isinstance(item, Fault):
+            if item.reason not in faults:
+                detail = f" ({item.detail})" if item.detail else ""
+                first.append(f"{unit.file.name} line {item.line}: {item.reason}{detail}")
             faults[item.reason] += 1
-            if len(first) < FIRST_FAULTS:
-                first.append(f"{unit.file.name} line {item.line}: {item.reason}{f' ({item.detail})' if item.detail else ''}")
             continue
         counts["documents"] += 1
         counts["bytes"] += item.bytes

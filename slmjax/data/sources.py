@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.data.remote import list_remote
-from slmjax.data.streams import LONGEST, broken_errors, lines, open_stream, pieces
+from slmjax.data.streams import LONGEST, Damaged, broken_errors, check_is_text, lines, open_stream, pieces
 from slmjax.data.walk import Found, find_files, printable
 from slmjax.errors import UserError, nearest
 
@@ -182,7 +182,10 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
 def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
     line = 0
     try:
-        with open_stream(file.path, _kind(file.path)[1]) as stream:
+        kind, compression = _kind(file.path)
+        with open_stream(file.path, compression) as stream:
+            if kind != ".parquet":
+                check_is_text(stream)
             for item in reader(stream):
                 line = item.line
                 yield item
@@ -196,7 +199,7 @@ def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any
 
 def _damage(line: int, error: Exception) -> Fault:
     reason = str(error).partition("\n")[0] or "it ends too early"
-    return Fault(line, DAMAGED, f"{type(error).__name__}: {reason}")
+    return Fault(line, DAMAGED, reason if isinstance(error, Damaged) else f"{type(error).__name__}: {reason}")
 
 
 def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
@@ -396,7 +399,7 @@ def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -
         if isinstance(item, Fault):
             yield item
         elif not isinstance(item.fields.get(source.field), str):
-            yield Fault(item.line, "no text", f"'{source.field}' is {_found(item.fields, source.field)}")
+            yield Fault(item.line, "no text", _why_no_text(item.fields, source.field))
         else:
             yield _document(item.fields[source.field], item.fields, item.line, group, source)
 
@@ -426,7 +429,12 @@ def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -
     for field in (source.field, *others):
         if field not in table.schema_arrow.names:
             names = table.schema_arrow.names
-            raise UserError(f"{file.path} has no column '{field}' (columns: {', '.join(names)}).{nearest(field, names)}")
+            near = nearest(field, names)
+            hint = f".{near}" if near else f"{_most_text(_text_sizes(table))}."
+            columns = ", ".join(names)
+            raise UserError(f"{file.path} has no column '{field}' (columns: {columns}){hint}")
+        if table.schema_arrow.names.count(field) > 1:
+            raise UserError(f"{file.path} has several columns named '{field}'; rename all but one.")
     number = 0
     for row_groups, rows, size in _row_groups(table.metadata, source.field):
         if size > LONGEST * rows:  # so a small file cannot fill the memory
@@ -445,8 +453,21 @@ def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -
                 number += 1
                 if text is None:
                     yield Fault(number, "no text", f"'{source.field}' is null")
+                elif isinstance(text, int):
+                    yield Fault(number, TOO_LONG, f"{text >> 20:,} MiB, more than {LONGEST >> 20}")
                 else:
                     yield _document(text, dict(zip(others, of_text)), number, group, source)
+
+
+def _text_sizes(table: Any) -> dict[str, int]:
+    """Uncompressed bytes of each column of text in a parquet file."""
+    sizes = {field.name: 0 for field in table.schema_arrow if _is_text(field.type)}
+    for index in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in sizes:
+                sizes[column.path_in_schema] += column.total_uncompressed_size
+    return sizes
 
 
 def _row_groups(metadata: Any, field: str) -> Iterator[tuple[list[int], int, int]]:
@@ -474,9 +495,13 @@ def _is_text(kind: Any) -> bool:
     return any(getattr(pa.types, f"is_{name}", lambda kind: False)(kind) for name in names)
 
 
-def _as_bytes(column: Any) -> list[bytes | None]:
-    """The UTF-8 of a column of text; not decoded by Arrow, which would fail for a whole batch."""
+def _as_bytes(column: Any) -> list[bytes | int | None]:
+    """The UTF-8 of a column of text; not decoded by Arrow, which would fail for a whole batch.
+
+    Of a text of more than LONGEST bytes only the length, so that it is not copied once more.
+    """
     import pyarrow as pa
+    from pyarrow import compute
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -485,7 +510,10 @@ def _as_bytes(column: Any) -> list[bytes | None]:
         column = column.cast(pa.binary_view())
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    if column.nbytes <= LONGEST:
+        return column.to_pylist()
+    sizes = compute.binary_length(column.cast(pa.large_binary())).to_pylist()
+    return [size if (size or 0) > LONGEST else column[i].as_py() for i, size in enumerate(sizes)]
 
 
 def _plain(column: Any) -> list:
@@ -496,9 +524,15 @@ def _plain(column: Any) -> list:
 
 def _document(text: str | bytes, record: Mapping, line: int, group: tuple, source: Source) -> Document | Fault:
     """A checked document of a record; JSON may hold half a surrogate pair, which no UTF-8 can write."""
+    if len(text) > LONGEST:
+        return Fault(line, TOO_LONG, f"more than {LONGEST >> 20} MiB")
     try:
-        text, data = (text.decode("utf-8-sig"), text) if isinstance(text, bytes) else (text, text.encode())
-        data = data.removeprefix(b"\xef\xbb\xbf")
+        if isinstance(text, bytes):
+            data = text.removeprefix(b"\xef\xbb\xbf")
+            text = data.decode()
+        else:
+            text = text.removeprefix("\ufeff")
+            data = text.encode()
     except UnicodeDecodeError as error:
         inside = error.object.count(b"\n", 0, error.start) + 1
         return Fault(line, "invalid UTF-8", f"byte {error.start + 1}, line {inside} of the text")
@@ -522,8 +556,28 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple, sourc
     return Document(text, str(value) if name is None else name, line, len(data), key, name is not None, float(score), record)
 
 
+def _why_no_text(record: Mapping, field: str) -> str:
+    """What a record has in place of a text in `field`, and where it may be instead."""
+    said = f"'{field}' is {_found(record, field)}"
+    if said.endswith("?"):  # there is a field with nearly this name
+        return said
+    texts = {str(name): len(value) for name, value in record.items() if isinstance(value, str)}
+    if texts:
+        return said + _most_text(texts)
+    return f"{said}. No field holds a string; lists and objects are not searched"
+
+
+def _most_text(sizes: Mapping[str, int]) -> str:
+    """A sentence that names the field with the most text; "" where none has any."""
+    most = max(sizes, key=sizes.__getitem__, default="")
+    return f". Most text is in '{most}'" if sizes.get(most) else ""
+
+
 def _found(record: Mapping, field: str, wanted: str = "a string") -> str:
     if field in record:
-        return f"{type(record[field]).__name__}, not {wanted}"
+        value = record[field]
+        inside = f" with the fields {', '.join(map(str, [*value][:12]))}" if isinstance(value, dict) else ""
+        return f"{type(value).__name__}{inside}, not {wanted}"
     names: Sequence[str] = [str(name) for name in record]
-    return f"missing (fields: {', '.join(names[:12])}).{nearest(field, names)}"
+    near = nearest(field, names)
+    return f"missing (fields: {', '.join(names[:12])}){'.' if near else ''}{near}"

@@ -681,3 +681,14 @@ def test_a_huge_file_is_read_in_little_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_refusal_names_each_reason_once(tmp_path):
+    for name in ("a", "b"):
+        lines = ['{"content": "some"}'] * 9 + ["no JSON"] * 9
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        run(settings({"web": str(tmp_path / "*.jsonl")}), tmp_path / "cache")
+    sentence = str(error.value)
+    assert sentence.count("no text") == sentence.count("malformed JSON") == 1
+    assert "36 of 36 records" in sentence and "a.jsonl line 1: no text" in sentence

@@ -236,3 +236,31 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, path, module, ex
         monkeypatch.delitem(KNOWN, protocol, raising=False)
     with pytest.raises(UserError, match=rf'pip install "slmjax\[{extra}\]"'):
         list_files(source(path))
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "said"),
+    [
+        ({"id": "7", "content": "a long text of some words"}, "text", "missing (fields: id, content). Most text is in 'content'"),
+        ({"id": "7", "txt": "some", "more": "a longer one"}, "text", "missing (fields: id, txt, more). Did you mean 'txt'?"),
+        ({"messages": [{"role": "user"}]}, "text", "missing (fields: messages). No field holds a string; lists and objects"),
+        ({"text": {"content": "some"}}, "text", "dict with the fields content, not a string. No field holds a string"),
+        ({"text": {"content": "some"}}, "text.content", "missing (fields: text). No field holds a string"),
+        ({"text": None, "body": "some words"}, "text", "NoneType, not a string. Most text is in 'body'"),
+    ],
+)
+def test_a_record_without_text_says_where_its_text_may_be(tmp_path, record, field, said):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    (fault,) = read(tmp_path / "a.jsonl", field=field)
+    assert fault.detail.startswith(f"'{field}' is {said}")
+
+
+def test_a_parquet_file_without_the_column_names_the_one_with_the_most_text(tmp_path):
+    table = pa.table({"id": ["1", "2"], "content": ["a long text " * 9, "another " * 9], "size": [3, 4]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"no column 'text' \(columns: id, content, size\). Most text is in 'content'\.$"):
+        read(tmp_path / "a.parquet")
+    twice = pa.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="has several columns named 'text'"):
+        read(tmp_path / "b.parquet")
