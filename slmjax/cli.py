@@ -57,6 +57,8 @@ def explain(error: Exception) -> str:
         name = f"'{os.fsdecode(error.filename)}'" if named else "a file"
         return f"{name} cannot be {'written' if error.errno in WRITING else 'used'}: {os.strerror(error.errno)}."
     text = str(error)
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return "a path begins with ~ and a name that no user of this machine has; write the folder out."
     if NO_SPACE in text:  # as the checkpoint storage says it
         return f"the work directory cannot be written: {NO_SPACE}."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:

@@ -168,6 +168,10 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
         numbers = all(isinstance(entry.get(name, 0), int | float) for name in ("until", "ramp"))
         if not (numbers and "until" in entry and hasattr(entry.get("weights"), "items")):
             raise UserError(f"{field} is {given!r}; {expected}.")
+        for name, weight in entry["weights"].items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not isinstance(name, str):
+                raise UserError(f"{field} gives {name!r} the weight {weight!r}; expected a source's name and a number of 0 or more.")
         phases.append(Phase(**entry))
     ends = [phase.until for phase in phases]
     if ends and (ends[-1] != 1.0 or not all(a < b for a, b in zip([0.0, *ends], ends))):

@@ -20,6 +20,7 @@ COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
 SEQIO = "seqio://"
 RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders of sources in prepared text
+LONGEST_NAME = 150  # characters of a source's name, of which files are made
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 
@@ -40,6 +41,11 @@ class Source:
     heldout: tuple[str, ...] = ()
     max_epochs: float | None = None
     score: str = ""
+
+    @property
+    def where(self) -> str:
+        """What errors call it: a field of the config."""
+        return self.name if self.name.startswith("config.") else f"data.sources.{self.name}"
 
     @property
     def score_field(self) -> str:
@@ -125,6 +131,8 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
             raise UserError(f"data.sources: two sources are named '{source.name}'; give each its own name (name=path).")
         if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*", source.name):
             raise UserError(f"data.sources: '{source.name}' is no name; use letters, digits, '_', '-' and '.'.")
+        if len(source.name) > LONGEST_NAME:
+            raise UserError(f"data.sources: '{source.name[:40]}...' has {len(source.name)} characters; give it a shorter name (name=path).")
         if source.name in RESERVED or source.name.startswith(".tmp-"):
             raise UserError(f"data.sources: '{source.name}' is a file of prepared text; give the source another name (name=path).")
     return tuple(found)
@@ -137,7 +145,7 @@ def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[Sour
     Raises: UserError for a path or pattern that matches nothing, an unsupported ending, or files that are all empty.
     """
     found: dict[str, SourceFile] = {}
-    where = f"data.sources.{source.name}"
+    where = source.where
     for pattern in source.path:
         list_matching = _tasks if pattern.startswith(SEQIO) else _remote_files if "://" in pattern else _local_files
         files, left_out = list_matching(pattern, source)
@@ -169,12 +177,14 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
 def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
     """Every field of each line of a .jsonl file, and the lines that are no JSON object; of a SeqIO task, its examples.
 
-    Raises: UserError where the file cannot be opened.
+    Raises: UserError where the file cannot be opened or is of another kind.
     """
     if file.path.startswith(SEQIO):
         from slmjax.data.seqio_source import read_examples
 
         yield from read_examples(file.path, source)
+    elif _kind(file.path)[0] != ".jsonl":
+        raise UserError(f"{source.where}: {printable(file.path)} has no records with fields; expected .jsonl.")
     else:
         yield from _read(file, source, _records)
 
@@ -205,7 +215,7 @@ def _damage(line: int, error: Exception) -> Fault:
 def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
     """What to tell the user of a file that the system does not let us read."""
     reason = error.strerror or error
-    return UserError(f"data.sources.{source.name}: cannot read {printable(file.path)}: {reason}.")
+    return UserError(f"{source.where}: cannot read {printable(file.path)}: {reason}.")
 
 
 def content_key(data: bytes) -> int:
@@ -261,7 +271,7 @@ def _bare(path: str) -> list[Source]:
     """A path without a name: named after its last piece; a prepared folder stands for each of its sources, a SeqIO task names itself."""
     if path.startswith(SEQIO):
         return _parts(Source("", (path,)))
-    manifest = Path(path).expanduser() / "manifest.json"
+    manifest = Path(os.path.expanduser(path)) / "manifest.json"
     if "://" not in path and manifest.is_file():
         names = _prepared_names(manifest)
         if names:
@@ -304,6 +314,8 @@ def _from_entry(name: str, entry: Any) -> Source:
     path = _paths(entry.get("path"), f"data.sources.{name}.path")
     if not path:
         raise UserError(f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}.")
+    if entry.get("field") == "":
+        raise UserError(f"data.sources.{name}.field is empty; expected the name of a field or column, such as text.")
     texts = str(entry.get("field") or "text"), str(entry.get("revision") or "")
     heldout = _paths(entry.get("heldout"), f"data.sources.{name}.heldout")
     return Source(name, path, weight, *texts, heldout, max_epochs, str(entry.get("score") or ""))
@@ -343,7 +355,7 @@ def _kind(path: str) -> tuple[str, str] | None:
 
 
 def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
-    where = f"data.sources.{source.name}"
+    where = source.where
     found = find_files(pattern, lambda path: _kind(path) is not None, where)
     for path in found.files:
         if _kind(path) is None:  # only a file that the user named gets here
@@ -372,7 +384,7 @@ def _tasks(path: str, source: Source) -> tuple[list[SourceFile], str]:
 
 
 def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
-    where = f"data.sources.{source.name}"
+    where = source.where
     listed = list_remote(pattern, source.revision, where)
     if not listed:
         raise UserError(f"{where}: '{pattern}' matches no file.")

@@ -264,3 +264,32 @@ def test_a_parquet_file_without_the_column_names_the_one_with_the_most_text(tmp_
     parquet.write_table(twice, tmp_path / "b.parquet")
     with pytest.raises(UserError, match="has several columns named 'text'"):
         read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"x" * 200: "a"}, "has 200 characters; give it a shorter name"),
+        ({"a": {"path": "a", "field": ""}}, "data.sources.a.field is empty; expected the name of a field"),
+    ],
+)
+def test_a_name_that_cannot_be_a_file_and_an_empty_field_are_refused(value, message):
+    with pytest.raises(UserError, match=message):
+        parse_sources(value)
+
+
+def test_an_address_that_cannot_be_read_says_what_to_do(monkeypatch):
+    def missing(protocol):
+        raise ImportError("it requires another package")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(UserError, match=r"https:// cannot be read here .*; download the file first\.$"):
+        list_files(source("https://example.com/a.jsonl"))
+    with pytest.raises(UserError, match=r"s3:// cannot be read here .*; use a local path, gs:// or hf://\.$"):
+        list_files(source("s3://bucket/a.jsonl"))
+
+
+def test_a_path_of_a_user_that_is_not_there_matches_no_file():
+    (one,) = parse_sources("~no-such-user/texts")
+    with pytest.raises(UserError, match="'~no-such-user/texts' matches no file"):
+        list_files(one)

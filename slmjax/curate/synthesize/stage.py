@@ -122,6 +122,10 @@ def settings(config: ConfigDict) -> dict[str, Any]:
                 f"config.synthesize.{name} is '{out[name]}', which is for the teacher openai; "
                 f"config.synthesize.teacher is {out['teacher']}."
             )
+    if out["passages"] and out["teacher"] in ("program", "checkpoint"):
+        raise UserError(
+            f"config.synthesize.passages: the teacher {out['teacher']} reads no passages; leave them out, or take the teacher openai."
+        )
     for name, called in out["names"].items():
         if name not in NAMES or not isinstance(called, str):
             raise UserError(
@@ -130,6 +134,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
             )
     if out["names"].get("max_tokens") == "":
         raise UserError("config.synthesize.names.max_tokens is empty; the budget counts with that limit.")
+    if out["names"] and out["teacher"] in ("program", "checkpoint"):
+        raise UserError(f"config.synthesize.names is for the teacher openai; config.synthesize.teacher is {out['teacher']}.")
     if out["teacher"] not in TEACHERS:
         raise UserError(
             f"config.synthesize.teacher is '{out['teacher']}'; it can be {', '.join(TEACHERS)}.{nearest(out['teacher'], TEACHERS)}"

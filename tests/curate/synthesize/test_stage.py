@@ -217,11 +217,13 @@ def test_passages_that_cannot_be_read_are_refused_before_anything_is_asked(tmp_p
     both = f"passages=good={tmp_path}/good.jsonl,other={tmp_path}/other.jsonl"
     told = r"passages: 3 of 3 records of 'other' cannot be used \(other.jsonl line 1: no text: 'text' is missing"
     with pytest.raises(UserError, match=told):
-        write(tmp_path / "run", both)
+        write(tmp_path / "run", both, "teacher=openai", "model=m")
     assert not (tmp_path / "run").exists()
 
 
 MISTAKES = {
+    "passages=a.jsonl": "config.synthesize.passages: the teacher program reads no passages",
+    "names={'seed': ''}": "is for the teacher openai; config.synthesize.teacher is program",
     "base_url=http://127.0.0.1:8000/v1": "is for the teacher openai; config.synthesize.teacher is program",
     "model=m": "is for the teacher openai",
     "names={'max_token': 'x'}": "Did you mean 'max_tokens'",
@@ -236,7 +238,6 @@ MISTAKES = {
     "teacher=programm": "it can be program, openai, checkpoint. Did you mean 'program'?",
     "formats=dialog": "Did you mean 'dialogue'?",
     "topics=none.txt": "config.synthesize.topics: 'none.txt' cannot be read",
-    "passages=none.jsonl": "matches no file",
     "price=3": "config.synthesize.price is 3; expected several values",
     "price=(1, -1)": "expected dollars for a million tokens",
     "cost=5": "say what a million tokens cost",
