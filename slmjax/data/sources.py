@@ -318,6 +318,8 @@ def _from_entry(name: str, entry: Any) -> Source:
         raise UserError(f"data.sources.{name}.field is empty; expected the name of a field or column, such as text.")
     texts = str(entry.get("field") or "text"), str(entry.get("revision") or "")
     heldout = _paths(entry.get("heldout"), f"data.sources.{name}.heldout")
+    if entry.get("score") == "-":
+        raise UserError(f"data.sources.{name}.score is '-'; expected the name of a field that holds a number, such as -quality.")
     return Source(name, path, weight, *texts, heldout, max_epochs, str(entry.get("score") or ""))
 
 

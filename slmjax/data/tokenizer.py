@@ -37,6 +37,8 @@ class Tokenizer:
         self._library.encode_special_tokens = True
         self._library.no_truncation()  # some published files cut every text at 512 tokens
         self._library.no_padding()
+        if (self._json.get("model") or {}).get("dropout"):  # or a text would have other tokens each time
+            self._library.model.dropout = None
         self._special = {t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
         names = [name for name in EOT_NAMES if name in self._special]
         if not names:

@@ -271,6 +271,7 @@ def test_a_parquet_file_without_the_column_names_the_one_with_the_most_text(tmp_
     [
         ({"x" * 200: "a"}, "has 200 characters; give it a shorter name"),
         ({"a": {"path": "a", "field": ""}}, "data.sources.a.field is empty; expected the name of a field"),
+        ({"a": {"path": "a", "score": "-"}}, "data.sources.a.score is '-'; expected the name of a field"),
     ],
 )
 def test_a_name_that_cannot_be_a_file_and_an_empty_field_are_refused(value, message):

@@ -200,3 +200,10 @@ def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path)
             path.write_text(content)
         with pytest.raises(UserError, match=message):
             load(path)
+
+
+def test_a_tokenizer_that_drops_merges_at_random_gives_the_same_tokens_each_time(small):
+    content = json.loads(small._text)
+    content["model"]["dropout"] = 0.5
+    dropping = Tokenizer(json.dumps(content))
+    assert dropping.encode(TEXT) == dropping.encode(TEXT) == small.encode(TEXT)

@@ -40,8 +40,9 @@ class Line:
         parts += [f"${tally.cost:.2f}"] if tally.cost else []
         if (done := tally.settled - tally.known) and tally.settled < tally.total:
             parts.append(f"{duration((tally.total - tally.settled) * seconds / done)} left")
-        waiting = sum(n for reason, n in tally.faults.items())
-        return "  ".join([*parts, f"{waiting:,} requests failed"] if waiting else parts)
+        waiting = sum(tally.faults.values())
+        last = f" (the last: {tally.last})" if tally.last else ""
+        return "  ".join([*parts, f"{waiting:,} requests failed{last}"] if waiting else parts)
 
     def __enter__(self) -> "Line":
         if self._live:

@@ -154,8 +154,9 @@ def read_passages(value: str) -> list[str]:
     out: list[str] = []
     for source in parse_sources(value):
         before, faults = len(out), []
-        for file in list_files(replace(source, name=f"config.synthesize.passages.{source.name}")):
-            for found in read_documents(file, source):
+        where = f"config.synthesize.passages.{source.name}"
+        for file in list_files(replace(source, name=where)):
+            for found in read_documents(file, replace(source, name=where)):
                 if isinstance(found, Document):
                     out.append(found.text[:PASSAGE_KEPT])
                 else:

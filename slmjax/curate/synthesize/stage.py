@@ -94,6 +94,8 @@ def nothing_written(folder: epath.Path, chosen: dict[str, Any], tally: Tally, fi
         limits = f"tokens={chosen['tokens']}, cost={chosen['cost']:g}"
         return f"config.synthesize: no document was written; the budget ({limits}) allows no request."
     advice = ""
+    if "max_tokens" in figures["why"] and any(word in figures["why"] for word in ("cut at", "used up")):
+        advice = f"Raise config.synthesize.max_tokens, {chosen['max_tokens']}; "
     if any(quote + name + quote in figures["why"] for name in NAMES for quote in "'\"`"):
         advice = "config.synthesize.names says what the endpoint calls a parameter, or that it has none; "
     return (

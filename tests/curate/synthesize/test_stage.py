@@ -64,10 +64,10 @@ def server(monkeypatch):
     started.close()
 
 
-def endpoint(server, topics="", **more):
+def endpoint(server, **more):
     """Settings for a server of the tests, which writes sections alone."""
     settings = {"teacher": "openai", "model": "tester", "base_url": server.url, "formats": "section", "max_tokens": 200, "documents": 40}
-    return [f"{name}={value}" for name, value in {**settings, "topics": topics, "retries": 9, "timeout": 5.0, **more}.items()]
+    return [f"{name}={value}" for name, value in {**settings, "retries": 9, "timeout": 5.0, **more}.items()]
 
 
 def test_each_document_says_where_it_is_from_and_shards_are_full(book):
@@ -295,6 +295,8 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
     assert line.text(tally) == "150/1,000 documents  2k tokens/s  90.0 % accepted  $1.50  1 min 25 s left"
     tally.faults["HTTP 500"] = 3
     assert line.text(tally).endswith("3 requests failed")
+    tally.last = "HTTP 500: out of memory"
+    assert line.text(tally).endswith("3 requests failed (the last: HTTP 500: out of memory)")
 
 
 @pytest.mark.slow
@@ -309,6 +311,6 @@ def test_a_model_of_our_own_writes_too(undisturbed, tmp_path):
     assert sorted(prompts) == sorted(p for p in prompts for a in answered if a["text"].startswith(p))
     assert all(answer["tokens"][1] <= 24 for answer in answered)
     before = events(tmp_path / "run")
-    with pytest.raises(UserError, match="cut at max_tokens"):
+    with pytest.raises(UserError, match=r"cut at max_tokens\. Raise config\.synthesize\.max_tokens, 24"):
         write(tmp_path / "run", *words, init_from=str(undisturbed))
     assert events(tmp_path / "run") == before
