@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class Tally:
     signal: int = 0  # it stopped because of this signal
     faults: dict[str, int] = field(default_factory=dict)
     last: str = ""  # the reason of the last fault
+    hold: float = 0.0  # time.monotonic() until which the teacher asks to wait
 
 
 async def produce(
@@ -105,6 +107,8 @@ async def produce(
             except Fault as fault:
                 tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
                 tally.last = fault.reason
+                if fault.limit:
+                    tally.hold = max(tally.hold, time.monotonic() + fault.wait)
                 tell(tally)
                 if fault.ends:
                     raise UserError(fault.ends) from fault

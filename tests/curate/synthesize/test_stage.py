@@ -1,6 +1,7 @@
 """The stage `synthesize` end to end: what is written, what a second start does, and what each mistake gets."""
 
 import asyncio
+import io
 import json
 import shutil
 from collections import Counter
@@ -297,6 +298,18 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
     assert line.text(tally).endswith("3 requests failed")
     tally.last = "HTTP 500: out of memory"
     assert line.text(tally).endswith("3 requests failed (the last: HTTP 500: out of memory)")
+
+
+def test_a_long_wait_that_the_teacher_asks_for_is_said_at_once_and_once():
+    now = [0.0]
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    line = Line(console=console, clock=lambda: now[0])
+    tally = Tally(10, faults={"HTTP 429": 1}, last="HTTP 429: slower", hold=600.0)
+    line(tally)
+    tally.hold = 601.0  # of another request
+    line(tally)
+    said = console.file.getvalue().splitlines()
+    assert len(said) == 1 and said[0].endswith("1 requests failed (the last: HTTP 429: slower), all wait 10 min 00 s")
 
 
 @pytest.mark.slow
