@@ -350,7 +350,8 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
 
 def _check_empty(name: str, current) -> None:
     """An empty value may take away what a recipe says; else it is a mistake, as of a shell variable that is not set."""
-    own = name.startswith(tuple(f"{group}." for group in FREE if group != "data.sources"))
+    groups = tuple(f"{group}." for group in FREE if group != "data.sources")
+    own = name.startswith(groups) and name.count(".") > 1  # such as curate.rules.books
     if name == "data.sources" or not (current or own):
         raise UserError(f"--config.{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
 

@@ -16,7 +16,7 @@ class UserError(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A sentence with the valid name closest to `name` (" Did you mean 'layers'?"), or "" where none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
+    close = difflib.get_close_matches(str(name), [str(other) for other in names], n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
@@ -43,6 +43,8 @@ def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
 def _is_the_users(file: str) -> bool:
     if file.startswith("<ipython-input"):  # a notebook's cell
         return True
+    if file.endswith((".pyx", ".pxi")):  # of a compiled package, without its folder
+        return False
     path = os.path.realpath(file)
     installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
     # Compiled code of packages names files that are not there.

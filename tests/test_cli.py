@@ -11,7 +11,7 @@ import pytest
 
 from slmjax import cli, compare, generate, launch, mixture, readable
 from slmjax.bench import __main__ as bench
-from slmjax.errors import UserError
+from slmjax.errors import UserError, line_of_the_user
 from tests import runs
 
 COMMANDS = {
@@ -195,3 +195,15 @@ def test_a_mixer_of_the_user_that_fails_is_named_with_its_line(text, corpus, tmp
     assert "', line " not in MIXERS[text] or str(tmp_path / "broken_mixer.py") in err
     assert not (tmp_path / "run").exists()
     sys.modules.pop("broken_mixer", None)
+
+
+def test_a_home_that_no_user_has_is_one_sentence(capsys):
+    assert launch.main(["--config=~no-such-user/recipe.py"]) == 2
+    assert "no user of this machine" in capsys.readouterr().err
+
+
+def test_a_line_of_a_compiled_package_is_not_the_users():
+    code = compile("1 / 0", "pyarrow/table.pxi", "exec")
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(code)
+    assert line_of_the_user(caught.value) != ("pyarrow/table.pxi", 1)

@@ -75,6 +75,12 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     asked, sources, folder = settings(config), parse_sources(config.data.sources), epath.Path(workdir)
     if not sources:
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
+    for source in sources:
+        if source.heldout:
+            raise UserError(
+                f"data.sources.{source.name}.heldout: the stage curate reads no held-out files; to keep "
+                "their text out of the corpus name them in config.curate.evals."
+            )
     if "://" in workdir and not (asked["beam"] and asked["index"]):
         raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
     for warning in warnings(asked):
@@ -119,8 +125,12 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     for name in ("ngram", "bands", "rows"):
         if given[name] < 1:
             raise UserError(f"config.curate.{name} is {given[name]}; it must be positive.")
-    if given["bands"] > 250:
-        raise UserError(f"config.curate.bands is {given['bands']}; it can be at most 250.")
+    for name in ("samples", "processes"):
+        if given[name] < 0:
+            raise UserError(f"config.curate.{name} is {given[name]}; it must not be negative.")
+    for name in ("bands", "rows"):
+        if given[name] > 250:
+            raise UserError(f"config.curate.{name} is {given[name]}; it can be at most 250.")
     for name in ("rules", "languages"):
         given[name] = {source: _words(f"{name}.{source}", value) for source, value in given[name].items()}
     for name in itertools.chain(*given["rules"].values()):

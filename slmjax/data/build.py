@@ -230,8 +230,9 @@ def _scan(plan: Plan) -> dict[str, dict]:
         for field in COUNTS:
             total[field] += report.get(field, 0)
         total["size"] += job.unit.file.size
-        total["first_faults"] = (total["first_faults"] + report["first_faults"])[: passes.FIRST_FAULTS]
-        for reason, count in report["faults"].items():
+        for (reason, count), first in zip(report["faults"].items(), report["first_faults"]):
+            if reason not in total["faults"]:
+                total["first_faults"].append(first)
             total["faults"][reason] = total["faults"].get(reason, 0) + count
     return out
 
@@ -311,15 +312,19 @@ def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
         texts = []
         for job in plan.jobs("train", own=False):
             if job.unit.source.name == source.name:
-                texts += [text[:TRIAL_PIECE] for _, text in job.lines("sample")]
+                # A piece out of a document may begin with a blank, which many tokenizers take for their own.
+                texts += [text[:TRIAL_PIECE].lstrip(" ") for _, text in job.lines("sample")]
         pairs = zip(texts, tokenizer.encode_batch(texts), strict=True)
         changed = [(text, ids) for text, ids in pairs if not gives_back(text, ids)]
         if len(changed) > MAX_CHANGED * len(texts):
-            text, ids = changed[0]
+            text, back = changed[0][0], tokenizer.decode(changed[0][1]).removeprefix(" ")
+            pairs = enumerate(zip(text, back))
+            same = next((i for i, (one, other) in pairs if one != other), min(len(text), len(back)))
+            text, back = (side[max(0, same - 20) :][:40] for side in (text, back))
             raise UserError(
                 f"data.tokenizer: '{plan.data.tokenizer}' loses text: of {len(texts)} documents of "
                 f"data.sources.{source.name} it gives back {len(texts) - len(changed)} as they are; "
-                f"{text[:40]!r} becomes {tokenizer.decode(ids)[:40]!r}. Use a byte-level tokenizer "
+                f"{text!r} becomes {back!r}. Use a byte-level tokenizer "
                 "without a normalizer, or leave data.tokenizer empty to train one."
             )
 

@@ -169,6 +169,10 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
         shares = [entry.get("until"), entry.get("ramp", 0), *(weights.values() if hasattr(weights, "items") else [None])]
         if not all(isinstance(share, int | float) for share in shares):
             raise UserError(f"{field} is {given!r}; {expected}.")
+        for name, weight in entry["weights"].items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not isinstance(name, str):
+                raise UserError(f"{field} gives {name!r} the weight {weight!r}; expected a source's name and a number of 0 or more.")
         phases.append(Phase(**entry))
     ends = [phase.until for phase in phases]
     if ends and (ends[-1] != 1.0 or not all(a < b for a, b in zip([0.0, *ends], ends))):

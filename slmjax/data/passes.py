@@ -74,9 +74,10 @@ def scan(job: Job) -> None:
     for item in _read(job):
         lines += 1
         if isinstance(item, Fault):
+            if item.reason not in faults:
+                detail = f" ({item.detail})" if item.detail else ""
+                first.append(f"{unit.file.name} line {item.line}: {item.reason}{detail}")
             faults[item.reason] += 1
-            if len(first) < FIRST_FAULTS:
-                first.append(f"{unit.file.name} line {item.line}: {item.reason}{f' ({item.detail})' if item.detail else ''}")
             continue
         counts["documents"] += 1
         counts["bytes"] += item.bytes

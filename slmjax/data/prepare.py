@@ -65,7 +65,7 @@ def prepare(
     """
     if "://" in str(cache):
         raise UserError(f"data.cache is '{cache}'; expected a folder of this machine or of a shared file system.")
-    cache = Path(cache).expanduser().absolute()
+    cache = Path(os.path.expanduser(cache)).absolute()
     if progress is None:
         with terminal_progress() as line:
             return prepare(data, seed=seed, cache=cache, processes=processes, process_index=process_index, process_count=process_count,
@@ -176,7 +176,7 @@ def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:
     """(folder, manifest, names of sources in it) for each path, if the paths are prepared folders or sources in them; else []."""
     out = []
     for path in source.path:
-        place = Path(path).expanduser().absolute()
+        place = Path(os.path.expanduser(path)).absolute()
         for folder, only in ((place, None), (place.parent, place.name)):
             if "://" not in path and (folder / "manifest.json").is_file():
                 manifest = read_manifest(folder)

@@ -67,9 +67,11 @@ def _system(protocol: str, where: str) -> Any:
     try:
         return fsspec.filesystem(protocol)
     except ImportError as error:
-        package, extra = EXTRAS.get(protocol, (str(error), ""))
-        advice = f'pip install "slmjax[{extra}]"' if extra else f"install {package}"
-        raise UserError(f"{where}: {protocol}:// needs {package}; {advice}.") from error
+        if protocol not in EXTRAS:
+            advice = "use a local path, gs:// or hf://" if protocol not in ("http", "https") else "download the file first"
+            raise UserError(f"{where}: {protocol}:// cannot be read here ({error}); {advice}.") from error
+        package, extra = EXTRAS[protocol]
+        raise UserError(f'{where}: {protocol}:// needs {package}; pip install "slmjax[{extra}]".') from error
     except ValueError as error:
         raise UserError(f"{where}: {protocol}:// is not known; use a local path, gs:// or hf://.") from error
 

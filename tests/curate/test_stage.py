@@ -302,7 +302,10 @@ def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded
     ("--config.curate.languages=en", "such as languages.web=en"), ("--config.curate.rules.web=3", "rules.web is 3; expected names"),
     ("--config.curate.max_dropped=0", "max_dropped is 0"), ("--config.data.sources={}", "data.sources is empty"),
     ("--workdir=gs://bucket/run", "folder of this machine"), ("--init_from=runs/tiny", "--init_from"),
-    ("--config.curate.index=configs", "no index"),
+    ("--config.curate.index=configs", "no index"), ("--config.curate.rows=99999999", "rows is 99999999; it can be at most 250"),
+    ("--config.curate.samples=-1", "samples is -1; it must not be negative"),
+    ("--config.curate.languages.web=english", "Did you mean 'en'?"),
+    ("--config.data.sources.web.heldout=h.jsonl", "data.sources.web.heldout: the stage curate reads no held-out files"),
 ])  # fmt: skip
 def test_mistakes_are_named(raw, tmp_path, word, told, capsys):
     assert launch.main(command(raw, tmp_path / "run", word)) == 2

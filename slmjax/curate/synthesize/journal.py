@@ -46,6 +46,7 @@ SELECT n FROM events WHERE
     SELECT 1 FROM events AS asked WHERE asked.n = events.request AND asked.key = events.key))
 LIMIT 1
 """
+_ROWS = "SELECT n, json_extract(body, '$.row'), kind, key, request, tokens, cost FROM events"
 _INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -59,11 +60,15 @@ class Event(NamedTuple):
     request: int | None
     tokens: int
     cost: float
-    body: str  # a JSON object, on disk with the checksum of the others as "crc32"
+    body: str  # a JSON object, on disk with checksums: "crc32" of itself, "row" of the rest
 
 
 def _checksum(body: dict) -> int:
     return zlib.crc32(json.dumps(body).encode())
+
+
+def _row_checksum(kind: str, key: str, request: int | None, tokens: int, cost: float) -> int:
+    return zlib.crc32(json.dumps([kind, key, request, tokens, float(cost)]).encode())
 
 
 class Journal:
@@ -180,11 +185,15 @@ class Journal:
             raise self._damaged(found.replace("\n", " "))
         if row := self._query(_WRONG):
             raise self._damaged(f"event {row[0][0]} is none")
+        for n, checksum, *row in self._query(_ROWS):  # older journals have no such checksum
+            if checksum is not None and checksum != _row_checksum(*row):
+                raise self._damaged(f"event {n} is not what was written")
 
     def _opened(self, event: Event) -> dict:
         """The body of an event without its checksum. Raises: UserError where they do not agree."""
         try:
             body = json.loads(event.body)
+            body.pop("row", None)
             checksum = body.pop("crc32", None)  # older journals have none
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._damaged(f"event {event.n}: {error}") from error
@@ -201,7 +210,8 @@ class Journal:
     def _append(self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
         n, self._next = self._next, self._next + 1
         future: Future[None] = Future()
-        sealed = json.dumps({**body, "crc32": _checksum(body)})
+        checksums = {"crc32": _checksum(body), "row": _row_checksum(kind, key, request, tokens, cost)}
+        sealed = json.dumps({**body, **checksums})
         self._waiting.put((Event(n, time.time(), kind, key, request, tokens, cost, sealed), future))
         return n, future
 
