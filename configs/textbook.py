@@ -31,7 +31,7 @@ def get_config():
     s.topics = ""  # a file with a topic on each line, "subject > area > topic" or any text; empty: all that the teacher knows
     s.audiences = ("children", "students", "undergraduates", "adults")  # or descriptions of your own
     s.formats = ("section", "problems", "reasoning", "faq", "table", "dialogue")
-    s.passages = ""  # text from which a piece is put into each prompt, as data.sources has it; empty: none
+    s.passages = ""  # openai: text from which a piece is put into each prompt, as data.sources has it; empty: none
     s.max_tokens, s.temperature, s.top_p = 1500, 0.8, 0.95  # of an answer
     s.concurrent = 64  # requests that are open at once
     s.per_minute = 0.0  # most requests a minute; 0: no limit

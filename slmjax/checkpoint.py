@@ -6,13 +6,14 @@ tokenizer hash, parents, digests), so that a model can be read without its optim
 the item `rest` held optimizer, step, spike statistics and the scales of float8.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from slmjax.data.work import seal_is_broken, sealed
+from slmjax.errors import UserError, first_line
 from slmjax.parallel import hosts
 
 # Orbax logs each save in several lines and, with asyncio, a full disk once for each array; what goes wrong is raised as well.
@@ -30,6 +32,11 @@ for _name in ("absl", "asyncio"):
 
 FORMAT = 1  # of the items, in the meta item
 ITEMS = ("params", "buffers", "optimizer")
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+
+
+class Damaged(ValueError):
+    """A checkpoint that does not read, or not as it was saved."""
 
 
 class Found(NamedTuple):
@@ -51,9 +58,20 @@ class Checkpoints:
 
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind."""
+        """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind.
+
+        Raises: UserError where what Orbax keeps of a step is damaged, so that it finds none.
+        """
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
-        return ocp.CheckpointManager(self.root, item_names=(*ITEMS, "rest", "meta"), options=options)
+        try:
+            return ocp.CheckpointManager(self.root, item_names=(*ITEMS, "rest", "meta"), options=options)
+        except OSError:
+            raise
+        except Exception as error:  # Orbax reads the time of every step from a file of its own
+            raise UserError(
+                f"a _CHECKPOINT_METADATA in '{self.root}' is damaged ({first_line(error)}); "
+                "move the folder of that step away, and the step before is used."
+            ) from error
 
     def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
         """Save items (trees of arrays) in the background; returns once the arrays are copied off the device."""
@@ -73,6 +91,17 @@ class Checkpoints:
             if step != trunk and not self.meta(step).get("trunk"):
                 self.manager.delete(step)
 
+    def remove_unfinished(self) -> None:
+        """Delete what a kill left of a checkpoint that was being written; only whoever writes here may.
+
+        A bucket has none: there a checkpoint has its name from the start, and counts once it is whole.
+        """
+        if hosts.is_first() and self.root.exists():
+            for place in self.root.iterdir():
+                if UNFINISHED in place.name:
+                    place.rmtree()
+        hosts.barrier("remove_unfinished")  # else another process could be looking at what goes
+
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, oldest first."""
         return sorted(self.manager.all_steps()) if self.root.exists() else []
@@ -90,23 +119,52 @@ class Checkpoints:
             return {}, "its meta item cannot be read"
         return ({}, fault) if fault else (meta, "")
 
+    def newest(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[Any, list[str]]:
+        """What `read` makes of the newest of these checkpoints, and which ones were passed over.
+
+        Args:
+          read: called with a step and its meta item; raises Damaged for a checkpoint that it cannot read.
+        Returns: (its result, or None where it can read none, ["step 30: what is wrong", ...]).
+        """
+        passed_over = []
+        for step in sorted(steps, reverse=True):
+            meta, fault = self.read_meta(step)
+            found = None
+            if not fault:
+                try:
+                    found = read(step, meta)
+                except Damaged as damage:
+                    fault = str(damage)
+            if hosts.all_agree(not fault):
+                return found, passed_over
+            passed_over.append(f"step {step}: {fault or 'another process cannot read it'}")
+        return None, passed_over
+
     def restore(self, step: int, shapes: dict[str, Any]) -> Found:
         """Items of a step's checkpoint, in the shapes and shardings of trees of ShapeDtypeStructs.
 
-        Raises: ValueError where a value is not the one that was saved, and whatever the storage raises for a damaged checkpoint;
-          training then takes the one before.
+        Raises: Damaged where it does not read, or a value is not the one that was saved.
         """
         meta, fault = self.read_meta(step)
         if fault:
-            raise ValueError(fault)
+            raise Damaged(fault)
         older = meta.get("format", 0) < 1
         shapes = _as_format_0(shapes) if older else shapes
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-        got = dict(self.manager.restore(step, args=ocp.args.Composite(**items)))
+        with _damage():
+            got = dict(self.manager.restore(step, args=ocp.args.Composite(**items)))
         for name, expected in meta.get("digests", {}).items():
             if name in items and digest(got[name]) != expected:
-                raise ValueError(f"values of '{name}' are not those that were saved")
+                raise Damaged(f"values of '{name}' are not those that were saved")
         return Found(step, meta, _from_format_0(got) if older else got)
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter of a step's checkpoint, by its name. Raises: Damaged."""
+        with _damage(), ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(self.root / str(step) / "params").item_metadata
+            if found is None:
+                raise Damaged("its parameters cannot be read")
+            return shapes_of(found.tree)
 
     def set_aside(self, step: int) -> None:
         """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
@@ -124,6 +182,23 @@ class Checkpoints:
     def close(self) -> None:
         if "manager" in self.__dict__:
             self.manager.close()
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a tree, by its name."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Inside, whatever the storage raises is Damaged, unless it is the memory that does not suffice."""
+    try:
+        yield
+    except Exception as error:  # storage raises many kinds
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise Damaged(first_line(error)[:200]) from error
 
 
 def meta_fault(meta: Any, step: int) -> str:

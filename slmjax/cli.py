@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,6 +18,7 @@ from slmjax.errors import UserError, first_line, line_of_the_user, nearest
 
 UNWINDING = 5.0  # seconds that the program has to clean up after Ctrl-C
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)  # what only writing can meet
+LONGEST = 1500  # characters of a sentence
 NO_SPACE = "No space left on device"
 
 
@@ -33,16 +36,30 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         return command(words) or 0
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except SystemExit as error:  # of argparse, after --help; of rich; of the user's own code
+        if isinstance(error.__context__, BrokenPipeError):
+            return _unread()
+        place = line_of_the_user(error)
+        if not place:
+            raise
+        file, line = place
+        print(f"slmjax: '{file}', line {line}: it ends the program (exit {error.code}).", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
         sentence = explain(error)
         if not sentence:
             raise
-        print(f"slmjax: {sentence}", file=sys.stderr)
+        print(f"slmjax: {_printable(sentence)}", file=sys.stderr)
         return 2
+
+
+def _unread() -> int:
+    """The exit status where the reader of a pipe, such as `head`, has seen enough."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def explain(error: Exception) -> str:
@@ -57,11 +74,21 @@ def explain(error: Exception) -> str:
         name = f"'{os.fsdecode(error.filename)}'" if named else "a file"
         return f"{name} cannot be {'written' if error.errno in WRITING else 'used'}: {os.strerror(error.errno)}."
     text = str(error)
-    if NO_SPACE in text:  # as the checkpoint storage says it
-        return f"the work directory cannot be written: {NO_SPACE}."
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    stored = re.search(r"\[os_error_code='(\d+)'", text)  # as the checkpoint storage says it
+    if stored or NO_SPACE in text:
+        reason = os.strerror(int(stored[1])) if stored else NO_SPACE
+        return f"the work directory cannot be {'written' if 'writ' in text or not stored else 'used'}: {reason}."
+    if text == "Could not determine home directory.":  # as pathlib says it
+        return "a path begins with '~', and there is no home folder of that name."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return f"there is not enough memory: {first_line(error)}"
     return ""
+
+
+def _printable(sentence: str) -> str:
+    """A sentence as one line of bounded length: what it quotes of a file may hold anything."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in sentence)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def check_utf8(words: Sequence[str]) -> None:
@@ -82,16 +109,25 @@ def shown(words: Sequence[Any]) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose mistakes are UserErrors, with the nearest option."""
 
-    def __init__(self, **how: Any):
+    def __init__(self, *, may_be_empty: Sequence[str] = (), **how: Any):
         super().__init__(allow_abbrev=False, **how)
+        self.may_be_empty = may_be_empty
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        self._check_empty(list(sys.argv[1:] if args is None else args))
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"{name}: there is no such option.{nearest(name, known)}")
         return options
+
+    def _check_empty(self, words: list[str]) -> None:
+        for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
+            name, equals, value = word.partition("=")
+            empty = not (value if equals else following).strip()
+            if empty and name in self._option_string_actions and name not in self.may_be_empty:
+                raise UserError(f"{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options.")
@@ -107,13 +143,20 @@ def script(main: Callable[[], int]) -> NoReturn:
     if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
     signal.signal(signal.SIGINT, _interrupt)
     before = sys.unraisablehook
 
     def unraisable(problem: Any) -> None:
         if isinstance(problem.exc_value, KeyboardInterrupt):  # raised in a callback, which loses it
             _end(128 + signal.SIGINT)
-        before(problem)
+        # Where reading or writing one array fails, tensorstore's callbacks for others find their
+        # loop closed; the failure itself is an exception.
+        if str(problem.exc_value) != "Event loop is closed":
+            before(problem)
 
     sys.unraisablehook = unraisable
     status = main()

@@ -13,13 +13,20 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax import cli
-from slmjax.errors import UserError, first_line, nearest
+from slmjax.data.remote import work_place
+from slmjax.data.work import write_atomic
+from slmjax.errors import ANEW, UserError, first_line, nearest
 from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
 from slmjax.train import metrics
 
 BOOKKEEPING = ("seed", "log.", "checkpoint.", "eval.", "data.cache", "data.workers", "train.deterministic")
 """Config fields that decide nothing about what is learned, except by chance: runs that differ only here are repetitions of one config."""
+
+CURVES = (
+    ("train/loss", "Training loss", "nats per token"),
+    ("eval/bits_per_byte", "Held-out text, all sources,", "bits per byte"),
+)
 
 METHOD = (
     "Every document was scored by all runs; bits per byte is total bits over total bytes. The interval is the middle 95 % of "
@@ -73,6 +80,10 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("--sources", default="", help="held-out text to compare on, for example books,math (default: all, added up)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; it must be 0 or more.")
+    if "://" not in args.out and not os.path.isdir(os.path.dirname(args.out) or "."):
+        raise UserError(f"Cannot write {args.out}: there is no folder '{os.path.dirname(args.out)}'.")
     comparison = compare(args.runs, sources=tuple(filter(None, args.sources.split(","))), seed=args.seed)
     print_comparison(comparison)
     write_page(comparison, args.out)
@@ -106,14 +117,19 @@ def load(workdir: str, name: str) -> Run:
     """Read one work directory. Raises: UserError where it is none, or has no held-out scores."""
     from etils import epath
 
-    folder = epath.Path(workdir)
+    folder = epath.Path(work_place(workdir, "RUN"))
     config, scores = folder / "config.json", folder / "heldout.npz"
-    if not config.exists():
-        raise UserError(f"{workdir} is not a work directory: it has no config.json.")
     records = metrics.read(folder)
+    finished = metrics.events(records, "finish")
+    if not config.exists():
+        if finished:
+            raise UserError(f"{workdir} has lost its config.json; {ANEW}.")
+        raise UserError(f"{workdir} is not a work directory: it has no config.json.")
     if not scores.exists():
         if _held_out_nothing(records):
             raise UserError(_nothing_held_out(workdir))
+        if finished:
+            raise UserError(f"{workdir} has lost its heldout.npz; {ANEW}.")
         raise UserError(
             f"{workdir} has no heldout.npz: train it to its first evaluation (eval.every), which scores each held-out document."
         )
@@ -249,8 +265,11 @@ def write_page(comparison: Comparison, out: str) -> None:
         page.section("Runs", page.table(*_run_rows(comparison))),
     ]
     lead = f"{len(runs)} runs · {comparison.paired.documents:,} held-out documents scored by all"
+    place = epath.Path(out)
+    if not place.parent.exists() and "://" not in out:
+        raise UserError(f"Cannot write {out}: there is no folder '{place.parent}'.")
     try:
-        epath.Path(out).write_text(page.page(" · ".join(run.name for run in runs), lead, "".join(body)))
+        write_atomic(place, page.page(" · ".join(run.name for run in runs), lead, "".join(body)))
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
 
@@ -303,7 +322,7 @@ def _curves(comparison: Comparison) -> list[str]:
     colors = {index: number for number, members in enumerate(comparison.groups) for index in members}
     drawn = []
     for axis, label in (("train/tokens", "tokens"), ("train/flops", "FLOPs"), ("seconds", "seconds")):
-        for name, title in (("train/loss", "Training loss"), ("eval/bits_per_byte", "Held-out bits per byte, all sources,")):
+        for name, title, unit in CURVES:
             lines = []
             for index, run in enumerate(comparison.runs):
                 steps, values = metrics.series(run.records, name)
@@ -313,7 +332,7 @@ def _curves(comparison: Comparison) -> list[str]:
                     lines.append(figures.Line(run.name, x, smoothed, color=colors[index]))
             if lines:
                 against = "time" if label == "seconds" else label
-                drawn.append(figures.curves(lines, title=f"{title} against {against}", x=label, y="", legend=False))
+                drawn.append(figures.curves(lines, title=f"{title} against {against}", x=label, y=unit, legend=False))
     return drawn
 
 

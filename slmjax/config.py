@@ -24,9 +24,9 @@ from slmjax.errors import UserError, line_of_the_user, nearest
 FIELDS = {
     "stage": (
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate, or recall; these three have their own recipes",
+        "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three have recipes of their own",
     ),
-    "seed": (0, "of initial parameters, data order and sampling"),
+    "seed": (0, "of the initial parameters, the data order and sampling"),
     "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
     "synthesize": (ConfigDict(), "teacher, topics, formats and budget of a textbook; configs/textbook.py has every setting"),
     "curate": (ConfigDict(), "rules, evaluation sets and deduplication of raw text; configs/curate.py has every setting"),
@@ -153,6 +153,7 @@ POSITIVE = ("model.width", "model.layers", "model.heads", "model.kv_heads", "mod
             "checkpoint.keep", "log.every", "eval.tokens", "train.max_skips", "model.share_kv", "model.share_blocks")  # fmt: skip
 NOT_NEGATIVE = ("model.vocab_size", "model.norm_eps", "data.workers", "train.warmup", "train.weight_decay", "train.eps", "train.clip",
                 "train.z_loss", "train.loss_chunks", "train.spike_sigma", "eval.every", "eval.samples", "eval.sample_tokens")  # fmt: skip
+LARGEST = 2**31 - 1  # whole numbers are 32-bit in arrays of steps, rows and tokens
 SHARES = ("data.heldout", "data.max_bad_share", "train.decay", "train.b1", "train.b2")
 
 
@@ -186,7 +187,7 @@ def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
         raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
     try:
         if file.suffix == ".json":
-            config = from_dict(json.loads(file.read_text("utf-8")))
+            config = _saved(file)
             check_trust(config, trust, path)
             return config
         config = _recipe(file, argument)
@@ -194,12 +195,44 @@ def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
         raise
     except Exception as error:  # of the user's own file, or of a module that it imports
         place, line = line_of_the_user(error) or (path, 0)
-        other = "" if Path(place) == file else f"'{place}'"
+        other = "" if os.path.abspath(place) == os.path.abspath(file) else f"'{place}'"
         where = ", ".join(filter(None, [other, f"line {line}" if line else ""]))
         raise UserError(f"--config: '{path}'{', ' if where else ''}{where}: {_first_sentence(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns.")
+    _check_names(config, f"--config: '{path}': ")
+    if missing := [name for name in base() if name not in config]:
+        raise UserError(f"--config: get_config() of '{path}' returned a config without '{missing[0]}'; start from slmjax.config.base().")
     return config
+
+
+def _saved(file: Path) -> ConfigDict:
+    """The config of a config.json; a name that it does not know is a mistake of whoever changed the file."""
+    values = json.loads(file.read_text("utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("it holds no object; expected the fields of a config.json")
+    missing = [name for name, entry in FIELDS.items() if isinstance(entry, dict) and name not in values]
+    if missing:
+        raise UserError(f"--config: '{file}' is no config of a run; it has no '{missing[0]}'.")
+    config = from_dict(values)
+    _check_names(values, f"--config: '{file}': ")
+    return config
+
+
+def _check_names(values: Any, where: str) -> None:
+    """Raises: UserError for a name that is no field's, with the nearest one."""
+    known = dict(fields(FIELDS))
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+
+    def check(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name not in known and name not in groups:
+                raise UserError(f"{where}there is no field config.{name}.{nearest(name, known)}")
+            if name in groups and hasattr(value, "items"):
+                check(value, f"{name}.")
+
+    check(values, "")
 
 
 def _recipe(file: Path, argument: str) -> Any:
@@ -226,27 +259,36 @@ def check_trust(config: ConfigDict, trust: Sequence[str], place: str) -> None:
     Nothing is imported to find out. Only a recipe or the command line of the user may name code.
 
     Args:
-      trust: names as they stand in the config: "module:Class" of a mixer, "seqio://module/task" of a source.
+      trust: names as they stand in the config: "module:Class" of a mixer, "seqio://module/task" of a
+        source, all of curate.beam.
       place: where the config was read from.
     Raises: UserError that says what would be imported, and from which file.
     """
     for name in named_code(config):
         if name not in trust:
             module = name.removeprefix("seqio://").partition("/")[0].partition(":")[0]
+            what = f"importing the module {module} ({_file_of(module)})"
+            if name == _beam(config):
+                what = "Apache Beam, which imports and installs what its options name,"
             raise UserError(
-                f"'{place}' names '{name}': importing the module {module} ({_file_of(module)}) would run its code. "
-                f"If you know that code, allow it with --trust={shlex.quote(name)}."
+                f"'{place}' names '{name}': {what} would run its code. If you know that code, allow it with --trust={shlex.quote(name)}."
             )
 
 
 def named_code(config: ConfigDict) -> list[str]:
-    """The names in a config at which Python would import a module: mixers "module:Class", and SeqIO's tasks."""
-    blocks = [*_texts(config.model.pattern), *_texts(config.model.stack)]
+    """What in a config would import a module: mixers "module:Class", SeqIO's tasks, and Beam's options."""
+    blocks = [*_texts(config.model.pattern), *_texts(config.model.stack), *_texts(config.study.get("variants"))]
     mixers = [(block.split() or [""])[0].partition("+")[0] for block in blocks]
     found = [mixer for mixer in mixers if ":" in mixer]
     for text in _texts(config):
         found += [part for part in re.split(r"[,=]", text) if part.startswith("seqio://")]
+    beam = _beam(config)
+    found += [] if re.fullmatch(r"(--runner=\w+)?", beam) else [beam]
     return list(dict.fromkeys(found))
+
+
+def _beam(config: ConfigDict) -> str:
+    return str(config.curate.get("beam", ""))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -309,7 +351,8 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
 
 def _check_empty(name: str, current) -> None:
     """An empty value may take away what a recipe says; else it is a mistake, as of a shell variable that is not set."""
-    own = name.startswith(tuple(f"{group}." for group in FREE if group != "data.sources"))
+    groups = tuple(f"{group}." for group in FREE if group != "data.sources")
+    own = name.startswith(groups) and name.count(".") > 1  # such as curate.rules.books
     if name == "data.sources" or not (current or own):
         raise UserError(f"--config.{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
 
@@ -348,6 +391,10 @@ def validate(config: ConfigDict) -> ConfigDict:
     for name in NOT_NEGATIVE:
         if not 0 <= get(config, name) < math.inf:
             raise UserError(f"config.{name} is {get(config, name)}; it must not be negative.")
+    for name in ("seed", *POSITIVE, *NOT_NEGATIVE):
+        value = get(config, name)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"config.{name} is {value}; its size can be {LARGEST:,} at most.")
     for name in SHARES:
         if not 0 <= get(config, name) < 1:
             raise UserError(f"config.{name} is {get(config, name)}; it must be at least 0 and less than 1.")
@@ -401,7 +448,8 @@ def _check_types(config: ConfigDict) -> None:
         else:
             fits = isinstance(value, int | float if isinstance(default, float) else type(default))
         if not fits:
-            raise UserError(f"config.{name} is {value!r}; expected a value like {default!r} ({type(default).__name__}).")
+            like = default.to_dict() if isinstance(default, ConfigDict) else default
+            raise UserError(f"config.{name} is {value!r}; expected a value like {like!r} ({type(like).__name__}).")
     for name in ("model.pattern", *TEXTS):
         for text in get(config, name):
             if not isinstance(text, str):
@@ -449,8 +497,14 @@ def help_text() -> str:
 
 def _first_sentence(error: Exception) -> str:
     """What a recipe's error says; of ml_collections' unknown fields, without the listing of the known ones."""
-    text = str(_literal(str(error.args[0]))) if error.args else ""  # ml_collections quotes its own text once more
+    said = str(error) if isinstance(error, UnicodeError) else str(error.args[0]) if error.args else ""
+    text = str(_literal(said))  # ml_collections quotes its own text once more
     told = text.strip().splitlines() or [type(error).__name__]
+    if wrong := re.match(
+        r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(.*)'>.*<class '(.*)'>", told[0]
+    ):
+        name, value, kind, expected = wrong.groups()
+        return f"the field '{name}' is set to {value} ({kind}); expected a value of the type {expected.rpartition('.')[2]}."
     hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
     known = (UserError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
     kind = "" if isinstance(error, known) or told == [type(error).__name__] else f"{type(error).__name__}: "
@@ -482,7 +536,7 @@ def _typed(name: str, text: str, default):
     elif isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(default, tuple):
-        if isinstance(value, str):
+        if isinstance(value, str) and value[:1] not in ("[", "(", "{"):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         if isinstance(value, list | tuple):
             return tuple(value)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable
 
 _LIBRARY = tuple(os.path.join(os.path.realpath(folder), "") for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"]))
+ANEW = "the command that trained the run, started again, writes it anew"  # advice on a file that somebody has deleted
 
 
 class UserError(Exception):
@@ -15,13 +16,14 @@ class UserError(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A sentence with the valid name closest to `name` (" Did you mean 'layers'?"), or "" where none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
+    close = difflib.get_close_matches(str(name), [str(other) for other in names], n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its name where it says nothing."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    quoted = isinstance(error, KeyError) and error.args  # of a KeyError, str gives the quoted text
+    text = error.msg if isinstance(error, SyntaxError) else str(error.args[0] if quoted else error)
     lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -41,6 +43,9 @@ def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
 def _is_the_users(file: str) -> bool:
     if file.startswith("<ipython-input"):  # a notebook's cell
         return True
+    if file.endswith((".pyx", ".pxi")):  # of a compiled package, without its folder
+        return False
     path = os.path.realpath(file)
     installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
-    return not (file.startswith("<") or installed or path.startswith(_LIBRARY))
+    # Compiled code of packages names files that are not there.
+    return not (file.startswith("<") or installed or path.startswith(_LIBRARY)) and os.path.isfile(path)

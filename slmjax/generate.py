@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slmjax import cli
+from slmjax.data.remote import work_place
 from slmjax.errors import UserError
 from slmjax.readable import said_if_long
 
@@ -19,11 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Print each prompt (dim on a terminal) with its completion to stdout; speed and warnings go to stderr."""
-    prompts, workdir = read_prompts(options), options.checkpoint
-    if "://" not in workdir:
-        workdir = str(Path(workdir).expanduser())
-        if not Path(workdir).is_dir():
-            raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
+    prompts, workdir = read_prompts(options), work_place(options.checkpoint, "--checkpoint")
+    if "://" not in workdir and not Path(workdir).is_dir():
+        raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
     import jax
 
     from slmjax.infer import sampling  # says what is wrong before a model is loaded
@@ -70,7 +69,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     source = options.prompts or ("" if prompts or sys.stdin is None or sys.stdin.isatty() else "-")
     if source:
         try:
-            text = _stdin() if source == "-" else Path(source).expanduser().read_bytes().decode("utf-8-sig")
+            text = _stdin() if source == "-" else Path(source).expanduser().read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             name = "stdin" if source == "-" else f"'{source}'"
             raise UserError(f"--prompts: {name} is not UTF-8 (byte {error.start}).") from None
@@ -87,7 +86,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 def _stdin() -> str:
     """The text of stdin, which is UTF-8 whatever the locale says."""
     raw = getattr(sys.stdin, "buffer", None)
-    return sys.stdin.read() if raw is None else raw.read().decode("utf-8-sig")
+    return sys.stdin.read() if raw is None else raw.read().decode("utf-8")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -95,7 +94,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises: UserError for an unknown option (with the nearest name) or a value of another type.
     """
-    parser = cli.Parser(prog="python -m slmjax.generate", description=__doc__)
+    parser = cli.Parser(may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
     add("--step", type=int, help="checkpoint of this step (default: the newest)")

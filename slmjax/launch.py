@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from slmjax import cli
 from slmjax import config as configs
+from slmjax.data.remote import work_place
 from slmjax.data.work import claimed
 from slmjax.errors import UserError, nearest
 
@@ -24,12 +24,14 @@ STAGES = {
     "recall": "slmjax.studies.recall:run",
 }
 
+STAGE_OF = {"synthesize": "synthesize", "curate": "curate", "study": "recall"}  # groups that one stage reads
+
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-  --config=PATH          a recipe, for example configs/tiny.py
+  --config=PATH          a recipe, for example configs/tiny.py (PATH:WORD hands WORD to it), or a run's config.json
   --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
   --init_from=DIR        start from the parameters of another run's work directory
-  --trust=MODULE:CLASS   code of this name may be imported, though a config.json or a teacher's checkpoint names it
+  --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's shape
   --coordinator=H:P --processes=N --process=I   for several processes where nothing tells them of each other
 
@@ -69,7 +71,7 @@ def _run(argv: list[str]) -> int:
     module, _, function = STAGES[config.stage].partition(":")
     stage = getattr(importlib.import_module(module), function)
     command = cli.shown(["python", "-m", "slmjax.launch", *argv])
-    init_from = os.path.expanduser(options.get("init_from", ""))
+    init_from = parent(options)
     workdir = work_directory(options)
     with contextlib.ExitStack() as door:
         # Preparation writes only where the prepared text is, under a lock of its own. A bucket has no
@@ -111,6 +113,8 @@ def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
             if not words:
                 raise UserError(f"--{name} needs a value: --{name}=VALUE.")
             value = words.pop(0)
+            if value.startswith("--"):
+                raise UserError(f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE.")
         if name in FLAGS and not value.strip():
             raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
         if name.startswith("config."):
@@ -137,7 +141,12 @@ def trusted(options: dict[str, str]) -> tuple[str, ...]:
 def work_directory(options: dict[str, str]) -> str:
     """--workdir, or the one that is named after the recipe."""
     recipe = options["config"].partition(":")[0]
-    return os.path.expanduser(options.get("workdir") or f"runs/{Path(recipe).stem}")
+    return work_place(options.get("workdir") or f"runs/{Path(recipe).stem}", "--workdir")
+
+
+def parent(options: dict[str, str]) -> str:
+    """The work directory of --init_from; "" where it is not given."""
+    return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
 
 
 def make_config(options: dict[str, str], assignments: list[str]):
@@ -152,6 +161,10 @@ def make_config(options: dict[str, str], assignments: list[str]):
             raise UserError(f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out.")
     if config.stage not in STAGES:
         raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(STAGES)}.{nearest(config.stage, STAGES)}")
+    for word in assignments:
+        group = word.partition(".")[0]
+        if group in STAGE_OF and STAGE_OF[group] != config.stage:
+            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {STAGE_OF[group]} reads it; this is {config.stage}.")
     return configs.validate(config)
 
 
@@ -168,13 +181,5 @@ def check_stage(workdir: str, stage: str) -> None:
         raise UserError(f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}.")
 
 
-def _unraisable(problem) -> None:
-    """Where reading or writing one array fails, tensorstore's callbacks for others find their loop closed; the failure is told."""
-    if str(problem.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(problem)
-
-
 if __name__ == "__main__":
-    sys.unraisablehook = _unraisable
-    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
     cli.script(main)

@@ -1,16 +1,17 @@
-"""What a run will read: `python -m slmjax.mixture --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]`, as for the launcher.
+"""What a run will read: python -m slmjax.mixture --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-Prints epochs and caps of each source and writes `figures/shares.svg`. Prepares text where it is not yet; needs no accelerator.
+The options are the launcher's. Prints how often each source is read, and draws the planned shares into figures/shares.svg
+of the work directory. Prepares text that is not prepared yet; needs no accelerator, and trains nothing.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from slmjax import cli, figures
 from slmjax.data.stage import batch_plan, prepared_text
-from slmjax.data.work import write_atomic
-from slmjax.launch import make_config, parse, work_directory
+from slmjax.data.work import check_writable, write_atomic
+from slmjax.errors import UserError
+from slmjax.launch import make_config, parent, parse, work_directory
 from slmjax.train import shares
 
 
@@ -25,9 +26,11 @@ def _run(argv: list[str]) -> int:
         return 0
     options, assignments = parse(argv)
     config = make_config(options, assignments)
+    if config.stage not in ("train", "prepare"):
+        raise UserError(f"--config: the stage of this recipe is '{config.stage}'; expected a recipe that trains.")
     workdir = Path(work_directory(options))
-    init_from = os.path.expanduser(options.get("init_from", ""))
-    plan = batch_plan(config, prepared_text(config, str(workdir), init_from=init_from))
+    check_writable(str(workdir))
+    plan = batch_plan(config, prepared_text(config, str(workdir), init_from=parent(options)))
     for name, sentence in shares.told(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"

@@ -60,7 +60,12 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 @contextlib.contextmanager
 def said_if_long(what: str, *, active: bool = True, say: Callable[[str], None] = print) -> Iterator[None]:
     """Inside, `what` is done; it is said where it takes more than SILENCE seconds."""
-    timer = threading.Timer(SILENCE, say, [f"{what} ..."])
+
+    def line() -> None:
+        with contextlib.suppress(OSError):  # nobody reads any more; the work itself finds out when it prints
+            say(f"{what} ...")
+
+    timer = threading.Timer(SILENCE, line)
     timer.daemon = True
     if active:
         timer.start()

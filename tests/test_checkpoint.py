@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from slmjax import checkpoint
 from slmjax.checkpoint import Checkpoints
+from slmjax.errors import UserError
 from slmjax.parallel.mesh import make_mesh
 
 
@@ -136,3 +137,13 @@ def test_asking_an_empty_folder_leaves_nothing_behind(tmp_path):
     assert Checkpoints(tmp_path / "none").steps() == []
     Checkpoints(tmp_path / "none").close()
     assert not (tmp_path / "none").exists()
+
+
+def test_what_the_storage_keeps_of_a_step_is_one_sentence_where_it_is_damaged(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tree(), {"n": jnp.int32(0)}, {})
+    checkpoints.wait()
+    file = tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": [0]}))
+    with pytest.raises(UserError, match=r"a _CHECKPOINT_METADATA in .* is damaged"):
+        Checkpoints(tmp_path).steps()

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from slmjax import cli, compare, generate, launch, mixture
+from slmjax import cli, compare, generate, launch, mixture, readable
 from slmjax.bench import __main__ as bench
-from slmjax.errors import UserError
+from slmjax.errors import UserError, line_of_the_user
 from tests import runs
 
 COMMANDS = {
@@ -27,15 +28,19 @@ ERRORS = [
     (FileExistsError(17, "File exists", "notes.txt"), "'notes.txt' cannot be written: File exists."),
     (OSError(28, "No space left on device"), "a file cannot be written: No space left on device."),
     (ValueError("INTERNAL: No space left on device [source]"), "cannot be written: No space left on device."),
+    (ValueError("OUT_OF_RANGE: Failed to write 2 bytes to file 8: File too large [os_error_code='27']"), "written: File too large."),
+    (ValueError("UNKNOWN: Error writing 'a': Disk quota exceeded [os_error_code='122']"), "cannot be written: Disk quota exceeded."),
+    (ValueError("PERMISSION_DENIED: Failed to open [os_error_code='13']"), "the work directory cannot be used: Permission denied."),
+    (RuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 30 bytes."), "there is not enough memory: INTERNAL"),
     (MemoryError("all of it"), "there is not enough memory: all of it"),
 ]
 
 
-def raising(error):
+def raising(error, what="raise error"):
     """A function of the library (as its file name says) that raises an error."""
     place = os.path.join(os.path.dirname(cli.__file__), "made_up.py")
-    names = {"error": error}
-    exec(compile("def function(*_, **__):\n    raise error\n", place, "exec"), names)
+    names = {"error": error, "np": np}
+    exec(compile(f"def function(*_, **__):\n    {what}\n", place, "exec"), names)
     return names["function"]
 
 
@@ -53,7 +58,17 @@ def test_every_command_has_the_same_net(name, capsys, monkeypatch):
     assert capsys.readouterr().err == "slmjax: the argument '--x=caf\\xe9' is not UTF-8.\n"
 
 
+def test_a_sentence_is_one_printable_line_of_bounded_length_whatever_it_quotes(capsys):
+    assert cli.entry(raising(UserError("field 'a\nb\x1b[2J\0\ud800é' is unknown.")), []) == 2
+    assert capsys.readouterr().err == "slmjax: field 'a\\nb\\x1b[2J\\x00\\ud800é' is unknown.\n"
+    assert cli.entry(raising(UserError(f"file 'a' has '{'x' * 10**6}', not 1.")), []) == 2
+    err = capsys.readouterr().err
+    assert len(err) < 2000 and err.startswith("slmjax: file 'a' has 'xx") and err.endswith("xx', not 1.\n")
+
+
 def test_a_fault_of_the_library_keeps_its_traceback():
+    with pytest.raises(ValueError, match="non-negative"):  # NumPy's compiled code names a file that is not there
+        cli.entry(raising(-1, "np.random.default_rng(error)"), [])
     with pytest.raises(ZeroDivisionError):
         cli.entry(raising(ZeroDivisionError("of ours")), [])
 
@@ -63,6 +78,23 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
     command = f'{sys.executable} -c "{program}" | head -n 1; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=runs.ROOT)
     assert done.stdout.splitlines() == ["x" * 80, str(128 + signal.SIGPIPE)] and done.stderr == ""
+
+
+def test_closed_streams_are_no_error():
+    program = "from slmjax import cli\ncli.script(lambda: cli.entry(lambda words: print('x' * 80), []))"
+    command = f'{sys.executable} -c "{program}" >&-; echo $?; {sys.executable} -c "{program}" >&- 2>&-; echo $?'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=runs.ROOT)
+    assert done.stdout.split() == ["0", "0"] and done.stderr == ""
+
+
+def test_a_line_about_long_work_that_nobody_reads_is_not_missed(monkeypatch, capsys):
+    def gone(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(readable, "SILENCE", 0.0)
+    with readable.said_if_long("working", say=gone):
+        time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
 
 
 BUSY = """
@@ -121,7 +153,7 @@ def test_a_suggested_command_means_the_same_in_a_shell():
 
 
 MIXER = """import flax.linen as nn
-
+import numpy as np
 
 class Mixer(nn.Module):
     arch: object
@@ -139,6 +171,14 @@ MIXERS = {
     MIXER.format("return jnp.sum(x), cache, shared"): "', line 10: NameError: name 'jnp' is not defined",
     MIXER.format("return x @ x, cache, shared"): "', line 10: TypeError: ",
     MIXER.format("return x[..., :3], cache, shared"): "returned y of shape",
+    MIXER.replace("    arch: object\n", "").format("return x, cache, shared"): "has no field 'arch'; expected the fields arch and block",
+    MIXER.replace(", *, ctx, cache=None", "").format(
+        "return x, cache, shared"
+    ): "unexpected keyword argument 'ctx'); expected __call__(self,",
+    MIXER.format("return x > 0, cache, shared"): "returned y of type bool; expected floating-point numbers",
+    MIXER.format("self.param('i', lambda key: np.zeros(3, int)); return x, cache, shared"): "['i'] is of type int",
+    MIXER.format("import sys; sys.exit(3)"): "', line 10: it ends the program (exit 3).",
+    "import sys\nsys.exit('done')": "', line 2: it ends the program (exit done).",
     MIXER.format("return x"): "expected (y, cache, shared)",
 }
 
@@ -155,3 +195,15 @@ def test_a_mixer_of_the_user_that_fails_is_named_with_its_line(text, corpus, tmp
     assert "', line " not in MIXERS[text] or str(tmp_path / "broken_mixer.py") in err
     assert not (tmp_path / "run").exists()
     sys.modules.pop("broken_mixer", None)
+
+
+def test_a_home_that_no_user_has_is_one_sentence(capsys):
+    assert launch.main(["--config=~no-such-user/recipe.py"]) == 2
+    assert "no user of this machine" in capsys.readouterr().err
+
+
+def test_a_line_of_a_compiled_package_is_not_the_users():
+    code = compile("1 / 0", "pyarrow/table.pxi", "exec")
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(code)
+    assert line_of_the_user(caught.value) != ("pyarrow/table.pxi", 1)

@@ -167,7 +167,7 @@ def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
         "seed noise is not in the interval",
     ):
         assert text in said and text in page
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 6 and page.count(">nats per token<") == page.count(">bits per byte<") - 1 == 3  # and the table's head
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
@@ -187,7 +187,7 @@ def test_the_verdict_is_about_the_sources_that_are_asked_for(tmp_path, capsys):
     runs = [make(tmp_path / "old", two=True), make(tmp_path / "new", lr=0.2, gain=0.1, two=True), f"--out={tmp_path / 'c.html'}"]
     verdict = {"": "more", "a/b": "less", "other": "more", "a/b,other": "more"}
     for sources, word in verdict.items():
-        assert compare.main([*runs, f"--sources={sources}"]) == 0
+        assert compare.main([*runs, *([f"--sources={sources}"] if sources else [])]) == 0
         assert f"{word} than old" in " ".join(capsys.readouterr().out.split())
     assert compare.main([*runs, "--sources=a/b,othr"]) == 2
     assert "old has no held-out text 'othr'. Did you mean 'other'?" in capsys.readouterr().err
@@ -199,9 +199,12 @@ def test_the_verdict_is_about_the_sources_that_are_asked_for(tmp_path, capsys):
         (["good"], "at least two"),
         ([], "at least two"),
         (["good", "missing"], "not a work directory"),
-        (["good", "bare"], "no heldout.npz"),
+        (["good", "bare"], "lost its heldout.npz"),
         (["good", "torn"], "damaged"),
         (["good", "listed"], "damaged"),
+        (["good", "good", "--seed=-1"], "--seed is -1; it must be 0 or more"),
+        (["good", "good", "--sources="], "--sources= is empty; give it a value or leave it out"),
+        (["good", "good", "--out", ""], "--out= is empty"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, arguments, sentence):
@@ -218,10 +221,24 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, a
     assert not (tmp_path / "compare.html").exists()
 
 
+def test_a_config_that_holds_half_a_surrogate_pair_is_shown(tmp_path):
+    runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"train": {"lr": 0.2, "\ud800": "\ud83d"}}))
+    assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
+    assert r"train.\ud800 = " in (tmp_path / "c.html").read_text()
+
+
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
     assert compare.main([*runs, f"--out={tmp_path / 'nowhere' / 'c.html'}"]) == 2
-    assert "Cannot write" in capsys.readouterr().err
+    assert "Cannot write" in capsys.readouterr().err and {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+    words = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2), f"--out={tmp_path / 'c.html'}"]
+    command = f"{sys.executable} -m slmjax.compare {' '.join(words)} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
 
 
 def test_help_imports_no_jax_and_no_matplotlib():

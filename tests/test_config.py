@@ -1,6 +1,7 @@
 """The config: recipes, overrides and validation, and the sentence that each mistake gets."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -96,6 +97,10 @@ MISTAKES = {
     "data.sources=": "--config.data.sources= is empty; give it a value or leave it out",
     "data.sources= ": "--config.data.sources= is empty",
     "data.tokenizer=": "--config.data.tokenizer= is empty",
+    "synthesize.topics=": "--config.synthesize.topics= is empty",
+    "synthesize.passages= ": "--config.synthesize.passages= is empty",
+    "curate.index=": "--config.curate.index= is empty",
+    "curate.rules=": "--config.curate.rules= is empty",
     "data.sources=a=": "data.sources.a: path is missing",
     "data.sources=a=b,": "'a=b,' has an empty part",
     "data.sources=a=b,,c=d": "'a=b,,c=d' has an empty part",
@@ -128,9 +133,14 @@ MISTAKES = {
     "log.profile=5": "expected first:last",
     "data.phases=[{'until': 1.0, 'weights': {'a': 1}, 'ramp': 0.1}]": "config.data.phases[0].ramp is 0.1; expected 0 to 0",
     "data.phases=[{'until': 0.7, 'weights': {'a': 1}}]": "config.data.phases end at 0.7 of the run; expected increasing shares, the last",
+    "data.phases=[{'until': 1.0, 'weights': {'a': 'x'}}]": "config.data.phases[0] is {'until': 1.0, 'weights': {'a': 'x'}}; expected",
+    "data.phases=[{'until': 1.0, 'weights': {'a': nan}}]": "expected a value like () (tuple)",
+    "model.pattern=['attention'": "expected a value like ('attention',) (tuple)",
     "log.profile=7:5": "expected first:last",
     "data.workers=-1": "config.data.workers is -1; it must not be negative",
     "train.warmup=-1": "config.train.warmup is -1; it must not be negative",
+    "train.steps=1e30": "its size can be 2,147,483,647 at most",
+    "data.seq_len=99999999999": "config.data.seq_len is 99999999999; its size can be 2,147,483,647 at most",
     "train.lr=1e999": "config.train.lr is inf; it must be positive",
     "train.lr=nan": "expected a value like 0.003 (float)",
 }
@@ -179,7 +189,9 @@ RECIPES = {
     "def get_config(): return 3": "returned int",
     "def get_config(:": "line 1: invalid syntax",
     _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
-    _RECIPE.format("c.model.width = 'a'"): "line 6: Could not override field 'width'",
+    _RECIPE.format("c.model.width = 'a'"): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
+    _RECIPE.format("c.model.pattern = 'attention'"): "the field 'pattern' is set to attention (str); expected a value of the type tuple.",
+    _RECIPE.format("c.data.sources = 'a.txt'"): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",
     "import no_such_module": "line 1: No module named 'no_such_module'",
     "def get_config(): return {}['x']": "line 1: x.",
     "x = 3\ny = 1 / 0": "line 2: ZeroDivisionError: division by zero.",
@@ -187,6 +199,8 @@ RECIPES = {
     "def get_config():\n    raise RuntimeError": "line 2: RuntimeError.",
     "import json\njson.loads('{')": "line 2: Expecting property name",
     "import sys\nsys.exit('done')": "line 2: RuntimeError: the recipe ends the program (exit done).",
+    "from ml_collections import ConfigDict\nget_config = ConfigDict": "returned a config without 'checkpoint'; start from",
+    _RECIPE.format("c.unlock().model.widht = 3"): "there is no field config.model.widht. Did you mean 'model.width'?",
 }
 
 
@@ -198,6 +212,31 @@ def test_a_recipe_that_fails_is_named_with_its_line(text, tmp_path):
         configs.load(str(path))
     assert RECIPES[text] in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.py"]  # and no bytecode beside it
+
+
+def test_a_recipe_beside_the_current_folder_is_named_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text("x = 1\ny = 1 / 0")
+    with pytest.raises(UserError) as error:
+        configs.load("recipe.py")
+    assert str(error.value) == "--config: 'recipe.py', line 2: ZeroDivisionError: division by zero."
+
+
+JSON = {
+    b"[1]": "it holds no object; expected the fields of a config.json",
+    b"\xff\xfe": "'utf-8' codec can't decode byte 0xff",
+    b'{"model": {"widht": 3}}': "there is no field config.model.widht. Did you mean 'model.width'?",
+    b'{"modle": {"width": 3}}': "there is no field config.modle",
+    b'{"train": {"steps": Infinity}}': "the field 'steps' is set to inf (float); expected a value of the type int.",
+}
+
+
+@pytest.mark.parametrize("content", JSON)
+def test_a_config_json_that_is_none_is_said_to_be(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        configs.validate(configs.load(str(tmp_path / "config.json")))
+    assert JSON[content] in str(error.value) and "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path, monkeypatch):
@@ -215,6 +254,9 @@ FOREIGN = {
     "model.stack=[(('attention', 'stranger:Mixer'), 4)]": "stranger:Mixer",
     "data.sources=web=seqio://stranger/task": "seqio://stranger/task",
     "synthesize.passages=seqio://stranger/task": "seqio://stranger/task",
+    "study.variants={'attention': ('attention',), 'odd': ('stranger:Mixer',)}": "stranger:Mixer",
+    "curate.beam=--runner=stranger.Runner": "--runner=stranger.Runner",
+    "curate.beam=--runner=DirectRunner --setup_file=stranger.py": "--runner=DirectRunner --setup_file=stranger.py",
 }
 
 
@@ -231,9 +273,15 @@ def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imp
     file.write_text(configs.to_json(config))
     with pytest.raises(UserError) as error:
         configs.load(str(file), ["other:Mixer"])
-    assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={name}" in str(error.value)
-    assert str(tmp_path / "stranger.py") in str(error.value) and "stranger" not in sys.modules
+    assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={shlex.quote(name)}" in str(error.value)
+    assert "--runner" in name or str(tmp_path / "stranger.py") in str(error.value)
+    assert "stranger" not in sys.modules
     assert configs.to_dict(configs.load(str(file), [name])) == configs.to_dict(config)
+
+
+def test_a_runner_of_beam_itself_needs_no_trust(tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(set_to("curate.beam=--runner=DirectRunner")))
+    assert configs.load(str(tmp_path / "config.json")).curate.beam == "--runner=DirectRunner"
 
 
 def test_a_missing_recipe_names_the_nearest_one(tmp_path):
@@ -267,4 +315,12 @@ def test_a_work_directorys_config_is_a_recipe(tmp_path):
     assert configs.load(str(tmp_path / "config.json")).model.width == 96
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json"):
+        configs.load(str(tmp_path / "config.json"))
+
+
+def test_a_config_without_a_group_of_fields_is_none_of_a_run(tmp_path):
+    saved = json.loads(configs.to_json(configs.base()))
+    saved["date"] = saved.pop("data")
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"config\.json' is no config of a run; it has no 'data'"):
         configs.load(str(tmp_path / "config.json"))

@@ -48,6 +48,8 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, monkeypatch):
     assert read_prompts(parse(["--checkpoint=x", f"--prompts={tmp_path}/prompts.txt"])) == ["first", "second"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufefffirst\n"))
     assert read_prompts(parse(["--checkpoint=x"])) == ["first"]
+    (tmp_path / "twice.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbffirst\n")  # the second is text
+    assert read_prompts(parse(["--checkpoint=x", f"--prompts={tmp_path}/twice.txt"])) == ["\ufefffirst"]
 
 
 def test_prompts_of_the_command_line_and_of_a_file_are_completed_and_the_speed_goes_to_stderr(workdir, tmp_path, capsys):
@@ -92,6 +94,9 @@ def test_compiled_programs_are_kept_for_the_next_process_unless_told_where(workd
 @pytest.mark.parametrize(("argv", "words"), [
     (["--checkpoint=/nowhere", "--prompt=a"], "no work directory '/nowhere'"),
     (["--prompt=a"], "--checkpoint"),
+    (["--checkpoint=", "--prompt=a"], "--checkpoint= is empty; give it a value or leave it out"),
+    (["--checkpoint={}", "--prompt=a", "--trust="], "--trust= is empty"),
+    (["--checkpoint={}", "--prompt=a", "--prompts="], "--prompts= is empty"),
     (["--checkpoint={}", "--promt=a"], "'--prompt'"),
     (["--checkpoint={}"], "no prompt"),
     (["--checkpoint={}", "--prompt=a", "--step=31"], "no checkpoint of step 31; there are 30, 40"),

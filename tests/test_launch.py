@@ -3,12 +3,13 @@
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 
 import pytest
 
-from slmjax import launch
+from slmjax import compare, generate, launch
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
 from slmjax.train.metrics import MetricsWriter
@@ -30,6 +31,13 @@ OPTIONS = {
     "config": "'config' is not an option; options begin with --. Did you mean '--config'?",
     "--confg=x": "there is no option --confg. Did you mean 'config'?",
     "--config": "--config needs a value",
+    "--config=RECIPE --workdir --init_from=x": "--workdir needs a value, and '--init_from=x' is the next option",
+    "--config=RECIPE --workdir=s3://a/b": "--workdir=s3://a/b: s3:// is not known; use a local folder or gs://.",
+    "--config=RECIPE --init_from=http://a/b": "--init_from=http://a/b: http:// is not known",
+    "--config=RECIPE --workdir=~nobody-here/x": "a path begins with '~', and there is no home folder of that name",
+    "--config=RECIPE --params=1e99": "--params=1e99: expected a number of parameters such as 50m or 1b, 1e+12 at most",
+    "--config=RECIPE --processes=2 --process=0 --coordinator=:8476": "expected HOST:PORT",
+    "--config=RECIPE --processes=2 --process=0 --coordinator=host0:99999": "expected HOST:PORT",
     "--config=RECIPE --init_from=": "--init_from= is empty; give it a value or leave it out",
     "--config=RECIPE --workdir=": "--workdir= is empty",
     "--config=x --processes=two": "--processes=two: expected a whole number",
@@ -41,6 +49,7 @@ OPTIONS = {
     "--config=RECIPE --config.stage=recall --process=0 --processes=2": "takes no --processes",
     "--config=RECIPE --params=big": "big",
     "--config=RECIPE --params=10m --config.model.layers=4": "--params=10m decides config.model.layers, which is given too",
+    "--config=RECIPE --config.curate.languages=en": "--config.curate.languages: only the stage curate reads it; this is train.",
     "--config=RECIPE --config.model.widht=3": "Did you mean 'model.width'?",
 }
 
@@ -123,6 +132,32 @@ def test_a_work_directory_that_cannot_be_is_told_before_text_is_prepared(corpus,
     words = runs.argv(corpus, tmp_path / "a\\b", data__cache=tmp_path / "prepared")
     assert "a folder with a backslash in its name" in refused(capsys, words)
     assert not (tmp_path / "prepared").exists()
+
+
+EARLY = (
+    "model.pattern=atention",
+    "model.remat=everything",
+    "model.attention=cudnn",
+    "model.pattern=nowhere:Mixer",
+    "data.phases=((1.0, {'nowhere': 1.0}),)",
+    "log.wandb=nowhere",
+)
+
+
+@pytest.mark.parametrize("field", EARLY)
+def test_what_cannot_be_is_told_before_text_is_prepared(field, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    words = runs.argv(corpus, tmp_path / "run", data__cache=tmp_path / "prepared")
+    assert re.search(r"atention|everything|cudnn|nowhere", refused(capsys, [*words, f"--config.{field}"]))
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_bucket_whose_package_is_missing_is_said(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    advice = 'gs:// needs gcsfs; pip install "slmjax[gcs]"'
+    assert advice in refused(capsys, [f"--config={runs.RECIPE}", "--workdir=gs://a/b"])
+    for command, words in ((generate, ["--checkpoint=gs://a/b", "--prompt=a"]), (compare, ["gs://a/b", "gs://a/c"])):
+        assert command.main(words) == 2 and advice in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")

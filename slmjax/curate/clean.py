@@ -12,12 +12,13 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.decontaminate import EvalIndex
-from slmjax.curate.index import SketchWriter
+from slmjax.curate.index import Checked, SketchWriter, checksum_of
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, check
 from slmjax.data.sources import Document, Fault, Source, SourceFile, content_key, read_documents
-from slmjax.data.work import go_on, write_atomic
+from slmjax.data.walk import SKETCHES
+from slmjax.data.work import go_on, seal_is_broken, sealed, write_atomic
 
 EXCERPT = 600  # characters of a dropped document in the report
 
@@ -87,9 +88,9 @@ def clean(unit: Unit) -> None:
     """Write what is left of a file's documents (.jsonl), what was dropped and why (.dropped.jsonl), its sketches and counts (.json)."""
     tally = Tally(unit.samples)
     with (
-        SketchWriter(unit.path(".sketches"), unit.scheme) as sketches,
-        unit.path(".jsonl").open("wb") as kept,
-        unit.path(".dropped.jsonl").open("wb") as dropped,
+        SketchWriter(unit.path(SKETCHES), unit.scheme) as sketches,
+        Checked(unit.path(".jsonl").open("wb")) as kept,
+        Checked(unit.path(".dropped.jsonl").open("wb")) as dropped,
     ):
         for number, item in enumerate(read_documents(unit.file, unit.source)):
             if number % 256 == 0:
@@ -109,7 +110,19 @@ def clean(unit: Unit) -> None:
                 record.pop(unit.source.field, None)
             kept.write(_line(record))
             sketches.add(_cleaned(text, item.line))
-    write_atomic(unit.path(".json"), json.dumps(tally.report()))
+    checksums = {".jsonl": kept.crc32, ".dropped.jsonl": dropped.crc32}
+    checksums |= {f".sketches/{name}": checksum for name, checksum in sketches.checksums.items()}
+    write_atomic(unit.path(".json"), json.dumps(sealed(tally.report() | {"crc32": checksums})))
+
+
+def is_done(unit: Unit) -> bool:
+    """Whether all that `clean` writes is there, as it was written."""
+    try:
+        report = json.loads(unit.path(".json").read_bytes())
+        whole = "seal" in report and not seal_is_broken(report)
+        return whole and all(checksum_of(unit.path(ending)) == value for ending, value in report["crc32"].items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str, str]:

@@ -75,8 +75,8 @@ class EvalIndex:
             raise UserError(f"{path} was built by another version (scheme {arrays.get('scheme')}, now {SCHEME}); build it again.")
         try:
             return cls(arrays)
-        except KeyError as error:
-            raise UserError(f"{path} is no index of evaluation sets (no {error}); build it again.") from error
+        except Exception as error:  # arrays of other types and sizes
+            raise UserError(f"{path} is no index of evaluation sets ({type(error).__name__}: {error}); build it again.") from error
 
     def undecided(self) -> dict[str, tuple[list[int], int]]:
         """Of each set: lines of the items that are too short, or too like many others, to be decided; and how many items it has."""

@@ -76,11 +76,18 @@ def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages
 
 def _read(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
     """(line, text of each field) of each item; the lines of several files are counted on."""
+    where, expected = f"config.curate.evals.{name}", "expected a .jsonl file as path and the names of its text fields as fields"
     for key in ("path", "fields"):
         if not isinstance(settings, Mapping) or not settings.get(key):
-            raise UserError(f"evals.{name}: {key} is missing; expected a .jsonl file as path and the names of its text fields as fields.")
-    fields = [settings["fields"]] if isinstance(settings["fields"], str) else settings["fields"]
-    source = Source(f"evals.{name}", (str(settings["path"]),))
+            raise UserError(f"{where}: {key} is missing; {expected}.")
+    for key in settings:
+        if key not in ("path", "fields"):
+            raise UserError(f"{where} has no setting '{key}'; {expected}.{nearest(key, ('path', 'fields'))}")
+    path, fields = ([value] if isinstance(value, str) else value for value in (settings["path"], settings["fields"]))
+    for value in (path, fields):
+        if not isinstance(value, list | tuple) or not all(isinstance(part, str) and part for part in value):
+            raise UserError(f"{where} is {dict(settings)}; {expected}.")
+    source = Source(where, tuple(path))
     before = 0
     for file in list_files(source):
         line = 0
@@ -88,7 +95,7 @@ def _read(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[st
             line = item.line
             if isinstance(item, Fault):
                 place = "is damaged" if item.reason == DAMAGED else f"has a fault in line {line}: {item.reason}"
-                raise UserError(f"evals.{name}: {file.path} {place} ({item.detail}); an evaluation set must be whole.")
+                raise UserError(f"{where}: {file.path} {place} ({item.detail}); an evaluation set must be whole.")
             yield before + line, [_text(item.fields, field, f"{file.path}, line {line}") for field in fields]
         before += line
 

@@ -1,6 +1,7 @@
 """Sketches on disk: what a file of text leaves, and the index to which batches of such files are added."""
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from jaxtyping import Int64
 from slmjax.curate.clusters import Clusters, Pairs, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.data.sources import Document
-from slmjax.data.work import write_atomic
+from slmjax.data.work import LOCK, seal_is_broken, sealed, write_atomic
 from slmjax.errors import UserError
 
 FORMAT = 1
@@ -22,6 +23,28 @@ PIECE = 1 << 22  # bytes that are copied or checked at once
 CHUNK = 4_000_000  # characters that are sketched at once
 COLUMNS = {"keys": "<u8", "lines": "<i8", "bytes": "<i8", "counts": "<i8", "shingles": "<u4", "bands": "<u8"}
 KEPT = ("keys", "lines", "counts", "shingles", "bands")  # by an index
+
+
+class Checked:
+    """A file that is being written, with the CRC-32 of what was. A context manager."""
+
+    def __init__(self, file: Any):
+        self._file, self.crc32 = file, 0
+
+    def write(self, data: bytes) -> None:
+        """Append to the file."""
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self._file.write(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Checked":
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self.close()
 
 
 class SketchWriter:
@@ -35,7 +58,7 @@ class SketchWriter:
             folder.rmtree()
         folder.mkdir(parents=True)
         self._scheme, self._texts, self._keys, self._size = scheme, [], [], 0
-        self._files = {name: (folder / name).open("wb") for name in COLUMNS}
+        self._files = {name: Checked((folder / name).open("wb")) for name in COLUMNS}
 
     def add(self, document: Document) -> None:
         """Take a document."""
@@ -44,6 +67,11 @@ class SketchWriter:
         self._size += len(document.text)
         if self._size >= CHUNK:
             self._flush()
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of what was written of each column."""
+        return {name: file.crc32 for name, file in self._files.items()}
 
     def __enter__(self) -> "SketchWriter":
         return self
@@ -87,10 +115,10 @@ class Index:
                     )
             self._manifest = found
             self._verify()
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK}):
             raise UserError(f"{folder} is no index of near-duplicates; name an empty folder for a new one.")
         else:
-            write_atomic(file, self._manifest)
+            self._save()
 
     def __len__(self) -> int:
         return sum(unit["documents"] for unit in self.units())
@@ -131,13 +159,16 @@ class Index:
                             checksum = zlib.crc32(piece, checksum)
                 checksums[column] = checksum
         self._manifest["batches"].append({"name": batch, "units": entries, "crc32": checksums})
-        write_atomic(self.folder / "index.json", json.dumps(self._manifest, indent=1))
+        self._save()
 
     def forget(self, batch: str) -> None:
         """Take out the batch that was added last, if it has this name."""
         if self._manifest["batches"] and self._manifest["batches"][-1]["name"] == batch:
             self._manifest["batches"].pop()
-            write_atomic(self.folder / "index.json", json.dumps(self._manifest, indent=1))
+            self._save()
+
+    def _save(self) -> None:
+        write_atomic(self.folder / "index.json", json.dumps(sealed(self._manifest), indent=1))
 
     def _measured(self, name: str, folder: epath.Path) -> dict[str, Any]:
         """A file's entry in the manifest. Raises: UserError where its sketches are not whole."""
@@ -201,13 +232,24 @@ def _read_manifest(file: Path) -> dict[str, Any]:
                 raise ValueError("a name is none")
         if not {"format", "scheme"} <= {*found}:
             raise ValueError("format or scheme is missing")
+        if seal_is_broken(found):
+            raise ValueError("it is not what was written")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from error
-    return found
+    return {name: value for name, value in found.items() if name != "seal"}
 
 
 def _damaged(file: Path, what: str) -> UserError:
     return UserError(f"{file} is damaged ({what}); name another folder as config.curate.index, or curate the batches of this one again.")
+
+
+def checksum_of(file: epath.Path) -> int:
+    """CRC-32 of a whole file."""
+    checksum = 0
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def _checksum(file: Path, start: int, size: int) -> int | None:

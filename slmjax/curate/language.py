@@ -43,7 +43,9 @@ def language_rule(codes: Sequence[str], threshold: float = 0.5) -> Rule:
     every = {found["lang"] for found in _detector().detect("text", model="lite", k=1000)}
     for code in codes:
         if code not in every:
-            raise UserError(f"'{code}' is no language that can be told; expected ISO 639 codes such as en, de, zh.{nearest(code, every)}")
+            near = code[:2].lower()  # of EN, english
+            hint = f" Did you mean '{near}'?" if near in every else nearest(code, every)
+            raise UserError(f"'{code}' is no language that can be told; expected ISO 639 codes such as en, de, zh.{hint}")
     return partial(_in_one_of, codes=tuple(codes), threshold=threshold)
 
 

@@ -81,9 +81,9 @@ def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tu
     """
     for rows in range(hashes, 0, -1):
         shares_one = similarity**rows
-        bands = math.ceil(math.log1p(-probability) / math.log1p(-shares_one)) if shares_one else hashes + 1
-        if bands * rows <= hashes:
-            return bands, rows
+        bands = math.log1p(-probability) / math.log1p(-shares_one) if shares_one else math.inf
+        if bands <= hashes and math.ceil(bands) * rows <= hashes:
+            return math.ceil(bands), rows
     return hashes, 1
 
 

@@ -4,6 +4,7 @@ Each pass over a file is one unit of work in one of the processes. The order of 
 is the same however many processes there are; of near-duplicates the first one is kept.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.curate import report
-from slmjax.curate.clean import Unit, clean, publish
+from slmjax.curate.clean import Unit, clean, is_done, publish
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.dedup import decisions
@@ -30,7 +31,8 @@ from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.data.sources import Source, list_files, parse_sources
-from slmjax.data.work import cores, terminal_progress, writable, write_atomic
+from slmjax.data.walk import SKETCHES
+from slmjax.data.work import claimed, cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
 
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
@@ -73,11 +75,19 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     asked, sources, folder = settings(config), parse_sources(config.data.sources), epath.Path(workdir)
     if not sources:
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
+    for source in sources:
+        if source.heldout:
+            raise UserError(
+                f"data.sources.{source.name}.heldout: the stage curate reads no held-out files; to keep "
+                "their text out of the corpus name them in config.curate.evals."
+            )
     if "://" in workdir and not (asked["beam"] and asked["index"]):
         raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
     for warning in warnings(asked):
         print(f"WARNING: {warning}")
-    with writable(workdir, "--workdir"), terminal_progress() as progress:
+    others = asked["index"]  # which curations into other work directories may extend, too
+    held = claimed(str(Path(others).expanduser()), field="config.curate.index") if others else contextlib.nullcontext()
+    with writable(workdir, "--workdir"), held, terminal_progress() as progress:
         runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
         _record(folder, configs.to_dict(config) | {"curate": asked})
@@ -115,8 +125,12 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     for name in ("ngram", "bands", "rows"):
         if given[name] < 1:
             raise UserError(f"config.curate.{name} is {given[name]}; it must be positive.")
-    if given["bands"] > 250:
-        raise UserError(f"config.curate.bands is {given['bands']}; it can be at most 250.")
+    for name in ("samples", "processes"):
+        if given[name] < 0:
+            raise UserError(f"config.curate.{name} is {given[name]}; it must not be negative.")
+    for name in ("bands", "rows"):
+        if given[name] > 250:
+            raise UserError(f"config.curate.{name} is {given[name]}; it can be at most 250.")
     for name in ("rules", "languages"):
         given[name] = {source: _words(f"{name}.{source}", value) for source, value in given[name].items()}
     for name in itertools.chain(*given["rules"].values()):
@@ -169,9 +183,9 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     has nothing left.
     """
     work = folder / "work"
-    unfinished = (work / "key").read_text() if (work / "key").exists() else ""
+    unfinished = _key(work)
     units = _units(asked, sources, work)
-    runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not unit.path(".json").exists()], "clean")
+    runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not is_done(unit)], "clean")
     sources_found = _counts(asked, units)
     with (folder / "dropped.jsonl").open("wb") as out:
         for unit in units:
@@ -186,7 +200,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
-    index, batch, sketches = Index(place, units[0].scheme), (work / "key").read_text(), [unit.path(".sketches") for unit in units]
+    index, batch, sketches = Index(place, units[0].scheme), _key(work), [unit.path(SKETCHES) for unit in units]
     if unfinished != batch:
         index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
@@ -231,18 +245,32 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
     decides = {name: asked[name] for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")}
     read = [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]
     key = hashlib.sha256(json.dumps([decides, read], sort_keys=True).encode()).hexdigest()[:16]
-    if not (work / "key").exists() or (work / "key").read_text() != key:
+    evals = str(work / "evals.npz") if asked["evals"] else ""
+    if _key(work) != key or (evals and not _loads(evals)):
         if work.exists():
             work.rmtree()
         work.mkdir(parents=True)
-        if asked["evals"]:
+        if evals:
             index = build_index(asked["evals"])
             _refuse_undecided(index)
-            index.save(work / "evals.npz")
+            index.save(evals)
         write_atomic(work / "key", key)
-    evals = str(work / "evals.npz") if asked["evals"] else ""
     rules = {name: _rules(asked, name) for name in names}
     return [Unit(source, file, number, str(work), rules[source.name], scheme, evals, asked["samples"]) for source, file, number in files]
+
+
+def _key(work: epath.Path) -> str:
+    """What decides the content of `work`; "" where there is none."""
+    file = work / "key"
+    return file.read_bytes().decode(errors="replace") if file.exists() else ""
+
+
+def _loads(evals: str) -> bool:
+    try:
+        EvalIndex.load(evals)
+    except UserError:
+        return False
+    return True
 
 
 def _refuse_undecided(evals: EvalIndex) -> None:
@@ -274,7 +302,7 @@ def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[s
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
-        kept = unit.path(".sketches") / "bytes"
+        kept = unit.path(SKETCHES) / "bytes"
         sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
         entry["left"]["documents"] += len(sizes)
         entry["left"]["bytes"] += int(sizes.sum())
@@ -310,7 +338,7 @@ def _count_duplicates(units: Sequence[Unit], gone: Sequence[np.ndarray], sources
     """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
     for unit, removed in zip(units, gone):
         entry = sources[unit.source.name]
-        sizes = read_column(unit.path(".sketches") / "bytes", COLUMNS["bytes"], 0, len(removed))
+        sizes = read_column(unit.path(SKETCHES) / "bytes", COLUMNS["bytes"], 0, len(removed))
         for what, sign in (("duplicate", 1), ("left", -1)):
             entry[what]["documents"] += sign * int(removed.sum())
             entry[what]["bytes"] += sign * int(sizes[removed].sum())

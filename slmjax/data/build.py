@@ -20,8 +20,8 @@ from slmjax.data.heldout import GROUP, Choice, Matcher, choose_groups, seen_in_t
 from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.data.sources import Source, SourceFile, grouping
-from slmjax.data.tokenizer import EOT, HOSTILE, Tokenizer, load, train_bpe
-from slmjax.data.work import Progress, run_units, wait_for, write_atomic
+from slmjax.data.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
+from slmjax.data.work import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
 from slmjax.errors import UserError
 
 FORMAT = 2
@@ -104,6 +104,12 @@ def build(plan: Plan, alone: bool) -> None:
         if not ready(plan):  # else another process without a lock finished first and cleaned up
             raise
         shutil.rmtree(work, ignore_errors=True)
+    except DamagedPart as error:
+        if not alone:
+            raise
+        plan.say(f"{error.path} is damaged; preparing again")
+        shutil.rmtree(plan.folder)
+        build(plan, alone)
     except UserError as error:
         if alone and (isinstance(error, Unusable) or not list(work.glob("*.train.json"))):
             shutil.rmtree(plan.folder, ignore_errors=True)
@@ -215,7 +221,7 @@ def _scan(plan: Plan) -> dict[str, dict]:
     plan.wait(plan.parts("scan", ".json"), "scan their files")
     out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
     for job in jobs:
-        report, total = json.loads(job.path("scan", ".json").read_text()), out[job.unit.source.name]
+        report, total = job.report("scan"), out[job.unit.source.name]
         if job.unit.kind == "heldout":
             files, total = total["heldout_files"], {"file": job.unit.file.name, **_no_report()}
             files.append(total)
@@ -224,8 +230,9 @@ def _scan(plan: Plan) -> dict[str, dict]:
         for field in COUNTS:
             total[field] += report.get(field, 0)
         total["size"] += job.unit.file.size
-        total["first_faults"] = (total["first_faults"] + report["first_faults"])[: passes.FIRST_FAULTS]
-        for reason, count in report["faults"].items():
+        for (reason, count), first in zip(report["faults"].items(), report["first_faults"]):
+            if reason not in total["faults"]:
+                total["first_faults"].append(first)
             total["faults"][reason] = total["faults"].get(reason, 0) + count
     return out
 
@@ -266,7 +273,7 @@ def _choose(plan: Plan, reports: dict[str, dict]) -> Choice:
     for source in text:
         if not source.heldout:
             jobs = [job for job in plan.jobs("train", own=False) if job.unit.source.name == source.name]
-            tables[source.name] = np.concatenate([np.fromfile(job.path("groups", ".bin"), GROUP) for job in jobs])
+            tables[source.name] = np.concatenate([job.table("groups", GROUP) for job in jobs])
     choice = choose_groups(tables, {name: reports[name]["bytes"] for name in tables}, plan.data.heldout)
     none = {source.name: np.zeros(0, np.uint64) for source in text}
     warnings = [f"data.group_by matches the id of no document of source '{name}', so each id is a group there" for name in unmatched]
@@ -274,8 +281,8 @@ def _choose(plan: Plan, reports: dict[str, dict]) -> Choice:
 
 
 def _tokenizer(plan: Plan, choice: Choice) -> None:
-    """Write tokenizer.json: the given one, or one trained on the sample without its held-out groups."""
-    path = plan.folder / "tokenizer.json"
+    """Write the tokenizer: the given one, or one trained on the sample without its held-out groups."""
+    path = plan.folder / passes.WORK / "tokenizer.json"
     if plan.tokenizer:
         _check_round_trip(plan, plan.tokenizer)
     if plan.host == 0 and not path.exists():
@@ -284,12 +291,11 @@ def _tokenizer(plan: Plan, choice: Choice) -> None:
             texts = []
             for job in plan.jobs("train", own=False):
                 held = set(choice.groups[job.unit.source.name].tolist())
-                with open(job.path("sample", ".jsonl")) as stream:
-                    texts += [text for group, text in map(json.loads, stream) if group not in held]
+                texts += [text for group, text in job.lines("sample") if group not in held]
             plan.progress("tokenizer", 0, 1)
             tokenizer = train_bpe(texts, plan.data.vocab_size)
             plan.progress("tokenizer", 1, 1)
-        tokenizer.save(path)
+        write_part(path, tokenizer.content)
     plan.wait({path: 0}, "train the tokenizer")
 
 
@@ -306,16 +312,19 @@ def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
         texts = []
         for job in plan.jobs("train", own=False):
             if job.unit.source.name == source.name:
-                with open(job.path("sample", ".jsonl")) as stream:
-                    texts += [text[:TRIAL_PIECE] for _, text in map(json.loads, stream)]
+                # A piece out of a document may begin with a blank, which many tokenizers take for their own.
+                texts += [text[:TRIAL_PIECE].lstrip(" ") for _, text in job.lines("sample")]
         pairs = zip(texts, tokenizer.encode_batch(texts), strict=True)
         changed = [(text, ids) for text, ids in pairs if not gives_back(text, ids)]
         if len(changed) > MAX_CHANGED * len(texts):
-            text, ids = changed[0]
+            text, back = changed[0][0], tokenizer.decode(changed[0][1]).removeprefix(" ")
+            pairs = enumerate(zip(text, back))
+            same = next((i for i, (one, other) in pairs if one != other), min(len(text), len(back)))
+            text, back = (side[max(0, same - 20) :][:40] for side in (text, back))
             raise UserError(
                 f"data.tokenizer: '{plan.data.tokenizer}' loses text: of {len(texts)} documents of "
                 f"data.sources.{source.name} it gives back {len(texts) - len(changed)} as they are; "
-                f"{text[:40]!r} becomes {tokenizer.decode(ids)[:40]!r}. Use a byte-level tokenizer "
+                f"{text!r} becomes {back!r}. Use a byte-level tokenizer "
                 "without a normalizer, or leave data.tokenizer empty to train one."
             )
 
@@ -324,33 +333,29 @@ def _collect(plan: Plan, choice: Choice) -> None:
     """Gather the held-out documents of every unit that has some, and the set of all their shingles."""
 
     def needed(job: Job) -> bool:
-        if job.unit.kind == "heldout" or not json.loads(job.path("scan", ".json").read_text())["complete"]:
+        if job.unit.kind == "heldout" or not job.report("scan")["complete"]:
             return True
-        return bool(np.isin(np.fromfile(job.path("groups", ".bin"), GROUP)["id"], choice.groups[job.unit.source.name]).any())
+        return bool(np.isin(job.table("groups", GROUP)["id"], choice.groups[job.unit.source.name]).any())
 
     tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs() if not job.path("heldout", ".jsonl").exists()]
     for job, _ in tasks:
         if not needed(job):
-            write_atomic(job.path("heldout", ".jsonl"), "")
+            write_part(job.path("heldout", ".jsonl"), "")
     plan.run("collect", passes.collect, [task for task in tasks if not task[0].path("heldout", ".jsonl").exists()])
     jobs = plan.jobs(own=False)
     plan.wait(plan.parts("heldout", ".jsonl"), "collect held-out text")
     path = plan.folder / passes.WORK / "shingles.bin"
     if plan.host == 0 and not path.exists():
-        hashes = [shingles(document["text"]) for job in jobs for document in _heldout(job)]
-        write_atomic(path, np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes])).tobytes())
+        hashes = [shingles(document["text"]) for job in jobs for document in job.lines("heldout")]
+        write_part(path, np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes])).tobytes())
     plan.wait({path: 0}, "collect held-out text")
-
-
-def _heldout(job: Job) -> list[dict]:
-    with open(job.path("heldout", ".jsonl")) as stream:
-        return [json.loads(line) for line in stream]
 
 
 def _tokenize(plan: Plan, choice: Choice) -> None:
     def done(job: Job) -> bool:
-        path = job.path("train", ".json")
-        return path.exists() and not any(Shard(**entry).fault(plan.folder) for entry in json.loads(path.read_text())["shards"])
+        if not job.path("train", ".json").exists():
+            return False
+        return not any(Shard(**entry).fault(plan.folder) for entry in job.report("train")["shards"])
 
     tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs("train") if not done(job)]
     plan.run("tokenize", passes.tokenize, tasks)
@@ -360,12 +365,12 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
     """Write held-out shards without what training has seen, and the manifest."""
     jobs = plan.jobs(own=False)
     plan.wait(plan.parts("train", ".json", kind="train"), "tokenize their files")
-    tokenizer = load(plan.folder / "tokenizer.json")
-    hashes = np.fromfile(plan.folder / passes.WORK / "shingles.bin", "<u8")
+    tokenizer = Tokenizer(read_part(plan.folder / passes.WORK / "tokenizer.json").decode())
+    hashes = np.frombuffer(read_part(plan.folder / passes.WORK / "shingles.bin"), "<u8")
     matcher, seen = Matcher(hashes), np.zeros(len(hashes), bool)
     for job in jobs:
         if job.unit.kind == "train":
-            seen[np.fromfile(job.path("seen", ".bin"), "<i8")] = True
+            seen[job.table("seen", "<i8")] = True
     warnings = [*_marks(reports), *choice.warnings]
     if tokenizer.vocab_size < plan.data.vocab_size and plan.tokenizer is None:
         warnings.append(f"the text has pairs for {tokenizer.vocab_size} tokens only, not data.vocab_size={plan.data.vocab_size}")
@@ -383,7 +388,7 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
             "files": [[j.unit.kind, *row] for j, row in zip(own, _file_rows(plan, source), strict=True)],
             **reports[source.name],
             **_write_heldout(plan, own, tokenizer, matcher, seen),
-            "shards": [s for j in own if j.unit.kind == "train" for s in json.loads(j.path("train", ".json").read_text())["shards"]],
+            "shards": [s for j in own if j.unit.kind == "train" for s in j.report("train")["shards"]],
         }
         if own and not entry["shards"]:
             raise Unusable(f"data.sources.{source.name}: nothing is left to train on after holding out; add text or lower data.heldout.")
@@ -403,6 +408,7 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
         "warnings": warnings,
         "seconds": seconds,
     }
+    tokenizer.save(plan.folder / "tokenizer.json")
     write_atomic(plan.folder / "manifest.json", manifest)
     shutil.rmtree(plan.folder / passes.WORK, ignore_errors=True)
 
@@ -434,7 +440,7 @@ def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: M
         offset = sum(other.unit.kind == "train" for other in jobs) if job.unit.kind == "heldout" else 0
         path = f"{job.unit.source.name}/heldout-{offset + job.unit.index:05d}.arrayrecord"
         with ShardWriter(plan.folder, path, job.unit.file.name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
-            documents = _heldout(job)
+            documents = job.lines("heldout")
             for document in documents:
                 (ids,) = tokenizer.encode_arrays([document["text"]])
                 if plan.tokenizer and not tokenizer.keeps(document["text"], ids):

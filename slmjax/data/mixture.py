@@ -165,9 +165,14 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
         for name in entry:
             if name not in Phase._fields:
                 raise UserError(f"{field} has no field '{name}'; {expected}.{nearest(str(name), Phase._fields)}")
-        numbers = all(isinstance(entry.get(name, 0), int | float) for name in ("until", "ramp"))
-        if not (numbers and "until" in entry and hasattr(entry.get("weights"), "items")):
+        weights = entry.get("weights")
+        shares = [entry.get("until"), entry.get("ramp", 0), *(weights.values() if hasattr(weights, "items") else [None])]
+        if not all(isinstance(share, int | float) for share in shares):
             raise UserError(f"{field} is {given!r}; {expected}.")
+        for name, weight in entry["weights"].items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not isinstance(name, str):
+                raise UserError(f"{field} gives {name!r} the weight {weight!r}; expected a source's name and a number of 0 or more.")
         phases.append(Phase(**entry))
     ends = [phase.until for phase in phases]
     if ends and (ends[-1] != 1.0 or not all(a < b for a, b in zip([0.0, *ends], ends))):
@@ -178,6 +183,12 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
             raise UserError(f"config.data.phases[{i}].ramp is {phase.ramp}; expected 0 to {room:.3g}, the phase's own share"
                             f"{'' if i else ' (the first has no weights to come from)'}.")  # fmt: skip
     return tuple(phases)
+
+
+def check_phases(value: Sequence[Any], names: Sequence[str]) -> None:
+    """Raises: UserError for phases whose weights do not fit the sources; asked before text is prepared."""
+    for i, phase in enumerate(parse_phases(value)):
+        _units(names, phase.weights, f"data.phases[{i}]")
 
 
 def _units(names: Sequence[str], weights: Mapping[str, float], where: str) -> np.ndarray:

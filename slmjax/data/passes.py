@@ -16,14 +16,14 @@ import numpy as np
 from slmjax.data.heldout import GroupCounter, Matcher, group_id, shingle_parts
 from slmjax.data.shards import ShardWriter, shard_entry
 from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, read_documents, unreadable
-from slmjax.data.tokenizer import EOT, Tokenizer, load
-from slmjax.data.work import go_on, write_atomic
+from slmjax.data.tokenizer import EOT, Tokenizer
+from slmjax.data.walk import WORK
+from slmjax.data.work import go_on, read_part, write_atomic, write_part
 from slmjax.errors import UserError
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
 CHUNK = 1_000_000  # characters that are encoded at once
 FIRST_FAULTS = 5
-WORK = "work~"  # the folder of intermediate results; no source can have this name
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,18 @@ class Job:
         """A file of intermediate results."""
         return Path(self.folder) / WORK / f"{self.unit.name}.{step}{ending}"
 
+    def table(self, step: str, dtype: Any) -> np.ndarray:
+        """An intermediate result that is an array."""
+        return np.frombuffer(read_part(self.path(step, ".bin")), dtype)
+
+    def report(self, step: str) -> dict[str, Any]:
+        """An intermediate result that is an object."""
+        return json.loads(read_part(self.path(step, ".json")))
+
+    def lines(self, step: str) -> list[Any]:
+        """An intermediate result that is a list."""
+        return [json.loads(line) for line in read_part(self.path(step, ".jsonl")).splitlines()]
+
 
 def scan(job: Job) -> None:
     """Count documents, bytes and faults; write the groups and a sample of text for the tokenizer."""
@@ -62,9 +74,10 @@ def scan(job: Job) -> None:
     for item in _read(job):
         lines += 1
         if isinstance(item, Fault):
+            if item.reason not in faults:
+                detail = f" ({item.detail})" if item.detail else ""
+                first.append(f"{unit.file.name} line {item.line}: {item.reason}{detail}")
             faults[item.reason] += 1
-            if len(first) < FIRST_FAULTS:
-                first.append(f"{unit.file.name} line {item.line}: {item.reason}{f' ({item.detail})' if item.detail else ''}")
             continue
         counts["documents"] += 1
         counts["bytes"] += item.bytes
@@ -73,11 +86,11 @@ def scan(job: Job) -> None:
         group = group_id(item.group, job.seed)
         groups.add(group, item.bytes)
         sample.add(item, group)
-    write_atomic(job.path("groups", ".bin"), groups.table().tobytes())
-    write_atomic(job.path("sample", ".jsonl"), "".join(json.dumps(entry) + "\n" for entry in sample.pieces()))
+    write_part(job.path("groups", ".bin"), groups.table().tobytes())
+    write_part(job.path("sample", ".jsonl"), "".join(json.dumps(entry) + "\n" for entry in sample.pieces()))
     damaged = unit.file.size if faults[DAMAGED] else 0
     report = {"lines": lines, "faults": faults, "first_faults": first, "damaged": damaged, "complete": groups.complete, **counts}
-    write_atomic(job.path("scan", ".json"), report)
+    write_part(job.path("scan", ".json"), report)
 
 
 def collect(job: Job, chosen: np.ndarray) -> None:
@@ -86,7 +99,7 @@ def collect(job: Job, chosen: np.ndarray) -> None:
     for item in _read(job):
         if isinstance(item, Document) and (job.unit.kind == "heldout" or group_id(item.group, job.seed) in chosen_ids):
             out.append(json.dumps({"line": item.line, "bytes": item.bytes, "key": item.key, "text": item.text}) + "\n")
-    write_atomic(job.path("heldout", ".jsonl"), "".join(out))
+    write_part(job.path("heldout", ".jsonl"), "".join(out))
 
 
 def tokenize(job: Job, chosen: np.ndarray) -> None:
@@ -116,8 +129,8 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
                     flush()
                     size = 0
         flush()
-    write_atomic(job.path("seen", ".bin"), np.flatnonzero(seen).astype("<i8").tobytes())
-    write_atomic(job.path("train", ".json"), {"shards": [shard_entry(shard) for shard in writer.shards]})
+    write_part(job.path("seen", ".bin"), np.flatnonzero(seen).astype("<i8").tobytes())
+    write_part(job.path("train", ".json"), {"shards": [shard_entry(shard) for shard in writer.shards]})
 
 
 def content_hash(file: SourceFile, source: Source, entry: Path) -> None:
@@ -173,10 +186,10 @@ class _Sample:
 
 @functools.lru_cache(2)
 def _tokenizer(folder: str) -> Tokenizer:
-    return load(Path(folder) / "tokenizer.json")
+    return Tokenizer(read_part(Path(folder) / WORK / "tokenizer.json").decode())
 
 
 @functools.lru_cache(2)
 def _matcher(folder: str) -> tuple[Any, int]:
-    hashes = np.fromfile(Path(folder) / WORK / "shingles.bin", "<u8")
+    hashes = np.frombuffer(read_part(Path(folder) / WORK / "shingles.bin"), "<u8")
     return Matcher(hashes), len(hashes)

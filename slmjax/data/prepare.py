@@ -9,6 +9,7 @@ the same text, and hashing costs a hundredth of tokenizing.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def prepare(
     """
     if "://" in str(cache):
         raise UserError(f"data.cache is '{cache}'; expected a folder of this machine or of a shared file system.")
-    cache = Path(cache).expanduser().absolute()
+    cache = Path(os.path.expanduser(cache)).absolute()
     if progress is None:
         with terminal_progress() as line:
             return prepare(data, seed=seed, cache=cache, processes=processes, process_index=process_index, process_count=process_count,
@@ -175,7 +176,7 @@ def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:
     """(folder, manifest, names of sources in it) for each path, if the paths are prepared folders or sources in them; else []."""
     out = []
     for path in source.path:
-        place = Path(path).expanduser().absolute()
+        place = Path(os.path.expanduser(path)).absolute()
         for folder, only in ((place, None), (place.parent, place.name)):
             if "://" not in path and (folder / "manifest.json").is_file():
                 manifest = read_manifest(folder)
@@ -217,12 +218,16 @@ def _identities(units: list[Unit], cache: Path, processes: int, host: tuple[int,
             tag = hashlib.sha256(f"{file.path}\n{file.size}\n{file.version}".encode("utf-8", "surrogateescape")).hexdigest()
             entries[file] = cache / ".identity" / tag[:32]
     own = (entry for i, entry in enumerate(entries.items()) if i % host[1] == host[0])
-    tasks = [(file.size, (file, sources[file], entry)) for file, entry in own if not entry.exists()]
+    tasks = [(file.size, (file, sources[file], entry)) for file, entry in own if not _is_identity(entry)]
     few = sum(size for size, _ in tasks) < 50 * IN_PROCESS_BYTES
     run_units(passes.content_hash, tasks, 1 if few else processes, stage="hash", progress=progress)
     owners = {entry: i % host[1] for i, entry in enumerate(entries.values())}
     wait_for(owners, timeout=timeout, what="hash the text", say=say)
     return {file: entries[file].read_text() if file in entries else file.version for file in sources}
+
+
+def _is_identity(entry: Path) -> bool:
+    return entry.exists() and re.fullmatch(rb"[0-9a-f]{64}", entry.read_bytes()) is not None
 
 
 def _open(plan: Plan) -> Prepared:

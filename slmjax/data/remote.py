@@ -1,6 +1,7 @@
 """Files on gs:// and hf:// through fsspec: listing with a content id for each file, and a Hub revision pinned to its commit."""
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -46,15 +47,31 @@ def open_remote(url: str) -> Any:
     return _system(protocol, url).open(path, "rb")
 
 
+def work_place(place: str, option: str) -> str:
+    """The address of a work directory as an option names it, with ~ expanded.
+
+    Raises: UserError for a store that is not known, or whose extra is missing.
+    """
+    protocol, separator, _ = place.partition("://")
+    if not separator:
+        return str(Path(place).expanduser())
+    if protocol != "gs":
+        raise UserError(f"{option}={place}: {protocol}:// is not known; use a local folder or gs://.")
+    _system(protocol, f"{option}={place}")
+    return place
+
+
 def _system(protocol: str, where: str) -> Any:
     import fsspec
 
     try:
         return fsspec.filesystem(protocol)
     except ImportError as error:
-        package, extra = EXTRAS.get(protocol, (str(error), ""))
-        advice = f'pip install "slmjax[{extra}]"' if extra else f"install {package}"
-        raise UserError(f"{where}: {protocol}:// needs {package}; {advice}.") from error
+        if protocol not in EXTRAS:
+            advice = "use a local path, gs:// or hf://" if protocol not in ("http", "https") else "download the file first"
+            raise UserError(f"{where}: {protocol}:// cannot be read here ({error}); {advice}.") from error
+        package, extra = EXTRAS[protocol]
+        raise UserError(f'{where}: {protocol}:// needs {package}; pip install "slmjax[{extra}]".') from error
     except ValueError as error:
         raise UserError(f"{where}: {protocol}:// is not known; use a local path, gs:// or hf://.") from error
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
+from slmjax.data.work import temporary
 from slmjax.errors import UserError
 
 # Tokens in a record. Reading one, not compressed, takes 8 us, one of 8,192 tokens 11, compressed 15 and 26 (and a quarter less disk);
@@ -100,7 +101,7 @@ class ShardWriter:
         self._folder, self._path, self._file = Path(folder), path, file
         self._dtype, self._eot, self._max = token_dtype(vocab_size), eot, max_tokens
         self._writer: Any = None
-        self._temporary = self._folder / f".tmp-{uuid.uuid4().hex}"
+        self._temporary = temporary(self._folder)
         self.shards: list[Shard] = []
 
     def __enter__(self) -> "ShardWriter":

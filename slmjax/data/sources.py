@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.data.remote import list_remote
-from slmjax.data.streams import LONGEST, broken_errors, lines, open_stream, pieces
+from slmjax.data.streams import LONGEST, Damaged, broken_errors, check_is_text, lines, open_stream, pieces
 from slmjax.data.walk import Found, find_files, printable
 from slmjax.errors import UserError, nearest
 
@@ -20,6 +20,7 @@ COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
 SEQIO = "seqio://"
 RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders of sources in prepared text
+LONGEST_NAME = 150  # characters of a source's name, of which files are made
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 
@@ -40,6 +41,11 @@ class Source:
     heldout: tuple[str, ...] = ()
     max_epochs: float | None = None
     score: str = ""
+
+    @property
+    def where(self) -> str:
+        """What errors call it: a field of the config."""
+        return self.name if self.name.startswith("config.") else f"data.sources.{self.name}"
 
     @property
     def score_field(self) -> str:
@@ -125,6 +131,8 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
             raise UserError(f"data.sources: two sources are named '{source.name}'; give each its own name (name=path).")
         if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*", source.name):
             raise UserError(f"data.sources: '{source.name}' is no name; use letters, digits, '_', '-' and '.'.")
+        if len(source.name) > LONGEST_NAME:
+            raise UserError(f"data.sources: '{source.name[:40]}...' has {len(source.name)} characters; give it a shorter name (name=path).")
         if source.name in RESERVED or source.name.startswith(".tmp-"):
             raise UserError(f"data.sources: '{source.name}' is a file of prepared text; give the source another name (name=path).")
     return tuple(found)
@@ -137,7 +145,7 @@ def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[Sour
     Raises: UserError for a path or pattern that matches nothing, an unsupported ending, or files that are all empty.
     """
     found: dict[str, SourceFile] = {}
-    where = f"data.sources.{source.name}"
+    where = source.where
     for pattern in source.path:
         list_matching = _tasks if pattern.startswith(SEQIO) else _remote_files if "://" in pattern else _local_files
         files, left_out = list_matching(pattern, source)
@@ -169,20 +177,27 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
 def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
     """Every field of each line of a .jsonl file, and the lines that are no JSON object; of a SeqIO task, its examples.
 
-    Raises: UserError where the file cannot be opened.
+    Raises: UserError where the file cannot be opened or is of another kind.
     """
     if file.path.startswith(SEQIO):
         from slmjax.data.seqio_source import read_examples
 
         yield from read_examples(file.path, source)
+    elif _kind(file.path)[0] != ".jsonl":
+        raise UserError(f"{source.where}: {printable(file.path)} has no records with fields; expected .jsonl.")
     else:
         yield from _read(file, source, _records)
 
 
 def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
-    line = 0
+    line, compression = 0, _kind(file.path)[1]
+    if compression and not file.size:  # not even a header
+        yield _damage(1, EOFError("it is empty"))
+        return
     try:
-        with open_stream(file.path, _kind(file.path)[1]) as stream:
+        with open_stream(file.path, compression) as stream:
+            if _kind(file.path)[0] != ".parquet":
+                check_is_text(stream)
             for item in reader(stream):
                 line = item.line
                 yield item
@@ -196,13 +211,13 @@ def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any
 
 def _damage(line: int, error: Exception) -> Fault:
     reason = str(error).partition("\n")[0] or "it ends too early"
-    return Fault(line, DAMAGED, f"{type(error).__name__}: {reason}")
+    return Fault(line, DAMAGED, reason if isinstance(error, Damaged) else f"{type(error).__name__}: {reason}")
 
 
 def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
     """What to tell the user of a file that the system does not let us read."""
     reason = error.strerror or error
-    return UserError(f"data.sources.{source.name}: cannot read {printable(file.path)}: {reason}.")
+    return UserError(f"{source.where}: cannot read {printable(file.path)}: {reason}.")
 
 
 def content_key(data: bytes) -> int:
@@ -258,7 +273,7 @@ def _bare(path: str) -> list[Source]:
     """A path without a name: named after its last piece; a prepared folder stands for each of its sources, a SeqIO task names itself."""
     if path.startswith(SEQIO):
         return _parts(Source("", (path,)))
-    manifest = Path(path).expanduser() / "manifest.json"
+    manifest = Path(os.path.expanduser(path)) / "manifest.json"
     if "://" not in path and manifest.is_file():
         names = _prepared_names(manifest)
         if names:
@@ -301,8 +316,12 @@ def _from_entry(name: str, entry: Any) -> Source:
     path = _paths(entry.get("path"), f"data.sources.{name}.path")
     if not path:
         raise UserError(f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}.")
+    if entry.get("field") == "":
+        raise UserError(f"data.sources.{name}.field is empty; expected the name of a field or column, such as text.")
     texts = str(entry.get("field") or "text"), str(entry.get("revision") or "")
     heldout = _paths(entry.get("heldout"), f"data.sources.{name}.heldout")
+    if entry.get("score") == "-":
+        raise UserError(f"data.sources.{name}.score is '-'; expected the name of a field that holds a number, such as -quality.")
     return Source(name, path, weight, *texts, heldout, max_epochs, str(entry.get("score") or ""))
 
 
@@ -340,7 +359,7 @@ def _kind(path: str) -> tuple[str, str] | None:
 
 
 def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
-    where = f"data.sources.{source.name}"
+    where = source.where
     found = find_files(pattern, lambda path: _kind(path) is not None, where)
     for path in found.files:
         if _kind(path) is None:  # only a file that the user named gets here
@@ -369,7 +388,7 @@ def _tasks(path: str, source: Source) -> tuple[list[SourceFile], str]:
 
 
 def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
-    where = f"data.sources.{source.name}"
+    where = source.where
     listed = list_remote(pattern, source.revision, where)
     if not listed:
         raise UserError(f"{where}: '{pattern}' matches no file.")
@@ -396,7 +415,7 @@ def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -
         if isinstance(item, Fault):
             yield item
         elif not isinstance(item.fields.get(source.field), str):
-            yield Fault(item.line, "no text", f"'{source.field}' is {_found(item.fields, source.field)}")
+            yield Fault(item.line, "no text", _why_no_text(item.fields, source.field))
         else:
             yield _document(item.fields[source.field], item.fields, item.line, group, source)
 
@@ -421,12 +440,17 @@ def _records(stream: Any) -> Iterator[Record | Fault]:
 def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(stream)
+    table = parquet.ParquetFile(stream, page_checksum_verification=True)  # of pages that have one
     others = [field for field in (group[0], source.score_field) if field]
     for field in (source.field, *others):
         if field not in table.schema_arrow.names:
             names = table.schema_arrow.names
-            raise UserError(f"{file.path} has no column '{field}' (columns: {', '.join(names)}).{nearest(field, names)}")
+            near = nearest(field, names)
+            hint = f".{near}" if near else f"{_most_text(_text_sizes(table))}."
+            columns = ", ".join(names)
+            raise UserError(f"{file.path} has no column '{field}' (columns: {columns}){hint}")
+        if table.schema_arrow.names.count(field) > 1:
+            raise UserError(f"{file.path} has several columns named '{field}'; rename all but one.")
     number = 0
     for row_groups, rows, size in _row_groups(table.metadata, source.field):
         if size > LONGEST * rows:  # so a small file cannot fill the memory
@@ -445,8 +469,21 @@ def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -
                 number += 1
                 if text is None:
                     yield Fault(number, "no text", f"'{source.field}' is null")
+                elif isinstance(text, int):
+                    yield Fault(number, TOO_LONG, f"{text >> 20:,} MiB, more than {LONGEST >> 20}")
                 else:
                     yield _document(text, dict(zip(others, of_text)), number, group, source)
+
+
+def _text_sizes(table: Any) -> dict[str, int]:
+    """Uncompressed bytes of each column of text in a parquet file."""
+    sizes = {field.name: 0 for field in table.schema_arrow if _is_text(field.type)}
+    for index in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in sizes:
+                sizes[column.path_in_schema] += column.total_uncompressed_size
+    return sizes
 
 
 def _row_groups(metadata: Any, field: str) -> Iterator[tuple[list[int], int, int]]:
@@ -474,9 +511,13 @@ def _is_text(kind: Any) -> bool:
     return any(getattr(pa.types, f"is_{name}", lambda kind: False)(kind) for name in names)
 
 
-def _as_bytes(column: Any) -> list[bytes | None]:
-    """The UTF-8 of a column of text; not decoded by Arrow, which would fail for a whole batch."""
+def _as_bytes(column: Any) -> list[bytes | int | None]:
+    """The UTF-8 of a column of text; not decoded by Arrow, which would fail for a whole batch.
+
+    Of a text of more than LONGEST bytes only the length, so that it is not copied once more.
+    """
     import pyarrow as pa
+    from pyarrow import compute
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -485,7 +526,10 @@ def _as_bytes(column: Any) -> list[bytes | None]:
         column = column.cast(pa.binary_view())
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    if column.nbytes <= LONGEST:
+        return column.to_pylist()
+    sizes = compute.binary_length(column.cast(pa.large_binary())).to_pylist()
+    return [size if (size or 0) > LONGEST else column[i].as_py() for i, size in enumerate(sizes)]
 
 
 def _plain(column: Any) -> list:
@@ -496,9 +540,15 @@ def _plain(column: Any) -> list:
 
 def _document(text: str | bytes, record: Mapping, line: int, group: tuple, source: Source) -> Document | Fault:
     """A checked document of a record; JSON may hold half a surrogate pair, which no UTF-8 can write."""
+    if len(text) > LONGEST:
+        return Fault(line, TOO_LONG, f"more than {LONGEST >> 20} MiB")
     try:
-        text, data = (text.decode("utf-8-sig"), text) if isinstance(text, bytes) else (text, text.encode())
-        data = data.removeprefix(b"\xef\xbb\xbf")
+        if isinstance(text, bytes):
+            data = text.removeprefix(b"\xef\xbb\xbf")
+            text = data.decode()
+        else:
+            text = text.removeprefix("\ufeff")
+            data = text.encode()
     except UnicodeDecodeError as error:
         inside = error.object.count(b"\n", 0, error.start) + 1
         return Fault(line, "invalid UTF-8", f"byte {error.start + 1}, line {inside} of the text")
@@ -522,8 +572,28 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple, sourc
     return Document(text, str(value) if name is None else name, line, len(data), key, name is not None, float(score), record)
 
 
+def _why_no_text(record: Mapping, field: str) -> str:
+    """What a record has in place of a text in `field`, and where it may be instead."""
+    said = f"'{field}' is {_found(record, field)}"
+    if said.endswith("?"):  # there is a field with nearly this name
+        return said
+    texts = {str(name): len(value) for name, value in record.items() if isinstance(value, str)}
+    if texts:
+        return said + _most_text(texts)
+    return f"{said}. No field holds a string; lists and objects are not searched"
+
+
+def _most_text(sizes: Mapping[str, int]) -> str:
+    """A sentence that names the field with the most text; "" where none has any."""
+    most = max(sizes, key=sizes.__getitem__, default="")
+    return f". Most text is in '{most}'" if sizes.get(most) else ""
+
+
 def _found(record: Mapping, field: str, wanted: str = "a string") -> str:
     if field in record:
-        return f"{type(record[field]).__name__}, not {wanted}"
+        value = record[field]
+        inside = f" with the fields {', '.join(map(str, [*value][:12]))}" if isinstance(value, dict) else ""
+        return f"{type(value).__name__}{inside}, not {wanted}"
     names: Sequence[str] = [str(name) for name in record]
-    return f"missing (fields: {', '.join(names[:12])}).{nearest(field, names)}"
+    near = nearest(field, names)
+    return f"missing (fields: {', '.join(names[:12])}){'.' if near else ''}{near}"

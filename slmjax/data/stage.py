@@ -7,9 +7,10 @@ from ml_collections import ConfigDict
 
 from slmjax.data import textbook
 from slmjax.data.loader import BatchPlan
+from slmjax.data.mixture import check_phases
 from slmjax.data.prepare import Prepared, prepare, summary
 from slmjax.data.sources import parse_sources
-from slmjax.errors import UserError
+from slmjax.errors import ANEW, UserError
 from slmjax.readable import said_if_long
 
 # What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
@@ -45,8 +46,12 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
     if init_from and not data.tokenizer:
         tokenizer = epath.Path(init_from) / "tokenizer.json"
         if not tokenizer.exists():
-            raise UserError(f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a training run.")
+            raise UserError(
+                f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a "
+                f"training run. If somebody has deleted it: {ANEW}."
+            )
         data.tokenizer = str(tokenizer)
+    check_phases(config.data.phases, [source.name for source in parse_sources(data.sources)])
     with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
         return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
 

@@ -15,6 +15,17 @@ WINDOW = 1 << 28  # bytes that a .zst may refer back to: zstd --long=28
 XZ_MEMORY = 1 << 29  # bytes that a .xz may need; xz -9 needs 65 MiB
 READ = 1 << 18
 
+# What a file that is no UTF-8 text begins with: (place, bytes, what it is and what to do).
+BEGINNINGS = (
+    (0, b"\xff\xfe", "it is UTF-16; convert it to UTF-8"),
+    (0, b"\xfe\xff", "it is UTF-16; convert it to UTF-8"),
+    (0, b"\x1f\x8b", "it is compressed with gzip; its name must end in .gz"),
+    (0, b"\x28\xb5\x2f\xfd", "it is compressed with zstandard; its name must end in .zst"),
+    (0, b"\xfd7zXZ\0", "it is compressed with xz; its name must end in .xz"),
+    (0, b"PK\3\4", "it is a zip archive; unpack it"),
+    (257, b"ustar", "it is a tar archive; unpack it"),
+)
+
 
 class Damaged(Exception):
     """A file that cannot be read to its end."""
@@ -30,6 +41,16 @@ def open_stream(path: str, compression: str) -> Any:
     if compression == ".zst":
         return io.BufferedReader(_Chunks(raw, _zstd_chunks(raw)), READ)
     return raw
+
+
+def check_is_text(stream: Any) -> None:
+    """Raises: Damaged where a stream's first bytes are those of an archive or of another encoding."""
+    if not hasattr(stream, "peek"):  # of a remote file
+        return
+    first = stream.peek(512)
+    for place, magic, what in BEGINNINGS:
+        if first.startswith(magic, place) and (not place or b"\0" in first[:place]):
+            raise Damaged(what)
 
 
 def lines(stream: Any) -> Iterator[bytes | None]:

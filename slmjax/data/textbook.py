@@ -11,19 +11,22 @@ All of this is made of pieces that training shows: digits, syllables, words. Nam
 copies from its context knows them and one that counts n-grams does not.
 """
 
+import hashlib
 import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from slmjax.data.textbook_draw import RESERVED_NUMBERS, Draw, Template
 from slmjax.data.textbook_numbers import COMPARISON, SEQUENCES, UNIT_CONVERSION, WORD_PROBLEMS
 from slmjax.data.textbook_words import DEFINITIONS, LOGIC
+from slmjax.data.work import write_atomic
 
 TEMPLATES: dict[str, tuple[Template, ...]] = {
     "word_problems": WORD_PROBLEMS,
@@ -125,7 +128,7 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
     files = {kind: {"path": str(folder / f"{kind}.jsonl"), "heldout": str(folder / f"{kind}.heldout.jsonl")} for kind in KINDS}
     stamp = folder / "textbook.json"
     paths = [Path(path) for pair in files.values() for path in pair.values()]
-    if stamp.exists() and json.loads(stamp.read_text()) == made and all(path.exists() for path in paths):
+    if _read_stamp(stamp) == made | {"sha256": _digest(paths)}:
         return files
     stamp.unlink(missing_ok=True)
     for kind, pair in files.items():
@@ -134,9 +137,27 @@ def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, h
                 json.dumps({"text": found.text, "id": f"{kind}/{split}/{i}", "template": found.template})
                 for i, found in enumerate(documents(kind, count, seed=seed, split=split))
             )
-            _write(Path(path), "".join(line + "\n" for line in lines))
-    _write(stamp, json.dumps(made))
+            write_atomic(Path(path), "".join(line + "\n" for line in lines))
+    write_atomic(stamp, json.dumps(made | {"sha256": _digest(paths)}))
     return files
+
+
+def _read_stamp(stamp: Path) -> Any:
+    """What `write_corpus` has written last; None where nothing says so."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of files that are all there; "" where one is not."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.exists():
+            return ""
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def questions(kind: str, count: int, seed: int) -> list[Question]:
@@ -175,10 +196,3 @@ def _constant_guess(kind: str, seed: int) -> dict[str, float]:
     for found in documents(kind, 500, seed=seed, split="train"):
         answers.setdefault(_problem(found), Counter())[found.answer] += 1
     return {problem: max(counts.values()) / counts.total() for problem, counts in answers.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Under another name first, so that a reader sees all of the file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

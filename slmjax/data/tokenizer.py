@@ -37,6 +37,8 @@ class Tokenizer:
         self._library.encode_special_tokens = True
         self._library.no_truncation()  # some published files cut every text at 512 tokens
         self._library.no_padding()
+        if (self._json.get("model") or {}).get("dropout"):  # or a text would have other tokens each time
+            self._library.model.dropout = None
         self._special = {t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
         names = [name for name in EOT_NAMES if name in self._special]
         if not names:
@@ -44,7 +46,10 @@ class Tokenizer:
         self.eot: int = self._special[names[0]]
         self._byte_level = _check_bytes(self._json, where)
         splitter = self._library.pre_tokenizer
-        self._splits_words = self._byte_level and [b - a for _, (a, b) in splitter.pre_tokenize_str("it is\nso")] == [2, 3, 1, 2]
+        words = splitter.pre_tokenize_str("it is\nso") if splitter else []
+        splits = self._byte_level and [end - start for _, (start, end) in words] == [2, 3, 1, 2]
+        # SentencePiece's kind puts a blank before a text, so a cut takes one away: 1, else 0.
+        self._blank = 0 if splits else int(self._bytes_of("a") == b" a" == self._bytes_of(" a")[-2:])
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self._text,)
@@ -53,6 +58,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return 1 + max(self._library.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def content(self) -> str:
+        """The tokenizer.json, as it came."""
+        return self._text
 
     @cached_property
     def sha256(self) -> str:
@@ -124,6 +134,9 @@ class Tokenizer:
         kept, whole = b"".join([table[i] for i in ids]), text.encode("utf-8", "surrogatepass")
         return kept == whole or kept == b" " + whole
 
+    def _bytes_of(self, text: str) -> bytes:
+        return b"".join(self._bytes[i] for i in self._library.encode(text, add_special_tokens=False).ids)
+
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json, byte for byte as it was read."""
         from etils import epath
@@ -134,7 +147,7 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text where that does not change its tokens."""
-        if len(text) <= PIECE or not self._splits_words:
+        if len(text) <= PIECE:
             return [text]
         out, start = [], 0
         while len(text) - start > PIECE:
@@ -142,7 +155,7 @@ class Tokenizer:
             if cut is None:
                 break
             out.append(text[start:cut])
-            start = cut
+            start = cut + self._blank
         return [*out, text[start:]]
 
     def _cut(self, text: str, place: int) -> int | None:
@@ -152,10 +165,12 @@ class Tokenizer:
         """
         for pattern in (_BETWEEN_WORDS, _BETWEEN_SENTENCES):
             for found in itertools.islice(pattern.finditer(text, place, place + REACH), TRIES):
+                if self._blank and text[found.start()] != " ":
+                    continue
                 whole, parts = self._ids_around(text, found.start())
                 if whole == parts:
                     return found.start()
-        if len(text) - place > REACH:
+        if len(text) - place > REACH and not self._blank:
             whole, parts = self._ids_around(text, place)
             if self.decode(whole) == self.decode(parts):
                 return place
@@ -164,7 +179,8 @@ class Tokenizer:
     def _ids_around(self, text: str, cut: int) -> tuple[list[int], list[int]]:
         """Token ids of the text around a cut, not cut and cut."""
         left, right = text[max(0, cut - AROUND) : cut], text[cut : cut + AROUND]
-        encoded = self._library.encode_batch_fast([left + right, left, right], add_special_tokens=False)
+        parts = [left, right[self._blank :]]
+        encoded = self._library.encode_batch_fast([left + right, *parts], add_special_tokens=False)
         whole, *parts = (piece.ids for piece in encoded)
         return whole, parts[0] + parts[1]
 

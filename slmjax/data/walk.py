@@ -16,6 +16,8 @@ OWN_JSON = {
     "config.json": {"stage", "data", "model", "train"},
     "manifest.json": {"format", "fingerprint", "tokenizer", "sources"},
 }
+WORK = "work~"  # intermediate results of preparation; no source can have this name
+SKETCHES = ".sketches"  # of each file that curation works on
 MAGIC = re.compile(r"[*?\[]")
 
 
@@ -198,10 +200,14 @@ class _Walk:
 
 
 def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
-    """Whether a folder is a work directory, a cache of prepared text or a prepared folder."""
+    """Whether a folder is a work directory, prepared text or a cache of it, or what a killed stage left half done."""
     if names is None:
-        known = (".identity", *OWN_JSON)
-        names = {name for name in known if os.path.exists(os.path.join(folder, name))}
+        try:
+            names = set(os.listdir(folder))
+        except OSError:
+            return False
+    if os.path.basename(folder.rstrip("/")) == WORK or any(name.endswith(SKETCHES) for name in names):
+        return True
     if ".identity" in names:
         return True
     there = (name for name in OWN_JSON if name in names)

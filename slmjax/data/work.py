@@ -61,17 +61,78 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
         readable = json.dumps(content, indent=1, ensure_ascii=False)
         # Half a surrogate pair, of a name that is not UTF-8 or of a record's field, can only be written as an escape.
         content = readable if readable.isascii() or _is_unicode(readable) else json.dumps(content, indent=1)
-    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    if isinstance(content, str):
+        content = _encoded(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in os.fspath(path) or (path.exists() and not path.is_file()):  # a pipe, a device
         path.write_bytes(content)
         return
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    beside = temporary(path.parent)
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        beside.write_bytes(content)
+        os.replace(beside, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_tidied: set[str] = set()  # folders in which this process has looked for leftovers
+
+
+def temporary(folder: Path | epath.Path) -> Any:
+    """The path of a new file in a local folder, to be renamed once it is whole.
+
+    What killed processes of this machine left in the folder is removed.
+    """
+    if os.fspath(folder) not in _tidied and fcntl is not None and folder.is_dir():
+        _tidied.add(os.fspath(folder))
+        with contextlib.suppress(OSError):  # of a folder that can be written but not listed
+            for leftover in filter(_is_of_the_dead, os.listdir(folder)):
+                (folder / leftover).unlink(missing_ok=True)
+    return folder / f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _is_of_the_dead(name: str) -> bool:
+    """Whether a file has the temporary name of a process of this machine that has ended."""
+    mark, _, rest = name.partition("-")
+    host, _, process = rest.partition("-")
+    process = process.partition("-")[0]
+    return mark == ".tmp" and host == _HOST and process.isdecimal() and not _runs(int(process))
+
+
+class DamagedPart(UserError):
+    """An intermediate result that is not what was written."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} is damaged; delete {self.path.parent.parent} and start again."
+
+
+def write_part(path: Path, content: bytes | str | dict) -> None:
+    """Write an intermediate result whole or not at all, with its checksum behind it."""
+    text = json.dumps(content) if isinstance(content, dict) else content
+    data = text.encode() if isinstance(text, str) else text
+    write_atomic(path, data + hashlib.sha256(data).digest())
+
+
+def read_part(path: Path) -> bytes:
+    """What `write_part` wrote. Raises: DamagedPart where it is not."""
+    data = path.read_bytes()
+    content, checksum = data[:-32], data[-32:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise DamagedPart(path)
+    return content
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, with the bytes of names that are not UTF-8; half a surrogate pair that is none of these is an escape."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
 
 
 def _is_unicode(text: str) -> bool:
@@ -127,11 +188,12 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
 
 
 LOCK = ".lock"
+LAST_WORKER = 10.0  # seconds that workers of a killed process have to notice it
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator["Claim"]:
-    """Hold a work directory, so that a second start does not write into it.
+def claimed(workdir: str, *, field: str = "--workdir", first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator["Claim"]:
+    """Hold a work directory, or another folder, so that a second start does not write into it.
 
     A local folder is locked by the system, which releases it when the process ends, however it
     ends. A bucket has no locks, and some file systems have none between hosts. There `.lock` names
@@ -139,11 +201,12 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
     (`Claim.mine`).
 
     Args:
+      field: what the user named the folder with, for messages.
       first: whether this is the process that takes it, of several of one run.
       agree: True where every process of the run says True.
     Raises: UserError where another process holds it, or the folder cannot be made or written.
     """
-    claim, refusal = Claim(), ""
+    claim, refusal = Claim(field), ""
     if first:
         try:
             claim.take(workdir)
@@ -151,7 +214,7 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
             refusal = str(error)
     try:
         if not agree(not refusal):
-            raise UserError(refusal or f"--workdir={workdir}: the first process could not take it.")
+            raise UserError(refusal or f"{field}={workdir}: the first process could not take it.")
         yield claim
     finally:
         claim.release()
@@ -160,7 +223,8 @@ def claimed(workdir: str, *, first: bool = True, agree: Callable[[bool], bool] =
 class Claim:
     """A work directory that this process holds; of a process that takes none, a claim to nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: str = "--workdir") -> None:
+        self._field = field
         self._path: epath.Path | None = None
         self._file: Any = None  # the locked file; None where there are no locks
         self._made: list[epath.Path] = []
@@ -169,7 +233,7 @@ class Claim:
 
     def take(self, workdir: str) -> None:
         """Raises: UserError where another process holds it, or it cannot be made or written."""
-        check_writable(workdir)
+        check_writable(workdir, self._field)
         folder = epath.Path(workdir)
         if "://" not in workdir:
             folder = folder.absolute()
@@ -187,9 +251,11 @@ class Claim:
         self._path = path
 
     def mine(self) -> bool:
-        """False once another start has taken the folder; asked before each checkpoint."""
-        if self._path is None or not self._path.exists():
+        """False once another start has taken the folder, or it was deleted; asked before each checkpoint."""
+        if self._path is None:
             return True
+        if not self._path.exists():
+            return self._file is None
         return self._path.read_text() == self._record
 
     def release(self) -> None:
@@ -207,6 +273,7 @@ class Claim:
 
     def _lock(self, path: epath.Path, workdir: str) -> bool:
         """Lock the file; False where the file system has no locks."""
+        patience = time.monotonic() + LAST_WORKER
         while True:
             file = open(path, "a+")  # noqa: SIM115 (held until release)
             try:
@@ -215,7 +282,11 @@ class Claim:
                 file.seek(0)
                 owner = _owner(file.read())
                 file.close()
-                raise _taken(workdir, owner) from None
+                # Workers of a process that was killed end a moment later, and hold its lock until then.
+                if _is_gone(owner) and time.monotonic() < patience:
+                    time.sleep(0.05)
+                    continue
+                raise _taken(workdir, self._field, owner) from None
             except OSError:
                 file.close()
                 return False
@@ -231,10 +302,8 @@ class Claim:
 
     def _refuse_living_owner(self, path: epath.Path, workdir: str) -> None:
         owner = _owner(path.read_text()) if path.exists() else {}
-        process = owner.get("process")
-        same_host = owner.get("host") == socket.gethostname()
-        if same_host and isinstance(process, int) and process != os.getpid() and _runs(process):
-            raise _taken(workdir, owner)
+        if _is_here(owner) and owner["process"] != os.getpid() and not _is_gone(owner):
+            raise _taken(workdir, self._field, owner)
 
 
 def _owner(text: str) -> dict:
@@ -245,9 +314,19 @@ def _owner(text: str) -> dict:
     return owner if isinstance(owner, dict) else {}
 
 
-def _taken(workdir: str, owner: dict) -> UserError:
+def _is_here(owner: dict) -> bool:
+    """Whether an owner names a process of this machine."""
+    return owner.get("host") == socket.gethostname() and isinstance(owner.get("process"), int)
+
+
+def _is_gone(owner: dict) -> bool:
+    """Whether an owner was a process of this machine that has ended."""
+    return _is_here(owner) and not _runs(owner["process"])
+
+
+def _taken(workdir: str, field: str, owner: dict) -> UserError:
     who = f"process {owner['process']} on {owner['host']}" if owner else "another process"
-    return UserError(f"--workdir={workdir}: {who} is writing there; wait until it has ended, or use another --workdir.")
+    return UserError(f"{field}={workdir}: {who} is writing there; wait until it has ended, or use another {field}.")
 
 
 def _runs(process: int) -> bool:
@@ -260,22 +339,22 @@ def _runs(process: int) -> bool:
     return True
 
 
-def check_writable(workdir: str) -> None:
+def check_writable(workdir: str, field: str = "--workdir") -> None:
     """Raises: UserError where a work directory cannot be made or written.
 
     It is asked before minutes of work, not after.
     """
-    if "\\" in workdir:  # which the checkpoint storage reads as "/"
+    if "\\" in workdir and field == "--workdir":  # which the checkpoint storage reads as "/"
         raise UserError(f"--workdir={workdir}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one.")
     if "://" in workdir:
         return
     place = Path(workdir).absolute()
-    while not place.exists():
+    while not os.path.lexists(place):  # a link that leads nowhere is there
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"--workdir={workdir}: '{place}' is not a folder.")
+        raise UserError(f"{field}={workdir}: '{place}' is not a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir}: '{place}' cannot be written; choose a folder that you may write to.")
+        raise UserError(f"{field}={workdir}: '{place}' cannot be written; choose a folder that you may write to.")
 
 
 def run_units(

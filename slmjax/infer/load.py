@@ -9,13 +9,14 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from slmjax.checkpoint import Checkpoints
+from slmjax.checkpoint import Checkpoints, Damaged
 from slmjax.config import check_trust, from_dict
 from slmjax.data import tokenizer as tokenizers
-from slmjax.errors import UserError, first_line
+from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
+from slmjax.parallel.hosts import check_devices
 from slmjax.parallel.mesh import make_mesh
 
 
@@ -41,6 +42,7 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
     Raises: UserError where there is no checkpoint that can be read, the step is not there, the tokenizer is not the one the model
       was trained with, or the checkpoint names code that is not trusted.
     """
+    check_devices()
     root = epath.Path(workdir)
     checkpoints = Checkpoints(root)
     steps = checkpoints.steps()
@@ -48,30 +50,26 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
         raise UserError(f"'{workdir}' has no checkpoint; expected the work directory of a training run.")
     if step is not None and step not in steps:
         raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {', '.join(map(str, steps))}.")
-    faults = []
     with contextlib.closing(checkpoints):
-        for candidate in reversed(steps) if step is None else [step]:
-            try:
-                return _load(root, checkpoints, candidate, trust)
-            except Damaged as damage:
-                faults.append(f"step {candidate}: {damage}")
-                if step is None and candidate != steps[0]:
-                    print(f"slmjax: the checkpoint of {faults[-1]}; it is damaged and was passed over", file=sys.stderr)
-    which = "the checkpoint" if step is not None else "none of the checkpoints"
-    raise UserError(f"{which} in '{checkpoints.root}' can{'not' if step is not None else ''} be read: {'; '.join(faults)}.")
+        loaded, damaged = checkpoints.newest(
+            steps if step is None else [step], lambda candidate, meta: _load(root, checkpoints, candidate, meta, trust)
+        )
+    if loaded is None:
+        which = "the checkpoint" if step is not None else "none of the checkpoints"
+        raise UserError(f"{which} in '{checkpoints.root}' can{'not' if step is not None else ''} be read: {'; '.join(damaged)}.")
+    for fault in damaged:
+        print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over", file=sys.stderr)
+    return loaded
 
 
-class Damaged(Exception):
-    """A checkpoint that does not read."""
-
-
-def _load(root: epath.Path, checkpoints: Checkpoints, step: int, trust: Sequence[str]) -> Loaded:
-    meta = checkpoints.meta(step)
+def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, trust: Sequence[str]) -> Loaded:
     try:
         config, trained_with = from_dict(meta["config"]), meta["tokenizer"]
     except Exception as error:  # whatever a damaged file holds
         raise Damaged("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
+    if not (root / "tokenizer.json").exists():
+        raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
     tokenizer = tokenizers.load(str(root / "tokenizer.json"))
     if tokenizer.sha256 != trained_with:
         raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")
@@ -86,8 +84,5 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, trust: Sequence
     items = {"params": described(lambda: lm.init(arch, jax.random.key(0)))}
     if lm.declare_buffers(arch):
         items["buffers"] = described(lambda: lm.init_buffers(arch))
-    try:
-        found = checkpoints.restore(step, items).items
-    except Exception as error:  # storage raises many kinds
-        raise Damaged(first_line(error)[:200]) from error
+    found = checkpoints.restore(step, items).items
     return Loaded(config, arch, found["params"], found.get("buffers", {}), tokenizer, step)

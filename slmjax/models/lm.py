@@ -6,7 +6,7 @@ The layout is the same whether the stack is unrolled or scanned.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -260,7 +260,7 @@ def _repeat(
         apply = functools.partial(apply_block, arch, block, wanted=frozenset(wanted))
         for _ in range(arch.share_blocks):
             if kept is None:
-                x, lent, one = _remat(arch.remat)(apply)(trees[str(p)], x, ctx, lent)
+                x, lent, one = remat(arch.remat)(apply)(trees[str(p)], x, ctx, lent)
                 x = constrain(x, BATCH, "sequence", None)
             else:
                 x, lent, one = apply(trees[str(p)], x, ctx, lent, kept[len(out.cache)])
@@ -302,7 +302,8 @@ def apply_block(
     return x, {name: value for name, value in lent.items() if name in wanted}, out
 
 
-def _remat(name: str):
+def remat(name: str) -> Callable:
+    """What config.model.remat makes of a block's function. Raises: UserError for a name that it cannot be."""
     if name == "none":
         return lambda f: f
     policies = jax.checkpoint_policies

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 from typing import Any
 
 from slmjax.errors import UserError, first_line, line_of_the_user
@@ -70,6 +71,8 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
     found = getattr(output[0], "shape", None)
     if found != shape:
         raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
+    if not jnp.issubdtype(output[0].dtype, jnp.floating):
+        raise UserError(f"the mixer '{name}' returned y of type {output[0].dtype}; expected floating-point numbers.")
 
 
 def _imported(name: str, what: str, base: type) -> type:
@@ -85,6 +88,12 @@ def _imported(name: str, what: str, base: type) -> type:
             f"config.model.pattern names the {what} '{name}', which is {found!r}; expected a "
             f"subclass of slmjax.models.layers.{base.__name__}."
         )
+    call = {"cache": None, "shared": None} if base is TokenMixer else {}
+    try:
+        inspect.signature(found.__call__).bind(None, "x", ctx=None, **call)
+    except TypeError as error:
+        expected = ", cache=None, shared=None" if call else ""
+        raise UserError(f"the {what} '{name}' cannot be called ({error}); expected __call__(self, x, *, ctx{expected}).") from None
     return found
 
 

@@ -55,11 +55,11 @@ def parse_block(text: str) -> Block:
 
 def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
     """(name, value) of "name=value" in a block's text."""
-    name, equals, value = word.partition("=")
+    name, _, value = word.partition("=")
     what = f"config.model.pattern: '{word}' in '{text}'"
-    if not equals or name not in allowed:
+    if name not in allowed:
         options = f"one of the options {', '.join(allowed)}" if allowed else "an option: there are none"
-        raise UserError(f"{what} is not {options}.")
+        raise UserError(f"{what} is not {options}.{nearest(name, allowed)}")
     kind = allowed[name]
     if kind is bool:
         if value not in ("True", "False"):

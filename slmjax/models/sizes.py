@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 
+LARGEST = 10**12  # parameters that --params takes
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
 
 
@@ -132,8 +133,8 @@ def parse_params(text: str | int | float) -> int:
     """
     match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?)\s*([kmb]?)\s*", str(text).lower())
     value = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2]] if match else 0
-    if value < 1:
-        raise UserError(f"--params={text}: expected a number of parameters such as 50m or 1b.")
+    if not 1 <= value <= LARGEST:
+        raise UserError(f"--params={text}: expected a number of parameters such as 50m or 1b, {LARGEST:.0e} at most.")
     return round(value)
 
 

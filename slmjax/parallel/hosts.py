@@ -14,12 +14,23 @@ import jax
 import numpy as np
 
 from slmjax.data.rows import Arrays, Field, Fields
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_line
 from slmjax.readable import duration
 
 # Seconds of waiting for other processes: until the first line that says so, from line to line, and
 # until this process gives up.
 FIRST_LINE, NEXT_LINE, LIMIT = 5.0, 60.0, 300.0
+
+
+def check_devices() -> None:
+    """Raises: UserError where JAX finds no device of the kind that the environment asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of an empty AssertionError the name
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device of JAX_PLATFORMS={asked} ({first_line(error).rstrip('.')}); leave it unset to take what is here."
+        ) from error
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -32,20 +43,26 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         return
     given: tuple = ()
     if coordinator or processes or process >= 0:
-        if not coordinator or processes < 1 or not 0 <= process < processes:
+        if not coordinator or not 0 < processes < 2**31 or not 0 <= process < processes:
             raise UserError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together.")
-        if not coordinator.rpartition(":")[2].isdigit():
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476.")
         given = (coordinator, processes, process)
     if given or is_one_of_several():
         with waiting_is_said():
             # JAX itself aborts with a stack trace; the sentence comes before.
-            jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
+            try:
+                jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
+            except (RuntimeError, ValueError) as error:  # a port that is taken, half of an environment
+                advice = "give --coordinator=HOST:PORT, --processes=N and --process=I"
+                raise UserError(f"the processes cannot be joined: {first_line(error).rstrip('.')}; {advice}.") from error
+    check_devices()
 
 
 def is_one_of_several() -> bool:
     """True where the environment says that this process may have others next to it."""
-    on_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    on_slurm = os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
     if "JAX_COORDINATOR_ADDRESS" in os.environ or on_slurm:
         return True
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "")

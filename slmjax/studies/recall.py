@@ -7,6 +7,7 @@ size leaves a GPU idle. All runs of a model see the same batches. The loss is th
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +22,13 @@ from ml_collections import ConfigDict
 from slmjax import config as configs
 from slmjax.compiling import use_compile_cache
 from slmjax.data.work import write_atomic
-from slmjax.errors import UserError, nearest
+from slmjax.errors import UserError, first_line, nearest
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture
+from slmjax.models.architecture import Architecture, from_config
 from slmjax.models.resolve import resolve
+from slmjax.parallel import hosts
 from slmjax.parallel.mesh import make_mesh
+from slmjax.readable import said_if_long
 from slmjax.studies import tasks
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
@@ -52,6 +55,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         raise UserError("--init_from: the recall study trains its models from the start.")
     study = settings(config)
     use_compile_cache()
+    hosts.check_devices()
     folder = epath.Path(workdir)
     file = folder / "study.json"
     found = earlier_rows(file, config)
@@ -62,7 +66,8 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
         for name, pattern in study["variants"].items():
             if (task, name) in done:
                 continue
-            row = measure(config, study, task, name, tuple(pattern))
+            with said_if_long(f"training {name} on {task}"):
+                row = measure(config, study, task, name, tuple(pattern))
             found["rows"].append(row)
             write_atomic(file, json.dumps(found, indent=1) + "\n")
             print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
@@ -116,9 +121,32 @@ def settings(config: ConfigDict) -> dict[str, Any]:
             raise UserError(f"config.study.{name}: the recall study has no such setting.{nearest(name, SETTINGS)}")
     if missing := [name for name in SETTINGS if name not in study]:
         raise UserError(f"config.study.{missing[0]} is missing; configs/studies/recall.py has all of them.")
-    study["tasks"] = tuple(study["tasks"].split(",") if isinstance(study["tasks"], str) else study["tasks"])
-    for task in study["tasks"]:
-        maker(task, study["vocab"])
+    for name in ("seeds", "examples", "tested", "vocab"):
+        if type(study[name]) is not int or study[name] < 1:
+            raise UserError(f"config.study.{name} is {study[name]!r}; expected a whole number of at least 1.")
+    rates = study["rates"] if isinstance(study["rates"], list | tuple) else [study["rates"]]
+    for rate in [*rates, study["enough"]] if rates else [None]:
+        if type(rate) not in (int, float) or not 0 <= rate < math.inf:
+            raise UserError(
+                f"config.study.rates and enough are {rates!r} and {study['enough']!r}; expected numbers, such as (0.003, 0.01) and 0.99."
+            )
+    variants = study["variants"]
+    if not isinstance(variants, dict) or not variants:
+        raise UserError(f"config.study.variants is {variants!r}; expected patterns by name, such as {{'mine': ('gdn', 'attention')}}.")
+    variants = {name: (of,) if isinstance(of, str) else of for name, of in variants.items()}
+    for name, pattern in variants.items():
+        if not isinstance(pattern, list | tuple):
+            raise UserError(f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention').")
+        from_config(with_pattern(config, pattern), study["vocab"])
+    asked = study["tasks"]
+    asked = tuple(asked) if isinstance(asked, list | tuple) else tuple(str(asked).split(","))
+    for task in asked:
+        make, _ = maker(str(task), study["vocab"])
+        try:
+            make(1, 0)
+        except ValueError as error:
+            raise UserError(f"config.study.tasks: '{task}' cannot be made: {first_line(error).rstrip('.')}.") from error
+    study |= {"rates": rates, "variants": variants, "tasks": asked}
     return study
 
 
@@ -130,6 +158,8 @@ def maker(task: str, vocab: int) -> tuple[Callable[[int, int], tasks.Batch], int
     kind, *words = task.split(":")
     try:
         numbers = [int(word) for word in words]
+        if min(numbers, default=0) < 1:
+            raise ValueError
         if kind == "recall":
             length, pairs = numbers
             return lambda rows, seed: tasks.associative_recall(rows, length, pairs, seed=seed, vocab=vocab), vocab
@@ -150,8 +180,7 @@ def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, 
     All rates end with the first that has enough: what the others have by then says nothing about what they would reach.
     """
     make, vocab = maker(task, study["vocab"])
-    config = config.copy_and_resolve_references()
-    config.model.pattern = pattern
+    config = with_pattern(config, pattern)
     arch, _ = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), vocab)
     arch = dataclasses.replace(arch, attention="blockwise")  # cuDNN's attention has no axis for runs
     counts = (study["examples"], study["tested"], study["tested"])
@@ -165,6 +194,13 @@ def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, 
         "rate": rates[best], "steps": steps, "parameters": sizes.parameters(arch).total, "state_bytes": sizes.cache_bytes(arch, length),
         "by_rate": {f"{rate:g}": of.tolist() for rate, of in zip(rates, accuracy)},
     }  # fmt: skip
+
+
+def with_pattern(config: ConfigDict, pattern: Sequence[str]) -> ConfigDict:
+    """The config of a variant."""
+    config = config.copy_and_resolve_references()
+    config.model.pattern = tuple(pattern)
+    return config
 
 
 def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data:

@@ -54,7 +54,10 @@ def induction(rows: int, length: int, *, seed: int, vocab: int = 16) -> Batch:
     """Random tokens in which one special token stands twice, the second time at the end: what followed the first is asked for.
 
     The special token is vocab - 1. Source: Gu and Dao 2023 (Mamba), section 4.1.2: trained on 256 tokens of a vocabulary of 16.
+    Raises: ValueError for rows that are too short.
     """
+    if length < 3:
+        raise ValueError(f"induction needs a length of at least 3; it is {length}.")
     random = np.random.default_rng(seed)
     tokens, targets = random.integers(0, vocab - 1, (rows, length)), np.zeros((rows, length), np.int64)
     first = random.integers(0, length - 2, (rows, 1))

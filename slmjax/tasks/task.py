@@ -47,8 +47,8 @@ class Evaluated(NamedTuple):
 class Evaluation(Protocol):
     """Something that a run looks at.
 
-    events: names of the events that it writes. One that runs `at_end` runs once, after the last
-      step, and not again where the run's records already hold its events.
+    at_end: it runs once, after the last step.
+    events: names of the events that it writes.
     """
 
     at_end: bool
@@ -65,13 +65,13 @@ class Evaluation(Protocol):
         *,
         step: int,
         note: Callable[[str], None],
-        skip: frozenset[str],
+        there: Mapping[str, Mapping[str, Any]],
     ) -> Evaluated:
         """Run it after `step` steps.
 
         Args:
           note: prints a line for the person at the terminal.
-          skip: events that the run's records hold already.
+          there: {name: facts} of the events that the run's records hold already after this step.
         """
 
 

@@ -80,7 +80,7 @@ class HeldOut:
             for name, batches in self.batches.items()
         }
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, skip: frozenset) -> Evaluated:
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
         """See Evaluation."""
         with said_if_long("evaluating on held-out text", say=note):
             losses = self.losses(params, buffers)
@@ -128,7 +128,7 @@ class Samples:
         """See Evaluation."""
         self._complete(model, params, buffers)
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, skip: frozenset) -> Evaluated:
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
         """See Evaluation."""
         samples = self._complete(model, params, buffers)
         if not samples:
@@ -145,40 +145,56 @@ class Samples:
         return [{"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, found, strict=True)]
 
 
-class TextbookQuestions:
-    """Exact answers to the embedded textbook's held-out questions, and n-gram models for comparison.
+class TextbookAnswers:
+    """Exact answers to the embedded textbook's held-out questions; one process alone can ask them."""
 
-    Args:
-      baseline: train n-gram models on the same text; for the embedded textbook only.
-    """
+    at_end, events = True, ("answers",)
 
-    at_end = True
-
-    def __init__(self, heldout: HeldOut, baseline: bool):
-        self.heldout, self.prepared = heldout, heldout.prepared
-        self.events = ("answers", "baseline") if baseline else ("answers",)
+    def __init__(self, prepared: Prepared, compared: bool):
+        """`compared`: a TextbookBaseline follows, which shows the answers next to its own."""
+        self.prepared, self.compared = prepared, compared
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Nothing is compiled before the end."""
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, skip: frozenset) -> Evaluated:
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
         """See Evaluation."""
         if jax.process_count() > 1:
             return Evaluated()
-        answers, events, rivals = {}, {}, {}
-        if "answers" not in skip:
+        answers, events = there.get("answers", {}).get("kinds"), {}
+        if not answers:
             with said_if_long("asking the textbook's held-out questions", say=note):
                 engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
                 answers = textbook_answers(engine, stage.SEED)
-            events["answers"] = {"kinds": answers}
-        if "baseline" in self.events and "baseline" not in skip:
+            events = {"answers": {"kinds": answers}}
+        if not self.compared:
+            note(answer_table(answers, {}))
+        return Evaluated({f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()}, events=events)
+
+
+class TextbookBaseline:
+    """N-gram models trained on the same text, for comparison with the model's answers and bits per byte."""
+
+    at_end, events = True, ("baseline",)
+
+    def __init__(self, heldout: HeldOut):
+        self.heldout = heldout
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """Nothing is compiled before the end."""
+
+    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
+        """See Evaluation."""
+        if jax.process_count() > 1:
+            return Evaluated()
+        baseline, events = there.get("baseline"), {}
+        if baseline is None:
             with said_if_long("training n-gram models on the same text, for comparison", say=note):
                 losses = self.heldout.losses(params, buffers)
-                events["baseline"] = textbook_baseline(self.prepared, losses, model.arch.vocab_size, stage.SEED)
-            rivals = events["baseline"]["answers"]
-        if answers:
-            note(answer_table(answers, rivals))
-        return Evaluated({f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()}, events=events)
+                baseline = textbook_baseline(self.heldout.prepared, losses, model.arch.vocab_size, stage.SEED)
+            events = {"baseline": baseline}
+        note(answer_table(there["answers"]["kinds"], baseline["answers"]))
+        return Evaluated(events=events)
 
 
 def save_documents(documents: Mapping[str, Arrays], path: epath.Path) -> None:

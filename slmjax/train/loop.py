@@ -199,22 +199,28 @@ class _Loop:
 
     def evaluate(self, done: int) -> None:
         """Run the task's evaluations, but for those of the end."""
-        run, state = self.run, self.state
+        run = self.run
         tokens = done * self.tokens_per_step
-        found, documents = {}, {}
-        for evaluation in self.task.evaluations:
-            if evaluation.at_end:
-                continue
-            one = evaluation(self.model, state.params, state.buffers, step=done, note=self.progress.note, skip=frozenset())
-            found, documents = {**found, **one.metrics}, {**documents, **one.documents}
-            for name, facts in one.events.items():
-                run.writer.event(name, done, **facts)
+        found, events = self.score(done, self.progress.note)
         run.writer.write(done, {**found, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
-        if hosts.is_first():
-            save_documents(documents, run.workdir / "heldout.npz")
+        for name, facts in events.items():
+            run.writer.event(name, done, **facts)
         self.clock = (done, time.monotonic())
         if done == self.total:
             self.refuse_what_is_not_finite(found)
+
+    def score(self, done: int, note: Callable[[str], None]) -> tuple[dict[str, float], dict[str, dict]]:
+        """(metrics, events) of the task's evaluations, but for those of the end; documents go to heldout.npz."""
+        state, found, events, documents = self.state, {}, {}, {}
+        for evaluation in self.task.evaluations:
+            if not evaluation.at_end:
+                one = evaluation(self.model, state.params, state.buffers, step=done, note=note, there={})
+                found |= one.metrics
+                events |= one.events
+                documents |= one.documents
+        if hosts.is_first():
+            save_documents(documents, self.run.workdir / "heldout.npz")
+        return found, events
 
     def refuse_what_is_not_finite(self, metrics: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a held-out score that is not finite."""
@@ -236,7 +242,7 @@ class _Loop:
         state, run = self.state, self.run
         if not hosts.all_agree(run.claim.mine()):
             raise UserError(
-                f"--workdir={run.workdir}: another start has taken the work directory over, "
+                f"--workdir={run.workdir}: another start has taken the work directory over, or it was deleted, "
                 f"so this run stops before step {done} is saved; use another --workdir."
             )
         meta = {
@@ -258,20 +264,26 @@ class _Loop:
         What a session that was killed has recorded already stays; "finish" comes last.
         """
         run, state = self.run, self.state
-        there: frozenset[str] = frozenset()
+        past = []
         if run.start.kind == "finished":
-            past = records.read(run.workdir).kept
-            there = frozenset(record["event"] for record in past if record["step"] == self.total and "event" in record)
+            past = [record for record in records.read(run.workdir).kept if record["step"] == self.total]
+            run.checkpoints.prune(self.trunk)
+            if not hosts.all_agree((run.workdir / "heldout.npz").exists()):  # somebody has deleted it
+                self.score(self.total, _unsaid)
+        there = {record["event"]: record for record in past if "event" in record}
+        note = _unsaid if "finish" in there else self.progress.note
         for evaluation in self.task.evaluations:
-            if not evaluation.at_end or there >= set(evaluation.events):
+            if not evaluation.at_end:
                 continue
-            one = evaluation(self.model, state.params, state.buffers, step=self.total, note=self.progress.note, skip=there)
-            if one.metrics:
-                run.writer.write(self.total, dict(one.metrics))
+            one = evaluation(self.model, state.params, state.buffers, step=self.total, note=note, there=there)
             for name, facts in one.events.items():
                 run.writer.event(name, self.total, **facts)
-        run.writer.event("goodput", self.total, **run.goodput.record())
-        run.writer.event("finish", self.total)
+                there[name] = facts
+            if one.metrics and not any(one.metrics.keys() <= record.keys() for record in past):
+                run.writer.write(self.total, dict(one.metrics))
+        if "finish" not in there:
+            run.writer.event("goodput", self.total, **run.goodput.record())
+            run.writer.event("finish", self.total)
 
     def profiling(self, step: int) -> None:
         """Profile config.log.profile's steps: from the first on, up to the last, without it."""
@@ -314,6 +326,10 @@ class _Leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _unsaid(text: str) -> None:
+    """A note that nobody waits for."""
 
 
 def mean_of(name: str, window: Sequence[dict]) -> float:

@@ -7,6 +7,7 @@ import math
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from slmjax.errors import UserError
 class MetricsWriter:
     """Appends metrics and events to the work directory, from one process.
 
-    Every line is one JSON object with "step" (steps done so far) and "time" (Unix seconds). A local directory gets
+    Every line is one JSON object with "step" (steps done so far), "time" (Unix seconds) and "crc32" of the others. A local directory gets
     `metrics.jsonl`, one write call a line, so that a kill tears at most the last line. gs:// cannot append: there the lines go to
     numbered segments `metrics/00000.jsonl` (see `_Segments`), and `flush` must be called with every checkpoint. `read` reads both.
     NaN and infinities are written as null, with their true value under "nonfinite", and come back from `read` as they were.
@@ -50,7 +51,7 @@ class MetricsWriter:
         if not active:
             return
         folder = epath.Path(workdir)
-        package = _import_wandb(wandb) if wandb else None
+        package = import_wandb(wandb) if wandb else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lines = _Segments(folder / "metrics") if _is_remote(folder) else _Lines(folder / "metrics.jsonl")
@@ -112,6 +113,7 @@ class MetricsWriter:
         finite, nonfinite = _split_nonfinite(record)
         if nonfinite:
             finite["nonfinite"] = nonfinite
+        finite["crc32"] = _checksum(finite)
         self._guard(self._lines.put, json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _guard(self, call, *args) -> None:
@@ -130,7 +132,7 @@ class MetricsWriter:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What `read` found: `all` lines in file order, `kept` without those that a later resume made invalid, `torn` lines that a kill cut."""
+    """What `read` found: `all` lines in file order, `kept` without those that a later resume made invalid, and how many are `torn`."""
 
     kept: tuple[dict, ...]
     all: tuple[dict, ...]
@@ -141,7 +143,7 @@ def read(workdir: str | os.PathLike) -> Records:
     """Read the metrics of a work directory, in the order in which they were written.
 
     {"event": "resume", "step": s} drops earlier records of steps beyond s from `kept`. A line that
-    a kill cut off, or that no writer wrote, is counted and skipped.
+    a kill cut off, that has changed since, or that no writer wrote, is counted and skipped.
     A directory without metrics gives empty records.
     """
     records, torn = [], 0
@@ -149,7 +151,7 @@ def read(workdir: str | os.PathLike) -> Records:
         for line in text.split("\n"):
             if line.strip():
                 try:
-                    records.append(_checked(_restore_nonfinite(json.loads(line))))
+                    records.append(_checked(_restore_nonfinite(_unchanged(json.loads(line)))))
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError):
                     torn += 1
     kept: list[dict] = []
@@ -314,13 +316,28 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
     return finite, paths
 
 
+def _checksum(record: dict) -> int:
+    """Of a record without its checksum, in whatever order and layout its fields are."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _unchanged(record: dict) -> dict:
+    """The record without its checksum; earlier versions wrote none. Raises: ValueError where the two do not agree."""
+    checksum = record.pop("crc32", None)
+    if checksum is not None and checksum != _checksum(record):
+        raise ValueError("it is not what was written")
+    return record
+
+
 def _checked(record: dict) -> dict:
     """The record. Raises: TypeError where it is not one that a writer wrote."""
     numbers = [record["step"], record.get("time", 0.0)]
     if "event" not in record:
         numbers += [value for value in record.values() if value is not None]
-    if any(not isinstance(value, int | float) for value in numbers) or record["step"] != int(record["step"]):
+    if any(not isinstance(value, int | float) for value in numbers):
         raise TypeError("a step, a time or a metric that is no number")
+    if record["step"] != int(record["step"]) or not 0 <= record["step"] < 2**63:
+        raise ValueError("a step that is no count")
     return record
 
 
@@ -334,7 +351,8 @@ def _restore_nonfinite(record: dict) -> dict:
     return record
 
 
-def _import_wandb(project: str):
+def import_wandb(project: str) -> Any:
+    """The package wandb. Raises: UserError where it is not installed."""
     try:
         import wandb
     except ImportError as error:

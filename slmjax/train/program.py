@@ -16,6 +16,7 @@ from slmjax.errors import UserError
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.lm import Model
+from slmjax.models.mixers import mixer_class
 from slmjax.models.resolve import resolve
 from slmjax.ops.cross_entropy import chunks_for
 from slmjax.parallel.mesh import DeviceKind, device_kind
@@ -96,6 +97,10 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> Program
         return init_state(lambda: lm.init(arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(arch))
 
     shapes = jax.eval_shape(make)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path)
+            raise UserError(f"the parameter {name} is of type {leaf.dtype}; what is trained must be floating-point numbers.")
     try:
         where = state_shardings(shapes, declared[0], mesh)
     except ValueError as error:
@@ -123,6 +128,18 @@ def batch_shapes(fields: Fields, mesh: Mesh) -> dict:
     """The train step's batch, described."""
     where = field_shardings(fields, mesh)
     return {name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name]) for name, field in fields.items()}
+
+
+def check_model(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises: UserError where model and devices do not fit, whatever the text is.
+
+    It is asked before the text is prepared, which may take hours.
+    """
+    arch, _ = resolve(config, mesh, tokenizer_size=0)
+    check_kernel(arch.attention, device_kind(mesh))
+    lm.remat(arch.remat)
+    for block in arch.blocks:
+        mixer_class(block.mixer)
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:

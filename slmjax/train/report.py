@@ -144,7 +144,7 @@ def _smoothing(drawn: Mapping[str, str], points: int) -> str:
     if points >= 20:
         sentences.append("The first steps lie above the frame.")
     if any("stroke-dasharray" in svg for svg in drawn.values()):
-        sentences.append("Dotted uprights: restarts.")
+        sentences.append("Dotted vertical lines: restarts.")
     return page.note(" ".join(sentences)) if "loss" in drawn and sentences else ""
 
 
@@ -171,12 +171,13 @@ def _domains(records: metrics.Records) -> list[str]:
             + [f"{rival:.3f}" if rival is not None else None for rival in rivals]
             + [share]
         )
-    head = ["bits per byte", "final", "best", "at step", "exact answers", *(f"Kneser-Ney {order}" for order in orders), "to best"]
+    head = ["bits per byte", "final", "best", "at step", "exact answers", *(f"{order}-gram" for order in orders), "to best"]
     kept = [column for column in range(len(head)) if column < 4 or any(row[column] is not None for row in rows)]
     text = "Text that training never saw: cross-entropy of its tokens in bits, divided by its bytes. Lower is better."
     if orders:
         text += (
-            " Kneser-Ney: interpolated, by order, over the same tokens and training text. Last column: final value over the best of these."
+            " An n-gram model predicts each token from the n - 1 before it, by counting in the same training text "
+            "(interpolated Kneser-Ney). Last column: the final value divided by the best n-gram model's."
         )
     return [page.table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], strong=strong), page.note(text)] if rows else []
 
@@ -192,7 +193,7 @@ def _answers(records: metrics.Records) -> list[str]:
         cells = [found.get("accuracy"), found.get("chance"), rival]
         shown = [percent(cell) if cell is not None else None for cell in cells]
         rows.append([kind, page.bar(found.get("accuracy") or 0.0), *shown, found.get("count")])
-    head = ["kind", "", "exact answers", "chance", "Kneser-Ney", "questions"]
+    head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
     kept = [column for column in range(len(head)) if any(row[column] is not None for row in rows)]
     return [page.table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], left=2)] if rows else []
 
@@ -230,10 +231,12 @@ def _time(records: metrics.Records) -> list[str]:
     rows += [[names[cause], page.bar(seconds / wall, 1), duration(seconds), percent(seconds / wall, 2)] for cause, seconds in lost]
     rows += [["wall time, first to last step", "", duration(wall), "100 %"]]
     before = {cause: seconds for cause, seconds in spent["before"].items() if seconds >= 0.05}
-    text = "Before the first step, and not in the wall time: "
-    text += ", ".join(f"{cause} {duration(seconds)}" for cause, seconds in before.items())
+    text = "Goodput is the share of the first row."
+    if before:
+        causes = ", ".join(f"{cause.replace('_', ' ')} {duration(seconds)}" for cause, seconds in before.items())
+        text += f" Before the first step, and not in the wall time: {causes}."
     table = page.table(["", "", "time", "share"], rows, left=2, strong=[0, len(rows) - 1])
-    return [table, page.note(text.replace("_", " ") + ".") if before else ""]
+    return [table, page.note(text)]
 
 
 def _data(records: metrics.Records) -> list[str]:
@@ -241,10 +244,12 @@ def _data(records: metrics.Records) -> list[str]:
     sources = event.get("sources", {})
     columns = list(dict.fromkeys(key for found in sources.values() for key in found))
     rows = [[name, *(_cell(key, found.get(key)) for key in columns)] for name, found in sources.items()]
-    head = ["source", *(key.replace("_", " ").replace("heldout", "held-out") for key in columns)]
+    head = ["source", *(key.removesuffix("_share").replace("_", " ").replace("heldout", "held-out") for key in columns)]
     rest = {key: value for key, value in event.items() if key not in ("event", "step", "time", "sources", "told", "shares")}
-    told = [page.note(f"{name}: {sentence}.") for name, sentence in event.get("told", {}).items()]
-    return [page.table(head, rows), *told, _pairs(rest)]
+    told = event.get("told", {})
+    more = {name: sentence for name, sentence in told.items() if not sentence.endswith(" tokens")}  # than the table
+    notes = [page.note(f"{name}: {sentence}.") for name, sentence in more.items()]
+    return [page.table(head, rows), *notes, _pairs(rest)]
 
 
 def _history(records: metrics.Records) -> list[str]:
@@ -259,7 +264,8 @@ def _history(records: metrics.Records) -> list[str]:
         if text and not (name == "start" and rows):  # later sessions say where they went on
             rows.append([_moment(record["time"]) if record.get("time") else "", text, f"{step:,}"])
     eventful = any(text not in ("started", "finished") for _, text, _ in rows)
-    return [page.table(["when", "what", "step"], rows, left=2)] if eventful else []
+    lost = f"Lines of metrics.jsonl that cannot be read, and are left out: {records.torn:,}." if records.torn else ""
+    return [page.table(["when", "what", "step"], rows, left=2) if eventful else "", page.note(lost) if lost else ""]
 
 
 def _told(record: Mapping[str, Any], reached: int) -> str:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from slmjax.checkpoint import Checkpoints
+from slmjax.checkpoint import Checkpoints, Found, shapes_of
 from slmjax.config import from_dict, to_dict
-from slmjax.data.loader import BatchPlan
+from slmjax.data.rows import Rows
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.train import schedule
@@ -82,35 +82,30 @@ def fits(saved: dict, config: ConfigDict) -> None:
         raise UserError(f"this config does not fit the checkpoint: {told}. {advice}")
 
 
-def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, plan: BatchPlan, meta: dict) -> tuple:
+def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, rows: Rows, meta: dict) -> tuple:
     """(state or None, where it starts, sentences on damaged checkpoints that were passed over).
 
     Raises: UserError where the data or the tokenizer is not what the checkpoint was trained on, or nothing can be read.
     """
-    damaged = []
-    usable = [step for step in checkpoints.steps() if step <= start.step]
-    for step in reversed(usable):
-        (found, fault), got = checkpoints.read_meta(step), None
-        if found:
-            check_identity(found, step, plan, meta["tokenizer"])
-            try:
-                got = checkpoints.restore(step, saved(shapes))
-            except Exception as error:  # storage raises many kinds; a checkpoint that does not read is told and passed over
-                fault = (str(error).splitlines() or [repr(error)])[0][:200]
-        if not hosts.all_agree(got is not None):
-            damaged.append(f"step {step}: {fault if got is None else 'another process cannot read it'}")
-            if hosts.is_first():
-                print(f"slmjax: the checkpoint of {damaged[-1]}; it is damaged and was passed over")
-            continue
-        state = restored(got.items)
-        if damaged or start.kind == "extend":
-            checkpoints.set_aside(step)
-        kind = start.kind
-        if kind != "extend":
-            kind = "finished" if step == meta["config"]["train"]["steps"] else "resume"
-        window = tuple(of_window(step) for step in got.meta.get("window", ()))
-        return state, start._replace(kind=kind, step=step, window=window), damaged
-    raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}.")
+
+    def read(step: int, found: dict) -> Found:
+        check_identity(found, step, rows, meta["tokenizer"])
+        return checkpoints.restore(step, saved(shapes))
+
+    got, damaged = checkpoints.newest((step for step in checkpoints.steps() if step <= start.step), read)
+    if got is None:
+        raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}.")
+    if hosts.is_first():
+        for fault in damaged:
+            print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over")
+    state = restored(got.items)
+    if damaged or start.kind == "extend":
+        checkpoints.set_aside(got.step)
+    kind = start.kind
+    if kind != "extend":
+        kind = "finished" if got.step == meta["config"]["train"]["steps"] else "resume"
+    window = tuple(of_window(step) for step in got.meta.get("window", ()))
+    return state, start._replace(kind=kind, step=got.step, window=window), damaged
 
 
 def of_window(saved: dict | list) -> dict:
@@ -121,11 +116,11 @@ def of_window(saved: dict | list) -> dict:
     return {"terms": {"loss": loss}, "skips": skips}
 
 
-def check_identity(meta: dict, step: int, plan: BatchPlan, tokenizer: str) -> None:
+def check_identity(meta: dict, step: int, rows: Rows, tokenizer: str) -> None:
     """Raises: UserError where a checkpoint was trained on other text or with another tokenizer."""
     if meta["tokenizer"] != tokenizer:
         raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
-    if meta["fingerprint"] != plan.fingerprint(step):
+    if meta["fingerprint"] != rows.fingerprint(step):
         raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
 
 
@@ -154,40 +149,63 @@ def _is_parent(init_from: str, recorded: dict) -> bool:
     return os.path.abspath(init_from) == os.path.abspath(recorded["workdir"])
 
 
-def inherit(init_from: str, shapes: dict) -> dict:
-    """The newest parameters of another run. Raises: UserError where they have other shapes."""
+def inherit(init_from: str, shapes: dict, tokenizer: str) -> tuple[dict, list[dict], list[str]]:
+    """The newest parameters of another run that can be read, for a run that starts from them.
+
+    Args:
+      shapes: of the parameters; tokenizer: the hash of the new run's.
+    Returns: (parameters, the run's ancestors, sentences on damaged checkpoints that were passed over).
+    Raises: UserError where the parent's parameters have other shapes or another tokenizer, or none
+      of its checkpoints can be read.
+    """
     checkpoints = Checkpoints(init_from)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"--init_from={init_from}: there is no checkpoint.")
-    try:
-        return checkpoints.restore(steps[-1], {"params": shapes}).items["params"]
-    except Exception as error:  # storage raises many kinds
-        told = (str(error).splitlines() or [repr(error)])[0][:200]
-        raise UserError(f"--init_from={init_from}: its parameters do not fit config.model, or cannot be read ({told}).") from error
+    own = shapes_of(shapes)
+
+    def read(step: int, meta: dict) -> Found:
+        if meta["tokenizer"] != tokenizer:
+            raise UserError(
+                f"--init_from={init_from}: its parameters were trained with another tokenizer, so its "
+                "tokens mean other text; leave config.data.tokenizer empty to take the parent's."
+            )
+        theirs = checkpoints.shapes(step)
+        if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
+            name = other[0]
+            there, here = theirs.get(name, "missing"), own.get(name, "missing")
+            told = f"{name} is {there} there and {here} here"
+            raise UserError(f"--init_from={init_from}: its parameters do not fit config.model: {told}.")
+        return checkpoints.restore(step, {"params": shapes})
+
+    got, damaged = checkpoints.newest(checkpoints.steps(), read)
+    if got is None:
+        raise _none_reads(init_from, damaged)
+    faults = [f"--init_from={init_from}, {fault}" for fault in damaged]
+    if hosts.is_first():
+        for fault in faults:
+            print(f"slmjax: {fault}; this checkpoint is damaged and was passed over")
+    return got.items["params"], _ancestors(init_from, got.step, got.meta), faults
 
 
 def parents(init_from: str) -> list[dict]:
-    """The run's ancestors, nearest first: work directory, step, and the hash of what identifies the checkpoint."""
+    """The ancestors of a run that starts from another one, nearest first; see `inherit`.
+
+    It is asked before text is prepared. Raises: UserError where no checkpoint can be read.
+    """
     checkpoints = Checkpoints(init_from)
-    steps = checkpoints.steps()
-    if not steps:
+    if not checkpoints.steps():
         raise UserError(f"--init_from={init_from}: there is no checkpoint; expected the work directory of a training run.")
-    meta, fault = checkpoints.read_meta(steps[-1])
-    if fault:
-        raise UserError(f"--init_from={init_from}: the checkpoint of step {steps[-1]} is damaged: {fault}.")
-    own = {"workdir": init_from, "step": steps[-1], "hash": _hash(meta)}
-    return [own, *meta.get("parents", [])]
+    found, damaged = checkpoints.newest(checkpoints.steps(), lambda step, meta: (step, meta))
+    if found is None:
+        raise _none_reads(init_from, damaged)
+    return _ancestors(init_from, *found)
 
 
-def check_parents_tokenizer(init_from: str, tokenizer: str) -> None:
-    """Raises: UserError where the parent's parameters were trained with another tokenizer."""
-    checkpoints = Checkpoints(init_from)
-    if checkpoints.meta(checkpoints.steps()[-1])["tokenizer"] != tokenizer:
-        raise UserError(
-            f"--init_from={init_from}: its parameters were trained with another tokenizer, so its "
-            "tokens mean other text; leave config.data.tokenizer empty to take the parent's."
-        )
+def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
+    """Work directory, step, and the hash of what identifies the checkpoint; then the same of its own ancestors."""
+    return [{"workdir": init_from, "step": step, "hash": _hash(meta)}, *meta.get("parents", [])]
+
+
+def _none_reads(init_from: str, damaged: list[str]) -> UserError:
+    return UserError(f"--init_from={init_from}: none of its checkpoints can be read: {'; '.join(damaged)}.")
 
 
 def _hash(meta: dict) -> str:

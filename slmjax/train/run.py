@@ -31,13 +31,15 @@ from slmjax.tasks.lm import LanguageModeling
 from slmjax.tasks.task import Task
 from slmjax.train import metrics as records
 from slmjax.train import resume, shares
-from slmjax.train.evaluation import HeldOut, Samples, TextbookQuestions
+from slmjax.train.evaluation import HeldOut, Samples, TextbookAnswers, TextbookBaseline
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import Program, cuts, make_program, place_cuts
+from slmjax.train.program import Program, check_model, cuts, make_program, place_cuts
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
+
+FILES = ("config.json", "tokenizer.json", "heldout.npz")  # of a finished run, next to its checkpoints and records
 
 
 @dataclasses.dataclass
@@ -78,6 +80,7 @@ def run(
     use_compile_cache()
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
+    checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
     claim = claim or Claim()
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
@@ -112,10 +115,11 @@ def build(
     past = past if past.all else None
     mesh = make_mesh(config.mesh.to_dict())
     check_batch(config, mesh)
+    check_model(config, mesh)
+    if config.log.wandb and hosts.is_first():
+        records.import_wandb(config.log.wandb)
     goodput = Goodput(past, from_step=start.step, began=began)
     prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
-    if init_from and not start.step:
-        resume.check_parents_tokenizer(init_from, prepared.tokenizer.sha256)
     program = make_program(config, mesh, prepared.tokenizer.vocab_size)
     arch, device = program.arch, program.device
     plan = batch_plan(config, prepared, place_cuts(config, mesh, arch.attention))
@@ -129,12 +133,13 @@ def build(
                 state, start, damaged = resume.restore(checkpoints, start, program.shapes, plan, meta)
                 goodput.from_step = start.step
         finished = start.kind == "finished"
-        if finished and hosts.all_agree(has_last_records(past, start.step)):
+        if finished and hosts.all_agree(has_last_records(folder, past, start.step)):
             return None
         if state is None:
             state = program.init()
             if init_from:
-                state = dataclasses.replace(state, params=resume.inherit(init_from, program.shapes.params))
+                params, lineage, damaged = resume.inherit(init_from, program.shapes.params, prepared.tokenizer.sha256)
+                state, meta["parents"] = dataclasses.replace(state, params=params), lineage
         what = "compiling the training step and the evaluations; later starts are faster"
         with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
             # XLA compiles outside of Python, the step longest.
@@ -144,7 +149,7 @@ def build(
             for item in saved(state).values():
                 digest(item)  # its program too is there before the first step
             steps = {shapes_of(task.rows.shapes(start.step)): compiling.result()} if compiling else {}
-    writer = open_records(config, folder, prepared, start if past else None)
+    writer = open_records(config, folder, prepared, start.step, resumed=past is not None)
     told_sizes = sizes.parameters(arch)._asdict()
     writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
     told_sources = shares.told(plan)
@@ -178,16 +183,16 @@ def build(
     )  # fmt: skip
 
 
-def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, resumed: Start | None) -> records.MetricsWriter:
+def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, step: int, *, resumed: bool) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
         prepared.tokenizer.save(os.fspath(folder / "tokenizer.json"))
-        if resumed is None or not resumed.step:  # of a run that this one replaces
+        if not step:  # of a run that this one replaces
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
-        resume_step=resumed.step if resumed else None, active=hosts.is_first(),
+        resume_step=step if resumed else None, active=hosts.is_first(),
     )  # fmt: skip
 
 
@@ -198,7 +203,9 @@ def language_modeling(program: Program, prepared: Prepared, plan: BatchPlan) -> 
     evaluations = [heldout, Samples(program, prepared)]
     embedded = not config.data.sources
     if embedded or config.eval.textbook:
-        evaluations.append(TextbookQuestions(heldout, baseline=embedded))
+        evaluations.append(TextbookAnswers(prepared, compared=embedded))
+    if embedded:
+        evaluations.append(TextbookBaseline(heldout))
     return LanguageModeling(plan, evaluations, config.train.z_loss)
 
 
@@ -212,9 +219,10 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def has_last_records(past: records.Records | None, total: int) -> bool:
-    """Whether the records of the end are there, of which "finish" is the last."""
-    return any(event["step"] == total for event in records.events(past, "finish")) if past else False
+def has_last_records(folder: epath.Path, past: records.Records | None, total: int) -> bool:
+    """Whether a finished run has its files and the records of its end, of which "finish" is the last."""
+    ended = past is not None and any(event["step"] == total for event in records.events(past, "finish"))
+    return ended and all((folder / name).exists() for name in FILES)
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:

@@ -199,10 +199,17 @@ def test_sets_without_a_decidable_item_find_nothing(items, tmp_path):
         ('{"question": ', {}, "fault in line 1: malformed JSON"),
         ("{}", {"path": ""}, "evals.made: path is missing"),
         ("{}", {"fields": []}, "evals.made: fields is missing"),
-        ("{}", {"path": "nowhere.jsonl"}, "evals.made.*matches no file"),
+        ("{}", {"path": "nowhere.jsonl"}, "config.curate.evals.made: 'nowhere.jsonl' matches no file"),
+        ("{}", {"path": ["nowhere.jsonl"]}, "config.curate.evals.made: 'nowhere.jsonl' matches no file"),
+        ("{}", {"path": "README.txt"}, "README.txt has no records with fields; expected .jsonl"),
+        ("{}", {"fields": 5}, "evals.made is .*expected a .jsonl file as path"),
+        ("{}", {"fields": [5]}, "evals.made is .*expected a .jsonl file as path"),
+        ("{}", {"field": "question"}, "evals.made has no setting 'field'.*Did you mean 'fields'"),
     ],
 )
-def test_a_set_that_cannot_be_read_whole_is_refused(line, settings, message, tmp_path):
+def test_a_set_that_cannot_be_read_whole_is_refused(line, settings, message, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(line + "\n")
+    (tmp_path / "README.txt").write_text("about the set")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         build_index({"made": {"path": str(tmp_path / "a.jsonl"), "fields": ["question", "answer"]} | settings})

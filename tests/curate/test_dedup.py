@@ -98,7 +98,7 @@ def test_an_empty_index_has_no_clusters(tmp_path):
 def test_a_damaged_index_is_refused_by_its_file_and_never_read(files, tmp_path):
     deduplicate(sources(files, "a"), tmp_path / "index", scheme=SMALL)
     whole = {name: (tmp_path / "index" / name).read_bytes() for name in ("index.json", *indices.KEPT)}
-    rng, refused = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
     for trial in range(200):
         name = list(whole)[trial % len(whole)]
         data = bytearray(whole[name])
@@ -107,15 +107,9 @@ def test_a_damaged_index_is_refused_by_its_file_and_never_read(files, tmp_path):
         else:
             del data[rng.integers(len(data)) :]
         (tmp_path / "index" / name).write_bytes(data)
-        try:
-            index = Index(tmp_path / "index", SMALL)
-        except UserError as error:
-            assert name in str(error) or "sketches of" in str(error)
-            refused += 1
-        else:  # a letter of a name in index.json
-            assert name == "index.json" and len(index) == 150
+        with pytest.raises(UserError, match=rf"{name}|sketches of"):
+            Index(tmp_path / "index", SMALL)
         (tmp_path / "index" / name).write_bytes(whole[name])
-    assert refused > 185
 
 
 def test_an_index_of_counts_that_do_not_add_up_is_refused_without_checksums_too(files, tmp_path):
@@ -123,6 +117,7 @@ def test_an_index_of_counts_that_do_not_add_up_is_refused_without_checksums_too(
     manifest = json.loads((tmp_path / "index" / "index.json").read_text())
     for batch in manifest["batches"]:
         del batch["crc32"]
+    del manifest["seal"]
     (tmp_path / "index" / "index.json").write_text(json.dumps(manifest))
     assert len(Index(tmp_path / "index", SMALL)) == 150
     counts = np.fromfile(tmp_path / "index" / "counts", "<i8")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax.curate import minhash
-from slmjax.curate.minhash import Scheme, optimal_bands, sketch
+from slmjax.curate.minhash import Scheme, enough_bands, optimal_bands, sketch
 
 TEXTS = st.text(st.one_of(st.sampled_from("ab Z9.\n"), st.characters(codec="utf-8")), max_size=80)
 
@@ -89,3 +89,11 @@ def test_the_curve_is_finewebs():
     """Research: .053, .565, .772, .924 at .5, .7, .75, .8 for 14 bands of 8."""
     found = Scheme().candidate_probability([0.5, 0.7, 0.75, 0.8])
     np.testing.assert_allclose(found, [0.053, 0.565, 0.772, 0.924], atol=5e-4)
+
+
+@pytest.mark.parametrize("similarity", [1e-9, 0.01, 0.5, 0.999])
+def test_bands_that_find_pairs_are_within_the_hashes_at_any_similarity(similarity):
+    bands, rows = enough_bands(similarity, 0.8)
+    assert 1 <= bands * rows <= 250
+    found = float(Scheme(bands=bands, rows=rows).candidate_probability(similarity))
+    assert found >= 0.8 or (bands, rows) == (250, 1)

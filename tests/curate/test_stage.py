@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,24 @@ def test_two_processes_leave_the_same_bytes_as_one(raw, tmp_path):
     assert launch.main(command(raw, tmp_path / "one" / "run")) == 0
     assert launch.main(command(raw, tmp_path / "two" / "run", "--config.curate.processes=2")) == 0
     assert digests(tmp_path / "one" / "run") == digests(tmp_path / "two" / "run")
+
+
+def test_what_a_stopped_run_left_is_made_again_where_it_is_damaged(raw, tmp_path, monkeypatch):
+    assert launch.main(command(raw, tmp_path / "one" / "run")) == 0
+    monkeypatch.setattr(stage, "Index", None)
+    with pytest.raises(TypeError):
+        launch.main(command(raw, tmp_path / "stopped" / "run"))
+    monkeypatch.undo()
+    whole, work = tmp_path / "whole", tmp_path / "stopped" / "run" / "work"
+    shutil.copytree(tmp_path / "stopped" / "run", whole)
+    for file in ("web-00000.jsonl", "evals.npz"):
+        shutil.rmtree(tmp_path / "stopped" / "run")
+        shutil.copytree(whole, tmp_path / "stopped" / "run")
+        data = bytearray((work / file).read_bytes())
+        data[len(data) // 2 :] = b"x" * len(data[len(data) // 2 + 1 :])
+        (work / file).write_bytes(data)
+        assert launch.main(command(raw, tmp_path / "stopped" / "run")) == 0
+        assert digests(tmp_path / "one" / "run") == digests(tmp_path / "stopped" / "run")
 
 
 @pytest.mark.slow
@@ -283,7 +302,10 @@ def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded
     ("--config.curate.languages=en", "such as languages.web=en"), ("--config.curate.rules.web=3", "rules.web is 3; expected names"),
     ("--config.curate.max_dropped=0", "max_dropped is 0"), ("--config.data.sources={}", "data.sources is empty"),
     ("--workdir=gs://bucket/run", "folder of this machine"), ("--init_from=runs/tiny", "--init_from"),
-    ("--config.curate.index=configs", "no index"),
+    ("--config.curate.index=configs", "no index"), ("--config.curate.rows=99999999", "rows is 99999999; it can be at most 250"),
+    ("--config.curate.samples=-1", "samples is -1; it must not be negative"),
+    ("--config.curate.languages.web=english", "Did you mean 'en'?"),
+    ("--config.data.sources.web.heldout=h.jsonl", "data.sources.web.heldout: the stage curate reads no held-out files"),
 ])  # fmt: skip
 def test_mistakes_are_named(raw, tmp_path, word, told, capsys):
     assert launch.main(command(raw, tmp_path / "run", word)) == 2

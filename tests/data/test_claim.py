@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,14 @@ def holder(tmp_path):
         process.kill()
 
 
+def test_a_folder_that_is_deleted_is_no_longer_held(tmp_path):
+    with claimed(str(tmp_path / "run")) as claim:
+        assert claim.mine()
+        shutil.rmtree(tmp_path / "run")
+        assert not claim.mine()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path, holder, capsys):
     recipe = tmp_path / "recipe.py"
     recipe.write_text("from slmjax import config\nget_config = config.base\n")
@@ -43,6 +52,46 @@ def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path,
     holder.wait()
     with claimed(str(tmp_path / "run")) as claim:
         assert claim.mine()
+
+
+HALF = """
+import os, signal, sys
+from pathlib import Path
+from slmjax.data import work
+work.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+work.write_atomic(Path(sys.argv[1]) / "name", "half")
+"""
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_file_that_is_written_there(tmp_path, monkeypatch):
+    living = work.temporary(tmp_path)
+    living.write_text("in the making")
+    assert subprocess.run([sys.executable, "-c", HALF, tmp_path]).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(work, "_tidied", set())
+    work.write_atomic(tmp_path / "other", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, "other"])
+
+
+PARENT = """
+import os, sys, time
+from slmjax.data.work import claimed
+with claimed(sys.argv[1]):
+    if os.fork() == 0:
+        time.sleep(1)  # a worker that has not yet seen that its parent is gone
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_that_children_of_a_killed_process_still_hold_is_waited_for(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "run"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+        process.wait()
+        with claimed(str(tmp_path / "run")) as claim:
+            assert claim.mine()
 
 
 def test_a_claim_leaves_nothing_behind_and_removes_what_a_kill_left(tmp_path):
@@ -81,6 +130,16 @@ def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refu
                 assert newest.mine()
 
 
+def test_an_index_that_another_curation_extends_is_refused_before_anything_is_read(tmp_path, holder, capsys):
+    (tmp_path / "a.txt").write_text("some words")
+    index = tmp_path / "run"
+    words = ["--config=configs/curate.py", f"--workdir={tmp_path / 'mine'}", f"--config.data.sources=a={tmp_path / 'a.txt'}"]
+    assert launch.main([*words, f"--config.curate.index={index}"]) == 2
+    err = capsys.readouterr().err
+    assert f"config.curate.index={index}: process {holder.pid} on " in err and "another config.curate.index" in err
+    assert err.count("\n") == 1 and not (tmp_path / "mine").exists()
+
+
 def test_of_several_processes_the_first_takes_the_folder_and_all_hear_of_a_refusal(tmp_path, holder):
     with claimed(str(tmp_path / "other"), first=False) as claim:
         assert claim.mine() and not (tmp_path / "other").exists()
@@ -111,3 +170,9 @@ def test_a_folder_that_cannot_be_written_is_refused_and_a_device_is_written_thro
     work.write_atomic(tmp_path / "pipe", "all of it")
     assert os.read(reader, 99) == b"all of it" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+def test_any_text_can_be_written(tmp_path):
+    for text, data in (("caf\udce9", b"caf\xe9"), ("half \ud83d", rb"half \ud83d"), ("whole \U0001f600", "whole \U0001f600".encode())):
+        work.write_atomic(tmp_path / "file", text)
+        assert (tmp_path / "file").read_bytes() == data

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,28 @@ def test_a_tokenizer_that_loses_the_users_text_is_refused(kind, tmp_path):
     assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
+def test_pieces_of_long_documents_that_begin_with_a_blank_do_not_condemn_a_tokenizer(tmp_path):
+    write(tmp_path / "book.jsonl", [{"text": "ab " * 200_000}] + [{"text": f"page {i}"} for i in range(9)])
+    bytes_of = [f"<0x{i:02X}>" for i in range(256)]
+    vocab = {token: i for i, token in enumerate(["<unk>", "</s>", *bytes_of, "\u2581", "a", "b"])}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
+    blank = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    steps = [{"type": "ByteFallback"}, blank]
+    special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content = {"model": model, "pre_tokenizer": blank, "decoder": {"type": "Sequence", "decoders": steps}}
+    content["added_tokens"] = [{"id": 1, "content": "</s>", **special}]
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    data = settings({"book": str(tmp_path / "book.jsonl")}, tokenizer=str(tmp_path / "mine.json"), group_by="")
+    assert run(data, tmp_path / "cache").train["book"].tokens > 500_000
+
+
+def test_the_refusal_of_a_tokenizer_shows_where_the_text_changes(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "the same words for a long while and then The Change comes"}] * 50)
+    data = settings(str(tmp_path / "a.jsonl"), tokenizer=changing(tmp_path / "mine.json", LOSSY["folds case"][0]), group_by="")
+    with pytest.raises(UserError, match=r"'.* and then The Change.*' becomes '.* and then the change.*'"):
+        run(data, tmp_path / "cache")
+
+
 def test_held_out_documents_that_a_tokenizer_changes_are_counted_and_left_out(tmp_path):
     odd = range(0, 1000, 50)  # 2 % of the documents
     texts = [f"It is so, said {i}" + " e\u0301" * (i in odd) for i in range(1000)]
@@ -391,6 +414,26 @@ def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
     assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
     assert "missing or damaged" in said[0]
     assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [len(s) for s in prepared.train.values()]
+
+
+def test_a_damaged_intermediate_result_is_made_again_and_told(made, tmp_path, monkeypatch):
+    sources, prepared = made
+
+    def stop(*arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "_finish", stop)
+    with pytest.raises(InterruptedError):
+        run(settings(sources), tmp_path)
+    monkeypatch.undo()
+    (folder,) = (path.parent for path in tmp_path.glob(f"*/{passes.WORK}"))
+    parts = [folder / passes.WORK / name for name in ("notes-train-00000.scan.json", "books-train-00001.heldout.jsonl", "tokenizer.json")]
+    for number, part in enumerate(parts):
+        copy, said = tmp_path / f"copy{number}", []
+        shutil.copytree(folder, copy / folder.name)
+        flip(copy / part.relative_to(tmp_path), 0.4)
+        assert run(settings(sources), copy, say=said.append).fingerprint == prepared.fingerprint
+        assert len(said) == 1 and said[0].endswith(f"{part.name} is damaged; preparing again")
 
 
 def flip(path: Path, place: float) -> None:
@@ -681,3 +724,14 @@ def test_a_huge_file_is_read_in_little_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_refusal_names_each_reason_once(tmp_path):
+    for name in ("a", "b"):
+        lines = ['{"content": "some"}'] * 9 + ["no JSON"] * 9
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        run(settings({"web": str(tmp_path / "*.jsonl")}), tmp_path / "cache")
+    sentence = str(error.value)
+    assert sentence.count("no text") == sentence.count("malformed JSON") == 1
+    assert "36 of 36 records" in sentence and "a.jsonl line 1: no text" in sentence

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from slmjax.data import remote
-from slmjax.data.sources import DAMAGED, Document, Fault, Source, list_files, parse_sources, read_documents
+from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, list_files, parse_sources, read_documents
 from slmjax.errors import UserError
 
 KNOWN = sys.modules["fsspec.registry"]._registry  # file systems that fsspec has imported
@@ -164,6 +164,9 @@ def test_a_cut_or_damaged_file_is_never_taken_for_a_short_one(tmp_path, ending):
     for name, content in (("cut", data[: len(data) // 2]), ("noise", data[:40] + b"noise" * 9 + data[85:])):
         (tmp_path / f"{name}.jsonl{ending}").write_bytes(content)
         assert read(tmp_path / f"{name}.jsonl{ending}")[-1].reason == DAMAGED
+    (tmp_path / f"empty.jsonl{ending}").write_bytes(b"")  # not even the header of no text
+    empty = SourceFile(str(tmp_path / f"empty.jsonl{ending}"), "empty", 0, "")
+    assert [item.reason for item in read_documents(empty, Source("a", ()))] == [DAMAGED]
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     assert read(tmp_path / "x.parquet")[-1].reason == DAMAGED
 
@@ -236,3 +239,61 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, path, module, ex
         monkeypatch.delitem(KNOWN, protocol, raising=False)
     with pytest.raises(UserError, match=rf'pip install "slmjax\[{extra}\]"'):
         list_files(source(path))
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "said"),
+    [
+        ({"id": "7", "content": "a long text of some words"}, "text", "missing (fields: id, content). Most text is in 'content'"),
+        ({"id": "7", "txt": "some", "more": "a longer one"}, "text", "missing (fields: id, txt, more). Did you mean 'txt'?"),
+        ({"messages": [{"role": "user"}]}, "text", "missing (fields: messages). No field holds a string; lists and objects"),
+        ({"text": {"content": "some"}}, "text", "dict with the fields content, not a string. No field holds a string"),
+        ({"text": {"content": "some"}}, "text.content", "missing (fields: text). No field holds a string"),
+        ({"text": None, "body": "some words"}, "text", "NoneType, not a string. Most text is in 'body'"),
+    ],
+)
+def test_a_record_without_text_says_where_its_text_may_be(tmp_path, record, field, said):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    (fault,) = read(tmp_path / "a.jsonl", field=field)
+    assert fault.detail.startswith(f"'{field}' is {said}")
+
+
+def test_a_parquet_file_without_the_column_names_the_one_with_the_most_text(tmp_path):
+    table = pa.table({"id": ["1", "2"], "content": ["a long text " * 9, "another " * 9], "size": [3, 4]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"no column 'text' \(columns: id, content, size\). Most text is in 'content'\.$"):
+        read(tmp_path / "a.parquet")
+    twice = pa.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="has several columns named 'text'"):
+        read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"x" * 200: "a"}, "has 200 characters; give it a shorter name"),
+        ({"a": {"path": "a", "field": ""}}, "data.sources.a.field is empty; expected the name of a field"),
+        ({"a": {"path": "a", "score": "-"}}, "data.sources.a.score is '-'; expected the name of a field"),
+    ],
+)
+def test_a_name_that_cannot_be_a_file_and_an_empty_field_are_refused(value, message):
+    with pytest.raises(UserError, match=message):
+        parse_sources(value)
+
+
+def test_an_address_that_cannot_be_read_says_what_to_do(monkeypatch):
+    def missing(protocol):
+        raise ImportError("it requires another package")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(UserError, match=r"https:// cannot be read here .*; download the file first\.$"):
+        list_files(source("https://example.com/a.jsonl"))
+    with pytest.raises(UserError, match=r"s3:// cannot be read here .*; use a local path, gs:// or hf://\.$"):
+        list_files(source("s3://bucket/a.jsonl"))
+
+
+def test_a_path_of_a_user_that_is_not_there_matches_no_file():
+    (one,) = parse_sources("~no-such-user/texts")
+    with pytest.raises(UserError, match="'~no-such-user/texts' matches no file"):
+        list_files(one)

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import random
+import tarfile
 import time
 import tracemalloc
 from pathlib import Path
@@ -204,7 +205,65 @@ def test_whatever_is_done_to_a_file_gives_documents_and_faults_or_one_sentence(t
             read(tmp_path / f"a{ending}")
 
 
+def test_a_flipped_bit_in_a_page_of_parquet_with_checksums_is_a_fault(tmp_path):
+    texts = [f"text {i}" for i in range(30)]
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="none", write_page_checksum=True)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"text 17", b"text 77"))
+    assert counted(read(tmp_path / "a.parquet"))[1] == [DAMAGED]
+
+
 def test_many_small_row_groups_are_read_in_order(tmp_path):
     texts = [f"text {i}" for i in range(300)]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=7)
     assert [(d.text, d.line) for d in read(tmp_path / "a.parquet")] == [(text, i) for i, text in enumerate(texts, 1)]
+
+
+def test_a_giant_row_among_small_ones_is_not_copied_into_python(tmp_path, short_limit):
+    texts = [f"short {i}" for i in range(400)]
+    texts[100] = "x" * (64 << 20)
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
+    del texts
+    tracemalloc.start()
+    assert counted(read(tmp_path / "a.parquet")) == (399, [TOO_LONG])
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def tar(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ending", "data", "what"),
+    [
+        (".jsonl", gzip.compress(LINES), "gzip; its name must end in .gz"),
+        (".jsonl", zstandard.compress(LINES), "must end in .zst"),
+        (".txt", lzma.compress(LINES), "must end in .xz"),
+        (".jsonl", LINES.decode().encode("utf-16"), "it is UTF-16; convert it to UTF-8"),
+        (".txt.gz", gzip.compress(tar("a.jsonl", LINES)), "it is a tar archive; unpack it"),
+        (".jsonl.zst", zstandard.compress(tar("a.jsonl", LINES)), "it is a tar archive; unpack it"),
+    ],
+)
+def test_an_archive_and_another_encoding_are_one_fault_that_says_what_to_do(tmp_path, ending, data, what):
+    (tmp_path / f"a{ending}").write_bytes(data)
+    (fault,) = read(tmp_path / f"a{ending}")
+    assert fault.reason == DAMAGED and what in fault.detail
+
+
+def test_a_text_that_speaks_of_tar_archives_is_a_text(tmp_path):
+    text = "The header of an archive. ".ljust(257, "-") + "ustar is written there."
+    (tmp_path / "a.txt").write_text(text)
+    assert [item.text for item in read(tmp_path / "a.txt")] == [text]
+
+
+def test_a_mark_before_the_text_of_a_record_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "\ufeffsome words"}) + "\n")
+    (tmp_path / "b.txt").write_text("\ufeffsome words")
+    (one,), (other,) = read(tmp_path / "a.jsonl"), read(tmp_path / "b.txt")
+    assert (one.text, one.bytes, one.key) == (other.text, other.bytes, other.key) == ("some words", 10, other.key)

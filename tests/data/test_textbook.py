@@ -133,6 +133,19 @@ def test_corpus_files_hold_the_passages_and_are_reused(tmp_path):
     assert len(Path(files["units"]["path"]).read_text().splitlines()) == 21
 
 
+def test_a_damaged_corpus_is_written_again(tmp_path):
+    how = {"seed": 1, "train_per_kind": 3, "heldout_per_kind": 1}
+    files = write_corpus(tmp_path, **how)
+    whole = {
+        path: path.read_bytes() for path in (tmp_path / "textbook.json", Path(files["units"]["path"]), Path(files["logic"]["heldout"]))
+    }
+    for path, text in whole.items():
+        for damaged in (text[:-9], text.replace(b"t", b"u", 1), b"[" * 100_000, b"\xff"):
+            path.write_bytes(damaged)
+            write_corpus(tmp_path, **how)
+            assert path.read_bytes() == text
+
+
 def test_a_half_written_corpus_is_written_again(tmp_path):
     files = write_corpus(tmp_path, seed=1, train_per_kind=5, heldout_per_kind=2)
     whole = Path(files["logic"]["path"]).read_text()

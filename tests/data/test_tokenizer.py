@@ -118,7 +118,57 @@ def composed() -> Library:
     return library
 
 
-@pytest.mark.parametrize("make", [prefix_space, token_with_space, composed, lambda: byte_level(None), lambda: byte_level(LLAMA3)])
+def sentence_piece(prepend: bool = True) -> Library:
+    """The way of Llama 2: blanks are letters, a text gets one before it, and merges know no words."""
+    bytes_of = [f"<0x{i:02X}>" for i in range(256)]
+    letters = sorted({*TEXT.replace(" ", "\u2581"), *"\u2581\u4e2d\u6587\u3002abdefghiklnorstwxy"})
+    merges = [
+        ("\u2581", "t"),
+        ("\u2581t", "h"),
+        ("o", "f"),
+        ("\u2581", "of"),
+        ("\u2581of", "\u2581th"),
+        ("a", "n"),
+        ("an", "d"),
+        ("x", "x"),
+    ]
+    tokens = ["<unk>", "</s>", *bytes_of, *letters, *("".join(pair) for pair in merges)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    library = Library(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    replace = [normalizers.Replace(" ", "\u2581")]
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *replace] if prepend else replace)
+    strip = [decoders.Strip(" ", 1, 0)] if prepend else []
+    library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    library.add_special_tokens([AddedToken("</s>", special=True)])
+    return library
+
+
+def metaspace() -> Library:
+    library = sentence_piece(prepend=False)
+    library.normalizer = normalizers.NFC()
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    return library
+
+
+def unsplit() -> Library:
+    library = byte_level(None)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return library
+
+
+WAYS = [prefix_space, token_with_space, composed, lambda: byte_level(None), lambda: byte_level(LLAMA3)]
+WAYS += [sentence_piece, lambda: sentence_piece(prepend=False), metaspace, unsplit]
+
+
+@pytest.mark.parametrize("make", [sentence_piece, lambda: sentence_piece(prepend=False), metaspace, unsplit])
+def test_tokenizers_that_split_no_words_are_given_long_texts_in_pieces_too(make, monkeypatch):
+    found = Tokenizer(make().to_str())
+    monkeypatch.setattr(module, "PIECE", 2000)
+    pieces = found._pieces("some words of a text " * 1000)
+    assert len(pieces) > 5 and max(map(len, pieces)) < 2500
+
+
+@pytest.mark.parametrize("make", WAYS)
 @pytest.mark.parametrize(
     "text",
     [
@@ -184,6 +234,12 @@ def without(change) -> str:
     return json.dumps(content)
 
 
+def test_a_tokenizer_that_does_not_split_texts_is_none_that_can_be_cut(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(without(lambda t: t.pop("pre_tokenizer")))
+    tokenizer = load(tmp_path / "tokenizer.json")
+    assert not tokenizer.keeps("two words", tokenizer.encode("two words"))  # so that preparation refuses it
+
+
 def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path):
     words = Library(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.add_special_tokens([EOT])
@@ -200,3 +256,10 @@ def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path)
             path.write_text(content)
         with pytest.raises(UserError, match=message):
             load(path)
+
+
+def test_a_tokenizer_that_drops_merges_at_random_gives_the_same_tokens_each_time(small):
+    content = json.loads(small._text)
+    content["model"]["dropout"] = 0.5
+    dropping = Tokenizer(json.dumps(content))
+    assert dropping.encode(TEXT) == dropping.encode(TEXT) == small.encode(TEXT)

@@ -110,6 +110,19 @@ def test_what_slmjax_writes_below_a_source_is_no_text_of_it(tmp_path):
     assert listed(tmp_path / "notes" / "*.*")[0] == ["b.txt"]
 
 
+@pytest.mark.parametrize("left", ["killed", "copied"])
+def test_what_a_killed_stage_left_half_done_is_no_text(tmp_path, left):
+    """Of curation, whose work folder has the sketches of each file, and of preparation."""
+    tree(tmp_path, "run/work/web-00000.jsonl", "run/work/web-00000.sketches/keys", "run/work/documents/web/00000.jsonl")
+    tree(tmp_path, "p/work~/web.jsonl", "notes/a.txt", "run/documents/web/00000.jsonl")
+    if left == "killed":
+        (tmp_path / "run" / "config.json").write_text(json.dumps({"stage": "curate", "data": {}, "model": {}, "train": {}}))
+    for place in (tmp_path / "run", tmp_path / "run" / "**" / "*.jsonl"):
+        names, said = listed(place)
+        assert names == ["documents/web/00000.jsonl"] and said.endswith("written by slmjax: work")
+    assert "p/work~" in listed(tmp_path)[1] and "web.jsonl" not in " ".join(listed(tmp_path)[0])
+
+
 def as_an_ordinary_user(function) -> str:
     """What `function` raises where this process may not read everything, as root may."""
     is_root = os.geteuid() == 0

@@ -28,8 +28,9 @@ def test_a_block_is_read_from_its_text(text, block):
     [
         ("attentoin", "token mixer 'attentoin'.*Did you mean 'attention'"),
         ("attention+mpl", "channel mixer 'mpl'.*Did you mean 'mlp'"),
-        ("attention windo=5", "'windo=5'.*one of the options rope, window, borrows"),
-        ("attention rope", "'rope'.*one of the options rope"),
+        ("attention windo=5", "'windo=5'.*one of the options rope, window, borrows.*Did you mean 'window'"),
+        ("attention window=-5", "'window=-5'.*must be a whole number"),
+        ("attention rope", "'rope'.*must be True or False"),
         ("attention rope=yes", "'rope=yes'.*True or False"),
         ("attention rope=2", "'rope=2'.*True or False"),
         ("", "token mixer ''"),

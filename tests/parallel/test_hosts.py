@@ -205,3 +205,29 @@ def test_colabs_tpu_is_alone_and_other_tpus_ask_for_their_slice(monkeypatch, env
 def test_a_coordinator_without_port_is_refused():
     with pytest.raises(UserError, match="--coordinator=host0: expected HOST:PORT"):
         hosts.start("host0", 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "nowhere"])
+def test_a_kind_of_device_that_is_not_here_is_told(kind):
+    program = "from slmjax import cli\nfrom slmjax.parallel import hosts\ncli.script(lambda: cli.entry(lambda words: hosts.start(), []))"
+    environment = {**os.environ, "JAX_PLATFORMS": kind}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=runs.ROOT)
+    if kind == "cuda" and done.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert done.returncode == 2 and f"slmjax: JAX finds no device of JAX_PLATFORMS={kind} (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["port in use", "half of an environment"])
+def test_what_keeps_processes_from_joining_is_told(fault):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"} if fault == "half of an environment" else dict(os.environ)
+        given = f"'127.0.0.1:{taken.getsockname()[1]}', 2, 0" if fault == "port in use" else ""
+        imports = "from slmjax import cli\nfrom slmjax.parallel import hosts\n"
+        program = f"{imports}cli.script(lambda: cli.entry(lambda words: hosts.start({given}), []))"
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=runs.ROOT, timeout=60
+        )
+    assert done.returncode == 2 and "slmjax: the processes cannot be joined: " in done.stderr and "Traceback" not in done.stderr

@@ -50,7 +50,7 @@ def test_training_ends_where_one_rate_has_enough(monkeypatch):
     assert steps(0) == 4 and steps(1) == 7  # looked at after every fourth step and the last; chance is far from 1
 
 
-def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
+def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys, monkeypatch):
     words = [f"--config.study.{name}={value}" for name, value in (SMALL | {"examples": 128, "tested": 32}).items()]
     words += [
         "--config.train.steps=3",
@@ -63,13 +63,16 @@ def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
     ]
     one = ["--config.study.variants={'attention': ('attention+none',)}"]
     two = ["--config.study.variants={'attention': ('attention+none',), 'gla': ('gla+none',)}"]
+    monkeypatch.setattr("slmjax.readable.SILENCE", 0.0)
     assert launch.main(words + one) == 0
+    assert "training attention on recall:16:2 ...\n" in capsys.readouterr().out
+    monkeypatch.undo()
     first = json.loads((tmp_path / "study.json").read_text())["rows"]
     capsys.readouterr()
     assert launch.main(words + two) == 0
     rows = json.loads((tmp_path / "study.json").read_text())["rows"]
     assert rows[:1] == first and [row["variant"] for row in rows] == ["attention", "gla"]
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().out.replace("training gla on recall:16:2 ...\n", "")
     assert printed.count("recall:16:2") == 2  # the row that was missing, and the table's head
     assert "| mixer | recall:16:2 |" in printed and "| gla |" in printed
     others = {"seed": "--config.seed=1", "tested": "--config.study.tested=64"}
@@ -82,11 +85,25 @@ def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys):
 
 @pytest.mark.parametrize("change, told", [
     ({"task": "recall:16:2"}, "config.study.task: .*Did you mean 'tasks'"), ({"tasks": "recal:16:2"}, "'recal:16:2' is none of"),
+    ({"tasks": "recall:16:0"}, "'recall:16:0' is none of"), ({"tasks": 3}, "'3' is none of"),
+    ({"tasks": "recall:4:64"}, "'recall:4:64' cannot be made: 64 pairs and 64 queries need"),
+    ({"tasks": "recall:64:16"}, "'recall:64:16' cannot be made"),  # of 16 tokens there are not enough keys
+    ({"tasks": "induction:1"}, "'induction:1' cannot be made: induction needs a length of at least 3"),
+    ({"variants": {}}, "variants is {}; expected patterns by name"), ({"variants": 3}, "variants is 3; expected"),
+    ({"variants": {"a": 3}}, "variants.a is 3; expected a pattern"), ({"variants": {"a": "atention"}}, "Did you mean 'attention'"),
+    ({"rates": ()}, "expected numbers"), ({"rates": ("x",)}, "expected numbers"), ({"rates": (-1,)}, "expected numbers"),
+    ({"enough": "all"}, "expected numbers"), ({"seeds": 0}, "seeds is 0; expected a whole number of at least 1"),
+    ({"tested": "many"}, "tested is 'many'; expected"), ({"vocab": 0.5}, "vocab is 0.5; expected"),
     ({"tasks": "recall:16"}, "'recall:16' is none of"), ({"tasks": "induction:many"}, "'induction:many' is none of"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_named(change, told):
     with pytest.raises(UserError, match=told):
         recall.settings(small(**change))
+
+
+def test_a_rate_and_a_pattern_may_stand_alone():
+    study = recall.settings(small(rates=0.01, variants={"a": "attention+none"}))
+    assert study["rates"] == [0.01] and study["variants"] == {"a": ("attention+none",)}
 
 
 def test_a_missing_setting_is_named():

@@ -196,7 +196,8 @@ def test_a_full_disk_is_the_users_error(tmp_path):
 
 @pytest.mark.parametrize(
     "line", ["[]", "7", '{"event": "resume"}', '{"step": "3", "train/loss": 1.0}', '{"step": 1e999}', '{"step": 2.5}',
-             '{"step": 3, "time": "now"}', '{"step": 3, "train/loss": {}}', '{"step": 3, "nonfinite": {"a > b": "nan"}}', "[" * 100_000],
+             '{"step": 99999999999999999999}', '{"step": -1}', '{"step": 3, "time": "now"}', '{"step": 3, "train/loss": {}}',
+             '{"step": 3, "nonfinite": {"a > b": "nan"}}', "[" * 100_000],
 )  # fmt: skip
 def test_a_line_that_no_writer_wrote_is_counted_and_skipped(line, tmp_path):
     with MetricsWriter(tmp_path) as writer:
@@ -208,3 +209,22 @@ def test_a_line_that_no_writer_wrote_is_counted_and_skipped(line, tmp_path):
     found = metrics.read(tmp_path)
     assert found.torn == 1 and [record["step"] for record in found.kept] == [1, 1, 2]
     assert metrics.series(found, "train/loss")[0].tolist() == [1, 2]
+
+
+def test_a_line_that_has_changed_since_is_counted_and_skipped_however_it_is_laid_out(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"train/loss": 1.25, "train/grad_norm": float("inf")})
+        writer.event("goodput", 1, session="a", seconds={"start": 1.5})
+    path = tmp_path / "metrics.jsonl"
+    whole, lines = metrics.read(tmp_path), path.read_text().splitlines()
+    assert whole.torn == 0 and all("crc32" not in record for record in whole.all)
+    turned = [json.dumps(dict(reversed(json.loads(line).items())), indent=None, separators=(",", ":")) for line in lines]
+    path.write_text("\n".join(turned) + "\n")
+    assert metrics.read(tmp_path) == whole
+    changes = [("1.25", "1.5"), ('"inf"', '"nan"'), ('"session"', '"sessions"'), ('{"start": 1.5}', "[]"), ('"step": 1', '"step": 2')]
+    for before, after in changes:
+        path.write_text("\n".join(line.replace(before, after) for line in lines) + "\n")
+        assert metrics.read(tmp_path).torn == sum(before in line for line in lines) > 0
+    older = [{name: value for name, value in json.loads(line).items() if name != "crc32"} for line in lines]
+    path.write_text("".join(json.dumps(record) + "\n" for record in older))
+    assert metrics.read(tmp_path) == whole

@@ -104,6 +104,7 @@ def test_the_report_says_what_the_records_say(run):
     assert "seed 3 0" in page.sections["Config"]
     assert "--x='<y>'" in page.sections["Environment"]
     assert "steps done again after a restart 10 s" in page.sections["Time"]
+    assert "2-gram 5-gram to best" in page.sections["Held-out text"] and "n-gram model questions" in page.sections["Answers"]
 
 
 def test_the_report_needs_nothing_from_elsewhere(run):
@@ -289,3 +290,11 @@ def test_the_reports_share_of_exact_answers_has_one_name(run):
     page = Text(write_report(run).read_text())
     assert "exact answers" in page.sections["Held-out text"] and "exact answers" in page.sections["Answers"]
     assert "accuracy" not in "".join(page.sections.values())
+
+
+def test_lines_that_cannot_be_read_are_counted_in_the_report(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"train/loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2}x\n')
+    assert "cannot be read, and are left out: 1." in write_report(tmp_path).read_text()

@@ -5,13 +5,17 @@ import signal
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmjax import compare
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
 from slmjax.errors import UserError
+from slmjax.infer.load import load_model
 from slmjax.train import resume, schedule
+from slmjax.train.run import has_last_records
 from tests import runs
 
 STEPS = 30  # of the smallest recipe: warmup 4, decay from 24, checkpoints every 5
@@ -38,25 +42,6 @@ def no_report(monkeypatch):
 def left(interrupted, tmp_path):
     """A copy of `interrupted` to do as one likes with."""
     return shutil.copytree(interrupted, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_ends_bit_equal_to_an_undisturbed_one(corpus, undisturbed, tmp_path):
-    """The short form of .ci/drills/test_killed_training.py."""
-    assert_kills_change_nothing(corpus, undisturbed, tmp_path, after=[13])
-
-
-def assert_kills_change_nothing(corpus, undisturbed, tmp_path, after):
-    """Kill a run when it has logged each of these steps, each time in a process of its own; then let it finish."""
-    for step in after:
-        process = runs.start(corpus, tmp_path / "run")
-        alive = runs.wait_for_step(tmp_path / "run", step, process)
-        process.kill()
-        process.communicate()
-        assert alive and process.returncode == -signal.SIGKILL
-    assert runs.train(corpus, tmp_path / "run") == 0
-    assert len(runs.events(tmp_path / "run", "start")) >= 2
-    runs.assert_same_end(tmp_path / "run", undisturbed, STEPS)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -216,12 +201,36 @@ def test_a_finished_run_whose_newest_checkpoint_is_damaged_trains_its_last_steps
     runs.assert_same_end(run, undisturbed, STEPS)
 
 
+def test_files_that_were_deleted_from_a_finished_run_are_written_anew(corpus, undisturbed, tmp_path, capsys):
+    copy = shutil.copytree(undisturbed, tmp_path / "run")
+    names = ("config.json", "tokenizer.json", "heldout.npz")
+    records = runs.metrics.read(copy)
+    assert has_last_records(epath.Path(copy), records, STEPS)
+    for name in names:
+        (copy / name).unlink()
+        assert not has_last_records(epath.Path(copy), records, STEPS)
+        reads = load_model if name == "tokenizer.json" else lambda folder: compare.load(folder, "run")
+        with pytest.raises(UserError, match=f"has lost its {name}; the command that trained the run, started again"):
+            reads(str(copy))
+        shutil.copy(undisturbed / name, copy)
+    for name in names:
+        (copy / name).unlink()
+    assert runs.train(corpus, copy) == 0
+    assert "only the last records are missing" in capsys.readouterr().out
+    for name in names[:2]:
+        assert (copy / name).read_bytes() == (undisturbed / name).read_bytes()
+    with np.load(copy / "heldout.npz") as mine, np.load(undisturbed / "heldout.npz") as other:
+        assert {name: mine[name].tobytes() for name in mine} == {name: other[name].tobytes() for name in other}
+    assert runs.train(corpus, copy) == 0
+    assert "This run is finished" in capsys.readouterr().out and len(runs.events(copy, "finish")) == 1
+
+
 def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, tmp_path, monkeypatch, capsys):
     def killed(*_):
         raise SystemExit("killed")
 
     asked = []
-    run, fields = tmp_path / "run", {"train__steps": 6, "eval__textbook": True}
+    run, fields = tmp_path / "run", {"train__steps": 6, "checkpoint__every": 1, "eval__textbook": True}
     with monkeypatch.context() as patch:
         patch.setattr("slmjax.train.evaluation.textbook_answers", killed)
         with pytest.raises(SystemExit):
@@ -229,18 +238,24 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, t
     assert runs.steps_saved(run)[-1] == 6 and not runs.events(run, "finish")
     answers = {"sums": {"accuracy": 0.5, "chance": 0.1, "count": 4}}
     monkeypatch.setattr("slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers)
-    with monkeypatch.context() as patch:
-        patch.setattr("slmjax.train.goodput.Goodput.record", killed)  # after the answers, before "finish"
+    with monkeypatch.context() as patch:  # after the answers, before their shares
+        patch.setattr("slmjax.train.metrics.MetricsWriter.write", lambda *_: killed())
         with pytest.raises(SystemExit):
             runs.train(corpus, run, **fields)
     assert [event["kinds"] for event in runs.events(run, "answers")] == [answers] and not runs.events(run, "finish")
+    assert len(runs.metrics.series(runs.metrics.read(run), "eval/sums/accuracy")[0]) == 0
+    # A checkpoint of which half was written, and one of which half was deleted.
+    (run / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()
+    (run / "checkpoints" / "2" / "params").mkdir(parents=True)
     capsys.readouterr()
     assert runs.train(corpus, run, **fields) == 0
     assert "only the last records are missing" in capsys.readouterr().out
     assert runs.train(corpus, run, **fields) == 0
     assert "This run is finished: 6 steps." in capsys.readouterr().out and len(asked) == 1
     assert [len(runs.events(run, name)) for name in ("answers", "finish")] == [1, 1]
-    assert runs.metrics.series(runs.metrics.read(run), "eval/sums/accuracy")[1].tolist() == [0.5]
+    records = runs.metrics.read(run)
+    assert [record["eval/sums/accuracy"] for record in records.kept if "eval/sums/accuracy" in record] == [0.5]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "5", "6"]
 
 
 def test_the_loss_of_a_line_covers_its_steps_also_when_the_run_left_in_between(corpus, undisturbed, tmp_path, monkeypatch):

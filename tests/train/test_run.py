@@ -147,16 +147,33 @@ def test_parameters_of_other_shapes_are_refused(field, corpus, undisturbed, tmp_
     name, _, value = field.partition("=")
     assert runs.train(corpus, tmp_path / "run", f"--init_from={undisturbed}", **{name: value}) == 2
     err = capsys.readouterr().err
-    assert "its parameters do not fit config.model, " in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert "its parameters do not fit config.model: " in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_a_damaged_parent_is_refused_as_such(corpus, undisturbed, tmp_path, capsys):
-    parent = shutil.copytree(undisturbed, tmp_path / "parent")
+def test_of_a_parent_whose_newest_checkpoint_is_damaged_the_one_before_is_taken_and_said(
+    corpus, undisturbed, tmp_path, monkeypatch, capsys
+):
+    taken = []
+    monkeypatch.setattr("slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0)
+    parent, child = shutil.copytree(undisturbed, tmp_path / "parent"), tmp_path / "run"
     for path in (parent / "checkpoints" / "30" / "params").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:99])
-    assert runs.train(corpus, tmp_path / "run", f"--init_from={parent}") == 2
+    assert runs.train(corpus, child, f"--init_from={parent}") == 0
+    told = f"--init_from={parent}, step 30: "
+    assert f"slmjax: {told}" in (out := capsys.readouterr().out) and "damaged and was passed over" in out
+    theirs, mine = runs.saved(parent, 25), jax.tree.leaves_with_path({"params": taken[0].params})
+    for path, value in mine:
+        assert theirs[f"params{jax.tree_util.keystr(path[1:])}"].tobytes() == np.asarray(value).tobytes()
+    (lineage,) = runs.events(child, "lineage")[-1]["parents"]
+    assert (lineage["workdir"], lineage["step"]) == (str(parent), 25)
+    assert [event["message"].startswith(told) for event in runs.events(child, "damaged")] == [True]
+
+    for step in (24, 25):
+        (parent / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
+    assert runs.train(corpus, tmp_path / "other", f"--init_from={parent}") == 2
     err = capsys.readouterr().err
-    assert "do not fit config.model, or cannot be read (" in err and err.count("\n") == 1
+    assert f"--init_from={parent}: none of its checkpoints can be read: step 30: " in err and err.count("\n") == 1
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import zstandard
 from etils import epath
 
+from slmjax.data.work import write_atomic
 from slmjax.errors import UserError
 
 FILE = "journal.sqlite"
@@ -45,6 +46,7 @@ SELECT n FROM events WHERE
     SELECT 1 FROM events AS asked WHERE asked.n = events.request AND asked.key = events.key))
 LIMIT 1
 """
+_ROWS = "SELECT n, json_extract(body, '$.row'), kind, key, request, tokens, cost FROM events"
 _INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -58,11 +60,15 @@ class Event(NamedTuple):
     request: int | None
     tokens: int
     cost: float
-    body: str  # a JSON object, on disk with the checksum of the others as "crc32"
+    body: str  # a JSON object, on disk with checksums: "crc32" of itself, "row" of the rest
 
 
 def _checksum(body: dict) -> int:
     return zlib.crc32(json.dumps(body).encode())
+
+
+def _row_checksum(kind: str, key: str, request: int | None, tokens: int, cost: float) -> int:
+    return zlib.crc32(json.dumps([kind, key, request, tokens, float(cost)]).encode())
 
 
 class Journal:
@@ -179,11 +185,15 @@ class Journal:
             raise self._damaged(found.replace("\n", " "))
         if row := self._query(_WRONG):
             raise self._damaged(f"event {row[0][0]} is none")
+        for n, checksum, *row in self._query(_ROWS):  # older journals have no such checksum
+            if checksum is not None and checksum != _row_checksum(*row):
+                raise self._damaged(f"event {n} is not what was written")
 
     def _opened(self, event: Event) -> dict:
         """The body of an event without its checksum. Raises: UserError where they do not agree."""
         try:
             body = json.loads(event.body)
+            body.pop("row", None)
             checksum = body.pop("crc32", None)  # older journals have none
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._damaged(f"event {event.n}: {error}") from error
@@ -200,7 +210,8 @@ class Journal:
     def _append(self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
         n, self._next = self._next, self._next + 1
         future: Future[None] = Future()
-        sealed = json.dumps({**body, "crc32": _checksum(body)})
+        checksums = {"crc32": _checksum(body), "row": _row_checksum(kind, key, request, tokens, cost)}
+        sealed = json.dumps({**body, **checksums})
         self._waiting.put((Event(n, time.time(), kind, key, request, tokens, cost, sealed), future))
         return n, future
 
@@ -230,10 +241,13 @@ class Journal:
             for future in futures:
                 future.set_result(None)
 
-    def _insert(self, events: list[Event]) -> None:
+    def _insert(self, events: list[Event], copied: bool = False) -> None:
+        """Write events, all or none. Raises: ValueError where one that was `copied` is none."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany(_INSERT, events)
+            if copied and (row := self._db.execute(_WRONG).fetchone()):
+                raise ValueError(f"event {row[0]} is none")
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -272,7 +286,9 @@ class Journal:
                 events = [Event(*json.loads(line)) for line in lines]
                 if [event.n for event in events] != list(range(first, copied + 1)):
                     raise ValueError("events are missing in it")
-            except (zstandard.ZstdError, ValueError, TypeError) as error:
+                for event in events:
+                    self._opened(event)
+            except (zstandard.ZstdError, ValueError, TypeError, RecursionError) as error:
                 raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
             for event in events:
                 if event.n <= last:
@@ -281,7 +297,10 @@ class Journal:
                         raise UserError(f"config.synthesize.copies: {segment} is of another journal than {self.file}; name another folder.")
             if first > last + 1:
                 raise UserError(f"config.synthesize.copies: the segment before {segment} is missing.")
-            self._insert([event for event in events if event.n > last])
+            try:
+                self._insert([event for event in events if event.n > last], copied=True)
+            except (sqlite3.ProgrammingError, sqlite3.IntegrityError, ValueError, OverflowError) as error:
+                raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
             last = max(last, copied)
         return copied
 
@@ -303,8 +322,5 @@ class Journal:
             return
         lines = "".join(json.dumps(event) + "\n" for event in events)
         name = f"events-{events[0].n:012d}-{events[-1].n:012d}.jsonl.zst"
-        self._copies.mkdir(parents=True, exist_ok=True)
-        partial = self._copies / f".{name}"
-        partial.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
-        partial.replace(self._copies / name)
+        write_atomic(self._copies / name, zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()))
         self._copied = events[-1].n

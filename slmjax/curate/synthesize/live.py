@@ -19,14 +19,15 @@ class Line:
 
     def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
         self._console, self._clock = console or Console(highlight=False, soft_wrap=True), clock
-        self._start = self._told = clock()
+        self._start = self._told = self._hold = clock()
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
 
     def __call__(self, tally: Tally) -> None:
         now = self._clock()
-        if now - self._told < (DRAWN if self._live else PRINTED):
+        long_wait = tally.hold - max(now, self._hold) > PRINTED
+        if now - self._told < (DRAWN if self._live else PRINTED) and not long_wait:
             return
-        self._told = now
+        self._told, self._hold = now, max(self._hold, tally.hold)
         if self._live:
             self._live.update(Text(self.text(tally), style="bold"), refresh=True)
         else:
@@ -40,8 +41,11 @@ class Line:
         parts += [f"${tally.cost:.2f}"] if tally.cost else []
         if (done := tally.settled - tally.known) and tally.settled < tally.total:
             parts.append(f"{duration((tally.total - tally.settled) * seconds / done)} left")
-        waiting = sum(n for reason, n in tally.faults.items())
-        return "  ".join([*parts, f"{waiting:,} requests failed"] if waiting else parts)
+        waiting = sum(tally.faults.values())
+        last = f" (the last: {tally.last})" if tally.last else ""
+        if (pause := tally.hold - self._clock()) > 1:
+            last += f", all wait {duration(pause)}"
+        return "  ".join([*parts, f"{waiting:,} requests failed{last}"] if waiting else parts)
 
     def __enter__(self) -> "Line":
         if self._live:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slmjax.curate.synthesize import subjects
@@ -133,7 +134,7 @@ def read_topics(value: str) -> list[str]:
     if not value:
         return subjects.topics()
     try:
-        lines = Path(value).expanduser().read_text("utf-8-sig").split("\n")
+        lines = Path(os.path.expanduser(value)).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         told = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(
@@ -153,8 +154,9 @@ def read_passages(value: str) -> list[str]:
     out: list[str] = []
     for source in parse_sources(value):
         before, faults = len(out), []
-        for file in list_files(source):
-            for found in read_documents(file, source):
+        where = f"config.synthesize.passages.{source.name}"
+        for file in list_files(replace(source, name=where)):
+            for found in read_documents(file, replace(source, name=where)):
                 if isinstance(found, Document):
                     out.append(found.text[:PASSAGE_KEPT])
                 else:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ SLOWER = 10  # a request that was told to wait may ask this many times as often 
 
 @dataclass
 class Tally:
-    """What has happened so far; `tell` is called with it after every answer."""
+    """What has happened so far; `tell` is called with it after every answer and fault."""
 
     total: int
     settled: int = 0
@@ -33,6 +34,8 @@ class Tally:
     spent: bool = False  # it stopped because the budget is spent
     signal: int = 0  # it stopped because of this signal
     faults: dict[str, int] = field(default_factory=dict)
+    last: str = ""  # the reason of the last fault
+    hold: float = 0.0  # time.monotonic() until which the teacher asks to wait
 
 
 async def produce(
@@ -103,6 +106,10 @@ async def produce(
                 answer = await attempt(request)
             except Fault as fault:
                 tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
+                tally.last = fault.reason
+                if fault.limit:
+                    tally.hold = max(tally.hold, time.monotonic() + fault.wait)
+                tell(tally)
                 if fault.ends:
                     raise UserError(fault.ends) from fault
                 tries, waits = tries + (not fault.limit), waits + fault.limit

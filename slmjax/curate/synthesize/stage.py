@@ -94,6 +94,8 @@ def nothing_written(folder: epath.Path, chosen: dict[str, Any], tally: Tally, fi
         limits = f"tokens={chosen['tokens']}, cost={chosen['cost']:g}"
         return f"config.synthesize: no document was written; the budget ({limits}) allows no request."
     advice = ""
+    if "max_tokens" in figures["why"] and any(word in figures["why"] for word in ("cut at", "used up")):
+        advice = f"Raise config.synthesize.max_tokens, {chosen['max_tokens']}; "
     if any(quote + name + quote in figures["why"] for name in NAMES for quote in "'\"`"):
         advice = "config.synthesize.names says what the endpoint calls a parameter, or that it has none; "
     return (
@@ -122,6 +124,10 @@ def settings(config: ConfigDict) -> dict[str, Any]:
                 f"config.synthesize.{name} is '{out[name]}', which is for the teacher openai; "
                 f"config.synthesize.teacher is {out['teacher']}."
             )
+    if out["passages"] and out["teacher"] in ("program", "checkpoint"):
+        raise UserError(
+            f"config.synthesize.passages: the teacher {out['teacher']} reads no passages; leave them out, or take the teacher openai."
+        )
     for name, called in out["names"].items():
         if name not in NAMES or not isinstance(called, str):
             raise UserError(
@@ -130,6 +136,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
             )
     if out["names"].get("max_tokens") == "":
         raise UserError("config.synthesize.names.max_tokens is empty; the budget counts with that limit.")
+    if out["names"] and out["teacher"] in ("program", "checkpoint"):
+        raise UserError(f"config.synthesize.names is for the teacher openai; config.synthesize.teacher is {out['teacher']}.")
     if out["teacher"] not in TEACHERS:
         raise UserError(
             f"config.synthesize.teacher is '{out['teacher']}'; it can be {', '.join(TEACHERS)}.{nearest(out['teacher'], TEACHERS)}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from slmjax.curate.synthesize import program
 from slmjax.curate.synthesize.plan import Item, opening, prompt
-from slmjax.errors import UserError
+from slmjax.errors import UserError, nearest
 
 TEMPLATE_TOKENS = 64  # that a chat template puts around a message, at most: Llama 3.1's published one, with its date lines, has about 40
 MAX_BYTES = 4_000_000
@@ -208,6 +208,8 @@ class OpenAI(Sampling):
         except openai.APIStatusError as error:
             code = 402 if error.code == "insufficient_quota" else error.status_code
             said = words(error.body) or shortened(str(error.message))
+            if code == 404:
+                said += await self._served()
             wait = retry_after(error.response.headers.get("retry-after", ""))
             raise self._refused(code, said, wait) from error
         except (TimeoutError, openai.APITimeoutError) as error:
@@ -223,6 +225,19 @@ class OpenAI(Sampling):
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def _served(self) -> str:
+        """The names of the models that the endpoint serves, the nearest first; "" where it does not say."""
+        import httpx2
+        import openai
+
+        try:
+            found = await self._client.with_options(timeout=5.0).models.list()
+            names = [str(model.id) for model in found.data]
+        except (openai.OpenAIError, httpx2.RequestError, TypeError, ValueError, AttributeError):
+            return ""
+        near = nearest(self.model, names)
+        return f" The endpoint serves {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}.{near}" if names else ""
 
     def _refused(self, status: int, said: str, wait: float = 0.0) -> Fault:
         """What an error means for the request, the tokens and the run."""
@@ -331,26 +346,48 @@ def parse(body: bytes) -> Answer:
       and for one without text (which is paid for, as far as its usage says).
     """
     try:
-        data = json.loads(body)
+        data = _of_stream(body) if body.lstrip().startswith(b"data:") else json.loads(body)
         raise_complaint(data)
-        choice = data["choices"][0]
-        raise_complaint(choice)
-        message, finish = choice["message"], finish_of(choice.get("finish_reason"))
-        text = _text(message.get("content"))
-        text.encode()  # escapes in JSON can spell characters that no text file can hold
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = ""
         if body.lstrip()[:1] not in b"{[":  # a page of a proxy, or of a path that is none of the API's
             said = f": {shortened(body[:10_000].decode(errors='replace'))}"
         raise Fault(f"broken JSON{said}") from error
+    try:
+        choice = data["choices"][0]
+        raise_complaint(choice)
+        message, finish = choice["message"], finish_of(choice.get("finish_reason"))
+        text = _text(message.get("content"))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise Fault(f"no chat completion: {shortened(body[:10_000].decode(errors='replace'))}") from error
     usage = data.get("usage")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
     known = len(counts) == 2 and all(type(count) is int and 0 <= count < 10**9 for count in counts)
     tokens = (counts[0], counts[1]) if known else None
+    if not text.isascii() and text != text.encode("utf-8", "replace").decode():
+        raise Fault("half a surrogate pair in the text, which no file can hold", tokens)
     if not text.strip():
         reason = _why_empty(message, finish)
         raise Fault(reason, tokens, again=reason == "empty answer")
     return Answer(text, finish, tokens)
+
+
+def _of_stream(body: bytes) -> dict[str, Any]:
+    """A whole completion of one that came in pieces, as some gateways send it unasked.
+
+    Raises: ValueError for a piece that is broken, and where the stream was cut.
+    """
+    lines = [line.removeprefix(b"data:").strip() for line in body.splitlines() if line.startswith(b"data:")]
+    text, finish, usage = "", None, None
+    for piece in (json.loads(line) for line in lines if line != b"[DONE]"):
+        raise_complaint(piece)
+        usage = piece.get("usage") or usage
+        for choice in piece.get("choices") or ():
+            text += (choice.get("delta") or {}).get("content") or ""
+            finish = choice.get("finish_reason") or finish
+    if not finish and b"[DONE]" not in lines:
+        raise ValueError("the stream was cut")
+    return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": usage}
 
 
 def finish_of(value: Any) -> str:

@@ -1,7 +1,9 @@
 """The journal: what counts as spent, what survives a crash, a lost disk and a full one, and who may write."""
 
+import contextlib
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -275,3 +277,44 @@ def test_a_damaged_journal_with_copies_says_how_it_is_restored(tmp_path):
         Journal(tmp_path / "disk", copies=str(tmp_path / "copies"))
     (tmp_path / "disk" / "journal.sqlite").unlink()
     assert len(filled(tmp_path / "disk", tmp_path / "copies", "")) == 6
+
+
+def test_a_segment_whose_events_are_none_is_refused_and_nothing_of_it_is_taken_over(tmp_path):
+    filled(tmp_path / "disk", tmp_path / "copies", "ab")
+    (segment,) = (tmp_path / "copies").glob("events-*")
+    lines = [json.loads(line) for line in zstandard.decompress(segment.read_bytes()).decode().splitlines()]
+    for place, value in ((2, ["answer"]), (6, float("nan")), (5, 2**70), (5, "x"), (3, "other"), (7, '{"text": "A", "crc32": 1}')):
+        changed = [[*line[:place], value, *line[place + 1 :]] if line[0] == 2 else line for line in lines]
+        segment.write_bytes(zstandard.compress("".join(json.dumps(line) + "\n" for line in changed).encode()))
+        with pytest.raises(UserError, match="damaged"):
+            Journal(tmp_path / "new", copies=str(tmp_path / "copies"))
+        journal = Journal(tmp_path / "new")
+        assert list(journal.events()) == []
+        journal.close()
+
+
+@pytest.mark.parametrize("change", ["tokens = 1", "cost = 0.0", "key = 'another'", "tokens = tokens + 1"])
+def test_a_changed_count_cost_or_key_is_damage(tmp_path, change):
+    journal = Journal(tmp_path)
+    ask(journal, "a")
+    number, written = journal.request("b", tokens=100, cost=0.5, body={})
+    written.result()
+    journal.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as db:
+        db.execute(f"UPDATE events SET {change} WHERE n = ?", (number,))
+        db.commit()
+    with pytest.raises(UserError, match=rf"journal.sqlite is damaged \(event {number} is not what was written\)"):
+        Journal(tmp_path)
+
+
+def test_a_journal_of_an_earlier_version_has_no_such_checksums_and_is_read(tmp_path):
+    journal = Journal(tmp_path)
+    journal.answer("a", ask(journal, "a"), tokens=40, cost=0.2, body={"text": "one"}).result()
+    before = journal.spent(), journal.read("a").body
+    journal.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as db:
+        db.execute("UPDATE events SET body = json_remove(body, '$.row', '$.crc32')")
+        db.commit()
+    journal = Journal(tmp_path)
+    assert (journal.spent(), journal.read("a").body) == before
+    journal.close()

@@ -114,6 +114,11 @@ def test_topics_are_the_lines_of_a_file(tmp_path):
             read_topics(str(place))
 
 
+def test_passages_that_are_not_there_are_named_as_passages(tmp_path):
+    with pytest.raises(UserError, match=r"^config.synthesize.passages.a: '.*a.jsonl' matches no file"):
+        read_passages(f"{tmp_path}/a.jsonl")
+
+
 def test_passages_are_documents_of_the_sources_a_user_names(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": " "}\nbroken\n{"text": "two"}\n')
     assert read_passages(f"{tmp_path}/a.jsonl") == ["one", "two"] and read_passages("") == []

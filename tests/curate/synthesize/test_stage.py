@@ -1,6 +1,7 @@
 """The stage `synthesize` end to end: what is written, what a second start does, and what each mistake gets."""
 
 import asyncio
+import io
 import json
 import shutil
 from collections import Counter
@@ -64,10 +65,10 @@ def server(monkeypatch):
     started.close()
 
 
-def endpoint(server, topics="", **more):
+def endpoint(server, **more):
     """Settings for a server of the tests, which writes sections alone."""
     settings = {"teacher": "openai", "model": "tester", "base_url": server.url, "formats": "section", "max_tokens": 200, "documents": 40}
-    return [f"{name}={value}" for name, value in {**settings, "topics": topics, "retries": 9, "timeout": 5.0, **more}.items()]
+    return [f"{name}={value}" for name, value in {**settings, "retries": 9, "timeout": 5.0, **more}.items()]
 
 
 def test_each_document_says_where_it_is_from_and_shards_are_full(book):
@@ -217,11 +218,13 @@ def test_passages_that_cannot_be_read_are_refused_before_anything_is_asked(tmp_p
     both = f"passages=good={tmp_path}/good.jsonl,other={tmp_path}/other.jsonl"
     told = r"passages: 3 of 3 records of 'other' cannot be used \(other.jsonl line 1: no text: 'text' is missing"
     with pytest.raises(UserError, match=told):
-        write(tmp_path / "run", both)
+        write(tmp_path / "run", both, "teacher=openai", "model=m")
     assert not (tmp_path / "run").exists()
 
 
 MISTAKES = {
+    "passages=a.jsonl": "config.synthesize.passages: the teacher program reads no passages",
+    "names={'seed': ''}": "is for the teacher openai; config.synthesize.teacher is program",
     "base_url=http://127.0.0.1:8000/v1": "is for the teacher openai; config.synthesize.teacher is program",
     "model=m": "is for the teacher openai",
     "names={'max_token': 'x'}": "Did you mean 'max_tokens'",
@@ -236,7 +239,6 @@ MISTAKES = {
     "teacher=programm": "it can be program, openai, checkpoint. Did you mean 'program'?",
     "formats=dialog": "Did you mean 'dialogue'?",
     "topics=none.txt": "config.synthesize.topics: 'none.txt' cannot be read",
-    "passages=none.jsonl": "matches no file",
     "price=3": "config.synthesize.price is 3; expected several values",
     "price=(1, -1)": "expected dollars for a million tokens",
     "cost=5": "say what a million tokens cost",
@@ -294,6 +296,20 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
     assert line.text(tally) == "150/1,000 documents  2k tokens/s  90.0 % accepted  $1.50  1 min 25 s left"
     tally.faults["HTTP 500"] = 3
     assert line.text(tally).endswith("3 requests failed")
+    tally.last = "HTTP 500: out of memory"
+    assert line.text(tally).endswith("3 requests failed (the last: HTTP 500: out of memory)")
+
+
+def test_a_long_wait_that_the_teacher_asks_for_is_said_at_once_and_once():
+    now = [0.0]
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    line = Line(console=console, clock=lambda: now[0])
+    tally = Tally(10, faults={"HTTP 429": 1}, last="HTTP 429: slower", hold=600.0)
+    line(tally)
+    tally.hold = 601.0  # of another request
+    line(tally)
+    said = console.file.getvalue().splitlines()
+    assert len(said) == 1 and said[0].endswith("1 requests failed (the last: HTTP 429: slower), all wait 10 min 00 s")
 
 
 @pytest.mark.slow
@@ -308,6 +324,6 @@ def test_a_model_of_our_own_writes_too(undisturbed, tmp_path):
     assert sorted(prompts) == sorted(p for p in prompts for a in answered if a["text"].startswith(p))
     assert all(answer["tokens"][1] <= 24 for answer in answered)
     before = events(tmp_path / "run")
-    with pytest.raises(UserError, match="cut at max_tokens"):
+    with pytest.raises(UserError, match=r"cut at max_tokens\. Raise config\.synthesize\.max_tokens, 24"):
         write(tmp_path / "run", *words, init_from=str(undisturbed))
     assert events(tmp_path / "run") == before

@@ -289,14 +289,42 @@ def test_parameters_are_sent_under_the_endpoints_names_or_not_at_all():
 
 
 NONE = [b"", b"<html>", b"[]", b"{}", b"null", b"[" * 100_000, b'{"choices": []}', b'{"choices": "text"}', completion()[:-5]]
-NONE += [b'{"choices": [{"message": %s}]}' % message for message in (b"null", b'{"content": 3}', b'{"content": "\\ud83d"}')]
+NONE += [b'{"choices": [{"message": %s}]}' % message for message in (b"null", b'{"content": 3}')]
+NONE += [b'{"choices": [{"text": "of another endpoint"}]}', b'data: {"choices": [{"delta": {"content": "cut"}}]}\n\n']
 
 
 @pytest.mark.parametrize("body", NONE)
 def test_what_is_no_completion_is_broken(body):
-    with pytest.raises(Fault, match="broken JSON") as fault:
+    with pytest.raises(Fault, match=r"broken JSON|no chat completion") as fault:
         parse(body)
     assert fault.value.tokens is None and fault.value.again
+    if b"another endpoint" in body:  # it is JSON, and the user sees what it holds
+        assert "of another endpoint" in fault.value.reason
+
+
+def test_half_a_surrogate_pair_is_named_and_paid_for():
+    with pytest.raises(Fault, match="half a surrogate pair") as fault:
+        parse(completion(content="some \ud83d words"))
+    assert fault.value.tokens == (3, 4)
+    assert parse(completion(content="some \U0001f600 words")).text == "some \U0001f600 words"
+
+
+def test_an_answer_that_comes_as_a_stream_is_read_whole():
+    pieces = [{"choices": [{"delta": {"role": "assistant"}}]}, *({"choices": [{"delta": {"content": word}}]} for word in ("one ", "two"))]
+    pieces += [
+        {"choices": [{"delta": {}, "finish_reason": "length"}]},
+        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
+    ]
+    lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces]
+    assert parse("".join([*lines, "data: [DONE]\n\n"]).encode()) == teachers.Answer("one two", "length", (3, 4))
+    error = {"error": {"message": "overloaded", "code": 503}}
+    with pytest.raises(teachers.Complaint, match="overloaded"):
+        parse("".join([*lines[:2], f"data: {json.dumps(error)}\n\n"]).encode())
+
+
+def test_a_model_that_the_endpoint_does_not_serve_is_told_with_those_that_it_does(tmp_path):
+    run = Run(tmp_path, ["404"])
+    assert "The endpoint serves testers. Did you mean 'testers'?" in run.error
 
 
 @pytest.mark.parametrize("content", ["", "  \n", None])
