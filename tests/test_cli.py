@@ -167,11 +167,11 @@ MIXERS = {
     "x = (": "', line 1: SyntaxError: '(' was never closed.",
     "import flax.linen as nn\nx = 1 / 0": "', line 2: ZeroDivisionError: division by zero.",
     "import sys": "has no attribute 'Mixer'",
-    "Mixer = 3": "which is 3; expected a class of flax.linen.Module",
+    "Mixer = 3": "which is 3; expected a subclass of slmjax.models.layers.TokenMixer",
     MIXER.format("return jnp.sum(x), cache, shared"): "', line 10: NameError: name 'jnp' is not defined",
     MIXER.format("return x @ x, cache, shared"): "', line 10: TypeError: ",
     MIXER.format("return x[..., :3], cache, shared"): "returned y of shape",
-    MIXER.replace("    arch: object\n", "").format("return x, cache, shared"): "has no field 'arch'; expected the fields arch and block",
+    MIXER.replace("    arch: object\n", "").format("return x, cache, shared"): "expected a subclass of slmjax.models.layers.TokenMixer",
     MIXER.replace(", *, ctx, cache=None", "").format(
         "return x, cache, shared"
     ): "unexpected keyword argument 'ctx'); expected __call__(self,",

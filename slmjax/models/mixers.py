@@ -1,9 +1,13 @@
 """The token and channel mixers by name, and a user's own by import path."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
 
 from slmjax.errors import UserError, first_line, line_of_the_user
 from slmjax.models.architecture import Architecture, Block
@@ -27,9 +31,10 @@ OPTIONS = (bool, int, float, str)  # the kinds of values that a pattern may give
 def mixer_class(name: str) -> type[TokenMixer]:
     """Return the class of a token mixer: one of the library's, or of an import path "module:Class".
 
-    Raises: UserError where the path leads nowhere, the module fails, or it is no TokenMixer.
+    Raises: UserError where the path leads nowhere, the module fails, or it is no TokenMixer, or
+      Flax module with the fields arch and block.
     """
-    return MIXERS.get(name) or _imported(name, "mixer", TokenMixer)
+    return MIXERS.get(name) or _as_token_mixer(_imported(name, "mixer", TokenMixer))
 
 
 def channel_class(name: str) -> type[ChannelMixer]:
@@ -83,7 +88,8 @@ def _imported(name: str, what: str, base: type) -> type:
         place = line_of_the_user(error)
         where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
         raise UserError(f"config.model.pattern names the {what} '{name}': {where}{first_line(error).rstrip('.')}.") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    older = base is TokenMixer and isinstance(found, type) and issubclass(found, nn.Module) and {"arch", "block"} <= _names(found)
+    if not older and not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
             f"config.model.pattern names the {what} '{name}', which is {found!r}; expected a "
             f"subclass of slmjax.models.layers.{base.__name__}."
@@ -97,6 +103,29 @@ def _imported(name: str, what: str, base: type) -> type:
     return found
 
 
+@functools.cache
+def _as_token_mixer(found: type[nn.Module]) -> type[TokenMixer]:
+    """The class itself, or a TokenMixer of a Flax module with the fields arch and block.
+
+    Such a module has a static method `empty_cache(arch, block, batch, size)`, or cannot decode.
+    """
+    if issubclass(found, TokenMixer):
+        return found
+
+    class Adapted(found, TokenMixer):
+        def empty_cache(self, *sizes: Any) -> Any:
+            if not hasattr(found, "empty_cache"):
+                return TokenMixer.empty_cache(self, *sizes)
+            return found.empty_cache(*(sizes if len(sizes) == 4 else (self.arch, self.block, *sizes)))
+
+    Adapted.__module__, Adapted.__qualname__ = found.__module__, found.__qualname__
+    return Adapted
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
 def _fields(kind: type) -> dict[str, type]:
     """The options of a mixer's class: its own fields with a default, and the default's type."""
     found = {}
@@ -108,4 +137,5 @@ def _fields(kind: type) -> dict[str, type]:
 
 def _of(kind: type, block: Block) -> dict[str, Any]:
     known = _fields(kind)
-    return {name: value for name, value in block.options if name in known}
+    given = {name: value for name, value in block.options if name in known}
+    return given | ({"block": block} if "block" in _names(kind) else {})
