@@ -320,7 +320,7 @@ def test_a_work_directorys_config_is_a_recipe(tmp_path):
 
 def test_a_config_without_a_group_of_fields_is_none_of_a_run(tmp_path):
     saved = json.loads(configs.to_json(configs.base()))
-    saved["date"] = saved.pop("data")
+    del saved["data"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError, match=r"config\.json' is no config of a run; it has no 'data'"):
         configs.load(str(tmp_path / "config.json"))
