@@ -79,7 +79,7 @@ def explain(error: Exception) -> str:
         reason = os.strerror(int(stored[1])) if stored else NO_SPACE
         return f"the work directory cannot be {'written' if 'writ' in text or not stored else 'used'}: {reason}."
     if text == "Could not determine home directory.":  # as pathlib says it
-        return "a path begins with '~', and there is no home folder of that name."
+        return "a path begins with ~ and a name that no user of this machine has; write the folder out."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return f"there is not enough memory: {first_line(error)}"
     return ""

@@ -211,11 +211,11 @@ def _saved(file: Path) -> ConfigDict:
     values = json.loads(file.read_text("utf-8"))
     if not isinstance(values, dict):
         raise ValueError("it holds no object; expected the fields of a config.json")
+    config = from_dict(values)
+    _check_names(values, f"--config: '{file}': ")
     missing = [name for name, entry in FIELDS.items() if isinstance(entry, dict) and name not in values]
     if missing:
         raise UserError(f"--config: '{file}' is no config of a run; it has no '{missing[0]}'.")
-    config = from_dict(values)
-    _check_names(values, f"--config: '{file}': ")
     return config
 
 

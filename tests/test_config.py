@@ -133,7 +133,7 @@ MISTAKES = {
     "log.profile=5": "expected first:last",
     "data.phases=[{'until': 1.0, 'weights': {'a': 1}, 'ramp': 0.1}]": "config.data.phases[0].ramp is 0.1; expected 0 to 0",
     "data.phases=[{'until': 0.7, 'weights': {'a': 1}}]": "config.data.phases end at 0.7 of the run; expected increasing shares, the last",
-    "data.phases=[{'until': 1.0, 'weights': {'a': 'x'}}]": "config.data.phases[0] is {'until': 1.0, 'weights': {'a': 'x'}}; expected",
+    "data.phases=[{'until': 1.0, 'weights': {'a': 'x'}}]": "config.data.phases[0] gives 'a' the weight 'x'; expected",
     "data.phases=[{'until': 1.0, 'weights': {'a': nan}}]": "expected a value like () (tuple)",
     "model.pattern=['attention'": "expected a value like ('attention',) (tuple)",
     "log.profile=7:5": "expected first:last",
@@ -320,7 +320,7 @@ def test_a_work_directorys_config_is_a_recipe(tmp_path):
 
 def test_a_config_without_a_group_of_fields_is_none_of_a_run(tmp_path):
     saved = json.loads(configs.to_json(configs.base()))
-    saved["date"] = saved.pop("data")
+    del saved["data"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError, match=r"config\.json' is no config of a run; it has no 'data'"):
         configs.load(str(tmp_path / "config.json"))

@@ -34,7 +34,7 @@ OPTIONS = {
     "--config=RECIPE --workdir --init_from=x": "--workdir needs a value, and '--init_from=x' is the next option",
     "--config=RECIPE --workdir=s3://a/b": "--workdir=s3://a/b: s3:// is not known; use a local folder or gs://.",
     "--config=RECIPE --init_from=http://a/b": "--init_from=http://a/b: http:// is not known",
-    "--config=RECIPE --workdir=~nobody-here/x": "a path begins with '~', and there is no home folder of that name",
+    "--config=RECIPE --workdir=~nobody-here/x": "a path begins with ~ and a name that no user of this machine has",
     "--config=RECIPE --params=1e99": "--params=1e99: expected a number of parameters such as 50m or 1b, 1e+12 at most",
     "--config=RECIPE --processes=2 --process=0 --coordinator=:8476": "expected HOST:PORT",
     "--config=RECIPE --processes=2 --process=0 --coordinator=host0:99999": "expected HOST:PORT",

@@ -166,10 +166,10 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
             if name not in Phase._fields:
                 raise UserError(f"{field} has no field '{name}'; {expected}.{nearest(str(name), Phase._fields)}")
         weights = entry.get("weights")
-        shares = [entry.get("until"), entry.get("ramp", 0), *(weights.values() if hasattr(weights, "items") else [None])]
-        if not all(isinstance(share, int | float) for share in shares):
+        shares = [entry.get("until"), entry.get("ramp", 0)]
+        if not hasattr(weights, "items") or not all(isinstance(share, int | float) for share in shares):
             raise UserError(f"{field} is {given!r}; {expected}.")
-        for name, weight in entry["weights"].items():
+        for name, weight in weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not isinstance(name, str):
                 raise UserError(f"{field} gives {name!r} the weight {weight!r}; expected a source's name and a number of 0 or more.")

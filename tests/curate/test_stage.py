@@ -307,6 +307,7 @@ def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded
     ("--config.curate.languages.web=english", "Did you mean 'en'?"),
     ("--config.data.sources.web.heldout=h.jsonl", "data.sources.web.heldout: the stage curate reads no held-out files"),
 ])  # fmt: skip
-def test_mistakes_are_named(raw, tmp_path, word, told, capsys):
+def test_mistakes_are_named(raw, tmp_path, word, told, capsys, monkeypatch):
+    monkeypatch.setattr("slmjax.data.remote._system", lambda *_: None)  # as where gcsfs is installed
     assert launch.main(command(raw, tmp_path / "run", word)) == 2
     assert told in capsys.readouterr().err

@@ -226,21 +226,24 @@ def test_files_that_were_deleted_from_a_finished_run_are_written_anew(corpus, un
 
 
 def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, tmp_path, monkeypatch, capsys):
+    class Killed(BaseException):
+        """Nothing catches it, as nothing catches SIGKILL."""
+
     def killed(*_):
-        raise SystemExit("killed")
+        raise Killed
 
     asked = []
     run, fields = tmp_path / "run", {"train__steps": 6, "checkpoint__every": 1, "eval__textbook": True}
     with monkeypatch.context() as patch:
         patch.setattr("slmjax.train.evaluation.textbook_answers", killed)
-        with pytest.raises(SystemExit):
+        with pytest.raises(Killed):
             runs.train(corpus, run, **fields)
     assert runs.steps_saved(run)[-1] == 6 and not runs.events(run, "finish")
     answers = {"sums": {"accuracy": 0.5, "chance": 0.1, "count": 4}}
     monkeypatch.setattr("slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers)
     with monkeypatch.context() as patch:  # after the answers, before their shares
         patch.setattr("slmjax.train.metrics.MetricsWriter.write", lambda *_: killed())
-        with pytest.raises(SystemExit):
+        with pytest.raises(Killed):
             runs.train(corpus, run, **fields)
     assert [event["kinds"] for event in runs.events(run, "answers")] == [answers] and not runs.events(run, "finish")
     assert len(runs.metrics.series(runs.metrics.read(run), "eval/sums/accuracy")[0]) == 0

@@ -31,13 +31,14 @@ def test_the_figure_has_a_line_for_each_source_and_dots_as_far_as_the_run_has_co
     assert "var(--c2)" in whole and "var(" not in figures.standalone(whole)
 
 
-def test_the_report_shows_what_was_told_and_the_shares(tmp_path):
-    plan = plan_of({"books": shards_of(0), "web": shards_of(1, 500)})
+def test_the_report_shows_what_was_told_beyond_its_table_and_the_shares(tmp_path):
+    plan = plan_of({"books": shards_of(0), "web": shards_of(1, 500)}, max_epochs={"web": 40})
     with MetricsWriter(tmp_path) as writer:
         writer.event("data", 0, sources={"books": {"documents": 1}}, folder="f", told=shares.told(plan), shares=plan.shares())
         writer.write(20, {"train/loss": 1.0})
     page = write_report(tmp_path).read_text()
-    assert f"books: {plan.epochs()['books']:.2f} epochs of" in page and "Shares of the sources" in page
+    assert f"web: {plan.epochs()['web']:.2f} epochs of" in page and "cap 40" in page and "books: " not in page
+    assert "Shares of the sources" in page
     drawn = (tmp_path / "figures" / "shares.svg").read_text()
     assert drawn.count("<use ") < figures.standalone(shares.figure(plan.shares())).count("<use ")
     assert np.all(np.diff(plan.shares()["realised"]["steps"]) == 1)

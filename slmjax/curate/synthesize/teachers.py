@@ -349,7 +349,7 @@ def parse(body: bytes) -> Answer:
         data = _of_stream(body) if body.lstrip().startswith(b"data:") else json.loads(body)
         raise_complaint(data)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        said = ""
+        said = "" if body.strip() else ": the body is empty"
         if body.lstrip()[:1] not in b"{[":  # a page of a proxy, or of a path that is none of the API's
             said = f": {shortened(body[:10_000].decode(errors='replace'))}"
         raise Fault(f"broken JSON{said}") from error

@@ -239,6 +239,7 @@ COMPLAINTS = {
     '200 {"object": "error", "message": "too long", "type": "BadRequestError"}': ("HTTP 400: too long", False, False),
     '200 {"choices": [{"error": {"code": "429", "message": "slow down"}}]}': ("HTTP 429: slow down", True, False),
     '200 {"detail": [{"msg": "no such field"}]}': ("error: no such field", True, False),
+    "200 ": ("broken JSON: the body is empty", True, False),
     "200 <html><head><title>x</title></head><body>Log in</body></html>": ("broken JSON: Log in", True, False),
     '400 [{"error": {"code": 400, "message": "Unknown name \\"seed\\""}}]': ('HTTP 400: Unknown name "seed"', False, False),
     '400 {"message": "no"}': ("HTTP 400: no", False, False),
