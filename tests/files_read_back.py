@@ -558,8 +558,8 @@ def _recipe(folder: Path) -> Any:
     mesh = make_mesh(config.mesh.to_dict())
     run.check_batch(config, mesh)
     prepared = prepared_text(config, str(folder / "new"))
-    plan = batch_plan(config, prepared)
-    arch, _ = resolve(config, mesh, prepared.tokenizer.vocab_size, (plan.max_segments, 0))
+    batch_plan(config, prepared)
+    arch, _ = resolve(config, mesh, prepared.tokenizer.vocab_size)
     jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
     return configs.to_json(config)
 

@@ -141,7 +141,7 @@ def test_asking_an_empty_folder_leaves_nothing_behind(tmp_path):
 
 def test_what_the_storage_keeps_of_a_step_is_one_sentence_where_it_is_damaged(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, tree(), {"n": jnp.int32(0)}, {})
+    checkpoints.save(1, {"params": tree()}, {})
     checkpoints.wait()
     file = tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": [0]}))

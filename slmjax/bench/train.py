@@ -74,7 +74,7 @@ def measure(
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
     rows = RandomRows(config, program.arch.vocab_size, documents, place_cuts(config, mesh, program.arch.attention))
     where, held = field_shardings(rows.shapes(0), mesh), np.arange(config.train.batch)
-    batches = [hosts.global_batch(rows.read(seed, held), rows.shapes(0), where, held) for seed in (0, 1)]
+    batches = [hosts.global_batch(rows.read(seed, held.tolist()), rows.shapes(0), where, held) for seed in (0, 1)]
     trial, feed = Trial(program, LanguageModeling(rows, z_loss=config.train.z_loss), batches[0]), itertools.cycle(batches)
     times = [trial.window(feed, WINDOW) for _ in range(max(3, steps // WINDOW))]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)

@@ -49,6 +49,8 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476.")
         given = (coordinator, processes, process)
+        if process == 0:
+            _check_port(int(port))
     if given or is_one_of_several():
         with waiting_is_said():
             # JAX itself aborts with a stack trace; the sentence comes before.
@@ -153,6 +155,16 @@ def leaving_together(step: int, asked: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _check_port(port: int) -> None:
+    """Raises: UserError where another program listens there; JAX's own attempt may end the process."""
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        reason = f"port {port} of this machine is taken ({error.strerror})"
+        raise UserError(f"the processes cannot be joined: {reason}; give another --coordinator=HOST:PORT.") from error
 
 
 def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.ndarray:

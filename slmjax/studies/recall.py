@@ -24,7 +24,8 @@ from slmjax.compiling import use_compile_cache
 from slmjax.data.work import write_atomic
 from slmjax.errors import UserError, first_line, nearest
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture, from_config
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import from_config
 from slmjax.models.resolve import resolve
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import make_mesh

@@ -67,7 +67,7 @@ def test_the_pieces_hold_the_work_of_the_step(small):
     """FLOPs of stack and head are those of the step, those of the layers are the stack's, and attention and MLP lie inside a layer."""
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = make_program(small, mesh, 256, (1, 1))
+        program = make_program(small, mesh, 256)
         batch = jax.device_put(train.random_batch(8, 32, 256, 1, 0))
         found = {piece.name: piece for piece in ladder.pieces(program, batch)}
         rows = ladder.ladder(program, batch)
