@@ -1,6 +1,6 @@
 """Cross-entropy from hidden states without float32 logits of the whole batch, with hand-written backward passes.
 
-`token_log_probs` gives every token's log-probability, for evaluation and for objectives that compare tokens. `weighted_nats` gives their
+`token_log_probs` gives every token's log-probability, for evaluation and for tasks that compare tokens. `weighted_nats` gives their
 weighted sum, for training: its gradient is made in the forward pass, while the logits are there, so that they are not kept or made again.
 """
 

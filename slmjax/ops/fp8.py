@@ -35,7 +35,7 @@ class Format(NamedTuple):
 
 # Room above: 2 for inputs, 8 for gradients, whose maxima vary more and whose type spans 32 powers of two. At `low` the smallest normal
 # value is still 3,600 and 7,000,000 times smaller than the largest seen. Starts: what follows a norm, or averages that, is seldom above 10
-# and never above the root of its width; gradients of a loss that is summed over tokens, as objectives are, begin near 1e-3.
+# and never above the root of its width; gradients of a loss that is summed over tokens, as tasks are, begin near 1e-3.
 INPUT = Format(jnp.float8_e4m3fn, 448.0, 224.0, 56.0, 2.0**-3)
 GRADIENT = Format(jnp.float8_e5m2, 57344.0, 7168.0, 448.0, 2.0**-10)
 EVERY = 8  # one token in this many is looked at for the maximum; twice and more of room are left above it, and what exceeds it is cut off

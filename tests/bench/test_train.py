@@ -165,7 +165,8 @@ def test_the_peer_is_the_same_model(small):
     """PyTorch's decoder with our parameters gives our loss, in float32."""
     torch = pytest.importorskip("torch", reason="needs torch")
     from slmjax.models import lm
-    from slmjax.objectives.lm import objective
+    from slmjax.tasks.lm import LanguageModeling
+    from tests.train.small import FixedRows
 
     arch = from_config(small, 256)
     params = lm.init(arch, jax.random.key(0))
@@ -184,6 +185,7 @@ def test_the_peer_is_the_same_model(small):
             state[f"layers.{i}.{name}.weight"] = layer[of][own].reshape(inputs, arch.width if own == "out" else -1).T
     model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
     batch = jax.tree.map(jnp.asarray, train.random_batch(2, 32, 256, 1, 0))
-    loss, weight, _ = objective(arch)(params, {}, batch)
+    task = LanguageModeling(FixedRows(2, 32))
+    found = task.loss(lm.Model(arch), params, {}, batch, task.totals(batch), key=jax.random.key(0), step=jnp.int32(0))
     theirs = model.loss(*(torch.tensor(np.int64(batch[name])) for name in ("tokens", "targets")))
-    assert float(loss / weight) == pytest.approx(float(theirs.detach()), abs=1e-5)
+    assert float(found.sum / found.weight) == pytest.approx(float(theirs.detach()), abs=1e-5)

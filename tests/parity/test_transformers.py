@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from slmjax.models import lm
-from slmjax.models.architecture import Architecture, Block
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import parse_block
 from slmjax.ops.cross_entropy import token_log_probs
 
 torch = pytest.importorskip("torch")
@@ -89,7 +90,7 @@ def _architecture(config) -> Architecture:
     return Architecture(
         vocab_size=config.vocab_size, width=config.hidden_size, heads=config.num_attention_heads, kv_heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, ff_width=config.intermediate_size,
-        stack=((tuple(Block(rope=bool(rope)) for rope in ropes), 1),), rope_theta=config.rope_parameters["rope_theta"],
+        stack=((tuple(parse_block(f"attention rope={bool(rope)}") for rope in ropes), 1),), rope_theta=config.rope_parameters["rope_theta"],
         qk_norm=config.model_type == "qwen3", tied=config.tie_word_embeddings, norm_eps=config.rms_norm_eps,
     )  # fmt: skip
 
