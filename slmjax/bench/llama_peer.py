@@ -38,6 +38,7 @@ from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config
 from slmjax.models.resolve import vocab_rows
+from slmjax.parallel.rules import flatten
 from slmjax.train import evaluation, schedule
 from slmjax.train.metrics import MetricsWriter
 
@@ -319,12 +320,12 @@ def _evaluate(peer: Peer, prepared: Prepared) -> dict[str, DocumentLosses]:
     for name, shards in prepared.heldout.items():
         if len(shards):
             batches = heldout_batches(shards, seq_len=c.data.seq_len, batch=c.train.batch // c.train.microbatches, max_tokens=c.eval.tokens)
-            out[name] = document_losses(peer.score, batches, lambda batch: batch, shards.bytes)
+            out[name] = document_losses(peer.score, batches, shards.bytes)
     return out
 
 
 def _save(losses: Mapping[str, DocumentLosses], prepared: Prepared, path: Path) -> None:
-    """As Evaluator.save."""
+    """As evaluation.save_documents."""
     arrays = {}
     for name, found in losses.items():
         arrays |= {f"{name}/keys": np.asarray(prepared.heldout[name].keys)[found.document], f"{name}/nats": found.nats,

@@ -36,7 +36,7 @@ def train(run: Run) -> int:
     """Go from run.start.step to config.train.steps; returns 0, or 128 + signal when told to leave (saved, and to be continued)."""
     loop = _Loop(run)
     # Closed also where the loop ends in an error: a checkpoint that is being written in the background is finished first.
-    with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop, loop.progress, _Leave() as leave:
+    with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop.batches, loop.progress, _Leave() as leave:
         status = loop.go(leave)
         loop.stop_profiling()
     if hosts.is_first():
@@ -53,7 +53,7 @@ class _Loop:
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
         self.task, self.model = run.task, run.program.model
         self.journal = Journal(run.workdir / "drawn", self.task) if hasattr(self.task, "prepare") else None
-        self.batches = iter(())
+        self.batches: Any = contextlib.nullcontext()
         if self.journal is None:
             settings = {"local_rows": run.held.tolist(), "workers": config.data.workers}
             self.batches = local_batches(run.task.rows, start_step=run.start.step, stop_step=self.total, **settings)
@@ -64,13 +64,6 @@ class _Loop:
         self.skipped = run.skipped
         self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
         self.tracing = False
-
-    def __enter__(self) -> "_Loop":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.journal is None:
-            self.batches.close()
 
     def go(self, leave: "_Leave") -> int:
         """Train to the end, or to where the process is told to leave."""
