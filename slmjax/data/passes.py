@@ -18,7 +18,7 @@ import numpy as np
 
 from slmjax.data.heldout import GROUP, GroupCounter, Matcher, group_id, shingle_parts
 from slmjax.data.shards import ShardWriter, shard_entry
-from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, read_documents, unreadable
+from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, bundles, read_documents, unreadable
 from slmjax.data.tokenizer import EOT, Tokenizer
 from slmjax.data.walk import WORK
 from slmjax.data.work import go_on, read_part, write_atomic, write_part
@@ -26,9 +26,6 @@ from slmjax.errors import UserError
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
 CHUNK = 1_000_000  # characters that are encoded at once
-FEW = 100  # files of a source up to which each is a unit
-UNIT_FILES, UNIT_BYTES = 1000, 4_000_000  # files that share a unit, and about their text
-_EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
 @dataclass(frozen=True)
@@ -54,23 +51,8 @@ class Unit:
 
 
 def units_of(source: Source, files: Sequence[SourceFile], kind: str) -> list[Unit]:
-    """The units of a source: where it has many files, small ones that follow each other share one."""
-    groups: list[list[SourceFile]] = []
-    size = 0.0
-    for file in files:
-        size += text_bytes(file)
-        if groups and len(files) > FEW and len(groups[-1]) < UNIT_FILES and size <= UNIT_BYTES:
-            groups[-1].append(file)
-        else:
-            groups.append([file])
-            size = text_bytes(file)
-    starts = itertools.accumulate(map(len, groups), initial=0)
-    return [Unit(source, tuple(group), kind, start) for group, start in zip(groups, starts)]
-
-
-def text_bytes(file: SourceFile) -> float:
-    """A guess of a file's text from its size, for shares of work and sample only."""
-    return file.size * next((factor for ending, factor in _EXPANSION.items() if file.path.lower().endswith(ending)), 1.0)
+    """The units of a source's files."""
+    return [Unit(source, together, kind, index) for index, together in bundles(files)]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 from slmjax.data import passes
 from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready
-from slmjax.data.passes import Unit, text_bytes, units_of
+from slmjax.data.passes import Unit, units_of
 from slmjax.data.shards import Shard, ShardSet
-from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources
+from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources, text_bytes
 from slmjax.data.tokenizer import Tokenizer, load
 from slmjax.data.work import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.errors import UserError, nearest

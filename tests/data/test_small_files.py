@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slmjax.data import build, passes
+from slmjax.data import sources as module
 from slmjax.data.prepare import prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.data.sources import Source, SourceFile
@@ -50,15 +51,15 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     sources = corpus(folder / "text")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "FEW", 10**9)
+        patch.setattr(module, "FEW", 10**9)
         return folder, sources, run(sources, folder / "cache")
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Bounds that these few files reach; the large file at the end of "many" is alone."""
-    for name, value in (("FEW", 20), ("UNIT_FILES", 30), ("UNIT_BYTES", 30_000)):
-        monkeypatch.setattr(passes, name, value)
+    for name, value in (("FEW", 20), ("TOGETHER_FILES", 30), ("TOGETHER_BYTES", 30_000)):
+        monkeypatch.setattr(module, name, value)
 
 
 def everything(prepared) -> dict:
@@ -83,7 +84,7 @@ def test_many_small_files_are_few_shards_with_the_documents_tokens_and_held_out_
     tokenizer = str(expected.folder / "tokenizer.json") if given else ""
     if given:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(passes, "FEW", 10**9)
+            patch.setattr(module, "FEW", 10**9)
             expected = run(sources, folder / "cache", tokenizer)
     together = run(sources, tmp_path, tokenizer)
     assert everything(together) == everything(expected)
