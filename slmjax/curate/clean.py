@@ -1,4 +1,7 @@
-"""The first pass over text: normalise, quality rules, decontamination; what is left is written with its sketches."""
+"""The first pass over text: normalise, quality rules, decontamination.
+
+What is left is written with its sketches.
+"""
 
 import collections
 import functools
@@ -27,7 +30,10 @@ EXCERPT = 600  # characters of a dropped document in the report
 
 @dataclass(frozen=True)
 class Unit:
-    """A file of a source, or several, see `bundles`, and what to do with them; all files of the pass lie under `folder`."""
+    """A file of a source, or several, see `bundles`, and what to do with them.
+
+    All files of the pass lie under `folder`.
+    """
 
     source: Source
     files: tuple[SourceFile, ...]
@@ -93,7 +99,9 @@ class Tally:
 
 
 def clean(unit: Unit) -> None:
-    """Write what is left of a unit's documents (.jsonl), what was dropped and why (.dropped.jsonl), their sketches and counts (.json)."""
+    """Write what is left of a unit's documents (.jsonl) with its sketches, what was dropped and why
+    (.dropped.jsonl), and the counts of each file (.json).
+    """
     reports = []
     with (
         SketchWriter(unit.path(SKETCHES), unit.scheme) as sketches,
@@ -138,7 +146,10 @@ def is_done(unit: Unit) -> bool:
 
 
 def reports_of(unit: Unit) -> list[dict[str, Any]]:
-    """What `clean` counted of each file. Raises: ValueError or AttributeError where that is damaged."""
+    """What `clean` counted of each file.
+
+    Raises: ValueError or AttributeError where that is damaged.
+    """
     report = json.loads(unit.path(".json").read_bytes())
     return report.get("files", [report])
 
@@ -195,7 +206,12 @@ def _index(file: str) -> EvalIndex:
 
 
 def publish(unit: Unit, sizes: Sequence[int], removed: np.ndarray, folder: str) -> None:
-    """Write the documents that are left of each file of a unit, of which `sizes` were kept, to a file of its own in `folder`, if any."""
+    """Write what is left of each file of a unit to a file of its own in `folder`.
+
+    Args:
+      sizes: documents of each file that `clean` has kept.
+      removed: which of the unit's documents are duplicates; a file that is left with none is not written.
+    """
     import zstandard
 
     place = epath.Path(folder)

@@ -143,7 +143,7 @@ class Index:
     def add(self, batch: str, units: Sequence[tuple[Sequence[tuple[str, int]], epath.Path]]) -> None:
         """Add the sketches of a batch of files, unless a batch of this name is there already.
 
-        `units` are (name and number of documents of each file, folder of the SketchWriter that all of them went into).
+        `units` are (name and number of documents of each file, folder of the SketchWriter of them all).
         """
         if batch in self:
             return
@@ -174,7 +174,10 @@ class Index:
         write_atomic(self.folder / "index.json", json.dumps(sealed(self._manifest), indent=1))
 
     def _measured(self, files: Sequence[tuple[str, int]], folder: epath.Path) -> list[dict[str, Any]]:
-        """The files' entries in the manifest. Raises: UserError where their sketches are not whole."""
+        """The files' entries in the manifest.
+
+        Raises: UserError where their sketches are not whole.
+        """
         length = {column: (folder / column).stat().length for column in KEPT}
         sizes = [size for _, size in files]
         documents, shingles = sum(sizes), length["shingles"] // 4

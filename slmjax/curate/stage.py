@@ -204,11 +204,13 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     if unfinished != batch:
         index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
     left = [[left_of(found) for found in reports_of(unit)] for unit in units]  # of each file
-    index.add(batch, [(list(zip(unit.names, of, strict=True)), written) for unit, of, written in zip(units, left, sketches)])
+    files = [list(zip(unit.names, of, strict=True)) for unit, of in zip(units, left)]
+    index.add(batch, list(zip(files, sketches, strict=True)))
     clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
     first, sizes = index.span(batch)
     numbers = slice(first, first + int(sizes.sum()))
-    gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], np.cumsum([sum(of) for of in left])[:-1])
+    ends = np.cumsum([sum(of) for of in left])
+    gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], ends[:-1])
     _count_duplicates(units, gone, sources_found)
     alarms = [alarm for entry in sources_found.items() for alarm in _repeats(asked, *entry)]
     if not alarms and not any(entry["left"]["documents"] for entry in sources_found.values()):

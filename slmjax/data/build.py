@@ -225,7 +225,8 @@ def _scan(plan: Plan) -> dict[str, dict]:
     plan.run("scan", passes.scan, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
     plan.wait(plan.parts("scan", ".json"), "scan their files")
     out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
-    reports = ((job.unit, *pair) for job in plan.jobs(own=False) for pair in zip(job.unit.files, job.scanned(), strict=True))
+    jobs = plan.jobs(own=False)
+    reports = ((job.unit, *of) for job in jobs for of in zip(job.unit.files, job.scanned(), strict=True))
     for unit, file, report in reports:
         total = out[unit.source.name]
         if unit.kind == "heldout":
@@ -432,10 +433,11 @@ def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: M
     """Shards of held-out documents, one for each unit that has some, and how much of them training had."""
     kept, shards, changed = {"documents": 0, "bytes": 0}, [], 0
     removed = {"documents": 0, "bytes": 0}
+    train = sum(len(job.unit.files) for job in jobs if job.unit.kind == "train")
     for job in jobs:
         unit = job.unit
-        offset = sum(len(other.unit.files) for other in jobs if other.unit.kind == "train") if unit.kind == "heldout" else 0
-        path = f"{unit.source.name}/heldout-{offset + unit.index:05d}.arrayrecord"
+        first = unit.index + (train if unit.kind == "heldout" else 0)
+        path = f"{unit.source.name}/heldout-{first:05d}.arrayrecord"
         documents, written = collections.Counter(), collections.Counter()  # of each file
         with ShardWriter(plan.folder, path, unit.files[0].name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
             for document in job.lines("heldout"):

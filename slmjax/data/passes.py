@@ -1,11 +1,12 @@
-"""The three passes over text: scan it, collect its held-out documents, tokenize the rest. One call is one unit of work: a file, or
-small files together, as every unit costs several files and a shard. What comes out is told of each file, as if it were alone.
+"""The three passes over text: scan it, collect its held-out documents, tokenize the rest.
+
+One call is one unit of work: a file, or small files together, as every unit costs several files and a
+shard. What is counted, sampled, held out and hashed is that of each file, as if it were alone.
 """
 
 import functools
 import hashlib
 import heapq
-import itertools
 import json
 import os
 from collections import Counter
@@ -30,9 +31,10 @@ CHUNK = 1_000_000  # characters that are encoded at once
 
 @dataclass(frozen=True)
 class Unit:
-    """A file of a source, or several of them in order; `kind` is "train", or "heldout" for a source's own held-out files.
+    """A file of a source, or several of them in order, see `bundles`.
 
-    `index` is the first file's number among the source's files of this kind.
+    `kind` is "train", or "heldout" for a source's own held-out files; `index` is the first file's
+    number among the source's files of this kind.
     """
 
     source: Source
@@ -57,7 +59,10 @@ def units_of(source: Source, files: Sequence[SourceFile], kind: str) -> list[Uni
 
 @dataclass(frozen=True)
 class Job:
-    """What every pass over a unit needs; `samples` are the bytes of text that each of its files gives to the tokenizer's training."""
+    """What every pass over a unit needs.
+
+    `samples` are the bytes of text that each of its files gives to the tokenizer's training.
+    """
 
     folder: str
     unit: Unit
@@ -89,13 +94,15 @@ class Job:
 
 def scan(job: Job) -> None:
     """Count documents, bytes and faults; write the groups and a sample of text for the tokenizer."""
-    reports, tables, pieces = zip(*(_scan(job, file, size) for file, size in zip(job.unit.files, job.samples, strict=True)))
+    found = [_scan(job, *of) for of in zip(job.unit.files, job.samples, strict=True)]
+    reports, tables, samples = zip(*found)
+    lines = (json.dumps(entry) + "\n" for sample in samples for entry in sample)
     write_part(job.path("groups", ".bin"), np.concatenate(tables).tobytes())
-    write_part(job.path("sample", ".jsonl"), "".join(json.dumps(entry) + "\n" for entry in itertools.chain(*pieces)))
+    write_part(job.path("sample", ".jsonl"), "".join(lines))
     write_part(job.path("scan", ".json"), {"files": reports} if len(reports) > 1 else reports[0])
 
 
-def _scan(job: Job, file: SourceFile, size: int) -> tuple[dict[str, Any], np.ndarray, list[tuple[int, str]]]:
+def _scan(job: Job, file: SourceFile, size: int) -> tuple[dict[str, Any], np.ndarray, list]:
     """(report, groups, sample of about `size` bytes) of a file."""
     groups, sample = GroupCounter(), _Sample(size, job.seed)
     counts, faults, first, lines = Counter(), Counter(), [], 0
@@ -120,13 +127,13 @@ def _scan(job: Job, file: SourceFile, size: int) -> tuple[dict[str, Any], np.nda
 
 
 def holding(job: Job, chosen: np.ndarray) -> list[int]:
-    """Numbers of the unit's files that may have documents of `chosen` groups; all where they are held out."""
-    files = range(len(job.unit.files))
+    """Numbers of the unit's files that may have documents of `chosen` groups; all of held-out files."""
     if job.unit.kind == "heldout":
-        return [*files]
+        return [*range(len(job.unit.files))]
     reports, hits = job.scanned(), np.isin(job.table("groups", GROUP)["id"], chosen)
-    ends = np.cumsum([report["groups"] for report in reports[:-1]], dtype=int)
-    return [i for i, own in zip(files, np.split(hits, ends), strict=True) if own.any() or not reports[i]["complete"]]
+    of_each = np.split(hits, np.cumsum([report["groups"] for report in reports[:-1]], dtype=int))
+    pairs = enumerate(zip(reports, of_each, strict=True))
+    return [i for i, (report, own) in pairs if own.any() or not report["complete"]]
 
 
 def collect(job: Job, chosen: np.ndarray) -> None:

@@ -37,8 +37,9 @@ Integer = int | np.integer
 class Shard:
     """What the manifest says of one shard: its path under the prepared folder, its input file, counts and the hash of its table.
 
-    Of a shard of several input files `parts` has (name, documents, hash) of each, in order. That hash
-    is of the table that its documents would have alone, so that fingerprints do not tell which files share a shard.
+    Of a shard of several input files `parts` has (name, documents, hash) of each, in order. The hash is
+    that of the table which its documents would have alone: fingerprints do not depend on which files
+    share a shard.
     """
 
     path: str
@@ -80,7 +81,8 @@ class Shard:
         counts = len(table), int(table["length"].sum()), int(table["bytes"].sum())
         same = counts == (self.documents, self.tokens, self.bytes) and _digest(table) == self.sha256
         if same and self.parts:
-            same = self._ends[-1] == len(table) and self.prints == [_digest(part) for part in np.split(table, self._ends[:-1])]
+            parts = np.split(table, self._ends[:-1])
+            same = self._ends[-1] == len(table) and self.prints == [_digest(part) for part in parts]
         return "" if same else _table_path(path)
 
 
@@ -104,7 +106,7 @@ class ShardWriter:
 
     The stream of a shard is `eot document eot document ... eot`, cut into records of BLOCK tokens (uint16 or uint32, little endian).
     Use as a context manager; `shards` lists what was written. With `scored` every document has a score in the table.
-    Small files may share a shard, see `next_file`; a file too long for one is cut where it would be cut alone.
+    Small files may share a shard, see `next_file`; a file is cut where it would be cut alone.
     """
 
     def __init__(

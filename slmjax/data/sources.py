@@ -25,7 +25,7 @@ LONGEST_NAME = 150  # characters of a source's name, of which files are made
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 FEW = 100  # files of a source up to which each is worked on by itself
-TOGETHER_FILES, TOGETHER_BYTES = 1000, 4_000_000  # files that are worked on together, and about their text
+TOGETHER_FILES, TOGETHER_BYTES = 1000, 4_000_000  # most files that are worked on together, and their text
 _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
@@ -170,7 +170,7 @@ def text_bytes(file: SourceFile) -> float:
 def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ...]]]:
     """A source's files as units of work, in order: (number of the first file, files).
 
-    Where there are many, small ones that follow each other are together, as every unit leaves several files.
+    Where there are many, small ones that follow each other are together: every unit leaves several files.
     """
     out: list[list[SourceFile]] = []
     size = 0.0

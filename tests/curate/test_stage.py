@@ -119,7 +119,7 @@ def test_what_a_stopped_run_left_is_made_again_where_it_is_damaged(raw, tmp_path
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Small files: some with copies, some that rules drop or that hold no text, one that holds an evaluation item, and a large one."""
+    """Small files, of them a copy, some that rules drop, an evaluation item and faults; and a larger one."""
     folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(1)
     texts = [prose(rng, 4) for _ in range(30)]
     texts[7], texts[20], texts[21], texts[22] = texts[2], "Too short.", "Also short.", f"{prose(rng)} {QUESTION}"

@@ -1,4 +1,4 @@
-"""Many small files: a few units and shards, from which the same comes as from each file by itself."""
+"""Many small files are few units and shards, and give what each file gives by itself."""
 
 import json
 import random
