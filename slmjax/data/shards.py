@@ -82,7 +82,7 @@ class Shard:
         same = counts == (self.documents, self.tokens, self.bytes) and _digest(table) == self.sha256
         if same and self.parts:
             parts = np.split(table, self._ends[:-1])
-            same = self._ends[-1] == len(table) and self.prints == [_digest(part) for part in parts]
+            same = self._ends[-1] == len(table) and self.prints == [_print(part) for part in parts]
         return "" if same else _table_path(path)
 
 
@@ -196,7 +196,7 @@ class ShardWriter:
         path = self._path if not self.shards else self._path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
         size, (file, *_) = os.path.getsize(self._temporary), self._files[0]
         pieces = np.split(table, [row for _, row, _ in self._files[1:]]) if len(self._files) > 1 else []
-        parts = [(name, len(piece), _digest(piece)) for (name, *_), piece in zip(self._files, pieces)]
+        parts = [(name, len(piece), _print(piece)) for (name, *_), piece in zip(self._files, pieces)]
         os.replace(_table_path(self._temporary), _table_path(self._folder / path))
         os.replace(self._temporary, self._folder / path)
         self.shards.append(Shard(path, file, len(table), self._count, int(table["bytes"].sum()), size, _digest(table), parts))
@@ -350,11 +350,14 @@ def shard_entry(shard: Shard) -> dict:
 
 
 def _digest(table: np.ndarray) -> str:
-    """The hash of a table of documents; of a part of one, as if it were a shard by itself."""
-    if len(table) and table["start"][0]:
-        table = table.copy()
-        table["start"] -= table["start"][0]
     return hashlib.sha256(table.tobytes()).hexdigest()
+
+
+def _print(part: np.ndarray) -> str:
+    """The hash of a part of a table, as if it were that of a shard by itself."""
+    alone = part.copy()
+    alone["start"] -= alone["start"][:1]
+    return _digest(alone)
 
 
 def _table_path(path: str | Path) -> str:

@@ -135,7 +135,12 @@ def test_a_file_too_long_for_a_shard_is_cut_where_it_is_cut_alone(tmp_path):
     sets = [ShardSet(each, [str(tmp_path)] * len(each), vocab_size=300) for each in (shards, writer.shards)]
     alone, together = ([(each.name(i), ids.tolist()) for i, ids in enumerate(each)] for each in sets)
     assert len(shards) > len(writer.shards) > 3 and alone == together and len({each.fingerprint for each in sets}) == 1
-    assert not any(shard.fault(tmp_path) for shard in writer.shards)
+    for shard in (*shards, *writer.shards):
+        assert not shard.fault(tmp_path)
+        place = tmp_path / shard.path.replace(".arrayrecord", ".documents.npy")
+        content = place.read_bytes()
+        place.write_bytes(content[:128] + b"\1" + content[129:])  # where the first document begins
+        assert shard.fault(tmp_path) == str(place)
 
 
 def test_a_lost_part_or_shard_of_many_files_is_made_again_and_hosts_share_them(alone, small, tmp_path, monkeypatch):
