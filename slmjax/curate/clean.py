@@ -1,7 +1,12 @@
-"""The first pass over a file: normalise, quality rules, decontamination; what is left is written with its sketches."""
+"""The first pass over text: normalise, quality rules, decontamination.
 
+What is left is written with its sketches.
+"""
+
+import collections
 import functools
 import heapq
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,11 +30,14 @@ EXCERPT = 600  # characters of a dropped document in the report
 
 @dataclass(frozen=True)
 class Unit:
-    """A file of a source, and what to do with it; all files of the pass lie under `folder`."""
+    """A file of a source, or several, see `bundles`, and what to do with them.
+
+    All files of the pass lie under `folder`.
+    """
 
     source: Source
-    file: SourceFile
-    number: int
+    files: tuple[SourceFile, ...]
+    number: int  # of the first file
     folder: str
     rules: tuple[str | Rule, ...]
     scheme: Scheme
@@ -37,13 +45,19 @@ class Unit:
     samples: int  # of dropped documents for each reason
 
     @property
-    def name(self) -> str:
-        return f"{self.source.name}/{self.file.name}"
+    def names(self) -> list[str]:
+        """What each file is called."""
+        return [f"{self.source.name}/{file.name}" for file in self.files]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
 
     @property
     def part(self) -> str:
-        """What the unit's files are called."""
-        return f"{self.source.name}-{self.number:05d}"
+        """What the files are called that the passes leave."""
+        last = f"-{self.number + len(self.files) - 1:05d}" if len(self.files) > 1 else ""
+        return f"{self.source.name}-{self.number:05d}{last}"
 
     def path(self, ending: str) -> epath.Path:
         return epath.Path(self.folder) / f"{self.part}{ending}"
@@ -85,34 +99,40 @@ class Tally:
 
 
 def clean(unit: Unit) -> None:
-    """Write what is left of a file's documents (.jsonl), what was dropped and why (.dropped.jsonl), its sketches and counts (.json)."""
-    tally = Tally(unit.samples)
+    """Write what is left of a unit's documents (.jsonl) with its sketches, what was dropped and why
+    (.dropped.jsonl), and the counts of each file (.json).
+    """
+    reports = []
     with (
         SketchWriter(unit.path(SKETCHES), unit.scheme) as sketches,
         Checked(unit.path(".jsonl").open("wb")) as kept,
         Checked(unit.path(".dropped.jsonl").open("wb")) as dropped,
     ):
-        for number, item in enumerate(read_documents(unit.file, unit.source)):
-            if number % 256 == 0:
-                go_on()
-            if isinstance(item, Fault):
-                tally.fault(item, unit.name)
-                continue
-            tally.count("read", item)
-            text, reason, detail = judge(item.text, unit.rules, unit.evals)
-            if reason:
-                tally.count(reason, item)
-                tally.show(reason, item.key, {"file": unit.name, "line": item.line, "detail": detail, "text": item.text[:EXCERPT]})
-                dropped.write(_line({"file": unit.name, "line": item.line, "reason": reason, **({"detail": detail} if detail else {})}))
-                continue
-            record = {**(item.record or {}), "text": text, "from": f"{unit.name} line {item.line}"}
-            if unit.source.field != "text":
-                record.pop(unit.source.field, None)
-            kept.write(_line(record))
-            sketches.add(_cleaned(text, item.line))
+        for file, name in zip(unit.files, unit.names):
+            tally = Tally(unit.samples)
+            for number, item in enumerate(read_documents(file, unit.source)):
+                if number % 256 == 0:
+                    go_on()
+                if isinstance(item, Fault):
+                    tally.fault(item, name)
+                    continue
+                tally.count("read", item)
+                text, reason, detail = judge(item.text, unit.rules, unit.evals)
+                if reason:
+                    tally.count(reason, item)
+                    tally.show(reason, item.key, {"file": name, "line": item.line, "detail": detail, "text": item.text[:EXCERPT]})
+                    dropped.write(_line({"file": name, "line": item.line, "reason": reason, **({"detail": detail} if detail else {})}))
+                    continue
+                record = {**(item.record or {}), "text": text, "from": f"{name} line {item.line}"}
+                if unit.source.field != "text":
+                    record.pop(unit.source.field, None)
+                kept.write(_line(record))
+                sketches.add(_cleaned(text, item.line))
+            reports.append(tally.report())
     checksums = {".jsonl": kept.crc32, ".dropped.jsonl": dropped.crc32}
     checksums |= {f".sketches/{name}": checksum for name, checksum in sketches.checksums.items()}
-    write_atomic(unit.path(".json"), json.dumps(sealed(tally.report() | {"crc32": checksums})))
+    found = {"files": reports} if len(reports) > 1 else reports[0]
+    write_atomic(unit.path(".json"), json.dumps(sealed(found | {"crc32": checksums})))
 
 
 def is_done(unit: Unit) -> bool:
@@ -123,6 +143,20 @@ def is_done(unit: Unit) -> bool:
         return whole and all(checksum_of(unit.path(ending)) == value for ending, value in report["crc32"].items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def reports_of(unit: Unit) -> list[dict[str, Any]]:
+    """What `clean` counted of each file.
+
+    Raises: ValueError or AttributeError where that is damaged.
+    """
+    report = json.loads(unit.path(".json").read_bytes())
+    return report.get("files", [report])
+
+
+def left_of(report: Mapping[str, Any]) -> int:
+    """How many documents of a file are kept: those that were read and not dropped."""
+    return 2 * report["documents"].get("read", 0) - sum(report["documents"].values())
 
 
 def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str, str]:
@@ -171,15 +205,25 @@ def _index(file: str) -> EvalIndex:
     return EvalIndex.load(file)
 
 
-def publish(unit: Unit, removed: np.ndarray, place: str) -> None:
-    """Write the documents of a unit that are left to `place`, if any."""
+def publish(unit: Unit, sizes: Sequence[int], removed: np.ndarray, folder: str) -> None:
+    """Write what is left of each file of a unit to a file of its own in `folder`.
+
+    Args:
+      sizes: documents of each file that `clean` has kept.
+      removed: which of the unit's documents are duplicates; a file that is left with none is not written.
+    """
     import zstandard
 
-    if removed.all():
-        return
-    file = epath.Path(place)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with unit.path(".jsonl").open("rb") as lines, file.open("wb") as out, zstandard.ZstdCompressor().stream_writer(out) as compressed:
-        for line, gone in zip(lines, removed, strict=True):
-            if not gone:
-                compressed.write(line)
+    place = epath.Path(folder)
+    with unit.path(".jsonl").open("rb") as lines:
+        for number, gone in enumerate(np.split(removed, np.cumsum(sizes)[:-1]), unit.number):
+            own = itertools.islice(lines, len(gone))
+            if gone.all():
+                collections.deque(own, maxlen=0)
+                continue
+            place.mkdir(parents=True, exist_ok=True)
+            file = place / f"{number:05d}.jsonl.zst"
+            with file.open("wb") as out, zstandard.ZstdCompressor().stream_writer(out) as compressed:
+                for line, is_gone in zip(own, gone, strict=True):
+                    if not is_gone:
+                        compressed.write(line)

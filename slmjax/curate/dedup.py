@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
-from slmjax.curate.index import Index, SketchWriter
+from slmjax.curate.index import Index, SketchWriter, sketched
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.data.sources import Document, Source, SourceFile, list_files, read_documents
 from slmjax.data.work import Progress, run_units
@@ -41,7 +41,8 @@ def deduplicate(
         tasks = [(file.size, (source, file, work / f"{number:05d}", scheme)) for number, (_, source, file) in enumerate(units)]
         sketch([""], scheme)  # compiled or loaded once, for all processes
         run_units(sketch_file, tasks, processes, stage="sketch", progress=progress, fork=True)
-        index.add(batch, [(name, work / f"{number:05d}") for number, (name, _, _) in enumerate(units)])
+        folders = [work / f"{number:05d}" for number in range(len(units))]
+        index.add(batch, [([(name, sketched(folder))], folder) for (name, _, _), folder in zip(units, folders)])
         work.rmtree()
     return index, index.clusters(threshold)
 

@@ -140,13 +140,16 @@ class Index:
         """{name, documents, shingles} of every file, in order."""
         return (unit for batch in self._manifest["batches"] for unit in batch["units"])
 
-    def add(self, batch: str, units: Sequence[tuple[str, epath.Path]]) -> None:
-        """Add the sketches of a batch of files, given as (name, folder of a SketchWriter), unless a batch of this name is there already."""
+    def add(self, batch: str, units: Sequence[tuple[Sequence[tuple[str, int]], epath.Path]]) -> None:
+        """Add the sketches of a batch of files, unless a batch of this name is there already.
+
+        `units` are (name and number of documents of each file, folder of the SketchWriter of them all).
+        """
         if batch in self:
             return
         shingles = sum(unit["shingles"] for unit in self.units())
         sizes = dict.fromkeys(KEPT, len(self)) | {"shingles": shingles, "bands": len(self) * self.scheme.bands}
-        entries = [self._measured(name, folder) for name, folder in units]
+        entries = [entry for files, folder in units for entry in self._measured(files, folder)]
         checksums = {}
         for column, size in sizes.items():
             with open(self.folder / column, "ab") as file:
@@ -170,15 +173,21 @@ class Index:
     def _save(self) -> None:
         write_atomic(self.folder / "index.json", json.dumps(sealed(self._manifest), indent=1))
 
-    def _measured(self, name: str, folder: epath.Path) -> dict[str, Any]:
-        """A file's entry in the manifest. Raises: UserError where its sketches are not whole."""
+    def _measured(self, files: Sequence[tuple[str, int]], folder: epath.Path) -> list[dict[str, Any]]:
+        """The files' entries in the manifest.
+
+        Raises: UserError where their sketches are not whole.
+        """
         length = {column: (folder / column).stat().length for column in KEPT}
-        documents, shingles = length["keys"] // 8, length["shingles"] // 4
+        sizes = [size for _, size in files]
+        documents, shingles = sum(sizes), length["shingles"] // 4
         expected = {"keys": 8, "lines": 8, "counts": 8, "bands": 8 * self.scheme.bands}
         whole = all(length[column] == size * documents for column, size in expected.items())
-        if not whole or not _adds_up(read_column(folder / "counts", "<i8", 0, documents), shingles):
+        counts = read_column(folder / "counts", "<i8", 0, documents)
+        if not whole or not _adds_up(counts, shingles):
             raise UserError(f"{folder} is damaged; delete {folder.parent} and start again.")
-        return {"name": name, "documents": documents, "shingles": shingles}
+        of_each = np.split(counts, np.cumsum(sizes)[:-1])
+        return [{"name": name, "documents": size, "shingles": int(own.sum())} for (name, size), own in zip(files, of_each)]
 
     def _verify(self) -> None:
         """Raises: UserError where a column is not what was written; what is behind it does not matter."""
@@ -215,6 +224,11 @@ class Index:
         ends = np.cumsum([unit["documents"] for unit in self.units()])
         lines = _array(self.folder / "lines", "<i8", len(self))
         return zip((names[i] for i in np.searchsorted(ends, documents, "right")), lines[documents].tolist())
+
+
+def sketched(folder: epath.Path) -> int:
+    """How many documents a SketchWriter has left in a folder."""
+    return (folder / "keys").stat().length // 8
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.clusters import Pairs, bucket_pairs
-from slmjax.curate.index import COLUMNS, Index, read_column
+from slmjax.curate.index import COLUMNS, Index, read_column, sketched
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.data.work import Progress, run_units
 from slmjax.errors import UserError
@@ -61,7 +61,7 @@ class Beam:
             _ = calls | beam.Reshuffle() | stage >> beam.Map(functools.partial(_call, function))
 
     def pairs(self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path) -> Pairs | None:
-        """Candidate pairs of all documents, by grouping band hashes; sketches of the batch are read from its files' `folders`."""
+        """Candidate pairs of all documents, by grouping band hashes; sketches of the batch are read from its `folders`."""
         import apache_beam as beam
 
         place = work / "pairs"
@@ -86,11 +86,12 @@ def _call(function: Callable[..., None], arguments: tuple) -> None:
 
 
 def _pieces(index: Index, batch: str, folders: Sequence[epath.Path]) -> Iterator[tuple[str, int, int, int]]:
-    """(folder, first row, rows, number of the first document): a batch's files, and of other batches what the index holds."""
+    """(folder, first row, rows, number of the first document): a batch's folders, and of other batches what the index holds."""
     first, sizes = index.span(batch)
     end = first + int(sizes.sum())
     parts = [(str(index.folder), 0, first, 0), (str(index.folder), end, len(index) - end, end)]
-    for folder, rows in zip(folders, sizes.tolist()):
+    for folder in folders:
+        rows = sketched(folder)
         parts.append((str(folder), 0, rows, first))
         first += rows
     for folder, row, rows, number in parts:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.curate import report
-from slmjax.curate.clean import Unit, clean, is_done, publish
+from slmjax.curate.clean import Unit, clean, is_done, left_of, publish, reports_of
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.dedup import decisions
@@ -30,7 +30,7 @@ from slmjax.curate.language import language_rule
 from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
-from slmjax.data.sources import Source, list_files, parse_sources
+from slmjax.data.sources import Source, bundles, list_files, parse_sources
 from slmjax.data.walk import SKETCHES
 from slmjax.data.work import claimed, cores, terminal_progress, writable, write_atomic
 from slmjax.errors import UserError, nearest
@@ -185,7 +185,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     work = folder / "work"
     unfinished = _key(work)
     units = _units(asked, sources, work)
-    runner.each(clean, [(unit.file.size, (unit,)) for unit in units if not is_done(unit)], "clean")
+    runner.each(clean, [(unit.size, (unit,)) for unit in units if not is_done(unit)], "clean")
     sources_found = _counts(asked, units)
     with (folder / "dropped.jsonl").open("wb") as out:
         for unit in units:
@@ -203,11 +203,14 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     index, batch, sketches = Index(place, units[0].scheme), _key(work), [unit.path(SKETCHES) for unit in units]
     if unfinished != batch:
         index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
-    index.add(batch, [(unit.name, of) for unit, of in zip(units, sketches)])
+    left = [[left_of(found) for found in reports_of(unit)] for unit in units]  # of each file
+    files = [list(zip(unit.names, of, strict=True)) for unit, of in zip(units, left)]
+    index.add(batch, list(zip(files, sketches, strict=True)))
     clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
     first, sizes = index.span(batch)
     numbers = slice(first, first + int(sizes.sum()))
-    gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], np.cumsum(sizes)[:-1])
+    ends = np.cumsum([sum(of) for of in left])
+    gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], ends[:-1])
     _count_duplicates(units, gone, sources_found)
     alarms = [alarm for entry in sources_found.items() for alarm in _repeats(asked, *entry)]
     if not alarms and not any(entry["left"]["documents"] for entry in sources_found.values()):
@@ -223,9 +226,8 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     # A folder in a bucket cannot be renamed: there documents appear one file after another.
     whole = folder / "documents" if "://" in str(folder) else work / "documents"
     _remove(whole)
-    names = [f"{unit.source.name}/{unit.number:05d}.jsonl.zst" for unit in units]
-    calls = [(unit, removed, str(whole / name)) for unit, removed, name in zip(units, gone, names)]
-    runner.each(publish, [(unit.file.size, call) for unit, call in zip(units, calls)], "write")
+    calls = [(unit, of, removed, str(whole / unit.source.name)) for unit, of, removed in zip(units, left, gone)]
+    runner.each(publish, [(unit.size, call) for unit, call in zip(units, calls)], "write")
     (work / "key").unlink()  # from here on the batch counts as seen
     if whole != folder / "documents":
         whole.rename(folder / "documents")
@@ -241,9 +243,9 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
         for name in asked[field]:
             if name not in ("others", *names):
                 raise UserError(f"config.curate.{field} names '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}")
-    files = [(source, file, number) for source in sources for number, file in enumerate(list_files(source))]
+    listed = [(source, list_files(source)) for source in sources]
     decides = {name: asked[name] for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")}
-    read = [(source.name, source.field, file.name, file.size, file.version) for source, file, _ in files]
+    read = [(source.name, source.field, file.name, file.size, file.version) for source, files in listed for file in files]
     key = hashlib.sha256(json.dumps([decides, read], sort_keys=True).encode()).hexdigest()[:16]
     evals = str(work / "evals.npz") if asked["evals"] else ""
     if _key(work) != key or (evals and not _loads(evals)):
@@ -256,7 +258,11 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
             index.save(evals)
         write_atomic(work / "key", key)
     rules = {name: _rules(asked, name) for name in names}
-    return [Unit(source, file, number, str(work), rules[source.name], scheme, evals, asked["samples"]) for source, file, number in files]
+    return [
+        Unit(source, together, number, str(work), rules[source.name], scheme, evals, asked["samples"])
+        for source, files in listed
+        for number, together in bundles(files)
+    ]
 
 
 def _key(work: epath.Path) -> str:
@@ -298,7 +304,8 @@ def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[s
     for unit in units:
         entry = sources.setdefault(unit.source.name, report.empty())
         try:
-            report.add(entry, json.loads(unit.path(".json").read_bytes()), asked["samples"])
+            for found in reports_of(unit):
+                report.add(entry, found, asked["samples"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error

@@ -19,7 +19,7 @@ from slmjax.data import passes
 from slmjax.data.heldout import GROUP, Choice, Matcher, choose_groups, seen_in_training, shingles
 from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
-from slmjax.data.sources import Source, SourceFile, grouping
+from slmjax.data.sources import Source, SourceFile, grouping, text_bytes
 from slmjax.data.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
 from slmjax.data.work import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
 from slmjax.errors import UserError
@@ -30,7 +30,6 @@ SAMPLE_BYTES = 20_000_000  # text that a tokenizer is trained on: merges up to 3
 TRIAL_CHARS = 500_000  # of a source's text that a given tokenizer must give back
 TRIAL_PIECE = 5_000  # of one document
 MAX_CHANGED = 0.05  # share of its documents that may change; held-out ones that do are left out
-_EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,23 @@ class Plan:
 
     def jobs(self, kind: str = "", own: bool = True) -> list[Job]:
         """Jobs of this host's units (or all), of one kind (or both)."""
-        guess = {unit: text_bytes(unit.file) if unit.kind == "train" else 0 for unit in self.units}
-        share = SAMPLE_BYTES / max(1, sum(guess.values()))
-        sample = {unit: int(share * guess[unit]) for unit in self.units}
-        if self.tokenizer:
-            files = collections.Counter(unit.source.name for unit in self.units)
-            sample = {unit: max(1, TRIAL_CHARS // files[unit.source.name]) for unit in self.units}
+        files = collections.Counter(unit.source.name for unit in self.units for _ in unit.files)
+        text = sum(text_bytes(file) for unit in self.units if unit.kind == "train" for file in unit.files)
+        share = SAMPLE_BYTES / max(1, text)
+
+        def sample(unit: Unit, file: SourceFile) -> int:
+            if self.tokenizer:
+                return max(1, TRIAL_CHARS // files[unit.source.name])
+            return int(share * text_bytes(file)) if unit.kind == "train" else 0
+
         return [
-            Job(str(self.folder), unit, self.seed, self.data.group_by, sample[unit])
+            Job(str(self.folder), unit, self.seed, self.data.group_by, tuple(sample(unit, file) for file in unit.files))
             for i, unit in enumerate(self.units)
             if kind in ("", unit.kind) and (not own or i % self.hosts == self.host)
         ]
 
     def run(self, stage: str, function: Callable, tasks: list[tuple[Job, tuple]]) -> None:
-        sized = [(job.unit.file.size, (job, *arguments)) for job, arguments in tasks]
+        sized = [(job.unit.size, (job, *arguments)) for job, arguments in tasks]
         run_units(function, sized, self.processes, stage=stage, progress=self.progress)
 
     def parts(self, stage: str, suffix: str, kind: str = "") -> dict[Path, int]:
@@ -155,7 +157,8 @@ def _broken(plan: Plan) -> str:
 
 def _fingerprint(plan: Plan, tokenizer: str, sources: dict[str, dict]) -> str:
     """A hash of the settings and of everything that was prepared with them; the sources are as the manifest has them."""
-    prints = [entry["sha256"] for source in sources.values() for entry in source["shards"] + source["heldout_shards"]]
+    shards = [Shard(**entry) for source in sources.values() for entry in source["shards"] + source["heldout_shards"]]
+    prints = [digest for shard in shards for digest in shard.prints]
     content = json.dumps([tokenizer, plan.settings, prints], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -193,6 +196,9 @@ def _complete(manifest: dict) -> bool:
         for source in manifest["sources"].values():
             shards = [Shard(**entry) for entry in source["shards"] + source["heldout_shards"]]
             texts += [text for shard in shards for text in (shard.path, shard.file, shard.sha256)]
+            parts = [part for shard in shards for part in shard.parts]
+            texts += [text for file, _, digest in parts for text in (file, digest)]
+            numbers += [documents for _, documents, _ in parts]
             numbers += [number for shard in shards for number in (shard.documents, shard.tokens, shard.bytes, shard.size)]
             for report in (source, *source.get("heldout_files", ())):
                 numbers += [report[field] for field in ("lines", "documents", "damaged", "size")] + [*report["faults"].values()]
@@ -202,7 +208,7 @@ def _complete(manifest: dict) -> bool:
             texts.append(source.get("score", ""))
             if not isinstance(share, (int, float)):
                 return False
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return False
     return all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
 
@@ -217,19 +223,20 @@ def _timed(seconds: dict, name: str, function: Callable, *arguments: Any) -> Any
 def _scan(plan: Plan) -> dict[str, dict]:
     """Scan this host's units, wait for the others', and add up the reports of each source."""
     plan.run("scan", passes.scan, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
-    jobs = plan.jobs(own=False)
     plan.wait(plan.parts("scan", ".json"), "scan their files")
     out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
-    for job in jobs:
-        report, total = job.report("scan"), out[job.unit.source.name]
-        if job.unit.kind == "heldout":
-            files, total = total["heldout_files"], {"file": job.unit.file.name, **_no_report()}
+    jobs = plan.jobs(own=False)
+    reports = ((job.unit, *of) for job in jobs for of in zip(job.unit.files, job.scanned(), strict=True))
+    for unit, file, report in reports:
+        total = out[unit.source.name]
+        if unit.kind == "heldout":
+            files, total = total["heldout_files"], {"file": file.name, **_no_report()}
             files.append(total)
         else:
             total["matched"] += report.get("matched", 0)
         for field in COUNTS:
             total[field] += report.get(field, 0)
-        total["size"] += job.unit.file.size
+        total["size"] += file.size
         for (reason, count), first in zip(report["faults"].items(), report["first_faults"]):
             if reason not in total["faults"]:
                 total["first_faults"].append(first)
@@ -332,14 +339,9 @@ def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
 def _collect(plan: Plan, choice: Choice) -> None:
     """Gather the held-out documents of every unit that has some, and the set of all their shingles."""
 
-    def needed(job: Job) -> bool:
-        if job.unit.kind == "heldout" or not job.report("scan")["complete"]:
-            return True
-        return bool(np.isin(job.table("groups", GROUP)["id"], choice.groups[job.unit.source.name]).any())
-
     tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs() if not job.path("heldout", ".jsonl").exists()]
-    for job, _ in tasks:
-        if not needed(job):
+    for job, (chosen,) in tasks:
+        if not passes.holding(job, chosen):
             write_part(job.path("heldout", ".jsonl"), "")
     plan.run("collect", passes.collect, [task for task in tasks if not task[0].path("heldout", ".jsonl").exists()])
     jobs = plan.jobs(own=False)
@@ -385,7 +387,7 @@ def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
         entry = sources[source.name] = {
             **{field: getattr(source, field) for field in ("path", "field", "revision", "heldout")},
             "score": source.score_field,
-            "files": [[j.unit.kind, *row] for j, row in zip(own, _file_rows(plan, source), strict=True)],
+            "files": [[kind, *row] for kind in ("train", "heldout") for row in plan.settings["sources"][source.name][kind]],
             **reports[source.name],
             **_write_heldout(plan, own, tokenizer, matcher, seen),
             "shards": [s for j in own if j.unit.kind == "train" for s in j.report("train")["shards"]],
@@ -427,21 +429,22 @@ def _marks(reports: dict) -> list[str]:
     return out
 
 
-def _file_rows(plan: Plan, source: Source) -> list[list]:
-    entry = plan.settings["sources"][source.name]
-    return entry["train"] + entry["heldout"]
-
-
 def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: Matcher, seen: np.ndarray) -> dict:
-    """Shards of held-out documents, one for each input file that has some, and how much of them training had."""
+    """Shards of held-out documents, one for each unit that has some, and how much of them training had."""
     kept, shards, changed = {"documents": 0, "bytes": 0}, [], 0
     removed = {"documents": 0, "bytes": 0}
+    train = sum(len(job.unit.files) for job in jobs if job.unit.kind == "train")
     for job in jobs:
-        offset = sum(other.unit.kind == "train" for other in jobs) if job.unit.kind == "heldout" else 0
-        path = f"{job.unit.source.name}/heldout-{offset + job.unit.index:05d}.arrayrecord"
-        with ShardWriter(plan.folder, path, job.unit.file.name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
-            documents = job.lines("heldout")
-            for document in documents:
+        unit = job.unit
+        first = unit.index + (train if unit.kind == "heldout" else 0)
+        path = f"{unit.source.name}/heldout-{first:05d}.arrayrecord"
+        documents, written = collections.Counter(), collections.Counter()  # of each file
+        with ShardWriter(plan.folder, path, unit.files[0].name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
+            for document in job.lines("heldout"):
+                number = document.get("file", 0)
+                if number and not documents[number]:
+                    writer.next_file(unit.files[number].name)
+                documents[number] += 1
                 (ids,) = tokenizer.encode_arrays([document["text"]])
                 if plan.tokenizer and not tokenizer.keeps(document["text"], ids):
                     changed += 1
@@ -450,12 +453,14 @@ def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: M
                 for field, amount in (("documents", 1), ("bytes", document["bytes"])):
                     (removed if gone else kept)[field] += amount
                 if not gone:
+                    written[number] += 1
                     writer.add(ids, document["bytes"], document["key"], document["line"])
-        if job.unit.kind == "heldout" and documents and not writer.shards:
-            raise Unusable(
-                f"data.sources.{job.unit.source.name}.heldout: every document of {job.unit.file.name} occurs in training too "
-                f"({len(documents):,}); name a file of other text."
-            )
+        for number, count in documents.items():
+            if unit.kind == "heldout" and not written[number]:
+                raise Unusable(
+                    f"data.sources.{unit.source.name}.heldout: every document of {unit.files[number].name} occurs in training too "
+                    f"({count:,}); name a file of other text."
+                )
         shards += [shard_entry(shard) for shard in writer.shards]
     for field in ("documents", "bytes"):
         removed[f"{field}_share"] = removed[field] / max(1, removed[field] + kept[field])
@@ -466,8 +471,3 @@ def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: M
         "changed": changed,
         "heldout_shards": shards,
     }
-
-
-def text_bytes(file: SourceFile) -> float:
-    """A guess of a file's text from its size, for shares of work and sample only."""
-    return file.size * next((factor for ending, factor in _EXPANSION.items() if file.path.lower().endswith(ending)), 1.0)

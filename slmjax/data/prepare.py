@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.data import passes
-from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready, text_bytes
-from slmjax.data.passes import Unit
+from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready
+from slmjax.data.passes import Unit, units_of
 from slmjax.data.shards import Shard, ShardSet
-from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources
+from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources, text_bytes
 from slmjax.data.tokenizer import Tokenizer, load
 from slmjax.data.work import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.errors import UserError, nearest
@@ -77,7 +77,7 @@ def prepare(
             suffix = f"-{process_index}" if process_count > 1 else ""
             with locked(cache / f".{plan.folder.name}{suffix}.lock", say) as held:
                 if not ready(plan):
-                    size = sum(text_bytes(unit.file) for unit in plan.units)
+                    size = sum(text_bytes(file) for unit in plan.units for file in unit.files)
                     if size > IN_PROCESS_BYTES:
                         say(f"preparing about {size / 1e6:,.0f} MB of text in {plan.folder} ({plan.processes} processes)")
                     build(plan, alone=bool(held) and process_count == 1)
@@ -119,10 +119,9 @@ def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[
             own = Source(source.name, source.heldout, field=source.field, revision=source.revision)
             heldout = list_files(replace(own, name=f"{source.name}.heldout"), say) if own.path else ()
             train = _without(list_files(source, say), heldout, source, say)
-            units += [Unit(source, file, "train", i) for i, file in enumerate(train)]
-            units += [Unit(own, file, "heldout", i) for i, file in enumerate(heldout)]
+            units += units_of(source, train, "train") + units_of(own, heldout, "heldout")
     if processes is None:
-        processes = 1 if sum(text_bytes(unit.file) for unit in units) < IN_PROCESS_BYTES else cores()
+        processes = 1 if sum(text_bytes(file) for unit in units for file in unit.files) < IN_PROCESS_BYTES else cores()
     identities = _identities(units, cache, processes, host, progress, say, timeout)
     settings = _settings(data, seed, sources, shards, units, identities, tokenizer)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -147,8 +146,8 @@ def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Un
     """All that decides what the folder holds; its hash is in the folder's name."""
 
     def rows(source: Source, kind: str) -> list[list]:
-        own = (unit.file for unit in units if (unit.source.name, unit.kind) == (source.name, kind))
-        return [[file.name, file.size, identities[file]] for file in own]
+        own = (unit.files for unit in units if (unit.source.name, unit.kind) == (source.name, kind))
+        return [[file.name, file.size, identities[file]] for files in own for file in files]
 
     return {
         "format": FORMAT,
@@ -212,22 +211,26 @@ def _given_tokenizer(data: Any, shards: dict) -> Tokenizer | None:
 
 def _identities(units: list[Unit], cache: Path, processes: int, host: tuple[int, int], *rest: Any) -> dict[SourceFile, str]:
     progress, say, timeout = rest
-    entries, sources = {}, {unit.file: unit.source for unit in units}
-    for file in sources:
-        if not file.remote:
-            tag = hashlib.sha256(f"{file.path}\n{file.size}\n{file.version}".encode("utf-8", "surrogateescape")).hexdigest()
-            entries[file] = cache / ".identity" / tag[:32]
+    entries: dict[Path, tuple[list[SourceFile], Source]] = {}
+    for unit in units:
+        if files := [file for file in unit.files if not file.remote]:
+            rows = "\n".join(f"{file.path}\n{file.size}\n{file.version}" for file in files)
+            tag = hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
+            entries[cache / ".identity" / tag[:32]] = files, unit.source
     own = (entry for i, entry in enumerate(entries.items()) if i % host[1] == host[0])
-    tasks = [(file.size, (file, sources[file], entry)) for file, entry in own if not _is_identity(entry)]
+    tasks = [(sum(f.size for f in of[0]), (*of, entry)) for entry, of in own if not _is_identity(entry, len(of[0]))]
     few = sum(size for size, _ in tasks) < 50 * IN_PROCESS_BYTES
     run_units(passes.content_hash, tasks, 1 if few else processes, stage="hash", progress=progress)
-    owners = {entry: i % host[1] for i, entry in enumerate(entries.values())}
+    owners = {entry: i % host[1] for i, entry in enumerate(entries)}
     wait_for(owners, timeout=timeout, what="hash the text", say=say)
-    return {file: entries[file].read_text() if file in entries else file.version for file in sources}
+    found = {file: file.version for unit in units for file in unit.files}
+    for entry, (files, _) in entries.items():
+        found |= zip(files, entry.read_text().split("\n"), strict=True)
+    return found
 
 
-def _is_identity(entry: Path) -> bool:
-    return entry.exists() and re.fullmatch(rb"[0-9a-f]{64}", entry.read_bytes()) is not None
+def _is_identity(entry: Path, files: int) -> bool:
+    return entry.exists() and re.fullmatch(rb"[0-9a-f]{64}(\n[0-9a-f]{64}){%d}" % (files - 1), entry.read_bytes()) is not None
 
 
 def _open(plan: Plan) -> Prepared:

@@ -35,7 +35,12 @@ Integer = int | np.integer
 
 @dataclass(frozen=True)
 class Shard:
-    """What the manifest says of one shard: its path under the prepared folder, its input file, counts and the hash of its table."""
+    """What the manifest says of one shard: its path under the prepared folder, its input file, counts and the hash of its table.
+
+    Of a shard of several input files `parts` has (name, documents, hash) of each, in order. The hash is
+    that of the table which its documents would have alone: fingerprints do not depend on which files
+    share a shard.
+    """
 
     path: str
     file: str
@@ -44,6 +49,20 @@ class Shard:
     bytes: int
     size: int
     sha256: str
+    parts: Sequence[Sequence] = ()
+
+    @property
+    def prints(self) -> list[str]:
+        """The hash of each input file's documents, in order."""
+        return [digest for *_, digest in self.parts] or [self.sha256]
+
+    def file_of(self, document: int) -> str:
+        """The input file of the shard's document of this number."""
+        return self.parts[bisect.bisect_right(self._ends, document)][0] if self.parts else self.file
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return [*itertools.accumulate(documents for _, documents, _ in self.parts)]
 
     def fault(self, folder: str | Path) -> str:
         """The path of whichever of its two files is missing or damaged; "" where both are as they were written.
@@ -60,8 +79,11 @@ class Shard:
         except ValueError:
             return _table_path(path)
         counts = len(table), int(table["length"].sum()), int(table["bytes"].sum())
-        same = counts == (self.documents, self.tokens, self.bytes)
-        return "" if same and hashlib.sha256(table.tobytes()).hexdigest() == self.sha256 else _table_path(path)
+        same = counts == (self.documents, self.tokens, self.bytes) and _digest(table) == self.sha256
+        if same and self.parts:
+            parts = np.split(table, self._ends[:-1])
+            same = self._ends[-1] == len(table) and self.prints == [_print(part) for part in parts]
+        return "" if same else _table_path(path)
 
 
 def read_table(path: str) -> np.ndarray:
@@ -84,6 +106,7 @@ class ShardWriter:
 
     The stream of a shard is `eot document eot document ... eot`, cut into records of BLOCK tokens (uint16 or uint32, little endian).
     Use as a context manager; `shards` lists what was written. With `scored` every document has a score in the table.
+    Small files may share a shard, see `next_file`; a file is cut where it would be cut alone.
     """
 
     def __init__(
@@ -102,6 +125,7 @@ class ShardWriter:
         self._dtype, self._eot, self._max = token_dtype(vocab_size), eot, max_tokens
         self._writer: Any = None
         self._temporary = temporary(self._folder)
+        self._begins = True  # the next document is the first of its file in its shard
         self.shards: list[Shard] = []
 
     def __enter__(self) -> "ShardWriter":
@@ -116,17 +140,26 @@ class ShardWriter:
             for leftover in (self._temporary, _table_path(self._temporary)):
                 Path(leftover).unlink(missing_ok=True)
 
+    def next_file(self, file: str) -> None:
+        """Documents that are added from now on are of this input file."""
+        if self._writer is not None and self._count >= self._max:
+            self._close()
+        self._file, self._begins = file, True
+
     def add(self, ids: Sequence[int] | np.ndarray, size: int, key: int, line: int, score: float = 0.0) -> None:
         """Append one document of `size` UTF-8 bytes."""
         if self._writer is None:
             self._open()
+        if self._begins:
+            self._files.append((self._file, len(self._rows), self._count))
+            self._begins = False
         self._rows.append((self._count, len(ids) + 1, size, key, line, score)[: len(self._columns)])
         self._parts += [np.array([self._eot], self._dtype), np.asarray(ids, self._dtype)]
         self._count += len(ids) + 1
         self._buffered += len(ids) + 1
         if self._buffered >= 64 * BLOCK:
             self._write(whole=False)
-        if self._count >= self._max:
+        if self._count - self._files[-1][2] >= self._max:
             self._close()
 
     def _open(self) -> None:
@@ -136,6 +169,8 @@ class ShardWriter:
         with _as_os_error(self._temporary):
             self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
         self._rows: list[tuple] = []
+        self._files: list[tuple[str, int, int]] = []  # (name, first row, first token) of each input file
+        self._begins = True
         self._parts: list[np.ndarray] = []
         self._count = self._buffered = 0
 
@@ -159,10 +194,12 @@ class ShardWriter:
         with open(_table_path(self._temporary), "wb") as stream:
             np.save(stream, table, allow_pickle=False)
         path = self._path if not self.shards else self._path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
-        size, digest = os.path.getsize(self._temporary), hashlib.sha256(table.tobytes()).hexdigest()
+        size, (file, *_) = os.path.getsize(self._temporary), self._files[0]
+        pieces = np.split(table, [row for _, row, _ in self._files[1:]]) if len(self._files) > 1 else []
+        parts = [(name, len(piece), _print(piece)) for (name, *_), piece in zip(self._files, pieces)]
         os.replace(_table_path(self._temporary), _table_path(self._folder / path))
         os.replace(self._temporary, self._folder / path)
-        self.shards.append(Shard(path, self._file, len(table), self._count, int(table["bytes"].sum()), size, digest))
+        self.shards.append(Shard(path, file, len(table), self._count, int(table["bytes"].sum()), size, _digest(table), parts))
 
 
 class ShardSet:
@@ -214,7 +251,7 @@ class ShardSet:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when any document, its tokens or the order changes."""
-        parts = [self._salt, *(shard.sha256 for shard in self._shards)]
+        parts = [self._salt, *(digest for shard in self._shards for digest in shard.prints)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def read(self, doc: Integer, offset: Integer, count: Integer) -> Int32[np.ndarray, "{count}+1"]:
@@ -237,7 +274,7 @@ class ShardSet:
     def name(self, doc: Integer) -> str:
         """Where a document came from, for a person: "books-000.jsonl.xz line 17"."""
         shard, local = self._locate(doc)
-        return f"{self._shards[shard].file} line {self._table(shard)[2][local]['line']}"
+        return f"{self._shards[shard].file_of(local)} line {self._table(shard)[2][local]['line']}"
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The token ids of each document, without end-of-text."""
@@ -306,7 +343,21 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def shard_entry(shard: Shard) -> dict:
     """A shard as the manifest holds it; Shard(**entry) is the way back."""
-    return asdict(shard)
+    entry = asdict(shard)
+    if not shard.parts:
+        del entry["parts"]
+    return entry
+
+
+def _digest(table: np.ndarray) -> str:
+    return hashlib.sha256(table.tobytes()).hexdigest()
+
+
+def _print(part: np.ndarray) -> str:
+    """The hash of a part of a table, as if it were that of a shard by itself."""
+    alone = part.copy()
+    alone["start"] -= alone["start"][:1]
+    return _digest(alone)
 
 
 def _table_path(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Where text comes from: named sources of .txt, .jsonl and .parquet files and of SeqIO tasks, read one document at a time."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,9 @@ RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders o
 LONGEST_NAME = 150  # characters of a source's name, of which files are made
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
+FEW = 100  # files of a source up to which each is worked on by itself
+TOGETHER_FILES, TOGETHER_BYTES = 1000, 4_000_000  # most files that are worked on together, and their text
+_EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,28 @@ def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[Sour
         for file in files:
             found.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
     return tuple(sorted(found.values(), key=lambda file: file.path))
+
+
+def text_bytes(file: SourceFile) -> float:
+    """A guess of a file's text from its size, for shares of work and sample only."""
+    return file.size * next((factor for ending, factor in _EXPANSION.items() if file.path.lower().endswith(ending)), 1.0)
+
+
+def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ...]]]:
+    """A source's files as units of work, in order: (number of the first file, files).
+
+    Where there are many, small ones that follow each other are together: every unit leaves several files.
+    """
+    out: list[list[SourceFile]] = []
+    size = 0.0
+    for file in files:
+        size += text_bytes(file)
+        if out and len(files) > FEW and len(out[-1]) < TOGETHER_FILES and size <= TOGETHER_BYTES:
+            out[-1].append(file)
+        else:
+            out.append([file])
+            size = text_bytes(file)
+    return list(zip(itertools.accumulate(map(len, out), initial=0), map(tuple, out)))
 
 
 def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iterator[Document | Fault]:

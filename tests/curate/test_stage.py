@@ -18,7 +18,9 @@ import zstandard
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.curate import stage
+from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
+from slmjax.data import sources
 
 QUESTION = (
     "Mira packs seventeen wooden boxes with nine painted marbles each, gives four boxes away and asks how many marbles are left over."
@@ -113,6 +115,42 @@ def test_what_a_stopped_run_left_is_made_again_where_it_is_damaged(raw, tmp_path
         (work / file).write_bytes(data)
         assert launch.main(command(raw, tmp_path / "stopped" / "run")) == 0
         assert digests(tmp_path / "one" / "run") == digests(tmp_path / "stopped" / "run")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Small files, of them a copy, some that rules drop, an evaluation item and faults; and a larger one."""
+    folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(1)
+    texts = [prose(rng, 4) for _ in range(30)]
+    texts[7], texts[20], texts[21], texts[22] = texts[2], "Too short.", "Also short.", f"{prose(rng)} {QUESTION}"
+    for i, text in enumerate(texts):
+        (folder / f"{i:03d}.txt").write_text(text)
+    (folder / "009.txt").write_bytes(b"bad \xff bytes")
+    (folder / "012.jsonl").write_text("".join(json.dumps({"text": prose(rng), "id": i}) + "\n" for i in range(4)) + "{broken\n")
+    (folder / "025.txt").write_text(prose(rng, 100))
+    return folder
+
+
+def test_many_small_files_are_few_units_and_leave_the_same_bytes_as_one_by_one(raw, many, tmp_path, monkeypatch):
+    def words(name):
+        given = command(raw, tmp_path / name / "run", "--config.curate.samples=1")
+        return [word for word in given if "data.sources" not in word] + [f"--config.data.sources=many={many}"]
+
+    assert launch.main(words("one")) == 0
+    for name, value in (("FEW", 20), ("TOGETHER_FILES", 12), ("TOGETHER_BYTES", 10_000)):
+        monkeypatch.setattr(sources, name, value)
+    monkeypatch.setattr(stage, "Index", None)
+    with pytest.raises(TypeError):
+        launch.main(words("two"))
+    work = tmp_path / "two" / "run" / "work"
+    assert 3 < len(list(work.glob("*.dropped.jsonl"))) < 8
+    (work / "many-00000-00011.jsonl").write_text("")
+    monkeypatch.setattr(stage, "Index", Index)
+    assert launch.main(words("two")) == 0
+    assert digests(tmp_path / "one" / "run") == digests(tmp_path / "two" / "run")
+    report = json.loads((tmp_path / "two" / "run" / "report.json").read_text())["sources"]["many"]
+    assert report["faults"] == {"invalid UTF-8": 1, "malformed JSON": 1}
+    assert report["duplicate"]["documents"] == 1 and len(report["documents"]) == 3
 
 
 @pytest.mark.slow
