@@ -150,7 +150,7 @@ def report(folder):
         heading, _, inner = section.partition("</h2>")
         heading = heading.rpartition(">")[2]
         curves = [path for path in re.findall(r'<path d="([^"]*)"', inner) if path.count("L") > 5]
-        words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", inner, flags=re.DOTALL).replace("Dotted uprights: restarts.", "")
+        words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", inner, flags=re.DOTALL).replace("Dotted vertical lines: restarts.", "")
         sections[heading] = (" ".join(words.split()), curves)
     assert len(sections) > 8 and "finished" in page and "not finished" not in page
     return {heading: found for heading, found in sections.items() if heading not in TIMED}
