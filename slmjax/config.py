@@ -41,7 +41,7 @@ FIELDS = {
         "pattern": (
             ("attention",),
             'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention rope=False"; mixers: attention (rope, '
-            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim), an import path module:Class; channels: mlp, none",
+            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; both may be an import path module:Class",
         ),
         "stack": ((), "list of (pattern, repeats); empty: `pattern` repeated to `layers`"),
         "share_kv": (1, "attention layers in a row that share one layer's keys and values"),
@@ -276,9 +276,9 @@ def check_trust(config: ConfigDict, trust: Sequence[str], place: str) -> None:
 
 
 def named_code(config: ConfigDict) -> list[str]:
-    """What in a config would import a module: mixers "module:Class", SeqIO's tasks, and Beam's options."""
+    """What in a config would import a module: mixers and channels "module:Class", SeqIO's tasks, and Beam's options."""
     blocks = [*_texts(config.model.pattern), *_texts(config.model.stack), *_texts(config.study.get("variants"))]
-    mixers = [(block.split() or [""])[0].partition("+")[0] for block in blocks]
+    mixers = [name for block in blocks for name in (block.split() or [""])[0].split("+")]
     found = [mixer for mixer in mixers if ":" in mixer]
     for text in _texts(config):
         found += [part for part in re.split(r"[,=]", text) if part.startswith("seqio://")]
