@@ -41,7 +41,7 @@ FIELDS = {
         "pattern": (
             ("attention",),
             'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention rope=False"; mixers: attention (rope, '
-            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; both may be an import path module:Class",
+            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; or module:Class",
         ),
         "stack": ((), "list of (pattern, repeats); empty: `pattern` repeated to `layers`"),
         "share_kv": (1, "attention layers in a row that share one layer's keys and values"),
