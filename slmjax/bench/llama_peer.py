@@ -325,7 +325,7 @@ def _evaluate(peer: Peer, prepared: Prepared) -> dict[str, DocumentLosses]:
 
 
 def _save(losses: Mapping[str, DocumentLosses], prepared: Prepared, path: Path) -> None:
-    """As evaluation.save_documents."""
+    """As evaluation.Evaluator.save."""
     arrays = {}
     for name, found in losses.items():
         arrays |= {f"{name}/keys": np.asarray(prepared.heldout[name].keys)[found.document], f"{name}/nats": found.nats,

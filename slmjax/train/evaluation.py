@@ -25,7 +25,7 @@ from slmjax.models.declare import keep_channel
 from slmjax.models.lm import Model
 from slmjax.parallel import hosts
 from slmjax.readable import said_if_long
-from slmjax.tasks.task import Evaluated
+from slmjax.tasks.task import Evaluated, Task
 from slmjax.train.program import Program, place_cuts
 from slmjax.train.progress import exact_answers as answer_table
 from slmjax.train.step import field_shardings
@@ -197,12 +197,31 @@ class TextbookBaseline:
         return Evaluated(events=events)
 
 
-def save_documents(documents: Mapping[str, Arrays], path: epath.Path) -> None:
-    """Write what evaluations found of each document, for `slmjax.compare`."""
-    arrays = {f"{source}/{name}": array for source, of in documents.items() for name, array in of.items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+class Evaluator:
+    """Runs a task's evaluations; what they find of each document goes to a file for `slmjax.compare`."""
+
+    def __init__(self, task: Task, model: Model, file: epath.Path):
+        self.task, self.model, self.file = task, model, file
+
+    def score(self, params: dict, buffers: dict, step: int, note: Callable) -> tuple[dict[str, float], dict[str, dict]]:
+        """Run all but those of the end; returns (metrics, events)."""
+        found, events, documents = {}, {}, {}
+        for evaluation in self.task.evaluations:
+            if not evaluation.at_end:
+                one = evaluation(self.model, params, buffers, step=step, note=note, there={})
+                found |= one.metrics
+                events |= one.events
+                documents |= one.documents
+        if hosts.is_first():
+            self.save(documents)
+        return found, events
+
+    def save(self, documents: Mapping[str, Arrays]) -> None:
+        """Write what was found of each document."""
+        arrays = {f"{source}/{name}": array for source, of in documents.items() for name, array in of.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(self.file, buffer.getvalue())
 
 
 def metrics(losses: Mapping[str, DocumentLosses]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.train import metrics as records
 from slmjax.train import schedule
-from slmjax.train.evaluation import save_documents
+from slmjax.train.evaluation import Evaluator
 from slmjax.train.journal import Journal
 from slmjax.train.progress import Progress
 from slmjax.train.report import write_report
@@ -52,6 +52,7 @@ class _Loop:
         run.state = None  # donated to the first step
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
         self.task, self.model = run.task, run.program.model
+        self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
         self.journal = Journal(run.workdir / "drawn", self.task) if hasattr(self.task, "prepare") else None
         self.batches: Any = contextlib.nullcontext()
         if self.journal is None:
@@ -194,26 +195,13 @@ class _Loop:
         """Run the task's evaluations, but for those of the end."""
         run = self.run
         tokens = done * self.tokens_per_step
-        found, events = self.score(done, self.progress.note)
+        found, events = self.evaluator.score(self.state.params, self.state.buffers, done, self.progress.note)
         run.writer.write(done, {**found, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
         for name, facts in events.items():
             run.writer.event(name, done, **facts)
         self.clock = (done, time.monotonic())
         if done == self.total:
             self.refuse_what_is_not_finite(found)
-
-    def score(self, done: int, note: Callable[[str], None]) -> tuple[dict[str, float], dict[str, dict]]:
-        """(metrics, events) of the task's evaluations, but for those of the end; documents go to heldout.npz."""
-        state, found, events, documents = self.state, {}, {}, {}
-        for evaluation in self.task.evaluations:
-            if not evaluation.at_end:
-                one = evaluation(self.model, state.params, state.buffers, step=done, note=note, there={})
-                found |= one.metrics
-                events |= one.events
-                documents |= one.documents
-        if hosts.is_first():
-            save_documents(documents, self.run.workdir / "heldout.npz")
-        return found, events
 
     def refuse_what_is_not_finite(self, metrics: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a held-out score that is not finite."""
@@ -262,7 +250,7 @@ class _Loop:
             past = [record for record in records.read(run.workdir).kept if record["step"] == self.total]
             run.checkpoints.prune(self.trunk)
             if not hosts.all_agree((run.workdir / "heldout.npz").exists()):  # somebody has deleted it
-                self.score(self.total, _unsaid)
+                self.evaluator.score(state.params, state.buffers, self.total, _unsaid)
         there = {record["event"]: record for record in past if "event" in record}
         note = _unsaid if "finish" in there else self.progress.note
         for evaluation in self.task.evaluations:

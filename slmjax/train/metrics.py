@@ -146,14 +146,19 @@ def read(workdir: str | os.PathLike) -> Records:
     a kill cut off, that has changed since, or that no writer wrote, is counted and skipped.
     A directory without metrics gives empty records.
     """
-    records, torn = [], 0
+    found, sealed, torn = [], [], 0
     for text in _texts(epath.Path(workdir)):
         for line in text.split("\n"):
             if line.strip():
                 try:
-                    records.append(_checked(_restore_nonfinite(_unchanged(json.loads(line)))))
+                    record = json.loads(line)
+                    has_checksum = "crc32" in record
+                    found.append(_checked(_restore_nonfinite(_unchanged(record))))
+                    sealed.append(has_checksum)
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError):
                     torn += 1
+    records = _by_one_version(found, sealed)
+    torn += len(found) - len(records)
     kept: list[dict] = []
     for record in records:
         if record.get("event") == "resume":
@@ -327,6 +332,18 @@ def _unchanged(record: dict) -> dict:
     if checksum is not None and checksum != _checksum(record):
         raise ValueError("it is not what was written")
     return record
+
+
+def _by_one_version(records: list[dict], sealed: list[bool]) -> list[dict]:
+    """The records without those that should have a checksum and have none.
+
+    Earlier versions wrote none. So a run may begin without, up to a start that writes them.
+    """
+    if True not in sealed:
+        return records
+    first = sealed.index(True)
+    older = first if records[first].get("event") in ("start", "resume") else 0
+    return [record for i, record in enumerate(records) if sealed[i] or i < older]
 
 
 def _checked(record: dict) -> dict:

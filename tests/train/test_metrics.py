@@ -228,3 +228,23 @@ def test_a_line_that_has_changed_since_is_counted_and_skipped_however_it_is_laid
     older = [{name: value for name, value in json.loads(line).items() if name != "crc32"} for line in lines]
     path.write_text("".join(json.dumps(record) + "\n" for record in older))
     assert metrics.read(tmp_path) == whole
+
+
+def test_a_line_whose_checksum_is_lost_is_counted_but_a_run_may_begin_without_any(tmp_path):
+    """The lines of an earlier version have none, up to the start that writes them."""
+    for events in (("start", "data"), ("start", "start")):
+        with MetricsWriter(tmp_path / events[1]) as writer:
+            for event in events:
+                writer.event(event, 0)
+            writer.write(1, {"train/loss": 2.0})
+        file = tmp_path / events[1] / "metrics.jsonl"
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join([lines[0].replace("crc32", "crc33"), *lines[1:]]) + "\n")
+        first = {key: value for key, value in json.loads(lines[0]).items() if key != "crc32"}
+        bare = "\n".join([json.dumps(first), *lines[1:]]) + "\n"
+        for text in (file.read_text(), bare):
+            file.write_text(text)
+            found = metrics.read(tmp_path / events[1])
+            assert (len(found.all), found.torn) == ((3, 0) if events[1] == "start" else (2, 1))
+        file.write_text("\n".join([*lines[:2], lines[2].replace("crc32", "crc3")]) + "\n")
+        assert metrics.read(tmp_path / events[1]).torn == 1
