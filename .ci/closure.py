@@ -46,7 +46,7 @@ def _named_by(file: Path) -> set[Path]:
             if match := MODULE.fullmatch(node.value):
                 found |= _of_module(match[1])
             for path in re.findall(r"[\w./-]+", node.value):
-                if "/" in path and (ROOT / path).is_file():
+                if "/" in path and not path.startswith("/") and (ROOT / path).is_file():
                     found.add(ROOT / path)
     return found
 
