@@ -26,6 +26,7 @@ FIELDS = {
         "train",
         "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three have recipes of their own",
     ),
+    "task": ("lm", "what a run learns: lm (next tokens), recall, or module:Name of your own, see slmjax/tasks/task.py"),
     "seed": (0, "of the initial parameters, the data order and sampling"),
     "study": (ConfigDict(), "what a study compares and how; its recipe has every setting"),
     "synthesize": (ConfigDict(), "teacher, topics, formats and budget of a textbook; configs/textbook.py has every setting"),
@@ -259,7 +260,7 @@ def check_trust(config: ConfigDict, trust: Sequence[str], place: str) -> None:
     Nothing is imported to find out. Only a recipe or the command line of the user may name code.
 
     Args:
-      trust: names as they stand in the config: "module:Class" of a mixer, "seqio://module/task" of a
+      trust: names as they stand in the config: "module:Class" of a mixer or task, "seqio://module/task" of a
         source, all of curate.beam.
       place: where the config was read from.
     Raises: UserError that says what would be imported, and from which file.
@@ -276,10 +277,10 @@ def check_trust(config: ConfigDict, trust: Sequence[str], place: str) -> None:
 
 
 def named_code(config: ConfigDict) -> list[str]:
-    """What in a config would import a module: mixers and channels "module:Class", SeqIO's tasks, and Beam's options."""
+    """What in a config would import a module: mixers and channels "module:Class", a task, SeqIO's tasks, and Beam's options."""
     blocks = [*_texts(config.model.pattern), *_texts(config.model.stack), *_texts(config.study.get("variants"))]
     mixers = [name for block in blocks for name in (block.split() or [""])[0].split("+")]
-    found = [mixer for mixer in mixers if ":" in mixer]
+    found = [name for name in (*mixers, config.task) if ":" in name]
     for text in _texts(config):
         found += [part for part in re.split(r"[,=]", text) if part.startswith("seqio://")]
     beam = _beam(config)

@@ -208,7 +208,7 @@ def test_ctrl_c_outside_the_loop_leaves_without_a_traceback(corpus, tmp_path, ca
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slmjax.train.run.prepared_text", interrupted)
+    monkeypatch.setattr("slmjax.train.text.prepared_text", interrupted)
     assert runs.train(corpus, tmp_path / "run") == 130
     assert capsys.readouterr().err == ""
 

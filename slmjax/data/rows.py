@@ -47,6 +47,14 @@ class Rows(Protocol):
         """Digest of everything that decides the batches before `step`."""
 
 
+@runtime_checkable
+class NamedRows(Rows, Protocol):
+    """Rows that can name their documents, for the message about steps that were skipped."""
+
+    def documents(self, step: int) -> list[str]:
+        """The documents that the global batch of a step holds, in order, each once."""
+
+
 def text_fields(batch: int, seq_len: int, places: int | None = None) -> Fields:
     """The fields of a batch of text [B,T]; see DESIGN, "Batch of text".
 
@@ -66,6 +74,6 @@ def text_fields(batch: int, seq_len: int, places: int | None = None) -> Fields:
     return fields if places is None else fields | {"places": Field((places,), "int8", (None,))}
 
 
-def shapes_of(fields: Fields) -> tuple:
+def shape_key(fields: Fields) -> tuple:
     """What a compiled step depends on: the name and shape of each field."""
     return tuple((name, field.shape) for name, field in sorted(fields.items()))

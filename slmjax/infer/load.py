@@ -22,25 +22,29 @@ from slmjax.parallel.mesh import make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained model, ready to be read."""
+    """A trained model, ready to be read.
+
+    tokenizer: None for a model that was trained by a task without text.
+    """
 
     config: ConfigDict
     arch: Architecture
     params: dict
     buffers: dict
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: tokenizers.Tokenizer | None
     step: int
 
 
-def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ()) -> Loaded:
+def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = (), text: bool = True) -> Loaded:
     """The newest model of a work directory (or that of `step`), in the compute type of this machine's first device.
 
     A newest checkpoint that is damaged is passed over with a line on stderr, as training does.
 
     Args:
-      trust: "module:Class" of mixers that may be imported though the checkpoint names them; a checkpoint may be somebody else's.
+      trust: "module:Class" of code that may be imported though the checkpoint names it; a checkpoint may be somebody else's.
+      text: the model must have a tokenizer.
     Raises: UserError where there is no checkpoint that can be read, the step is not there, the tokenizer is not the one the model
-      was trained with, or the checkpoint names code that is not trusted.
+      was trained with or there is none, or the checkpoint names code that is not trusted.
     """
     check_devices()
     root = epath.Path(workdir)
@@ -52,7 +56,7 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
         raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {', '.join(map(str, steps))}.")
     with contextlib.closing(checkpoints):
         loaded, damaged = checkpoints.newest(
-            steps if step is None else [step], lambda candidate, meta: _load(root, checkpoints, candidate, meta, trust)
+            steps if step is None else [step], lambda candidate, meta: _load(root, checkpoints, candidate, meta, trust, text)
         )
     if loaded is None:
         which = "the checkpoint" if step is not None else "none of the checkpoints"
@@ -62,19 +66,18 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
     return loaded
 
 
-def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, trust: Sequence[str]) -> Loaded:
+def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, trust: Sequence[str], text: bool) -> Loaded:
     try:
         config, trained_with = from_dict(meta["config"]), meta["tokenizer"]
     except Exception as error:  # whatever a damaged file holds
         raise Damaged("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
-    if not (root / "tokenizer.json").exists():
-        raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
-    tokenizer = tokenizers.load(str(root / "tokenizer.json"))
-    if tokenizer.sha256 != trained_with:
-        raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")
+    if text and not trained_with:
+        raise UserError(f"'{root}' was trained by the task '{config.task}', which has no tokenizer, so the model reads and writes no text.")
+    tokenizer = _tokenizer(root, step, trained_with) if trained_with else None
+    vocab_size = tokenizer.vocab_size if tokenizer else checkpoints.shapes(step)["embedding"][0]
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    arch, _ = resolve(config, mesh, tokenizer.vocab_size)
+    arch, _ = resolve(config, mesh, vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def described(make):
@@ -86,3 +89,14 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, tru
         items["buffers"] = described(lambda: lm.init_buffers(arch))
     found = checkpoints.restore(step, items).items
     return Loaded(config, arch, found["params"], found.get("buffers", {}), tokenizer, step)
+
+
+def _tokenizer(root: epath.Path, step: int, trained_with: str) -> tokenizers.Tokenizer:
+    """The work directory's tokenizer, whose hash must be the one of the checkpoint."""
+    file = root / "tokenizer.json"
+    if not file.exists():
+        raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
+    tokenizer = tokenizers.load(str(file))
+    if tokenizer.sha256 != trained_with:
+        raise UserError(f"'{file}' is not the tokenizer that the checkpoint of step {step} was trained with.")
+    return tokenizer

@@ -6,6 +6,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from slmjax.data.rows import Fields
+from slmjax.parallel.mesh import batch_sharding
+
 # The mesh axis of each logical axis (models/declare.py).
 RULES = {
     "width": "fsdp",
@@ -50,6 +53,12 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
             to = None
         entries.append(to)
     return P(*entries)
+
+
+def field_shardings(fields: Fields, mesh: Mesh) -> dict:
+    """Where a batch lies: fields with a batch axis by rows, the others whole on every device."""
+    whole = NamedSharding(mesh, P())
+    return {name: batch_sharding(mesh) if field.by_rows else whole for name, field in fields.items()}
 
 
 def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) -> Any:

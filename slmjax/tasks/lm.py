@@ -8,7 +8,7 @@ from jaxtyping import Array
 from slmjax.data.rows import Rows
 from slmjax.models.lm import Model
 from slmjax.ops.cross_entropy import weighted_nats
-from slmjax.tasks.task import Evaluation, Loss, Totals, auxiliary
+from slmjax.tasks.task import Evaluation, Loss, Totals, with_terms_of_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,4 @@ class LanguageModeling:
         )
         weight = weights.sum()
         terms = {"loss": (nats, weight), "z": (squares, weight)}
-        if any(out.terms.values()):
-            added, more = auxiliary(out.terms, totals)
-            total += added
-            tokens = (batch["segments"] > 0).sum()
-            terms |= {name: (value, layers * tokens) for name, (value, layers) in more.items()}
-        return Loss(total, weight, terms, out.seen)
+        return with_terms_of_layers(Loss(total, weight, terms, out.seen), out, batch, totals)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slmjax.data.rows import Arrays, Rows
+from slmjax.data.tokenizer import Tokenizer
+from slmjax.models.block import Out
 from slmjax.models.lm import Model
 
 Totals = Mapping[str, Array]
@@ -48,11 +50,9 @@ class Evaluation(Protocol):
     """Something that a run looks at.
 
     at_end: it runs once, after the last step.
-    events: names of the events that it writes.
     """
 
     at_end: bool
-    events: Sequence[str]
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Compile what it needs, before the first step."""
@@ -67,9 +67,11 @@ class Evaluation(Protocol):
         note: Callable[[str], None],
         there: Mapping[str, Mapping[str, Any]],
     ) -> Evaluated:
-        """Run it after `step` steps.
+        """Run it after `step` steps, on every process.
 
         Args:
+          params: masters; of several processes each holds a part. The mesh is in force, so that
+            `jax.jit(f, out_shardings=PartitionSpec())` gives each process the whole result.
           note: prints a line for the person at the terminal.
           there: {name: facts} of the events that the run's records hold already after this step.
         """
@@ -77,12 +79,7 @@ class Evaluation(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """What a run trains.
-
-    A task whose rows depend on the model may have `prepare(step, params, buffers) -> rows`: it is
-    called before each step, its Rows are read without prefetch or workers, and what it returns for
-    a step is recorded before the update, so that a killed run repeats it exactly.
-    """
+    """What a run trains."""
 
     rows: Rows
     evaluations: Sequence[Evaluation]
@@ -101,7 +98,97 @@ class Task(Protocol):
         key: Array,
         step: Array,
     ) -> Loss:
-        """The loss of a microbatch."""
+        """The loss of a microbatch.
+
+        Args:
+          params: in the compute type.
+          batch: {name: array [rows, ...]} as `rows.shapes` says, with the rows of this microbatch.
+          key: a random key of this step and microbatch.
+          step: int32 [], steps done so far.
+        """
+
+
+@runtime_checkable
+class DrawingTask(Task, Protocol):
+    """A task whose rows depend on the model. Its Rows say only which shapes they have."""
+
+    def prepare(self, step: int, params: dict, buffers: dict) -> Arrays:
+        """Draw the global batch of a step: {name: array [B, ...]}, equal on every process.
+
+        It is called before the step, without prefetch or workers. What it returns is on disk before
+        the update, so that a killed run repeats it exactly.
+        """
+
+
+class Facts(NamedTuple):
+    """What a run says and records of its data.
+
+    lines: {name: sentence}, printed as it starts.
+    record: the event "data" of metrics.jsonl, of values as JSON has them; event, name, step and time
+      are taken.
+    """
+
+    lines: Mapping[str, str] = {}
+    record: Mapping[str, Any] = {}
+
+
+@runtime_checkable
+class TaskBuilder(Protocol):
+    """What config.task names: called as `name(config, workdir, init_from)`, it makes the task.
+
+    A subclass has no tokenizer and no facts unless it says so. The smallest one:
+
+        class Mine(TaskBuilder):
+            vocab_size = 256
+
+            def __init__(self, config, workdir, init_from):
+                self.config = config
+
+            def task(self, program):
+                return MyTask(MyRows(self.config.train.batch, self.config.seed))
+
+    Every process makes one as the run starts.
+
+    Args:
+      config: the whole config. A batch has config.train.batch rows, and a row counts as
+        config.data.seq_len tokens in figures of speed and cost.
+      workdir: of the run, a local folder or gs://.
+      init_from: the work directory that gives the first parameters; "" for a run that has none.
+
+    vocab_size: tokens that the model knows; the embedding may have more rows.
+    tokenizer: the text's, for tokenizer.json; None for a task that has no text.
+    """
+
+    vocab_size: int
+    tokenizer: Tokenizer | None = None
+
+    def task(self, program: Any) -> Task:
+        """Return the task.
+
+        Args:
+          program: the train.program.Program, not compiled yet: its config, mesh, model (as `loss`
+            gets it), `where` (shardings of the state) and `place_cuts` (see `text_fields`).
+        """
+
+    def facts(self, task: Task) -> Facts:
+        """What there is to say of the task's data."""
+        return Facts()
+
+
+def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> Loss:
+    """Return `loss` with what layers add to it, and their terms.
+
+    Args:
+      loss: a loss of a task with "tokens", the number of real tokens, among its totals.
+      out: what the model returned next to the hidden states.
+      batch: has segments [B,T], which are above 0 for real tokens.
+    """
+    if not any(out.terms.values()):
+        return loss
+    added, more = auxiliary(out.terms, totals)
+    tokens = (batch["segments"] > 0).sum()
+    layers = {name: (value, layers * tokens) for name, (value, layers) in more.items()}
+    return loss._replace(sum=loss.sum + added, terms=loss.terms | layers)
 
 
 def auxiliary(terms: dict, totals: Totals) -> tuple[Float[Array, ""], dict[str, tuple[Array, int]]]:

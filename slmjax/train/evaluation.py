@@ -24,11 +24,11 @@ from slmjax.infer.engine import Engine
 from slmjax.models.declare import keep_channel
 from slmjax.models.lm import Model
 from slmjax.parallel import hosts
+from slmjax.parallel.rules import field_shardings
 from slmjax.readable import said_if_long
 from slmjax.tasks.task import Evaluated, Task
-from slmjax.train.program import Program, place_cuts
+from slmjax.train.program import Program
 from slmjax.train.progress import exact_answers as answer_table
-from slmjax.train.step import field_shardings
 
 QUESTIONS = 25  # of each kind; a standard error of at most 10 points
 ANSWER_TOKENS = 128
@@ -42,7 +42,7 @@ class HeldOut:
       max_segments: most documents of a row.
     """
 
-    at_end, events = False, ()
+    at_end = False
 
     def __init__(self, program: Program, prepared: Prepared, max_segments: int):
         config, mesh = program.config, program.mesh
@@ -54,7 +54,7 @@ class HeldOut:
                 settings = {"seq_len": config.data.seq_len, "batch": len(self.rows), "max_segments": max_segments}
                 self.batches[name] = list(heldout_batches(shards, max_tokens=config.eval.tokens, **settings))
         places = None
-        if found := place_cuts(config, mesh, program.arch.attention):
+        if found := program.place_cuts:
             counts = [batch["segments"].max(1) for batches in self.batches.values() for batch in batches]
             most = max((crowd(np.maximum(count, 1), 1, found[1]) for count in counts), default=1)
             places = max(most, len(self.rows) // found[1])
@@ -104,7 +104,7 @@ class Samples:
     Where several processes share the model, there are none.
     """
 
-    at_end, events = False, ("samples",)
+    at_end = False
 
     def __init__(self, program: Program, prepared: Prepared):
         self.config, self.prepared = program.config, prepared
@@ -148,7 +148,7 @@ class Samples:
 class TextbookAnswers:
     """Exact answers to the embedded textbook's held-out questions; one process alone can ask them."""
 
-    at_end, events = True, ("answers",)
+    at_end = True
 
     def __init__(self, prepared: Prepared, compared: bool):
         """`compared`: a TextbookBaseline follows, which shows the answers next to its own."""
@@ -175,7 +175,7 @@ class TextbookAnswers:
 class TextbookBaseline:
     """N-gram models trained on the same text, for comparison with the model's answers and bits per byte."""
 
-    at_end, events = True, ("baseline",)
+    at_end = True
 
     def __init__(self, heldout: HeldOut):
         self.heldout = heldout

@@ -9,7 +9,7 @@ from slmjax.data.rows import Arrays
 from slmjax.data.work import write_atomic
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
-from slmjax.tasks.task import Task
+from slmjax.tasks.task import DrawingTask
 from slmjax.train.state import TrainState
 
 
@@ -20,7 +20,7 @@ class Journal:
     on with the same one.
     """
 
-    def __init__(self, folder: epath.Path, task: Task):
+    def __init__(self, folder: epath.Path, task: DrawingTask):
         self.folder, self.task = folder, task
 
     def rows(self, step: int, state: TrainState, held: np.ndarray) -> Arrays:

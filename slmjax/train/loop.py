@@ -17,19 +17,20 @@ from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.data.loader import local_batches
-from slmjax.data.rows import Arrays, Fields, shapes_of
+from slmjax.data.rows import Arrays, Fields, NamedRows, shape_key
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
+from slmjax.parallel.rules import field_shardings
+from slmjax.tasks.task import DrawingTask
 from slmjax.train import metrics as records
 from slmjax.train import schedule
-from slmjax.train.evaluation import Evaluator
+from slmjax.train.evaluation import Evaluator, Samples
 from slmjax.train.journal import Journal
 from slmjax.train.progress import Progress
 from slmjax.train.report import write_report
 from slmjax.train.run import Run
 from slmjax.train.state import saved
-from slmjax.train.step import field_shardings
 
 
 def train(run: Run) -> int:
@@ -39,6 +40,7 @@ def train(run: Run) -> int:
     with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop.batches, loop.progress, _Leave() as leave:
         status = loop.go(leave)
         loop.stop_profiling()
+    gc.unfreeze()  # of a process that goes on, as a study's or a notebook's
     if hosts.is_first():
         report = write_report(run.workdir, defaults=configs.to_dict(configs.base()))
         print(_farewell(run, status, report))
@@ -53,7 +55,7 @@ class _Loop:
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
         self.task, self.model = run.task, run.program.model
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
-        self.journal = Journal(run.workdir / "drawn", self.task) if hasattr(self.task, "prepare") else None
+        self.journal = Journal(run.workdir / "drawn", self.task) if isinstance(self.task, DrawingTask) else None
         self.batches: Any = contextlib.nullcontext()
         if self.journal is None:
             settings = {"local_rows": run.held.tolist(), "workers": config.data.workers}
@@ -109,7 +111,7 @@ class _Loop:
 
     def step_for(self, step: int, fields: Fields) -> Callable:
         """The compiled step for batches of these shapes; rare ones are compiled when the first comes."""
-        run, shapes = self.run, shapes_of(fields)
+        run, shapes = self.run, shape_key(fields)
         if shapes not in run.steps:
             different = [name for name, shape in shapes if (name, shape) not in next(iter(run.steps))]
             self.progress.note(f"step {step + 1} has other shapes ({', '.join(different)}): compiling for them")
@@ -160,7 +162,7 @@ class _Loop:
 
     def batch_of(self, step: int) -> str:
         """What a step's batch holds, where its rows can say it."""
-        if not hasattr(self.task.rows, "documents"):
+        if not isinstance(self.task.rows, NamedRows):
             return ""
         documents = self.task.rows.documents(step)
         more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
@@ -235,7 +237,8 @@ class _Loop:
         run.checkpoints.save(done, saved(state), meta)
         run.checkpoints.prune(self.trunk)
         if self.journal is not None:
-            self.journal.prune(min(run.checkpoints.steps(), default=0))
+            on_disk = [step for step in run.checkpoints.steps() if step != done]  # this one is still being written
+            self.journal.prune(min(on_disk, default=0))
         run.writer.event("goodput", done, **run.goodput.record())
         run.writer.flush()
 
@@ -327,12 +330,15 @@ def _peak_memory() -> int:
 def _farewell(run: Run, status: int, report) -> str:
     if status:
         return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
+    if run.tokenizer is None:  # what follows is about text
+        return f"Report: {report}"
     words = _without(shlex.split(run.command), "--workdir")
     own = _without(words, "--config.data.sources")
     other = f"{run.workdir}-2"
     changed = other_field(run.config, run.program.arch)
     trust = [f"--trust={name}" for name in configs.named_code(run.config) if not name.startswith("seqio://")]
-    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={run.prompt}"]
+    prompt = next((prompt for one in run.task.evaluations if isinstance(one, Samples) for prompt in one.prompts()), "Once")
+    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={prompt}"]
     again = [*words, f"--workdir={other}", changed]
     compare = ["python", "-m", "slmjax.compare", str(run.workdir), other]
     mine = [*own, "--workdir=runs/mine", "--config.data.sources=PATH"]
@@ -342,7 +348,7 @@ def _farewell(run: Run, status: int, report) -> str:
         f"  generate:            {shlex.join(generate)}",
         f"  change and compare:  {shlex.join(again)} && {shlex.join(compare)}",
     ]
-    if not run.config.data.sources:
+    if run.config.task == "lm" and not run.config.data.sources:
         files = "(.txt, .jsonl, .parquet; file, folder, pattern)"
         lines.append(f"  your own text:       {shlex.join(mine)}  {files}")
     return "\n".join(lines)

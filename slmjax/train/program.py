@@ -20,10 +20,11 @@ from slmjax.models.mixers import mixer_class
 from slmjax.models.resolve import resolve
 from slmjax.ops.cross_entropy import chunks_for
 from slmjax.parallel.mesh import DeviceKind, device_kind
+from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.task import Task
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.state import TrainState
-from slmjax.train.step import field_shardings, init_state, jit_step, make_step, state_shardings
+from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Program:
     @property
     def arch(self) -> Architecture:
         return self.model.arch
+
+    @property
+    def place_cuts(self) -> tuple[int, int] | None:
+        """See `place_cuts`."""
+        return place_cuts(self.config, self.mesh, self.arch.attention)
 
     @functools.cached_property
     def flops_per_token(self) -> float:

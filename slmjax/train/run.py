@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,29 +17,24 @@ import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
-from slmjax.data.loader import BatchPlan
-from slmjax.data.prepare import Prepared
-from slmjax.data.rows import shapes_of
-from slmjax.data.stage import batch_plan, facts, prepared_text
+from slmjax.data.rows import shape_key
+from slmjax.data.tokenizer import Tokenizer
 from slmjax.data.work import Claim, write_atomic
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import DeviceKind, batch_sharding, make_mesh
 from slmjax.readable import said_if_long
-from slmjax.tasks.lm import LanguageModeling
-from slmjax.tasks.task import Task
+from slmjax.tasks.task import Facts, Task
 from slmjax.train import metrics as records
-from slmjax.train import resume, shares
-from slmjax.train.evaluation import HeldOut, Samples, TextbookAnswers, TextbookBaseline
+from slmjax.train import resume
+from slmjax.train.builders import builder_of, task_of
 from slmjax.train.goodput import Goodput
-from slmjax.train.program import Program, check_model, cuts, make_program, place_cuts
+from slmjax.train.program import Program, check_model, cuts, make_program
 from slmjax.train.progress import banner
 from slmjax.train.report import write_report
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
-
-FILES = ("config.json", "tokenizer.json", "heldout.npz")  # of a finished run, next to its checkpoints and records
 
 
 @dataclasses.dataclass
@@ -49,12 +44,11 @@ class Run:
     config: ConfigDict
     workdir: epath.Path
     program: Program
-    prepared: Prepared
+    tokenizer: Tokenizer | None
     task: Task
     held: np.ndarray
     state: TrainState
     steps: dict[tuple, Callable]  # compiled, by the batch's shapes; empty where only the last records are to be made
-    prompt: str  # an example for the terminal
     checkpoints: Checkpoints
     writer: records.MetricsWriter
     goodput: Goodput
@@ -105,7 +99,7 @@ def build(
     began: float | None,
     claim: Claim,
 ) -> Run | None:
-    """Data, model, step and state of a run, restored where there is something to restore.
+    """Task, model, step and state of a run, restored where there is something to restore.
 
     The step is compiled and the first records are written. Returns: None for a run that is finished
     and has its last records.
@@ -119,94 +113,97 @@ def build(
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
     goodput = Goodput(past, from_step=start.step, began=began)
-    prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
-    program = make_program(config, mesh, prepared.tokenizer.vocab_size)
-    arch, device = program.arch, program.device
-    plan = batch_plan(config, prepared, place_cuts(config, mesh, arch.attention))
-    task = language_modeling(program, prepared, plan)
-    meta = {"config": configs.to_dict(config), "tokenizer": prepared.tokenizer.sha256, "parents": lineage}
-    shape = (config.train.batch, config.data.seq_len)
+    builder = builder_of(config, str(folder), init_from)
+    tokenizer = builder.tokenizer
+    program = make_program(config, mesh, builder.vocab_size)
+    task = task_of(builder, program)
+    meta = {"config": configs.to_dict(config), "tokenizer": tokenizer.sha256 if tokenizer else "", "parents": lineage}
     with jax.set_mesh(mesh):
         state, damaged = None, []
         with goodput.spent("restore"):
             if start.step:
-                state, start, damaged = resume.restore(checkpoints, start, program.shapes, plan, meta)
+                state, start, damaged = resume.restore(checkpoints, start, program.shapes, task.rows, meta)
                 goodput.from_step = start.step
-        finished = start.kind == "finished"
-        if finished and hosts.all_agree(has_last_records(folder, past, start.step)):
+        if start.kind == "finished" and hosts.all_agree(has_last_records(folder, past, start.step, tokenizer)):
             return None
         if state is None:
             state = program.init()
             if init_from:
-                params, lineage, damaged = resume.inherit(init_from, program.shapes.params, prepared.tokenizer.sha256)
-                state, meta["parents"] = dataclasses.replace(state, params=params), lineage
-        what = "compiling the training step and the evaluations; later starts are faster"
-        with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
-            # XLA compiles outside of Python, the step longest.
-            compiling = None if finished else beside.submit(program.compile, task, start.step)
-            for evaluation in task.evaluations:
-                evaluation.warm(program.model, state.params, state.buffers)
-            for item in saved(state).values():
-                digest(item)  # its program too is there before the first step
-            steps = {shapes_of(task.rows.shapes(start.step)): compiling.result()} if compiling else {}
-    writer = open_records(config, folder, prepared, start.step, resumed=past is not None)
-    told_sizes = sizes.parameters(arch)._asdict()
-    writer.event("start", start.step, command=command, environment=environment(device), parameters=told_sizes, choices=program.reasons)
-    told_sources = shares.told(plan)
-    sources = facts(prepared, plan.epochs())
-    writer.event("data", start.step, sources=sources, folder=str(prepared.folder), told=told_sources, shares=plan.shares())
-    writer.event("lineage", start.step, parents=lineage)
-    for message in damaged:
-        writer.event("damaged", start.step, message=message)
-    if start.kind == "extend":
-        writer.event("extended", start.step, from_step=start.step, steps=config.train.steps, before=start.before)
-    tokens = sum(shards.tokens for shards in prepared.train.values())
-    lines = {
-        "model": sizes.describe(arch),
-        "devices": f"{mesh.size} x {device.name}" + "".join(f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1),
-        **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
-        "loss": f"logits in {program.model.chunks} piece{'s' * (program.model.chunks > 1)} along a row",
-        "data": f"{tokens:,} tokens; a step reads {shape[0] * shape[1]:,}",
-        **{f"data {name}": sentence for name, sentence in told_sources.items()},
-        "left out": dropped(plan),
-        "start": told(start),
-        "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in lineage),
-    }
-    banner(f"slmjax {slmjax.__version__}: {folder}", lines, active=hosts.is_first())
-    held = hosts.local_rows(batch_sharding(mesh), *shape)
-    prompt = next((prompt for one in task.evaluations if isinstance(one, Samples) for prompt in one.prompts()), "Once")
+                params, meta["parents"], damaged = resume.inherit(init_from, program.shapes.params, meta["tokenizer"])
+                state = dataclasses.replace(state, params=params)
+        with goodput.spent("compile"):
+            steps = compile_all(program, task, start, state)
+    facts = builder.facts(task)
+    writer = open_records(config, folder, tokenizer, start.step, resumed=past is not None)
     skipped = sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
-    return Run(
-        config=config, workdir=folder, program=program, prepared=prepared, task=task, held=held, state=state, steps=steps,
-        prompt=prompt, checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command,
-        skipped=skipped, claim=claim,
+    ready = Run(
+        config=config, workdir=folder, program=program, tokenizer=tokenizer, task=task,
+        held=hosts.local_rows(batch_sharding(mesh), config.train.batch, config.data.seq_len), state=state, steps=steps,
+        checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command, skipped=skipped, claim=claim,
     )  # fmt: skip
+    begin_records(ready, facts, damaged)
+    return ready
 
 
-def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, step: int, *, resumed: bool) -> records.MetricsWriter:
+def compile_all(program: Program, task: Task, start: Start, state: TrainState) -> dict[tuple, Callable]:
+    """Compile the training step, and what evaluations and checkpoints need.
+
+    Returns: {shape_key of a batch: the step for it}; {} where only the last records are missing.
+    """
+    what = "compiling the training step and the evaluations; later starts are faster"
+    with said_if_long(what, active=hosts.is_first()), ThreadPoolExecutor(1) as beside:
+        # XLA compiles outside of Python, the step longest.
+        compiling = None if start.kind == "finished" else beside.submit(program.compile, task, start.step)
+        for evaluation in task.evaluations:
+            evaluation.warm(program.model, state.params, state.buffers)
+        for item in saved(state).values():
+            digest(item)  # its program too is there before the first step
+        return {shape_key(task.rows.shapes(start.step)): compiling.result()} if compiling else {}
+
+
+def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
+    """Write the events of a session's start, and print its banner.
+
+    Args:
+      facts: of the task's data.
+      damaged: sentences on damaged checkpoints that were passed over.
+    """
+    start, program, event = run.start, run.program, run.writer.event
+    mesh, device, parents = program.mesh, program.device, run.meta["parents"]
+    counts = sizes.parameters(program.arch)._asdict()
+    event("start", start.step, command=run.command, environment=environment(device), parameters=counts, choices=program.reasons)
+    event("data", start.step, **facts.record)
+    event("lineage", start.step, parents=parents)
+    for message in damaged:
+        event("damaged", start.step, message=message)
+    if start.kind == "extend":
+        event("extended", start.step, from_step=start.step, steps=run.config.train.steps, before=start.before)
+    axes = [f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1]
+    pieces = program.model.chunks
+    lines = {
+        "model": sizes.describe(program.arch),
+        "devices": f"{mesh.size} x {device.name}{''.join(axes)}",
+        **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
+        "loss": f"logits in {pieces} piece{'s' * (pieces > 1)} along a row",
+        **facts.lines,
+        "start": told(start),
+        "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents),
+    }
+    banner(f"slmjax {slmjax.__version__}: {run.workdir}", lines, active=hosts.is_first())
+
+
+def open_records(config: ConfigDict, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
-        prepared.tokenizer.save(os.fspath(folder / "tokenizer.json"))
+        if tokenizer:
+            tokenizer.save(os.fspath(folder / "tokenizer.json"))
         if not step:  # of a run that this one replaces
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
         folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
         resume_step=step if resumed else None, active=hosts.is_first(),
     )  # fmt: skip
-
-
-def language_modeling(program: Program, prepared: Prepared, plan: BatchPlan) -> LanguageModeling:
-    """The task of pretraining on prepared text."""
-    config = program.config
-    heldout = HeldOut(program, prepared, plan.max_segments)
-    evaluations = [heldout, Samples(program, prepared)]
-    embedded = not config.data.sources
-    if embedded or config.eval.textbook:
-        evaluations.append(TextbookAnswers(prepared, compared=embedded))
-    if embedded:
-        evaluations.append(TextbookBaseline(heldout))
-    return LanguageModeling(plan, evaluations, config.train.z_loss)
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -219,10 +216,11 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def has_last_records(folder: epath.Path, past: records.Records | None, total: int) -> bool:
+def has_last_records(folder: epath.Path, past: records.Records | None, total: int, tokenizer: Tokenizer | None) -> bool:
     """Whether a finished run has its files and the records of its end, of which "finish" is the last."""
     ended = past is not None and any(event["step"] == total for event in records.events(past, "finish"))
-    return ended and all((folder / name).exists() for name in FILES)
+    names = ["config.json", "heldout.npz", *(["tokenizer.json"] if tokenizer else [])]
+    return ended and all((folder / name).exists() for name in names)
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:
@@ -240,9 +238,3 @@ def told(start: Start) -> str:
     if start.kind == "finished":
         return f"only the last records are missing, after step {start.step}"
     return f"goes on from step {start.step}" if start.step else "anew"
-
-
-def dropped(plan: BatchPlan) -> str:
-    """Sources of which some text does not fit the rows' bound on documents; "" where there is none."""
-    plans = ((name, rows, rows.dropped_share()) for name, rows in zip(plan.train, plan.row_plans, strict=True))
-    return ", ".join(f"{name} {share:.2%} (more than {rows.max_segments} documents in a row)" for name, rows, share in plans if share)

@@ -13,8 +13,8 @@ from slmjax.compiling import compiler_options
 from slmjax.data.rows import Fields
 from slmjax.models.declare import combined, keep_channel, merged, nothing_seen, updated
 from slmjax.models.lm import Model
-from slmjax.parallel.mesh import BATCH, DeviceKind, batch_sharding
-from slmjax.parallel.rules import like_parameters, shardings
+from slmjax.parallel.mesh import BATCH, DeviceKind
+from slmjax.parallel.rules import field_shardings, like_parameters, shardings
 from slmjax.tasks.task import Task
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
@@ -118,12 +118,6 @@ def jit_step(step: Callable, where: TrainState, fields: Fields, mesh: Mesh, devi
         donate_argnums=0,
         compiler_options=compiler_options(device.platform, deterministic=deterministic),
     )
-
-
-def field_shardings(fields: Fields, mesh: Mesh) -> dict:
-    """Where a batch lies: fields with a batch axis by rows, the others whole on every device."""
-    whole = NamedSharding(mesh, P())
-    return {name: batch_sharding(mesh) if field.by_rows else whole for name, field in fields.items()}
 
 
 def _accumulate(sums: Callable, batch: dict, by_rows: frozenset, key: jax.Array, parts: int, declared: dict) -> tuple:

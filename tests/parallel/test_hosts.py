@@ -19,8 +19,8 @@ from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
+from slmjax.parallel.rules import field_shardings
 from slmjax.train import loop
-from slmjax.train.step import field_shardings
 from tests import runs
 from tests.parallel import member
 

@@ -205,10 +205,11 @@ def test_files_that_were_deleted_from_a_finished_run_are_written_anew(corpus, un
     copy = shutil.copytree(undisturbed, tmp_path / "run")
     names = ("config.json", "tokenizer.json", "heldout.npz")
     records = runs.metrics.read(copy)
-    assert has_last_records(epath.Path(copy), records, STEPS)
+    text = load_model(str(undisturbed)).tokenizer
+    assert has_last_records(epath.Path(copy), records, STEPS, text)
     for name in names:
         (copy / name).unlink()
-        assert not has_last_records(epath.Path(copy), records, STEPS)
+        assert not has_last_records(epath.Path(copy), records, STEPS, text)
         reads = load_model if name == "tokenizer.json" else lambda folder: compare.load(folder, "run")
         with pytest.raises(UserError, match=f"has lost its {name}; the command that trained the run, started again"):
             reads(str(copy))

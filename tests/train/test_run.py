@@ -36,7 +36,7 @@ def poisoned(monkeypatch):
                 found = super().loss(*arguments, key=key, step=step)
                 return found._replace(sum=jnp.where(jnp.isin(step, jnp.array(steps)), jnp.nan, found.sum))
 
-        monkeypatch.setattr("slmjax.train.run.LanguageModeling", Bad)
+        monkeypatch.setattr("slmjax.train.text.LanguageModeling", Bad)
 
     return poison
 

@@ -1,0 +1,83 @@
+"""From config.task to the task of a run: the library's own by name, a user's as module:Name."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slmjax.errors import UserError, first_line, line_of_the_user, nearest
+from slmjax.tasks.task import Task, TaskBuilder
+from slmjax.train.program import Program
+
+TASKS = {"lm": "slmjax.train.text:TextBuilder", "recall": "slmjax.tasks.recall:RecallBuilder"}
+
+
+def builder_of(config: ConfigDict, workdir: str, init_from: str) -> TaskBuilder:
+    """Return what makes the task of a run, see TaskBuilder.
+
+    Raises: UserError for an unknown name, and where the user's own code fails or has not all parts.
+    """
+    name = config.task
+    if name not in TASKS and ":" not in name:
+        known = ", ".join(TASKS)
+        raise UserError(f"config.task is '{name}'; it can be {known}, or module:Name of your own.{nearest(name, TASKS)}")
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    with _explained(name, "cannot be imported"):
+        code = importlib.import_module(module)
+    if not hasattr(code, attribute):
+        raise UserError(f"config.task: the module '{module}' has no '{attribute}'.{nearest(attribute, dir(code))}")
+    with _explained(name, "cannot be made"):
+        builder = getattr(code, attribute)(config, workdir, init_from)
+    _check_parts(
+        name,
+        builder,
+        ("vocab_size", "tokenizer", "task", "facts"),
+        "TaskBuilder of slmjax/tasks/task.py",
+    )
+    if not isinstance(builder.vocab_size, int) or builder.vocab_size < 1:
+        raise UserError(f"config.task: the vocab_size of '{name}' is {builder.vocab_size!r}; expected a whole number of tokens.")
+    return builder
+
+
+def task_of(builder: TaskBuilder, program: Program) -> Task:
+    """Return the builder's task for a program.
+
+    Raises: UserError where the user's own code fails, has not all parts, or has batches of another
+      number of rows than config.train.batch.
+    """
+    name, batch = program.config.task, program.config.train.batch
+    with _explained(name, "makes no task"):
+        task = builder.task(program)
+    _check_parts(name, task, ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py")
+    _check_parts(name, task.rows, ("shapes", "read", "unpack", "fingerprint"), "Rows of slmjax/data/rows.py")
+    with _explained(name, "has no shapes"):
+        fields = task.rows.shapes(0)
+    for field, (shape, _, axes) in fields.items():
+        if axes[:1] == ("batch",) and shape[0] != batch:
+            raise UserError(f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; config.train.batch is {batch}.")
+    return task
+
+
+def _check_parts(name: str, made: Any, parts: Sequence[str], contract: str) -> None:
+    """Raises: UserError where something that a user's code made has not all parts of a contract."""
+    missing = [part for part in parts if not hasattr(made, part)]
+    if missing:
+        raise UserError(f"config.task: '{name}' made a {type(made).__name__} without '{missing[0]}'; see {contract}.")
+
+
+@contextlib.contextmanager
+def _explained(name: str, what: str) -> Iterator[None]:
+    """Inside runs the code of a task: an error of a user's own becomes one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        if name in TASKS:
+            raise
+        place = line_of_the_user(error)
+        where = f"'{place[0]}', line {place[1]}: " if place else ""
+        told = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+        raise UserError(f"config.task: '{name}' {what}: {where}{told}.") from error

@@ -1,0 +1,65 @@
+"""The task "lm": next-token prediction on prepared text."""
+
+import jax
+from ml_collections import ConfigDict
+
+from slmjax.data.loader import BatchPlan
+from slmjax.data.stage import batch_plan, facts, prepared_text
+from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.task import Facts, TaskBuilder
+from slmjax.train import shares
+from slmjax.train.evaluation import HeldOut, Samples, TextbookAnswers, TextbookBaseline
+from slmjax.train.program import Program
+
+
+class TextBuilder(TaskBuilder):
+    """Prepares the text of config.data, and makes the task of pretraining on it."""
+
+    def __init__(self, config: ConfigDict, workdir: str, init_from: str):
+        self.config = config
+        among = {"process": jax.process_index(), "processes": jax.process_count()}
+        self.prepared = prepared_text(config, workdir, init_from=init_from, **among)
+        self.tokenizer = self.prepared.tokenizer
+        self.vocab_size = self.tokenizer.vocab_size
+
+    def task(self, program: Program) -> LanguageModeling:
+        """See TaskBuilder."""
+        config, prepared = self.config, self.prepared
+        plan = batch_plan(config, prepared, program.place_cuts)
+        heldout = HeldOut(program, prepared, plan.max_segments)
+        evaluations = [heldout, Samples(program, prepared)]
+        embedded = not config.data.sources
+        if embedded or config.eval.textbook:
+            evaluations.append(TextbookAnswers(prepared, compared=embedded))
+        if embedded:
+            evaluations.append(TextbookBaseline(heldout))
+        return LanguageModeling(plan, evaluations, config.train.z_loss)
+
+    def facts(self, task: LanguageModeling) -> Facts:
+        """See TaskBuilder."""
+        prepared, plan = self.prepared, task.rows
+        tokens = sum(shards.tokens for shards in prepared.train.values())
+        told = shares.told(plan)
+        lines = {
+            "data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}",
+            **{f"data {name}": sentence for name, sentence in told.items()},
+            "left out": left_out(plan),
+        }
+        sources = facts(prepared, plan.epochs())
+        record = {
+            "sources": sources,
+            "folder": str(prepared.folder),
+            "told": told,
+            "shares": plan.shares(),
+        }
+        return Facts(lines, record)
+
+
+def left_out(plan: BatchPlan) -> str:
+    """Sources of which some text does not fit the rows' bound on documents, in words."""
+    sentences = []
+    for name, rows in zip(plan.train, plan.row_plans, strict=True):
+        share = rows.dropped_share()
+        if share:
+            sentences.append(f"{name} {share:.2%} (more than {rows.max_segments} documents in a row)")
+    return ", ".join(sentences)
