@@ -4,14 +4,20 @@ python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall
 python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall-small \
     --config.study.tasks=recall:32:2 --config.study.vocab=64 --config.train.steps=400 --config.train.batch=64 --config.study.examples=4096
 
+Each model is a run of its own, below the work directory's `runs`: its metrics, report and checkpoints are there. A study that was
+killed goes on with the run in which it was killed. Learning rates are tried in their order; after the first whose mean over seeds has
+`study.enough` on validation rows, no further one is tried. `steps` in study.json is the first look (every config.eval.every steps) at
+which the chosen rate had enough; every run trains to config.train.steps, since the cosine is made for it.
+
 Models have two blocks of width 64 without feed-forward layers, as in Zoology's figure 2 (Arora et al. 2023); recurrent mixers have two
 heads of 32 key and value channels, Mamba-2 four of 64 and 32, a memory four times as large, or of 16 and 32 (ssm-16), one as large. The
 hybrid is a gated DeltaNet block under an attention block.
 Published: attention recalls everything at width 64 (Zoology, figure 2); of recurrences KDA >= gated DeltaNet > Mamba-2, which fails at
 recall (Kimi Linear, section 5.1); selection makes copying possible, 99.8 % against 18.3 % without (Gu and Dao 2023, table 1).
 
-Measured with the first command, a variant or two in a process, on H200s (2026-11-28 and -29; jax 0.11.2): test accuracy over three
-seeds, and steps of training, which ends at 6,000 or where one rate has 0.99 on the validation rows, looked at every 500.
+Measured up to commit b54da27, whose study had a training loop of its own, with the first command, a variant or two in a process, on
+H200s (2026-11-28 and -29; jax 0.11.2): test accuracy over three seeds, and steps of training. There all rates of a model trained side
+by side on the same rows, and ended at 6,000 steps or where one rate had 0.99 on the validation rows, looked at every 500.
 
     mixer      recall:64:4          recall:128:8         recall:256:16        copy:256:16          induction:256
     attention  0.996 +- 0.000 1000  0.996 +- 0.002 1000  0.997 +- 0.000 1000  0.945 +- 0.045 6000  0.952 +- 0.067 6000
@@ -52,4 +58,6 @@ def get_config():
     c.study.vocab, c.study.examples, c.study.tested = 8192, 100_000, 3000
     c.study.rates, c.study.seeds, c.study.enough = (4.6e-4, 2.2e-3, 1e-2), 3, 0.99
     c.train.steps, c.train.batch, c.train.warmup, c.train.schedule = 6000, 256, 300, "cosine"
+    c.eval.every, c.log.every = 500, 100
+    c.checkpoint.every, c.checkpoint.keep = 1000, 2
     return c

@@ -1,55 +1,64 @@
 """The recall study: small models of each mixer learn tasks of associative recall, copying and induction; a table says who can.
 
-Several learning rates and seeds of one model are trained side by side in one program (a batch axis over the runs): a single model of this
-size leaves a GPU idle. All runs of a model see the same batches. The loss is the mean cross-entropy where an answer is asked for.
+Each model is a run of its own, of the task "recall" (tasks/recall.py), in a folder below the study's work directory.
 """
 
-import dataclasses
+import contextlib
 import functools
+import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.compiling import use_compile_cache
+from slmjax.data.recall import parse_puzzle
 from slmjax.data.work import write_atomic
-from slmjax.errors import UserError, first_line, nearest
-from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture
+from slmjax.errors import UserError, nearest
+from slmjax.models import sizes
 from slmjax.models.pattern import from_config
 from slmjax.models.resolve import resolve
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import make_mesh
 from slmjax.readable import said_if_long
-from slmjax.studies import tasks
-from slmjax.train import schedule
-from slmjax.train.optimizer import Optimizer, clip
+from slmjax.tasks.recall import TEST, VALIDATION
+from slmjax.train import metrics as records
+from slmjax.train import run as training
 
 SETTINGS = ("tasks", "variants", "rates", "seeds", "examples", "tested", "vocab", "enough")
-CHUNK = 100  # steps in one program
-LOOK = 5  # programs from one look at the validation rows to the next
 
 
-class Data(NamedTuple):
-    """A task's batch, and the places where answers are asked for."""
+class Outcome(NamedTuple):
+    """What a run found.
 
-    batch: dict[str, np.ndarray]
-    asked: np.ndarray  # [rows, answers]
-    answers: np.ndarray  # [rows, answers]
+    validation: {step: accuracy on validation rows}; test: accuracy on test rows after the last step.
+    diverged: why the run was stopped; then it has no right answers.
+    """
+
+    validation: dict[int, float]
+    test: float
+    diverged: str = ""
+
+
+class Stopped(Exception):
+    """A run was told to leave, with this exit status; it is saved and goes on from there."""
+
+    def __init__(self, status: int):
+        self.status = status
 
 
 def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "") -> int:
-    """The stage: every task with every variant; rows go to study.json as they are found, and a study that was stopped goes on there.
+    """The stage: every task with every variant.
 
+    Rows go to study.json as they are found. A study that was stopped goes on with the run in which it was stopped.
     Raises: UserError for settings that make no sense.
     """
     if init_from:
@@ -62,13 +71,17 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     found = earlier_rows(file, config)
     found = {"command": command, "device": jax.devices()[0].device_kind, "rows": [], **found}
     write_atomic(folder / "config.json", configs.to_json(config))
+    write_atomic(file, json.dumps(found, indent=1) + "\n")  # from now on other settings are refused
     done = {(row["task"], row["variant"]) for row in found["rows"]}
     for task in study["tasks"]:
         for name, pattern in study["variants"].items():
             if (task, name) in done:
                 continue
-            with said_if_long(f"training {name} on {task}"):
-                row = measure(config, study, task, name, tuple(pattern))
+            try:
+                row = measure(config, study, task, name, tuple(pattern), folder, command)
+            except Stopped as stopped:
+                print("Saved and left as asked; the same command goes on from here.")
+                return stopped.status
             found["rows"].append(row)
             write_atomic(file, json.dumps(found, indent=1) + "\n")
             print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
@@ -111,8 +124,7 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
     tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
     examples (training rows, read over and over), tested (rows, and as many that choose the rate), vocab (of recall), enough (accuracy on
-    the validation rows, mean over seeds, at which no rate is trained longer; Zoology stops at 0.99). How long at most and how is
-    config.train's.
+    the validation rows, mean over seeds, after which no further rate is tried; Zoology stops at 0.99). How long and how is config.train's.
 
     Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
     """
@@ -142,59 +154,109 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     asked = study["tasks"]
     asked = tuple(asked) if isinstance(asked, list | tuple) else tuple(str(asked).split(","))
     for task in asked:
-        make, _ = maker(str(task), study["vocab"])
-        try:
-            make(1, 0)
-        except ValueError as error:
-            raise UserError(f"config.study.tasks: '{task}' cannot be made: {first_line(error).rstrip('.')}.") from error
+        parse_puzzle(str(task), study["vocab"])
     study |= {"rates": rates, "variants": variants, "tasks": asked}
     return study
 
 
-def maker(task: str, vocab: int) -> tuple[Callable[[int, int], tasks.Batch], int]:
-    """(make(rows, seed), tokens of the vocabulary) of "recall:64:4", "copy:256:16" or "induction:256".
+def measure(
+    config: ConfigDict,
+    study: Mapping[str, Any],
+    task: str,
+    name: str,
+    pattern: tuple[str, ...],
+    folder: epath.Path,
+    command: str = "",
+) -> dict[str, Any]:
+    """The row of a task and a variant: test accuracy of each rate and seed, and of the rate that is best on validation rows.
 
-    Raises: UserError where it is none of these.
+    Rates are tried in their order, up to the first that has enough.
+    Raises: Stopped where a run was told to leave.
     """
-    kind, *words = task.split(":")
-    try:
-        numbers = [int(word) for word in words]
-        if min(numbers, default=0) < 1:
-            raise ValueError
-        if kind == "recall":
-            length, pairs = numbers
-            return lambda rows, seed: tasks.associative_recall(rows, length, pairs, seed=seed, vocab=vocab), vocab
-        if kind == "copy":
-            length, copied = numbers
-            return lambda rows, seed: tasks.selective_copy(rows, length, copied, seed=seed), 16
-        if kind == "induction":
-            (length,) = numbers
-            return lambda rows, seed: tasks.induction(rows, length, seed=seed), 16
-    except ValueError:
-        pass
-    raise UserError(f"config.study.tasks: '{task}' is none of recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH.")
-
-
-def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, pattern: tuple[str, ...]) -> dict[str, Any]:
-    """The row of a task and a variant: test accuracy of each learning rate and seed, and of the rate that is best on validation rows.
-
-    All rates end with the first that has enough: what the others have by then says nothing about what they would reach.
-    """
-    make, vocab = maker(task, study["vocab"])
-    config = with_pattern(config, pattern)
-    arch, _ = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), vocab)
-    arch = dataclasses.replace(arch, attention="blockwise")  # cuDNN's attention has no axis for runs
-    counts = (study["examples"], study["tested"], study["tested"])
-    data, valid, test = (drawn(make, rows, config.seed + number) for number, rows in enumerate(counts))
-    rates, seeds = [float(rate) for rate in study["rates"]], int(study["seeds"])
-    validation, accuracy, steps = fit(config, arch, data, valid, test, rates=rates, seeds=seeds, enough=float(study["enough"]))
-    best = int(validation.mean(1).argmax())
-    length = data.batch["tokens"].shape[1]
+    tried: dict[float, list[Outcome]] = {}
+    for rate in map(float, study["rates"]):
+        tried[rate] = []
+        for seed in range(study["seeds"]):
+            place = folder / "runs" / task.replace(":", "-") / f"{quote(name)}-{rate:g}-{seed}"
+            what = f"{name} on {task}, rate {rate:g}, seed {seed}"
+            outcome = outcome_of(cell(config, study, task, pattern, rate, seed), place, what, command)
+            last = outcome.diverged or f"{outcome.validation[config.train.steps]:.3f} on validation rows"
+            print(f"  {what}: {last}", flush=True)
+            tried[rate].append(outcome)
+        if looks(tried[rate], config.train.steps)[config.train.steps] >= study["enough"]:
+            break
+    means = {rate: looks(outcomes, config.train.steps) for rate, outcomes in tried.items()}
+    best = max(tried, key=lambda rate: means[rate][config.train.steps])
+    enough = [step for step, accuracy in means[best].items() if accuracy >= study["enough"]]
+    accuracies = [outcome.test for outcome in tried[best]]
+    puzzle = parse_puzzle(task, study["vocab"])
+    arch, _ = resolve(with_pattern(config, pattern), make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab)
     return {
-        "task": task, "variant": name, "accuracy": float(accuracy[best].mean()), "deviation": float(accuracy[best].std()),
-        "rate": rates[best], "steps": steps, "parameters": sizes.parameters(arch).total, "state_bytes": sizes.cache_bytes(arch, length),
-        "by_rate": {f"{rate:g}": of.tolist() for rate, of in zip(rates, accuracy)},
-    }  # fmt: skip
+        "task": task,
+        "variant": name,
+        "accuracy": float(np.mean(accuracies)),
+        "deviation": float(np.std(accuracies)),
+        "rate": best,
+        "steps": enough[0] if enough else config.train.steps,
+        "parameters": sizes.parameters(arch).total,
+        "state_bytes": sizes.cache_bytes(arch, puzzle.length),
+        "by_rate": {f"{rate:g}": [outcome.test for outcome in outcomes] for rate, outcomes in tried.items()},
+    }
+
+
+def looks(outcomes: Sequence[Outcome], steps: int) -> dict[int, float]:
+    """{step: accuracy on validation rows, mean over the runs}; a run that diverged has no right answers."""
+    every = sorted({step for outcome in outcomes for step in outcome.validation} | {steps})
+    return {step: float(np.mean([outcome.validation.get(step, 0.0) for outcome in outcomes])) for step in every}
+
+
+def outcome_of(config: ConfigDict, folder: epath.Path, what: str, command: str) -> Outcome:
+    """What the run of a config finds; it is begun, gone on with, or only read.
+
+    What the run prints is dropped: all of it is in its own records and report.
+    Raises: Stopped where it was told to leave.
+    """
+    steps = config.train.steps
+    found = recorded(folder, steps)
+    if found:
+        return found
+    terminal = functools.partial(print, file=sys.stdout, flush=True)
+    with said_if_long(f"training {what}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = training.run(config, str(folder), command=command)
+        except UserError:
+            if recorded(folder, steps) is None:  # it is not the model that failed
+                raise
+            status = 0
+    if status:
+        raise Stopped(status)
+    return recorded(folder, steps)
+
+
+def recorded(folder: epath.Path, steps: int) -> Outcome | None:
+    """What a run's records say of its end; None before it."""
+    past = records.read(folder)
+    if stopped := records.events(past, "stopped"):
+        return Outcome({}, 0.0, f"diverged: {stopped[-1]['reason']}")
+    if not any(event["step"] == steps for event in records.events(past, "finish")):
+        return None
+    return Outcome(_curve(past, VALIDATION), _curve(past, TEST)[steps])
+
+
+def _curve(past: records.Records, name: str) -> dict[int, float]:
+    steps, values = records.series(past, name)
+    return dict(zip(steps.tolist(), values.tolist()))
+
+
+def cell(config: ConfigDict, study: Mapping[str, Any], task: str, pattern: Sequence[str], rate: float, seed: int) -> ConfigDict:
+    """The config of a run: of the study's settings it keeps those that decide its rows."""
+    config = with_pattern(config, pattern)
+    config.stage, config.task = "train", "recall"
+    config.seed += seed
+    config.train.lr = rate
+    config.data.seq_len = parse_puzzle(task, study["vocab"]).length
+    config.study = ConfigDict({"tasks": (task,), **{name: study[name] for name in ("vocab", "examples", "tested")}})
+    return config
 
 
 def with_pattern(config: ConfigDict, pattern: Sequence[str]) -> ConfigDict:
@@ -202,73 +264,6 @@ def with_pattern(config: ConfigDict, pattern: Sequence[str]) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.model.pattern = tuple(pattern)
     return config
-
-
-def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data:
-    """Rows of a task with the places where an answer is asked for, as many in each row."""
-    batch = make(rows, seed)
-    asked = np.nonzero(batch["weights"])[1].reshape(rows, -1)
-    return Data(batch, asked, np.take_along_axis(batch["targets"], asked, axis=1))
-
-
-def fit(
-    config: ConfigDict, arch: Architecture, data: Data, valid: Data, test: Data, *, rates: Sequence[float], seeds: int, enough: float
-) -> tuple[Float[np.ndarray, "rates seeds"], Float[np.ndarray, "rates seeds"], int]:
-    """(accuracy on `valid`, on `test`, steps) of a model for each rate and seed, trained on batches of `data`.
-
-    How is config.train's, with each rate for its own; no longer than until one rate's mean over seeds on `valid` is `enough`.
-    """
-    train, examples = config.train, len(data.asked)
-    optimizer = Optimizer(train, config.model.multipliers, lm.declare(arch))
-    epochs = -(-train.steps * train.batch // examples)
-    order = np.concatenate([np.random.default_rng(epoch).permutation(examples) for epoch in range(epochs)])
-    order = jnp.asarray(order[: train.steps * train.batch].reshape(train.steps, train.batch))
-    device = jax.tree.map(jnp.asarray, data)
-
-    def init(key):
-        params = lm.init(arch, key)
-        return params, optimizer.init(params)
-
-    def step(state, rate, number, picked):
-        params, moments = state
-        part = jax.tree.map(lambda of: of[picked], device)
-        gradients, _ = clip(jax.grad(lambda params: _scores(arch, params, part)[0])(params), train.clip)
-        return optimizer.update(gradients, moments, params, rate / train.lr * schedule.factor(train, number))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(states, peaks, first, picked):
-        def one(states, at):
-            number, picked = at
-            return jax.vmap(step, in_axes=(0, 0, None, None))(states, peaks, number, picked), None
-
-        return jax.lax.scan(one, states, (first + jnp.arange(len(picked)), picked))[0]
-
-    peaks = jnp.repeat(jnp.asarray(rates), seeds)
-    keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), len(rates))
-    states = jax.jit(jax.vmap(init))(keys)
-    right = jax.jit(jax.vmap(lambda params, part: _scores(arch, params, part)[1], in_axes=(0, None)))
-
-    def accuracy(of):
-        starts = range(0, len(of.asked), train.batch)
-        parts = [jax.tree.map(lambda rows, at=at: jnp.asarray(rows[at : at + train.batch]), of) for at in starts]
-        return (sum(np.asarray(right(states[0], part)) for part in parts) / of.answers.size).reshape(len(rates), seeds)
-
-    for first in range(0, train.steps, CHUNK):
-        states = chunk(states, peaks, first, order[first : first + CHUNK])
-        last = min(first + CHUNK, train.steps)
-        if last == train.steps or last % (LOOK * CHUNK) == 0:
-            validation = accuracy(valid)
-            if validation.mean(1).max() >= enough:
-                break
-    return validation, accuracy(test), last
-
-
-def _scores(arch: Architecture, params: dict, data: Data) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(mean nats of the answers, how many are right); logits are made where answers are asked for only."""
-    hidden = lm.forward(arch, params, {}, data.batch)[0]
-    logits = lm.logits(arch, params, jnp.take_along_axis(hidden, data.asked[..., None], axis=1))
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, data.answers)
-    return nats.mean(), (logits.argmax(-1) == data.answers).sum().astype(jnp.float32)
 
 
 def scored(row: Mapping[str, Any]) -> str:

@@ -1,16 +1,34 @@
-"""The recall study: a mixer that can look back learns the task, one that averages does not, and the stage leaves what it found."""
+"""The recall study: ordinary runs of the task recall, a table of what they found, and a study that was killed goes on."""
 
 import json
+import signal
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from slmjax import config as configs
 from slmjax import launch
+from slmjax.data.recall import PuzzleRows, puzzle_batch
 from slmjax.errors import UserError
+from slmjax.models import lm
 from slmjax.studies import recall
+from slmjax.tasks.recall import Recall, RecallBuilder
+from slmjax.train import metrics
+from tests import runs
+from tests.train.small import Setup, small_config
 
 SMALL = {"tasks": "recall:16:2", "vocab": 16, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1, "enough": 1}
+TINY = {
+    "model.width": 16, "model.head_dim": 8, "train.steps": 4, "train.batch": 64, "train.warmup": 1, "eval.every": 2, "log.every": 1,
+    "checkpoint.every": 2, "study.tasks": "recall:16:2", "study.vocab": 16, "study.examples": 128, "study.tested": 100,
+    "study.seeds": 2, "study.rates": "(0.01,0.001)", "study.enough": 1,
+    "study.variants": "{'attention': ('attention+none',)}",
+}  # fmt: skip
 
 
 def small(steps=300, **study):
@@ -20,67 +38,146 @@ def small(steps=300, **study):
     return configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()])
 
 
+def words(workdir, **changed):
+    """The launcher's words for the smallest study."""
+    fields = TINY | {name.replace("__", "."): value for name, value in changed.items()}
+    return ["--config=configs/studies/recall.py", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+def rows_of(workdir):
+    return json.loads((workdir / "study.json").read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The work directory of an undisturbed study of four runs."""
+    workdir = tmp_path_factory.mktemp("study")
+    assert launch.main(words(workdir)) == 0
+    return workdir
+
+
+def test_the_loss_of_four_parts_is_the_mean_cross_entropy_of_the_answers_alone():
+    rows = PuzzleRows("recall:24:3", 64, examples=16, batch=16, seed=0)
+    batch = puzzle_batch(rows.questions)
+    config = small_config(microbatches=4, lr=1e-3)
+    config.model.update({"width": 16, "ff_width": 16, "layers": 1, "heads": 1, "kv_heads": 1})
+    setup = Setup(config, of=lambda *_: Recall(rows))
+    params = jax.tree.map(jnp.array, setup.state.params)  # the state's own are given up to the step
+    on_device = jax.tree.map(jnp.asarray, batch)
+    logits = jax.jit(lambda params, batch: lm.logits(setup.arch, params, lm.forward(setup.arch, params, {}, batch)[0]))
+    log_p = np.asarray(jax.nn.log_softmax(logits(params, on_device)))
+    at = np.arange(16)[:, None], batch["asked"]
+    found = setup.step(batch)
+    assert found["loss"] == pytest.approx(-log_p[(*at, batch["answers"])].mean(), rel=1e-5)
+    assert found["terms"]["accuracy"] == pytest.approx((log_p.argmax(-1)[at] == batch["answers"]).mean())
+
+
 @pytest.mark.slow
-def test_gated_deltanet_recalls_what_a_running_mean_cannot():
+def test_gated_deltanet_recalls_what_a_running_mean_cannot(tmp_path):
     """Two pairs of 16 tokens: guessing among the values that stand there is right half of the time."""
     config = small(steps=250)
-    measure = lambda pattern: recall.measure(config, recall.settings(config), "recall:16:2", pattern, (pattern,))  # noqa: E731
-    gdn, mean = measure("gdn+none"), measure("tests.models.own:Mean")
-    assert gdn["accuracy"] > 0.9 > 0.75 > mean["accuracy"] > 0.3
+    settings = recall.settings(config)
+
+    def accuracy(pattern):
+        return recall.measure(config, settings, "recall:16:2", pattern, (pattern,), epath.Path(tmp_path))["accuracy"]
+
+    assert accuracy("gdn+none") > 0.9 > 0.75 > accuracy("tests.models.own:Mean") > 0.3
 
 
 @pytest.mark.slow
-def test_the_row_of_a_variant_is_that_of_its_best_rate():
-    config = small(steps=200, rates=(1e-2, 1e-9), seeds=2)
-    row = recall.measure(config, recall.settings(config), "recall:16:2", "attention", ("attention+none",))
-    assert list(row["by_rate"]) == ["0.01", "1e-09"] and all(len(of) == 2 for of in row["by_rate"].values())
-    assert row["rate"] == 1e-2 and row["accuracy"] == np.mean(row["by_rate"]["0.01"]) and row["deviation"] == np.std(row["by_rate"]["0.01"])
-    assert row["by_rate"]["1e-09"][0] != row["by_rate"]["1e-09"][1]  # seeds differ in what they start from
-    assert np.mean(row["by_rate"]["1e-09"]) < 0.2 < row["accuracy"]  # one of 16 tokens, untrained
+def test_a_row_is_what_the_runs_of_its_best_rate_have_recorded(study):
+    (row,) = rows_of(study)
+    folders = {path.name: path for path in (study / "runs" / "recall-16-2").iterdir()}
+    assert set(folders) == {f"attention-{rate}-{seed}" for rate in ("0.01", "0.001") for seed in (0, 1)}
+    past = {name: metrics.read(path) for name, path in folders.items()}
+    validation = {name: metrics.series(records, "eval/validation/accuracy") for name, records in past.items()}
+    test = {name: metrics.series(records, "eval/test/accuracy") for name, records in past.items()}
+    assert all(steps.tolist() == [2, 4] for steps, _ in validation.values()) and all(steps.tolist() == [4] for steps, _ in test.values())
+    last = {name: (validation[name][1][-1], test[name][1][-1]) for name in past}
+    means = {rate: np.mean([last[f"attention-{rate}-{seed}"][0] for seed in (0, 1)]) for rate in ("0.01", "0.001")}
+    best = max(means, key=means.get)
+    tests = [last[f"attention-{best}-{seed}"][1] for seed in (0, 1)]
+    assert row["rate"] == float(best) and row["by_rate"][best] == tests and list(row["by_rate"]) == ["0.01", "0.001"]
+    assert row["accuracy"] == np.mean(tests) and row["deviation"] == np.std(tests) and row["steps"] == 4
+    assert not (study / "runs" / "recall-16-2" / "attention-0.01-0" / "tokenizer.json").exists()
+    for name, seed, rate in (("attention-0.01-0", 0, 0.01), ("attention-0.001-1", 1, 0.001)):
+        c = configs.from_dict(json.loads((folders[name] / "config.json").read_text()))
+        assert (c.task, c.seed, c.train.lr, c.data.seq_len) == ("recall", seed, rate, 16)
 
 
-def test_training_ends_where_one_rate_has_enough(monkeypatch):
-    monkeypatch.setattr(recall, "CHUNK", 2)
-    monkeypatch.setattr(recall, "LOOK", 2)
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on_and_ends_as_if_undisturbed(study, tmp_path, capsys):
+    """Killed with SIGKILL in the second run, after its checkpoint, by its own evaluation."""
+    script = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from slmjax import launch\n"
+        "from slmjax.tasks import recall\n"
+        "run, call = Path(sys.argv[1]) / 'runs/recall-16-2/attention-0.01-1', recall.Accuracy.__call__\n"
+        "def killing(self, *arguments, step, **more):\n"
+        "    while step == 4 and run.exists() and not (run / 'checkpoints' / '2').exists():\n"
+        "        time.sleep(0.01)\n"
+        "    if step == 4 and run.exists():\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return call(self, *arguments, step=step, **more)\n"
+        "recall.Accuracy.__call__ = killing\n"
+        "launch.main(sys.argv[2:])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path, *words(tmp_path)], cwd=runs.ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert rows_of(tmp_path) == []
+    first = tmp_path / "runs" / "recall-16-2" / "attention-0.01-0"
+    before = (first / "metrics.jsonl").read_bytes()
+    assert launch.main(words(tmp_path, study__seeds=3)) == 2  # known from the start
+    assert "holds rows of other settings (seeds)" in capsys.readouterr().err
+    assert launch.main(words(tmp_path)) == 0
+    assert (first / "metrics.jsonl").read_bytes() == before  # what had ended was only read
+    assert runs.events(first.with_name("attention-0.01-1"), "resume")[0]["step"] == 2
+    assert rows_of(tmp_path) == rows_of(study)
+    for run in (study / "runs" / "recall-16-2").iterdir():
+        runs.assert_same_end(first.with_name(run.name), run, 4)
 
-    def steps(enough):
-        config = small(steps=7, examples=128, tested=32, enough=enough)
-        return recall.measure(config, recall.settings(config), "recall:16:2", "attention", ("attention+none",))["steps"]
 
-    assert steps(0) == 4 and steps(1) == 7  # looked at after every fourth step and the last; chance is far from 1
-
-
-def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys, monkeypatch):
-    words = [f"--config.study.{name}={value}" for name, value in (SMALL | {"examples": 128, "tested": 32}).items()]
-    words += [
-        "--config.train.steps=3",
-        "--config.train.batch=64",
-        "--config.train.warmup=1",
-        "--config=configs/studies/recall.py",
-        f"--workdir={tmp_path}",
-        "--config.model.width=16",
-        "--config.model.head_dim=8",
-    ]
-    one = ["--config.study.variants={'attention': ('attention+none',)}"]
-    two = ["--config.study.variants={'attention': ('attention+none',), 'gla': ('gla+none',)}"]
-    monkeypatch.setattr("slmjax.readable.SILENCE", 0.0)
-    assert launch.main(words + one) == 0
-    assert "training attention on recall:16:2 ...\n" in capsys.readouterr().out
-    monkeypatch.undo()
-    first = json.loads((tmp_path / "study.json").read_text())["rows"]
+@pytest.mark.slow
+def test_a_study_goes_on_with_more_variants_and_tries_no_rate_after_one_that_is_enough(tmp_path, capsys):
+    one = {"study__seeds": 1, "study__enough": 0}
+    two = one | {"study__variants": "{'attention': ('attention+none',), 'a mean / of all': ('tests.models.own:Mean+none',)}"}
+    assert launch.main(words(tmp_path, **one)) == 0
+    (first,) = rows_of(tmp_path)
+    assert list(first["by_rate"]) == ["0.01"] and first["steps"] == 2  # anything is enough, at the first look
     capsys.readouterr()
-    assert launch.main(words + two) == 0
-    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
-    assert rows[:1] == first and [row["variant"] for row in rows] == ["attention", "gla"]
-    printed = capsys.readouterr().out.replace("training gla on recall:16:2 ...\n", "")
-    assert printed.count("recall:16:2") == 2  # the row that was missing, and the table's head
-    assert "| mixer | recall:16:2 |" in printed and "| gla |" in printed
-    others = {"seed": "--config.seed=1", "tested": "--config.study.tested=64"}
-    others["attention"] = "--config.study.variants={'attention': ('gla+none',)}"
-    for name, other in others.items():
-        assert launch.main([*words, *two, other]) == 2
+    assert launch.main(words(tmp_path, **two)) == 0
+    rows = rows_of(tmp_path)
+    assert rows[0] == first and [row["variant"] for row in rows] == ["attention", "a mean / of all"]
+    printed = capsys.readouterr().out
+    assert "| mixer | recall:16:2 |" in printed and "| a mean / of all |" in printed and "slmjax 0" not in printed
+    for name, other in {"seed": {"seed": 1}, "tested": {"study__tested": 64}}.items():
+        assert launch.main(words(tmp_path, **two | other)) == 2
         assert f"holds rows of other settings ({name})" in capsys.readouterr().err
-    assert json.loads((tmp_path / "study.json").read_text())["rows"] == rows
+    # one of its runs by hand is finished, as any other run
+    run = next((tmp_path / "runs" / "recall-16-2").glob("attention-*"))
+    assert launch.main([f"--config={run / 'config.json'}", f"--workdir={run}"]) == 0
+    assert "This run is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_stops_the_study(tmp_path, monkeypatch, capsys):
+    def diverges(config, workdir, command):
+        with metrics.MetricsWriter(workdir) as writer:
+            if config.train.lr == 0.01:
+                writer.event("stopped", 3, reason="loss is nan")
+                raise UserError("loss is nan")
+            writer.write(4, {"eval/validation/accuracy": 0.25, "eval/test/accuracy": 0.5})
+            writer.event("finish", 4)
+        return 0
+
+    monkeypatch.setattr("slmjax.train.run.run", diverges)
+    assert launch.main(words(tmp_path / "one")) == 0
+    assert "attention on recall:16:2, rate 0.01, seed 1: diverged: loss is nan" in capsys.readouterr().out
+    (row,) = rows_of(tmp_path / "one")
+    assert row["by_rate"] == {"0.01": [0.0, 0.0], "0.001": [0.5, 0.5]} and row["rate"] == 0.001 and row["accuracy"] == 0.5
+    monkeypatch.setattr("slmjax.train.run.run", lambda *_, **__: 143)
+    assert launch.main(words(tmp_path / "two")) == 143
+    assert "the same command goes on from here" in capsys.readouterr().out and rows_of(tmp_path / "two") == []
 
 
 @pytest.mark.parametrize("change, told", [
@@ -99,6 +196,19 @@ def test_the_stage_writes_rows_and_a_stopped_study_goes_on(tmp_path, capsys, mon
 def test_settings_that_make_no_sense_are_named(change, told):
     with pytest.raises(UserError, match=told):
         recall.settings(small(**change))
+
+
+@pytest.mark.parametrize("change, told", [
+    ({}, "config.study.tasks is missing; the task recall needs it"),
+    ({"tasks": ("copy:64:4", "recall:64:4")}, "a run of the task recall learns one, such as recall:64:4"),
+    ({"tasks": "copy:64:4"}, "config.data.seq_len is 128; rows of copy:64:4 have 64 tokens"),
+])  # fmt: skip
+def test_a_run_of_the_task_recall_needs_one_task_and_its_length(change, told):
+    config = configs.base()
+    if change:
+        config.study.update({"vocab": 16, "examples": 8, "tested": 8} | change)
+    with pytest.raises(UserError, match=told):
+        RecallBuilder(config, "", "")
 
 
 def test_a_rate_and_a_pattern_may_stand_alone():

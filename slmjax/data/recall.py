@@ -1,0 +1,248 @@
+"""Rows that show what a token mixer can remember: recall, selective copying, induction heads.
+
+A pure function of the seed. numpy only: worker processes read these rows.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from slmjax.data.rows import Arrays, Field, Fields, text_fields
+from slmjax.errors import UserError
+
+Seed = int | Sequence[int]
+FORMAT = 1  # of the fingerprint: raised when the same settings give other rows than before
+
+
+class Questions(NamedTuple):
+    """Rows of tokens, the places in them where something is asked, and the answers.
+
+    Before each place stands what it takes to answer; as many are asked in each row.
+    """
+
+    tokens: Int[np.ndarray, "rows length"]
+    asked: Int[np.ndarray, "rows answers"]
+    answers: Int[np.ndarray, "rows answers"]
+
+
+def associative_recall(rows: int, length: int, pairs: int, *, seed: Seed, vocab: int = 8192, power: float = 0.01) -> Questions:
+    """Multi-query associative recall: keys with their values, then each key once more.
+
+    There its value is asked for. Keys are of the lower half of the vocabulary and values of the
+    upper, none twice in a row. A key stands again at an even distance from the end of the pairs, drawn
+    without repetition with weights n ** (power - 1): most soon, a few late. All other tokens are
+    random.
+    Source: Arora et al. 2023 (Zoology), section 4; figure 2 has (length, pairs) = (64, 4), (128, 8),
+    (256, 16) of a vocabulary of 8,192.
+    Raises: ValueError where the pairs and their queries do not fit into the length or the vocabulary.
+    """
+    if length % 2 or 4 * pairs > length:
+        needed = f"need an even length of at least {4 * pairs}; it is {length}"
+        raise ValueError(f"{pairs} pairs and {pairs} queries {needed}.")
+    if pairs > vocab // 2 - 1:
+        raise ValueError(f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}.")
+    random = np.random.default_rng(seed)
+    keys = 1 + _distinct(random, rows, pairs, vocab // 2 - 1)
+    values = vocab // 2 + _distinct(random, rows, pairs, vocab - vocab // 2)
+    places = np.arange(1, (length - 2 * pairs) // 2 + 1)
+    gaps = _weighted(random, rows, pairs, np.log(places) * (power - 1))
+    tokens = random.integers(0, vocab, (rows, length), dtype=np.int32)
+    tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
+    asked = 2 * pairs + 2 * gaps
+    np.put_along_axis(tokens, asked, keys, axis=1)
+    return Questions(tokens, asked.astype(np.int32), values.astype(np.int32))
+
+
+def selective_copy(rows: int, length: int, copied: int = 16, *, seed: Seed, vocab: int = 16) -> Questions:
+    """`copied` tokens scattered among noise, then as many marks.
+
+    At the marks the tokens are asked for in their order. Token 0 is noise and vocab - 1 the mark.
+    Source: Gu and Dao 2023 (Mamba), section 4.1.1: 16 of 4,096 tokens, a vocabulary of 16.
+    Raises: ValueError where they do not fit.
+    """
+    if 2 * copied > length:
+        needed = f"need a length of at least {2 * copied}; it is {length}"
+        raise ValueError(f"{copied} tokens and {copied} marks {needed}.")
+    random = np.random.default_rng(seed)
+    tokens = np.zeros((rows, length), np.int32)
+    places = np.sort(_distinct(random, rows, copied, length - copied), axis=1)
+    drawn = random.integers(1, vocab - 1, (rows, copied), dtype=np.int32)
+    np.put_along_axis(tokens, places, drawn, axis=1)
+    tokens[:, -copied:] = vocab - 1
+    asked = np.tile(np.arange(length - copied, length, dtype=np.int32), (rows, 1))
+    return Questions(tokens, asked, drawn)
+
+
+def induction(rows: int, length: int, *, seed: Seed, vocab: int = 16) -> Questions:
+    """Random tokens in which one special token stands twice, the second time at the end.
+
+    What followed the first is asked for. The special token is vocab - 1.
+    Source: Gu and Dao 2023 (Mamba), section 4.1.2: trained on 256 tokens of a vocabulary of 16.
+    Raises: ValueError for rows that are too short.
+    """
+    if length < 3:
+        raise ValueError(f"induction needs a length of at least 3; it is {length}.")
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, vocab - 1, (rows, length), dtype=np.int32)
+    first = random.integers(0, length - 2, (rows, 1))
+    np.put_along_axis(tokens, first, vocab - 1, axis=1)
+    tokens[:, -1] = vocab - 1
+    answers = np.take_along_axis(tokens, first + 1, axis=1)
+    return Questions(tokens, np.full((rows, 1), length - 1, np.int32), answers)
+
+
+def _distinct(random: np.random.Generator, rows: int, count: int, choices: int) -> Int[np.ndarray, "rows count"]:
+    """Numbers below `choices`, none twice in a row, in random order.
+
+    Source: Floyd's algorithm (Bentley and Floyd 1987).
+    """
+    drawn = np.zeros((rows, count), np.int64)
+    for i, largest in enumerate(range(choices - count, choices)):
+        number = random.integers(0, largest + 1, rows)
+        there = (drawn[:, :i] == number[:, None]).any(1)
+        drawn[:, i] = np.where(there, largest, number)
+    return random.permuted(drawn, axis=1)
+
+
+def _weighted(
+    random: np.random.Generator, rows: int, count: int, log_weights: Float[np.ndarray, "choices"]
+) -> Int[np.ndarray, "rows count"]:
+    """As `_distinct`, in the order of a draw by weights.
+
+    Gumbel's trick: those with the largest sums of log weight and noise.
+    """
+    noise = random.gumbel(size=(rows, len(log_weights))) + log_weights
+    return np.argsort(-noise, axis=1)[:, :count]
+
+
+class Puzzle(NamedTuple):
+    """A task of the study, such as "recall:64:4".
+
+    draw: draw(rows, seed=) -> Questions.
+    length, answers: tokens and questions of a row; vocab: tokens of the vocabulary.
+    """
+
+    name: str
+    draw: functools.partial
+    length: int
+    answers: int
+    vocab: int
+
+
+def parse_puzzle(name: str, vocab: int) -> Puzzle:
+    """The puzzle of "recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS" or "induction:LENGTH".
+
+    The first is of `vocab` tokens, the others are of 16.
+
+    Raises: UserError where it is none of these, or its rows cannot be made.
+    """
+    kind, *words = name.split(":")
+    numbers = [int(word) for word in words if word.isdecimal() and int(word) > 0]
+    expected = {"recall": 2, "copy": 2, "induction": 1}
+    if expected.get(kind) != len(words) or len(numbers) != len(words):
+        forms = "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
+        raise UserError(f"config.study.tasks: '{name}' is none of {forms}.")
+    length, answers = (*numbers, 1)[:2]
+    if kind == "recall":
+        draw = functools.partial(associative_recall, length=length, pairs=answers, vocab=vocab)
+    elif kind == "copy":
+        draw, vocab = functools.partial(selective_copy, length=length, copied=answers), 16
+    else:
+        draw, vocab = functools.partial(induction, length=length), 16
+    try:
+        draw(1, seed=0)
+    except ValueError as error:
+        raise UserError(f"config.study.tasks: '{name}' cannot be made: {str(error).rstrip('.')}.") from error
+    return Puzzle(name, draw, length, answers, vocab)
+
+
+def puzzle_fields(puzzle: Puzzle, batch: int, places: int | None = None) -> Fields:
+    """Fields of a batch: tokens, segments, positions [B,T]; asked, answers [B,A].
+
+    See `text_fields` for places.
+    """
+    text = text_fields(batch, puzzle.length, places)
+    asked = Field((batch, puzzle.answers), "int32", ("batch", None))
+    read = {name: field for name, field in text.items() if name not in ("targets", "weights")}
+    return read | {"asked": asked, "answers": asked}
+
+
+def puzzle_batch(questions: Questions) -> Arrays:
+    """The arrays of `puzzle_fields`: each row is one document."""
+    tokens = questions.tokens
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return {**questions._asdict(), "segments": np.ones_like(tokens), "positions": positions}
+
+
+class PuzzleRows:
+    """`examples` rows of a puzzle, read over and over, each time in another order. See Rows.
+
+    Args:
+      batch: rows of a step.
+      places: see `text_fields`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vocab: int,
+        *,
+        examples: int,
+        batch: int,
+        seed: int,
+        places: int | None = None,
+    ):
+        self.name, self.vocab, self.examples = name, vocab, examples
+        self.batch, self.seed, self.places = batch, seed, places
+
+    @functools.cached_property
+    def puzzle(self) -> Puzzle:
+        """The puzzle of its name."""
+        return parse_puzzle(self.name, self.vocab)
+
+    @functools.cached_property
+    def questions(self) -> Questions:
+        """All examples; each process draws them for itself."""
+        return self.puzzle.draw(self.examples, seed=[self.seed, 0])
+
+    @functools.cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def shapes(self, step: int) -> Fields:
+        """See Rows."""
+        return puzzle_fields(self.puzzle, self.batch, self.places)
+
+    def read(self, step: int, rows: Sequence[int]) -> Questions:
+        """See Rows."""
+        picked = np.array([self._example(step * self.batch + row) for row in rows])
+        return Questions(*(array[picked] for array in self.questions))
+
+    def unpack(self, compact: Questions) -> Arrays:
+        """See Rows."""
+        return puzzle_batch(compact)
+
+    def fingerprint(self, step: int) -> str:
+        """See Rows."""
+        settings = [self.name, self.vocab, self.examples, self.batch, self.seed]
+        decides = {"format": FORMAT, "rows": settings} if step else {}
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+    def _example(self, number: int) -> int:
+        """Which example the run's row `number` is."""
+        epoch, at = divmod(number, self.examples)
+        if epoch not in self._orders:
+            while len(self._orders) > 1:  # a batch lies in two epochs at most, unless they are short
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(self.examples)
+        return int(self._orders[epoch][at])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is drawn stays behind: it is large, and the settings say all."""
+        drawn = ("puzzle", "questions", "_orders")
+        return {name: value for name, value in self.__dict__.items() if name not in drawn}

@@ -1,0 +1,181 @@
+"""The task "recall": answers to the questions of one puzzle, see data/recall.py."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from slmjax.compiling import compiler_options
+from slmjax.data.recall import (
+    Puzzle,
+    PuzzleRows,
+    Questions,
+    parse_puzzle,
+    puzzle_batch,
+    puzzle_fields,
+)
+from slmjax.data.rows import Rows
+from slmjax.errors import UserError
+from slmjax.models.block import Out
+from slmjax.models.declare import keep_channel
+from slmjax.models.lm import Model
+from slmjax.parallel import hosts
+from slmjax.parallel.rules import field_shardings
+from slmjax.tasks.task import (
+    Evaluated,
+    Evaluation,
+    Facts,
+    Loss,
+    TaskBuilder,
+    Totals,
+    with_terms_of_layers,
+)
+
+VALIDATION, TEST = "eval/validation/accuracy", "eval/test/accuracy"
+
+
+class Recall:
+    """Mean cross-entropy of the answers, where they are asked for. See Task."""
+
+    def __init__(self, rows: Rows, evaluations: Sequence[Evaluation] = ()):
+        self.rows, self.evaluations = rows, evaluations
+
+    def totals(self, batch: dict) -> Totals:
+        """ "main": answers; "tokens": real tokens."""
+        return {"main": jnp.float32(batch["answers"].size), "tokens": (batch["segments"] > 0).sum()}
+
+    def loss(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        batch: dict,
+        totals: Totals,
+        *,
+        key: Array,
+        step: Array,
+    ) -> Loss:
+        """In nats. Terms: "loss", "accuracy" (share of answers that are right), the layers'."""
+        nats, right, out = answered(model, params, buffers, batch)
+        count = jnp.float32(batch["answers"].size)
+        terms = {"loss": (nats.sum(), count), "accuracy": (right.sum(), count)}
+        return with_terms_of_layers(Loss(nats.sum(), count, terms, out.seen), out, batch, totals)
+
+
+def answered(model: Model, params: dict, buffers: dict, batch: dict) -> tuple[Float[Array, "B A"], Float[Array, "B A"], Out]:
+    """(nats of each answer, 1 where it is the likeliest, Out).
+
+    Logits are made only where something is asked.
+    """
+    hidden, out = model.forward(params, buffers, batch)
+    logits = model.logits(params, jnp.take_along_axis(hidden, batch["asked"][..., None], axis=1))
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["answers"])
+    return nats, (logits.argmax(-1) == batch["answers"]).astype(jnp.float32), out
+
+
+class Accuracy:
+    """The share of right answers to `questions`. See Evaluation."""
+
+    def __init__(self, metric: str, questions: Questions, program: Any, puzzle: Puzzle, *, at_end: bool):
+        """`program`: see TaskBuilder.task."""
+        config, mesh = program.config, program.mesh
+        self.metric, self.questions, self.at_end = metric, questions, at_end
+        self.declared, self.rows = (
+            program.declared[1],
+            config.train.batch // config.train.microbatches,
+        )
+        places = self.rows // program.place_cuts[1] if program.place_cuts else None
+        self.fields = puzzle_fields(puzzle, self.rows, places)
+        self.where = field_shardings(self.fields, mesh)
+
+        def right(params: dict, buffers: dict, batch: dict) -> Float[Array, "B A"]:
+            return answered(program.model, params, buffers, batch)[1]
+
+        self.right = jax.jit(
+            right,
+            in_shardings=(program.where.params, None, self.where),
+            out_shardings=NamedSharding(mesh, P()),
+            compiler_options=compiler_options(program.device.platform, deterministic=config.train.deterministic),
+        )
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """See Evaluation."""
+        if not self.at_end:
+            self._right(params, buffers, 0)
+
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
+        """See Evaluation."""
+        count = len(self.questions.answers)
+        found = [self._right(params, buffers, first) for first in range(0, count, self.rows)]
+        accuracy = float(np.concatenate(found)[:count].mean())
+        note(f"step {step}: {self.metric} {accuracy:.4f}")
+        return Evaluated({self.metric: accuracy})
+
+    def _right(self, params: dict, buffers: dict, first: int) -> Float[np.ndarray, "B A"]:
+        """Which answers of the rows from `first` on are right; the last are followed by the first."""
+        picked = np.arange(first, first + self.rows) % len(self.questions.answers)
+        batch = puzzle_batch(Questions(*(array[picked] for array in self.questions)))
+        placed = hosts.global_batch(batch, self.fields, self.where, np.arange(self.rows))
+        return np.asarray(self.right(params, keep_channel(self.declared, buffers, "forward"), placed))
+
+
+class RecallBuilder(TaskBuilder):
+    """Makes the task of config.study.tasks, which is one here; its rows follow from config.seed."""
+
+    def __init__(self, config: ConfigDict, workdir: str, init_from: str):
+        self.config, self.study = config, config.study
+        for name in ("tasks", "vocab", "examples", "tested"):
+            if name not in self.study:
+                raise UserError(f"config.study.{name} is missing; the task recall needs it.")
+        tasks = self.study.tasks
+        names = tasks.split(",") if isinstance(tasks, str) else tasks
+        if len(names) != 1:
+            raise UserError(f"config.study.tasks is {tasks!r}; a run of the task recall learns one, such as recall:64:4.")
+        self.puzzle = parse_puzzle(names[0], self.study.vocab)
+        self.vocab_size = self.puzzle.vocab
+        length = config.data.seq_len
+        if length != self.puzzle.length:
+            expected = f"rows of {self.puzzle.name} have {self.puzzle.length} tokens"
+            raise UserError(f"config.data.seq_len is {length}; {expected}.")
+
+    def task(self, program: Any) -> Recall:
+        """See TaskBuilder."""
+        config, study, puzzle = self.config, self.study, self.puzzle
+        batch, cuts = config.train.batch, program.place_cuts
+        places = batch // math.prod(cuts) if cuts else None
+        settings = {
+            "examples": study.examples,
+            "batch": batch,
+            "seed": config.seed,
+            "places": places,
+        }
+        valid, test = (puzzle.draw(study.tested, seed=[config.seed, 2, number]) for number in range(2))
+        evaluations = [
+            Accuracy(VALIDATION, valid, program, puzzle, at_end=False),
+            Accuracy(TEST, test, program, puzzle, at_end=True),
+        ]
+        return Recall(PuzzleRows(puzzle.name, study.vocab, **settings), evaluations)
+
+    def facts(self, task: Recall) -> Facts:
+        """See TaskBuilder."""
+        puzzle, rows = self.puzzle, task.rows
+        epochs = self.config.train.steps * rows.batch / rows.examples
+        line = f"{puzzle.name}: {rows.examples:,} rows of {puzzle.length} tokens, read {epochs:.2f} times"
+        return Facts({"data": line}, {"task": puzzle.name, "examples": rows.examples, "epochs": epochs})
