@@ -31,6 +31,7 @@ from slmjax import config as configs
 from slmjax.bench.llama_weights import llama_config, llama_names, llama_weights
 from slmjax.data.loader import BatchPlan, heldout_batches, local_batches
 from slmjax.data.prepare import Prepared
+from slmjax.data.rows import text_fields
 from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.evals.perplexity import DocumentLosses, document_losses
@@ -42,7 +43,7 @@ from slmjax.parallel.rules import flatten
 from slmjax.train import evaluation, schedule
 from slmjax.train.metrics import MetricsWriter
 
-FIELDS = ("tokens", "targets", "segments", "positions", "weights")
+FIELDS = tuple(text_fields(1, 1))  # of a batch of text
 SETTLED = 20  # steps before the first speed that counts: compilation and the allocator's growth
 
 

@@ -17,7 +17,7 @@ from slmjax import config as configs
 from slmjax.bench import shell
 from slmjax.bench.kernels import kernels
 from slmjax.bench.ladder import ladder
-from slmjax.data.loader import local_batches
+from slmjax.data.loader import batch_rows, local_batches
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, Fields, text_fields
 from slmjax.data.stage import batch_plan, prepared_text
@@ -26,10 +26,10 @@ from slmjax.models.pattern import from_config
 from slmjax.models.resolve import vocab_rows
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
+from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.lm import LanguageModeling
 from slmjax.tasks.task import Task
-from slmjax.train.program import Program, make_program, place_cuts
-from slmjax.train.step import field_shardings
+from slmjax.train.program import Program, make_program
 
 WINDOW = 4  # steps between two looks at the clock
 
@@ -72,9 +72,9 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(row, ladder) of the train step of a config, compiled as the launcher does, on random tokens; the mesh is set."""
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
-    rows = RandomRows(config, program.arch.vocab_size, documents, place_cuts(config, mesh, program.arch.attention))
+    rows = RandomRows(config, program.arch.vocab_size, documents, program.place_cuts)
     where, held = field_shardings(rows.shapes(0), mesh), np.arange(config.train.batch)
-    batches = [hosts.global_batch(rows.read(seed, held.tolist()), rows.shapes(0), where, held) for seed in (0, 1)]
+    batches = [hosts.global_batch(batch_rows(rows, step, held.tolist()), rows.shapes(step), where, held) for step in (0, 1)]
     trial, feed = Trial(program, LanguageModeling(rows, z_loss=config.train.z_loss), batches[0]), itertools.cycle(batches)
     times = [trial.window(feed, WINDOW) for _ in range(max(3, steps // WINDOW))]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
@@ -90,9 +90,9 @@ def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int, *, 
     another program.
     """
     program = make_program(config, mesh, text.tokenizer.vocab_size)
-    plan = batch_plan(config, text, place_cuts(config, mesh, program.arch.attention))
+    plan = batch_plan(config, text, program.place_cuts)
     fields, window = plan.shapes(0), max(WINDOW, steps // 6)
-    where, held = field_shardings(fields, mesh), hosts.local_rows(batch_sharding(mesh), plan.batch, plan.seq_len)
+    where, held = field_shardings(fields, mesh), hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape)
     reader = local_batches(plan, start_step=0, stop_step=10**6, local_rows=held.tolist(), workers=config.data.workers)
     with reader as batches:
         read = (hosts.global_batch(batch, fields, where, held) for batch in batches)
