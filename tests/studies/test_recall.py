@@ -16,11 +16,12 @@ from slmjax import launch
 from slmjax.data.recall import PuzzleRows, puzzle_batch
 from slmjax.errors import UserError
 from slmjax.models import lm
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import parse_block
 from slmjax.studies import recall
 from slmjax.tasks.recall import Recall, RecallBuilder
 from slmjax.train import metrics
 from tests import runs
-from tests.train.small import Setup, small_config
 
 SMALL = {"tasks": "recall:16:2", "vocab": 16, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1, "enough": 1}
 TINY = {
@@ -56,20 +57,22 @@ def study(tmp_path_factory):
     return workdir
 
 
-def test_the_loss_of_four_parts_is_the_mean_cross_entropy_of_the_answers_alone():
+def test_the_losses_of_four_parts_add_up_to_the_mean_cross_entropy_of_the_answers_alone():
     rows = PuzzleRows("recall:24:3", 64, examples=16, batch=16, seed=0)
-    batch = puzzle_batch(rows.questions)
-    config = small_config(microbatches=4, lr=1e-3)
-    config.model.update({"width": 16, "ff_width": 16, "layers": 1, "heads": 1, "kv_heads": 1})
-    setup = Setup(config, of=lambda *_: Recall(rows))
-    params = jax.tree.map(jnp.array, setup.state.params)  # the state's own are given up to the step
-    on_device = jax.tree.map(jnp.asarray, batch)
-    logits = jax.jit(lambda params, batch: lm.logits(setup.arch, params, lm.forward(setup.arch, params, {}, batch)[0]))
-    log_p = np.asarray(jax.nn.log_softmax(logits(params, on_device)))
-    at = np.arange(16)[:, None], batch["asked"]
-    found = setup.step(batch)
-    assert found["loss"] == pytest.approx(-log_p[(*at, batch["answers"])].mean(), rel=1e-5)
-    assert found["terms"]["accuracy"] == pytest.approx((log_p.argmax(-1)[at] == batch["answers"]).mean())
+    task, batch = Recall(rows), jax.tree.map(jnp.asarray, puzzle_batch(rows.questions))
+    arch = Architecture(64, 16, 2, 1, 8, 16, (((parse_block("attention+none"),), 1),), attention="reference")
+    params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(0))
+    totals = task.totals(batch)
+    loss = jax.jit(lambda part: task.loss(lm.Model(arch), params, {}, part, totals, key=jax.random.key(0), step=jnp.int32(0)))
+    parts = [loss({name: array[number::4] for name, array in batch.items()}) for number in range(4)]
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(lambda: lm.logits(arch, params, lm.forward(arch, params, {}, batch)[0]))()))
+    at = np.arange(16)[:, None], np.asarray(batch["asked"])
+    answers = np.asarray(batch["answers"])
+    mean = sum(float(part.sum) for part in parts) / float(totals["main"])
+    assert mean == pytest.approx(-log_p[(*at, answers)].mean(), rel=1e-5)
+    assert sum(float(part.weight) for part in parts) == float(totals["main"]) == answers.size
+    right, count = np.sum([part.terms["accuracy"] for part in parts], axis=0)
+    assert right == (log_p.argmax(-1)[at] == answers).sum() and count == answers.size
 
 
 @pytest.mark.slow
