@@ -63,7 +63,7 @@ def test_a_wrong_option_gets_one_sentence(words, capsys):
 def test_params_counts_the_model_as_it_will_be(field):
     words = ["--config=configs/tiny.py", "--params=10m", f"--config.{field}"]
     config = launch.make_config(*launch.parse(words))
-    total = sizes.parameters(from_config(config, config.data.vocab_size)).total
+    total = sizes.parameters(from_config(config.model, config.data.vocab_size)).total
     assert total == pytest.approx(10e6, rel=sizes.TOLERANCE) and config.model.layers % len(config.model.pattern) == 0
 
 

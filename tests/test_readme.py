@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 FIELDS = {
-    *dict(configs.fields(configs.FIELDS)),
+    *configs.FIELDS,
     *(f"synthesize.{name}" for name in synthesize.SETTINGS),
     *(f"curate.{name}" for name in curate.SETTINGS),
 }
@@ -82,13 +82,13 @@ def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_pa
     for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
         (tmp_path / "pretrain" / domain).mkdir(parents=True)
     monkeypatch.setenv("SLMJAX_SHARED", str(tmp_path))  # configs/30m.py looks whether its text is there
-    config = configs.load(str(ROOT / "configs" / recipe))
+    config = configs.freeze(configs.load(str(ROOT / "configs" / recipe)))
     if config.stage != "train":
         assert f"configs/{recipe}" in README
         return
     row = next(line for line in README.splitlines() if line.startswith(f"| `configs/{recipe}`"))
     parameters, tokens = (row.split("|")[column].split()[0] for column in (2, 4))
-    arch = from_config(config, config.model.vocab_size or config.data.vocab_size)
+    arch = from_config(config.model, config.model.vocab_size or config.data.vocab_size)
     # The columns are rounded to three digits.
     assert sizes.parse_params(parameters) == pytest.approx(sizes.parameters(arch).total, rel=0.006)
     assert sizes.parse_params(tokens) == pytest.approx(config.train.steps * config.train.batch * config.data.seq_len, rel=0.006)
@@ -103,7 +103,7 @@ def test_the_readmes_python_compiles_and_its_imports_exist(source):
 def test_the_readmes_recipe_is_a_valid_config(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(next(body for kind, body in BLOCKS if kind == "python" and "get_config" in body))
-    configs.validate(configs.load(str(recipe)))
+    configs.freeze(configs.load(str(recipe)))
 
 
 def test_the_extras_that_the_readme_and_the_scripts_install_exist():

@@ -134,10 +134,10 @@ class Puzzle(NamedTuple):
     vocab: int
 
 
-def parse_puzzle(name: str, vocab: int) -> Puzzle:
+def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Puzzle:
     """The puzzle of "recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS" or "induction:LENGTH".
 
-    The first is of `vocab` tokens, the others are of 16.
+    The first is of `vocab` tokens, the others are of 16. `field` is where an error says it stands.
 
     Raises: UserError where it is none of these, or its rows cannot be made.
     """
@@ -146,7 +146,7 @@ def parse_puzzle(name: str, vocab: int) -> Puzzle:
     expected = {"recall": 2, "copy": 2, "induction": 1}
     if expected.get(kind) != len(words) or len(numbers) != len(words):
         forms = "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
-        raise UserError(f"config.study.tasks: '{name}' is none of {forms}.")
+        raise UserError(f"{field}: '{name}' is none of {forms}.")
     length, answers = (*numbers, 1)[:2]
     if kind == "recall":
         draw = functools.partial(associative_recall, length=length, pairs=answers, vocab=vocab)
@@ -157,7 +157,7 @@ def parse_puzzle(name: str, vocab: int) -> Puzzle:
     try:
         draw(1, seed=0)
     except ValueError as error:
-        raise UserError(f"config.study.tasks: '{name}' cannot be made: {str(error).rstrip('.')}.") from error
+        raise UserError(f"{field}: '{name}' cannot be made: {str(error).rstrip('.')}.") from error
     return Puzzle(name, draw, length, answers, vocab)
 
 

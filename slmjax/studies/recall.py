@@ -4,10 +4,10 @@ Each model is a run of its own, of the task "recall" (tasks/recall.py), in a fol
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +16,12 @@ from urllib.parse import quote
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.compiling import use_compile_cache
 from slmjax.data.recall import parse_puzzle
 from slmjax.data.work import write_atomic
-from slmjax.errors import UserError, nearest
+from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
 from slmjax.models.resolve import resolve
@@ -32,8 +31,6 @@ from slmjax.readable import said_if_long
 from slmjax.tasks.recall import TEST, VALIDATION
 from slmjax.train import metrics as records
 from slmjax.train import run as training
-
-SETTINGS = ("tasks", "variants", "rates", "seeds", "examples", "tested", "vocab", "enough")
 
 
 class Outcome(NamedTuple):
@@ -55,7 +52,7 @@ class Stopped(Exception):
         self.status = status
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "") -> int:
+def run(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
     """The stage: every task with every variant.
 
     Rows go to study.json as they are found. A study that was stopped goes on with the run in which it was stopped.
@@ -91,7 +88,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     return 0
 
 
-def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
+def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
     """What the study has found so far, with the settings that decide its rows.
 
     More tasks and more variants may join.
@@ -101,7 +98,7 @@ def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
     study = values["study"]
     variants = study["variants"]
     decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
-    decide |= {name: study[name] for name in SETTINGS if name not in ("tasks", "variants")}
+    decide |= {name: study[name] for name in study if name not in ("tasks", "variants")}
     found, changed = {}, []
     if file.exists():
         try:
@@ -119,7 +116,7 @@ def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
     return {**found, "settings": decide, "variants": variants}
 
 
-def settings(config: ConfigDict) -> dict[str, Any]:
+def settings(config: configs.Config) -> dict[str, Any]:
     """config.study, checked.
 
     tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
@@ -128,21 +125,10 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
     Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
     """
-    study = {name: of.to_dict() if isinstance(of, ConfigDict) else of for name, of in config.study.items()}
-    for name in study:
-        if name not in SETTINGS:
-            raise UserError(f"config.study.{name}: the recall study has no such setting.{nearest(name, SETTINGS)}")
-    if missing := [name for name in SETTINGS if name not in study]:
-        raise UserError(f"config.study.{missing[0]} is missing; configs/studies/recall.py has all of them.")
-    for name in ("seeds", "examples", "tested", "vocab"):
-        if type(study[name]) is not int or study[name] < 1:
-            raise UserError(f"config.study.{name} is {study[name]!r}; expected a whole number of at least 1.")
-    rates = study["rates"] if isinstance(study["rates"], list | tuple) else [study["rates"]]
-    for rate in [*rates, study["enough"]] if rates else [None]:
-        if type(rate) not in (int, float) or not 0 <= rate < math.inf:
-            raise UserError(
-                f"config.study.rates and enough are {rates!r} and {study['enough']!r}; expected numbers, such as (0.003, 0.01) and 0.99."
-            )
+    study = dataclasses.asdict(config.study)
+    for name in ("tasks", "variants", "rates"):
+        if not study[name]:
+            raise UserError(f"config.study.{name} is empty; configs/studies/recall.py has an example.")
     variants = study["variants"]
     if not isinstance(variants, dict) or not variants:
         raise UserError(f"config.study.variants is {variants!r}; expected patterns by name, such as {{'mine': ('gdn', 'attention')}}.")
@@ -150,17 +136,16 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     for name, pattern in variants.items():
         if not isinstance(pattern, list | tuple):
             raise UserError(f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention').")
-        from_config(with_pattern(config, pattern), study["vocab"])
+        from_config(with_pattern(config, pattern).model, study["vocab"])
     asked = study["tasks"]
-    asked = tuple(asked) if isinstance(asked, list | tuple) else tuple(str(asked).split(","))
     for task in asked:
-        parse_puzzle(str(task), study["vocab"])
-    study |= {"rates": rates, "variants": variants, "tasks": asked}
+        parse_puzzle(task, study["vocab"])
+    study |= {"variants": variants, "tasks": asked}
     return study
 
 
 def measure(
-    config: ConfigDict,
+    config: configs.Config,
     study: Mapping[str, Any],
     task: str,
     name: str,
@@ -190,7 +175,8 @@ def measure(
     enough = [step for step, accuracy in means[best].items() if accuracy >= study["enough"]]
     accuracies = [outcome.test for outcome in tried[best]]
     puzzle = parse_puzzle(task, study["vocab"])
-    arch, _ = resolve(with_pattern(config, pattern), make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab)
+    model = with_pattern(config, pattern).model
+    arch, _ = resolve(model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab)
     return {
         "task": task,
         "variant": name,
@@ -210,7 +196,7 @@ def looks(outcomes: Sequence[Outcome], steps: int) -> dict[int, float]:
     return {step: float(np.mean([outcome.validation.get(step, 0.0) for outcome in outcomes])) for step in every}
 
 
-def outcome_of(config: ConfigDict, folder: epath.Path, what: str, command: str) -> Outcome:
+def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: str) -> Outcome:
     """What the run of a config finds; it is begun, gone on with, or only read.
 
     What the run prints is dropped: all of it is in its own records and report.
@@ -248,22 +234,24 @@ def _curve(past: records.Records, name: str) -> dict[int, float]:
     return dict(zip(steps.tolist(), values.tolist()))
 
 
-def cell(config: ConfigDict, study: Mapping[str, Any], task: str, pattern: Sequence[str], rate: float, seed: int) -> ConfigDict:
-    """The config of a run: of the study's settings it keeps those that decide its rows."""
-    config = with_pattern(config, pattern)
-    config.stage, config.task = "train", "recall"
-    config.seed += seed
-    config.train.lr = rate
-    config.data.seq_len = parse_puzzle(task, study["vocab"]).length
-    config.study = ConfigDict({"tasks": (task,), **{name: study[name] for name in ("vocab", "examples", "tested")}})
-    return config
+def cell(config: configs.Config, study: Mapping[str, Any], task: str, pattern: Sequence[str], rate: float, seed: int) -> configs.Config:
+    """The config of a run, whose task says all that decides its rows."""
+    options = [f"{name}={study[name]}" for name in ("vocab", "examples", "tested")]
+    length = parse_puzzle(task, study["vocab"]).length
+    return dataclasses.replace(
+        with_pattern(config, pattern),
+        stage="train",
+        task=" ".join(["recall", f"puzzle={task}", *options]),
+        seed=config.seed + seed,
+        data=dataclasses.replace(config.data, seq_len=length),
+        train=dataclasses.replace(config.train, lr=rate),
+        study=configs.StudyConfig(),
+    )
 
 
-def with_pattern(config: ConfigDict, pattern: Sequence[str]) -> ConfigDict:
+def with_pattern(config: configs.Config, pattern: Sequence[str]) -> configs.Config:
     """The config of a variant."""
-    config = config.copy_and_resolve_references()
-    config.model.pattern = tuple(pattern)
-    return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, pattern=tuple(pattern)))
 
 
 def scored(row: Mapping[str, Any]) -> str:

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from slmjax.compiling import compiler_options
+from slmjax.config import Config
 from slmjax.data.recall import (
     Puzzle,
     PuzzleRows,
@@ -88,10 +88,8 @@ class Accuracy:
         """`program`: see TaskBuilder.task."""
         config, mesh = program.config, program.mesh
         self.metric, self.questions, self.at_end = metric, questions, at_end
-        self.declared, self.rows = (
-            program.declared[1],
-            config.train.batch // config.train.microbatches,
-        )
+        self.declared = program.declared[1]
+        self.rows = config.train.batch // config.train.microbatches
         places = self.rows // program.place_cuts[1] if program.place_cuts else None
         self.fields = puzzle_fields(puzzle, self.rows, places)
         self.where = field_shardings(self.fields, mesh)
@@ -137,41 +135,54 @@ class Accuracy:
 
 
 class RecallBuilder(TaskBuilder):
-    """Makes the task of config.study.tasks, which is one here; its rows follow from config.seed."""
+    """Makes the task of one puzzle; its rows follow from config.seed.
 
-    def __init__(self, config: ConfigDict, workdir: str, init_from: str):
-        self.config, self.study = config, config.study
-        for name in ("tasks", "vocab", "examples", "tested"):
-            if name not in self.study:
-                raise UserError(f"config.study.{name} is missing; the task recall needs it.")
-        tasks = self.study.tasks
-        names = tasks.split(",") if isinstance(tasks, str) else tasks
-        if len(names) != 1:
-            raise UserError(f"config.study.tasks is {tasks!r}; a run of the task recall learns one, such as recall:64:4.")
-        self.puzzle = parse_puzzle(names[0], self.study.vocab)
+    Args:
+      puzzle: see `parse_puzzle`.
+      vocab: tokens of the vocabulary, where the puzzle does not say it.
+      examples: training rows, read over and over.
+      tested: rows of the validation, and of the test at the end.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: str,
+        init_from: str,
+        *,
+        puzzle: str = "recall:64:4",
+        vocab: int = 8192,
+        examples: int = 100_000,
+        tested: int = 3000,
+    ):
+        for name, count in (("vocab", vocab), ("examples", examples), ("tested", tested)):
+            if type(count) is not int or count < 1:
+                raise UserError(f"config.task: {name} is {count!r}; expected a whole number of at least 1.")
+        self.config, self.examples, self.tested, self.vocab = config, examples, tested, vocab
+        self.puzzle = parse_puzzle(puzzle, vocab, "config.task")
         self.vocab_size = self.puzzle.vocab
         length = config.data.seq_len
         if length != self.puzzle.length:
-            expected = f"rows of {self.puzzle.name} have {self.puzzle.length} tokens"
+            expected = f"rows of {puzzle} have {self.puzzle.length} tokens"
             raise UserError(f"config.data.seq_len is {length}; {expected}.")
 
     def task(self, program: Any) -> Recall:
         """See TaskBuilder."""
-        config, study, puzzle = self.config, self.study, self.puzzle
+        config, puzzle = self.config, self.puzzle
         batch, cuts = config.train.batch, program.place_cuts
         places = batch // math.prod(cuts) if cuts else None
         settings = {
-            "examples": study.examples,
+            "examples": self.examples,
             "batch": batch,
             "seed": config.seed,
             "places": places,
         }
-        valid, test = (puzzle.draw(study.tested, seed=[config.seed, 2, number]) for number in range(2))
+        valid, test = (puzzle.draw(self.tested, seed=[config.seed, 2, number]) for number in range(2))
         evaluations = [
             Accuracy(VALIDATION, valid, program, puzzle, at_end=False),
             Accuracy(TEST, test, program, puzzle, at_end=True),
         ]
-        return Recall(PuzzleRows(puzzle.name, study.vocab, **settings), evaluations)
+        return Recall(PuzzleRows(puzzle.name, self.vocab, **settings), evaluations)
 
     def facts(self, task: Recall) -> Facts:
         """See TaskBuilder."""

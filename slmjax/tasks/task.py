@@ -134,23 +134,24 @@ class Facts(NamedTuple):
 
 @runtime_checkable
 class TaskBuilder(Protocol):
-    """What config.task names: called as `name(config, workdir, init_from)`, it makes the task.
+    """What config.task names: called as `name(config, workdir, init_from, **options)`, it makes the task.
 
     A subclass has no tokenizer and no facts unless it says so. The smallest one:
 
         class Mine(TaskBuilder):
             vocab_size = 256
 
-            def __init__(self, config, workdir, init_from):
-                self.config = config
+            def __init__(self, config, workdir, init_from, *, classes=4):
+                self.config, self.classes = config, classes
 
             def task(self, program):
-                return MyTask(MyRows(self.config.train.batch, self.config.seed))
+                return MyTask(MyRows(self.config.train.batch, self.config.seed, self.classes))
 
-    Every process makes one as the run starts.
+    Its keyword-only parameters are the task's options: --config.task="mine:Mine classes=10". Every
+    process makes one as the run starts.
 
     Args:
-      config: the whole config. A batch has config.train.batch rows, and a row counts as
+      config: the whole slmjax.config.Config. A batch has config.train.batch rows, and a row counts as
         config.data.seq_len tokens in figures of speed and cost.
       workdir: of the run, a local folder or gs://.
       init_from: the work directory that gives the first parameters; "" for a run that has none.

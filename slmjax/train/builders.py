@@ -2,11 +2,12 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from slmjax.config import Config
+from slmjax.config.base import literal
 from slmjax.errors import UserError, first_line, line_of_the_user, nearest
 from slmjax.tasks.task import Task, TaskBuilder
 from slmjax.train.program import Program
@@ -14,12 +15,12 @@ from slmjax.train.program import Program
 TASKS = {"lm": "slmjax.train.text:TextBuilder", "recall": "slmjax.tasks.recall:RecallBuilder"}
 
 
-def builder_of(config: ConfigDict, workdir: str, init_from: str) -> TaskBuilder:
+def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
     """Return what makes the task of a run, see TaskBuilder.
 
     Raises: UserError for an unknown name, and where the user's own code fails or has not all parts.
     """
-    name = config.task
+    name, options = parse_task(config.task)
     if name not in TASKS and ":" not in name:
         known = ", ".join(TASKS)
         raise UserError(f"config.task is '{name}'; it can be {known}, or module:Name of your own.{nearest(name, TASKS)}")
@@ -28,8 +29,10 @@ def builder_of(config: ConfigDict, workdir: str, init_from: str) -> TaskBuilder:
         code = importlib.import_module(module)
     if not hasattr(code, attribute):
         raise UserError(f"config.task: the module '{module}' has no '{attribute}'.{nearest(attribute, dir(code))}")
+    make = getattr(code, attribute)
     with _explained(name, "cannot be made"):
-        builder = getattr(code, attribute)(config, workdir, init_from)
+        _check_options(name, options, make)
+        builder = make(config, workdir, init_from, **options)
     _check_parts(
         name,
         builder,
@@ -47,7 +50,7 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
     Raises: UserError where the user's own code fails, has not all parts, or has batches of another
       number of rows than config.train.batch.
     """
-    name, batch = program.config.task, program.config.train.batch
+    (name, _), batch = parse_task(program.config.task), program.config.train.batch
     with _explained(name, "makes no task"):
         task = builder.task(program)
     _check_parts(name, task, ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py")
@@ -58,6 +61,33 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
         if axes[:1] == ("batch",) and shape[0] != batch:
             raise UserError(f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; config.train.batch is {batch}.")
     return task
+
+
+def parse_task(text: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of "name [option=value ...]"; values are Python literals, or else texts.
+
+    Raises: UserError for a word that is no option.
+    """
+    name, *words = text.split() or [""]
+    options = {}
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"config.task: '{word}' in '{text}' is no option=value.")
+        options[option] = literal(value)
+    return name, options
+
+
+def _check_options(name: str, options: dict[str, Any], make: Callable) -> None:
+    """Raises: UserError for an option that is not among the keyword-only parameters of `make`."""
+    parameters = inspect.signature(make).parameters.values()
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            there = f"there is {', '.join(known)}" if known else "there are none"
+            raise UserError(f"config.task: '{name}' has no option '{option}'; {there}.{nearest(option, known)}")
 
 
 def _check_parts(name: str, made: Any, parts: Sequence[str], contract: str) -> None:

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
+from slmjax.config import Config
 from slmjax.data.rows import shape_key
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.data.work import Claim, write_atomic
@@ -41,7 +41,7 @@ from slmjax.train.state import TrainState, saved
 class Run:
     """A training run, ready to go on from `start.step`."""
 
-    config: ConfigDict
+    config: Config
     workdir: epath.Path
     program: Program
     tokenizer: Tokenizer | None
@@ -60,7 +60,7 @@ class Run:
 
 
 def run(
-    config: ConfigDict,
+    config: Config,
     workdir: str,
     *,
     init_from: str = "",
@@ -80,7 +80,7 @@ def run(
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
     if ready is None:
         if hosts.is_first():
-            report = write_report(folder, defaults=configs.to_dict(configs.base()))
+            report = write_report(folder, defaults=configs.to_dict(Config()))
             print(f"This run is finished: {config.train.steps} steps. Its report: {report}")
             print(f"For a longer one, --config.train.steps={2 * config.train.steps}; for another, --workdir=DIR.")
         return 0
@@ -89,7 +89,7 @@ def run(
 
 
 def build(
-    config: ConfigDict,
+    config: Config,
     folder: epath.Path,
     checkpoints: Checkpoints,
     start: Start,
@@ -107,7 +107,7 @@ def build(
     lineage = resume.lineage(checkpoints, start, init_from)
     past = records.read(folder)
     past = past if past.all else None
-    mesh = make_mesh(config.mesh.to_dict())
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_batch(config, mesh)
     check_model(config, mesh)
     if config.log.wandb and hosts.is_first():
@@ -192,7 +192,7 @@ def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
     banner(f"slmjax {slmjax.__version__}: {run.workdir}", lines, active=hosts.is_first())
 
 
-def open_records(config: ConfigDict, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool) -> records.MetricsWriter:
+def open_records(config: Config, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
@@ -206,7 +206,7 @@ def open_records(config: ConfigDict, folder: epath.Path, tokenizer: Tokenizer | 
     )  # fmt: skip
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch(config: Config, mesh: Mesh) -> None:
     """Raises: UserError where a microbatch's rows do not divide over the devices."""
     parts, ways = cuts(config, mesh)
     if config.train.batch % (parts * ways):

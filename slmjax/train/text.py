@@ -1,8 +1,8 @@
 """The task "lm": next-token prediction on prepared text."""
 
 import jax
-from ml_collections import ConfigDict
 
+from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
 from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.tasks.lm import LanguageModeling
@@ -15,10 +15,10 @@ from slmjax.train.program import Program
 class TextBuilder(TaskBuilder):
     """Prepares the text of config.data, and makes the task of pretraining on it."""
 
-    def __init__(self, config: ConfigDict, workdir: str, init_from: str):
+    def __init__(self, config: Config, workdir: str, init_from: str):
         self.config = config
         among = {"process": jax.process_index(), "processes": jax.process_count()}
-        self.prepared = prepared_text(config, workdir, init_from=init_from, **among)
+        self.prepared = prepared_text(config.data, workdir, init_from=init_from, **among)
         self.tokenizer = self.prepared.tokenizer
         self.vocab_size = self.tokenizer.vocab_size
 

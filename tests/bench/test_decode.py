@@ -19,9 +19,10 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     decode.add_arguments(parser)
     out = parser.parse_args(["--batch=1,3", "--prompt=20", "--tokens=4", "--runs=1", *words])
-    out.config = config.base()
-    out.config.model.update({"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "ff_width": 24})
-    out.config.data.vocab_size = 256
+    recipe = config.base()
+    recipe.model.update({"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "ff_width": 24})
+    recipe.data.vocab_size = 256
+    out.config = config.freeze(recipe)
     return out
 
 

@@ -16,7 +16,7 @@ from tests.train.small import small_config
 def shapes(**model):
     config = small_config()
     config.model.update(model)
-    return lm.declare(from_config(config, 512))
+    return lm.declare(from_config(configs.freeze(config).model, 512))
 
 
 def mesh(**sizes):
