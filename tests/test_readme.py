@@ -11,19 +11,13 @@ import pytest
 
 from slmjax import config as configs
 from slmjax import generate, launch
-from slmjax.curate import stage as curate
-from slmjax.curate.synthesize import stage as synthesize
 from slmjax.testing import check_mixer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-FIELDS = {
-    *configs.FIELDS,
-    *(f"synthesize.{name}" for name in synthesize.SETTINGS),
-    *(f"curate.{name}" for name in curate.SETTINGS),
-}
+FIELDS = set(configs.FIELDS)
 SHELL = "\n".join([*(body for kind, body in BLOCKS if kind == "bash"), *re.findall(r"`(python -m slmjax[^`]*)`", README)]).replace(
     "\\\n", " "
 )

@@ -36,7 +36,10 @@ def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -
 
 
 def named_code(config: ConfigDict | Config) -> list[str]:
-    """What in a config would import a module: mixers, channels, tasks and readers of sources "module:Name", SeqIO's tasks, and Beam's options."""
+    """Return what in a config would import a module.
+
+    That is mixers, channels and readers of sources "module:Name", SeqIO's tasks, and Beam's options.
+    """
     blocks = [*_texts(config.model.pattern), *_texts(config.study.variants)]
     mixers = [name for block in blocks for name in (block.split() or [""])[0].split("+")]
     found = [mixer for mixer in mixers if ":" in mixer]
