@@ -40,7 +40,7 @@ def test_every_path_that_the_readme_names_exists():
 def test_every_config_field_that_the_readme_and_the_scripts_name_exists():
     text = README + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
-    unknown = named - FIELDS - {"data.sources.web.field", "data.sources.web.heldout", "curate.rules.books",
+    unknown = named - FIELDS - {"data.sources.web.field", "data.sources.web.heldout", "data.sources.web.reader", "curate.rules.books",
                               "curate.rules.web", "curate.languages.web"}  # fmt: skip
     assert len(named) > 20
     assert not unknown
