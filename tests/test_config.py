@@ -296,6 +296,7 @@ FOREIGN = {
     "model.pattern=stranger:Mixer+none heads=2": "stranger:Mixer",
     "model.pattern=attention+stranger:Experts": "stranger:Experts",
     "data.sources=web=seqio://stranger/task": "seqio://stranger/task",
+    "data.sources.web.reader=stranger:read": "stranger:read",
     "synthesize.passages=seqio://stranger/task": "seqio://stranger/task",
     "study.variants={'attention': ('attention',), 'odd': ('stranger:Mixer',)}": "stranger:Mixer",
     "curate.beam=--runner=stranger.Runner": "--runner=stranger.Runner",
@@ -308,9 +309,10 @@ def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imp
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
     config = configs.base()
-    if assignment.startswith("data.sources"):
+    if assignment.startswith("data.sources="):
         config.data.sources = {"web": {"path": ("seqio://stranger/task",)}}
     else:
+        config.data.sources = {"web": {"path": "a.csv"}}
         configs.override(config, [assignment])
     group, name, file = assignment.partition(".")[0], FOREIGN[assignment], tmp_path / "config.json"
     config.stage = configs.STAGE_OF.get(group, "train")

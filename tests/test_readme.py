@@ -11,19 +11,13 @@ import pytest
 
 from slmjax import config as configs
 from slmjax import generate, launch
-from slmjax.curate import stage as curate
-from slmjax.curate.synthesize import stage as synthesize
 from slmjax.testing import check_mixer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-FIELDS = {
-    *configs.FIELDS,
-    *(f"synthesize.{name}" for name in synthesize.SETTINGS),
-    *(f"curate.{name}" for name in curate.SETTINGS),
-}
+FIELDS = set(configs.FIELDS)
 SHELL = "\n".join([*(body for kind, body in BLOCKS if kind == "bash"), *re.findall(r"`(python -m slmjax[^`]*)`", README)]).replace(
     "\\\n", " "
 )
@@ -46,7 +40,7 @@ def test_every_path_that_the_readme_names_exists():
 def test_every_config_field_that_the_readme_and_the_scripts_name_exists():
     text = README + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
-    unknown = named - FIELDS - {"data.sources.web.field", "data.sources.web.heldout", "curate.rules.books",
+    unknown = named - FIELDS - {"data.sources.web.field", "data.sources.web.heldout", "data.sources.web.reader", "curate.rules.books",
                               "curate.rules.web", "curate.languages.web"}  # fmt: skip
     assert len(named) > 20
     assert not unknown

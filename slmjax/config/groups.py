@@ -4,12 +4,14 @@
 """
 
 import dataclasses
+import math
 
 from slmjax.config.fields import NOT_NEGATIVE, PART, POSITIVE, SHARE, Check, setting
 
 NOT_EMPTY = Check(bool, "name at least one entry")
 EVEN = Check(lambda value: value > 0 and value % 2 == 0, "be positive and even, for the rotary position embedding")
 RESERVED = Check(lambda value: value == 1, "be 1 in this version: the axis is reserved")
+RATES = Check(lambda values: all(0 <= value < math.inf for value in values), "hold numbers that are not negative")
 BYTE = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
 FLOATS = ("float32", "bfloat16")
 
@@ -174,7 +176,7 @@ class StudyConfig:
 
     tasks: tuple[str, ...] = setting((), "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH")
     variants: dict = setting({}, "{name: pattern} of the models that are compared")
-    rates: tuple[float, ...] = setting((), "learning rates, tried in their order; the best one counts")
+    rates: tuple[float, ...] = setting((), "learning rates, tried in their order; the best one counts", RATES)
     seeds: int = setting(3, "runs of each rate", POSITIVE)
     examples: int = setting(100_000, "training rows, read over and over", POSITIVE)
     tested: int = setting(3000, "test rows, and as many that choose the rate", POSITIVE)

@@ -36,12 +36,19 @@ def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -
 
 
 def named_code(config: ConfigDict | Config) -> list[str]:
-    """What in a config would import a module: mixers, channels and a task "module:Class", SeqIO's tasks, and Beam's options."""
+    """Return what in a config would import a module.
+
+    That is mixers, channels, a task and readers of sources "module:Name", SeqIO's tasks, and Beam's
+    options.
+    """
     blocks = [*_texts(config.model.pattern), *_texts(config.study.variants)]
     mixers = [name for block in blocks for name in (block.split() or [""])[0].split("+")]
     task = (config.task.split() or [""])[0]
     found = [name for name in (*mixers, task) if ":" in name]
     values = config.to_dict() if isinstance(config, ConfigDict) else dataclasses.asdict(config)
+    sources = values["data"]["sources"]
+    readers = [entry.get("reader", "") for entry in sources.values() if isinstance(entry, dict)]
+    found += [reader for reader in readers if ":" in reader]
     for text in _texts(values):
         found += [part for part in re.split(r"[,=]", text) if part.startswith("seqio://")]
     beam = config.curate.beam

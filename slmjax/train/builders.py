@@ -1,14 +1,13 @@
 """From config.task to the task of a run: the library's own by name, a user's as module:Name."""
 
 import contextlib
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from slmjax.config import Config
 from slmjax.config.base import literal
-from slmjax.errors import UserError, first_line, line_of_the_user, nearest
+from slmjax.errors import UserError, imported, nearest, users_error
 from slmjax.tasks.task import Task, TaskBuilder
 from slmjax.train.program import Program
 
@@ -24,21 +23,12 @@ def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
     if name not in TASKS and ":" not in name:
         known = ", ".join(TASKS)
         raise UserError(f"config.task is '{name}'; it can be {known}, or module:Name of your own.{nearest(name, TASKS)}")
-    module, _, attribute = TASKS.get(name, name).partition(":")
-    with _explained(name, "cannot be imported"):
-        code = importlib.import_module(module)
-    if not hasattr(code, attribute):
-        raise UserError(f"config.task: the module '{module}' has no '{attribute}'.{nearest(attribute, dir(code))}")
-    make = getattr(code, attribute)
+    make = imported(TASKS.get(name, name), "config.task names")
     with _explained(name, "cannot be made"):
         _check_options(name, options, make)
         builder = make(config, workdir, init_from, **options)
-    _check_parts(
-        name,
-        builder,
-        ("vocab_size", "tokenizer", "task", "facts"),
-        "TaskBuilder of slmjax/tasks/task.py",
-    )
+    parts = ("vocab_size", "tokenizer", "task", "facts")
+    _check_parts(name, builder, parts, "TaskBuilder of slmjax/tasks/task.py")
     if not isinstance(builder.vocab_size, int) or builder.vocab_size < 1:
         raise UserError(f"config.task: the vocab_size of '{name}' is {builder.vocab_size!r}; expected a whole number of tokens.")
     return builder
@@ -50,7 +40,8 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
     Raises: UserError where the user's own code fails, has not all parts, or has batches of another
       number of rows than config.train.batch.
     """
-    (name, _), batch = parse_task(program.config.task), program.config.train.batch
+    name, _ = parse_task(program.config.task)
+    batch = program.config.train.batch
     with _explained(name, "makes no task"):
         task = builder.task(program)
     _check_parts(name, task, ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py")
@@ -107,7 +98,4 @@ def _explained(name: str, what: str) -> Iterator[None]:
     except Exception as error:  # whatever the user's own code raises
         if name in TASKS:
             raise
-        place = line_of_the_user(error)
-        where = f"'{place[0]}', line {place[1]}: " if place else ""
-        told = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
-        raise UserError(f"config.task: '{name}' {what}: {where}{told}.") from error
+        raise UserError(f"config.task: '{name}' {what}: {users_error(error)}.") from error

@@ -81,7 +81,7 @@ def test_a_task_with_its_own_fields_and_metrics_goes_on_after_a_kill_and_ends_as
     words = [f"--checkpoint={killed}", "--prompt=a"]
     assert generate.main(words) == 2 and "--trust=toy:Pictures" in capsys.readouterr().err
     assert generate.main([*words, "--trust=toy:Pictures"]) == 2
-    assert f"'{killed}' was trained by the task 'toy:Pictures', which has no tokenizer" in capsys.readouterr().err
+    assert f"'{killed}' was trained by the task 'toy:Pictures brighter=80', which has no tokenizer" in capsys.readouterr().err
     model = load_model(str(killed), trust=["toy:Pictures"], text=False)
     assert model.tokenizer is None and model.params["embedding"].tobytes() == runs.saved(killed, STEPS)["params['embedding']"].tobytes()
 
@@ -155,21 +155,23 @@ class Narrow(Taskless):
 
 @pytest.mark.parametrize("name, told", [
     ("lmm", r"config.task is 'lmm'; it can be lm, recall, or module:Name of your own\. Did you mean 'lm'\?"),
-    ("no_such_module:Task", "'no_such_module:Task' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
-    ("mistakes:Partles", "the module 'mistakes' has no 'Partles'. Did you mean 'Partless'?"),
+    ("no_such_module:Task", "config.task names 'no_such_module:Task': No module named 'no_such_module'"),
+    ("mistakes:Partles", "module 'mistakes' has no attribute 'Partles'. Did you mean 'Partless'?"),
     ("mistakes:raises", r"'mistakes:raises' cannot be made: '.*mistakes.py', line 6: ValueError: no such file of pictures\."),
-    ("mistakes:Partless", r"'mistakes:Partless' cannot be made: TypeError: Partless\(\) takes no arguments"),
+    ("mistakes:Partless", r"'mistakes:Partless' cannot be made: Partless\(\) takes no arguments"),
     ("mistakes:Wordless", "the vocab_size of 'mistakes:Wordless' is 0; expected a whole number of tokens"),
     ("mistakes:Taskless", "'mistakes:Taskless' made a NoneType without 'rows'; see Task of slmjax/tasks/task.py"),
     ("mistakes:Failing", "'mistakes:Failing' makes no task: '.*mistakes.py', line 21: KeyError: rows"),
+    ("mistakes:Taskless rate=3", "'mistakes:Taskless' has no option 'rate'; there are none"),
+    ("recall puzle=copy:8:2", "'recall' has no option 'puzle'; there is puzzle, vocab, examples, tested. Did you mean 'puzzle'?"),
+    ("lm now", "'now' in 'lm now' is no option=value"),
     ("mistakes:Narrow", "the field 'pictures' of 'mistakes:Narrow' has 3 rows; config.train.batch is 64"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_users_task_is_said_in_one_sentence(name, told, tmp_path, monkeypatch):
     (tmp_path / "mistakes.py").write_text(MISTAKES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mistakes", raising=False)
-    config = configs.base()
-    config.task = name
+    config = configs.Config(task=name)
     program = type("Program", (), {"config": config})  # the part of it that is looked at
     with pytest.raises(UserError, match=told) as caught:
         task_of.__wrapped__(builder_of(config, str(tmp_path), ""), program)
@@ -177,14 +179,13 @@ def test_what_is_wrong_with_a_users_task_is_said_in_one_sentence(name, told, tmp
 
 
 def test_a_task_is_code_that_only_its_user_may_name_and_a_run_does_not_go_on_with_another():
-    config = configs.base()
-    assert configs.named_code(config) == []
-    config.task = "mine:Pictures"
+    assert configs.named_code(configs.Config()) == []
+    config = configs.Config(task="mine:Pictures brighter=3")
     assert configs.named_code(config) == ["mine:Pictures"]
     with pytest.raises(UserError, match=r"'elsewhere' names 'mine:Pictures': importing the module mine .* --trust=mine:Pictures"):
         configs.check_trust(config, (), "elsewhere")
-    with pytest.raises(UserError, match="does not fit the checkpoint: task was lm and is mine:Pictures"):
-        resume.fits(configs.to_dict(configs.base()), config)
-    earlier = configs.to_dict(configs.base())
+    with pytest.raises(UserError, match="does not fit the checkpoint: task was lm and is mine:Pictures brighter=3"):
+        resume.fits(configs.to_dict(configs.Config()), config)
+    earlier = configs.to_dict(configs.Config())
     del earlier["task"]  # a run of a version that had no such field
-    resume.fits(earlier, configs.base())
+    resume.fits(earlier, configs.Config())

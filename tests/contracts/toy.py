@@ -25,7 +25,7 @@ LEVELS = 8  # tokens that a pixel is rounded to; four more stand for the answers
 
 def get_config(task="Pictures"):
     c = config.base()
-    c.task = f"toy:{task}"
+    c.task = f"toy:{task} brighter=80"
     c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.head_dim, c.model.ff_width = 16, 1, 2, 1, 8, 32
     c.data.seq_len = PIXELS
     c.train.steps, c.train.batch, c.train.microbatches, c.train.warmup, c.train.lr = 12, 16, 2, 2, 1e-2
@@ -69,7 +69,7 @@ class Right:
 
     def __init__(self, name, at_end, folder):
         self.name, self.at_end, self.folder = name, at_end, folder
-        self.images, self.quarters = Images(64, seed=10**6).read(0, range(64))
+        self.images, self.quarters = Images(64, seed=10**6, brighter=80).read(0, range(64))
 
     def warm(self, model, params, buffers):
         pass
@@ -89,11 +89,11 @@ class Right:
 class Pictures(TaskBuilder):
     vocab_size = LEVELS + 4
 
-    def __init__(self, config, workdir, init_from):
-        self.config, self.folder = config, Path(workdir)
+    def __init__(self, config, workdir, init_from, *, brighter=0):
+        self.config, self.folder, self.brighter = config, Path(workdir), brighter
 
     def task(self, program):
-        return Quarters(Images(self.config.train.batch, self.config.seed), self.folder)
+        return Quarters(Images(self.config.train.batch, self.config.seed, self.brighter), self.folder)
 
     def facts(self, task):
         return Facts({"data": "noise with a bright quarter"}, {"kind": "images"})

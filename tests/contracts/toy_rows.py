@@ -10,8 +10,8 @@ SIDE, CHANNELS = 4, 2
 class Images:
     """Rows of noise [SIDE, SIDE, CHANNELS] in which one quarter is brighter; numpy only."""
 
-    def __init__(self, batch, seed):
-        self.batch, self.seed = batch, seed
+    def __init__(self, batch, seed, brighter):
+        self.batch, self.seed, self.brighter = batch, seed, brighter
 
     def shapes(self, step):
         image = Field((self.batch, SIDE, SIDE, CHANNELS), "uint8", ("batch", None, None, None))
@@ -25,7 +25,7 @@ class Images:
         random = np.random.default_rng([self.seed, step, row])
         image, quarter = random.integers(0, 160, (SIDE, SIDE, CHANNELS), dtype=np.uint8), int(random.integers(4))
         half, (top, left) = SIDE // 2, divmod(quarter, 2)
-        image[half * top : half * (top + 1), half * left : half * (left + 1)] += 90
+        image[half * top : half * (top + 1), half * left : half * (left + 1)] += self.brighter
         return image, quarter
 
     def unpack(self, compact):

@@ -36,7 +36,7 @@ def small(steps=300, **study):
     config = configs.load("configs/studies/recall.py")
     config.model.update({"width": 32, "head_dim": 16})
     config.train.update({"steps": steps, "batch": 64, "warmup": steps // 20})
-    return configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()])
+    return configs.freeze(configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()]))
 
 
 def words(workdir, **changed):
@@ -105,7 +105,8 @@ def test_a_row_is_what_the_runs_of_its_best_rate_have_recorded(study):
     assert not (study / "runs" / "recall-16-2" / "attention-0.01-0" / "tokenizer.json").exists()
     for name, seed, rate in (("attention-0.01-0", 0, 0.01), ("attention-0.001-1", 1, 0.001)):
         c = configs.from_dict(json.loads((folders[name] / "config.json").read_text()))
-        assert (c.task, c.seed, c.train.lr, c.data.seq_len) == ("recall", seed, rate, 16)
+        assert c.task == "recall puzzle=recall:16:2 vocab=16 examples=128 tested=100"
+        assert (c.stage, c.seed, c.train.lr, c.data.seq_len) == ("train", seed, rate, 16)
 
 
 @pytest.mark.slow
@@ -184,16 +185,16 @@ def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_
 
 
 @pytest.mark.parametrize("change, told", [
-    ({"task": "recall:16:2"}, "config.study.task: .*Did you mean 'tasks'"), ({"tasks": "recal:16:2"}, "'recal:16:2' is none of"),
-    ({"tasks": "recall:16:0"}, "'recall:16:0' is none of"), ({"tasks": 3}, "'3' is none of"),
+    ({"task": "recall:16:2"}, "config.study.task: .*Did you mean 'study.tasks'"), ({"tasks": "recal:16:2"}, "'recal:16:2' is none of"),
+    ({"tasks": "recall:16:0"}, "'recall:16:0' is none of"), ({"tasks": 3}, "study.tasks=3: expected"),
     ({"tasks": "recall:4:64"}, "'recall:4:64' cannot be made: 64 pairs and 64 queries need"),
     ({"tasks": "recall:64:16"}, "'recall:64:16' cannot be made"),  # of 16 tokens there are not enough keys
     ({"tasks": "induction:1"}, "'induction:1' cannot be made: induction needs a length of at least 3"),
-    ({"variants": {}}, "variants is {}; expected patterns by name"), ({"variants": 3}, "variants is 3; expected"),
+    ({"variants": {}}, "variants is empty"), ({"variants": 3}, "variants=3: expected"),
     ({"variants": {"a": 3}}, "variants.a is 3; expected a pattern"), ({"variants": {"a": "atention"}}, "Did you mean 'attention'"),
-    ({"rates": ()}, "expected numbers"), ({"rates": ("x",)}, "expected numbers"), ({"rates": (-1,)}, "expected numbers"),
-    ({"enough": "all"}, "expected numbers"), ({"seeds": 0}, "seeds is 0; expected a whole number of at least 1"),
-    ({"tested": "many"}, "tested is 'many'; expected"), ({"vocab": 0.5}, "vocab is 0.5; expected"),
+    ({"rates": ()}, "rates is empty"), ({"rates": ("x",)}, "expected numbers"), ({"rates": (-1,)}, "rates is .*not negative"),
+    ({"enough": "all"}, "enough=all: expected"), ({"seeds": 0}, "seeds is 0; it must be positive"),
+    ({"tested": "many"}, "tested=many: expected"), ({"vocab": 0.5}, "vocab=0.5: expected"),
     ({"tasks": "recall:16"}, "'recall:16' is none of"), ({"tasks": "induction:many"}, "'induction:many' is none of"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_named(change, told):
@@ -201,26 +202,16 @@ def test_settings_that_make_no_sense_are_named(change, told):
         recall.settings(small(**change))
 
 
-@pytest.mark.parametrize("change, told", [
-    ({}, "config.study.tasks is missing; the task recall needs it"),
-    ({"tasks": ("copy:64:4", "recall:64:4")}, "a run of the task recall learns one, such as recall:64:4"),
-    ({"tasks": "copy:64:4"}, "config.data.seq_len is 128; rows of copy:64:4 have 64 tokens"),
+@pytest.mark.parametrize("options, told", [
+    ({"examples": 0}, "config.task: examples is 0; expected a whole number of at least 1"),
+    ({"puzzle": "recal:64:4"}, "config.task: 'recal:64:4' is none of recall:LENGTH:PAIRS"),
+    ({"puzzle": "copy:64:4"}, "config.data.seq_len is 128; rows of copy:64:4 have 64 tokens"),
 ])  # fmt: skip
-def test_a_run_of_the_task_recall_needs_one_task_and_its_length(change, told):
-    config = configs.base()
-    if change:
-        config.study.update({"vocab": 16, "examples": 8, "tested": 8} | change)
+def test_a_run_of_the_task_recall_needs_a_puzzle_and_its_length(options, told):
     with pytest.raises(UserError, match=told):
-        RecallBuilder(config, "", "")
+        RecallBuilder(configs.Config(), "", "", **options)
 
 
 def test_a_rate_and_a_pattern_may_stand_alone():
     study = recall.settings(small(rates=0.01, variants={"a": "attention+none"}))
-    assert study["rates"] == [0.01] and study["variants"] == {"a": ("attention+none",)}
-
-
-def test_a_missing_setting_is_named():
-    config = small()
-    del config.study["rates"]
-    with pytest.raises(UserError, match=r"config.study.rates is missing; configs/studies/recall.py"):
-        recall.settings(config)
+    assert study["rates"] == (0.01,) and study["variants"] == {"a": ("attention+none",)}
