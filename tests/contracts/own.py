@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slmjax.data.rows import Field
 from slmjax.models.declare import buffer, weight
 from slmjax.models.layers import ChannelMixer, Term, TokenMixer
 from slmjax.tasks.lm import LanguageModeling
@@ -83,13 +82,3 @@ class TwoParts(LanguageModeling):
         part = (ends * jnp.mean(jnp.square(hidden.astype(jnp.float32)), -1)).sum()
         terms = found.terms | {"ends": (part, ends.sum())}
         return found._replace(sum=found.sum + 0.1 * part * totals["main"] / totals["ends"], terms=terms)
-
-
-class Pictures:
-    """Rows with a field that is no text: [rows, 3, 5] images."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def shapes(self, step):
-        return {"images": Field((self.batch, 3, 5), "float32", ("batch", None, None))}
