@@ -58,6 +58,8 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
 def _assign(config: ConfigDict, name: str, text: str) -> None:
     own = next((field for field in MAPPINGS if name.startswith(f"{field}.")), "")
     if name in REMOVED:
+        if literal(text) == REMOVED[name]:
+            return
         raise UserError(f"--config.{name}: {removed_sentence(name)}")
     if name not in FIELDS and not own:
         raise UserError(f"--config.{name}: there is no such field.{nearest(name, FIELDS)}")
