@@ -140,8 +140,7 @@ def _parsed_mapping(name: str, text: str) -> ConfigDict:
     value = literal(text)
     if isinstance(value, dict):
         return ConfigDict(value)
-    like = "{'matrix': {'lr': 0.5}}" if name == "model.multipliers" else "{name: value}"
-    raise UserError(f"--config.{name}={text}: expected {like}.")
+    raise UserError(f"--config.{name}={text}: expected {FIELDS[name].meaning}.")
 
 
 def help_text() -> str:
