@@ -67,6 +67,7 @@ def test_a_removed_field_loads_with_the_value_that_holds_now_and_is_refused_by_n
     saved["train"]["loss_chunks"] = 4
     with pytest.raises(UserError, match=r"config\.train\.loss_chunks is 4; the field .* was removed: it is now always 0"):
         configs.from_dict(saved)
+    assert configs.freeze(configs.override(configs.base(), ["train.b1=0.9"])) == configs.Config()
     with pytest.raises(UserError, match=r"--config\.train\.b1: the field config\.train\.b1 was removed: it is now always 0\.9"):
         configs.override(configs.base(), ["train.b1=0.8"])
 
@@ -162,7 +163,7 @@ MISTAKES = {
     "train.lr=fast": "expected a value like 0.003 (float)",
     "model.tied=1": "expected a value like True (bool)",
     "model.pattern=3": "expected a value like ('attention',) (tuple)",
-    "model.multipliers=3": "expected {'matrix': {'lr': 0.5}}",
+    "model.multipliers=3": "expected {group: {init, lr, decay}}",
     "model.pattern=": "config.model.pattern is (); it must name at least one entry",
     "model.pattern=('attention', 3)": "expected texts, such as ('attention', 'gdn')",
     "seed": "write --config.seed=VALUE",
@@ -232,6 +233,7 @@ RECIPES = {
     "def get_config(): return 3": "returned int",
     "def get_config(:": "line 1: invalid syntax",
     _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
+    _RECIPE.format("c.train.b1 = 0.8"): "line 6: the field config.train.b1 was removed: it is now always 0.9",
     _RECIPE.format("c.model.width = 'a'"): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
     _RECIPE.format("c.model.pattern = 'attention'"): "the field 'pattern' is set to attention (str); expected a value of the type tuple.",
     _RECIPE.format("c.data.sources = 'a.txt'"): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",

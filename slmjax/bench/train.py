@@ -188,7 +188,7 @@ def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) 
 def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
     """(the peer's row, or one that says why it could not run; messages)."""
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
-    vocab = vocab_rows(config.model.vocab_size, config.data.vocab_size)
+    vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
     answers, fault = shell.ask("slmjax.bench.peers", {"config": configs.to_dict(config), "vocab": vocab} | shape)
     if fault:
         return [{"who": "PyTorch", "skipped": fault}], []

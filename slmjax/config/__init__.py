@@ -4,6 +4,8 @@ A recipe (`configs/*.py`) starts from `base()`, sets what differs and returns th
 `get_config()`. The launcher makes a frozen `Config` of it with `freeze`; each room gets its group.
 """
 
+from ml_collections import ConfigDict
+
 from slmjax.config.base import FIELDS, GROUPS, base, get, help_text, override
 from slmjax.config.checked import freeze
 from slmjax.config.groups import (
@@ -31,6 +33,7 @@ __all__ = [
     "STAGE_OF",
     "CheckpointConfig",
     "Config",
+    "ConfigDict",
     "CurateConfig",
     "DataConfig",
     "EvalConfig",

@@ -58,6 +58,8 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
 def _assign(config: ConfigDict, name: str, text: str) -> None:
     own = next((field for field in MAPPINGS if name.startswith(f"{field}.")), "")
     if name in REMOVED:
+        if literal(text) == REMOVED[name]:
+            return
         raise UserError(f"--config.{name}: {removed_sentence(name)}")
     if name not in FIELDS and not own:
         raise UserError(f"--config.{name}: there is no such field.{nearest(name, FIELDS)}")
@@ -138,8 +140,7 @@ def _parsed_mapping(name: str, text: str) -> ConfigDict:
     value = literal(text)
     if isinstance(value, dict):
         return ConfigDict(value)
-    like = "{'matrix': {'lr': 0.5}}" if name == "model.multipliers" else "{name: value}"
-    raise UserError(f"--config.{name}={text}: expected {like}.")
+    raise UserError(f"--config.{name}={text}: expected {FIELDS[name].meaning}.")
 
 
 def help_text() -> str:

@@ -105,6 +105,10 @@ def _first_sentence(error: Exception) -> str:
     ):
         name, value, kind, expected = wrong.groups()
         return f"the field '{name}' is set to {value} ({kind}); expected a value of the type {expected.rpartition('.')[2]}."
+    if missing := re.match(r'Key "(\w+)" does not exist', told[0]):
+        for name in REMOVED:
+            if name.endswith(f".{missing[1]}"):
+                return removed_sentence(name)
     hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
     known = (UserError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
     kind = "" if isinstance(error, known) or told == [type(error).__name__] else f"{type(error).__name__}: "

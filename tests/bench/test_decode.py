@@ -1,6 +1,7 @@
 """The decode bench: rows of the engine's own programs, the floor that memory sets, and the peer."""
 
 import argparse
+import dataclasses
 
 import jax
 import pytest
@@ -39,7 +40,7 @@ def test_the_floor_is_the_bytes_of_matrices_and_of_the_cache_over_the_bandwidth(
     """Those of the arrays that a step reads; the embedding of an untied model is only looked up in."""
     monkeypatch.setattr(sizes, "memory_bandwidth", lambda kind: 1e9)
     asked = arguments("--batch=3")
-    asked.config.model.tied = False
+    asked.config = dataclasses.replace(asked.config, model=dataclasses.replace(asked.config.model, tied=False))
     row = decode.run(asked)["rows"][0]
     arch = Architecture(256, 16, 2, 1, 8, 24, (((Block(),), 2),), tied=False)
     ready = jax.eval_shape(lambda: programs.ready_params(arch, lm.init(arch, jax.random.key(0))))
@@ -90,6 +91,6 @@ def test_a_missing_peer_is_told_and_a_model_that_it_cannot_be_is_refused(monkeyp
     monkeypatch.undo()
     pytest.importorskip("transformers")
     asked = arguments("--peers")
-    asked.config.model.qk_norm = True
+    asked.config = dataclasses.replace(asked.config, model=dataclasses.replace(asked.config.model, qk_norm=True))
     with pytest.raises(UserError, match="qk_norm"):
         decode.run(asked)

@@ -1,6 +1,7 @@
 """The memory bench: variants of equal parameters, rows that agree with the closed forms, the picture."""
 
 import argparse
+import dataclasses
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_the_default_hybrid_keeps_less_than_a_third_of_attentions_state_at_16k()
 ])  # fmt: skip
 def test_what_makes_no_sense_is_named(words, told):
     asked = arguments(*words)
-    asked.config.model.ff_width = 8
+    asked.config = dataclasses.replace(asked.config, model=dataclasses.replace(asked.config.model, ff_width=8))
     with pytest.raises(UserError, match=told):
         memory.run(asked)
 

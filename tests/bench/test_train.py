@@ -138,7 +138,7 @@ def test_a_bench_that_reads_no_recipe_offers_none_and_refuses_its_fields(capsys)
 
 def test_an_absent_peer_says_so(small, monkeypatch):
     monkeypatch.setattr(shell.sys, "executable", "false")
-    (row,), messages = train.peer_rows(small, 4)
+    (row,), messages = train.peer_rows(configs.freeze(small), 4)
     assert row == {"who": "PyTorch", "skipped": "ended with status 1"} and not messages
 
 

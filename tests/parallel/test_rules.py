@@ -4,6 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.declare import AXES
