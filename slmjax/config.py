@@ -41,9 +41,9 @@ FIELDS = {
         "pattern": (
             ("attention",),
             'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention rope=False"; mixers: attention (rope, '
-            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; or module:Class",
+            "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; or module:Class; "
+            'blocks before a bar, and after a second one, come once: "attention,|,gdn,gdn,attention,|,attention"',
         ),
-        "stack": ((), "list of (pattern, repeats); empty: `pattern` repeated to `layers`"),
         "share_kv": (1, "attention layers in a row that share one layer's keys and values"),
         "share_blocks": (1, "times in a row that each block is applied, with the same weights"),
         "rope_theta": (10000.0, "base of the rotary position embedding"),
@@ -277,7 +277,7 @@ def check_trust(config: ConfigDict, trust: Sequence[str], place: str) -> None:
 
 def named_code(config: ConfigDict) -> list[str]:
     """What in a config would import a module: mixers and channels "module:Class", SeqIO's tasks, and Beam's options."""
-    blocks = [*_texts(config.model.pattern), *_texts(config.model.stack), *_texts(config.study.get("variants"))]
+    blocks = [*_texts(config.model.pattern), *_texts(config.study.get("variants"))]
     mixers = [name for block in blocks for name in (block.split() or [""])[0].split("+")]
     found = [mixer for mixer in mixers if ":" in mixer]
     for text in _texts(config):
@@ -454,7 +454,7 @@ def _check_types(config: ConfigDict) -> None:
         for text in get(config, name):
             if not isinstance(text, str):
                 raise UserError(f"config.{name} holds {text!r}; expected texts, such as ('attention', 'gdn').")
-    if not config.model.pattern and not config.model.stack:
+    if not config.model.pattern:
         raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
     chunks, length = config.train.loss_chunks, config.data.seq_len
     if chunks > 0 and length % chunks:

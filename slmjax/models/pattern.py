@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +13,8 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import GROUPS
 from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
 
+BAR = "|"  # an element of the pattern: before the first bar blocks come once, behind the second too
+
 
 def from_config(config: ConfigDict, vocab_size: int, **resolved) -> Architecture:
     """The architecture of a whole config; `resolved` holds what depends on devices (compute, attention, unroll) and on the rows.
@@ -19,12 +22,12 @@ def from_config(config: ConfigDict, vocab_size: int, **resolved) -> Architecture
     Raises: UserError for a block that does not parse, a pattern that does not divide the layers, and sharing that does not fit them.
     """
     m = config.model
-    names = {f.name for f in dataclasses.fields(Architecture)} & set(m.keys()) - {"stack", "attention", "unroll", "vocab_size"}
+    names = {f.name for f in dataclasses.fields(Architecture)} & set(m.keys()) - {"attention", "unroll", "vocab_size"}
     fields = {name: m[name] for name in names}
     fields |= {"params": config.precision.params, "reductions": config.precision.reductions}
     fields["init_scales"] = _init_scales(m.multipliers)
     fields |= {"compute": "float32" if config.precision.compute == "auto" else config.precision.compute}
-    arch = Architecture(vocab_size=vocab_size, stack=_groups(m), **(fields | resolved))
+    arch = Architecture(vocab_size=vocab_size, stack=_stack(m.pattern, m.layers), **(fields | resolved))
     arch = dataclasses.replace(arch, stack=_shared(arch, m.share_kv))
     _check_lending(arch)
     return arch
@@ -39,6 +42,9 @@ def parse_block(text: str) -> Block:
     """
     if not isinstance(text, str):
         raise UserError(f"config.model.pattern: {text!r} is not a block, such as 'attention'.")
+    if BAR in text:
+        fault = "holds a bar, which is an element of its own"
+        raise UserError(f"config.model.pattern: '{text}' {fault}, as in 'attention', '|', 'gdn'.")
     names, *words = text.split() or [""]
     mixer, _, channel = names.partition("+")
     channel = channel or "mlp"
@@ -85,7 +91,8 @@ def share_keys(arch: Architecture, pattern: tuple[Block, ...], repeats: int, sha
     longer = math.lcm(*(share // math.gcd(share, count) for count in counts.values()))
     if repeats % longer:
         sharers = ", ".join(str(count * repeats) for count in counts.values())
-        raise UserError(f"config.model.share_kv is {share}, which does not divide the {sharers} attention layers of a kind and group.")
+        layers = f"the {sharers} attention layers of one kind in one part of the pattern"
+        raise UserError(f"config.model.share_kv is {share}, which does not divide {layers}.")
     blocks, seen = [], dict.fromkeys(counts, 0)
     for block, kind in zip(pattern * longer, kinds * longer):
         if kind:
@@ -106,7 +113,7 @@ def _check_lending(arch: Architecture) -> None:
             mixer = mixer_of(arch, block)
             if not set(mixer.borrowed()) <= lent:
                 raise UserError(
-                    "config.model.pattern: a block with borrows=True needs one before it, in the same "
+                    "config.model.pattern: a block with borrows=True needs one before it, in the same part of the "
                     "pattern, that has keys and values, and the same rope and window."
                 )
             lent |= set(mixer.lends())
@@ -123,24 +130,39 @@ def _shared(arch: Architecture, share: int) -> tuple:
     return tuple(share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack)
 
 
-def _groups(m: ConfigDict) -> tuple:
-    if m.stack:
-        return tuple(_group(entry) for entry in m.stack)
-    pattern = tuple(parse_block(b) for b in m.pattern)
+def _stack(pattern: Sequence[str], layers: int) -> tuple[tuple[tuple[Block, ...], int], ...]:
+    """Return (blocks, repeats) of each part of a pattern that has blocks.
+
+    Raises: UserError for a pattern that does not parse or does not divide the layers.
+    """
+    start, repeated, end = (tuple(map(parse_block, part)) for part in _parts(pattern))
+    once = len(start) + len(end)
+    repeats, rest = divmod(layers - once, len(repeated))
+    if rest or repeats < 1:
+        nearest_layers = sorted({once + max(1, n) * len(repeated) for n in (repeats, repeats + 1)})
+        others = f" without the {once} outside of the bars" if once else ""
+        fault = f"which{others} the pattern of {len(repeated)} does not divide"
+        raise UserError(f"config.model.layers is {layers}, {fault}; nearest: {nearest_layers}.")
+    return tuple(part for part in ((start, 1), (repeated, repeats), (end, 1)) if part[0])
+
+
+def _parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """(what comes once at the start, what repeats, what comes once at the end) of a pattern.
+
+    Raises: UserError for more than two bars, or nothing that repeats.
+    """
     if not pattern:
         raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
-    repeats, rest = divmod(m.layers, len(pattern))
-    if rest or not repeats:
-        options = [n * len(pattern) for n in (repeats, repeats + 1) if n]
-        raise UserError(f"config.model.layers is {m.layers}, which the pattern of {len(pattern)} does not divide; nearest: {options}.")
-    return ((pattern, repeats),)
-
-
-def _group(entry) -> tuple:
-    match entry:
-        case [[_, *_] as pattern, int(repeats)] if repeats > 0:
-            return tuple(parse_block(block) for block in pattern), repeats
-    raise UserError(f"config.model.stack: {entry!r} is not (pattern, repeats), such as (('attention', 'attention rope=False'), 4).")
+    bars = [place for place, element in enumerate(pattern) if element == BAR]
+    if len(bars) > 2:
+        raise UserError(f"config.model.pattern has {len(bars)} bars; expected at most two: start | repeated | end.")
+    first = bars[0] if bars else -1
+    last = bars[1] if len(bars) == 2 else len(pattern)
+    start, repeated, end = pattern[: max(first, 0)], pattern[first + 1 : last], pattern[last + 1 :]
+    if not repeated:
+        example = "'attention', '|', 'gdn'"
+        raise UserError(f"config.model.pattern has nothing behind its first bar; expected what repeats, as in {example}.")
+    return start, repeated, end
 
 
 def _init_scales(multipliers: ConfigDict) -> tuple:
