@@ -113,8 +113,8 @@ def _check_lending(arch: Architecture) -> None:
             mixer = mixer_of(arch, block)
             if not set(mixer.borrowed()) <= lent:
                 raise UserError(
-                    "config.model.pattern: a block with borrows=True needs one before it, in the same part of the "
-                    "pattern, that has keys and values, and the same rope and window."
+                    "config.model.pattern: a block with borrows=True needs one before it, in the same "
+                    "part of the pattern, that has keys and values, and the same rope and window."
                 )
             lent |= set(mixer.lends())
 
