@@ -104,9 +104,9 @@ def get_config(variant="attention"):
     c.train.steps, c.train.batch = 1526, 128
     c.train.optimizer, c.train.lr, c.train.warmup = "muon", 3e-3, 150
     c.eval.every, c.eval.tokens, c.eval.samples = 500, 1_000_000, 0
-    budget = sizes.parameters(from_config(c, c.model.vocab_size)).total
+    budget = sizes.parameters(from_config(config.freeze(c).model, c.model.vocab_size)).total
     c.model.pattern = PATTERNS[variant]
     c.model.share_kv = 2 if variant == "shared_keys" else 1
     c.model.share_blocks = 2 if variant == "shared_blocks" else 1
-    c.model.ff_width = sizes.ff_width_for(from_config(c, c.model.vocab_size), budget)
+    c.model.ff_width = sizes.ff_width_for(from_config(config.freeze(c).model, c.model.vocab_size), budget)
     return c

@@ -3,11 +3,10 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from slmjax.config import ModelConfig
 from slmjax.errors import UserError, nearest
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import GROUPS
@@ -16,19 +15,21 @@ from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
 BAR = "|"  # an element of the pattern: before the first bar blocks come once, behind the second too
 
 
-def from_config(config: ConfigDict, vocab_size: int, **resolved) -> Architecture:
-    """The architecture of a whole config; `resolved` holds what depends on devices (compute, attention, unroll) and on the rows.
+def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Architecture:
+    """Return the architecture that a config describes.
 
-    Raises: UserError for a block that does not parse, a pattern that does not divide the layers, and sharing that does not fit them.
+    Args:
+      vocab_size: rows of the embedding.
+      resolved: fields of Architecture that depend on devices (compute, attention, unroll, ...).
+    Raises: UserError for a block that does not parse, a pattern that does not divide the layers, and
+      sharing that does not fit them.
     """
-    m = config.model
-    names = {f.name for f in dataclasses.fields(Architecture)} & set(m.keys()) - {"attention", "unroll", "vocab_size"}
-    fields = {name: m[name] for name in names}
-    fields |= {"params": config.precision.params, "reductions": config.precision.reductions}
-    fields["init_scales"] = _init_scales(m.multipliers)
-    fields |= {"compute": "float32" if config.precision.compute == "auto" else config.precision.compute}
-    arch = Architecture(vocab_size=vocab_size, stack=_stack(m.pattern, m.layers), **(fields | resolved))
-    arch = dataclasses.replace(arch, stack=_shared(arch, m.share_kv))
+    names = {field.name for field in dataclasses.fields(Architecture)}
+    names &= {field.name for field in dataclasses.fields(ModelConfig)}
+    chosen = {name: getattr(model, name) for name in names - {"vocab_size", "attention", "unroll"}}
+    chosen["init_scales"] = _init_scales(model.multipliers)
+    arch = Architecture(vocab_size=vocab_size, stack=_stack(model.pattern, model.layers), **(chosen | resolved))
+    arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))
     _check_lending(arch)
     return arch
 
@@ -165,8 +166,8 @@ def _parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequen
     return start, repeated, end
 
 
-def _init_scales(multipliers: ConfigDict) -> tuple:
-    for name, of in multipliers.to_dict().items():
+def _init_scales(multipliers: Mapping[str, Any]) -> tuple:
+    for name, of in multipliers.items():
         if name not in GROUPS:
             raise UserError(f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(GROUPS))}.{nearest(name, GROUPS)}")
         numbers = isinstance(of, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in of.values())

@@ -212,7 +212,7 @@ def test_layers_share_keys_and_values_within_their_part_of_the_pattern():
     config = configs.base()
     pattern = ("attention", "attention", "|", "gdn", "attention", "|", "gdn")
     config.model.update({"pattern": pattern, "layers": 7, "share_kv": 2})
-    arch = from_config(config, 256)
+    arch = from_config(configs.freeze(config).model, 256)
     letters = [[b.mixer[0] if b.mixer != "attention" else "a" if b.options else "A" for b in blocks] for blocks, _ in arch.stack]
     assert ["".join(part) for part in letters] == ["Aa", "gAga", "g"] and [repeats for _, repeats in arch.stack] == [1, 1, 1]
 
@@ -232,4 +232,4 @@ def test_sharing_that_does_not_fit_is_refused(model, sentence):
     config = configs.base()
     config.model.update(model)
     with pytest.raises(UserError, match=sentence):
-        from_config(config, 256)
+        from_config(configs.freeze(config).model, 256)
