@@ -75,9 +75,9 @@ def make(old: Path, kind: str, folder: Path) -> dict:
     }
 
 
-def call(old: Path, folder: Path, *words: str) -> str:
-    """Run Python with the old commit's slmjax; returns its stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(old), "JAX_PLATFORMS": "cpu"}
+def call(checkout: Path, folder: Path, *words: str) -> str:
+    """Run Python with a checkout's slmjax on one device and one thread, as bits depend on both; returns its stdout."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(), "NPROC": "1"}
     ran = subprocess.run([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     if ran.returncode not in (0, -9):
         raise SystemExit(f"{words} ended with {ran.returncode}")
@@ -127,8 +127,12 @@ def where() -> dict[str, str]:
 
     x = np.random.default_rng(0).normal(size=(33, 17)).astype(np.float32)
     arrays = [np.asarray(a) for a in jax.tree.leaves([jax.jit(jax.grad(lambda x: sum(a.sum() for a in rounds(x))))(x), jax.jit(rounds)(x)])]
-    flags = " ".join(sorted(os.environ.get("XLA_FLAGS", "").split()))
-    return {"jaxlib": version("jaxlib"), "flags": flags, "rounding": _sum({str(i): a for i, a in enumerate(arrays)})}
+    return {"jaxlib": version("jaxlib"), "flags": flags(), "rounding": _sum({str(i): a for i, a in enumerate(arrays)})}
+
+
+def flags() -> str:
+    """XLA's flags but for the number of devices."""
+    return " ".join(flag for flag in sorted(os.environ["XLA_FLAGS"].split()) if "device_count" not in flag)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from slmjax import generate, launch
+from slmjax import generate
 from tests import runs
 from tests.saved import make
 
@@ -31,12 +31,12 @@ def test_a_run_of_ed18125_generates_the_same_text(kind, capsys):
     assert capsys.readouterr().out == EXPECTED[kind]["generated"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_of_ed18125_goes_on_to_the_same_end(kind, workdir, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", make.KINDS)
+def test_a_run_of_ed18125_goes_on_to_the_same_end(kind, workdir):
     """To the last bit where everything is as it was made: another XLA or CPU adds in another order."""
-    monkeypatch.setattr("slmjax.train.loop.write_report", lambda *_, **__: "report.html")
-    assert launch.main([f"--config=recipe.py:{kind}", "--workdir=run"]) == 0
-    assert f"goes on from step {make.SAVED}" in capsys.readouterr().out
+    out = make.call(runs.ROOT, workdir.parent, "-m", "slmjax.launch", f"--config=recipe.py:{kind}", "--workdir=run")
+    assert f"goes on from step {make.SAVED}" in out
     losses = dict(zip(*runs.losses(workdir)))
     found = [losses[step] for step in range(make.SAVED + 1, make.END + 1)]
     assert found == pytest.approx(EXPECTED[kind]["losses"], rel=1e-3)
