@@ -21,8 +21,9 @@ applied twice, so it has twice the FLOPs.
 
 Learning rates (one H200, jax 0.11.2, 2026-11-30, commits ed18125, df75d4d and b54da27). Bits per
 byte on 935 held-out documents of the six domains. 0.003 is from the next table (2026-11-29).
-Figures with a star are means of two seeds (gdn's with its repeated seed 0), the others are seed 0. Difference: at the best rate, to
-attention at 0.006, with the 95 % interval of `compare`, which includes the noise of seeds:
+Figures with a star are means of two seeds (gdn's with its repeated seed 0), the others are seed 0.
+Difference: at the best rate, to attention at 0.006, with the 95 % interval of `compare`, which
+includes the noise of seeds:
 
     mixer      0.003   0.006    0.012    0.024    best   difference
     attention  1.1896  1.1752*  1.1751*  1.2068*  0.006
@@ -32,8 +33,8 @@ attention at 0.006, with the 95 % interval of `compare`, which includes the nois
     gdn        1.2316  1.2008   1.1920   1.1917*  0.024  +0.0165 (+0.0131 to +0.0194)
     gla        1.3258  1.3034   1.2883   1.2832*  0.024  +0.1080 (+0.0980 to +0.1172)
 
-The standard deviation of two seeds was 0.0001 to 0.0017 where the rate suits the mixer (gla 0.0048),
-and 0.022 for attention at 0.024, without a skipped step.
+The standard deviation of two seeds was 0.0001 to 0.0017 where the rate suits the mixer (gla
+0.0048), and 0.022 for attention at 0.024, without a skipped step.
 
 The best rates of attention, hybrid and kda lie between two others that ran. Attention's two rates
 cannot be told apart (-0.0001, -0.0024 to +0.0021), so its best is about there. From 0.012 to 0.024
@@ -106,5 +107,6 @@ def get_config(variant="attention"):
     c.model.pattern = PATTERNS[variant]
     c.model.share_kv = 2 if variant == "shared_keys" else 1
     c.model.share_blocks = 2 if variant == "shared_blocks" else 1
-    c.model.ff_width = sizes.ff_width_for(from_config(config.freeze(c).model, c.model.vocab_size), budget)
+    arch = from_config(config.freeze(c).model, c.model.vocab_size)
+    c.model.ff_width = sizes.ff_width_for(arch, budget)
     return c
