@@ -136,7 +136,7 @@ def _stack(pattern: Sequence[str], layers: int) -> tuple[tuple[tuple[Block, ...]
 
     Raises: UserError for a pattern that does not parse or does not divide the layers.
     """
-    start, repeated, end = (tuple(map(parse_block, part)) for part in _parts(pattern))
+    start, repeated, end = (tuple(map(parse_block, part)) for part in parts(pattern))
     once = len(start) + len(end)
     repeats, rest = divmod(layers - once, len(repeated))
     if rest or repeats < 1:
@@ -147,8 +147,8 @@ def _stack(pattern: Sequence[str], layers: int) -> tuple[tuple[tuple[Block, ...]
     return tuple(part for part in ((start, 1), (repeated, repeats), (end, 1)) if part[0])
 
 
-def _parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """(what comes once at the start, what repeats, what comes once at the end) of a pattern.
+def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Return (what comes once at the start, what repeats, what comes once at the end) of a pattern.
 
     Raises: UserError for more than two bars, or nothing that repeats.
     """
