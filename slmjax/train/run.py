@@ -129,8 +129,8 @@ def build(
         if state is None:
             state = program.init()
             if init_from:
-                params, meta["parents"], damaged = resume.inherit(init_from, program.shapes.params, meta["tokenizer"])
-                state = dataclasses.replace(state, params=params)
+                arguments = init_from, state, program.shapes, program.declared[1], meta["tokenizer"]
+                state, meta["parents"], damaged = resume.inherit(*arguments)
         with goodput.spent("compile"):
             steps = compile_all(program, task, start, state)
     facts = builder.facts(task)

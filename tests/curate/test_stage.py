@@ -339,13 +339,15 @@ def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded
 
 
 @pytest.mark.parametrize("word, told", [
-    ("--config.curate.treshold=0.7", "Did you mean 'curate.threshold'"), ("--config.curate.threshold=high", "threshold=high: expected a value like 0.75 (float)"),
+    ("--config.curate.treshold=0.7", "Did you mean 'curate.threshold'"),
+    ("--config.curate.threshold=high", "threshold=high: expected a value like 0.75 (float)"),
     ("--config.curate.threshold=1.5", "at most 1"), ("--config.curate.rules.others=gofer_quality", "no quality rule 'gofer_quality'"),
     ("--config.curate.rules.boks=c4", "names 'boks'"), ("--config.curate.languages.boks=en", "Did you mean 'books'"),
     ("--config.curate.languages=en", "such as languages.web=en"), ("--config.curate.rules.web=3", "rules.web is 3; expected names"),
     ("--config.curate.max_dropped=0", "max_dropped is 0"), ("--config.data.sources={}", "data.sources is empty"),
     ("--workdir=gs://bucket/run", "folder of this machine"), ("--init_from=runs/tiny", "--init_from"),
-    ("--config.curate.index=configs", "no index"), ("--config.curate.rows=99999999", "rows is 99999999; it must be positive, and 250 at most"),
+    ("--config.curate.index=configs", "no index"),
+    ("--config.curate.rows=99999999", "rows is 99999999; it must be positive, and 250 at most"),
     ("--config.curate.samples=-1", "samples is -1; it must not be negative"),
     ("--config.curate.languages.web=english", "Did you mean 'en'?"),
     ("--config.data.sources.web.heldout=h.jsonl", "data.sources.web.heldout: the stage curate reads no held-out files"),
