@@ -74,7 +74,7 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, tru
     if text and not trained_with:
         raise UserError(f"'{root}' was trained by the task '{config.task}', which has no tokenizer, so the model reads and writes no text.")
     tokenizer = _tokenizer(root, step, trained_with) if trained_with else None
-    vocab_size = tokenizer.vocab_size if tokenizer else checkpoints.shapes(step)["embedding"][0]
+    vocab_size = tokenizer.vocab_size if tokenizer else checkpoints.shapes(step, "params")["embedding"].shape[0]
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     arch, _ = resolve(config.model, config.precision, mesh, vocab_size, config.train.deterministic)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
