@@ -15,6 +15,7 @@ from slmjax.errors import UserError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+TURN_END_NAMES = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # of ChatML, Llama 3 and Gemma
 HOSTILE = "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 \u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
 """What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
 AT_ONCE = 4  # pieces
@@ -44,6 +45,9 @@ class Tokenizer:
         if not names:
             raise UserError(f"data.tokenizer: {where} has no end-of-text among its special tokens (looked for {', '.join(EOT_NAMES)}).")
         self.eot: int = self._special[names[0]]
+        turns = (self._special[name] for name in TURN_END_NAMES if name in self._special)
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys((self.eot, *turns)))
+        """The ids that end a document or a turn, and so a completion: the end of text first."""
         self._byte_level = _check_bytes(self._json, where)
         splitter = self._library.pre_tokenizer
         words = splitter.pre_tokenize_str("it is\nso") if splitter else []
