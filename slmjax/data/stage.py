@@ -10,6 +10,7 @@ from slmjax.data.loader import BatchPlan
 from slmjax.data.mixture import check_phases
 from slmjax.data.prepare import Prepared, prepare, summary
 from slmjax.data.sources import parse_sources
+from slmjax.data.tokenizer import EOT, SPECIAL, load
 from slmjax.errors import ANEW, UserError
 from slmjax.readable import said_if_long
 
@@ -53,7 +54,21 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
         data.tokenizer = str(tokenizer)
     check_phases(config.data.phases, [source.name for source in parse_sources(data.sources)])
     with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
-        return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
+        host = {"process_index": process, "process_count": processes}
+        return prepare(data, seed=SEED, cache=cache, special=special_tokens(workdir), **host)
+
+
+def special_tokens(workdir: str) -> tuple[str, ...]:
+    """Special tokens of the tokenizer that a run trains: all of SPECIAL, or those that it began with.
+
+    A run that began before ids were reserved has the end of text only, and goes on so.
+    """
+    try:
+        ids = load(f"{workdir}/tokenizer.json").special
+    except UserError:  # a new run, or a file that the run writes anew
+        return tuple(SPECIAL)
+    names = tuple(sorted(ids, key=ids.get))
+    return names if names[0] == EOT else tuple(SPECIAL)  # another first one: not trained here
 
 
 def batch_plan(config: ConfigDict, prepared: Prepared, cuts: tuple[int, int] | None = None) -> BatchPlan:
