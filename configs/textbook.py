@@ -18,27 +18,13 @@ from slmjax import config
 def get_config():
     c = config.base()
     c.stage = "synthesize"
+    # `python -m slmjax.launch --help` lists every setting; these say who writes, and how much.
     s = c.synthesize
-    s.teacher = "program"  # program (embedded), openai (any OpenAI-compatible endpoint), checkpoint (of the run --init_from)
+    s.teacher = "program"  # or openai (any OpenAI-compatible endpoint), or checkpoint (of the run --init_from)
     s.model = ""  # openai: the model that the endpoint serves, for example meta-llama/Llama-3.1-70B-Instruct
     s.base_url = ""  # openai: http://127.0.0.1:8000/v1 for a vLLM server of your own; empty: OpenAI; the key is $OPENAI_API_KEY
-    # openai: what the endpoint calls a parameter, "" where it has none, for example
-    # {"max_tokens": "max_completion_tokens", "seed": ""}
-    s.names = {}
-    s.licence = ""  # note on every document; empty: what the teacher says of itself
     s.documents = 3600  # to ask for; more later keep the earlier ones
-    s.shard = 10_000  # documents in a file
     s.topics = ""  # a file with a topic on each line, "subject > area > topic" or any text; empty: all that the teacher knows
-    s.audiences = ("children", "students", "undergraduates", "adults")  # or descriptions of your own
-    s.formats = ("section", "problems", "reasoning", "faq", "table", "dialogue")
-    s.passages = ""  # openai: text from which a piece is put into each prompt, as data.sources has it; empty: none
-    s.max_tokens, s.temperature, s.top_p = 1500, 0.8, 0.95  # of an answer
-    s.concurrent = 64  # requests that are open at once
-    s.per_minute = 0.0  # most requests a minute; 0: no limit
-    s.retries = 5  # times that a failed request is asked again
-    s.timeout = 300.0  # seconds for one answer
     s.tokens, s.cost = 0, 0.0  # budget in tokens and dollars, all starts together; 0: no limit
     s.price = (0.0, 0.0)  # dollars for a million tokens of prompts and of answers
-    s.journal = ""  # a local folder; empty: journal/ in the work directory
-    s.copies = ""  # a folder, local or gs://, that gets the journal's new events every minute; empty: none, or journal/ in a gs:// workdir
     return c

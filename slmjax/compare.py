@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax import cli
+from slmjax.config import FIELDS, as_today
 from slmjax.data.remote import work_place
 from slmjax.data.work import write_atomic
 from slmjax.errors import ANEW, UserError, first_line, nearest
@@ -20,8 +21,8 @@ from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bo
 from slmjax.readable import count, flatten
 from slmjax.train import metrics
 
-BOOKKEEPING = ("seed", "log.", "checkpoint.", "eval.", "data.cache", "data.workers", "train.deterministic")
-"""Config fields that decide nothing about what is learned, except by chance: runs that differ only here are repetitions of one config."""
+REPETITIONS = tuple(field.name for field in FIELDS.values() if field.affects in ("chance", "bookkeeping"))
+"""Config fields that decide nothing about what is learned, except by chance."""
 
 CURVES = (
     ("train/loss", "Training loss", "nats per token"),
@@ -137,6 +138,7 @@ def load(workdir: str, name: str) -> Run:
         fields = json.loads(config.read_text("utf-8"))
         if not isinstance(fields, dict):
             raise ValueError("config.json holds no object")
+        fields = flatten(as_today(fields))
         heldout = _scores(scores.read_bytes())
     except OSError:
         raise
@@ -144,7 +146,7 @@ def load(workdir: str, name: str) -> Run:
         raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({first_line(error)}).") from error
     if not heldout:
         raise UserError(_nothing_held_out(workdir))
-    return Run(name, flatten(fields), records, heldout)
+    return Run(name, fields, records, heldout)
 
 
 def _held_out_nothing(records: metrics.Records) -> bool:
@@ -169,10 +171,10 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Indices of the runs, those of one config together: they differ in the seed and other `BOOKKEEPING` only. The first run's is first."""
+    """Indices of the runs, those of one config together: they differ in `REPETITIONS` only. The first run's is first."""
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
-        deciding = {name: value for name, value in config.items() if not name.startswith(BOOKKEEPING)}
+        deciding = {name: value for name, value in config.items() if name not in REPETITIONS}
         groups.setdefault(json.dumps(deciding, sort_keys=True), []).append(index)
     return list(groups.values())
 

@@ -1,10 +1,12 @@
 """The one exception that is meant for the person at the keyboard: a mistake that one sentence explains."""
 
 import difflib
+import importlib
 import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
+from typing import Any
 
 _LIBRARY = tuple(os.path.join(os.path.realpath(folder), "") for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"]))
 ANEW = "the command that trained the run, started again, writes it anew"  # advice on a file that somebody has deleted
@@ -38,6 +40,27 @@ def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
         frames.append((error.filename, error.lineno or 0))
     own = [(file, line) for file, line in frames if _is_the_users(file)]
     return own[-1] if own else None
+
+
+def users_error(error: BaseException) -> str:
+    """Return what an error of the user's own code says, with its place: "'a.py', line 3: KeyError: x"."""
+    place = line_of_the_user(error)
+    where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
+    return where + first_line(error).rstrip(".")
+
+
+def imported(name: str, what: str) -> Any:
+    """Return what an import path "module:name" names.
+
+    Args:
+      what: how an error begins, such as "config.model.pattern names the mixer".
+    Raises: UserError where the path leads nowhere or the module fails.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the user's own module runs here
+        raise UserError(f"{what} '{name}': {users_error(error)}.") from error
 
 
 def _is_the_users(file: str) -> bool:

@@ -24,8 +24,6 @@ STAGES = {
     "recall": "slmjax.studies.recall:run",
 }
 
-STAGE_OF = {"synthesize": "synthesize", "curate": "curate", "study": "recall"}  # groups that one stage reads
-
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
   --config=PATH          a recipe, for example configs/tiny.py (PATH:WORD hands WORD to it), or a run's config.json
@@ -149,8 +147,8 @@ def parent(options: dict[str, str]) -> str:
     return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
 
 
-def make_config(options: dict[str, str], assignments: list[str]):
-    """The recipe with --params and the overrides applied, checked."""
+def make_config(options: dict[str, str], assignments: list[str]) -> configs.Config:
+    """Return the recipe with --params and the overrides applied, checked."""
     config = configs.override(configs.load(options["config"], trusted(options)), assignments)
     if "params" in options:
         from slmjax.models.sizes import parse_params, reshape
@@ -163,9 +161,10 @@ def make_config(options: dict[str, str], assignments: list[str]):
         raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(STAGES)}.{nearest(config.stage, STAGES)}")
     for word in assignments:
         group = word.partition(".")[0]
-        if group in STAGE_OF and STAGE_OF[group] != config.stage:
-            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {STAGE_OF[group]} reads it; this is {config.stage}.")
-    return configs.validate(config)
+        of = configs.STAGE_OF.get(group, config.stage)
+        if of != config.stage:
+            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {of} reads it; this is {config.stage}.")
+    return configs.freeze(config)
 
 
 def check_stage(workdir: str, stage: str) -> None:

@@ -30,7 +30,7 @@ def _run(argv: list[str]) -> int:
         raise UserError(f"--config: the stage of this recipe is '{config.stage}'; expected a recipe that trains.")
     workdir = Path(work_directory(options))
     check_writable(str(workdir))
-    plan = batch_plan(config, prepared_text(config, str(workdir), init_from=parent(options)))
+    plan = batch_plan(config, prepared_text(config.data, str(workdir), init_from=parent(options)))
     for name, sentence in shares.told(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"

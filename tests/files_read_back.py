@@ -5,6 +5,7 @@ user's command does.
 """
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -463,7 +464,7 @@ KINDS["embedded textbook"] = Kind(lambda folder: _textbook(folder) and None, _te
 def _recall_config() -> Any:
     from slmjax import config as configs
 
-    return configs.load(str(ROOT / "configs" / "studies" / "recall.py"))
+    return configs.freeze(configs.load(str(ROOT / "configs" / "studies" / "recall.py")))
 
 
 def _recall(folder: Path) -> None:
@@ -530,7 +531,7 @@ def _loaded(folder: Path) -> Any:
     from slmjax.train import resume
 
     checkpoints = Checkpoints(folder / "run")
-    start = resume.decide(checkpoints, configs.load(str(folder / "other" / "config.json")))
+    start = resume.decide(checkpoints, configs.freeze(configs.load(str(folder / "other" / "config.json"))))
     resume.lineage(checkpoints, start, "")
     with contextlib.suppress(UserError):
         resume.parents(str(folder / "run"))
@@ -555,11 +556,11 @@ def _recipe(folder: Path) -> Any:
     from slmjax.train import run
 
     config = launch.make_config({"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"])
-    mesh = make_mesh(config.mesh.to_dict())
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     run.check_batch(config, mesh)
-    prepared = prepared_text(config, str(folder / "new"))
+    prepared = prepared_text(config.data, str(folder / "new"))
     batch_plan(config, prepared)
-    arch, _ = resolve(config, mesh, prepared.tokenizer.vocab_size)
+    arch, _ = resolve(config.model, config.precision, mesh, prepared.tokenizer.vocab_size)
     jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
     return configs.to_json(config)
 

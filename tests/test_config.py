@@ -1,5 +1,6 @@
 """The config: recipes, overrides and validation, and the sentence that each mistake gets."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -9,38 +10,87 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax import config as configs
+from slmjax.config.fields import AFFECTS
 from slmjax.errors import UserError
 
-LEAVES = dict(configs.fields(configs.FIELDS))
+LEAVES = configs.FIELDS
 
 
 def set_to(*assignments):
-    """The base config with overrides, checked."""
-    return configs.validate(configs.override(configs.base(), assignments))
+    """The base config with overrides, after it was checked."""
+    config = configs.override(configs.base(), assignments)
+    configs.freeze(config)
+    return config
 
 
 def test_every_field_is_documented_and_the_base_config_is_valid():
-    config = configs.validate(configs.base())
+    assert configs.freeze(configs.base()) == configs.Config()
     text = configs.help_text()
-    for name, (default, meaning) in LEAVES.items():
-        assert f"--config.{name}=" in text and meaning in text
-        assert type(configs.get(config, name)) is type(default)
+    for name, field in LEAVES.items():
+        assert f"--config.{name}=" in text and field.meaning in text
+        assert field.affects in AFFECTS
 
 
 PHASES = "data.phases=[{'until': 0.5, 'weights': {'a': 1.0}}, {'until': 1.0, 'weights': {'b': 1.0}, 'ramp': 0.2}]"
 
 
-def test_there_are_at_most_eighty_fields():
-    assert len(LEAVES) <= 80
+def test_training_has_at_most_eighty_fields():
+    assert len([name for name in LEAVES if name.partition(".")[0] not in configs.STAGE_OF]) <= 80
 
 
 def test_a_saved_config_comes_back_equal():
     config = set_to("model.pattern=('attention', 'attention rope=False')", PHASES, "seed=3")
     config.data.sources = {"a": {"path": "x.txt", "weight": 0.5, "max_epochs": 2.5, "score": "-quality"}}
     config.model.multipliers = {"matrix": {"lr": 0.5}}
-    saved = json.loads(configs.to_json(config))
-    assert configs.to_dict(configs.from_dict(saved)) == configs.to_dict(config)
-    assert configs.from_dict({**saved, "gone": 1, "train": {**saved["train"], "gone_too": 2}}).train.steps == config.train.steps
+    frozen = configs.freeze(config)
+    assert configs.freeze(configs.from_dict(json.loads(configs.to_json(frozen)))) == frozen
+
+
+def test_a_saved_config_holds_the_groups_of_its_stage():
+    assert not configs.STAGE_OF.keys() & configs.to_dict(configs.Config()).keys()
+    saved = configs.to_dict(configs.Config(stage="curate", curate=configs.CurateConfig(ngram=7)))
+    assert saved["curate"]["ngram"] == 7 and "study" not in saved
+    assert configs.from_dict(saved).curate.ngram == 7
+
+
+def test_a_frozen_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        configs.Config().train.steps = 3
+
+
+def test_a_removed_field_loads_with_the_value_that_holds_now_and_is_refused_by_name_with_another():
+    saved = configs.to_dict(configs.Config())
+    del saved["format"]  # as before there was a number
+    saved["model"] |= {"norm_eps": 1e-6, "stack": []}
+    saved["train"]["loss_chunks"] = 0
+    assert configs.freeze(configs.from_dict(saved)) == configs.Config()
+    saved["train"]["loss_chunks"] = 4
+    with pytest.raises(UserError, match=r"config\.train\.loss_chunks is 4; the field .* was removed: it is now always 0"):
+        configs.from_dict(saved)
+    assert configs.freeze(configs.override(configs.base(), ["train.b1=0.9"])) == configs.Config()
+    with pytest.raises(UserError, match=r"--config\.train\.b1: the field config\.train\.b1 was removed: it is now always 0\.9"):
+        configs.override(configs.base(), ["train.b1=0.8"])
+
+
+def test_a_field_that_is_unknown_is_refused_in_a_saved_config():
+    saved = configs.to_dict(configs.Config())
+    saved["train"]["stepps"] = 3
+    with pytest.raises(UserError, match=r"no field config\.train\.stepps\. Did you mean 'train\.steps'"):
+        configs.from_dict(saved)
+
+
+def test_a_config_of_a_newer_format_is_refused():
+    with pytest.raises(UserError, match="format 99; this version of slmjax reads up to"):
+        configs.from_dict(configs.to_dict(configs.Config()) | {"format": 99})
+
+
+def test_a_field_that_a_saved_config_lacks_has_the_value_that_held_before_it_was_there(monkeypatch):
+    saved = configs.to_dict(configs.Config())
+    del saved["train"]["z_loss"]
+    assert configs.from_dict(saved).train.z_loss == 0.0
+    monkeypatch.setitem(configs.FIELDS, "train.z_loss", configs.FIELDS["train.z_loss"]._replace(before=1e-4))
+    assert configs.from_dict(saved).train.z_loss == 1e-4
+    assert configs.as_today(saved)["train.z_loss"] == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -113,10 +163,9 @@ MISTAKES = {
     "train.lr=fast": "expected a value like 0.003 (float)",
     "model.tied=1": "expected a value like True (bool)",
     "model.pattern=3": "expected a value like ('attention',) (tuple)",
-    "model.multipliers=3": "expected {'matrix': {'lr': 0.5}}",
-    "model.pattern=": "config.model.pattern is empty",
-    "model.pattern=('attention', 3)": "config.model.pattern holds 3",
-    "train.loss_chunks=3": "config.train.loss_chunks is 3; it must divide config.data.seq_len, 128",
+    "model.multipliers=3": "expected {group: {init, lr, decay}}",
+    "model.pattern=": "config.model.pattern is (); it must name at least one entry",
+    "model.pattern=('attention', 3)": "expected texts, such as ('attention', 'gdn')",
     "seed": "write --config.seed=VALUE",
     "train.optimizer=muonn": "can be adamw, muon. Did you mean 'muon'?",
     "data.packing=fit": "can be best_fit, concat",
@@ -124,17 +173,12 @@ MISTAKES = {
     "train.steps=-5": "config.train.steps is -5; it must be positive",
     "data.heldout=1": "config.data.heldout is 1.0; it must be at least 0 and less than 1",
     "model.kv_heads=3": "config.model.kv_heads is 3; it must divide config.model.heads, 4",
-    "model.head_dim=33": "needs an even number",
+    "model.head_dim=33": "config.model.head_dim is 33; it must be positive and even",
     "train.microbatches=5": "it must divide config.train.batch, 64",
     "train.warmup=900": "exceed config.train.steps, 1000; for so short a run, --config.train.warmup=100.",
-    "data.tokenizer=/none/tokenizer.json": "there is no file '/none/tokenizer.json'",
-    "mesh.sequence=2": "config.mesh.sequence is reserved",
+    "mesh.sequence=2": "config.mesh.sequence is 2; it must be 1 in this version: the axis is reserved",
     "log.profile=abc": "expected first:last",
     "log.profile=5": "expected first:last",
-    "data.phases=[{'until': 1.0, 'weights': {'a': 1}, 'ramp': 0.1}]": "config.data.phases[0].ramp is 0.1; expected 0 to 0",
-    "data.phases=[{'until': 0.7, 'weights': {'a': 1}}]": "config.data.phases end at 0.7 of the run; expected increasing shares, the last",
-    "data.phases=[{'until': 1.0, 'weights': {'a': 'x'}}]": "config.data.phases[0] gives 'a' the weight 'x'; expected",
-    "data.phases=[{'until': 1.0, 'weights': {'a': nan}}]": "expected a value like () (tuple)",
     "model.pattern=['attention'": "expected a value like ('attention',) (tuple)",
     "log.profile=7:5": "expected first:last",
     "data.workers=-1": "config.data.workers is -1; it must not be negative",
@@ -166,8 +210,8 @@ def test_the_warmup_that_a_shortened_run_is_advised_to_take_is_accepted(steps, d
     config = configs.base()
     config.train.steps, config.train.decay, config.train.warmup = steps, decay, steps + 1
     with pytest.raises(UserError) as error:
-        configs.validate(config)
-    configs.validate(configs.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
+        configs.freeze(config)
+    configs.freeze(configs.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
 
 
 @given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
@@ -178,7 +222,7 @@ def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
         assert name in str(error) or name == "data.sources"
         return
     try:
-        configs.validate(config)
+        configs.freeze(config)
     except UserError as error:
         assert "config." in str(error)
 
@@ -189,6 +233,7 @@ RECIPES = {
     "def get_config(): return 3": "returned int",
     "def get_config(:": "line 1: invalid syntax",
     _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
+    _RECIPE.format("c.train.b1 = 0.8"): "line 6: the field config.train.b1 was removed: it is now always 0.9",
     _RECIPE.format("c.model.width = 'a'"): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
     _RECIPE.format("c.model.pattern = 'attention'"): "the field 'pattern' is set to attention (str); expected a value of the type tuple.",
     _RECIPE.format("c.data.sources = 'a.txt'"): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",
@@ -235,7 +280,7 @@ JSON = {
 def test_a_config_json_that_is_none_is_said_to_be(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError) as error:
-        configs.validate(configs.load(str(tmp_path / "config.json")))
+        configs.freeze(configs.load(str(tmp_path / "config.json")))
     assert JSON[content] in str(error.value) and "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -251,9 +296,9 @@ def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path
 
 FOREIGN = {
     "model.pattern=stranger:Mixer+none heads=2": "stranger:Mixer",
-    "model.stack=[(('attention', 'stranger:Mixer'), 4)]": "stranger:Mixer",
     "model.pattern=attention+stranger:Experts": "stranger:Experts",
     "data.sources=web=seqio://stranger/task": "seqio://stranger/task",
+    "data.sources.web.reader=stranger:read": "stranger:read",
     "synthesize.passages=seqio://stranger/task": "seqio://stranger/task",
     "study.variants={'attention': ('attention',), 'odd': ('stranger:Mixer',)}": "stranger:Mixer",
     "curate.beam=--runner=stranger.Runner": "--runner=stranger.Runner",
@@ -266,22 +311,25 @@ def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imp
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
     config = configs.base()
-    if assignment.startswith("data.sources"):
+    if assignment.startswith("data.sources="):
         config.data.sources = {"web": {"path": ("seqio://stranger/task",)}}
     else:
+        config.data.sources = {"web": {"path": "a.csv"}}
         configs.override(config, [assignment])
-    file, name = tmp_path / "config.json", FOREIGN[assignment]
-    file.write_text(configs.to_json(config))
+    group, name, file = assignment.partition(".")[0], FOREIGN[assignment], tmp_path / "config.json"
+    config.stage = configs.STAGE_OF.get(group, "train")
+    frozen = configs.freeze(config)
+    file.write_text(configs.to_json(frozen))
     with pytest.raises(UserError) as error:
         configs.load(str(file), ["other:Mixer"])
     assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={shlex.quote(name)}" in str(error.value)
     assert "--runner" in name or str(tmp_path / "stranger.py") in str(error.value)
     assert "stranger" not in sys.modules
-    assert configs.to_dict(configs.load(str(file), [name])) == configs.to_dict(config)
+    assert configs.freeze(configs.load(str(file), [name])) == frozen
 
 
 def test_a_runner_of_beam_itself_needs_no_trust(tmp_path):
-    (tmp_path / "config.json").write_text(configs.to_json(set_to("curate.beam=--runner=DirectRunner")))
+    (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(set_to("stage=curate", "curate.beam=--runner=DirectRunner"))))
     assert configs.load(str(tmp_path / "config.json")).curate.beam == "--runner=DirectRunner"
 
 
@@ -299,7 +347,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_value_of_another_type_in_a_saved_config_is_named(name, tmp_path):
-    saved = configs.to_dict(configs.base())
+    saved = configs.to_dict(configs.Config())
     group, _, leaf = name.partition(".")
     if leaf:
         saved[group][leaf] = WRONG[name]
@@ -307,12 +355,12 @@ def test_a_value_of_another_type_in_a_saved_config_is_named(name, tmp_path):
         saved[group] = WRONG[name]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError) as error:
-        configs.validate(configs.load(str(tmp_path / "config.json")))
+        configs.freeze(configs.load(str(tmp_path / "config.json")))
     assert (name in str(error.value) or "config.json" in str(error.value)) and "\n" not in str(error.value)
 
 
 def test_a_work_directorys_config_is_a_recipe(tmp_path):
-    (tmp_path / "config.json").write_text(configs.to_json(set_to("model.width=96")))
+    (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(set_to("model.width=96"))))
     assert configs.load(str(tmp_path / "config.json")).model.width == 96
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json"):
@@ -320,7 +368,7 @@ def test_a_work_directorys_config_is_a_recipe(tmp_path):
 
 
 def test_a_config_without_a_group_of_fields_is_none_of_a_run(tmp_path):
-    saved = json.loads(configs.to_json(configs.base()))
+    saved = json.loads(configs.to_json(configs.Config()))
     del saved["data"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError, match=r"config\.json' is no config of a run; it has no 'data'"):

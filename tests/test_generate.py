@@ -15,7 +15,7 @@ import pytest
 from slmjax import launch
 from slmjax.bench import __main__ as bench
 from slmjax.checkpoint import Checkpoints
-from slmjax.config import base, to_dict
+from slmjax.config import base, freeze, to_dict
 from slmjax.data.tokenizer import EOT, train_bpe
 from slmjax.generate import main, parse, read_prompts
 from slmjax.infer.engine import Completion, Engine
@@ -32,12 +32,12 @@ def workdir(corpus, tmp_path_factory):  # with `corpus`, compiled programs are k
     config.model.layers, config.data.seq_len = 1, 20
     tokenizer = train_bpe(["a b c d e f"], 260, (EOT,))  # as that of an older run
     tokenizer.save(folder / "tokenizer.json")
-    arch = from_config(config, 384)
+    arch = from_config(freeze(config).model, 384)
     shapes = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(str(folder))
     for step in (30, 40):
-        checkpoints.save(step, {"params": params}, {"config": to_dict(config), "tokenizer": tokenizer.sha256})
+        checkpoints.save(step, {"params": params}, {"config": to_dict(freeze(config)), "tokenizer": tokenizer.sha256})
     checkpoints.wait()
     checkpoints.close()
     return types.SimpleNamespace(path=str(folder), engine=Engine(arch, params, {}, tokenizer))

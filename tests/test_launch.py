@@ -49,7 +49,7 @@ OPTIONS = {
     "--config=RECIPE --config.stage=recall --process=0 --processes=2": "takes no --processes",
     "--config=RECIPE --params=big": "big",
     "--config=RECIPE --params=10m --config.model.layers=4": "--params=10m decides config.model.layers, which is given too",
-    "--config=RECIPE --config.curate.languages=en": "--config.curate.languages: only the stage curate reads it; this is train.",
+    "--config=RECIPE --config.curate.languages.web=en": "--config.curate.languages.web: only the stage curate reads it; this is train.",
     "--config=RECIPE --config.model.widht=3": "Did you mean 'model.width'?",
 }
 
@@ -63,7 +63,7 @@ def test_a_wrong_option_gets_one_sentence(words, capsys):
 def test_params_counts_the_model_as_it_will_be(field):
     words = ["--config=configs/tiny.py", "--params=10m", f"--config.{field}"]
     config = launch.make_config(*launch.parse(words))
-    total = sizes.parameters(from_config(config, config.data.vocab_size)).total
+    total = sizes.parameters(from_config(config.model, config.data.vocab_size)).total
     assert total == pytest.approx(10e6, rel=sizes.TOLERANCE) and config.model.layers % len(config.model.pattern) == 0
 
 
@@ -88,7 +88,7 @@ FIELDS = {
     "data.sources=words=FOLDER/bad.jsonl": "1 of 100 records (1.00% of it) cannot be used, more than data.max_bad_share=0.001",
     "data.sources=words=FOLDER/no": "holds no supported file",
     "data.sources=words=FOLDER/notes.doc": "unsupported ending",
-    "data.sources={'words': {'paht': 'x'}}": "'paht' (fields: path, weight, field, revision, heldout, max_epochs, score). Did you",
+    "data.sources={'words': {'paht': 'x'}}": "'paht' (fields: path, weight, field, revision, heldout, max_epochs, score, reader). Did you",
     "data.sources=words:-1=FOLDER/short.jsonl": "expected a positive number",
     "data.sources.words.field=body": "'body' is missing",
     "data.tokenizer=FOLDER/none.json": "there is no file 'FOLDER/none.json'",
@@ -102,9 +102,9 @@ FIELDS = {
     "model.vocab_size=128": "model.vocab_size",
     "model.kv_heads=3": "it must divide config.model.heads, 2",
     "model.pattern=atention": "attention",
-    "model.pattern=": "config.model.pattern is empty",
+    "model.pattern=": "config.model.pattern is (); it must name at least one entry",
     "model.multipliers={'matrix': {'lr': 'high'}}": "matrix is {'lr': 'high'}; it can hold init, lr and decay as numbers",
-    "train.loss_chunks=3": "config.train.loss_chunks is 3; it must divide config.data.seq_len, 64",
+    "train.loss_chunks=3": "the field config.train.loss_chunks was removed: it is now always 0",
     "model.attention=cudnn": "cudnn",
     "model.remat=everything": "everything",
     "train.batch=12": "config.train.batch is 12, which does not divide into 2 microbatches over 8 devices (mesh data x fsdp); the nearest",

@@ -11,19 +11,13 @@ import pytest
 
 from slmjax import config as configs
 from slmjax import generate, launch
-from slmjax.curate import stage as curate
-from slmjax.curate.synthesize import stage as synthesize
 from slmjax.testing import check_mixer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-FIELDS = {
-    *dict(configs.fields(configs.FIELDS)),
-    *(f"synthesize.{name}" for name in synthesize.SETTINGS),
-    *(f"curate.{name}" for name in curate.SETTINGS),
-}
+FIELDS = set(configs.FIELDS)
 SHELL = "\n".join([*(body for kind, body in BLOCKS if kind == "bash"), *re.findall(r"`(python -m slmjax[^`]*)`", README)]).replace(
     "\\\n", " "
 )
@@ -46,7 +40,7 @@ def test_every_path_that_the_readme_names_exists():
 def test_every_config_field_that_the_readme_and_the_scripts_name_exists():
     text = README + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
-    unknown = named - FIELDS - {"data.sources.web.field", "data.sources.web.heldout", "curate.rules.books",
+    unknown = named - FIELDS - {"data.sources.web.field", "data.sources.web.heldout", "data.sources.web.reader", "curate.rules.books",
                               "curate.rules.web", "curate.languages.web"}  # fmt: skip
     assert len(named) > 20
     assert not unknown
@@ -82,13 +76,13 @@ def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_pa
     for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
         (tmp_path / "pretrain" / domain).mkdir(parents=True)
     monkeypatch.setenv("SLMJAX_SHARED", str(tmp_path))  # configs/30m.py looks whether its text is there
-    config = configs.load(str(ROOT / "configs" / recipe))
+    config = configs.freeze(configs.load(str(ROOT / "configs" / recipe)))
     if config.stage != "train":
         assert f"configs/{recipe}" in README
         return
     row = next(line for line in README.splitlines() if line.startswith(f"| `configs/{recipe}`"))
     parameters, tokens = (row.split("|")[column].split()[0] for column in (2, 4))
-    arch = from_config(config, config.model.vocab_size or config.data.vocab_size)
+    arch = from_config(config.model, config.model.vocab_size or config.data.vocab_size)
     # The columns are rounded to three digits.
     assert sizes.parse_params(parameters) == pytest.approx(sizes.parameters(arch).total, rel=0.006)
     assert sizes.parse_params(tokens) == pytest.approx(config.train.steps * config.train.batch * config.data.seq_len, rel=0.006)
@@ -103,7 +97,7 @@ def test_the_readmes_python_compiles_and_its_imports_exist(source):
 def test_the_readmes_recipe_is_a_valid_config(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(next(body for kind, body in BLOCKS if kind == "python" and "get_config" in body))
-    configs.validate(configs.load(str(recipe)))
+    configs.freeze(configs.load(str(recipe)))
 
 
 def test_the_extras_that_the_readme_and_the_scripts_install_exist():

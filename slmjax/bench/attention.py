@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises: UserError for a kernel that is none or does not run here.
     """
     c = arguments.config
-    arch, _ = resolve(c, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size)
+    arch, _ = resolve(c.model, c.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size)
     B, T, N, K, H = c.train.batch, c.data.seq_len, arch.heads, arch.kv_heads, arch.head_dim
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, g = (jax.random.normal(key, (B, T, n, H), arch.compute) for key, n in zip(keys, (N, K, K, N)))

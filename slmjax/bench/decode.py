@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.peers:  # first, and in a process of its own: JAX takes most of a GPU's memory once it has begun
         rows, messages = decode_peers.measure(config, batches, prompt, tokens, runs, arguments.peer_seconds)
     use_compile_cache()
-    arch, reasons = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), config.data.vocab_size)
+    arch, reasons = resolve(config.model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), config.data.vocab_size)
     engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, Numbers(arch), xla=xla)
     ours = []
     for batch in batches:

@@ -7,18 +7,18 @@ import sys
 import time
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from slmjax import config as configs
 from slmjax.bench import shell
 from slmjax.bench.llama_weights import llama_config
+from slmjax.models.architecture import vocab_rows
 from slmjax.models.pattern import from_config
-from slmjax.models.resolve import vocab_rows
 
 CACHES = {"dynamic cache": None, "static cache, compiled": "static"}  # transformers compiles the step of a static cache on a GPU
 
 
-def measure(config: ConfigDict, batches: list[int], prompt: int, tokens: int, runs: int, seconds: float) -> tuple[list[dict], list[str]]:
+def measure(
+    config: configs.Config, batches: list[int], prompt: int, tokens: int, runs: int, seconds: float
+) -> tuple[list[dict], list[str]]:
     """(rows as bench/decode.py has them, messages for what could not be measured, which is also what `seconds` did not suffice for).
 
     Raises: UserError where the config asks for what Llama does not have.
@@ -41,7 +41,7 @@ def main() -> None:
     values, batches, prompt, tokens, runs = json.load(sys.stdin)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = LlamaForCausalLM(llama_config(_architecture(configs.from_dict(values)), prompt + tokens))
+    model = LlamaForCausalLM(llama_config(_architecture(configs.freeze(configs.from_dict(values))), prompt + tokens))
     model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
     for name, cache in CACHES.items():
         who = f"transformers {transformers.__version__}, {name}"
@@ -87,8 +87,8 @@ def _measure(model: Any, cache: str | None, batch: int, prompt: int, tokens: int
             "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None}  # fmt: skip
 
 
-def _architecture(config: ConfigDict) -> Any:
-    return from_config(config, vocab_rows(config.model.vocab_size, config.data.vocab_size))
+def _architecture(config: configs.Config) -> Any:
+    return from_config(config.model, vocab_rows(config.model.vocab_size, config.data.vocab_size))
 
 
 if __name__ == "__main__":

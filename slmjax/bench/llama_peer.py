@@ -24,7 +24,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from slmjax import cli, launch
 from slmjax import config as configs
@@ -35,12 +34,12 @@ from slmjax.data.stage import batch_plan, facts, prepared_text
 from slmjax.errors import UserError
 from slmjax.evals.perplexity import DocumentLosses, document_losses
 from slmjax.models import lm, sizes
-from slmjax.models.architecture import Architecture
+from slmjax.models.architecture import Architecture, vocab_rows
 from slmjax.models.pattern import from_config
-from slmjax.models.resolve import vocab_rows
 from slmjax.parallel.rules import flatten
 from slmjax.train import evaluation, schedule
 from slmjax.train.metrics import MetricsWriter
+from slmjax.train.optimizer import ADAM_B1
 
 FIELDS = ("tokens", "targets", "segments", "positions", "weights")
 SETTLED = 20  # steps before the first speed that counts: compilation and the allocator's growth
@@ -79,7 +78,7 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
-def run(config: ConfigDict, workdir: str, choices: Choices, *, out: str = "", command: str = "") -> dict[str, Any]:
+def run(config: configs.Config, workdir: str, choices: Choices, *, out: str = "", command: str = "") -> dict[str, Any]:
     """Train and evaluate the peer; returns what is written to `out`.
 
     Raises: UserError where torch or transformers is missing, the config asks for what the peer has not, or the work directory is in use.
@@ -89,8 +88,8 @@ def run(config: ConfigDict, workdir: str, choices: Choices, *, out: str = "", co
     folder = Path(workdir)
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"--workdir={workdir} holds a run already, and the peer does not resume; give another one.")
-    prepared = prepared_text(config, workdir)
-    arch = from_config(config, vocab_rows(config.model.vocab_size, prepared.tokenizer.vocab_size))
+    prepared = prepared_text(config.data, workdir)
+    arch = from_config(config.model, vocab_rows(config.model.vocab_size, prepared.tokenizer.vocab_size))
     plan, peer = batch_plan(config, prepared), Peer(config, arch, choices)
     folder.mkdir(parents=True, exist_ok=True)
     saved = {**configs.to_dict(config), "peer": {"model": "transformers LlamaForCausalLM", **peer.facts()}}
@@ -111,7 +110,7 @@ def run(config: ConfigDict, workdir: str, choices: Choices, *, out: str = "", co
     return result
 
 
-def check(config: ConfigDict, choices: Choices) -> None:
+def check(config: configs.Config, choices: Choices) -> None:
     """Raises: UserError for what the peer cannot do as our run would."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
@@ -124,9 +123,8 @@ def check(config: ConfigDict, choices: Choices) -> None:
         raise UserError(f"config.train.z_loss is {config.train.z_loss}; the peer has no z-loss, so compare with 0.")
     if config.model.multipliers:
         raise UserError("config.model.multipliers is set; the peer has one initial scale, rate and decay for all, so leave it empty.")
-    for name in ("params", "optimizer", "reductions"):
-        if config.precision[name] != "float32":
-            raise UserError(f"config.precision.{name} is '{config.precision[name]}'; the peer keeps float32 there.")
+    if config.precision.optimizer != "float32":
+        raise UserError(f"config.precision.optimizer is '{config.precision.optimizer}'; the peer keeps float32 there.")
     if choices.attention == "flex" and not torch.cuda.is_available():
         raise UserError("--attention=flex needs a GPU (on a CPU it has no gradient); take --attention=sdpa.")
 
@@ -134,7 +132,7 @@ def check(config: ConfigDict, choices: Choices) -> None:
 class Peer:
     """A LlamaForCausalLM with its optimizer: `step` trains on a global batch, `score` gives the nats of held-out tokens."""
 
-    def __init__(self, config: ConfigDict, arch: Architecture, choices: Choices):
+    def __init__(self, config: configs.Config, arch: Architecture, choices: Choices):
         import torch
         from transformers import LlamaForCausalLM
 
@@ -161,7 +159,7 @@ class Peer:
         decays = {name: declared[path].decays for name, path, _ in llama_names(arch)}
         groups = [{"params": [named[name] for name, does in decays.items() if does], "weight_decay": t.weight_decay},
                   {"params": [named[name] for name, does in decays.items() if not does], "weight_decay": 0.0}]  # fmt: skip
-        self.optimizer = torch.optim.AdamW(groups, lr=t.lr, betas=(t.b1, t.b2), eps=t.eps, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=t.lr, betas=(ADAM_B1, t.b2), eps=t.eps, fused=True)
         self.rates = t.lr * np.asarray(schedule.factor(t, np.arange(t.steps)), np.float64)
         compile = (lambda f: torch.compile(f, dynamic=False)) if self.compiled else (lambda f: f)
         self._train_nats, self._score_nats = compile(_train_nats), compile(_score_nats)

@@ -9,19 +9,19 @@ decoding keeps of one row whose prompt fills the context.
 """
 
 import argparse
-import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from slmjax.bench import decode, shell
 from slmjax.bench.memory_figure import draw
 from slmjax.bench.recurrence import KINDS
 from slmjax.bench.train import measure as measure_training
 from slmjax.compiling import use_compile_cache
+from slmjax.config import Config
 from slmjax.errors import UserError, nearest
 from slmjax.infer.engine import Engine, bucket
 from slmjax.models import lm, sizes
@@ -74,8 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, messages = [], []
     for length in arguments.lengths:
         for name, config in variants.items():
-            config = copy.deepcopy(config)
-            config.data.seq_len, config.train.batch = length, max(1, arguments.tokens // length)
+            config = at_length(config, length, arguments.tokens)
             row = {"variant": name, "context": length, "parameters": sizes.parameters(_described(config)).total}
             parts = [train(config, mesh, arguments.steps)] if arguments.measure != "decode" else []
             if arguments.measure != "train":
@@ -86,32 +85,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             rows.append(row)
             shell.tell(row)
     if arguments.figure:
-        vocab = arguments.config.data.vocab_size
-        Path(arguments.figure).write_text(draw(rows, {name: resolve(config, mesh, vocab)[0] for name, config in variants.items()}))
+        Path(arguments.figure).write_text(draw(rows, {name: _resolved(config, mesh) for name, config in variants.items()}))
     return {"bench": "memory", "rows": rows, "variants": {name: VARIANTS[name] for name in names}, "messages": messages}
 
 
-def variant(config: ConfigDict, name: str) -> ConfigDict:
+def variant(config: Config, name: str) -> Config:
     """The config with this variant's mixers, and the feed-forward width (a multiple of 8) at which it has as many parameters as the config.
 
     Raises: UserError where the mixers alone have more.
     """
-    found, m = copy.deepcopy(config), config.model
+    m = config.model
     kind, _, mixed = name.partition("-")
     block = _block(kind, m.width) if kind in KINDS else "attention"
-    found.model.pattern = (block, block, block, "attention") if mixed else (block,)
-    found.model.kv_heads = {"mha": m.heads, "mqa": 1}.get(name, m.kv_heads)
-    found.model.layers = max(4, 4 * round(m.layers / 4))
-    found.model.share_kv = 2 if name == "shared" else 1
-    found.model.ff_width = sizes.ff_width_for(_described(found), sizes.parameters(_described(config)).total)
-    return found
+    model = dataclasses.replace(
+        m,
+        pattern=(block, block, block, "attention") if mixed else (block,),
+        kv_heads={"mha": m.heads, "mqa": 1}.get(name, m.kv_heads),
+        layers=max(4, 4 * round(m.layers / 4)),
+        share_kv=2 if name == "shared" else 1,
+    )
+    found = dataclasses.replace(config, model=model)
+    width = sizes.ff_width_for(_described(found), sizes.parameters(_described(config)).total)
+    return dataclasses.replace(config, model=dataclasses.replace(model, ff_width=width))
 
 
-def train(config: ConfigDict, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
+def at_length(config: Config, length: int, tokens: int) -> Config:
+    """Return the config with rows of `length` and about `tokens` tokens a step."""
+    data = dataclasses.replace(config.data, seq_len=length)
+    train = dataclasses.replace(config.train, batch=max(1, tokens // length))
+    return dataclasses.replace(config, data=data, train=train)
+
+
+def train(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
     """(columns of training, messages): with all activations kept, else with each block computed again."""
     told = []
     for remat in dict.fromkeys((config.model.remat, "full")):
-        config.model.remat = remat
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         try:
             with jax.set_mesh(mesh):
                 row, _ = measure_training(config, mesh, steps)
@@ -124,9 +133,9 @@ def train(config: ConfigDict, mesh: Mesh, steps: int) -> tuple[dict[str, Any], l
     return {"remat": "", "train GiB": None, "train tokens/s": None}, told
 
 
-def generate(config: ConfigDict, mesh: Mesh, length: int, drawn: int, rows: int) -> tuple[dict[str, Any], list[str]]:
+def generate(config: Config, mesh: Mesh, length: int, drawn: int, rows: int) -> tuple[dict[str, Any], list[str]]:
     """(columns of decoding, messages)."""
-    arch, _ = resolve(config, mesh, config.data.vocab_size)
+    arch = _resolved(config, mesh)
     engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, decode.Numbers(arch))
     try:
         found = decode.measure(engine, rows, length - bucket(drawn), drawn, runs=2)
@@ -137,9 +146,14 @@ def generate(config: ConfigDict, mesh: Mesh, length: int, drawn: int, rows: int)
     return {"state MB": found["state MB"], "decode tokens/s": found["tokens/s"]}, []
 
 
-def _described(config: ConfigDict) -> Architecture:
+def _described(config: Config) -> Architecture:
     """The architecture as on a device with bfloat16."""
-    return from_config(config, config.model.vocab_size or config.data.vocab_size, compute="bfloat16")
+    return from_config(config.model, config.model.vocab_size or config.data.vocab_size, compute="bfloat16")
+
+
+def _resolved(config: Config, mesh: Mesh) -> Architecture:
+    """The architecture on these devices."""
+    return resolve(config.model, config.precision, mesh, config.data.vocab_size, config.train.deterministic)[0]
 
 
 def _block(kind: str, width: int) -> str:

@@ -171,7 +171,7 @@ def _timed(torch: Any, once: Any) -> float:
 def main() -> None:
     """Read {config, vocab, batch, length, steps} as JSON, train, and print the figures as one line of JSON."""
     spec = json.load(sys.stdin)
-    arch = from_config(configs.from_dict(spec.pop("config")), spec.pop("vocab"))
+    arch = from_config(configs.freeze(configs.from_dict(spec.pop("config"))).model, spec.pop("vocab"))
     try:
         print(json.dumps(train(arch, **spec)))
     except UserError as error:

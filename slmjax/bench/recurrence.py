@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if max(arguments.lengths) > arguments.tokens:
         raise UserError(f"--lengths: a row of {max(arguments.lengths)} tokens is longer than --tokens={arguments.tokens}.")
     c = arguments.config
-    arch, _ = resolve(c, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size)
+    arch, _ = resolve(c.model, c.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size)
     rows = []
     for length in arguments.lengths:
         shape = (arguments.tokens // length, length)

@@ -1,6 +1,7 @@
 """Tokens per second of the launcher's own compiled train step, beside what a user would write in PyTorch."""
 
 import argparse
+import dataclasses
 import itertools
 import math
 import statistics
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.bench import shell
@@ -22,8 +22,8 @@ from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, Fields, text_fields
 from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.models import sizes
+from slmjax.models.architecture import vocab_rows
 from slmjax.models.pattern import from_config
-from slmjax.models.resolve import vocab_rows
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.tasks.lm import LanguageModeling
@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> dict:
     the batches that the launcher's loader reads meanwhile.
     """
     config, steps = arguments.config, arguments.steps
-    text = prepared_text(config, "runs/bench") if arguments.text else None
+    text = prepared_text(config.data, "runs/bench") if arguments.text else None
     rows, messages = peer_rows(config, steps) if arguments.peers else ([], [])  # first: JAX takes most of a GPU's memory
-    mesh = make_mesh(config.mesh.to_dict())
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
         random, pieces = measure(config, mesh, steps, arguments.documents, with_ladder=arguments.ladder, with_kernels=arguments.kernels)
         fastest = max((row["tokens_per_second"] for row in rows if "tokens_per_second" in row), default=None)
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
 
 def measure(
-    config: ConfigDict, mesh: Mesh, steps: int, documents: int = 1, *, with_ladder: bool = False, with_kernels: bool = False
+    config: configs.Config, mesh: Mesh, steps: int, documents: int = 1, *, with_ladder: bool = False, with_kernels: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(row, ladder) of the train step of a config, compiled as the launcher does, on random tokens; the mesh is set."""
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
@@ -83,7 +83,7 @@ def measure(
     return row, ladder(program, batches[0]) if with_ladder else []
 
 
-def measure_text(config: ConfigDict, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False) -> list[dict[str, Any]]:
+def measure_text(config: configs.Config, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False) -> list[dict[str, Any]]:
     """Rows of the step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns.
 
     The mesh is set. All batches go through the program of the usual number of documents, also the rare ones that training gives to
@@ -153,7 +153,7 @@ class Trial:
 class RandomRows:
     """Rows of random tokens, in equal documents."""
 
-    def __init__(self, config: ConfigDict, vocab: int, documents: int, cuts: tuple[int, int] | None):
+    def __init__(self, config: configs.Config, vocab: int, documents: int, cuts: tuple[int, int] | None):
         self.shape, self.vocab, self.documents = (config.train.batch, config.data.seq_len), vocab, documents
         self.places = cuts and documents * config.train.batch // math.prod(cuts)
 
@@ -185,7 +185,7 @@ def random_batch(rows: int, length: int, vocab: int, documents: int, seed: int) 
     return {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()} | batch
 
 
-def peer_rows(config: ConfigDict, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
+def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
     """(the peer's row, or one that says why it could not run; messages)."""
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
@@ -194,7 +194,7 @@ def peer_rows(config: ConfigDict, steps: int) -> tuple[list[dict[str, Any]], lis
         return [{"who": "PyTorch", "skipped": fault}], []
     (found,) = answers
     speed = 1e3 * shape["batch"] * shape["length"] / found["step_ms"]
-    arch = from_config(config, vocab, compute=found["compute"])
+    arch = from_config(config.model, vocab, compute=found["compute"])
     peak = sizes.peak_flops(found["device"], arch.compute)
     row = {
         "who": found["who"], "documents": 1, "step_ms": found["step_ms"], "tokens_per_second": speed,

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from slmjax import config as configs
+from slmjax.config import CurateConfig
 from slmjax.curate import report
 from slmjax.curate.clean import Unit, clean, is_done, left_of, publish, reports_of
 from slmjax.curate.clusters import Clusters
@@ -37,34 +37,8 @@ from slmjax.errors import UserError, nearest
 
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
 
-# Of config.curate: (what holds where a recipe leaves it out, what it is); a default's type is the setting's.
-SETTINGS = {
-    "rules": (
-        {},
-        "{source: names of quality rules}, such as rules.web=gopher_quality; none for other sources",
-    ),
-    "languages": (
-        {},
-        "{source: ISO 639 codes that stay}, such as languages.web=en; all stay in other sources",
-    ),
-    "evals": ({}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"),
-    "ngram": (5, "words of a shingle"),
-    "bands": (14, "bands of hashes; a pair that shares one is compared"),
-    "rows": (8, "hashes of a band"),
-    "threshold": (0.75, "Jaccard similarity of shingles from which on a document is a duplicate"),
-    "max_removed": (0.9, "share of a source that may go as duplicates before the run stops with an alarm"),
-    "max_dropped": (
-        0.5,
-        "share of a source that may go for one reason, as unreadable or by a rule, before an alarm",
-    ),
-    "index": ("", "folder of an index to extend: what is in it counts as seen; empty: a new one in the work directory"),
-    "samples": (5, "dropped documents shown for each reason"),
-    "processes": (0, "0: one for each core"),
-    "beam": ("", "Apache Beam's options, with a runner; empty: processes of this machine"),
-}
 
-
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
+def run(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
     """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst; the same command goes on after it was stopped.
 
     Raises: UserError for settings and sources that make no sense, and, after the report is written, where a source loses too much,
@@ -72,7 +46,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     """
     if init_from or processes > 1:
         raise UserError("the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine.")
-    asked, sources, folder = settings(config), parse_sources(config.data.sources), epath.Path(workdir)
+    asked, sources, folder = settings(config.curate), parse_sources(config.data.sources), epath.Path(workdir)
     if not sources:
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
     for source in sources:
@@ -104,38 +78,17 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
 
 
-def settings(config: ConfigDict) -> dict[str, Any]:
-    """config.curate, checked; what a recipe leaves out is as in SETTINGS.
+def settings(chosen: CurateConfig) -> dict[str, Any]:
+    """Return config.curate as the passes over the text read it.
 
-    Raises: UserError for a setting that is unknown or of another type.
+    Raises: UserError for rules and languages that are no lists of names, and for unknown rules.
     """
-    given = {name: default for name, (default, _) in SETTINGS.items()}
-    given |= {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in config.curate.items()}
-    for name, value in given.items():
-        if name not in SETTINGS:
-            raise UserError(f"config.curate.{name}: the stage curate has no such setting.{nearest(name, SETTINGS)}")
-        default, meaning = SETTINGS[name]
-        if isinstance(default, tuple):
-            given[name] = _words(value)
-        elif not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
-            raise UserError(f"config.curate.{name} is {value!r}; expected {meaning}.")
-    for name in ("threshold", "max_removed", "max_dropped"):
-        if not 0 < given[name] <= 1:
-            raise UserError(f"config.curate.{name} is {given[name]}; it must be more than 0 and at most 1.")
-    for name in ("ngram", "bands", "rows"):
-        if given[name] < 1:
-            raise UserError(f"config.curate.{name} is {given[name]}; it must be positive.")
-    for name in ("samples", "processes"):
-        if given[name] < 0:
-            raise UserError(f"config.curate.{name} is {given[name]}; it must not be negative.")
-    for name in ("bands", "rows"):
-        if given[name] > 250:
-            raise UserError(f"config.curate.{name} is {given[name]}; it can be at most 250.")
+    asked = dataclasses.asdict(chosen)
     for name in ("rules", "languages"):
-        given[name] = {source: _words(f"{name}.{source}", value) for source, value in given[name].items()}
-    for name in itertools.chain(*given["rules"].values()):
-        known(name)
-    return given
+        asked[name] = {source: _words(f"{name}.{source}", value) for source, value in asked[name].items()}
+    for rule in itertools.chain(*asked["rules"].values()):
+        known(rule)
+    return asked
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
@@ -150,7 +103,7 @@ def warnings(asked: Mapping[str, Any]) -> list[str]:
     """What is allowed and most likely no good: bands that do not find pairs at the threshold."""
     scheme, threshold = Scheme(asked["ngram"], asked["bands"], asked["rows"]), asked["threshold"]
     found = float(scheme.candidate_probability(threshold))
-    usual = float(Scheme().candidate_probability(SETTINGS["threshold"][0]))
+    usual = float(Scheme().candidate_probability(CurateConfig.threshold))
     if found >= usual - 0.01:
         return []
     bands, rows = enough_bands(threshold, usual)

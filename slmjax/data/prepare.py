@@ -126,7 +126,7 @@ def _plan(
     units = []
     for source in sorted(sources, key=lambda source: source.name):
         if source.name not in shards:
-            own = Source(source.name, source.heldout, field=source.field, revision=source.revision)
+            own = replace(source, path=source.heldout, heldout=(), score="")
             heldout = list_files(replace(own, name=f"{source.name}.heldout"), say) if own.path else ()
             train = _without(list_files(source, say), heldout, source, say)
             units += units_of(source, train, "train") + units_of(own, heldout, "heldout")
@@ -181,6 +181,7 @@ def _settings(
                 "prepared": [[manifest["fingerprint"], *names] for _, manifest, names in shards.get(source.name, ())],
                 # Left out where none is asked for, so that folders of versions without scores are found.
                 **({"score": source.score_field} if source.score_field else {}),
+                **({"reader": source.reader} if source.reader else {}),
             }
             for source in sources
         },

@@ -1,4 +1,4 @@
-"""Where text comes from: named sources of .txt, .jsonl and .parquet files and of SeqIO tasks, read one document at a time."""
+"""Where text comes from: named sources of .txt, .jsonl and .parquet files, of SeqIO tasks and of readers of your own."""
 
 import hashlib
 import itertools
@@ -14,12 +14,13 @@ from typing import Any
 from slmjax.data.remote import list_remote
 from slmjax.data.streams import LONGEST, Damaged, broken_errors, check_is_text, lines, open_stream, pieces
 from slmjax.data.walk import Found, find_files, printable
-from slmjax.errors import UserError, nearest
+from slmjax.errors import UserError, imported, nearest, users_error
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
 SEQIO = "seqio://"
+OWN = "own"  # kind of the files that a source's own reader reads
 RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders of sources in prepared text
 LONGEST_NAME = 150  # characters of a source's name, of which files are made
 DAMAGED = "damaged file"
@@ -35,6 +36,8 @@ class Source:
 
     `weight` is its share of training tokens (None: by its size), `max_epochs` how often it may be read at most (None: without bound), and
     `score` a field that holds a number: each epoch visits documents from low to high, or from high to low as "-field".
+    `reader` is "module:function" of your own for files of any other kind: it gets a file as a stream of bytes, after
+    decompression by the ending, and yields a Record for each document and a Fault for each one that is broken.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Source:
     heldout: tuple[str, ...] = ()
     max_epochs: float | None = None
     score: str = ""
+    reader: str = ""
 
     @property
     def where(self) -> str:
@@ -192,8 +196,8 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
     A .txt file of more than LONGEST bytes is several documents; a longer record is a fault.
     Raises: UserError where the file cannot be opened or has no such column.
     """
-    group, kind = grouping(group_by), None if file.path.startswith(SEQIO) else _kind(file.path)[0]
-    if kind in (None, ".jsonl"):
+    group, kind = grouping(group_by), None if file.path.startswith(SEQIO) else _kind(file.path, source)[0]
+    if kind in (None, ".jsonl", OWN):
         yield from _of_records(read_records(file, source), source, group)
     else:
         reader = {".txt": _read_txt, ".parquet": _read_parquet}[kind]
@@ -209,20 +213,22 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
         from slmjax.data.seqio_source import read_examples
 
         yield from read_examples(file.path, source)
-    elif _kind(file.path)[0] != ".jsonl":
+    elif source.reader:
+        yield from _read(file, source, _own_reader(source))
+    elif _kind(file.path, source)[0] != ".jsonl":
         raise UserError(f"{source.where}: {printable(file.path)} has no records with fields; expected .jsonl.")
     else:
         yield from _read(file, source, _records)
 
 
 def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
-    line, compression = 0, _kind(file.path)[1]
+    line, (kind, compression) = 0, _kind(file.path, source)
     if compression and not file.size:  # not even a header
         yield _damage(1, EOFError("it is empty"))
         return
     try:
         with open_stream(file.path, compression) as stream:
-            if _kind(file.path)[0] != ".parquet":
+            if kind in (".txt", ".jsonl"):
                 check_is_text(stream)
             for item in reader(stream):
                 line = item.line
@@ -233,6 +239,28 @@ def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any
         if error.errno is not None or file.remote:
             raise unreadable(file, source, error) from error
         yield _damage(line + 1, error)  # pyarrow's word for a damaged file; the system's errors have numbers
+
+
+def _own_reader(source: Source) -> Callable[[Any], Iterator[Record | Fault]]:
+    """The user's function that reads a file of the source; what it raises becomes one sentence.
+
+    Raises: UserError where the path leads nowhere or the module fails.
+    """
+    where, name = f"{source.where}.reader", source.reader
+    function = imported(name, where)
+
+    def reader(stream: Any) -> Iterator[Record | Fault]:
+        try:
+            for item in function(stream):
+                if not isinstance(item, Record | Fault):
+                    raise TypeError(f"it gave {item!r}; expected a Record or a Fault of slmjax.data.sources")
+                yield item
+        except broken_errors():  # the file's, not the reader's
+            raise
+        except Exception as error:
+            raise UserError(f"{where}: '{name}' failed: {users_error(error)}.") from error
+
+    return reader
 
 
 def _damage(line: int, error: Exception) -> Fault:
@@ -348,7 +376,8 @@ def _from_entry(name: str, entry: Any) -> Source:
     heldout = _paths(entry.get("heldout"), f"data.sources.{name}.heldout")
     if entry.get("score") == "-":
         raise UserError(f"data.sources.{name}.score is '-'; expected the name of a field that holds a number, such as -quality.")
-    return Source(name, path, weight, *texts, heldout, max_epochs, str(entry.get("score") or ""))
+    score, reader = (str(entry.get(field) or "") for field in ("score", "reader"))
+    return Source(name, path, weight, *texts, heldout, max_epochs, score, reader)
 
 
 def _positive(name: str, entry: dict, field: str) -> float | None:
@@ -374,9 +403,11 @@ def _paths(value: Any, where: str) -> tuple[str, ...]:
     return tuple(str(path) for path in values)
 
 
-def _kind(path: str) -> tuple[str, str] | None:
-    """(".jsonl", ".xz") of "a.jsonl.xz"; None where the ending is not supported."""
+def _kind(path: str, source: Source) -> tuple[str, str] | None:
+    """(".jsonl", ".xz") of "a.jsonl.xz"; None where the ending is not supported. All files of an own reader are of the kind OWN."""
     lower = path.lower()
+    if source.reader:
+        return OWN, next((ending for ending in COMPRESSIONS[1:] if lower.endswith(ending)), "")
     for kind in FORMATS:
         for compression in COMPRESSIONS if kind != ".parquet" else ("",):
             if lower.endswith(kind + compression):
@@ -386,9 +417,9 @@ def _kind(path: str) -> tuple[str, str] | None:
 
 def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
     where = source.where
-    found = find_files(pattern, lambda path: _kind(path) is not None, where)
+    found = find_files(pattern, lambda path: _kind(path, source) is not None, where)
     for path in found.files:
-        if _kind(path) is None:  # only a file that the user named gets here
+        if _kind(path, source) is None:  # only a file that the user named gets here
             name = printable(pattern)
             raise UserError(f"{where}: {name} has an unsupported ending; supported are {SUPPORTED}.")
     if not found.files:
@@ -420,7 +451,7 @@ def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
         raise UserError(f"{where}: '{pattern}' matches no file.")
     files, found = [], Found()
     for entry in listed:
-        if _kind(entry[0]) is None:
+        if _kind(entry[0], source) is None:
             found.leave_out("unsupported ending", entry[1])
         else:
             files.append(SourceFile(*entry))

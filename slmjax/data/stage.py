@@ -1,10 +1,11 @@
 """The stage `prepare`, and the same step inside training: from a config to prepared text. Needs no accelerator."""
 
-from types import SimpleNamespace
+import dataclasses
+from pathlib import Path
 
 from etils import epath
-from ml_collections import ConfigDict
 
+from slmjax.config import Config, DataConfig
 from slmjax.data import textbook
 from slmjax.data.loader import BatchPlan
 from slmjax.data.mixture import check_phases
@@ -20,30 +21,31 @@ HELDOUT_PER_KIND = 300
 SEED = 0  # of the text; runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
+def run(config: Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
     """Prepare config.data and say what came out; `init_from` gives the tokenizer, `process` is this one of `processes` that share it."""
-    prepared = prepared_text(config, workdir, init_from=init_from, process=process, processes=processes)
+    prepared = prepared_text(config.data, workdir, init_from=init_from, process=process, processes=processes)
     if process == 0:
         print(summary(prepared))
 
 
-def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1) -> Prepared:
-    """The prepared text of a config: the embedded textbook where it names no sources.
+def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1) -> Prepared:
+    """Return the prepared text of config.data: the embedded textbook where it names no sources.
 
     Args:
       workdir: `prepared` beside it is the cache unless config.data.cache names one.
       init_from: a work directory whose tokenizer is used where config.data.tokenizer is empty.
       process, processes: of several hosts, which share the work through a common file system.
     """
-    cache = config.data.cache or str(epath.Path(workdir).parent / "prepared")
-    if not config.data.cache and "://" in workdir:
+    _check_tokenizer(data.tokenizer)
+    cache = data.cache or str(epath.Path(workdir).parent / "prepared")
+    if not data.cache and "://" in workdir:
         # Shards are read from a disk of the host: each prepares all of the text by itself, and all get the same.
         cache, process, processes = "runs/prepared", 0, 1
-    data = SimpleNamespace(**config.data.to_dict())
     if not data.sources:
         folder = epath.Path(cache) / "textbook"
         with said_if_long("writing the embedded textbook", active=process == 0):
-            data.sources = textbook.write_corpus(folder, seed=SEED, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND)
+            counts = {"train_per_kind": TRAIN_PER_KIND, "heldout_per_kind": HELDOUT_PER_KIND}
+            data = dataclasses.replace(data, sources=textbook.write_corpus(folder, seed=SEED, **counts))
     if init_from and not data.tokenizer:
         tokenizer = epath.Path(init_from) / "tokenizer.json"
         if not tokenizer.exists():
@@ -51,8 +53,8 @@ def prepared_text(config: ConfigDict, workdir: str, *, init_from: str = "", proc
                 f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a "
                 f"training run. If somebody has deleted it: {ANEW}."
             )
-        data.tokenizer = str(tokenizer)
-    check_phases(config.data.phases, [source.name for source in parse_sources(data.sources)])
+        data = dataclasses.replace(data, tokenizer=str(tokenizer))
+    check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
     with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
         host = {"process_index": process, "process_count": processes}
         return prepare(data, seed=SEED, cache=cache, special=special_tokens(workdir), **host)
@@ -71,8 +73,14 @@ def special_tokens(workdir: str) -> tuple[str, ...]:
     return names if names[0] == EOT else tuple(SPECIAL)  # another first one: not trained here
 
 
-def batch_plan(config: ConfigDict, prepared: Prepared, cuts: tuple[int, int] | None = None) -> BatchPlan:
-    """The batches of every step of a run; `cuts`: see BatchPlan."""
+def _check_tokenizer(path: str) -> None:
+    """Raises: UserError for a file of this machine that is not there."""
+    if path and not path.startswith(("gs://", "hf://")) and not Path(path).expanduser().exists():
+        raise UserError(f"config.data.tokenizer: there is no file '{path}'.")
+
+
+def batch_plan(config: Config, prepared: Prepared, cuts: tuple[int, int] | None = None) -> BatchPlan:
+    """Return the batches of every step of a run; `cuts`: see BatchPlan."""
     sources = parse_sources(config.data.sources)
     weights, max_epochs, scores = ({s.name: getattr(s, field) for s in sources} for field in ("weight", "max_epochs", "score"))
     return BatchPlan(

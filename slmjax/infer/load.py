@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from slmjax.checkpoint import Checkpoints, Damaged
-from slmjax.config import check_trust, from_dict
+from slmjax.config import Config, check_trust, freeze, from_dict
 from slmjax.data import tokenizer as tokenizers
 from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
@@ -24,7 +23,7 @@ from slmjax.parallel.mesh import make_mesh
 class Loaded:
     """A trained model, ready to be read."""
 
-    config: ConfigDict
+    config: Config
     arch: Architecture
     params: dict
     buffers: dict
@@ -64,7 +63,7 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = ())
 
 def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, trust: Sequence[str]) -> Loaded:
     try:
-        config, trained_with = from_dict(meta["config"]), meta["tokenizer"]
+        config, trained_with = freeze(from_dict(meta["config"])), meta["tokenizer"]
     except Exception as error:  # whatever a damaged file holds
         raise Damaged("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
@@ -74,7 +73,7 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, tru
     if tokenizer.sha256 != trained_with:
         raise UserError(f"'{root / 'tokenizer.json'}' is not the tokenizer that the checkpoint of step {step} was trained with.")
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    arch, _ = resolve(config, mesh, tokenizer.vocab_size)
+    arch, _ = resolve(config.model, config.precision, mesh, tokenizer.vocab_size, config.train.deterministic)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def described(make):

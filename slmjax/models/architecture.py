@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any
 
+from slmjax.errors import UserError
+
+ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -20,7 +24,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Sizes and choices of a language model; field names are the config's (`model.*`, `precision.*`)."""
+    """Sizes and choices of a language model; field names are those of the config's groups model and precision."""
 
     vocab_size: int
     width: int
@@ -35,9 +39,7 @@ class Architecture:
     tied: bool = True
     share_blocks: int = 1  # times in a row that each block is applied
     norm_eps: float = 1e-6
-    params: str = "float32"
     compute: str = "float32"
-    reductions: str = "float32"
     products: str = "compute"
     attention: str = "blockwise"
     recurrence: str = "scan"  # or "triton": how recurrent mixers walk over their chunks
@@ -58,3 +60,13 @@ class Architecture:
     def applications(self) -> tuple[Block, ...]:
         """The blocks in the order in which a token passes them, each `share_blocks` times in a row."""
         return tuple(block for block in self.blocks for _ in range(self.share_blocks))
+
+
+def vocab_rows(asked: int, tokenizer_size: int) -> int:
+    """Return the rows of the embedding: as asked, else the tokenizer's size in multiples of 128.
+
+    Raises: UserError where fewer are asked for than there are tokens.
+    """
+    if asked and asked < tokenizer_size:
+        raise UserError(f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens.")
+    return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB

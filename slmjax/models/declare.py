@@ -124,7 +124,7 @@ def weight(
       inputs, outputs, group, uses: see Weight.
       init: an initialiser (key, shape, dtype) -> array, or the factor s of a normal distribution
         with deviation s / sqrt(fan in).
-      dtype: of the stored parameter; left out: config.precision.params.
+      dtype: of the stored parameter; left out: float32.
     Returns: its value; in the compute type where it takes part in products.
     Raises: ValueError for a declaration that does not fit the shape.
     """
@@ -138,7 +138,7 @@ def weight(
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
 
     def start(key: Array) -> Declared:
-        return Declared(init(key, shape, jnp.dtype(dtype or arch.params)), declaration)
+        return Declared(init(key, shape, jnp.dtype(dtype or jnp.float32)), declaration)
 
     value = module.param(name, start)
     return value.astype(arch.compute) if declaration.in_compute_type else value

@@ -110,7 +110,7 @@ class ChannelMixer(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in the reductions' type. Source: Zhang and Sennrich 2019."""
+    """x / rms(x) * scale over the last axis, in float32. Source: Zhang and Sennrich 2019."""
 
     arch: Architecture
 
@@ -118,7 +118,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = weight(self, "scale", x.shape[-1:], init=nn.initializers.ones, group="vector")
         scale = jnp.expand_dims(scale, range(x.ndim - 1))
-        wide = x.astype(self.arch.reductions)
+        wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps) * scale.astype(wide.dtype)).astype(x.dtype)
 

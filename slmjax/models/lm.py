@@ -31,14 +31,13 @@ def init(arch: Architecture, key: Array) -> dict:
     """Initial parameters: embedding and head from a normal of deviation 0.02 x their multiplier, matrices 1/sqrt(fan in)."""
     scales = dict(arch.init_scales)
     k_embedding, k_head, k_stack = jax.random.split(key, 3)
-    dtype = jnp.dtype(arch.params)
 
     def normal(k, shape, group):
-        return (0.02 * scales.get(group, 1.0) * jax.random.normal(k, shape)).astype(dtype)
+        return 0.02 * scales.get(group, 1.0) * jax.random.normal(k, shape)
 
     params = {
         "embedding": normal(k_embedding, (arch.vocab_size, arch.width), "embedding"),
-        "final_norm": {"scale": jnp.ones(arch.width, dtype)},
+        "final_norm": {"scale": jnp.ones(arch.width)},
     }
     if not arch.tied:
         params["head"] = normal(k_head, (arch.width, arch.vocab_size), "head")

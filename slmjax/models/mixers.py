@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from slmjax.errors import UserError, first_line, line_of_the_user
+from slmjax.errors import UserError, imported
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.attention import Attention
 from slmjax.models.layers import ChannelMixer, TokenMixer
@@ -81,13 +80,7 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
 
 
 def _imported(name: str, what: str, base: type) -> type:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's own module runs here
-        place = line_of_the_user(error)
-        where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
-        raise UserError(f"config.model.pattern names the {what} '{name}': {where}{first_line(error).rstrip('.')}.") from error
+    found = imported(name, f"config.model.pattern names the {what}")
     older = base is TokenMixer and isinstance(found, type) and issubclass(found, nn.Module) and {"arch", "block"} <= _names(found)
     if not older and not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(

@@ -3,29 +3,31 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from slmjax.config import ModelConfig
 from slmjax.errors import UserError, nearest
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import GROUPS
 from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
 
 
-def from_config(config: ConfigDict, vocab_size: int, **resolved) -> Architecture:
-    """The architecture of a whole config; `resolved` holds what depends on devices (compute, attention, unroll) and on the rows.
+def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Architecture:
+    """Return the architecture that a config describes.
 
-    Raises: UserError for a block that does not parse, a pattern that does not divide the layers, and sharing that does not fit them.
+    Args:
+      vocab_size: rows of the embedding.
+      resolved: fields of Architecture that depend on devices (compute, attention, unroll, ...).
+    Raises: UserError for a block that does not parse, a pattern that does not divide the layers, and
+      sharing that does not fit them.
     """
-    m = config.model
-    names = {f.name for f in dataclasses.fields(Architecture)} & set(m.keys()) - {"stack", "attention", "unroll", "vocab_size"}
-    fields = {name: m[name] for name in names}
-    fields |= {"params": config.precision.params, "reductions": config.precision.reductions}
-    fields["init_scales"] = _init_scales(m.multipliers)
-    fields |= {"compute": "float32" if config.precision.compute == "auto" else config.precision.compute}
-    arch = Architecture(vocab_size=vocab_size, stack=_groups(m), **(fields | resolved))
-    arch = dataclasses.replace(arch, stack=_shared(arch, m.share_kv))
+    names = {field.name for field in dataclasses.fields(Architecture)}
+    names &= {field.name for field in dataclasses.fields(ModelConfig)}
+    chosen = {name: getattr(model, name) for name in names - {"vocab_size", "attention", "unroll"}}
+    chosen["init_scales"] = _init_scales(model.multipliers)
+    arch = Architecture(vocab_size=vocab_size, stack=_groups(model), **(chosen | resolved))
+    arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))
     _check_lending(arch)
     return arch
 
@@ -123,28 +125,17 @@ def _shared(arch: Architecture, share: int) -> tuple:
     return tuple(share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack)
 
 
-def _groups(m: ConfigDict) -> tuple:
-    if m.stack:
-        return tuple(_group(entry) for entry in m.stack)
-    pattern = tuple(parse_block(b) for b in m.pattern)
-    if not pattern:
-        raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
-    repeats, rest = divmod(m.layers, len(pattern))
+def _groups(model: ModelConfig) -> tuple:
+    pattern = tuple(parse_block(block) for block in model.pattern)
+    repeats, rest = divmod(model.layers, len(pattern))
     if rest or not repeats:
         options = [n * len(pattern) for n in (repeats, repeats + 1) if n]
-        raise UserError(f"config.model.layers is {m.layers}, which the pattern of {len(pattern)} does not divide; nearest: {options}.")
+        raise UserError(f"config.model.layers is {model.layers}, which the pattern of {len(pattern)} does not divide; nearest: {options}.")
     return ((pattern, repeats),)
 
 
-def _group(entry) -> tuple:
-    match entry:
-        case [[_, *_] as pattern, int(repeats)] if repeats > 0:
-            return tuple(parse_block(block) for block in pattern), repeats
-    raise UserError(f"config.model.stack: {entry!r} is not (pattern, repeats), such as (('attention', 'attention rope=False'), 4).")
-
-
-def _init_scales(multipliers: ConfigDict) -> tuple:
-    for name, of in multipliers.to_dict().items():
+def _init_scales(multipliers: Mapping[str, Any]) -> tuple:
+    for name, of in multipliers.items():
         if name not in GROUPS:
             raise UserError(f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(GROUPS))}.{nearest(name, GROUPS)}")
         numbers = isinstance(of, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in of.values())

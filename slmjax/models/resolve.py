@@ -3,10 +3,10 @@
 import re
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from slmjax.config import ModelConfig, PrecisionConfig
 from slmjax.errors import UserError
-from slmjax.models.architecture import Architecture
+from slmjax.models.architecture import Architecture, vocab_rows
 from slmjax.models.mixers import mixer_class
 from slmjax.models.pattern import from_config
 from slmjax.models.recurrent import RecurrentMixer
@@ -14,26 +14,33 @@ from slmjax.ops import attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
 FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not
-ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
 
 
-def resolve(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> tuple[Architecture, list[str]]:
-    """The architecture for these devices, and one line of reason for each choice.
+def resolve(
+    model: ModelConfig,
+    precision: PrecisionConfig,
+    mesh: Mesh,
+    tokenizer_size: int,
+    deterministic: bool = False,
+) -> tuple[Architecture, list[str]]:
+    """Return the architecture for these devices, and one line of reason for each choice.
 
-    Raises: UserError as from_config, where config.model.vocab_size is smaller than the tokenizer, and for float8 with shared blocks.
+    Args:
+      deterministic: only kernels whose gradients do not depend on the order of threads.
+    Raises: UserError as from_config and vocab_rows, and for float8 with shared blocks.
     """
     device = device_kind(mesh)
-    compute, compute_reason = choose_compute(device, config.precision.compute)
-    chosen = attention.choose(device.platform, device.capability, compute, config.model.head_dim, config.train.deterministic)
-    if config.model.attention != "auto":
-        chosen = attention.Choice(config.model.attention, "config.model.attention")
-    products, products_reason = choose_products(device, config.precision.products)
-    if products == "float8" and config.model.share_blocks > 1:
+    compute, compute_reason = choose_compute(device, precision.compute)
+    chosen = attention.choose(device.platform, device.capability, compute, model.head_dim, deterministic)
+    if model.attention != "auto":
+        chosen = attention.Choice(model.attention, "config.model.attention")
+    products, products_reason = choose_products(device, precision.products)
+    if products == "float8" and model.share_blocks > 1:
         raise UserError("config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1.")
     walk, walk_reason = choose_recurrence(device)
-    unroll, unroll_reason = choose_unroll(device, config.model.unroll)
+    unroll, unroll_reason = choose_unroll(device, model.unroll)
     arch = from_config(
-        config, vocab_rows(config.model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
+        model, vocab_rows(model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
         recurrence=walk, unroll=unroll,
     )  # fmt: skip
     reasons = [f"compute {compute}: {compute_reason}"]
@@ -81,17 +88,10 @@ def choose_recurrence(device: DeviceKind) -> tuple[str, str]:
     return "scan", f"{device.name}: plain XLA"
 
 
-def choose_unroll(device: DeviceKind, asked: str | bool) -> tuple[bool, str]:
+def choose_unroll(device: DeviceKind, asked: str) -> tuple[bool, str]:
     """(unrolled, reason)."""
-    if str(asked) != "auto":
-        return str(asked) == "True", "config.model.unroll"
+    if asked != "auto":
+        return asked == "True", "config.model.unroll"
     if device.hosts > 1 or device.platform == "tpu":
         return False, "fastest to compile"
     return True, "fastest to run on one host"
-
-
-def vocab_rows(asked: int, tokenizer_size: int) -> int:
-    """Rows of the embedding: as asked, or the tokenizer's size rounded up to a multiple of 128."""
-    if asked and asked < tokenizer_size:
-        raise UserError(f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens.")
-    return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from slmjax.config import freeze
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 
@@ -152,7 +153,7 @@ def reshape(config: ConfigDict, params: int) -> dict[str, int]:
     config.model.update(shape)
     from slmjax.models.pattern import from_config
 
-    arch = from_config(config, vocab_size)
+    arch = from_config(freeze(config).model, vocab_size)
     if abs(parameters(arch).total / params - 1) > TOLERANCE:
         shape["ff_width"] = config.model.ff_width = ff_width_for(arch, params)
         total = parameters(dataclasses.replace(arch, ff_width=shape["ff_width"])).total

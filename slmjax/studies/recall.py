@@ -7,7 +7,6 @@ size leaves a GPU idle. All runs of a model see the same batches. The loss is th
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,12 +16,11 @@ import numpy as np
 import optax
 from etils import epath
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.compiling import use_compile_cache
 from slmjax.data.work import write_atomic
-from slmjax.errors import UserError, first_line, nearest
+from slmjax.errors import UserError, first_line
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config
@@ -34,7 +32,6 @@ from slmjax.studies import tasks
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
 
-SETTINGS = ("tasks", "variants", "rates", "seeds", "examples", "tested", "vocab", "enough")
 CHUNK = 100  # steps in one program
 LOOK = 5  # programs from one look at the validation rows to the next
 
@@ -47,7 +44,7 @@ class Data(NamedTuple):
     answers: np.ndarray  # [rows, answers]
 
 
-def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str = "") -> int:
+def run(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
     """The stage: every task with every variant; rows go to study.json as they are found, and a study that was stopped goes on there.
 
     Raises: UserError for settings that make no sense.
@@ -78,7 +75,7 @@ def run(config: ConfigDict, workdir: str, *, init_from: str = "", command: str =
     return 0
 
 
-def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
+def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
     """What the study has found so far, with the settings that decide its rows.
 
     More tasks and more variants may join.
@@ -88,7 +85,7 @@ def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
     study = values["study"]
     variants = study["variants"]
     decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
-    decide |= {name: study[name] for name in SETTINGS if name not in ("tasks", "variants")}
+    decide |= {name: study[name] for name in study if name not in ("tasks", "variants")}
     found, changed = {}, []
     if file.exists():
         try:
@@ -106,7 +103,7 @@ def earlier_rows(file: epath.Path, config: ConfigDict) -> dict[str, Any]:
     return {**found, "settings": decide, "variants": variants}
 
 
-def settings(config: ConfigDict) -> dict[str, Any]:
+def settings(config: configs.Config) -> dict[str, Any]:
     """config.study, checked.
 
     tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
@@ -116,21 +113,10 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
     Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
     """
-    study = {name: of.to_dict() if isinstance(of, ConfigDict) else of for name, of in config.study.items()}
-    for name in study:
-        if name not in SETTINGS:
-            raise UserError(f"config.study.{name}: the recall study has no such setting.{nearest(name, SETTINGS)}")
-    if missing := [name for name in SETTINGS if name not in study]:
-        raise UserError(f"config.study.{missing[0]} is missing; configs/studies/recall.py has all of them.")
-    for name in ("seeds", "examples", "tested", "vocab"):
-        if type(study[name]) is not int or study[name] < 1:
-            raise UserError(f"config.study.{name} is {study[name]!r}; expected a whole number of at least 1.")
-    rates = study["rates"] if isinstance(study["rates"], list | tuple) else [study["rates"]]
-    for rate in [*rates, study["enough"]] if rates else [None]:
-        if type(rate) not in (int, float) or not 0 <= rate < math.inf:
-            raise UserError(
-                f"config.study.rates and enough are {rates!r} and {study['enough']!r}; expected numbers, such as (0.003, 0.01) and 0.99."
-            )
+    study = dataclasses.asdict(config.study)
+    for name in ("tasks", "variants", "rates"):
+        if not study[name]:
+            raise UserError(f"config.study.{name} is empty; configs/studies/recall.py has an example.")
     variants = study["variants"]
     if not isinstance(variants, dict) or not variants:
         raise UserError(f"config.study.variants is {variants!r}; expected patterns by name, such as {{'mine': ('gdn', 'attention')}}.")
@@ -138,16 +124,15 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     for name, pattern in variants.items():
         if not isinstance(pattern, list | tuple):
             raise UserError(f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention').")
-        from_config(with_pattern(config, pattern), study["vocab"])
+        from_config(with_pattern(config, pattern).model, study["vocab"])
     asked = study["tasks"]
-    asked = tuple(asked) if isinstance(asked, list | tuple) else tuple(str(asked).split(","))
     for task in asked:
         make, _ = maker(str(task), study["vocab"])
         try:
             make(1, 0)
         except ValueError as error:
             raise UserError(f"config.study.tasks: '{task}' cannot be made: {first_line(error).rstrip('.')}.") from error
-    study |= {"rates": rates, "variants": variants, "tasks": asked}
+    study |= {"variants": variants, "tasks": asked}
     return study
 
 
@@ -175,14 +160,14 @@ def maker(task: str, vocab: int) -> tuple[Callable[[int, int], tasks.Batch], int
     raise UserError(f"config.study.tasks: '{task}' is none of recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH.")
 
 
-def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, pattern: tuple[str, ...]) -> dict[str, Any]:
+def measure(config: configs.Config, study: Mapping[str, Any], task: str, name: str, pattern: tuple[str, ...]) -> dict[str, Any]:
     """The row of a task and a variant: test accuracy of each learning rate and seed, and of the rate that is best on validation rows.
 
     All rates end with the first that has enough: what the others have by then says nothing about what they would reach.
     """
     make, vocab = maker(task, study["vocab"])
     config = with_pattern(config, pattern)
-    arch, _ = resolve(config, make_mesh({"data": 1}, jax.local_devices()[:1]), vocab)
+    arch, _ = resolve(config.model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), vocab)
     arch = dataclasses.replace(arch, attention="blockwise")  # cuDNN's attention has no axis for runs
     counts = (study["examples"], study["tested"], study["tested"])
     data, valid, test = (drawn(make, rows, config.seed + number) for number, rows in enumerate(counts))
@@ -197,11 +182,9 @@ def measure(config: ConfigDict, study: Mapping[str, Any], task: str, name: str, 
     }  # fmt: skip
 
 
-def with_pattern(config: ConfigDict, pattern: Sequence[str]) -> ConfigDict:
+def with_pattern(config: configs.Config, pattern: Sequence[str]) -> configs.Config:
     """The config of a variant."""
-    config = config.copy_and_resolve_references()
-    config.model.pattern = tuple(pattern)
-    return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, pattern=tuple(pattern)))
 
 
 def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data:
@@ -212,7 +195,7 @@ def drawn(make: Callable[[int, int], tasks.Batch], rows: int, seed: int) -> Data
 
 
 def fit(
-    config: ConfigDict, arch: Architecture, data: Data, valid: Data, test: Data, *, rates: Sequence[float], seeds: int, enough: float
+    config: configs.Config, arch: Architecture, data: Data, valid: Data, test: Data, *, rates: Sequence[float], seeds: int, enough: float
 ) -> tuple[Float[np.ndarray, "rates seeds"], Float[np.ndarray, "rates seeds"], int]:
     """(accuracy on `valid`, on `test`, steps) of a model for each rate and seed, trained on batches of `data`.
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from slmjax import config as configs
 from slmjax.data.loader import local_batches
@@ -40,7 +39,7 @@ def train(run: Run) -> int:
         status = loop.go(leave)
         loop.stop_profiling()
     if hosts.is_first():
-        report = write_report(run.workdir, defaults=configs.to_dict(configs.base()))
+        report = write_report(run.workdir, defaults=configs.to_dict(configs.Config()))
         print(_farewell(run, status, report))
     return status
 
@@ -348,7 +347,7 @@ def _farewell(run: Run, status: int, report) -> str:
     return "\n".join(lines)
 
 
-def other_field(config: ConfigDict, arch: Architecture) -> str:
+def other_field(config: configs.Config, arch: Architecture) -> str:
     """An option that trains another model: attention's gate where there is attention, else the learning rate."""
     if any(block.mixer == "attention" for block in arch.blocks):
         return f"--config.model.output_gate={not config.model.output_gate}"

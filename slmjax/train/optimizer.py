@@ -4,17 +4,19 @@ Parameters are handled as a flat dict {path: array}; state keeps the same keys, 
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
+from slmjax.config import TrainConfig
 from slmjax.models.declare import Weight
 from slmjax.parallel.rules import flatten, unflatten
 from slmjax.train.trainable import split, trainable_paths
 
+ADAM_B1 = 0.9  # decay of the first moment, as everywhere (Loshchilov and Hutter 2019)
 MUON_BETA = 0.95  # Jordan 2024
 MUON_RMS = 0.2  # Liu et al. 2025 (Muon is scalable), section 2.2: updates of AdamW's usual size, so that both share a learning rate
 
@@ -29,13 +31,19 @@ class Optimizer:
     independent matrices for Muon. Weight decay is decoupled and multiplied by the learning rate.
     """
 
-    def __init__(self, train: ConfigDict, multipliers: ConfigDict, declared: dict, moment_dtype: str = "float32"):
-        """`declared` holds each parameter's Weight, laid out as the parameters."""
+    def __init__(self, train: TrainConfig, multipliers: Mapping, declared: dict, moment_dtype: str = "float32"):
+        """Describe the update.
+
+        Args:
+          multipliers: {group: {"lr": ..., "decay": ...}}, see config.model.multipliers.
+          declared: each parameter's Weight, laid out as the parameters.
+          moment_dtype: of the first moments.
+        """
         self.train = train
         self.declared = flatten(declared)
         self.trainable = trainable_paths(declared, train.trainable)
         self.multipliers = {group: dict(of) for group, of in multipliers.items()}
-        self.adam = optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
+        self.adam = optax.scale_by_adam(b1=ADAM_B1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
         self.muon = optax.contrib.scale_by_muon(beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=self._matrix_axes)
 
     def init(self, params: dict) -> dict:

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from slmjax.config import Config
 from slmjax.data.rows import Fields
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
@@ -30,7 +30,7 @@ from slmjax.train.step import field_shardings, init_state, jit_step, make_step, 
 class Program:
     """A train step that is described and not yet compiled."""
 
-    config: ConfigDict
+    config: Config
     mesh: Mesh
     device: DeviceKind
     model: Model
@@ -67,13 +67,13 @@ class Program:
         """The step before compilation."""
         c, fields = self.config, task.rows.shapes(step)
         optimizer = Optimizer(c.train, c.model.multipliers, self.declared[0], c.precision.optimizer)
-        step = make_step(task, self.model, optimizer, c, self.where, self.declared)
+        step = make_step(task, self.model, optimizer, c.train, c.seed, self.where, self.declared)
         jitted = jit_step(step, self.where, fields, self.mesh, self.device, c.train.deterministic)
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.shapes, batch_shapes(fields, self.mesh))
 
 
-def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> Program:
+def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     """The program of a config on a mesh; nothing is computed here, and its own methods set the mesh.
 
     Args:
@@ -81,9 +81,9 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> Program
     Raises: UserError where config and devices do not fit.
     """
     device = device_kind(mesh)
-    arch, reasons = resolve(config, mesh, tokenizer_size)
+    arch, reasons = resolve(config.model, config.precision, mesh, tokenizer_size, config.train.deterministic)
     check_kernel(arch.attention, device)
-    chunks = config.train.loss_chunks or chunks_for(
+    chunks = chunks_for(
         device_rows(config, mesh),
         config.data.seq_len,
         arch.vocab_size // mesh.shape["tensor"],
@@ -109,17 +109,17 @@ def make_program(config: ConfigDict, mesh: Mesh, tokenizer_size: int) -> Program
     return Program(config, mesh, device, Model(arch, chunks), reasons, make, shapes, where, declared)
 
 
-def cuts(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+def cuts(config: Config, mesh: Mesh) -> tuple[int, int]:
     """(microbatches, ways in which the rows of each are split over devices)."""
     return config.train.microbatches, mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def device_rows(config: ConfigDict, mesh: Mesh) -> int:
+def device_rows(config: Config, mesh: Mesh) -> int:
     """Rows that a device holds of one microbatch."""
     return config.train.batch // math.prod(cuts(config, mesh))
 
 
-def place_cuts(config: ConfigDict, mesh: Mesh, attention: str) -> tuple[int, int] | None:
+def place_cuts(config: Config, mesh: Mesh, attention: str) -> tuple[int, int] | None:
     """`cuts` where the attention kernel asks how many documents a device holds, else None."""
     return cuts(config, mesh) if attention == "cudnn" else None
 
@@ -130,12 +130,12 @@ def batch_shapes(fields: Fields, mesh: Mesh) -> dict:
     return {name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name]) for name, field in fields.items()}
 
 
-def check_model(config: ConfigDict, mesh: Mesh) -> None:
+def check_model(config: Config, mesh: Mesh) -> None:
     """Raises: UserError where model and devices do not fit, whatever the text is.
 
     It is asked before the text is prepared, which may take hours.
     """
-    arch, _ = resolve(config, mesh, tokenizer_size=0)
+    arch, _ = resolve(config.model, config.precision, mesh, 1, config.train.deterministic)
     check_kernel(arch.attention, device_kind(mesh))
     lm.remat(arch.remat)
     for block in arch.blocks:

@@ -5,22 +5,13 @@ import json
 import os
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from slmjax.checkpoint import Checkpoints, Found, shapes_of
-from slmjax.config import from_dict, to_dict
+from slmjax.config import FIELDS, Config, freeze, from_dict, to_dict
 from slmjax.data.rows import Rows
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.train import schedule
 from slmjax.train.state import TrainState, restored, saved
-
-# Fields that may differ from the checkpoint's: they change where and how fast a run goes, what it shows and keeps, not what it computes.
-FREE = (
-    "data.workers", "data.cache", "data.sources", "data.phases", "data.tokenizer", "data.max_bad_share", "eval", "checkpoint", "log",
-    "mesh", "model.attention", "model.unroll", "model.remat", "train.steps", "train.loss_chunks", "train.max_skips", "train.deterministic",
-)  # fmt: skip
-# data.sources, data.phases and data.tokenizer are judged by what they contain: the plan's fingerprint and the tokenizer's hash.
 
 
 class Start(NamedTuple):
@@ -37,7 +28,7 @@ class Start(NamedTuple):
     window: tuple[dict, ...] = ()
 
 
-def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
+def decide(checkpoints: Checkpoints, config: Config) -> Start:
     """What the checkpoints of the work directory and the config together ask for.
 
     A run of other length goes back to the newest checkpoint that both lengths share: at or before both decays' starts.
@@ -69,17 +60,23 @@ def decide(checkpoints: Checkpoints, config: ConfigDict) -> Start:
     return Start("extend", usable[-1], before)
 
 
-def fits(saved: dict, config: ConfigDict) -> None:
+def fits(saved: dict, config: Config) -> None:
     """Raises: UserError naming every field that differs from the checkpoint's and may not; one that is younger had its default."""
     try:
-        saved, now = to_dict(from_dict(saved)), to_dict(config)
+        saved, now = to_dict(freeze(from_dict(saved))), to_dict(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the config of the newest checkpoint cannot be read ({error}).") from error
-    different = [name for name in _differing(saved, now) if not any(name == f or name.startswith(f + ".") for f in FREE)]
+    different = [name for name in _differing(saved, now) if _decides(name)]
     if different:
         told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)
         advice = "Use another --workdir, or --init_from to start from its parameters."
         raise UserError(f"this config does not fit the checkpoint: {told}. {advice}")
+
+
+def _decides(name: str) -> bool:
+    """Whether a run goes on with the same value of a field only; name may lie below a field."""
+    field = next((known for known in FIELDS.values() if f"{name}.".startswith(f"{known.name}.")), None)
+    return field is None or field.affects in ("learning", "chance")
 
 
 def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, rows: Rows, meta: dict) -> tuple:

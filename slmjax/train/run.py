@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
+from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import shapes_of
@@ -46,7 +46,7 @@ FILES = ("config.json", "tokenizer.json", "heldout.npz")  # of a finished run, n
 class Run:
     """A training run, ready to go on from `start.step`."""
 
-    config: ConfigDict
+    config: Config
     workdir: epath.Path
     program: Program
     prepared: Prepared
@@ -66,7 +66,7 @@ class Run:
 
 
 def run(
-    config: ConfigDict,
+    config: Config,
     workdir: str,
     *,
     init_from: str = "",
@@ -86,7 +86,7 @@ def run(
     ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
     if ready is None:
         if hosts.is_first():
-            report = write_report(folder, defaults=configs.to_dict(configs.base()))
+            report = write_report(folder, defaults=configs.to_dict(Config()))
             print(f"This run is finished: {config.train.steps} steps. Its report: {report}")
             print(f"For a longer one, --config.train.steps={2 * config.train.steps}; for another, --workdir=DIR.")
         return 0
@@ -95,7 +95,7 @@ def run(
 
 
 def build(
-    config: ConfigDict,
+    config: Config,
     folder: epath.Path,
     checkpoints: Checkpoints,
     start: Start,
@@ -113,13 +113,13 @@ def build(
     lineage = resume.lineage(checkpoints, start, init_from)
     past = records.read(folder)
     past = past if past.all else None
-    mesh = make_mesh(config.mesh.to_dict())
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_batch(config, mesh)
     check_model(config, mesh)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
     goodput = Goodput(past, from_step=start.step, began=began)
-    prepared = prepared_text(config, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
+    prepared = prepared_text(config.data, str(folder), init_from=init_from, process=jax.process_index(), processes=jax.process_count())
     program = make_program(config, mesh, prepared.tokenizer.vocab_size)
     arch, device = program.arch, program.device
     plan = batch_plan(config, prepared, place_cuts(config, mesh, arch.attention))
@@ -183,7 +183,7 @@ def build(
     )  # fmt: skip
 
 
-def open_records(config: ConfigDict, folder: epath.Path, prepared: Prepared, step: int, *, resumed: bool) -> records.MetricsWriter:
+def open_records(config: Config, folder: epath.Path, prepared: Prepared, step: int, *, resumed: bool) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
@@ -209,7 +209,7 @@ def language_modeling(program: Program, prepared: Prepared, plan: BatchPlan) -> 
     return LanguageModeling(plan, evaluations, config.train.z_loss)
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch(config: Config, mesh: Mesh) -> None:
     """Raises: UserError where a microbatch's rows do not divide over the devices."""
     parts, ways = cuts(config, mesh)
     if config.train.batch % (parts * ways):

@@ -3,17 +3,17 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
+
+from slmjax.config import TrainConfig
 
 
-def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float, shape: str = "1-sqrt") -> Float[Array, "..."]:
-    """Warm up, hold, then decay to zero over the last `decay` share of the run.
+def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Array, "..."]:
+    """Warm up, hold, then decay to zero as 1 - sqrt over the last `decay` share of the run.
 
     Args:
       step: training step, 0-based; scalars and arrays both work.
       warmup, total: in steps.
       decay: share of `total` spent decaying, in [0, 1).
-      shape: "1-sqrt" or "linear".
     Source: Hu et al. 2024 (MiniCPM), section 4; the 1-sqrt shape is from Haegele et al. 2024, section 4.
     Raises: ValueError if warmup and decay together exceed the run.
     """
@@ -22,8 +22,7 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float, shape: str = 
         raise ValueError(f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}")
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
-    falling = 1.0 - (jnp.sqrt(done) if shape == "1-sqrt" else done)
-    return _warmup(step, warmup) * falling
+    return _warmup(step, warmup) * (1.0 - jnp.sqrt(done))
 
 
 def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Float[Array, "..."]:
@@ -33,11 +32,11 @@ def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> F
     return _warmup(step, warmup) * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
 
 
-def factor(train: ConfigDict, step: ArrayLike) -> Float[Array, "..."]:
+def factor(train: TrainConfig, step: ArrayLike) -> Float[Array, "..."]:
     """The factor that config.train asks for at a step."""
     if train.schedule == "cosine":
         return cosine(step, warmup=train.warmup, total=train.steps)
-    return wsd(step, warmup=train.warmup, total=train.steps, decay=train.decay, shape=train.decay_shape)
+    return wsd(step, warmup=train.warmup, total=train.steps, decay=train.decay)
 
 
 def decay_start(total: int, decay: float) -> int:
@@ -45,7 +44,7 @@ def decay_start(total: int, decay: float) -> int:
     return total - round(decay * total)
 
 
-def trunk(train: ConfigDict) -> int | None:
+def trunk(train: TrainConfig) -> int | None:
     """The last step that a longer run of the same config would share; None for schedules that know their length from the start."""
     return decay_start(train.steps, train.decay) if train.schedule == "wsd" else None
 

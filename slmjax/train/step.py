@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from slmjax.compiling import compiler_options
+from slmjax.config import TrainConfig
 from slmjax.data.rows import Fields
 from slmjax.models.declare import combined, keep_channel, merged, nothing_seen, updated
 from slmjax.models.lm import Model
@@ -45,13 +45,14 @@ def make_step(
     task: Task,
     model: Model,
     optimizer: Optimizer,
-    config: ConfigDict,
+    train: TrainConfig,
+    seed: int,
     where: TrainState,
     declared: tuple[dict, dict],
 ) -> Callable:
     """step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
 
-    The batch is cut into config.train.microbatches interleaved parts, so that each part stays split
+    The batch is cut into train.microbatches interleaved parts, so that each part stays split
     over all devices. Loss and gradient are sums, divided once by the task's totals["main"] of the
     whole batch. Observations of buffers combine over the parts as each buffer declares. A step that
     `state.judge` rejects changes no parameter, moment or buffer.
@@ -61,7 +62,7 @@ def make_step(
       declared: declarations of the parameters and of the buffers.
     Returns: metrics: {"terms": the task's terms as sum / weight, and scalars}.
     """
-    t, compute = config.train, model.arch.compute
+    compute = model.arch.compute
     weights, of_buffers = declared
     by_rows = frozenset(name for name, field in task.rows.shapes(0).items() if field.by_rows)
 
@@ -77,7 +78,7 @@ def make_step(
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: dict):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
         totals = task.totals(batch)
         trained, frozen = split(state.params, optimizer.trainable)
@@ -89,12 +90,12 @@ def make_step(
             seen = {"stack": found.seen} if any(found.seen.values()) else {}
             return (total, found.terms, gradients), merged(cotangents, seen)
 
-        (total, terms, gradients), seen = _accumulate(sums, batch, by_rows, key, t.microbatches, of_buffers)
+        (total, terms, gradients), seen = _accumulate(sums, batch, by_rows, key, train.microbatches, of_buffers)
         whole = totals["main"] * scale
         mean = total / whole
-        gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), t.clip)
-        keep, spikes = judge(state.spikes, jnp.stack([mean, norm]), t.spike_sigma)
-        factor = schedule.factor(t, state.step)
+        gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), train.clip)
+        keep, spikes = judge(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
+        factor = schedule.factor(train, state.step)
         changed, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(changed, frozen)
         buffers = updated(of_buffers, state.buffers, seen)
@@ -103,7 +104,7 @@ def make_step(
             state.step + 1, kept(params, state.params), kept(buffers, state.buffers), kept(moments, state.optimizer), spikes
         )  # fmt: skip
         metrics = {"terms": {name: s / jnp.maximum(w, 1e-9) for name, (s, w) in terms.items()}}
-        metrics |= {"loss": mean, "grad_norm": norm, "learning_rate": t.lr * factor, "skips": spikes.skips}
+        metrics |= {"loss": mean, "grad_norm": norm, "learning_rate": train.lr * factor, "skips": spikes.skips}
         return new, metrics
 
     return step

@@ -13,9 +13,10 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     attention.add_arguments(parser)
     out = parser.parse_args(["--runs=1", *words])
-    out.config = configs.base()
-    out.config.model.update({"heads": 4, "kv_heads": 2, "head_dim": 8})
-    out.config.data.seq_len, out.config.train.batch = 16, 3
+    recipe = configs.base()
+    recipe.model.update({"heads": 4, "kv_heads": 2, "head_dim": 8})
+    recipe.data.seq_len, recipe.train.batch = 16, 3
+    out.config = configs.freeze(recipe)
     return out
 
 

@@ -60,7 +60,7 @@ def test_sources_of_a_given_config_are_prepared_and_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     config = configs.base()
     config.data.sources["tales"], config.data.vocab_size = {"path": str(tmp_path / "a.jsonl")}, 300
-    result = data.run(arguments_of("--no-peers", f"--cache={tmp_path / 'cache'}", config=config))
+    result = data.run(arguments_of("--no-peers", f"--cache={tmp_path / 'cache'}", config=configs.freeze(config)))
     assert {row["sources"] for row in result["rows"]} == {"prepared"}
 
 

@@ -1,6 +1,7 @@
 """The decode bench: rows of the engine's own programs, the floor that memory sets, and the peer."""
 
 import argparse
+import dataclasses
 
 import jax
 import pytest
@@ -19,9 +20,10 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     decode.add_arguments(parser)
     out = parser.parse_args(["--batch=1,3", "--prompt=20", "--tokens=4", "--runs=1", *words])
-    out.config = config.base()
-    out.config.model.update({"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "ff_width": 24})
-    out.config.data.vocab_size = 256
+    recipe = config.base()
+    recipe.model.update({"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "ff_width": 24})
+    recipe.data.vocab_size = 256
+    out.config = config.freeze(recipe)
     return out
 
 
@@ -38,7 +40,7 @@ def test_the_floor_is_the_bytes_of_matrices_and_of_the_cache_over_the_bandwidth(
     """Those of the arrays that a step reads; the embedding of an untied model is only looked up in."""
     monkeypatch.setattr(sizes, "memory_bandwidth", lambda kind: 1e9)
     asked = arguments("--batch=3")
-    asked.config.model.tied = False
+    asked.config = dataclasses.replace(asked.config, model=dataclasses.replace(asked.config.model, tied=False))
     row = decode.run(asked)["rows"][0]
     arch = Architecture(256, 16, 2, 1, 8, 24, (((Block(),), 2),), tied=False)
     ready = jax.eval_shape(lambda: programs.ready_params(arch, lm.init(arch, jax.random.key(0))))
@@ -89,6 +91,6 @@ def test_a_missing_peer_is_told_and_a_model_that_it_cannot_be_is_refused(monkeyp
     monkeypatch.undo()
     pytest.importorskip("transformers")
     asked = arguments("--peers")
-    asked.config.model.qk_norm = True
+    asked.config = dataclasses.replace(asked.config, model=dataclasses.replace(asked.config.model, qk_norm=True))
     with pytest.raises(UserError, match="qk_norm"):
         decode.run(asked)

@@ -55,7 +55,8 @@ def test_three_steps_from_our_weights_equal_ours(recipe):
     c = config.load(str(recipe))
     c.train.microbatches = 2
     c.model.attention, c.model.unroll = "reference", "False"  # compiles fastest; the other kernels are compared with it elsewhere
-    prepared = prepared_text(c, str(recipe.parent / "run"))
+    c = config.freeze(c)
+    prepared = prepared_text(c.data, str(recipe.parent / "run"))
     plan = batch_plan(c, prepared)
     batches = [batch_rows(plan, step, range(c.train.batch)) for step in range(3)]
     assert all((batch["segments"].max(axis=1) > 1).all() for batch in batches)
@@ -83,9 +84,9 @@ def test_three_steps_from_our_weights_equal_ours(recipe):
 
 
 def test_a_document_in_a_packed_row_scores_as_if_alone(recipe):
-    c = config.load(str(recipe))
-    prepared = prepared_text(c, str(recipe.parent / "run"))
-    arch, _ = resolve(c, make_mesh({"data": 1}, jax.devices()[:1]), prepared.tokenizer.vocab_size)
+    c = config.freeze(config.load(str(recipe)))
+    prepared = prepared_text(c.data, str(recipe.parent / "run"))
+    arch, _ = resolve(c.model, c.precision, make_mesh({"data": 1}, jax.devices()[:1]), prepared.tokenizer.vocab_size)
     peer = llama_peer.Peer(c, arch, llama_peer.Choices(init="ours", compile=False))
     shards = prepared.heldout["numbers"]
     batch = next(iter(heldout_batches(shards, seq_len=c.data.seq_len, batch=8)))
@@ -116,6 +117,6 @@ def test_the_command_writes_a_work_directory_that_compare_reads(recipe, capsys):
 
 @pytest.mark.parametrize("field, value", [("model.qk_norm", "True"), ("train.optimizer", "muon"), ("train.z_loss", "1e-4")])
 def test_what_the_peer_cannot_equal_is_refused(recipe, field, value):
-    c = config.override(config.load(str(recipe)), [f"{field}={value}"])
+    c = config.freeze(config.override(config.load(str(recipe)), [f"{field}={value}"]))
     with pytest.raises(UserError, match=field):
         llama_peer.run(c, str(recipe.parent / "refused"), llama_peer.Choices())

@@ -1,6 +1,7 @@
 """The memory bench: variants of equal parameters, rows that agree with the closed forms, the picture."""
 
 import argparse
+import dataclasses
 
 import pytest
 
@@ -16,9 +17,10 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     memory.add_arguments(parser)
     out = parser.parse_args(["--lengths=64", "--tokens=128", "--steps=3", "--drawn=16", *words])
-    out.config = configs.base()
-    out.config.model.update({"width": 32, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 8, "ff_width": 160})
-    out.config.data.vocab_size = 256
+    config = configs.base()
+    config.model.update({"width": 32, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 8, "ff_width": 160})
+    config.data.vocab_size = 256
+    out.config = configs.freeze(config)
     return out
 
 
@@ -32,23 +34,23 @@ def test_a_row_has_the_measured_state_and_the_picture_every_variant(tmp_path):
         config = memory.variant(asked.config, row["variant"])
         slots = bucket(64 - 16 - 1) + bucket(16)
         segments = 0 if row["variant"] != "gla" else 16 * 4  # numbers of segments in each layer's memory
-        assert 1e6 * row["state MB"] == sizes.cache_bytes(from_config(config, 256), slots) + segments
+        assert 1e6 * row["state MB"] == sizes.cache_bytes(from_config(config.model, 256), slots) + segments
     picture = (tmp_path / "memory.svg").read_text()
     assert picture.startswith("<?xml") and picture.count("</svg>") == 1 and "nan" not in picture.lower()
 
 
 @pytest.mark.parametrize("name", memory.VARIANTS)
 def test_variants_have_as_many_parameters_as_the_recipe_within_three_percent(name):
-    config = configs.load("configs/304m.py")
+    config = configs.freeze(configs.load("configs/304m.py"))
     found = memory.variant(config, name)
-    total = sizes.parameters(from_config(found, 32_768)).total
-    assert total == pytest.approx(sizes.parameters(from_config(config, 32_768)).total, rel=0.03)
+    total = sizes.parameters(from_config(found.model, 32_768)).total
+    assert total == pytest.approx(sizes.parameters(from_config(config.model, 32_768)).total, rel=0.03)
     assert found.model.ff_width % 8 == 0 and config.model.ff_width == 2816
 
 
 def test_the_default_hybrid_keeps_less_than_a_third_of_attentions_state_at_16k():
-    config = configs.load("configs/304m.py")
-    dense, hybrid = (from_config(memory.variant(config, name), 32_768, compute="bfloat16") for name in ("gqa", "gdn-hybrid"))
+    config = configs.freeze(configs.load("configs/304m.py"))
+    dense, hybrid = (from_config(memory.variant(config, name).model, 32_768, compute="bfloat16") for name in ("gqa", "gdn-hybrid"))
     assert sizes.cache_bytes(hybrid, 16_384) < 0.3 * sizes.cache_bytes(dense, 16_384)
 
 
@@ -58,7 +60,7 @@ def test_the_default_hybrid_keeps_less_than_a_third_of_attentions_state_at_16k()
 ])  # fmt: skip
 def test_what_makes_no_sense_is_named(words, told):
     asked = arguments(*words)
-    asked.config.model.ff_width = 8
+    asked.config = dataclasses.replace(asked.config, model=dataclasses.replace(asked.config.model, ff_width=8))
     with pytest.raises(UserError, match=told):
         memory.run(asked)
 

@@ -13,8 +13,9 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     recurrence.add_arguments(parser)
     out = parser.parse_args(["--lengths=32", "--tokens=64", "--chunks=16", "--runs=1", *words])
-    out.config = configs.base()
-    out.config.model.update({"heads": 2, "kv_heads": 1, "head_dim": 16})
+    recipe = configs.base()
+    recipe.model.update({"heads": 2, "kv_heads": 1, "head_dim": 16})
+    out.config = configs.freeze(recipe)
     return out
 
 

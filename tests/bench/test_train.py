@@ -23,7 +23,7 @@ def small():
     c.model.vocab_size, c.model.width, c.model.layers, c.model.ff_width = 256, 32, 2, 64
     c.model.heads, c.model.kv_heads, c.model.head_dim = 2, 1, 16
     c.data.seq_len, c.train.batch = 32, 8
-    return configs.validate(c)
+    return c
 
 
 def test_a_repeated_call_computes_everything_every_time():
@@ -57,7 +57,7 @@ def test_random_batches_keep_the_batch_contract(documents):
 def test_the_step_is_the_launchers_and_its_figures_fit_together(small):
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        row, _ = train.measure(small, mesh, steps=4)
+        row, _ = train.measure(configs.freeze(small), mesh, steps=4)
     assert row["tokens_per_second"] == pytest.approx(1e3 * 8 * 32 / row["step_ms"])
     assert abs(row["first_loss"] - np.log(256)) < 0.2  # random tokens, untrained model
     assert row["peak_gib"] > 0 and row["compile_s"] > 0 and row["first_step_s"] > 0
@@ -67,7 +67,7 @@ def test_the_pieces_hold_the_work_of_the_step(small):
     """FLOPs of stack and head are those of the step, those of the layers are the stack's, and attention and MLP lie inside a layer."""
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = make_program(small, mesh, 256)
+        program = make_program(configs.freeze(small), mesh, 256)
         batch = jax.device_put(train.random_batch(8, 32, 256, 1, 0))
         found = {piece.name: piece for piece in ladder.pieces(program, batch)}
         rows = ladder.ladder(program, batch)
@@ -80,7 +80,7 @@ def test_the_pieces_hold_the_work_of_the_step(small):
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(small, tmp_path, capsys):
-    (tmp_path / "config.json").write_text(configs.to_json(small))
+    (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(small)))
     out = tmp_path / "figures.json"
     command = ["train", f"--config={tmp_path}/config.json", "--config.train.batch=16", "--steps=4", "--ladder", "--kernels", f"--out={out}"]
     assert bench.main(command) == 0
@@ -138,7 +138,7 @@ def test_a_bench_that_reads_no_recipe_offers_none_and_refuses_its_fields(capsys)
 
 def test_an_absent_peer_says_so(small, monkeypatch):
     monkeypatch.setattr(shell.sys, "executable", "false")
-    (row,), messages = train.peer_rows(small, 4)
+    (row,), messages = train.peer_rows(configs.freeze(small), 4)
     assert row == {"who": "PyTorch", "skipped": "ended with status 1"} and not messages
 
 
@@ -154,7 +154,8 @@ def test_packed_text_is_timed_with_one_batch_and_with_the_loaders(small, corpus)
     small.data.cache, small.data.vocab_size, small.model.vocab_size = str(corpus.parent / "bench"), 300, 0
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        one, read = train.measure_text(small, mesh, prepared_text(small, "unused"), 12)
+        config = configs.freeze(small)
+        one, read = train.measure_text(config, mesh, prepared_text(config.data, "unused"), 12)
     assert one["who"].endswith("one batch") and read["who"].endswith("the loader's")
     assert read["times_one_batch"] == pytest.approx(one["step_ms"] / read["step_ms"])
     assert one["documents"] >= 1 and one["first_loss"] == read["first_loss"]
@@ -168,7 +169,7 @@ def test_the_peer_is_the_same_model(small):
     from slmjax.tasks.lm import LanguageModeling
     from tests.train.small import FixedRows
 
-    arch = from_config(small, 256)
+    arch = from_config(configs.freeze(small).model, 256)
     params = lm.init(arch, jax.random.key(0))
     model = peers.Decoder(torch, arch)
     paths = {name: ("mixer", name) for name in ("query", "key", "value", "out")} | {

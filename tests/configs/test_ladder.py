@@ -21,8 +21,8 @@ H100 = 989.4e12
 def recipe(request):
     """(name, config, architecture, docstring)."""
     file = FOLDER / f"{request.param}.py"
-    config = configs.validate(configs.load(str(file)))
-    return request.param, config, from_config(config, config.model.vocab_size), ast.get_docstring(ast.parse(file.read_text()))
+    config = configs.freeze(configs.load(str(file)))
+    return request.param, config, from_config(config.model, config.model.vocab_size), ast.get_docstring(ast.parse(file.read_text()))
 
 
 def test_the_total_is_within_three_percent_of_the_name(recipe):
@@ -33,7 +33,7 @@ def test_the_total_is_within_three_percent_of_the_name(recipe):
 def test_the_shape_is_the_one_of_the_params_dial(recipe):
     name, config, _, _ = recipe
     shape = sizes.shape_for(sizes.parse_params(name), 16384)
-    assert {field: config.model[field] for field in shape} == shape
+    assert {field: getattr(config.model, field) for field in shape} == shape
     assert config.model.vocab_size == config.data.vocab_size == 16384
     assert config.model.head_dim == (128 if name in ("100m", "300m", "1b") else 64)
 
@@ -57,7 +57,7 @@ def test_the_docstring_says_the_counts_and_the_time(recipe):
 
 def test_a_public_corpus_is_the_default_from_100m_up(recipe):
     name, config, _, _ = recipe
-    sources = {source.name: source for source in parse_sources(config.data.sources.to_dict())} if config.data.sources else {}
+    sources = {source.name: source for source in parse_sources(config.data.sources)} if config.data.sources else {}
     assert bool(sources) is (name in ("100m", "300m", "1b"))
     for source in sources.values():
         assert all(path.startswith("hf://datasets/") and path.endswith("/*.parquet") for path in source.path)

@@ -1,5 +1,6 @@
 """The stage curate: what is dropped and why, the same with one process and two, after a kill, and against an index of an earlier batch."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import zstandard
 
 from slmjax import config as configs
 from slmjax import launch
+from slmjax.config import CurateConfig
 from slmjax.curate import stage
 from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
@@ -250,7 +252,7 @@ def test_what_a_stopped_run_with_other_settings_had_added_does_not_count_as_seen
         patch.setattr(stage, "decisions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         config = configs.override(configs.load("configs/curate.py"), [f"curate.{word}" for word in ("processes=1", *words)])
         config.data.sources.web = {"path": f"{raw}/web.jsonl"}
-        stage.run(config, str(tmp_path / "run"))
+        stage.run(configs.freeze(config), str(tmp_path / "run"))
     assert cleaned(tmp_path / "run", {"web": raw / "web.jsonl"}, words[1]) == 0
     assert len(documents(tmp_path / "run")["web"]) == 14
 
@@ -265,12 +267,12 @@ def test_a_document_that_holds_an_evaluation_item_is_contaminated_also_where_a_r
 
 def test_a_lower_threshold_without_its_bands_warns_and_names_bands_that_do(raw, capsys):
     usual = Scheme().candidate_probability(0.75)
-    (warning,) = stage.warnings(stage.settings(configs.base()) | {"threshold": 0.6})
+    (warning,) = stage.warnings(stage.settings(CurateConfig()) | {"threshold": 0.6})
     assert "are found with a probability of 21%" in warning
     bands, rows = map(int, re.search(r"bands=(\d+) and rows=(\d+)", warning).groups())
     assert Scheme(bands=bands, rows=rows).candidate_probability(0.6) >= usual
-    asked = stage.settings(configs.base()) | {"threshold": 0.6, "bands": bands, "rows": rows}
-    assert stage.warnings(asked) == stage.warnings(stage.settings(configs.base())) == []
+    asked = stage.settings(CurateConfig()) | {"threshold": 0.6, "bands": bands, "rows": rows}
+    assert stage.warnings(asked) == stage.warnings(stage.settings(CurateConfig())) == []
 
 
 @pytest.mark.parametrize("texts, field, told", [
@@ -326,21 +328,26 @@ def test_half_a_surrogate_pair_in_another_field_stays_as_it_was(tmp_path):
 
 def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded(raw, tmp_path):
     config = configs.base()
-    assert stage.settings(config) == stage.settings(configs.load("configs/curate.py"))
+    assert configs.Config().curate == configs.freeze(configs.load("configs/curate.py")).curate
     config.data.sources.web, config.curate.rules = {"path": f"{raw}/web.jsonl"}, {"web": "gopher_quality"}
-    stage.run(config, str(tmp_path))
+    config.stage = "curate"
+    stage.run(configs.freeze(config), str(tmp_path))
     recorded = configs.load(str(tmp_path / "config.json")).curate
-    assert recorded.rules.to_dict() == {"web": ["gopher_quality"]} and set(recorded) == set(stage.SETTINGS)
+    assert recorded.rules.to_dict() == {"web": ["gopher_quality"]} and set(recorded) == {
+        field.name for field in dataclasses.fields(CurateConfig)
+    }
 
 
 @pytest.mark.parametrize("word, told", [
-    ("--config.curate.treshold=0.7", "Did you mean 'threshold'"), ("--config.curate.threshold=high", "threshold is 'high'"),
+    ("--config.curate.treshold=0.7", "Did you mean 'curate.threshold'"),
+    ("--config.curate.threshold=high", "threshold=high: expected a value like 0.75 (float)"),
     ("--config.curate.threshold=1.5", "at most 1"), ("--config.curate.rules.others=gofer_quality", "no quality rule 'gofer_quality'"),
     ("--config.curate.rules.boks=c4", "names 'boks'"), ("--config.curate.languages.boks=en", "Did you mean 'books'"),
     ("--config.curate.languages=en", "such as languages.web=en"), ("--config.curate.rules.web=3", "rules.web is 3; expected names"),
     ("--config.curate.max_dropped=0", "max_dropped is 0"), ("--config.data.sources={}", "data.sources is empty"),
     ("--workdir=gs://bucket/run", "folder of this machine"), ("--init_from=runs/tiny", "--init_from"),
-    ("--config.curate.index=configs", "no index"), ("--config.curate.rows=99999999", "rows is 99999999; it can be at most 250"),
+    ("--config.curate.index=configs", "no index"),
+    ("--config.curate.rows=99999999", "rows is 99999999; it must be positive, and 250 at most"),
     ("--config.curate.samples=-1", "samples is -1; it must not be negative"),
     ("--config.curate.languages.web=english", "Did you mean 'en'?"),
     ("--config.data.sources.web.heldout=h.jsonl", "data.sources.web.heldout: the stage curate reads no held-out files"),

@@ -394,19 +394,19 @@ def test_text_that_was_prepared_with_other_special_tokens_is_not_used(made, tmp_
 @pytest.mark.parametrize("special", [(EOT,), tuple(SPECIAL)[:5]])
 def test_a_run_keeps_the_special_tokens_of_its_tokenizer_and_a_new_run_has_all(special, made, tmp_path):
     sources, _ = made
-    config = configs.base()
-    config.data.update({"sources": sources, "vocab_size": 300, "group_by": "^(.*)/", "cache": str(tmp_path / "prepared")})
-    began_without = run(config.data, tmp_path / "prepared", seed=stage.SEED, special=special)
+    fields = {"sources": sources, "vocab_size": 300, "group_by": "^(.*)/", "cache": str(tmp_path / "prepared")}
+    data = configs.DataConfig(**fields)
+    began_without = run(data, tmp_path / "prepared", seed=stage.SEED, special=special)
     (tmp_path / "old").mkdir()
     began_without.tokenizer.save(tmp_path / "old" / "tokenizer.json")
-    goes_on = stage.prepared_text(config, str(tmp_path / "old"))
+    goes_on = stage.prepared_text(data, str(tmp_path / "old"))
     assert (goes_on.folder, goes_on.fingerprint) == (began_without.folder, began_without.fingerprint)
-    new = stage.prepared_text(config, str(tmp_path / "new"))
+    new = stage.prepared_text(data, str(tmp_path / "new"))
     assert list(new.tokenizer.special) == list(SPECIAL) and new.folder != goes_on.folder
-    child = stage.prepared_text(config, str(tmp_path / "child"), init_from=str(tmp_path / "old"))
+    child = stage.prepared_text(data, str(tmp_path / "child"), init_from=str(tmp_path / "old"))
     assert child.tokenizer.sha256 == began_without.tokenizer.sha256  # it starts from weights that know these ids
     (tmp_path / "old" / "tokenizer.json").write_text("{")
-    assert stage.prepared_text(config, str(tmp_path / "old")).folder == new.folder
+    assert stage.prepared_text(data, str(tmp_path / "old")).folder == new.folder
 
 
 def test_a_document_that_spells_special_tokens_is_prepared_as_ordinary_text(tmp_path):

@@ -328,7 +328,8 @@ def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(
     fields = [f"data.sources={path('two')}", f"data.cache={tmp_path / 'prepared'}", "data.max_bad_share=0.01"]
     config = configs.override(configs.load(f"{RECIPE}:{folder / 'unused.jsonl'}"), fields)
     assert {name: entry.weight for name, entry in config.data.sources.items()} == {"questions": 0.25, "river-lines": 0.75}
-    plan = batch_plan(config, prepared_text(config, str(tmp_path / "run")))
+    config = configs.freeze(config)
+    plan = batch_plan(config, prepared_text(config.data, str(tmp_path / "run")))
     tokens, hashes = np.zeros(2), []
     for step in range(config.train.steps):
         batch = batch_rows(plan, step, range(plan.batch))
@@ -341,11 +342,11 @@ def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(
     (tmp_path / "config.json").write_text(configs.to_json(config))  # as a run leaves it
     later = elsewhere(f"""
 import json
-from slmjax.config import from_dict
+from slmjax.config import freeze, from_dict
 from slmjax.data.loader import batch_hash, batch_rows
 from slmjax.data.stage import batch_plan, prepared_text
-config = from_dict(json.load(open({str(tmp_path / "config.json")!r})))
-plan = batch_plan(config, prepared_text(config, {str(tmp_path / "run")!r}))
+config = freeze(from_dict(json.load(open({str(tmp_path / "config.json")!r}))))
+plan = batch_plan(config, prepared_text(config.data, {str(tmp_path / "run")!r}))
 print([batch_hash(batch_rows(plan, step, range(plan.batch))) for step in range(13, config.train.steps)])
 """)
     assert later == str(hashes[13:])

@@ -53,7 +53,7 @@ def tiny(arch=ARCH, seed=0):
     def draw(path, shape):
         name = path[-1].key
         fan_in = {"scale": 0, "embedding": 1, "out": arch.heads * arch.head_dim, "down": arch.ff_width}.get(name, arch.width)
-        return jnp.asarray(rng.normal(fan_in == 0, 0.1 if fan_in == 0 else 1.5 * fan_in**-0.5, shape.shape), arch.params)
+        return jnp.asarray(rng.normal(fan_in == 0, 0.1 if fan_in == 0 else 1.5 * fan_in**-0.5, shape.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes(arch))
 

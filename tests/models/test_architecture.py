@@ -44,7 +44,7 @@ def test_a_block_that_does_not_parse_is_named(text, sentence):
 def test_a_pattern_repeats_to_the_layers():
     config = configs.base()
     config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 6
-    arch = from_config(config, 128)
+    arch = from_config(configs.freeze(config).model, 128)
     assert arch.layers == 6
     assert [block.options for block in arch.blocks] == [(), (), (("rope", False),)] * 2
 
@@ -53,40 +53,24 @@ def test_layers_that_the_pattern_does_not_divide_are_refused_with_the_nearest_tw
     config = configs.base()
     config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 7
     with pytest.raises(UserError, match=r"layers is 7.*nearest: \[6, 9\]"):
-        from_config(config, 128)
+        from_config(configs.freeze(config).model, 128)
     config.model.layers = 2
     with pytest.raises(UserError, match=r"layers is 2.*nearest: \[3\]"):
-        from_config(config, 128)
-
-
-def test_a_stack_is_a_list_of_patterns_with_repeats():
-    config = configs.base()
-    config.model.stack = ((("attention rope=False",), 1), (("attention", "attention rope=False"), 2))
-    arch = from_config(config, 128)
-    assert [len(block.options) for block in arch.blocks] == [1, 0, 1, 0, 1]
-    assert arch.layers == 5
-
-
-@pytest.mark.parametrize("stack", [(("attention",),), ((("attention",), 0),), ("attention", 2), ((("attention",), "two"),), (((), 2),)])
-def test_a_stack_of_another_form_is_refused(stack):
-    config = configs.base()
-    config.model.stack = stack
-    with pytest.raises(UserError, match=r"config.model.stack.*\(pattern, repeats\)"):
-        from_config(config, 128)
+        from_config(configs.freeze(config).model, 128)
 
 
 def test_fields_come_from_the_config_and_what_is_resolved_wins():
     config = configs.base()
     config.model.qk_norm, config.model.width = True, 96
     config.model.multipliers = {"matrix": {"init": 0.5, "lr": 2.0}, "head": {"lr": 0.1}}
-    arch = from_config(config, 128, compute="bfloat16", attention="splash", unroll=False)
+    arch = from_config(configs.freeze(config).model, 128, compute="bfloat16", attention="splash", unroll=False)
     assert (arch.vocab_size, arch.width, arch.qk_norm) == (128, 96, True)
     assert (arch.compute, arch.attention, arch.unroll) == ("bfloat16", "splash", False)
     assert dict(arch.init_scales) == {"matrix": 0.5, "head": 1.0}
 
 
 def test_an_architecture_is_hashable_and_frozen():
-    one, other = (from_config(configs.base(), 128) for _ in range(2))
+    one, other = (from_config(configs.freeze(configs.base()).model, 128) for _ in range(2))
     assert one == other and hash(one) == hash(other)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.width = 1
@@ -104,4 +88,4 @@ def test_a_multiplier_that_nothing_reads_is_refused(multipliers, sentence):
     config = configs.base()
     config.model.multipliers = multipliers
     with pytest.raises(UserError, match=sentence):
-        from_config(config, 128)
+        from_config(configs.freeze(config).model, 128)

@@ -200,4 +200,4 @@ def test_sharing_that_does_not_fit_is_refused(model, sentence):
     config = configs.base()
     config.model.update(model)
     with pytest.raises(UserError, match=sentence):
-        from_config(config, 256)
+        from_config(configs.freeze(config).model, 256)

@@ -5,6 +5,7 @@ import pytest
 from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import resolve
+from slmjax.models.architecture import vocab_rows
 from slmjax.parallel.mesh import DeviceKind, make_mesh
 
 T4 = DeviceKind("gpu", "Tesla T4", 7.5, 15e9, 1)
@@ -42,7 +43,7 @@ def test_one_host_of_gpus_unrolls_and_a_pod_scans():
     assert resolve.choose_unroll(H100, "auto")[0]
     assert not resolve.choose_unroll(TPU, "auto")[0]
     assert not resolve.choose_unroll(H100._replace(hosts=2), "auto")[0]
-    assert resolve.choose_unroll(TPU, True) == resolve.choose_unroll(TPU, "True") == (True, "config.model.unroll")
+    assert resolve.choose_unroll(TPU, "True") == (True, "config.model.unroll")
     assert not resolve.choose_unroll(H100, "False")[0]
 
 
@@ -52,28 +53,33 @@ def test_recurrent_mixers_walk_in_triton_where_xla_has_it_for_the_gpu():
 
 
 def test_the_embedding_has_a_multiple_of_128_rows_unless_it_is_asked_otherwise():
-    assert [resolve.vocab_rows(0, n) for n in (1, 128, 129, 16384)] == [128, 128, 256, 16384]
-    assert resolve.vocab_rows(1000, 999) == 1000
+    assert [vocab_rows(0, n) for n in (1, 128, 129, 16384)] == [128, 128, 256, 16384]
+    assert vocab_rows(1000, 999) == 1000
     with pytest.raises(UserError, match="vocab_size is 998, but the tokenizer has 999"):
-        resolve.vocab_rows(998, 999)
+        vocab_rows(998, 999)
+
+
+def resolved(config):
+    frozen = configs.freeze(config)
+    return resolve.resolve(frozen.model, frozen.precision, make_mesh({"data": -1}), 1000)
 
 
 def test_a_config_is_resolved_for_the_devices_of_a_mesh_with_a_reason_for_each_choice():
-    arch, reasons = resolve.resolve(configs.base(), make_mesh({"data": -1}), 1000)
+    arch, reasons = resolved(configs.base())
     assert (arch.vocab_size, arch.compute, arch.attention, arch.unroll) == (1024, "float32", "blockwise", True)
     assert [line.split(":")[0] for line in reasons] == ["compute float32", "attention blockwise", "stack unrolled"]
     recurrent = configs.override(configs.base(), ["model.pattern=gdn"])
-    assert "recurrence scan" in [line.split(":")[0] for line in resolve.resolve(recurrent, make_mesh({"data": -1}), 1000)[1]]
+    assert "recurrence scan" in [line.split(":")[0] for line in resolved(recurrent)[1]]
     config = configs.override(configs.base(), ["precision.products=float8"])
-    arch, reasons = resolve.resolve(config, make_mesh({"data": -1}), 1000)
+    arch, reasons = resolved(config)
     assert arch.products == "float8" and reasons[1].startswith("products float8: ")
     with pytest.raises(UserError, match="share_blocks must be 1"):
-        resolve.resolve(configs.override(config, ["model.share_blocks=2"]), make_mesh({"data": -1}), 1000)
+        resolved(configs.override(config, ["model.share_blocks=2"]))
 
 
 def test_a_kernel_that_is_asked_for_is_taken():
     config = configs.base()
     config.model.attention = "reference"
-    arch, reasons = resolve.resolve(config, make_mesh({"data": -1}), 1000)
+    arch, reasons = resolved(config)
     assert arch.attention == "reference"
     assert "attention reference: config.model.attention" in reasons

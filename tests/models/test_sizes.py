@@ -96,7 +96,7 @@ def test_states_are_the_published_ones_and_a_hybrids_cache_is_a_quarter():
 def test_keys_and_values_that_layers_share_are_kept_once(share, tokens, expected):
     config = configs.base()
     config.model.layers, config.model.share_kv = 12, share
-    arch = from_config(config, 256)
+    arch = from_config(configs.freeze(config).model, 256)
     assert sizes.cache_bytes(arch, tokens) == expected * 2 * 2 * 64 * 4
 
 

@@ -67,7 +67,7 @@ def batches_read(workdir, start):
 def expected(corpus, tmp_path):
     """{step: digest of the global batch}, read here and now in one process."""
     config = launch.make_config(*launch.parse(runs.argv(corpus, tmp_path)))
-    plan = batch_plan(config, prepared_text(config, str(tmp_path)))
+    plan = batch_plan(config, prepared_text(config.data, str(tmp_path)))
     return {step: batch_hash(batch_rows(plan, step, range(BATCH))) for step in range(STEPS)}
 
 

@@ -4,6 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.declare import AXES
@@ -16,7 +17,7 @@ from tests.train.small import small_config
 def shapes(**model):
     config = small_config()
     config.model.update(model)
-    return lm.declare(from_config(config, 512))
+    return lm.declare(from_config(configs.freeze(config).model, 512))
 
 
 def mesh(**sizes):

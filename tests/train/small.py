@@ -79,7 +79,7 @@ class Setup:
         self.config = config
         self.mesh = make_mesh(mesh or {}, jax.devices()[:devices])
         with jax.set_mesh(self.mesh):
-            self.program = make_program(config, self.mesh, TOKENS)
+            self.program = make_program(configs.freeze(config), self.mesh, TOKENS)
         self.program = dataclasses.replace(self.program, model=Model(self.program.arch, chunks))
         self.arch, self.where = self.program.arch, self.program.where
         self.task = of(FixedRows(config.train.batch, config.data.seq_len), (), config.train.z_loss)

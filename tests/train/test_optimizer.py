@@ -17,7 +17,7 @@ from tests.train.small import small_config
 def arch_of(layers):
     config = small_config()
     config.model.layers = layers
-    return from_config(config, 512)
+    return from_config(configs.freeze(config).model, 512)
 
 
 def tree(layers, seed=0):
@@ -25,8 +25,8 @@ def tree(layers, seed=0):
 
 
 def optimizer_of(layers, multipliers=None, **train):
-    settings = configs.base().model.multipliers if multipliers is None else multipliers
-    return Optimizer(small_config(**train).train, settings, lm.declare(arch_of(layers)))
+    train = configs.freeze(small_config(**train)).train
+    return Optimizer(train, multipliers or {}, lm.declare(arch_of(layers)))
 
 
 def steps(optimizer, params, gradients, count=3):
@@ -57,7 +57,7 @@ def test_adamw_is_optax_adamw_on_matrices():
     optimizer = optimizer_of(2)
     params, gradients = tree(2), tree(2, seed=1)
     ours = flatten(steps(optimizer, params, gradients))["stack/0/0/channel/up"]
-    rule = optax.adamw(train.lr * 0.5, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay)
+    rule = optax.adamw(train.lr * 0.5, b1=0.9, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay)
     value, gradient = flatten(params)["stack/0/0/channel/up"], flatten(gradients)["stack/0/0/channel/up"]
     state = rule.init(value)
     for i in range(3):
@@ -79,9 +79,7 @@ def test_muon_updates_have_equal_singular_values_and_adamws_size():
 
 def test_multipliers_scale_rate_and_decay_of_their_group_alone():
     plain = optimizer_of(2)
-    multipliers = configs.base().model.multipliers
-    multipliers.embedding = {"lr": 0.5}
-    scaled = optimizer_of(2, multipliers)
+    scaled = optimizer_of(2, {"embedding": {"lr": 0.5}})
     params, gradients = tree(2), tree(2, seed=1)
     a, b, start = (flatten(t) for t in (steps(plain, params, gradients, 1), steps(scaled, params, gradients, 1), params))
     np.testing.assert_allclose(b["embedding"] - start["embedding"], 0.5 * (a["embedding"] - start["embedding"]), atol=1e-7)

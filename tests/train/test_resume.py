@@ -156,18 +156,22 @@ def test_all_fields_that_do_not_fit_are_named(corpus, undisturbed, capsys):
     assert "model.width was 16 and is 24; seed was 0 and is 3; train.lr was 0.01 and is 0.5." in err and "log.every" not in err
 
 
+def frozen(*assignments):
+    return configs.freeze(configs.override(configs.base(), assignments))
+
+
 def test_a_checkpoint_from_before_a_field_existed_fits_its_default():
-    saved = configs.to_dict(configs.base())
+    saved = configs.to_dict(configs.Config())
     del saved["precision"]["products"]
-    resume.fits(saved, configs.base())
+    resume.fits(saved, configs.Config())
     with pytest.raises(UserError, match=r"precision\.products was compute and is float8"):
-        resume.fits(saved, configs.override(configs.base(), ["precision.products=float8"]))
+        resume.fits(saved, frozen("precision.products=float8"))
 
 
 def test_phases_are_judged_by_the_order_that_they_give_not_by_how_they_are_written():
-    saved = configs.to_dict(configs.base())
+    saved = configs.to_dict(configs.Config())
     saved["data"]["phases"] = [[0.8, {"a": 1.0}], [1.0, {"b": 1.0}]]  # as before phases had names for their parts
-    resume.fits(saved, configs.override(configs.base(), ["data.phases=[{'until': 0.8, 'weights': {'a': 1.0}}, (1.0, {'b': 1.0})]"]))
+    resume.fits(saved, frozen("data.phases=[{'until': 0.8, 'weights': {'a': 1.0}}, (1.0, {'b': 1.0})]"))
 
 
 @pytest.mark.parametrize("name", ALLOWED)
@@ -349,8 +353,7 @@ class _Known(Checkpoints):
 def test_a_run_of_another_length_goes_on_where_both_schedules_have_been_equal(steps, before, now):
     made = {}
     for total in (before, now):
-        made[total] = configs.base()
-        made[total].train.update({"steps": total, "warmup": 5, "decay": 0.3})
+        made[total] = frozen(f"train.steps={total}", "train.warmup=5", "train.decay=0.3")
     steps = sorted(step for step in steps if step <= before)
     try:
         found = resume.decide(_Known(steps, made[before]), made[now])

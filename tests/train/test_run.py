@@ -181,8 +181,8 @@ def test_of_a_parent_whose_newest_checkpoint_is_damaged_the_one_before_is_taken_
     [("gdn,attention", "--config.model.output_gate=True"), ("gdn", "--config.train.lr=0.0015")],
 )
 def test_the_field_that_is_suggested_for_a_change_is_one_that_the_model_reads(pattern, field):
-    config = configs.override(configs.base(), [f"model.pattern={pattern}", "model.layers=2", "train.lr=0.003"])
-    assert loop.other_field(config, from_config(config, vocab_size=300, compute="float32")) == field
+    config = configs.freeze(configs.override(configs.base(), [f"model.pattern={pattern}", "model.layers=2", "train.lr=0.003"]))
+    assert loop.other_field(config, from_config(config.model, vocab_size=300, compute="float32")) == field
 
 
 def test_a_run_leaves_what_its_readers_expect(corpus, undisturbed):

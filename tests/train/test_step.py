@@ -84,8 +84,8 @@ def test_gradients_of_the_step_are_those_of_a_plain_loss():
     metrics = setup.step(batch)
     norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradients)))
     np.testing.assert_allclose([metrics["loss"], metrics["grad_norm"]], [value, norm], rtol=1e-5)
-    first_moments = setup.state.optimizer["adam"].mu  # after one step (1 - b1) times the gradient
-    expected = {path: (1 - config.train.b1) * g for path, g in flatten(gradients).items()}
+    first_moments = setup.state.optimizer["adam"].mu  # after one step (1 - 0.9) times the gradient
+    expected = {path: (1 - 0.9) * g for path, g in flatten(gradients).items()}
     for path, moment in first_moments.items():
         np.testing.assert_allclose(moment, expected[path], atol=1e-7, rtol=2e-4, err_msg=path)
 

@@ -1,6 +1,7 @@
 """The stage `synthesize` end to end: what is written, what a second start does, and what each mistake gets."""
 
 import asyncio
+import dataclasses
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from slmjax import config as configs
 from slmjax import launch
+from slmjax.config import SynthesizeConfig
 from slmjax.curate.synthesize import stage
 from slmjax.curate.synthesize.journal import Journal
 from slmjax.curate.synthesize.live import Line
@@ -29,7 +31,7 @@ FIELDS = {"text", "id", "teacher", "model", "prompt", "parameters", "date", "lic
 def write(workdir, *assignments, **more):
     """Run the stage with settings of config.synthesize."""
     config = configs.override(configs.load(RECIPE), ["synthesize.documents=150", *(f"synthesize.{words}" for words in assignments)])
-    return stage.run(configs.validate(config), str(workdir), **more)
+    return stage.run(configs.freeze(config), str(workdir), **more)
 
 
 def documents(workdir):
@@ -99,10 +101,8 @@ def test_documents_are_byte_identical_whenever_they_are_written(book, tmp_path):
 
 
 def test_what_is_written_is_a_source_that_can_be_prepared(book, tmp_path):
-    from types import SimpleNamespace
-
-    data = configs.base().data.to_dict() | {"sources": str(book / "documents"), "vocab_size": 400, "heldout": 0.05}
-    prepared = prepare(SimpleNamespace(**data), seed=0, cache=str(tmp_path))
+    data = configs.DataConfig(sources={"book": str(book / "documents")}, vocab_size=400, heldout=0.05)
+    prepared = prepare(data, seed=0, cache=str(tmp_path))
     assert sum(len(index) for part in (prepared.train, prepared.heldout) for index in part.values()) == 150
 
 
@@ -229,17 +229,17 @@ MISTAKES = {
     "model=m": "is for the teacher openai",
     "names={'max_token': 'x'}": "Did you mean 'max_tokens'",
     "names={'max_tokens': ''}": "the budget counts with that limit",
-    "names=seed": "names is 'seed'; expected {name: value}",
-    "documnts=3": "has no such setting. Did you mean 'documents'?",
-    "documents=many": "config.synthesize.documents is 'many'; expected int",
+    "names=seed": "names=seed: expected openai: {parameter: what the endpoint calls it",
+    "documnts=3": "there is no such field. Did you mean 'synthesize.documents'?",
+    "documents=many": "config.synthesize.documents=many: expected a value like 3600 (int)",
     "documents=0": "it must be positive",
-    "documents=1.5": "expected int",
+    "documents=1.5": "expected a value like 3600 (int)",
     "temperature=-1": "it must not be negative",
-    "temperature=nan": "expected float",
+    "temperature=nan": "expected a value like 0.8 (float)",
     "teacher=programm": "it can be program, openai, checkpoint. Did you mean 'program'?",
     "formats=dialog": "Did you mean 'dialogue'?",
     "topics=none.txt": "config.synthesize.topics: 'none.txt' cannot be read",
-    "price=3": "config.synthesize.price is 3; expected several values",
+    "price=3": "config.synthesize.price is (3.0,); expected dollars for a million tokens (of prompts, of answers)",
     "price=(1, -1)": "expected dollars for a million tokens",
     "cost=5": "say what a million tokens cost",
     "audiences=": "config.synthesize.audiences is ()",
@@ -265,12 +265,10 @@ def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
 
 
 def test_what_a_recipe_leaves_out_is_as_in_the_textbooks_recipe_and_is_recorded(tmp_path):
-    config = configs.base()
-    assert stage.settings(config) == stage.settings(configs.load(RECIPE))
-    config.synthesize.documents = 1
-    assert stage.run(config, str(tmp_path)) == 0
+    assert configs.Config().synthesize == configs.freeze(configs.load(RECIPE)).synthesize
+    assert stage.run(configs.Config(stage="synthesize", synthesize=SynthesizeConfig(documents=1)), str(tmp_path)) == 0
     recorded = configs.load(str(tmp_path / "config.json")).synthesize
-    assert recorded.documents == 1 and set(recorded) == set(stage.SETTINGS)
+    assert recorded.documents == 1 and set(recorded) == {field.name for field in dataclasses.fields(SynthesizeConfig)}
 
 
 def test_other_mistakes_of_the_command_line(tmp_path):
