@@ -53,8 +53,8 @@ FAULTS = {
     ),
     "pieces of a model's vocabulary give special tokens": (
         "slmjax/data/tokenizer.py",
-        "if names := self._named_by_text():\n            after_first",
-        "if names := []:\n            after_first",
+        "if names := self._named_by_text():\n            first_letters",
+        "if names := []:\n            first_letters",
         "tests/data/test_tokenizer.py",
     ),
     "an old run is given reserved ids": (

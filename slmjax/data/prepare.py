@@ -74,7 +74,8 @@ def prepare(
                            progress=line, say=say, timeout=timeout, special=special)  # fmt: skip
     with writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        plan = _plan(data, seed, cache, processes, (process_index, process_count), special, progress, say, timeout)
+        host = (process_index, process_count)
+        plan = _plan(data, seed, cache, processes, host, special, progress, say, timeout)
         if not ready(plan):
             suffix = f"-{process_index}" if process_count > 1 else ""
             with locked(cache / f".{plan.folder.name}{suffix}.lock", say) as held:
@@ -136,7 +137,8 @@ def _plan(
     settings = _settings(data, seed, sources, shards, units, identities, tokenizer, special)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{'-'.join(source.name for source in sources)[:40].rstrip('-.')}-{digest}"
-    return Plan(data, seed, sources, shards, tuple(units), settings, folder, tokenizer, special, processes, *host, *rest)
+    given = (data, seed, sources, shards, tuple(units), settings, folder)
+    return Plan(*given, tokenizer, special, processes, *host, *rest)
 
 
 def _without(files: tuple, heldout: tuple, source: Source, say: Callable[[str], None]) -> list[SourceFile]:
@@ -169,7 +171,7 @@ def _settings(
         return [[file.name, file.size, identities[file]] for files in own for file in files]
 
     trained = f"byte-level BPE of {data.vocab_size}"
-    if special != (EOT,):  # folders of runs that began without reserved ids are found by the name without them
+    if special != (EOT,):  # runs that began without reserved ids find their folders by this name
         trained += f" with {' '.join(special)}"
     return {
         "format": FORMAT,

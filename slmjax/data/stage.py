@@ -61,9 +61,9 @@ def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", proces
 
 
 def special_tokens(workdir: str) -> tuple[str, ...]:
-    """Special tokens of the tokenizer that a run trains: all of SPECIAL, or those that it began with.
+    """Return the special tokens of the tokenizer that a run trains: those that it began with.
 
-    A run that began before ids were reserved has the end of text only, and goes on so.
+    A new run has all of SPECIAL. A run that began before ids were reserved has the end of text only.
     """
     try:
         ids = load(f"{workdir}/tokenizer.json").special

@@ -21,7 +21,7 @@ SPECIAL = {
     TURN_START: "begins a turn of a dialogue; ChatML (OpenAI 2023), as Qwen and SmolLM2 have it",
     TURN_END: "ends a turn, and so a completion; ChatML",
     IMAGE: "the place of a piece of an image; Llama 3.2",
-    CALC: "begins a calculation, <|calc|>48/2<|result|>24<|/calc|>; Cobbe et al. 2021 write <<48/2=24>>",
+    CALC: "begins <|calc|>48/2<|result|>24<|/calc|>; Cobbe et al. 2021 write <<48/2=24>>",
     RESULT: "ends what the model writes of it; the calculator writes what follows",
     CALC_END: "ends the calculator's result",
     **{f"<|reserved_special_token_{i}|>": "spare, as Llama 3 has them" for i in range(9)},
@@ -41,7 +41,10 @@ PIECE = 200_000  # characters; longer texts are encoded in pieces, as the librar
 
 
 class Special(NamedTuple):
-    """A special token of a sequence, told apart from a text that has its name; see Tokenizer.sequence."""
+    """A special token of a sequence, told apart from a text that has its name.
+
+    See Tokenizer.sequence.
+    """
 
     name: str
 
@@ -114,15 +117,17 @@ class Tokenizer:
         if name in self._special:
             return self._special[name]
         if name not in SPECIAL:
-            raise UserError(f"the tokenizer has no special token '{name}'.{nearest(name, self._special)}")
+            close = nearest(name, self._special)
+            raise UserError(f"the tokenizer has no special token '{name}'.{close}")
         raise UserError(
-            f"the tokenizer has no special token '{name}': it was given, or trained before ids were "
-            "reserved; a tokenizer that is trained now has it."
+            f"the tokenizer has no special token '{name}': it was given, or trained before ids "
+            "were reserved; a tokenizer that is trained now has it."
         )
 
     def sequence(self, *parts: str | Special) -> list[int]:
-        """The ids of texts and special tokens, in order; nothing else puts a special token into a sequence.
+        """Return the ids of texts and special tokens, in order.
 
+        Nothing else puts a special token into a sequence.
         Each text is encoded by itself. One that holds the name of a special token stays text:
         `sequence("<|im_end|>")` are ordinary tokens, `sequence(Special("<|im_end|>"))` is one id.
         Raises: UserError for a special token that this tokenizer does not have.
@@ -190,19 +195,23 @@ class Tokenizer:
         return kept == whole or kept == b" " + whole
 
     def _keep_special_out_of_text(self, where: str) -> None:
-        """Cut the names of special tokens that the model would find in a text, as Unigram finds each piece it has.
+        """Cut the names of special tokens that the model would find in a text.
 
+        Unigram finds each piece of its vocabulary wherever it stands.
         Raises: UserError where a text gives one all the same.
         """
         from tokenizers import Regex, pre_tokenizers
 
         if names := self._named_by_text():
-            after_first = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names)
-            cuts = pre_tokenizers.Split(Regex(after_first), "isolated")
-            splitter = self._library.pre_tokenizer
-            self._library.pre_tokenizer = pre_tokenizers.Sequence([splitter, cuts]) if splitter else cuts
+            first_letters = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names]
+            cuts = pre_tokenizers.Split(Regex("|".join(first_letters)), "isolated")
+            splitters = [splitter for splitter in (self._library.pre_tokenizer, cuts) if splitter]
+            self._library.pre_tokenizer = pre_tokenizers.Sequence(splitters)
         if names := self._named_by_text():
-            raise UserError(f"data.tokenizer: {where} takes the text '{names[0]}' for its special token of that name.")
+            raise UserError(
+                f"data.tokenizer: {where} takes the text '{names[0]}' for its special token of that name; "
+                "use one whose special tokens never stand for text."
+            )
 
     def _named_by_text(self) -> list[str]:
         """Special tokens that come out of their own name as a text."""
@@ -269,11 +278,15 @@ _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
 _BETWEEN_SENTENCES = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)")
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = tuple(SPECIAL)) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    special: Sequence[str] = tuple(SPECIAL),
+) -> Tokenizer:
     """Train a byte-level BPE of `vocab_size` tokens (fewer where the text has too few pairs).
 
-    The ids begin with the special tokens, then 256 bytes. Digits are tokens of their own: arithmetic
-    is easier to learn so (Singh and Strouse 2024, arXiv:2402.14903).
+    The ids begin with the special tokens, then 256 bytes. Digits are tokens of their own:
+    arithmetic is easier to learn so (Singh and Strouse 2024, arXiv:2402.14903).
     Raises: UserError if vocab_size cannot hold the special tokens and the bytes.
     """
     from tokenizers import Tokenizer as Library
@@ -290,7 +303,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = tu
     )
     library.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     library.train_from_iterator(texts, trainer)
     return Tokenizer(library.to_str())
 

@@ -26,8 +26,9 @@ FINISH = ("", "stop", "length", "end")
 class Completion:
     """What followed a prompt.
 
-    text ends before the stop string; tokens are all that were drawn, those of the stop string too, without the id that ended it.
-    finish: "stop" (a stop string), "length" (max_tokens) or "end" (one of the ids that end a completion).
+    text ends before the stop string; tokens are all that were drawn, those of the stop string too,
+    without the id that ended it.
+    finish: "stop" (a stop string), "length" (max_tokens) or "end" (an id that ends completions).
     """
 
     text: str
@@ -103,7 +104,8 @@ class Engine:
     ) -> list[Completion]:
         """A completion of each prompt; a row's result does not depend on the prompts beside it.
 
-        Prompts of the same length and batch buckets, and any other sampling, stop strings, stop_ids and seed, compile nothing new.
+        Prompts of the same length and batch buckets compile nothing new, nor does any other sampling,
+        stop string or stop_ids.
 
         Args:
           prompts: texts or token ids; the end-of-text token, with which every document begins, is put before each.
@@ -118,7 +120,8 @@ class Engine:
         ids, out, stop = [self.encode(prompt) for prompt in prompts], [], [stop] if isinstance(stop, str) else stop
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)
-            decoded = self.decode(ids[part], Sampling(*(a[part] for a in drawing)), max_tokens, stop, stop_ids)
+            sampling = Sampling(*(a[part] for a in drawing))
+            decoded = self.decode(ids[part], sampling, max_tokens, stop, stop_ids)
             out += self._completions(decoded, stop)
         return out
 
@@ -156,8 +159,8 @@ class Engine:
     ) -> "Batch":
         """The arguments of `decode`, padded to their buckets.
 
-        Raises: UserError where max_tokens is not positive or its cache is larger than the device's memory, or the tokenizer has not
-          one of stop_ids.
+        Raises: UserError where max_tokens is not positive, its cache is larger than the device's
+          memory, or the tokenizer lacks one of stop_ids.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
