@@ -158,13 +158,13 @@ class Checkpoints:
                 raise Damaged(f"values of '{name}' are not those that were saved")
         return Found(step, meta, _from_format_0(got) if older else got)
 
-    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter of a step's checkpoint, by its name. Raises: Damaged."""
+    def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
+        """An item of a step's checkpoint as a tree of ShapeDtypeStructs. Raises: Damaged."""
         with _damage(), ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(self.root / str(step) / "params").item_metadata
+            found = reader.metadata(self.root / str(step) / item).item_metadata
             if found is None:
-                raise Damaged("its parameters cannot be read")
-            return shapes_of(found.tree)
+                raise Damaged(f"its item '{item}' cannot be read")
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found.tree)
 
     def set_aside(self, step: int) -> None:
         """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
@@ -184,10 +184,10 @@ class Checkpoints:
             self.manager.close()
 
 
-def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each array of a tree, by its name."""
+def named(tree: Any) -> dict[str, Any]:
+    """Each leaf of a tree by its name, such as "stack/0/0/mixer/query"."""
     leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 @contextlib.contextmanager

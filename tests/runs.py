@@ -82,7 +82,7 @@ def events(workdir, name):
 def saved(workdir, step):
     """Everything of a checkpoint but its meta item, as {path: numpy array}."""
     out = {}
-    for item in ("params", "buffers", "optimizer"):
+    for item in ("params", "buffers", "optimizer", "rest"):
         folder = Path(workdir).absolute() / "checkpoints" / str(step) / item
         if not folder.exists():
             continue

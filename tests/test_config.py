@@ -296,6 +296,7 @@ def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path
 
 FOREIGN = {
     "model.pattern=stranger:Mixer+none heads=2": "stranger:Mixer",
+    "model.pattern=attention,|,stranger:Mixer": "stranger:Mixer",
     "model.pattern=attention+stranger:Experts": "stranger:Experts",
     "data.sources=web=seqio://stranger/task": "seqio://stranger/task",
     "data.sources.web.reader=stranger:read": "stranger:read",

@@ -59,12 +59,20 @@ def test_a_wrong_option_gets_one_sentence(words, capsys):
     assert OPTIONS[words] in refused(capsys, words.replace("RECIPE", str(runs.RECIPE)).split())
 
 
-@pytest.mark.parametrize("field", ["model.pattern=gdn,gdn,attention rope=False", "model.tied=False", "model.pattern=ssm+none,attention"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.pattern=gdn,gdn,attention rope=False",
+        "model.tied=False",
+        "model.pattern=ssm+none,attention",
+        "model.pattern=ssm,|,gdn,attention",
+    ],
+)
 def test_params_counts_the_model_as_it_will_be(field):
     words = ["--config=configs/tiny.py", "--params=10m", f"--config.{field}"]
     config = launch.make_config(*launch.parse(words))
     total = sizes.parameters(from_config(config.model, config.data.vocab_size)).total
-    assert total == pytest.approx(10e6, rel=sizes.TOLERANCE) and config.model.layers % len(config.model.pattern) == 0
+    assert total == pytest.approx(10e6, rel=sizes.TOLERANCE)
 
 
 def _write(folder):

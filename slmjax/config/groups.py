@@ -28,7 +28,8 @@ class ModelConfig:
     pattern: tuple[str, ...] = setting(
         ("attention",),
         'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention rope=False"; mixers: attention (rope, '
-        "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; or module:Class",
+        "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; or module:Class; "
+        'blocks before a bar, and after a second one, come once: "attention,|,gdn,gdn,attention,|,attention"',
         NOT_EMPTY,
     )
     share_kv: int = setting(1, "attention layers in a row that share one layer's keys and values", POSITIVE)

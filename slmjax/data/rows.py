@@ -34,7 +34,8 @@ class Rows(Protocol):
     def shapes(self, step: int) -> Fields:
         """The global batch of a step: a pure function with few different values.
 
-        All hosts agree on it without reading; a program is compiled for each value.
+        All hosts agree on it without reading; a program is compiled for each value. Names and axes
+        are the same in all of them.
         """
 
     def read(self, step: int, rows: Sequence[int]) -> Any:

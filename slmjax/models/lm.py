@@ -1,6 +1,7 @@
 """The language model: pure functions of a plain nested dict of parameters.
 
 params = {"embedding" [V,D], "stack": {group: {position: block parameters, each leaf [repeats, ...]}}, "final_norm", ("head" [D,V])}.
+Groups are the parts of the pattern that have blocks, numbered from 0; a pattern without bars is one.
 The layout is the same whether the stack is unrolled or scanned.
 """
 

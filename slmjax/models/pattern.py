@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmjax.config import ModelConfig
@@ -11,6 +11,8 @@ from slmjax.errors import UserError, nearest
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import GROUPS
 from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
+
+BAR = "|"  # an element of the pattern: before the first bar blocks come once, behind the second too
 
 
 def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Architecture:
@@ -26,7 +28,7 @@ def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Archite
     names &= {field.name for field in dataclasses.fields(ModelConfig)}
     chosen = {name: getattr(model, name) for name in names - {"vocab_size", "attention", "unroll"}}
     chosen["init_scales"] = _init_scales(model.multipliers)
-    arch = Architecture(vocab_size=vocab_size, stack=_groups(model), **(chosen | resolved))
+    arch = Architecture(vocab_size=vocab_size, stack=_stack(model.pattern, model.layers), **(chosen | resolved))
     arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))
     _check_lending(arch)
     return arch
@@ -41,6 +43,9 @@ def parse_block(text: str) -> Block:
     """
     if not isinstance(text, str):
         raise UserError(f"config.model.pattern: {text!r} is not a block, such as 'attention'.")
+    if BAR in text:
+        fault = "holds a bar, which is an element of its own"
+        raise UserError(f"config.model.pattern: '{text}' {fault}, as in 'attention', '|', 'gdn'.")
     names, *words = text.split() or [""]
     mixer, _, channel = names.partition("+")
     channel = channel or "mlp"
@@ -87,7 +92,8 @@ def share_keys(arch: Architecture, pattern: tuple[Block, ...], repeats: int, sha
     longer = math.lcm(*(share // math.gcd(share, count) for count in counts.values()))
     if repeats % longer:
         sharers = ", ".join(str(count * repeats) for count in counts.values())
-        raise UserError(f"config.model.share_kv is {share}, which does not divide the {sharers} attention layers of a kind and group.")
+        layers = f"the {sharers} attention layers of one kind in one part of the pattern"
+        raise UserError(f"config.model.share_kv is {share}, which does not divide {layers}.")
     blocks, seen = [], dict.fromkeys(counts, 0)
     for block, kind in zip(pattern * longer, kinds * longer):
         if kind:
@@ -109,7 +115,7 @@ def _check_lending(arch: Architecture) -> None:
             if not set(mixer.borrowed()) <= lent:
                 raise UserError(
                     "config.model.pattern: a block with borrows=True needs one before it, in the same "
-                    "pattern, that has keys and values, and the same rope and window."
+                    "part of the pattern, that has keys and values, and the same rope and window."
                 )
             lent |= set(mixer.lends())
 
@@ -125,13 +131,39 @@ def _shared(arch: Architecture, share: int) -> tuple:
     return tuple(share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack)
 
 
-def _groups(model: ModelConfig) -> tuple:
-    pattern = tuple(parse_block(block) for block in model.pattern)
-    repeats, rest = divmod(model.layers, len(pattern))
-    if rest or not repeats:
-        options = [n * len(pattern) for n in (repeats, repeats + 1) if n]
-        raise UserError(f"config.model.layers is {model.layers}, which the pattern of {len(pattern)} does not divide; nearest: {options}.")
-    return ((pattern, repeats),)
+def _stack(pattern: Sequence[str], layers: int) -> tuple[tuple[tuple[Block, ...], int], ...]:
+    """Return (blocks, repeats) of each part of a pattern that has blocks.
+
+    Raises: UserError for a pattern that does not parse or does not divide the layers.
+    """
+    start, repeated, end = (tuple(map(parse_block, part)) for part in parts(pattern))
+    once = len(start) + len(end)
+    repeats, rest = divmod(layers - once, len(repeated))
+    if rest or repeats < 1:
+        nearest_layers = sorted({once + max(1, n) * len(repeated) for n in (repeats, repeats + 1)})
+        others = f" without the {once} outside of the bars" if once else ""
+        fault = f"which{others} the pattern of {len(repeated)} does not divide"
+        raise UserError(f"config.model.layers is {layers}, {fault}; nearest: {nearest_layers}.")
+    return tuple(part for part in ((start, 1), (repeated, repeats), (end, 1)) if part[0])
+
+
+def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Return (what comes once at the start, what repeats, what comes once at the end) of a pattern.
+
+    Raises: UserError for more than two bars, or nothing that repeats.
+    """
+    if not pattern:
+        raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
+    bars = [place for place, element in enumerate(pattern) if element == BAR]
+    if len(bars) > 2:
+        raise UserError(f"config.model.pattern has {len(bars)} bars; expected at most two: start | repeated | end.")
+    first = bars[0] if bars else -1
+    last = bars[1] if len(bars) == 2 else len(pattern)
+    start, repeated, end = pattern[: max(first, 0)], pattern[first + 1 : last], pattern[last + 1 :]
+    if not repeated:
+        example = "'attention', '|', 'gdn'"
+        raise UserError(f"config.model.pattern has nothing behind its first bar; expected what repeats, as in {example}.")
+    return start, repeated, end
 
 
 def _init_scales(multipliers: Mapping[str, Any]) -> tuple:

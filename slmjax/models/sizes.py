@@ -148,10 +148,12 @@ def reshape(config: ConfigDict, params: int) -> dict[str, int]:
     """
     vocab_size = config.model.vocab_size or config.data.vocab_size
     shape = shape_for(params, vocab_size)
-    period = max(1, len(config.model.pattern))
-    shape["layers"] = period * max(1, round(shape["layers"] / period))
+    from slmjax.models.pattern import from_config, parts
+
+    start, repeated, end = map(len, parts(config.model.pattern))
+    repeats = max(1, round((shape["layers"] - start - end) / repeated))
+    shape["layers"] = start + repeats * repeated + end
     config.model.update(shape)
-    from slmjax.models.pattern import from_config
 
     arch = from_config(freeze(config).model, vocab_size)
     if abs(parameters(arch).total / params - 1) > TOLERANCE:

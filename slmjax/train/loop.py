@@ -51,6 +51,7 @@ class _Loop:
         run.state = None  # donated to the first step
         self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
         self.task, self.model = run.task, run.program.model
+        self.where = field_shardings(run.task.rows.shapes(0), run.program.mesh)
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
         self.journal = Journal(run.workdir / "drawn", self.task) if hasattr(self.task, "prepare") else None
         self.batches: Any = contextlib.nullcontext()
@@ -76,7 +77,7 @@ class _Loop:
                 local = self.next_rows(step)
             self.profiling(step)
             fields = self.task.rows.shapes(step)
-            batch = hosts.global_batch(local, fields, field_shardings(fields, run.program.mesh), run.held)
+            batch = hosts.global_batch(local, fields, self.where, run.held)
             self.state, metrics = self.step_for(step, fields)(self.state, batch)
             if pending is not None:  # read one step late, so that the device always has a step to do
                 self.read(*pending)

@@ -1,14 +1,18 @@
 """Where a run starts: anew, from its newest checkpoint, from the trunk of a shorter run, or nowhere because it is finished."""
 
+import dataclasses
 import hashlib
 import json
 import os
 from typing import NamedTuple
 
-from slmjax.checkpoint import Checkpoints, Found, shapes_of
+import jax
+
+from slmjax.checkpoint import Checkpoints, Found, named
 from slmjax.config import FIELDS, Config, freeze, from_dict, to_dict
 from slmjax.data.rows import Rows
 from slmjax.errors import UserError
+from slmjax.models.declare import keep_channel, merged
 from slmjax.parallel import hosts
 from slmjax.train import schedule
 from slmjax.train.state import TrainState, restored, saved
@@ -146,17 +150,28 @@ def _is_parent(init_from: str, recorded: dict) -> bool:
     return os.path.abspath(init_from) == os.path.abspath(recorded["workdir"])
 
 
-def inherit(init_from: str, shapes: dict, tokenizer: str) -> tuple[dict, list[dict], list[str]]:
-    """The newest parameters of another run that can be read, for a run that starts from them.
+def inherit(
+    init_from: str, state: TrainState, shapes: TrainState, of_buffers: dict, tokenizer: str
+) -> tuple[TrainState, list[dict], list[str]]:
+    """A new run's state with parameters and buffers of another run, the newest that can be read.
+
+    Buffers with a forward channel are part of the model, as parameters are: all that this model
+    declares are taken. Where the parent has no such buffers they start anew, and a line says so.
+    Buffers with a cotangent channel (the scales of float8) always start anew: they follow this run's
+    batches within its first steps, and parent and child may differ in config.precision.products.
+    Buffers that only the parent has are left behind.
 
     Args:
-      shapes: of the parameters; tokenizer: the hash of the new run's.
-    Returns: (parameters, the run's ancestors, sentences on damaged checkpoints that were passed over).
-    Raises: UserError where the parent's parameters have other shapes or another tokenizer, or none
-      of its checkpoints can be read.
+      state: before the first step; shapes: its shapes and shardings.
+      of_buffers: declarations of the buffers.
+      tokenizer: the hash of the new run's.
+    Returns: (state, the run's ancestors, sentences on damaged checkpoints that were passed over).
+    Raises: UserError where the parent's parameters or buffers have other names or shapes or its
+      tokenizer is another one, or none of its checkpoints can be read.
     """
     checkpoints = Checkpoints(init_from)
-    own = shapes_of(shapes)
+    forward = keep_channel(of_buffers, shapes.buffers, "forward")
+    cotangent = keep_channel(of_buffers, state.buffers, "cotangent")
 
     def read(step: int, meta: dict) -> Found:
         if meta["tokenizer"] != tokenizer:
@@ -164,22 +179,55 @@ def inherit(init_from: str, shapes: dict, tokenizer: str) -> tuple[dict, list[di
                 f"--init_from={init_from}: its parameters were trained with another tokenizer, so its "
                 "tokens mean other text; leave config.data.tokenizer empty to take the parent's."
             )
-        theirs = checkpoints.shapes(step)
-        if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
-            name = other[0]
-            there, here = theirs.get(name, "missing"), own.get(name, "missing")
-            told = f"{name} is {there} there and {here} here"
-            raise UserError(f"--init_from={init_from}: its parameters do not fit config.model: {told}.")
-        return checkpoints.restore(step, {"params": shapes})
+        items = {"params": shapes.params}
+        _check_fit(init_from, "parameters", shapes.params, checkpoints.shapes(step, "params"))
+        if forward and "buffers" in meta["digests"]:
+            theirs = checkpoints.shapes(step, "buffers", shapes.step.sharding)
+            if named(theirs).keys() - named(cotangent).keys():
+                _check_fit(init_from, "buffers", forward, theirs, others=True)
+                same = _described(theirs) == _described(shapes.buffers)
+                items["buffers"] = shapes.buffers if same else theirs  # storage knows no named tuples
+        return checkpoints.restore(step, items)
 
     got, damaged = checkpoints.newest(checkpoints.steps(), read)
     if got is None:
         raise _none_reads(init_from, damaged)
     faults = [f"--init_from={init_from}, {fault}" for fault in damaged]
+    notes = [f"{fault}; this checkpoint is damaged and was passed over" for fault in faults]
+    buffers = state.buffers
+    if "buffers" in got.items:
+        buffers = merged(cotangent, _like(forward, got.items["buffers"]))
+    elif forward:
+        notes.append(f"--init_from={init_from} has no buffers ({next(iter(named(forward)))}); they start anew")
     if hosts.is_first():
-        for fault in faults:
-            print(f"slmjax: {fault}; this checkpoint is damaged and was passed over")
-    return got.items["params"], _ancestors(init_from, got.step, got.meta), faults
+        for note in notes:
+            print(f"slmjax: {note}")
+    state = dataclasses.replace(state, params=got.items["params"], buffers=buffers)
+    return state, _ancestors(init_from, got.step, got.meta), faults
+
+
+def _check_fit(init_from: str, what: str, own: dict, theirs: dict, *, others: bool = False) -> None:
+    """Raises: UserError naming an array that parent and child do not both have in one shape and type.
+
+    others: the parent may have more arrays.
+    """
+    own, theirs = _described(own), _described(theirs)
+    for name in sorted(own.keys() if others else own.keys() | theirs.keys()):
+        there, here = theirs.get(name, "missing"), own.get(name, "missing")
+        if there != here:
+            fault = f"{name} is {there} there and {here} here"
+            raise UserError(f"--init_from={init_from}: its {what} do not fit config.model: {fault}.")
+
+
+def _described(tree: dict) -> dict[str, str]:
+    """Type and shape of each array by its name."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named(tree).items()}
+
+
+def _like(tree: dict, values: dict) -> dict:
+    """The values that have a tree's names, in its structure."""
+    by_name = named(values)
+    return jax.tree.unflatten(jax.tree.structure(tree), [by_name[name] for name in named(tree)])
 
 
 def parents(init_from: str) -> list[dict]:

@@ -138,8 +138,9 @@ def build(
         if state is None:
             state = program.init()
             if init_from:
-                params, lineage, damaged = resume.inherit(init_from, program.shapes.params, prepared.tokenizer.sha256)
-                state, meta["parents"] = dataclasses.replace(state, params=params), lineage
+                of_buffers, tokenizer = program.declared[1], prepared.tokenizer.sha256
+                state, lineage, damaged = resume.inherit(init_from, state, program.shapes, of_buffers, tokenizer)
+                meta["parents"] = lineage
         what = "compiling the training step and the evaluations; later starts are faster"
         with said_if_long(what, active=hosts.is_first()), goodput.spent("compile"), ThreadPoolExecutor(1) as beside:
             # XLA compiles outside of Python, the step longest.

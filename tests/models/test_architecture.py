@@ -6,6 +6,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.errors import UserError
+from slmjax.models import lm
 from slmjax.models.architecture import Block
 from slmjax.models.pattern import from_config, parse_block
 
@@ -57,6 +58,59 @@ def test_layers_that_the_pattern_does_not_divide_are_refused_with_the_nearest_tw
     config.model.layers = 2
     with pytest.raises(UserError, match=r"layers is 2.*nearest: \[3\]"):
         from_config(configs.freeze(config).model, 128)
+
+
+@pytest.mark.parametrize(
+    "pattern, layers, letters",
+    [
+        ("attention,|,gdn,gdn,attention", 7, "a gga gga"),
+        ("attention,|,gdn,attention,|,ssm,attention", 7, "a ga ga sa"),
+        ("|,gdn,|,attention", 4, "g g g a"),
+        ("|,gdn", 2, "g g"),
+    ],
+)
+def test_blocks_before_a_first_bar_and_after_a_second_come_once(pattern, layers, letters):
+    config = configs.base()
+    config.model.pattern, config.model.layers = tuple(pattern.split(",")), layers
+    arch = from_config(configs.freeze(config).model, 128)
+    assert "".join(block.mixer[0] for block in arch.blocks) == letters.replace(" ", "")
+    assert arch.layers == layers
+    assert len(arch.stack) == len([part for part in pattern.split("|") if part.strip(",")])
+
+
+@pytest.mark.parametrize(
+    "pattern, layers, sentence",
+    [
+        (("gdn", "|", "gdn", "attention", "gdn"), 6, r"layers is 6, which without the 1 outside of the bars .* of 3 .*: \[4, 7\]"),
+        (("gdn", "|", "gdn", "attention", "|", "gdn"), 2, r"layers is 2, which without the 2 .*nearest: \[4\]"),
+        (("gdn", "|", "gdn", "attention", "|", "gdn"), 1, r"layers is 1.*nearest: \[4\]"),
+        (("gdn", "|"), 1, "nothing behind its first bar; expected what repeats"),
+        (("gdn", "|", "|", "gdn"), 2, "nothing behind its first bar"),
+        (("|", "gdn", "|", "gdn", "|"), 2, "has 3 bars; expected at most two"),
+        (("attention | gdn",), 2, "'attention . gdn' holds a bar, which is an element of its own"),
+    ],
+)
+def test_bars_that_do_not_fit_are_refused(pattern, layers, sentence):
+    config = configs.base()
+    config.model.pattern, config.model.layers = pattern, layers
+    with pytest.raises(UserError, match=sentence):
+        from_config(configs.freeze(config).model, 128)
+
+
+@pytest.mark.parametrize(
+    "pattern, layers, expected",
+    [
+        ("gdn,attention", 4, {"0/0": 2, "0/1": 2}),
+        ("gdn,|,gdn,attention,|,attention,gdn", 9, {"0/0": 1, "1/0": 3, "1/1": 3, "2/0": 1, "2/1": 1}),
+        ("|,gdn,|,attention", 4, {"0/0": 3, "1/0": 1}),
+    ],
+)
+def test_a_checkpoint_has_a_group_for_each_part_of_the_pattern(pattern, layers, expected):
+    config = configs.base()
+    config.model.update({"pattern": tuple(pattern.split(",")), "layers": layers, "width": 16})
+    params = lm.declare(from_config(configs.freeze(config).model, 128))["stack"]
+    found = {f"{group}/{p}": block["mixer_norm"]["scale"].shape for group, tree in params.items() for p, block in tree.items()}
+    assert found == {place: (repeats, 16) for place, repeats in expected.items()}
 
 
 def test_fields_come_from_the_config_and_what_is_resolved_wins():

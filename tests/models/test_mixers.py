@@ -29,6 +29,15 @@ COMPOSED = (
 )  # fmt: skip
 
 
+# A prefix and a suffix around two repeats: nothing is lent from one part to the next, but for what crosses repeats.
+ACROSS = "tests.contracts.own:Residual"
+PARTS = (
+    ((Block(MEAN, "none"), Block(ACROSS, "none")), 1),
+    ((Block(LENDS, "none"), parse_block(f"{LENDS}+none borrows=True"), Block(MEAN, "none")), 2),
+    ((Block(ACROSS, "none"), Block()), 1),
+)
+
+
 @functools.cache
 def params_of(arch):
     return _random(jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
@@ -108,6 +117,10 @@ def test_composed_blocks_decode_in_pieces_as_the_forward_pass(share_blocks):
     decode_in_pieces(arch)
 
 
+def test_blocks_around_those_that_repeat_decode_in_pieces_as_the_forward_pass():
+    decode_in_pieces(dataclasses.replace(ARCH, stack=PARTS))
+
+
 def test_attention_over_windows_and_borrowed_keys_decodes_in_pieces_as_the_forward_pass():
     """Windows of 6 run full, and a piece is longer than a window; each block has a cache of its own size or none."""
     pattern = ("attention window=6", "attention", "attention window=6 borrows=True", "attention borrows=True")
@@ -145,6 +158,14 @@ def test_composed_blocks_are_the_same_scanned_unrolled_and_with_less_kept():
         found = value_and_gradients(dataclasses.replace(arch, **change), params, batch)
         assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
         close(expected[1], found[1], 2e-5)  # sums in another order
+
+
+def test_blocks_around_those_that_repeat_are_the_same_scanned_and_unrolled():
+    arch = dataclasses.replace(ARCH, stack=PARTS, unroll=False)
+    params, batch = params_of(arch), _batch([(9, 1, 14), (24,)])
+    (a, da), (b, db) = (value_and_gradients(dataclasses.replace(arch, unroll=unroll), params, batch) for unroll in (False, True))
+    assert float(a) == pytest.approx(float(b), rel=1e-6)
+    close(da, db, 1e-5)
 
 
 @pytest.mark.parametrize("mixer", ["ssm", "gla", "gdn", pytest.param("kda", marks=pytest.mark.slow)])
@@ -187,7 +208,18 @@ def test_layers_share_with_those_of_their_own_window_and_positions():
     assert repeats == 2 and [("borrows", True) in b.options for b in blocks] == [False, True, False, False, True, True]
 
 
+def test_layers_share_keys_and_values_within_their_part_of_the_pattern():
+    config = configs.base()
+    pattern = ("attention", "attention", "|", "gdn", "attention", "|", "gdn")
+    config.model.update({"pattern": pattern, "layers": 7, "share_kv": 2})
+    arch = from_config(configs.freeze(config).model, 256)
+    letters = [[b.mixer[0] if b.mixer != "attention" else "a" if b.options else "A" for b in blocks] for blocks, _ in arch.stack]
+    assert ["".join(part) for part in letters] == ["Aa", "gAga", "g"] and [repeats for _, repeats in arch.stack] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("model, sentence", [
+    ({"pattern": ("attention", "|", "attention"), "layers": 3, "share_kv": 2}, "divide the 1 attention layers of one kind in one part"),
+    ({"pattern": ("attention", "|", "attention borrows=True")}, "borrows=True needs one before it, in the same part of the pattern"),
     ({"layers": 3, "share_kv": 2}, "share_kv is 2, which does not divide the 3 attention layers"),
     ({"pattern": ("gdn",), "share_kv": 2}, "share_kv is 2, but no block of the pattern is attention"),
     ({"pattern": ("attention borrows=True",)}, "a block with borrows=True needs one before it"),

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from slmjax.curate.synthesize.budget import Budget, BudgetSpent, Pace
@@ -65,109 +65,150 @@ async def produce(
     """
     stop, remaining = asyncio.Event(), iter(requests)
     pace = Pace(per_minute, stop)
-    in_a_row = 0  # requests that came to nothing since the last answer
-
-    def dollars(tokens: tuple[int, int]) -> float:
-        return (tokens[0] * price[0] + tokens[1] * price[1]) / 1e6
-
-    async def attempt(request: Request) -> Answer:
-        """One try, journalled before and after."""
-        most = reservation(request)
-        reserved = (sum(most), dollars(most))
-        await budget.reserve(*reserved)
-        used = reserved
-        try:
-            body = {"model": teacher.model, "prompt": request.prompt, "parameters": request.parameters}
-            number, written = journal.request(request.key, tokens=reserved[0], cost=reserved[1], body=body)
-            await asyncio.wrap_future(written)
-            try:
-                answer = await teacher.ask(request)
-            except Fault as fault:
-                used = (sum(fault.tokens), dollars(fault.tokens)) if fault.tokens else reserved
-                await asyncio.wrap_future(journal.fault(request.key, number, tokens=used[0], cost=used[1], body={"reason": fault.reason}))
-                raise
-            used = (sum(answer.tokens), dollars(answer.tokens)) if answer.tokens else reserved
-            body = {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens}
-            await asyncio.wrap_future(journal.answer(request.key, number, tokens=used[0], cost=used[1], body=body))
-            return answer
-        finally:
-            budget.settle(reserved, used)
-            tally.cost = budget.spent_cost
-
-    async def settle(request: Request) -> None:
-        """Ask until there is an answer, or there is no point in it."""
-        nonlocal in_a_row
-        tries = waits = 0
-        while not stop.is_set():
-            await pace.turn()
-            if stop.is_set():
-                return
-            try:
-                answer = await attempt(request)
-            except Fault as fault:
-                tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
-                tally.last = fault.reason
-                if fault.limit:
-                    tally.hold = max(tally.hold, time.monotonic() + fault.wait)
-                tell(tally)
-                if fault.ends:
-                    raise UserError(fault.ends) from fault
-                tries, waits = tries + (not fault.limit), waits + fault.limit
-                if not fault.limit:
-                    in_a_row += 1
-                    if in_a_row >= max(20, 2 * concurrent):
-                        raise UserError(
-                            f"config.synthesize: {in_a_row} requests in a row came to nothing (the last: {fault.reason}); what was "
-                            f"answered is kept, and the same command goes on once {teacher.model} answers."
-                        ) from fault
-                if not fault.again or tries > retries or waits > SLOWER * retries:
-                    break
-                back_off = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries + waits - 1)) * random.uniform(0.5, 1.0)
-                if fault.limit:
-                    pace.hold(fault.wait)
-                await pace.pause(max(fault.wait, back_off))
-            else:
-                in_a_row = 0
-                reason = judge(request, answer)
-                tally.accepted, tally.rejected = tally.accepted + (not reason), tally.rejected + bool(reason)
-                tally.tokens += answer.tokens[1] if answer.tokens else 0
-                tally.settled += 1
-                tell(tally)
-                if not tally.accepted and tally.rejected >= max(UNUSABLE, 2 * concurrent):
-                    raise UserError(
-                        f"config.synthesize: the first {tally.rejected} answers of {teacher.model} "
-                        f"cannot be used (the last: {reason}); rejects.jsonl has them. What was "
-                        "answered is kept."
-                    )
-                return
-        if stop.is_set():
-            return
-        tally.settled, tally.rejected = tally.settled + 1, tally.rejected + 1
-        tell(tally)
-
-    async def work() -> None:
-        for request in remaining:
-            if stop.is_set():
-                return
-            if request.key in journal.answered:
-                tally.settled, tally.known = tally.settled + 1, tally.known + 1
-                continue
-            try:
-                await settle(request)
-            except BudgetSpent:
-                tally.spent = True
-                return
-
+    asker = _Asker(teacher, journal, budget, tally, price, concurrent, retries, judge, tell, stop, pace)
     with _ToldToStop(stop, tally):
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrent):
-                    group.create_task(work())
+                    group.create_task(asker.work(remaining))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             await teacher.close()
     return tally
+
+
+@dataclass
+class _Asker:
+    """What all workers of `produce` share; its arguments are there."""
+
+    teacher: Teacher
+    journal: Journal
+    budget: Budget
+    tally: Tally
+    price: tuple[float, float]
+    concurrent: int
+    retries: int
+    judge: Callable[[Request, Answer], str]
+    tell: Callable[[Tally], None]
+    stop: asyncio.Event
+    pace: Pace
+    in_a_row: int = 0  # requests that came to nothing since the last answer
+
+    async def work(self, remaining: Iterator[Request]) -> None:
+        """Settle requests one after the other, until there are none or the budget is spent."""
+        for request in remaining:
+            if self.stop.is_set():
+                return
+            if request.key in self.journal.answered:
+                self.tally.settled += 1
+                self.tally.known += 1
+                continue
+            try:
+                await self.settle(request)
+            except BudgetSpent:
+                self.tally.spent = True
+                return
+
+    async def settle(self, request: Request) -> None:
+        """Ask until there is an answer, or there is no point in it."""
+        tries = waits = 0
+        while not self.stop.is_set():
+            await self.pace.turn()
+            if self.stop.is_set():
+                return
+            try:
+                answer = await self.attempt(request)
+            except Fault as fault:
+                self.failed(fault)
+                tries, waits = tries + (not fault.limit), waits + fault.limit
+                if not fault.again or tries > self.retries or waits > SLOWER * self.retries:
+                    break
+                await self.back_off(fault, tries + waits)
+            else:
+                self.answered(request, answer)
+                return
+        if self.stop.is_set():
+            return
+        self.tally.settled += 1
+        self.tally.rejected += 1
+        self.tell(self.tally)
+
+    async def attempt(self, request: Request) -> Answer:
+        """One try, journalled before and after."""
+        most = reservation(request)
+        reserved = (sum(most), self.dollars(most))
+        await self.budget.reserve(*reserved)
+        used = reserved
+        try:
+            body = {"model": self.teacher.model, "prompt": request.prompt, "parameters": request.parameters}
+            number, written = self.journal.request(request.key, tokens=reserved[0], cost=reserved[1], body=body)
+            await asyncio.wrap_future(written)
+            try:
+                answer = await self.teacher.ask(request)
+            except Fault as fault:
+                used = self.used(fault.tokens, reserved)
+                body = {"reason": fault.reason}
+                await asyncio.wrap_future(self.journal.fault(request.key, number, tokens=used[0], cost=used[1], body=body))
+                raise
+            used = self.used(answer.tokens, reserved)
+            body = {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens}
+            await asyncio.wrap_future(self.journal.answer(request.key, number, tokens=used[0], cost=used[1], body=body))
+            return answer
+        finally:
+            self.budget.settle(reserved, used)
+            self.tally.cost = self.budget.spent_cost
+
+    def dollars(self, tokens: tuple[int, int]) -> float:
+        """The price of tokens of a prompt and of its answer."""
+        return (tokens[0] * self.price[0] + tokens[1] * self.price[1]) / 1e6
+
+    def used(self, tokens: tuple[int, int] | None, reserved: tuple[int, float]) -> tuple[int, float]:
+        """(tokens, dollars) of a try; all that was reserved where the teacher does not say."""
+        return (sum(tokens), self.dollars(tokens)) if tokens else reserved
+
+    def failed(self, fault: Fault) -> None:
+        """Count a fault. Raises: UserError for one that ends the run, or the last of too many in a row."""
+        tally = self.tally
+        tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
+        tally.last = fault.reason
+        if fault.limit:
+            tally.hold = max(tally.hold, time.monotonic() + fault.wait)
+        self.tell(tally)
+        if fault.ends:
+            raise UserError(fault.ends) from fault
+        if fault.limit:
+            return
+        self.in_a_row += 1
+        if self.in_a_row >= max(20, 2 * self.concurrent):
+            raise UserError(
+                f"config.synthesize: {self.in_a_row} requests in a row came to nothing (the last: "
+                f"{fault.reason}); what was answered is kept, and the same command goes on once "
+                f"{self.teacher.model} answers."
+            ) from fault
+
+    async def back_off(self, fault: Fault, tries: int) -> None:
+        """Wait before a request is asked again: longer with each try, and as long as the teacher asks."""
+        seconds = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
+        if fault.limit:
+            self.pace.hold(fault.wait)
+        await self.pace.pause(max(fault.wait, seconds))
+
+    def answered(self, request: Request, answer: Answer) -> None:
+        """Count an answer. Raises: UserError where none of so many can be used."""
+        self.in_a_row = 0
+        tally, reason = self.tally, self.judge(request, answer)
+        tally.accepted += not reason
+        tally.rejected += bool(reason)
+        tally.tokens += answer.tokens[1] if answer.tokens else 0
+        tally.settled += 1
+        self.tell(tally)
+        if not tally.accepted and tally.rejected >= max(UNUSABLE, 2 * self.concurrent):
+            raise UserError(
+                f"config.synthesize: the first {tally.rejected} answers of {self.teacher.model} "
+                f"cannot be used (the last: {reason}); rejects.jsonl has them. What was "
+                "answered is kept."
+            )
 
 
 class _ToldToStop:
