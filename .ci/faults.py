@@ -45,6 +45,30 @@ FAULTS = {
         'axes=("width", None, "heads")',
         "tests/parallel/test_rules.py tests/train/test_step.py",
     ),
+    "a text can spell a special token": (
+        "slmjax/data/tokenizer.py",
+        "self._library.encode_special_tokens = True",
+        "self._library.encode_special_tokens = False",
+        "tests/data/test_tokenizer.py",
+    ),
+    "pieces of a model's vocabulary give special tokens": (
+        "slmjax/data/tokenizer.py",
+        "if names := self._named_by_text():\n            first_letters",
+        "if names := []:\n            first_letters",
+        "tests/data/test_tokenizer.py",
+    ),
+    "an old run is given reserved ids": (
+        "slmjax/data/stage.py",
+        "return names if names[0] == EOT else tuple(SPECIAL)",
+        "return tuple(SPECIAL)",
+        "tests/data/test_prepare.py",
+    ),
+    "only the first id of a set stops a row": (
+        "slmjax/infer/engine.py",
+        "ends[ids] = True",
+        "ends[ids[:1]] = True",
+        "tests/infer/test_engine.py",
+    ),
     "a checkpoint's digest is not compared": (
         "slmjax/checkpoint.py",
         "if name in items and digest(got[name]) != expected:",

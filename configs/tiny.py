@@ -2,12 +2,13 @@
 
 python -m slmjax.launch --config=configs/tiny.py
 
-Measured on two cores of a shared AMD EPYC (2026-11-22, jax 0.10.2). Everything took 152 s from an empty compile cache, compiling and
-preparing included. Held-out bits per byte 0.420, 0.482, 0.443 and 0.448 with seeds 0 to 3 (0.376, 0.460, 0.450, 0.440 with the order of
-data before packing was changed). The best Kneser-Ney model of orders 2 to 5 on the same tokens has 1.81
-(order 5). Exact answers with seed 0, of 25 questions a kind, beside chance: word problems 12 % (4 %), units 0 % (3 %), comparison 16 %
-(35 %: worse than guessing, as it sorts unseen numbers badly), sequences 8 % (8 %), logic 60 % (49 %), definitions 44 % (18 %); the
-Kneser-Ney model answers none.
+Measured on two cores of a shared AMD EPYC (jax 0.10.2). Everything took 152 s from an empty compile
+cache, compiling and preparing included (2026-11-22). Held-out bits per byte 0.464, 0.428, 0.425 and
+0.436 with seeds 0 to 3 (2026-11-30; 0.420, 0.482, 0.443, 0.448 with the tokenizer before it reserved
+16 of its 512 ids). The best Kneser-Ney model of orders 2 to 5 on the same tokens has 1.82 (order 5).
+Exact answers with seed 0, of 25 questions a kind, next to chance: word problems 4 % (4 %), units 4 %
+(3 %), comparison 4 % (35 %: worse than guessing, as it sorts unseen numbers badly), sequences 4 %
+(8 %), logic 72 % (49 %), definitions 40 % (18 %); the Kneser-Ney model answers none.
 """
 
 from slmjax import config

@@ -16,7 +16,7 @@ from slmjax import launch
 from slmjax.bench import __main__ as bench
 from slmjax.checkpoint import Checkpoints
 from slmjax.config import base, freeze, to_dict
-from slmjax.data.tokenizer import train_bpe
+from slmjax.data.tokenizer import EOT, train_bpe
 from slmjax.generate import main, parse, read_prompts
 from slmjax.infer.engine import Completion, Engine
 from slmjax.models import lm
@@ -30,7 +30,7 @@ def workdir(corpus, tmp_path_factory):  # with `corpus`, compiled programs are k
     config, folder = base(), tmp_path_factory.mktemp("run")
     config.update_from_flattened_dict({"model.width": 16, "model.heads": 2, "model.kv_heads": 1, "model.head_dim": 8, "model.ff_width": 16})
     config.model.layers, config.data.seq_len = 1, 20
-    tokenizer = train_bpe(["a b c d e f"], 260)
+    tokenizer = train_bpe(["a b c d e f"], 260, (EOT,))  # as that of an older run
     tokenizer.save(folder / "tokenizer.json")
     arch = from_config(freeze(config).model, 384)
     shapes = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))

@@ -44,6 +44,7 @@ class Plan:
     settings: dict
     folder: Path
     tokenizer: Tokenizer | None
+    special: tuple[str, ...]  # special tokens of a tokenizer that is trained
     processes: int
     host: int
     hosts: int
@@ -300,7 +301,7 @@ def _tokenizer(plan: Plan, choice: Choice) -> None:
                 held = set(choice.groups[job.unit.source.name].tolist())
                 texts += [text for group, text in job.lines("sample") if group not in held]
             plan.progress("tokenizer", 0, 1)
-            tokenizer = train_bpe(texts, plan.data.vocab_size)
+            tokenizer = train_bpe(texts, plan.data.vocab_size, plan.special)
             plan.progress("tokenizer", 1, 1)
         write_part(path, tokenizer.content)
     plan.wait({path: 0}, "train the tokenizer")

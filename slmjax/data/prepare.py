@@ -20,7 +20,7 @@ from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, r
 from slmjax.data.passes import Unit, units_of
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources, text_bytes
-from slmjax.data.tokenizer import Tokenizer, load
+from slmjax.data.tokenizer import EOT, SPECIAL, Tokenizer, load
 from slmjax.data.work import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.errors import UserError, nearest
 
@@ -50,6 +50,7 @@ def prepare(
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
     timeout: float = 3600.0,
+    special: tuple[str, ...] = tuple(SPECIAL),
 ) -> Prepared:
     """Tokenize text into shards under `cache`, or reuse what is there; a killed call continues, and two at once give one result.
 
@@ -61,6 +62,7 @@ def prepare(
       progress: called with (stage, bytes done, bytes in all); None shows a line where stderr is a terminal.
       say: is given the few sentences that a person should read.
       timeout: seconds without any sign of the other hosts before it is an error.
+      special: special tokens of a tokenizer that is trained.
     Raises: UserError for sources, tokenizer, grouping or cache that cannot be used, and for more than max_bad_share bad records.
     """
     if "://" in str(cache):
@@ -69,10 +71,11 @@ def prepare(
     if progress is None:
         with terminal_progress() as line:
             return prepare(data, seed=seed, cache=cache, processes=processes, process_index=process_index, process_count=process_count,
-                           progress=line, say=say, timeout=timeout)  # fmt: skip
+                           progress=line, say=say, timeout=timeout, special=special)  # fmt: skip
     with writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        plan = _plan(data, seed, cache, processes, (process_index, process_count), progress, say, timeout)
+        host = (process_index, process_count)
+        plan = _plan(data, seed, cache, processes, host, special, progress, say, timeout)
         if not ready(plan):
             suffix = f"-{process_index}" if process_count > 1 else ""
             with locked(cache / f".{plan.folder.name}{suffix}.lock", say) as held:
@@ -105,7 +108,15 @@ def summary(prepared: Prepared) -> str:
     return "\n".join([*lines, f"tokenizer: {prepared.tokenizer.vocab_size:,} tokens; in {prepared.folder}"])
 
 
-def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[int, int], *rest: Any) -> Plan:
+def _plan(
+    data: Any,
+    seed: int,
+    cache: Path,
+    processes: int | None,
+    host: tuple[int, int],
+    special: tuple[str, ...],
+    *rest: Any,
+) -> Plan:
     progress, say, timeout = rest
     sources = parse_sources(data.sources)
     if not sources:
@@ -123,10 +134,11 @@ def _plan(data: Any, seed: int, cache: Path, processes: int | None, host: tuple[
     if processes is None:
         processes = 1 if sum(text_bytes(file) for unit in units for file in unit.files) < IN_PROCESS_BYTES else cores()
     identities = _identities(units, cache, processes, host, progress, say, timeout)
-    settings = _settings(data, seed, sources, shards, units, identities, tokenizer)
+    settings = _settings(data, seed, sources, shards, units, identities, tokenizer, special)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{'-'.join(source.name for source in sources)[:40].rstrip('-.')}-{digest}"
-    return Plan(data, seed, sources, shards, tuple(units), settings, folder, tokenizer, processes, *host, progress, say, timeout)
+    given = (data, seed, sources, shards, tuple(units), settings, folder)
+    return Plan(*given, tokenizer, special, processes, *host, *rest)
 
 
 def _without(files: tuple, heldout: tuple, source: Source, say: Callable[[str], None]) -> list[SourceFile]:
@@ -142,13 +154,25 @@ def _without(files: tuple, heldout: tuple, source: Source, say: Callable[[str], 
     return train
 
 
-def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Unit], identities: dict, tokenizer: Any) -> dict:
+def _settings(
+    data: Any,
+    seed: int,
+    sources: tuple,
+    shards: dict,
+    units: list[Unit],
+    identities: dict,
+    tokenizer: Tokenizer | None,
+    special: tuple[str, ...],
+) -> dict:
     """All that decides what the folder holds; its hash is in the folder's name."""
 
     def rows(source: Source, kind: str) -> list[list]:
         own = (unit.files for unit in units if (unit.source.name, unit.kind) == (source.name, kind))
         return [[file.name, file.size, identities[file]] for files in own for file in files]
 
+    trained = f"byte-level BPE of {data.vocab_size}"
+    if special != (EOT,):  # runs that began without reserved ids find their folders by this name
+        trained += f" with {' '.join(special)}"
     return {
         "format": FORMAT,
         "sources": {
@@ -163,7 +187,7 @@ def _settings(data: Any, seed: int, sources: tuple, shards: dict, units: list[Un
             }
             for source in sources
         },
-        "tokenizer": tokenizer.sha256 if tokenizer else f"byte-level BPE of {data.vocab_size}",
+        "tokenizer": tokenizer.sha256 if tokenizer else trained,
         "group_by": data.group_by,
         "heldout": data.heldout,
         "seed": seed,

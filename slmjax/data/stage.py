@@ -11,6 +11,7 @@ from slmjax.data.loader import BatchPlan
 from slmjax.data.mixture import check_phases
 from slmjax.data.prepare import Prepared, prepare, summary
 from slmjax.data.sources import parse_sources
+from slmjax.data.tokenizer import EOT, SPECIAL, load
 from slmjax.errors import ANEW, UserError
 from slmjax.readable import said_if_long
 
@@ -55,7 +56,21 @@ def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", proces
         data = dataclasses.replace(data, tokenizer=str(tokenizer))
     check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
     with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
-        return prepare(data, seed=SEED, cache=cache, process_index=process, process_count=processes)
+        host = {"process_index": process, "process_count": processes}
+        return prepare(data, seed=SEED, cache=cache, special=special_tokens(workdir), **host)
+
+
+def special_tokens(workdir: str) -> tuple[str, ...]:
+    """Return the special tokens of the tokenizer that a run trains: those that it began with.
+
+    A new run has all of SPECIAL. A run that began before ids were reserved has the end of text only.
+    """
+    try:
+        ids = load(f"{workdir}/tokenizer.json").special
+    except UserError:  # a new run, or a file that the run writes anew
+        return tuple(SPECIAL)
+    names = tuple(sorted(ids, key=ids.get))
+    return names if names[0] == EOT else tuple(SPECIAL)  # another first one: not trained here
 
 
 def _check_tokenizer(path: str) -> None:

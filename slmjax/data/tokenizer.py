@@ -7,19 +7,46 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, nearest
 
 EOT = "<|endoftext|>"
-EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+IMAGE, CALC, RESULT, CALC_END = "<|image|>", "<|calc|>", "<|result|>", "<|/calc|>"
+SPECIAL = {
+    EOT: "begins and ends every document; GPT-2 (2019)",
+    TURN_START: "begins a turn of a dialogue; ChatML (OpenAI 2023), as Qwen and SmolLM2 have it",
+    TURN_END: "ends a turn, and so a completion; ChatML",
+    IMAGE: "the place of a piece of an image; Llama 3.2",
+    CALC: "begins <|calc|>48/2<|result|>24<|/calc|>; Cobbe et al. 2021 write <<48/2=24>>",
+    RESULT: "ends what the model writes of it; the calculator writes what follows",
+    CALC_END: "ends the calculator's result",
+    **{f"<|reserved_special_token_{i}|>": "spare, as Llama 3 has them" for i in range(9)},
+}
+"""The special tokens of every tokenizer that is trained here: what each is for, and its source.
+
+The place in this table is the id, so that an id means the same in all of them. They count among
+data.vocab_size. Another table makes other tokenizers: text is then prepared again.
+"""
+EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", TURN_END, "<eos>")
+TURN_END_NAMES = (TURN_END, "<|eot_id|>", "<end_of_turn>")  # of ChatML, Llama 3 and Gemma
 HOSTILE = "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 \u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
 """What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
 AT_ONCE = 4  # pieces
 REACH, TRIES, AROUND = 2_000_000, 20, 256  # characters behind a piece, places and characters around them that are tried
 PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
+
+
+class Special(NamedTuple):
+    """A special token of a sequence, told apart from a text that has its name.
+
+    See Tokenizer.sequence.
+    """
+
+    name: str
 
 
 class Tokenizer:
@@ -40,10 +67,14 @@ class Tokenizer:
         if (self._json.get("model") or {}).get("dropout"):  # or a text would have other tokens each time
             self._library.model.dropout = None
         self._special = {t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
+        self._keep_special_out_of_text(where)
         names = [name for name in EOT_NAMES if name in self._special]
         if not names:
             raise UserError(f"data.tokenizer: {where} has no end-of-text among its special tokens (looked for {', '.join(EOT_NAMES)}).")
         self.eot: int = self._special[names[0]]
+        turns = (self._special[name] for name in TURN_END_NAMES if name in self._special)
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys((self.eot, *turns)))
+        """The ids that end a document or a turn, and so a completion: the end of text first."""
         self._byte_level = _check_bytes(self._json, where)
         splitter = self._library.pre_tokenizer
         words = splitter.pre_tokenize_str("it is\nso") if splitter else []
@@ -77,6 +108,35 @@ class Tokenizer:
     def special(self) -> dict[str, int]:
         """Special tokens by name; they never come out of `encode`."""
         return dict(self._special)
+
+    def special_id(self, name: str) -> int:
+        """The id of a special token.
+
+        Raises: UserError where this tokenizer does not have it.
+        """
+        if name in self._special:
+            return self._special[name]
+        if name not in SPECIAL:
+            close = nearest(name, self._special)
+            raise UserError(f"the tokenizer has no special token '{name}'.{close}")
+        raise UserError(
+            f"the tokenizer has no special token '{name}': it was given, or trained before ids "
+            "were reserved; a tokenizer that is trained now has it."
+        )
+
+    def sequence(self, *parts: str | Special) -> list[int]:
+        """Return the ids of texts and special tokens, in order.
+
+        Nothing else puts a special token into a sequence.
+        Each text is encoded by itself. One that holds the name of a special token stays text:
+        `sequence("<|im_end|>")` are ordinary tokens, `sequence(Special("<|im_end|>"))` is one id.
+        Raises: UserError for a special token that this tokenizer does not have.
+        """
+        texts = iter(self.encode_batch([part for part in parts if isinstance(part, str)]))
+        out: list[int] = []
+        for part in parts:
+            out += next(texts) if isinstance(part, str) else [self.special_id(part.name)]
+        return out
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without any special token."""
@@ -134,6 +194,34 @@ class Tokenizer:
         kept, whole = b"".join([table[i] for i in ids]), text.encode("utf-8", "surrogatepass")
         return kept == whole or kept == b" " + whole
 
+    def _keep_special_out_of_text(self, where: str) -> None:
+        """Cut the names of special tokens that the model would find in a text.
+
+        Unigram finds each piece of its vocabulary wherever it stands.
+        Raises: UserError where a text gives one all the same.
+        """
+        from tokenizers import Regex, pre_tokenizers
+
+        if names := self._named_by_text():
+            first_letters = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names]
+            cuts = pre_tokenizers.Split(Regex("|".join(first_letters)), "isolated")
+            splitters = [splitter for splitter in (self._library.pre_tokenizer, cuts) if splitter]
+            self._library.pre_tokenizer = pre_tokenizers.Sequence(splitters)
+        if names := self._named_by_text():
+            raise UserError(
+                f"data.tokenizer: {where} takes the text '{names[0]}' for its special token of that name; "
+                "use one whose special tokens never stand for text."
+            )
+
+    def _named_by_text(self) -> list[str]:
+        """Special tokens that come out of their own name as a text."""
+        special = set(self._special.values())
+
+        def ids(name: str) -> set[int]:
+            return set(self._library.encode(name, add_special_tokens=False).ids)
+
+        return [name for name in self._special if special & ids(name)]
+
     def _bytes_of(self, text: str) -> bytes:
         return b"".join(self._bytes[i] for i in self._library.encode(text, add_special_tokens=False).ids)
 
@@ -190,24 +278,37 @@ _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
 _BETWEEN_SENTENCES = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)")
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE of `vocab_size` tokens (fewer where the text has too few pairs): id 0 is <|endoftext|>, then 256 bytes.
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    special: Sequence[str] = tuple(SPECIAL),
+) -> Tokenizer:
+    """Train a byte-level BPE of `vocab_size` tokens (fewer where the text has too few pairs).
 
-    Digits are tokens of their own: arithmetic is easier to learn so (Singh and Strouse 2024, arXiv:2402.14903).
-    Raises: UserError if vocab_size cannot hold the bytes.
+    The ids begin with the special tokens, then 256 bytes. Digits are tokens of their own:
+    arithmetic is easier to learn so (Singh and Strouse 2024, arXiv:2402.14903).
+    Raises: UserError if vocab_size cannot hold the special tokens and the bytes.
     """
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < 257:
-        raise UserError(f"data.vocab_size is {vocab_size}; a byte-level tokenizer needs at least 257 (256 bytes and {EOT}).")
+    least = 256 + len(special)
+    if vocab_size < least:
+        raise UserError(
+            f"data.vocab_size is {vocab_size}; a byte-level tokenizer needs at least {least} ({len(special)} special tokens and 256 bytes)."
+        )
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     library.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     library.train_from_iterator(texts, trainer)
     return Tokenizer(library.to_str())
 

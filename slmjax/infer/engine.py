@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
-from slmjax.infer.programs import STOP, Request, State, programs, ready_buffers, ready_params, unrolled
+from slmjax.infer.programs import END, STOP, Request, State, programs, ready_buffers, ready_params, unrolled
 from slmjax.infer.sampling import Sampling, settings
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
@@ -26,17 +26,22 @@ FINISH = ("", "stop", "length", "end")
 class Completion:
     """What followed a prompt.
 
-    text ends before the stop string; tokens are all that were drawn, those of the stop string too, without the final end of text.
-    finish: "stop" (a stop string), "length" (max_tokens) or "end" (the model ended its text).
+    text ends before the stop string; tokens are all that were drawn, those of the stop string too,
+    without the id that ended it.
+    finish: "stop" (a stop string), "length" (max_tokens) or "end" (an id that ends completions).
     """
 
     text: str
     tokens: list[int]
     finish: str
+    end: int | None = None  # the id, where finish is "end"
 
 
 class Decoded(NamedTuple):
-    """What the loop returns, as numpy arrays; row i is meaningful up to counts[i]."""
+    """What the loop returns, as numpy arrays; row i is meaningful up to counts[i].
+
+    Where an id ended the row, that id and its log-probability are at counts[i].
+    """
 
     tokens: np.ndarray  # [B, max_tokens] int32
     logprobs: np.ndarray  # [B, max_tokens] float32: under the model as it is, whatever the temperature
@@ -57,7 +62,7 @@ class Engine:
     """A model ready to generate, in one process. Compiled programs are shared by all engines of one architecture.
 
     Args:
-      tokenizer: see data/tokenizer.py; used are encode, token_bytes, vocab_size and eot.
+      tokenizer: see data/tokenizer.py; used are encode, token_bytes, vocab_size, eot and ends.
       max_batch: most prompts decoded at once; more are taken in turns.
       tuned: compile for speed; False compiles three times as fast on a GPU, for a few prompts.
       xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try beside those of slmjax/compiling.py.
@@ -94,24 +99,30 @@ class Engine:
         top_k: int = 0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """A completion of each prompt; a row's result does not depend on the prompts beside it.
 
-        Prompts of the same length and batch buckets, and any other temperature, top_k, top_p, stop strings and seed, compile nothing new.
+        Prompts of the same length and batch buckets compile nothing new, nor does any other sampling,
+        stop string or stop_ids.
 
         Args:
           prompts: texts or token ids; the end-of-text token, with which every document begins, is put before each.
           max_tokens: of a completion, at least 1.
           temperature, top_k, top_p, seed: see sampling.settings.
           stop: strings that end a completion; only generated text counts, and the text is cut before the one that is complete first.
+          stop_ids: token ids, any of which ends a completion; it is no part of the text. None takes
+            those that end a document or a turn, see Tokenizer.ends.
         Raises: UserError naming the argument that makes no sense.
         """
         drawing = settings(len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         ids, out, stop = [self.encode(prompt) for prompt in prompts], [], [stop] if isinstance(stop, str) else stop
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)
-            out += self._completions(self.decode(ids[part], Sampling(*(a[part] for a in drawing)), max_tokens, stop), stop)
+            sampling = Sampling(*(a[part] for a in drawing))
+            decoded = self.decode(ids[part], sampling, max_tokens, stop, stop_ids)
+            out += self._completions(decoded, stop)
         return out
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
@@ -124,17 +135,32 @@ class Engine:
             raise UserError(f"a prompt has the token {bad[0]}; the tokenizer has tokens 0 to {self.tokenizer.vocab_size - 1}.")
         return [self.tokenizer.eot, *ids]
 
-    def decode(self, ids: Sequence[Sequence[int]], drawing: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Decoded:
+    def decode(
+        self,
+        ids: Sequence[Sequence[int]],
+        drawing: Sampling,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+    ) -> Decoded:
         """Prefill and decode one batch of token ids, the first of which is already end-of-text; see generate."""
-        batch = self.prepare(ids, drawing, max_tokens, stop)
+        batch = self.prepare(ids, drawing, max_tokens, stop, stop_ids)
         state = jax.device_get(self.loop(batch, self.prefill(batch)))
         rows, cut = len(ids), (slice(len(ids)), slice(max_tokens))
         return Decoded(state.tokens[cut], state.logprobs[cut], state.counts[:rows], state.finish[:rows], int(state.step))
 
-    def prepare(self, ids: Sequence[Sequence[int]], drawing: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> "Batch":
+    def prepare(
+        self,
+        ids: Sequence[Sequence[int]],
+        drawing: Sampling,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+    ) -> "Batch":
         """The arguments of `decode`, padded to their buckets.
 
-        Raises: UserError where max_tokens is not positive, or its cache is larger than the device's memory.
+        Raises: UserError where max_tokens is not positive, its cache is larger than the device's
+          memory, or the tokenizer lacks one of stop_ids.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
@@ -147,7 +173,7 @@ class Engine:
             tokens[i, : len(row) - 1] = row[:-1]
         request = Request(
             np.arange(batch) < rows, lengths, last, Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)), self._stop_table(stop),
-            np.int32(max_tokens), np.int32(self.tokenizer.eot), np.int32(self.tokenizer.vocab_size),
+            np.int32(max_tokens), self._ends(stop_ids), np.int32(self.tokenizer.vocab_size),
         )  # fmt: skip
         return Batch(tokens, bucket(max_tokens), request)
 
@@ -166,7 +192,8 @@ class Engine:
             drawn = [int(token) for token in tokens[:count]]
             text = b"".join(self.token_bytes[token] for token in drawn)
             text = stopping.cut(text, stop) if finish == STOP else text
-            out.append(Completion(text.decode("utf-8", "replace"), drawn, FINISH[finish]))
+            end = int(tokens[count]) if finish == END else None
+            out.append(Completion(text.decode("utf-8", "replace"), drawn, FINISH[finish], end))
         return out
 
     def _check_memory(self, batch: int, prompt: int, max_tokens: int) -> None:
@@ -181,6 +208,16 @@ class Engine:
         else:
             why = "positions are 32-bit numbers"
         raise UserError(f"max_tokens is {max_tokens}; {why}. Ask for fewer tokens.")
+
+    def _ends(self, stop_ids: Sequence[int] | None) -> np.ndarray:
+        """Whether each row of the model's vocabulary ends a completion."""
+        size = self.tokenizer.vocab_size
+        ids = [int(token) for token in (self.tokenizer.ends if stop_ids is None else stop_ids)]
+        if bad := [token for token in ids if not 0 <= token < size]:
+            raise UserError(f"stop_ids has {bad[0]}; the tokenizer has tokens 0 to {size - 1}.")
+        ends = np.zeros(self.arch.vocab_size, bool)
+        ends[ids] = True
+        return ends
 
     def _stop_table(self, stop: Sequence[str]) -> Array:
         if tuple(stop) != self._table[0]:

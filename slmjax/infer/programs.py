@@ -29,7 +29,7 @@ class Request(NamedTuple):
     drawing: Sampling
     stop_table: Any  # see stops.token_automaton
     max_tokens: Any
-    eot: Any
+    ends: Any  # [V] bool: the ids that end a row
     vocab_size: Any
 
 
@@ -38,7 +38,7 @@ class State(NamedTuple):
 
     step: Any  # tokens drawn so far
     token: Any  # [B] the newest
-    tokens: Any  # [B, room]
+    tokens: Any  # [B, room]: behind a row's counted tokens is the id that ended it, if one did
     logprobs: Any  # [B, room]
     counts: Any  # [B]
     finish: Any  # [B]
@@ -125,7 +125,7 @@ def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     logits = jnp.where(jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf)  # rows that only round up the embedding
     token = sample(logits, request.drawing, state.step)
     running = state.finish == RUNNING
-    ended = token == request.eot
+    ended = request.ends[token]
     written = running & ~ended
     stop_state = jnp.where(written, request.stop_table[state.stop_state, token], state.stop_state)
     finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
@@ -134,8 +134,8 @@ def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     return State(
         state.step + 1,
         token,
-        jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(written, token, 0)[:, None], state.step, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(state.logprobs, jnp.where(written[:, None], logprob, 0.0), state.step, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(running, token, 0)[:, None], state.step, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(state.logprobs, jnp.where(running[:, None], logprob, 0.0), state.step, axis=1),
         state.counts + written,
         jnp.where(running, finish, state.finish),
         stop_state,

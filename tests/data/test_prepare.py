@@ -23,12 +23,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.data import build, passes, shards, work
+from slmjax import config as configs
+from slmjax.data import build, passes, shards, stage, work
 from slmjax.data import prepare as preparation
 from slmjax.data.prepare import prepare, summary
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.data.sources import list_files, parse_sources, read_documents
-from slmjax.data.tokenizer import train_bpe
+from slmjax.data.tokenizer import EOT, SPECIAL, train_bpe
 from slmjax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +259,7 @@ def test_half_a_surrogate_pair_anywhere_in_a_record_is_a_fault_or_stays_where_it
 
 def test_a_given_tokenizer_is_used_as_it_is(made, tmp_path):
     sources, prepared = made
-    given = train_bpe(["another text " * 50], 270)
+    given = train_bpe(["another text " * 50], 270, (EOT,))  # as those of older runs and of users: no other special tokens
     given.save(tmp_path / "mine.json")
     other = run(settings(sources, tokenizer=str(tmp_path / "mine.json")), tmp_path)
     assert other.tokenizer.sha256 == given.sha256 == other.manifest["tokenizer"]["sha256"]
@@ -267,7 +268,7 @@ def test_a_given_tokenizer_is_used_as_it_is(made, tmp_path):
 
 def changing(path: Path, change) -> str:
     """A tokenizer.json with a part changed."""
-    content = json.loads(train_bpe(["another text " * 50], 270)._text)
+    content = json.loads(train_bpe(["another text " * 50], 285)._text)
     change(content)
     path.write_text(json.dumps(content))
     return str(path)
@@ -345,15 +346,16 @@ def test_a_prepared_folder_is_a_source(made, tmp_path):
     assert [ids.tolist() for ids in mixed.train["old"]] == [ids.tolist() for ids in prepared.train["notes"]]
     assert mixed.tokenizer.sha256 == prepared.tokenizer.sha256 and len(mixed.train["new"]) > 0
     assert run(settings({"all": folder}), tmp_path).train["all"].tokens == sum(s.tokens for s in prepared.train.values())
-    train_bpe(["x y"], 258).save(tmp_path / "other.json")
+    train_bpe(["x y"], 273).save(tmp_path / "other.json")
     with pytest.raises(UserError, match="another tokenizer"):
         run(settings({"old": folder}, tokenizer=str(tmp_path / "other.json")), tmp_path)
 
 
 def test_scores_are_kept_with_the_training_documents_and_folders_without_them_keep_their_name(made, tmp_path):
     sources, prepared = made
-    # Golden, recorded before there were scores: else every folder that users have would be prepared again.
-    assert prepared.folder.name == "books-notes-a27969718b46" and prepared.fingerprint.startswith("eb9227902ee17b2f")
+    # Golden, recorded before there were scores and reserved ids: else runs that users have could not go on with their text.
+    old = run(settings(sources), tmp_path / "cache", special=(EOT,))
+    assert old.folder.name == "books-notes-a27969718b46" and old.fingerprint.startswith("eb9227902ee17b2f")
     notes = [json.loads(line) for line in Path(sources["notes"]).read_text().splitlines()]
     write(
         tmp_path / "notes.jsonl",
@@ -375,6 +377,54 @@ def test_scores_are_kept_with_the_training_documents_and_folders_without_them_ke
         run(settings({"notes": {"path": f"{scored.folder}/notes", "score": "length"}}), tmp_path / "other")
     with pytest.raises(UserError, match=r"score is 'quality'.*with no score; prepare its text again"):
         run(settings({"notes": {"path": f"{prepared.folder}/notes", "score": "quality"}}), tmp_path / "other")
+
+
+def test_text_that_was_prepared_with_other_special_tokens_is_not_used(made, tmp_path):
+    sources, prepared = made
+    assert list(prepared.tokenizer.special) == list(SPECIAL)
+    prepared_with = {(EOT,): None, (*SPECIAL, "<|one_more|>"): None, tuple(SPECIAL): None}
+    for special in prepared_with:
+        prepared_with[special] = run(settings(sources), tmp_path, special=special)
+        again = run(settings(sources), tmp_path, special=special, say=lambda sentence: pytest.fail(sentence))
+        assert tuple(again.tokenizer.special) == special and again.folder == prepared_with[special].folder
+    assert len({found.folder for found in prepared_with.values()}) == 3
+    assert prepared_with[tuple(SPECIAL)].fingerprint == prepared.fingerprint
+
+
+@pytest.mark.parametrize("special", [(EOT,), tuple(SPECIAL)[:5]])
+def test_a_run_keeps_the_special_tokens_of_its_tokenizer_and_a_new_run_has_all(special, made, tmp_path):
+    sources, _ = made
+    fields = {"sources": sources, "vocab_size": 300, "group_by": "^(.*)/", "cache": str(tmp_path / "prepared")}
+    data = configs.DataConfig(**fields)
+    began_without = run(data, tmp_path / "prepared", seed=stage.SEED, special=special)
+    (tmp_path / "old").mkdir()
+    began_without.tokenizer.save(tmp_path / "old" / "tokenizer.json")
+    goes_on = stage.prepared_text(data, str(tmp_path / "old"))
+    assert (goes_on.folder, goes_on.fingerprint) == (began_without.folder, began_without.fingerprint)
+    new = stage.prepared_text(data, str(tmp_path / "new"))
+    assert list(new.tokenizer.special) == list(SPECIAL) and new.folder != goes_on.folder
+    child = stage.prepared_text(data, str(tmp_path / "child"), init_from=str(tmp_path / "old"))
+    assert child.tokenizer.sha256 == began_without.tokenizer.sha256  # it starts from weights that know these ids
+    (tmp_path / "old" / "tokenizer.json").write_text("{")
+    assert stage.prepared_text(data, str(tmp_path / "old")).folder == new.folder
+
+
+def test_a_document_that_spells_special_tokens_is_prepared_as_ordinary_text(tmp_path):
+    """All of them, on both sides: shards have a special id only where a document begins or ends."""
+    names = [*SPECIAL, "<|im_start|>system\nYou are<|im_end|>", "<|im_start|", "<<|image|>>"]
+    texts = [f"{name}{names[i % 7]} {i} {names[i % 3]}" for i in range(40) for name in names]
+    write(tmp_path / "a.jsonl", [{"text": text, "id": f"{i}/a"} for i, text in enumerate(texts)])
+    prepared = run(settings(str(tmp_path / "a.jsonl")), tmp_path / "cache")
+    assert prepared.tokenizer.vocab_size == 300
+    found = []
+    for side in (prepared.train["a"], prepared.heldout["a"]):
+        for doc, length in enumerate(side.lengths):
+            stream = side.read(doc, 0, int(length))
+            assert stream[0] == stream[-1] == prepared.tokenizer.eot
+            assert stream[1:-1].min() >= len(SPECIAL)
+            found.append(prepared.tokenizer.decode(stream[1:-1]))
+    removed = prepared.manifest["sources"]["a"]["removed"]["documents"]
+    assert set(found) <= set(texts) and len(found) + removed == len(texts) and len(prepared.heldout["a"])
 
 
 @given(data=st.data(), lengths=st.lists(st.integers(0, 60), min_size=1, max_size=30), vocab=st.sampled_from([300, 70_000]))
@@ -681,7 +731,7 @@ def test_a_cut_file_counts_with_its_size(tmp_path):
         ({"group_by": "boook"}, "data.group_by needs 'boook', which is missing.*'book'"),
         ({"group_by": "("}, "no regular expression"),
         ({"tokenizer": "none.json"}, "none.json"),
-        ({"vocab_size": 10}, "257"),
+        ({"vocab_size": 271}, r"data.vocab_size is 271.*at least 272 \(16 special tokens and 256 bytes\)"),
         ({"cache": "gs://bucket/x"}, "folder of this machine"),
         ({"cache": "/proc/x"}, "data.cache: cannot write to /proc/x|No such file"),
         ({"cache": "FILE/x"}, "cannot write to .*FILE/x"),

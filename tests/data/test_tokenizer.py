@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import re
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 from slmjax.data import tokenizer as module
-from slmjax.data.tokenizer import EOT, Tokenizer, load, train_bpe
+from slmjax.data.tokenizer import EOT, SPECIAL, Special, Tokenizer, load, train_bpe
 from slmjax.errors import UserError
 
 TEXT = "The quick brown fox, 1234 times, jumps over the lazy dog's \u00fcber-fence.\n" * 40
@@ -48,10 +49,75 @@ def test_digits_are_single_tokens_and_the_end_is_id_zero_without_bytes(small):
     assert (small.eot, table[small.eot], small.vocab_size, len(table)) == (0, b"", 300, 300)
 
 
-def test_a_text_that_spells_the_end_token_does_not_contain_it(small):
-    ids = small.encode(f"a{EOT}b")
-    assert small.eot not in ids
-    assert small.decode([small.eot, *ids, small.eot]) == f"a{EOT}b"
+def test_every_trained_tokenizer_reserves_the_same_ids_among_those_of_its_vocabulary(small):
+    large = train_bpe([TEXT * 2, "other words"], 5000)
+    for tokenizer in (small, large, pickle.loads(pickle.dumps(small))):
+        assert tokenizer.special == {name: i for i, name in enumerate(SPECIAL)}
+        assert not any(tokenizer.token_bytes()[: len(SPECIAL)]) and all(tokenizer.token_bytes()[len(SPECIAL) :])
+        assert tokenizer.ends == (tokenizer.special_id(EOT), tokenizer.special_id("<|im_end|>")) == (0, 2)
+    # Golden: the ids are in every checkpoint and in all prepared text. The chat template, the calculator and the projector need them.
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image|>", "<|calc|>", "<|result|>", "<|/calc|>"]
+    assert [small.special_id(name) for name in names] == [0, 1, 2, 3, 4, 5, 6] and len(SPECIAL) == 16
+
+
+def test_a_tokenizer_without_the_reserved_ids_works_and_what_needs_one_is_told_its_name(tmp_path):
+    tokenizer = train_bpe([TEXT], 300, (EOT,))
+    # Golden: the tokenizers of runs that began before ids were reserved must come out again, bit for bit.
+    assert tokenizer.sha256.startswith("5d5626829173d04f")
+    assert tokenizer.special == {EOT: 0} and tokenizer.ends == (0,) and tokenizer.sequence(Special(EOT), "a") == [0, *tokenizer.encode("a")]
+    assert tokenizer.decode(tokenizer.encode("<|im_end|>")) == "<|im_end|>"
+    for name, told in (("<|im_end|>", "trained before ids were reserved"), ("<|endofttext|>", r"Did you mean '<\|endoftext\|>'\?")):
+        with pytest.raises(UserError, match=f"{re.escape(name)}.*{told}") as error:
+            tokenizer.sequence("a", Special(name))
+        assert "\n" not in str(error.value)
+
+
+NAMES = [*SPECIAL, "</s>", "<|eot_id|>"]
+PARTS = [*NAMES, *(name[:cut] for name in NAMES for cut in (1, -1)), *(name[1:] for name in NAMES), *"<|> \n_a0é"]
+SPELLING = st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=12).map("".join)
+
+
+@given(texts=st.lists(SPELLING, min_size=1, max_size=4))
+def test_a_text_that_spells_special_tokens_gives_ordinary_tokens_only_and_comes_back(small, texts):
+    batch, arrays = small.encode_batch(texts), [ids.tolist() for ids in small.encode_arrays(texts)]
+    old, module.PIECE = module.PIECE, 7
+    try:
+        in_pieces = [ids.tolist() for ids in small.encode_arrays(texts)]
+    finally:
+        module.PIECE = old
+    assert batch == arrays == in_pieces == [small.encode(text) for text in texts]
+    for text, ids in zip(texts, batch):
+        assert min(ids, default=300) >= len(SPECIAL) and max(ids, default=0) < 300
+        assert small.decode(ids) == text and small.keeps(text, ids)
+
+
+@given(parts=st.lists(SPELLING | st.sampled_from(list(SPECIAL)).map(Special), max_size=8))
+def test_special_tokens_come_into_a_sequence_by_their_type_alone_and_decode_skips_them(small, parts):
+    expected = []
+    for part in parts:
+        expected += [list(SPECIAL).index(part.name)] if isinstance(part, Special) else small.encode(part)
+    assert small.sequence(*parts) == expected
+    assert small.decode(expected) == "".join(part for part in parts if isinstance(part, str))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_published_tokenizer_whose_model_knows_its_special_tokens_as_pieces_does_not_find_them_in_text(prefix):
+    """Unigram takes each piece of its vocabulary wherever it stands: without more, "</s>" in a text would end the document."""
+    pieces = ["<unk>", "</s>", "<|im_end|>", *(f"<0x{i:02X}>" for i in range(256)), *"\u2581abehilst/<>", "\u2581the"]
+    library = Library(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0, byte_fallback=True))
+    blanks = [normalizers.Replace(" ", "\u2581")]
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *blanks] if prefix else blanks)
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    library.add_special_tokens([AddedToken("</s>", special=True), AddedToken("<|im_end|>", special=True)])
+    library.encode_special_tokens = True
+    assert 1 in library.encode("the</s>", add_special_tokens=False).ids  # by itself the library does
+    found = Tokenizer(library.to_str())
+    for text in ("the</s>", "</s>", "a </s> <|im_end|>the<|im_end|>", "</s", "</s></s>", "the 中"):
+        ids = found.encode(text)
+        assert not {1, 2} & set(ids) and found.decode(ids) == text and found.keeps(text, ids)
+    assert found.encode("the best has") == library.encode("the best has", add_special_tokens=False).ids
+    assert found.ends == (1, 2) and found.sequence("a", Special("</s>"))[-1] == 1
 
 
 def test_training_twice_gives_one_tokenizer_and_saving_keeps_its_hash(small, tmp_path):
@@ -63,8 +129,11 @@ def test_training_twice_gives_one_tokenizer_and_saving_keeps_its_hash(small, tmp
 
 def test_too_small_a_text_gives_fewer_tokens_and_too_small_a_vocabulary_is_refused():
     assert train_bpe(["ab ab"], 5000).vocab_size < 300
-    with pytest.raises(UserError, match="257"):
-        train_bpe(["ab"], 256)
+    for special in (tuple(SPECIAL), (EOT,)):
+        least = 256 + len(special)
+        assert len(train_bpe(["ab ab"], least, special).encode("ab")) == 2  # bytes only: there is no room for a pair
+        with pytest.raises(UserError, match=f"data.vocab_size is {least - 1}; .* at least {least} "):
+            train_bpe(["ab"], least - 1, special)
 
 
 def test_a_megabyte_trains_in_seconds():

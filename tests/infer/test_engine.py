@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -28,7 +30,7 @@ WORDS = ["one ", "two ", "th", "ree", " \u00e4\u00f6", "stop", "a" * 300, "\n"]
 class Words:
     """A tokenizer of 256 bytes, a few longer tokens, and end-of-text; `encode` uses bytes only."""
 
-    eot, vocab_size = END, 257 + len(WORDS)
+    eot, ends, vocab_size = END, (END,), 257 + len(WORDS)
 
     def encode(self, text):
         return list(text.encode())
@@ -78,8 +80,9 @@ def full_forward(arch, params, batch):
     return jax.nn.log_softmax(lm.logits(arch, params, hidden)[0, :, : Words.vocab_size])
 
 
-def greedy(engine, prompts=PROMPTS, max_tokens=12, stop=()):
-    return engine.decode([engine.encode(p) for p in prompts], settings(len(prompts)), max_tokens, stop)
+def greedy(engine, prompts=PROMPTS, max_tokens=12, stop=(), stop_ids=None):
+    ids = [engine.encode(p) for p in prompts]
+    return engine.decode(ids, settings(len(prompts)), max_tokens, stop, stop_ids)
 
 
 def test_every_generated_token_is_what_the_full_forward_pass_finds_likeliest_with_the_same_log_probability(engine):
@@ -150,7 +153,7 @@ def test_new_prompts_settings_and_weights_compile_nothing_new(engine):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     engine.generate(["new", "prompts", "of other", "length", "!", "and number"], max_tokens=16)
-    engine.generate(PROMPTS, max_tokens=1, temperature=0.7, top_k=3, top_p=0.5, stop=["a", "stop"], seed=5)
+    engine.generate(PROMPTS, max_tokens=1, temperature=0.7, top_k=3, top_p=0.5, stop=["a", "stop"], stop_ids=[1, 2, END], seed=5)
     other.generate([[1, 2], [3], [4], [5], [6]], max_tokens=9, seed=[1, 2, 3, 4, 5])
     assert not compiled
     assert (engine.programs.prefill._cache_size(), engine.programs.decode._cache_size()) == programs
@@ -213,6 +216,41 @@ def test_the_loop_leaves_as_soon_as_every_row_has_stopped(counting):
     assert counting.decode([counting.encode("a"), counting.encode([word("th")])], settings(2), 16, ["two"]).steps == 3
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@given(stop_ids=st.lists(st.integers(0, Words.vocab_size - 1), max_size=250, unique=True))
+@example(stop_ids=[])
+@example(stop_ids=[END])
+def test_a_row_stops_at_the_first_id_of_the_set_as_if_its_free_run_were_cut_there(engine, temperature, stop_ids):
+    """The prompts have unequal lengths, and so have the completions; the bits are those of a run that no id stops."""
+    room, ids = 12, [engine.encode(prompt) for prompt in PROMPTS]
+    drawing = settings(len(ids), temperature=temperature, seed=3)
+    free = engine.decode(ids, drawing, room, stop_ids=())
+    assert set(free.counts) == {room} and set(free.finish) == {device.LENGTH}
+    found = engine.decode(ids, drawing, room, stop_ids=stop_ids)
+    for row, tokens in enumerate(free.tokens):
+        hits = np.flatnonzero(np.isin(tokens, stop_ids))
+        count = hits[0] if len(hits) else room
+        assert (found.counts[row], found.finish[row]) == (count, device.END if len(hits) else device.LENGTH)
+        read = slice(0, count + 1)  # with the id that ended it
+        np.testing.assert_array_equal(found.tokens[row, read], tokens[read])
+        np.testing.assert_array_equal(found.logprobs[row, read], free.logprobs[row, read])
+    assert found.steps == min(room, max(found.counts) + 1)
+
+
+def test_a_completion_says_which_id_ended_it_and_a_stop_string_goes_on_beside_the_ids(counting):
+    prompts = ["a", [word("two ")], [word("ree")]]
+
+    def ends(**how):
+        found = counting.generate(prompts, max_tokens=16, **how)
+        return [(one.text, one.finish, one.end) for one in found]
+
+    three, space = word("ree"), ord(" ")
+    assert ends() == [("one two three ", "end", END), ("three ", "end", END), (" ", "end", END)]
+    assert ends(stop_ids=[three, space]) == [("one two th", "end", three), ("th", "end", three), ("", "end", space)]
+    assert ends(stop_ids=[three, END], stop=["two"]) == [("one ", "stop", None), ("th", "end", three), (" ", "end", END)]
+    assert [found[1:] for found in ends(stop_ids=[])] == [("length", None)] * 3
+
+
 def test_a_token_of_many_bytes_and_bytes_that_are_no_utf8_become_text():
     engine = scripted(chain(ord("a"), word("a" * 300), 0xC3, ord("b"), word("\n"), END))
     assert engine.generate(["a", "a"], max_tokens=16)[0].text == "a" * 300 + "\ufffdb\n"
@@ -248,7 +286,7 @@ def test_a_model_split_over_devices_generates_the_same(engine):
 
 @pytest.mark.parametrize(("wrong", "words"), [
     ({"max_tokens": 0}, "max_tokens is 0"), ({"top_p": 2.0}, "top_p"), ({"stop": [""]}, "stop string is empty"),
-    ({"prompts": [[1, 999]]}, "token 999"), ({"seed": [1, 2, 3]}, "seed has 3"),
+    ({"prompts": [[1, 999]]}, "token 999"), ({"seed": [1, 2, 3]}, "seed has 3"), ({"stop_ids": [END, 265]}, "stop_ids has 265"),
 ])  # fmt: skip
 def test_an_argument_that_makes_no_sense_is_named(engine, wrong, words):
     with pytest.raises(UserError, match=words):

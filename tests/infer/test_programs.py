@@ -29,7 +29,7 @@ def test_the_loop_writes_into_the_cache_in_place_and_gives_its_memory_back():
     cache = jax.eval_shape(lambda: dataclasses.replace(lm.init_cache(device.unrolled(ARCH), B, S), empty=False))
     request = device.Request(
         np.ones(B, bool), np.full(B, 20, np.int32), np.zeros(B, np.int32), settings(B), np.zeros((32, 384), np.uint16), np.int32(8),
-        np.int32(0), np.int32(384),
+        np.zeros(384, bool), np.int32(384),
     )  # fmt: skip
     program = device.programs("cpu").decode.lower(device.unrolled(ARCH), 16, params, {}, cache, request).compile()
     of_cache = re.findall(rf"= f32\[{B},2,{S},8\]\S* ([\w-]+)\(", program.as_text())

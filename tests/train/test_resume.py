@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from slmjax import compare
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
+from slmjax.data import stage
+from slmjax.data.tokenizer import EOT, Tokenizer
 from slmjax.errors import UserError
 from slmjax.infer.load import load_model
 from slmjax.train import resume, schedule
@@ -317,6 +319,22 @@ def test_a_cosine_schedule_cannot_be_made_longer_and_says_what_can(corpus, tmp_p
     assert runs.train(corpus, tmp_path / "run", train__schedule="cosine", train__steps=6) == 0
     assert runs.train(corpus, tmp_path / "run", train__schedule="cosine", train__steps=12) == 2
     assert "knows its length from the first step" in (err := capsys.readouterr().err) and "train.schedule=wsd" in err
+
+
+@pytest.mark.slow
+def test_a_run_that_began_before_ids_were_reserved_goes_on_with_its_own_tokenizer_and_text(corpus, tmp_path, monkeypatch):
+    run, fields = tmp_path / "run", {"train__steps": 10}
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "special_tokens", lambda workdir: (EOT,))  # as older versions did
+        runs.signal_after(patch, 4)
+        assert runs.train(corpus, run, **fields) == 143
+    content, prepared = (run / "tokenizer.json").read_text(), set((corpus.parent / "prepared").iterdir())
+    assert list(Tokenizer(content).special) == [EOT]
+    assert runs.train(corpus, run, **fields) == 0
+    assert (run / "tokenizer.json").read_text() == content
+    assert set((corpus.parent / "prepared").iterdir()) == prepared  # nothing was prepared again
+    assert runs.losses(run)[0] == list(range(1, 11)) and len(runs.events(run, "resume")) == 1
+    assert load_model(str(run)).tokenizer.ends == (0,)
 
 
 class _Known(Checkpoints):
