@@ -1,5 +1,6 @@
 """What the README and the launch scripts say exists: files, config fields, modules and their options, code that compiles."""
 
+import io
 import json
 import re
 import shlex
@@ -12,6 +13,8 @@ import pytest
 from slmjax import config as configs
 from slmjax import generate, launch
 from slmjax.testing import check_mixer
+from slmjax.train import metrics
+from tests import runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -145,3 +148,23 @@ def test_the_readmes_own_mixer_passes_the_check_that_it_names(tmp_path, monkeypa
     (tmp_path / "mine.py").write_text(next(body for kind, body in BLOCKS if kind == "python" and "class Mean" in body))
     monkeypatch.syspath_prepend(tmp_path)
     assert len(check_mixer("mine:Mean")) == 4
+
+
+def test_the_readmes_loss_term_is_trained_and_logged(corpus, tmp_path, monkeypatch):
+    body = next(body for kind, body in BLOCKS if kind == "python" and "class Calm" in body)
+    (tmp_path / "mine.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    fields = {"task": "mine:CalmText beta=0.1", "train__steps": 3, "train__warmup": 1, "log__every": 1}
+    assert runs.train(corpus, tmp_path / "run", **fields) == 0
+    found = [record["train/first"] for record in metrics.read(tmp_path / "run").kept if "train/first" in record]
+    assert len(found) == 3 and all(value > 0 for value in found)
+
+
+def test_the_readmes_reader_reads_quoted_lines_and_counts_broken_rows(tmp_path):
+    body = next(body for kind, body in BLOCKS if kind == "python" and "def read_csv" in body)
+    space = {}
+    exec(body, space)
+    items = list(space["read_csv"](io.BytesIO(b'id,body\n1,"two\nlines"\n2\n3,a,b\n4,one\n')))
+    assert [getattr(item, "fields", {}).get("body") for item in items] == ["two\nlines", None, None, "one"]
+    assert [item.line for item in items] == [3, 4, 5, 6]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from slmjax.data.rows import Rows
 from slmjax.models.lm import Model
@@ -38,8 +38,23 @@ class LanguageModeling:
         key: Array,
         step: Array,
     ) -> Loss:
-        """In nats. Terms: "loss" without the z-loss, "z" the mean squared logsumexp, and the layers'."""
+        """In nats, of `of_hidden` and the layers."""
         hidden, out = model.forward(params, buffers, batch)
+        loss = self.of_hidden(model, params, hidden, batch, totals)
+        return with_terms_of_layers(loss._replace(seen=out.seen), out, batch, totals)
+
+    def of_hidden(
+        self,
+        model: Model,
+        params: dict,
+        hidden: Float[Array, "B T D"],
+        batch: dict,
+        totals: Totals,
+    ) -> Loss:
+        """The loss of the model's hidden states; a subclass may add terms with `Loss.plus`.
+
+        Terms: "loss" without the z-loss, "z" the mean squared logsumexp.
+        """
         weights = batch["weights"]
         total, nats, squares = weighted_nats(
             hidden,
@@ -50,5 +65,4 @@ class LanguageModeling:
             chunks=model.chunks,
         )
         weight = weights.sum()
-        terms = {"loss": (nats, weight), "z": (squares, weight)}
-        return with_terms_of_layers(Loss(total, weight, terms, out.seen), out, batch, totals)
+        return Loss(total, weight, {"loss": (nats, weight), "z": (squares, weight)}, {})

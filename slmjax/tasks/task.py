@@ -30,6 +30,25 @@ class Loss(NamedTuple):
     terms: dict[str, tuple[Array, Array]]
     seen: dict
 
+    def plus(
+        self,
+        name: str,
+        coefficient: float,
+        part: tuple[Array, Array],
+        totals: Totals,
+    ) -> "Loss":
+        """Return the loss with coefficient * (the batch's mean of another term) added.
+
+        Exact however a batch is cut into microbatches.
+
+        Args:
+          name: of the term in the metrics, and of its denominator in `totals`.
+          part: (sum, weight) over this microbatch; the weights of all add up to totals[name].
+        """
+        total, _ = part
+        added = coefficient * total * totals["main"] / jnp.maximum(totals[name], 1)
+        return self._replace(sum=self.sum + added, terms=self.terms | {name: part})
+
 
 class Evaluated(NamedTuple):
     """What an evaluation found.
