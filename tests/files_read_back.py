@@ -557,7 +557,7 @@ def _recipe(folder: Path) -> Any:
 
     config = launch.make_config({"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"])
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    run.check_batch(config, mesh)
+    run.check_batch(config.train, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))
     batch_plan(config, prepared)
     arch, _ = resolve(config.model, config.precision, mesh, prepared.tokenizer.vocab_size)

@@ -132,8 +132,8 @@ def test_sources_are_given_short_or_field_by_field(tmp_path):
     assert {name: (entry.path, entry.weight) for name, entry in short.items()} == {
         "books": ((f"{tmp_path}/a.txt",), 0.7), "web": ((f"{tmp_path}/*.jsonl",), None)
     }  # fmt: skip
-    config = configs.base()
-    config.data.sources = {"books": {"path": "a"}}
+    config = configs.override(configs.base(), ["data.sources.books.path=a"])
+    assert config.data.sources.books.path == "a"
     assert configs.override(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
 
 
@@ -235,7 +235,9 @@ RECIPES = {
     _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
     _RECIPE.format("c.train.b1 = 0.8"): "line 6: the field config.train.b1 was removed: it is now always 0.9",
     _RECIPE.format("c.model.width = 'a'"): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
-    _RECIPE.format("c.model.pattern = 'attention'"): "the field 'pattern' is set to attention (str); expected a value of the type tuple.",
+    _RECIPE.format(
+        "c.model.pattern = 'attention'"
+    ): "the field 'pattern' is set to attention (str); expected a value of the type tuple, such as ('attention',).",
     _RECIPE.format("c.data.sources = 'a.txt'"): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",
     "import no_such_module": "line 1: No module named 'no_such_module'",
     "def get_config(): return {}['x']": "line 1: x.",

@@ -165,6 +165,8 @@ def test_the_readmes_reader_reads_quoted_lines_and_counts_broken_rows(tmp_path):
     body = next(body for kind, body in BLOCKS if kind == "python" and "def read_csv" in body)
     space = {}
     exec(body, space)
-    items = list(space["read_csv"](io.BytesIO(b'id,body\n1,"two\nlines"\n2\n3,a,b\n4,one\n')))
-    assert [getattr(item, "fields", {}).get("body") for item in items] == ["two\nlines", None, None, "one"]
-    assert [item.line for item in items] == [3, 4, 5, 6]
+    text = b'id,body\n1,"two\nlines"\n2\n3,a,b\n4,"b" c\n5,one\n6,' + b"x" * 200_000 + b'\n7,"open\n'
+    items = list(space["read_csv"](io.BytesIO(text)))
+    expected = ["two\nlines", None, None, None, "one", "x" * 200_000, None]
+    assert [getattr(item, "fields", {}).get("body") for item in items] == expected
+    assert [item.line for item in items if hasattr(item, "fields")] == [3, 7, 8]

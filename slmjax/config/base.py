@@ -64,6 +64,9 @@ def _assign(config: ConfigDict, name: str, text: str) -> None:
     if name not in FIELDS and not own:
         raise UserError(f"--config.{name}: there is no such field.{nearest(name, FIELDS)}")
     group, _, leaf = name.rpartition(".")
+    source = group.removeprefix("data.sources.")
+    if own == "data.sources" and leaf == "path" and source not in config.data.sources:
+        config.data.sources[source] = ConfigDict()  # a path makes a new source
     node = config
     for part in group.split(".") if group else ():
         if not isinstance(node, ConfigDict) or part not in node:

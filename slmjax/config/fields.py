@@ -67,6 +67,8 @@ def setting(
     Args:
       before: None where runs without the field had its default.
     """
+    if affects not in AFFECTS:
+        raise ValueError(f"affects is '{affects}'; it can be {', '.join(AFFECTS)}")
     before = default if before is None else before
     known = {"meaning": meaning, "check": check, "choices": choices, "affects": affects}
     metadata = known | {"before": before, "one_text": one_text}

@@ -104,7 +104,8 @@ def _first_sentence(error: Exception) -> str:
         r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(.*)'>.*<class '(.*)'>", told[0]
     ):
         name, value, kind, expected = wrong.groups()
-        return f"the field '{name}' is set to {value} ({kind}); expected a value of the type {expected.rpartition('.')[2]}."
+        like = ", such as ('attention',)" if expected == "tuple" else ""
+        return f"the field '{name}' is set to {value} ({kind}); expected a value of the type {expected.rpartition('.')[2]}{like}."
     if missing := re.match(r'Key "(\w+)" does not exist', told[0]):
         for name in REMOVED:
             if name.endswith(f".{missing[1]}"):

@@ -19,7 +19,7 @@ from slmjax.data import passes
 from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready
 from slmjax.data.passes import Unit, units_of
 from slmjax.data.shards import Shard, ShardSet
-from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources, text_bytes
+from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources, reader_identity, text_bytes
 from slmjax.data.tokenizer import EOT, SPECIAL, Tokenizer, load
 from slmjax.data.work import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.errors import UserError, nearest
@@ -183,7 +183,7 @@ def _settings(
                 "prepared": [[manifest["fingerprint"], *names] for _, manifest, names in shards.get(source.name, ())],
                 # Left out where none is asked for, so that folders of versions without scores are found.
                 **({"score": source.score_field} if source.score_field else {}),
-                **({"reader": source.reader} if source.reader else {}),
+                **({"reader": reader_identity(source)} if source.reader else {}),
             }
             for source in sources
         },

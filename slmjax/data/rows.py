@@ -57,7 +57,11 @@ class NamedRows(Rows, Protocol):
 
 
 def text_fields(batch: int, seq_len: int, places: int | None = None) -> Fields:
-    """The fields of a batch of text [B,T]; see DESIGN, "Batch of text".
+    """Return the fields of a batch of text.
+
+    tokens, targets [B,T] int32. segments [B,T] int32: the document of a token, counted from 1 in each
+    row; 0 is padding, and every other token is real. positions [B,T] int32: from 0 in each document.
+    weights [B,T] float32: of the token's loss. No token sees another segment.
 
     Args:
       places: documents that a device has to keep places for, in the rows that it holds of a

@@ -1,6 +1,7 @@
 """Where text comes from: named sources of .txt, .jsonl and .parquet files, of SeqIO tasks and of readers of your own."""
 
 import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -261,6 +262,12 @@ def _own_reader(source: Source) -> Callable[[Any], Iterator[Record | Fault]]:
             raise UserError(f"{where}: '{name}' failed: {users_error(error)}.") from error
 
     return reader
+
+
+def reader_identity(source: Source) -> list[str]:
+    """Return the name of the source's own reader, and the hash of the file that it is written in."""
+    file = inspect.getsourcefile(inspect.unwrap(imported(source.reader, f"{source.where}.reader")))
+    return [source.reader, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""]
 
 
 def _damage(line: int, error: Exception) -> Fault:

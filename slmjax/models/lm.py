@@ -72,7 +72,7 @@ def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cac
     """Hidden states [B,T,D] after the final norm, and what else leaves the blocks.
 
     Args:
-      batch: tokens, segments, positions [B,T]; see DESIGN's batch contract.
+      batch: tokens, segments, positions [B,T]; see data/rows.text_fields.
       buffers: as `init_buffers` makes them. Without those of float8, and with a cache, products are
         in the compute type.
       cache: from `init_cache`: the call then appends to it (prefill in pieces, one-token decode) and attends over it.
@@ -117,7 +117,7 @@ def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
 
 
 def logits(arch: Architecture, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Float32 logits; for generation and tests (training goes through ops.cross_entropy)."""
+    """Return float32 logits. They are large: the loss of training goes through ops.cross_entropy."""
     return jnp.einsum("btd,dv->btv", hidden, head(arch, params), preferred_element_type=jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""The contract between the training loop and what it trains. See DESIGN, "Task"."""
+"""The contract between the training loop and what it trains: rows, a loss and evaluations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slmjax.config import Config
+from slmjax.config import Config, TrainConfig
 from slmjax.data.rows import Fields
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
@@ -47,8 +47,8 @@ class Program:
 
     @property
     def place_cuts(self) -> tuple[int, int] | None:
-        """See `place_cuts`."""
-        return place_cuts(self.config, self.mesh, self.arch.attention)
+        """`cuts` where the attention kernel asks how many documents a device holds, else None."""
+        return cuts(self.config.train, self.mesh) if self.arch.attention == "cudnn" else None
 
     @functools.cached_property
     def flops_per_token(self) -> float:
@@ -90,7 +90,7 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     arch, reasons = resolve(config.model, config.precision, mesh, tokenizer_size, config.train.deterministic)
     check_kernel(arch.attention, device)
     chunks = chunks_for(
-        device_rows(config, mesh),
+        config.train.batch // math.prod(cuts(config.train, mesh)),
         config.data.seq_len,
         arch.vocab_size // mesh.shape["tensor"],
         device.memory,
@@ -115,19 +115,9 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     return Program(config, mesh, device, Model(arch, chunks), reasons, make, shapes, where, declared)
 
 
-def cuts(config: Config, mesh: Mesh) -> tuple[int, int]:
-    """(microbatches, ways in which the rows of each are split over devices)."""
-    return config.train.microbatches, mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def device_rows(config: Config, mesh: Mesh) -> int:
-    """Rows that a device holds of one microbatch."""
-    return config.train.batch // math.prod(cuts(config, mesh))
-
-
-def place_cuts(config: Config, mesh: Mesh, attention: str) -> tuple[int, int] | None:
-    """`cuts` where the attention kernel asks how many documents a device holds, else None."""
-    return cuts(config, mesh) if attention == "cudnn" else None
+def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:
+    """Return (microbatches, ways in which the rows of each are split over devices)."""
+    return train.microbatches, mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_shapes(fields: Fields, mesh: Mesh) -> dict:

@@ -16,7 +16,7 @@ import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
 from slmjax.compiling import use_compile_cache
-from slmjax.config import Config
+from slmjax.config import Config, TrainConfig
 from slmjax.data.rows import shape_key
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.data.work import Claim, write_atomic
@@ -108,7 +108,7 @@ def build(
     past = records.read(folder)
     past = past if past.all else None
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    check_batch(config, mesh)
+    check_batch(config.train, mesh)
     check_model(config, mesh)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
@@ -206,13 +206,13 @@ def open_records(config: Config, folder: epath.Path, tokenizer: Tokenizer | None
     )  # fmt: skip
 
 
-def check_batch(config: Config, mesh: Mesh) -> None:
+def check_batch(train: TrainConfig, mesh: Mesh) -> None:
     """Raises: UserError where a microbatch's rows do not divide over the devices."""
-    parts, ways = cuts(config, mesh)
-    if config.train.batch % (parts * ways):
+    parts, ways = cuts(train, mesh)
+    if train.batch % (parts * ways):
         raise UserError(
-            f"config.train.batch is {config.train.batch}, which does not divide into {parts} microbatches over {ways} devices "
-            f"(mesh data x fsdp); the nearest that does is {max(1, round(config.train.batch / (parts * ways))) * parts * ways}."
+            f"config.train.batch is {train.batch}, which does not divide into {parts} microbatches over {ways} devices "
+            f"(mesh data x fsdp); the nearest that does is {max(1, round(train.batch / (parts * ways))) * parts * ways}."
         )
 
 

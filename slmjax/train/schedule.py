@@ -22,7 +22,8 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
         raise ValueError(f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}")
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
-    return _warmup(step, warmup) * (1.0 - jnp.sqrt(done))
+    falling = 1.0 - jnp.sqrt(done)
+    return _warmup(step, warmup) * falling
 
 
 def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Float[Array, "..."]:

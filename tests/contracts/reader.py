@@ -5,11 +5,22 @@ import io
 
 from slmjax.data.sources import Fault, Record
 
+csv.field_size_limit(2**25)  # characters
+
 
 def read_csv(stream):
-    """Rows of a .csv file with a header; a row with another number of fields is a fault."""
-    rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""))
-    for row in rows:
+    """Rows of a .csv file with a header; a row that is cut or has another number of fields is a fault."""
+    # What is not UTF-8 stays marked in the text, so that it is counted as that.
+    lines = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
+    rows = csv.DictReader(lines, strict=True)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Fault(rows.line_num, "malformed CSV", str(error))
+            continue
         if None in row or None in row.values():
             yield Fault(rows.line_num, "malformed CSV", "another number of fields than the header")
         else:

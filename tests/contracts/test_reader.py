@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import inspect
 import io
 import json
+import sys
 
 import pytest
 
@@ -11,13 +13,14 @@ from slmjax import config as configs
 from slmjax.data import prepare as preparing
 from slmjax.data.prepare import prepare
 from slmjax.errors import UserError
+from tests.contracts import reader
 
 CSV = "tests.contracts.reader:read_csv"
 TEXTS = [f'"Number {n}", said the river,\nand went on to {n + 1}.' for n in range(200)]
 
 
-def data(path, reader=CSV, **fields):
-    source = {"path": str(path), "field": "body", "reader": reader}
+def data(path, own=CSV, **fields):
+    source = {"path": str(path), "field": "body", "reader": own}
     return configs.DataConfig(sources={"tales": source}, vocab_size=300, heldout=0.1, **fields)
 
 
@@ -63,8 +66,13 @@ def test_a_reader_that_fails_is_named_with_its_line(table, tmp_path, name, told)
         prepare(data(table, f"tests.contracts.reader:{name}"), seed=0, cache=tmp_path)
 
 
-def test_prepared_text_of_another_reader_is_not_reused(table, tmp_path):
-    own = prepare(data(table, max_bad_share=0.02), seed=0, cache=tmp_path)
-    with pytest.raises(UserError, match="failing"):
-        prepare(data(table, "tests.contracts.reader:failing", max_bad_share=0.02), seed=0, cache=tmp_path)
-    assert own.folder.exists()
+def test_prepared_text_is_reused_until_the_readers_code_changes(table, tmp_path, monkeypatch):
+    code = inspect.getsource(reader)
+    (tmp_path / "changing.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path)
+    assert prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path).folder == one.folder
+    (tmp_path / "changing.py").write_text(code.replace("yield Record(row", "yield row['id'] != '7' and Record(row"))
+    del sys.modules["changing"]
+    with pytest.raises(UserError, match="it gave False; expected a Record"):
+        prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path)
