@@ -312,6 +312,7 @@ FOREIGN = {
 @pytest.mark.parametrize("assignment", FOREIGN)
 def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imported(assignment, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
     config = configs.base()
     if assignment.startswith("data.sources="):

@@ -203,3 +203,16 @@ assert "jax" not in sys.modules
     assert done.returncode == 0, done.stderr
     assert "--top_p" in done.stdout
     assert done.stderr.count("\n") == 1
+
+
+def test_a_checkpoint_of_a_removed_setting_is_refused_by_name_and_not_taken_for_damaged(workdir, tmp_path, capsys):
+    folder = shutil.copytree(workdir.path, tmp_path / "run")
+    checkpoints = Checkpoints(str(folder))
+    meta = checkpoints.meta(40)
+    meta["config"]["model"]["norm_eps"] = 1e-5
+    checkpoints.save(50, {"params": workdir.engine.params}, {name: meta[name] for name in ("config", "tokenizer")})
+    checkpoints.wait()
+    checkpoints.close()
+    assert main([f"--checkpoint={folder}", "--prompt=first"]) == 2
+    err = capsys.readouterr().err
+    assert "config.model.norm_eps is 1e-05; the field config.model.norm_eps was removed: it is now always 1e-06." in err

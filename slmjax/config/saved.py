@@ -83,7 +83,7 @@ def _leaves(saved: Mapping, prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, Mapping):
             found |= _leaves(value, f"{name}.")
         else:
-            raise UserError(f"config.{name} is {value!r}; expected a group of fields.")
+            raise ValueError(f"config.{name} is {value!r}; expected a group of fields")
     return found
 
 

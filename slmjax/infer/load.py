@@ -68,6 +68,8 @@ def load_model(workdir: str, step: int | None = None, trust: Sequence[str] = (),
 def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, trust: Sequence[str], text: bool) -> Loaded:
     try:
         config, trained_with = freeze(from_dict(meta["config"])), meta["tokenizer"]
+    except UserError as error:  # of another version, or of somebody who changed it
+        raise UserError(f"the checkpoint '{checkpoints.root / str(step)}': {error}") from error
     except Exception as error:  # whatever a damaged file holds
         raise Damaged("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
