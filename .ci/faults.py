@@ -21,6 +21,36 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # name: (file, what stands there, what the fault makes of it, tests that could see it)
 FAULTS = {
+    "a removed field is ignored": (
+        "slmjax/config/saved.py",
+        "            if value != REMOVED[name]:\n                raise",
+        "            if False:\n                raise",
+        "tests/test_config.py",
+    ),
+    "an unknown field is ignored": (
+        "slmjax/config/saved.py",
+        "        elif name not in FIELDS:\n            raise UserError",
+        "        elif name not in FIELDS:\n            continue\n            raise UserError",
+        "tests/test_config.py",
+    ),
+    "a run goes on with another learning rate": (
+        "slmjax/train/resume.py",
+        'field.affects in ("learning", "chance")',
+        'field.affects in ("chance",)',
+        "tests/train/test_resume.py",
+    ),
+    "a term is divided by the main denominator": (
+        "slmjax/tasks/task.py",
+        'coefficient * total * totals["main"] / jnp.maximum(totals[name], 1)',
+        "coefficient * total",
+        "tests/contracts/test_layers.py",
+    ),
+    "prepared text of an older reader is reused": (
+        "slmjax/data/prepare.py",
+        '{"reader": reader_identity(source)}',
+        '{"reader": source.reader}',
+        "tests/contracts/test_reader.py",
+    ),
     "attention sees other documents": (
         "slmjax/ops/attention.py",
         "visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] != 0)",

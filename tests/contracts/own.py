@@ -75,10 +75,7 @@ class TwoParts(LanguageModeling):
         following = jnp.pad(batch["segments"][:, 1:], ((0, 0), (0, 1)))
         return ((batch["segments"] > 0) & (following != batch["segments"])).astype(jnp.float32)
 
-    def loss(self, model, params, buffers, batch, totals, *, key, step):
-        found = super().loss(model, params, buffers, batch, totals, key=key, step=step)
-        hidden, _ = model.forward(params, buffers, batch)
+    def of_hidden(self, model, params, hidden, batch, totals):
         ends = self.ends(batch)
         part = (ends * jnp.mean(jnp.square(hidden.astype(jnp.float32)), -1)).sum()
-        terms = found.terms | {"ends": (part, ends.sum())}
-        return found._replace(sum=found.sum + 0.1 * part * totals["main"] / totals["ends"], terms=terms)
+        return super().of_hidden(model, params, hidden, batch, totals).plus("ends", 0.1, (part, ends.sum()), totals)

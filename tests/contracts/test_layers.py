@@ -118,6 +118,8 @@ def test_two_loss_parts_with_unequal_denominators_are_exact_in_four_unequal_part
         a, b = once.step(batch), parts.step(batch)
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-6) and b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
         assert b["terms"] == pytest.approx(a["terms"], rel=1e-5) and set(a["terms"]) == {"loss", "z", "ends"}
+        terms, z_loss = a["terms"], once.config.train.z_loss
+        assert a["loss"] == pytest.approx(terms["loss"] + z_loss * terms["z"] + 0.1 * terms["ends"], rel=1e-6)
 
 
 def test_what_is_lent_across_repeats_is_the_same_scanned_and_unrolled_in_values_gradients_and_memory():
