@@ -117,31 +117,23 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
 
 
 def settings(config: configs.Config) -> dict[str, Any]:
-    """config.study, checked.
+    """Return config.study as the stage reads it; how long and how a model is trained is config.train's.
 
-    tasks ("recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS", "induction:LENGTH"), variants {name: pattern}, rates (instead of train.lr), seeds,
-    examples (training rows, read over and over), tested (rows, and as many that choose the rate), vocab (of recall), enough (accuracy on
-    the validation rows, mean over seeds, after which no further rate is tried; Zoology stops at 0.99). How long and how is config.train's.
-
-    Raises: UserError for a setting that is missing or unknown, and for a task that does not parse.
+    Raises: UserError for an empty setting, and for a pattern or task that does not parse.
     """
     study = dataclasses.asdict(config.study)
     for name in ("tasks", "variants", "rates"):
         if not study[name]:
             raise UserError(f"config.study.{name} is empty; configs/studies/recall.py has an example.")
     variants = study["variants"]
-    if not isinstance(variants, dict) or not variants:
-        raise UserError(f"config.study.variants is {variants!r}; expected patterns by name, such as {{'mine': ('gdn', 'attention')}}.")
     variants = {name: (of,) if isinstance(of, str) else of for name, of in variants.items()}
     for name, pattern in variants.items():
         if not isinstance(pattern, list | tuple):
             raise UserError(f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention').")
         from_config(with_pattern(config, pattern).model, study["vocab"])
-    asked = study["tasks"]
-    for task in asked:
+    for task in study["tasks"]:
         parse_puzzle(task, study["vocab"])
-    study |= {"variants": variants, "tasks": asked}
-    return study
+    return study | {"variants": variants}
 
 
 def measure(
