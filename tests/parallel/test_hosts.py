@@ -41,14 +41,21 @@ def start_all(corpus, workdir, count, devices, monkeypatch, **fields):
 
 
 def ends(processes):
-    """[(exit status, stdout, stderr)]; stdout without what Gloo says of its connections."""
+    """[(exit status, stdout, stderr)]; stdout without what Gloo says of its connections.
+
+    Gloo's threads write at the same time, which may leave empty lines.
+    """
     try:
         out = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    said = ["".join(line for line in text.splitlines(keepends=True) if "Gloo" not in line and "peer ranks" not in line) for text, _ in out]
+    said = ["".join(line for line in text.splitlines(keepends=True) if _is_ours(line)) for text, _ in out]
     return [(process.returncode, text, error) for process, text, (_, error) in zip(processes, said, out)]
+
+
+def _is_ours(line):
+    return line.strip() and "Gloo" not in line and "peer ranks" not in line
 
 
 def batches_read(workdir, start):
