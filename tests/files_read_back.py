@@ -501,7 +501,7 @@ def _reported(folder: Path) -> Any:
     compare._run([str(folder / "run"), str(folder / "other"), f"--out={folder / 'compare.html'}"])
     records = metrics.read(folder / "run")
     goodput.Goodput(records, from_step=20).share()
-    run.has_last_records(folder / "run", records, 30)
+    run.has_last_records(folder / "run", records, 30, None)
     with metrics.MetricsWriter(folder / "run", resume_step=20) as writer:
         writer.write(21, {"train/loss": 1.0})
     return [json.dumps(record) for record in records.all], records.torn
