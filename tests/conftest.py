@@ -17,6 +17,9 @@ _FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 _JAXLIB = [of.version for of in importlib.metadata.distributions(name="jaxlib")]
 if any(version.startswith("0.10.") for version in _JAXLIB):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+# XLA's threads block in a collective. With as many threads as devices, two independent all-reduces
+# can wait for each other for ever: some threads in the one, the rest in the other.
+os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 # One cache of compiled programs for all workers and all processes that tests start. A folder that
 # the caller names is kept.
