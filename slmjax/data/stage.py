@@ -57,7 +57,8 @@ def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", proces
     check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
     with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
         host = {"process_index": process, "process_count": processes}
-        return prepare(data, seed=SEED, cache=cache, special=special_tokens(workdir), **host)
+        special = tuple(SPECIAL) if data.tokenizer else special_tokens(workdir)
+        return prepare(data, seed=SEED, cache=cache, special=special, **host)
 
 
 def special_tokens(workdir: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from slmjax.data.rows import Arrays, Rows
 from slmjax.data.tokenizer import Tokenizer
@@ -205,25 +205,14 @@ def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> L
     """
     if not any(out.terms.values()):
         return loss
-    added, more = auxiliary(out.terms, totals)
-    tokens = (batch["segments"] > 0).sum()
-    layers = {name: (value, layers * tokens) for name, (value, layers) in more.items()}
-    return loss._replace(sum=loss.sum + added, terms=loss.terms | layers)
-
-
-def auxiliary(terms: dict, totals: Totals) -> tuple[Float[Array, ""], dict[str, tuple[Array, int]]]:
-    """Return (what layers add to the loss, {name: (the term's sum over all layers, number of layers)}).
-
-    Args:
-      terms: of the model's Out: {group: {position: {name: Term with leaves [repeats]}}}.
-      totals: has "main" and "tokens", the number of real tokens of the whole batch. A layer's term
-        is a sum over the real tokens of the microbatch.
-    """
     added, sums, layers = jnp.zeros(()), {}, {}
-    for group in terms.values():
+    for group in out.terms.values():
         for position in group.values():
-            for name, term in position.items():
+            for name, term in position.items():  # leaves have an axis of repeats
                 added += (term.coefficient * term.sum).sum()
                 sums[name] = sums.get(name, 0.0) + term.sum.sum()
                 layers[name] = layers.get(name, 0) + len(term.sum)
-    return added * totals["main"] / totals["tokens"], {name: (total, layers[name]) for name, total in sums.items()}
+    tokens = (batch["segments"] > 0).sum()
+    terms = {name: (total, layers[name] * tokens) for name, total in sums.items()}
+    whole = added * totals["main"] / totals["tokens"]
+    return loss._replace(sum=loss.sum + whole, terms=loss.terms | terms)
