@@ -52,10 +52,10 @@ FAULTS = {
         "tests/contracts/test_reader.py",
     ),
     "attention sees other documents": (
-        "slmjax/ops/attention.py",
+        "slmjax/ops/softmax_attention.py",
         "visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] != 0)",
         "visible = (key_segments[:, None, :] != 0) & (query_segments[:, :, None] != 0)",
-        "tests/ops/test_attention.py tests/models/test_lm.py",
+        "tests/ops/test_softmax_attention.py tests/models/test_lm.py",
     ),
     "a chunk decays by its first token": (
         "slmjax/ops/recurrence.py",
@@ -76,19 +76,19 @@ FAULTS = {
         "tests/parallel/test_rules.py tests/train/test_step.py",
     ),
     "a text can spell a special token": (
-        "slmjax/data/tokenizer.py",
+        "slmjax/text/tokenizer.py",
         "self._library.encode_special_tokens = True",
         "self._library.encode_special_tokens = False",
-        "tests/data/test_tokenizer.py",
+        "tests/text/test_tokenizer.py",
     ),
     "pieces of a model's vocabulary give special tokens": (
-        "slmjax/data/tokenizer.py",
+        "slmjax/text/tokenizer.py",
         "if names := self._named_by_text():\n            first_letters",
         "if names := []:\n            first_letters",
-        "tests/data/test_tokenizer.py",
+        "tests/text/test_tokenizer.py",
     ),
     "an old run is given reserved ids": (
-        "slmjax/data/stage.py",
+        "slmjax/data/prepare_stage.py",
         "return names if names[0] == EOT else tuple(SPECIAL)",
         "return tuple(SPECIAL)",
         "tests/data/test_prepare.py",

@@ -1,7 +1,7 @@
 """A 30M model on six domains of real text (books, textbooks, mathematics, documentation, code, reference), four epochs, one GPU.
 
 python -m slmjax.launch --config=configs/30m.py
-python -m slmjax.bench.llama_peer --config=configs/30m.py --workdir=runs/30m-llama   (transformers' Llama, same batches and schedule)
+python -m slmjax.bench.peers.llama --config=configs/30m.py --workdir=runs/30m-llama   (transformers' Llama, same batches and schedule)
 python -m slmjax.compare runs/30m runs/30m-llama
 
 The text is read from $SLMJAX_SHARED/pretrain/<domain>/*.jsonl.xz (SLMJAX_SHARED is ../shared/data unless set). 29.9M parameters, of them

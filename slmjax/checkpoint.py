@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from slmjax.data.work import seal_is_broken, sealed
 from slmjax.errors import UserError, first_line
 from slmjax.parallel import hosts
+from slmjax.text.files import seal_is_broken, sealed
 
 # Orbax logs each save in several lines and, with asyncio, a full disk once for each array; what goes wrong is raised as well.
 for _name in ("absl", "asyncio"):

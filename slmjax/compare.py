@@ -14,12 +14,12 @@ from jaxtyping import Float
 
 from slmjax import cli
 from slmjax.config import FIELDS, as_today
-from slmjax.data.remote import work_place
-from slmjax.data.work import write_atomic
 from slmjax.errors import ANEW, UserError, first_line, nearest
-from slmjax.evals.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
 from slmjax.readable import count, flatten
-from slmjax.train import metrics
+from slmjax.record import metrics
+from slmjax.record.paired import RESAMPLES, Difference, Paired, bits_per_byte, bootstrap, pair
+from slmjax.text.files import write_atomic
+from slmjax.text.remote import work_place
 
 REPETITIONS = tuple(field.name for field in FIELDS.values() if field.affects in ("chance", "bookkeeping"))
 """Config fields that decide nothing about what is learned, except by chance."""
@@ -245,7 +245,7 @@ def write_page(comparison: Comparison, out: str) -> None:
     """The comparison as one self-contained HTML page. Raises: UserError where it cannot be written."""
     from etils import epath
 
-    from slmjax import page
+    from slmjax.record import page
 
     runs, groups = comparison.runs, comparison.groups
     caution = warning(comparison)
@@ -319,7 +319,7 @@ def _run_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _curves(comparison: Comparison) -> list[str]:
-    from slmjax import figures
+    from slmjax.record import figures
 
     colors = {index: number for number, members in enumerate(comparison.groups) for index in members}
     drawn = []

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slmjax import cli
-from slmjax.data.remote import work_place
 from slmjax.errors import UserError
 from slmjax.readable import said_if_long
+from slmjax.text.remote import work_place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> None:
 
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     sampling.check(**drawing)
-    from slmjax.compiling import use_compile_cache
     from slmjax.infer.engine import Engine
     from slmjax.infer.load import load_model
+    from slmjax.parallel.compiling import use_compile_cache
 
     use_compile_cache()
     with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):

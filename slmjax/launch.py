@@ -12,16 +12,16 @@ from typing import Any
 
 from slmjax import cli
 from slmjax import config as configs
-from slmjax.data.remote import work_place
-from slmjax.data.work import claimed
 from slmjax.errors import UserError, nearest
+from slmjax.text.files import claimed
+from slmjax.text.remote import work_place
 
 STAGES = {
     "train": "slmjax.train.run:run",
-    "prepare": "slmjax.data.stage:run",
-    "synthesize": "slmjax.curate.synthesize.stage:run",
-    "curate": "slmjax.curate.stage:run",
-    "recall": "slmjax.studies.recall:run",
+    "prepare": "slmjax.data.prepare_stage:run",
+    "synthesize": "slmjax.synthesize.synthesize_stage:run",
+    "curate": "slmjax.curate.curate_stage:run",
+    "recall": "slmjax.studies.recall_study:run",
 }
 
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]

@@ -7,12 +7,12 @@ of the work directory. Prepares text that is not prepared yet; needs no accelera
 from collections.abc import Sequence
 from pathlib import Path
 
-from slmjax import cli, figures
-from slmjax.data.stage import batch_plan, prepared_text
-from slmjax.data.work import check_writable, write_atomic
+from slmjax import cli
+from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.errors import UserError
 from slmjax.launch import make_config, parent, parse, work_directory
-from slmjax.train import shares
+from slmjax.record import figures, shares
+from slmjax.text.files import check_writable, write_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from etils import epath
 
 from slmjax import cli, launch
 from slmjax import config as configs
-from slmjax.curate import stage as curation
+from slmjax.curate import curate_stage as curation
 from slmjax.data import build as building
 from slmjax.data.prepare import Prepared, prepare
 from slmjax.errors import UserError
@@ -302,13 +302,13 @@ def _read_prompts(folder: Path) -> Any:
 
 
 def _read_topics(folder: Path) -> Any:
-    from slmjax.curate.synthesize.plan import read_topics
+    from slmjax.synthesize.plan import read_topics
 
     return read_topics(str(folder / "lines.txt"))
 
 
 def _read_passages(folder: Path) -> Any:
-    from slmjax.curate.synthesize.plan import read_passages
+    from slmjax.synthesize.plan import read_passages
 
     return read_passages(str(folder / "raw"))
 
@@ -371,7 +371,7 @@ KINDS["unfinished preparation"] = Kind(_unfinished, _again, ("cache/*/work~/*", 
 
 
 def _given_tokenizer(folder: Path) -> Any:
-    from slmjax.data.tokenizer import load
+    from slmjax.text.tokenizer import load
 
     tokenizer = load(folder / "tokenizer.json")
     return _content(
@@ -380,7 +380,7 @@ def _given_tokenizer(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> None:
-    from slmjax.data.tokenizer import train_bpe
+    from slmjax.text.tokenizer import train_bpe
 
     _raw(_text(".jsonl"))(folder)
     train_bpe(_sentences(), 290).save(folder / "tokenizer.json")
@@ -393,9 +393,9 @@ KINDS["tokenizer.json"] = Kind(_tokenizer, _given_tokenizer, ("tokenizer.json",)
 
 
 def _index(folder: Path) -> None:
-    from slmjax.curate.dedup import deduplicate
     from slmjax.curate.minhash import Scheme
-    from slmjax.data.sources import Source
+    from slmjax.curate.near_duplicates import deduplicate
+    from slmjax.text.sources import Source
 
     for name in "ab":
         texts = _sentences(30)
@@ -404,9 +404,9 @@ def _index(folder: Path) -> None:
 
 
 def _read_index(folder: Path) -> Any:
-    from slmjax.curate.dedup import decisions
     from slmjax.curate.index import Index
     from slmjax.curate.minhash import Scheme
+    from slmjax.curate.near_duplicates import decisions
 
     index = Index(folder / "index", Scheme(2, 10, 3))
     clusters = index.clusters(0.75)
@@ -452,7 +452,7 @@ KINDS["unfinished curation"] = Kind(_curation, _curated_without, ("run/work/*", 
 
 
 def _textbook(folder: Path) -> Any:
-    from slmjax.data import textbook
+    from slmjax.textbook import passages as textbook
 
     files = textbook.write_corpus(folder / "textbook", seed=0, train_per_kind=4, heldout_per_kind=2)
     return [Path(path).read_bytes() for pair in files.values() for path in pair.values()]
@@ -468,7 +468,7 @@ def _recall_config() -> Any:
 
 
 def _recall(folder: Path) -> None:
-    from slmjax.studies import recall
+    from slmjax.studies import recall_study as recall
 
     found = recall.earlier_rows(epath.Path(folder / "rows.json"), _recall_config())
     rows = [
@@ -480,7 +480,7 @@ def _recall(folder: Path) -> None:
 
 
 def _read_recall(folder: Path) -> Any:
-    from slmjax.studies import recall
+    from slmjax.studies import recall_study as recall
 
     return recall.earlier_rows(epath.Path(folder / "rows.json"), _recall_config())
 
@@ -494,7 +494,8 @@ KINDS["study's rows"] = Kind(_recall, _read_recall, ("rows.json",), inputs=80)
 def _reported(folder: Path) -> Any:
     """What everything that reads the records of a run makes of them."""
     from slmjax import compare
-    from slmjax.train import goodput, metrics, report, run
+    from slmjax.record import goodput, metrics, report
+    from slmjax.train import run
 
     launch.check_stage(str(folder / "run"), "train")
     report.write_report(folder / "run")
@@ -549,7 +550,7 @@ def _recipe(folder: Path) -> Any:
     """A run's config.json as the recipe of another: as far as the model's parameters, but for training."""
     import jax
 
-    from slmjax.data.stage import batch_plan, prepared_text
+    from slmjax.data.prepare_stage import batch_plan, prepared_text
     from slmjax.models import lm
     from slmjax.models.resolve import resolve
     from slmjax.parallel.mesh import make_mesh

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from slmjax import launch
 from slmjax.checkpoint import Checkpoints
-from slmjax.train import metrics
+from slmjax.record import metrics
 from tests.corpus import RECIPE, ROOT, write_corpus  # noqa: F401  (for tests that also train)
 
 

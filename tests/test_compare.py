@@ -9,7 +9,7 @@ import pytest
 
 from slmjax import compare
 from slmjax.errors import UserError
-from slmjax.train.metrics import MetricsWriter
+from slmjax.record.metrics import MetricsWriter
 
 
 def make(folder, *, seed=0, lr=0.1, gain=0.0, documents=80, heldout=True, two=False):

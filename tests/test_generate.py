@@ -16,11 +16,11 @@ from slmjax import launch
 from slmjax.bench import __main__ as bench
 from slmjax.checkpoint import Checkpoints
 from slmjax.config import base, freeze, to_dict
-from slmjax.data.tokenizer import EOT, train_bpe
 from slmjax.generate import main, parse, read_prompts
 from slmjax.infer.engine import Completion, Engine
 from slmjax.models import lm
 from slmjax.models.pattern import from_config
+from slmjax.text.tokenizer import EOT, train_bpe
 from tests import runs
 
 

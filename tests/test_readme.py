@@ -12,8 +12,8 @@ import pytest
 
 from slmjax import config as configs
 from slmjax import generate, launch
+from slmjax.record import metrics
 from slmjax.testing import check_mixer
-from slmjax.train import metrics
 from tests import runs
 
 ROOT = Path(__file__).parent.parent

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slmjax.bench import decontaminate
-from tests.bench.test_decontaminate import arguments_of
+from slmjax.bench import find_contamination as decontaminate
+from tests.bench.test_find_contamination import arguments_of
 
 SHARED = Path(os.environ.get("SLMJAX_SHARED", "../shared/data"))
 

@@ -1,6 +1,6 @@
 """The synthesizer is killed five times while a server misbehaves."""
 
-from tests.curate.synthesize.test_killed import assert_kills_lose_nothing, server  # noqa: F401  (a fixture)
+from tests.synthesize.test_killed import assert_kills_lose_nothing, server  # noqa: F401  (a fixture)
 
 
 def test_five_kills_lose_nothing_pay_nothing_twice_and_never_exceed_the_budget(server, tmp_path):  # noqa: F811

@@ -24,6 +24,13 @@ BENCHES = {
     "decode": "generation, beside transformers",
     "dedup": "near-duplicate search, beside datasketch, rensa and datatrove",
 }
+# The module of a bench that has not the bench's own name.
+MODULES = {
+    "attention": "attention_speed",
+    "recurrence": "recurrence_speed",
+    "decontaminate": "find_contamination",
+    "dedup": "find_duplicates",
+}
 WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
 
@@ -40,7 +47,7 @@ def _run(arguments: list[str]) -> int:
             print("\n".join([f"{__doc__}\n", *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items())]))
             return 0
         raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
-    bench = importlib.import_module(f"slmjax.bench.{name}")
+    bench = importlib.import_module(f"slmjax.bench.{MODULES.get(name, name)}")
     own, fields = _split(arguments)
     parser = cli.Parser(
         prog=f"python -m slmjax.bench {name}", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

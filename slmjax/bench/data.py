@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from slmjax import config as configs
-from slmjax.bench import data_peers, shell
+from slmjax.bench import shell
+from slmjax.bench.peers import loaders as data_peers
 from slmjax.data.loader import BatchPlan, fold, local_batches, unfold
 from slmjax.data.prepare import prepare
 from slmjax.data.shards import ShardSet, ShardWriter

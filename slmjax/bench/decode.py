@@ -16,14 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from slmjax.bench import decode_peers, shell
-from slmjax.compiling import use_compile_cache
+from slmjax.bench import shell
+from slmjax.bench.peers import generation as decode_peers
 from slmjax.errors import UserError
 from slmjax.infer.engine import Engine
 from slmjax.infer.sampling import settings
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
+from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import make_mesh
 
 

@@ -15,9 +15,9 @@ from slmjax.bench.timing import both, copy_bytes, device_ms, matmul_flops
 from slmjax.models import lm, sizes
 from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
-from slmjax.ops.attention import attention
 from slmjax.ops.cross_entropy import weighted_nats
 from slmjax.ops.embedding import embed
+from slmjax.ops.softmax_attention import attention
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.program import Program
 

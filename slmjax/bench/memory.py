@@ -18,9 +18,8 @@ from jax.sharding import Mesh
 
 from slmjax.bench import decode, shell
 from slmjax.bench.memory_figure import draw
-from slmjax.bench.recurrence import KINDS
+from slmjax.bench.recurrence_speed import KINDS
 from slmjax.bench.train import measure as measure_training
-from slmjax.compiling import use_compile_cache
 from slmjax.config import Config
 from slmjax.errors import UserError, nearest
 from slmjax.infer.engine import Engine, bucket
@@ -28,6 +27,7 @@ from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config
 from slmjax.models.resolve import resolve
+from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import make_mesh
 
 VARIANTS = {

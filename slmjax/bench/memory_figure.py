@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.figures import LIGHT
 from slmjax.models import sizes
 from slmjax.models.architecture import Architecture
 from slmjax.readable import count
+from slmjax.record.figures import LIGHT
 
 LONGEST = 1 << 16  # of the lines
 

@@ -15,19 +15,19 @@ from jax.sharding import Mesh
 
 from slmjax import config as configs
 from slmjax.bench import shell
-from slmjax.bench.kernels import kernels
+from slmjax.bench.device_kernels import kernels
 from slmjax.bench.ladder import ladder
 from slmjax.data.loader import batch_rows, local_batches
 from slmjax.data.prepare import Prepared
+from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.data.rows import Arrays, Fields, text_fields
-from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.models import sizes
 from slmjax.models.architecture import vocab_rows
 from slmjax.models.pattern import from_config
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import field_shardings
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Task
 from slmjax.train.program import Program, make_program
 
@@ -189,7 +189,7 @@ def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]],
     """(the peer's row, or one that says why it could not run; messages)."""
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
-    answers, fault = shell.ask("slmjax.bench.peers", {"config": configs.to_dict(config), "vocab": vocab} | shape)
+    answers, fault = shell.ask("slmjax.bench.peers.torch_decoder", {"config": configs.to_dict(config), "vocab": vocab} | shape)
     if fault:
         return [{"who": "PyTorch", "skipped": fault}], []
     (found,) = answers

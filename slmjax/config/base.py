@@ -136,7 +136,7 @@ def _typed(field: Field, text: str) -> Any:
 
 def _parsed_mapping(name: str, text: str) -> ConfigDict:
     if name == "data.sources":
-        from slmjax.data.sources import parse_sources  # reads the short form "name:weight=path,..." too
+        from slmjax.text.sources import parse_sources  # reads the short form "name:weight=path,..." too
 
         sources = (dataclasses.asdict(source) for source in parse_sources(_of_source("path", text)))
         return ConfigDict({entry.pop("name"): entry for entry in sources})

@@ -21,9 +21,9 @@ from slmjax.curate.index import Checked, SketchWriter, checksum_of
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, check
-from slmjax.data.sources import Document, Fault, Source, SourceFile, content_key, read_documents
-from slmjax.data.walk import SKETCHES
-from slmjax.data.work import go_on, seal_is_broken, sealed, write_atomic
+from slmjax.text.files import go_on, seal_is_broken, sealed, write_atomic
+from slmjax.text.sources import Document, Fault, Source, SourceFile, content_key, read_documents
+from slmjax.text.walk import SKETCHES
 
 EXCERPT = 600  # characters of a dropped document in the report
 

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64, UInt8, UInt32, UInt64
 
 from slmjax.curate.minhash import compiled
 from slmjax.data.heldout import mix
-from slmjax.data.work import cores
+from slmjax.text.files import cores
 
 BLOCK = 1 << 24  # bucket entries sorted at once: 400 MB
 THROUGH = 254  # in place of a band: found through a removed document
@@ -167,7 +167,7 @@ def _greedy(high, low, exact, keeper):
 def _compile(function: Callable) -> Callable:
     if not compiled():
         return function
-    from slmjax.curate import kernels
+    from slmjax.curate import minhash_kernels as kernels
 
     return kernels.compile(function)
 
@@ -184,7 +184,7 @@ def _jaccard(
     """Jaccard similarity of the shingle sets of pairs of documents, exact from the threshold on."""
     out = np.empty(len(low), np.float32)
     if compiled():
-        from slmjax.curate import kernels
+        from slmjax.curate import minhash_kernels as kernels
 
         def part(of: slice) -> None:
             kernels.jaccard(shingles, starts, low[of], high[of], max(threshold - 1e-6, 1e-9), out[of])

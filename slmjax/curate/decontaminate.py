@@ -17,8 +17,8 @@ from etils import epath
 
 from slmjax.curate.eval_items import Passages, number_words, read_passages
 from slmjax.data.heldout import Matcher, hash_runs
-from slmjax.data.work import write_atomic
 from slmjax.errors import UserError
+from slmjax.text.files import write_atomic
 
 RUN = 5  # words that point to an item,
 TELLING = 2  # of them at least so many that are no names, numbers or single letters

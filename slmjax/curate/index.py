@@ -14,9 +14,9 @@ from jaxtyping import Int64
 
 from slmjax.curate.clusters import Clusters, Pairs, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
-from slmjax.data.sources import Document
-from slmjax.data.work import LOCK, seal_is_broken, sealed, write_atomic
 from slmjax.errors import UserError
+from slmjax.text.files import LOCK, seal_is_broken, sealed, write_atomic
+from slmjax.text.sources import Document
 
 FORMAT = 1
 PIECE = 1 << 22  # bytes that are copied or checked at once

@@ -124,7 +124,7 @@ def table() -> UInt32[np.ndarray, " points"]:
 
 
 def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
-    from slmjax.curate import kernels
+    from slmjax.curate import minhash_kernels as kernels
 
     data, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(text) for text in texts], dtype=np.int64)
     shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched pages cost nothing

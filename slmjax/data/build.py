@@ -19,10 +19,10 @@ from slmjax.data import passes
 from slmjax.data.heldout import GROUP, Choice, Matcher, choose_groups, seen_in_training, shingles
 from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
-from slmjax.data.sources import Source, SourceFile, grouping, text_bytes
-from slmjax.data.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
-from slmjax.data.work import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
 from slmjax.errors import UserError
+from slmjax.text.files import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
+from slmjax.text.sources import Source, SourceFile, grouping, text_bytes
+from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
 
 FORMAT = 2
 COUNTS = ("lines", "documents", "bytes", "damaged", "marks")  # what is added up of the files of a source

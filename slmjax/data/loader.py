@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from slmjax.data import packing as packings
-from slmjax.data.mixture import Mixture
+from slmjax.data.mixing import Mixture
 from slmjax.data.packing import RowPlan, Span
 from slmjax.data.rows import Arrays, Fields, Rows, text_fields
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from slmjax.data.heldout import GROUP, GroupCounter, Matcher, group_id, shingle_parts
 from slmjax.data.shards import ShardWriter, shard_entry
-from slmjax.data.sources import DAMAGED, Document, Fault, Source, SourceFile, bundles, read_documents, unreadable
-from slmjax.data.tokenizer import EOT, Tokenizer
-from slmjax.data.walk import WORK
-from slmjax.data.work import go_on, read_part, write_atomic, write_part
 from slmjax.errors import UserError
+from slmjax.text.files import go_on, read_part, write_atomic, write_part
+from slmjax.text.sources import DAMAGED, Document, Fault, Source, SourceFile, bundles, read_documents, unreadable
+from slmjax.text.tokenizer import EOT, Tokenizer
+from slmjax.text.walk import WORK
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample
 CHUNK = 1_000_000  # characters that are encoded at once

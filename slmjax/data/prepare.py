@@ -19,10 +19,10 @@ from slmjax.data import passes
 from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready
 from slmjax.data.passes import Unit, units_of
 from slmjax.data.shards import Shard, ShardSet
-from slmjax.data.sources import Source, SourceFile, grouping, list_files, parse_sources, reader_identity, text_bytes
-from slmjax.data.tokenizer import EOT, SPECIAL, Tokenizer, load
-from slmjax.data.work import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.errors import UserError, nearest
+from slmjax.text.files import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
+from slmjax.text.sources import Source, SourceFile, grouping, list_files, parse_sources, reader_identity, text_bytes
+from slmjax.text.tokenizer import EOT, SPECIAL, Tokenizer, load
 
 IN_PROCESS_BYTES = 8_000_000  # below this, starting processes (1 to 2 s) costs more than it saves
 

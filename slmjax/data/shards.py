@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
-from slmjax.data.work import temporary
 from slmjax.errors import UserError
+from slmjax.text.files import temporary
 
 # Tokens in a record. Reading one, not compressed, takes 8 us, one of 8,192 tokens 11, compressed 15 and 26 (and a quarter less disk);
 # a row of 1,024 tokens reads one or two.

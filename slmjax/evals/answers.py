@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from slmjax.data.textbook import Question, extract_answer
+from slmjax.textbook.passages import Question, extract_answer
 
 
 def exact_answers(
@@ -12,7 +12,7 @@ def exact_answers(
 
     Args:
       generate: prompts to completions, one each and in order, without the prompts; called once with all of them, so that it can batch.
-      questions_by_kind: as `slmjax.data.textbook.questions` makes them.
+      questions_by_kind: as `slmjax.textbook.passages.questions` makes them.
     Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing, "count": questions}; a kind without questions
       is left out.
     Raises: ValueError where the number of completions is not the number of prompts.

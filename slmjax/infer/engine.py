@@ -65,7 +65,7 @@ class Engine:
       tokenizer: see data/tokenizer.py; used are encode, token_bytes, vocab_size, eot and ends.
       max_batch: most prompts decoded at once; more are taken in turns.
       tuned: compile for speed; False compiles three times as fast on a GPU, for a few prompts.
-      xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try beside those of slmjax/compiling.py.
+      xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try beside those of slmjax/parallel/compiling.py.
     Raises: UserError where the tokenizer has more tokens than the model.
     """
 

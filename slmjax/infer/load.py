@@ -10,13 +10,13 @@ from etils import epath
 
 from slmjax.checkpoint import Checkpoints, Damaged
 from slmjax.config import Config, check_trust, freeze, from_dict
-from slmjax.data import tokenizer as tokenizers
 from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
 from slmjax.parallel.hosts import check_devices
 from slmjax.parallel.mesh import make_mesh
+from slmjax.text import tokenizer as tokenizers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slmjax.compiling import compiler_options
 from slmjax.infer import stops as stopping
 from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
 from slmjax.models.declare import keep_channel
+from slmjax.parallel.compiling import compiler_options
 
 RUNNING, STOP, LENGTH, END = range(4)  # how a row stands
 

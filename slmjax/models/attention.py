@@ -9,9 +9,9 @@ from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Keys, KVCache, empty_kv
 from slmjax.models.declare import weight
 from slmjax.models.layers import Context, RMSNorm, TokenMixer, products, residual_scale
-from slmjax.ops.attention import attention
 from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope as rotate
+from slmjax.ops.softmax_attention import attention
 from slmjax.parallel.mesh import BATCH, ways
 
 TILE = 128  # a first piece of a multiple of this takes the training kernel: splash needs it, and shorter pieces gain nothing

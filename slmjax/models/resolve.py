@@ -10,7 +10,7 @@ from slmjax.models.architecture import Architecture, vocab_rows
 from slmjax.models.mixers import mixer_class
 from slmjax.models.pattern import from_config
 from slmjax.models.recurrent import RecurrentMixer
-from slmjax.ops import attention
+from slmjax.ops import softmax_attention as attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
 FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slmjax.ops.attention import MASKED
+from slmjax.ops.softmax_attention import MASKED
 
 
 def cached_attention(

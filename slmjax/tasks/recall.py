@@ -12,9 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from slmjax.compiling import compiler_options
 from slmjax.config import Config
-from slmjax.data.recall import (
+from slmjax.data.recall_rows import (
     Puzzle,
     PuzzleRows,
     Questions,
@@ -28,6 +27,7 @@ from slmjax.models.block import Out
 from slmjax.models.declare import keep_channel
 from slmjax.models.lm import Model
 from slmjax.parallel import hosts
+from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.task import (
     Evaluated,

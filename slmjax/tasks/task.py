@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from slmjax.data.rows import Arrays, Rows
-from slmjax.data.tokenizer import Tokenizer
 from slmjax.models.block import Out
 from slmjax.models.lm import Model
+from slmjax.text.tokenizer import Tokenizer
 
 Totals = Mapping[str, Array]
 

@@ -11,12 +11,10 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slmjax.compiling import compiler_options
-from slmjax.data import stage, textbook
+from slmjax.data import prepare_stage as stage
 from slmjax.data.loader import crowd, heldout_batches
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, text_fields
-from slmjax.data.work import write_atomic
 from slmjax.evals import kneser_ney
 from slmjax.evals.answers import exact_answers
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
@@ -24,11 +22,14 @@ from slmjax.infer.engine import Engine
 from slmjax.models.declare import keep_channel
 from slmjax.models.lm import Model
 from slmjax.parallel import hosts
+from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.rules import field_shardings
 from slmjax.readable import said_if_long
+from slmjax.record.progress import exact_answers as answer_table
 from slmjax.tasks.task import Evaluated, Task
+from slmjax.text.files import write_atomic
+from slmjax.textbook import passages as textbook
 from slmjax.train.program import Program
-from slmjax.train.progress import exact_answers as answer_table
 
 QUESTIONS = 25  # of each kind; a standard error of at most 10 points
 ANSWER_TOKENS = 128

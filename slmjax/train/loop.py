@@ -21,13 +21,13 @@ from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.rules import field_shardings
+from slmjax.record import metrics as records
+from slmjax.record.progress import Progress
+from slmjax.record.report import write_report
 from slmjax.tasks.task import DrawingTask
-from slmjax.train import metrics as records
 from slmjax.train import schedule
+from slmjax.train.drawn import Journal
 from slmjax.train.evaluation import Evaluator, Samples
-from slmjax.train.journal import Journal
-from slmjax.train.progress import Progress
-from slmjax.train.report import write_report
 from slmjax.train.run import Run
 from slmjax.train.state import saved
 

@@ -15,24 +15,24 @@ from jax.sharding import Mesh
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
-from slmjax.compiling import use_compile_cache
 from slmjax.config import Config, TrainConfig
 from slmjax.data.rows import shape_key
-from slmjax.data.tokenizer import Tokenizer
-from slmjax.data.work import Claim, write_atomic
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
+from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import DeviceKind, batch_sharding, make_mesh
 from slmjax.readable import said_if_long
+from slmjax.record import metrics as records
+from slmjax.record.goodput import Goodput
+from slmjax.record.progress import banner
+from slmjax.record.report import write_report
 from slmjax.tasks.task import Facts, Task
-from slmjax.train import metrics as records
+from slmjax.text.files import Claim, write_atomic
+from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import resume
 from slmjax.train.builders import builder_of, task_of
-from slmjax.train.goodput import Goodput
 from slmjax.train.program import Program, check_model, cuts, make_program
-from slmjax.train.progress import banner
-from slmjax.train.report import write_report
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
 

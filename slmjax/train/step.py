@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slmjax.compiling import compiler_options
 from slmjax.config import TrainConfig
 from slmjax.data.rows import Fields
 from slmjax.models.declare import combined, keep_channel, merged, nothing_seen, updated
 from slmjax.models.lm import Model
+from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.mesh import BATCH, DeviceKind
 from slmjax.parallel.rules import field_shardings, like_parameters, shardings
 from slmjax.tasks.task import Task

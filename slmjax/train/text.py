@@ -4,10 +4,10 @@ import jax
 
 from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
-from slmjax.data.stage import batch_plan, facts, prepared_text
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
+from slmjax.record import shares
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Facts, TaskBuilder
-from slmjax.train import shares
 from slmjax.train.evaluation import HeldOut, Samples, TextbookAnswers, TextbookBaseline
 from slmjax.train.program import Program
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from slmjax import config as configs
-from slmjax.bench import data, data_peers
+from slmjax.bench import data
+from slmjax.bench.peers import loaders as data_peers
 from slmjax.data.loader import BatchPlan, batch_hash, batch_rows, local_batches
 from slmjax.errors import UserError
 

@@ -9,8 +9,10 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.bench import __main__ as bench
-from slmjax.bench import kernels, ladder, peers, shell, timing, train
-from slmjax.data.stage import prepared_text
+from slmjax.bench import device_kernels as kernels
+from slmjax.bench import ladder, shell, timing, train
+from slmjax.bench.peers import torch_decoder as peers
+from slmjax.data.prepare_stage import prepared_text
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
 from slmjax.parallel.mesh import make_mesh
@@ -166,7 +168,7 @@ def test_the_peer_is_the_same_model(small):
     """PyTorch's decoder with our parameters gives our loss, in float32."""
     torch = pytest.importorskip("torch", reason="needs torch")
     from slmjax.models import lm
-    from slmjax.tasks.lm import LanguageModeling
+    from slmjax.tasks.language_modeling import LanguageModeling
     from tests.train.small import FixedRows
 
     arch = from_config(configs.freeze(small).model, 256)

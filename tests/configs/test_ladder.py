@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from slmjax import config as configs
-from slmjax.data.mixture import parse_phases
-from slmjax.data.sources import parse_sources
+from slmjax.data.mixing import parse_phases
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
+from slmjax.text.sources import parse_sources
 
 FOLDER = Path(__file__).parents[2] / "configs"
 LADDER = ("10m", "50m", "100m", "300m", "1b")

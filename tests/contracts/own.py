@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from slmjax.models.declare import buffer, weight
 from slmjax.models.layers import ChannelMixer, Term, TokenMixer
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.language_modeling import LanguageModeling
 
 
 class Counted(ChannelMixer):

@@ -6,8 +6,8 @@ from etils import epath
 
 from slmjax.data.rows import Field
 from slmjax.errors import UserError
-from slmjax.tasks.lm import LanguageModeling
-from slmjax.train.journal import Journal
+from slmjax.tasks.language_modeling import LanguageModeling
+from slmjax.train.drawn import Journal
 from slmjax.train.state import TrainState, no_spikes
 from tests.train.small import FixedRows
 

@@ -16,7 +16,8 @@ from slmjax import config as configs
 from slmjax import generate
 from slmjax.errors import UserError
 from slmjax.infer.load import load_model
-from slmjax.train import metrics, resume
+from slmjax.record import metrics
+from slmjax.train import resume
 from slmjax.train.builders import builder_of, task_of
 from tests import runs
 

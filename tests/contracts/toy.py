@@ -16,7 +16,7 @@ from toy_rows import CHANNELS, SIDE, Images
 
 from slmjax import config
 from slmjax.data.rows import text_fields
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Evaluated, Facts, Loss, TaskBuilder
 
 PIXELS = SIDE * SIDE * CHANNELS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slmjax import launch
-from tests.curate.test_stage import digests
+from tests.curate.test_curate_stage import digests
 
 pytest.importorskip("apache_beam")
 DOCUMENTS = 20_000

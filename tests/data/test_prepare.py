@@ -24,13 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax import config as configs
-from slmjax.data import build, passes, shards, stage, work
+from slmjax.data import build, passes, shards
 from slmjax.data import prepare as preparation
+from slmjax.data import prepare_stage as stage
 from slmjax.data.prepare import prepare, summary
 from slmjax.data.shards import ShardSet, ShardWriter
-from slmjax.data.sources import list_files, parse_sources, read_documents
-from slmjax.data.tokenizer import EOT, SPECIAL, train_bpe
 from slmjax.errors import UserError
+from slmjax.text import files as work
+from slmjax.text.sources import list_files, parse_sources, read_documents
+from slmjax.text.tokenizer import EOT, SPECIAL, train_bpe
 
 ROOT = Path(__file__).parents[2]
 

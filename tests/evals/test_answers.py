@@ -2,8 +2,8 @@
 
 import pytest
 
-from slmjax.data.textbook import KINDS, Question, documents, questions
 from slmjax.evals.answers import exact_answers
+from slmjax.textbook.passages import KINDS, Question, documents, questions
 
 
 def test_the_books_own_working_scores_one_and_anothers_scores_zero():

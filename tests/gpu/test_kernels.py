@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slmjax.ops import fp8
-from slmjax.ops.attention import attention
+from slmjax.ops.softmax_attention import attention
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "gpu" or float(jax.devices()[0].compute_capability) < 9.0, reason="needs a GPU of capability 9.0 or newer"

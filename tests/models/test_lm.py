@@ -14,7 +14,7 @@ from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
-from slmjax.ops import attention as ops
+from slmjax.ops import softmax_attention as ops
 from slmjax.ops.cross_entropy import token_log_probs
 from slmjax.testing import _with_cache
 

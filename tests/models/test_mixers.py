@@ -15,8 +15,8 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.layers import Context
 from slmjax.models.mixers import mixer_of
 from slmjax.models.pattern import from_config, parse_block, share_keys
-from slmjax.ops.attention import reference
 from slmjax.ops.rope import rope
+from slmjax.ops.softmax_attention import reference
 from slmjax.testing import _batch, _random, _with_cache
 
 ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(),), 2),), qk_norm=True, attention="reference")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.ops import attention as ops
+from slmjax.ops import softmax_attention as ops
 from slmjax.ops.cached_attention import cached_attention
 
 # A row's last query stands at the end of the first of two segments, inside the second, at the first slot, and in padding.

@@ -14,8 +14,8 @@ import pytest
 
 from slmjax import launch
 from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
+from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.data.rows import Field
-from slmjax.data.stage import batch_plan, prepared_text
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh

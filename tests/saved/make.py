@@ -31,7 +31,7 @@ WORDS += ["school", "state", "family", "student", "group", "country"]
 KILLED = """
 import os, platform, signal, sys, time
 from slmjax import launch
-from slmjax.train import metrics
+from slmjax.record import metrics
 write = metrics.MetricsWriter.write
 def then(self, at, values):
     write(self, at, values)

@@ -7,7 +7,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.parallel.mesh import make_mesh
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.train.program import make_program
 from tests.train.small import FixedRows
 

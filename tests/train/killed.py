@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from slmjax.data import stage
+from slmjax.data import prepare_stage as stage
 from slmjax.train import evaluation
 
 stage.TRAIN_PER_KIND, stage.HELDOUT_PER_KIND, evaluation.QUESTIONS = 40, 10, 2
@@ -47,7 +47,7 @@ class Killer:
 
     def start(self) -> None:
         """Count from now on."""
-        from slmjax.train import metrics
+        from slmjax.record import metrics
 
         metrics._Lines.put = lambda lines, line: self.put(lines, line)
         sys.addaudithook(self)

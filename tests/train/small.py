@@ -11,7 +11,7 @@ from slmjax import config as configs
 from slmjax.data.rows import text_fields
 from slmjax.models.lm import Model
 from slmjax.parallel.mesh import batch_sharding, make_mesh
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.train.program import make_program
 
 TOKENS = 512

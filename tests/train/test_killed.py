@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from slmjax.checkpoint import Checkpoints
-from slmjax.train import metrics
+from slmjax.record import metrics
 from tests.corpus import ROOT
 from tests.runs import saved
 

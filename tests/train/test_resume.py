@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from slmjax import compare
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
-from slmjax.data import stage
-from slmjax.data.tokenizer import EOT, Tokenizer
+from slmjax.data import prepare_stage as stage
 from slmjax.errors import UserError
 from slmjax.infer.load import load_model
+from slmjax.text.tokenizer import EOT, Tokenizer
 from slmjax.train import resume, schedule
 from slmjax.train.run import has_last_records
 from tests import runs
@@ -249,7 +249,7 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(corpus, t
     answers = {"sums": {"accuracy": 0.5, "chance": 0.1, "count": 4}}
     monkeypatch.setattr("slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers)
     with monkeypatch.context() as patch:  # after the answers, before their shares
-        patch.setattr("slmjax.train.metrics.MetricsWriter.write", lambda *_: killed())
+        patch.setattr("slmjax.record.metrics.MetricsWriter.write", lambda *_: killed())
         with pytest.raises(Killed):
             runs.train(corpus, run, **fields)
     assert [event["kinds"] for event in runs.events(run, "answers")] == [answers] and not runs.events(run, "finish")
@@ -280,7 +280,7 @@ def test_the_loss_of_a_line_covers_its_steps_also_when_the_run_left_in_between(c
 
 
 def test_a_run_that_another_start_has_taken_over_stops_before_it_saves(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("slmjax.data.work.Claim.mine", lambda self: False)
+    monkeypatch.setattr("slmjax.text.files.Claim.mine", lambda self: False)
     assert runs.train(corpus, tmp_path / "run", train__steps=6) == 2
     assert "another start has taken the work directory over" in capsys.readouterr().err
     assert runs.steps_saved(tmp_path / "run") == []

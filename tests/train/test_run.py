@@ -11,8 +11,8 @@ import pytest
 from slmjax import config as configs
 from slmjax.infer.load import load_model
 from slmjax.models.pattern import from_config
-from slmjax.ops.attention import reference
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.ops.softmax_attention import reference
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.train import loop
 from tests import runs
 

@@ -12,7 +12,7 @@ import pytest
 from slmjax.models import lm
 from slmjax.ops.cross_entropy import reference
 from slmjax.parallel.rules import flatten
-from slmjax.tasks.lm import LanguageModeling
+from slmjax.tasks.language_modeling import LanguageModeling
 from tests.train.small import Setup, largest_difference, packed_batch, small_config, whole
 
 MESHES = {

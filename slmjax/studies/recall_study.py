@@ -1,0 +1,261 @@
+"""The recall study: small models of each mixer learn tasks of associative recall, copying and induction; a table says who can.
+
+Each model is a run of its own, of the task "recall" (tasks/recall.py), in a folder below the study's work directory.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import jax
+import numpy as np
+from etils import epath
+
+from slmjax import config as configs
+from slmjax.data.recall_rows import parse_puzzle
+from slmjax.errors import UserError
+from slmjax.models import sizes
+from slmjax.models.pattern import from_config
+from slmjax.models.resolve import resolve
+from slmjax.parallel import hosts
+from slmjax.parallel.compiling import use_compile_cache
+from slmjax.parallel.mesh import make_mesh
+from slmjax.readable import said_if_long
+from slmjax.record import metrics as records
+from slmjax.tasks.recall import TEST, VALIDATION
+from slmjax.text.files import write_atomic
+from slmjax.train import run as training
+
+
+class Outcome(NamedTuple):
+    """What a run found.
+
+    validation: {step: accuracy on validation rows}; test: accuracy on test rows after the last step.
+    diverged: why the run was stopped; then it has no right answers.
+    """
+
+    validation: dict[int, float]
+    test: float
+    diverged: str = ""
+
+
+class Stopped(Exception):
+    """A run was told to leave, with this exit status; it is saved and goes on from there."""
+
+    def __init__(self, status: int):
+        self.status = status
+
+
+def run(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
+    """The stage: every task with every variant.
+
+    Rows go to study.json as they are found. A study that was stopped goes on with the run in which it was stopped.
+    Raises: UserError for settings that make no sense.
+    """
+    if init_from:
+        raise UserError("--init_from: the recall study trains its models from the start.")
+    study = settings(config)
+    use_compile_cache()
+    hosts.check_devices()
+    folder = epath.Path(workdir)
+    file = folder / "study.json"
+    found = earlier_rows(file, config)
+    found = {"command": command, "device": jax.devices()[0].device_kind, "rows": [], **found}
+    write_atomic(folder / "config.json", configs.to_json(config))
+    write_atomic(file, json.dumps(found, indent=1) + "\n")  # from now on other settings are refused
+    done = {(row["task"], row["variant"]) for row in found["rows"]}
+    for task in study["tasks"]:
+        for name, pattern in study["variants"].items():
+            if (task, name) in done:
+                continue
+            try:
+                row = measure(config, study, task, name, tuple(pattern), folder, command)
+            except Stopped as stopped:
+                print("Saved and left as asked; the same command goes on from here.")
+                return stopped.status
+            found["rows"].append(row)
+            write_atomic(file, json.dumps(found, indent=1) + "\n")
+            print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
+    print("\n" + table(found["rows"]))
+    chosen = "at the learning rate that is best on validation rows"
+    print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
+    return 0
+
+
+def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
+    """What the study has found so far, with the settings that decide its rows.
+
+    More tasks and more variants may join.
+    Raises: UserError where its rows are of other settings, or cannot be read.
+    """
+    values = configs.to_dict(config)
+    study = values["study"]
+    variants = study["variants"]
+    decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
+    decide |= {name: study[name] for name in study if name not in ("tasks", "variants")}
+    found, changed = {}, []
+    if file.exists():
+        try:
+            found = json.loads(file.read_text())
+            earlier = found.get("settings", decide)
+            known = found.get("variants", {})
+            changed = [name for name in decide if earlier[name] != decide[name]]
+            changed += [name for name in variants if known.get(name, variants[name]) != variants[name]]
+            variants = known | variants
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            advice = "remove it or use another --workdir"
+            raise UserError(f"'{file}' cannot be read ({error!r}); {advice}.") from error
+    if changed:
+        raise UserError(f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir.")
+    return {**found, "settings": decide, "variants": variants}
+
+
+def settings(config: configs.Config) -> dict[str, Any]:
+    """Return config.study as the stage reads it; how long and how a model is trained is config.train's.
+
+    Raises: UserError for an empty setting, and for a pattern or task that does not parse.
+    """
+    study = dataclasses.asdict(config.study)
+    for name in ("tasks", "variants", "rates"):
+        if not study[name]:
+            raise UserError(f"config.study.{name} is empty; configs/studies/recall.py has an example.")
+    variants = study["variants"]
+    variants = {name: (of,) if isinstance(of, str) else of for name, of in variants.items()}
+    for name, pattern in variants.items():
+        if not isinstance(pattern, list | tuple):
+            raise UserError(f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention').")
+        from_config(with_pattern(config, pattern).model, study["vocab"])
+    for task in study["tasks"]:
+        parse_puzzle(task, study["vocab"])
+    return study | {"variants": variants}
+
+
+def measure(
+    config: configs.Config,
+    study: Mapping[str, Any],
+    task: str,
+    name: str,
+    pattern: tuple[str, ...],
+    folder: epath.Path,
+    command: str = "",
+) -> dict[str, Any]:
+    """The row of a task and a variant: test accuracy of each rate and seed, and of the rate that is best on validation rows.
+
+    Rates are tried in their order, up to the first that has enough.
+    Raises: Stopped where a run was told to leave.
+    """
+    tried: dict[float, list[Outcome]] = {}
+    for rate in map(float, study["rates"]):
+        tried[rate] = []
+        for seed in range(study["seeds"]):
+            place = folder / "runs" / task.replace(":", "-") / f"{quote(name)}-{rate:g}-{seed}"
+            what = f"{name} on {task}, rate {rate:g}, seed {seed}"
+            outcome = outcome_of(cell(config, study, task, pattern, rate, seed), place, what, command)
+            last = outcome.diverged or f"{outcome.validation[config.train.steps]:.3f} on validation rows"
+            print(f"  {what}: {last}", flush=True)
+            tried[rate].append(outcome)
+        if looks(tried[rate], config.train.steps)[config.train.steps] >= study["enough"]:
+            break
+    means = {rate: looks(outcomes, config.train.steps) for rate, outcomes in tried.items()}
+    best = max(tried, key=lambda rate: means[rate][config.train.steps])
+    enough = [step for step, accuracy in means[best].items() if accuracy >= study["enough"]]
+    accuracies = [outcome.test for outcome in tried[best]]
+    puzzle = parse_puzzle(task, study["vocab"])
+    model = with_pattern(config, pattern).model
+    arch, _ = resolve(model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab)
+    return {
+        "task": task,
+        "variant": name,
+        "accuracy": float(np.mean(accuracies)),
+        "deviation": float(np.std(accuracies)),
+        "rate": best,
+        "steps": enough[0] if enough else config.train.steps,
+        "parameters": sizes.parameters(arch).total,
+        "state_bytes": sizes.cache_bytes(arch, puzzle.length),
+        "by_rate": {f"{rate:g}": [outcome.test for outcome in outcomes] for rate, outcomes in tried.items()},
+    }
+
+
+def looks(outcomes: Sequence[Outcome], steps: int) -> dict[int, float]:
+    """{step: accuracy on validation rows, mean over the runs}; a run that diverged has no right answers."""
+    every = sorted({step for outcome in outcomes for step in outcome.validation} | {steps})
+    return {step: float(np.mean([outcome.validation.get(step, 0.0) for outcome in outcomes])) for step in every}
+
+
+def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: str) -> Outcome:
+    """What the run of a config finds; it is begun, gone on with, or only read.
+
+    What the run prints is dropped: all of it is in its own records and report.
+    Raises: Stopped where it was told to leave.
+    """
+    steps = config.train.steps
+    found = recorded(folder, steps)
+    if found:
+        return found
+    terminal = functools.partial(print, file=sys.stdout, flush=True)
+    with said_if_long(f"training {what}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = training.run(config, str(folder), command=command)
+        except UserError:
+            if recorded(folder, steps) is None:  # it is not the model that failed
+                raise
+            status = 0
+    if status:
+        raise Stopped(status)
+    return recorded(folder, steps)
+
+
+def recorded(folder: epath.Path, steps: int) -> Outcome | None:
+    """What a run's records say of its end; None before it."""
+    past = records.read(folder)
+    if stopped := records.events(past, "stopped"):
+        return Outcome({}, 0.0, f"diverged: {stopped[-1]['reason']}")
+    if not any(event["step"] == steps for event in records.events(past, "finish")):
+        return None
+    return Outcome(_curve(past, VALIDATION), _curve(past, TEST)[steps])
+
+
+def _curve(past: records.Records, name: str) -> dict[int, float]:
+    steps, values = records.series(past, name)
+    return dict(zip(steps.tolist(), values.tolist()))
+
+
+def cell(config: configs.Config, study: Mapping[str, Any], task: str, pattern: Sequence[str], rate: float, seed: int) -> configs.Config:
+    """The config of a run, whose task says all that decides its rows."""
+    options = [f"{name}={study[name]}" for name in ("vocab", "examples", "tested")]
+    length = parse_puzzle(task, study["vocab"]).length
+    return dataclasses.replace(
+        with_pattern(config, pattern),
+        stage="train",
+        task=" ".join(["recall", f"puzzle={task}", *options]),
+        seed=config.seed + seed,
+        data=dataclasses.replace(config.data, seq_len=length),
+        train=dataclasses.replace(config.train, lr=rate),
+        study=configs.StudyConfig(),
+    )
+
+
+def with_pattern(config: configs.Config, pattern: Sequence[str]) -> configs.Config:
+    """The config of a variant."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, pattern=tuple(pattern)))
+
+
+def scored(row: Mapping[str, Any]) -> str:
+    """A row's accuracy, with the deviation over seeds where there are several."""
+    several = len(next(iter(row["by_rate"].values()))) > 1
+    return f"{row['accuracy']:.3f}" + (f" ± {row['deviation']:.3f}" if several else "")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line for each variant, a column for each task."""
+    names, columns = (list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task"))
+    cells = {(row["variant"], row["task"]): scored(row) for row in rows}
+    lines = [["mixer", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *(cells.get((name, task), "") for task in columns)] for name in names]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,56 @@
+"""Rows that depend on the model, as they were drawn: one file for each step."""
+
+import io
+
+import numpy as np
+from etils import epath
+
+from slmjax.data.rows import Arrays
+from slmjax.errors import UserError
+from slmjax.parallel import hosts
+from slmjax.tasks.task import DrawingTask
+from slmjax.text.files import write_atomic
+from slmjax.train.state import TrainState
+
+
+class Journal:
+    """The batches that `task.prepare` drew.
+
+    A batch is on disk before the update that uses it, so that a run that was killed in between goes
+    on with the same one.
+    """
+
+    def __init__(self, folder: epath.Path, task: DrawingTask):
+        self.folder, self.task = folder, task
+
+    def rows(self, step: int, state: TrainState, held: np.ndarray) -> Arrays:
+        """Return this process's rows of a step's batch: those recorded, or drawn now and recorded.
+
+        Raises: UserError where the record is damaged.
+        """
+        file = self.folder / f"{step}.npz"
+        recorded = hosts.all_agree(file.exists())
+        if not recorded:
+            drawn = self.task.prepare(step, state.params, state.buffers)
+            if hosts.is_first():
+                self._write(file, drawn)
+            hosts.barrier(f"drawn {step}")
+        fields = self.task.rows.shapes(step)
+        try:
+            with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+                whole = {name: arrays[name] for name, field in fields.items() if field.by_rows}
+        except Exception as error:  # a damaged archive fails in many ways
+            raise UserError(f"'{file}' cannot be read ({error}); remove it, and its rows are drawn again.") from error
+        return {name: array[held] for name, array in whole.items()}
+
+    def prune(self, step: int) -> None:
+        """Delete the records of steps that no checkpoint goes back to."""
+        for file in self.folder.glob("*.npz") if hosts.is_first() and self.folder.exists() else ():
+            if int(file.stem) < step:
+                file.unlink()
+
+    def _write(self, file: epath.Path, drawn: Arrays) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, **drawn)
+        write_atomic(file, buffer.getvalue())
