@@ -15,11 +15,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 # A room imports only rooms that stand before it.
-ORDER = (
-    ("errors", "readable", "config", "text", "textbook", "data", "parallel", "ops", "models")
-    + ("checkpoint", "infer", "record", "curate", "synthesize", "evals", "tasks", "train", "studies")
-    + ("cli", "mixture", "compare", "generate", "testing", "launch", "bench")
-)
+ORDER = """
+errors readable config text textbook data parallel ops models checkpoint infer record curate synthesize
+evals tasks train studies cli mixture compare generate testing launch bench
+""".split()  # noqa: SIM905
 WIDTH = 100
 SILENT = {
     tokenize.COMMENT,

@@ -1,7 +1,8 @@
-"""The command line of every command: exit statuses, one sentence for each mistake, Ctrl-C."""
+"""The command line of every command: recipe and options, exit statuses, one sentence for each mistake, Ctrl-C."""
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import itertools
 import multiprocessing
@@ -12,9 +13,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from ml_collections import ConfigDict
+
+from slmjax import config as configs
 from slmjax.errors import UserError, first_line, line_of_the_user, nearest
+from slmjax.text.remote import work_place
+from slmjax.text.sources import parse_sources
 
 UNWINDING = 5.0  # seconds that the program has to clean up after Ctrl-C
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)  # what only writing can meet
@@ -186,3 +193,87 @@ def _escape_what_the_terminal_lacks() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+FLAGS = ("config", "workdir", "init_from", "trust", "params", "coordinator", "processes", "process", "help")
+
+
+def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({flag: value}, ["model.layers=12", ...]) of command-line words; both --a=b and --a b are read.
+
+    Raises: UserError for an unknown flag or one without a value.
+    """
+    options, assignments, words = {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"'{word}' is not an option; options begin with --.{nearest('--' + word, ['--' + f for f in FLAGS])}")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"--{name} needs a value: --{name}=VALUE.")
+            value = words.pop(0)
+            if value.startswith("--"):
+                raise UserError(f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE.")
+        if name in FLAGS and not value.strip():
+            raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
+        if name.startswith("config."):
+            assignments.append(f"{name.removeprefix('config.')}={value}")
+        elif name == "trust" and name in options:  # may be given several times
+            options[name] += f",{value}"
+        elif name in FLAGS:
+            options[name] = value
+        else:
+            raise UserError(f"there is no option --{name}.{nearest(name, FLAGS)}")
+    if "config" not in options:
+        raise UserError("--config is missing; for example --config=configs/tiny.py.")
+    for name in ("processes", "process"):
+        if name in options and not re.fullmatch(r"-?[0-9]+", options[name]):
+            raise UserError(f"--{name}={options[name]}: expected a whole number.")
+    return options, assignments
+
+
+def trusted(options: dict[str, str]) -> tuple[str, ...]:
+    """The names of --trust=NAME,NAME."""
+    return tuple(filter(None, options.get("trust", "").split(",")))
+
+
+def work_directory(options: dict[str, str]) -> str:
+    """--workdir, or the one that is named after the recipe."""
+    recipe = options["config"].partition(":")[0]
+    return work_place(options.get("workdir") or f"runs/{Path(recipe).stem}", "--workdir")
+
+
+def parent(options: dict[str, str]) -> str:
+    """The work directory of --init_from; "" where it is not given."""
+    return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
+
+
+def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+    """Apply "a.b=value" assignments; data.sources has a short form, "name:weight=path,..." """
+    return configs.override(config, assignments, {"data.sources": _sources})
+
+
+def _sources(text: str) -> dict[str, dict]:
+    entries = map(dataclasses.asdict, parse_sources(configs.quoted_literal(text)))
+    return {entry.pop("name"): entry for entry in entries}
+
+
+def make_config(options: dict[str, str], assignments: list[str]) -> configs.Config:
+    """Return the recipe with --params and the overrides applied, checked."""
+    config = override(configs.load(options["config"], trusted(options)), assignments)
+    if "params" in options:
+        from slmjax.models.sizes import parse_params, reshape
+
+        decided = reshape(config, parse_params(options["params"]))
+        given = [word.partition("=")[0] for word in assignments]
+        if both := [name for name in given if name.removeprefix("model.") in decided]:
+            raise UserError(f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out.")
+    if config.stage not in configs.STAGES:
+        raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(configs.STAGES)}.{nearest(config.stage, configs.STAGES)}")
+    for word in assignments:
+        group = word.partition(".")[0]
+        of = configs.STAGE_OF.get(group, config.stage)
+        if of != config.stage:
+            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {of} reads it; this is {config.stage}.")
+    return configs.freeze(config)

@@ -4,18 +4,16 @@ import contextlib
 import ctypes
 import importlib
 import json
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from slmjax import cli
 from slmjax import config as configs
-from slmjax.errors import UserError, nearest
+from slmjax.errors import UserError
 from slmjax.text.files import claimed
-from slmjax.text.remote import work_place
 
+# Each stage of config.STAGES, and the function that runs it.
 STAGES = {
     "train": "slmjax.train.run:run",
     "prepare": "slmjax.data.prepare_stage:run",
@@ -35,7 +33,6 @@ USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--
 
 Fields, with their defaults; a recipe changes some, --config.FIELD=VALUE any:
 """
-FLAGS = ("config", "workdir", "init_from", "trust", "params", "coordinator", "processes", "process", "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +44,8 @@ def _run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv or not argv:
         print(USAGE + configs.help_text())
         return 0
-    options, assignments = parse(argv)
-    config = make_config(options, assignments)
+    options, assignments = cli.read_options(argv)
+    config = cli.make_config(options, assignments)
     process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
     share: dict[str, Any] = {}
     together: dict[str, Any] = {}
@@ -65,12 +62,12 @@ def _run(argv: list[str]) -> int:
             raise UserError("the stage recall is one process; it takes no --processes.")
         share = {"process": process, "processes": processes}
     if config.stage == "synthesize":
-        share["trust"] = trusted(options)  # a teacher may be somebody else's checkpoint
+        share["trust"] = cli.trusted(options)  # a teacher may be somebody else's checkpoint
     module, _, function = STAGES[config.stage].partition(":")
     stage = getattr(importlib.import_module(module), function)
     command = cli.shown(["python", "-m", "slmjax.launch", *argv])
-    init_from = parent(options)
-    workdir = work_directory(options)
+    init_from = cli.parent(options)
+    workdir = cli.work_directory(options)
     with contextlib.ExitStack() as door:
         # Preparation writes only where the prepared text is, under a lock of its own. A bucket has no
         # locks, so there the claim helps only training, which asks again before it saves.
@@ -94,77 +91,6 @@ def keep_freed_memory() -> None:
             return
         for parameter, value in ((-3, 1 << 30), (-1, 1 << 30), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
             libc.mallopt(parameter, value)
-
-
-def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """({flag: value}, ["model.layers=12", ...]) of command-line words; both --a=b and --a b are read.
-
-    Raises: UserError for an unknown flag or one without a value.
-    """
-    options, assignments, words = {}, [], list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"'{word}' is not an option; options begin with --.{nearest('--' + word, ['--' + f for f in FLAGS])}")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if not words:
-                raise UserError(f"--{name} needs a value: --{name}=VALUE.")
-            value = words.pop(0)
-            if value.startswith("--"):
-                raise UserError(f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE.")
-        if name in FLAGS and not value.strip():
-            raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
-        if name.startswith("config."):
-            assignments.append(f"{name.removeprefix('config.')}={value}")
-        elif name == "trust" and name in options:  # may be given several times
-            options[name] += f",{value}"
-        elif name in FLAGS:
-            options[name] = value
-        else:
-            raise UserError(f"there is no option --{name}.{nearest(name, FLAGS)}")
-    if "config" not in options:
-        raise UserError("--config is missing; for example --config=configs/tiny.py.")
-    for name in ("processes", "process"):
-        if name in options and not re.fullmatch(r"-?[0-9]+", options[name]):
-            raise UserError(f"--{name}={options[name]}: expected a whole number.")
-    return options, assignments
-
-
-def trusted(options: dict[str, str]) -> tuple[str, ...]:
-    """The names of --trust=NAME,NAME."""
-    return tuple(filter(None, options.get("trust", "").split(",")))
-
-
-def work_directory(options: dict[str, str]) -> str:
-    """--workdir, or the one that is named after the recipe."""
-    recipe = options["config"].partition(":")[0]
-    return work_place(options.get("workdir") or f"runs/{Path(recipe).stem}", "--workdir")
-
-
-def parent(options: dict[str, str]) -> str:
-    """The work directory of --init_from; "" where it is not given."""
-    return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
-
-
-def make_config(options: dict[str, str], assignments: list[str]) -> configs.Config:
-    """Return the recipe with --params and the overrides applied, checked."""
-    config = configs.override(configs.load(options["config"], trusted(options)), assignments)
-    if "params" in options:
-        from slmjax.models.sizes import parse_params, reshape
-
-        decided = reshape(config, parse_params(options["params"]))
-        given = [word.partition("=")[0] for word in assignments]
-        if both := [name for name in given if name.removeprefix("model.") in decided]:
-            raise UserError(f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out.")
-    if config.stage not in STAGES:
-        raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(STAGES)}.{nearest(config.stage, STAGES)}")
-    for word in assignments:
-        group = word.partition(".")[0]
-        of = configs.STAGE_OF.get(group, config.stage)
-        if of != config.stage:
-            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {of} reads it; this is {config.stage}.")
-    return configs.freeze(config)
 
 
 def check_stage(workdir: str, stage: str) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from slmjax import cli
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.errors import UserError
-from slmjax.launch import make_config, parent, parse, work_directory
 from slmjax.record import figures, shares
 from slmjax.text.files import check_writable, write_atomic
 
@@ -24,13 +23,13 @@ def _run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv or not argv:
         print(__doc__)
         return 0
-    options, assignments = parse(argv)
-    config = make_config(options, assignments)
+    options, assignments = cli.read_options(argv)
+    config = cli.make_config(options, assignments)
     if config.stage not in ("train", "prepare"):
         raise UserError(f"--config: the stage of this recipe is '{config.stage}'; expected a recipe that trains.")
-    workdir = Path(work_directory(options))
+    workdir = Path(cli.work_directory(options))
     check_writable(str(workdir))
-    plan = batch_plan(config, prepared_text(config.data, str(workdir), init_from=parent(options)))
+    plan = batch_plan(config, prepared_text(config.data, str(workdir), init_from=cli.parent(options)))
     for name, sentence in shares.told(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"

@@ -395,7 +395,7 @@ KINDS["tokenizer.json"] = Kind(_tokenizer, _given_tokenizer, ("tokenizer.json",)
 def _index(folder: Path) -> None:
     from slmjax.curate.minhash import Scheme
     from slmjax.curate.near_duplicates import deduplicate
-    from slmjax.text.sources import Source
+    from slmjax.text.records import Source
 
     for name in "ab":
         texts = _sentences(30)
@@ -556,7 +556,7 @@ def _recipe(folder: Path) -> Any:
     from slmjax.parallel.mesh import make_mesh
     from slmjax.train import run
 
-    config = launch.make_config({"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"])
+    config = cli.make_config({"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"])
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     run.check_batch(config.train, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmjax import cli
 from slmjax import config as configs
 from slmjax.config.fields import AFFECTS
 from slmjax.errors import UserError
@@ -18,7 +19,7 @@ LEAVES = configs.FIELDS
 
 def set_to(*assignments):
     """The base config with overrides, after it was checked."""
-    config = configs.override(configs.base(), assignments)
+    config = cli.override(configs.base(), assignments)
     configs.freeze(config)
     return config
 
@@ -67,9 +68,9 @@ def test_a_removed_field_loads_with_the_value_that_holds_now_and_is_refused_by_n
     saved["train"]["loss_chunks"] = 4
     with pytest.raises(UserError, match=r"config\.train\.loss_chunks is 4; the field .* was removed: it is now always 0"):
         configs.from_dict(saved)
-    assert configs.freeze(configs.override(configs.base(), ["train.b1=0.9"])) == configs.Config()
+    assert configs.freeze(cli.override(configs.base(), ["train.b1=0.9"])) == configs.Config()
     with pytest.raises(UserError, match=r"--config\.train\.b1: the field config\.train\.b1 was removed: it is now always 0\.9"):
-        configs.override(configs.base(), ["train.b1=0.8"])
+        cli.override(configs.base(), ["train.b1=0.8"])
 
 
 def test_a_field_that_is_unknown_is_refused_in_a_saved_config():
@@ -112,18 +113,18 @@ def test_an_empty_value_takes_away_what_the_recipe_says_and_nothing_else():
     config = configs.base()
     config.data.tokenizer = "mine.json"
     config.data.sources = {"a": {"path": "b", "heldout": "c"}}
-    config = configs.override(config, ["data.tokenizer=", "data.sources.a.heldout="])
+    config = cli.override(config, ["data.tokenizer=", "data.sources.a.heldout="])
     assert config.data.tokenizer == config.data.sources.a.heldout == ""
     for name in ("data.tokenizer", "data.sources.a.heldout", "data.sources.a.score", "data.sources"):
         with pytest.raises(UserError, match=f"--config.{name}= is empty"):
-            configs.override(config, [f"{name}="])
+            cli.override(config, [f"{name}="])
 
 
 @pytest.mark.parametrize("text", ["2020", "1e5", "0x10", "None", "2020/a.jsonl", "1,2"])
 def test_a_source_is_a_path_even_where_it_looks_like_a_number(text):
-    config = configs.override(set_to(f"data.sources={text}"), [])
+    config = cli.override(set_to(f"data.sources={text}"), [])
     assert [entry.path for entry in config.data.sources.values()] == [(piece,) for piece in text.split(",")]
-    config = configs.override(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
+    config = cli.override(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
     assert (config.data.sources.t.path, config.data.sources.t.field) == (text, "7")
 
 
@@ -132,9 +133,9 @@ def test_sources_are_given_short_or_field_by_field(tmp_path):
     assert {name: (entry.path, entry.weight) for name, entry in short.items()} == {
         "books": ((f"{tmp_path}/a.txt",), 0.7), "web": ((f"{tmp_path}/*.jsonl",), None)
     }  # fmt: skip
-    config = configs.override(configs.base(), ["data.sources.books.path=a"])
+    config = cli.override(configs.base(), ["data.sources.books.path=a"])
     assert config.data.sources.books.path == "a"
-    assert configs.override(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
+    assert cli.override(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
 
 
 MISTAKES = {
@@ -211,13 +212,13 @@ def test_the_warmup_that_a_shortened_run_is_advised_to_take_is_accepted(steps, d
     config.train.steps, config.train.decay, config.train.warmup = steps, decay, steps + 1
     with pytest.raises(UserError) as error:
         configs.freeze(config)
-    configs.freeze(configs.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
+    configs.freeze(cli.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
 
 
 @given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
 def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
     try:
-        config = configs.override(configs.base(), [f"{name}={text}"])
+        config = cli.override(configs.base(), [f"{name}={text}"])
     except UserError as error:
         assert name in str(error) or name == "data.sources"
         return
@@ -319,7 +320,7 @@ def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imp
         config.data.sources = {"web": {"path": ("seqio://stranger/task",)}}
     else:
         config.data.sources = {"web": {"path": "a.csv"}}
-        configs.override(config, [assignment])
+        cli.override(config, [assignment])
     group, name, file = assignment.partition(".")[0], FOREIGN[assignment], tmp_path / "config.json"
     config.stage = configs.STAGE_OF.get(group, "train")
     frozen = configs.freeze(config)

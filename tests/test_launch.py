@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from slmjax import compare, generate, launch
+from slmjax import cli, compare, generate, launch
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
 from slmjax.record.metrics import MetricsWriter
@@ -71,7 +71,7 @@ def test_a_wrong_option_gets_one_sentence(words, capsys):
 )
 def test_params_counts_the_model_as_it_will_be(field):
     words = ["--config=configs/tiny.py", "--params=10m", f"--config.{field}"]
-    config = launch.make_config(*launch.parse(words))
+    config = cli.make_config(*cli.read_options(words))
     total = sizes.parameters(from_config(config.model, config.data.vocab_size)).total
     assert total == pytest.approx(10e6, rel=sizes.TOLERANCE)
 
@@ -234,15 +234,15 @@ def test_preparation_is_a_stage_of_its_own_and_training_uses_what_it_made(corpus
 
 
 def test_words_are_read_with_and_without_an_equals_sign():
-    parsed = launch.parse(["--config", "a.py", "--workdir=b=c", "--config.seed", "3", "--config.data.sources=x=y"])
+    parsed = cli.read_options(["--config", "a.py", "--workdir=b=c", "--config.seed", "3", "--config.data.sources=x=y"])
     assert parsed == ({"config": "a.py", "workdir": "b=c"}, ["seed=3", "data.sources=x=y"])
-    assert launch.trusted(launch.parse(["--config=a.py", "--trust=m:A", "--trust", "n:B,o:C"])[0]) == ("m:A", "n:B", "o:C")
+    assert cli.trusted(cli.read_options(["--config=a.py", "--trust=m:A", "--trust", "n:B,o:C"])[0]) == ("m:A", "n:B", "o:C")
 
 
 def test_help_lists_every_option_and_field(capsys):
     assert launch.main(["--help"]) == launch.main([]) == 0
     out = capsys.readouterr().out
-    assert all(f"--{flag}" in out for flag in launch.FLAGS if flag != "help") and "--config.train.spike_sigma=6.0" in out
+    assert all(f"--{flag}" in out for flag in cli.FLAGS if flag != "help") and "--config.train.spike_sigma=6.0" in out
 
 
 @pytest.mark.parametrize("modules", [MODULES, *(f"slmjax.{room} and below" for room in PREPARING)])

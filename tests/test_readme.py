@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from slmjax import cli, generate
 from slmjax import config as configs
-from slmjax import generate, launch
 from slmjax.record import metrics
 from slmjax.testing import check_mixer
 from tests import runs
@@ -53,9 +53,9 @@ def test_every_config_field_that_the_readme_and_the_scripts_name_exists():
 def test_every_launch_command_of_the_readme_is_understood(words):
     if "--help" in words:
         return
-    options, assignments = launch.parse(words)
+    options, assignments = cli.read_options(words)
     if options["config"] != "configs/30m.py":  # which asks for its text at once
-        configs.override(configs.load(str(ROOT / options["config"])), assignments)
+        cli.override(configs.load(str(ROOT / options["config"])), assignments)
 
 
 @pytest.mark.parametrize("words", [w for w in calls("slmjax.generate") if "--help" not in w], ids=" ".join)

@@ -24,6 +24,7 @@ from slmjax.infer.sampling import settings
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
+from slmjax.parallel import devices
 from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import make_mesh
 
@@ -87,7 +88,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / cache.length.size
     prefill, loop = (statistics.median(of) for of in zip(*times[1:], strict=True))
     device = next(iter(engine.params["embedding"].devices()))
-    bandwidth = sizes.memory_bandwidth(device.device_kind)
+    bandwidth = devices.memory_bandwidth(device.device_kind)
     floor = bandwidth and 1e3 * sizes.decode_bytes(engine.arch, rows, prompt + tokens / 2) / bandwidth
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {"who": "slmjax", "batch": rows, "prompt": prompt, "prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens,

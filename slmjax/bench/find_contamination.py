@@ -25,9 +25,10 @@ import numpy as np
 
 from slmjax.bench import planted
 from slmjax.curate.decontaminate import THRESHOLD, EvalIndex, Hit, build_index
-from slmjax.data.heldout import Matcher, shingles
 from slmjax.errors import UserError
-from slmjax.text.sources import Record, Source, list_files, read_records
+from slmjax.text.hashing import Matcher, shingles
+from slmjax.text.records import Record, Source
+from slmjax.text.sources import list_files, read_records
 
 CHOICES = ("query", "choices")
 CONTINUED = ("context", "continuation")

@@ -29,9 +29,9 @@ from slmjax.bench.peers import minhash_libraries as dedup_peers
 from slmjax.curate.clusters import candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, optimal_bands, sketch
 from slmjax.curate.near_duplicates import deduplicate
-from slmjax.data.heldout import mix
 from slmjax.errors import UserError
-from slmjax.text.sources import Source
+from slmjax.text.hashing import mix
+from slmjax.text.records import Source
 
 SIZE = 3000
 

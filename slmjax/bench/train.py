@@ -24,7 +24,7 @@ from slmjax.data.rows import Arrays, Fields, text_fields
 from slmjax.models import sizes
 from slmjax.models.architecture import vocab_rows
 from slmjax.models.pattern import from_config
-from slmjax.parallel import hosts
+from slmjax.parallel import devices, hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.language_modeling import LanguageModeling
@@ -195,10 +195,10 @@ def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]],
     (found,) = answers
     speed = 1e3 * shape["batch"] * shape["length"] / found["step_ms"]
     arch = from_config(config.model, vocab, compute=found["compute"])
-    peak = sizes.peak_flops(found["device"], arch.compute)
+    peak = devices.peak_flops(found["device"], arch.compute)
     row = {
         "who": found["who"], "documents": 1, "step_ms": found["step_ms"], "tokens_per_second": speed,
-        "mfu": sizes.mfu(speed, sizes.train_flops_per_token(arch, shape["length"]), peak),
+        "mfu": devices.mfu(speed, sizes.train_flops_per_token(arch, shape["length"]), peak),
         "peak_gib": found["peak_bytes"] and found["peak_bytes"] / 2**30, "first_step_s": found["first_step_s"], "first_loss": found["loss"],
     }  # fmt: skip
     attention = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found["attention_ms"].items())

@@ -6,10 +6,11 @@ A recipe (`configs/*.py`) starts from `base()`, sets what differs and returns th
 
 from ml_collections import ConfigDict
 
-from slmjax.config.base import FIELDS, GROUPS, base, get, help_text, override
+from slmjax.config.base import FIELDS, GROUPS, base, get, help_text, override, quoted_literal
 from slmjax.config.checked import freeze
 from slmjax.config.groups import (
     STAGE_OF,
+    STAGES,
     CheckpointConfig,
     Config,
     CurateConfig,
@@ -30,6 +31,7 @@ from slmjax.config.trust import check_trust, named_code
 __all__ = [
     "FIELDS",
     "GROUPS",
+    "STAGES",
     "STAGE_OF",
     "CheckpointConfig",
     "Config",
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "named_code",
     "override",
+    "quoted_literal",
     "to_dict",
     "to_json",
 ]

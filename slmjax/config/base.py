@@ -1,9 +1,9 @@
 """The base config, which recipes start from, and the assignments of a command line."""
 
 import ast
-import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,9 +39,14 @@ def get(config: Any, name: str) -> Any:
     return config
 
 
-def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+Readers = Mapping[str, Callable[[str], dict]]
+
+
+def override(config: ConfigDict, assignments: Sequence[str], readers: Readers = MappingProxyType({})) -> ConfigDict:
     """Apply "a.b=value" assignments to `config`; values are read as Python literals of the field's type.
 
+    Args:
+      readers: {field: function from text to a dict} for mappings that have a short form.
     Raises: UserError for an unknown field (with the nearest name) or a value of another type.
     """
     for assignment in assignments:
@@ -51,11 +56,11 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         if name in GROUPS:
             leaves = [field.rpartition(".")[2] for field in FIELDS if field.rpartition(".")[0] == name]
             raise UserError(f"--config.{name} is a group of fields; set one of {', '.join(leaves)}.")
-        _assign(config, name, text)
+        _assign(config, name, text, readers)
     return config
 
 
-def _assign(config: ConfigDict, name: str, text: str) -> None:
+def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     own = next((field for field in MAPPINGS if name.startswith(f"{field}.")), "")
     if name in REMOVED:
         if literal(text) == REMOVED[name]:
@@ -77,7 +82,7 @@ def _assign(config: ConfigDict, name: str, text: str) -> None:
     if not text.strip():
         _check_empty(name, node.get(leaf), own)
     if name in MAPPINGS:
-        node[leaf] = _parsed_mapping(name, text)
+        node[leaf] = ConfigDict(_parsed_mapping(name, text, readers))
         return
     with node.unlocked(), node.ignore_type():
         if own == "data.sources":
@@ -95,8 +100,7 @@ def _check_empty(name: str, current: Any, own: str) -> None:
 
 def _of_source(field: str, text: str) -> Any:
     """A field of a source: names of files and fields may look like numbers."""
-    quoted = text[:1] in ("[", "(", "{", "'", '"')
-    return literal(text) if field in ("weight", "max_epochs") or quoted else text
+    return literal(text) if field in ("weight", "max_epochs") else quoted_literal(text)
 
 
 def literal(text: str) -> Any:
@@ -105,6 +109,11 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def quoted_literal(text: str) -> Any:
+    """Return the literal of a text with brackets or quotation marks around it, else the text."""
+    return literal(text) if text[:1] in ("[", "(", "{", "'", '"') else text
 
 
 def _typed(field: Field, text: str) -> Any:
@@ -134,15 +143,12 @@ def _typed(field: Field, text: str) -> Any:
     raise UserError(f"--config.{field.name}={text}: expected a value like {default!r} ({type(default).__name__}).")
 
 
-def _parsed_mapping(name: str, text: str) -> ConfigDict:
-    if name == "data.sources":
-        from slmjax.text.sources import parse_sources  # reads the short form "name:weight=path,..." too
-
-        sources = (dataclasses.asdict(source) for source in parse_sources(_of_source("path", text)))
-        return ConfigDict({entry.pop("name"): entry for entry in sources})
+def _parsed_mapping(name: str, text: str, readers: Readers) -> dict:
+    if name in readers:
+        return readers[name](text)
     value = literal(text)
     if isinstance(value, dict):
-        return ConfigDict(value)
+        return value
     raise UserError(f"--config.{name}={text}: expected {FIELDS[name].meaning}.")
 
 

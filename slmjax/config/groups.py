@@ -242,6 +242,7 @@ class CurateConfig:
     beam: str = setting("", "Apache Beam's options, with a runner; empty: processes of this machine")
 
 
+STAGES = ("train", "prepare", "synthesize", "curate", "recall")
 STAGE_OF = {"study": "recall", "synthesize": "synthesize", "curate": "curate"}
 """Groups that one stage reads; all others belong to training."""
 

@@ -22,7 +22,8 @@ from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, check
 from slmjax.text.files import go_on, seal_is_broken, sealed, write_atomic
-from slmjax.text.sources import Document, Fault, Source, SourceFile, content_key, read_documents
+from slmjax.text.records import Document, Fault, Source, SourceFile, content_key
+from slmjax.text.sources import read_documents
 from slmjax.text.walk import SKETCHES
 
 EXCERPT = 600  # characters of a dropped document in the report

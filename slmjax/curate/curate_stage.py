@@ -32,7 +32,8 @@ from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.errors import UserError, nearest
 from slmjax.text.files import claimed, cores, terminal_progress, writable, write_atomic
-from slmjax.text.sources import Source, bundles, list_files, parse_sources
+from slmjax.text.records import Source
+from slmjax.text.sources import bundles, list_files, parse_sources
 from slmjax.text.walk import SKETCHES
 
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities

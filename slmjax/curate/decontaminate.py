@@ -16,9 +16,9 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.eval_items import Passages, number_words, read_passages
-from slmjax.data.heldout import Matcher, hash_runs
 from slmjax.errors import UserError
 from slmjax.text.files import write_atomic
+from slmjax.text.hashing import Matcher, hash_runs
 
 RUN = 5  # words that point to an item,
 TELLING = 2  # of them at least so many that are no names, numbers or single letters

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from slmjax.data.heldout import hash_words
 from slmjax.errors import UserError, nearest
-from slmjax.text.sources import DAMAGED, Fault, Source, list_files, read_records
+from slmjax.text.hashing import hash_words
+from slmjax.text.records import DAMAGED, Fault, Source
+from slmjax.text.sources import list_files, read_records
 
 NUMBER = np.uint64(0)  # stands for the hash of any number
 SENTENCE_ENDS = frozenset('.?!:;\n"“')

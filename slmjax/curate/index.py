@@ -16,7 +16,7 @@ from slmjax.curate.clusters import Clusters, Pairs, candidates, cluster, exact_s
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.errors import UserError
 from slmjax.text.files import LOCK, seal_is_broken, sealed, write_atomic
-from slmjax.text.sources import Document
+from slmjax.text.records import Document
 
 FORMAT = 1
 PIECE = 1 << 22  # bytes that are copied or checked at once

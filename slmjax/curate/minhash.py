@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt32, UInt64
 
-from slmjax.data.heldout import ALONE, mix
+from slmjax.text.hashing import ALONE, mix
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that positions stay apart modulo 2^64
 LAST = 0x32400  # code points behind it are in no word

@@ -12,7 +12,8 @@ from slmjax.curate.clusters import EXACT, THROUGH, Clusters
 from slmjax.curate.index import Index, SketchWriter, sketched
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.text.files import Progress, run_units
-from slmjax.text.sources import Document, Source, SourceFile, list_files, read_documents
+from slmjax.text.records import Document, Source, SourceFile
+from slmjax.text.sources import list_files, read_documents
 
 
 def deduplicate(

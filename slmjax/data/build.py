@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from slmjax.data import passes
-from slmjax.data.heldout import GROUP, Choice, Matcher, choose_groups, seen_in_training, shingles
+from slmjax.data.heldout import GROUP, Choice, choose_groups, seen_in_training
 from slmjax.data.passes import Job, Unit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.errors import UserError
 from slmjax.text.files import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
-from slmjax.text.sources import Source, SourceFile, grouping, text_bytes
+from slmjax.text.hashing import Matcher, shingles
+from slmjax.text.records import Source, SourceFile
+from slmjax.text.sources import grouping, text_bytes
 from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
 
 FORMAT = 2

@@ -3,8 +3,8 @@
 import re
 from fractions import Fraction
 
-from slmjax.data.heldout import ALONE
 from slmjax.synthesize.plan import Item
+from slmjax.text.hashing import ALONE
 
 WORDS = {"section": 80, "problems": 50, "reasoning": 15, "faq": 50, "table": 30, "dialogue": 50}
 """Fewest words of a document. Gopher's rule (Rae et al. 2021) has 50 for web pages; one solved problem is a document with fewer."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-from slmjax.data.heldout import ALONE
+from slmjax.text.hashing import ALONE
 
 _ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE)
 WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")  # in scripts without spaces a character is a word

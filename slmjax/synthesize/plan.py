@@ -10,7 +10,8 @@ from pathlib import Path
 
 from slmjax.errors import UserError, nearest
 from slmjax.synthesize import subjects
-from slmjax.text.sources import Document, list_files, parse_sources, read_documents
+from slmjax.text.records import Document
+from slmjax.text.sources import list_files, parse_sources, read_documents
 from slmjax.textbook.passages import Passage, passage
 
 # What each format asks of a writer; checks.py looks for what is asked here.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError, nearest
-from slmjax.text.sources import DAMAGED, Fault, Record, Source, SourceFile
+from slmjax.text.records import DAMAGED, Fault, Record, Source, SourceFile
 
 FIRST = 100  # examples whose content is part of a task's version: what shows most changes of a preprocessor, in milliseconds
 

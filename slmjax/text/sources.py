@@ -8,11 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError, imported, nearest, users_error
+from slmjax.text.records import DAMAGED, TOO_LONG, Document, Fault, Record, Source, SourceFile, content_key
 from slmjax.text.remote import list_remote
 from slmjax.text.streams import LONGEST, Damaged, broken_errors, check_is_text, lines, open_stream, pieces
 from slmjax.text.walk import Found, find_files, printable
@@ -24,93 +25,9 @@ SEQIO = "seqio://"
 OWN = "own"  # kind of the files that a source's own reader reads
 RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders of sources in prepared text
 LONGEST_NAME = 150  # characters of a source's name, of which files are made
-DAMAGED = "damaged file"
-TOO_LONG = "too long"
 FEW = 100  # files of a source up to which each is worked on by itself
 TOGETHER_FILES, TOGETHER_BYTES = 1000, 4_000_000  # most files that are worked on together, and their text
 _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One named part of the training text.
-
-    `weight` is its share of training tokens (None: by its size), `max_epochs` how often it may be read at most (None: without bound), and
-    `score` a field that holds a number: each epoch visits documents from low to high, or from high to low as "-field".
-    `reader` is "module:function" of your own for files of any other kind: it gets a file as a stream of bytes, after
-    decompression by the ending, and yields a Record for each document and a Fault for each one that is broken.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    weight: float | None = None
-    field: str = "text"
-    revision: str = ""
-    heldout: tuple[str, ...] = ()
-    max_epochs: float | None = None
-    score: str = ""
-    reader: str = ""
-
-    @property
-    def where(self) -> str:
-        """What errors call it: a field of the config."""
-        return self.name if self.name.startswith("config.") else f"data.sources.{self.name}"
-
-    @property
-    def score_field(self) -> str:
-        """`score` without its direction, which is no matter of preparation."""
-        return self.score.removeprefix("-")
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of a source: `name` is relative to the source, `version` changes when the content does (local: mtime; remote: content id).
-
-    A SeqIO task is a remote file.
-    """
-
-    path: str
-    name: str
-    size: int
-    version: str
-
-    @property
-    def remote(self) -> bool:
-        return "://" in self.path
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text with its group, 1-based line (row of parquet), UTF-8 length, 64-bit hash of its content, and score where one is asked for.
-
-    `record` is all that stood beside it in a .jsonl file.
-    """
-
-    text: str
-    group: str
-    line: int
-    bytes: int
-    key: int
-    matched: bool = True
-    score: float = 0.0
-    record: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """A JSON object and its 1-based line."""
-
-    fields: dict[str, Any]
-    line: int
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A record that cannot be used: `reason` is one of a few kinds (they are counted), `detail` says more."""
-
-    line: int
-    reason: str
-    detail: str = ""
 
 
 def parse_sources(value: Any) -> tuple[Source, ...]:
@@ -279,11 +196,6 @@ def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
     """What to tell the user of a file that the system does not let us read."""
     reason = error.strerror or error
     return UserError(f"{source.where}: cannot read {printable(file.path)}: {reason}.")
-
-
-def content_key(data: bytes) -> int:
-    """The 64-bit hash of a text's bytes that a Document has as its key."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def grouping(group_by: str) -> tuple[str, Callable[[str], str | None] | None]:

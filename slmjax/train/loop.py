@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import gc
 import math
 import os
@@ -13,8 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from slmjax import config as configs
+from slmjax.checkpoint import Checkpoints
+from slmjax.config import Config
 from slmjax.data.loader import local_batches
 from slmjax.data.rows import Arrays, Fields, NamedRows, shape_key
 from slmjax.errors import UserError
@@ -22,14 +26,40 @@ from slmjax.models.architecture import Architecture
 from slmjax.parallel import hosts
 from slmjax.parallel.rules import field_shardings
 from slmjax.record import metrics as records
+from slmjax.record.goodput import Goodput
 from slmjax.record.progress import Progress
 from slmjax.record.report import write_report
-from slmjax.tasks.task import DrawingTask
+from slmjax.tasks.task import DrawingTask, Task
+from slmjax.text.files import Claim
+from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import schedule
 from slmjax.train.drawn import Journal
 from slmjax.train.evaluation import Evaluator, Samples
-from slmjax.train.run import Run
-from slmjax.train.state import saved
+from slmjax.train.program import Program
+from slmjax.train.resume import Start
+from slmjax.train.state import TrainState, saved
+
+
+@dataclasses.dataclass
+class Run:
+    """A training run, ready to go on from `start.step`."""
+
+    config: Config
+    workdir: epath.Path
+    program: Program
+    tokenizer: Tokenizer | None
+    task: Task
+    held: np.ndarray
+    state: TrainState
+    steps: dict[tuple, Callable]  # compiled, by the batch's shapes; empty where only the last records are to be made
+    checkpoints: Checkpoints
+    writer: records.MetricsWriter
+    goodput: Goodput
+    start: Start
+    meta: dict[str, Any]
+    command: str
+    skipped: int  # steps skipped in earlier sessions and not done again since
+    claim: Claim  # on the work directory
 
 
 def train(run: Run) -> int:

@@ -19,6 +19,7 @@ from slmjax.models.lm import Model
 from slmjax.models.mixers import mixer_class
 from slmjax.models.resolve import resolve
 from slmjax.ops.cross_entropy import chunks_for
+from slmjax.parallel import devices
 from slmjax.parallel.mesh import DeviceKind, device_kind
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.task import Task
@@ -57,8 +58,8 @@ class Program:
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Share of the devices' peak in the compute type (also under float8); None where the peak is not known."""
-        peak = sizes.peak_flops(self.device.name, self.arch.compute)
-        return sizes.mfu(tokens_per_second, self.flops_per_token, peak and peak * self.mesh.size)
+        peak = devices.peak_flops(self.device.name, self.arch.compute)
+        return devices.mfu(tokens_per_second, self.flops_per_token, peak and peak * self.mesh.size)
 
     def init(self) -> TrainState:
         """The state before the first step, on the mesh."""

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -30,33 +29,12 @@ from slmjax.record.report import write_report
 from slmjax.tasks.task import Facts, Task
 from slmjax.text.files import Claim, write_atomic
 from slmjax.text.tokenizer import Tokenizer
-from slmjax.train import resume
+from slmjax.train import loop, resume
 from slmjax.train.builders import builder_of, task_of
+from slmjax.train.loop import Run
 from slmjax.train.program import Program, check_model, cuts, make_program
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
-
-
-@dataclasses.dataclass
-class Run:
-    """A training run, ready to go on from `start.step`."""
-
-    config: Config
-    workdir: epath.Path
-    program: Program
-    tokenizer: Tokenizer | None
-    task: Task
-    held: np.ndarray
-    state: TrainState
-    steps: dict[tuple, Callable]  # compiled, by the batch's shapes; empty where only the last records are to be made
-    checkpoints: Checkpoints
-    writer: records.MetricsWriter
-    goodput: Goodput
-    start: Start
-    meta: dict[str, Any]
-    command: str
-    skipped: int  # steps skipped in earlier sessions and not done again since
-    claim: Claim  # on the work directory
 
 
 def run(
@@ -69,8 +47,6 @@ def run(
     claim: Claim | None = None,
 ) -> int:
     """Train, or say that the run is finished; returns the exit status."""
-    from slmjax.train import loop
-
     use_compile_cache()
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from slmjax.text.sources import Fault, Record
+from slmjax.text.records import Fault, Record
 
 csv.field_size_limit(2**25)  # characters
 

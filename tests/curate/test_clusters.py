@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from slmjax.curate import clusters, minhash
 from slmjax.curate.clusters import EXACT, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
-from slmjax.data.heldout import mix
+from slmjax.text.hashing import mix
 
 WIDE = Scheme(ngram=2, bands=100, rows=1)  # nearly every pair with anything in common is a candidate
 

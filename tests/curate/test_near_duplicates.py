@@ -11,7 +11,7 @@ from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.near_duplicates import decisions, deduplicate
 from slmjax.errors import UserError
-from slmjax.text.sources import Source
+from slmjax.text.records import Source
 
 SMALL = Scheme(ngram=2, bands=10, rows=3)
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax.data import heldout
-from slmjax.data.heldout import GROUP, GroupCounter, Matcher, choose_groups, group_id, seen_in_training, shingles
+from slmjax.data.heldout import GROUP, GroupCounter, choose_groups, group_id, seen_in_training
+from slmjax.text import hashing
+from slmjax.text.hashing import Matcher, shingles
 
 WORDS = st.lists(
     st.sampled_from(["alpha", "Beta", "gamma,", "delta-7", "\u00e9t\u00e9", "x's", "12.5", "\u4e2d\u6587", "\U0001f600"]), max_size=40
@@ -37,7 +39,7 @@ def test_two_texts_share_a_hash_where_they_share_thirteen_words(first, second, s
 def test_hashes_do_not_depend_on_where_a_long_text_is_cut(monkeypatch):
     text = " ".join(f"word{i * i}" for i in range(2000))
     whole = shingles(text)
-    monkeypatch.setattr(heldout, "PIECE", 7)
+    monkeypatch.setattr(hashing, "PIECE", 7)
     np.testing.assert_array_equal(shingles(text), whole)
     assert len(np.unique(whole)) == 2000 - 12
 
@@ -45,7 +47,7 @@ def test_hashes_do_not_depend_on_where_a_long_text_is_cut(monkeypatch):
 @given(words=WORDS)
 def test_words_begin_and_end_where_they_are_cut(words):
     text = " ".join(words)
-    _, starts, ends = heldout.hash_words(text)
+    _, starts, ends = hashing.hash_words(text)
     assert [text[start:end].lower() for start, end in zip(starts, ends)] == slow_words(text)
 
 
@@ -77,7 +79,7 @@ def test_held_out_groups_obey_every_limit(sizes, share):
     (chosen,) = choose_groups({"s": table(groups)}, {"s": sum(sizes)}, share).groups.values()
     held, total = [groups[int(group)] for group in chosen], sum(sizes)
     assert len(held) <= len(sizes) // 2
-    assert sum(held) <= min(heldout.MAX_BYTES, total / 2)
+    assert sum(held) <= min(hashing.MAX_BYTES, total / 2)
     assert len(held) == 0 or sum(held[:-1]) < share * total  # the last group was still needed
     possible = len(sizes) > 1 and min(sizes) <= total / 2
     assert bool(held) is possible

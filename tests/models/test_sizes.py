@@ -14,6 +14,7 @@ from slmjax.errors import UserError
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import from_config, parse_block
+from slmjax.parallel import devices
 from slmjax.parallel.rules import flatten
 
 # One of each recurrent mixer, which take ten times as long to trace as attention.
@@ -232,12 +233,12 @@ DATASHEETS = [
 @pytest.mark.parametrize("kind, half, single", DATASHEETS)
 def test_peak_rates_are_the_datasheets(kind, half, single):
     for dtype, rate in (("bfloat16", half), ("float16", half), ("float32", single)):
-        assert sizes.peak_flops(kind, dtype) == (rate and pytest.approx(rate * 1e12))
+        assert devices.peak_flops(kind, dtype) == (rate and pytest.approx(rate * 1e12))
 
 
 def test_every_row_of_the_peak_table_is_tested():
-    tested = {sizes.peak_flops(kind, "bfloat16") for kind, *_ in DATASHEETS}
-    assert {peak.half for peak in sizes.PEAKS} <= tested
+    tested = {devices.peak_flops(kind, "bfloat16") for kind, *_ in DATASHEETS}
+    assert {peak.half for peak in devices.PEAKS} <= tested
 
 
 # Bytes a second by the vendors' datasheets, in TB/s.
@@ -251,19 +252,19 @@ MEMORIES = [
 
 @pytest.mark.parametrize("kind, rate", MEMORIES)
 def test_memory_bandwidths_are_the_datasheets(kind, rate):
-    assert sizes.memory_bandwidth(kind) == (rate and pytest.approx(rate * 1e12))
+    assert devices.memory_bandwidth(kind) == (rate and pytest.approx(rate * 1e12))
 
 
 def test_every_row_of_the_bandwidth_table_is_tested():
-    assert {rate for _, rate in sizes.BANDWIDTHS} <= {sizes.memory_bandwidth(kind) for kind, _ in MEMORIES}
+    assert {rate for _, rate in devices.BANDWIDTHS} <= {devices.memory_bandwidth(kind) for kind, _ in MEMORIES}
 
 
 def test_mfu_is_achieved_over_peak():
     """PaLM 540B (Chowdhery et al. 2022, table 3): 238.3k tokens/s on 6144 TPU v4 chips are 46.2 % with attention."""
     parameters, layers, heads, head_dim, length = 540.35e9, 118, 48, 256, 2048
     per_token = 6 * parameters + 12 * layers * heads * head_dim * length
-    assert sizes.mfu(238.3e3, per_token, 6144 * sizes.peak_flops("TPU v4", "bfloat16")) == pytest.approx(0.462, abs=5e-4)
-    assert sizes.mfu(1.0, 1.0, None) is None
+    assert devices.mfu(238.3e3, per_token, 6144 * devices.peak_flops("TPU v4", "bfloat16")) == pytest.approx(0.462, abs=5e-4)
+    assert devices.mfu(1.0, 1.0, None) is None
 
 
 def _architecture(shape: dict, vocab: int) -> Architecture:

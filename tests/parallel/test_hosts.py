@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from slmjax import launch
+from slmjax import cli
 from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.data.rows import Field
@@ -73,7 +73,7 @@ def batches_read(workdir, start):
 @pytest.fixture
 def expected(corpus, tmp_path):
     """{step: digest of the global batch}, read here and now in one process."""
-    config = launch.make_config(*launch.parse(runs.argv(corpus, tmp_path)))
+    config = cli.make_config(*cli.read_options(runs.argv(corpus, tmp_path)))
     plan = batch_plan(config, prepared_text(config.data, str(tmp_path)))
     return {step: batch_hash(batch_rows(plan, step, range(BATCH))) for step in range(STEPS)}
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from slmjax import cli
 from slmjax import config as configs
 from slmjax.data.loader import batch_hash, batch_rows
 from slmjax.data.prepare import prepare
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.errors import UserError
+from slmjax.text.records import DAMAGED, Document, Fault, Record, Source
 from slmjax.text.seqio_source import _import
-from slmjax.text.sources import DAMAGED, Document, Fault, Record, Source, list_files, parse_sources, read_documents, read_records
+from slmjax.text.sources import list_files, parse_sources, read_documents, read_records
 from tests.corpus import RECIPE, ROOT, write_corpus
 
 MODULE = """
@@ -99,7 +101,7 @@ def read(name: str, group_by: str = "", **options) -> list[Document | Fault]:
 
 def elsewhere(code: str) -> str:
     """What a new process, which imports everything anew, prints last."""
-    command = f"from slmjax.text.sources import Source, list_files, parse_sources, read_documents\n{code}"
+    command = f"from slmjax.text.sources import list_files, parse_sources, read_documents{code}; from slmjax.text.records import Source"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
@@ -326,7 +328,7 @@ def test_worker_processes_prepare_what_one_process_does(folder, tmp_path):
 def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(folder, tmp_path):
     """What a run that goes on would read; training itself sees prepared text, of whatever source."""
     fields = [f"data.sources={path('two')}", f"data.cache={tmp_path / 'prepared'}", "data.max_bad_share=0.01"]
-    config = configs.override(configs.load(f"{RECIPE}:{folder / 'unused.jsonl'}"), fields)
+    config = cli.override(configs.load(f"{RECIPE}:{folder / 'unused.jsonl'}"), fields)
     assert {name: entry.weight for name, entry in config.data.sources.items()} == {"questions": 0.25, "river-lines": 0.75}
     config = configs.freeze(config)
     plan = batch_plan(config, prepared_text(config.data, str(tmp_path / "run")))

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from slmjax.errors import UserError
 from slmjax.text import sources, streams
-from slmjax.text.sources import DAMAGED, TOO_LONG, Document, Fault, Source, list_files, read_documents
+from slmjax.text.records import DAMAGED, TOO_LONG, Document, Fault, Source
+from slmjax.text.sources import list_files, read_documents
 
 LINES = b"".join(json.dumps({"text": f"number {i} of some"}).encode() + b"\n" for i in range(3000))
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.text.sources import Source, list_files, parse_sources, read_documents
+from slmjax.text.records import Source
+from slmjax.text.sources import list_files, parse_sources, read_documents
 
 
 def tree(folder: Path, *names: str) -> None:

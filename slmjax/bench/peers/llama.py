@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slmjax import cli, launch
+from slmjax import cli
 from slmjax import config as configs
 from slmjax.bench.peers.llama_weights import llama_config, llama_names, llama_weights
 from slmjax.data.loader import BatchPlan, heldout_batches, local_batches
@@ -70,8 +70,8 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("--init", choices=("own", "ours"), default="own", help="initial weights: transformers' or those of our run")
     parser.add_argument("--out", default="", help="JSON with the results (default: peer.json in the work directory)")
     own, rest = parser.parse_known_args(argv)
-    options, assignments = launch.parse(rest)
-    config = launch.make_config(options, assignments)
+    options, assignments = cli.read_options(rest)
+    config = cli.make_config(options, assignments)
     workdir = options.get("workdir") or f"runs/{Path(options['config'].partition(':')[0]).stem}-llama"
     choices = Choices(own.attention, None if own.compile is None else bool(own.compile), own.init)
     result = run(config, workdir, choices, out=own.out, command=cli.shown(["python", "-m", "slmjax.bench.peers.llama", *argv]))

@@ -1,0 +1,89 @@
+"""What a device can do at best: peak FLOP/s and memory bandwidth from datasheets."""
+
+import re
+from typing import NamedTuple
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None) -> float | None:
+    """Model FLOPs utilisation, a share of 1; None where the peak is not known.
+
+    Args:
+      peak: FLOP/s of all devices together: peak_flops times their number.
+    """
+    return None if not peak else tokens_per_second * flops_per_token / peak
+
+
+class Peak(NamedTuple):
+    """Dense FLOP/s of one JAX device."""
+
+    pattern: str  # over the whole device_kind, in lower case
+    half: float  # bfloat16, or float16 where there is no bfloat16; sums in float32
+    single: float  # what XLA uses for float32 by default: TF32 from Ampere on, one bfloat16 pass on TPU
+
+
+# Without sparsity (datasheets print twice that from Ampere on). The first match counts.
+PEAKS = (
+    Peak(r".*\bb200\b.*", 2250e12, 1125e12),  # NVIDIA HGX B200 datasheet, an eighth of it
+    Peak(r".*\bh[12]00 nvl\b.*", 835.5e12, 417.5e12),  # NVIDIA H100 and H200 datasheets, NVL column
+    Peak(r".*\bh200\b.*", 989.4e12, 494.7e12),  # NVIDIA H200 datasheet, SXM column
+    Peak(r".*\bh100 pcie\b.*", 756.5e12, 378e12),  # NVIDIA H100 datasheet of 2022, PCIe column
+    Peak(r".*\bh100\b.*", 989.4e12, 494.7e12),  # NVIDIA H100 datasheet, SXM column
+    Peak(r".*\ba100\b.*", 312e12, 156e12),  # NVIDIA A100 datasheet
+    Peak(r".*\bl40s\b.*", 362.05e12, 183e12),  # NVIDIA L40S datasheet
+    Peak(r".*\bl4\b.*", 121e12, 60e12),  # NVIDIA L4 datasheet
+    Peak(r".*\ba10\b.*", 125e12, 62.5e12),  # NVIDIA A10 datasheet
+    Peak(r".*\brtx 4090", 165.2e12, 82.6e12),  # NVIDIA Ada architecture whitepaper, appendix A
+    Peak(r".*\bv100-pcie\b.*", 112e12, 14e12),  # NVIDIA V100 datasheet, PCIe column; float16, no TF32
+    Peak(r".*\bv100\b.*", 125e12, 15.7e12),  # NVIDIA V100 datasheet, SXM2 column; float16, no TF32
+    Peak(r".*\bt4\b.*", 65e12, 8.1e12),  # NVIDIA T4 datasheet; float16, no TF32
+    # Google Cloud's page of each TPU says a chip's rate. On v2, v3 and 7x a JAX device is one of a chip's two cores.
+    Peak(r"tpu v2", 45e12 / 2, 45e12 / 2),
+    Peak(r"tpu v3", 123e12 / 2, 123e12 / 2),
+    Peak(r"tpu v4", 275e12, 275e12),
+    Peak(r"tpu v5( lite|e)", 197e12, 197e12),
+    Peak(r"tpu v5p?", 459e12, 459e12),
+    Peak(r"tpu v6( lite|e)", 918e12, 918e12),
+    Peak(r"tpu ?(v7x|7x)", 2307e12 / 2, 2307e12 / 2),
+)
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Peak dense matrix-product FLOP/s of one JAX device; None for devices that are not in the table, such as CPUs.
+
+    Args:
+      device_kind: as jax.Device.device_kind says, e.g. "NVIDIA H100 80GB HBM3", "TPU v5 lite".
+      dtype: "bfloat16", "float16" or "float32".
+    """
+    name = device_kind.lower()
+    if " mig " in name:
+        return None  # a slice of a card, whose share the name does not say
+    found = next((peak for peak in PEAKS if re.fullmatch(peak.pattern, name)), None)
+    return found and (found.single if dtype == "float32" else found.half)
+
+
+# Bytes a second of one JAX device's memory; the first match counts.
+BANDWIDTHS = (
+    (r".*\bb200\b.*", 8.0e12),  # NVIDIA HGX B200 datasheet, an eighth of it
+    (r".*\bh200\b.*", 4.8e12),  # NVIDIA H200 datasheet
+    (r".*\bh100 nvl\b.*", 3.9e12),  # NVIDIA H100 datasheet, NVL column
+    (r".*\bh100 pcie\b.*", 2.0e12),  # NVIDIA H100 datasheet of 2022, PCIe column
+    (r".*\bh100\b.*", 3.35e12),  # NVIDIA H100 datasheet, SXM column
+    (r".*\ba100-sxm\w*-80gb", 2.039e12),  # NVIDIA A100 datasheet, as the two below
+    (r".*\ba100[- ]80gb pcie", 1.935e12),
+    (r".*\ba100[- ].*40gb", 1.555e12),
+    (r".*\bl4\b.*", 0.3e12),  # NVIDIA L4 datasheet
+    (r".*\bt4\b.*", 0.32e12),  # NVIDIA T4 datasheet
+    (r"tpu v5( lite|e)", 0.819e12),  # Google Cloud's page of each TPU, as below
+    (r"tpu v5p?", 2.765e12),
+    (r"tpu v6( lite|e)", 1.64e12),
+)
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes a second that one JAX device reads from its memory at best; None for devices that are not in the table, such as CPUs.
+
+    Args:
+      device_kind: as jax.Device.device_kind says.
+    """
+    name = device_kind.lower()
+    return None if " mig " in name else next((rate for pattern, rate in BANDWIDTHS if re.fullmatch(pattern, name)), None)
