@@ -35,11 +35,11 @@ ITEMS = ("params", "buffers", "optimizer")
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
 
-class Damaged(ValueError):
+class DamagedCheckpoint(ValueError):
     """A checkpoint that does not read, or not as it was saved."""
 
 
-class Found(NamedTuple):
+class RestoredItems(NamedTuple):
     """A checkpoint as read: its items by name."""
 
     step: int
@@ -133,21 +133,21 @@ class Checkpoints:
             if not fault:
                 try:
                     found = read(step, meta)
-                except Damaged as damage:
+                except DamagedCheckpoint as damage:
                     fault = str(damage)
             if hosts.all_agree(not fault):
                 return found, passed_over
             passed_over.append(f"step {step}: {fault or 'another process cannot read it'}")
         return None, passed_over
 
-    def restore(self, step: int, shapes: dict[str, Any]) -> Found:
+    def restore(self, step: int, shapes: dict[str, Any]) -> RestoredItems:
         """Items of a step's checkpoint, in the shapes and shardings of trees of ShapeDtypeStructs.
 
         Raises: Damaged where it does not read, or a value is not the one that was saved.
         """
         meta, fault = self.read_meta(step)
         if fault:
-            raise Damaged(fault)
+            raise DamagedCheckpoint(fault)
         older = meta.get("format", 0) < 1
         shapes = _as_format_0(shapes) if older else shapes
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
@@ -155,15 +155,15 @@ class Checkpoints:
             got = dict(self.manager.restore(step, args=ocp.args.Composite(**items)))
         for name, expected in meta.get("digests", {}).items():
             if name in items and digest(got[name]) != expected:
-                raise Damaged(f"values of '{name}' are not those that were saved")
-        return Found(step, meta, _from_format_0(got) if older else got)
+                raise DamagedCheckpoint(f"values of '{name}' are not those that were saved")
+        return RestoredItems(step, meta, _from_format_0(got) if older else got)
 
     def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
         """An item of a step's checkpoint as a tree of ShapeDtypeStructs. Raises: Damaged."""
         with _damage(), ocp.StandardCheckpointer() as reader:
             found = reader.metadata(self.root / str(step) / item).item_metadata
             if found is None:
-                raise Damaged(f"its item '{item}' cannot be read")
+                raise DamagedCheckpoint(f"its item '{item}' cannot be read")
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found.tree)
 
     def set_aside(self, step: int) -> None:
@@ -198,7 +198,7 @@ def _damage() -> Iterator[None]:
     except Exception as error:  # storage raises many kinds
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        raise Damaged(first_line(error)[:200]) from error
+        raise DamagedCheckpoint(first_line(error)[:200]) from error
 
 
 def meta_fault(meta: Any, step: int) -> str:

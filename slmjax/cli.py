@@ -249,7 +249,7 @@ def parent(options: dict[str, str]) -> str:
     return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
 
 
-def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
     """Apply "a.b=value" assignments; data.sources has a short form, "name:weight=path,..." """
     return configs.override(config, assignments, {"data.sources": _sources})
 
@@ -261,7 +261,7 @@ def _sources(text: str) -> dict[str, dict]:
 
 def make_config(options: dict[str, str], assignments: list[str]) -> configs.Config:
     """Return the recipe with --params and the overrides applied, checked."""
-    config = override(configs.load(options["config"], trusted(options)), assignments)
+    config = apply_overrides(configs.load_recipe(options["config"], trusted(options)), assignments)
     if "params" in options:
         from slmjax.models.sizes import parse_params, reshape
 

@@ -42,7 +42,7 @@ METHOD_RUNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One work directory: its name here, its config by dotted names, its records, and its held-out scores by source."""
 
     name: str
@@ -55,7 +55,7 @@ class Run:
 class Comparison:
     """Runs, their shared held-out documents, the runs of one config as groups, and each group's difference to the first by source."""
 
-    runs: list[Run]
+    runs: list[ComparedRun]
     paired: Paired
     groups: list[list[int]]
     found: dict[str, list[Difference]]
@@ -104,7 +104,7 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
     """
     if len(workdirs) < 2:
         raise UserError(f"compare needs at least two work directories, got {len(workdirs)}: python -m slmjax.compare RUN RUN [...]")
-    runs = [load(workdir, name) for workdir, name in zip(workdirs, _names(workdirs), strict=True)]
+    runs = [load_run(workdir, name) for workdir, name in zip(workdirs, _names(workdirs), strict=True)]
     for run in runs:
         if missing := [name for name in sources if name not in run.heldout]:
             raise UserError(f"{run.name} has no held-out text '{missing[0]}'.{nearest(missing[0], run.heldout)}")
@@ -114,7 +114,7 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
     return Comparison(runs, paired, groups, bootstrap(paired, groups, seed=seed))
 
 
-def load(workdir: str, name: str) -> Run:
+def load_run(workdir: str, name: str) -> ComparedRun:
     """Read one work directory. Raises: UserError where it is none, or has no held-out scores."""
     from etils import epath
 
@@ -146,7 +146,7 @@ def load(workdir: str, name: str) -> Run:
         raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({first_line(error)}).") from error
     if not heldout:
         raise UserError(_nothing_held_out(workdir))
-    return Run(name, fields, records, heldout)
+    return ComparedRun(name, fields, records, heldout)
 
 
 def _held_out_nothing(records: metrics.Records) -> bool:
@@ -254,7 +254,7 @@ def write_page(comparison: Comparison, out: str) -> None:
         for number, members in enumerate(groups)
     )
     method = METHOD + (METHOD_RUNS if any(len(members) > 1 for members in groups) else "")
-    scores = page.table(*_score_rows(comparison), left=2, strong=range(len(groups)))
+    scores = page.html_table(*_score_rows(comparison), left=2, strong=range(len(groups)))
     body = [
         page.section(
             "Verdict",
@@ -263,8 +263,8 @@ def write_page(comparison: Comparison, out: str) -> None:
         ),
         page.section("Held-out bits per byte", scores, page.note(f"{_coverage(comparison)} {method}")),
         page.section("Curves", f'<div class="chips">{chips}</div>', page.figures(*_curves(comparison))),
-        page.section("Config", page.table(*_config_rows(comparison), left=2) or "<p>The configs are the same.</p>"),
-        page.section("Runs", page.table(*_run_rows(comparison))),
+        page.section("Config", page.html_table(*_config_rows(comparison), left=2) or "<p>The configs are the same.</p>"),
+        page.section("Runs", page.html_table(*_run_rows(comparison))),
     ]
     lead = f"{len(runs)} runs · {comparison.paired.documents:,} held-out documents scored by all"
     place = epath.Path(out)

@@ -15,10 +15,10 @@ from slmjax.text.remote import work_place
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, see cli.entry."""
-    return cli.entry(lambda words: run(parse(words)), argv)
+    return cli.entry(lambda words: generate_texts(parse_options(words)), argv)
 
 
-def run(options: argparse.Namespace) -> None:
+def generate_texts(options: argparse.Namespace) -> None:
     """Print each prompt (dim on a terminal) with its completion to stdout; speed and warnings go to stderr."""
     prompts, workdir = read_prompts(options), work_place(options.checkpoint, "--checkpoint")
     if "://" not in workdir and not Path(workdir).is_dir():
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from slmjax.infer import sampling  # says what is wrong before a model is loaded
 
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-    sampling.check(**drawing)
+    sampling.check_sampling(**drawing)
     from slmjax.infer.engine import Engine
     from slmjax.infer.load import load_model
     from slmjax.parallel.compiling import use_compile_cache
@@ -89,7 +89,7 @@ def _stdin() -> str:
     return sys.stdin.read() if raw is None else raw.read().decode("utf-8")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     """The options of a command line.
 
     Raises: UserError for an unknown option (with the nearest name) or a value of another type.

@@ -15,11 +15,11 @@ from slmjax.text.files import claimed
 
 # Each stage of config.STAGES, and the function that runs it.
 STAGES = {
-    "train": "slmjax.train.run:run",
-    "prepare": "slmjax.data.prepare_stage:run",
-    "synthesize": "slmjax.synthesize.synthesize_stage:run",
-    "curate": "slmjax.curate.curate_stage:run",
-    "recall": "slmjax.studies.recall_study:run",
+    "train": "slmjax.train.run:run_train",
+    "prepare": "slmjax.data.prepare_stage:run_prepare",
+    "synthesize": "slmjax.synthesize.synthesize_stage:run_synthesize",
+    "curate": "slmjax.curate.curate_stage:run_curate",
+    "recall": "slmjax.studies.recall_study:run_recall",
 }
 
 USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
@@ -53,7 +53,7 @@ def _run(argv: list[str]) -> int:
         keep_freed_memory()
         from slmjax.parallel import hosts
 
-        hosts.start(options.get("coordinator", ""), processes, process)
+        hosts.start_processes(options.get("coordinator", ""), processes, process)
         together = {"first": hosts.is_first(), "agree": hosts.all_agree}
     elif processes or process >= 0:  # preparation meets in the folder of prepared text and needs no coordinator
         if not 0 <= process < processes:

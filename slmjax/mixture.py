@@ -30,7 +30,7 @@ def _run(argv: list[str]) -> int:
     workdir = Path(cli.work_directory(options))
     check_writable(str(workdir))
     plan = batch_plan(config, prepared_text(config.data, str(workdir), init_from=cli.parent(options)))
-    for name, sentence in shares.told(plan).items():
+    for name, sentence in shares.reading_sentences(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"
     write_atomic(picture, figures.standalone(shares.figure(plan.shares())))

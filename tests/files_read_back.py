@@ -297,7 +297,7 @@ KINDS["curate"] = Kind(_raw(_one_of_each), _curated, tuple(f"raw/text{ending}" f
 def _read_prompts(folder: Path) -> Any:
     from slmjax import generate
 
-    options = generate.parse([f"--prompts={folder / 'lines.txt'}", "--checkpoint=none"])
+    options = generate.parse_options([f"--prompts={folder / 'lines.txt'}", "--checkpoint=none"])
     return generate.read_prompts(options)
 
 
@@ -308,9 +308,9 @@ def _read_topics(folder: Path) -> Any:
 
 
 def _read_passages(folder: Path) -> Any:
-    from slmjax.synthesize.plan import read_passages
+    from slmjax.synthesize.plan import read_seeds
 
-    return read_passages(str(folder / "raw"))
+    return read_seeds(str(folder / "raw"))
 
 
 def _lines(folder: Path) -> None:
@@ -371,9 +371,9 @@ KINDS["unfinished preparation"] = Kind(_unfinished, _again, ("cache/*/work~/*", 
 
 
 def _given_tokenizer(folder: Path) -> Any:
-    from slmjax.text.tokenizer import load
+    from slmjax.text.tokenizer import load_tokenizer
 
-    tokenizer = load(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     return _content(
         prepare(_settings(folder, tokenizer=str(folder / "tokenizer.json")), seed=0, cache=folder / "cache", processes=1)
     ), tokenizer.special
@@ -464,7 +464,7 @@ KINDS["embedded textbook"] = Kind(lambda folder: _textbook(folder) and None, _te
 def _recall_config() -> Any:
     from slmjax import config as configs
 
-    return configs.freeze(configs.load(str(ROOT / "configs" / "studies" / "recall.py")))
+    return configs.freeze(configs.load_recipe(str(ROOT / "configs" / "studies" / "recall.py")))
 
 
 def _recall(folder: Path) -> None:
@@ -532,7 +532,7 @@ def _loaded(folder: Path) -> Any:
     from slmjax.train import resume
 
     checkpoints = Checkpoints(folder / "run")
-    start = resume.decide(checkpoints, configs.freeze(configs.load(str(folder / "other" / "config.json"))))
+    start = resume.decide(checkpoints, configs.freeze(configs.load_recipe(str(folder / "other" / "config.json"))))
     resume.lineage(checkpoints, start, "")
     with contextlib.suppress(UserError):
         resume.parents(str(folder / "run"))

@@ -23,7 +23,7 @@ def script(name):
 def test_a_drills_record_covers_what_it_imports_names_and_starts_as_a_stage():
     names = {file.relative_to(ROOT).as_posix() for file in script("closure").closure(CI / "drills" / "test_thirty_kills.py")}
     assert {"tests/train/test_killed.py", "tests/runs.py", "tests/recipes/textbook.py"} <= names  # imported, named as a path
-    assert {"slmjax/launch.py", "slmjax/train/run.py", "slmjax/train/step.py"} <= names  # run.py only as "slmjax.train.run:run"
+    assert {"slmjax/launch.py", "slmjax/train/run.py", "slmjax/train/step.py"} <= names  # run.py only as "slmjax.train.run:run_train"
     assert not names & {"tests/train/test_state.py", "README.md", ".ci/drills/test_killed_synthesizer.py"}
 
 

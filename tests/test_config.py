@@ -19,7 +19,7 @@ LEAVES = configs.FIELDS
 
 def set_to(*assignments):
     """The base config with overrides, after it was checked."""
-    config = cli.override(configs.base(), assignments)
+    config = cli.apply_overrides(configs.base(), assignments)
     configs.freeze(config)
     return config
 
@@ -68,9 +68,9 @@ def test_a_removed_field_loads_with_the_value_that_holds_now_and_is_refused_by_n
     saved["train"]["loss_chunks"] = 4
     with pytest.raises(UserError, match=r"config\.train\.loss_chunks is 4; the field .* was removed: it is now always 0"):
         configs.from_dict(saved)
-    assert configs.freeze(cli.override(configs.base(), ["train.b1=0.9"])) == configs.Config()
+    assert configs.freeze(cli.apply_overrides(configs.base(), ["train.b1=0.9"])) == configs.Config()
     with pytest.raises(UserError, match=r"--config\.train\.b1: the field config\.train\.b1 was removed: it is now always 0\.9"):
-        cli.override(configs.base(), ["train.b1=0.8"])
+        cli.apply_overrides(configs.base(), ["train.b1=0.8"])
 
 
 def test_a_field_that_is_unknown_is_refused_in_a_saved_config():
@@ -113,18 +113,18 @@ def test_an_empty_value_takes_away_what_the_recipe_says_and_nothing_else():
     config = configs.base()
     config.data.tokenizer = "mine.json"
     config.data.sources = {"a": {"path": "b", "heldout": "c"}}
-    config = cli.override(config, ["data.tokenizer=", "data.sources.a.heldout="])
+    config = cli.apply_overrides(config, ["data.tokenizer=", "data.sources.a.heldout="])
     assert config.data.tokenizer == config.data.sources.a.heldout == ""
     for name in ("data.tokenizer", "data.sources.a.heldout", "data.sources.a.score", "data.sources"):
         with pytest.raises(UserError, match=f"--config.{name}= is empty"):
-            cli.override(config, [f"{name}="])
+            cli.apply_overrides(config, [f"{name}="])
 
 
 @pytest.mark.parametrize("text", ["2020", "1e5", "0x10", "None", "2020/a.jsonl", "1,2"])
 def test_a_source_is_a_path_even_where_it_looks_like_a_number(text):
-    config = cli.override(set_to(f"data.sources={text}"), [])
+    config = cli.apply_overrides(set_to(f"data.sources={text}"), [])
     assert [entry.path for entry in config.data.sources.values()] == [(piece,) for piece in text.split(",")]
-    config = cli.override(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
+    config = cli.apply_overrides(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
     assert (config.data.sources.t.path, config.data.sources.t.field) == (text, "7")
 
 
@@ -133,9 +133,9 @@ def test_sources_are_given_short_or_field_by_field(tmp_path):
     assert {name: (entry.path, entry.weight) for name, entry in short.items()} == {
         "books": ((f"{tmp_path}/a.txt",), 0.7), "web": ((f"{tmp_path}/*.jsonl",), None)
     }  # fmt: skip
-    config = cli.override(configs.base(), ["data.sources.books.path=a"])
+    config = cli.apply_overrides(configs.base(), ["data.sources.books.path=a"])
     assert config.data.sources.books.path == "a"
-    assert cli.override(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
+    assert cli.apply_overrides(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
 
 
 MISTAKES = {
@@ -212,13 +212,13 @@ def test_the_warmup_that_a_shortened_run_is_advised_to_take_is_accepted(steps, d
     config.train.steps, config.train.decay, config.train.warmup = steps, decay, steps + 1
     with pytest.raises(UserError) as error:
         configs.freeze(config)
-    configs.freeze(cli.override(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
+    configs.freeze(cli.apply_overrides(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
 
 
 @given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
 def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
     try:
-        config = cli.override(configs.base(), [f"{name}={text}"])
+        config = cli.apply_overrides(configs.base(), [f"{name}={text}"])
     except UserError as error:
         assert name in str(error) or name == "data.sources"
         return
@@ -257,7 +257,7 @@ def test_a_recipe_that_fails_is_named_with_its_line(text, tmp_path):
     path = tmp_path / "recipe.py"
     path.write_text(text)
     with pytest.raises(UserError) as error:
-        configs.load(str(path))
+        configs.load_recipe(str(path))
     assert RECIPES[text] in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.py"]  # and no bytecode beside it
 
@@ -266,7 +266,7 @@ def test_a_recipe_beside_the_current_folder_is_named_once(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.py").write_text("x = 1\ny = 1 / 0")
     with pytest.raises(UserError) as error:
-        configs.load("recipe.py")
+        configs.load_recipe("recipe.py")
     assert str(error.value) == "--config: 'recipe.py', line 2: ZeroDivisionError: division by zero."
 
 
@@ -283,7 +283,7 @@ JSON = {
 def test_a_config_json_that_is_none_is_said_to_be(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError) as error:
-        configs.freeze(configs.load(str(tmp_path / "config.json")))
+        configs.freeze(configs.load_recipe(str(tmp_path / "config.json")))
     assert JSON[content] in str(error.value) and "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -293,7 +293,7 @@ def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path
     (tmp_path / "shared_settings.py").write_text("a = 1\nb = (\n")
     (tmp_path / "recipe.py").write_text("import shared_settings\n")
     with pytest.raises(UserError) as error:
-        configs.load(str(tmp_path / "recipe.py"))
+        configs.load_recipe(str(tmp_path / "recipe.py"))
     assert f"'{tmp_path / 'shared_settings.py'}', line 2: '(' was never closed" in str(error.value)
 
 
@@ -320,28 +320,28 @@ def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imp
         config.data.sources = {"web": {"path": ("seqio://stranger/task",)}}
     else:
         config.data.sources = {"web": {"path": "a.csv"}}
-        cli.override(config, [assignment])
+        cli.apply_overrides(config, [assignment])
     group, name, file = assignment.partition(".")[0], FOREIGN[assignment], tmp_path / "config.json"
     config.stage = configs.STAGE_OF.get(group, "train")
     frozen = configs.freeze(config)
     file.write_text(configs.to_json(frozen))
     with pytest.raises(UserError) as error:
-        configs.load(str(file), ["other:Mixer"])
+        configs.load_recipe(str(file), ["other:Mixer"])
     assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={shlex.quote(name)}" in str(error.value)
     assert "--runner" in name or str(tmp_path / "stranger.py") in str(error.value)
     assert "stranger" not in sys.modules
-    assert configs.freeze(configs.load(str(file), [name])) == frozen
+    assert configs.freeze(configs.load_recipe(str(file), [name])) == frozen
 
 
 def test_a_runner_of_beam_itself_needs_no_trust(tmp_path):
     (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(set_to("stage=curate", "curate.beam=--runner=DirectRunner"))))
-    assert configs.load(str(tmp_path / "config.json")).curate.beam == "--runner=DirectRunner"
+    assert configs.load_recipe(str(tmp_path / "config.json")).curate.beam == "--runner=DirectRunner"
 
 
 def test_a_missing_recipe_names_the_nearest_one(tmp_path):
     (tmp_path / "tiny.py").write_text("")
     with pytest.raises(UserError, match=r"no file .* Did you mean '.*tiny\.py'\?"):
-        configs.load(str(tmp_path / "tinny.py"))
+        configs.load_recipe(str(tmp_path / "tinny.py"))
 
 
 WRONG = {
@@ -360,16 +360,16 @@ def test_a_value_of_another_type_in_a_saved_config_is_named(name, tmp_path):
         saved[group] = WRONG[name]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError) as error:
-        configs.freeze(configs.load(str(tmp_path / "config.json")))
+        configs.freeze(configs.load_recipe(str(tmp_path / "config.json")))
     assert (name in str(error.value) or "config.json" in str(error.value)) and "\n" not in str(error.value)
 
 
 def test_a_work_directorys_config_is_a_recipe(tmp_path):
     (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(set_to("model.width=96"))))
-    assert configs.load(str(tmp_path / "config.json")).model.width == 96
+    assert configs.load_recipe(str(tmp_path / "config.json")).model.width == 96
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json"):
-        configs.load(str(tmp_path / "config.json"))
+        configs.load_recipe(str(tmp_path / "config.json"))
 
 
 def test_a_config_without_a_group_of_fields_is_none_of_a_run(tmp_path):
@@ -377,4 +377,4 @@ def test_a_config_without_a_group_of_fields_is_none_of_a_run(tmp_path):
     del saved["data"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError, match=r"config\.json' is no config of a run; it has no 'data'"):
-        configs.load(str(tmp_path / "config.json"))
+        configs.load_recipe(str(tmp_path / "config.json"))

@@ -16,7 +16,7 @@ from slmjax import launch
 from slmjax.bench import __main__ as bench
 from slmjax.checkpoint import Checkpoints
 from slmjax.config import base, freeze, to_dict
-from slmjax.generate import main, parse, read_prompts
+from slmjax.generate import main, parse_options, read_prompts
 from slmjax.infer.engine import Completion, Engine
 from slmjax.models import lm
 from slmjax.models.pattern import from_config
@@ -45,11 +45,11 @@ def workdir(corpus, tmp_path_factory):  # with `corpus`, compiled programs are k
 
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbffirst\r\nsecond\n")
-    assert read_prompts(parse(["--checkpoint=x", f"--prompts={tmp_path}/prompts.txt"])) == ["first", "second"]
+    assert read_prompts(parse_options(["--checkpoint=x", f"--prompts={tmp_path}/prompts.txt"])) == ["first", "second"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufefffirst\n"))
-    assert read_prompts(parse(["--checkpoint=x"])) == ["first"]
+    assert read_prompts(parse_options(["--checkpoint=x"])) == ["first"]
     (tmp_path / "twice.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbffirst\n")  # the second is text
-    assert read_prompts(parse(["--checkpoint=x", f"--prompts={tmp_path}/twice.txt"])) == ["\ufefffirst"]
+    assert read_prompts(parse_options(["--checkpoint=x", f"--prompts={tmp_path}/twice.txt"])) == ["\ufefffirst"]
 
 
 def test_prompts_of_the_command_line_and_of_a_file_are_completed_and_the_speed_goes_to_stderr(workdir, tmp_path, capsys):

@@ -55,12 +55,12 @@ def test_every_launch_command_of_the_readme_is_understood(words):
         return
     options, assignments = cli.read_options(words)
     if options["config"] != "configs/30m.py":  # which asks for its text at once
-        cli.override(configs.load(str(ROOT / options["config"])), assignments)
+        cli.apply_overrides(configs.load_recipe(str(ROOT / options["config"])), assignments)
 
 
 @pytest.mark.parametrize("words", [w for w in calls("slmjax.generate") if "--help" not in w], ids=" ".join)
 def test_every_generate_command_of_the_readme_is_understood(words):
-    assert generate.parse(words).checkpoint.startswith("runs/")
+    assert generate.parse_options(words).checkpoint.startswith("runs/")
 
 
 def test_every_module_that_the_readme_runs_answers_to_help():
@@ -79,7 +79,7 @@ def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_pa
     for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
         (tmp_path / "pretrain" / domain).mkdir(parents=True)
     monkeypatch.setenv("SLMJAX_SHARED", str(tmp_path))  # configs/30m.py looks whether its text is there
-    config = configs.freeze(configs.load(str(ROOT / "configs" / recipe)))
+    config = configs.freeze(configs.load_recipe(str(ROOT / "configs" / recipe)))
     if config.stage != "train":
         assert f"configs/{recipe}" in README
         return
@@ -100,7 +100,7 @@ def test_the_readmes_python_compiles_and_its_imports_exist(source):
 def test_the_readmes_recipe_is_a_valid_config(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(next(body for kind, body in BLOCKS if kind == "python" and "get_config" in body))
-    configs.freeze(configs.load(str(recipe)))
+    configs.freeze(configs.load_recipe(str(recipe)))
 
 
 def test_the_extras_that_the_readme_and_the_scripts_install_exist():

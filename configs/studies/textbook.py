@@ -63,7 +63,7 @@ def get_config(share="0.2"):
     share = float(share)
     if not 0 <= share < 1:
         raise ValueError(f"The share of the textbook is {share}; it must be at least 0 and less than 1.")
-    c = config.load(str(Path(__file__).parents[1] / "30m.py"))
+    c = config.load_recipe(str(Path(__file__).parents[1] / "30m.py"))
     c.data.sources.textbook = {"path": "runs/textbook/documents", "max_epochs": 10}
     real = {name: (1 - share) * tokens / sum(TOKENS.values()) for name, tokens in TOKENS.items()}
     c.data.phases = ({"until": 1.0, "weights": {**real, "textbook": share}},)

@@ -63,7 +63,7 @@ def _run(arguments: list[str]) -> int:
     own.remove(name)
     parsed = parser.parse_args(own)
     if name not in WITHOUT_RECIPE:
-        parsed.config = configs.freeze(cli.override(configs.load(parsed.config, parsed.trust), fields))
+        parsed.config = configs.freeze(cli.apply_overrides(configs.load_recipe(parsed.config, parsed.trust), fields))
     found = bench.run(parsed)
     found |= {"machine": machine(), "command": cli.shown(["python", "-m", "slmjax.bench", *arguments])}
     for name in ("rows", "curve", "ladder", "kernels", "clean", "sets"):

@@ -146,7 +146,7 @@ def _sources(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str
     config = getattr(arguments, "config", None)
     if not arguments.made_up and (config is None or not config.data.sources):
         root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser() / "pretrain"
-        config = configs.freeze(configs.load(str(RECIPE))) if RECIPE.is_file() and root.is_dir() else None
+        config = configs.freeze(configs.load_recipe(str(RECIPE))) if RECIPE.is_file() and root.is_dir() else None
     if arguments.made_up or config is None:
         return "made up", {name: _made_up(folder, name, *shape) for name, shape in MADE_UP.items()}
     return "prepared", prepare(config.data, seed=config.seed, cache=folder).train

@@ -20,7 +20,7 @@ from slmjax.bench import shell
 from slmjax.bench.peers import generation as decode_peers
 from slmjax.errors import UserError
 from slmjax.infer.engine import Engine
-from slmjax.infer.sampling import settings
+from slmjax.infer.sampling import sampling_of
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name}={value}: expected at least {least}.")
     rows, messages = [], []
     if arguments.peers:  # first, and in a process of its own: JAX takes most of a GPU's memory once it has begun
-        rows, messages = decode_peers.measure(config, batches, prompt, tokens, runs, arguments.peer_seconds)
+        rows, messages = decode_peers.measure_peer(config, batches, prompt, tokens, runs, arguments.peer_seconds)
     use_compile_cache()
     arch, reasons = resolve(config.model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), config.data.vocab_size)
     engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, Numbers(arch), xla=xla)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> dict[str, Any]:
     """The row of one batch."""
     ids = np.random.default_rng(0).integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
-    batch, times = engine.prepare(ids, settings(rows), tokens), []
+    batch, times = engine.prepare(ids, sampling_of(rows), tokens), []
     for _ in range(1 + runs):
         start = time.perf_counter()
         cache = jax.block_until_ready(engine.prefill(batch))

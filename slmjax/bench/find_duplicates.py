@@ -68,7 +68,7 @@ def quality(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in ("docversions", "editions"):
         texts = [record["text"] for record in _records(root / "dedup" / f"{name}_docs.jsonl.xz")]
-        sets = [dedup_peers.shingles(text) for text in texts]
+        sets = [dedup_peers.word_shingles(text) for text in texts]
         exact = similarities(sets)
         for threshold in (0.6, 0.7, 0.75, 0.8, 0.9):
             for bands, per_band in dict.fromkeys([(14, 8), optimal_bands(threshold, 112)]):
@@ -136,7 +136,7 @@ def scores(keeper: np.ndarray, exact: np.ndarray, threshold: float) -> dict[str,
 def speed(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for ours and each peer; every run reads the files anew in a process of its own, which starts the others that it needs."""
     with tempfile.TemporaryDirectory() as folder:
-        files = write(root, Path(folder) / "text", arguments.documents, arguments.length)
+        files = write_planted(root, Path(folder) / "text", arguments.documents, arguments.length)
         load = os.getloadavg()[0]
         makers = {"slmjax": functools.partial(_own, files, arguments.processes, folder)}
         if not arguments.no_peers:
@@ -173,7 +173,7 @@ def _measured(make: Callable[[], int], processes: int) -> tuple[float, int, floa
     return seconds, removed, (own + processes * largest) / 2**20
 
 
-def write(root: Path, folder: Path, documents: int, length: int, seed: int = 0) -> list[Path]:
+def write_planted(root: Path, folder: Path, documents: int, length: int, seed: int = 0) -> list[Path]:
     """The files of the speed test. Raises: UserError where there is not enough text."""
     random, folder_files = np.random.default_rng(seed), [folder / f"{number}.jsonl" for number in range(8)]
     folder.mkdir(parents=True)

@@ -41,7 +41,7 @@ def ladder(program: Program, batch: dict) -> list[dict[str, Any]]:
     size, copied = (512, 1 << 24) if program.device.platform == "cpu" else (8192, 1 << 30)
     rate, bandwidth = matmul_flops(program.arch.compute, size), copy_bytes(copied)
     rows = [{"piece": f"ceilings: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"}]
-    for piece in pieces(program, batch):
+    for piece in step_pieces(program, batch):
         ms = device_ms(piece.run, *piece.arguments, repeats=1 if piece.name in ("stack", "optimizer") else 8)
         least = 1e3 * max(piece.flops / rate, piece.bytes / bandwidth)
         rows.append(
@@ -50,7 +50,7 @@ def ladder(program: Program, batch: dict) -> list[dict[str, Any]]:
     return rows
 
 
-def pieces(program: Program, batch: dict) -> Iterator[Piece]:
+def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
     """Forward and backward of each part, on random activations."""
     arch, c = program.arch, program.config
     keys = iter(jax.random.split(jax.random.key(1), 16))

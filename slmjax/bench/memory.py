@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from slmjax.bench import decode, shell
 from slmjax.bench.memory_figure import draw
 from slmjax.bench.recurrence_speed import KINDS
-from slmjax.bench.train import measure as measure_training
+from slmjax.bench.train import measure as measure_train
 from slmjax.config import Config
 from slmjax.errors import UserError, nearest
 from slmjax.infer.engine import Engine, bucket
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, config in variants.items():
             config = at_length(config, length, arguments.tokens)
             row = {"variant": name, "context": length, "parameters": sizes.parameters(_described(config)).total}
-            parts = [train(config, mesh, arguments.steps)] if arguments.measure != "decode" else []
+            parts = [measure_training(config, mesh, arguments.steps)] if arguments.measure != "decode" else []
             if arguments.measure != "train":
                 parts.append(generate(config, mesh, length, arguments.drawn, arguments.rows))
             for columns, told in parts:
@@ -116,14 +116,14 @@ def at_length(config: Config, length: int, tokens: int) -> Config:
     return dataclasses.replace(config, data=data, train=train)
 
 
-def train(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
+def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
     """(columns of training, messages): with all activations kept, else with each block computed again."""
     told = []
     for remat in dict.fromkeys((config.model.remat, "full")):
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         try:
             with jax.set_mesh(mesh):
-                row, _ = measure_training(config, mesh, steps)
+                row, _ = measure_train(config, mesh, steps)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -24,7 +24,7 @@ from slmjax.config.groups import (
     SynthesizeConfig,
     TrainConfig,
 )
-from slmjax.config.recipes import load
+from slmjax.config.recipes import load_recipe
 from slmjax.config.saved import as_today, from_dict, to_dict, to_json
 from slmjax.config.trust import check_trust, named_code
 
@@ -53,7 +53,7 @@ __all__ = [
     "from_dict",
     "get",
     "help_text",
-    "load",
+    "load_recipe",
     "named_code",
     "override",
     "quoted_literal",

@@ -8,12 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from slmjax.config.fields import Field, fields
+from slmjax.config.fields import ConfigField, fields
 from slmjax.config.groups import Config
 from slmjax.config.removed import REMOVED, removed_sentence
 from slmjax.errors import UserError, nearest
 
-FIELDS: dict[str, Field] = {field.name: field for field in fields(Config)}
+FIELDS: dict[str, ConfigField] = {field.name: field for field in fields(Config)}
 GROUPS = tuple(dict.fromkeys(name.rpartition(".")[0] for name in FIELDS if "." in name))
 MAPPINGS = tuple(name for name, field in FIELDS.items() if field.kind is dict)
 """Fields whose keys are the user's own, such as data.sources."""
@@ -116,7 +116,7 @@ def quoted_literal(text: str) -> Any:
     return literal(text) if text[:1] in ("[", "(", "{", "'", '"') else text
 
 
-def _typed(field: Field, text: str) -> Any:
+def _typed(field: ConfigField, text: str) -> Any:
     """A command line's text as the field's type."""
     value, default = literal(text), field.default
     if isinstance(default, str):
@@ -163,6 +163,6 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _help_line(field: Field) -> str:
+def _help_line(field: ConfigField) -> str:
     choices = f" ({', '.join(field.choices)})" if field.choices else ""
     return f"  --config.{field.name}={field.default!r}\n        {field.meaning}{choices}"

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax.config.base import FIELDS, GROUPS, get
-from slmjax.config.fields import LARGEST, Field, typed
+from slmjax.config.fields import LARGEST, ConfigField, typed
 from slmjax.config.groups import STAGE_OF, Config
 from slmjax.errors import UserError, nearest
 
@@ -28,7 +28,7 @@ def freeze(config: ConfigDict) -> Config:
     return frozen
 
 
-def _checked(field: Field, config: ConfigDict) -> Any:
+def _checked(field: ConfigField, config: ConfigDict) -> Any:
     """The value of one field, of its type and in its range."""
     name = field.name
     try:

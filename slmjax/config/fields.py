@@ -30,7 +30,7 @@ AFFECTS = {
 }
 
 
-class Field(NamedTuple):
+class ConfigField(NamedTuple):
     """A field as the config's tables declare it.
 
     name: dotted, such as "model.width".
@@ -77,7 +77,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def fields(group: type, prefix: str = "") -> Iterator[Field]:
+def fields(group: type, prefix: str = "") -> Iterator[ConfigField]:
     """The fields of a group and of the groups in it, in their order."""
     kinds = typing.get_type_hints(group)
     for field in dataclasses.fields(group):
@@ -88,10 +88,10 @@ def fields(group: type, prefix: str = "") -> Iterator[Field]:
         default = field.default
         if default is dataclasses.MISSING:
             default = field.default_factory()
-        yield Field(name, kind, default, **field.metadata)
+        yield ConfigField(name, kind, default, **field.metadata)
 
 
-def typed(field: Field, value: Any) -> Any:
+def typed(field: ConfigField, value: Any) -> Any:
     """`value` as the field's type: a list serves as a tuple, a whole number as a float.
 
     Raises: TypeError for a value of another type; its text says what an entry must be, or is "".

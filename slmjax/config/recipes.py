@@ -19,7 +19,7 @@ from slmjax.config.trust import check_trust
 from slmjax.errors import UserError, line_of_the_user, nearest
 
 
-def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
+def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
     """The config that `path`'s get_config() returns, or of a work directory's config.json; `path:argument` passes an argument on.
 
     Args:

@@ -20,7 +20,7 @@ from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.index import Checked, SketchWriter, checksum_of
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
-from slmjax.curate.quality import Rule, check
+from slmjax.curate.quality import Rule, first_reason
 from slmjax.text.files import go_on, seal_is_broken, sealed, write_atomic
 from slmjax.text.records import Document, Fault, Source, SourceFile, content_key
 from slmjax.text.sources import read_documents
@@ -30,7 +30,7 @@ EXCERPT = 600  # characters of a dropped document in the report
 
 
 @dataclass(frozen=True)
-class Unit:
+class CurationUnit:
     """A file of a source, or several, see `bundles`, and what to do with them.
 
     All files of the pass lie under `folder`.
@@ -64,7 +64,7 @@ class Unit:
         return epath.Path(self.folder) / f"{self.part}{ending}"
 
 
-class Tally:
+class DropCounts:
     """Documents and bytes by what became of them, with the samples of each reason that have the smallest keys: decided by content alone."""
 
     def __init__(self, samples: int):
@@ -99,7 +99,7 @@ class Tally:
                 "examples": self._examples, "samples": shown}  # fmt: skip
 
 
-def clean(unit: Unit) -> None:
+def clean(unit: CurationUnit) -> None:
     """Write what is left of a unit's documents (.jsonl) with its sketches, what was dropped and why
     (.dropped.jsonl), and the counts of each file (.json).
     """
@@ -110,7 +110,7 @@ def clean(unit: Unit) -> None:
         Checked(unit.path(".dropped.jsonl").open("wb")) as dropped,
     ):
         for file, name in zip(unit.files, unit.names):
-            tally = Tally(unit.samples)
+            tally = DropCounts(unit.samples)
             for number, item in enumerate(read_documents(file, unit.source)):
                 if number % 256 == 0:
                     go_on()
@@ -118,7 +118,7 @@ def clean(unit: Unit) -> None:
                     tally.fault(item, name)
                     continue
                 tally.count("read", item)
-                text, reason, detail = judge(item.text, unit.rules, unit.evals)
+                text, reason, detail = judge_document(item.text, unit.rules, unit.evals)
                 if reason:
                     tally.count(reason, item)
                     tally.show(reason, item.key, {"file": name, "line": item.line, "detail": detail, "text": item.text[:EXCERPT]})
@@ -136,7 +136,7 @@ def clean(unit: Unit) -> None:
     write_atomic(unit.path(".json"), json.dumps(sealed(found | {"crc32": checksums})))
 
 
-def is_done(unit: Unit) -> bool:
+def is_done(unit: CurationUnit) -> bool:
     """Whether all that `clean` writes is there, as it was written."""
     try:
         report = json.loads(unit.path(".json").read_bytes())
@@ -146,7 +146,7 @@ def is_done(unit: Unit) -> bool:
         return False
 
 
-def reports_of(unit: Unit) -> list[dict[str, Any]]:
+def reports_of(unit: CurationUnit) -> list[dict[str, Any]]:
     """What `clean` counted of each file.
 
     Raises: ValueError or AttributeError where that is damaged.
@@ -160,7 +160,7 @@ def left_of(report: Mapping[str, Any]) -> int:
     return 2 * report["documents"].get("read", 0) - sum(report["documents"].values())
 
 
-def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str, str]:
+def judge_document(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str, str]:
     """(text as it is kept, why it is dropped or "", which evaluation item it holds or "").
 
     Evaluation items are looked for first: a document that holds one counts as contaminated also
@@ -171,7 +171,7 @@ def judge(text: str, rules: Sequence[str | Rule], evals: str) -> tuple[str, str,
         return whole, "empty after normalising", ""
     if found := _contaminated(whole, evals):
         return whole, *found
-    text, reason = check(whole, rules)
+    text, reason = first_reason(whole, rules)
     if not reason and not text.strip():
         reason = "nothing left by the rules"
     # Rules take lines out, which may bring the pieces of an item together.
@@ -206,7 +206,7 @@ def _index(file: str) -> EvalIndex:
     return EvalIndex.load(file)
 
 
-def publish(unit: Unit, sizes: Sequence[int], removed: np.ndarray, folder: str) -> None:
+def publish(unit: CurationUnit, sizes: Sequence[int], removed: np.ndarray, folder: str) -> None:
     """Write what is left of each file of a unit to a file of its own in `folder`.
 
     Args:

@@ -21,7 +21,7 @@ from etils import epath
 from slmjax import config as configs
 from slmjax.config import CurateConfig
 from slmjax.curate import curation_report as report
-from slmjax.curate.clean import Unit, clean, is_done, left_of, publish, reports_of
+from slmjax.curate.clean import CurationUnit, clean, is_done, left_of, publish, reports_of
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.index import COLUMNS, Index, read_column
@@ -39,7 +39,9 @@ from slmjax.text.walk import SKETCHES
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
 
 
-def run(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
+def run_curate(
+    config: configs.Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1
+) -> None:
     """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst; the same command goes on after it was stopped.
 
     Raises: UserError for settings and sources that make no sense, and, after the report is written, where a source loses too much,
@@ -47,7 +49,7 @@ def run(config: configs.Config, workdir: str, *, init_from: str = "", command: s
     """
     if init_from or processes > 1:
         raise UserError("the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine.")
-    asked, sources, folder = settings(config.curate), parse_sources(config.data.sources), epath.Path(workdir)
+    asked, sources, folder = curate_settings(config.curate), parse_sources(config.data.sources), epath.Path(workdir)
     if not sources:
         raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
     for source in sources:
@@ -68,8 +70,8 @@ def run(config: configs.Config, workdir: str, *, init_from: str = "", command: s
         _record(folder, configs.to_dict(config) | {"curate": asked})
         found = curate(asked, sources, folder, runner)
         write_atomic(folder / "report.json", found | {"command": command})
-        report.write(folder, found, command)
-    print(report.summary(found))
+        report.write_curation_report(folder, found, command)
+    print(report.curation_summary(found))
     for alarm in found["alarms"]:
         print(f"ALARM: {alarm}")
     if found["alarms"]:
@@ -79,7 +81,7 @@ def run(config: configs.Config, workdir: str, *, init_from: str = "", command: s
     print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
 
 
-def settings(chosen: CurateConfig) -> dict[str, Any]:
+def curate_settings(chosen: CurateConfig) -> dict[str, Any]:
     """Return config.curate as the passes over the text read it.
 
     Raises: UserError for rules and languages that are no lists of names, and for unknown rules.
@@ -189,7 +191,7 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     return found
 
 
-def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path) -> list[Unit]:
+def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path) -> list[CurationUnit]:
     """The files, and in `work` what all of them need; what an earlier run with other settings or files left is removed."""
     scheme = Scheme(asked["ngram"], asked["bands"], asked["rows"])
     names = [source.name for source in sources]
@@ -213,7 +215,7 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
         write_atomic(work / "key", key)
     rules = {name: _rules(asked, name) for name in names}
     return [
-        Unit(source, together, number, str(work), rules[source.name], scheme, evals, asked["samples"])
+        CurationUnit(source, together, number, str(work), rules[source.name], scheme, evals, asked["samples"])
         for source, files in listed
         for number, together in bundles(files)
     ]
@@ -252,11 +254,11 @@ def _rules(asked: Mapping[str, Any], source: str) -> tuple[str | Rule, ...]:
     return (language_rule(languages), *rules) if languages else rules
 
 
-def _counts(asked: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+def _counts(asked: Mapping[str, Any], units: Sequence[CurationUnit]) -> dict[str, dict[str, Any]]:
     """Of each source what its files' first pass counted; what is kept counts as left."""
     sources: dict[str, dict] = {}
     for unit in units:
-        entry = sources.setdefault(unit.source.name, report.empty())
+        entry = sources.setdefault(unit.source.name, report.empty_counts())
         try:
             for found in reports_of(unit):
                 report.add(entry, found, asked["samples"])
@@ -295,7 +297,7 @@ def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> li
     return alarms
 
 
-def _count_duplicates(units: Sequence[Unit], gone: Sequence[np.ndarray], sources: Mapping[str, dict]) -> None:
+def _count_duplicates(units: Sequence[CurationUnit], gone: Sequence[np.ndarray], sources: Mapping[str, dict]) -> None:
     """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
     for unit, removed in zip(units, gone):
         entry = sources[unit.source.name]
@@ -320,7 +322,7 @@ def _repeats(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> l
 
 def _report(
     asked: Mapping[str, Any],
-    units: Sequence[Unit],
+    units: Sequence[CurationUnit],
     sources: Mapping[str, Any],
     alarms: Sequence[str],
 ) -> dict[str, Any]:

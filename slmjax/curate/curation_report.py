@@ -17,7 +17,7 @@ UNDECIDED = (
 )
 
 
-def empty() -> dict[str, Any]:
+def empty_counts() -> dict[str, Any]:
     """A source's entry before anything is counted."""
     return {
         "documents": {},
@@ -49,7 +49,7 @@ def kinds(entry: Mapping[str, Any]) -> Counter:
     return out
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def curation_summary(found: Mapping[str, Any]) -> str:
     """A table for the terminal: of each source what was read, dropped by each kind of reason, removed as duplicates, and left."""
     every = sorted({kind for entry in found["sources"].values() for kind in kinds(entry)})
     head = ["source", "read", "faults", *every, "duplicate", "left", "bytes left"]
@@ -63,13 +63,13 @@ def summary(found: Mapping[str, Any]) -> str:
     return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) for line in lines)
 
 
-def write(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
+def write_curation_report(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
     """Write report.html and its figure."""
     sources = found["sources"]
     read, left = (sum(entry[part]["documents"] if part == "left" else entry["documents"].get(part, 0) for entry in sources.values())
                   for part in ("read", "left"))  # fmt: skip
     duplicates = sum(entry["duplicate"]["documents"] for entry in sources.values())
-    svg = curve(found)
+    svg = match_curve(found)
     (folder / "figures").mkdir(exist_ok=True)
     write_atomic(folder / "figures" / "similarity.svg", figures.standalone(svg))
     body = [
@@ -87,7 +87,7 @@ def write(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
     write_atomic(folder / "report.html", page.page(f"{folder.name}: curation", f"{count(read)} documents read", "".join(body)))
 
 
-def curve(found: Mapping[str, Any]) -> str:
+def match_curve(found: Mapping[str, Any]) -> str:
     """SVG: how likely a pair of a similarity is compared at all, and how similar the pairs were that were removed."""
     at = np.linspace(0, 1, 201)
     height = np.array(found["similarity"], float)
@@ -108,7 +108,7 @@ def _counts(sources: Mapping[str, Any]) -> str:
         )
         share = after[1] / before[1] if before[1] else 0.0
         rows.append([name, f"{before[0]:,}", count(before[1]), f"{after[0]:,}", count(after[1]), percent(share), page.bar(share)])
-    return page.table(["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""], rows)
+    return page.html_table(["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""], rows)
 
 
 def _reasons(sources: Mapping[str, Any]) -> str:
@@ -123,18 +123,18 @@ def _reasons(sources: Mapping[str, Any]) -> str:
             for reason, (n, size) in sorted(found.items(), key=lambda of: -of[1][0])
             if n
         ]
-    return page.table(["source", "reason", "documents", "of those read", "bytes"], rows, left=2)
+    return page.html_table(["source", "reason", "documents", "of those read", "bytes"], rows, left=2)
 
 
 def _samples(entry: Mapping[str, Any]) -> str:
     shown = [(reason, one) for reason, found in sorted(entry["samples"].items()) for one in found]
     rows = [[reason, f"{one['file']} line {one['line']}", one["detail"] or one["text"]] for reason, one in shown]
-    return page.table(["reason", "where", "text"], rows, left=3)
+    return page.html_table(["reason", "where", "text"], rows, left=3)
 
 
 def _evals(sets: Mapping[str, Any]) -> str:
     rows = [[name, f"{of['items']:,}", f"{of['undecided']:,}"] for name, of in sets.items()]
-    return page.table(["set", "items", "undecided"], rows)
+    return page.html_table(["set", "items", "undecided"], rows)
 
 
 def _explained(found: Mapping[str, Any]) -> str:

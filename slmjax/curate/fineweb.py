@@ -2,7 +2,7 @@
 
 from slmjax.curate.english import TERMINAL
 from slmjax.curate.gopher import repetitions
-from slmjax.curate.words import words
+from slmjax.curate.words import split_words
 
 
 def fineweb(
@@ -33,6 +33,6 @@ def fineweb(
     breaks = text.count("\n")
     if repetitions(lines)[1] / (len(text) - breaks) > max_line_characters:
         return text, "fineweb: repeated lines by characters"
-    if breaks / len(words(text)) > max_line_breaks:
+    if breaks / len(split_words(text)) > max_line_breaks:
         return text, "fineweb: too many line breaks"
     return text, None

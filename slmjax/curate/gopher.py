@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from slmjax.curate.english import SYMBOLS
-from slmjax.curate.words import words
+from slmjax.curate.words import split_words
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Rae et al. 2021, appendix A.1.1
 TOP_GRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
@@ -42,7 +42,7 @@ def gopher_quality(
       min_stop_words: how many of STOP_WORDS must occur, in lower case.
     Source: all defaults from Rae et al. 2021, appendix A.1.1.
     """
-    every = words(text)
+    every = split_words(text)
     counts = Counter(every)
     proper = {word: count for word, count in counts.items() if not SYMBOLS.issuperset(word)}
     total = sum(proper.values())
@@ -103,7 +103,7 @@ def gopher_repetition(
             return text, f"gopher_repetition: repeated {name}"
         if characters / len(text) > most_characters:
             return text, f"gopher_repetition: repeated {name} by characters"
-    every = words(text)
+    every = split_words(text)
     starts = [0, *accumulate(map(len, every))]  # of each word in the text without white space
     for n, places, names in _repeated_grams(every, max((*max_top, *max_repeated))):
         if n in max_top and _top(starts, n, places, names) / len(text) > max_top[n]:

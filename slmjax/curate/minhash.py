@@ -112,7 +112,7 @@ def as_datasketch(signature: UInt32[np.ndarray, " hashes"], scheme: Scheme) -> A
 
 
 @functools.cache
-def table() -> UInt32[np.ndarray, " points"]:
+def permutation_points() -> UInt32[np.ndarray, " points"]:
     """Of each code point its lower case where that is one code point, and in the highest two bits 1 in words, 2 for a word alone."""
     kind, lower = np.zeros(0x110000, np.uint32), np.arange(0x110000, dtype=np.uint32)
     points = [chr(code) for code in range(LAST)]  # no letter stands behind, and a start must not take a second
@@ -130,7 +130,7 @@ def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketc
     shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched pages cost nothing
     counts, bands = np.empty(len(texts), np.int64), np.empty((len(texts), scheme.bands), np.uint64)
     own = np.empty((len(texts) if signatures else 0, scheme.hashes), np.uint32)
-    total = kernels.sketch(data, ends, table(), BASE, scheme.ngram, *scheme.permutations(), scheme.bands, scheme.rows,
+    total = kernels.sketch(data, ends, permutation_points(), BASE, scheme.ngram, *scheme.permutations(), scheme.bands, scheme.rows,
                            shingles, counts, bands, own)  # fmt: skip
     return Sketches(shingles[:total].copy(), counts, bands, own if signatures else None)
 
@@ -147,7 +147,7 @@ def _numpy(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches
 
 
 def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
-    entries = table()[np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)]
+    entries = permutation_points()[np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)]
     what, codes = entries >> np.uint32(30), (entries & np.uint32((1 << 30) - 1)).astype(np.uint64)
     around = np.concatenate([[0], what, [0]])
     starts = np.flatnonzero((what == 2) | ((what == 1) & (around[:-2] != 1)))

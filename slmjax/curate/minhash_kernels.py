@@ -31,7 +31,7 @@ def fmix(h):
 
 @no_type_check
 @njit(cache=True, nogil=True)
-def words(data, start, stop, table, base, out):
+def word_hashes(data, start, stop, table, base, out):
     """Hashes of the words of UTF-8 text data[start:stop] into `out`, which has a place more; returns how many there are.
 
     Where words end is hard to foresee for a processor: what stands in `out` is written at every character, and counted where one ended.
@@ -100,7 +100,7 @@ def sketch(data, ends, table, base, ngram, a, b, bands, rows, shingles, counts, 
     least = np.empty(len(a), np.uint32)
     total, start = 0, 0
     for i in range(len(ends)):
-        n = words(data, start, ends[i], table, base, scratch)
+        n = word_hashes(data, start, ends[i], table, base, scratch)
         least[:] = np.uint32(0xFFFFFFFF)
         width = min(ngram, n)
         count = max(1, n - ngram + 1)

@@ -21,7 +21,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | None]:
+def first_reason(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | None]:
     """What the rules keep of a text, and the first reason to drop it, or None.
 
     Args:

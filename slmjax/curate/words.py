@@ -17,7 +17,7 @@ from slmjax.curate.english import SPECIAL, TERMINAL
 
 
 @lru_cache(maxsize=1)  # the rules look at one text after each other
-def words(text: str) -> tuple[str, ...]:
+def split_words(text: str) -> tuple[str, ...]:
     """The words, numbers and punctuation marks of a text, in order; no white space among them."""
     return tuple(_words(text))
 

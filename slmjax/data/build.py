@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from slmjax.data import passes
-from slmjax.data.heldout import GROUP, Choice, choose_groups, seen_in_training
-from slmjax.data.passes import Job, Unit
+from slmjax.data.heldout import GROUP, HeldoutChoice, choose_groups, seen_in_training
+from slmjax.data.passes import Job, PreparationUnit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.errors import UserError
 from slmjax.text.files import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
@@ -35,14 +35,14 @@ MAX_CHANGED = 0.05  # share of its documents that may change; held-out ones that
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparationPlan:
     """What is to be prepared and where, before anything is read but its content hashes."""
 
     data: Any
     seed: int
     sources: tuple[Source, ...]
     shards: dict[str, list[tuple[Path, dict, tuple[str, ...]]]]  # of prepared sources: (folder, manifest, names in it)
-    units: tuple[Unit, ...]
+    units: tuple[PreparationUnit, ...]
     settings: dict
     folder: Path
     tokenizer: Tokenizer | None
@@ -60,7 +60,7 @@ class Plan:
         text = sum(text_bytes(file) for unit in self.units if unit.kind == "train" for file in unit.files)
         share = SAMPLE_BYTES / max(1, text)
 
-        def sample(unit: Unit, file: SourceFile) -> int:
+        def sample(unit: PreparationUnit, file: SourceFile) -> int:
             if self.tokenizer:
                 return max(1, TRIAL_CHARS // files[unit.source.name])
             return int(share * text_bytes(file)) if unit.kind == "train" else 0
@@ -86,7 +86,7 @@ class Plan:
         wait_for(paths, timeout=self.timeout, what=what, say=self.say, unless=lambda: self.hosts == 1 or manifest.exists())
 
 
-def build(plan: Plan, alone: bool) -> None:
+def build_shards(plan: PreparationPlan, alone: bool) -> None:
     """All passes; what is already there is kept. Only a process that is known to be alone removes anything."""
     work = plan.folder / passes.WORK
     if alone and not work.exists():
@@ -114,7 +114,7 @@ def build(plan: Plan, alone: bool) -> None:
             raise
         plan.say(f"{error.path} is damaged; preparing again")
         shutil.rmtree(plan.folder)
-        build(plan, alone)
+        build_shards(plan, alone)
     except UserError as error:
         if alone and (isinstance(error, Unusable) or not list(work.glob("*.train.json"))):
             shutil.rmtree(plan.folder, ignore_errors=True)
@@ -125,7 +125,7 @@ class Unusable(UserError):
     """Text that cannot be prepared with these settings: nothing of the work is of use to another try."""
 
 
-def ready(plan: Plan) -> bool:
+def ready(plan: PreparationPlan) -> bool:
     """Whether the folder is complete: a manifest, and every shard with its size and its table."""
     if not (plan.folder / "manifest.json").exists():
         return False
@@ -144,7 +144,7 @@ def _text_hash(path: Path) -> str:
         return ""
 
 
-def _broken(plan: Plan) -> str:
+def _broken(plan: PreparationPlan) -> str:
     """The first file of the folder that is not as it was written; "" where all are."""
     try:
         manifest = read_manifest(plan.folder)
@@ -158,7 +158,7 @@ def _broken(plan: Plan) -> str:
     return next(filter(None, (_broken_shard(source, plan.folder) for source in manifest["sources"].values())), "")
 
 
-def _fingerprint(plan: Plan, tokenizer: str, sources: dict[str, dict]) -> str:
+def _fingerprint(plan: PreparationPlan, tokenizer: str, sources: dict[str, dict]) -> str:
     """A hash of the settings and of everything that was prepared with them; the sources are as the manifest has them."""
     shards = [Shard(**entry) for source in sources.values() for entry in source["shards"] + source["heldout_shards"]]
     prints = [digest for shard in shards for digest in shard.prints]
@@ -223,9 +223,9 @@ def _timed(seconds: dict, name: str, function: Callable, *arguments: Any) -> Any
     return result
 
 
-def _scan(plan: Plan) -> dict[str, dict]:
+def _scan(plan: PreparationPlan) -> dict[str, dict]:
     """Scan this host's units, wait for the others', and add up the reports of each source."""
-    plan.run("scan", passes.scan, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
+    plan.run("scan", passes.scan_files, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
     plan.wait(plan.parts("scan", ".json"), "scan their files")
     out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
     jobs = plan.jobs(own=False)
@@ -272,7 +272,7 @@ def _check_report(where: str, report: dict, limit: float) -> None:
         raise Unusable(f"{where}: it holds no document.")
 
 
-def _choose(plan: Plan, reports: dict[str, dict]) -> Choice:
+def _choose(plan: PreparationPlan, reports: dict[str, dict]) -> HeldoutChoice:
     """Held-out groups of each source that has none of its own."""
     regular = plan.data.group_by and grouping(plan.data.group_by)[0] != plan.data.group_by
     text = [source for source in plan.sources if source.name not in plan.shards]
@@ -287,10 +287,10 @@ def _choose(plan: Plan, reports: dict[str, dict]) -> Choice:
     choice = choose_groups(tables, {name: reports[name]["bytes"] for name in tables}, plan.data.heldout)
     none = {source.name: np.zeros(0, np.uint64) for source in text}
     warnings = [f"data.group_by matches the id of no document of source '{name}', so each id is a group there" for name in unmatched]
-    return Choice({**none, **choice.groups}, (*warnings, *choice.warnings))
+    return HeldoutChoice({**none, **choice.groups}, (*warnings, *choice.warnings))
 
 
-def _tokenizer(plan: Plan, choice: Choice) -> None:
+def _tokenizer(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     """Write the tokenizer: the given one, or one trained on the sample without its held-out groups."""
     path = plan.folder / passes.WORK / "tokenizer.json"
     if plan.tokenizer:
@@ -309,7 +309,7 @@ def _tokenizer(plan: Plan, choice: Choice) -> None:
     plan.wait({path: 0}, "train the tokenizer")
 
 
-def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
+def _check_round_trip(plan: PreparationPlan, tokenizer: Tokenizer) -> None:
     """Raises: UserError where the tokens of a source's text do not give it back.
 
     Bits per byte of such tokens would be those of another text.
@@ -339,7 +339,7 @@ def _check_round_trip(plan: Plan, tokenizer: Tokenizer) -> None:
             )
 
 
-def _collect(plan: Plan, choice: Choice) -> None:
+def _collect(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     """Gather the held-out documents of every unit that has some, and the set of all their shingles."""
 
     tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs() if not job.path("heldout", ".jsonl").exists()]
@@ -356,7 +356,7 @@ def _collect(plan: Plan, choice: Choice) -> None:
     plan.wait({path: 0}, "collect held-out text")
 
 
-def _tokenize(plan: Plan, choice: Choice) -> None:
+def _tokenize(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     def done(job: Job) -> bool:
         if not job.path("train", ".json").exists():
             return False
@@ -366,7 +366,7 @@ def _tokenize(plan: Plan, choice: Choice) -> None:
     plan.run("tokenize", passes.tokenize, tasks)
 
 
-def _finish(plan: Plan, reports: dict, choice: Choice, seconds: dict) -> None:
+def _finish(plan: PreparationPlan, reports: dict, choice: HeldoutChoice, seconds: dict) -> None:
     """Write held-out shards without what training has seen, and the manifest."""
     jobs = plan.jobs(own=False)
     plan.wait(plan.parts("train", ".json", kind="train"), "tokenize their files")
@@ -432,7 +432,7 @@ def _marks(reports: dict) -> list[str]:
     return out
 
 
-def _write_heldout(plan: Plan, jobs: list[Job], tokenizer: Tokenizer, matcher: Matcher, seen: np.ndarray) -> dict:
+def _write_heldout(plan: PreparationPlan, jobs: list[Job], tokenizer: Tokenizer, matcher: Matcher, seen: np.ndarray) -> dict:
     """Shards of held-out documents, one for each unit that has some, and how much of them training had."""
     kept, shards, changed = {"documents": 0, "bytes": 0}, [], 0
     removed = {"documents": 0, "bytes": 0}

@@ -54,14 +54,14 @@ class GroupCounter:
 
 
 @dataclass(frozen=True)
-class Choice:
+class HeldoutChoice:
     """Held-out group ids of each source, and a sentence for each source where the choice is not what the settings asked for."""
 
     groups: dict[str, UInt64[np.ndarray, " groups"]]
     warnings: tuple[str, ...]
 
 
-def choose_groups(tables: Mapping[str, np.ndarray], totals: Mapping[str, int], share: float) -> Choice:
+def choose_groups(tables: Mapping[str, np.ndarray], totals: Mapping[str, int], share: float) -> HeldoutChoice:
     """Choose groups in the order of their ids until `share` of a source's bytes, at most MAX_BYTES, at least one and never over half.
 
     Args:
@@ -71,7 +71,7 @@ def choose_groups(tables: Mapping[str, np.ndarray], totals: Mapping[str, int], s
     """
     own, warnings, merged = {}, [], {name: _merge(table) for name, table in tables.items()}
     if share <= 0:
-        return Choice({name: np.zeros(0, np.uint64) for name in tables}, ())
+        return HeldoutChoice({name: np.zeros(0, np.uint64) for name in tables}, ())
     for name, groups in merged.items():
         own[name] = _take(groups, totals[name], share)
         if len(groups) < 2:
@@ -85,7 +85,7 @@ def choose_groups(tables: Mapping[str, np.ndarray], totals: Mapping[str, int], s
         out[name] = wider if 2 * len(wider) <= len(groups) else own[name]
         if len(out[name]) < len(wider):
             warnings.append(f"source '{name}' trains on groups that another source holds out; holding out all would leave less than half")
-    return Choice(out, tuple(warnings))
+    return HeldoutChoice(out, tuple(warnings))
 
 
 def _merge(table: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from slmjax.data import packing as packings
 from slmjax.data.mixing import Mixture
-from slmjax.data.packing import RowPlan, Span
+from slmjax.data.packing import DocumentSpan, RowPlan
 from slmjax.data.rows import Arrays, Fields, Rows, text_fields
 
 SCANNED_ROWS = 32_768  # less than a second of planning
@@ -193,7 +193,7 @@ def batch_rows(rows: Rows, step: int, local_rows: Sequence[int]) -> Arrays:
     return rows.unpack(rows.read(step, local_rows))
 
 
-def fold(rows: Sequence[tuple[Any, Sequence[Span]]], seq_len: int) -> dict[str, np.ndarray]:
+def fold(rows: Sequence[tuple[Any, Sequence[DocumentSpan]]], seq_len: int) -> dict[str, np.ndarray]:
     """Read rows, given as (ShardSet, spans), into what the five arrays of a batch follow from, a fifth of their size.
 
     Returns: tokens int32 [len(rows), T], spans end to end and zeros behind them; spans int32 [len(rows)], how many each row has;
@@ -329,7 +329,7 @@ def heldout_batches(
 class HeldoutBatches:
     """What `heldout_batches` returns."""
 
-    def __init__(self, shards: Any, rows: list[tuple[Span, ...]], seq_len: int, batch: int, local_rows: Sequence[int]):
+    def __init__(self, shards: Any, rows: list[tuple[DocumentSpan, ...]], seq_len: int, batch: int, local_rows: Sequence[int]):
         self._shards, self._rows, self._seq_len, self._batch, self._local_rows = shards, rows, seq_len, batch, local_rows
 
     def __len__(self) -> int:

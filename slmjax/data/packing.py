@@ -26,7 +26,7 @@ SCORE_WINDOWS = 16
 SAMPLE_WINDOWS = 4  # of which a bound on documents is tried; the rest keeps to it all the same
 
 
-class Span(NamedTuple):
+class DocumentSpan(NamedTuple):
     """`length` tokens of document `doc`, from its token `offset` on (0 is the leading end-of-text token)."""
 
     doc: int
@@ -83,7 +83,7 @@ class RowPlan:
         self._epochs, self._windows = Recent(2), Recent(8)
         self.max_segments = max_segments or self.bound()
 
-    def row(self, r: int) -> tuple[Span, ...]:
+    def row(self, r: int) -> tuple[DocumentSpan, ...]:
         """The spans of row r in order: `seq_len` tokens together, fewer where `max_segments` left some out."""
         epoch, row = divmod(r, self.rows_per_epoch)
         if self._packing == "concat":
@@ -126,10 +126,10 @@ class RowPlan:
         windows = [self._pack(0, window, self.max_segments) for window in sample]
         return sum(w.dropped for w in windows) / sum(w.tokens for w in windows)
 
-    def _concat(self, epoch: int, row: int) -> tuple[tuple[Span, ...], int]:
+    def _concat(self, epoch: int, row: int) -> tuple[tuple[DocumentSpan, ...], int]:
         docs, offsets, lengths = self._stream(epoch, row * self._seq_len, (row + 1) * self._seq_len)
         keep = longest(lengths, self.max_segments)
-        spans = tuple(map(Span, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
+        spans = tuple(map(DocumentSpan, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
         return spans, self._seq_len - int(lengths[keep].sum())
 
     def _pack(self, epoch: int, window: int, max_segments: int) -> "_Window":
@@ -167,15 +167,15 @@ class RowPlan:
         return order, np.concatenate([[0], np.cumsum(self._lengths[order])])
 
 
-def first_fit(lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int, open_rows: int = 64) -> list[tuple[Span, ...]]:
+def first_fit(lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int, open_rows: int = 64) -> list[tuple[DocumentSpan, ...]]:
     """Rows that hold every document once: each piece (documents are cut every `seq_len` tokens) goes into the first row that takes it.
 
     Only the latest `open_rows` rows are tried, so that time stays linear in the documents.
     """
-    rows: list[list[Span]] = []
+    rows: list[list[DocumentSpan]] = []
     free: list[int] = []
     pieces = _cut(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), np.asarray(lengths, np.int64), seq_len)
-    for span in map(Span, *(column.tolist() for column in pieces)):
+    for span in map(DocumentSpan, *(column.tolist() for column in pieces)):
         recent = range(max(0, len(rows) - open_rows), len(rows))
         row = next((r for r in recent if free[r] >= span.length and len(rows[r]) < max_segments), len(rows))
         if row == len(rows):
@@ -221,12 +221,12 @@ def longest(lengths: Int[np.ndarray, "spans"], count: int) -> np.ndarray | slice
 class _Window(NamedTuple):
     """Packed rows: the spans of row r are spans[edges[r]:edges[r + 1]]."""
 
-    spans: list[Span]
+    spans: list[DocumentSpan]
     edges: list[int]
     tokens: int
     dropped: int
 
-    def row(self, r: int) -> tuple[Span, ...]:
+    def row(self, r: int) -> tuple[DocumentSpan, ...]:
         return tuple(self.spans[self.edges[r] : self.edges[r + 1]])
 
     @classmethod
@@ -238,7 +238,7 @@ class _Window(NamedTuple):
             inside = np.flatnonzero(row == crowded)
             keep[inside] = False
             keep[inside[longest(lengths[inside], max_segments)]] = True
-        spans = list(map(Span, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
+        spans = list(map(DocumentSpan, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
         edges = [0, *np.cumsum(np.bincount(row[keep], minlength=rows)).tolist()]
         return cls(spans, edges, rows * capacity, int(lengths[~keep].sum()))
 

@@ -32,7 +32,7 @@ CHUNK = 1_000_000  # characters that are encoded at once
 
 
 @dataclass(frozen=True)
-class Unit:
+class PreparationUnit:
     """A file of a source, or several of them in order, see `bundles`.
 
     `kind` is "train", or "heldout" for a source's own held-out files; `index` is the first file's
@@ -54,9 +54,9 @@ class Unit:
         return sum(file.size for file in self.files)
 
 
-def units_of(source: Source, files: Sequence[SourceFile], kind: str) -> list[Unit]:
+def units_of(source: Source, files: Sequence[SourceFile], kind: str) -> list[PreparationUnit]:
     """The units of a source's files."""
-    return [Unit(source, together, kind, index) for index, together in bundles(files)]
+    return [PreparationUnit(source, together, kind, index) for index, together in bundles(files)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Job:
     """
 
     folder: str
-    unit: Unit
+    unit: PreparationUnit
     seed: int
     group_by: str
     samples: tuple[int, ...]
@@ -94,7 +94,7 @@ class Job:
         return [json.loads(line) for line in read_part(self.path(step, ".jsonl")).splitlines()]
 
 
-def scan(job: Job) -> None:
+def scan_files(job: Job) -> None:
     """Count documents, bytes and faults; write the groups and a sample of text for the tokenizer."""
     found = [_scan(job, *of) for of in zip(job.unit.files, job.samples, strict=True)]
     reports, tables, samples = zip(*found)

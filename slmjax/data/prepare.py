@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.data import passes
-from slmjax.data.build import FORMAT, Plan, build, check_faults, check_shards, read_manifest, ready
-from slmjax.data.passes import Unit, units_of
+from slmjax.data.build import FORMAT, PreparationPlan, build_shards, check_faults, check_shards, read_manifest, ready
+from slmjax.data.passes import PreparationUnit, units_of
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.errors import UserError, nearest
 from slmjax.text.files import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.sources import grouping, list_files, parse_sources, reader_identity, text_bytes
-from slmjax.text.tokenizer import EOT, SPECIAL, Tokenizer, load
+from slmjax.text.tokenizer import EOT, SPECIAL, Tokenizer, load_tokenizer
 
 IN_PROCESS_BYTES = 8_000_000  # below this, starting processes (1 to 2 s) costs more than it saves
 
@@ -84,7 +84,7 @@ def prepare(
                     size = sum(text_bytes(file) for unit in plan.units for file in unit.files)
                     if size > IN_PROCESS_BYTES:
                         say(f"preparing about {size / 1e6:,.0f} MB of text in {plan.folder} ({plan.processes} processes)")
-                    build(plan, alone=bool(held) and process_count == 1)
+                    build_shards(plan, alone=bool(held) and process_count == 1)
         prepared = _open(plan)
     check_faults(prepared.manifest["sources"], data.max_bad_share)
     for warning in prepared.manifest["warnings"]:
@@ -92,7 +92,7 @@ def prepare(
     return prepared
 
 
-def summary(prepared: Prepared) -> str:
+def preparation_summary(prepared: Prepared) -> str:
     """A table of what was prepared: documents, tokens, bytes a token, bad records, held-out documents and those removed as duplicates."""
     rows = [("source", "documents", "tokens", "bytes/token", "bad", "held out", "removed")]
     for name, entry in prepared.manifest["sources"].items():
@@ -117,7 +117,7 @@ def _plan(
     host: tuple[int, int],
     special: tuple[str, ...],
     *rest: Any,
-) -> Plan:
+) -> PreparationPlan:
     progress, say, timeout = rest
     sources = parse_sources(data.sources)
     if not sources:
@@ -139,7 +139,7 @@ def _plan(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{'-'.join(source.name for source in sources)[:40].rstrip('-.')}-{digest}"
     given = (data, seed, sources, shards, tuple(units), settings, folder)
-    return Plan(*given, tokenizer, special, processes, *host, *rest)
+    return PreparationPlan(*given, tokenizer, special, processes, *host, *rest)
 
 
 def _without(files: tuple, heldout: tuple, source: Source, say: Callable[[str], None]) -> list[SourceFile]:
@@ -160,7 +160,7 @@ def _settings(
     seed: int,
     sources: tuple,
     shards: dict,
-    units: list[Unit],
+    units: list[PreparationUnit],
     identities: dict,
     tokenizer: Tokenizer | None,
     special: tuple[str, ...],
@@ -224,18 +224,18 @@ def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:
 
 
 def _given_tokenizer(data: Any, shards: dict) -> Tokenizer | None:
-    tokenizer = load(data.tokenizer) if data.tokenizer else None
+    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
     origin = data.tokenizer
     for name, parts in shards.items():
         for folder, manifest, _ in parts:
             if tokenizer is None:
-                tokenizer, origin = load(folder / "tokenizer.json"), str(folder)
+                tokenizer, origin = load_tokenizer(folder / "tokenizer.json"), str(folder)
             if tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
                 raise UserError(f"data.sources.{name}: {folder} was prepared with another tokenizer than {origin}; use the same for both.")
     return tokenizer
 
 
-def _identities(units: list[Unit], cache: Path, processes: int, host: tuple[int, int], *rest: Any) -> dict[SourceFile, str]:
+def _identities(units: list[PreparationUnit], cache: Path, processes: int, host: tuple[int, int], *rest: Any) -> dict[SourceFile, str]:
     progress, say, timeout = rest
     entries: dict[Path, tuple[list[SourceFile], Source]] = {}
     for unit in units:
@@ -259,8 +259,8 @@ def _is_identity(entry: Path, files: int) -> bool:
     return entry.exists() and re.fullmatch(rb"[0-9a-f]{64}(\n[0-9a-f]{64}){%d}" % (files - 1), entry.read_bytes()) is not None
 
 
-def _open(plan: Plan) -> Prepared:
-    manifest, tokenizer = read_manifest(plan.folder), load(plan.folder / "tokenizer.json")
+def _open(plan: PreparationPlan) -> Prepared:
+    manifest, tokenizer = read_manifest(plan.folder), load_tokenizer(plan.folder / "tokenizer.json")
 
     def shard_set(source: Source, kind: str) -> ShardSet:
         parts = plan.shards.get(source.name) or [(plan.folder, manifest, (source.name,))]

@@ -8,11 +8,11 @@ from etils import epath
 from slmjax.config import Config, DataConfig
 from slmjax.data.loader import BatchPlan
 from slmjax.data.mixing import check_phases
-from slmjax.data.prepare import Prepared, prepare, summary
+from slmjax.data.prepare import Prepared, preparation_summary, prepare
 from slmjax.errors import ANEW, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
-from slmjax.text.tokenizer import EOT, SPECIAL, load
+from slmjax.text.tokenizer import EOT, SPECIAL, load_tokenizer
 from slmjax.textbook import passages as textbook
 
 # What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
@@ -21,11 +21,11 @@ HELDOUT_PER_KIND = 300
 SEED = 0  # of the text; runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared
 
 
-def run(config: Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
+def run_prepare(config: Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
     """Prepare config.data and say what came out; `init_from` gives the tokenizer, `process` is this one of `processes` that share it."""
     prepared = prepared_text(config.data, workdir, init_from=init_from, process=process, processes=processes)
     if process == 0:
-        print(summary(prepared))
+        print(preparation_summary(prepared))
 
 
 def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1) -> Prepared:
@@ -67,7 +67,7 @@ def special_tokens(workdir: str) -> tuple[str, ...]:
     A new run has all of SPECIAL. A run that began before ids were reserved has the end of text only.
     """
     try:
-        ids = load(f"{workdir}/tokenizer.json").special
+        ids = load_tokenizer(f"{workdir}/tokenizer.json").special
     except UserError:  # a new run, or a file that the run writes anew
         return tuple(SPECIAL)
     names = tuple(sorted(ids, key=ids.get))

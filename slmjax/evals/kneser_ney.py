@@ -105,7 +105,7 @@ def fit(documents: Iterable[Sequence[int]], vocab_size: int, order: int, eot: in
     return KneserNey(vocab_size, order, eot, unigram, levels[1:])
 
 
-def bits_per_byte(model: KneserNey, documents: Sequence[Sequence[int]], total_bytes: int) -> float:
+def ngram_bits_per_byte(model: KneserNey, documents: Sequence[Sequence[int]], total_bytes: int) -> float:
     """Bits that the model needs for the documents, each with its eot, over the bytes of their text."""
     return float(-model.log_probabilities(documents).sum() / math.log(2) / total_bytes)
 

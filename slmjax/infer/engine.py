@@ -13,7 +13,7 @@ from jaxtyping import Array
 from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
 from slmjax.infer.programs import END, STOP, Request, State, programs, ready_buffers, ready_params, unrolled
-from slmjax.infer.sampling import Sampling, settings
+from slmjax.infer.sampling import Sampling, sampling_of
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
@@ -116,7 +116,7 @@ class Engine:
             those that end a document or a turn, see Tokenizer.ends.
         Raises: UserError naming the argument that makes no sense.
         """
-        drawing = settings(len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        drawing = sampling_of(len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         ids, out, stop = [self.encode(prompt) for prompt in prompts], [], [stop] if isinstance(stop, str) else stop
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)

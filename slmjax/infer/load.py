@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from slmjax.checkpoint import Checkpoints, Damaged
+from slmjax.checkpoint import Checkpoints, DamagedCheckpoint
 from slmjax.config import Config, check_trust, freeze, from_dict
 from slmjax.errors import ANEW, UserError
 from slmjax.models import lm
@@ -71,7 +71,7 @@ def _load(root: epath.Path, checkpoints: Checkpoints, step: int, meta: dict, tru
     except UserError as error:  # of another version, or of somebody who changed it
         raise UserError(f"the checkpoint '{checkpoints.root / str(step)}': {error}") from error
     except Exception as error:  # whatever a damaged file holds
-        raise Damaged("its meta item cannot be read") from error
+        raise DamagedCheckpoint("its meta item cannot be read") from error
     check_trust(config, trust, str(checkpoints.root / str(step)))
     if text and not trained_with:
         raise UserError(f"'{root}' was trained by the task '{config.task}', which has no tokenizer, so the model reads and writes no text.")
@@ -97,7 +97,7 @@ def _tokenizer(root: epath.Path, step: int, trained_with: str) -> tokenizers.Tok
     file = root / "tokenizer.json"
     if not file.exists():
         raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
-    tokenizer = tokenizers.load(str(file))
+    tokenizer = tokenizers.load_tokenizer(str(file))
     if tokenizer.sha256 != trained_with:
         raise UserError(f"'{file}' is not the tokenizer that the checkpoint of step {step} was trained with.")
     return tokenizer

@@ -22,14 +22,14 @@ class Sampling(NamedTuple):
     row: Any  # int32: rows of one seed differ by it
 
 
-def settings(rows: int, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int | Sequence[int] = 0) -> Sampling:
+def sampling_of(rows: int, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int | Sequence[int] = 0) -> Sampling:
     """The same settings for `rows` rows.
 
     Args:
       seed: of all rows, which then differ by their number; or a seed for each row, which then draws as it would alone with that seed.
     Raises: UserError naming the value that makes no sense.
     """
-    check(temperature=temperature, top_k=top_k, top_p=top_p)
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     each = not isinstance(seed, int | np.integer)
     if each and len(seed) != rows:
         raise UserError(f"seed has {len(seed)} values for {rows} prompts; give one number, or one for each prompt.")
@@ -40,7 +40,7 @@ def settings(rows: int, *, temperature: float = 0.0, top_k: int = 0, top_p: floa
     )  # fmt: skip
 
 
-def check(*, temperature: float, top_k: int, top_p: float) -> None:
+def check_sampling(*, temperature: float, top_k: int, top_p: float) -> None:
     """Raises: UserError naming the value that makes no sense."""
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Keys, KVCache, empty_kv
 from slmjax.models.declare import weight
-from slmjax.models.layers import Context, RMSNorm, TokenMixer, products, residual_scale
+from slmjax.models.layers import Context, RMSNorm, TokenMixer, project, residual_scale
 from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope as rotate
 from slmjax.ops.softmax_attention import attention
@@ -43,7 +43,7 @@ class Attention(TokenMixer):
         for name, count in heads.items():
             axes = ("width", "kv_heads" if name in ("key", "value") else "heads", None)
             inputs[name] = weight(self, name, (D, count, H), axes=axes, inputs=(0,), outputs=(1, 2))
-        of = dict(zip(inputs, products(self, "in", x, inputs, fused=ctx.slots is None)))
+        of = dict(zip(inputs, project(self, "in", x, inputs, fused=ctx.slots is None)))
         for name in ("query", "key"):
             if name in of:
                 of[name] = RMSNorm(arch, name=f"{name}_norm")(of[name]) if arch.qk_norm else of[name]
@@ -59,7 +59,7 @@ class Attention(TokenMixer):
         if arch.output_gate:
             mixed *= jax.nn.sigmoid(of["gate"])
         out = weight(self, "out", (N, H, D), axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=residual_scale(arch))
-        return *products(self, "out", mixed, {"out": out}), cache, shared | {self.kind_of_keys: keys}
+        return *project(self, "out", mixed, {"out": out}), cache, shared | {self.kind_of_keys: keys}
 
     @property
     def kind_of_keys(self) -> str:

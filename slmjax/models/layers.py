@@ -123,7 +123,7 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps) * scale.astype(wide.dtype)).astype(x.dtype)
 
 
-def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False) -> tuple[Array, ...]:
+def project(module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False) -> tuple[Array, ...]:
     """x [B,T,...I] times each of a module's weights [...I, ...O], named as its parameters; in float8 where there are scales for the `site`.
 
     The scales of inputs and gradients are buffers; those of weights are in the collection
@@ -135,7 +135,7 @@ def products(module: nn.Module, site: str, x: Array, weights: dict[str, Array], 
     """
     inner = x.ndim - 2
     if module.is_initializing() and module.arch.products == "float8":
-        buffer(module, site, fp8.start, channel="cotangent", combine="max", update=fp8.next_scales)
+        buffer(module, site, fp8.initial_scales, channel="cotangent", combine="max", update=fp8.next_scales)
     float8 = module.has_variable("buffers", site) and not module.is_initializing()
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from slmjax.models import recurrent
 from slmjax.models.declare import weight
-from slmjax.models.layers import Context, RMSNorm, products, residual_scale
+from slmjax.models.layers import Context, RMSNorm, project, residual_scale
 
 GLA_RANK = 16  # of the projection that makes GLA's decays; Yang et al. 2023, section 4.4
 GLA_TEMPER = 16.0  # divides the decays' logarithms; Yang et al. 2023, section 4.4
@@ -30,7 +30,7 @@ class LinearAttention(recurrent.RecurrentMixer):
         for name, width in widths.items():
             axes = ("width", "heads" if name in ("query", "gate") else "kv_heads", None)
             inputs[name] = weight(self, name, (D, H, width), axes=axes, inputs=(0,), outputs=(1, 2))
-        query, key, value, *gate = products(self, "in", x, inputs)
+        query, key, value, *gate = project(self, "in", x, inputs)
         rank = {"gla": GLA_RANK, "kda": V}.get(kind)  # of the projection for decays
         decay = x @ (self._down("decay_down", rank) if rank else self._by_head("decay"))
         erase = None if kind == "gla" else x @ self._by_head("erase")
@@ -51,7 +51,7 @@ class LinearAttention(recurrent.RecurrentMixer):
             erase = jax.nn.sigmoid(erase.astype(jnp.float32))
             value = (value * erase[..., None]).astype(value.dtype)
             decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", decay))
-        return recurrent.run(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
+        return recurrent.run_recurrence(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
 
     def _gated(self, out, gate):
         kda = self.kind == "kda"
@@ -59,7 +59,7 @@ class LinearAttention(recurrent.RecurrentMixer):
         out = RMSNorm(self.arch, name="out_norm")(out) * gate
         shape, scale = (*out.shape[2:], self.arch.width), residual_scale(self.arch)
         matrix = weight(self, "out", shape, axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=scale)
-        return products(self, "out", out, {"out": matrix})[0]
+        return project(self, "out", out, {"out": matrix})[0]
 
     # These three have no outputs, so that AdamW updates them also beside Muon: they make gates, one
     # vector for each of them.

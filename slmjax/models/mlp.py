@@ -6,7 +6,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slmjax.models.declare import weight
-from slmjax.models.layers import ChannelMixer, Context, products, residual_scale
+from slmjax.models.layers import ChannelMixer, Context, project, residual_scale
 
 
 class MLP(ChannelMixer):
@@ -16,8 +16,8 @@ class MLP(ChannelMixer):
     def __call__(self, x: Float[Array, "B T D"], *, ctx: Context) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
         into = {"axes": ("width", "ff"), "inputs": (0,), "outputs": (1,)}
-        gate, up = products(self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")})
+        gate, up = project(self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")})
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         down = weight(self, "down", (F, D), axes=("ff", "width"), inputs=(0,), outputs=(1,), init=residual_scale(self.arch))
-        (y,) = products(self, "out", jax.nn.silu(gate) * up, {"down": down})
+        (y,) = project(self, "out", jax.nn.silu(gate) * up, {"down": down})
         return y, {}, {}

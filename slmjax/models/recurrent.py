@@ -70,7 +70,7 @@ class RecurrentCache:
 def empty_cache(batch: int, heads: int, key: int, value: int, channels: dict[str, int], dtype: Any) -> RecurrentCache:
     """Before the first token; `channels` of each convolution by name."""
     tails = {name: jnp.zeros((batch, TAPS - 1, count), dtype) for name, count in channels.items()}
-    return RecurrentCache(ops.empty(batch, heads, key, value), tails, jnp.zeros((batch, TAPS - 1), jnp.int32))
+    return RecurrentCache(ops.empty_memory(batch, heads, key, value), tails, jnp.zeros((batch, TAPS - 1), jnp.int32))
 
 
 def convolved(
@@ -97,7 +97,7 @@ def convolved(
             run = functools.partial(activated, unit=name in unit, kernel=kernel)
             rows, of = P(BATCH), _split(heads[0])
             specs = (P(BATCH, None, of), P(None, of), None if shift is None else P(of), rows)
-            out.append(_by_device(run, specs, specs[0], len(x))(x, taps, shift, ctx.segments))
+            out.append(_by_device(run_recurrence, specs, specs[0], len(x))(x, taps, shift, ctx.segments))
             continue
         flat = x.reshape(*x.shape[:2], -1)
         state = {"tail": cache.tails[name], "tail_segments": cache.tail_segments}
@@ -130,11 +130,11 @@ def step_sizes(module: nn.Module, name: str, x: Float[Array, "B T H ..."]) -> Fl
     return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
 
 
-def run(
+def run_recurrence(
     arch: Architecture, query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None
 ) -> tuple[Array, RecurrentCache | None]:
     """(outputs, cache with the new memory) of ops.recurrence: each device its own rows and, over the tensor axis, its own heads."""
-    memory = ops.empty(len(value), value.shape[2], key.shape[3], value.shape[3]) if cache is None else cache.memory
+    memory = ops.empty_memory(len(value), value.shape[2], key.shape[3], value.shape[3]) if cache is None else cache.memory
 
     def local(query, key, value, decay, erase, segments, memory):
         return ops.recurrence(query, key, value, decay, erase=erase, segments=segments, memory=memory, kernel=arch.recurrence)

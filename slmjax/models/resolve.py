@@ -33,7 +33,7 @@ def resolve(
     compute, compute_reason = choose_compute(device, precision.compute)
     chosen = attention.choose(device.platform, device.capability, compute, model.head_dim, deterministic)
     if model.attention != "auto":
-        chosen = attention.Choice(model.attention, "config.model.attention")
+        chosen = attention.KernelChoice(model.attention, "config.model.attention")
     products, products_reason = choose_products(device, precision.products)
     if products == "float8" and model.share_blocks > 1:
         raise UserError("config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1.")

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from slmjax.models import recurrent
 from slmjax.models.declare import weight
-from slmjax.models.layers import Context, RMSNorm, products, residual_scale
+from slmjax.models.layers import Context, RMSNorm, project, residual_scale
 
 
 class SSM(recurrent.RecurrentMixer):
@@ -37,7 +37,7 @@ class SSM(recurrent.RecurrentMixer):
             name: weight(self, name, (D, *shape), axes=("width", axes[name], None), inputs=(0,), outputs=(1, 2))
             for name, shape in shapes.items()
         }
-        gate, value, write, read = products(self, "in", x, inputs)
+        gate, value, write, read = project(self, "in", x, inputs)
         steps = x @ weight(self, "step", (D, H), axes=("width", "heads"), inputs=(0,))  # no outputs: AdamW updates it
         # Rematerialised: these activations are large and cheap to recompute.
         out, cache = nn.remat(SSM._mixed)(self, value, write, read, steps, ctx, cache)
@@ -48,7 +48,7 @@ class SSM(recurrent.RecurrentMixer):
         (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
         step = recurrent.step_sizes(self, "step_bias", steps)
         stepped = (value * step[..., None]).astype(value.dtype)
-        out, cache = recurrent.run(self.arch, read, write, stepped, recurrent.decay_of(self, step), None, ctx, cache)
+        out, cache = recurrent.run_recurrence(self.arch, read, write, stepped, recurrent.decay_of(self, step), None, ctx, cache)
         skip = weight(self, "skip", value.shape[2:3], init=nn.initializers.ones, group="vector")
         return out + value * skip[None, None, :, None].astype(value.dtype), cache
 
@@ -57,4 +57,4 @@ class SSM(recurrent.RecurrentMixer):
         out = RMSNorm(self.arch, name="out_norm")((out * jax.nn.silu(gate)).reshape(*out.shape[:2], H * V)).reshape(out.shape)
         shape, scale = (H, V, self.arch.width), residual_scale(self.arch)
         matrix = weight(self, "out", shape, axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=scale)
-        return products(self, "out", out, {"out": matrix})[0]
+        return project(self, "out", out, {"out": matrix})[0]

@@ -68,7 +68,7 @@ def _backward(kernel, kept, gradients):
 walk.defvjp(_forward, _backward)
 
 
-def scan(written, erased, writing, whole, added, state, *, reverse: bool):
+def scan_chunks(written, erased, writing, whole, added, state, *, reverse: bool):
     """(memories, new, state) by lax.scan over the chunks; in reverse, new = written + erased S and S <- whole S + added - writing^T new.
 
     What is None is left out.
@@ -93,7 +93,7 @@ def scan(written, erased, writing, whole, added, state, *, reverse: bool):
 
 
 def _walk_of(kernel: str) -> Any:
-    return {"scan": scan, "triton": triton_walk.walk, "interpret": functools.partial(triton_walk.walk, interpret=True)}[kernel]
+    return {"scan": scan_chunks, "triton": triton_walk.walk, "interpret": functools.partial(triton_walk.walk, interpret=True)}[kernel]
 
 
 def dot(spec: str, a: Array, b: Array, to: Any = jnp.float32) -> Array:

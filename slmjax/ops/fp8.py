@@ -58,7 +58,7 @@ def products(
     return _products(x, weights, scales, weight_scales)
 
 
-def start() -> dict[str, Float[Array, ""]]:
+def initial_scales() -> dict[str, Float[Array, ""]]:
     """The scales of a place before the first step."""
     return {"input": jnp.float32(INPUT.start), "gradient": jnp.float32(GRADIENT.start)}
 

@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     segment: Any  # [B] int32; 0: nothing was seen yet
 
 
-def empty(batch: int, heads: int, key: int, value: int) -> Memory:
+def empty_memory(batch: int, heads: int, key: int, value: int) -> Memory:
     """The memory before the first token."""
     return Memory(jnp.zeros((batch, heads, key, value), jnp.float32), jnp.zeros(batch, jnp.int32))
 
@@ -74,7 +74,7 @@ def recurrence(
     """
     B, T, G, K = query.shape
     H, V = value.shape[2:]
-    memory = empty(B, H, K, V) if memory is None else memory
+    memory = empty_memory(B, H, K, V) if memory is None else memory
     run = _step if T == 1 else functools.partial(_chunks, chunk=min(chunk, 1 << (T - 1).bit_length()), kernel=kernel)
 
     @jax.checkpoint

@@ -43,7 +43,7 @@ def activation(y: Float[Array, "B T H c"], bias: Float[Array, "H c"] | None, *, 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_kernel(unit, interpret, given):
-    return triton_conv.forward(given, unit=unit, interpret=interpret)
+    return triton_conv.conv_forward(given, unit=unit, interpret=interpret)
 
 
 def _by_kernel_forward(unit, interpret, given):

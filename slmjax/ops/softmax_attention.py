@@ -18,14 +18,14 @@ BLOCK = 512  # queries whose scores exist at once on the blockwise path
 GROUPS = 8  # causal prefixes of different length: the share of wasted products is 1/(2 * GROUPS)
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """A kernel and the reason for it, printed at start."""
 
     kernel: str
     reason: str
 
 
-def choose(platform: str, capability: float | None, compute: str, head_dim: int, deterministic: bool = False) -> Choice:
+def choose(platform: str, capability: float | None, compute: str, head_dim: int, deterministic: bool = False) -> KernelChoice:
     """The attention kernel for a device.
 
     Args:
@@ -36,21 +36,23 @@ def choose(platform: str, capability: float | None, compute: str, head_dim: int,
       deterministic: the same bits in every run are asked for.
     """
     if platform == "tpu":
-        return Choice("splash", "TPU: Pallas splash attention keeps scores on chip")
+        return KernelChoice("splash", "TPU: Pallas splash attention keeps scores on chip")
     if platform != "gpu":
-        return Choice("blockwise", f"{platform}: plain XLA, scores in blocks of {BLOCK} queries")
+        return KernelChoice("blockwise", f"{platform}: plain XLA, scores in blocks of {BLOCK} queries")
     if capability is None or capability < 9.0:
-        return Choice("blockwise", f"GPU of compute capability {capability}: cuDNN's fused attention over packed rows needs 9.0 or newer")
+        return KernelChoice(
+            "blockwise", f"GPU of compute capability {capability}: cuDNN's fused attention over packed rows needs 9.0 or newer"
+        )
     if compute != "bfloat16":
-        return Choice("blockwise", f"compute in {compute}: cuDNN's fused attention needs bfloat16")
+        return KernelChoice("blockwise", f"compute in {compute}: cuDNN's fused attention needs bfloat16")
     if head_dim % 8 or head_dim > 128:
-        return Choice("blockwise", f"head size {head_dim}: cuDNN's fused attention needs a multiple of 8, at most 128")
+        return KernelChoice("blockwise", f"head size {head_dim}: cuDNN's fused attention needs a multiple of 8, at most 128")
     if deterministic:
-        return Choice(
+        return KernelChoice(
             "blockwise",
             "train.deterministic: cuDNN adds in an order that changes between runs (3.0 times the step of a 24M model on an H200)",
         )
-    return Choice("cudnn", f"GPU of compute capability {capability} and {compute}: cuDNN's fused attention")
+    return KernelChoice("cudnn", f"GPU of compute capability {capability} and {compute}: cuDNN's fused attention")
 
 
 def attention(

@@ -14,7 +14,7 @@ TINY = 1e-6  # inside the root of a length, as in every published implementation
 TILE = 4096  # numbers that one program computes: tokens times channels of a head
 
 
-def forward(given, *, unit: bool, interpret: bool):
+def conv_forward(given, *, unit: bool, interpret: bool):
     """silu(convolution + bias) by heads, of length 1 where `unit`.
 
     `given` holds x [B,T,H,c], weight [W,H,c], segments [B,T] and, where there is one, bias [H,c]; c is a power of two.

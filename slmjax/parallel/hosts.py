@@ -33,7 +33,7 @@ def check_devices() -> None:
         ) from error
 
 
-def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     """Join the other processes, if there are others; must come before anything else touches a device.
 
     Told by arguments, or by the environment: JAX_COORDINATOR_ADDRESS, Slurm, or a TPU pod's metadata (jax.distributed finds those itself).

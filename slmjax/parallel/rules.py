@@ -82,7 +82,7 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def flatten(tree: dict) -> dict:
+def flatten_tree(tree: dict) -> dict:
     """{path: leaf}."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

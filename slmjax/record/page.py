@@ -44,7 +44,7 @@ def figures(*svgs: str) -> str:
     return f'<div class="figures">{"".join(found)}</div>' if found else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, strong: Iterable[int] = ()) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, strong: Iterable[int] = ()) -> str:
     """A table; the first `left` columns hold text, the others numbers, which are set flush right. Rows in `strong` stand out.
 
     A cell is plain text, or HTML where it is a `Markup`. None is an empty cell. A table without rows is nothing;

@@ -103,7 +103,7 @@ class Progress:
         return (self._total - last) * (now - then) / (last - first) if last > first else None
 
 
-def exact_answers(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
+def answer_table(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
     """A table: the share of exact answers to held-out questions of each kind, next to chance and an n-gram model.
 
     Args:

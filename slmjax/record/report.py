@@ -178,7 +178,9 @@ def _domains(records: metrics.Records) -> list[str]:
             " An n-gram model predicts each token from the n - 1 before it, by counting in the same training text "
             "(interpolated Kneser-Ney). Last column: the final value divided by the best n-gram model's."
         )
-    return [page.table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], strong=strong), page.note(text)] if rows else []
+    return (
+        [page.html_table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], strong=strong), page.note(text)] if rows else []
+    )
 
 
 def _answers(records: metrics.Records) -> list[str]:
@@ -194,7 +196,7 @@ def _answers(records: metrics.Records) -> list[str]:
         rows.append([kind, page.bar(found.get("accuracy") or 0.0), *shown, found.get("count")])
     head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
     kept = [column for column in range(len(head)) if any(row[column] is not None for row in rows)]
-    return [page.table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], left=2)] if rows else []
+    return [page.html_table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], left=2)] if rows else []
 
 
 def _samples(records: metrics.Records) -> list[str]:
@@ -234,7 +236,7 @@ def _time(records: metrics.Records) -> list[str]:
     if before:
         causes = ", ".join(f"{cause.replace('_', ' ')} {duration(seconds)}" for cause, seconds in before.items())
         text += f" Before the first step, and not in the wall time: {causes}."
-    table = page.table(["", "", "time", "share"], rows, left=2, strong=[0, len(rows) - 1])
+    table = page.html_table(["", "", "time", "share"], rows, left=2, strong=[0, len(rows) - 1])
     return [table, page.note(text)]
 
 
@@ -248,7 +250,7 @@ def _data(records: metrics.Records) -> list[str]:
     told = event.get("told", {})
     more = {name: sentence for name, sentence in told.items() if not sentence.endswith(" tokens")}  # than the table
     notes = [page.note(f"{name}: {sentence}.") for name, sentence in more.items()]
-    return [page.table(head, rows), *notes, _pairs(rest)]
+    return [page.html_table(head, rows), *notes, _pairs(rest)]
 
 
 def _history(records: metrics.Records) -> list[str]:
@@ -264,7 +266,7 @@ def _history(records: metrics.Records) -> list[str]:
             rows.append([_moment(record["time"]) if record.get("time") else "", text, f"{step:,}"])
     eventful = any(text not in ("started", "finished") for _, text, _ in rows)
     lost = f"Lines of metrics.jsonl that cannot be read, and are left out: {records.torn:,}." if records.torn else ""
-    return [page.table(["when", "what", "step"], rows, left=2) if eventful else "", page.note(lost) if lost else ""]
+    return [page.html_table(["when", "what", "step"], rows, left=2) if eventful else "", page.note(lost) if lost else ""]
 
 
 def _told(record: Mapping[str, Any], reached: int) -> str:
@@ -294,7 +296,7 @@ def _lineage(records: metrics.Records) -> list[str]:
     parents = _last(records, "lineage").get("parents", [])
     columns = list(dict.fromkeys(key for parent in parents for key in parent))
     rows = [[_cell("", parent.get(key)) for key in columns] for parent in parents]
-    return [page.table([key.replace("_", " ") for key in columns], rows, left=len(columns))]
+    return [page.html_table([key.replace("_", " ") for key in columns], rows, left=len(columns))]
 
 
 def _config(config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[str]:
@@ -305,8 +307,10 @@ def _config(config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> li
     rows = list(shown.items())
     strong = [index for index, (name, _) in enumerate(rows) if name in changed]
     top = [[name, shown[name], json.dumps(defaults[name]) if name in defaults else "(new)"] for name in shown if name in changed]
-    whole = f"<details><summary>All {len(rows)} fields</summary>{page.table(['field', 'value'], rows, left=2, strong=strong)}</details>"
-    return [page.table(["changed field", "value", "default"], top, left=3), whole]
+    whole = (
+        f"<details><summary>All {len(rows)} fields</summary>{page.html_table(['field', 'value'], rows, left=2, strong=strong)}</details>"
+    )
+    return [page.html_table(["changed field", "value", "default"], top, left=3), whole]
 
 
 def _environment(records: metrics.Records) -> list[str]:
@@ -320,7 +324,7 @@ def _environment(records: metrics.Records) -> list[str]:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     rows = [[key.replace("_", " "), _cell(key, value)] for key, value in values.items() if value not in (None, "", [], {})]
-    return page.table([], rows, left=2)
+    return page.html_table([], rows, left=2)
 
 
 def _cell(key: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from slmjax.readable import count, percent
 from slmjax.record.figures import Line, curves
 
 
-def told(plan: BatchPlan) -> dict[str, str]:
+def reading_sentences(plan: BatchPlan) -> dict[str, str]:
     """{source: "2.30 epochs of 11M tokens; cap 4"}, of the whole run."""
     return {name: _told(plan, name, epochs, rows.tokens) for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans)}
 

@@ -45,14 +45,14 @@ class Outcome(NamedTuple):
     diverged: str = ""
 
 
-class Stopped(Exception):
+class StudyStopped(Exception):
     """A run was told to leave, with this exit status; it is saved and goes on from there."""
 
     def __init__(self, status: int):
         self.status = status
 
 
-def run(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
+def run_recall(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
     """The stage: every task with every variant.
 
     Rows go to study.json as they are found. A study that was stopped goes on with the run in which it was stopped.
@@ -60,7 +60,7 @@ def run(config: configs.Config, workdir: str, *, init_from: str = "", command: s
     """
     if init_from:
         raise UserError("--init_from: the recall study trains its models from the start.")
-    study = settings(config)
+    study = study_settings(config)
     use_compile_cache()
     hosts.check_devices()
     folder = epath.Path(workdir)
@@ -75,14 +75,14 @@ def run(config: configs.Config, workdir: str, *, init_from: str = "", command: s
             if (task, name) in done:
                 continue
             try:
-                row = measure(config, study, task, name, tuple(pattern), folder, command)
-            except Stopped as stopped:
+                row = measure_recall(config, study, task, name, tuple(pattern), folder, command)
+            except StudyStopped as stopped:
                 print("Saved and left as asked; the same command goes on from here.")
                 return stopped.status
             found["rows"].append(row)
             write_atomic(file, json.dumps(found, indent=1) + "\n")
             print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
-    print("\n" + table(found["rows"]))
+    print("\n" + recall_table(found["rows"]))
     chosen = "at the learning rate that is best on validation rows"
     print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
     return 0
@@ -116,7 +116,7 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
     return {**found, "settings": decide, "variants": variants}
 
 
-def settings(config: configs.Config) -> dict[str, Any]:
+def study_settings(config: configs.Config) -> dict[str, Any]:
     """Return config.study as the stage reads it; how long and how a model is trained is config.train's.
 
     Raises: UserError for an empty setting, and for a pattern or task that does not parse.
@@ -136,7 +136,7 @@ def settings(config: configs.Config) -> dict[str, Any]:
     return study | {"variants": variants}
 
 
-def measure(
+def measure_recall(
     config: configs.Config,
     study: Mapping[str, Any],
     task: str,
@@ -148,7 +148,7 @@ def measure(
     """The row of a task and a variant: test accuracy of each rate and seed, and of the rate that is best on validation rows.
 
     Rates are tried in their order, up to the first that has enough.
-    Raises: Stopped where a run was told to leave.
+    Raises: StudyStopped where a run was told to leave.
     """
     tried: dict[float, list[Outcome]] = {}
     for rate in map(float, study["rates"]):
@@ -192,7 +192,7 @@ def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: s
     """What the run of a config finds; it is begun, gone on with, or only read.
 
     What the run prints is dropped: all of it is in its own records and report.
-    Raises: Stopped where it was told to leave.
+    Raises: StudyStopped where it was told to leave.
     """
     steps = config.train.steps
     found = recorded(folder, steps)
@@ -201,13 +201,13 @@ def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: s
     terminal = functools.partial(print, file=sys.stdout, flush=True)
     with said_if_long(f"training {what}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
         try:
-            status = training.run(config, str(folder), command=command)
+            status = training.run_train(config, str(folder), command=command)
         except UserError:
             if recorded(folder, steps) is None:  # it is not the model that failed
                 raise
             status = 0
     if status:
-        raise Stopped(status)
+        raise StudyStopped(status)
     return recorded(folder, steps)
 
 
@@ -252,7 +252,7 @@ def scored(row: Mapping[str, Any]) -> str:
     return f"{row['accuracy']:.3f}" + (f" ± {row['deviation']:.3f}" if several else "")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def recall_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line for each variant, a column for each task."""
     names, columns = (list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task"))
     cells = {(row["variant"], row["task"]): scored(row) for row in rows}

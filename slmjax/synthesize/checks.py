@@ -42,7 +42,7 @@ def length(text: str) -> int:
     return len(_ALONE_OR_SIGNS.sub(" ", text).split()) + len(_ALONE_LETTERS.findall(text)) // 2
 
 
-def judge(item: Item, text: str, finish: str) -> tuple[str, str]:
+def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
     """(reason to reject, what was checked); the reason is "" for a document that stands.
 
     Checked is "answers" where all answers were compared with computed ones, "equations" where the document's own calculations were done

@@ -41,7 +41,7 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
     counts: dict[str, Counter] = {}
     for number, document in enumerate(documents):
         for n, held in grams.items():
-            found = shingles(document["text"], n)
+            found = ngram_hashes(document["text"], n)
             held.append(_sampled(found, share))
             if n == SHINGLE and number % stride == 0:
                 compared.append(found)
@@ -61,7 +61,7 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
     }
 
 
-def shingles(text: str, n: int) -> UInt64[np.ndarray, "_"]:
+def ngram_hashes(text: str, n: int) -> UInt64[np.ndarray, "_"]:
     """A 64-bit hash of every n words in a row, lower-cased, without punctuation; empty for shorter texts."""
     words = np.array([_word(word) for word in WORD.findall(text.lower())], np.uint64)
     count = max(0, len(words) - n + 1)

@@ -10,13 +10,13 @@ from typing import Any
 from etils import epath
 
 from slmjax.errors import UserError
-from slmjax.synthesize.checks import judge, without_thoughts
+from slmjax.synthesize.checks import judge_text, without_thoughts
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.teachers import Request, Teacher
+from slmjax.synthesize.teachers import Teacher, TeacherRequest
 from slmjax.text.files import write_atomic
 
 
-def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> Iterator[dict[str, Any]]:
+def records(requests: Iterable[TeacherRequest], journal: Journal, teacher: Teacher) -> Iterator[dict[str, Any]]:
     """A record of every request that was answered or given up, in order; `reason` is "" for accepted documents.
 
     What is accepted depends on the answers in the journal alone: nothing is asked, whatever is changed in the checks.
@@ -35,7 +35,7 @@ def records(requests: Iterable[Request], journal: Journal, teacher: Teacher) -> 
         answer = json.loads(event.body)
         if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
             raise UserError(f"config.synthesize.journal: event {event.n} of {journal.file} is no answer.")
-        reason, checked = judge(request.item, answer["text"], answer["finish"])
+        reason, checked = judge_text(request.item, answer["text"], answer["finish"])
         text = without_thoughts(answer["text"])
         digest = hashlib.sha256(text.encode()).digest()
         if not reason and (first := seen.setdefault(digest, record["id"])) != record["id"]:

@@ -14,7 +14,7 @@ DRAWN, PRINTED = 0.25, 30.0
 """Seconds between two drawings of the live line, and between two plain lines where there is no terminal."""
 
 
-class Line:
+class StatusLine:
     """Documents, tokens a second, accepted share, cost and time left; call it with the tally after every answer."""
 
     def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic):

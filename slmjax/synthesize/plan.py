@@ -56,7 +56,7 @@ class Item:
     passage: str
 
 
-class Plan:
+class DocumentPlan:
     """Item `number` of a run, for any number: more documents leave the earlier ones as they are.
 
     The product of topics, audiences and formats is gone through in a seeded order, again and again, so that each combination comes up
@@ -147,7 +147,7 @@ def read_topics(value: str) -> list[str]:
     return found
 
 
-def read_passages(value: str) -> list[str]:
+def read_seeds(value: str) -> list[str]:
     """Texts for seed passages: the first documents of a file, folder or pattern, as data.sources has them; "" is none.
 
     Raises: UserError for what cannot be read, and for a source most of whose records cannot be used.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from slmjax.errors import UserError
 from slmjax.synthesize.budget import Budget, BudgetSpent, Pace
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.teachers import Answer, Fault, Request, Teacher, reservation
+from slmjax.synthesize.teachers import Answer, Teacher, TeacherFault, TeacherRequest, reservation
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try; doubled for each further one up to the longest, then shortened at random by up to a half, so that many
@@ -39,7 +39,7 @@ class Tally:
 
 
 async def produce(
-    requests: Iterable[Request],
+    requests: Iterable[TeacherRequest],
     teacher: Teacher,
     journal: Journal,
     budget: Budget,
@@ -49,7 +49,7 @@ async def produce(
     per_minute: float = 0.0,
     concurrent: int = 64,
     retries: int = 5,
-    judge: Callable[[Request, Answer], str] = lambda request, answer: "",
+    judge: Callable[[TeacherRequest, Answer], str] = lambda request, answer: "",
     tell: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
     """Ask for every request that the journal has no answer of.
@@ -89,13 +89,13 @@ class _Asker:
     price: tuple[float, float]
     concurrent: int
     retries: int
-    judge: Callable[[Request, Answer], str]
+    judge: Callable[[TeacherRequest, Answer], str]
     tell: Callable[[Tally], None]
     stop: asyncio.Event
     pace: Pace
     in_a_row: int = 0  # requests that came to nothing since the last answer
 
-    async def work(self, remaining: Iterator[Request]) -> None:
+    async def work(self, remaining: Iterator[TeacherRequest]) -> None:
         """Settle requests one after the other, until there are none or the budget is spent."""
         for request in remaining:
             if self.stop.is_set():
@@ -110,7 +110,7 @@ class _Asker:
                 self.tally.spent = True
                 return
 
-    async def settle(self, request: Request) -> None:
+    async def settle(self, request: TeacherRequest) -> None:
         """Ask until there is an answer, or there is no point in it."""
         tries = waits = 0
         while not self.stop.is_set():
@@ -119,7 +119,7 @@ class _Asker:
                 return
             try:
                 answer = await self.attempt(request)
-            except Fault as fault:
+            except TeacherFault as fault:
                 self.failed(fault)
                 tries, waits = tries + (not fault.limit), waits + fault.limit
                 if not fault.again or tries > self.retries or waits > SLOWER * self.retries:
@@ -134,7 +134,7 @@ class _Asker:
         self.tally.rejected += 1
         self.tell(self.tally)
 
-    async def attempt(self, request: Request) -> Answer:
+    async def attempt(self, request: TeacherRequest) -> Answer:
         """One try, journalled before and after."""
         most = reservation(request)
         reserved = (sum(most), self.dollars(most))
@@ -146,7 +146,7 @@ class _Asker:
             await asyncio.wrap_future(written)
             try:
                 answer = await self.teacher.ask(request)
-            except Fault as fault:
+            except TeacherFault as fault:
                 used = self.used(fault.tokens, reserved)
                 body = {"reason": fault.reason}
                 await asyncio.wrap_future(self.journal.fault(request.key, number, tokens=used[0], cost=used[1], body=body))
@@ -167,7 +167,7 @@ class _Asker:
         """(tokens, dollars) of a try; all that was reserved where the teacher does not say."""
         return (sum(tokens), self.dollars(tokens)) if tokens else reserved
 
-    def failed(self, fault: Fault) -> None:
+    def failed(self, fault: TeacherFault) -> None:
         """Count a fault. Raises: UserError for one that ends the run, or the last of too many in a row."""
         tally = self.tally
         tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
@@ -187,14 +187,14 @@ class _Asker:
                 f"{self.teacher.model} answers."
             ) from fault
 
-    async def back_off(self, fault: Fault, tries: int) -> None:
+    async def back_off(self, fault: TeacherFault, tries: int) -> None:
         """Wait before a request is asked again: longer with each try, and as long as the teacher asks."""
         seconds = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
         if fault.limit:
             self.pace.hold(fault.wait)
         await self.pace.pause(max(fault.wait, seconds))
 
-    def answered(self, request: Request, answer: Answer) -> None:
+    def answered(self, request: TeacherRequest, answer: Answer) -> None:
         """Count an answer. Raises: UserError where none of so many can be used."""
         self.in_a_row = 0
         tally, reason = self.tally, self.judge(request, answer)

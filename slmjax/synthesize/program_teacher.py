@@ -17,7 +17,7 @@ DATE = "2026-11-28"  # of that version: a text is a function of version and seed
 LICENCE = "written by slmjax's own program (Apache-2.0); holds no text of others"
 
 
-def write(item: Item, seed: int) -> str:
+def write_document(item: Item, seed: int) -> str:
     """The document of an item with problems: a pure function of both arguments."""
     rng = random.Random(f"{seed}/program/{item.number}")
     return _FORMATS[item.format](item, LESSONS[item.kind], rng)
@@ -28,7 +28,7 @@ def working(found: Passage) -> str:
     return found.text.removeprefix(found.prompt + "\n").removesuffix(f"\nAnswer: {found.answer}.")
 
 
-def steps(found: Passage) -> list[str]:
+def worked_steps(found: Passage) -> list[str]:
     """The working, a step at a time: sentences, equations that stand in a row, and what follows from them."""
     pieces = [
         piece
@@ -68,7 +68,7 @@ def _problems(item: Item, lesson: Lesson, rng: random.Random) -> str:
 def _reasoning(item: Item, lesson: Lesson, rng: random.Random) -> str:
     (found,) = item.problems
     lines = [f"Problem: {found.prompt}", "", f"{rng.choice(lesson.methods)} {rng.choice(('Step by step:', 'One step after the other:'))}"]
-    lines += [f"Step {i}: {step}" for i, step in enumerate(steps(found), 1)]
+    lines += [f"Step {i}: {step}" for i, step in enumerate(worked_steps(found), 1)]
     lines.append(f"{rng.choice(('Before we finish', 'To be sure', 'One more look'))}: {rng.choice(lesson.checks)}")
     return "\n".join([*lines, f"Answer: {found.answer}."])
 

@@ -16,17 +16,17 @@ from slmjax.errors import UserError, nearest
 from slmjax.readable import percent
 from slmjax.synthesize import plan, subjects
 from slmjax.synthesize.budget import Budget
-from slmjax.synthesize.checks import judge
+from slmjax.synthesize.checks import judge_text
 from slmjax.synthesize.coverage import coverage, markdown
 from slmjax.synthesize.documents import Writer, records
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.live import Line
+from slmjax.synthesize.live import StatusLine
 from slmjax.synthesize.produce import Tally, produce
-from slmjax.synthesize.teachers import NAMES, Answer, Checkpoint, OpenAI, Program, Request, Teacher
+from slmjax.synthesize.teachers import NAMES, Answer, Checkpoint, OpenAI, ProgramTeacher, Teacher, TeacherRequest
 from slmjax.text.files import write_atomic
 
 
-def run(
+def run_synthesize(
     config: configs.Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1,
     trust: Sequence[str] = (),
 ) -> int:  # fmt: skip
@@ -41,7 +41,7 @@ def run(
     """
     if processes > 1:
         raise UserError("--processes: the synthesizer is one process, as its journal has one writer; raise config.synthesize.concurrent.")
-    chosen = settings(config.synthesize)
+    chosen = synthesize_settings(config.synthesize)
     if init_from and chosen["teacher"] != "checkpoint":
         raise UserError(f"--init_from names the model of the teacher checkpoint; config.synthesize.teacher is {chosen['teacher']}.")
     planned = make_plan(config.seed, chosen)
@@ -95,7 +95,7 @@ def nothing_written(folder: epath.Path, chosen: dict[str, Any], tally: Tally, fi
     )
 
 
-def settings(config: SynthesizeConfig) -> dict[str, Any]:
+def synthesize_settings(config: SynthesizeConfig) -> dict[str, Any]:
     """Return config.synthesize as the stage reads it.
 
     Raises: UserError for settings that do not fit each other.
@@ -132,7 +132,7 @@ def settings(config: SynthesizeConfig) -> dict[str, Any]:
     return out
 
 
-def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
+def make_plan(seed: int, chosen: dict[str, Any]) -> plan.DocumentPlan:
     """The plan of a run's settings.
 
     Raises: UserError for topics, formats or passages that do not exist; the embedded teacher knows the topics with problems alone.
@@ -144,12 +144,12 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.Plan:
             f"config.synthesize.topics: the embedded teacher does not know '{unknown[0]}'; it knows {', '.join(known)}, and other teachers "
             f"take any topic.{nearest(unknown[0], known)}"
         )
-    return plan.Plan(
+    return plan.DocumentPlan(
         seed=seed,
         topics=topics,
         audiences=chosen["audiences"],
         formats=chosen["formats"],
-        passages=plan.read_passages(chosen["passages"]),
+        passages=plan.read_seeds(chosen["passages"]),
         solved=program,
     )
 
@@ -158,7 +158,7 @@ def make_teacher(seed: int, chosen: dict[str, Any], init_from: str, trust: Seque
     """The teacher that the settings name."""
     sampling = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p")}
     if chosen["teacher"] == "program":
-        return Program(seed)
+        return ProgramTeacher(seed)
     if chosen["teacher"] == "checkpoint":
         concurrent, licence = chosen["concurrent"], chosen["licence"]
         return Checkpoint(init_from, sampling=sampling, seed=seed, batch=concurrent, licence=licence, trust=trust)
@@ -166,17 +166,17 @@ def make_teacher(seed: int, chosen: dict[str, Any], init_from: str, trust: Seque
     return OpenAI(chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, **settings)
 
 
-def requests(planned: plan.Plan, teacher: Teacher, documents: int) -> Iterator[Request]:
+def requests(planned: plan.DocumentPlan, teacher: Teacher, documents: int) -> Iterator[TeacherRequest]:
     """The requests of the first items of a plan."""
     for number in range(documents):
         item = planned.item(number)
         text, parameters = teacher.prompt(item), teacher.parameters(item)
-        yield Request(plan.key(teacher.model, text, parameters), text, parameters, item)
+        yield TeacherRequest(plan.key(teacher.model, text, parameters), text, parameters, item)
 
 
-async def _ask(planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> Tally:
+async def _ask(planned: plan.DocumentPlan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> Tally:
     budget = Budget(tokens=chosen["tokens"], cost=chosen["cost"], spent=journal.spent())
-    with Line() as line:
+    with StatusLine() as line:
         return await produce(
             requests(planned, teacher, chosen["documents"]),
             teacher,
@@ -192,12 +192,12 @@ async def _ask(planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, jou
         )
 
 
-def rejected(request: Request, answer: Answer) -> str:
+def rejected(request: TeacherRequest, answer: Answer) -> str:
     """Why an answer will be rejected, or ""."""
-    return judge(request.item, answer.text, answer.finish)[0]
+    return judge_text(request.item, answer.text, answer.finish)[0]
 
 
-def finish(folder: epath.Path, planned: plan.Plan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> dict[str, Any]:
+def finish(folder: epath.Path, planned: plan.DocumentPlan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> dict[str, Any]:
     """Write shards, rejects and the coverage report from the journal; the report's figures."""
     writer = Writer(folder, chosen["shard"])
     checked = {"answers": 0, "equations": 0, "": 0}

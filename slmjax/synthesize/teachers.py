@@ -37,7 +37,7 @@ MAX_WAIT = 600.0  # longest Retry-After, in seconds, that is honoured as it stan
 
 
 @dataclass(frozen=True)
-class Request:
+class TeacherRequest:
     """What a teacher is asked; `key` is plan.key of model, prompt and parameters."""
 
     key: str
@@ -58,7 +58,7 @@ class Answer:
     tokens: tuple[int, int] | None
 
 
-class Fault(Exception):
+class TeacherFault(Exception):
     """A request that came to nothing.
 
     tokens: (prompt, answer) that are counted all the same; None where only the teacher knows, so that the reservation stays.
@@ -102,15 +102,15 @@ class Teacher:
         """Everything else that the answer depends on; "max_tokens" among it."""
         raise NotImplementedError
 
-    async def ask(self, request: Request) -> Answer:
-        """The answer. Raises: Fault."""
+    async def ask(self, request: TeacherRequest) -> Answer:
+        """The answer. Raises: TeacherFault."""
         raise NotImplementedError
 
     async def close(self) -> None:
         """Let go of connections and tasks."""
 
 
-class Sampling(Teacher):
+class TeacherSampling(Teacher):
     """A teacher that draws its answers, each item's with a seed of its own."""
 
     def __init__(self, sampling: Mapping[str, Any], seed: int):
@@ -120,7 +120,7 @@ class Sampling(Teacher):
         return {**self._sampling, "seed": (self._seed * 1_000_003 + item.number) % 2**31}
 
 
-def reservation(request: Request) -> tuple[int, int]:
+def reservation(request: TeacherRequest) -> tuple[int, int]:
     """The most tokens that a request can cost, (prompt, answer): no tokenizer makes more tokens of a text than it has bytes.
 
     A teacher that says it used more is believed, and what it used more is the most by which a budget can be exceeded.
@@ -128,7 +128,7 @@ def reservation(request: Request) -> tuple[int, int]:
     return len(request.prompt.encode()) + TEMPLATE_TOKENS, request.parameters["max_tokens"]
 
 
-class Program(Teacher):
+class ProgramTeacher(Teacher):
     """The embedded teacher; see program.py. Tokens are estimated at four bytes each."""
 
     name, model, licence, date = "program", program.MODEL, program.LICENCE, program.DATE
@@ -140,12 +140,12 @@ class Program(Teacher):
         # `aspect` and the passage say nothing to a program: what it writes depends on these.
         return {"seed": self.seed, "number": item.number, "format": item.format, "audience": item.audience, "max_tokens": 4096}
 
-    async def ask(self, request: Request) -> Answer:
-        text = program.write(request.item, self.seed)
+    async def ask(self, request: TeacherRequest) -> Answer:
+        text = program.write_document(request.item, self.seed)
         return Answer(text, "stop", (0, len(text.encode()) // 4))
 
 
-class OpenAI(Sampling):
+class OpenAI(TeacherSampling):
     """Any OpenAI-compatible endpoint, by the official client; the key comes from the environment, OPENAI_API_KEY.
 
     Args:
@@ -190,7 +190,7 @@ class OpenAI(Sampling):
         given = super().parameters(item)
         return {name: value for name, value in given.items() if self._names.get(name) != ""}
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> Answer:
         import httpx2  # the client's own transport, whose errors it lets through while a body is read
         import openai
 
@@ -204,22 +204,22 @@ class OpenAI(Sampling):
                 async for piece in response.iter_bytes():
                     body += piece
                     if len(body) > MAX_BYTES:
-                        raise Fault(f"no end after {MAX_BYTES:,} bytes")
+                        raise TeacherFault(f"no end after {MAX_BYTES:,} bytes")
         except openai.APIStatusError as error:
             code = 402 if error.code == "insufficient_quota" else error.status_code
-            said = words(error.body) or shortened(str(error.message))
+            said = error_words(error.body) or shortened(str(error.message))
             if code == 404:
                 said += await self._served()
             wait = retry_after(error.response.headers.get("retry-after", ""))
             raise self._refused(code, said, wait) from error
         except (TimeoutError, openai.APITimeoutError) as error:
-            raise Fault(f"no answer in {self._timeout:g} s") from error
+            raise TeacherFault(f"no answer in {self._timeout:g} s") from error
         except (openai.APIConnectionError, httpx2.RequestError) as error:
             if isinstance(error.__cause__, httpx2.ConnectError):
-                raise Fault(f"no connection to {self._url}", (0, 0)) from error
-            raise Fault("the connection was cut") from error
+                raise TeacherFault(f"no connection to {self._url}", (0, 0)) from error
+            raise TeacherFault("the connection was cut") from error
         try:
-            return parse(bytes(body))
+            return parse_answer(bytes(body))
         except Complaint as error:
             raise self._refused(error.status, error.said) from error
 
@@ -239,18 +239,18 @@ class OpenAI(Sampling):
         near = nearest(self.model, names)
         return f" The endpoint serves {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}.{near}" if names else ""
 
-    def _refused(self, status: int, said: str, wait: float = 0.0) -> Fault:
+    def _refused(self, status: int, said: str, wait: float = 0.0) -> TeacherFault:
         """What an error means for the request, the tokens and the run."""
         told = f"HTTP {status}: {said}" if status else f"error: {said}"
         if status in REFUSED or status == 404:
             check = REFUSED.get(status, "config.synthesize.base_url, model and OPENAI_API_KEY")
             sentence = f"{self._url} refuses model '{self.model}' ({told}); check {check}."
-            return Fault(told, (0, 0), again=False, ends=f"config.synthesize: {sentence}")
+            return TeacherFault(told, (0, 0), again=False, ends=f"config.synthesize: {sentence}")
         if status == 429:
-            return Fault(told, (0, 0), wait=wait, limit=True)
+            return TeacherFault(told, (0, 0), wait=wait, limit=True)
         if 400 <= status < 500 and status not in (408, 409, 425):
-            return Fault(told, (0, 0), again=False)
-        return Fault(told, wait=wait)
+            return TeacherFault(told, (0, 0), again=False)
+        return TeacherFault(told, wait=wait)
 
 
 def _check_address(base_url: str) -> None:
@@ -269,7 +269,7 @@ def _check_address(base_url: str) -> None:
             raise UserError(f"{field}; the client adds {ending}. Did you mean '{root}'?")
 
 
-class Checkpoint(Sampling):
+class Checkpoint(TeacherSampling):
     """A model of our own: it continues each item's opening; requests that wait are answered in one batch.
 
     Args:
@@ -293,13 +293,13 @@ class Checkpoint(Sampling):
         self.licence = licence or f"output of {workdir}; the licences of its text apply"
         super().__init__(sampling, seed)
         self._batch = batch
-        self._waiting: list[tuple[Request, asyncio.Future]] = []
+        self._waiting: list[tuple[TeacherRequest, asyncio.Future]] = []
         self._turns: asyncio.Task | None = None
 
     def prompt(self, item: Item) -> str:
         return opening(item)
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> Answer:
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._turns is None or self._turns.done():
@@ -324,7 +324,7 @@ class Checkpoint(Sampling):
                 if not future.done():
                     future.set_result(answer)
 
-    def _generate(self, requests: list[Request]) -> list[Answer]:
+    def _generate(self, requests: list[TeacherRequest]) -> list[Answer]:
         out = self._engine.generate(
             [request.prompt for request in requests],
             max_tokens=self._sampling["max_tokens"],
@@ -339,10 +339,10 @@ class Checkpoint(Sampling):
         ]  # fmt: skip
 
 
-def parse(body: bytes) -> Answer:
+def parse_answer(body: bytes) -> Answer:
     """The answer in the body of a chat completion.
 
-    Raises: Complaint for an error of the provider inside it; Fault for a body that is no completion,
+    Raises: Complaint for an error of the provider inside it; TeacherFault for a body that is no completion,
       and for one without text (which is paid for, as far as its usage says).
     """
     try:
@@ -352,23 +352,23 @@ def parse(body: bytes) -> Answer:
         said = "" if body.strip() else ": the body is empty"
         if body.lstrip()[:1] not in b"{[":  # a page of a proxy, or of a path that is none of the API's
             said = f": {shortened(body[:10_000].decode(errors='replace'))}"
-        raise Fault(f"broken JSON{said}") from error
+        raise TeacherFault(f"broken JSON{said}") from error
     try:
         choice = data["choices"][0]
         raise_complaint(choice)
         message, finish = choice["message"], finish_of(choice.get("finish_reason"))
         text = _text(message.get("content"))
     except (LookupError, TypeError, AttributeError) as error:
-        raise Fault(f"no chat completion: {shortened(body[:10_000].decode(errors='replace'))}") from error
+        raise TeacherFault(f"no chat completion: {shortened(body[:10_000].decode(errors='replace'))}") from error
     usage = data.get("usage")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
     known = len(counts) == 2 and all(type(count) is int and 0 <= count < 10**9 for count in counts)
     tokens = (counts[0], counts[1]) if known else None
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
-        raise Fault("half a surrogate pair in the text, which no file can hold", tokens)
+        raise TeacherFault("half a surrogate pair in the text, which no file can hold", tokens)
     if not text.strip():
         reason = _why_empty(message, finish)
-        raise Fault(reason, tokens, again=reason == "empty answer")
+        raise TeacherFault(reason, tokens, again=reason == "empty answer")
     return Answer(text, finish, tokens)
 
 
@@ -399,7 +399,7 @@ def finish_of(value: Any) -> str:
 def _text(content: Any) -> str:
     """The text of a message's content, which may come in parts.
 
-    Raises: TypeError for what is neither; Fault for parts of another type than text and thoughts.
+    Raises: TypeError for what is neither; TeacherFault for parts of another type than text and thoughts.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -409,7 +409,7 @@ def _text(content: Any) -> str:
         if kind in ("text", "output_text"):
             texts.append(part["text"])
         elif kind not in ("thinking", "reasoning"):
-            raise Fault(f"the answer holds a part of type '{kind}', which is no text", again=False)
+            raise TeacherFault(f"the answer holds a part of type '{kind}', which is no text", again=False)
     return "".join(texts)
 
 
@@ -431,7 +431,7 @@ def raise_complaint(data: Any) -> None:
     error = data.get("error")
     if not error and (data.get("object") == "error" or not {"choices", "message"} & {*data}):
         error = data
-    said = words(error)
+    said = error_words(error)
     if not said:
         return
     codes = [data.get("code"), data.get("status")]
@@ -451,14 +451,14 @@ def status_of(code: Any) -> int:
     return 0
 
 
-def words(error: Any) -> str:
+def error_words(error: Any) -> str:
     """What the provider says in an error, in one of the usual forms; "" where it says nothing."""
     if isinstance(error, list):
         error = error[0] if error else ""
     if not isinstance(error, dict):
         return shortened(error) if isinstance(error, str) else ""
     for name in ("message", "detail", "error", "msg", "title", "error_description"):
-        if said := words(error.get(name)):
+        if said := error_words(error.get(name)):
             return said
     return ""
 

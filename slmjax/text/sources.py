@@ -15,8 +15,8 @@ from typing import Any
 from slmjax.errors import UserError, imported, nearest, users_error
 from slmjax.text.records import DAMAGED, TOO_LONG, Document, Fault, Record, Source, SourceFile, content_key
 from slmjax.text.remote import list_remote
-from slmjax.text.streams import LONGEST, Damaged, broken_errors, check_is_text, lines, open_stream, pieces
-from slmjax.text.walk import Found, find_files, printable
+from slmjax.text.streams import LONGEST, DamagedStream, broken_errors, check_is_text, lines, open_stream, text_pieces
+from slmjax.text.walk import FoundFiles, find_files, printable
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
@@ -189,7 +189,7 @@ def reader_identity(source: Source) -> list[str]:
 
 def _damage(line: int, error: Exception) -> Fault:
     reason = str(error).partition("\n")[0] or "it ends too early"
-    return Fault(line, DAMAGED, reason if isinstance(error, Damaged) else f"{type(error).__name__}: {reason}")
+    return Fault(line, DAMAGED, reason if isinstance(error, DamagedStream) else f"{type(error).__name__}: {reason}")
 
 
 def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
@@ -368,7 +368,7 @@ def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
     listed = list_remote(pattern, source.revision, where)
     if not listed:
         raise UserError(f"{where}: '{pattern}' matches no file.")
-    files, found = [], Found()
+    files, found = [], FoundFiles()
     for entry in listed:
         if _kind(entry[0], source) is None:
             found.leave_out("unsupported ending", entry[1])
@@ -382,7 +382,7 @@ def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
 def _read_txt(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
     """The file is one document, or several where it is very long; its id is its name, and a field that it cannot have groups it alone."""
     record = {"id": file.name, **({group[0]: file.name} if group[0] else {})}
-    for line, data in pieces(stream):
+    for line, data in text_pieces(stream):
         yield _document(data, record, line, group, source)
 
 

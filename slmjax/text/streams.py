@@ -27,7 +27,7 @@ BEGINNINGS = (
 )
 
 
-class Damaged(Exception):
+class DamagedStream(Exception):
     """A file that cannot be read to its end."""
 
 
@@ -50,7 +50,7 @@ def check_is_text(stream: Any) -> None:
     first = stream.peek(512)
     for place, magic, what in BEGINNINGS:
         if first.startswith(magic, place) and (not place or b"\0" in first[:place]):
-            raise Damaged(what)
+            raise DamagedStream(what)
 
 
 def lines(stream: Any) -> Iterator[bytes | None]:
@@ -70,11 +70,11 @@ def lines(stream: Any) -> Iterator[bytes | None]:
             piece = stream.readline(READ)
             size += len(piece)
             if size > GIVE_UP:
-                raise Damaged(f"a line has more than {GIVE_UP >> 20} MiB")
+                raise DamagedStream(f"a line has more than {GIVE_UP >> 20} MiB")
         yield None
 
 
-def pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
+def text_pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
     """(first line, bytes) of pieces of a text, each of at most LONGEST bytes.
 
     It is cut behind a newline where there is one.
@@ -96,7 +96,7 @@ def broken_errors() -> tuple[type[BaseException], ...]:
     """What reading a cut or damaged file raises."""
     import zstandard
 
-    errors = (Damaged, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+    errors = (DamagedStream, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError)
     try:
         from pyarrow import ArrowException
     except ImportError:
@@ -194,7 +194,7 @@ def _zstd_chunks(raw: Any) -> Iterator[bytes]:
         except zstandard.ZstdError as error:
             if "too much memory" in str(error):
                 remedy = "compress it with zstd --long=28 or less"
-                raise Damaged(f"its window is over {WINDOW >> 20} MiB; {remedy}") from error
+                raise DamagedStream(f"its window is over {WINDOW >> 20} MiB; {remedy}") from error
             raise
         if checksum:
             yield frame.decompress(_exactly(raw, 4))

@@ -313,7 +313,7 @@ def train_bpe(
     return Tokenizer(library.to_str())
 
 
-def load(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.json, or the one in a folder (local or gs://).
 
     Raises: UserError where it is missing, cannot be read, has no end-of-text token or does not keep bytes.

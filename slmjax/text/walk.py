@@ -22,7 +22,7 @@ MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass
-class Found:
+class FoundFiles:
     """Files as {path: name relative to the pattern's fixed part}; names left out, by reason."""
 
     files: dict[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def find_files(pattern: str, supported: Callable[[str], bool], where: str) -> Found:
+def find_files(pattern: str, supported: Callable[[str], bool], where: str) -> FoundFiles:
     """The files that a path or pattern stands for; a folder stands for all supported ones below it.
 
     A file or folder that links lead to is read once. Work directories and prepared text of slmjax
@@ -75,7 +75,7 @@ def find_files(pattern: str, supported: Callable[[str], bool], where: str) -> Fo
 class _Walk:
     def __init__(self, supported: Callable[[str], bool], where: str):
         self.base = ""
-        self.found = Found()
+        self.found = FoundFiles()
         self._supported, self._where = supported, where
         self._files: dict[str, str] = {}  # real path: path
         self._seen: set[tuple[str, int]] = set()

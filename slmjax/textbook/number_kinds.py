@@ -7,7 +7,7 @@ one digit to the next, so that a model of a million parameters can learn to comp
 from slmjax.textbook.draw import NOUNS, Draw, Problem, Template
 
 
-def count(*groups: int) -> int:
+def count_things(*groups: int) -> int:
     """Counts groups of things one by one; a negative group takes away."""
     heap: list[None] = []
     for size in groups:
@@ -27,7 +27,7 @@ def change(draw: Draw) -> Problem:
     a, b = draw.summands()
     c = draw.number(2, (a + b) % 10)
     fields = {"x": draw.name(), "t": draw.choice(NOUNS), "a": a, "b": b, "c": c, "s": a + b, "r": a + b - c}
-    return Problem(fields, a + b - c, count(a, b, -c))
+    return Problem(fields, a + b - c, count_things(a, b, -c))
 
 
 def groups(draw: Draw) -> Problem:
@@ -36,7 +36,7 @@ def groups(draw: Draw) -> Problem:
     a, _ = draw.summands(n * k)
     draw.numbers += [n, k]
     fields = {"x": draw.name(), "t": draw.choice(NOUNS), "n": n, "k": k, "a": a, "p": n * k, "r": a + n * k}
-    return Problem(fields, a + n * k, count(a, *[k] * n))
+    return Problem(fields, a + n * k, count_things(a, *[k] * n))
 
 
 WORD_PROBLEMS = (
@@ -207,19 +207,19 @@ COMPARISON = (
 
 def rising(draw: Draw) -> Problem:
     """The next term where each term adds the same."""
-    a, d = steps(draw, 1)
+    a, d = sequence_steps(draw, 1)
     fields = {"x": draw.name(), "a": a, "b": a + d, "c": a + 2 * d, "d": d, "r": a + 3 * d}
     return Problem(fields, a + 3 * d, range(a, a + 4 * d, d)[3])
 
 
 def falling(draw: Draw) -> Problem:
     """The next term where each term takes away the same."""
-    a, d = steps(draw, -1)
+    a, d = sequence_steps(draw, -1)
     fields = {"x": draw.name(), "a": a, "b": a - d, "c": a - 2 * d, "d": d, "r": a - 3 * d}
     return Problem(fields, a - 3 * d, range(a, 0, -d)[3])
 
 
-def steps(draw: Draw, sign: int) -> tuple[int, int]:
+def sequence_steps(draw: Draw, sign: int) -> tuple[int, int]:
     """A start and a difference, three times which changes the units only or the tens only."""
     while True:
         start, difference = draw.number(10, 99), draw.choice((1, 2, 3, 10, 20))

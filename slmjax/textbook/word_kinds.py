@@ -92,7 +92,7 @@ def act(draw: Draw) -> Problem:
     return Problem({"x": draw.name(), "w": draw.word(), "d": d, "a": a, "r": a + d}, a + d, len([*range(a), *range(d)]))
 
 
-def quality(draw: Draw) -> Problem:
+def quality_of_word(draw: Draw) -> Problem:
     """An adjective for what costs more than a bound."""
     a, b = draw.apart(2)
     fields = {"x": draw.name(), "w": draw.word(), "t": draw.choice(NOUNS), "a": a, "b": b, "not": "" if b > a else "not "}
@@ -118,7 +118,7 @@ DEFINITIONS = (
         "To {w} {a} is to add {d} to {a}. {a} + {d} = {r}, so {x} gets {r}.",
     ),
     Template(
-        quality,
+        quality_of_word,
         "Things are {w} if they cost more than {a} coins. The {t} of {x} cost {b} coins. Are they {w}?",
         "{b} is {not}more than {a}, so the {t} of {x} are {not}{w}.",
     ),

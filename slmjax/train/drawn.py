@@ -13,7 +13,7 @@ from slmjax.text.files import write_atomic
 from slmjax.train.state import TrainState
 
 
-class Journal:
+class DrawnBatches:
     """The batches that `task.prepare` drew.
 
     A batch is on disk before the update that uses it, so that a run that was killed in between goes

@@ -25,7 +25,7 @@ from slmjax.parallel import hosts
 from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.rules import field_shardings
 from slmjax.readable import said_if_long
-from slmjax.record.progress import exact_answers as answer_table
+from slmjax.record.progress import answer_table as answer_table
 from slmjax.tasks.task import Evaluated, Task
 from slmjax.text.files import write_atomic
 from slmjax.textbook import passages as textbook

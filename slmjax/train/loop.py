@@ -33,7 +33,7 @@ from slmjax.tasks.task import DrawingTask, Task
 from slmjax.text.files import Claim
 from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import schedule
-from slmjax.train.drawn import Journal
+from slmjax.train.drawn import DrawnBatches
 from slmjax.train.evaluation import Evaluator, Samples
 from slmjax.train.program import Program
 from slmjax.train.resume import Start
@@ -85,7 +85,7 @@ class _Loop:
         self.task, self.model = run.task, run.program.model
         self.where = field_shardings(run.task.rows.shapes(0), run.program.mesh)
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
-        self.journal = Journal(run.workdir / "drawn", self.task) if isinstance(self.task, DrawingTask) else None
+        self.journal = DrawnBatches(run.workdir / "drawn", self.task) if isinstance(self.task, DrawingTask) else None
         self.batches: Any = contextlib.nullcontext()
         if self.journal is None:
             settings = {"local_rows": run.held.tolist(), "workers": config.data.workers}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from slmjax.config import TrainConfig
 from slmjax.models.declare import Weight
-from slmjax.parallel.rules import flatten, unflatten
+from slmjax.parallel.rules import flatten_tree, unflatten
 from slmjax.train.trainable import split, trainable_paths
 
 ADAM_B1 = 0.9  # decay of the first moment, as everywhere (Loshchilov and Hutter 2019)
@@ -40,7 +40,7 @@ class Optimizer:
           moment_dtype: of the first moments.
         """
         self.train = train
-        self.declared = flatten(declared)
+        self.declared = flatten_tree(declared)
         self.trainable = trainable_paths(declared, train.trainable)
         self.multipliers = {group: dict(of) for group, of in multipliers.items()}
         self.adam = optax.scale_by_adam(b1=ADAM_B1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
@@ -53,7 +53,7 @@ class Optimizer:
 
     def update(self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]) -> tuple[dict, dict]:
         """One step at `factor` times the peak learning rate."""
-        parts, old, new_state = self._parts(gradients), flatten(params), {}
+        parts, old, new_state = self._parts(gradients), flatten_tree(params), {}
         new = {}
         for name, part in parts.items():
             if not part:
@@ -71,7 +71,7 @@ class Optimizer:
 
     def _parts(self, tree: dict) -> dict[str, dict]:
         parts: dict[str, dict] = {"adam": {}, "muon": {}}
-        for path, leaf in flatten(tree).items():
+        for path, leaf in flatten_tree(tree).items():
             by_muon = self.train.optimizer == "muon" and self.declared[path].takes_muon
             parts["muon" if by_muon else "adam"][path] = leaf
         return parts

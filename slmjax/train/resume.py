@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from slmjax.checkpoint import Checkpoints, Found, named
+from slmjax.checkpoint import Checkpoints, RestoredItems, named
 from slmjax.config import FIELDS, Config, freeze, from_dict, to_dict
 from slmjax.data.rows import Rows
 from slmjax.errors import UserError
@@ -89,7 +89,7 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, rows: Ro
     Raises: UserError where the data or the tokenizer is not what the checkpoint was trained on, or nothing can be read.
     """
 
-    def read(step: int, found: dict) -> Found:
+    def read(step: int, found: dict) -> RestoredItems:
         check_identity(found, step, rows, meta["tokenizer"])
         return checkpoints.restore(step, saved(shapes))
 
@@ -173,7 +173,7 @@ def inherit(
     forward = keep_channel(of_buffers, shapes.buffers, "forward")
     cotangent = keep_channel(of_buffers, state.buffers, "cotangent")
 
-    def read(step: int, meta: dict) -> Found:
+    def read(step: int, meta: dict) -> RestoredItems:
         if meta["tokenizer"] != tokenizer:
             raise UserError(
                 f"--init_from={init_from}: its parameters were trained with another tokenizer, so its "

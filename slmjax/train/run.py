@@ -37,7 +37,7 @@ from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
 
 
-def run(
+def run_train(
     config: Config,
     workdir: str,
     *,
@@ -53,7 +53,7 @@ def run(
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
     claim = claim or Claim()
-    ready = build(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
+    ready = build_run(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
     if ready is None:
         if hosts.is_first():
             report = write_report(folder, defaults=configs.to_dict(Config()))
@@ -64,7 +64,7 @@ def run(
         return loop.train(ready)
 
 
-def build(
+def build_run(
     config: Config,
     folder: epath.Path,
     checkpoints: Checkpoints,
@@ -162,7 +162,7 @@ def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
         **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
         "loss": f"logits in {pieces} piece{'s' * (pieces > 1)} along a row",
         **facts.lines,
-        "start": told(start),
+        "start": start_sentence(start),
         "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents),
     }
     banner(f"slmjax {slmjax.__version__}: {run.workdir}", lines, active=hosts.is_first())
@@ -207,7 +207,7 @@ def environment(device: DeviceKind) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told(start: Start) -> str:
+def start_sentence(start: Start) -> str:
     """How the run starts, in words."""
     if start.kind == "extend":
         return f"goes back to step {start.step}, before the decay, and on from there on another schedule (was {start.before} steps)"

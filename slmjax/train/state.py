@@ -66,7 +66,7 @@ def loss_scale(spikes: Spikes) -> Float[Array, ""]:
     return jnp.exp2(jnp.floor(spikes.exponent))
 
 
-def judge(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[Bool[Array, ""], Spikes]:
+def judge_step(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[Bool[Array, ""], Spikes]:
     """Whether to keep a step with these (loss, gradient norm), and the statistics after it.
 
     A step is skipped when either is not finite, or lies more than `sigma` deviations above its running mean after WARM steps (sigma 0: only

@@ -18,7 +18,7 @@ from slmjax.parallel.rules import field_shardings, like_parameters, shardings
 from slmjax.tasks.task import Task
 from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
-from slmjax.train.state import TrainState, judge, loss_scale, no_spikes
+from slmjax.train.state import TrainState, judge_step, loss_scale, no_spikes
 from slmjax.train.trainable import split
 
 
@@ -94,7 +94,7 @@ def make_step(
         whole = totals["main"] * scale
         mean = total / whole
         gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), train.clip)
-        keep, spikes = judge(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
+        keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
         factor = schedule.factor(train, state.step)
         changed, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(changed, frozen)

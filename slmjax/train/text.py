@@ -39,7 +39,7 @@ class TextBuilder(TaskBuilder):
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
         tokens = sum(shards.tokens for shards in prepared.train.values())
-        told = shares.told(plan)
+        told = shares.reading_sentences(plan)
         lines = {
             "data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}",
             **{f"data {name}": sentence for name, sentence in told.items()},

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from slmjax.errors import UserError, nearest
 from slmjax.models.declare import GROUPS
-from slmjax.parallel.rules import flatten, unflatten
+from slmjax.parallel.rules import flatten_tree, unflatten
 
 
 def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
@@ -17,7 +17,7 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         stacked parameter, of all layers at one place of the pattern, is the smallest unit.
     Raises: UserError for an entry that matches no parameter.
     """
-    paths = {path: known.group for path, known in flatten(declared).items()}
+    paths = {path: known.group for path, known in flatten_tree(declared).items()}
     if not chosen:
         return frozenset(paths)
     found: set[str] = set()
@@ -35,7 +35,7 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
 
 def split(tree: dict, paths: frozenset[str]) -> tuple[dict, dict]:
     """Return (the leaves at `paths`, the others), each a nested dict without empty branches."""
-    flat = flatten(tree)
+    flat = flatten_tree(tree)
     inside = {path: leaf for path, leaf in flat.items() if path in paths}
     outside = {path: leaf for path, leaf in flat.items() if path not in paths}
     return unflatten(inside), unflatten(outside)

@@ -38,13 +38,13 @@ def asked(**changed):
 
 
 def test_similarities_are_those_of_sets():
-    sets = [dedup_peers.shingles(text) for text in TEXTS]
+    sets = [dedup_peers.word_shingles(text) for text in TEXTS]
     for i, j in itertools.product(range(5), repeat=2):
         assert dedup.similarities(sets)[i, j] == pytest.approx(len(sets[i] & sets[j]) / len(sets[i] | sets[j]))
 
 
 def test_a_wrong_removal_costs_precision_and_a_missed_one_recall():
-    exact = dedup.similarities([dedup_peers.shingles(text) for text in TEXTS])  # 0, 1 and 3 are near, 2 and 4, by 0.6
+    exact = dedup.similarities([dedup_peers.word_shingles(text) for text in TEXTS])  # 0, 1 and 3 are near, 2 and 4, by 0.6
     perfect = dedup.scores(np.array([0, 0, 2, 0, 2]), exact, 0.6)
     assert (perfect["precision"], perfect["recall"], perfect["left"], perfect["exact"]) == (1, 1, 0, 3)
     wrong = dedup.scores(np.array([0, 0, 0, 0, 4]), exact, 0.6)  # 2 goes though only 4 is near it, and 4 stays
@@ -63,10 +63,10 @@ def test_quality_and_speed_give_rows(shared):
 
 
 def test_half_of_the_text_is_unique_and_the_other_half_in_clusters(shared):
-    files = dedup.write(shared, shared / "text", 60, 600)
+    files = dedup.write_planted(shared, shared / "text", 60, 600)
     texts = [json.loads(line)["text"] for file in files for line in file.read_text().splitlines()]
-    assert len(texts) == 60 and dedup.write(shared, shared / "again", 60, 600)[0].read_text() == files[0].read_text()
-    exact = dedup.similarities([dedup_peers.shingles(text) for text in texts]) - np.eye(60)
+    assert len(texts) == 60 and dedup.write_planted(shared, shared / "again", 60, 600)[0].read_text() == files[0].read_text()
+    exact = dedup.similarities([dedup_peers.word_shingles(text) for text in texts]) - np.eye(60)
     assert 28 <= (exact.max(1) < 0.1).sum() < 60
 
 

@@ -52,7 +52,7 @@ def recipe(tmp_path_factory):
 
 @pytest.mark.slow
 def test_three_steps_from_our_weights_equal_ours(recipe):
-    c = config.load(str(recipe))
+    c = config.load_recipe(str(recipe))
     c.train.microbatches = 2
     c.model.attention, c.model.unroll = "reference", "False"  # compiles fastest; the other kernels are compared with it elsewhere
     c = config.freeze(c)
@@ -84,7 +84,7 @@ def test_three_steps_from_our_weights_equal_ours(recipe):
 
 
 def test_a_document_in_a_packed_row_scores_as_if_alone(recipe):
-    c = config.freeze(config.load(str(recipe)))
+    c = config.freeze(config.load_recipe(str(recipe)))
     prepared = prepared_text(c.data, str(recipe.parent / "run"))
     arch, _ = resolve(c.model, c.precision, make_mesh({"data": 1}, jax.devices()[:1]), prepared.tokenizer.vocab_size)
     peer = llama_peer.Peer(c, arch, llama_peer.Choices(init="ours", compile=False))
@@ -117,6 +117,6 @@ def test_the_command_writes_a_work_directory_that_compare_reads(recipe, capsys):
 
 @pytest.mark.parametrize("field, value", [("model.qk_norm", "True"), ("train.optimizer", "muon"), ("train.z_loss", "1e-4")])
 def test_what_the_peer_cannot_equal_is_refused(recipe, field, value):
-    c = config.freeze(config.override(config.load(str(recipe)), [f"{field}={value}"]))
+    c = config.freeze(config.override(config.load_recipe(str(recipe)), [f"{field}={value}"]))
     with pytest.raises(UserError, match=field):
         llama_peer.run(c, str(recipe.parent / "refused"), llama_peer.Choices())

@@ -41,7 +41,7 @@ def test_a_row_has_the_measured_state_and_the_picture_every_variant(tmp_path):
 
 @pytest.mark.parametrize("name", memory.VARIANTS)
 def test_variants_have_as_many_parameters_as_the_recipe_within_three_percent(name):
-    config = configs.freeze(configs.load("configs/304m.py"))
+    config = configs.freeze(configs.load_recipe("configs/304m.py"))
     found = memory.variant(config, name)
     total = sizes.parameters(from_config(found.model, 32_768)).total
     assert total == pytest.approx(sizes.parameters(from_config(config.model, 32_768)).total, rel=0.03)
@@ -49,7 +49,7 @@ def test_variants_have_as_many_parameters_as_the_recipe_within_three_percent(nam
 
 
 def test_the_default_hybrid_keeps_less_than_a_third_of_attentions_state_at_16k():
-    config = configs.freeze(configs.load("configs/304m.py"))
+    config = configs.freeze(configs.load_recipe("configs/304m.py"))
     dense, hybrid = (from_config(memory.variant(config, name).model, 32_768, compute="bfloat16") for name in ("gqa", "gdn-hybrid"))
     assert sizes.cache_bytes(hybrid, 16_384) < 0.3 * sizes.cache_bytes(dense, 16_384)
 

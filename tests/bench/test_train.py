@@ -71,7 +71,7 @@ def test_the_pieces_hold_the_work_of_the_step(small):
     with jax.set_mesh(mesh):
         program = make_program(configs.freeze(small), mesh, 256)
         batch = jax.device_put(train.random_batch(8, 32, 256, 1, 0))
-        found = {piece.name: piece for piece in ladder.pieces(program, batch)}
+        found = {piece.name: piece for piece in ladder.step_pieces(program, batch)}
         rows = ladder.ladder(program, batch)
     whole = sizes.train_flops_per_token(program.arch, 32) * 8 * 32
     assert found["stack"].flops + found["head and loss"].flops == pytest.approx(whole)

@@ -21,7 +21,7 @@ H100 = 989.4e12
 def recipe(request):
     """(name, config, architecture, docstring)."""
     file = FOLDER / f"{request.param}.py"
-    config = configs.freeze(configs.load(str(file)))
+    config = configs.freeze(configs.load_recipe(str(file)))
     return request.param, config, from_config(config.model, config.model.vocab_size), ast.get_docstring(ast.parse(file.read_text()))
 
 
@@ -72,7 +72,7 @@ def test_from_100m_up_a_step_has_half_a_million_tokens(recipe):
 
 
 def test_300m_anneals_in_a_last_phase_of_50_billion_tokens():
-    config = configs.load(str(FOLDER / "300m.py"))
+    config = configs.load_recipe(str(FOLDER / "300m.py"))
     (trunk_ends, trunk, _), (end, anneal, _) = parse_phases(config.data.phases)
     decay_steps = round(config.train.decay * config.train.steps)
     assert round(trunk_ends * config.train.steps) == config.train.steps - decay_steps

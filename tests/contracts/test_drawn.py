@@ -7,7 +7,7 @@ from etils import epath
 from slmjax.data.rows import Field
 from slmjax.errors import UserError
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.train.drawn import Journal
+from slmjax.train.drawn import DrawnBatches
 from slmjax.train.state import TrainState, no_spikes
 from tests.train.small import FixedRows
 
@@ -36,10 +36,10 @@ STATE = TrainState(0, {}, {}, {}, no_spikes())
 
 def test_what_was_drawn_is_used_again_by_the_next_start_and_by_every_process(tmp_path):
     task = Drawing()
-    journal = Journal(epath.Path(tmp_path / "drawn"), task)
+    journal = DrawnBatches(epath.Path(tmp_path / "drawn"), task)
     first = journal.rows(7, STATE, np.arange(4))["tokens"]
     assert first[0, 0] == 100 and task.asked == [7]
-    again = Journal(epath.Path(tmp_path / "drawn"), task)
+    again = DrawnBatches(epath.Path(tmp_path / "drawn"), task)
     np.testing.assert_array_equal(again.rows(7, STATE, np.array([1, 3]))["tokens"], first[[1, 3]])
     assert task.asked == [7]
     assert again.rows(8, STATE, np.arange(4))["tokens"][0, 0] == 200
@@ -47,7 +47,7 @@ def test_what_was_drawn_is_used_again_by_the_next_start_and_by_every_process(tmp
 
 def test_records_that_no_checkpoint_goes_back_to_go_and_a_damaged_one_is_named(tmp_path):
     task = Drawing()
-    journal = Journal(epath.Path(tmp_path / "drawn"), task)
+    journal = DrawnBatches(epath.Path(tmp_path / "drawn"), task)
     for step in range(4):
         journal.rows(step, STATE, np.arange(4))
     journal.prune(2)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import parse_block
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 from slmjax.testing import _batch, _random, check_mixer
 from tests.contracts.own import Halves, TwoParts
 from tests.train.small import Setup, largest_difference, packed_batch, small_config, whole
@@ -79,13 +79,13 @@ def test_each_layers_count_is_that_of_the_tokens_and_a_rejected_step_leaves_it(e
 def test_a_frozen_backbone_has_no_optimizer_state_and_does_not_move():
     config = small_config(lr=1e-2, trainable=("stack/0/0/channel/up",), optimizer="adamw")
     setup = Setup(config)
-    before = flatten(whole(setup.state.params))
+    before = flatten_tree(whole(setup.state.params))
     moments = [leaf for leaf in jax.tree.leaves(setup.state.optimizer) if leaf.ndim]
     trained = before["stack/0/0/channel/up"]
     assert sum(leaf.nbytes for leaf in moments) == 2 * trained.nbytes  # AdamW's two moments of one weight
     for seed in range(20):
         setup.step(packed_batch(config, seed))
-    after = flatten(whole(setup.state.params))
+    after = flatten_tree(whole(setup.state.params))
     changed = [path for path in before if before[path].tobytes() != after[path].tobytes()]
     assert changed == ["stack/0/0/channel/up"]
 
@@ -93,17 +93,17 @@ def test_a_frozen_backbone_has_no_optimizer_state_and_does_not_move():
 def test_a_users_weights_are_split_over_tensor_and_decay_as_declared():
     config = with_pattern(f"{OWN}:Halves rate=0.125", weight_decay=0.5, clip=0.0)
     many, one = Setup(config, {"data": 2, "fsdp": 1, "tensor": 4}, 8), Setup(config)
-    state = flatten(many.state.params)
+    state = flatten_tree(many.state.params)
     assert state["stack/0/0/own/read"].sharding.spec == P(None, "fsdp", "tensor")
     assert state["stack/0/0/own/read"].addressable_shards[0].data.shape == (2, 32, 16)
-    before = flatten(whole(one.state.params))
+    before = flatten_tree(whole(one.state.params))
     batch = packed_batch(config)
     for setup in (one, many):
         setup.step({**batch, "weights": np.zeros_like(batch["weights"]) + 1e-30})  # no gradient to speak of: decay alone
-    declared = flatten(lm.declare(one.arch))
+    declared = flatten_tree(lm.declare(one.arch))
     assert {path for path, w in declared.items() if "/own/" in path and w.decays} == {"stack/0/0/own/read", "stack/0/0/own/write"}
     assert largest_difference(whole(one.state.params), whole(many.state.params)) < 1e-6
-    after = flatten(whole(one.state.params))
+    after = flatten_tree(whole(one.state.params))
     assert np.abs(after["stack/0/0/own/read"]).sum() < np.abs(before["stack/0/0/own/read"]).sum()
     assert sizes.parameters(one.arch).matmul == sum(w.size * w.uses for w in declared.values())
     assert len(check_mixer(Halves)) == 4

@@ -250,9 +250,9 @@ def test_what_a_stopped_run_with_other_settings_had_added_does_not_count_as_seen
     words = ["rules.web=gopher_repetition", f"index={tmp_path / 'index'}"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stage, "decisions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        config = configs.override(configs.load("configs/curate.py"), [f"curate.{word}" for word in ("processes=1", *words)])
+        config = configs.override(configs.load_recipe("configs/curate.py"), [f"curate.{word}" for word in ("processes=1", *words)])
         config.data.sources.web = {"path": f"{raw}/web.jsonl"}
-        stage.run(configs.freeze(config), str(tmp_path / "run"))
+        stage.run_curate(configs.freeze(config), str(tmp_path / "run"))
     assert cleaned(tmp_path / "run", {"web": raw / "web.jsonl"}, words[1]) == 0
     assert len(documents(tmp_path / "run")["web"]) == 14
 
@@ -267,12 +267,12 @@ def test_a_document_that_holds_an_evaluation_item_is_contaminated_also_where_a_r
 
 def test_a_lower_threshold_without_its_bands_warns_and_names_bands_that_do(raw, capsys):
     usual = Scheme().candidate_probability(0.75)
-    (warning,) = stage.warnings(stage.settings(CurateConfig()) | {"threshold": 0.6})
+    (warning,) = stage.warnings(stage.curate_settings(CurateConfig()) | {"threshold": 0.6})
     assert "are found with a probability of 21%" in warning
     bands, rows = map(int, re.search(r"bands=(\d+) and rows=(\d+)", warning).groups())
     assert Scheme(bands=bands, rows=rows).candidate_probability(0.6) >= usual
-    asked = stage.settings(CurateConfig()) | {"threshold": 0.6, "bands": bands, "rows": rows}
-    assert stage.warnings(asked) == stage.warnings(stage.settings(CurateConfig())) == []
+    asked = stage.curate_settings(CurateConfig()) | {"threshold": 0.6, "bands": bands, "rows": rows}
+    assert stage.warnings(asked) == stage.warnings(stage.curate_settings(CurateConfig())) == []
 
 
 @pytest.mark.parametrize("texts, field, told", [
@@ -328,11 +328,11 @@ def test_half_a_surrogate_pair_in_another_field_stays_as_it_was(tmp_path):
 
 def test_what_a_recipe_leaves_out_is_as_in_the_stages_own_recipe_and_is_recorded(raw, tmp_path):
     config = configs.base()
-    assert configs.Config().curate == configs.freeze(configs.load("configs/curate.py")).curate
+    assert configs.Config().curate == configs.freeze(configs.load_recipe("configs/curate.py")).curate
     config.data.sources.web, config.curate.rules = {"path": f"{raw}/web.jsonl"}, {"web": "gopher_quality"}
     config.stage = "curate"
-    stage.run(configs.freeze(config), str(tmp_path))
-    recorded = configs.load(str(tmp_path / "config.json")).curate
+    stage.run_curate(configs.freeze(config), str(tmp_path))
+    recorded = configs.load_recipe(str(tmp_path / "config.json")).curate
     assert recorded.rules.to_dict() == {"web": ["gopher_quality"]} and set(recorded) == {
         field.name for field in dataclasses.fields(CurateConfig)
     }

@@ -12,8 +12,8 @@ from slmjax.curate import language as languages
 from slmjax.curate.c4 import c4
 from slmjax.curate.fineweb import fineweb
 from slmjax.curate.gopher import gopher_quality, gopher_repetition
-from slmjax.curate.quality import RULES, check
-from slmjax.curate.words import sentences, words
+from slmjax.curate.quality import RULES, first_reason
+from slmjax.curate.words import sentences, split_words
 from slmjax.errors import UserError
 
 
@@ -216,14 +216,14 @@ def test_check_stops_at_the_first_reason_and_hands_on_what_is_kept():
         seen.append(text)
         return text, None
 
-    assert check(text, ["c4", look, "gopher_quality", look]) == ("\n".join(FIVE), "gopher_quality: too few words")
+    assert first_reason(text, ["c4", look, "gopher_quality", look]) == ("\n".join(FIVE), "gopher_quality: too few words")
     assert seen == ["\n".join(FIVE)]
-    assert check(text, []) == (text, None)
+    assert first_reason(text, []) == (text, None)
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"no quality rule 'gopher_qualty'.*Did you mean 'gopher_quality'"):
-        check("text", ["gopher_qualty"])
+        first_reason("text", ["gopher_qualty"])
 
 
 @pytest.mark.parametrize(
@@ -239,16 +239,16 @@ def test_an_unknown_rule_is_refused_with_the_nearest_name():
     ],
 )
 def test_words_are_split_as_spacy_splits_them(text, expected):
-    assert words(text) == tuple(expected.split())
+    assert split_words(text) == tuple(expected.split())
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(list("a.-'’/:;)(=3 O8x…5km$°C#\n"))).map("".join)))
 def test_words_hold_every_character_but_white_space(text):
-    assert "".join(words(text)) == "".join(text.split())
+    assert "".join(split_words(text)) == "".join(text.split())
 
 
 def test_a_piece_of_any_length_is_split():
-    assert words("#" * 3_000) == ("#",) * 3_000
+    assert split_words("#" * 3_000) == ("#",) * 3_000
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_languages_are_told_and_the_rule_travels_to_another_process():
     english = "This is a sentence,\nand nobody doubts its language."
     assert rule(english) == (english, None)
     assert rule("Das ist ein kurzer Satz auf Deutsch.")[1] == "language: de"
-    assert check("", [rule])[1] is None
+    assert first_reason("", [rule])[1] is None
     with pytest.raises(UserError, match="'english' is no language"):
         languages.language_rule(["english"])
 

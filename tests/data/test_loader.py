@@ -221,7 +221,7 @@ def test_rows_assembled_together_are_those_assembled_place_by_place(lengths, spa
     """Rows without documents, full ones, and padding of any length."""
     seq_len = max(1, max(map(sum, lengths)) + spare)
     shards = [FakeShards([40] * 6), FakeShards([31] * 6)]
-    rows = [(shards[i % 2], [packing.Span(doc, doc, length) for doc, length in enumerate(row)]) for i, row in enumerate(lengths)]
+    rows = [(shards[i % 2], [packing.DocumentSpan(doc, doc, length) for doc, length in enumerate(row)]) for i, row in enumerate(lengths)]
     batch = unfold(fold(rows, seq_len))
     for i, (of, spans) in enumerate(rows):
         for name, expected in row_of(of, spans, seq_len).items():

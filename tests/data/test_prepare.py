@@ -27,7 +27,7 @@ from slmjax import config as configs
 from slmjax.data import build, passes, shards
 from slmjax.data import prepare as preparation
 from slmjax.data import prepare_stage as stage
-from slmjax.data.prepare import prepare, summary
+from slmjax.data.prepare import preparation_summary, prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.errors import UserError
 from slmjax.text import files as work
@@ -107,7 +107,7 @@ def test_names_lead_back_to_the_line_and_the_summary_counts_all(made):
         file, _, line = books.name(doc).rpartition(" line ")
         text = json.loads((Path(sources["books"]) / file).read_text().split("\n")[int(line) - 1])["text"]
         assert prepared.tokenizer.decode(books.read(doc, 0, int(books.lengths[doc]) - 1)[1:]) == text
-    text = summary(prepared)
+    text = preparation_summary(prepared)
     assert f"{len(books):,}" in text and f"{books.tokens:,}" in text and str(prepared.folder) in text
 
 
@@ -541,7 +541,7 @@ def test_a_changed_manifest_is_refused_or_means_the_same(made, data):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
             patch.setattr(preparation, "build", again)
             changed = run(settings(sources), folder.parent)
-            assert changed.fingerprint == prepared.fingerprint and summary(changed)
+            assert changed.fingerprint == prepared.fingerprint and preparation_summary(changed)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         with contextlib.suppress(UserError):  # as a source of another folder
             build.read_manifest(folder)["sources"]["notes"]["shards"]

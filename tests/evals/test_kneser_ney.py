@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.evals.kneser_ney import bits_per_byte, discounts, fit
+from slmjax.evals.kneser_ney import discounts, fit, ngram_bits_per_byte
 
 EOT = 0
 
@@ -99,7 +99,7 @@ def test_a_document_does_not_see_the_one_before_it():
 def test_bits_per_byte_divide_all_bits_by_the_bytes_of_the_text():
     model = fit([[1, 2], [2]], 4, 2, EOT)
     bits = -sum(math.log2(p) for p in (model.distribution([])[1], model.distribution([1])[3], model.distribution([1, 3])[EOT]))
-    assert bits_per_byte(model, [[1, 3]], 7) == pytest.approx(bits / 7, rel=1e-12)
+    assert ngram_bits_per_byte(model, [[1, 3]], 7) == pytest.approx(bits / 7, rel=1e-12)
 
 
 def test_completion_repeats_what_was_always_said_and_stops():

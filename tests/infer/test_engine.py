@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from slmjax.errors import UserError
 from slmjax.infer import programs as device
 from slmjax.infer.engine import Engine, bucket
-from slmjax.infer.sampling import settings
+from slmjax.infer.sampling import sampling_of
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
@@ -82,7 +82,7 @@ def full_forward(arch, params, batch):
 
 def greedy(engine, prompts=PROMPTS, max_tokens=12, stop=(), stop_ids=None):
     ids = [engine.encode(p) for p in prompts]
-    return engine.decode(ids, settings(len(prompts)), max_tokens, stop, stop_ids)
+    return engine.decode(ids, sampling_of(len(prompts)), max_tokens, stop, stop_ids)
 
 
 def test_every_generated_token_is_what_the_full_forward_pass_finds_likeliest_with_the_same_log_probability(engine):
@@ -135,7 +135,7 @@ def test_a_batch_that_is_filled_up_to_two_rows_completes_as_one_row(engine):
     """As on a GPU, where products of a single row are slower than those of two."""
     filled = Engine(ARCH, tiny(), {}, Words())
     filled.programs = filled.programs._replace(rows=2)
-    assert filled.prepare([[END, 1]], settings(1), 4).tokens.shape == (2, 16)
+    assert filled.prepare([[END, 1]], sampling_of(1), 4).tokens.shape == (2, 16)
     out, alone = greedy(filled, PROMPTS[2:3]), greedy(engine, PROMPTS[2:3])
     np.testing.assert_array_equal(out.tokens, alone.tokens)
     np.testing.assert_allclose(out.logprobs, alone.logprobs, rtol=1e-5, atol=1e-5)
@@ -210,10 +210,10 @@ def counting():
 
 
 def test_the_loop_leaves_as_soon_as_every_row_has_stopped(counting):
-    out = counting.decode([counting.encode("a"), counting.encode([word("two ")])], settings(2), 16)
+    out = counting.decode([counting.encode("a"), counting.encode([word("two ")])], sampling_of(2), 16)
     assert out.steps == 6  # five tokens and the end of text of the longest
     assert (list(out.counts), list(out.finish)) == ([5, 3], [device.END] * 2)
-    assert counting.decode([counting.encode("a"), counting.encode([word("th")])], settings(2), 16, ["two"]).steps == 3
+    assert counting.decode([counting.encode("a"), counting.encode([word("th")])], sampling_of(2), 16, ["two"]).steps == 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -223,7 +223,7 @@ def test_the_loop_leaves_as_soon_as_every_row_has_stopped(counting):
 def test_a_row_stops_at_the_first_id_of_the_set_as_if_its_free_run_were_cut_there(engine, temperature, stop_ids):
     """The prompts have unequal lengths, and so have the completions; the bits are those of a run that no id stops."""
     room, ids = 12, [engine.encode(prompt) for prompt in PROMPTS]
-    drawing = settings(len(ids), temperature=temperature, seed=3)
+    drawing = sampling_of(len(ids), temperature=temperature, seed=3)
     free = engine.decode(ids, drawing, room, stop_ids=())
     assert set(free.counts) == {room} and set(free.finish) == {device.LENGTH}
     found = engine.decode(ids, drawing, room, stop_ids=stop_ids)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slmjax.infer import programs as device
-from slmjax.infer.sampling import sample, settings
+from slmjax.infer.sampling import sample, sampling_of
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import parse_block
@@ -28,7 +28,7 @@ def test_the_loop_writes_into_the_cache_in_place_and_gives_its_memory_back():
     params = jax.eval_shape(functools.partial(device.ready_params, ARCH), shapes(ARCH))
     cache = jax.eval_shape(lambda: dataclasses.replace(lm.init_cache(device.unrolled(ARCH), B, S), empty=False))
     request = device.Request(
-        np.ones(B, bool), np.full(B, 20, np.int32), np.zeros(B, np.int32), settings(B), np.zeros((32, 384), np.uint16), np.int32(8),
+        np.ones(B, bool), np.full(B, 20, np.int32), np.zeros(B, np.int32), sampling_of(B), np.zeros((32, 384), np.uint16), np.int32(8),
         np.zeros(384, bool), np.int32(384),
     )  # fmt: skip
     program = device.programs("cpu").decode.lower(device.unrolled(ARCH), 16, params, {}, cache, request).compile()
@@ -41,7 +41,7 @@ def test_the_loop_writes_into_the_cache_in_place_and_gives_its_memory_back():
 
 
 def test_a_step_without_temperature_draws_no_random_bits_and_one_without_top_k_and_top_p_sorts_nothing():
-    jaxpr = jax.make_jaxpr(sample)(jnp.zeros((B, 8)), settings(B), 0).jaxpr
+    jaxpr = jax.make_jaxpr(sample)(jnp.zeros((B, 8)), sampling_of(B), 0).jaxpr
     (branches,) = [equation.params["branches"] for equation in jaxpr.eqns if equation.primitive.name == "cond"]
     outside = [str(equation) for equation in jaxpr.eqns if equation.primitive.name != "cond"]
     found = [(" sort[" in text, "random_bits" in text) for text in (*outside, *map(str, branches))]

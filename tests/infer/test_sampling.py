@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from slmjax.errors import UserError
-from slmjax.infer.sampling import Sampling, sample, settings, truncate
+from slmjax.infer.sampling import Sampling, sample, sampling_of, truncate
 
 V = 12
 logit = st.floats(-8, 8, width=32) | st.sampled_from([0.0, 1.0])  # ties included
@@ -43,9 +43,9 @@ def test_draws_are_never_of_masked_tokens_and_temperature_zero_and_top_1_are_gre
     logits[:, vocab:] = -np.inf
     greedy = logits[:, :vocab].argmax(axis=1)
     for how in ({}, {"top_p": 0.5}, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-6}):
-        assert np.array_equal(run_sample(logits, settings(3, seed=seed, **how), step), greedy)
-    assert (np.asarray(run_sample(logits, settings(3, temperature=1e6, seed=seed), step)) < vocab).all()
-    tiny = np.asarray(run_sample(logits, settings(3, temperature=1e-30, seed=seed), step))
+        assert np.array_equal(run_sample(logits, sampling_of(3, seed=seed, **how), step), greedy)
+    assert (np.asarray(run_sample(logits, sampling_of(3, temperature=1e6, seed=seed), step)) < vocab).all()
+    tiny = np.asarray(run_sample(logits, sampling_of(3, temperature=1e-30, seed=seed), step))
     assert np.array_equal(np.take_along_axis(logits, tiny[:, None], 1)[:, 0], logits[:, :vocab].max(axis=1))
 
 
@@ -57,7 +57,7 @@ def test_frequencies_of_draws_are_the_probabilities(temperature, top_k, top_p):
     p[kept] = np.exp(logits[kept] / temperature)
     p /= p.sum()
     n = 20_000
-    how = settings(n, temperature=temperature, top_k=top_k, top_p=top_p, seed=1)
+    how = sampling_of(n, temperature=temperature, top_k=top_k, top_p=top_p, seed=1)
     counts = np.bincount(run_sample(np.tile(logits, (n, 1)), how, 0), minlength=V)
     # chi squared of at most V - 1 degrees of freedom: above 40 with probability 4e-5, and the seed is fixed
     assert (counts[p == 0] == 0).all()
@@ -66,7 +66,7 @@ def test_frequencies_of_draws_are_the_probabilities(temperature, top_k, top_p):
 
 def test_draws_of_one_row_at_successive_steps_have_the_probabilities_too():
     logits = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4]]))
-    how, n = settings(1, temperature=1.0, seed=3), 20_000
+    how, n = sampling_of(1, temperature=1.0, seed=3), 20_000
     draws = np.asarray(jax.lax.map(lambda step: sample(logits, how, step)[0], jnp.arange(n)))
     pairs = np.bincount(draws[:-1] * 4 + draws[1:], minlength=16)  # independent of the step before
     expected = (n - 1) * np.outer(np.exp(logits), np.exp(logits)).ravel()
@@ -93,4 +93,4 @@ def test_a_rows_draw_does_not_depend_on_the_rows_beside_it_or_their_settings(dat
 ])  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        settings(3, **wrong)
+        sampling_of(3, **wrong)

@@ -9,7 +9,7 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import weight
 from slmjax.models.layers import TokenMixer
 from slmjax.models.pattern import parse_block
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 
 # Every parameter of a model with every option: group, updated by Muon, decays, axes that its product sums over.
 EVERY_PARAMETER = {
@@ -56,7 +56,7 @@ RECURRENT = tuple(Block(mixer, "none") for mixer in ("ssm", "gla", "gdn", "kda",
 def declared(*more):
     pattern = tuple(map(parse_block, more)) or (Block(),)
     arch = Architecture(16, 8, 2, 1, 4, 12, ((pattern, 3), (RECURRENT, 3)), qk_norm=True, output_gate=True, tied=False)
-    return arch, flatten(lm.declare(arch))
+    return arch, flatten_tree(lm.declare(arch))
 
 
 def test_every_parameter_has_the_declaration_that_is_written_here():
@@ -66,7 +66,7 @@ def test_every_parameter_has_the_declaration_that_is_written_here():
 
 def test_declarations_are_laid_out_as_the_parameters_and_say_their_shapes():
     arch, found = declared()
-    tree = flatten(jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
+    tree = flatten_tree(jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
     assert {path: leaf.shape for path, leaf in tree.items()} == {path: w.shape for path, w in found.items()}
 
 

@@ -15,7 +15,7 @@ from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import from_config, parse_block
 from slmjax.parallel import devices
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 
 # One of each recurrent mixer, which take ten times as long to trace as attention.
 RECURRENT = Architecture(
@@ -59,8 +59,8 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
     tree = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
     total = sum(leaf.size for leaf in jax.tree.leaves(tree))
     tables = sum(tree[name].size for name in ("embedding", "head") if name in tree)
-    names = flatten(tree)
-    declared = flatten(lm.declare(arch))
+    names = flatten_tree(tree)
+    declared = flatten_tree(lm.declare(arch))
     assert {name: leaf.shape for name, leaf in names.items()} == {name: known.shape for name, known in declared.items()}
     vectors = sum(leaf.size for name, leaf in names.items() if declared[name].group == "vector")
     count = sizes.parameters(arch)

@@ -80,7 +80,7 @@ def test_scales_find_any_magnitude_in_a_few_steps_and_then_rest(input_log, gradi
     """Growing by 4 and halving, from a start that is off by up to 2^35."""
     random = np.random.default_rng(0)
     x, g = (jnp.asarray(2.0**log * random.uniform(-1, 1, (64, 8)), jnp.float32) for log in (input_log, gradient_log))
-    weights, scales, changed = (jnp.eye(8),), fp8.start(), 0
+    weights, scales, changed = (jnp.eye(8),), fp8.initial_scales(), 0
     run = jax.jit(lambda scales: fp8.next_scales(scales, _pulled(x, weights, (g,), scales)[3]))
     for step in range(50):
         following = run(scales)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.ops.recurrence import LEAST, Memory, empty, recurrence, span
+from slmjax.ops.recurrence import LEAST, Memory, empty_memory, recurrence, span
 
 B, G, H, K, V = 2, 2, 4, 8, 6
 KINDS = [(decay, erase) for decay in ("number", "channels") for erase in (None, "number", "channels")]
@@ -264,5 +264,5 @@ def test_a_span_is_a_linear_map_of_the_memory_that_comes_in(kind):
 
 def test_an_empty_memory_is_none():
     arrays, segments = inputs(20, ("number", "number")), documents(20, 1)
-    for one, other in zip(run(arrays, segments), run(arrays, segments, empty(B, H, K, V))):
+    for one, other in zip(run(arrays, segments), run(arrays, segments, empty_memory(B, H, K, V))):
         np.testing.assert_array_equal(one, other)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slmjax.errors import UserError
 from slmjax.ops import cudnn_attention
 from slmjax.ops import softmax_attention as ops
-from slmjax.ops.softmax_attention import Choice, attention, choose
+from slmjax.ops.softmax_attention import KernelChoice, attention, choose
 from slmjax.ops.splash_attention import splash_attention
 
 
@@ -241,7 +241,7 @@ def test_the_packed_call_computes_every_segment(monkeypatch, places, window, dty
 )
 def test_the_kernel_of_a_device(device, arguments, kernel, reason):
     chosen = choose(*arguments)
-    assert isinstance(chosen, Choice) and chosen.kernel == kernel
+    assert isinstance(chosen, KernelChoice) and chosen.kernel == kernel
     assert reason in chosen.reason
 
 

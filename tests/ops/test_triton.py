@@ -29,7 +29,7 @@ def test_the_walk_is_the_scan(given, channels):
     arrays += [jax.nn.sigmoid(numbers(N, P, channels)), added, numbers(P, K, V)]
     reverse = added is not None
     found = triton_walk.walk(*arrays, reverse=reverse, interpret=True)
-    for one, other in zip(chunk_walk.scan(*arrays, reverse=reverse), found, strict=True):
+    for one, other in zip(chunk_walk.scan_chunks(*arrays, reverse=reverse), found, strict=True):
         if one is not None:
             np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
 

@@ -145,7 +145,7 @@ def test_a_process_holds_the_rows_of_its_own_devices_only():
 @pytest.mark.parametrize("arguments", [("host:1", 0, -1), ("", 2, 0), ("host:1", 2, 2), ("host:1", 2, -1)])
 def test_some_of_the_three_arguments_are_refused(arguments):
     with pytest.raises(hosts.UserError, match="go together"):
-        hosts.start(*arguments)
+        hosts.start_processes(*arguments)
 
 
 def test_one_process_agrees_with_itself():
@@ -211,7 +211,7 @@ def test_colabs_tpu_is_alone_and_other_tpus_ask_for_their_slice(monkeypatch, env
 
 def test_a_coordinator_without_port_is_refused():
     with pytest.raises(UserError, match="--coordinator=host0: expected HOST:PORT"):
-        hosts.start("host0", 2, 0)
+        hosts.start_processes("host0", 2, 0)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "nowhere"])

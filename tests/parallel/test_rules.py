@@ -10,7 +10,7 @@ from slmjax.models import lm
 from slmjax.models.declare import AXES
 from slmjax.models.pattern import from_config
 from slmjax.parallel.mesh import make_mesh
-from slmjax.parallel.rules import RULES, flatten, shardings, spec, unflatten
+from slmjax.parallel.rules import RULES, flatten_tree, shardings, spec, unflatten
 from tests.train.small import small_config
 
 
@@ -25,7 +25,7 @@ def mesh(**sizes):
 
 
 def test_every_parameter_of_a_model_with_every_option_has_its_spec():
-    found = {path: sharding.spec for path, sharding in flatten(shardings(shapes(tied=False), mesh(data=2, fsdp=2, tensor=2))).items()}
+    found = {path: sharding.spec for path, sharding in flatten_tree(shardings(shapes(tied=False), mesh(data=2, fsdp=2, tensor=2))).items()}
     assert found["embedding"] == P("tensor", "fsdp")
     assert found["head"] == P("fsdp", "tensor")
     assert found["stack/0/0/mixer/query"] == P(None, "fsdp", "tensor", None)
@@ -37,7 +37,7 @@ def test_every_parameter_of_a_model_with_every_option_has_its_spec():
 
 
 def test_key_value_heads_are_whole_where_the_tensor_axis_exceeds_them():
-    found = flatten(shardings(shapes(), mesh(data=2, tensor=4)))
+    found = flatten_tree(shardings(shapes(), mesh(data=2, tensor=4)))
     assert found["stack/0/0/mixer/key"].spec == P(None, "fsdp", None, None)
     assert found["stack/0/0/mixer/query"].spec == P(None, "fsdp", "tensor", None)
 
@@ -59,7 +59,7 @@ def test_every_axis_of_the_declarations_has_a_mesh_axis():
 
 def test_flat_and_nested_are_each_others_inverse():
     tree = shapes()
-    assert jax.tree.structure(unflatten(flatten(tree))) == jax.tree.structure(tree)
+    assert jax.tree.structure(unflatten(flatten_tree(tree))) == jax.tree.structure(tree)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():

@@ -16,7 +16,7 @@ import pytest
 
 from slmjax.curate.c4 import CITATION
 from slmjax.curate.quality import RULES
-from slmjax.curate.words import words
+from slmjax.curate.words import split_words
 
 data = pytest.importorskip("datatrove.data")
 filters = pytest.importorskip("datatrove.pipeline.filters")
@@ -193,7 +193,7 @@ def test_every_reason_occurs_and_texts_are_kept_too(decisions, name):
 def test_pieces_of_text_split_as_spacy_splits_them(documents):
     tokenizer = spacy.blank("en").tokenizer
     pieces = {piece for text in documents for piece in text.split() if len(piece) < 200}
-    other = [piece for piece in pieces if words(piece) != tuple(token.text for token in tokenizer(piece))]
+    other = [piece for piece in pieces if split_words(piece) != tuple(token.text for token in tokenizer(piece))]
     print(f"\n{len(other)} of {len(pieces)} different pieces split otherwise: {other[:20]}")
     assert len(pieces) > 50_000 and len(other) < len(pieces) / 2000
 

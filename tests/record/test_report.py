@@ -255,7 +255,7 @@ def test_exact_answers_stand_next_to_chance_and_the_n_gram_model():
         "logic": {"accuracy": 0.6, "chance": 0.49, "count": 25},
         "word_problems": {"accuracy": 0.12, "chance": 0.04, "count": 25},
     }
-    assert progress.exact_answers(answers, {"logic": 0.0}).splitlines() == [
+    assert progress.answer_table(answers, {"logic": 0.0}).splitlines() == [
         "exact answers to held-out questions:",
         "  logic           60 % of 25; by chance 49 %, n-gram model 0 %",
         "  word problems   12 % of 25; by chance 4 %",

@@ -10,7 +10,7 @@ from tests.data.test_loader import plan_of, shards_of, whole_plan
 
 def test_a_sentence_tells_how_often_each_source_is_read_and_where_its_cap_ends_it():
     plan = whole_plan(steps=400)
-    told, epochs = shares.told(plan), plan.epochs()
+    told, epochs = shares.reading_sentences(plan), plan.epochs()
     tokens = [rows.tokens / 1000 for rows in plan.row_plans]
     at = plan.mixture.spent["notes"] / 3200
     assert told == {
@@ -19,7 +19,7 @@ def test_a_sentence_tells_how_often_each_source_is_read_and_where_its_cap_ends_i
         "notes": f"{epochs['notes']:.2f} epochs of {tokens[2]:.3g}k tokens; cap 0.5, reached at {at:.1%} of the run, ".replace("%", " %")
         + "from where on the other sources take its share",
     }
-    assert shares.told(plan_of(max_epochs={"web": 40}))["web"].endswith("tokens; cap 40")
+    assert shares.reading_sentences(plan_of(max_epochs={"web": 40}))["web"].endswith("tokens; cap 40")
 
 
 def test_the_figure_has_a_line_for_each_source_and_dots_as_far_as_the_run_has_come():
@@ -33,7 +33,7 @@ def test_the_figure_has_a_line_for_each_source_and_dots_as_far_as_the_run_has_co
 def test_the_report_shows_what_was_told_beyond_its_table_and_the_shares(tmp_path):
     plan = plan_of({"books": shards_of(0), "web": shards_of(1, 500)}, max_epochs={"web": 40})
     with MetricsWriter(tmp_path) as writer:
-        writer.event("data", 0, sources={"books": {"documents": 1}}, folder="f", told=shares.told(plan), shares=plan.shares())
+        writer.event("data", 0, sources={"books": {"documents": 1}}, folder="f", told=shares.reading_sentences(plan), shares=plan.shares())
         writer.write(20, {"train/loss": 1.0})
     page = write_report(tmp_path).read_text()
     assert f"web: {plan.epochs()['web']:.2f} epochs of" in page and "cap 40" in page and "books: " not in page

@@ -33,7 +33,7 @@ TINY = {
 
 
 def small(steps=300, **study):
-    config = configs.load("configs/studies/recall.py")
+    config = configs.load_recipe("configs/studies/recall.py")
     config.model.update({"width": 32, "head_dim": 16})
     config.train.update({"steps": steps, "batch": 64, "warmup": steps // 20})
     return configs.freeze(configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()]))
@@ -79,10 +79,10 @@ def test_the_losses_of_four_parts_add_up_to_the_mean_cross_entropy_of_the_answer
 def test_gated_deltanet_recalls_what_a_running_mean_cannot(tmp_path):
     """Two pairs of 16 tokens: guessing among the values that stand there is right half of the time."""
     config = small(steps=250)
-    settings = recall.settings(config)
+    settings = recall.study_settings(config)
 
     def accuracy(pattern):
-        return recall.measure(config, settings, "recall:16:2", pattern, (pattern,), epath.Path(tmp_path))["accuracy"]
+        return recall.measure_recall(config, settings, "recall:16:2", pattern, (pattern,), epath.Path(tmp_path))["accuracy"]
 
     assert accuracy("gdn+none") > 0.9 > 0.75 > accuracy("tests.models.own:Mean") > 0.3
 
@@ -174,12 +174,12 @@ def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_
             writer.event("finish", 4)
         return 0
 
-    monkeypatch.setattr("slmjax.train.run.run", diverges)
+    monkeypatch.setattr("slmjax.train.run.run_train", diverges)
     assert launch.main(words(tmp_path / "one")) == 0
     assert "attention on recall:16:2, rate 0.01, seed 1: diverged: loss is nan" in capsys.readouterr().out
     (row,) = rows_of(tmp_path / "one")
     assert row["by_rate"] == {"0.01": [0.0, 0.0], "0.001": [0.5, 0.5]} and row["rate"] == 0.001 and row["accuracy"] == 0.5
-    monkeypatch.setattr("slmjax.train.run.run", lambda *_, **__: 143)
+    monkeypatch.setattr("slmjax.train.run.run_train", lambda *_, **__: 143)
     assert launch.main(words(tmp_path / "two")) == 143
     assert "the same command goes on from here" in capsys.readouterr().out and rows_of(tmp_path / "two") == []
 
@@ -199,7 +199,7 @@ def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_named(change, told):
     with pytest.raises(UserError, match=told):
-        recall.settings(small(**change))
+        recall.study_settings(small(**change))
 
 
 @pytest.mark.parametrize("options, told", [
@@ -213,5 +213,5 @@ def test_a_run_of_the_task_recall_needs_a_puzzle_and_its_length(options, told):
 
 
 def test_a_rate_and_a_pattern_may_stand_alone():
-    study = recall.settings(small(rates=0.01, variants={"a": "attention+none"}))
+    study = recall.study_settings(small(rates=0.01, variants={"a": "attention+none"}))
     assert study["rates"] == (0.01,) and study["variants"] == {"a": ("attention+none",)}

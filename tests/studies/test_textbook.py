@@ -17,7 +17,7 @@ def domains(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("share", [0, 0.2, 0.5])
 def test_the_textbook_has_its_share_and_the_domains_keep_their_proportions(domains, share):
-    config = configs.freeze(configs.load(f"configs/studies/textbook.py:{share}"))
+    config = configs.freeze(configs.load_recipe(f"configs/studies/textbook.py:{share}"))
     weights = config.data.phases[0]["weights"]
     assert weights["textbook"] == share and sum(weights.values()) == pytest.approx(1)
     assert weights["books"] / weights["code"] == pytest.approx(6)
@@ -26,7 +26,7 @@ def test_the_textbook_has_its_share_and_the_domains_keep_their_proportions(domai
 
 def test_a_share_that_makes_no_sense_is_refused(domains):
     with pytest.raises(UserError, match="at least 0 and less than 1"):
-        configs.load("configs/studies/textbook.py:1.5")
+        configs.load_recipe("configs/studies/textbook.py:1.5")
 
 
 @pytest.mark.slow

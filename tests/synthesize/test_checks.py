@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.synthesize.checks import answers, calculations, judge, same, structure, without_thoughts
-from slmjax.synthesize.plan import FORMATS, Item, Plan
+from slmjax.synthesize.checks import answers, calculations, judge_text, same, structure, without_thoughts
+from slmjax.synthesize.plan import FORMATS, DocumentPlan, Item
 from slmjax.synthesize.subjects import KINDS
 from tests.synthesize.server import article
 
@@ -17,7 +17,7 @@ PLAIN = Item(0, "rivers", "", "adults", "section", "", (), "")
 
 
 def solved(form, kind="word_problems"):
-    return Plan(seed=1, topics=[KINDS[kind]], audiences=["adults"], formats=[form], solved=True).item(0)
+    return DocumentPlan(seed=1, topics=[KINDS[kind]], audiences=["adults"], formats=[form], solved=True).item(0)
 
 
 REASONS = {
@@ -35,18 +35,18 @@ REASONS = {
 
 @pytest.mark.parametrize("text", REASONS)
 def test_a_text_is_rejected_for_its_first_fault(text):
-    assert judge(PLAIN, text, "stop")[0] == REASONS[text]
+    assert judge_text(PLAIN, text, "stop")[0] == REASONS[text]
 
 
 def test_a_text_that_was_cut_is_rejected_and_what_was_checked_is_told():
-    assert judge(PLAIN, article("a"), "length") == ("cut at max_tokens", "")
-    assert judge(PLAIN, article("a"), "stop") == ("", "equations")
-    assert judge(PLAIN, "# Title\n" + "word " * 100, "stop") == ("", "")
+    assert judge_text(PLAIN, article("a"), "length") == ("cut at max_tokens", "")
+    assert judge_text(PLAIN, article("a"), "stop") == ("", "equations")
+    assert judge_text(PLAIN, "# Title\n" + "word " * 100, "stop") == ("", "")
 
 
 def test_an_answer_that_ended_for_another_reason_is_rejected_with_it():
     for finish in ("content_filter", "abort", "tool_calls", "error"):
-        assert judge(PLAIN, article("a"), finish) == (f"ended by {finish}", "")
+        assert judge_text(PLAIN, article("a"), finish) == (f"ended by {finish}", "")
 
 
 THOUGHTS = {
@@ -65,14 +65,14 @@ THOUGHTS = {
 
 @pytest.mark.parametrize("text", THOUGHTS)
 def test_the_thoughts_of_a_model_are_in_no_document(text):
-    reason = judge(PLAIN, text, "stop")[0]
+    reason = judge_text(PLAIN, text, "stop")[0]
     assert reason == THOUGHTS[text]
     assert reason or without_thoughts(text) == article("a")
 
 
 def test_a_text_without_thoughts_stays_byte_for_byte():
     assert without_thoughts("\n a <b> text \n") == "\n a <b> text \n"
-    assert judge(PLAIN, "<think>hm", "length")[0] == "only thoughts, which used up max_tokens"
+    assert judge_text(PLAIN, "<think>hm", "length")[0] == "only thoughts, which used up max_tokens"
 
 
 WRITTEN = {
@@ -84,10 +84,10 @@ WRITTEN = {
 
 @pytest.mark.parametrize("code", WRITTEN)
 def test_length_in_scripts_without_spaces_is_counted_in_characters(code):
-    assert judge(PLAIN, f"# 1\n\n{WRITTEN[code] * 30}", "stop")[0] == ""
-    assert judge(PLAIN, f"# 1\n\n{WRITTEN[code] * 2}", "stop")[0] == "too short"
+    assert judge_text(PLAIN, f"# 1\n\n{WRITTEN[code] * 30}", "stop")[0] == ""
+    assert judge_text(PLAIN, f"# 1\n\n{WRITTEN[code] * 2}", "stop")[0] == "too short"
     form = dataclasses.replace(PLAIN, format="faq")
-    assert judge(form, f"Q：1\nA：{WRITTEN[code] * 30}\n" * 3, "stop")[0] == ""
+    assert judge_text(form, f"Q：1\nA：{WRITTEN[code] * 30}\n" * 3, "stop")[0] == ""
 
 
 def reasoned(item, answer):
@@ -98,20 +98,23 @@ def test_an_answer_is_compared_with_the_computed_one():
     item = solved("reasoning")
     right = int(item.problems[0].answer)
     for told in (f"{right}", f"{right}.", f"**{right}**", f"${right}.00", f" {right}.0 "):
-        assert judge(item, reasoned(item, told), "stop") == ("", "answers"), told
-    assert judge(item, reasoned(item, right + 1), "stop")[0] == f"wrong answer: {right + 1} instead of {right}"
-    assert judge(item, reasoned(item, f"{right} pens"), "stop")[0].startswith("wrong answer")
-    assert judge(item, reasoned(item, f"{right}\nAnswer: {right}"), "stop")[0] == "no steps with one answer"
+        assert judge_text(item, reasoned(item, told), "stop") == ("", "answers"), told
+    assert judge_text(item, reasoned(item, right + 1), "stop")[0] == f"wrong answer: {right + 1} instead of {right}"
+    assert judge_text(item, reasoned(item, f"{right} pens"), "stop")[0].startswith("wrong answer")
+    assert judge_text(item, reasoned(item, f"{right}\nAnswer: {right}"), "stop")[0] == "no steps with one answer"
 
 
 def test_a_problem_set_needs_as_many_right_answers_as_problems():
     item = solved("problems")
     text = "\n".join(f"Problem {i}: {p.prompt}\nSome words of working.\nAnswer: {p.answer}." for i, p in enumerate(item.problems, 1))
-    assert judge(item, text, "stop") == ("", "answers")
+    assert judge_text(item, text, "stop") == ("", "answers")
     last = item.problems[-1]
-    assert judge(item, text.replace(f"Answer: {last.answer}.", ""), "stop")[0] in ("3 answers to 4 problems", "2 answers to 4 problems")
+    assert judge_text(item, text.replace(f"Answer: {last.answer}.", ""), "stop")[0] in (
+        "3 answers to 4 problems",
+        "2 answers to 4 problems",
+    )
     swapped = text.replace(f"Answer: {last.answer}.", "Answer: 1000.")
-    assert judge(item, swapped, "stop")[0] == f"wrong answer: 1000 instead of {last.answer}"
+    assert judge_text(item, swapped, "stop")[0] == f"wrong answer: 1000 instead of {last.answer}"
 
 
 FORMED = {
@@ -174,4 +177,4 @@ def test_no_text_makes_the_checks_fail():
     for _ in range(3000):
         text = "".join(rng.choice("12.,+-*/x÷=()|%: \n#AQa'$") for _ in range(rng.randrange(60)))
         for item in items:
-            judge(item, text, "stop")
+            judge_text(item, text, "stop")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax.synthesize import coverage as measured
-from slmjax.synthesize.coverage import coverage, distinct, markdown, near_duplicates, novelty, shingles
+from slmjax.synthesize.coverage import coverage, distinct, markdown, near_duplicates, ngram_hashes, novelty
 
 WORDS = st.lists(st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join), min_size=1, max_size=12)
 
@@ -34,7 +34,7 @@ def test_counts_and_distinct_shares_by_hand():
 @given(WORDS, st.integers(1, 5))
 def test_distinct_shares_are_those_of_sets(texts, n):
     every = [gram for text in texts for gram in grams(text, n)]
-    assert distinct([shingles(text, n) for text in texts]) == (len(set(every)) / len(every) if every else 0.0)
+    assert distinct([ngram_hashes(text, n) for text in texts]) == (len(set(every)) / len(every) if every else 0.0)
 
 
 @given(WORDS)
@@ -43,12 +43,12 @@ def test_near_duplicates_are_those_of_all_pairs(texts):
     alike = 0
     for i, mine in enumerate(sets):
         alike += any(mine & other and len(mine & other) >= measured.NEAR * len(mine | other) for other in sets[:i])
-    assert near_duplicates([shingles(text, 5) for text in texts]) == alike / len(texts)
+    assert near_duplicates([ngram_hashes(text, 5) for text in texts]) == alike / len(texts)
 
 
 def test_novelty_by_hand():
     first = "a b c d e f"  # two 5-grams
-    curve = novelty([shingles(text, 5) for text in (first, first, first + " g", "x")], [40, 40, 40, 40])
+    curve = novelty([ngram_hashes(text, 5) for text in (first, first, first + " g", "x")], [40, 40, 40, 40])
     assert [part["share"] for part in curve] == [1.0, 0.0, pytest.approx(1 / 3), 0.0]
     assert [part["per_token"] for part in curve] == [2 / 40, 0.0, 1 / 40, 0.0]
     assert [part["tokens"] for part in curve] == [40, 80, 120, 160]
@@ -56,7 +56,7 @@ def test_novelty_by_hand():
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40))
 def test_the_parts_of_the_curve_are_all_of_the_tokens(tokens):
-    curve = novelty([shingles(f"a b c d e {i}", 5) for i in range(len(tokens))], tokens)
+    curve = novelty([ngram_hashes(f"a b c d e {i}", 5) for i in range(len(tokens))], tokens)
     assert len(curve) <= measured.PARTS and curve[-1]["tokens"] == sum(tokens)
     assert [part["tokens"] for part in curve] == sorted(part["tokens"] for part in curve)
 
@@ -88,5 +88,5 @@ def test_nothing_at_all_has_a_report_too():
 
 
 def test_in_scripts_without_spaces_each_character_is_a_word():
-    assert len(shingles("三角形的内角和等于一百八十度。", 5)) == 14 - 4
-    assert len(shingles("one 三角 two", 1)) == 4
+    assert len(ngram_hashes("三角形的内角和等于一百八十度。", 5)) == 14 - 4
+    assert len(ngram_hashes("one 三角 two", 1)) == 4

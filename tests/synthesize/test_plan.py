@@ -14,12 +14,12 @@ from slmjax.synthesize.plan import (
     AUDIENCES,
     FORMATS,
     PASSAGE_CHARACTERS,
-    Plan,
+    DocumentPlan,
     chosen,
     key,
     opening,
     prompt,
-    read_passages,
+    read_seeds,
     read_topics,
 )
 from slmjax.textbook.passages import KINDS
@@ -28,7 +28,7 @@ TOPICS = subjects.topics()
 
 
 def plan(seed=0, topics=TOPICS, audiences=tuple(AUDIENCES), formats=tuple(FORMATS), **more):
-    return Plan(seed=seed, topics=topics, audiences=audiences, formats=formats, **more)
+    return DocumentPlan(seed=seed, topics=topics, audiences=audiences, formats=formats, **more)
 
 
 def test_the_subject_tree_names_each_topic_once_and_has_one_for_each_kind_of_problem():
@@ -116,12 +116,12 @@ def test_topics_are_the_lines_of_a_file(tmp_path):
 
 def test_passages_that_are_not_there_are_named_as_passages(tmp_path):
     with pytest.raises(UserError, match=r"^config.synthesize.passages.a: '.*a.jsonl' matches no file"):
-        read_passages(f"{tmp_path}/a.jsonl")
+        read_seeds(f"{tmp_path}/a.jsonl")
 
 
 def test_passages_are_documents_of_the_sources_a_user_names(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": " "}\nbroken\n{"text": "two"}\n')
-    assert read_passages(f"{tmp_path}/a.jsonl") == ["one", "two"] and read_passages("") == []
+    assert read_seeds(f"{tmp_path}/a.jsonl") == ["one", "two"] and read_seeds("") == []
 
 
 def test_an_unknown_format_is_told_with_the_nearest():

@@ -11,10 +11,10 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.synthesize.budget import Budget
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.plan import Plan
+from slmjax.synthesize.plan import DocumentPlan
 from slmjax.synthesize.produce import Tally, produce
 from slmjax.synthesize.synthesize_stage import requests
-from slmjax.synthesize.teachers import Answer, Fault, Teacher
+from slmjax.synthesize.teachers import Answer, Teacher, TeacherFault
 
 
 class Stub(Teacher):
@@ -46,7 +46,7 @@ def journal(tmp_path):
 
 
 def make(journal, teacher, documents=50, budget=None, **more):
-    plan = Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
+    plan = DocumentPlan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
 
     async def go():
         return await produce(requests(plan, teacher, documents), teacher, journal, budget or Budget(), Tally(documents), **more)
@@ -77,7 +77,7 @@ def test_a_request_is_on_disk_before_it_is_sent_and_an_answer_before_it_is_used(
 def test_a_fault_is_on_disk_before_the_request_is_made_again(journal):
     def answer(request):
         if kinds(journal, request.key) == ["request"]:
-            raise Fault("once", (0, 0))
+            raise TeacherFault("once", (0, 0))
         assert kinds(journal, request.key) == ["request", "fault", "request"]
         return Answer("text", "stop", (1, 1))
 
@@ -139,7 +139,7 @@ def test_told_to_stop_it_waits_for_what_is_open_and_asks_for_no_more(journal):
 def test_told_to_stop_it_does_not_wait_for_a_server_that_said_later(journal):
     def answer(request):
         os.kill(os.getpid(), signal.SIGTERM)
-        raise Fault("HTTP 429", (0, 0), wait=3600.0, limit=True)
+        raise TeacherFault("HTTP 429", (0, 0), wait=3600.0, limit=True)
 
     tally = make(journal, Stub(answer), documents=3)
     assert tally.signal == signal.SIGTERM and not journal.answered and journal.spent() == (0, 0.0)

@@ -9,9 +9,9 @@ from fractions import Fraction
 import pytest
 
 from slmjax.synthesize import program_teacher as program
-from slmjax.synthesize.checks import answers, judge
+from slmjax.synthesize.checks import answers, judge_text
 from slmjax.synthesize.lessons import GREETINGS, LESSONS
-from slmjax.synthesize.plan import AUDIENCES, FORMATS, Plan
+from slmjax.synthesize.plan import AUDIENCES, FORMATS, DocumentPlan
 from slmjax.synthesize.subjects import KINDS
 from slmjax.textbook.draw import RESERVED_NAMES, RESERVED_NUMBERS, RESERVED_WORDS
 from tests.textbook.test_passages import READERS
@@ -22,12 +22,12 @@ COUNT = 6 * 4 * 6 * 3
 @pytest.fixture(scope="module")
 def book():
     """(item, text) of three documents of each combination."""
-    plan = Plan(seed=5, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)
-    return [(item, program.write(item, 5)) for item in map(plan.item, range(COUNT))]
+    plan = DocumentPlan(seed=5, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)
+    return [(item, program.write_document(item, 5)) for item in map(plan.item, range(COUNT))]
 
 
 def test_every_document_stands_every_check(book):
-    assert all(judge(item, text, "stop") == ("", "answers") for item, text in book)
+    assert all(judge_text(item, text, "stop") == ("", "answers") for item, text in book)
 
 
 def test_an_independent_reader_finds_the_answers_from_the_questions_in_the_text(book):
@@ -75,7 +75,7 @@ def test_no_two_documents_are_the_same_and_formats_look_as_they_should(book):
         "dialogue": "\nStudent: ",
     }
     for item, text in book:
-        if not (item.format == "reasoning" and len(program.steps(item.problems[0])) == 1):
+        if not (item.format == "reasoning" and len(program.worked_steps(item.problems[0])) == 1):
             assert looks[item.format] in text
         assert text == text.strip() and text.isascii() and 40 <= len(text.split()) <= 400
 
@@ -83,7 +83,9 @@ def test_no_two_documents_are_the_same_and_formats_look_as_they_should(book):
 def test_steps_are_the_working_and_nothing_else(book):
     for item, _ in book:
         for problem in item.problems:
-            plain = [re.sub(r"[^a-z0-9]", "", " ".join(text).lower()) for text in ([program.working(problem)], program.steps(problem))]
+            plain = [
+                re.sub(r"[^a-z0-9]", "", " ".join(text).lower()) for text in ([program.working(problem)], program.worked_steps(problem))
+            ]
             assert plain[0].replace("and", "") == plain[1].replace("and", "")
 
 
@@ -105,5 +107,5 @@ def test_documents_are_the_same_in_every_process_and_others_for_another_seed(boo
     for seed in ("1", "2"):
         run = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
         assert run.stdout == f"{[text for _, text in book[:60]]}\n"
-    other = Plan(seed=6, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)
-    assert not {program.write(other.item(i), 6) for i in range(60)} & {text for _, text in book}
+    other = DocumentPlan(seed=6, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)
+    assert not {program.write_document(other.item(i), 6) for i in range(60)} & {text for _, text in book}

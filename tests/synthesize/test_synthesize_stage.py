@@ -19,7 +19,7 @@ from slmjax.data.prepare import prepare
 from slmjax.errors import UserError
 from slmjax.synthesize import synthesize_stage as stage
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.live import Line
+from slmjax.synthesize.live import StatusLine
 from slmjax.synthesize.plan import FORMATS
 from slmjax.synthesize.produce import Tally
 from tests.synthesize.server import Server
@@ -30,8 +30,8 @@ FIELDS = {"text", "id", "teacher", "model", "prompt", "parameters", "date", "lic
 
 def write(workdir, *assignments, **more):
     """Run the stage with settings of config.synthesize."""
-    config = configs.override(configs.load(RECIPE), ["synthesize.documents=150", *(f"synthesize.{words}" for words in assignments)])
-    return stage.run(configs.freeze(config), str(workdir), **more)
+    config = configs.override(configs.load_recipe(RECIPE), ["synthesize.documents=150", *(f"synthesize.{words}" for words in assignments)])
+    return stage.run_synthesize(configs.freeze(config), str(workdir), **more)
 
 
 def documents(workdir):
@@ -150,8 +150,8 @@ def test_a_budget_in_dollars_ends_the_run_and_more_of_it_goes_on(server, tmp_pat
 
 
 def test_two_items_with_the_same_text_are_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr("slmjax.synthesize.program_teacher.write", lambda item, seed: "# Title\n\n" + "Answer: 3.\n" * 50)
-    monkeypatch.setattr("slmjax.synthesize.documents.judge", lambda item, text, finish: ("", ""))
+    monkeypatch.setattr("slmjax.synthesize.program_teacher.write_document", lambda item, seed: "# Title\n\n" + "Answer: 3.\n" * 50)
+    monkeypatch.setattr("slmjax.synthesize.documents.judge_text", lambda item, text, finish: ("", ""))
     write(tmp_path, "documents=5")
     (kept,) = documents(tmp_path)
     assert [record["reason"] for record in rejects(tmp_path)] == [f"same text as {kept['id']}"] * 4
@@ -265,9 +265,9 @@ def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
 
 
 def test_what_a_recipe_leaves_out_is_as_in_the_textbooks_recipe_and_is_recorded(tmp_path):
-    assert configs.Config().synthesize == configs.freeze(configs.load(RECIPE)).synthesize
-    assert stage.run(configs.Config(stage="synthesize", synthesize=SynthesizeConfig(documents=1)), str(tmp_path)) == 0
-    recorded = configs.load(str(tmp_path / "config.json")).synthesize
+    assert configs.Config().synthesize == configs.freeze(configs.load_recipe(RECIPE)).synthesize
+    assert stage.run_synthesize(configs.Config(stage="synthesize", synthesize=SynthesizeConfig(documents=1)), str(tmp_path)) == 0
+    recorded = configs.load_recipe(str(tmp_path / "config.json")).synthesize
     assert recorded.documents == 1 and set(recorded) == {field.name for field in dataclasses.fields(SynthesizeConfig)}
 
 
@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
 
 def test_the_live_line_says_documents_speed_share_cost_and_time_left():
     now = [0.0]
-    line = Line(console=Console(file=open("/dev/null", "w")), clock=lambda: now[0])  # noqa: SIM115
+    line = StatusLine(console=Console(file=open("/dev/null", "w")), clock=lambda: now[0])  # noqa: SIM115
     now[0] = 10.0
     tally = Tally(1000, settled=150, known=50, accepted=90, rejected=10, tokens=20_000, cost=1.5)
     assert line.text(tally) == "150/1,000 documents  2k tokens/s  90.0 % accepted  $1.50  1 min 25 s left"
@@ -301,7 +301,7 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
 def test_a_long_wait_that_the_teacher_asks_for_is_said_at_once_and_once():
     now = [0.0]
     console = Console(file=io.StringIO(), soft_wrap=True)
-    line = Line(console=console, clock=lambda: now[0])
+    line = StatusLine(console=console, clock=lambda: now[0])
     tally = Tally(10, faults={"HTTP 429": 1}, last="HTTP 429: slower", hold=600.0)
     line(tally)
     tally.hold = 601.0  # of another request

@@ -13,10 +13,10 @@ from slmjax.synthesize import produce as producing
 from slmjax.synthesize import teachers
 from slmjax.synthesize.budget import Budget
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.plan import Plan
+from slmjax.synthesize.plan import DocumentPlan
 from slmjax.synthesize.produce import Tally, produce
 from slmjax.synthesize.synthesize_stage import requests
-from slmjax.synthesize.teachers import Fault, OpenAI, parse, reservation, retry_after
+from slmjax.synthesize.teachers import OpenAI, TeacherFault, parse_answer, reservation, retry_after
 from tests.synthesize.server import Server, article
 
 pytest.importorskip("openai")
@@ -37,7 +37,7 @@ class Run:
         self.seen = []
         server = Server(lambda number, body: modes[number] if number < len(modes) else "ok", self.seen.append)
         journal = Journal(folder)
-        plan = Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
+        plan = DocumentPlan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
         sampling = {"max_tokens": MAX_TOKENS, "temperature": 0.5, "top_p": 0.9}
         self.error = None
 
@@ -132,7 +132,7 @@ def test_a_server_that_only_fails_ends_the_run_before_it_ends_the_budget(tmp_pat
 def test_no_server_at_all_costs_nothing_and_is_told(tmp_path):
     async def go():
         teacher = OpenAI("tester", "http://127.0.0.1:9/v1", sampling={"max_tokens": 9}, seed=0, timeout=5.0)
-        plan = Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
+        plan = DocumentPlan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
         await produce(requests(plan, teacher, 50), teacher, journal, Budget(), Tally(50))
 
     journal = Journal(tmp_path)
@@ -172,8 +172,8 @@ def completion(**changes):
 
 
 def test_a_completion_is_read_with_what_it_used():
-    assert parse(completion()) == teachers.Answer("text", "stop", (3, 4))
-    assert parse(completion(finish="length")).finish == "length"
+    assert parse_answer(completion()) == teachers.Answer("text", "stop", (3, 4))
+    assert parse_answer(completion(finish="length")).finish == "length"
     for usage in (
         None,
         {},
@@ -181,7 +181,7 @@ def test_a_completion_is_read_with_what_it_used():
         {"prompt_tokens": -1, "completion_tokens": 1},
         {"prompt_tokens": 1, "completion_tokens": 10**30},
     ):
-        assert parse(completion(usage=usage)).tokens is None
+        assert parse_answer(completion(usage=usage)).tokens is None
 
 
 FINISHES = {
@@ -198,14 +198,14 @@ FINISHES |= {word: word for word in ("content_filter", "abort", "tool_calls", "e
 
 @pytest.mark.parametrize("finish", FINISHES)
 def test_an_answer_is_whole_cut_or_ended_for_the_providers_own_reason(finish):
-    assert parse(completion(finish=finish)).finish == FINISHES[finish]
+    assert parse_answer(completion(finish=finish)).finish == FINISHES[finish]
 
 
 def test_an_answer_in_parts_is_their_text_without_thoughts():
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "one "}, {"text": "two"}]
-    assert parse(completion(content=parts)).text == "one two"
-    with pytest.raises(Fault, match="part of type 'image_url', which is no text") as fault:
-        parse(completion(content=[{"type": "image_url", "image_url": {}}]))
+    assert parse_answer(completion(content=parts)).text == "one two"
+    with pytest.raises(TeacherFault, match="part of type 'image_url', which is no text") as fault:
+        parse_answer(completion(content=[{"type": "image_url", "image_url": {}}]))
     assert not fault.value.again
 
 
@@ -226,8 +226,8 @@ EMPTY = {
 
 @pytest.mark.parametrize("body", EMPTY, ids=EMPTY.values())
 def test_an_answer_without_text_says_why_is_paid_for_and_not_asked_again(body):
-    with pytest.raises(Fault) as fault:
-        parse(body)
+    with pytest.raises(TeacherFault) as fault:
+        parse_answer(body)
     assert (fault.value.reason, fault.value.tokens, fault.value.again) == (EMPTY[body], (3, 4), False)
 
 
@@ -278,7 +278,7 @@ def test_parameters_are_sent_under_the_endpoints_names_or_not_at_all():
 
     async def go():
         teacher = OpenAI("tester", server.url, sampling={"max_tokens": 50, "top_p": 0.9}, seed=0, timeout=5.0, names=names)
-        (request,) = requests(Plan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"]), teacher, 1)
+        (request,) = requests(DocumentPlan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"]), teacher, 1)
         await teacher.ask(request)
         await teacher.close()
         return request
@@ -296,18 +296,18 @@ NONE += [b'{"choices": [{"text": "of another endpoint"}]}', b'data: {"choices": 
 
 @pytest.mark.parametrize("body", NONE)
 def test_what_is_no_completion_is_broken(body):
-    with pytest.raises(Fault, match=r"broken JSON|no chat completion") as fault:
-        parse(body)
+    with pytest.raises(TeacherFault, match=r"broken JSON|no chat completion") as fault:
+        parse_answer(body)
     assert fault.value.tokens is None and fault.value.again
     if b"another endpoint" in body:  # it is JSON, and the user sees what it holds
         assert "of another endpoint" in fault.value.reason
 
 
 def test_half_a_surrogate_pair_is_named_and_paid_for():
-    with pytest.raises(Fault, match="half a surrogate pair") as fault:
-        parse(completion(content="some \ud83d words"))
+    with pytest.raises(TeacherFault, match="half a surrogate pair") as fault:
+        parse_answer(completion(content="some \ud83d words"))
     assert fault.value.tokens == (3, 4)
-    assert parse(completion(content="some \U0001f600 words")).text == "some \U0001f600 words"
+    assert parse_answer(completion(content="some \U0001f600 words")).text == "some \U0001f600 words"
 
 
 def test_an_answer_that_comes_as_a_stream_is_read_whole():
@@ -317,10 +317,10 @@ def test_an_answer_that_comes_as_a_stream_is_read_whole():
         {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
     ]
     lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces]
-    assert parse("".join([*lines, "data: [DONE]\n\n"]).encode()) == teachers.Answer("one two", "length", (3, 4))
+    assert parse_answer("".join([*lines, "data: [DONE]\n\n"]).encode()) == teachers.Answer("one two", "length", (3, 4))
     error = {"error": {"message": "overloaded", "code": 503}}
     with pytest.raises(teachers.Complaint, match="overloaded"):
-        parse("".join([*lines[:2], f"data: {json.dumps(error)}\n\n"]).encode())
+        parse_answer("".join([*lines[:2], f"data: {json.dumps(error)}\n\n"]).encode())
 
 
 def test_a_model_that_the_endpoint_does_not_serve_is_told_with_those_that_it_does(tmp_path):
@@ -330,8 +330,8 @@ def test_a_model_that_the_endpoint_does_not_serve_is_told_with_those_that_it_doe
 
 @pytest.mark.parametrize("content", ["", "  \n", None])
 def test_an_empty_answer_is_paid_for(content):
-    with pytest.raises(Fault, match="empty answer") as fault:
-        parse(completion(content=content))
+    with pytest.raises(TeacherFault, match="empty answer") as fault:
+        parse_answer(completion(content=content))
     assert fault.value.tokens == (3, 4)
 
 

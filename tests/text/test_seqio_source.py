@@ -328,7 +328,7 @@ def test_worker_processes_prepare_what_one_process_does(folder, tmp_path):
 def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(folder, tmp_path):
     """What a run that goes on would read; training itself sees prepared text, of whatever source."""
     fields = [f"data.sources={path('two')}", f"data.cache={tmp_path / 'prepared'}", "data.max_bad_share=0.01"]
-    config = cli.override(configs.load(f"{RECIPE}:{folder / 'unused.jsonl'}"), fields)
+    config = cli.apply_overrides(configs.load_recipe(f"{RECIPE}:{folder / 'unused.jsonl'}"), fields)
     assert {name: entry.weight for name, entry in config.data.sources.items()} == {"questions": 0.25, "river-lines": 0.75}
     config = configs.freeze(config)
     plan = batch_plan(config, prepared_text(config.data, str(tmp_path / "run")))

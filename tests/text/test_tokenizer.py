@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 
 from slmjax.errors import UserError
 from slmjax.text import tokenizer as module
-from slmjax.text.tokenizer import EOT, SPECIAL, Special, Tokenizer, load, train_bpe
+from slmjax.text.tokenizer import EOT, SPECIAL, Special, Tokenizer, load_tokenizer, train_bpe
 
 TEXT = "The quick brown fox, 1234 times, jumps over the lazy dog's \u00fcber-fence.\n" * 40
 
@@ -122,7 +122,7 @@ def test_a_published_tokenizer_whose_model_knows_its_special_tokens_as_pieces_do
 
 def test_training_twice_gives_one_tokenizer_and_saving_keeps_its_hash(small, tmp_path):
     small.save(tmp_path / "tokenizer.json")
-    again = load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert train_bpe([TEXT], 300).sha256 == small.sha256 == again.sha256 == pickle.loads(pickle.dumps(small)).sha256
     assert again.encode(TEXT) == small.encode(TEXT)
 
@@ -289,7 +289,7 @@ def test_byte_fallback_vocabularies_keep_every_byte(tmp_path):
     library.decoder = decoders.Sequence(steps)
     library.add_special_tokens([AddedToken("</s>", special=True)])
     library.save(str(tmp_path / "tokenizer.json"))
-    found = load(tmp_path / "tokenizer.json")
+    found = load_tokenizer(tmp_path / "tokenizer.json")
     text = "a \u00e9a\U0001f600 a"
     table = found.token_bytes()
     assert (found.eot, found.vocab_size) == (2, 262)
@@ -305,7 +305,7 @@ def without(change) -> str:
 
 def test_a_tokenizer_that_does_not_split_texts_is_none_that_can_be_cut(tmp_path):
     (tmp_path / "tokenizer.json").write_text(without(lambda t: t.pop("pre_tokenizer")))
-    tokenizer = load(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert not tokenizer.keeps("two words", tokenizer.encode("two words"))  # so that preparation refuses it
 
 
@@ -324,7 +324,7 @@ def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path)
         if content is not None:
             path.write_text(content)
         with pytest.raises(UserError, match=message):
-            load(path)
+            load_tokenizer(path)
 
 
 def test_a_tokenizer_that_drops_merges_at_random_gives_the_same_tokens_each_time(small):

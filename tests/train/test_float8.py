@@ -6,7 +6,7 @@ import pytest
 
 from slmjax.infer.load import load_model
 from slmjax.models import lm
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 from tests import runs
 from tests.train.small import Setup, packed_batch, small_config, whole
 
@@ -33,7 +33,7 @@ def _three_steps(setup):
     found = []
     for seed in range(3):
         metrics = setup.step(packed_batch(setup.config, seed))
-        found.append((metrics, whole(setup.state.optimizer["adam"].mu), flatten(whole(setup.state.buffers))))
+        found.append((metrics, whole(setup.state.optimizer["adam"].mu), flatten_tree(whole(setup.state.buffers))))
     return found
 
 
@@ -57,7 +57,7 @@ def test_steps_on_eight_devices_and_in_parts_see_the_same_and_choose_the_same_sc
 
 def test_scales_move_from_their_start_and_gradients_are_near_the_plain_ones(setup, alone):
     plain = _three_steps(Setup(_config("compute")))
-    start = flatten(whole(lm.init_buffers(setup.arch)))
+    start = flatten_tree(whole(lm.init_buffers(setup.arch)))
     assert any(np.any(scales != start[path]) for path, scales in alone[-1][2].items())
     assert plain[0][2] == {}
     assert 0.05 < _difference(alone[0][1], plain[0][1]) < 0.3  # 4 and 3 bits in every product of two layers
@@ -92,7 +92,7 @@ def test_a_run_that_was_interrupted_goes_on_with_its_scales_to_the_same_end(corp
     assert runs.train(corpus, tmp_path / "run", train__steps=14) == 2
     assert "precision.products was float8 and is compute" in capsys.readouterr().err
     model = load_model(str(tmp_path / "run"))  # with its scales, though generation takes the parameters as they are
-    for name, value in flatten(whole(model.buffers)).items():
+    for name, value in flatten_tree(whole(model.buffers)).items():
         steps = name.split("/")
         assert value.tobytes() == scales["buffers" + "".join(f"['{step}']" for step in steps)].tobytes()
 
@@ -100,7 +100,7 @@ def test_a_run_that_was_interrupted_goes_on_with_its_scales_to_the_same_end(corp
     monkeypatch.setattr("slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0)
     assert runs.train(corpus, tmp_path / "child", f"--init_from={tmp_path / 'run'}", **fields) == 0
     assert jax.tree.all(jax.tree.map(np.array_equal, taken[0].params, model.params))
-    for path, scales in flatten(taken[0].buffers).items():
+    for path, scales in flatten_tree(taken[0].buffers).items():
         assert np.all(scales == (2.0**-3 if path.endswith("input") else 2.0**-10)), path
 
 

@@ -9,7 +9,7 @@ import pytest
 from slmjax import config as configs
 from slmjax.models import lm
 from slmjax.models.pattern import from_config
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 from slmjax.train.optimizer import Optimizer, clip
 from tests.train.small import small_config
 
@@ -42,11 +42,11 @@ def steps(optimizer, params, gradients, count=3):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_one_update_of_the_stacked_tree_equals_updates_of_each_layer(name):
     params, gradients = tree(3), tree(3, seed=1)
-    stacked = flatten(steps(optimizer_of(3, optimizer=name), params, gradients))
+    stacked = flatten_tree(steps(optimizer_of(3, optimizer=name), params, gradients))
     optimizer = optimizer_of(1, optimizer=name)
     for layer in range(3):
         pick = lambda t, layer=layer: {**t, "stack": jax.tree.map(lambda x: x[layer : layer + 1], t["stack"])}  # noqa: E731
-        alone = flatten(steps(optimizer, pick(params), pick(gradients)))
+        alone = flatten_tree(steps(optimizer, pick(params), pick(gradients)))
         for path, value in alone.items():
             whole = stacked[path][layer : layer + 1] if path.startswith("stack/") else stacked[path]
             np.testing.assert_allclose(value, whole, atol=2e-6, err_msg=path)
@@ -56,9 +56,9 @@ def test_adamw_is_optax_adamw_on_matrices():
     train = small_config().train
     optimizer = optimizer_of(2)
     params, gradients = tree(2), tree(2, seed=1)
-    ours = flatten(steps(optimizer, params, gradients))["stack/0/0/channel/up"]
+    ours = flatten_tree(steps(optimizer, params, gradients))["stack/0/0/channel/up"]
     rule = optax.adamw(train.lr * 0.5, b1=0.9, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay)
-    value, gradient = flatten(params)["stack/0/0/channel/up"], flatten(gradients)["stack/0/0/channel/up"]
+    value, gradient = flatten_tree(params)["stack/0/0/channel/up"], flatten_tree(gradients)["stack/0/0/channel/up"]
     state = rule.init(value)
     for i in range(3):
         update, state = rule.update(gradient * (1 + i), state, value)
@@ -71,7 +71,7 @@ def test_muon_updates_have_equal_singular_values_and_adamws_size():
     optimizer = optimizer_of(2, optimizer="muon", weight_decay=0.0)
     params, gradients = tree(2), tree(2, seed=1)
     new, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, jnp.float32(1.0))
-    change = (flatten(new)["stack/0/0/mixer/query"] - flatten(params)["stack/0/0/mixer/query"])[0].reshape(64, 64) / train.lr
+    change = (flatten_tree(new)["stack/0/0/mixer/query"] - flatten_tree(params)["stack/0/0/mixer/query"])[0].reshape(64, 64) / train.lr
     singular = np.linalg.svd(np.asarray(change), compute_uv=False)
     assert singular.max() / np.median(singular) < 1.8  # five Newton-Schulz iterations leave about 0.7 to 1.2
     assert np.sqrt(np.mean(np.asarray(change) ** 2)) == pytest.approx(0.2, rel=0.25)  # Liu et al. 2025, section 2.2
@@ -81,7 +81,7 @@ def test_multipliers_scale_rate_and_decay_of_their_group_alone():
     plain = optimizer_of(2)
     scaled = optimizer_of(2, {"embedding": {"lr": 0.5}})
     params, gradients = tree(2), tree(2, seed=1)
-    a, b, start = (flatten(t) for t in (steps(plain, params, gradients, 1), steps(scaled, params, gradients, 1), params))
+    a, b, start = (flatten_tree(t) for t in (steps(plain, params, gradients, 1), steps(scaled, params, gradients, 1), params))
     np.testing.assert_allclose(b["embedding"] - start["embedding"], 0.5 * (a["embedding"] - start["embedding"]), atol=1e-7)
     np.testing.assert_array_equal(a["stack/0/0/channel/up"], b["stack/0/0/channel/up"])
 

@@ -216,7 +216,7 @@ def test_files_that_were_deleted_from_a_finished_run_are_written_anew(corpus, un
     for name in names:
         (copy / name).unlink()
         assert not has_last_records(epath.Path(copy), records, STEPS, text)
-        reads = load_model if name == "tokenizer.json" else lambda folder: compare.load(folder, "run")
+        reads = load_model if name == "tokenizer.json" else lambda folder: compare.load_run(folder, "run")
         with pytest.raises(UserError, match=f"has lost its {name}; the command that trained the run, started again"):
             reads(str(copy))
         shutil.copy(undisturbed / name, copy)

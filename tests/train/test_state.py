@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 
-from slmjax.train.state import RECOVERY, WARM, WINDOW, judge, loss_scale, no_spikes
+from slmjax.train.state import RECOVERY, WARM, WINDOW, judge_step, loss_scale, no_spikes
 
 
 def run(losses, norms=None, sigma=6.0):
     spikes, kept = no_spikes(), []
     for seen in zip(losses, [1.0] * len(losses) if norms is None else norms, strict=True):
-        keep, spikes = judge(spikes, jnp.array(seen), sigma)
+        keep, spikes = judge_step(spikes, jnp.array(seen), sigma)
         kept.append(bool(keep))
     return kept, spikes
 
@@ -66,5 +66,5 @@ def test_the_loss_scale_halves_with_each_step_that_is_not_finite_and_comes_back(
     _, spikes = run([np.inf] + [1.0] * (RECOVERY // 2))
     assert loss_scale(spikes) == 0.5
     for _ in range(RECOVERY):
-        spikes = judge(spikes, jnp.ones(2), 0.0)[1]
+        spikes = judge_step(spikes, jnp.ones(2), 0.0)[1]
     assert loss_scale(spikes) == 1

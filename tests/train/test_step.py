@@ -11,7 +11,7 @@ import pytest
 
 from slmjax.models import lm
 from slmjax.ops.cross_entropy import reference
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 from slmjax.tasks.language_modeling import LanguageModeling
 from tests.train.small import Setup, largest_difference, packed_batch, small_config, whole
 
@@ -85,7 +85,7 @@ def test_gradients_of_the_step_are_those_of_a_plain_loss():
     norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradients)))
     np.testing.assert_allclose([metrics["loss"], metrics["grad_norm"]], [value, norm], rtol=1e-5)
     first_moments = setup.state.optimizer["adam"].mu  # after one step (1 - 0.9) times the gradient
-    expected = {path: (1 - 0.9) * g for path, g in flatten(gradients).items()}
+    expected = {path: (1 - 0.9) * g for path, g in flatten_tree(gradients).items()}
     for path, moment in first_moments.items():
         np.testing.assert_allclose(moment, expected[path], atol=1e-7, rtol=2e-4, err_msg=path)
 
@@ -150,7 +150,7 @@ def test_matrices_are_cast_to_the_compute_type_and_norms_decays_and_own_paramete
 
     class Noting(LanguageModeling):
         def loss(self, model, params, *rest, **more):
-            seen.update({path: leaf.dtype.name for path, leaf in flatten(params).items()})
+            seen.update({path: leaf.dtype.name for path, leaf in flatten_tree(params).items()})
             return super().loss(model, params, *rest, **more)
 
     Setup(config, of=Noting).lowered()

@@ -16,7 +16,7 @@ from slmjax.models.pattern import from_config
 CACHES = {"dynamic cache": None, "static cache, compiled": "static"}  # transformers compiles the step of a static cache on a GPU
 
 
-def measure(
+def measure_peer(
     config: configs.Config, batches: list[int], prompt: int, tokens: int, runs: int, seconds: float
 ) -> tuple[list[dict], list[str]]:
     """(rows as bench/decode.py has them, messages for what could not be measured, which is also what `seconds` did not suffice for).

@@ -37,7 +37,7 @@ from slmjax.evals.perplexity import DocumentLosses, document_losses
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture, vocab_rows
 from slmjax.models.pattern import from_config
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 from slmjax.record.metrics import MetricsWriter
 from slmjax.train import evaluation, schedule
 from slmjax.train.optimizer import ADAM_B1
@@ -84,7 +84,7 @@ def run(config: configs.Config, workdir: str, choices: Choices, *, out: str = ""
 
     Raises: UserError where torch or transformers is missing, the config asks for what the peer has not, or the work directory is in use.
     """
-    check(config, choices)
+    check_peer(config, choices)
     jax.config.update("jax_platforms", "cpu")  # jax only reads data here; on a GPU it would take most of the memory
     folder = Path(workdir)
     if (folder / "metrics.jsonl").exists():
@@ -111,7 +111,7 @@ def run(config: configs.Config, workdir: str, choices: Choices, *, out: str = ""
     return result
 
 
-def check(config: configs.Config, choices: Choices) -> None:
+def check_peer(config: configs.Config, choices: Choices) -> None:
     """Raises: UserError for what the peer cannot do as our run would."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
@@ -156,7 +156,7 @@ class Peer:
         if self.parameters != sizes.parameters(arch).total:
             raise ValueError(f"the peer has {self.parameters} parameters, our model {sizes.parameters(arch).total}")
         t = config.train
-        declared = flatten(lm.declare(arch))
+        declared = flatten_tree(lm.declare(arch))
         decays = {name: declared[path].decays for name, path, _ in llama_names(arch)}
         groups = [{"params": [named[name] for name, does in decays.items() if does], "weight_decay": t.weight_decay},
                   {"params": [named[name] for name, does in decays.items() if not does], "weight_decay": 0.0}]  # fmt: skip

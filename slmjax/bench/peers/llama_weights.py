@@ -9,7 +9,7 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
-from slmjax.parallel.rules import flatten
+from slmjax.parallel.rules import flatten_tree
 
 PARTS = {
     "input_layernorm": "mixer_norm/scale",
@@ -60,8 +60,8 @@ def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
 
 def llama_weights(arch: Architecture, params: dict) -> dict[str, np.ndarray]:
     """Our parameters as a whole state dict of LlamaForCausalLM: matrices as [outputs, inputs], a tied head a second time under its name."""
-    flat, out = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}, {}
-    declared = flatten(lm.declare(arch))
+    flat, out = {path: np.asarray(leaf) for path, leaf in flatten_tree(params).items()}, {}
+    declared = flatten_tree(lm.declare(arch))
     for name, path, row in llama_names(arch):
         leaf = flat[path] if row is None else flat[path][row]
         inputs = len(declared[path].inputs)

@@ -21,7 +21,7 @@ WORDS = re.compile(r"[^\W_]+")
 LIBRARIES = ("rensa", "datasketch")
 
 
-def shingles(text: str) -> set[str]:
+def word_shingles(text: str) -> set[str]:
     """Word 5-grams by their definition; all words where there are fewer."""
     words = WORDS.findall(text.lower())
     return {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
@@ -83,7 +83,7 @@ def _files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> 
 
 def _file(name: str, scheme: Scheme, file: Path) -> list[Any]:
     with open(file, encoding="utf8") as lines:
-        return _sketch(name, [shingles(json.loads(line)["text"]) for line in lines], scheme)
+        return _sketch(name, [word_shingles(json.loads(line)["text"]) for line in lines], scheme)
 
 
 def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:

@@ -46,7 +46,7 @@ def attention_ms(arch: Architecture, batch: int, length: int) -> dict[str, float
     return found
 
 
-def train(arch: Architecture, batch: int, length: int, *, steps: int, seed: int = 0) -> dict[str, Any]:
+def train_peer(arch: Architecture, batch: int, length: int, *, steps: int, seed: int = 0) -> dict[str, Any]:
     """Train on random tokens, one document a row, and measure.
 
     torch.compile, the best attention backend, bfloat16 autocast over float32 masters on a GPU (float32 elsewhere), AdamW fused, gradients
@@ -173,7 +173,7 @@ def main() -> None:
     spec = json.load(sys.stdin)
     arch = from_config(configs.freeze(configs.from_dict(spec.pop("config"))).model, spec.pop("vocab"))
     try:
-        print(json.dumps(train(arch, **spec)))
+        print(json.dumps(train_peer(arch, **spec)))
     except UserError as error:
         sys.exit(str(error))
 
