@@ -11,7 +11,9 @@ def total(logs: list[str]) -> str:
     counts: Counter[str] = Counter()
     seconds = 0.0
     for name in logs:
-        lines = re.findall(r"^=*\s*((?:\d+ \w+(?:, )?)+) in ([\d.]+)s", Path(name).read_text(), re.MULTILINE)
+        lines = re.findall(
+            r"^=*\s*((?:\d+ \w+(?:, )?)+) in ([\d.]+)s", Path(name).read_text(), re.MULTILINE
+        )
         if not lines:
             raise SystemExit(f"{name} has no closing line of pytest.")
         told, took = lines[-1]

@@ -29,7 +29,10 @@ def closure(start: Path) -> list[Path]:
 
 def digest(files: list[Path]) -> str:
     """A hash of the files' names and contents."""
-    lines = [f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
+    lines = [
+        f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+        for file in files
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
@@ -56,7 +59,9 @@ def _of_module(name: str) -> set[Path]:
     found, parts = set(), name.split(".")
     for count in range(1, len(parts) + 1):
         base = ROOT.joinpath(*parts[:count])
-        found |= {file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()}
+        found |= {
+            file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()
+        }
     return found
 
 

@@ -157,7 +157,9 @@ FAULTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--tests", type=Path, default=ROOT, metavar="CHECKOUT")
     parser.add_argument("names", nargs="*", metavar="NAME")
     asked = parser.parse_args()
@@ -168,7 +170,9 @@ def main() -> int:
             began = time.monotonic()
             red = first_failure(asked.tests.resolve(), *FAULTS[name])
             unseen += not red
-            print(f"{name}: {red or 'NO TEST IS RED'} ({time.monotonic() - began:.0f} s)", flush=True)
+            print(
+                f"{name}: {red or 'NO TEST IS RED'} ({time.monotonic() - began:.0f} s)", flush=True
+            )
     return int(unseen > 0)
 
 
@@ -180,9 +184,22 @@ def first_failure(checkout: Path, file: str, right: str, wrong: str, tests: str)
         shutil.copytree(checkout, copy, ignore=left_out)
         text = (copy / file).read_text()
         if text.count(right) != 1:
-            raise SystemExit(f"{file} holds {text.count(right)} times what the fault replaces; expected once: {right}")
+            raise SystemExit(
+                f"{file} holds {text.count(right)} times what the fault replaces; expected once: {right}"
+            )
         (copy / file).write_text(text.replace(right, wrong))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-m", "not beam", *tests.split()]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-n",
+            "2",
+            "-m",
+            "not beam",
+            *tests.split(),
+        ]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     if red := re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE):
         return red[0]

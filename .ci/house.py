@@ -150,7 +150,9 @@ def figures(counts: Counter) -> dict[str, float]:
         "lines": counts["lines"],
         "tokens": counts["tokens"],
         "tokens a code line": round(counts["tokens"] / max(1, counts["code"]), 2),
-        "conditional expressions per 1,000 code lines": rate(counts["conditionals"], counts["code"]),
+        "conditional expressions per 1,000 code lines": rate(
+            counts["conditionals"], counts["code"]
+        ),
         "comprehensions per 1,000 code lines": rate(counts["comprehensions"], counts["code"]),
         "lines over 100 columns": counts["long"],
         "comment lines, % of lines": round(100 * counts["comments"] / max(1, counts["lines"]), 1),
@@ -207,7 +209,9 @@ def main() -> int:
     print(f"{'public names in two rooms':48}{len(twice)} of {len(homes)}")
     print(f"{'file names in two rooms':48}{len(files_twice)} of {len(stems)}")
     if options.by_room:
-        print(f"\n{'room':14}{'files':>6}{'lines':>7}{'tok/line':>9}{'cond':>7}{'compr':>7}{'long':>6}{'comm %':>8}{'config':>8}")
+        print(
+            f"\n{'room':14}{'files':>6}{'lines':>7}{'tok/line':>9}{'cond':>7}{'compr':>7}{'long':>6}{'comm %':>8}{'config':>8}"
+        )
         for room in sorted(per_room, key=lambda name: ORDER.index(name) if name in ORDER else 99):
             values = list(figures(per_room[room]).values())
             del values[2]
@@ -218,8 +222,14 @@ def main() -> int:
     places = [
         *(f"circle: {' <-> '.join(group)}" for group in file_circles + room_circles),
         *(f"arrow up: {arrow}" for arrow in upward),
-        *(f"name in rooms {', '.join(sorted(where))}: {name}" for name, where in sorted(twice.items())),
-        *(f"file in rooms {', '.join(sorted(where))}: {stem}.py" for stem, where in sorted(files_twice.items())),
+        *(
+            f"name in rooms {', '.join(sorted(where))}: {name}"
+            for name, where in sorted(twice.items())
+        ),
+        *(
+            f"file in rooms {', '.join(sorted(where))}: {stem}.py"
+            for stem, where in sorted(files_twice.items())
+        ),
     ]
     for file in files:
         places += [f"whole config: {place}" for place in file.takes_whole_config()]

@@ -17,7 +17,9 @@ def execute(path: Path) -> None:
     if any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells):
         raise SystemExit(f"{path} holds outputs; clear them before it is committed.")
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+        ).execute()
     if os.environ.get("SHOW_OUTPUTS"):
         for cell in notebook.cells:
             for output in cell.get("outputs", []):

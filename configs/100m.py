@@ -19,7 +19,10 @@ def get_config():
     c.model.heads, c.model.kv_heads, c.model.head_dim = 4, 1, 128
     c.model.ff_width = 1408
     c.model.qk_norm = True
-    c.data.sources.web = {"path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet", "field": "text"}
+    c.data.sources.web = {
+        "path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet",
+        "field": "text",
+    }
     c.data.vocab_size, c.data.seq_len = 16384, 2048
     c.train.steps, c.train.batch, c.train.microbatches = 20_000, 256, 8  # 524,288 tokens a step
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.z_loss = "muon", 1.5e-3, 500, 1e-4

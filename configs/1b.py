@@ -21,7 +21,10 @@ def get_config():
     c.model.ff_width = 3456
     c.model.qk_norm = True
     c.model.remat = "dots"
-    c.data.sources.web = {"path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/100BT/*.parquet", "field": "text"}
+    c.data.sources.web = {
+        "path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/100BT/*.parquet",
+        "field": "text",
+    }
     c.data.vocab_size, c.data.seq_len = 16384, 2048
     c.train.steps, c.train.batch, c.train.microbatches = 190_800, 256, 4  # 524,288 tokens a step
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.z_loss = "muon", 6e-4, 2000, 1e-4

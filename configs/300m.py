@@ -24,9 +24,18 @@ def get_config():
     c.model.heads, c.model.kv_heads, c.model.head_dim = 6, 2, 128
     c.model.ff_width = 2048
     c.model.qk_norm = True
-    c.data.sources.web = {"path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/350BT/*.parquet", "field": "text"}
-    c.data.sources.textbooks = {"path": "hf://datasets/HuggingFaceTB/smollm-corpus/cosmopedia-v2/*.parquet", "field": "text"}
-    c.data.sources.mathematics = {"path": "hf://datasets/HuggingFaceTB/finemath/finemath-4plus/*.parquet", "field": "text"}
+    c.data.sources.web = {
+        "path": "hf://datasets/HuggingFaceFW/fineweb-edu/sample/350BT/*.parquet",
+        "field": "text",
+    }
+    c.data.sources.textbooks = {
+        "path": "hf://datasets/HuggingFaceTB/smollm-corpus/cosmopedia-v2/*.parquet",
+        "field": "text",
+    }
+    c.data.sources.mathematics = {
+        "path": "hf://datasets/HuggingFaceTB/finemath/finemath-4plus/*.parquet",
+        "field": "text",
+    }
     c.data.phases = (
         {"until": 0.8, "weights": {"web": 1.0}},
         {"until": 1.0, "weights": {"web": 0.55, "textbooks": 0.3, "mathematics": 0.15}},

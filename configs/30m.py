@@ -42,13 +42,18 @@ GROUP = r"^(?:.*#)?(factbook/[^/]+/[^/]+(?=/)|.+?(?=/\d+$)|.+)"
 
 def get_config():
     c = config.base()
-    c.model.width, c.model.layers = 384, 15  # wider and less deep than --params=30m: larger matrix products, fewer of them
+    c.model.width, c.model.layers = (
+        384,
+        15,
+    )  # wider and less deep than --params=30m: larger matrix products, fewer of them
     c.model.heads, c.model.kv_heads, c.model.head_dim = 6, 2, 64
     c.model.ff_width, c.model.vocab_size = 1024, 16_384
     root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser() / "pretrain"
     for domain in DOMAINS:
         if not (root / domain).is_dir():
-            raise UserError(f"configs/30m.py expects the folder '{root / domain}'; SLMJAX_SHARED names the folder that holds pretrain/.")
+            raise UserError(
+                f"configs/30m.py expects the folder '{root / domain}'; SLMJAX_SHARED names the folder that holds pretrain/."
+            )
         c.data.sources[domain] = {"path": str(root / domain)}  # no weights: by tokens
     c.data.group_by, c.data.heldout = GROUP, 0.02
     c.data.vocab_size, c.data.seq_len = 16_384, 1024

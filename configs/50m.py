@@ -12,7 +12,9 @@ from slmjax import config
 
 def get_config():
     c = config.base()
-    c.model.vocab_size = 16384  # also where a small text fills fewer, so that the size stays the name's
+    c.model.vocab_size = (
+        16384  # also where a small text fills fewer, so that the size stays the name's
+    )
     c.model.width, c.model.layers = 384, 28
     c.model.heads, c.model.kv_heads, c.model.head_dim = 6, 2, 64
     c.model.ff_width = 1024

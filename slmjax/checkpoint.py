@@ -64,7 +64,9 @@ class Checkpoints:
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
         try:
-            return ocp.CheckpointManager(self.root, item_names=(*ITEMS, "rest", "meta"), options=options)
+            return ocp.CheckpointManager(
+                self.root, item_names=(*ITEMS, "rest", "meta"), options=options
+            )
         except OSError:
             raise
         except Exception as error:  # Orbax reads the time of every step from a file of its own
@@ -78,7 +80,9 @@ class Checkpoints:
         digests = {name: digest(tree) for name, tree in items.items()}
         meta = sealed({**meta, "format": FORMAT, "step": step, "digests": digests})
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self.manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)), force=True)
+        self.manager.save(
+            step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)), force=True
+        )
 
     def wait(self) -> None:
         """Until everything saved so far is on disk."""
@@ -119,7 +123,9 @@ class Checkpoints:
             return {}, "its meta item cannot be read"
         return ({}, fault) if fault else (meta, "")
 
-    def newest(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[Any, list[str]]:
+    def newest(
+        self, steps: Iterable[int], read: Callable[[int, dict], Any]
+    ) -> tuple[Any, list[str]]:
         """What `read` makes of the newest of these checkpoints, and which ones were passed over.
 
         Args:
@@ -164,7 +170,10 @@ class Checkpoints:
             found = reader.metadata(self.root / str(step) / item).item_metadata
             if found is None:
                 raise DamagedCheckpoint(f"its item '{item}' cannot be read")
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found.tree)
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                found.tree,
+            )
 
     def set_aside(self, step: int) -> None:
         """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
@@ -260,4 +269,7 @@ def digest(tree: Any) -> str:
 def _sums(leaves: list) -> list:
     """Each array's bits, summed as integers: exact in any order."""
     kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-    return [jnp.sum(jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]), dtype=jnp.uint32) for x in map(jnp.asarray, leaves)]
+    return [
+        jnp.sum(jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]), dtype=jnp.uint32)
+        for x in map(jnp.asarray, leaves)
+    ]

@@ -50,7 +50,10 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         if not place:
             raise
         file, line = place
-        print(f"slmjax: '{file}', line {line}: it ends the program (exit {error.code}).", file=sys.stderr)
+        print(
+            f"slmjax: '{file}', line {line}: it ends the program (exit {error.code}).",
+            file=sys.stderr,
+        )
         return 2
     except BrokenPipeError:
         return _unread()
@@ -94,7 +97,10 @@ def explain(error: Exception) -> str:
 
 def _printable(sentence: str) -> str:
     """A sentence as one line of bounded length: what it quotes of a file may hold anything."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in sentence)
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in sentence
+    )
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
@@ -120,7 +126,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **how)
         self.may_be_empty = may_be_empty
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
         self._check_empty(list(sys.argv[1:] if args is None else args))
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -134,7 +142,9 @@ class Parser(argparse.ArgumentParser):
             name, equals, value = word.partition("=")
             empty = not (value if equals else following).strip()
             if empty and name in self._option_string_actions and name not in self.may_be_empty:
-                raise UserError(f"{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
+                raise UserError(
+                    f"{name}= is empty; give it a value or leave it out (is a shell variable not set?)."
+                )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options.")
@@ -153,7 +163,9 @@ def script(main: Callable[[], int]) -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
-    sys.stdout.reconfigure(line_buffering=True)  # also in a log file each line is there when it is said
+    sys.stdout.reconfigure(
+        line_buffering=True
+    )  # also in a log file each line is there when it is said
     signal.signal(signal.SIGINT, _interrupt)
     before = sys.unraisablehook
 
@@ -195,7 +207,17 @@ def _escape_what_the_terminal_lacks() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-FLAGS = ("config", "workdir", "init_from", "trust", "params", "coordinator", "processes", "process", "help")
+FLAGS = (
+    "config",
+    "workdir",
+    "init_from",
+    "trust",
+    "params",
+    "coordinator",
+    "processes",
+    "process",
+    "help",
+)
 
 
 def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -207,16 +229,22 @@ def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise UserError(f"'{word}' is not an option; options begin with --.{nearest('--' + word, ['--' + f for f in FLAGS])}")
+            raise UserError(
+                f"'{word}' is not an option; options begin with --.{nearest('--' + word, ['--' + f for f in FLAGS])}"
+            )
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not words:
                 raise UserError(f"--{name} needs a value: --{name}=VALUE.")
             value = words.pop(0)
             if value.startswith("--"):
-                raise UserError(f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE.")
+                raise UserError(
+                    f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE."
+                )
         if name in FLAGS and not value.strip():
-            raise UserError(f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
+            raise UserError(
+                f"--{name}= is empty; give it a value or leave it out (is a shell variable not set?)."
+            )
         if name.startswith("config."):
             assignments.append(f"{name.removeprefix('config.')}={value}")
         elif name == "trust" and name in options:  # may be given several times
@@ -268,12 +296,18 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
         decided = reshape(config, parse_params(options["params"]))
         given = [word.partition("=")[0] for word in assignments]
         if both := [name for name in given if name.removeprefix("model.") in decided]:
-            raise UserError(f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out.")
+            raise UserError(
+                f"--params={options['params']} decides config.{both[0]}, which is given too; leave one of the two out."
+            )
     if config.stage not in configs.STAGES:
-        raise UserError(f"config.stage is '{config.stage}'; it can be {', '.join(configs.STAGES)}.{nearest(config.stage, configs.STAGES)}")
+        raise UserError(
+            f"config.stage is '{config.stage}'; it can be {', '.join(configs.STAGES)}.{nearest(config.stage, configs.STAGES)}"
+        )
     for word in assignments:
         group = word.partition(".")[0]
         of = configs.STAGE_OF.get(group, config.stage)
         if of != config.stage:
-            raise UserError(f"--config.{word.partition('=')[0]}: only the stage {of} reads it; this is {config.stage}.")
+            raise UserError(
+                f"--config.{word.partition('=')[0]}: only the stage {of} reads it; this is {config.stage}."
+            )
     return configs.freeze(config)

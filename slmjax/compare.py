@@ -21,7 +21,9 @@ from slmjax.record.paired import RESAMPLES, Difference, Paired, bits_per_byte, b
 from slmjax.text.files import write_atomic
 from slmjax.text.remote import work_place
 
-REPETITIONS = tuple(field.name for field in FIELDS.values() if field.affects in ("chance", "bookkeeping"))
+REPETITIONS = tuple(
+    field.name for field in FIELDS.values() if field.affects in ("chance", "bookkeeping")
+)
 """Config fields that decide nothing about what is learned, except by chance."""
 
 CURVES = (
@@ -64,7 +66,10 @@ class Comparison:
     def labels(self) -> list[str]:
         """A name for each group: its first run's, and how many runs it is the mean of."""
         names = [self.runs[members[0]].name for members in self.groups]
-        return [name + (f" (mean of {len(of)})" if len(of) > 1 else "") for name, of in zip(names, self.groups, strict=True)]
+        return [
+            name + (f" (mean of {len(of)})" if len(of) > 1 else "")
+            for name, of in zip(names, self.groups, strict=True)
+        ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,17 +80,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     parser = cli.Parser(prog="python -m slmjax.compare", description=__doc__)
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="work directories, local or gs://; the first is what the others are compared with"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="work directories, local or gs://; the first is what the others are compared with",
     )
-    parser.add_argument("--out", default="compare.html", help="where to write the page (default: %(default)s)")
-    parser.add_argument("--sources", default="", help="held-out text to compare on, for example books,math (default: all, added up)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="compare.html", help="where to write the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sources",
+        default="",
+        help="held-out text to compare on, for example books,math (default: all, added up)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; it must be 0 or more.")
     if "://" not in args.out and not os.path.isdir(os.path.dirname(args.out) or "."):
-        raise UserError(f"Cannot write {args.out}: there is no folder '{os.path.dirname(args.out)}'.")
-    comparison = compare(args.runs, sources=tuple(filter(None, args.sources.split(","))), seed=args.seed)
+        raise UserError(
+            f"Cannot write {args.out}: there is no folder '{os.path.dirname(args.out)}'."
+        )
+    comparison = compare(
+        args.runs, sources=tuple(filter(None, args.sources.split(","))), seed=args.seed
+    )
     print_comparison(comparison)
     write_page(comparison, args.out)
     print(f"\n{args.out}")
@@ -103,11 +123,17 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
       document in common.
     """
     if len(workdirs) < 2:
-        raise UserError(f"compare needs at least two work directories, got {len(workdirs)}: python -m slmjax.compare RUN RUN [...]")
-    runs = [load_run(workdir, name) for workdir, name in zip(workdirs, _names(workdirs), strict=True)]
+        raise UserError(
+            f"compare needs at least two work directories, got {len(workdirs)}: python -m slmjax.compare RUN RUN [...]"
+        )
+    runs = [
+        load_run(workdir, name) for workdir, name in zip(workdirs, _names(workdirs), strict=True)
+    ]
     for run in runs:
         if missing := [name for name in sources if name not in run.heldout]:
-            raise UserError(f"{run.name} has no held-out text '{missing[0]}'.{nearest(missing[0], run.heldout)}")
+            raise UserError(
+                f"{run.name} has no held-out text '{missing[0]}'.{nearest(missing[0], run.heldout)}"
+            )
     paired = pair([{name: run.heldout[name] for name in sources or run.heldout} for run in runs])
     groups = group([run.config for run in runs])
     groups = groups if len(groups) > 1 else [[index] for index in range(len(runs))]
@@ -143,7 +169,9 @@ def load_run(workdir: str, name: str) -> ComparedRun:
     except OSError:
         raise
     except Exception as error:  # a damaged archive raises many kinds
-        raise UserError(f"{workdir} cannot be read: config.json or heldout.npz is damaged ({first_line(error)}).") from error
+        raise UserError(
+            f"{workdir} cannot be read: config.json or heldout.npz is damaged ({first_line(error)})."
+        ) from error
     if not heldout:
         raise UserError(_nothing_held_out(workdir))
     return ComparedRun(name, fields, records, heldout)
@@ -167,7 +195,11 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The config fields in which runs differ: field -> value of each run; None where a run does not have the field."""
     names = sorted(set(itertools.chain.from_iterable(configs)))
     rows = {name: [config.get(name) for config in configs] for name in names}
-    return {name: row for name, row in rows.items() if any(json.dumps(value) != json.dumps(row[0]) for value in row)}
+    return {
+        name: row
+        for name, row in rows.items()
+        if any(json.dumps(value) != json.dumps(row[0]) for value in row)
+    }
 
 
 def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -188,8 +220,14 @@ def verdicts(comparison: Comparison) -> list[str]:
     bits = bits_per_byte(comparison.paired)
     base = float(np.mean(bits[groups[0]]))
     sentences = []
-    for label, members, difference in list(zip(labels, groups, comparison.found["total"], strict=True))[1:]:
-        broken = [comparison.runs[index].name for index in [*groups[0], *members] if not np.isfinite(bits[index])]
+    for label, members, difference in list(
+        zip(labels, groups, comparison.found["total"], strict=True)
+    )[1:]:
+        broken = [
+            comparison.runs[index].name
+            for index in [*groups[0], *members]
+            if not np.isfinite(bits[index])
+        ]
         if broken:
             sentences.append(
                 f"{label} and {labels[0]} cannot be told apart: held-out scores of {', '.join(broken)} are not finite numbers."
@@ -214,7 +252,9 @@ def warning(comparison: Comparison) -> str:
     """What to say about configs with one seed; "" where all have several."""
     if len(group([run.config for run in comparison.runs])) == 1:
         return "These runs have one config: what tells them apart is noise from run to run, which is not in the intervals."
-    single = [comparison.runs[members[0]].name for members in comparison.groups if len(members) == 1]
+    single = [
+        comparison.runs[members[0]].name for members in comparison.groups if len(members) == 1
+    ]
     if not single:
         return ""
     return (
@@ -230,9 +270,19 @@ def print_comparison(comparison: Comparison) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
-    for title, (head, rows) in {"Config": _config_rows(comparison), "Held-out bits per byte": _score_rows(comparison)}.items():
+    for title, (head, rows) in {
+        "Config": _config_rows(comparison),
+        "Held-out bits per byte": _score_rows(comparison),
+    }.items():
         if rows:
-            table = Table(*head, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+            table = Table(
+                *head,
+                title=title,
+                title_justify="left",
+                title_style="bold",
+                box=None,
+                pad_edge=False,
+            )
             for row in rows:
                 table.add_row(*map(Text, row))  # names and values may look like rich's markup
             console.print(table)
@@ -261,9 +311,17 @@ def write_page(comparison: Comparison, out: str) -> None:
             *(f"<p>{page.escape(sentence)}</p>" for sentence in verdicts(comparison)),
             f'<p class="warn">{page.escape(caution)}</p>' if caution else "",
         ),
-        page.section("Held-out bits per byte", scores, page.note(f"{_coverage(comparison)} {method}")),
-        page.section("Curves", f'<div class="chips">{chips}</div>', page.figures(*_curves(comparison))),
-        page.section("Config", page.html_table(*_config_rows(comparison), left=2) or "<p>The configs are the same.</p>"),
+        page.section(
+            "Held-out bits per byte", scores, page.note(f"{_coverage(comparison)} {method}")
+        ),
+        page.section(
+            "Curves", f'<div class="chips">{chips}</div>', page.figures(*_curves(comparison))
+        ),
+        page.section(
+            "Config",
+            page.html_table(*_config_rows(comparison), left=2)
+            or "<p>The configs are the same.</p>",
+        ),
         page.section("Runs", page.html_table(*_run_rows(comparison))),
     ]
     lead = f"{len(runs)} runs · {comparison.paired.documents:,} held-out documents scored by all"
@@ -287,12 +345,22 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for source, found in sorted(comparison.found.items(), key=lambda item: item[0] != "total"):
         bits = bits_per_byte(comparison.paired, source)
-        number = comparison.paired.documents if source == "total" else len(comparison.paired.bytes[source])
+        number = (
+            comparison.paired.documents
+            if source == "total"
+            else len(comparison.paired.bytes[source])
+        )
         for index, (members, difference) in enumerate(zip(comparison.groups, found, strict=True)):
-            cells = [f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"] if index else ["", ""]
+            cells = (
+                [f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"]
+                if index
+                else ["", ""]
+            )
             cells = cells if np.isfinite(difference.value) else ["-", "-"]
             title, size = ("", "") if index else (source, f"{number:,}")
-            rows.append([title, comparison.runs[members[0]].name, size, _spread(bits[members]), *cells])
+            rows.append(
+                [title, comparison.runs[members[0]].name, size, _spread(bits[members]), *cells]
+            )
     return ["source", "run", "documents", "bits per byte", "difference", "95 % interval"], rows
 
 
@@ -321,9 +389,15 @@ def _run_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def _curves(comparison: Comparison) -> list[str]:
     from slmjax.record import figures
 
-    colors = {index: number for number, members in enumerate(comparison.groups) for index in members}
+    colors = {
+        index: number for number, members in enumerate(comparison.groups) for index in members
+    }
     drawn = []
-    for axis, label in (("train/tokens", "tokens"), ("train/flops", "FLOPs"), ("seconds", "seconds")):
+    for axis, label in (
+        ("train/tokens", "tokens"),
+        ("train/flops", "FLOPs"),
+        ("seconds", "seconds"),
+    ):
         for name, title, unit in CURVES:
             lines = []
             for index, run in enumerate(comparison.runs):
@@ -334,7 +408,11 @@ def _curves(comparison: Comparison) -> list[str]:
                     lines.append(figures.Line(run.name, x, smoothed, color=colors[index]))
             if lines:
                 against = "time" if label == "seconds" else label
-                drawn.append(figures.curves(lines, title=f"{title} against {against}", x=label, y=unit, legend=False))
+                drawn.append(
+                    figures.curves(
+                        lines, title=f"{title} against {against}", x=label, y=unit, legend=False
+                    )
+                )
     return drawn
 
 
@@ -345,7 +423,9 @@ def _scores(data: bytes) -> dict[str, dict[str, np.ndarray]]:
             source, field = name.rsplit("/", 1)
             scores.setdefault(source, {})[field] = arrays[name]
     kinds = {"keys": "u", "nats": "f", "bytes": "iu"}
-    scores = {source: {field: fields[field] for field in kinds} for source, fields in scores.items()}
+    scores = {
+        source: {field: fields[field] for field in kinds} for source, fields in scores.items()
+    }
     for source, fields in scores.items():
         shapes = {array.shape for array in fields.values()}
         typed = all(fields[field].dtype.kind in kind for field, kind in kinds.items())

@@ -8,7 +8,10 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-_LIBRARY = tuple(os.path.join(os.path.realpath(folder), "") for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"]))
+_LIBRARY = tuple(
+    os.path.join(os.path.realpath(folder), "")
+    for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"])
+)
 ANEW = "the command that trained the run, started again, writes it anew"  # advice on a file that somebody has deleted
 
 
@@ -35,7 +38,9 @@ def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
 
     The user's own is what belongs neither to this library nor to Python nor to an installed package.
     """
-    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    frames = [
+        (frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)
+    ]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno or 0))
     own = [(file, line) for file, line in frames if _is_the_users(file)]
@@ -62,7 +67,9 @@ def imported(name: str, what: str) -> Any:
     except Exception as error:  # the user's own module runs here
         raise UserError(f"{what} '{name}': {users_error(error)}.") from error
     if not hasattr(code, attribute):
-        raise UserError(f"{what} '{name}': module '{module}' has no attribute '{attribute}'.{nearest(attribute, dir(code))}")
+        raise UserError(
+            f"{what} '{name}': module '{module}' has no attribute '{attribute}'.{nearest(attribute, dir(code))}"
+        )
     return getattr(code, attribute)
 
 
@@ -74,4 +81,6 @@ def _is_the_users(file: str) -> bool:
     path = os.path.realpath(file)
     installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
     # Compiled code of packages names files that are not there.
-    return not (file.startswith("<") or installed or path.startswith(_LIBRARY)) and os.path.isfile(path)
+    return not (file.startswith("<") or installed or path.startswith(_LIBRARY)) and os.path.isfile(
+        path
+    )

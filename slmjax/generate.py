@@ -40,20 +40,34 @@ def generate_texts(options: argparse.Namespace) -> None:
     step, trained = model.step, model.config.data.seq_len
     del model  # the engine has weights of its own
     compiling = []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds)
+    )
     start = time.perf_counter()
     with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
-        completions = engine.generate(prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing)
+        completions = engine.generate(
+            prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing
+        )
     seconds = time.perf_counter() - start
-    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    dim, plain = (
+        ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    )
     for prompt, completion in zip(prompts, completions):
         print(f"{dim}{prompt}{plain}{completion.text}", flush=True)
-    longest = max(len(engine.encode(prompt)) + len(c.tokens) for prompt, c in zip(prompts, completions))
+    longest = max(
+        len(engine.encode(prompt)) + len(c.tokens) for prompt, c in zip(prompts, completions)
+    )
     if longest > trained:
-        print(f"warning: a text has {longest} tokens; the model was trained on {trained} and knows no positions beyond.", file=sys.stderr)
+        print(
+            f"warning: a text has {longest} tokens; the model was trained on {trained} and knows no positions beyond.",
+            file=sys.stderr,
+        )
     count, compiled = sum(len(c.tokens) for c in completions), sum(compiling)
     speed = count / max(seconds - compiled, 1e-9)
-    print(f"step {step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation", file=sys.stderr)
+    print(
+        f"step {step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation",
+        file=sys.stderr,
+    )
 
 
 def _say(text: str) -> None:
@@ -69,7 +83,11 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     source = options.prompts or ("" if prompts or sys.stdin is None or sys.stdin.isatty() else "-")
     if source:
         try:
-            text = _stdin() if source == "-" else Path(source).expanduser().read_bytes().decode("utf-8")
+            text = (
+                _stdin()
+                if source == "-"
+                else Path(source).expanduser().read_bytes().decode("utf-8")
+            )
         except UnicodeDecodeError as error:
             name = "stdin" if source == "-" else f"'{source}'"
             raise UserError(f"--prompts: {name} is not UTF-8 (byte {error.start}).") from None
@@ -79,7 +97,9 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
         lines = text.replace("\r\n", "\n").split("\n")
         prompts += [line for line in lines if line.strip()]
     if not prompts:
-        raise UserError("there is no prompt; give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin.")
+        raise UserError(
+            "there is no prompt; give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin."
+        )
     return prompts
 
 
@@ -94,19 +114,60 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises: UserError for an unknown option (with the nearest name) or a value of another type.
     """
-    parser = cli.Parser(may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=__doc__)
+    parser = cli.Parser(
+        may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=__doc__
+    )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
     add("--step", type=int, help="checkpoint of this step (default: the newest)")
-    add("--prompt", action="append", default=[], metavar="TEXT", help="text to complete; repeatable")
+    add(
+        "--prompt", action="append", default=[], metavar="TEXT", help="text to complete; repeatable"
+    )
     add("--prompts", default="", metavar="FILE", help="file with a prompt on each line; - is stdin")
-    add("--max_tokens", type=int, default=128, help="longest completion in tokens (default: %(default)s)")
-    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: %(default)s)")
-    add("--top_k", type=int, default=0, help="draw among the k likeliest tokens; 0: all (default: %(default)s)")
-    add("--top_p", type=float, default=1.0, help="draw among the likeliest tokens that hold this share; 1: all (default: %(default)s)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable; $'\\n' is a newline in most shells")
-    add("--seed", type=int, default=0, help="of the draws: the same seed, prompts and model give the same text (default: %(default)s)")
-    add("--trust", action="append", default=[], metavar="MODULE:CLASS", help="a mixer that the checkpoint names and that may be imported")
+    add(
+        "--max_tokens",
+        type=int,
+        default=128,
+        help="longest completion in tokens (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="0 takes the likeliest token (default: %(default)s)",
+    )
+    add(
+        "--top_k",
+        type=int,
+        default=0,
+        help="draw among the k likeliest tokens; 0: all (default: %(default)s)",
+    )
+    add(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="draw among the likeliest tokens that hold this share; 1: all (default: %(default)s)",
+    )
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; repeatable; $'\\n' is a newline in most shells",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the draws: the same seed, prompts and model give the same text (default: %(default)s)",
+    )
+    add(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="a mixer that the checkpoint names and that may be imported",
+    )
     return parser.parse_args(argv)
 
 

@@ -55,7 +55,9 @@ def _run(argv: list[str]) -> int:
 
         hosts.start_processes(options.get("coordinator", ""), processes, process)
         together = {"first": hosts.is_first(), "agree": hosts.all_agree}
-    elif processes or process >= 0:  # preparation meets in the folder of prepared text and needs no coordinator
+    elif (
+        processes or process >= 0
+    ):  # preparation meets in the folder of prepared text and needs no coordinator
         if not 0 <= process < processes:
             raise UserError("--processes=N and --process=0..N-1 go together.")
         if config.stage == "recall":
@@ -89,7 +91,11 @@ def keep_freed_memory() -> None:
             libc = ctypes.CDLL("libc.so.6")
         except OSError:  # another C library, which this is not about
             return
-        for parameter, value in ((-3, 1 << 30), (-1, 1 << 30), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
+        for parameter, value in (
+            (-3, 1 << 30),
+            (-1, 1 << 30),
+            (-8, 1),
+        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
             libc.mallopt(parameter, value)
 
 
@@ -103,7 +109,9 @@ def check_stage(workdir: str, stage: str) -> None:
     except (OSError, ValueError, AttributeError):  # no config, or none that can be read
         return
     if earlier != stage:
-        raise UserError(f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}.")
+        raise UserError(
+            f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}."
+        )
 
 
 if __name__ == "__main__":

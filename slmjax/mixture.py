@@ -26,10 +26,14 @@ def _run(argv: list[str]) -> int:
     options, assignments = cli.read_options(argv)
     config = cli.make_config(options, assignments)
     if config.stage not in ("train", "prepare"):
-        raise UserError(f"--config: the stage of this recipe is '{config.stage}'; expected a recipe that trains.")
+        raise UserError(
+            f"--config: the stage of this recipe is '{config.stage}'; expected a recipe that trains."
+        )
     workdir = Path(cli.work_directory(options))
     check_writable(str(workdir))
-    plan = batch_plan(config, prepared_text(config.data, str(workdir), init_from=cli.parent(options)))
+    plan = batch_plan(
+        config, prepared_text(config.data, str(workdir), init_from=cli.parent(options))
+    )
     for name, sentence in shares.reading_sentences(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"

@@ -18,7 +18,9 @@ def count(value: float, digits: int = 3) -> str:
     for size, letter in _PREFIXES:
         if float(f"{abs(value):.{digits}g}") >= size:
             scaled = value / size
-            return (f"{scaled:.0f}" if abs(scaled) >= 10 ** (digits - 1) else f"{scaled:.{digits}g}") + letter
+            return (
+                f"{scaled:.0f}" if abs(scaled) >= 10 ** (digits - 1) else f"{scaled:.{digits}g}"
+            ) + letter
     return f"{value:.{digits}g}"
 
 
@@ -58,11 +60,15 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def said_if_long(what: str, *, active: bool = True, say: Callable[[str], None] = print) -> Iterator[None]:
+def said_if_long(
+    what: str, *, active: bool = True, say: Callable[[str], None] = print
+) -> Iterator[None]:
     """Inside, `what` is done; it is said where it takes more than SILENCE seconds."""
 
     def line() -> None:
-        with contextlib.suppress(OSError):  # nobody reads any more; the work itself finds out when it prints
+        with contextlib.suppress(
+            OSError
+        ):  # nobody reads any more; the work itself finds out when it prints
             say(f"{what} ...")
 
     timer = threading.Timer(SILENCE, line)

@@ -23,7 +23,9 @@ os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 # One cache of compiled programs for all workers and all processes that tests start. A folder that
 # the caller names is kept.
-_OWN_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="slmjax-compiled-")
+_OWN_CACHE = (
+    "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="slmjax-compiled-")
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _OWN_CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -32,16 +34,23 @@ import jaxtyping
 import pytest
 
 # An int passes where a float is asked for, as everywhere in Python's typing (beartype refuses it by default).
-jaxtyping.install_import_hook("slmjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook(
+    "slmjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 # Compiling dwarfs an example's own time, so no deadline; the same examples in every run, so that a failure is never a matter of luck.
-hypothesis.settings.register_profile("slmjax", deadline=None, derandomize=True, database=None, max_examples=25)
+hypothesis.settings.register_profile(
+    "slmjax", deadline=None, derandomize=True, database=None, max_examples=25
+)
 hypothesis.settings.load_profile("slmjax")
 
 
 def pytest_configure(config):
     # beartype looks at random items of containers, also of those that a strategy builds; hypothesis warns of any use of `random` there.
-    config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
+    config.addinivalue_line(
+        "filterwarnings",
+        "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning",
+    )
 
 
 def pytest_unconfigure(config):

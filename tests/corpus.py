@@ -6,7 +6,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "tests" / "recipes" / "smallest.py"
-WORDS = ["river", "stone", "blue", "seven", "carries", "under", "morning", "bread", "counts", "slowly", "the", "a", "of", "to", "and"]
+WORDS = [
+    "river",
+    "stone",
+    "blue",
+    "seven",
+    "carries",
+    "under",
+    "morning",
+    "bread",
+    "counts",
+    "slowly",
+    "the",
+    "a",
+    "of",
+    "to",
+    "and",
+]
 
 
 def write_corpus(path, seed=0, documents=400):

@@ -18,11 +18,38 @@ import pyarrow.parquet as parquet
 import zstandard
 
 JUNK = (
-    b"\0", b"\0" * 64, b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\x80", b"\xff",
-    b"\n", b"\r", b"\r\n", b"\n\n\n", b"\x1b[2J", b'"', b"\\", b"{", b"]", b",", b"NaN", b"-Infinity", b"1e999",
-    b"9" * 5000, "\u2028".encode(), "\u202e\U0001f469\u200d".encode(), b"[" * 50_000, b'{"a":' * 50_000,
-    b"../../", b"%s%n{0}", b"<b>&amp;", b"[/red]",
-)  # fmt: skip
+    b"\0",
+    b"\0" * 64,
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"\\u0000",
+    b"\x80",
+    b"\xff",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\n\n\n",
+    b"\x1b[2J",
+    b'"',
+    b"\\",
+    b"{",
+    b"]",
+    b",",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"9" * 5000,
+    "\u2028".encode(),
+    "\u202e\U0001f469\u200d".encode(),
+    b"[" * 50_000,
+    b'{"a":' * 50_000,
+    b"../../",
+    b"%s%n{0}",
+    b"<b>&amp;",
+    b"[/red]",
+)
 MAGICS = (
     b"PK\x03\x04",
     b"\x1f\x8b\x08\0",
@@ -34,10 +61,48 @@ MAGICS = (
     b"\x80\x04\x95",
 )
 VALUES = (
-    None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**30, 10**400, 1.5, -0.0, 1e308, float("nan"), float("inf"),
-    -float("inf"), "", " ", "x", "7", "\0", "\ud800", "\ufeff", "a\nb", "x" * 70_000, "/", "..", [], {}, [[]], [None], ["x"], [0], [1.5],
-    {"": ""}, {"a": 1}, {"x": {}}, [{}], list(range(300)),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**31,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**30,
+    10**400,
+    1.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    " ",
+    "x",
+    "7",
+    "\0",
+    "\ud800",
+    "\ufeff",
+    "a\nb",
+    "x" * 70_000,
+    "/",
+    "..",
+    [],
+    {},
+    [[]],
+    [None],
+    ["x"],
+    [0],
+    [1.5],
+    {"": ""},
+    {"a": 1},
+    {"x": {}},
+    [{}],
+    list(range(300)),
+)
 BOMB = 600 << 20  # bytes of one line
 
 
@@ -60,7 +125,11 @@ def damaged(data: bytes, draw: random.Random) -> Damage:
             if draw.random() < 0.15:
                 again = _once(found.data, draw)
                 found = Damage(again.data, f"{found.how}, {again.how}", found.whole or again.whole)
-        except (zipfile.BadZipFile, RuntimeError, struct.error):  # the first damage was no good for a second one
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            struct.error,
+        ):  # the first damage was no good for a second one
             continue
         if found.data != data:
             return found
@@ -75,13 +144,21 @@ def _once(data: bytes, draw: random.Random) -> Damage:
         return change
     name = draw.choice(list(_BYTES))
     # Two compressed files in a row are one, by their formats.
-    return Damage(_BYTES[name](bytearray(data), draw), name, whole=bool(inside) and name == "all of it twice")
+    return Damage(
+        _BYTES[name](bytearray(data), draw), name, whole=bool(inside) and name == "all of it twice"
+    )
 
 
 def _place(data: bytearray, draw: random.Random) -> int:
     """A place in a file, as often near its beginning or end as anywhere."""
     size = len(data)
-    return draw.choice([draw.randint(0, size), draw.randint(0, min(size, 64)), size - draw.randint(0, min(size, 300))])
+    return draw.choice(
+        [
+            draw.randint(0, size),
+            draw.randint(0, min(size, 64)),
+            size - draw.randint(0, min(size, 300)),
+        ]
+    )
 
 
 def _flip(data: bytearray, draw: random.Random) -> bytes:
@@ -133,7 +210,9 @@ _BYTES: dict[str, Callable[[bytearray, random.Random], bytes]] = {
     "bytes put in": _insert,
     "another magic": _magic,
     "empty": lambda data, draw: b"",
-    "blank": lambda data, draw: draw.choice([b"\n", b" ", b"\0" * 100, b"null", b"{}", b"[]", b"\xef\xbb\xbf"]),
+    "blank": lambda data, draw: draw.choice(
+        [b"\n", b" ", b"\0" * 100, b"null", b"{}", b"[]", b"\xef\xbb\xbf"]
+    ),
 }
 
 
@@ -176,7 +255,10 @@ def _json(data: bytes, draw: random.Random) -> Damage | None:
             return None
         value, how = _changed(value, draw)
         out[at] = json.dumps(value)
-    return Damage("".join(line + "\n" * (len(lines) > 1) for line in out).encode("utf-8", "surrogatepass"), how)
+    return Damage(
+        "".join(line + "\n" * (len(lines) > 1) for line in out).encode("utf-8", "surrogatepass"),
+        how,
+    )
 
 
 def _changed(value: Any, draw: random.Random) -> tuple[Any, str]:
@@ -189,7 +271,9 @@ def _changed(value: Any, draw: random.Random) -> tuple[Any, str]:
         del value[key]
         return value, f"{key} gone"
     if what < 0.2 and isinstance(value, dict):
-        value[draw.choice(["", "x", "\ud800", "__class__", f"{key}s", draw.choice(keys)])] = value.pop(key)
+        value[draw.choice(["", "x", "\ud800", "__class__", f"{key}s", draw.choice(keys)])] = (
+            value.pop(key)
+        )
         return value, f"{key} renamed"
     if what < 0.25:
         if isinstance(value, dict):
@@ -197,16 +281,34 @@ def _changed(value: Any, draw: random.Random) -> tuple[Any, str]:
         else:
             value.append(draw.choice([*VALUES, value[0]]))
         return value, "one more"
-    value[key], how = _changed(value[key], draw) if isinstance(value[key], dict | list) else _other(value[key], draw)
+    value[key], how = (
+        _changed(value[key], draw)
+        if isinstance(value[key], dict | list)
+        else _other(value[key], draw)
+    )
     return value, f"{key}: {how}"
 
 
 def _other(value: Any, draw: random.Random) -> tuple[Any, str]:
     near: list[Any] = []
     if isinstance(value, int | float) and not isinstance(value, bool):
-        near = [value + 1, -value, value * 2, str(value), [value], float(value) if abs(value) < 2**60 else 0]
+        near = [
+            value + 1,
+            -value,
+            value * 2,
+            str(value),
+            [value],
+            float(value) if abs(value) < 2**60 else 0,
+        ]
     elif isinstance(value, str):
-        near = [value[:-1], value + "x", value.upper(), [value], {value: value}, value.encode().hex()]
+        near = [
+            value[:-1],
+            value + "x",
+            value.upper(),
+            [value],
+            {value: value},
+            value.encode().hex(),
+        ]
     new = draw.choice(near) if near and draw.random() < 0.4 else draw.choice(VALUES)
     return new, f"{str(value)[:30]!a} is {str(new)[:30]!a}"
 
@@ -226,7 +328,9 @@ def _npz(data: bytes, draw: random.Random) -> Damage:
     if how == "gone":
         del members[name]
     elif how == "renamed":
-        members[draw.choice(["x.npy", "a/b/c.npy", "/keys.npy", ".npy", "keys"])] = members.pop(name)
+        members[draw.choice(["x.npy", "a/b/c.npy", "/keys.npy", ".npy", "keys"])] = members.pop(
+            name
+        )
     else:
         members[name] = new
     buffer = io.BytesIO()
@@ -246,7 +350,9 @@ def _arrays(array: np.ndarray, draw: random.Random) -> dict[str, bytes]:
 
     def header(shape: tuple, descr: str = "<f8") -> bytes:
         buffer = io.BytesIO()
-        np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+        )
         return buffer.getvalue()
 
     kind = draw.choice(["<i8", "<f2", "<U3", "?", "<c8", "S4", "<M8[s]", "<u1"])
@@ -268,7 +374,9 @@ def _arrays(array: np.ndarray, draw: random.Random) -> dict[str, bytes]:
         "reversed": npy(array[::-1] if array.ndim else array),
         "negative": npy((-plain.astype(float)).astype(plain.dtype)),
         "nan": npy(np.full(plain.shape, np.nan)),
-        "huge": npy(np.full_like(plain, 2**62) if plain.dtype.kind in "iu" else np.full_like(plain, np.inf)),
+        "huge": npy(
+            np.full_like(plain, 2**62) if plain.dtype.kind in "iu" else np.full_like(plain, np.inf)
+        ),
         "without its data": header((1 << 40,)),
         "too long": header((1 << 62, 1 << 62)),
         "no array": draw.randbytes(50),
@@ -276,7 +384,9 @@ def _arrays(array: np.ndarray, draw: random.Random) -> dict[str, bytes]:
     }
 
 
-def _packed(unpack: Callable[[bytes], bytes], pack: Callable[[bytes], bytes]) -> Callable[[bytes, random.Random], Damage]:
+def _packed(
+    unpack: Callable[[bytes], bytes], pack: Callable[[bytes], bytes]
+) -> Callable[[bytes, random.Random], Damage]:
     """Damage of what is inside a compressed file, which is then packed again."""
 
     def change(data: bytes, draw: random.Random) -> Damage:
@@ -344,7 +454,9 @@ def _sqlite(data: bytes, draw: random.Random) -> Damage:
             base.execute(f"DELETE FROM {table} WHERE rowid = ?", (row,))
             how = f"row {row} gone"
         else:
-            base.execute(f"UPDATE OR REPLACE {table} SET {column} = ? WHERE rowid = ?", (value, row))
+            base.execute(
+                f"UPDATE OR REPLACE {table} SET {column} = ? WHERE rowid = ?", (value, row)
+            )
             how = f"{column} of row {row} is {value!r}"
         base.commit()
         return Damage(base.serialize(), how, whole=True)

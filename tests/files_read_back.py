@@ -102,8 +102,19 @@ class Trial:
         if self.kind.judge:
             found = self.kind.judge(result, self.right, damage, outcome.said)
         else:
-            found = RIGHT if result == self.right else "" if self.kind.sealed and not damage.whole else AS_IT_STANDS
-        return told, Outcome(found, outcome.said if found else f"another result: {str(result)[:300]} != {str(self.right)[:300]}")
+            found = (
+                RIGHT
+                if result == self.right
+                else ""
+                if self.kind.sealed and not damage.whole
+                else AS_IT_STANDS
+            )
+        return told, Outcome(
+            found,
+            outcome.said
+            if found
+            else f"another result: {str(result)[:300]} != {str(self.right)[:300]}",
+        )
 
     def _refresh(self) -> None:
         shutil.rmtree(self._copy, ignore_errors=True)
@@ -130,7 +141,9 @@ class Trial:
             return results[0], Outcome(RIGHT, said)
         sentence = said[said.rfind("slmjax: ") :].rstrip("\n")
         fault = _no_sentence(sentence, status)
-        return None, Outcome("" if fault else REFUSED, f"{fault}: {sentence}" if fault else sentence)
+        return None, Outcome(
+            "" if fault else REFUSED, f"{fault}: {sentence}" if fault else sentence
+        )
 
 
 def _no_sentence(text: str, status: int) -> str:
@@ -163,7 +176,10 @@ def _in_time() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise TooLong(signal.Signals(number).name)
 
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE)}
+    timers = {
+        signal.SIGPROF: (signal.ITIMER_PROF, SECONDS),
+        signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE),
+    }
     before = {number: signal.signal(number, stop) for number in timers}
     for timer, seconds in timers.values():
         signal.setitimer(timer, seconds)
@@ -202,9 +218,17 @@ def _text(ending: str, name: str = "text") -> Callable[[Path], None]:
         texts = _sentences()
         kind, _, compression = ending[1:].partition(".")
         if kind == "parquet":
-            parquet.write_table(pa.table({"text": texts, "id": list(range(len(texts)))}), folder / f"{name}{ending}", row_group_size=15)
+            parquet.write_table(
+                pa.table({"text": texts, "id": list(range(len(texts)))}),
+                folder / f"{name}{ending}",
+                row_group_size=15,
+            )
             return
-        lines = texts if kind == "txt" else [json.dumps({"text": text, "id": f"a{i}"}) for i, text in enumerate(texts)]
+        lines = (
+            texts
+            if kind == "txt"
+            else [json.dumps({"text": text, "id": f"a{i}"}) for i, text in enumerate(texts)]
+        )
         data = "".join(line + "\n" for line in lines).encode()
         (folder / f"{name}{ending}").write_bytes(_pack(data, compression))
 
@@ -216,11 +240,20 @@ def _pack(data: bytes, compression: str) -> bytes:
         return gzip.compress(data)
     if compression == "xz":
         return lzma.compress(data)
-    return zstandard.ZstdCompressor(write_checksum=True).compress(data) if compression == "zst" else data
+    return (
+        zstandard.ZstdCompressor(write_checksum=True).compress(data)
+        if compression == "zst"
+        else data
+    )
 
 
 def _settings(folder: Path, sources: Any = None, **changes: Any) -> SimpleNamespace:
-    fields = {"sources": sources or {"text": {"path": str(folder / "raw")}}, "tokenizer": "", "vocab_size": 280, "group_by": ""}
+    fields = {
+        "sources": sources or {"text": {"path": str(folder / "raw")}},
+        "tokenizer": "",
+        "vocab_size": 280,
+        "group_by": "",
+    }
     return SimpleNamespace(**{**fields, "heldout": 0.1, "max_bad_share": 0.9, **changes})
 
 
@@ -230,27 +263,48 @@ def _content(prepared: Prepared) -> dict[str, Any]:
     for side in ("train", "heldout"):
         for name, shards in getattr(prepared, side).items():
             columns = [getattr(shards, column).tobytes() for column in ("lengths", "bytes", "keys")]
-            out[f"{side}/{name}"] = [*columns, [ids.tobytes() for ids in shards], [shards.name(i) for i in range(len(shards))]]
+            out[f"{side}/{name}"] = [
+                *columns,
+                [ids.tobytes() for ids in shards],
+                [shards.name(i) for i in range(len(shards))],
+            ]
     return out
 
 
 def _prepared(folder: Path) -> Any:
     """Prepare the text of a folder with the launcher's stage, and count."""
-    words = [f"--config={RECIPE}:{folder / 'raw'}", "--config.stage=prepare", f"--workdir={folder / 'run'}"]
-    words += [f"--config.data.cache={folder / 'cache'}", "--config.data.vocab_size=280", "--config.data.max_bad_share=0.9"]
+    words = [
+        f"--config={RECIPE}:{folder / 'raw'}",
+        "--config.stage=prepare",
+        f"--workdir={folder / 'run'}",
+    ]
+    words += [
+        f"--config.data.cache={folder / 'cache'}",
+        "--config.data.vocab_size=280",
+        "--config.data.max_bad_share=0.9",
+    ]
     launch._run(words)
     (manifest,) = (folder / "cache").glob("*/manifest.json")
     (source,) = json.loads(manifest.read_text())["sources"].values()
-    keys = [key for table in manifest.parent.rglob("*.npy") for key in np.load(table)["key"].tolist()]
+    keys = [
+        key for table in manifest.parent.rglob("*.npy") for key in np.load(table)["key"].tolist()
+    ]
     return sorted(keys), sum(source["faults"].values())
 
 
 def _curated(folder: Path, *more: str) -> Any:
     """Curate the text of a folder with the launcher's stage, and count."""
-    words = [f"--config={ROOT / 'configs' / 'curate.py'}", f"--workdir={folder / 'run'}", f"--config.data.sources=text={folder / 'raw'}"]
+    words = [
+        f"--config={ROOT / 'configs' / 'curate.py'}",
+        f"--workdir={folder / 'run'}",
+        f"--config.data.sources=text={folder / 'raw'}",
+    ]
     launch._run([*words, "--config.curate.processes=1", "--config.curate.ngram=2", *more])
     (source,) = json.loads((folder / "run" / "report.json").read_text())["sources"].values()
-    written = [zstandard.open(file, "rt", encoding="utf-8").read() for file in sorted((folder / "run" / "documents").rglob("*.zst"))]
+    written = [
+        zstandard.open(file, "rt", encoding="utf-8").read()
+        for file in sorted((folder / "run" / "documents").rglob("*.zst"))
+    ]
     return written, sum(source["faults"].values())
 
 
@@ -273,15 +327,29 @@ def _raw(make: Callable[[Path], None]) -> Callable[[Path], None]:
         (folder / "raw").mkdir()
         make(folder / "raw")
         records = ({"text": text, "id": f"b{i}"} for i, text in enumerate(_sentences(50, seed=1)))
-        (folder / "raw" / "more.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "raw" / "more.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
 
     return within
 
 
 KINDS: dict[str, Kind] = {}
-for _ending in (".txt", ".txt.gz", ".txt.xz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".parquet"):
+for _ending in (
+    ".txt",
+    ".txt.gz",
+    ".txt.xz",
+    ".txt.zst",
+    ".jsonl",
+    ".jsonl.gz",
+    ".jsonl.xz",
+    ".jsonl.zst",
+    ".parquet",
+):
     _judge = _checked if _ending.endswith(("gz", "xz", "zst")) else _counted
-    KINDS[f"prepare {_ending}"] = Kind(_raw(_text(_ending)), _prepared, (f"raw/text{_ending}",), _judge, inputs=100)
+    KINDS[f"prepare {_ending}"] = Kind(
+        _raw(_text(_ending)), _prepared, (f"raw/text{_ending}",), _judge, inputs=100
+    )
 
 _CURATED = (".txt.gz", ".jsonl", ".jsonl.zst", ".parquet")
 
@@ -291,7 +359,13 @@ def _one_of_each(folder: Path) -> None:
         _text(ending)(folder)
 
 
-KINDS["curate"] = Kind(_raw(_one_of_each), _curated, tuple(f"raw/text{ending}" for ending in _CURATED), _counted, inputs=200)
+KINDS["curate"] = Kind(
+    _raw(_one_of_each),
+    _curated,
+    tuple(f"raw/text{ending}" for ending in _CURATED),
+    _counted,
+    inputs=200,
+)
 
 
 def _read_prompts(folder: Path) -> Any:
@@ -314,7 +388,9 @@ def _read_passages(folder: Path) -> Any:
 
 
 def _lines(folder: Path) -> None:
-    (folder / "lines.txt").write_text("# of water\n" + "\n".join(f"water > {text[:30]}" for text in _sentences(20)) + "\n")
+    (folder / "lines.txt").write_text(
+        "# of water\n" + "\n".join(f"water > {text[:30]}" for text in _sentences(20)) + "\n"
+    )
 
 
 def _read_evals(folder: Path) -> Any:
@@ -345,7 +421,9 @@ def _again(folder: Path) -> Any:
 def _as_source(folder: Path) -> Any:
     (prepared,) = (path.parent for path in (folder / "cache").glob("*/manifest.json"))
     sources = {"text": {"path": str(prepared / "text")}}
-    return _content(prepare(_settings(folder, sources), seed=0, cache=folder / "other", processes=1))
+    return _content(
+        prepare(_settings(folder, sources), seed=0, cache=folder / "other", processes=1)
+    )
 
 
 def _unfinished(folder: Path) -> None:
@@ -364,10 +442,19 @@ def _unfinished(folder: Path) -> None:
         building._finish = finish
 
 
-_FILES = ("cache/*/manifest.json", "cache/*/text/*.npy", "cache/*/text/*.arrayrecord", "cache/*/tokenizer.json")
-KINDS["prepared text"] = Kind(_whole, _again, (*_FILES, "cache/.identity/*"), sealed=True, inputs=250)
+_FILES = (
+    "cache/*/manifest.json",
+    "cache/*/text/*.npy",
+    "cache/*/text/*.arrayrecord",
+    "cache/*/tokenizer.json",
+)
+KINDS["prepared text"] = Kind(
+    _whole, _again, (*_FILES, "cache/.identity/*"), sealed=True, inputs=250
+)
 KINDS["prepared text as a source"] = Kind(_whole, _as_source, _FILES, sealed=True, inputs=200)
-KINDS["unfinished preparation"] = Kind(_unfinished, _again, ("cache/*/work~/*", "cache/*/text/*"), sealed=True, inputs=200)
+KINDS["unfinished preparation"] = Kind(
+    _unfinished, _again, ("cache/*/work~/*", "cache/*/text/*"), sealed=True, inputs=200
+)
 
 
 def _given_tokenizer(folder: Path) -> Any:
@@ -375,7 +462,12 @@ def _given_tokenizer(folder: Path) -> Any:
 
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     return _content(
-        prepare(_settings(folder, tokenizer=str(folder / "tokenizer.json")), seed=0, cache=folder / "cache", processes=1)
+        prepare(
+            _settings(folder, tokenizer=str(folder / "tokenizer.json")),
+            seed=0,
+            cache=folder / "cache",
+            processes=1,
+        )
     ), tokenizer.special
 
 
@@ -399,8 +491,14 @@ def _index(folder: Path) -> None:
 
     for name in "ab":
         texts = _sentences(30)
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        deduplicate([Source(name, (str(folder / f"{name}.jsonl"),))], folder / "index", scheme=Scheme(2, 10, 3))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        )
+        deduplicate(
+            [Source(name, (str(folder / f"{name}.jsonl"),))],
+            folder / "index",
+            scheme=Scheme(2, 10, 3),
+        )
 
 
 def _read_index(folder: Path) -> Any:
@@ -413,13 +511,23 @@ def _read_index(folder: Path) -> Any:
     return clusters.keeper.tolist(), list(decisions(index, clusters))
 
 
-KINDS["near-duplicate index"] = Kind(_index, _read_index, ("index/*", "index/index.json"), sealed=True, inputs=250)
+KINDS["near-duplicate index"] = Kind(
+    _index, _read_index, ("index/*", "index/index.json"), sealed=True, inputs=250
+)
 
 
 def _synthesized(folder: Path) -> Any:
-    words = [f"--config={ROOT / 'configs' / 'textbook.py'}", f"--workdir={folder / 'run'}", "--config.synthesize.documents=12"]
+    words = [
+        f"--config={ROOT / 'configs' / 'textbook.py'}",
+        f"--workdir={folder / 'run'}",
+        "--config.synthesize.documents=12",
+    ]
     launch._run([*words, f"--config.synthesize.copies={folder / 'copies'}"])
-    return [json.loads(line) for file in sorted((folder / "run" / "documents").iterdir()) for line in file.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for file in sorted((folder / "run" / "documents").iterdir())
+        for line in file.read_text().splitlines()
+    ]
 
 
 def _synthesized_anew(folder: Path) -> Any:
@@ -427,14 +535,28 @@ def _synthesized_anew(folder: Path) -> Any:
     return _synthesized(folder)
 
 
-KINDS["journal"] = Kind(lambda folder: _synthesized(folder) and None, _synthesized, ("run/journal/*.sqlite",), sealed=True, inputs=250)
-KINDS["journal's copies"] = Kind(lambda folder: _synthesized(folder) and None, _synthesized_anew, ("copies/*",), sealed=True, inputs=80)
+KINDS["journal"] = Kind(
+    lambda folder: _synthesized(folder) and None,
+    _synthesized,
+    ("run/journal/*.sqlite",),
+    sealed=True,
+    inputs=250,
+)
+KINDS["journal's copies"] = Kind(
+    lambda folder: _synthesized(folder) and None,
+    _synthesized_anew,
+    ("copies/*",),
+    sealed=True,
+    inputs=80,
+)
 
 
 def _curation(folder: Path) -> None:
     """Curation that was stopped before its last step, and an evaluation set that it looked for."""
     _raw(_text(".jsonl"))(folder)
-    item = {"text": "Which of these best explains why the pond behind the school freezes later than the puddles in the yard do?"}
+    item = {
+        "text": "Which of these best explains why the pond behind the school freezes later than the puddles in the yard do?"
+    }
     (folder / "evals.jsonl").write_text(json.dumps(item) + "\n")
     index, curation.Index = curation.Index, None
     try:
@@ -445,10 +567,15 @@ def _curation(folder: Path) -> None:
 
 
 def _curated_without(folder: Path) -> Any:
-    return _curated(folder, f"--config.curate.evals={{'items': {{'path': '{folder / 'evals.jsonl'}', 'fields': ('text',)}}}}")
+    return _curated(
+        folder,
+        f"--config.curate.evals={{'items': {{'path': '{folder / 'evals.jsonl'}', 'fields': ('text',)}}}}",
+    )
 
 
-KINDS["unfinished curation"] = Kind(_curation, _curated_without, ("run/work/*", "run/work/*/*"), sealed=True, inputs=150)
+KINDS["unfinished curation"] = Kind(
+    _curation, _curated_without, ("run/work/*", "run/work/*/*"), sealed=True, inputs=150
+)
 
 
 def _textbook(folder: Path) -> Any:
@@ -458,7 +585,9 @@ def _textbook(folder: Path) -> Any:
     return [Path(path).read_bytes() for pair in files.values() for path in pair.values()]
 
 
-KINDS["embedded textbook"] = Kind(lambda folder: _textbook(folder) and None, _textbook, ("textbook/*",), sealed=True, inputs=60)
+KINDS["embedded textbook"] = Kind(
+    lambda folder: _textbook(folder) and None, _textbook, ("textbook/*",), sealed=True, inputs=60
+)
 
 
 def _recall_config() -> Any:
@@ -472,7 +601,15 @@ def _recall(folder: Path) -> None:
 
     found = recall.earlier_rows(epath.Path(folder / "rows.json"), _recall_config())
     rows = [
-        {"task": task, "variant": name, "rate": 0.001, "steps": 100, "accuracy": 0.5, "scores": [0.5, 0.5], "parameters": 1000}
+        {
+            "task": task,
+            "variant": name,
+            "rate": 0.001,
+            "steps": 100,
+            "accuracy": 0.5,
+            "scores": [0.5, 0.5],
+            "parameters": 1000,
+        }
         for task in ("recall:64:4", "copy:64:8")
         for name in ("attention", "gla")
     ]
@@ -532,7 +669,9 @@ def _loaded(folder: Path) -> Any:
     from slmjax.train import resume
 
     checkpoints = Checkpoints(folder / "run")
-    start = resume.decide(checkpoints, configs.freeze(configs.load_recipe(str(folder / "other" / "config.json"))))
+    start = resume.decide(
+        checkpoints, configs.freeze(configs.load_recipe(str(folder / "other" / "config.json")))
+    )
     resume.lineage(checkpoints, start, "")
     with contextlib.suppress(UserError):
         resume.parents(str(folder / "run"))
@@ -556,7 +695,9 @@ def _recipe(folder: Path) -> Any:
     from slmjax.parallel.mesh import make_mesh
     from slmjax.train import run
 
-    config = cli.make_config({"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"])
+    config = cli.make_config(
+        {"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"]
+    )
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     run.check_batch(config.train, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))
@@ -577,11 +718,28 @@ def _checkpoint(folder: Path) -> None:
 
 
 _META = "run/checkpoints/30/meta/metadata"
-_STEP = ("run/checkpoints/30/*", "run/checkpoints/30/*/*", "run/checkpoints/30/*/*/*", "run/checkpoints/30/*/*/d/*")
-KINDS["checkpoint's metadata"] = Kind(_checkpoint, _loaded, (_META,), _sound_or_before, of_run=True, inputs=100)
-KINDS["checkpoint's storage"] = Kind(_checkpoint, _loaded, _STEP, _sound_or_before, of_run=True, inputs=100)
-KINDS["run's tokenizer.json"] = Kind(_checkpoint, _loaded, ("run/tokenizer.json",), sealed=True, of_run=True, inputs=40)
-KINDS["metrics.jsonl"] = Kind(_two, _reported, ("run/metrics.jsonl",), _some_records, of_run=True, inputs=80)
-KINDS["heldout.npz"] = Kind(_two, _compared, ("run/heldout.npz",), sealed=True, of_run=True, inputs=100)
-KINDS["config.json of a run"] = Kind(_two, _reported, ("run/config.json",), _some_records, of_run=True, inputs=30)
+_STEP = (
+    "run/checkpoints/30/*",
+    "run/checkpoints/30/*/*",
+    "run/checkpoints/30/*/*/*",
+    "run/checkpoints/30/*/*/d/*",
+)
+KINDS["checkpoint's metadata"] = Kind(
+    _checkpoint, _loaded, (_META,), _sound_or_before, of_run=True, inputs=100
+)
+KINDS["checkpoint's storage"] = Kind(
+    _checkpoint, _loaded, _STEP, _sound_or_before, of_run=True, inputs=100
+)
+KINDS["run's tokenizer.json"] = Kind(
+    _checkpoint, _loaded, ("run/tokenizer.json",), sealed=True, of_run=True, inputs=40
+)
+KINDS["metrics.jsonl"] = Kind(
+    _two, _reported, ("run/metrics.jsonl",), _some_records, of_run=True, inputs=80
+)
+KINDS["heldout.npz"] = Kind(
+    _two, _compared, ("run/heldout.npz",), sealed=True, of_run=True, inputs=100
+)
+KINDS["config.json of a run"] = Kind(
+    _two, _reported, ("run/config.json",), _some_records, of_run=True, inputs=30
+)
 KINDS["config.json as a recipe"] = Kind(_two, _recipe, ("run/config.json",), of_run=True, inputs=80)

@@ -31,11 +31,20 @@ def train(corpus, workdir, *flags, **fields):
 
 def start(corpus, workdir, *flags, devices=8, module="slmjax.launch", **fields):
     """Start the launcher (or a `module` like it) in a process of its own, on `devices` host devices."""
-    xla = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])  # the others as here, or bits would differ
+    xla = re.sub(
+        r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]
+    )  # the others as here, or bits would differ
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PYTHONPATH": path}
     command = [sys.executable, "-m", module, *argv(corpus, workdir, **fields), *flags]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for_step(workdir, step, process, seconds=120):
@@ -90,7 +99,10 @@ def saved(workdir, step):
             tree = reader.metadata(folder).item_metadata.tree
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             read = reader.restore(folder, restore_args=how)
-        out |= {f"{item}{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(read)}
+        out |= {
+            f"{item}{jax.tree_util.keystr(path)}": np.asarray(leaf)
+            for path, leaf in jax.tree.leaves_with_path(read)
+        }
     return out
 
 

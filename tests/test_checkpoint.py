@@ -30,7 +30,12 @@ def tree(seed=0):
 def described(of, devices=1):
     """ShapeDtypeStructs of a tree, its arrays split over the first axis."""
     mesh = make_mesh({"data": devices}, jax.devices()[:devices])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P("data") if x.ndim else P())), of)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, P("data") if x.ndim else P())
+        ),
+        of,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,9 @@ def several(tmp_path_factory):
     """Checkpoints of steps 1 to 6; that of step 2 was the trunk of a shorter run."""
     checkpoints = Checkpoints(tmp_path_factory.mktemp("several"), keep=2)
     for step in range(1, 7):
-        checkpoints.save(step, {"params": tree(step), "optimizer": tree(-step % 100)}, {"trunk": step == 2})
+        checkpoints.save(
+            step, {"params": tree(step), "optimizer": tree(-step % 100)}, {"trunk": step == 2}
+        )
     checkpoints.wait()
     return checkpoints
 
@@ -46,9 +53,14 @@ def several(tmp_path_factory):
 def test_what_was_saved_is_read_back_on_one_device_and_on_eight(several):
     saved = tree(3)
     for devices in (1, 8):
-        found = several.restore(3, {"params": described(saved, devices), "optimizer": described(tree(97), devices)})
+        found = several.restore(
+            3, {"params": described(saved, devices), "optimizer": described(tree(97), devices)}
+        )
         for name, value in saved.items():
-            assert found.items["params"][name].tobytes() == value.tobytes() and found.items["params"][name].dtype == value.dtype
+            assert (
+                found.items["params"][name].tobytes() == value.tobytes()
+                and found.items["params"][name].dtype == value.dtype
+            )
         assert found.step == 3 and found.items["optimizer"]["step"] == tree(97)["step"]
     assert several.restore(3, {"params": described(saved)}).items.keys() == {"params"}
 
@@ -61,8 +73,19 @@ def test_values_that_are_not_those_that_were_saved_are_noticed(several, monkeypa
         several.restore(4, {"params": described(tree(4))})
 
 
-META = {"config": {"train": {"steps": 6}}, "tokenizer": "t", "fingerprint": "f", "parents": [], "window": [[0.1, 0.0]], "trunk": False}
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3)
+META = {
+    "config": {"train": {"steps": 6}},
+    "tokenizer": "t",
+    "fingerprint": "f",
+    "parents": [],
+    "window": [[0.1, 0.0]],
+    "trunk": False,
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    st.lists,
+    max_leaves=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +121,20 @@ def test_a_meta_item_of_any_bytes_is_damaged(sealed, cut, junk, depth):
     assert checkpoints.read_meta(3)[0] == {}
 
 
-def test_a_checkpoint_under_another_steps_name_is_damaged_and_one_without_a_seal_is_judged_by_its_keys(sealed):
+def test_a_checkpoint_under_another_steps_name_is_damaged_and_one_without_a_seal_is_judged_by_its_keys(
+    sealed,
+):
     _, saved = sealed
-    assert checkpoint.meta_fault(saved, 3) == "" and checkpoint.meta_fault(saved, 4) == "its meta item is that of step 3"
+    assert (
+        checkpoint.meta_fault(saved, 3) == ""
+        and checkpoint.meta_fault(saved, 4) == "its meta item is that of step 3"
+    )
     older = {name: value for name, value in saved.items() if name != "seal"}
     assert checkpoint.meta_fault(older, 3) == ""
     for name in checkpoint.META:
-        assert checkpoint.meta_fault({**older, name: 7}, 3) == f"its meta item has no valid '{name}'"
+        assert (
+            checkpoint.meta_fault({**older, name: 7}, 3) == f"its meta item has no valid '{name}'"
+        )
 
 
 @given(st.sampled_from(["matrix", "moment"]), st.integers(0, 127), st.integers(0, 15))
@@ -130,7 +160,10 @@ def test_later_checkpoints_are_set_aside_and_their_steps_can_be_saved_again(tmp_
         checkpoints.wait()
         checkpoints.set_aside(1)
         assert checkpoints.steps() == [1]
-        assert sorted(path.name for path in (tmp_path / "checkpoints-aside").iterdir()) == ["2", "3"]
+        assert sorted(path.name for path in (tmp_path / "checkpoints-aside").iterdir()) == [
+            "2",
+            "3",
+        ]
 
 
 def test_asking_an_empty_folder_leaves_nothing_behind(tmp_path):

@@ -21,10 +21,25 @@ def script(name):
 
 
 def test_a_drills_record_covers_what_it_imports_names_and_starts_as_a_stage():
-    names = {file.relative_to(ROOT).as_posix() for file in script("closure").closure(CI / "drills" / "test_thirty_kills.py")}
-    assert {"tests/train/test_killed.py", "tests/runs.py", "tests/recipes/textbook.py"} <= names  # imported, named as a path
-    assert {"slmjax/launch.py", "slmjax/train/run.py", "slmjax/train/step.py"} <= names  # run.py only as "slmjax.train.run:run_train"
-    assert not names & {"tests/train/test_state.py", "README.md", ".ci/drills/test_killed_synthesizer.py"}
+    names = {
+        file.relative_to(ROOT).as_posix()
+        for file in script("closure").closure(CI / "drills" / "test_thirty_kills.py")
+    }
+    assert {
+        "tests/train/test_killed.py",
+        "tests/runs.py",
+        "tests/recipes/textbook.py",
+    } <= names  # imported, named as a path
+    assert {
+        "slmjax/launch.py",
+        "slmjax/train/run.py",
+        "slmjax/train/step.py",
+    } <= names  # run.py only as "slmjax.train.run:run_train"
+    assert not names & {
+        "tests/train/test_state.py",
+        "README.md",
+        ".ci/drills/test_killed_synthesizer.py",
+    }
 
 
 def test_the_hash_changes_with_a_files_content_and_name(tmp_path, monkeypatch):
@@ -50,9 +65,24 @@ def test_each_deliberate_fault_still_has_its_place(name):
 
 def test_every_drill_can_be_collected_and_an_unknown_one_is_named():
     collected = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--collect-only", "-q", *map(str, DRILLS)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert len(DRILLS) > 3 and all(f"{drill.name}: " in collected.stdout for drill in DRILLS), collected.stdout + collected.stderr
-    refused = subprocess.run([sys.executable, CI / "drills" / "run", "nobody"], capture_output=True, text=True)
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "tests.conftest",
+            "--collect-only",
+            "-q",
+            *map(str, DRILLS),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert len(DRILLS) > 3 and all(f"{drill.name}: " in collected.stdout for drill in DRILLS), (
+        collected.stdout + collected.stderr
+    )
+    refused = subprocess.run(
+        [sys.executable, CI / "drills" / "run", "nobody"], capture_output=True, text=True
+    )
     assert refused.returncode == 2 and "no drill is named nobody; there are" in refused.stderr

@@ -15,26 +15,55 @@ from slmjax.record.metrics import MetricsWriter
 def make(folder, *, seed=0, lr=0.1, gain=0.0, documents=80, heldout=True, two=False):
     """A small finished run; `gain` lowers the loss of every document; that of a second source, where there are `two`, rises by twice it."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"seed": seed, "train": {"lr": lr, "steps": 3}, "log": {"every": seed + 1}}))
+    (folder / "config.json").write_text(
+        json.dumps({"seed": seed, "train": {"lr": lr, "steps": 3}, "log": {"every": seed + 1}})
+    )
     with MetricsWriter(folder) as writer:
         for step in range(1, 4):
-            writer.write(step, {"train/loss": 3.0 - step - gain, "train/tokens": 100 * step, "train/flops": 1e6 * step})
+            writer.write(
+                step,
+                {
+                    "train/loss": 3.0 - step - gain,
+                    "train/tokens": 100 * step,
+                    "train/flops": 1e6 * step,
+                },
+            )
             writer.write(step, {"eval/bits_per_byte": 2.0 - gain})
         writer.event("finish", 3)
     if heldout:
         shared, own = np.random.default_rng(7), np.random.default_rng(seed + int(1000 * lr))
-        keys, sizes = shared.permutation(1000)[:documents].astype(np.uint64), shared.integers(100, 900, documents)
-        nats = sizes * (0.7 + shared.normal(0, 0.1, documents) + own.normal(0, 0.01, documents) - gain)
+        keys, sizes = (
+            shared.permutation(1000)[:documents].astype(np.uint64),
+            shared.integers(100, 900, documents),
+        )
+        nats = sizes * (
+            0.7 + shared.normal(0, 0.1, documents) + own.normal(0, 0.01, documents) - gain
+        )
         scores = {"keys": keys, "nats": nats, "bytes": sizes, "tokens": sizes // 4}
-        other = {"keys": keys + 1000, "nats": nats + 3 * gain * sizes, "bytes": sizes, "tokens": sizes // 4}
+        other = {
+            "keys": keys + 1000,
+            "nats": nats + 3 * gain * sizes,
+            "bytes": sizes,
+            "tokens": sizes // 4,
+        }
         parts = {"a/b": scores, **({"other": other} if two else {})}
-        np.savez(folder / "heldout.npz", **{f"{name}/{field}": of for name, fields in parts.items() for field, of in fields.items()})
+        np.savez(
+            folder / "heldout.npz",
+            **{
+                f"{name}/{field}": of
+                for name, fields in parts.items()
+                for field, of in fields.items()
+            },
+        )
     return str(folder)
 
 
 def test_only_differing_fields_are_listed():
     one, other = {"a": 1, "b": [1, 2], "c": None}, {"a": 1, "b": [1, 3], "d": 4.0, "c": None}
-    assert compare.differences([one, other, one]) == {"b": [[1, 2], [1, 3], [1, 2]], "d": [None, 4.0, None]}
+    assert compare.differences([one, other, one]) == {
+        "b": [[1, 2], [1, 3], [1, 2]],
+        "d": [None, 4.0, None],
+    }
     assert compare.differences([one, dict(one)]) == {}
 
 
@@ -43,12 +72,19 @@ def test_true_is_not_one_in_a_config():
 
 
 def test_runs_of_one_config_are_a_group_whatever_the_seed():
-    configs = [{"seed": s, "train.lr": lr, "log.every": s} for s, lr in ((0, 0.1), (0, 0.2), (1, 0.1), (5, 0.2), (0, 0.3))]
+    configs = [
+        {"seed": s, "train.lr": lr, "log.every": s}
+        for s, lr in ((0, 0.1), (0, 0.2), (1, 0.1), (5, 0.2), (0, 0.3))
+    ]
     assert compare.group(configs) == [[0, 2], [1, 3], [4]]
 
 
 def test_one_seed_warns_and_several_do_not(tmp_path):
-    runs = [make(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr, gain=lr / 4) for lr in (0.1, 0.2) for seed in (0, 1, 2)]
+    runs = [
+        make(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr, gain=lr / 4)
+        for lr in (0.1, 0.2)
+        for seed in (0, 1, 2)
+    ]
     single = compare.compare([runs[0], runs[3]])
     assert "One seed only: 0.1-0, 0.2-0" in compare.warning(single)
     assert "seed noise is not in the interval" in compare.verdicts(single)[0]
@@ -72,7 +108,9 @@ def test_damaged_scores_are_one_sentence(tmp_path):
         try:
             compare.compare([good, bad])
         except UserError as error:
-            assert "heldout.npz is damaged" in str(error) or "no held-out document in common" in str(error)
+            assert "heldout.npz is damaged" in str(
+                error
+            ) or "no held-out document in common" in str(error)
     for keys in (numbers[:2].astype(np.uint64), numbers.astype("<U3"), np.uint64(7)):
         np.savez(path, **{"a/b/keys": keys, "a/b/nats": numbers * 1.0, "a/b/bytes": numbers})
         with pytest.raises(UserError, match="the scores of a/b are not columns"):
@@ -90,19 +128,30 @@ def test_the_verdict_follows_the_interval(tmp_path):
 
 
 def test_only_several_seeds_of_both_configs_make_one_better_or_worse(tmp_path):
-    old, new = ([make(tmp_path / f"{lr}-{s}", seed=s, lr=lr, gain=lr / 4) for s in (0, 1)] for lr in (0.1, 0.2))
+    old, new = (
+        [make(tmp_path / f"{lr}-{s}", seed=s, lr=lr, gain=lr / 4) for s in (0, 1)]
+        for lr in (0.1, 0.2)
+    )
     for runs in ([*old, *new], [*new, *old]):
         word = "better" if runs == [*old, *new] else "worse"
         (sentence,) = compare.verdicts(compare.compare(runs))
         assert f" is {word} than " in sentence
     for runs in ([old[0], *new], [*old, new[0]], [old[0], new[0]]):
         (sentence,) = compare.verdicts(compare.compare(runs))
-        assert "One seed cannot tell" in sentence and "better" not in sentence and "worse" not in sentence
+        assert (
+            "One seed cannot tell" in sentence
+            and "better" not in sentence
+            and "worse" not in sentence
+        )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_that_are_not_finite_are_neither_better_nor_worse(tmp_path, capsys, value):
-    good, other, broken = make(tmp_path / "good"), make(tmp_path / "other", lr=0.2), make(tmp_path / "broken", lr=0.3)
+    good, other, broken = (
+        make(tmp_path / "good"),
+        make(tmp_path / "other", lr=0.2),
+        make(tmp_path / "broken", lr=0.3),
+    )
     with np.load(tmp_path / "broken" / "heldout.npz") as saved:
         arrays = dict(saved)
     arrays["a/b/nats"][3] = value
@@ -125,17 +174,26 @@ def test_a_run_without_held_out_text_gets_advice_that_fits(tmp_path, capsys, rec
         np.savez(tmp_path / "bare" / "heldout.npz")
     assert compare.main([good, bare]) == 2
     said = capsys.readouterr().err
-    assert "no held-out text" in said and "data.sources.NAME.heldout=FILE" in said and "eval.every" not in said
+    assert (
+        "no held-out text" in said
+        and "data.sources.NAME.heldout=FILE" in said
+        and "eval.every" not in said
+    )
 
 
-def test_names_and_values_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+def test_names_and_values_that_look_like_markup_are_shown_as_they_are(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "200")
     names = ("[bold]a[red]", "b :smile: [x=y]")
     values = ("[a-z]+", "re:^[^/]+[/]")
     for name, value in zip(names, values):
         make(tmp_path / name)
         (tmp_path / name / "config.json").write_text(json.dumps({"data": {"group_by": value}}))
-    assert compare.main([*(str(tmp_path / name) for name in names), f"--out={tmp_path / 'c.html'}"]) == 0
+    assert (
+        compare.main([*(str(tmp_path / name) for name in names), f"--out={tmp_path / 'c.html'}"])
+        == 0
+    )
     said = capsys.readouterr().out
     for text in (*names, *values):
         assert text in said
@@ -154,7 +212,10 @@ def test_repetitions_of_one_config_are_called_noise(tmp_path):
 
 
 def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
-    runs = [make(tmp_path / "x" / "run", documents=80), make(tmp_path / "y" / "run", lr=0.2, gain=0.05, documents=60)]
+    runs = [
+        make(tmp_path / "x" / "run", documents=80),
+        make(tmp_path / "y" / "run", lr=0.2, gain=0.05, documents=60),
+    ]
     assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
     said, page = " ".join(capsys.readouterr().out.split()), (tmp_path / "c.html").read_text()
     for text in (
@@ -167,24 +228,37 @@ def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
         "seed noise is not in the interval",
     ):
         assert text in said and text in page
-    assert page.count("<svg") == 6 and page.count(">nats per token<") == page.count(">bits per byte<") - 1 == 3  # and the table's head
+    assert (
+        page.count("<svg") == 6
+        and page.count(">nats per token<") == page.count(">bits per byte<") - 1 == 3
+    )  # and the table's head
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_many_configs_take_a_row_each_that_fits_a_terminal(tmp_path, capsys):
     rates = (0.1, 0.2, 0.3, 0.4, 0.5)
-    runs = [make(tmp_path / f"{rate}-{seed}", seed=seed, lr=rate, gain=rate / 4) for rate in rates for seed in (0, 1)]
+    runs = [
+        make(tmp_path / f"{rate}-{seed}", seed=seed, lr=rate, gain=rate / 4)
+        for rate in rates
+        for seed in (0, 1)
+    ]
     assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for rate in rates:
         assert [f"{rate}-0,", f"{rate}-1", "train.lr", "=", f"{rate}"] in lines
-    total = [line for line in lines if "to" in line and "±" in line][: len(rates) - 1]  # the total's come before those of a/b
+    total = [line for line in lines if "to" in line and "±" in line][
+        : len(rates) - 1
+    ]  # the total's come before those of a/b
     gains = [-float(line[line.index("to") - 2]) for line in total]
     assert gains == pytest.approx([(rate - 0.1) / 4 / np.log(2) for rate in rates[1:]], abs=0.01)
 
 
 def test_the_verdict_is_about_the_sources_that_are_asked_for(tmp_path, capsys):
-    runs = [make(tmp_path / "old", two=True), make(tmp_path / "new", lr=0.2, gain=0.1, two=True), f"--out={tmp_path / 'c.html'}"]
+    runs = [
+        make(tmp_path / "old", two=True),
+        make(tmp_path / "new", lr=0.2, gain=0.1, two=True),
+        f"--out={tmp_path / 'c.html'}",
+    ]
     verdict = {"": "more", "a/b": "less", "other": "more", "a/b,other": "more"}
     for sources, word in verdict.items():
         assert compare.main([*runs, *([f"--sources={sources}"] if sources else [])]) == 0
@@ -212,7 +286,9 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, a
     make(tmp_path / "good")
     make(tmp_path / "bare", heldout=False)
     make(tmp_path / "torn")
-    (tmp_path / "torn" / "heldout.npz").write_bytes((tmp_path / "torn" / "heldout.npz").read_bytes()[:500])
+    (tmp_path / "torn" / "heldout.npz").write_bytes(
+        (tmp_path / "torn" / "heldout.npz").read_bytes()[:500]
+    )
     make(tmp_path / "listed")
     (tmp_path / "listed" / "config.json").write_text("[]")
     assert compare.main(arguments) == 2
@@ -223,7 +299,9 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, a
 
 def test_a_config_that_holds_half_a_surrogate_pair_is_shown(tmp_path):
     runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
-    (tmp_path / "b" / "config.json").write_text(json.dumps({"train": {"lr": 0.2, "\ud800": "\ud83d"}}))
+    (tmp_path / "b" / "config.json").write_text(
+        json.dumps({"train": {"lr": 0.2, "\ud800": "\ud83d"}})
+    )
     assert compare.main([*runs, f"--out={tmp_path / 'c.html'}"]) == 0
     assert r"train.\ud800 = " in (tmp_path / "c.html").read_text()
 
@@ -231,12 +309,16 @@ def test_a_config_that_holds_half_a_surrogate_pair_is_shown(tmp_path):
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     runs = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2)]
     assert compare.main([*runs, f"--out={tmp_path / 'nowhere' / 'c.html'}"]) == 2
-    assert "Cannot write" in capsys.readouterr().err and {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    assert "Cannot write" in capsys.readouterr().err and {
+        path.name for path in tmp_path.iterdir()
+    } == {"a", "b"}
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     words = [make(tmp_path / "a"), make(tmp_path / "b", lr=0.2), f"--out={tmp_path / 'c.html'}"]
-    command = f"{sys.executable} -m slmjax.compare {' '.join(words)} | true; echo ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -m slmjax.compare {' '.join(words)} | true; echo ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("141\n", "")
 

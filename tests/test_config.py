@@ -41,7 +41,9 @@ def test_training_has_at_most_eighty_fields():
 
 def test_a_saved_config_comes_back_equal():
     config = set_to("model.pattern=('attention', 'attention rope=False')", PHASES, "seed=3")
-    config.data.sources = {"a": {"path": "x.txt", "weight": 0.5, "max_epochs": 2.5, "score": "-quality"}}
+    config.data.sources = {
+        "a": {"path": "x.txt", "weight": 0.5, "max_epochs": 2.5, "score": "-quality"}
+    }
     config.model.multipliers = {"matrix": {"lr": 0.5}}
     frozen = configs.freeze(config)
     assert configs.freeze(configs.from_dict(json.loads(configs.to_json(frozen)))) == frozen
@@ -66,17 +68,25 @@ def test_a_removed_field_loads_with_the_value_that_holds_now_and_is_refused_by_n
     saved["train"]["loss_chunks"] = 0
     assert configs.freeze(configs.from_dict(saved)) == configs.Config()
     saved["train"]["loss_chunks"] = 4
-    with pytest.raises(UserError, match=r"config\.train\.loss_chunks is 4; the field .* was removed: it is now always 0"):
+    with pytest.raises(
+        UserError,
+        match=r"config\.train\.loss_chunks is 4; the field .* was removed: it is now always 0",
+    ):
         configs.from_dict(saved)
     assert configs.freeze(cli.apply_overrides(configs.base(), ["train.b1=0.9"])) == configs.Config()
-    with pytest.raises(UserError, match=r"--config\.train\.b1: the field config\.train\.b1 was removed: it is now always 0\.9"):
+    with pytest.raises(
+        UserError,
+        match=r"--config\.train\.b1: the field config\.train\.b1 was removed: it is now always 0\.9",
+    ):
         cli.apply_overrides(configs.base(), ["train.b1=0.8"])
 
 
 def test_a_field_that_is_unknown_is_refused_in_a_saved_config():
     saved = configs.to_dict(configs.Config())
     saved["train"]["stepps"] = 3
-    with pytest.raises(UserError, match=r"no field config\.train\.stepps\. Did you mean 'train\.steps'"):
+    with pytest.raises(
+        UserError, match=r"no field config\.train\.stepps\. Did you mean 'train\.steps'"
+    ):
         configs.from_dict(saved)
 
 
@@ -89,7 +99,9 @@ def test_a_field_that_a_saved_config_lacks_has_the_value_that_held_before_it_was
     saved = configs.to_dict(configs.Config())
     del saved["train"]["z_loss"]
     assert configs.from_dict(saved).train.z_loss == 0.0
-    monkeypatch.setitem(configs.FIELDS, "train.z_loss", configs.FIELDS["train.z_loss"]._replace(before=1e-4))
+    monkeypatch.setitem(
+        configs.FIELDS, "train.z_loss", configs.FIELDS["train.z_loss"]._replace(before=1e-4)
+    )
     assert configs.from_dict(saved).train.z_loss == 1e-4
     assert configs.as_today(saved)["train.z_loss"] == 1e-4
 
@@ -97,13 +109,20 @@ def test_a_field_that_a_saved_config_lacks_has_the_value_that_held_before_it_was
 @pytest.mark.parametrize(
     ("assignment", "value"),
     [
-        ("train.steps=2000", 2000), ("train.steps=2e3", 2000), ("train.lr=1", 1.0), ("train.lr=3e-4", 3e-4), ("model.tied=false", False),
-        ("model.tied=True", True), ("model.unroll=True", "True"), ("data.group_by=12", "12"),
+        ("train.steps=2000", 2000),
+        ("train.steps=2e3", 2000),
+        ("train.lr=1", 1.0),
+        ("train.lr=3e-4", 3e-4),
+        ("model.tied=false", False),
+        ("model.tied=True", True),
+        ("model.unroll=True", "True"),
+        ("data.group_by=12", "12"),
         ("eval.prompts=['a, b', 'c']", ("a, b", "c")),
-        ("eval.prompts=Hello, dear world", ("Hello, dear world",)), ("eval.prompts=1, 2, 3", ("1, 2, 3",)),
+        ("eval.prompts=Hello, dear world", ("Hello, dear world",)),
+        ("eval.prompts=1, 2, 3", ("1, 2, 3",)),
         ("seed=-1", -1),
     ],
-)  # fmt: skip
+)
 def test_a_value_is_read_as_its_fields_type(assignment, value):
     found = configs.get(set_to(assignment), assignment.partition("=")[0])
     assert found == value and type(found) is type(value)
@@ -115,7 +134,12 @@ def test_an_empty_value_takes_away_what_the_recipe_says_and_nothing_else():
     config.data.sources = {"a": {"path": "b", "heldout": "c"}}
     config = cli.apply_overrides(config, ["data.tokenizer=", "data.sources.a.heldout="])
     assert config.data.tokenizer == config.data.sources.a.heldout == ""
-    for name in ("data.tokenizer", "data.sources.a.heldout", "data.sources.a.score", "data.sources"):
+    for name in (
+        "data.tokenizer",
+        "data.sources.a.heldout",
+        "data.sources.a.score",
+        "data.sources",
+    ):
         with pytest.raises(UserError, match=f"--config.{name}= is empty"):
             cli.apply_overrides(config, [f"{name}="])
 
@@ -123,19 +147,27 @@ def test_an_empty_value_takes_away_what_the_recipe_says_and_nothing_else():
 @pytest.mark.parametrize("text", ["2020", "1e5", "0x10", "None", "2020/a.jsonl", "1,2"])
 def test_a_source_is_a_path_even_where_it_looks_like_a_number(text):
     config = cli.apply_overrides(set_to(f"data.sources={text}"), [])
-    assert [entry.path for entry in config.data.sources.values()] == [(piece,) for piece in text.split(",")]
-    config = cli.apply_overrides(set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"])
+    assert [entry.path for entry in config.data.sources.values()] == [
+        (piece,) for piece in text.split(",")
+    ]
+    config = cli.apply_overrides(
+        set_to("data.sources=t=a"), [f"data.sources.t.path={text}", "data.sources.t.field=7"]
+    )
     assert (config.data.sources.t.path, config.data.sources.t.field) == (text, "7")
 
 
 def test_sources_are_given_short_or_field_by_field(tmp_path):
     short = set_to(f"data.sources=books:0.7={tmp_path}/a.txt,web={tmp_path}/*.jsonl").data.sources
     assert {name: (entry.path, entry.weight) for name, entry in short.items()} == {
-        "books": ((f"{tmp_path}/a.txt",), 0.7), "web": ((f"{tmp_path}/*.jsonl",), None)
-    }  # fmt: skip
+        "books": ((f"{tmp_path}/a.txt",), 0.7),
+        "web": ((f"{tmp_path}/*.jsonl",), None),
+    }
     config = cli.apply_overrides(configs.base(), ["data.sources.books.path=a"])
     assert config.data.sources.books.path == "a"
-    assert cli.apply_overrides(config, ["data.sources.books.field=body"]).data.sources.books.field == "body"
+    assert (
+        cli.apply_overrides(config, ["data.sources.books.field=body"]).data.sources.books.field
+        == "body"
+    )
 
 
 MISTAKES = {
@@ -201,7 +233,9 @@ def test_a_mistake_is_named_in_one_sentence(assignment):
 
 
 def test_a_warmup_longer_than_the_run_is_refused_under_every_schedule():
-    with pytest.raises(UserError, match=r"config.train.warmup \(1001\) exceeds config.train.steps \(1000\)"):
+    with pytest.raises(
+        UserError, match=r"config.train.warmup \(1001\) exceeds config.train.steps \(1000\)"
+    ):
         set_to("train.schedule=cosine", "train.warmup=1001")
     set_to("train.schedule=cosine", "train.warmup=1000")
 
@@ -212,10 +246,15 @@ def test_the_warmup_that_a_shortened_run_is_advised_to_take_is_accepted(steps, d
     config.train.steps, config.train.decay, config.train.warmup = steps, decay, steps + 1
     with pytest.raises(UserError) as error:
         configs.freeze(config)
-    configs.freeze(cli.apply_overrides(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")]))
+    configs.freeze(
+        cli.apply_overrides(config, [str(error.value).rpartition("--config.")[2].removesuffix(".")])
+    )
 
 
-@given(st.sampled_from(sorted(LEAVES)), st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"))
+@given(
+    st.sampled_from(sorted(LEAVES)),
+    st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("(1, [2])"),
+)
 def test_whatever_is_typed_gives_a_config_or_one_sentence(name, text):
     try:
         config = cli.apply_overrides(configs.base(), [f"{name}={text}"])
@@ -234,12 +273,18 @@ RECIPES = {
     "def get_config(): return 3": "returned int",
     "def get_config(:": "line 1: invalid syntax",
     _RECIPE.format("c.model.widht = 3"): 'line 6: Key "widht" does not exist',
-    _RECIPE.format("c.train.b1 = 0.8"): "line 6: the field config.train.b1 was removed: it is now always 0.9",
-    _RECIPE.format("c.model.width = 'a'"): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
+    _RECIPE.format(
+        "c.train.b1 = 0.8"
+    ): "line 6: the field config.train.b1 was removed: it is now always 0.9",
+    _RECIPE.format(
+        "c.model.width = 'a'"
+    ): "line 6: the field 'width' is set to a (str); expected a value of the type int.",
     _RECIPE.format(
         "c.model.pattern = 'attention'"
     ): "the field 'pattern' is set to attention (str); expected a value of the type tuple, such as ('attention',).",
-    _RECIPE.format("c.data.sources = 'a.txt'"): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",
+    _RECIPE.format(
+        "c.data.sources = 'a.txt'"
+    ): "the field 'sources' is set to a.txt (str); expected a value of the type ConfigDict.",
     "import no_such_module": "line 1: No module named 'no_such_module'",
     "def get_config(): return {}['x']": "line 1: x.",
     "x = 3\ny = 1 / 0": "line 2: ZeroDivisionError: division by zero.",
@@ -248,7 +293,9 @@ RECIPES = {
     "import json\njson.loads('{')": "line 2: Expecting property name",
     "import sys\nsys.exit('done')": "line 2: RuntimeError: the recipe ends the program (exit done).",
     "from ml_collections import ConfigDict\nget_config = ConfigDict": "returned a config without 'checkpoint'; start from",
-    _RECIPE.format("c.unlock().model.widht = 3"): "there is no field config.model.widht. Did you mean 'model.width'?",
+    _RECIPE.format(
+        "c.unlock().model.widht = 3"
+    ): "there is no field config.model.widht. Did you mean 'model.width'?",
 }
 
 
@@ -258,8 +305,14 @@ def test_a_recipe_that_fails_is_named_with_its_line(text, tmp_path):
     path.write_text(text)
     with pytest.raises(UserError) as error:
         configs.load_recipe(str(path))
-    assert RECIPES[text] in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.py"]  # and no bytecode beside it
+    assert (
+        RECIPES[text] in str(error.value)
+        and str(path) in str(error.value)
+        and "\n" not in str(error.value)
+    )
+    assert [entry.name for entry in tmp_path.iterdir()] == [
+        "recipe.py"
+    ]  # and no bytecode beside it
 
 
 def test_a_recipe_beside_the_current_folder_is_named_once(tmp_path, monkeypatch):
@@ -284,7 +337,11 @@ def test_a_config_json_that_is_none_is_said_to_be(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError) as error:
         configs.freeze(configs.load_recipe(str(tmp_path / "config.json")))
-    assert JSON[content] in str(error.value) and "config.json" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        JSON[content] in str(error.value)
+        and "config.json" in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 def test_a_fault_in_a_module_that_a_recipe_imports_is_named_where_it_is(tmp_path, monkeypatch):
@@ -311,7 +368,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("assignment", FOREIGN)
-def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imported(assignment, tmp_path, monkeypatch):
+def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imported(
+    assignment, tmp_path, monkeypatch
+):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
@@ -327,14 +386,18 @@ def test_a_config_that_came_as_a_file_may_not_name_code_and_nothing_of_it_is_imp
     file.write_text(configs.to_json(frozen))
     with pytest.raises(UserError) as error:
         configs.load_recipe(str(file), ["other:Mixer"])
-    assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={shlex.quote(name)}" in str(error.value)
+    assert f"'{file}' names '{name}'" in str(error.value) and f"--trust={shlex.quote(name)}" in str(
+        error.value
+    )
     assert "--runner" in name or str(tmp_path / "stranger.py") in str(error.value)
     assert "stranger" not in sys.modules
     assert configs.freeze(configs.load_recipe(str(file), [name])) == frozen
 
 
 def test_a_runner_of_beam_itself_needs_no_trust(tmp_path):
-    (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(set_to("stage=curate", "curate.beam=--runner=DirectRunner"))))
+    (tmp_path / "config.json").write_text(
+        configs.to_json(configs.freeze(set_to("stage=curate", "curate.beam=--runner=DirectRunner")))
+    )
     assert configs.load_recipe(str(tmp_path / "config.json")).curate.beam == "--runner=DirectRunner"
 
 
@@ -345,9 +408,18 @@ def test_a_missing_recipe_names_the_nearest_one(tmp_path):
 
 
 WRONG = {
-    "train.steps": "many", "train.lr": None, "data.tokenizer": 3, "data.sources": 3, "model.pattern": "attention", "model.tied": 1,
-    "model.unroll": 2, "eval.prompts": [1], "model.multipliers": [1], "data.phases": 3, "train": 3,
-}  # fmt: skip
+    "train.steps": "many",
+    "train.lr": None,
+    "data.tokenizer": 3,
+    "data.sources": 3,
+    "model.pattern": "attention",
+    "model.tied": 1,
+    "model.unroll": 2,
+    "eval.prompts": [1],
+    "model.multipliers": [1],
+    "data.phases": 3,
+    "train": 3,
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -361,7 +433,9 @@ def test_a_value_of_another_type_in_a_saved_config_is_named(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UserError) as error:
         configs.freeze(configs.load_recipe(str(tmp_path / "config.json")))
-    assert (name in str(error.value) or "config.json" in str(error.value)) and "\n" not in str(error.value)
+    assert (name in str(error.value) or "config.json" in str(error.value)) and "\n" not in str(
+        error.value
+    )
 
 
 def test_a_work_directorys_config_is_a_recipe(tmp_path):

@@ -34,13 +34,28 @@ def run(python: Path, *words: str, folder: Path) -> str:
 
 def install_editable(checkout: Path, python: Path) -> None:
     """`pip install -e` without pip: the build backend's wheel, unpacked where Python looks for packages."""
-    backend = tomllib.loads((checkout / "pyproject.toml").read_text())["build-system"]["build-backend"]
+    backend = tomllib.loads((checkout / "pyproject.toml").read_text())["build-system"][
+        "build-backend"
+    ]
     script = f"import sys, {backend} as backend; print(backend.build_editable(sys.argv[1]))"
     wheels = checkout.parent / "wheels"
     wheels.mkdir()
-    made = subprocess.run([sys.executable, "-c", script, wheels], cwd=checkout, capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", script, wheels],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     with zipfile.ZipFile(wheels / made.stdout.split()[-1]) as wheel:
-        wheel.extractall(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=checkout).strip())
+        wheel.extractall(
+            run(
+                python,
+                "-c",
+                "import sysconfig; print(sysconfig.get_path('purelib'))",
+                folder=checkout,
+            ).strip()
+        )
 
 
 def test_an_editable_clone_starts_from_the_folder_above_it(tmp_path):
@@ -53,19 +68,25 @@ def test_an_editable_clone_starts_from_the_folder_above_it(tmp_path):
     install_editable(checkout, python)
     module = run(python, "-c", "import slmjax; print(slmjax.__file__)", folder=tmp_path).strip()
     assert Path(module) == checkout / "slmjax" / "__init__.py"
-    assert run(python, "-m", "slmjax.launch", "--help", folder=tmp_path).startswith("usage: python -m slmjax.launch")
+    assert run(python, "-m", "slmjax.launch", "--help", folder=tmp_path).startswith(
+        "usage: python -m slmjax.launch"
+    )
 
 
 def first_cells():
     """{notebook's name: source of its first cell of code}."""
     cells = {}
     for path in (ROOT / "colab").glob("*.ipynb"):
-        codes = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        codes = [
+            cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"
+        ]
         cells[path.name] = "".join(codes[0]["source"])
     return cells
 
 
-def run_cell(python: Path, folder: Path, before: str = "", **names: str) -> subprocess.CompletedProcess:
+def run_cell(
+    python: Path, folder: Path, before: str = "", **names: str
+) -> subprocess.CompletedProcess:
     """Run the notebooks' first cell in a process that sees slmjax's dependencies, a fake pip and a fake JAX.
 
     The fake pip notes what it is asked to install and puts slmjax there.
@@ -80,11 +101,22 @@ def run_cell(python: Path, folder: Path, before: str = "", **names: str) -> subp
     )
     # Where the version of a package is looked up; that of the checkout may be anywhere.
     (tools / "slmjax-0.1.0.dist-info").mkdir()
-    (tools / "slmjax-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: slmjax\nVersion: 0.1.0\n")
+    (tools / "slmjax-0.1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: slmjax\nVersion: 0.1.0\n"
+    )
     (cell,) = set(first_cells().values())
     environ = {name: value for name, value in os.environ.items() if name != "SLMJAX_SOURCE"}
-    environ |= {"PYTHONPATH": os.pathsep.join([str(tools), str(DEPENDENCIES)]), "PATH": f"{tools}:{os.environ['PATH']}"}
-    return subprocess.run([python, "-c", before + cell], cwd=folder, env=environ | names, capture_output=True, text=True)
+    environ |= {
+        "PYTHONPATH": os.pathsep.join([str(tools), str(DEPENDENCIES)]),
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        [python, "-c", before + cell],
+        cwd=folder,
+        env=environ | names,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture
@@ -96,7 +128,9 @@ def evening(tmp_path):
 
 def test_the_notebooks_have_one_first_cell_which_asks_for_the_address_where_none_is_set(evening):
     done = run_cell(*evening)
-    assert done.returncode == 1 and done.stderr.startswith("slmjax is not installed here. Set SOURCE")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "slmjax is not installed here. Set SOURCE"
+    )
     assert not (evening[1].parent / "asked").exists()
 
 
@@ -117,7 +151,9 @@ def test_the_first_cell_installs_what_the_accelerator_needs(evening, accelerator
         (tools / "nvidia-smi").chmod(0o755)
     if accelerator == "tpu":
         before = "import os; os.path.exists = lambda path: path == '/dev/vfio/0'\n"
-    done = run_cell(python, folder, before, SLMJAX_SOURCE="https://host.test/owner/slmjax", JAX_PLATFORMS="cpu")
+    done = run_cell(
+        python, folder, before, SLMJAX_SOURCE="https://host.test/owner/slmjax", JAX_PLATFORMS="cpu"
+    )
     assert done.returncode == 0, done.stderr
     assert (folder.parent / "asked").read_text() == package
     assert done.stdout.splitlines()[-1] == "slmjax 0.1.0; JAX computes on the cpu."
@@ -133,7 +169,9 @@ def test_the_first_cell_shows_pips_own_words_where_it_fails(evening):
     (broken / "python").chmod(0o755)
     done = run_cell(python, folder, before, SLMJAX_SOURCE=str(folder))
     assert done.returncode == 1
-    assert f"pip could not install slmjax from {folder}. It says:\nno such repository" in done.stderr
+    assert (
+        f"pip could not install slmjax from {folder}. It says:\nno such repository" in done.stderr
+    )
 
 
 def test_a_package_that_was_replaced_while_in_use_asks_for_a_restart(evening):
@@ -151,4 +189,7 @@ def test_an_accelerator_that_jax_does_not_use_is_said(evening):
     done = run_cell(python, folder, before)
     assert done.returncode == 0, done.stderr
     assert not (folder.parent / "asked").exists()
-    assert "The accelerator of this machine stays unused: %pip install 'jax[tpu]', and restart." in done.stdout
+    assert (
+        "The accelerator of this machine stays unused: %pip install 'jax[tpu]', and restart."
+        in done.stdout
+    )

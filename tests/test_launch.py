@@ -23,7 +23,12 @@ def refused(capsys, arguments):
     """The one line that the launcher prints for these words."""
     assert launch.main([str(word) for word in arguments]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("slmjax: ") and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in out + err
+    assert (
+        err.startswith("slmjax: ")
+        and err.count("\n") == 1
+        and err.endswith("\n")
+        and "Traceback" not in out + err
+    )
     return err
 
 
@@ -125,7 +130,9 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_wrong_field_gets_one_sentence_before_anything_is_written(field, corpus, tmp_path, capsys):
+def test_a_wrong_field_gets_one_sentence_before_anything_is_written(
+    field, corpus, tmp_path, capsys
+):
     _write(tmp_path)
     words = field.replace("FOLDER", str(tmp_path))
     told = refused(capsys, [*runs.argv(corpus, tmp_path / "run"), f"--config.{words}"])
@@ -137,7 +144,9 @@ def test_a_work_directory_that_cannot_be_is_told_before_text_is_prepared(corpus,
     (tmp_path / "file").write_text("")
     words = runs.argv(corpus, tmp_path / "file" / "run", data__cache=tmp_path / "prepared")
     assert f"'{tmp_path / 'file'}' is not a folder" in refused(capsys, words)
-    assert "'/dev/null' is not a folder" in refused(capsys, runs.argv(corpus, "/dev/null/run", data__cache=tmp_path / "prepared"))
+    assert "'/dev/null' is not a folder" in refused(
+        capsys, runs.argv(corpus, "/dev/null/run", data__cache=tmp_path / "prepared")
+    )
     words = runs.argv(corpus, tmp_path / "a\\b", data__cache=tmp_path / "prepared")
     assert "a folder with a backslash in its name" in refused(capsys, words)
     assert not (tmp_path / "prepared").exists()
@@ -154,10 +163,14 @@ EARLY = (
 
 
 @pytest.mark.parametrize("field", EARLY)
-def test_what_cannot_be_is_told_before_text_is_prepared(field, corpus, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_is_told_before_text_is_prepared(
+    field, corpus, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "wandb", None)
     words = runs.argv(corpus, tmp_path / "run", data__cache=tmp_path / "prepared")
-    assert re.search(r"atention|everything|cudnn|nowhere", refused(capsys, [*words, f"--config.{field}"]))
+    assert re.search(
+        r"atention|everything|cudnn|nowhere", refused(capsys, [*words, f"--config.{field}"])
+    )
     assert not (tmp_path / "prepared").exists()
 
 
@@ -165,17 +178,24 @@ def test_a_bucket_whose_package_is_missing_is_said(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     advice = 'gs:// needs gcsfs; pip install "slmjax[gcs]"'
     assert advice in refused(capsys, [f"--config={runs.RECIPE}", "--workdir=gs://a/b"])
-    for command, words in ((generate, ["--checkpoint=gs://a/b", "--prompt=a"]), (compare, ["gs://a/b", "gs://a/c"])):
+    for command, words in (
+        (generate, ["--checkpoint=gs://a/b", "--prompt=a"]),
+        (compare, ["gs://a/b", "gs://a/c"]),
+    ):
         assert command.main(words) == 2 and advice in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_work_directory_that_may_not_be_written_is_told(corpus, tmp_path, capsys):
     tmp_path.chmod(0o500)
-    assert "choose a folder that you may write to" in refused(capsys, runs.argv(corpus, tmp_path / "run"))
+    assert "choose a folder that you may write to" in refused(
+        capsys, runs.argv(corpus, tmp_path / "run")
+    )
 
 
-def test_a_disk_that_is_full_while_training_ends_the_run_with_one_sentence(corpus, tmp_path, capsys, monkeypatch):
+def test_a_disk_that_is_full_while_training_ends_the_run_with_one_sentence(
+    corpus, tmp_path, capsys, monkeypatch
+):
     flush = MetricsWriter.flush
 
     def full(self):
@@ -189,16 +209,27 @@ def test_a_disk_that_is_full_while_training_ends_the_run_with_one_sentence(corpu
     assert "No space left on device" in told and "metrics.jsonl" in told
 
 
-def test_a_disk_that_is_full_while_a_checkpoint_is_saved_ends_the_run_with_one_sentence(corpus, tmp_path):
+def test_a_disk_that_is_full_while_a_checkpoint_is_saved_ends_the_run_with_one_sentence(
+    corpus, tmp_path
+):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no small disk can be mounted here")
     try:
-        process = runs.start(corpus, disk / "run")  # of its own, to see what threads that save say too
+        process = runs.start(
+            corpus, disk / "run"
+        )  # of its own, to see what threads that save say too
         _, err = process.communicate(timeout=240)
-        assert process.returncode == 2 and err.startswith("slmjax: ") and err.count("\n") == 1 and "No space left on device" in err, err
+        assert (
+            process.returncode == 2
+            and err.startswith("slmjax: ")
+            and err.count("\n") == 1
+            and "No space left on device" in err
+        ), err
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
@@ -228,21 +259,33 @@ def test_preparation_is_a_stage_of_its_own_and_training_uses_what_it_made(corpus
     assert "words" in capsys.readouterr().out and not (tmp_path / "run").exists()
     (made,) = (path for path in (tmp_path / "prepared").iterdir() if not path.name.startswith("."))
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
-    assert runs.train(corpus, tmp_path / "run", "--processes=2", "--process=1", stage="prepare", **cache) == 0
+    assert (
+        runs.train(
+            corpus, tmp_path / "run", "--processes=2", "--process=1", stage="prepare", **cache
+        )
+        == 0
+    )
     assert capsys.readouterr().out == ""
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
 def test_words_are_read_with_and_without_an_equals_sign():
-    parsed = cli.read_options(["--config", "a.py", "--workdir=b=c", "--config.seed", "3", "--config.data.sources=x=y"])
+    parsed = cli.read_options(
+        ["--config", "a.py", "--workdir=b=c", "--config.seed", "3", "--config.data.sources=x=y"]
+    )
     assert parsed == ({"config": "a.py", "workdir": "b=c"}, ["seed=3", "data.sources=x=y"])
-    assert cli.trusted(cli.read_options(["--config=a.py", "--trust=m:A", "--trust", "n:B,o:C"])[0]) == ("m:A", "n:B", "o:C")
+    assert cli.trusted(
+        cli.read_options(["--config=a.py", "--trust=m:A", "--trust", "n:B,o:C"])[0]
+    ) == ("m:A", "n:B", "o:C")
 
 
 def test_help_lists_every_option_and_field(capsys):
     assert launch.main(["--help"]) == launch.main([]) == 0
     out = capsys.readouterr().out
-    assert all(f"--{flag}" in out for flag in cli.FLAGS if flag != "help") and "--config.train.spike_sigma=6.0" in out
+    assert (
+        all(f"--{flag}" in out for flag in cli.FLAGS if flag != "help")
+        and "--config.train.spike_sigma=6.0" in out
+    )
 
 
 @pytest.mark.parametrize("modules", [MODULES, *(f"slmjax.{room} and below" for room in PREPARING)])
@@ -251,9 +294,14 @@ def test_importing_commands_and_what_prepares_text_imports_no_jax(modules):
     heavy = ("jax", "flax", "grain", "orbax", *(() if "below" in modules else ("pyarrow",)))
     if "below" in modules:
         package = importlib.import_module(modules.split()[0])
-        found = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+        found = [
+            module.name
+            for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        ]
         assert len(found) > 4
         modules = " ".join(found)
     program = f"import sys, {', '.join(modules.split())}\nprint([name for name in {heavy} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=runs.ROOT)
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=runs.ROOT
+    )
     assert found.stdout == "[]\n"

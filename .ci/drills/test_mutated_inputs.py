@@ -23,19 +23,34 @@ COLUMNS = (REFUSED, COUNTED, RIGHT, AS_IT_STANDS)
 
 def test_a_damaged_file_is_a_sentence_a_count_or_the_right_result(undisturbed, tmp_path, capsys):
     asked, _, seed = os.environ.get("SLMJAX_DAMAGE", "").rpartition(" ")
-    seeds = {asked: [int(seed)]} if asked else {name: list(range(kind.inputs)) for name, kind in KINDS.items()}
+    seeds = (
+        {asked: [int(seed)]}
+        if asked
+        else {name: list(range(kind.inputs)) for name, kind in KINDS.items()}
+    )
     assert asked or sum(map(len, seeds.values())) >= 3000
     with ThreadPoolExecutor(AT_ONCE) as pool:
         folders = [tmp_path / str(number) for number in range(len(seeds))]
-        found = dict(zip(seeds, pool.map(inputs, seeds, seeds.values(), folders, [undisturbed] * len(seeds))))
+        found = dict(
+            zip(seeds, pool.map(inputs, seeds, seeds.values(), folders, [undisturbed] * len(seeds)))
+        )
     with capsys.disabled():
-        print(f"\n{'kind of file':<28}{'inputs':>8}{''.join(f'{column:>14}' for column in COLUMNS)}")
-        for name, outcomes in [*found.items(), ("all", [outcome for some in found.values() for outcome in some])]:
+        print(
+            f"\n{'kind of file':<28}{'inputs':>8}{''.join(f'{column:>14}' for column in COLUMNS)}"
+        )
+        for name, outcomes in [
+            *found.items(),
+            ("all", [outcome for some in found.values() for outcome in some]),
+        ]:
             counts = collections.Counter(outcome["outcome"] for outcome in outcomes)
-            print(f"{name:<28}{len(outcomes):>8}{''.join(f'{counts[column]:>14}' for column in COLUMNS)}")
+            print(
+                f"{name:<28}{len(outcomes):>8}{''.join(f'{counts[column]:>14}' for column in COLUMNS)}"
+            )
         for name, outcomes in found.items():
             for wrong in (outcome for outcome in outcomes if asked or not outcome["outcome"]):
-                print(f'\nSLMJAX_DAMAGE="{name} {wrong["seed"]}" ({wrong["how"]}): {wrong["outcome"]} {wrong["said"]}')
+                print(
+                    f'\nSLMJAX_DAMAGE="{name} {wrong["seed"]}" ({wrong["how"]}): {wrong["outcome"]} {wrong["said"]}'
+                )
     assert all(outcome["outcome"] for outcomes in found.values() for outcome in outcomes)
     assert [len(outcomes) for outcomes in found.values()] == [len(some) for some in seeds.values()]
 
@@ -48,7 +63,9 @@ def inputs(name: str, seeds: list[int], folder: Path, run: Path) -> list[dict]:
         part.mkdir(parents=True)
         words = [sys.executable, __file__, name, str(part), str(run), *map(str, left)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(
+            words, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
         outcomes += [json.loads(line) for line in done.stdout.splitlines()]
         if done.returncode:
             said = f"the process ended with {done.returncode}: {done.stderr[-1500:]}"

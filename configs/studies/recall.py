@@ -41,7 +41,13 @@ from slmjax import config
 def get_config():
     c = config.base()
     c.stage = "recall"
-    c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.head_dim = 64, 2, 2, 2, 32
+    c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.head_dim = (
+        64,
+        2,
+        2,
+        2,
+        32,
+    )
     recurrent = {
         "ssm": "ssm+none key_dim=64",
         "ssm-16": "ssm+none key_dim=16",

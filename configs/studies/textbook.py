@@ -56,13 +56,22 @@ from pathlib import Path
 
 from slmjax import config
 
-TOKENS = {"books": 24, "textbooks": 11, "math": 13, "docs": 17, "code": 4, "reference": 2}  # millions, about
+TOKENS = {
+    "books": 24,
+    "textbooks": 11,
+    "math": 13,
+    "docs": 17,
+    "code": 4,
+    "reference": 2,
+}  # millions, about
 
 
 def get_config(share="0.2"):
     share = float(share)
     if not 0 <= share < 1:
-        raise ValueError(f"The share of the textbook is {share}; it must be at least 0 and less than 1.")
+        raise ValueError(
+            f"The share of the textbook is {share}; it must be at least 0 and less than 1."
+        )
     c = config.load_recipe(str(Path(__file__).parents[1] / "30m.py"))
     c.data.sources.textbook = {"path": "runs/textbook/documents", "max_epochs": 10}
     real = {name: (1 - share) * tokens / sum(TOKENS.values()) for name, tokens in TOKENS.items()}

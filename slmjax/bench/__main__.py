@@ -44,28 +44,53 @@ def _run(arguments: list[str]) -> int:
     name = next((word for word in arguments if not word.startswith("-")), "")
     if name not in BENCHES:
         if {"-h", "--help"} & set(arguments):
-            print("\n".join([f"{__doc__}\n", *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items())]))
+            print(
+                "\n".join(
+                    [
+                        f"{__doc__}\n",
+                        *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items()),
+                    ]
+                )
+            )
             return 0
-        raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}")
+        raise UserError(
+            f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}"
+        )
     bench = importlib.import_module(f"slmjax.bench.{MODULES.get(name, name)}")
     own, fields = _split(arguments)
     parser = cli.Parser(
-        prog=f"python -m slmjax.bench {name}", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m slmjax.bench {name}",
+        description=bench.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name not in WITHOUT_RECIPE:
         what = "data.sources are read" if name == "data" else "model is measured"
-        parser.add_argument("--config", default=RECIPE, help=f"recipe whose {what} (default {RECIPE})")
+        parser.add_argument(
+            "--config", default=RECIPE, help=f"recipe whose {what} (default {RECIPE})"
+        )
     elif fields:
-        raise UserError(f"{name} reads no recipe; it takes no --config.{fields[0].partition('=')[0]}.")
+        raise UserError(
+            f"{name} reads no recipe; it takes no --config.{fields[0].partition('=')[0]}."
+        )
     parser.add_argument("--out", default="", help="write the figures to this JSON file")
-    parser.add_argument("--trust", action="append", default=[], help="code that a config.json may name and that may be imported")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        help="code that a config.json may name and that may be imported",
+    )
     bench.add_arguments(parser)
     own.remove(name)
     parsed = parser.parse_args(own)
     if name not in WITHOUT_RECIPE:
-        parsed.config = configs.freeze(cli.apply_overrides(configs.load_recipe(parsed.config, parsed.trust), fields))
+        parsed.config = configs.freeze(
+            cli.apply_overrides(configs.load_recipe(parsed.config, parsed.trust), fields)
+        )
     found = bench.run(parsed)
-    found |= {"machine": machine(), "command": cli.shown(["python", "-m", "slmjax.bench", *arguments])}
+    found |= {
+        "machine": machine(),
+        "command": cli.shown(["python", "-m", "slmjax.bench", *arguments]),
+    }
     for name in ("rows", "curve", "ladder", "kernels", "clean", "sets"):
         if found.get(name):
             print(table(found[name]), end="\n\n")
@@ -79,17 +104,28 @@ def _run(arguments: list[str]) -> int:
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The bench's own arguments, and what stands behind --config. in the others."""
-    fields = [argument.removeprefix("--config.") for argument in arguments if argument.startswith("--config.")]
+    fields = [
+        argument.removeprefix("--config.")
+        for argument in arguments
+        if argument.startswith("--config.")
+    ]
     return [argument for argument in arguments if not argument.startswith("--config.")], fields
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows with the columns that any of them has, right-aligned."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[column.replace("_", " ") for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
+    cells = [
+        [column.replace("_", " ") for column in columns],
+        *([_cell(row.get(column)) for column in columns] for row in rows),
+    ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in cells
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths))
+        )
+        for line in cells
     )
 
 
@@ -97,7 +133,11 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import jax
 
-    facts = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "cpu cores": os.cpu_count()}
+    facts = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpu cores": os.cpu_count(),
+    }
     return facts | {"jax": metadata.version("jax"), "python": platform.python_version()}
 
 

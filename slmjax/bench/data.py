@@ -32,23 +32,45 @@ RECIPE = Path(__file__).parents[2] / "configs" / "30m.py"
 # Of made-up text: median and spread (of the logarithm) of the documents' tokens, and documents. Near the six domains, and smaller.
 VOCAB_SIZE = 16_384
 MADE_UP = {
-    "books": (4000, 0.8, 700), "textbooks": (3500, 0.8, 400), "math": (2500, 0.9, 600),
-    "docs": (1000, 1.1, 1200), "code": (130, 0.5, 3500), "reference": (800, 0.8, 300),
-}  # fmt: skip
+    "books": (4000, 0.8, 700),
+    "textbooks": (3500, 0.8, 400),
+    "math": (2500, 0.9, 600),
+    "docs": (1000, 1.1, 1200),
+    "code": (130, 0.5, 3500),
+    "reference": (800, 0.8, 300),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m slmjax.bench data`."""
-    parser.add_argument("--seq-lens", type=shell.numbers(1), default="1024,2048", help="tokens of a row, comma-separated")
     parser.add_argument(
-        "--workers", type=shell.numbers(0), default="0,1,2", help="processes that read, comma-separated; 0: a thread instead"
+        "--seq-lens",
+        type=shell.numbers(1),
+        default="1024,2048",
+        help="tokens of a row, comma-separated",
+    )
+    parser.add_argument(
+        "--workers",
+        type=shell.numbers(0),
+        default="0,1,2",
+        help="processes that read, comma-separated; 0: a thread instead",
     )
     parser.add_argument("--tokens", type=int, default=65_536, help="tokens of a batch")
     parser.add_argument("--batches", type=int, default=100, help="batches of one repeat")
     parser.add_argument("--repeats", type=int, default=5, help="of which the median counts")
-    parser.add_argument("--cores", type=int, default=2, help="cores that may be used (Linux); 0: all")
-    parser.add_argument("--cache", default="", help="folder for prepared text that is kept; a temporary one unless set")
-    parser.add_argument("--made-up", action="store_true", help="made-up sources although the text of configs/30m.py is at hand")
+    parser.add_argument(
+        "--cores", type=int, default=2, help="cores that may be used (Linux); 0: all"
+    )
+    parser.add_argument(
+        "--cache",
+        default="",
+        help="folder for prepared text that is kept; a temporary one unless set",
+    )
+    parser.add_argument(
+        "--made-up",
+        action="store_true",
+        help="made-up sources although the text of configs/30m.py is at hand",
+    )
     parser.add_argument("--no-peers", action="store_true", help="without Grain's own packers")
 
 
@@ -76,7 +98,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 rows.append({"loader": "slmjax", **shape, **_ours(plan, workers, arguments)})
             if not arguments.no_peers:
                 peers = data_peers.packers(train, seq_len=seq_len, batch=batch)
-                rows += [{"loader": name, **shape, **_timed(make, _text_of_peer, 0, arguments)} for name, make in peers.items()]
+                rows += [
+                    {"loader": name, **shape, **_timed(make, _text_of_peer, 0, arguments)}
+                    for name, make in peers.items()
+                ]
     return {"bench": "data", "rows": rows}
 
 
@@ -85,9 +110,18 @@ def _ours(plan: BatchPlan, workers: int, arguments: argparse.Namespace) -> dict[
 
     def batches(repeat: int) -> Any:
         first = repeat * steps
-        return local_batches(plan, start_step=first, stop_step=first + steps, local_rows=range(plan.batch), workers=workers)
+        return local_batches(
+            plan,
+            start_step=first,
+            stop_step=first + steps,
+            local_rows=range(plan.batch),
+            workers=workers,
+        )
 
-    row = {**_timed(batches, lambda batch: int(batch["weights"].sum()), workers, arguments), "max_segments": plan.max_segments}
+    row = {
+        **_timed(batches, lambda batch: int(batch["weights"].sum()), workers, arguments),
+        "max_segments": plan.max_segments,
+    }
     if workers:
         return row
     ahead = arguments.repeats * steps
@@ -95,7 +129,12 @@ def _ours(plan: BatchPlan, workers: int, arguments: argparse.Namespace) -> dict[
     return row | {name: statistics.median(part[name] for part in parts) for name in parts[0]}
 
 
-def _timed(make: Callable[[int], Any], text: Callable[[Any], int], workers: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def _timed(
+    make: Callable[[int], Any],
+    text: Callable[[Any], int],
+    workers: int,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
     """Tokens a second over `batches` batches of each repeat, after as many as may have been read ahead."""
     load, speeds, costs = os.getloadavg()[0], [], []
     for repeat in range(arguments.repeats):
@@ -106,7 +145,13 @@ def _timed(make: Callable[[int], Any], text: Callable[[Any], int], workers: int,
             tokens = sum(text(next(batches)) for _ in range(arguments.batches))
             speeds.append(tokens / (time.perf_counter() - started))
             costs.append((time.process_time() - cpu) / tokens * 1e9)
-    row = {"workers": workers, "tokens_per_second": statistics.median(speeds), "slowest": min(speeds), "fastest": max(speeds), "load": load}
+    row = {
+        "workers": workers,
+        "tokens_per_second": statistics.median(speeds),
+        "slowest": min(speeds),
+        "fastest": max(speeds),
+        "load": load,
+    }
     return row if workers else row | {"cpu_ns": statistics.median(costs)}
 
 
@@ -117,14 +162,26 @@ def _settle(workers: int) -> int:
 def _stages(plan: BatchPlan, steps: range) -> dict[str, float]:
     """Nanoseconds a token of planning, reading and assembling the batches of these steps, one after the other."""
     shards, started = list(plan.train.values()), time.perf_counter()
-    planned = [[(source, plan.row_plans[source].row(row)) for source, row in plan.rows(step)] for step in steps]
+    planned = [
+        [(source, plan.row_plans[source].row(row)) for source, row in plan.rows(step)]
+        for step in steps
+    ]
     after_plan = time.perf_counter()
-    texts = [[[shards[source].read(*span) for span in spans] for source, spans in rows] for rows in planned]
+    texts = [
+        [[shards[source].read(*span) for span in spans] for source, spans in rows]
+        for rows in planned
+    ]
     after_read = time.perf_counter()
     for rows, read in zip(planned, texts):
-        unfold(fold([(_Read(iter(row)), spans) for (_, spans), row in zip(rows, read)], plan.seq_len))
+        unfold(
+            fold([(_Read(iter(row)), spans) for (_, spans), row in zip(rows, read)], plan.seq_len)
+        )
     tokens = len(steps) * plan.batch * plan.seq_len / 1e9
-    times = {"plan_ns": after_plan - started, "read_ns": after_read - after_plan, "assemble_ns": time.perf_counter() - after_read}
+    times = {
+        "plan_ns": after_plan - started,
+        "read_ns": after_read - after_plan,
+        "assemble_ns": time.perf_counter() - after_read,
+    }
     return {name: seconds / tokens for name, seconds in times.items()}
 
 
@@ -146,7 +203,11 @@ def _sources(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str
     config = getattr(arguments, "config", None)
     if not arguments.made_up and (config is None or not config.data.sources):
         root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser() / "pretrain"
-        config = configs.freeze(configs.load_recipe(str(RECIPE))) if RECIPE.is_file() and root.is_dir() else None
+        config = (
+            configs.freeze(configs.load_recipe(str(RECIPE)))
+            if RECIPE.is_file() and root.is_dir()
+            else None
+        )
     if arguments.made_up or config is None:
         return "made up", {name: _made_up(folder, name, *shape) for name, shape in MADE_UP.items()}
     return "prepared", prepare(config.data, seed=config.seed, cache=folder).train
@@ -155,7 +216,9 @@ def _sources(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str
 def _made_up(folder: Path, name: str, median: float, spread: float, documents: int) -> ShardSet:
     rng = np.random.default_rng(list(name.encode()))
     lengths = np.exp(rng.normal(np.log(median), spread, documents)).astype(int) + 1
-    with ShardWriter(folder, f"made-up/{name}.arrayrecord", name, vocab_size=VOCAB_SIZE, eot=0) as writer:
+    with ShardWriter(
+        folder, f"made-up/{name}.arrayrecord", name, vocab_size=VOCAB_SIZE, eot=0
+    ) as writer:
         for line, length in enumerate(lengths.tolist()):
             writer.add(rng.integers(1, VOCAB_SIZE, length).tolist(), 4 * length, line, line)
     return ShardSet(writer.shards, [str(folder)] * len(writer.shards), vocab_size=VOCAB_SIZE)

@@ -32,13 +32,34 @@ from slmjax.parallel.mesh import make_mesh
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The bench's own options."""
     add = parser.add_argument
-    add("--batch", type=shell.numbers(1), default="1,64,256", help="rows decoded at once, comma-separated (default: %(default)s)")
-    add("--prompt", type=int, default=896, help="tokens of each prompt, end-of-text included (default: %(default)s)")
+    add(
+        "--batch",
+        type=shell.numbers(1),
+        default="1,64,256",
+        help="rows decoded at once, comma-separated (default: %(default)s)",
+    )
+    add(
+        "--prompt",
+        type=int,
+        default=896,
+        help="tokens of each prompt, end-of-text included (default: %(default)s)",
+    )
     add("--tokens", type=int, default=128, help="tokens drawn after it (default: %(default)s)")
     add("--runs", type=int, default=5, help="timed runs of each batch (default: %(default)s)")
     add("--peers", action="store_true", help="transformers' generate too, with the same shape")
-    add("--peer-seconds", type=float, default=600.0, help="time for the peers; what they have not measured by then is left out")
-    add("--xla", action="append", default=[], metavar="[prefill.]NAME=VALUE,...", help="compiler options to try on the decode program")
+    add(
+        "--peer-seconds",
+        type=float,
+        default=600.0,
+        help="time for the peers; what they have not measured by then is left out",
+    )
+    add(
+        "--xla",
+        action="append",
+        default=[],
+        metavar="[prefill.]NAME=VALUE,...",
+        help="compiler options to try on the decode program",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -50,17 +71,37 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     peak GiB: most device memory that the process had taken by then, where the device tells.
     Raises: UserError for options that make no sense.
     """
-    config, prompt, tokens, runs = arguments.config, arguments.prompt, arguments.tokens, arguments.runs
+    config, prompt, tokens, runs = (
+        arguments.config,
+        arguments.prompt,
+        arguments.tokens,
+        arguments.runs,
+    )
     batches, xla = arguments.batch, parse_xla(arguments.xla)
     for name, value, least in (("prompt", prompt, 1), ("tokens", tokens, 2), ("runs", runs, 1)):
         if value < least:
             raise UserError(f"--{name}={value}: expected at least {least}.")
     rows, messages = [], []
-    if arguments.peers:  # first, and in a process of its own: JAX takes most of a GPU's memory once it has begun
-        rows, messages = decode_peers.measure_peer(config, batches, prompt, tokens, runs, arguments.peer_seconds)
+    if (
+        arguments.peers
+    ):  # first, and in a process of its own: JAX takes most of a GPU's memory once it has begun
+        rows, messages = decode_peers.measure_peer(
+            config, batches, prompt, tokens, runs, arguments.peer_seconds
+        )
     use_compile_cache()
-    arch, reasons = resolve(config.model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), config.data.vocab_size)
-    engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, Numbers(arch), xla=xla)
+    arch, reasons = resolve(
+        config.model,
+        config.precision,
+        make_mesh({"data": 1}, jax.local_devices()[:1]),
+        config.data.vocab_size,
+    )
+    engine = Engine(
+        arch,
+        jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)),
+        {},
+        Numbers(arch),
+        xla=xla,
+    )
     ours = []
     for batch in batches:
         try:
@@ -69,7 +110,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if "No such compile option" in str(error):
                 raise UserError(f"--xla: {str(error).partition(': ')[2]}.") from None
             messages.append(f"slmjax, batch {batch}: {str(error).splitlines()[0]}")
-    told = {"model": sizes.describe(arch), "choices": reasons, "xla": xla, "runs": runs, "tokens": tokens, "messages": messages}
+    told = {
+        "model": sizes.describe(arch),
+        "choices": reasons,
+        "xla": xla,
+        "runs": runs,
+        "tokens": tokens,
+        "messages": messages,
+    }
     return {"bench": "decode", "rows": ours + rows, **told}
 
 
@@ -84,16 +132,29 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
         state = jax.device_get(engine.loop(batch, cache))
         times.append((filled - start, time.perf_counter() - filled))
         if not (state.counts[:rows] == tokens).all():
-            raise RuntimeError(f"rows drew {state.counts[:rows].tolist()} tokens, not {tokens} each")
+            raise RuntimeError(
+                f"rows drew {state.counts[:rows].tolist()} tokens, not {tokens} each"
+            )
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / cache.length.size
     prefill, loop = (statistics.median(of) for of in zip(*times[1:], strict=True))
     device = next(iter(engine.params["embedding"].devices()))
     bandwidth = devices.memory_bandwidth(device.device_kind)
-    floor = bandwidth and 1e3 * sizes.decode_bytes(engine.arch, rows, prompt + tokens / 2) / bandwidth
+    floor = (
+        bandwidth and 1e3 * sizes.decode_bytes(engine.arch, rows, prompt + tokens / 2) / bandwidth
+    )
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    return {"who": "slmjax", "batch": rows, "prompt": prompt, "prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens,
-            "tokens/s": rows * tokens / loop, "state MB": held / 1e6, "floor ms": floor,
-            "compile s": max(0.0, sum(times[0]) - prefill - loop), "peak GiB": peak and peak / 2**30}  # fmt: skip
+    return {
+        "who": "slmjax",
+        "batch": rows,
+        "prompt": prompt,
+        "prefill ms": 1e3 * prefill,
+        "ms a token": 1e3 * loop / tokens,
+        "tokens/s": rows * tokens / loop,
+        "state MB": held / 1e6,
+        "floor ms": floor,
+        "compile s": max(0.0, sum(times[0]) - prefill - loop),
+        "peak GiB": peak and peak / 2**30,
+    }
 
 
 class Numbers:
@@ -117,7 +178,9 @@ def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:
     for assignment in (part for word in words for part in re.split(r",(?=[\w.]+=)", word)):
         name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise UserError(f"--xla={assignment}: expected NAME=VALUE, such as xla_gpu_enable_triton_gemm=False.")
+            raise UserError(
+                f"--xla={assignment}: expected NAME=VALUE, such as xla_gpu_enable_triton_gemm=False."
+            )
         program = "prefill" if name.startswith("prefill.") else "decode"
         try:
             out[program][name.removeprefix("prefill.")] = ast.literal_eval(value)

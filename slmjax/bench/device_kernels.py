@@ -30,23 +30,44 @@ def kernels(run: Callable[[], Any], steps: int) -> list[dict[str, Any]]:
         events = list(_events(jax.profiler.ProfileData.from_file(str(file))))
     by_kind: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, start, stop in events:
-        kind = next((kind for kind, pattern in KINDS if re.search(pattern, name.lower())), "elementwise and the rest")
+        kind = next(
+            (kind for kind, pattern in KINDS if re.search(pattern, name.lower())),
+            "elementwise and the rest",
+        )
         by_kind[kind][re.sub(r"[._]?\d+", "", name)].append(stop - start)
     rows = []
     for kind, found in by_kind.items():
         slowest = max(found, key=lambda name: sum(found[name]))
-        rows.append({"kernels": kind, "ms": sum(map(sum, found.values())) / steps / 1e6, "calls": sum(map(len, found.values())) / steps,
-                     "slowest": f"{sum(found[slowest]) / steps / 1e6:.3g} ms {slowest[:50]}"})  # fmt: skip
+        rows.append(
+            {
+                "kernels": kind,
+                "ms": sum(map(sum, found.values())) / steps / 1e6,
+                "calls": sum(map(len, found.values())) / steps,
+                "slowest": f"{sum(found[slowest]) / steps / 1e6:.3g} ms {slowest[:50]}",
+            }
+        )
     rows.sort(key=lambda row: -row["ms"])
-    return [*rows, {"kernels": "any", "ms": _busy(events) / steps / 1e6, "calls": len(events) / steps}]
+    return [
+        *rows,
+        {"kernels": "any", "ms": _busy(events) / steps / 1e6, "calls": len(events) / steps},
+    ]
 
 
 def _events(data: Any) -> Iterator[tuple[str, float, float]]:
     """(name, start, stop) in ns of every kernel on the first device; of XLA's operations where the platform's profile has no device."""
     planes = {plane.name: plane for plane in data.planes}
-    device = next((planes[name] for name in sorted(planes) if name.startswith("/device:") and any(planes[name].lines)), None)
+    device = next(
+        (
+            planes[name]
+            for name in sorted(planes)
+            if name.startswith("/device:") and any(planes[name].lines)
+        ),
+        None,
+    )
     lines = list(device.lines if device else planes["/host:CPU"].lines)
-    lines = [line for line in lines if line.name.startswith("Stream")] or lines  # a GPU's other lines say the same once more
+    lines = [
+        line for line in lines if line.name.startswith("Stream")
+    ] or lines  # a GPU's other lines say the same once more
     for line in lines:
         for event in line.events:
             if device or any(name == "hlo_op" for name, _ in event.stats):

@@ -38,8 +38,12 @@ SIZE = 3000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m slmjax.bench dedup`."""
-    parser.add_argument("--quality", action="store_true", help="precision and recall instead of speed")
-    parser.add_argument("--documents", type=int, default=100_000, help="documents of the speed test")
+    parser.add_argument(
+        "--quality", action="store_true", help="precision and recall instead of speed"
+    )
+    parser.add_argument(
+        "--documents", type=int, default=100_000, help="documents of the speed test"
+    )
     parser.add_argument("--length", type=int, default=SIZE, help="their bytes; from 300 on")
     parser.add_argument("--processes", type=int, default=2, help="that read and sketch")
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts")
@@ -57,7 +61,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root} is no folder; SLMJAX_SHARED names the folder that holds dedup/ and pretrain/.")
+        raise UserError(
+            f"{root} is no folder; SLMJAX_SHARED names the folder that holds dedup/ and pretrain/."
+        )
     if arguments.quality:
         return {"bench": "dedup", "rows": quality(root, arguments), "curve": curve()}
     return {"bench": "dedup", "rows": speed(root, arguments)}
@@ -77,7 +83,10 @@ def quality(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 if not arguments.no_peers:
                     found |= dedup_peers.keepers(sets, scheme)
                 shape = {"set": name, "bands": f"{bands} x {per_band}", "threshold": threshold}
-                rows += [{**shape, "who": who, **scores(keeper, exact, threshold)} for who, keeper in found.items()]
+                rows += [
+                    {**shape, "who": who, **scores(keeper, exact, threshold)}
+                    for who, keeper in found.items()
+                ]
     return rows
 
 
@@ -92,8 +101,14 @@ def curve(pairs: int = 2000) -> list[dict[str, Any]]:
         bands = sketch(texts, scheme).bands
         similarity = common / (200 - common)
         formula = float(scheme.candidate_probability(similarity))
-        rows.append({"similarity": similarity, "formula": formula, "measured": float((bands[::2] == bands[1::2]).any(1).mean()),
-                     "deviation": (formula * (1 - formula) / pairs) ** 0.5})  # fmt: skip
+        rows.append(
+            {
+                "similarity": similarity,
+                "formula": formula,
+                "measured": float((bands[::2] == bands[1::2]).any(1).mean()),
+                "deviation": (formula * (1 - formula) / pairs) ** 0.5,
+            }
+        )
     return rows
 
 
@@ -101,7 +116,12 @@ def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
     """Of every text, the one that is kept for it."""
     found = sketch(texts, scheme)
     keys = mix(np.unique(texts, return_inverse=True)[1].astype(np.uint64))
-    return cluster(candidates(found.bands, keys), keys, exact_similarity(found.shingles, found.counts), threshold).keeper
+    return cluster(
+        candidates(found.bands, keys),
+        keys,
+        exact_similarity(found.shingles, found.counts),
+        threshold,
+    ).keeper
 
 
 def similarities(sets: Sequence[set[str]]) -> np.ndarray:
@@ -125,12 +145,18 @@ def scores(keeper: np.ndarray, exact: np.ndarray, threshold: float) -> dict[str,
     for doc in range(len(keeper)):
         greedy[doc] = not (near[doc] & greedy).any()
     removed = np.flatnonzero(~kept)
-    right = exact[removed][:, kept].max(1, initial=0) >= threshold if len(removed) else np.ones(0, bool)
+    right = (
+        exact[removed][:, kept].max(1, initial=0) >= threshold if len(removed) else np.ones(0, bool)
+    )
     twins = near & kept[:, None] & kept[None]
     return {
-        "pairs": int(near.sum()), "removed": len(removed), "exact": int((~greedy).sum()), "precision": float(right.mean()),
-        "recall": float((~kept & ~greedy).sum() / (~greedy).sum()), "left": int(twins.any(1).sum()),
-    }  # fmt: skip
+        "pairs": int(near.sum()),
+        "removed": len(removed),
+        "exact": int((~greedy).sum()),
+        "precision": float(right.mean()),
+        "recall": float((~kept & ~greedy).sum() / (~greedy).sum()),
+        "left": int(twins.any(1).sum()),
+    }
 
 
 def speed(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -144,14 +170,31 @@ def speed(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows = []
         for who, make in makers.items():
             found = []
-            for _ in range(arguments.runs if who == "slmjax" or arguments.documents <= 20_000 else 1):
+            for _ in range(
+                arguments.runs if who == "slmjax" or arguments.documents <= 20_000 else 1
+            ):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     found.append(pool.submit(_measured, make, arguments.processes).result())
             seconds, removed, peak = (statistics.median(of) for of in zip(*found))
-            documents = arguments.documents // (len(files) if who == "datatrove" else 1)  # it would take minutes for all of them
-            shape = {"documents": documents, "bytes": arguments.length, "processes": arguments.processes}
-            rows.append({"who": who, **shape, "documents_per_second": documents / seconds, "seconds": seconds, "removed": int(removed),
-                         "peak_GiB": peak, "load": load})  # fmt: skip
+            documents = arguments.documents // (
+                len(files) if who == "datatrove" else 1
+            )  # it would take minutes for all of them
+            shape = {
+                "documents": documents,
+                "bytes": arguments.length,
+                "processes": arguments.processes,
+            }
+            rows.append(
+                {
+                    "who": who,
+                    **shape,
+                    "documents_per_second": documents / seconds,
+                    "seconds": seconds,
+                    "removed": int(removed),
+                    "peak_GiB": peak,
+                    "load": load,
+                }
+            )
             shell.tell(rows[-1])
         return rows
 
@@ -169,13 +212,21 @@ def _measured(make: Callable[[], int], processes: int) -> tuple[float, int, floa
     started = time.perf_counter()
     removed = make()
     seconds = time.perf_counter() - started
-    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, largest = (
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return seconds, removed, (own + processes * largest) / 2**20
 
 
-def write_planted(root: Path, folder: Path, documents: int, length: int, seed: int = 0) -> list[Path]:
+def write_planted(
+    root: Path, folder: Path, documents: int, length: int, seed: int = 0
+) -> list[Path]:
     """The files of the speed test. Raises: UserError where there is not enough text."""
-    random, folder_files = np.random.default_rng(seed), [folder / f"{number}.jsonl" for number in range(8)]
+    random, folder_files = (
+        np.random.default_rng(seed),
+        [folder / f"{number}.jsonl" for number in range(8)],
+    )
     folder.mkdir(parents=True)
     slices = list(_slices(root, length, 2 * documents))
     if len(slices) < 0.6 * documents:
@@ -188,11 +239,16 @@ def write_planted(root: Path, folder: Path, documents: int, length: int, seed: i
         first, at = spare[at % len(spare)], at + 1
         texts.append(first)
         for _ in range(min(1000, random.zipf(1.3)) - 1):
-            texts.append(_changed(first, spare[random.integers(len(spare))], random.uniform(0.5, 1), random))
+            texts.append(
+                _changed(first, spare[random.integers(len(spare))], random.uniform(0.5, 1), random)
+            )
     texts = [texts[i] for i in random.permutation(documents)]
     for number, file in enumerate(folder_files):
         part = texts[number::8]
-        file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part), encoding="utf8")
+        file.write_text(
+            "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part),
+            encoding="utf8",
+        )
     return folder_files
 
 

@@ -42,10 +42,19 @@ def ladder(program: Program, batch: dict) -> list[dict[str, Any]]:
     rate, bandwidth = matmul_flops(program.arch.compute, size), copy_bytes(copied)
     rows = [{"piece": f"ceilings: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"}]
     for piece in step_pieces(program, batch):
-        ms = device_ms(piece.run, *piece.arguments, repeats=1 if piece.name in ("stack", "optimizer") else 8)
+        ms = device_ms(
+            piece.run, *piece.arguments, repeats=1 if piece.name in ("stack", "optimizer") else 8
+        )
         least = 1e3 * max(piece.flops / rate, piece.bytes / bandwidth)
         rows.append(
-            {"piece": piece.name, "times": piece.times, "ms": ms, "step_ms": ms * piece.times, "ceiling_ms": least, "reached": least / ms}
+            {
+                "piece": piece.name,
+                "times": piece.times,
+                "ms": ms,
+                "step_ms": ms * piece.times,
+                "ceiling_ms": least,
+                "reached": least / ms,
+            }
         )
     return rows
 
@@ -56,27 +65,57 @@ def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
     keys = iter(jax.random.split(jax.random.key(1), 16))
     B, T = batch["tokens"].shape
     places = batch["places"].shape[0] if "places" in batch else None
-    D, F, N, K, H, V, L = arch.width, arch.ff_width, arch.heads, arch.kv_heads, arch.head_dim, arch.vocab_size, arch.layers
+    D, F, N, K, H, V, L = (
+        arch.width,
+        arch.ff_width,
+        arch.heads,
+        arch.kv_heads,
+        arch.head_dim,
+        arch.vocab_size,
+        arch.layers,
+    )
     tokens, size = B * T, jnp.dtype(arch.compute).itemsize
 
     def normal(*shape):
         return jax.random.normal(next(keys), shape, arch.compute)
 
     x = normal(B, T, D)
-    yield Piece("product", 6 * L, lambda a, b: a.reshape(tokens, D) @ b, (x, normal(D, F)), 2 * tokens * D * F, size * tokens * (D + F))
+    yield Piece(
+        "product",
+        6 * L,
+        lambda a, b: a.reshape(tokens, D) @ b,
+        (x, normal(D, F)),
+        2 * tokens * D * F,
+        size * tokens * (D + F),
+    )
 
     qkv = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)
     pairs = sum(n * (n + 1) // 2 for n in _segment_lengths(batch["segments"]))
 
     def attend(q, k, v):
         return attention(
-            q, k, v, query_segments=batch["segments"], key_segments=batch["segments"], kernel=arch.attention, places=places,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            query_segments=batch["segments"],
+            key_segments=batch["segments"],
+            kernel=arch.attention,
+            places=places,
+        )
 
-    yield Piece("attention", L, both(attend), (qkv, normal(B, T, N, H)), 3.5 * 4 * pairs * N * H, size * tokens * H * (8 * N + 6 * K))
+    yield Piece(
+        "attention",
+        L,
+        both(attend),
+        (qkv, normal(B, T, N, H)),
+        3.5 * 4 * pairs * N * H,
+        size * tokens * H * (8 * N + 6 * K),
+    )
 
     state = program.init()
-    params = jax.tree.map(lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], state.params["stack"]["0"]["0"])
+    params = jax.tree.map(
+        lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], state.params["stack"]["0"]["0"]
+    )
     ctx = Context(batch["segments"], batch["positions"], places=places)
     block = arch.blocks[0]
 
@@ -84,10 +123,26 @@ def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
         return MLP(arch).apply({"params": weights}, x, ctx=ctx)[0]
 
     # Bytes: the products' inputs and outputs, and gate, up and hidden once more for the activation; three times that with the backward.
-    yield Piece("mlp", L, both(mlp), ((params["channel"], x), x), 18 * tokens * D * F, 3 * size * tokens * (3 * D + 6 * F))
+    yield Piece(
+        "mlp",
+        L,
+        both(mlp),
+        ((params["channel"], x), x),
+        18 * tokens * D * F,
+        3 * size * tokens * (3 * D + 6 * F),
+    )
     table = normal(V, D)
-    once = size * D * (2 * tokens + V)  # backward: reads the cotangents, adds them up, writes the table
-    yield Piece("embedding", 1, both(lambda table: embed(table, batch["tokens"])), ((table,), x), 0.0, once + size * tokens * D)
+    once = (
+        size * D * (2 * tokens + V)
+    )  # backward: reads the cotangents, adds them up, writes the table
+    yield Piece(
+        "embedding",
+        1,
+        both(lambda table: embed(table, batch["tokens"])),
+        ((table,), x),
+        0.0,
+        once + size * tokens * D,
+    )
     flops = sizes.train_flops_per_token(arch, T) * tokens
     head_flops = 6 * tokens * D * V
     layer_flops = (flops - head_flops) / L
@@ -95,13 +150,22 @@ def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
     def layer(params, x):
         return lm.apply_block(arch, block, {"params": params}, x, ctx)[0]
 
-    yield Piece("layer", L, both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F))
+    yield Piece(
+        "layer", L, both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F)
+    )
     head, target = normal(D, V), batch["targets"]
-    loss = jax.grad(lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.model.chunks)[0], argnums=(0, 1))
+    loss = jax.grad(
+        lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.model.chunks)[0],
+        argnums=(0, 1),
+    )
     yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
 
     declared = lm.declare(arch)
-    whole = jax.tree.map(lambda known, p: p.astype(arch.compute) if known.in_compute_type else p, declared, state.params)
+    whole = jax.tree.map(
+        lambda known, p: p.astype(arch.compute) if known.in_compute_type else p,
+        declared,
+        state.params,
+    )
 
     def stack(params):
         hidden = lm.forward(arch, params, {}, batch)[0]
@@ -111,7 +175,10 @@ def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
     optimizer = Optimizer(c.train, c.model.multipliers, declared, c.precision.optimizer)
     gradients = jax.tree.map(lambda p: 1e-3 * p, state.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    update = (lambda g, s, p: optimizer.update(g, s, p, jnp.float32(1)), (gradients, state.optimizer, state.params))
+    update = (
+        lambda g, s, p: optimizer.update(g, s, p, jnp.float32(1)),
+        (gradients, state.optimizer, state.params),
+    )
     yield Piece("optimizer", 1, *update, 0.0, 28.0 * count)
 
 

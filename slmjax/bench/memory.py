@@ -48,11 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m slmjax.bench memory`."""
     add = parser.add_argument
     add("--variants", default=",".join(USUAL), help="comma-separated (default: %(default)s)")
-    add("--lengths", type=shell.numbers(32), default="4096", help="contexts, comma-separated (default: %(default)s)")
-    add("--tokens", type=int, default=32_768, help="tokens of a training batch (default: %(default)s)")
+    add(
+        "--lengths",
+        type=shell.numbers(32),
+        default="4096",
+        help="contexts, comma-separated (default: %(default)s)",
+    )
+    add(
+        "--tokens",
+        type=int,
+        default=32_768,
+        help="tokens of a training batch (default: %(default)s)",
+    )
     add("--steps", type=int, default=16, help="measured train steps")
-    add("--drawn", type=int, default=32, help="tokens drawn when decoding; the rest of the context is prompt (default: %(default)s)")
-    add("--measure", choices=("train", "decode", "both"), default="both", help="what to measure (default: %(default)s)")
+    add(
+        "--drawn",
+        type=int,
+        default=32,
+        help="tokens drawn when decoding; the rest of the context is prompt (default: %(default)s)",
+    )
+    add(
+        "--measure",
+        choices=("train", "decode", "both"),
+        default="both",
+        help="what to measure (default: %(default)s)",
+    )
     add("--rows", type=int, default=1, help="rows decoded at once (default: %(default)s)")
     add("--figure", default="", help="draw memory and state into this SVG file")
 
@@ -65,9 +85,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     names = arguments.variants.split(",")
     if bad := [name for name in names if name not in VARIANTS]:
-        raise UserError(f"--variants: '{bad[0]}' is not among {', '.join(VARIANTS)}.{nearest(bad[0], VARIANTS)}")
+        raise UserError(
+            f"--variants: '{bad[0]}' is not among {', '.join(VARIANTS)}.{nearest(bad[0], VARIANTS)}"
+        )
     if min(arguments.lengths) <= arguments.drawn:
-        raise UserError(f"--lengths: a context of {min(arguments.lengths)} tokens has no room for a prompt and --drawn={arguments.drawn}.")
+        raise UserError(
+            f"--lengths: a context of {min(arguments.lengths)} tokens has no room for a prompt and --drawn={arguments.drawn}."
+        )
     use_compile_cache()
     variants = {name: variant(arguments.config, name) for name in names}
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
@@ -75,8 +99,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for length in arguments.lengths:
         for name, config in variants.items():
             config = at_length(config, length, arguments.tokens)
-            row = {"variant": name, "context": length, "parameters": sizes.parameters(_described(config)).total}
-            parts = [measure_training(config, mesh, arguments.steps)] if arguments.measure != "decode" else []
+            row = {
+                "variant": name,
+                "context": length,
+                "parameters": sizes.parameters(_described(config)).total,
+            }
+            parts = (
+                [measure_training(config, mesh, arguments.steps)]
+                if arguments.measure != "decode"
+                else []
+            )
             if arguments.measure != "train":
                 parts.append(generate(config, mesh, length, arguments.drawn, arguments.rows))
             for columns, told in parts:
@@ -85,8 +117,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             rows.append(row)
             shell.tell(row)
     if arguments.figure:
-        Path(arguments.figure).write_text(draw(rows, {name: _resolved(config, mesh) for name, config in variants.items()}))
-    return {"bench": "memory", "rows": rows, "variants": {name: VARIANTS[name] for name in names}, "messages": messages}
+        Path(arguments.figure).write_text(
+            draw(rows, {name: _resolved(config, mesh) for name, config in variants.items()})
+        )
+    return {
+        "bench": "memory",
+        "rows": rows,
+        "variants": {name: VARIANTS[name] for name in names},
+        "messages": messages,
+    }
 
 
 def variant(config: Config, name: str) -> Config:
@@ -127,33 +166,52 @@ def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, 
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            told.append(f"training with remat={remat} does not fit: {str(error).splitlines()[0][:120]}")
+            told.append(
+                f"training with remat={remat} does not fit: {str(error).splitlines()[0][:120]}"
+            )
             continue
-        return {"remat": remat, "train GiB": row["peak_gib"], "train tokens/s": row["tokens_per_second"]}, told
+        return {
+            "remat": remat,
+            "train GiB": row["peak_gib"],
+            "train tokens/s": row["tokens_per_second"],
+        }, told
     return {"remat": "", "train GiB": None, "train tokens/s": None}, told
 
 
-def generate(config: Config, mesh: Mesh, length: int, drawn: int, rows: int) -> tuple[dict[str, Any], list[str]]:
+def generate(
+    config: Config, mesh: Mesh, length: int, drawn: int, rows: int
+) -> tuple[dict[str, Any], list[str]]:
     """(columns of decoding, messages)."""
     arch = _resolved(config, mesh)
-    engine = Engine(arch, jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)), {}, decode.Numbers(arch))
+    engine = Engine(
+        arch,
+        jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)),
+        {},
+        decode.Numbers(arch),
+    )
     try:
         found = decode.measure(engine, rows, length - bucket(drawn), drawn, runs=2)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"state MB": None, "decode tokens/s": None}, [f"decoding does not fit: {str(error).splitlines()[0][:120]}"]
+        return {"state MB": None, "decode tokens/s": None}, [
+            f"decoding does not fit: {str(error).splitlines()[0][:120]}"
+        ]
     return {"state MB": found["state MB"], "decode tokens/s": found["tokens/s"]}, []
 
 
 def _described(config: Config) -> Architecture:
     """The architecture as on a device with bfloat16."""
-    return from_config(config.model, config.model.vocab_size or config.data.vocab_size, compute="bfloat16")
+    return from_config(
+        config.model, config.model.vocab_size or config.data.vocab_size, compute="bfloat16"
+    )
 
 
 def _resolved(config: Config, mesh: Mesh) -> Architecture:
     """The architecture on these devices."""
-    return resolve(config.model, config.precision, mesh, config.data.vocab_size, config.train.deterministic)[0]
+    return resolve(
+        config.model, config.precision, mesh, config.data.vocab_size, config.train.deterministic
+    )[0]
 
 
 def _block(kind: str, width: int) -> str:

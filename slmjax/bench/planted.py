@@ -31,7 +31,22 @@ Steven Sue Susan Sven Tara Ted Terry Theresa Thomas Tim Tina Tom Tony Tracy Vale
 Yolanda Yuki Zach Zoe
 """.split()  # noqa: SIM905
 OF_THE_CALENDAR = {*calendar.day_name, *calendar.month_name}
-NUMBER_WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "fifty"]
+NUMBER_WORDS = [
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "twenty",
+    "thirty",
+    "fifty",
+]
 MARKS = ",.;:?!'’\"$"
 NUMBER = re.compile(r"\d+|\b(?:" + "|".join(NUMBER_WORDS) + r")\b", re.IGNORECASE)
 
@@ -53,14 +68,26 @@ def variant(item: Mapping[str, str], kind: str, draw: random.Random) -> str:
     if kind == "mid-line":
         text = " ".join(text.split())
     if kind == "reworded":
-        text = re.sub(r"\S+", lambda m: draw.choice(["", f"other {m.group()}"]) if draw.random() < 1 / 8 else m.group(), text)
-    return _other_marks(draw.choice([str.upper, str.lower, str.title])(text), draw) if kind == "case and punctuation" else text
+        text = re.sub(
+            r"\S+",
+            lambda m: (
+                draw.choice(["", f"other {m.group()}"]) if draw.random() < 1 / 8 else m.group()
+            ),
+            text,
+        )
+    return (
+        _other_marks(draw.choice([str.upper, str.lower, str.title])(text), draw)
+        if kind == "case and punctuation"
+        else text
+    )
 
 
 def plant(text: str, document: str, kind: str, draw: random.Random) -> tuple[str, int]:
     """(the document with `text` at a random place, where it begins): mid-line between two words of a line, else between two lines."""
     if kind == "mid-line":
-        place = draw.choice([m.start() + 1 for m in re.finditer(r"\w \w", document)] or [len(document)])
+        place = draw.choice(
+            [m.start() + 1 for m in re.finditer(r"\w \w", document)] or [len(document)]
+        )
         before, after = draw.choice([(" ", " "), (" (", ") "), (', "', '" '), ("\u2014", "\u2014")])
     else:
         place = draw.choice([0, *(m.start() for m in re.finditer("\n", document)), len(document)])
@@ -70,8 +97,15 @@ def plant(text: str, document: str, kind: str, draw: random.Random) -> tuple[str
 
 def _other_names(text: str, names: Sequence[str], draw: random.Random) -> str:
     new = draw.sample([name for name in NAMES if name not in text], len(names))
-    other = {name: f"{a} {draw.choice(NAMES)}" if draw.random() < 0.1 else a for name, a in zip(names, new)}
-    return re.sub(r"\b(?:" + "|".join(names) + r")\b", lambda m: other[m.group()], text) if names else text
+    other = {
+        name: f"{a} {draw.choice(NAMES)}" if draw.random() < 0.1 else a
+        for name, a in zip(names, new)
+    }
+    return (
+        re.sub(r"\b(?:" + "|".join(names) + r")\b", lambda m: other[m.group()], text)
+        if names
+        else text
+    )
 
 
 def _other_numbers(text: str, draw: random.Random) -> str:
@@ -79,7 +113,12 @@ def _other_numbers(text: str, draw: random.Random) -> str:
         if not found.group().isdigit():
             return draw.choice([word for word in NUMBER_WORDS if word != found.group().lower()])
         size = len(found.group())
-        return str(draw.choice([n for n in range(10 ** (size - 1), 10 ** min(size, 4)) if n != int(found.group())] or [0]))
+        return str(
+            draw.choice(
+                [n for n in range(10 ** (size - 1), 10 ** min(size, 4)) if n != int(found.group())]
+                or [0]
+            )
+        )
 
     return NUMBER.sub(other, text)
 

@@ -36,9 +36,24 @@ KINDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m slmjax.bench recurrence`."""
     add = parser.add_argument
-    add("--lengths", type=shell.numbers(2), default="4096,16384", help="tokens of a row, comma-separated (default: %(default)s)")
-    add("--tokens", type=int, default=65_536, help="tokens of all rows together (default: %(default)s)")
-    add("--chunks", type=shell.numbers(16), default="64", help="tokens of a chunk, powers of two (default: %(default)s)")
+    add(
+        "--lengths",
+        type=shell.numbers(2),
+        default="4096,16384",
+        help="tokens of a row, comma-separated (default: %(default)s)",
+    )
+    add(
+        "--tokens",
+        type=int,
+        default=65_536,
+        help="tokens of all rows together (default: %(default)s)",
+    )
+    add(
+        "--chunks",
+        type=shell.numbers(16),
+        default="64",
+        help="tokens of a chunk, powers of two (default: %(default)s)",
+    )
     add("--kinds", default=",".join(KINDS), help="comma-separated (default: %(default)s)")
     add("--runs", type=int, default=5, help="timed programs, of which the median counts")
 
@@ -54,9 +69,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if bad := [chunk for chunk in arguments.chunks if chunk & (chunk - 1)]:
         raise UserError(f"--chunks: {bad[0]} is not a power of two.")
     if max(arguments.lengths) > arguments.tokens:
-        raise UserError(f"--lengths: a row of {max(arguments.lengths)} tokens is longer than --tokens={arguments.tokens}.")
+        raise UserError(
+            f"--lengths: a row of {max(arguments.lengths)} tokens is longer than --tokens={arguments.tokens}."
+        )
     c = arguments.config
-    arch, _ = resolve(c.model, c.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size)
+    arch, _ = resolve(
+        c.model, c.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size
+    )
     rows = []
     for length in arguments.lengths:
         shape = (arguments.tokens // length, length)
@@ -65,8 +84,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         shell.tell(rows[-1])
         for kind in kinds:
             for chunk in arguments.chunks:
-                row = _timed(kind, f"{arch.recurrence}, chunks of {chunk}", *recurrence_case(arch, kind, chunk, *shape), arguments.runs)
-                rows.append({**row, "rows": shape[0], "length": length, "times attention": row["both ms"] / first["both ms"]})
+                row = _timed(
+                    kind,
+                    f"{arch.recurrence}, chunks of {chunk}",
+                    *recurrence_case(arch, kind, chunk, *shape),
+                    arguments.runs,
+                )
+                rows.append(
+                    {
+                        **row,
+                        "rows": shape[0],
+                        "length": length,
+                        "times attention": row["both ms"] / first["both ms"],
+                    }
+                )
                 shell.tell(rows[-1])
     return {"bench": "recurrence", "rows": rows}
 
@@ -75,11 +106,21 @@ def attention_case(arch: Architecture, batch: int, length: int) -> tuple[Callabl
     """(f, arguments) of causal attention."""
     N, K, H = arch.heads, arch.kv_heads, arch.head_dim
     segments = jnp.ones((batch, length), jnp.int32)
-    call = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=arch.attention, places=batch)
-    return call, tuple(_normal(i, (batch, length, n, H), arch.compute) for i, n in enumerate((N, K, K)))
+    call = functools.partial(
+        attention,
+        query_segments=segments,
+        key_segments=segments,
+        kernel=arch.attention,
+        places=batch,
+    )
+    return call, tuple(
+        _normal(i, (batch, length, n, H), arch.compute) for i, n in enumerate((N, K, K))
+    )
 
 
-def recurrence_case(arch: Architecture, kind: str, chunk: int, batch: int, length: int) -> tuple[Callable, tuple]:
+def recurrence_case(
+    arch: Architecture, kind: str, chunk: int, batch: int, length: int
+) -> tuple[Callable, tuple]:
     """(f, arguments) of a recurrence with gates as a fresh mixer has them: decays that forget half in some ten to a thousand tokens."""
     V, K, shared, decays, erases = KINDS[kind]
     width = arch.heads * arch.head_dim
@@ -93,7 +134,16 @@ def recurrence_case(arch: Architecture, kind: str, chunk: int, batch: int, lengt
     segments = jnp.ones((batch, length), jnp.int32)
 
     def call(query, key, value, decay, erase):
-        return recurrence(query, key, value, decay, erase=erase, segments=segments, chunk=chunk, kernel=arch.recurrence)[0]
+        return recurrence(
+            query,
+            key,
+            value,
+            decay,
+            erase=erase,
+            segments=segments,
+            chunk=chunk,
+            kernel=arch.recurrence,
+        )[0]
 
     return call, (query, key, _normal(2, (batch, length, H, V), arch.compute), decay, erase)
 
@@ -102,10 +152,17 @@ def _timed(who: str, how: str, f: Callable, arguments: tuple, runs: int) -> dict
     """One program a call, not many calls in one program as elsewhere in the bench: these take milliseconds, and compile long."""
     out = jax.eval_shape(f, *arguments)
     cotangent = _normal(9, out.shape, out.dtype)
-    forward, whole = jax.jit(f).lower(*arguments).compile(), jax.jit(both(f)).lower(arguments, cotangent).compile()
-    return {"who": who, "how": how, "forward ms": wall_ms(lambda: forward(*arguments), runs=runs),
-            "both ms": wall_ms(lambda: whole(arguments, cotangent), runs=runs),
-            "gib": whole.memory_analysis().temp_size_in_bytes / 2**30}  # fmt: skip
+    forward, whole = (
+        jax.jit(f).lower(*arguments).compile(),
+        jax.jit(both(f)).lower(arguments, cotangent).compile(),
+    )
+    return {
+        "who": who,
+        "how": how,
+        "forward ms": wall_ms(lambda: forward(*arguments), runs=runs),
+        "both ms": wall_ms(lambda: whole(arguments, cotangent), runs=runs),
+        "gib": whole.memory_analysis().temp_size_in_bytes / 2**30,
+    }
 
 
 def _normal(seed: int, shape: tuple, dtype: Any) -> jax.Array:

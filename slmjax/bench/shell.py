@@ -32,7 +32,9 @@ def random_tokens(shape: tuple[int, ...], vocab: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(vocab, shape, p=shares / shares.sum())
 
 
-def ask(module: str, question: Any, *, seconds: float | None = None, **environment: str) -> tuple[list[Any], str]:
+def ask(
+    module: str, question: Any, *, seconds: float | None = None, **environment: str
+) -> tuple[list[Any], str]:
     """(answers, fault): what `python -m module` prints for the question, which it reads as JSON: JSON values, one a line.
 
     A process of its own, because JAX takes most of a GPU's memory once it has begun.
@@ -52,13 +54,21 @@ def ask(module: str, question: Any, *, seconds: float | None = None, **environme
             check=False,
         )
         words = done.stderr.decode(errors="replace").strip().splitlines()
-        printed, fault = done.stdout, (words or [f"ended with status {done.returncode}"])[-1] if done.returncode else ""
+        printed, fault = (
+            done.stdout,
+            (words or [f"ended with status {done.returncode}"])[-1] if done.returncode else "",
+        )
     except subprocess.TimeoutExpired as late:
         printed, fault = late.stdout or b"", f"not finished after {seconds:.0f} s"
-    return [json.loads(line) for line in printed.decode().splitlines() if line.startswith(("{", '"'))], fault
+    return [
+        json.loads(line) for line in printed.decode().splitlines() if line.startswith(("{", '"'))
+    ], fault
 
 
 def tell(row: dict[str, Any]) -> None:
     """A row as it is found, on stderr: the table comes at the end, and a bench that is stopped had better have said something."""
-    cells = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    cells = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row.items()
+    )
     print(", ".join(cells), file=sys.stderr, flush=True)

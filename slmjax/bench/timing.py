@@ -51,7 +51,9 @@ def wall_ms(call: Callable[[], Any], *, runs: int = 7, warm: int = 2) -> float:
 
 def matmul_flops(dtype: Any = jnp.bfloat16, size: int = 8192) -> float:
     """FLOP/s of a square matrix product of random numbers: what this device gives, beside what its datasheet says."""
-    a, b = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0)))
+    a, b = (
+        jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0))
+    )
     return 2 * size**3 / (device_ms(lambda a, b: a @ b, a, b) / 1e3)
 
 

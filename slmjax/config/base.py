@@ -42,7 +42,9 @@ def get(config: Any, name: str) -> Any:
 Readers = Mapping[str, Callable[[str], dict]]
 
 
-def override(config: ConfigDict, assignments: Sequence[str], readers: Readers = MappingProxyType({})) -> ConfigDict:
+def override(
+    config: ConfigDict, assignments: Sequence[str], readers: Readers = MappingProxyType({})
+) -> ConfigDict:
     """Apply "a.b=value" assignments to `config`; values are read as Python literals of the field's type.
 
     Args:
@@ -54,8 +56,12 @@ def override(config: ConfigDict, assignments: Sequence[str], readers: Readers = 
         if not equals:
             raise UserError(f"--config.{name}: write --config.{name}=VALUE.")
         if name in GROUPS:
-            leaves = [field.rpartition(".")[2] for field in FIELDS if field.rpartition(".")[0] == name]
-            raise UserError(f"--config.{name} is a group of fields; set one of {', '.join(leaves)}.")
+            leaves = [
+                field.rpartition(".")[2] for field in FIELDS if field.rpartition(".")[0] == name
+            ]
+            raise UserError(
+                f"--config.{name} is a group of fields; set one of {', '.join(leaves)}."
+            )
         _assign(config, name, text, readers)
     return config
 
@@ -95,7 +101,9 @@ def _check_empty(name: str, current: Any, own: str) -> None:
     """An empty value may take away what a recipe says; else it is a mistake, as of a shell variable that is not set."""
     of_user = own and own != "data.sources"  # such as curate.rules.books
     if name == "data.sources" or not (current or of_user):
-        raise UserError(f"--config.{name}= is empty; give it a value or leave it out (is a shell variable not set?).")
+        raise UserError(
+            f"--config.{name}= is empty; give it a value or leave it out (is a shell variable not set?)."
+        )
 
 
 def _of_source(field: str, text: str) -> Any:
@@ -140,7 +148,9 @@ def _typed(field: ConfigField, text: str) -> Any:
             return (float(value),)
         if isinstance(value, str) and value[:1] not in ("[", "(", "{") and not numbers:
             return tuple(part.strip() for part in value.split(",") if part.strip())
-    raise UserError(f"--config.{field.name}={text}: expected a value like {default!r} ({type(default).__name__}).")
+    raise UserError(
+        f"--config.{field.name}={text}: expected a value like {default!r} ({type(default).__name__})."
+    )
 
 
 def _parsed_mapping(name: str, text: str, readers: Readers) -> dict:
@@ -159,7 +169,9 @@ def help_text() -> str:
         if group:
             about = (Config.__dataclass_fields__[group].type.__doc__ or "").strip()
             lines.append(f"\n{group}: {about}")
-        lines += [_help_line(field) for field in FIELDS.values() if field.name.rpartition(".")[0] == group]
+        lines += [
+            _help_line(field) for field in FIELDS.values() if field.name.rpartition(".")[0] == group
+        ]
     return "\n".join(lines)
 
 

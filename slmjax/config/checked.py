@@ -23,7 +23,9 @@ def freeze(config: ConfigDict) -> Config:
         values[group][leaf] = _checked(field, config)
     own = values.pop("")
     kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    frozen = Config(**own, **{group: kinds[group](**of_group) for group, of_group in values.items()})
+    frozen = Config(
+        **own, **{group: kinds[group](**of_group) for group, of_group in values.items()}
+    )
     _check_together(frozen)
     return frozen
 
@@ -43,7 +45,9 @@ def _checked(field: ConfigField, config: ConfigDict) -> Any:
         raise UserError(f"config.{name} is {_plain(given)!r}; expected {expected}.") from None
     if field.choices and value not in field.choices:
         choices = ", ".join(field.choices)
-        raise UserError(f"config.{name} is '{value}'; it can be {choices}.{nearest(value, field.choices)}")
+        raise UserError(
+            f"config.{name} is '{value}'; it can be {choices}.{nearest(value, field.choices)}"
+        )
     if field.check and not field.check.holds(value):
         raise UserError(f"config.{name} is {value!r}; it must {field.check.must}.")
     of_training = name.partition(".")[0] not in STAGE_OF
@@ -65,9 +69,13 @@ def _check_together(config: Config) -> None:
     """Raises: UserError for fields that do not fit each other."""
     m, t = config.model, config.train
     if m.heads % m.kv_heads:
-        raise UserError(f"config.model.kv_heads is {m.kv_heads}; it must divide config.model.heads, {m.heads}.")
+        raise UserError(
+            f"config.model.kv_heads is {m.kv_heads}; it must divide config.model.heads, {m.heads}."
+        )
     if t.batch % t.microbatches:
-        raise UserError(f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}.")
+        raise UserError(
+            f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}."
+        )
     if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
         most = int(t.steps * (1 - t.decay))
         shorter = min(most, max(1, t.steps // 10))
@@ -83,4 +91,6 @@ def _check_together(config: Config) -> None:
     if config.log.profile:
         first, _, last = config.log.profile.partition(":")
         if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-            raise UserError(f"config.log.profile is '{config.log.profile}'; expected first:last, two steps, for example 20:25.")
+            raise UserError(
+                f"config.log.profile is '{config.log.profile}'; expected first:last, two steps, for example 20:25."
+            )

@@ -43,12 +43,18 @@ def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
         place, line = line_of_the_user(error) or (path, 0)
         other = "" if os.path.abspath(place) == os.path.abspath(file) else f"'{place}'"
         where = ", ".join(filter(None, [other, f"line {line}" if line else ""]))
-        raise UserError(f"--config: '{path}'{', ' if where else ''}{where}: {_first_sentence(error)}") from error
+        raise UserError(
+            f"--config: '{path}'{', ' if where else ''}{where}: {_first_sentence(error)}"
+        ) from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns.")
+        raise UserError(
+            f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns."
+        )
     _check_names(config, f"--config: '{path}': ")
     if missing := [name for name in base() if name not in config]:
-        raise UserError(f"--config: get_config() of '{path}' returned a config without '{missing[0]}'; start from slmjax.config.base().")
+        raise UserError(
+            f"--config: get_config() of '{path}' returned a config without '{missing[0]}'; start from slmjax.config.base()."
+        )
     return config
 
 
@@ -90,18 +96,23 @@ def _recipe(file: Path, argument: str) -> Any:
             raise UserError(f"--config: '{file}' has no get_config().")
         return module.get_config(argument) if argument else module.get_config()
     except SystemExit as error:
-        raise RuntimeError(f"the recipe ends the program (exit {error.code})").with_traceback(error.__traceback__) from error
+        raise RuntimeError(f"the recipe ends the program (exit {error.code})").with_traceback(
+            error.__traceback__
+        ) from error
     finally:
         sys.dont_write_bytecode = kept
 
 
 def _first_sentence(error: Exception) -> str:
     """What a recipe's error says; of ml_collections' unknown fields, without the listing of the known ones."""
-    said = str(error) if isinstance(error, UnicodeError) else str(error.args[0]) if error.args else ""
+    said = (
+        str(error) if isinstance(error, UnicodeError) else str(error.args[0]) if error.args else ""
+    )
     text = str(literal(said))  # ml_collections quotes its own text once more
     told = text.strip().splitlines() or [type(error).__name__]
     if wrong := re.match(
-        r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(.*)'>.*<class '(.*)'>", told[0]
+        r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(.*)'>.*<class '(.*)'>",
+        told[0],
     ):
         name, value, kind, expected = wrong.groups()
         like = ", such as ('attention',)" if expected == "tuple" else ""
@@ -112,5 +123,9 @@ def _first_sentence(error: Exception) -> str:
                 return removed_sentence(name)
     hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
     known = (UserError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
-    kind = "" if isinstance(error, known) or told == [type(error).__name__] else f"{type(error).__name__}: "
+    kind = (
+        ""
+        if isinstance(error, known) or told == [type(error).__name__]
+        else f"{type(error).__name__}: "
+    )
     return kind + told[0].partition(" Other fields present")[0].rstrip(".") + "." + hint

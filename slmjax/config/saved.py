@@ -63,7 +63,11 @@ def as_today(saved: Mapping) -> dict[str, Any]:
     What is no field, such as a peer's own facts, stays. Nothing is checked.
     """
     leaves = _leaves(saved)
-    there = {name: value for name, value in leaves.items() if not (name in REMOVED and value == REMOVED[name])}
+    there = {
+        name: value
+        for name, value in leaves.items()
+        if not (name in REMOVED and value == REMOVED[name])
+    }
     for name, field in FIELDS.items():
         if name not in there and name.partition(".")[0] not in STAGE_OF:
             there[name] = json.loads(json.dumps(field.before))

@@ -4,8 +4,17 @@ import re
 
 from slmjax.curate.words import sentences
 
-CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")  # of Wikipedia; c4_utils.py of TensorFlow Datasets, as is POLICY
-POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+CITATION = re.compile(
+    r"\[\d*]|\[edit]|\[citation needed]"
+)  # of Wikipedia; c4_utils.py of TensorFlow Datasets, as is POLICY
+POLICY = (
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+)
 
 
 def c4(
@@ -35,7 +44,9 @@ def c4(
         lower = line.lower()
         if len(pieces) < min_words or max(map(len, pieces), default=0) > max_word_length:
             continue
-        if terminal_punctuation and (not line.endswith((".", "?", "!", '"', "'")) or line.endswith("...")):
+        if terminal_punctuation and (
+            not line.endswith((".", "?", "!", '"', "'")) or line.endswith("...")
+        ):
             continue
         if "lorem ipsum" in lower:
             return text, "c4: lorem ipsum"

@@ -68,7 +68,12 @@ class DropCounts:
     """Documents and bytes by what became of them, with the samples of each reason that have the smallest keys: decided by content alone."""
 
     def __init__(self, samples: int):
-        self._samples, self.documents, self.bytes, self.faults = samples, Counter(), Counter(), Counter()
+        self._samples, self.documents, self.bytes, self.faults = (
+            samples,
+            Counter(),
+            Counter(),
+            Counter(),
+        )
         self._examples: dict[str, str] = {}  # the first fault of each reason
         self._shown: dict[str, list[tuple[int, int, dict]]] = {}
         self._offered = 0
@@ -94,9 +99,17 @@ class DropCounts:
 
     def report(self) -> dict[str, Any]:
         """As JSON."""
-        shown = {reason: [entry for *_, entry in sorted(found, reverse=True)] for reason, found in sorted(self._shown.items())}
-        return {"documents": dict(self.documents), "bytes": dict(self.bytes), "faults": dict(self.faults),
-                "examples": self._examples, "samples": shown}  # fmt: skip
+        shown = {
+            reason: [entry for *_, entry in sorted(found, reverse=True)]
+            for reason, found in sorted(self._shown.items())
+        }
+        return {
+            "documents": dict(self.documents),
+            "bytes": dict(self.bytes),
+            "faults": dict(self.faults),
+            "examples": self._examples,
+            "samples": shown,
+        }
 
 
 def clean(unit: CurationUnit) -> None:
@@ -121,8 +134,26 @@ def clean(unit: CurationUnit) -> None:
                 text, reason, detail = judge_document(item.text, unit.rules, unit.evals)
                 if reason:
                     tally.count(reason, item)
-                    tally.show(reason, item.key, {"file": name, "line": item.line, "detail": detail, "text": item.text[:EXCERPT]})
-                    dropped.write(_line({"file": name, "line": item.line, "reason": reason, **({"detail": detail} if detail else {})}))
+                    tally.show(
+                        reason,
+                        item.key,
+                        {
+                            "file": name,
+                            "line": item.line,
+                            "detail": detail,
+                            "text": item.text[:EXCERPT],
+                        },
+                    )
+                    dropped.write(
+                        _line(
+                            {
+                                "file": name,
+                                "line": item.line,
+                                "reason": reason,
+                                **({"detail": detail} if detail else {}),
+                            }
+                        )
+                    )
                     continue
                 record = {**(item.record or {}), "text": text, "from": f"{name} line {item.line}"}
                 if unit.source.field != "text":
@@ -141,7 +172,9 @@ def is_done(unit: CurationUnit) -> bool:
     try:
         report = json.loads(unit.path(".json").read_bytes())
         whole = "seal" in report and not seal_is_broken(report)
-        return whole and all(checksum_of(unit.path(ending)) == value for ending, value in report["crc32"].items())
+        return whole and all(
+            checksum_of(unit.path(ending)) == value for ending, value in report["crc32"].items()
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -224,7 +257,10 @@ def publish(unit: CurationUnit, sizes: Sequence[int], removed: np.ndarray, folde
                 continue
             place.mkdir(parents=True, exist_ok=True)
             file = place / f"{number:05d}.jsonl.zst"
-            with file.open("wb") as out, zstandard.ZstdCompressor().stream_writer(out) as compressed:
+            with (
+                file.open("wb") as out,
+                zstandard.ZstdCompressor().stream_writer(out) as compressed,
+            ):
                 for line, is_gone in zip(own, gone, strict=True):
                     if not is_gone:
                         compressed.write(line)

@@ -42,7 +42,9 @@ class Clusters(NamedTuple):
         return np.flatnonzero(self.keeper != np.arange(len(self.keeper)))
 
 
-def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: UInt64[np.ndarray, " documents"]) -> Pairs:
+def candidates(
+    bands: UInt64[np.ndarray, "documents bands"], keys: UInt64[np.ndarray, " documents"]
+) -> Pairs:
     """Pairs of different texts that share a band hash: at most 2 (m - 1) for a bucket of m, so that a large one costs only its size.
 
     Each member is paired with the first of its bucket and with one before it that is drawn at random, another in every band: together the
@@ -75,10 +77,14 @@ def bucket_pairs(
     return documents[once[low]], documents[once[high]]
 
 
-def _bucket_pairs(column: np.ndarray, salted: np.ndarray, part: int) -> tuple[np.ndarray, np.ndarray]:
+def _bucket_pairs(
+    column: np.ndarray, salted: np.ndarray, part: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of one band among the hashes of one part of their range; `salted` decides who is drawn."""
     parts = -(-len(column) // BLOCK)
-    which = np.arange(len(column)) if parts == 1 else np.flatnonzero(column % np.uint64(parts) == part)
+    which = (
+        np.arange(len(column)) if parts == 1 else np.flatnonzero(column % np.uint64(parts) == part)
+    )
     values = column[which]
     order = np.argsort(values, kind="stable")  # members of a bucket stay in the order of documents
     values, which = values[order], which[order]
@@ -99,7 +105,10 @@ def _bucket_pairs(column: np.ndarray, salted: np.ndarray, part: int) -> tuple[np
 def cluster(
     pairs: Pairs,
     keys: UInt64[np.ndarray, " documents"],
-    similarity: Callable[[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], float], Float32[np.ndarray, " pairs"]],
+    similarity: Callable[
+        [Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], float],
+        Float32[np.ndarray, " pairs"],
+    ],
     threshold: float,
 ) -> Clusters:
     """Clusters of all documents, decided in their order: what comes first is kept, and no decision changes when documents are added.
@@ -115,7 +124,12 @@ def cluster(
       threshold: of similarity, in (0, 1].
     """
     none, keeper, through = np.zeros(0, np.int64), np.arange(len(keys)), np.zeros((2, 0), np.int64)
-    edges = (none, none, np.zeros(0, np.float32), np.zeros(0, np.uint8))  # high, low, similarity, band
+    edges = (
+        none,
+        none,
+        np.zeros(0, np.float32),
+        np.zeros(0, np.uint8),
+    )  # high, low, similarity, band
     waiting = np.ones(len(pairs.low), bool)
     for number in range(ROUNDS):
         now = waiting & (keeper[pairs.high] == pairs.high)
@@ -124,12 +138,18 @@ def cluster(
         waiting &= ~now
         found = (pairs.high[now], pairs.low[now], pairs.band[now])
         asked = np.unique(through, axis=1)
-        high, low, band = (np.concatenate(both) for both in zip(found, (*asked, np.full(asked.shape[1], THROUGH, np.uint8))))
+        high, low, band = (
+            np.concatenate(both)
+            for both in zip(found, (*asked, np.full(asked.shape[1], THROUGH, np.uint8)))
+        )
         order = np.lexsort((low, high))
         high, low, band = high[order], low[order], band[order]
         exact = similarity(low, high, threshold)
         near = exact >= np.float32(threshold)
-        edges = tuple(np.concatenate(both) for both in zip(edges, (high[near], low[near], exact[near], band[near])))
+        edges = tuple(
+            np.concatenate(both)
+            for both in zip(edges, (high[near], low[near], exact[near], band[near]))
+        )
         order = np.lexsort(edges[1::-1])
         edges = tuple(of[order] for of in edges)
         keeper, best, through = _compile(_greedy)(*edges[:3], np.arange(len(keys)))
@@ -172,7 +192,9 @@ def _compile(function: Callable) -> Callable:
     return kernels.compile(function)
 
 
-def exact_similarity(shingles: UInt32[np.ndarray, " shingles"], counts: Int64[np.ndarray, " documents"]) -> Callable[..., Any]:
+def exact_similarity(
+    shingles: UInt32[np.ndarray, " shingles"], counts: Int64[np.ndarray, " documents"]
+) -> Callable[..., Any]:
     """The function (low, high, threshold) -> similarity that `cluster` asks for; shingles, as `Sketches` has them, may be memory-mapped."""
     starts = np.concatenate([[0], np.cumsum(counts)])
     return lambda low, high, threshold=0.0: _jaccard(shingles, starts, low, high, threshold)
@@ -187,7 +209,9 @@ def _jaccard(
         from slmjax.curate import minhash_kernels as kernels
 
         def part(of: slice) -> None:
-            kernels.jaccard(shingles, starts, low[of], high[of], max(threshold - 1e-6, 1e-9), out[of])
+            kernels.jaccard(
+                shingles, starts, low[of], high[of], max(threshold - 1e-6, 1e-9), out[of]
+            )
 
         with ThreadPoolExecutor(cores()) as pool:  # the kernel lets go of the interpreter's lock
             list(pool.map(part, [slice(start, start + PART) for start in range(0, len(low), PART)]))

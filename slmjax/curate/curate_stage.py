@@ -40,7 +40,13 @@ SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
 
 
 def run_curate(
-    config: configs.Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1
+    config: configs.Config,
+    workdir: str,
+    *,
+    init_from: str = "",
+    command: str = "",
+    process: int = 0,
+    processes: int = 1,
 ) -> None:
     """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst; the same command goes on after it was stopped.
 
@@ -48,10 +54,18 @@ def run_curate(
       see `curate`.
     """
     if init_from or processes > 1:
-        raise UserError("the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine.")
-    asked, sources, folder = curate_settings(config.curate), parse_sources(config.data.sources), epath.Path(workdir)
+        raise UserError(
+            "the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine."
+        )
+    asked, sources, folder = (
+        curate_settings(config.curate),
+        parse_sources(config.data.sources),
+        epath.Path(workdir),
+    )
     if not sources:
-        raise UserError("config.data.sources is empty; expected name=path, where path is a file, folder or pattern.")
+        raise UserError(
+            "config.data.sources is empty; expected name=path, where path is a file, folder or pattern."
+        )
     for source in sources:
         if source.heldout:
             raise UserError(
@@ -59,13 +73,21 @@ def run_curate(
                 "their text out of the corpus name them in config.curate.evals."
             )
     if "://" in workdir and not (asked["beam"] and asked["index"]):
-        raise UserError(f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index.")
+        raise UserError(
+            f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index."
+        )
     for warning in warnings(asked):
         print(f"WARNING: {warning}")
     others = asked["index"]  # which curations into other work directories may extend, too
-    held = claimed(str(Path(others).expanduser()), field="config.curate.index") if others else contextlib.nullcontext()
+    held = (
+        claimed(str(Path(others).expanduser()), field="config.curate.index")
+        if others
+        else contextlib.nullcontext()
+    )
     with writable(workdir, "--workdir"), held, terminal_progress() as progress:
-        runner = Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
+        runner = (
+            Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
+        )
         folder.mkdir(parents=True, exist_ok=True)
         _record(folder, configs.to_dict(config) | {"curate": asked})
         found = curate(asked, sources, folder, runner)
@@ -75,9 +97,21 @@ def run_curate(
     for alarm in found["alarms"]:
         print(f"ALARM: {alarm}")
     if found["alarms"]:
-        raise UserError(f"no documents were written: {found['alarms'][0]}. {folder / 'report.html'} says more.")
-    written = ",".join(f"{name}={folder / 'documents' / name}" for name in found["sources"] if found["sources"][name]["left"]["documents"])
-    words = ["python", "-m", "slmjax.launch", "--config=configs/tiny.py", f"--config.data.sources={written}"]
+        raise UserError(
+            f"no documents were written: {found['alarms'][0]}. {folder / 'report.html'} says more."
+        )
+    written = ",".join(
+        f"{name}={folder / 'documents' / name}"
+        for name in found["sources"]
+        if found["sources"][name]["left"]["documents"]
+    )
+    words = [
+        "python",
+        "-m",
+        "slmjax.launch",
+        "--config=configs/tiny.py",
+        f"--config.data.sources={written}",
+    ]
     print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
 
 
@@ -88,7 +122,9 @@ def curate_settings(chosen: CurateConfig) -> dict[str, Any]:
     """
     asked = dataclasses.asdict(chosen)
     for name in ("rules", "languages"):
-        asked[name] = {source: _words(f"{name}.{source}", value) for source, value in asked[name].items()}
+        asked[name] = {
+            source: _words(f"{name}.{source}", value) for source, value in asked[name].items()
+        }
     for rule in itertools.chain(*asked["rules"].values()):
         known(rule)
     return asked
@@ -130,7 +166,9 @@ def _remove(folder: epath.Path) -> None:
         folder.rmtree()
 
 
-def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam) -> dict[str, Any]:
+def curate(
+    asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
+) -> dict[str, Any]:
     """Run the passes; returns what the report tells. `folder` gets documents/, dropped.jsonl, duplicates.jsonl and, unless another is
     named, index/.
 
@@ -156,9 +194,15 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     place = Path(asked["index"] or folder / "index").expanduser()
     if not asked["index"]:
         shutil.rmtree(place, ignore_errors=True)
-    index, batch, sketches = Index(place, units[0].scheme), _key(work), [unit.path(SKETCHES) for unit in units]
+    index, batch, sketches = (
+        Index(place, units[0].scheme),
+        _key(work),
+        [unit.path(SKETCHES) for unit in units],
+    )
     if unfinished != batch:
-        index.forget(unfinished)  # a run that was stopped, with other settings: it left no documents
+        index.forget(
+            unfinished
+        )  # a run that was stopped, with other settings: it left no documents
     left = [[left_of(found) for found in reports_of(unit)] for unit in units]  # of each file
     files = [list(zip(unit.names, of, strict=True)) for unit, of in zip(units, left)]
     index.add(batch, list(zip(files, sketches, strict=True)))
@@ -182,7 +226,10 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     # A folder in a bucket cannot be renamed: there documents appear one file after another.
     whole = folder / "documents" if "://" in str(folder) else work / "documents"
     _remove(whole)
-    calls = [(unit, of, removed, str(whole / unit.source.name)) for unit, of, removed in zip(units, left, gone)]
+    calls = [
+        (unit, of, removed, str(whole / unit.source.name))
+        for unit, of, removed in zip(units, left, gone)
+    ]
     runner.each(publish, [(unit.size, call) for unit, call in zip(units, calls)], "write")
     (work / "key").unlink()  # from here on the batch counts as seen
     if whole != folder / "documents":
@@ -191,17 +238,28 @@ def curate(asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Pa
     return found
 
 
-def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path) -> list[CurationUnit]:
+def _units(
+    asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
+) -> list[CurationUnit]:
     """The files, and in `work` what all of them need; what an earlier run with other settings or files left is removed."""
     scheme = Scheme(asked["ngram"], asked["bands"], asked["rows"])
     names = [source.name for source in sources]
     for field in ("rules", "languages"):
         for name in asked[field]:
             if name not in ("others", *names):
-                raise UserError(f"config.curate.{field} names '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}")
+                raise UserError(
+                    f"config.curate.{field} names '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}"
+                )
     listed = [(source, list_files(source)) for source in sources]
-    decides = {name: asked[name] for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")}
-    read = [(source.name, source.field, file.name, file.size, file.version) for source, files in listed for file in files]
+    decides = {
+        name: asked[name]
+        for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
+    }
+    read = [
+        (source.name, source.field, file.name, file.size, file.version)
+        for source, files in listed
+        for file in files
+    ]
     key = hashlib.sha256(json.dumps([decides, read], sort_keys=True).encode()).hexdigest()[:16]
     evals = str(work / "evals.npz") if asked["evals"] else ""
     if _key(work) != key or (evals and not _loads(evals)):
@@ -215,7 +273,9 @@ def _units(asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
         write_atomic(work / "key", key)
     rules = {name: _rules(asked, name) for name in names}
     return [
-        CurationUnit(source, together, number, str(work), rules[source.name], scheme, evals, asked["samples"])
+        CurationUnit(
+            source, together, number, str(work), rules[source.name], scheme, evals, asked["samples"]
+        )
         for source, files in listed
         for number, together in bundles(files)
     ]
@@ -250,7 +310,9 @@ def _refuse_undecided(evals: EvalIndex) -> None:
 
 def _rules(asked: Mapping[str, Any], source: str) -> tuple[str | Rule, ...]:
     """The rules of a source, those of its languages first."""
-    rules, languages = (asked[field].get(source, asked[field].get("others", ())) for field in ("rules", "languages"))
+    rules, languages = (
+        asked[field].get(source, asked[field].get("others", ())) for field in ("rules", "languages")
+    )
     return (language_rule(languages), *rules) if languages else rules
 
 
@@ -297,7 +359,9 @@ def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> li
     return alarms
 
 
-def _count_duplicates(units: Sequence[CurationUnit], gone: Sequence[np.ndarray], sources: Mapping[str, dict]) -> None:
+def _count_duplicates(
+    units: Sequence[CurationUnit], gone: Sequence[np.ndarray], sources: Mapping[str, dict]
+) -> None:
     """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
     for unit, removed in zip(units, gone):
         entry = sources[unit.source.name]
@@ -328,7 +392,10 @@ def _report(
 ) -> dict[str, Any]:
     """What report.json holds, without what only duplicates say, see `_clusters`."""
     undecided = EvalIndex.load(units[0].evals).undecided() if units[0].evals else {}
-    evals = {name: {"items": items, "undecided": len(lines)} for name, (lines, items) in undecided.items()}
+    evals = {
+        name: {"items": items, "undecided": len(lines)}
+        for name, (lines, items) in undecided.items()
+    }
     return {
         "sources": sources,
         "alarms": list(alarms),

@@ -12,9 +12,7 @@ from slmjax.readable import count, percent
 from slmjax.record import figures, page
 from slmjax.text.files import write_atomic
 
-UNDECIDED = (
-    "An undecided item is too short, or too much like many others of its set, to be told from common phrases: it was not looked for."
-)
+UNDECIDED = "An undecided item is too short, or too much like many others of its set, to be told from common phrases: it was not looked for."
 
 
 def empty_counts() -> dict[str, Any]:
@@ -57,34 +55,75 @@ def curation_summary(found: Mapping[str, Any]) -> str:
     for name, entry in found["sources"].items():
         dropped = [kinds(entry)[kind] for kind in every]
         read = max(1, entry["bytes"].get("read", 0))
-        lines.append([name, *(f"{n:,}" for n in (entry["documents"].get("read", 0), sum(entry["faults"].values()), *dropped,
-                      entry["duplicate"]["documents"], entry["left"]["documents"])), percent(entry["left"]["bytes"] / read)])  # fmt: skip
+        lines.append(
+            [
+                name,
+                *(
+                    f"{n:,}"
+                    for n in (
+                        entry["documents"].get("read", 0),
+                        sum(entry["faults"].values()),
+                        *dropped,
+                        entry["duplicate"]["documents"],
+                        entry["left"]["documents"],
+                    )
+                ),
+                percent(entry["left"]["bytes"] / read),
+            ]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) for line in lines)
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    )
 
 
 def write_curation_report(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
     """Write report.html and its figure."""
     sources = found["sources"]
-    read, left = (sum(entry[part]["documents"] if part == "left" else entry["documents"].get(part, 0) for entry in sources.values())
-                  for part in ("read", "left"))  # fmt: skip
+    read, left = (
+        sum(
+            entry[part]["documents"] if part == "left" else entry["documents"].get(part, 0)
+            for entry in sources.values()
+        )
+        for part in ("read", "left")
+    )
     duplicates = sum(entry["duplicate"]["documents"] for entry in sources.values())
     svg = match_curve(found)
     (folder / "figures").mkdir(exist_ok=True)
     write_atomic(folder / "figures" / "similarity.svg", figures.standalone(svg))
     body = [
-        page.tiles({"documents read": f"{read:,}", "left": f"{left:,}", "duplicates": f"{duplicates:,}",
-                    "seen before": f"{found['seen_before']:,}" if found["seen_before"] else ""}),
+        page.tiles(
+            {
+                "documents read": f"{read:,}",
+                "left": f"{left:,}",
+                "duplicates": f"{duplicates:,}",
+                "seen before": f"{found['seen_before']:,}" if found["seen_before"] else "",
+            }
+        ),
         page.section("Alarm", *(page.note(alarm) for alarm in found["alarms"])),
         page.section("Warning", *(page.note(warning) for warning in found["warnings"])),
-        page.section("Before and after", _counts(sources), page.note("Bytes are of the text, before and after normalising.")),
+        page.section(
+            "Before and after",
+            _counts(sources),
+            page.note("Bytes are of the text, before and after normalising."),
+        ),
         page.section("Why documents were dropped", _reasons(sources)),
         page.section("Duplicates", page.figures(svg), page.note(_explained(found))),
-        page.section("Evaluation sets", _evals(found["evals"]), page.note(UNDECIDED) if found["evals"] else ""),
+        page.section(
+            "Evaluation sets",
+            _evals(found["evals"]),
+            page.note(UNDECIDED) if found["evals"] else "",
+        ),
         *(page.section(f"Dropped from {name}", _samples(entry)) for name, entry in sources.items()),
         page.section("Command", f"<pre>{page.escape(command)}</pre>" if command else ""),
-    ]  # fmt: skip
-    write_atomic(folder / "report.html", page.page(f"{folder.name}: curation", f"{count(read)} documents read", "".join(body)))
+    ]
+    write_atomic(
+        folder / "report.html",
+        page.page(f"{folder.name}: curation", f"{count(read)} documents read", "".join(body)),
+    )
 
 
 def match_curve(found: Mapping[str, Any]) -> str:
@@ -94,9 +133,18 @@ def match_curve(found: Mapping[str, Any]) -> str:
     middle = (np.arange(len(height)) + 0.5) / len(height)
     lines = [figures.Line("shares a band", at, Scheme(**found["scheme"]).candidate_probability(at))]
     if height.any():
-        lines.append(figures.Line("removed pairs", middle, height / height.max(), color=1, bars=True))
+        lines.append(
+            figures.Line("removed pairs", middle, height / height.max(), color=1, bars=True)
+        )
     title = "How likely a pair is compared; removed pairs, most = 1"
-    return figures.curves(lines, title=title, x="Jaccard similarity", y="share", clip=False, marks=[found["threshold"]])
+    return figures.curves(
+        lines,
+        title=title,
+        x="Jaccard similarity",
+        y="share",
+        clip=False,
+        marks=[found["threshold"]],
+    )
 
 
 def _counts(sources: Mapping[str, Any]) -> str:
@@ -107,28 +155,52 @@ def _counts(sources: Mapping[str, Any]) -> str:
             (entry["left"]["documents"], entry["left"]["bytes"]),
         )
         share = after[1] / before[1] if before[1] else 0.0
-        rows.append([name, f"{before[0]:,}", count(before[1]), f"{after[0]:,}", count(after[1]), percent(share), page.bar(share)])
-    return page.html_table(["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""], rows)
+        rows.append(
+            [
+                name,
+                f"{before[0]:,}",
+                count(before[1]),
+                f"{after[0]:,}",
+                count(after[1]),
+                percent(share),
+                page.bar(share),
+            ]
+        )
+    return page.html_table(
+        ["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""], rows
+    )
 
 
 def _reasons(sources: Mapping[str, Any]) -> str:
     rows = []
     for name, entry in sources.items():
         read = max(1, entry["documents"].get("read", 0))
-        found = {reason: (n, entry["bytes"][reason]) for reason, n in entry["documents"].items() if reason != "read"}
+        found = {
+            reason: (n, entry["bytes"][reason])
+            for reason, n in entry["documents"].items()
+            if reason != "read"
+        }
         found |= {f"unreadable: {reason}": (n, 0) for reason, n in entry["faults"].items()}
-        found["near or exact duplicate"] = (entry["duplicate"]["documents"], entry["duplicate"]["bytes"])
+        found["near or exact duplicate"] = (
+            entry["duplicate"]["documents"],
+            entry["duplicate"]["bytes"],
+        )
         rows += [
             [name, reason, f"{n:,}", percent(n / read), count(size)]
             for reason, (n, size) in sorted(found.items(), key=lambda of: -of[1][0])
             if n
         ]
-    return page.html_table(["source", "reason", "documents", "of those read", "bytes"], rows, left=2)
+    return page.html_table(
+        ["source", "reason", "documents", "of those read", "bytes"], rows, left=2
+    )
 
 
 def _samples(entry: Mapping[str, Any]) -> str:
     shown = [(reason, one) for reason, found in sorted(entry["samples"].items()) for one in found]
-    rows = [[reason, f"{one['file']} line {one['line']}", one["detail"] or one["text"]] for reason, one in shown]
+    rows = [
+        [reason, f"{one['file']} line {one['line']}", one["detail"] or one["text"]]
+        for reason, one in shown
+    ]
     return page.html_table(["reason", "where", "text"], rows, left=3)
 
 

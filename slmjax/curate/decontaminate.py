@@ -53,7 +53,11 @@ class EvalIndex:
         offsets = self.arrays["offsets"]
         self._matcher = Matcher(self.arrays["runs"])
         self._passage_of = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
-        self._counted = np.add.reduceat(self.arrays["counts"], offsets[:-1], dtype=np.int64) if len(offsets) > 1 else offsets[:0]
+        self._counted = (
+            np.add.reduceat(self.arrays["counts"], offsets[:-1], dtype=np.int64)
+            if len(offsets) > 1
+            else offsets[:0]
+        )
         self._slack = np.diff(offsets) // 2 + RUN
 
     def save(self, path: str | os.PathLike) -> None:
@@ -69,20 +73,38 @@ class EvalIndex:
             with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
                 arrays = dict(file)
         # Whatever a damaged archive can raise; its content has checksums.
-        except (OSError, ValueError, LookupError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{path} is no index of evaluation sets ({error}); build it again.") from error
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise UserError(
+                f"{path} is no index of evaluation sets ({error}); build it again."
+            ) from error
         if not np.array_equal(arrays.get("scheme"), SCHEME):
-            raise UserError(f"{path} was built by another version (scheme {arrays.get('scheme')}, now {SCHEME}); build it again.")
+            raise UserError(
+                f"{path} was built by another version (scheme {arrays.get('scheme')}, now {SCHEME}); build it again."
+            )
         try:
             return cls(arrays)
         except Exception as error:  # arrays of other types and sizes
-            raise UserError(f"{path} is no index of evaluation sets ({type(error).__name__}: {error}); build it again.") from error
+            raise UserError(
+                f"{path} is no index of evaluation sets ({type(error).__name__}: {error}); build it again."
+            ) from error
 
     def undecided(self) -> dict[str, tuple[list[int], int]]:
         """Of each set: lines of the items that are too short, or too like many others, to be decided; and how many items it has."""
         places, lines = self.arrays["undecided"] >> 32, self.arrays["undecided"] & LOW
         names, items = self.arrays["sets"].tolist(), self.arrays["items"].tolist()
-        return {name: (lines[places == place].tolist(), items[place]) for place, name in enumerate(names)}
+        return {
+            name: (lines[places == place].tolist(), items[place])
+            for place, name in enumerate(names)
+        }
 
     def find(self, text: str, threshold: float = THRESHOLD) -> Hit | None:
         """The item that `text` covers best, if any."""
@@ -100,17 +122,30 @@ class EvalIndex:
         passages, diagonals = self._pointed(where, place, threshold)
         hits: dict[int, Hit] = {}
         for passage in np.unique(passages).tolist():
-            matched, first, last = self._lay(passage, words, np.unique(diagonals[passages == passage]))
+            matched, first, last = self._lay(
+                passage, words, np.unique(diagonals[passages == passage])
+            )
             if matched >= self._needed(passage, threshold):
-                item, coverage = int(self.arrays["item"][passage]), matched / int(self._counted[passage])
-                hit = Hit(str(self.arrays["sets"][item >> 32]), item & LOW, coverage, int(starts[first]), int(ends[last]))
+                item, coverage = (
+                    int(self.arrays["item"][passage]),
+                    matched / int(self._counted[passage]),
+                )
+                hit = Hit(
+                    str(self.arrays["sets"][item >> 32]),
+                    item & LOW,
+                    coverage,
+                    int(starts[first]),
+                    int(ends[last]),
+                )
                 hits[item] = max(hits.get(item, hit), hit, key=_surest)
         return list(hits.values())
 
     def _needed(self, passages: Any, threshold: float) -> Any:
         return np.maximum(LEAST, threshold * self._counted[passages])
 
-    def _pointed(self, where: np.ndarray, place: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def _pointed(
+        self, where: np.ndarray, place: np.ndarray, threshold: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Passages that enough runs of one place in the document point to; each such run's diagonal: its place less that in the passage.
 
         Enough is one for every six words that must agree, and one more: about as many are left whole when every sixth word is another.
@@ -148,7 +183,9 @@ class EvalIndex:
                 continue
             last, covered = stop, rows[first:stop]
             places = place[first:stop]
-            matched = min(int((covered.any(0) & counts).sum()), len(np.unique(places[covered & counts])))
+            matched = min(
+                int((covered.any(0) & counts).sum()), len(np.unique(places[covered & counts]))
+            )
             if matched > best[0]:
                 best = (matched, int(places[covered].min()), int(places[covered].max()))
         return best
@@ -180,23 +217,27 @@ def build_index(sets: Mapping[str, Mapping[str, Any]]) -> EvalIndex:
     runs, at = runs[keep[at]], (np.cumsum(keep) - 1)[at[keep[at]]]
     runs, first = np.unique(runs, return_index=True)
     decided = items[(found.origins[:, 2] >= 0) & np.append(enough, False)[found.origins[:, 2]]]
-    return EvalIndex({
-        "scheme": SCHEME,
-        "words": found.words[keep],
-        "names": found.names[keep],
-        "counts": counts[keep],
-        "offsets": np.cumsum(np.append(0, lengths[enough])),
-        "item": items[first_text][enough],
-        "runs": runs,
-        "first": np.append(first, len(at)),
-        "at": at.astype(np.int32),
-        "sets": np.array(list(sets), np.str_),
-        "items": np.bincount(np.unique(items) >> 32, minlength=len(sets)),
-        "undecided": np.setdiff1d(items, decided),
-    })  # fmt: skip
+    return EvalIndex(
+        {
+            "scheme": SCHEME,
+            "words": found.words[keep],
+            "names": found.names[keep],
+            "counts": counts[keep],
+            "offsets": np.cumsum(np.append(0, lengths[enough])),
+            "item": items[first_text][enough],
+            "runs": runs,
+            "first": np.append(first, len(at)),
+            "at": at.astype(np.int32),
+            "sets": np.array(list(sets), np.str_),
+            "items": np.bincount(np.unique(items) >> 32, minlength=len(sets)),
+            "undecided": np.setdiff1d(items, decided),
+        }
+    )
 
 
-def _rare_runs(found: Passages, passage_of: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rare_runs(
+    found: Passages, passage_of: np.ndarray, items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Hashes, ascending, of the runs of RUN words that at most COMMON items hold, and where in the row of words each begins."""
     runs = hash_runs(found.words, RUN)
     told = np.append(0, np.cumsum(found.telling))
@@ -206,7 +247,9 @@ def _rare_runs(found: Passages, passage_of: np.ndarray, items: np.ndarray) -> tu
     kind = np.cumsum(np.append(False, runs[at[1:]] != runs[at[:-1]]))[: len(at)]
     item = items[passage_of[at]]
     order = np.lexsort((item, kind))
-    new = np.append(True, (kind[order][1:] != kind[order][:-1]) | (item[order][1:] != item[order][:-1]))[: len(at)]
+    new = np.append(
+        True, (kind[order][1:] != kind[order][:-1]) | (item[order][1:] != item[order][:-1])
+    )[: len(at)]
     at = at[(np.bincount(kind[order][new]) <= COMMON)[kind]]
     return runs[at], at
 

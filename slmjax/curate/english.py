@@ -7,7 +7,9 @@ The facts are those of the rule-based English tokenizer of spaCy 3 and of datatr
 def _ranges(text: str) -> frozenset[str]:
     """Characters of blank-separated hexadecimal code points and ranges of them."""
     pairs = (item.split("-") for item in text.split())
-    return frozenset(chr(code) for pair in pairs for code in range(int(pair[0], 16), int(pair[-1], 16) + 1))
+    return frozenset(
+        chr(code) for pair in pairs for code in range(int(pair[0], 16), int(pair[-1], 16) + 1)
+    )
 
 
 # What ends a sentence in some script: the property Sentence_Terminal of Unicode 15, as datatrove lists it.
@@ -21,7 +23,11 @@ a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 abeb fe52 fe56-fe57 
 """)
 
 # What makes no word by itself: ASCII and the commonest other punctuation, control characters, ends of sentences; datatrove's list.
-SYMBOLS = TERMINAL | frozenset("«´»–—’“”„…∶━►、。〈〉《》「」【】！％（），．１：；？～") | _ranges("0-8 b-1f 21-2f 3a-40 5b-60 7b-9f")
+SYMBOLS = (
+    TERMINAL
+    | frozenset("«´»–—’“”„…∶━►、。〈〉《》「」【】！％（），．１：；？～")
+    | _ranges("0-8 b-1f 21-2f 3a-40 5b-60 7b-9f")
+)
 
 
 def _contractions() -> dict[str, tuple[str, ...]]:
@@ -33,19 +39,36 @@ def _contractions() -> dict[str, tuple[str, ...]]:
         f"you we they {who} this these those": ("'re",),
         f"he she it {who} that this": ("'s",),
         "i": ("'m", "'m a"),
-        "ca could do does did had may might must need ought sha should wo would": ("n't", "n't 've"),
+        "ca could do does did had may might must need ought sha should wo would": (
+            "n't",
+            "n't 've",
+        ),
         "could might must should would": ("'ve",),
         "ai are is was were have has dare": ("n't",),
         "not": ("'ve",),
     }
-    splits = [(head, *tail.split()) for heads, own in tails.items() for head in heads.split() for tail in own]
+    splits = [
+        (head, *tail.split())
+        for heads, own in tails.items()
+        for head in heads.split()
+        for tail in own
+    ]
     splits += [(head, *(part.replace("'", "") for part in tail)) for head, *tail in splits]
     splits += [("can", "not"), ("gon", "na"), ("got", "ta"), ("let", "'s"), ("c'm", "on")]
     splits += [(head.title() if "'" not in head else "C'm", *tail) for head, *tail in splits]
     splits += [("y'", "all"), ("y", "all"), ("how", "'d", "'y"), ("How", "'d", "'y")]
     splits += [(str(hour), half) for hour in range(1, 13) for half in ("am", "pm", "a.m.", "p.m.")]
     splits += [("°", unit, ".") for unit in "cfkCFK"]
-    whole = ("ill", "its", "hell", "shell", "shed", "were", "well", "whore")  # what looks like one of them and is a word of its own
+    whole = (
+        "ill",
+        "its",
+        "hell",
+        "shell",
+        "shed",
+        "were",
+        "well",
+        "whore",
+    )  # what looks like one of them and is a word of its own
     table = {"".join(parts): parts for parts in splits}
     return {word: parts for word, parts in table.items() if word.lower() not in whole}
 
@@ -67,4 +90,7 @@ Ore. Pa. Ph.D. Prof. Rep. Rev. S.C. Sen. Sep. Sept. St. Tenn. Va. Wash. Wis. :) 
 
 
 SPECIAL = {**{word: (word,) for word in _WHOLE.split()}, **_contractions()}
-SPECIAL |= {word.replace("'", "’"): tuple(part.replace("'", "’") for part in parts) for word, parts in SPECIAL.items()}
+SPECIAL |= {
+    word.replace("'", "’"): tuple(part.replace("'", "’") for part in parts)
+    for word, parts in SPECIAL.items()
+}

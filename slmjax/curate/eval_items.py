@@ -31,9 +31,13 @@ class Passages:
     origins: Int[np.ndarray, "texts 3"]
 
 
-def number_words(text: str) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
+def number_words(
+    text: str,
+) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
     """Hashes of the words, where each begins and where it ends in the text; numbers in a row (also 1,000 or 3/4 - 2) are one NUMBER."""
-    words, starts, ends = hash_words(text.replace("\u0130", "I"))  # the one letter whose lower case is longer would move all that follows
+    words, starts, ends = hash_words(
+        text.replace("\u0130", "I")
+    )  # the one letter whose lower case is longer would move all that follows
     first = _letters(text)[starts]
     words[(first >= ord("0")) & (first <= ord("9"))] = NUMBER
     keep = np.ones(len(words), bool)
@@ -72,21 +76,33 @@ def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages
         origins[part, 2] = passage
     spans = [np.arange(begins[part[0]], stops[part[0]]) for part in parts]
     take = np.concatenate([np.zeros(0, np.int64), *spans])
-    return Passages(words[take], names[take], telling[take], np.cumsum([0, *map(len, spans)]), origins)
+    return Passages(
+        words[take], names[take], telling[take], np.cumsum([0, *map(len, spans)]), origins
+    )
 
 
 def _read(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
     """(line, text of each field) of each item; the lines of several files are counted on."""
-    where, expected = f"config.curate.evals.{name}", "expected a .jsonl file as path and the names of its text fields as fields"
+    where, expected = (
+        f"config.curate.evals.{name}",
+        "expected a .jsonl file as path and the names of its text fields as fields",
+    )
     for key in ("path", "fields"):
         if not isinstance(settings, Mapping) or not settings.get(key):
             raise UserError(f"{where}: {key} is missing; {expected}.")
     for key in settings:
         if key not in ("path", "fields"):
-            raise UserError(f"{where} has no setting '{key}'; {expected}.{nearest(key, ('path', 'fields'))}")
-    path, fields = ([value] if isinstance(value, str) else value for value in (settings["path"], settings["fields"]))
+            raise UserError(
+                f"{where} has no setting '{key}'; {expected}.{nearest(key, ('path', 'fields'))}"
+            )
+    path, fields = (
+        [value] if isinstance(value, str) else value
+        for value in (settings["path"], settings["fields"])
+    )
     for value in (path, fields):
-        if not isinstance(value, list | tuple) or not all(isinstance(part, str) and part for part in value):
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(part, str) and part for part in value
+        ):
             raise UserError(f"{where} is {dict(settings)}; {expected}.")
     source = Source(where, tuple(path))
     before = 0
@@ -95,19 +111,32 @@ def _read(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[st
         for item in read_records(file, source):
             line = item.line
             if isinstance(item, Fault):
-                place = "is damaged" if item.reason == DAMAGED else f"has a fault in line {line}: {item.reason}"
-                raise UserError(f"{where}: {file.path} {place} ({item.detail}); an evaluation set must be whole.")
-            yield before + line, [_text(item.fields, field, f"{file.path}, line {line}") for field in fields]
+                place = (
+                    "is damaged"
+                    if item.reason == DAMAGED
+                    else f"has a fault in line {line}: {item.reason}"
+                )
+                raise UserError(
+                    f"{where}: {file.path} {place} ({item.detail}); an evaluation set must be whole."
+                )
+            yield (
+                before + line,
+                [_text(item.fields, field, f"{file.path}, line {line}") for field in fields],
+            )
         before += line
 
 
 def _text(record: Mapping[str, Any], field: str, place: str) -> str:
     if field not in record:
-        raise UserError(f"{place} has no field '{field}' (fields: {', '.join(record)}).{nearest(field, record)}")
+        raise UserError(
+            f"{place} has no field '{field}' (fields: {', '.join(record)}).{nearest(field, record)}"
+        )
     values = record[field] if isinstance(record[field], list) else [record[field]]
     for value in values:
         if not isinstance(value, (str, int, float)):
-            raise UserError(f"{place}: '{field}' holds {type(value).__name__}; expected text, a number or a list of them.")
+            raise UserError(
+                f"{place}: '{field}' holds {type(value).__name__}; expected text, a number or a list of them."
+            )
     return "\n".join(map(str, values))
 
 

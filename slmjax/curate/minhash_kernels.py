@@ -1,7 +1,9 @@
 """Compiled kernels of deduplication (numba, the extra `curate`): text to shingles and band hashes, exact Jaccard of pairs, clusters."""
 
 import functools
-from typing import no_type_check  # numba compiles the source as it stands: nothing may be wrapped around it
+from typing import (
+    no_type_check,
+)  # numba compiles the source as it stands: nothing may be wrapped around it
 
 import numpy as np
 from numba import njit
@@ -154,7 +156,11 @@ def jaccard(shingles, starts, low, high, threshold, out):
     places = 4
     while places < 6 * size:
         places *= 2
-    table, met, guests = np.zeros(places, np.uint32), np.empty(places, np.int64), np.empty(size, np.int64)
+    table, met, guests = (
+        np.zeros(places, np.uint32),
+        np.empty(places, np.int64),
+        np.empty(size, np.int64),
+    )
     held, mine, mask = -1, 0, 3
     for i in range(len(low)):
         count = (starts[high[i] + 1] - starts[high[i]]) + (starts[low[i] + 1] - starts[low[i]])

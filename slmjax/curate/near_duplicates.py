@@ -35,15 +35,27 @@ def deduplicate(
     Raises: UserError for sources that cannot be read and for an index of another scheme.
     """
     index = Index(folder, scheme)
-    units = [(f"{source.name}/{file.name}", source, file) for source in sources for file in list_files(source)]
-    batch = hashlib.sha256(json.dumps([(name, file.size, file.version) for name, _, file in units]).encode()).hexdigest()[:16]
+    units = [
+        (f"{source.name}/{file.name}", source, file)
+        for source in sources
+        for file in list_files(source)
+    ]
+    batch = hashlib.sha256(
+        json.dumps([(name, file.size, file.version) for name, _, file in units]).encode()
+    ).hexdigest()[:16]
     if batch not in index:
         work = epath.Path(folder) / "work"
-        tasks = [(file.size, (source, file, work / f"{number:05d}", scheme)) for number, (_, source, file) in enumerate(units)]
+        tasks = [
+            (file.size, (source, file, work / f"{number:05d}", scheme))
+            for number, (_, source, file) in enumerate(units)
+        ]
         sketch([""], scheme)  # compiled or loaded once, for all processes
         run_units(sketch_file, tasks, processes, stage="sketch", progress=progress, fork=True)
         folders = [work / f"{number:05d}" for number in range(len(units))]
-        index.add(batch, [([(name, sketched(folder))], folder) for (name, _, _), folder in zip(units, folders)])
+        index.add(
+            batch,
+            [([(name, sketched(folder))], folder) for (name, _, _), folder in zip(units, folders)],
+        )
         work.rmtree()
     return index, index.clusters(threshold)
 
@@ -63,7 +75,15 @@ def decisions(index: Index, clusters: Clusters, numbers: slice = slice(None)) ->
     """
     removed = np.intersect1d(clusters.removed, np.arange(len(index))[numbers])
     names = {EXACT: "same text", THROUGH: "through a duplicate"}
-    for doc, (file, line), (kept_file, kept_line) in zip(removed, index.places(removed), index.places(clusters.keeper[removed])):
+    for doc, (file, line), (kept_file, kept_line) in zip(
+        removed, index.places(removed), index.places(clusters.keeper[removed])
+    ):
         band = int(clusters.band[doc])
-        yield {"file": file, "line": line, "kept_file": kept_file, "kept_line": kept_line,
-               "similarity": round(float(clusters.similarity[doc]), 4), "found": names.get(band, f"band {band}")}  # fmt: skip
+        yield {
+            "file": file,
+            "line": line,
+            "kept_file": kept_file,
+            "kept_line": kept_line,
+            "similarity": round(float(clusters.similarity[doc]), 4),
+            "found": names.get(band, f"band {band}"),
+        }

@@ -8,7 +8,9 @@ _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 
 # Control characters but tab and line feed; soft hyphen; zero-width space, word joiner, byte-order mark; marks and switches of text
 # direction. The zero-width joiner and non-joiner stay: they change what Persian, Indic scripts and emoji look like.
-_UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+)
 
 
 def normalise(text: str) -> str:

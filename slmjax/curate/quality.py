@@ -38,5 +38,7 @@ def first_reason(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | Non
 def known(name: str) -> str:
     """The name itself if there is a rule of that name. Raises: UserError if there is none."""
     if name not in RULES:
-        raise UserError(f"there is no quality rule '{name}'; expected some of {', '.join(RULES)}.{nearest(name, RULES)}")
+        raise UserError(
+            f"there is no quality rule '{name}'; expected some of {', '.join(RULES)}.{nearest(name, RULES)}"
+        )
     return name

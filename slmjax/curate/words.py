@@ -47,7 +47,9 @@ def is_punctuation(word: str) -> bool:
 
 def _class(category: str, first: int, last: int) -> str:
     """The characters of a Unicode category between two code points, to stand in a character class."""
-    return "".join(c for c in map(chr, range(first, last + 1)) if unicodedata.category(c) == category)
+    return "".join(
+        c for c in map(chr, range(first, last + 1)) if unicodedata.category(c) == category
+    )
 
 
 _LOWER, _UPPER = _class("Ll", 0, 0x5FF), _class("Lu", 0, 0x5FF)
@@ -55,12 +57,16 @@ _LETTER = r"[^\W\d_]"
 _QUOTES = r"'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉\u2329\u232a⟦⟧"
 _MARKS = r"…,:;!?¿؟¡()\[\]{}<>_#*&。？！，、；：～·।،۔؛٪"
 _CURRENCY = r"[$£€¥฿﷼₠-₿]"
-_SIGNS = _class("So", 0, 0xFFFF) + "\U0001f000-\U0001f3fa\U0001f400-\U0001fa6d"  # single characters beyond 0xFFFF would slow every search
+_SIGNS = (
+    _class("So", 0, 0xFFFF) + "\U0001f000-\U0001f3fa\U0001f400-\U0001fa6d"
+)  # single characters beyond 0xFFFF would slow every search
 _UNITS = (
     "km²|km³|km/h|kmh|km|mm²|mm³|mm|mph|mbar|mb|mg|m²|m³|m/s|m|dm²|dm³|dm|cm²|cm³|cm|ha|µm|µg|nm|yd|in|ft|kg|kb|g|t|lb|oz|hPa|Pa|MB|KB|gb|GB|tb|TB|T|"
     "G|M|K|%"
 )
-_PREFIX = re.compile(rf"\.\.+|\+(?![0-9])|[§%=—–{_MARKS}{_QUOTES}{_SIGNS}]|(?:US|C|A)\$|{_CURRENCY}")
+_PREFIX = re.compile(
+    rf"\.\.+|\+(?![0-9])|[§%=—–{_MARKS}{_QUOTES}{_SIGNS}]|(?:US|C|A)\$|{_CURRENCY}"
+)
 _END = re.compile(rf"[{_MARKS}{_QUOTES}{_SIGNS}—–]")
 _UNIT = re.compile(rf"[0-9](\+|(?:US|C|A)\$|{_CURRENCY}|{_UNITS})$")
 _STOP = re.compile(rf"(?:[0-9%²|\-+{_LOWER}{_MARKS}{_QUOTES}]|[{_UPPER}][{_UPPER}])\.$")
@@ -84,7 +90,11 @@ def _suffix(piece: str, start: int, end: int) -> int:
         return 0
     last, near = piece[end - 1], piece[max(start, end - 6) : end]
     if last == ".":
-        return end - start - len(piece[start:end].rstrip(".")) if near.endswith("..") else int(bool(_STOP.search(near)))
+        return (
+            end - start - len(piece[start:end].rstrip("."))
+            if near.endswith("..")
+            else int(bool(_STOP.search(near)))
+        )
     if _END.match(last):
         return 1
     if near.endswith(("'s", "'S", "’s", "’S")):
@@ -147,11 +157,16 @@ def _split(piece: str) -> tuple[str, ...]:
         return (piece,)
     front, rest, back = _affixes(piece, SPECIAL)
     parts = [*front, *SPECIAL.get(rest, _middle(rest)), *back]
-    found: dict[int, tuple[int, tuple[str, ...]]] = {}  # where a special word starts: its count of parts, what it becomes
+    found: dict[
+        int, tuple[int, tuple[str, ...]]
+    ] = {}  # where a special word starts: its count of parts, what it becomes
     taken: set[int] = set()
     for size in range(min(len(parts), _MOST_PARTS), 1, -1):
         for start in range(len(parts) - size + 1):
-            if (word := _PARTS.get(tuple(parts[start : start + size]))) and not {start, start + size - 1} & taken:
+            if (word := _PARTS.get(tuple(parts[start : start + size]))) and not {
+                start,
+                start + size - 1,
+            } & taken:
                 found[start] = size, SPECIAL[word]
                 taken.update(range(start, start + size))
     if not found:

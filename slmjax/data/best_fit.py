@@ -47,7 +47,9 @@ class _Filling:
         self.rows, self.closing = rows, capacity // CLOSING
         self.places = max_segments - 1  # but for the last
         self.aim = max(1, self.places - max_segments // 8)
-        self.pool: list[list[int]] = [[] for _ in range(capacity + 1)]  # pieces that wait, by length
+        self.pool: list[list[int]] = [
+            [] for _ in range(capacity + 1)
+        ]  # pieces that wait, by length
         for piece, length in reversed(list(enumerate(lengths.tolist()))):
             self.pool[length].append(piece)
         self.waits = np.zeros(capacity + 1, bool)  # which lengths do
@@ -55,7 +57,9 @@ class _Filling:
         self.gap, self.count = [capacity] * rows, [0] * rows
         self.open: list[int] = []
         self.last: list[int] = []
-        self.asking: list[tuple[float, int, int]] = []  # a heap of (-average piece that a row needs, row, its gap then)
+        self.asking: list[
+            tuple[float, int, int]
+        ] = []  # a heap of (-average piece that a row needs, row, its gap then)
         self.homeless: list[tuple[int, int]] = []
         self.placed: list[tuple[int, int, int, int]] = []
         for row in range(rows):
@@ -115,7 +119,9 @@ class _Filling:
         """Two waiting pieces of at most `length` that fill the row exactly, where there are such."""
         gap = self.gap[row]
         low, high = gap - gap // 2, min(length, gap - 1)  # lengths of the longer one
-        both = np.flatnonzero(self.waits[low : high + 1] & self.waits[gap - high : gap - low + 1][::-1])
+        both = np.flatnonzero(
+            self.waits[low : high + 1] & self.waits[gap - high : gap - low + 1][::-1]
+        )
         if not len(both):
             return
         longer = low + int(both[-1])

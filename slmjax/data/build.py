@@ -20,15 +20,31 @@ from slmjax.data.heldout import GROUP, HeldoutChoice, choose_groups, seen_in_tra
 from slmjax.data.passes import Job, PreparationUnit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.errors import UserError
-from slmjax.text.files import DamagedPart, Progress, read_part, run_units, wait_for, write_atomic, write_part
+from slmjax.text.files import (
+    DamagedPart,
+    Progress,
+    read_part,
+    run_units,
+    wait_for,
+    write_atomic,
+    write_part,
+)
 from slmjax.text.hashing import Matcher, shingles
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.sources import grouping, text_bytes
 from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
 
 FORMAT = 2
-COUNTS = ("lines", "documents", "bytes", "damaged", "marks")  # what is added up of the files of a source
-SAMPLE_BYTES = 20_000_000  # text that a tokenizer is trained on: merges up to 32k change little beyond it
+COUNTS = (
+    "lines",
+    "documents",
+    "bytes",
+    "damaged",
+    "marks",
+)  # what is added up of the files of a source
+SAMPLE_BYTES = (
+    20_000_000  # text that a tokenizer is trained on: merges up to 32k change little beyond it
+)
 TRIAL_CHARS = 500_000  # of a source's text that a given tokenizer must give back
 TRIAL_PIECE = 5_000  # of one document
 MAX_CHANGED = 0.05  # share of its documents that may change; held-out ones that do are left out
@@ -41,7 +57,9 @@ class PreparationPlan:
     data: Any
     seed: int
     sources: tuple[Source, ...]
-    shards: dict[str, list[tuple[Path, dict, tuple[str, ...]]]]  # of prepared sources: (folder, manifest, names in it)
+    shards: dict[
+        str, list[tuple[Path, dict, tuple[str, ...]]]
+    ]  # of prepared sources: (folder, manifest, names in it)
     units: tuple[PreparationUnit, ...]
     settings: dict
     folder: Path
@@ -57,7 +75,9 @@ class PreparationPlan:
     def jobs(self, kind: str = "", own: bool = True) -> list[Job]:
         """Jobs of this host's units (or all), of one kind (or both)."""
         files = collections.Counter(unit.source.name for unit in self.units for _ in unit.files)
-        text = sum(text_bytes(file) for unit in self.units if unit.kind == "train" for file in unit.files)
+        text = sum(
+            text_bytes(file) for unit in self.units if unit.kind == "train" for file in unit.files
+        )
         share = SAMPLE_BYTES / max(1, text)
 
         def sample(unit: PreparationUnit, file: SourceFile) -> int:
@@ -66,7 +86,13 @@ class PreparationPlan:
             return int(share * text_bytes(file)) if unit.kind == "train" else 0
 
         return [
-            Job(str(self.folder), unit, self.seed, self.data.group_by, tuple(sample(unit, file) for file in unit.files))
+            Job(
+                str(self.folder),
+                unit,
+                self.seed,
+                self.data.group_by,
+                tuple(sample(unit, file) for file in unit.files),
+            )
             for i, unit in enumerate(self.units)
             if kind in ("", unit.kind) and (not own or i % self.hosts == self.host)
         ]
@@ -78,12 +104,22 @@ class PreparationPlan:
     def parts(self, stage: str, suffix: str, kind: str = "") -> dict[Path, int]:
         """What a stage writes for each unit (of one kind, or both): path -> the process that writes it."""
         jobs = enumerate(self.jobs(own=False))
-        return {job.path(stage, suffix): i % self.hosts for i, job in jobs if kind in ("", job.unit.kind)}
+        return {
+            job.path(stage, suffix): i % self.hosts
+            for i, job in jobs
+            if kind in ("", job.unit.kind)
+        }
 
     def wait(self, paths: dict[Path, int], what: str) -> None:
         """Wait for other hosts, unless there are none, or all has been finished (and cleaned up) meanwhile."""
         manifest = self.folder / "manifest.json"
-        wait_for(paths, timeout=self.timeout, what=what, say=self.say, unless=lambda: self.hosts == 1 or manifest.exists())
+        wait_for(
+            paths,
+            timeout=self.timeout,
+            what=what,
+            say=self.say,
+            unless=lambda: self.hosts == 1 or manifest.exists(),
+        )
 
 
 def build_shards(plan: PreparationPlan, alone: bool) -> None:
@@ -105,7 +141,10 @@ def build_shards(plan: PreparationPlan, alone: bool) -> None:
         if plan.host == 0:
             _timed(seconds, "heldout", _finish, plan, reports, choice, seconds)
         plan.wait({plan.folder / "manifest.json": 0}, "finish")
-    except (FileNotFoundError, FileExistsError):  # mkdir says "exists" of a folder that is removed at that moment
+    except (
+        FileNotFoundError,
+        FileExistsError,
+    ):  # mkdir says "exists" of a folder that is removed at that moment
         if not ready(plan):  # else another process without a lock finished first and cleaned up
             raise
         shutil.rmtree(work, ignore_errors=True)
@@ -151,16 +190,27 @@ def _broken(plan: PreparationPlan) -> str:
     except UserError:
         return str(plan.folder / "manifest.json")
     same_names = list(manifest["sources"]) == [source.name for source in plan.sources]
-    if not same_names or manifest["fingerprint"] != _fingerprint(plan, manifest["tokenizer"]["sha256"], manifest["sources"]):
+    if not same_names or manifest["fingerprint"] != _fingerprint(
+        plan, manifest["tokenizer"]["sha256"], manifest["sources"]
+    ):
         return str(plan.folder / "manifest.json")
     if _text_hash(plan.folder / "tokenizer.json") != manifest["tokenizer"]["sha256"]:
         return str(plan.folder / "tokenizer.json")
-    return next(filter(None, (_broken_shard(source, plan.folder) for source in manifest["sources"].values())), "")
+    return next(
+        filter(
+            None, (_broken_shard(source, plan.folder) for source in manifest["sources"].values())
+        ),
+        "",
+    )
 
 
 def _fingerprint(plan: PreparationPlan, tokenizer: str, sources: dict[str, dict]) -> str:
     """A hash of the settings and of everything that was prepared with them; the sources are as the manifest has them."""
-    shards = [Shard(**entry) for source in sources.values() for entry in source["shards"] + source["heldout_shards"]]
+    shards = [
+        Shard(**entry)
+        for source in sources.values()
+        for entry in source["shards"] + source["heldout_shards"]
+    ]
     prints = [digest for shard in shards for digest in shard.prints]
     content = json.dumps([tokenizer, plan.settings, prints], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
@@ -169,7 +219,9 @@ def _fingerprint(plan: PreparationPlan, tokenizer: str, sources: dict[str, dict]
 def check_shards(source: dict, folder: Path) -> None:
     """Raises: UserError where a shard of a prepared source (its entry in the manifest) is missing or damaged."""
     if broken := _broken_shard(source, folder):
-        raise UserError(f"{broken} is missing or damaged; delete {folder} and prepare its text again.")
+        raise UserError(
+            f"{broken} is missing or damaged; delete {folder} and prepare its text again."
+        )
 
 
 def _broken_shard(source: dict, folder: Path) -> str:
@@ -182,12 +234,18 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'manifest.json'} cannot be read ({error}); delete the folder and prepare again.") from error
+        raise UserError(
+            f"{folder / 'manifest.json'} cannot be read ({error}); delete the folder and prepare again."
+        ) from error
     stored = manifest.get("format") if isinstance(manifest, dict) else None
     if stored != FORMAT:
-        raise UserError(f"{folder / 'manifest.json'} has format {stored}; expected {FORMAT}: delete the folder and prepare again.")
+        raise UserError(
+            f"{folder / 'manifest.json'} has format {stored}; expected {FORMAT}: delete the folder and prepare again."
+        )
     if not _complete(manifest):
-        raise UserError(f"{folder / 'manifest.json'} is damaged; delete the folder and prepare again.")
+        raise UserError(
+            f"{folder / 'manifest.json'} is damaged; delete the folder and prepare again."
+        )
     return manifest
 
 
@@ -202,9 +260,15 @@ def _complete(manifest: dict) -> bool:
             parts = [part for shard in shards for part in shard.parts]
             texts += [text for file, _, digest in parts for text in (file, digest)]
             numbers += [documents for _, documents, _ in parts]
-            numbers += [number for shard in shards for number in (shard.documents, shard.tokens, shard.bytes, shard.size)]
+            numbers += [
+                number
+                for shard in shards
+                for number in (shard.documents, shard.tokens, shard.bytes, shard.size)
+            ]
             for report in (source, *source.get("heldout_files", ())):
-                numbers += [report[field] for field in ("lines", "documents", "damaged", "size")] + [*report["faults"].values()]
+                numbers += [
+                    report[field] for field in ("lines", "documents", "damaged", "size")
+                ] + [*report["faults"].values()]
                 texts += report["first_faults"]
             numbers += [source["removed"]["documents"]]
             share = source["removed"]["bytes_share"]
@@ -213,7 +277,9 @@ def _complete(manifest: dict) -> bool:
                 return False
     except (KeyError, TypeError, AttributeError, ValueError):
         return False
-    return all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+    return all(isinstance(text, str) for text in texts) and all(
+        type(number) is int for number in numbers
+    )
 
 
 def _timed(seconds: dict, name: str, function: Callable, *arguments: Any) -> Any:
@@ -225,11 +291,19 @@ def _timed(seconds: dict, name: str, function: Callable, *arguments: Any) -> Any
 
 def _scan(plan: PreparationPlan) -> dict[str, dict]:
     """Scan this host's units, wait for the others', and add up the reports of each source."""
-    plan.run("scan", passes.scan_files, [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()])
+    plan.run(
+        "scan",
+        passes.scan_files,
+        [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()],
+    )
     plan.wait(plan.parts("scan", ".json"), "scan their files")
-    out = {source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources}
+    out = {
+        source.name: _no_report() | {"matched": 0, "heldout_files": []} for source in plan.sources
+    }
     jobs = plan.jobs(own=False)
-    reports = ((job.unit, *of) for job in jobs for of in zip(job.unit.files, job.scanned(), strict=True))
+    reports = (
+        (job.unit, *of) for job in jobs for of in zip(job.unit.files, job.scanned(), strict=True)
+    )
     for unit, file, report in reports:
         total = out[unit.source.name]
         if unit.kind == "heldout":
@@ -278,15 +352,24 @@ def _choose(plan: PreparationPlan, reports: dict[str, dict]) -> HeldoutChoice:
     text = [source for source in plan.sources if source.name not in plan.shards]
     unmatched = [source.name for source in text if regular and not reports[source.name]["matched"]]
     if text and len(unmatched) == len(text):
-        raise UserError(f"data.group_by: '{plan.data.group_by}' matches the id of no document; expected a field or a regular expression.")
+        raise UserError(
+            f"data.group_by: '{plan.data.group_by}' matches the id of no document; expected a field or a regular expression."
+        )
     tables = {}
     for source in text:
         if not source.heldout:
-            jobs = [job for job in plan.jobs("train", own=False) if job.unit.source.name == source.name]
+            jobs = [
+                job for job in plan.jobs("train", own=False) if job.unit.source.name == source.name
+            ]
             tables[source.name] = np.concatenate([job.table("groups", GROUP) for job in jobs])
-    choice = choose_groups(tables, {name: reports[name]["bytes"] for name in tables}, plan.data.heldout)
+    choice = choose_groups(
+        tables, {name: reports[name]["bytes"] for name in tables}, plan.data.heldout
+    )
     none = {source.name: np.zeros(0, np.uint64) for source in text}
-    warnings = [f"data.group_by matches the id of no document of source '{name}', so each id is a group there" for name in unmatched]
+    warnings = [
+        f"data.group_by matches the id of no document of source '{name}', so each id is a group there"
+        for name in unmatched
+    ]
     return HeldoutChoice({**none, **choice.groups}, (*warnings, *choice.warnings))
 
 
@@ -342,11 +425,19 @@ def _check_round_trip(plan: PreparationPlan, tokenizer: Tokenizer) -> None:
 def _collect(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     """Gather the held-out documents of every unit that has some, and the set of all their shingles."""
 
-    tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs() if not job.path("heldout", ".jsonl").exists()]
+    tasks = [
+        (job, (choice.groups[job.unit.source.name],))
+        for job in plan.jobs()
+        if not job.path("heldout", ".jsonl").exists()
+    ]
     for job, (chosen,) in tasks:
         if not passes.holding(job, chosen):
             write_part(job.path("heldout", ".jsonl"), "")
-    plan.run("collect", passes.collect, [task for task in tasks if not task[0].path("heldout", ".jsonl").exists()])
+    plan.run(
+        "collect",
+        passes.collect,
+        [task for task in tasks if not task[0].path("heldout", ".jsonl").exists()],
+    )
     jobs = plan.jobs(own=False)
     plan.wait(plan.parts("heldout", ".jsonl"), "collect held-out text")
     path = plan.folder / passes.WORK / "shingles.bin"
@@ -362,7 +453,9 @@ def _tokenize(plan: PreparationPlan, choice: HeldoutChoice) -> None:
             return False
         return not any(Shard(**entry).fault(plan.folder) for entry in job.report("train")["shards"])
 
-    tasks = [(job, (choice.groups[job.unit.source.name],)) for job in plan.jobs("train") if not done(job)]
+    tasks = [
+        (job, (choice.groups[job.unit.source.name],)) for job in plan.jobs("train") if not done(job)
+    ]
     plan.run("tokenize", passes.tokenize, tasks)
 
 
@@ -378,7 +471,9 @@ def _finish(plan: PreparationPlan, reports: dict, choice: HeldoutChoice, seconds
             seen[job.table("seen", "<i8")] = True
     warnings = [*_marks(reports), *choice.warnings]
     if tokenizer.vocab_size < plan.data.vocab_size and plan.tokenizer is None:
-        warnings.append(f"the text has pairs for {tokenizer.vocab_size} tokens only, not data.vocab_size={plan.data.vocab_size}")
+        warnings.append(
+            f"the text has pairs for {tokenizer.vocab_size} tokens only, not data.vocab_size={plan.data.vocab_size}"
+        )
     if plan.tokenizer and not tokenizer.keeps(HOSTILE, tokenizer.encode(HOSTILE)):
         warnings.append(
             "data.tokenizer changes some characters or blanks of a text before it is cut into "
@@ -390,25 +485,39 @@ def _finish(plan: PreparationPlan, reports: dict, choice: HeldoutChoice, seconds
         entry = sources[source.name] = {
             **{field: getattr(source, field) for field in ("path", "field", "revision", "heldout")},
             "score": source.score_field,
-            "files": [[kind, *row] for kind in ("train", "heldout") for row in plan.settings["sources"][source.name][kind]],
+            "files": [
+                [kind, *row]
+                for kind in ("train", "heldout")
+                for row in plan.settings["sources"][source.name][kind]
+            ],
             **reports[source.name],
             **_write_heldout(plan, own, tokenizer, matcher, seen),
-            "shards": [s for j in own if j.unit.kind == "train" for s in j.report("train")["shards"]],
+            "shards": [
+                s for j in own if j.unit.kind == "train" for s in j.report("train")["shards"]
+            ],
         }
         if own and not entry["shards"]:
-            raise Unusable(f"data.sources.{source.name}: nothing is left to train on after holding out; add text or lower data.heldout.")
+            raise Unusable(
+                f"data.sources.{source.name}: nothing is left to train on after holding out; add text or lower data.heldout."
+            )
         if entry["changed"]:
             warnings.append(
                 f"data.tokenizer does not give back {entry['changed']} held-out documents of source "
                 f"'{source.name}' as they are; they are left out of bits per byte"
             )
         if own and entry["removed"]["documents"] and not entry["heldout_shards"]:
-            warnings.append(f"all held-out text of source '{source.name}' occurs in training too, so all of it was removed")
+            warnings.append(
+                f"all held-out text of source '{source.name}' occurs in training too, so all of it was removed"
+            )
     manifest = {
         "format": FORMAT,
         "fingerprint": _fingerprint(plan, tokenizer.sha256, sources),
         "settings": {key: value for key, value in plan.settings.items() if key != "sources"},
-        "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot},
+        "tokenizer": {
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "eot": tokenizer.eot,
+        },
         "sources": sources,
         "warnings": warnings,
         "seconds": seconds,
@@ -432,7 +541,9 @@ def _marks(reports: dict) -> list[str]:
     return out
 
 
-def _write_heldout(plan: PreparationPlan, jobs: list[Job], tokenizer: Tokenizer, matcher: Matcher, seen: np.ndarray) -> dict:
+def _write_heldout(
+    plan: PreparationPlan, jobs: list[Job], tokenizer: Tokenizer, matcher: Matcher, seen: np.ndarray
+) -> dict:
     """Shards of held-out documents, one for each unit that has some, and how much of them training had."""
     kept, shards, changed = {"documents": 0, "bytes": 0}, [], 0
     removed = {"documents": 0, "bytes": 0}
@@ -442,7 +553,13 @@ def _write_heldout(plan: PreparationPlan, jobs: list[Job], tokenizer: Tokenizer,
         first = unit.index + (train if unit.kind == "heldout" else 0)
         path = f"{unit.source.name}/heldout-{first:05d}.arrayrecord"
         documents, written = collections.Counter(), collections.Counter()  # of each file
-        with ShardWriter(plan.folder, path, unit.files[0].name, vocab_size=tokenizer.vocab_size, eot=tokenizer.eot) as writer:
+        with ShardWriter(
+            plan.folder,
+            path,
+            unit.files[0].name,
+            vocab_size=tokenizer.vocab_size,
+            eot=tokenizer.eot,
+        ) as writer:
             for document in job.lines("heldout"):
                 number = document.get("file", 0)
                 if number and not documents[number]:

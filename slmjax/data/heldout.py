@@ -16,7 +16,12 @@ GROUP = np.dtype([("id", "<u8"), ("bytes", "<i8"), ("documents", "<i8")])
 
 def group_id(group: str, seed: int) -> int:
     """A 64-bit hash that orders groups at random by `seed`; a group of two sources has one id, so it falls on one side in both."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\n{group}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(
+            f"{seed}\n{group}".encode("utf-8", "surrogatepass"), digest_size=8
+        ).digest(),
+        "big",
+    )
 
 
 class GroupCounter:
@@ -50,7 +55,9 @@ class GroupCounter:
         keep = max(KEPT, int(np.searchsorted(np.cumsum(table["bytes"]), 4 * MAX_BYTES)) + 1)
         if keep < len(table):
             self._limit, self.complete = int(table["id"][keep]), False
-            self._groups = {int(group): [int(size), int(count)] for group, size, count in table[:keep]}
+            self._groups = {
+                int(group): [int(size), int(count)] for group, size, count in table[:keep]
+            }
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class HeldoutChoice:
     warnings: tuple[str, ...]
 
 
-def choose_groups(tables: Mapping[str, np.ndarray], totals: Mapping[str, int], share: float) -> HeldoutChoice:
+def choose_groups(
+    tables: Mapping[str, np.ndarray], totals: Mapping[str, int], share: float
+) -> HeldoutChoice:
     """Choose groups in the order of their ids until `share` of a source's bytes, at most MAX_BYTES, at least one and never over half.
 
     Args:
@@ -77,14 +86,18 @@ def choose_groups(tables: Mapping[str, np.ndarray], totals: Mapping[str, int], s
         if len(groups) < 2:
             warnings.append(f"source '{name}' is a single group, so nothing of it is held out")
         elif not len(own[name]):
-            warnings.append(f"each group of source '{name}' is over half of its text or over {MAX_BYTES:,} bytes, so nothing is held out")
+            warnings.append(
+                f"each group of source '{name}' is over half of its text or over {MAX_BYTES:,} bytes, so nothing is held out"
+            )
     union = np.unique(np.concatenate([np.zeros(0, np.uint64), *own.values()]))
     out = {}
     for name, groups in merged.items():
         wider = np.intersect1d(groups["id"], union)
         out[name] = wider if 2 * len(wider) <= len(groups) else own[name]
         if len(out[name]) < len(wider):
-            warnings.append(f"source '{name}' trains on groups that another source holds out; holding out all would leave less than half")
+            warnings.append(
+                f"source '{name}' trains on groups that another source holds out; holding out all would leave less than half"
+            )
     return HeldoutChoice(out, tuple(warnings))
 
 

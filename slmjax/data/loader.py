@@ -63,17 +63,39 @@ class BatchPlan:
     ):
         self.cuts = cuts
         self.scores = {name: score for name, score in (scores or {}).items() if score}
-        self.train, self.batch, self.seq_len, self.total_rows = dict(train), batch, seq_len, steps * batch
-        self.row_settings = {"seq_len": seq_len, "seed": seed, "packing": packing, "max_segments": max_segments}
+        self.train, self.batch, self.seq_len, self.total_rows = (
+            dict(train),
+            batch,
+            seq_len,
+            steps * batch,
+        )
+        self.row_settings = {
+            "seq_len": seq_len,
+            "seed": seed,
+            "packing": packing,
+            "max_segments": max_segments,
+        }
         self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
         tokens = [plan.tokens for plan in self.row_plans]
-        self.max_epochs = {name: bound for name, bound in (max_epochs or {}).items() if bound is not None}
+        self.max_epochs = {
+            name: bound for name, bound in (max_epochs or {}).items() if bound is not None
+        }
         rows = {name: plan.rows_per_epoch for name, plan in zip(self.train, self.row_plans)}
         # What is a whole number of rows but for the last bit of the product, is one.
-        caps = {name: math.floor(bound * rows[name] + 1e-6) for name, bound in self.max_epochs.items()}
+        caps = {
+            name: math.floor(bound * rows[name] + 1e-6) for name, bound in self.max_epochs.items()
+        }
         self.mixture = Mixture(
-            tuple(self.train), tokens, phases, steps * batch, seed, weights=weights, align=batch, caps=caps, row_tokens=seq_len
+            tuple(self.train),
+            tokens,
+            phases,
+            steps * batch,
+            seed,
+            weights=weights,
+            align=batch,
+            caps=caps,
+            row_tokens=seq_len,
         )
 
     def rows(self, step: int) -> list[tuple[int, int]]:
@@ -88,7 +110,10 @@ class BatchPlan:
     @functools.cached_property
     def usual_places(self) -> int:
         """Documents that a device holds at most in the steps of the run's first 32,768 rows, as a whole number for each row."""
-        rows, steps = self.batch // math.prod(self.cuts), range(max(1, min(self.total_rows, SCANNED_ROWS) // self.batch))
+        rows, steps = (
+            self.batch // math.prod(self.cuts),
+            range(max(1, min(self.total_rows, SCANNED_ROWS) // self.batch)),
+        )
         if self.max_segments == 1:
             return rows
         return math.ceil(max(self.crowd(step, *self.cuts) for step in steps) / rows) * rows
@@ -110,7 +135,10 @@ class BatchPlan:
         """See Rows: what `fold` holds of some rows."""
         shards = list(self.train.values())
         picked = (self.mixture.pick(step * self.batch + row) for row in rows)
-        return fold([(shards[source], self.row_plans[source].row(row)) for source, row in picked], self.seq_len)
+        return fold(
+            [(shards[source], self.row_plans[source].row(row)) for source, row in picked],
+            self.seq_len,
+        )
 
     def unpack(self, compact: Mapping[str, np.ndarray]) -> Arrays:
         """See Rows: tokens, targets, segments, positions int32 and weights float32, each [rows, T]."""
@@ -119,13 +147,25 @@ class BatchPlan:
     def documents(self, step: int) -> list[str]:
         """The documents that the global batch of a step holds, in order, each once: "books: novels.jsonl line 17"."""
         names = list(self.train)
-        spans = ((source, span) for source, row in self.rows(step) for span in self.row_plans[source].row(row))
-        return list(dict.fromkeys(f"{names[source]}: {self.train[names[source]].name(span.doc)}" for source, span in spans))
+        spans = (
+            (source, span)
+            for source, row in self.rows(step)
+            for span in self.row_plans[source].row(row)
+        )
+        return list(
+            dict.fromkeys(
+                f"{names[source]}: {self.train[names[source]].name(span.doc)}"
+                for source, span in spans
+            )
+        )
 
     def epochs(self, step: int | None = None) -> dict[str, float]:
         """How often each source has been read when `step` begins (None: at the end of the run): rows taken over rows of an epoch."""
         rows = self.mixture.rows_before(self.total_rows if step is None else step * self.batch)
-        return {name: int(n) / plan.rows_per_epoch for name, n, plan in zip(self.train, rows, self.row_plans)}
+        return {
+            name: int(n) / plan.rows_per_epoch
+            for name, n, plan in zip(self.train, rows, self.row_plans)
+        }
 
     def shares(self, points: int = 40) -> dict[str, Any]:
         """Shares of the run's rows, for a figure: as planned, exactly, and as the rows fall in `points` parts of whole steps.
@@ -135,13 +175,22 @@ class BatchPlan:
         """
         steps = self.total_rows // self.batch
         ends = np.unique(np.linspace(0, steps, points + 1).round().astype(int)) * self.batch
-        taken = np.diff([self.mixture.rows_before(int(g)) for g in ends], axis=0) / np.diff(ends)[:, None]
+        taken = (
+            np.diff([self.mixture.rows_before(int(g)) for g in ends], axis=0)
+            / np.diff(ends)[:, None]
+        )
         rows, weights = zip(*self.mixture.weights())
-        planned, realised = (dict(zip(self.train, np.transpose(shares).tolist())) for shares in (weights, taken))
+        planned, realised = (
+            dict(zip(self.train, np.transpose(shares).tolist())) for shares in (weights, taken)
+        )
         middle = ((ends[1:] + ends[:-1]) * self.seq_len // 2).tolist()
         return {
             "planned": {"tokens": [row * self.seq_len for row in rows], "shares": planned},
-            "realised": {"steps": (ends[1:] // self.batch).tolist(), "tokens": middle, "shares": realised},
+            "realised": {
+                "steps": (ends[1:] // self.batch).tolist(),
+                "tokens": middle,
+                "shares": realised,
+            },
         }
 
     def fingerprint(self, step: int) -> str:
@@ -151,16 +200,28 @@ class BatchPlan:
         where any earlier batch could differ.
         """
         begun = self.mixture.begun(step * self.batch)
-        names = {name for _, weights, *ramp in begun for units in (weights, *ramp[1:]) for name in units}
+        names = {
+            name for _, weights, *ramp in begun for units in (weights, *ramp[1:]) for name in units
+        }
         used = {name: self.train[name].fingerprint for name in names}
         scores = {name: self.scores[name] for name in used if name in self.scores}
-        decides = {"format": FORMAT, "batch": self.batch, "settings": self.row_settings, "phases": begun, "sources": used}
+        decides = {
+            "format": FORMAT,
+            "batch": self.batch,
+            "settings": self.row_settings,
+            "phases": begun,
+            "sources": used,
+        }
         decides |= {"scores": scores} if scores else {}
-        return hashlib.sha256(json.dumps(decides if step else {}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(decides if step else {}, sort_keys=True).encode()
+        ).hexdigest()
 
     def __getstate__(self) -> dict:
         """A worker makes its own row plans, whose tables are large, and is told the bounds, which take time to find."""
-        return self.__dict__ | {"row_plans": {name: plan.max_segments for name, plan in zip(self.train, self.row_plans)}}
+        return self.__dict__ | {
+            "row_plans": {name: plan.max_segments for name, plan in zip(self.train, self.row_plans)}
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, row_plans=[])
@@ -170,10 +231,19 @@ class BatchPlan:
         def scores(name: str) -> np.ndarray | None:
             if name not in self.scores:
                 return None
-            return -self.train[name].scores if self.scores[name].startswith("-") else self.train[name].scores
+            return (
+                -self.train[name].scores
+                if self.scores[name].startswith("-")
+                else self.train[name].scores
+            )
 
         return [
-            RowPlan(shards.lengths, name=name, scores=scores(name), **self.row_settings | {"max_segments": bounds[name]})
+            RowPlan(
+                shards.lengths,
+                name=name,
+                scores=scores(name),
+                **self.row_settings | {"max_segments": bounds[name]},
+            )
             for name, shards in self.train.items()
         ]
 
@@ -210,7 +280,12 @@ def fold(rows: Sequence[tuple[Any, Sequence[DocumentSpan]]], seq_len: int) -> di
             last.append(text[-1])
             start += length
     counts = [len(spans) for _, spans in rows]
-    return {"tokens": tokens, "spans": np.array(counts, np.int32), "lengths": np.array(lengths, np.int32), "last": np.array(last, np.int32)}
+    return {
+        "tokens": tokens,
+        "spans": np.array(counts, np.int32),
+        "lengths": np.array(lengths, np.int32),
+        "last": np.array(last, np.int32),
+    }
 
 
 def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -223,9 +298,13 @@ def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     lengths = np.insert(folded["lengths"], behind, seq_len - used)
     text = np.insert(np.ones(len(folded["lengths"]), bool), behind, False)
     stops = np.cumsum(lengths)
-    number = np.arange(1, len(lengths) + 1) - np.repeat(behind - counts + np.arange(rows), counts + 1)
+    number = np.arange(1, len(lengths) + 1) - np.repeat(
+        behind - counts + np.arange(rows), counts + 1
+    )
     segments = np.repeat(np.where(text, number, 0).astype(np.int32), lengths).reshape(rows, seq_len)
-    positions = np.arange(tokens.size, dtype=np.int32) - np.repeat((stops - lengths).astype(np.int32), lengths)
+    positions = np.arange(tokens.size, dtype=np.int32) - np.repeat(
+        (stops - lengths).astype(np.int32), lengths
+    )
     weights = (segments > 0).astype(np.float32)
     if used.sum() < tokens.size:
         positions *= segments.reshape(-1) > 0
@@ -233,11 +312,17 @@ def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     targets[:, :-1] = tokens[:, 1:]
     targets.reshape(-1)[stops[text] - 1] = folded["last"]
     return {
-        "tokens": tokens, "targets": targets, "segments": segments, "positions": positions.reshape(rows, seq_len), "weights": weights,
-    }  # fmt: skip
+        "tokens": tokens,
+        "targets": targets,
+        "segments": segments,
+        "positions": positions.reshape(rows, seq_len),
+        "weights": weights,
+    }
 
 
-def local_batches(rows: Rows, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0) -> "Batches":
+def local_batches(
+    rows: Rows, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0
+) -> "Batches":
     """This process's share of the global batches of steps [start_step, stop_step), in order, read ahead.
 
     The arrays are those of `batch_rows`, whatever the number of workers.
@@ -254,7 +339,9 @@ def local_batches(rows: Rows, *, start_step: int, stop_step: int, local_rows: Se
 class Batches(Iterator[dict[str, np.ndarray]]):
     """What `local_batches` returns."""
 
-    def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int):
+    def __init__(
+        self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int
+    ):
         import grain  # a second of imports, most of it jax: paid by who reads, not by who plans
         from absl import flags
 
@@ -265,7 +352,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         data = grain.MapDataset.source(_Steps(rows, start_step, stop_step, local_rows))
         if not workers:
             # An element is a whole batch: one thread reads far enough ahead, and more would fight for the interpreter's lock with the loop.
-            data = data.map(rows.unpack).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            data = data.map(rows.unpack).to_iter_dataset(
+                grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+            )
         else:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
             # Batches come through pipes, folded: fast enough, and unlike shared memory (64 MB in many containers) nothing can be left
@@ -321,37 +410,68 @@ def heldout_batches(
       max_segments: most documents of a row.
     """
     ends = np.cumsum(shards.lengths)
-    documents = len(ends) if max_tokens is None else max(1, int(np.searchsorted(ends, max_tokens, "right")))
+    documents = (
+        len(ends) if max_tokens is None else max(1, int(np.searchsorted(ends, max_tokens, "right")))
+    )
     rows = packings.first_fit(shards.lengths[:documents], seq_len, max_segments)
-    return HeldoutBatches(shards, rows, seq_len, batch, range(batch) if local_rows is None else local_rows)
+    return HeldoutBatches(
+        shards, rows, seq_len, batch, range(batch) if local_rows is None else local_rows
+    )
 
 
 class HeldoutBatches:
     """What `heldout_batches` returns."""
 
-    def __init__(self, shards: Any, rows: list[tuple[DocumentSpan, ...]], seq_len: int, batch: int, local_rows: Sequence[int]):
-        self._shards, self._rows, self._seq_len, self._batch, self._local_rows = shards, rows, seq_len, batch, local_rows
+    def __init__(
+        self,
+        shards: Any,
+        rows: list[tuple[DocumentSpan, ...]],
+        seq_len: int,
+        batch: int,
+        local_rows: Sequence[int],
+    ):
+        self._shards, self._rows, self._seq_len, self._batch, self._local_rows = (
+            shards,
+            rows,
+            seq_len,
+            batch,
+            local_rows,
+        )
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for first in range(0, len(self._rows), self._batch):
-            rows = [self._rows[first + i] if first + i < len(self._rows) else () for i in self._local_rows]
+            rows = [
+                self._rows[first + i] if first + i < len(self._rows) else ()
+                for i in self._local_rows
+            ]
             batch = unfold(fold([(self._shards, spans) for spans in rows], self._seq_len))
             documents = np.full(batch["tokens"].shape, -1, np.int32)
             for row, spans in enumerate(rows):
-                of_row = np.repeat(np.array([span.doc for span in spans], np.int32), [span.length for span in spans])
+                of_row = np.repeat(
+                    np.array([span.doc for span in spans], np.int32),
+                    [span.length for span in spans],
+                )
                 documents[row, : len(of_row)] = of_row
             yield batch | {"documents": documents}
 
 
 def row_hashes(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """A digest of each row over all arrays of a batch, the same on every machine."""
-    columns = [(name, np.ascontiguousarray(array, array.dtype.newbyteorder("<"))) for name, array in sorted(arrays.items())]
+    columns = [
+        (name, np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
+        for name, array in sorted(arrays.items())
+    ]
     rows = len(columns[0][1])
     return [
-        hashlib.sha256(b"".join(f"{name} {a.dtype.str} {a[i].shape} ".encode() + a[i].tobytes() for name, a in columns)).hexdigest()
+        hashlib.sha256(
+            b"".join(
+                f"{name} {a.dtype.str} {a[i].shape} ".encode() + a[i].tobytes()
+                for name, a in columns
+            )
+        ).hexdigest()
         for i in range(rows)
     ]
 
@@ -370,7 +490,11 @@ class _Steps:
     """The batches of steps [start, stop) as a Grain data source."""
 
     def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int]):
-        self._rows, self._start, self._local_rows = rows, start_step, [int(row) for row in local_rows]
+        self._rows, self._start, self._local_rows = (
+            rows,
+            start_step,
+            [int(row) for row in local_rows],
+        )
         self._steps = max(0, stop_step - start_step)
 
     def __len__(self) -> int:

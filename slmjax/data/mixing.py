@@ -65,9 +65,19 @@ class Mixture:
         fields = [f"data.phases[{i}]" for i in range(len(phases))]
         phases = parse_phases(phases)
         if not phases:
-            fields, phases = ["data.sources"], (Phase(1.0, _own_weights(self.names, tokens, weights or {})),)
+            fields, phases = (
+                ["data.sources"],
+                (Phase(1.0, _own_weights(self.names, tokens, weights or {})),),
+            )
         units = [_units(self.names, phase.weights, field) for field, phase in zip(fields, phases)]
-        starts = [0, *(min(total_rows, round(phase.until * total_rows / align) * align) for phase in phases[:-1]), total_rows]
+        starts = [
+            0,
+            *(
+                min(total_rows, round(phase.until * total_rows / align) * align)
+                for phase in phases[:-1]
+            ),
+            total_rows,
+        ]
         self._stretches: list[Stretch] = []
         self._before = [np.zeros(len(self.names), np.int64)]
         for i, phase in enumerate(phases):
@@ -100,8 +110,18 @@ class Mixture:
 
     def planned(self, g: int) -> Float64[np.ndarray, "sources"]:
         """Each source's weights summed over the first g rows of the run: what `rows_before` rounds to whole rows."""
-        spans = [(stretch, min(stop, g)) for stretch, stop in zip(self._stretches, [*self._starts[1:], g]) if stretch.start < g]
-        return np.sum([np.zeros(len(self.names)), *(stretch.due(stop - stretch.start) / UNITS for stretch, stop in spans)], 0)
+        spans = [
+            (stretch, min(stop, g))
+            for stretch, stop in zip(self._stretches, [*self._starts[1:], g])
+            if stretch.start < g
+        ]
+        return np.sum(
+            [
+                np.zeros(len(self.names)),
+                *(stretch.due(stop - stretch.start) / UNITS for stretch, stop in spans),
+            ],
+            0,
+        )
 
     def weights(self) -> list[tuple[int, Float64[np.ndarray, "sources"]]]:
         """(row, weights) wherever in the run the line of the weights begins, bends or ends; at a jump two of the same row."""
@@ -121,12 +141,16 @@ class Mixture:
             return {name: int(n) for name, n in sorted(zip(self.names, units)) if n}
 
         reached = (stretch for stretch in self._stretches if stretch.start < g)
-        return [(s.start, named(s.units), *([s.ramp, named(s.old)] if s.ramp else [])) for s in reached]
+        return [
+            (s.start, named(s.units), *([s.ramp, named(s.old)] if s.ramp else [])) for s in reached
+        ]
 
     def _at(self, g: int) -> int:
         return bisect.bisect_right(self._starts, g) - 1
 
-    def _lay(self, field: str, old: np.ndarray, new: np.ndarray, ramp: int, start: int, stop: int) -> None:
+    def _lay(
+        self, field: str, old: np.ndarray, new: np.ndarray, ramp: int, start: int, stop: int
+    ) -> None:
         """Append the rows [start, stop) of a phase: a stretch, and another one after each cap that is reached."""
         given = old, new
         while start < stop:
@@ -136,15 +160,27 @@ class Mixture:
                 self.spent.setdefault(self.names[i], start)
             old, new = _without(old if ramp else new, spent), _without(new, spent)
             if not (old.any() or new.any()):
-                told, row = ", ".join(name for name, of in zip(self.names, wanted) if of), self._row_tokens
+                told, row = (
+                    ", ".join(name for name, of in zip(self.names, wanted) if of),
+                    self._row_tokens,
+                )
                 raise UserError(
                     f"{field}: of the {self.total_rows * row:,} tokens that the run asks for, only {start * row:,} can be read: after them "
                     f"every source with a weight ({told}) has reached its max_epochs; raise it, add text, or lower train.steps."
                 )
             # Where a cap leaves one end of a ramp without any weights, those of the other end hold until the ramp is over.
-            stretch = Stretch(self.names, self._seed, start, new if new.any() else old, old=old if old.any() else new, ramp=ramp)
+            stretch = Stretch(
+                self.names,
+                self._seed,
+                start,
+                new if new.any() else old,
+                old=old if old.any() else new,
+                ramp=ramp,
+            )
             end = stop if new.any() else min(stop, start + ramp)
-            rows = stretch.reached(np.where(old + new > 0, self._caps - before, NO_CAP), end - start)
+            rows = stretch.reached(
+                np.where(old + new > 0, self._caps - before, NO_CAP), end - start
+            )
             self._stretches.append(stretch)
             self._before.append(before + stretch.counts(rows))
             old, ramp, start = stretch.units_at(rows), max(0, ramp - rows), start + rows
@@ -156,7 +192,10 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
     `until` and `ramp` are shares of the run; over `ramp` the weights move in a line from the previous phase's to this one's.
     Raises: UserError for what is none, shares that do not increase to 1, and a ramp longer than its phase or without a phase before it.
     """
-    phases, expected = [], "expected {'until': 0.8, 'weights': {'books': 1}} and, for a smooth change, 'ramp': 0.05"
+    phases, expected = (
+        [],
+        "expected {'until': 0.8, 'weights': {'books': 1}} and, for a smooth change, 'ramp': 0.05",
+    )
     for i, given in enumerate(value):
         entry = given.items() if hasattr(given, "items") else ()
         if isinstance(given, list | tuple) and len(given) <= len(Phase._fields):
@@ -164,24 +203,34 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
         entry, field = dict(entry), f"config.data.phases[{i}]"
         for name in entry:
             if name not in Phase._fields:
-                raise UserError(f"{field} has no field '{name}'; {expected}.{nearest(str(name), Phase._fields)}")
+                raise UserError(
+                    f"{field} has no field '{name}'; {expected}.{nearest(str(name), Phase._fields)}"
+                )
         weights = entry.get("weights")
         shares = [entry.get("until"), entry.get("ramp", 0)]
-        if not hasattr(weights, "items") or not all(isinstance(share, int | float) for share in shares):
+        if not hasattr(weights, "items") or not all(
+            isinstance(share, int | float) for share in shares
+        ):
             raise UserError(f"{field} is {given!r}; {expected}.")
         for name, weight in weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not isinstance(name, str):
-                raise UserError(f"{field} gives {name!r} the weight {weight!r}; expected a source's name and a number of 0 or more.")
+                raise UserError(
+                    f"{field} gives {name!r} the weight {weight!r}; expected a source's name and a number of 0 or more."
+                )
         phases.append(Phase(**entry))
     ends = [phase.until for phase in phases]
     if ends and (ends[-1] != 1.0 or not all(a < b for a, b in zip([0.0, *ends], ends))):
-        raise UserError(f"config.data.phases end at {', '.join(map(str, ends))} of the run; expected increasing shares, the last one 1.0.")
+        raise UserError(
+            f"config.data.phases end at {', '.join(map(str, ends))} of the run; expected increasing shares, the last one 1.0."
+        )
     for i, phase in enumerate(phases):
         room = phase.until - ends[i - 1] if i else 0.0
         if not 0 <= phase.ramp <= room + 1e-9:
-            raise UserError(f"config.data.phases[{i}].ramp is {phase.ramp}; expected 0 to {room:.3g}, the phase's own share"
-                            f"{'' if i else ' (the first has no weights to come from)'}.")  # fmt: skip
+            raise UserError(
+                f"config.data.phases[{i}].ramp is {phase.ramp}; expected 0 to {room:.3g}, the phase's own share"
+                f"{'' if i else ' (the first has no weights to come from)'}."
+            )
     return tuple(phases)
 
 
@@ -195,12 +244,18 @@ def _units(names: Sequence[str], weights: Mapping[str, float], where: str) -> np
     """Weights as integers that sum to UNITS."""
     for name, weight in weights.items():
         if name not in names:
-            raise UserError(f"{where} gives a weight to '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}")
+            raise UserError(
+                f"{where} gives a weight to '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}"
+            )
         if not 0 <= weight < float("inf"):
-            raise UserError(f"{where} gives '{name}' the weight {weight}; expected a number of 0 or more.")
+            raise UserError(
+                f"{where} gives '{name}' the weight {weight}; expected a number of 0 or more."
+            )
     given = np.array([float(weights.get(name, 0)) for name in names])
     if not given.sum():
-        raise UserError(f"{where} gives every source the weight 0; at least one of {', '.join(names)} must be more.")
+        raise UserError(
+            f"{where} gives every source the weight 0; at least one of {', '.join(names)} must be more."
+        )
     return _whole(given)
 
 
@@ -216,12 +271,16 @@ def _without(units: np.ndarray, spent: np.ndarray) -> np.ndarray:
     return _whole(kept) if 0 < kept.sum() < UNITS else kept
 
 
-def _own_weights(names: Sequence[str], tokens: Sequence[int], weights: Mapping[str, float | None]) -> dict[str, float]:
+def _own_weights(
+    names: Sequence[str], tokens: Sequence[int], weights: Mapping[str, float | None]
+) -> dict[str, float]:
     """The sources' own weights, or their tokens where none has one."""
     given = {name: weight for name, weight in weights.items() if weight is not None}
     if not given:
         return dict(zip(names, tokens, strict=True))
     for name in names:
         if name not in given:
-            raise UserError(f"data.sources gives weights to {', '.join(given)} but none to '{name}': give one to every source or to none.")
+            raise UserError(
+                f"data.sources gives weights to {', '.join(given)} but none to '{name}': give one to every source or to none."
+            )
     return given

@@ -69,9 +69,16 @@ class RowPlan:
         scores: Float[np.ndarray, "docs"] | None = None,
     ):
         if packing not in PACKINGS:
-            raise UserError(f"data.packing is '{packing}'; expected one of {', '.join(PACKINGS)}.{nearest(packing, PACKINGS)}")
+            raise UserError(
+                f"data.packing is '{packing}'; expected one of {', '.join(PACKINGS)}.{nearest(packing, PACKINGS)}"
+            )
         self._lengths = np.asarray(lengths, np.int64)
-        self._seq_len, self._packing, self._key, self._scores = seq_len, packing, (seed, name), scores
+        self._seq_len, self._packing, self._key, self._scores = (
+            seq_len,
+            packing,
+            (seed, name),
+            scores,
+        )
         self.tokens = int(self._lengths.sum())
         self.rows_per_epoch = self.tokens // seq_len
         if not self.rows_per_epoch:
@@ -79,7 +86,11 @@ class RowPlan:
                 f"{name} has {self.tokens} tokens, which is shorter than one sequence of data.seq_len={seq_len}: "
                 "add text or lower data.seq_len."
             )
-        self._window = WINDOW_ROWS if scores is None else max(1, min(WINDOW_ROWS, self.rows_per_epoch // SCORE_WINDOWS))
+        self._window = (
+            WINDOW_ROWS
+            if scores is None
+            else max(1, min(WINDOW_ROWS, self.rows_per_epoch // SCORE_WINDOWS))
+        )
         self._epochs, self._windows = Recent(2), Recent(8)
         self.max_segments = max_segments or self.bound()
 
@@ -89,7 +100,9 @@ class RowPlan:
         if self._packing == "concat":
             return self._concat(epoch, row)[0]
         window, row = divmod(row, self._window)
-        return self._windows.get((epoch, window), lambda: self._pack(epoch, window, self.max_segments)).row(row)
+        return self._windows.get(
+            (epoch, window), lambda: self._pack(epoch, window, self.max_segments)
+        ).row(row)
 
     @property
     def mean_segments(self) -> float:
@@ -107,10 +120,14 @@ class RowPlan:
         if self._packing == "concat":
             _, edges = self._epochs.get(0, lambda: self._permute(0))
             starts = np.bincount(edges[:-1] // self._seq_len)[: self.rows_per_epoch]
-            return _of_four(int(starts.max()) + 1)  # and the end of one that started in an earlier row
+            return _of_four(
+                int(starts.max()) + 1
+            )  # and the end of one that started in an earlier row
         bound = _of_four(max(LEAST_BOUND, int(1.25 * self.mean_segments) + 1))
         sample = _spread(math.ceil(self.rows_per_epoch / self._window), SAMPLE_WINDOWS)
-        if self._scores is not None:  # which may go with length: then the last window is the one that needs most
+        if (
+            self._scores is not None
+        ):  # which may go with length: then the last window is the one that needs most
             sample.append(math.ceil(self.rows_per_epoch / self._window) - 1)
         while any(self._pack(0, window, bound).dropped for window in sample):
             bound = _of_four(9 * bound // 8)
@@ -122,14 +139,18 @@ class RowPlan:
             sample = _spread(self.rows_per_epoch, rows)
             dropped = sum(self._concat(0, row)[1] for row in sample)
             return dropped / (len(sample) * self._seq_len)
-        sample = _spread(math.ceil(self.rows_per_epoch / self._window), max(1, rows // self._window))
+        sample = _spread(
+            math.ceil(self.rows_per_epoch / self._window), max(1, rows // self._window)
+        )
         windows = [self._pack(0, window, self.max_segments) for window in sample]
         return sum(w.dropped for w in windows) / sum(w.tokens for w in windows)
 
     def _concat(self, epoch: int, row: int) -> tuple[tuple[DocumentSpan, ...], int]:
         docs, offsets, lengths = self._stream(epoch, row * self._seq_len, (row + 1) * self._seq_len)
         keep = longest(lengths, self.max_segments)
-        spans = tuple(map(DocumentSpan, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
+        spans = tuple(
+            map(DocumentSpan, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist())
+        )
         return spans, self._seq_len - int(lengths[keep].sum())
 
     def _pack(self, epoch: int, window: int, max_segments: int) -> "_Window":
@@ -144,9 +165,13 @@ class RowPlan:
         row = np.argsort(random_bits(rows, "rows", *self._key, epoch, window), kind="stable")[row]
         order = np.lexsort((inside, piece, row))
         row, piece, inside, length = row[order], piece[order], inside[order], length[order]
-        return _Window.of(row, docs[piece], offsets[piece] + inside, length, rows, size, max_segments)
+        return _Window.of(
+            row, docs[piece], offsets[piece] + inside, length, rows, size, max_segments
+        )
 
-    def _stream(self, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _stream(
+        self, epoch: int, start: int, stop: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Documents, offsets and lengths of the pieces that make up tokens [start, stop) of an epoch's stream."""
         order, edges = self._epochs.get(epoch, lambda: self._permute(epoch))
         first = int(np.searchsorted(edges, start, "right")) - 1
@@ -163,21 +188,32 @@ class RowPlan:
         else:
             ranked = np.lexsort((bits, self._scores))
             noise = (bits[ranked] >> np.uint64(11)).astype(np.float64) * 2.0**-53 * SCORE_NOISE
-            order = ranked[np.argsort(np.cumsum(self._lengths[ranked]) / self.tokens + noise, kind="stable")]
+            order = ranked[
+                np.argsort(np.cumsum(self._lengths[ranked]) / self.tokens + noise, kind="stable")
+            ]
         return order, np.concatenate([[0], np.cumsum(self._lengths[order])])
 
 
-def first_fit(lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int, open_rows: int = 64) -> list[tuple[DocumentSpan, ...]]:
+def first_fit(
+    lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int, open_rows: int = 64
+) -> list[tuple[DocumentSpan, ...]]:
     """Rows that hold every document once: each piece (documents are cut every `seq_len` tokens) goes into the first row that takes it.
 
     Only the latest `open_rows` rows are tried, so that time stays linear in the documents.
     """
     rows: list[list[DocumentSpan]] = []
     free: list[int] = []
-    pieces = _cut(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), np.asarray(lengths, np.int64), seq_len)
+    pieces = _cut(
+        np.arange(len(lengths)),
+        np.zeros(len(lengths), np.int64),
+        np.asarray(lengths, np.int64),
+        seq_len,
+    )
     for span in map(DocumentSpan, *(column.tolist() for column in pieces)):
         recent = range(max(0, len(rows) - open_rows), len(rows))
-        row = next((r for r in recent if free[r] >= span.length and len(rows[r]) < max_segments), len(rows))
+        row = next(
+            (r for r in recent if free[r] >= span.length and len(rows[r]) < max_segments), len(rows)
+        )
         if row == len(rows):
             rows.append([])
             free.append(seq_len)
@@ -188,7 +224,9 @@ def first_fit(lengths: Int[np.ndarray, "docs"], seq_len: int, max_segments: int,
 
 def random_bits(count: int, *key: int | str) -> UInt64[np.ndarray, "count"]:
     """`count` random 64-bit words that depend on nothing but the key: Philox's raw stream, which numpy never changes between versions."""
-    return np.random.Philox(key=int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little")).random_raw(count)
+    return np.random.Philox(
+        key=int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little")
+    ).random_raw(count)
 
 
 class Recent:
@@ -230,7 +268,9 @@ class _Window(NamedTuple):
         return tuple(self.spans[self.edges[r] : self.edges[r + 1]])
 
     @classmethod
-    def of(cls, row, docs, offsets, lengths, rows: int, capacity: int, max_segments: int) -> "_Window":
+    def of(
+        cls, row, docs, offsets, lengths, rows: int, capacity: int, max_segments: int
+    ) -> "_Window":
         """From one entry a span, sorted by row."""
         counts = np.bincount(row, minlength=rows)
         keep = np.ones(len(row), bool)
@@ -238,16 +278,24 @@ class _Window(NamedTuple):
             inside = np.flatnonzero(row == crowded)
             keep[inside] = False
             keep[inside[longest(lengths[inside], max_segments)]] = True
-        spans = list(map(DocumentSpan, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist()))
+        spans = list(
+            map(DocumentSpan, docs[keep].tolist(), offsets[keep].tolist(), lengths[keep].tolist())
+        )
         edges = [0, *np.cumsum(np.bincount(row[keep], minlength=rows)).tolist()]
         return cls(spans, edges, rows * capacity, int(lengths[~keep].sum()))
 
 
-def _cut(docs: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cut(
+    docs: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut pieces longer than `size` into pieces of `size` and a remainder."""
     parts = -(-lengths // size)
     start = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * size
-    return np.repeat(docs, parts), np.repeat(offsets, parts) + start, np.minimum(np.repeat(lengths, parts) - start, size)
+    return (
+        np.repeat(docs, parts),
+        np.repeat(offsets, parts) + start,
+        np.minimum(np.repeat(lengths, parts) - start, size),
+    )
 
 
 def _of_four(count: int) -> int:

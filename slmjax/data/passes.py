@@ -124,7 +124,14 @@ def _scan(job: Job, file: SourceFile, size: int) -> tuple[dict[str, Any], np.nda
         groups.add(group, item.bytes)
         sample.add(item, group)
     damaged, table = file.size if faults[DAMAGED] else 0, groups.table()
-    report = {"lines": lines, "faults": faults, "first_faults": first, "damaged": damaged, "complete": groups.complete, **counts}
+    report = {
+        "lines": lines,
+        "faults": faults,
+        "first_faults": first,
+        "damaged": damaged,
+        "complete": groups.complete,
+        **counts,
+    }
     return report | {"groups": len(table)}, table, sample.pieces()
 
 
@@ -143,7 +150,9 @@ def collect(job: Job, chosen: np.ndarray) -> None:
     chosen_ids, out = set(chosen.tolist()), []
     for number in holding(job, chosen):
         for item in _read(job, job.unit.files[number]):
-            if isinstance(item, Document) and (job.unit.kind == "heldout" or group_id(item.group, job.seed) in chosen_ids):
+            if isinstance(item, Document) and (
+                job.unit.kind == "heldout" or group_id(item.group, job.seed) in chosen_ids
+            ):
                 entry = {"line": item.line, "bytes": item.bytes, "key": item.key, "text": item.text}
                 out.append(json.dumps(entry | ({"file": number} if number else {})) + "\n")
     write_part(job.path("heldout", ".jsonl"), "".join(out))
@@ -155,7 +164,11 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
     tokenizer, matcher, total = _tokenizer(job.folder), *_matcher(job.folder)
     chosen_ids, seen = set(chosen.tolist()), np.zeros(total, bool)
     path = f"{unit.source.name}/train-{unit.index:05d}.arrayrecord"
-    options = {"vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "scored": bool(unit.source.score)}
+    options = {
+        "vocab_size": tokenizer.vocab_size,
+        "eot": tokenizer.eot,
+        "scored": bool(unit.source.score),
+    }
     with ShardWriter(folder, path, unit.files[0].name, **options) as writer:
         batch: list[tuple[SourceFile, Document]] = []
         last = unit.files[0]
@@ -163,7 +176,9 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
         def flush() -> None:
             nonlocal last
             go_on()
-            for (file, document), ids in zip(batch, tokenizer.encode_arrays([d.text for _, d in batch]), strict=True):
+            for (file, document), ids in zip(
+                batch, tokenizer.encode_arrays([d.text for _, d in batch]), strict=True
+            ):
                 if file is not last:
                     writer.next_file(file.name)
                     last = file
@@ -183,7 +198,9 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
                         size = 0
         flush()
     write_part(job.path("seen", ".bin"), np.flatnonzero(seen).astype("<i8").tobytes())
-    write_part(job.path("train", ".json"), {"shards": [shard_entry(shard) for shard in writer.shards]})
+    write_part(
+        job.path("train", ".json"), {"shards": [shard_entry(shard) for shard in writer.shards]}
+    )
 
 
 def content_hash(files: Sequence[SourceFile], source: Source, entry: Path) -> None:
@@ -218,7 +235,12 @@ class _Sample:
     """The pieces of text with the smallest hashes, up to a number of characters: a random sample, decided by content and seed alone."""
 
     def __init__(self, budget: int, seed: int):
-        self._budget, self._seed, self._size, self._heap = budget, seed.to_bytes(8, "little", signed=True), 0, []
+        self._budget, self._seed, self._size, self._heap = (
+            budget,
+            seed.to_bytes(8, "little", signed=True),
+            0,
+            [],
+        )
 
     def add(self, document: Document, group: int) -> None:
         if not self._budget:

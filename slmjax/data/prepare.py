@@ -16,11 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.data import passes
-from slmjax.data.build import FORMAT, PreparationPlan, build_shards, check_faults, check_shards, read_manifest, ready
+from slmjax.data.build import (
+    FORMAT,
+    PreparationPlan,
+    build_shards,
+    check_faults,
+    check_shards,
+    read_manifest,
+    ready,
+)
 from slmjax.data.passes import PreparationUnit, units_of
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.errors import UserError, nearest
-from slmjax.text.files import Progress, cores, locked, run_units, terminal_progress, wait_for, writable
+from slmjax.text.files import (
+    Progress,
+    cores,
+    locked,
+    run_units,
+    terminal_progress,
+    wait_for,
+    writable,
+)
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.sources import grouping, list_files, parse_sources, reader_identity, text_bytes
 from slmjax.text.tokenizer import EOT, SPECIAL, Tokenizer, load_tokenizer
@@ -67,12 +83,24 @@ def prepare(
     Raises: UserError for sources, tokenizer, grouping or cache that cannot be used, and for more than max_bad_share bad records.
     """
     if "://" in str(cache):
-        raise UserError(f"data.cache is '{cache}'; expected a folder of this machine or of a shared file system.")
+        raise UserError(
+            f"data.cache is '{cache}'; expected a folder of this machine or of a shared file system."
+        )
     cache = Path(os.path.expanduser(cache)).absolute()
     if progress is None:
         with terminal_progress() as line:
-            return prepare(data, seed=seed, cache=cache, processes=processes, process_index=process_index, process_count=process_count,
-                           progress=line, say=say, timeout=timeout, special=special)  # fmt: skip
+            return prepare(
+                data,
+                seed=seed,
+                cache=cache,
+                processes=processes,
+                process_index=process_index,
+                process_count=process_count,
+                progress=line,
+                say=say,
+                timeout=timeout,
+                special=special,
+            )
     with writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
         host = (process_index, process_count)
@@ -83,7 +111,9 @@ def prepare(
                 if not ready(plan):
                     size = sum(text_bytes(file) for unit in plan.units for file in unit.files)
                     if size > IN_PROCESS_BYTES:
-                        say(f"preparing about {size / 1e6:,.0f} MB of text in {plan.folder} ({plan.processes} processes)")
+                        say(
+                            f"preparing about {size / 1e6:,.0f} MB of text in {plan.folder} ({plan.processes} processes)"
+                        )
                     build_shards(plan, alone=bool(held) and process_count == 1)
         prepared = _open(plan)
     check_faults(prepared.manifest["sources"], data.max_bad_share)
@@ -100,13 +130,46 @@ def preparation_summary(prepared: Prepared) -> str:
         size = int(train.bytes.sum())
         removed = f"{entry['removed']['documents']} ({entry['removed']['bytes_share']:.1%})"
         ratio = f"{size / max(1, train.tokens):.2f}"
-        rows.append((name, f"{len(train):,}", f"{train.tokens:,}", ratio, f"{sum(entry['faults'].values())}", f"{len(heldout):,}", removed))
-    tokens, size = sum(s.tokens for s in prepared.train.values()), sum(int(s.bytes.sum()) for s in prepared.train.values())
-    totals = [sum(int(row[i].split()[0].replace(",", "")) for row in rows[1:]) for i in (1, 4, 5, 6)]
-    rows.append(("all", f"{totals[0]:,}", f"{tokens:,}", f"{size / max(1, tokens):.2f}", str(totals[1]), f"{totals[2]:,}", str(totals[3])))
+        rows.append(
+            (
+                name,
+                f"{len(train):,}",
+                f"{train.tokens:,}",
+                ratio,
+                f"{sum(entry['faults'].values())}",
+                f"{len(heldout):,}",
+                removed,
+            )
+        )
+    tokens, size = (
+        sum(s.tokens for s in prepared.train.values()),
+        sum(int(s.bytes.sum()) for s in prepared.train.values()),
+    )
+    totals = [
+        sum(int(row[i].split()[0].replace(",", "")) for row in rows[1:]) for i in (1, 4, 5, 6)
+    ]
+    rows.append(
+        (
+            "all",
+            f"{totals[0]:,}",
+            f"{tokens:,}",
+            f"{size / max(1, tokens):.2f}",
+            str(totals[1]),
+            f"{totals[2]:,}",
+            str(totals[3]),
+        )
+    )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
-    return "\n".join([*lines, f"tokenizer: {prepared.tokenizer.vocab_size:,} tokens; in {prepared.folder}"])
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]
+    return "\n".join(
+        [*lines, f"tokenizer: {prepared.tokenizer.vocab_size:,} tokens; in {prepared.folder}"]
+    )
 
 
 def _plan(
@@ -121,7 +184,9 @@ def _plan(
     progress, say, timeout = rest
     sources = parse_sources(data.sources)
     if not sources:
-        raise UserError("data.sources is empty; expected name=path, where path is a file, folder or pattern.")
+        raise UserError(
+            "data.sources is empty; expected name=path, where path is a file, folder or pattern."
+        )
     grouping(data.group_by)
     shards = {source.name: found for source in sources if (found := _prepared_parts(source))}
     tokenizer = _given_tokenizer(data, shards)
@@ -129,11 +194,17 @@ def _plan(
     for source in sorted(sources, key=lambda source: source.name):
         if source.name not in shards:
             own = replace(source, path=source.heldout, heldout=(), score="")
-            heldout = list_files(replace(own, name=f"{source.name}.heldout"), say) if own.path else ()
+            heldout = (
+                list_files(replace(own, name=f"{source.name}.heldout"), say) if own.path else ()
+            )
             train = _without(list_files(source, say), heldout, source, say)
             units += units_of(source, train, "train") + units_of(own, heldout, "heldout")
     if processes is None:
-        processes = 1 if sum(text_bytes(file) for unit in units for file in unit.files) < IN_PROCESS_BYTES else cores()
+        processes = (
+            1
+            if sum(text_bytes(file) for unit in units for file in unit.files) < IN_PROCESS_BYTES
+            else cores()
+        )
     identities = _identities(units, cache, processes, host, progress, say, timeout)
     settings = _settings(data, seed, sources, shards, units, identities, tokenizer, special)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -142,16 +213,22 @@ def _plan(
     return PreparationPlan(*given, tokenizer, special, processes, *host, *rest)
 
 
-def _without(files: tuple, heldout: tuple, source: Source, say: Callable[[str], None]) -> list[SourceFile]:
+def _without(
+    files: tuple, heldout: tuple, source: Source, say: Callable[[str], None]
+) -> list[SourceFile]:
     """The files of a source that are not held out: a held-out file may lie in the source's folder."""
     places = {os.path.realpath(file.path) for file in heldout}
     train = [file for file in files if os.path.realpath(file.path) not in places]
     if not train:
-        raise UserError(f"data.sources.{source.name}: each of its files is held out too, so there is nothing to train on.")
+        raise UserError(
+            f"data.sources.{source.name}: each of its files is held out too, so there is nothing to train on."
+        )
     if len(train) < len(files):
         names = sorted(file.name for file in set(files) - set(train))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        say(f"data.sources.{source.name}: not trained on, as held out: {', '.join(names[:3])}{more}")
+        say(
+            f"data.sources.{source.name}: not trained on, as held out: {', '.join(names[:3])}{more}"
+        )
     return train
 
 
@@ -181,7 +258,10 @@ def _settings(
                 "field": source.field,
                 "train": rows(source, "train"),
                 "heldout": rows(source, "heldout"),
-                "prepared": [[manifest["fingerprint"], *names] for _, manifest, names in shards.get(source.name, ())],
+                "prepared": [
+                    [manifest["fingerprint"], *names]
+                    for _, manifest, names in shards.get(source.name, ())
+                ],
                 # Left out where none is asked for, so that folders of versions without scores are found.
                 **({"score": source.score_field} if source.score_field else {}),
                 **({"reader": reader_identity(source)} if source.reader else {}),
@@ -206,20 +286,26 @@ def _prepared_parts(source: Source) -> list[tuple[Path, dict, tuple[str, ...]]]:
             if "://" not in path and (folder / "manifest.json").is_file():
                 manifest = read_manifest(folder)
                 if only is not None and only not in manifest["sources"]:
-                    raise UserError(f"data.sources.{source.name}: {folder} has no source '{only}'.{nearest(only, manifest['sources'])}")
+                    raise UserError(
+                        f"data.sources.{source.name}: {folder} has no source '{only}'.{nearest(only, manifest['sources'])}"
+                    )
                 out.append((folder, manifest, (only,) if only else tuple(manifest["sources"])))
                 break
     for folder, manifest, names in out:
         for name in names:
             check_shards(manifest["sources"][name], folder)
-            stored = manifest["sources"][name].get("score", "")  # folders of versions without scores do not say
+            stored = manifest["sources"][name].get(
+                "score", ""
+            )  # folders of versions without scores do not say
             if source.score_field not in ("", stored):
                 raise UserError(
                     f"data.sources.{source.name}.score is '{source.score}', but {folder / name} was prepared with "
                     f"{f'the score {stored!r}' if stored else 'no score'}; prepare its text again with this score."
                 )
     if out and (len(out) < len(source.path) or source.heldout):
-        raise UserError(f"data.sources.{source.name} mixes prepared folders with text; give each a name of its own.")
+        raise UserError(
+            f"data.sources.{source.name} mixes prepared folders with text; give each a name of its own."
+        )
     return out
 
 
@@ -231,11 +317,15 @@ def _given_tokenizer(data: Any, shards: dict) -> Tokenizer | None:
             if tokenizer is None:
                 tokenizer, origin = load_tokenizer(folder / "tokenizer.json"), str(folder)
             if tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
-                raise UserError(f"data.sources.{name}: {folder} was prepared with another tokenizer than {origin}; use the same for both.")
+                raise UserError(
+                    f"data.sources.{name}: {folder} was prepared with another tokenizer than {origin}; use the same for both."
+                )
     return tokenizer
 
 
-def _identities(units: list[PreparationUnit], cache: Path, processes: int, host: tuple[int, int], *rest: Any) -> dict[SourceFile, str]:
+def _identities(
+    units: list[PreparationUnit], cache: Path, processes: int, host: tuple[int, int], *rest: Any
+) -> dict[SourceFile, str]:
     progress, say, timeout = rest
     entries: dict[Path, tuple[list[SourceFile], Source]] = {}
     for unit in units:
@@ -244,7 +334,11 @@ def _identities(units: list[PreparationUnit], cache: Path, processes: int, host:
             tag = hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
             entries[cache / ".identity" / tag[:32]] = files, unit.source
     own = (entry for i, entry in enumerate(entries.items()) if i % host[1] == host[0])
-    tasks = [(sum(f.size for f in of[0]), (*of, entry)) for entry, of in own if not _is_identity(entry, len(of[0]))]
+    tasks = [
+        (sum(f.size for f in of[0]), (*of, entry))
+        for entry, of in own
+        if not _is_identity(entry, len(of[0]))
+    ]
     few = sum(size for size, _ in tasks) < 50 * IN_PROCESS_BYTES
     run_units(passes.content_hash, tasks, 1 if few else processes, stage="hash", progress=progress)
     owners = {entry: i % host[1] for i, entry in enumerate(entries)}
@@ -256,7 +350,11 @@ def _identities(units: list[PreparationUnit], cache: Path, processes: int, host:
 
 
 def _is_identity(entry: Path, files: int) -> bool:
-    return entry.exists() and re.fullmatch(rb"[0-9a-f]{64}(\n[0-9a-f]{64}){%d}" % (files - 1), entry.read_bytes()) is not None
+    return (
+        entry.exists()
+        and re.fullmatch(rb"[0-9a-f]{64}(\n[0-9a-f]{64}){%d}" % (files - 1), entry.read_bytes())
+        is not None
+    )
 
 
 def _open(plan: PreparationPlan) -> Prepared:
@@ -264,11 +362,26 @@ def _open(plan: PreparationPlan) -> Prepared:
 
     def shard_set(source: Source, kind: str) -> ShardSet:
         parts = plan.shards.get(source.name) or [(plan.folder, manifest, (source.name,))]
-        found = [(Shard(**e), str(folder)) for folder, m, names in parts for name in names for e in m["sources"][name][kind]]
+        found = [
+            (Shard(**e), str(folder))
+            for folder, m, names in parts
+            for name in names
+            for e in m["sources"][name][kind]
+        ]
         shards, folders = [shard for shard, _ in found], [folder for _, folder in found]
         return ShardSet(shards, folders, vocab_size=tokenizer.vocab_size, salt=tokenizer.sha256)
 
     train = {source.name: shard_set(source, "shards") for source in plan.sources}
     heldout = {source.name: shard_set(source, "heldout_shards") for source in plan.sources}
-    prints = [tokenizer.sha256, *((name, train[name].fingerprint, heldout[name].fingerprint) for name in train)]
-    return Prepared(plan.folder, manifest, tokenizer, train, heldout, hashlib.sha256(json.dumps(prints).encode()).hexdigest())
+    prints = [
+        tokenizer.sha256,
+        *((name, train[name].fingerprint, heldout[name].fingerprint) for name in train),
+    ]
+    return Prepared(
+        plan.folder,
+        manifest,
+        tokenizer,
+        train,
+        heldout,
+        hashlib.sha256(json.dumps(prints).encode()).hexdigest(),
+    )

@@ -21,14 +21,26 @@ HELDOUT_PER_KIND = 300
 SEED = 0  # of the text; runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared
 
 
-def run_prepare(config: Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1) -> None:
+def run_prepare(
+    config: Config,
+    workdir: str,
+    *,
+    init_from: str = "",
+    command: str = "",
+    process: int = 0,
+    processes: int = 1,
+) -> None:
     """Prepare config.data and say what came out; `init_from` gives the tokenizer, `process` is this one of `processes` that share it."""
-    prepared = prepared_text(config.data, workdir, init_from=init_from, process=process, processes=processes)
+    prepared = prepared_text(
+        config.data, workdir, init_from=init_from, process=process, processes=processes
+    )
     if process == 0:
         print(preparation_summary(prepared))
 
 
-def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1) -> Prepared:
+def prepared_text(
+    data: DataConfig, workdir: str, *, init_from: str = "", process: int = 0, processes: int = 1
+) -> Prepared:
     """Return the prepared text of config.data: the embedded textbook where it names no sources.
 
     Args:
@@ -45,7 +57,9 @@ def prepared_text(data: DataConfig, workdir: str, *, init_from: str = "", proces
         folder = epath.Path(cache) / "textbook"
         with said_if_long("writing the embedded textbook", active=process == 0):
             counts = {"train_per_kind": TRAIN_PER_KIND, "heldout_per_kind": HELDOUT_PER_KIND}
-            data = dataclasses.replace(data, sources=textbook.write_corpus(folder, seed=SEED, **counts))
+            data = dataclasses.replace(
+                data, sources=textbook.write_corpus(folder, seed=SEED, **counts)
+            )
     if init_from and not data.tokenizer:
         tokenizer = epath.Path(init_from) / "tokenizer.json"
         if not tokenizer.exists():
@@ -80,14 +94,27 @@ def _check_tokenizer(path: str) -> None:
         raise UserError(f"config.data.tokenizer: there is no file '{path}'.")
 
 
-def batch_plan(config: Config, prepared: Prepared, cuts: tuple[int, int] | None = None) -> BatchPlan:
+def batch_plan(
+    config: Config, prepared: Prepared, cuts: tuple[int, int] | None = None
+) -> BatchPlan:
     """Return the batches of every step of a run; `cuts`: see BatchPlan."""
     sources = parse_sources(config.data.sources)
-    weights, max_epochs, scores = ({s.name: getattr(s, field) for s in sources} for field in ("weight", "max_epochs", "score"))
+    weights, max_epochs, scores = (
+        {s.name: getattr(s, field) for s in sources} for field in ("weight", "max_epochs", "score")
+    )
     return BatchPlan(
-        prepared.train, seq_len=config.data.seq_len, batch=config.train.batch, steps=config.train.steps, seed=config.seed,
-        packing=config.data.packing, phases=config.data.phases, weights=weights, max_epochs=max_epochs, scores=scores, cuts=cuts,
-    )  # fmt: skip
+        prepared.train,
+        seq_len=config.data.seq_len,
+        batch=config.train.batch,
+        steps=config.train.steps,
+        seed=config.seed,
+        packing=config.data.packing,
+        phases=config.data.phases,
+        weights=weights,
+        max_epochs=max_epochs,
+        scores=scores,
+        cuts=cuts,
+    )
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:

@@ -30,7 +30,9 @@ class Questions(NamedTuple):
     answers: Int[np.ndarray, "rows answers"]
 
 
-def associative_recall(rows: int, length: int, pairs: int, *, seed: Seed, vocab: int = 8192, power: float = 0.01) -> Questions:
+def associative_recall(
+    rows: int, length: int, pairs: int, *, seed: Seed, vocab: int = 8192, power: float = 0.01
+) -> Questions:
     """Multi-query associative recall: keys with their values, then each key once more.
 
     There its value is asked for. Keys are of the lower half of the vocabulary and values of the
@@ -45,7 +47,9 @@ def associative_recall(rows: int, length: int, pairs: int, *, seed: Seed, vocab:
         needed = f"need an even length of at least {4 * pairs}; it is {length}"
         raise ValueError(f"{pairs} pairs and {pairs} queries {needed}.")
     if pairs > vocab // 2 - 1:
-        raise ValueError(f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}.")
+        raise ValueError(
+            f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}."
+        )
     random = np.random.default_rng(seed)
     keys = 1 + _distinct(random, rows, pairs, vocab // 2 - 1)
     values = vocab // 2 + _distinct(random, rows, pairs, vocab - vocab // 2)
@@ -58,7 +62,9 @@ def associative_recall(rows: int, length: int, pairs: int, *, seed: Seed, vocab:
     return Questions(tokens, asked.astype(np.int32), values.astype(np.int32))
 
 
-def selective_copy(rows: int, length: int, copied: int = 16, *, seed: Seed, vocab: int = 16) -> Questions:
+def selective_copy(
+    rows: int, length: int, copied: int = 16, *, seed: Seed, vocab: int = 16
+) -> Questions:
     """`copied` tokens scattered among noise, then as many marks.
 
     At the marks the tokens are asked for in their order. Token 0 is noise and vocab - 1 the mark.
@@ -96,7 +102,9 @@ def induction(rows: int, length: int, *, seed: Seed, vocab: int = 16) -> Questio
     return Questions(tokens, np.full((rows, 1), length - 1, np.int32), answers)
 
 
-def _distinct(random: np.random.Generator, rows: int, count: int, choices: int) -> Int[np.ndarray, "rows count"]:
+def _distinct(
+    random: np.random.Generator, rows: int, count: int, choices: int
+) -> Int[np.ndarray, "rows count"]:
     """Numbers below `choices`, none twice in a row, in random order.
 
     Source: Floyd's algorithm (Bentley and Floyd 1987).
@@ -237,9 +245,13 @@ class PuzzleRows:
         """Which example the run's row `number` is."""
         epoch, at = divmod(number, self.examples)
         if epoch not in self._orders:
-            while len(self._orders) > 1:  # a batch lies in two epochs at most, unless they are short
+            while (
+                len(self._orders) > 1
+            ):  # a batch lies in two epochs at most, unless they are short
                 del self._orders[min(self._orders)]
-            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(self.examples)
+            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(
+                self.examples
+            )
         return int(self._orders[epoch][at])
 
     def __getstate__(self) -> dict[str, Any]:

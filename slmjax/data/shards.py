@@ -23,12 +23,18 @@ from slmjax.text.files import temporary
 BLOCK = 2048
 MAX_SHARD_TOKENS = 1 << 27
 CACHED_BLOCKS = 1024  # decoded blocks that a ShardSet keeps (4 to 8 MB)
-IN_MEMORY = 1 << 16  # bytes; a larger table of documents is memory-mapped, which keeps its file open
+IN_MEMORY = (
+    1 << 16
+)  # bytes; a larger table of documents is memory-mapped, which keeps its file open
 # Files that this process keeps open for all its shards: systems often allow 1,024, and JAX, workers and logs need some too.
 OPEN_TABLES = 128
 OPEN_READERS = 256
-DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")])
-SCORED = np.dtype([*DOCUMENT.descr, ("score", "<f8")])  # the table where data.sources.NAME.score asks for one
+DOCUMENT = np.dtype(
+    [("start", "<i8"), ("length", "<i8"), ("bytes", "<i8"), ("key", "<u8"), ("line", "<i8")]
+)
+SCORED = np.dtype(
+    [*DOCUMENT.descr, ("score", "<f8")]
+)  # the table where data.sources.NAME.score asks for one
 
 Integer = int | np.integer
 
@@ -94,7 +100,9 @@ def read_table(path: str) -> np.ndarray:
         table = np.asarray(np.load(place, mmap_mode="r" if mapped else None, allow_pickle=False))
     except OSError:
         raise
-    except Exception as error:  # numpy parses the header as Python: damage there raises whatever parsing does
+    except (
+        Exception
+    ) as error:  # numpy parses the header as Python: damage there raises whatever parsing does
         raise ValueError(f"{place} is no table of documents") from error
     if table.dtype not in (DOCUMENT, SCORED) or table.ndim != 1:
         raise ValueError(f"{place} is no table of documents")
@@ -146,7 +154,9 @@ class ShardWriter:
             self._close()
         self._file, self._begins = file, True
 
-    def add(self, ids: Sequence[int] | np.ndarray, size: int, key: int, line: int, score: float = 0.0) -> None:
+    def add(
+        self, ids: Sequence[int] | np.ndarray, size: int, key: int, line: int, score: float = 0.0
+    ) -> None:
         """Append one document of `size` UTF-8 bytes."""
         if self._writer is None:
             self._open()
@@ -169,7 +179,9 @@ class ShardWriter:
         with _as_os_error(self._temporary):
             self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
         self._rows: list[tuple] = []
-        self._files: list[tuple[str, int, int]] = []  # (name, first row, first token) of each input file
+        self._files: list[
+            tuple[str, int, int]
+        ] = []  # (name, first row, first token) of each input file
         self._begins = True
         self._parts: list[np.ndarray] = []
         self._count = self._buffered = 0
@@ -193,13 +205,32 @@ class ShardWriter:
         table = np.array(self._rows, self._columns)
         with open(_table_path(self._temporary), "wb") as stream:
             np.save(stream, table, allow_pickle=False)
-        path = self._path if not self.shards else self._path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
+        path = (
+            self._path
+            if not self.shards
+            else self._path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
+        )
         size, (file, *_) = os.path.getsize(self._temporary), self._files[0]
-        pieces = np.split(table, [row for _, row, _ in self._files[1:]]) if len(self._files) > 1 else []
-        parts = [(name, len(piece), _print(piece)) for (name, *_), piece in zip(self._files, pieces)]
+        pieces = (
+            np.split(table, [row for _, row, _ in self._files[1:]]) if len(self._files) > 1 else []
+        )
+        parts = [
+            (name, len(piece), _print(piece)) for (name, *_), piece in zip(self._files, pieces)
+        ]
         os.replace(_table_path(self._temporary), _table_path(self._folder / path))
         os.replace(self._temporary, self._folder / path)
-        self.shards.append(Shard(path, file, len(table), self._count, int(table["bytes"].sum()), size, _digest(table), parts))
+        self.shards.append(
+            Shard(
+                path,
+                file,
+                len(table),
+                self._count,
+                int(table["bytes"].sum()),
+                size,
+                _digest(table),
+                parts,
+            )
+        )
 
 
 class ShardSet:
@@ -209,16 +240,28 @@ class ShardSet:
     Threads may share it.
     """
 
-    def __init__(self, shards: Sequence[Shard], folders: Sequence[str], *, vocab_size: int, salt: str = ""):
+    def __init__(
+        self, shards: Sequence[Shard], folders: Sequence[str], *, vocab_size: int, salt: str = ""
+    ):
         """`folders[i]` is the prepared folder of `shards[i]`; `salt` (the tokenizer's hash) is part of the fingerprint."""
-        self._shards, self._folders, self._vocab_size, self._salt = tuple(shards), tuple(map(str, folders)), vocab_size, salt
+        self._shards, self._folders, self._vocab_size, self._salt = (
+            tuple(shards),
+            tuple(map(str, folders)),
+            vocab_size,
+            salt,
+        )
         self._ends = [0, *itertools.accumulate(shard.documents for shard in self._shards)]
         self._small: dict[int, tuple] = {}
-        self._key = uuid.uuid4().hex  # files that are made again under the same names are not those that are open
+        self._key = (
+            uuid.uuid4().hex
+        )  # files that are made again under the same names are not those that are open
         self._block = functools.lru_cache(CACHED_BLOCKS)(self._read_block)
 
     def __reduce__(self) -> tuple:
-        return functools.partial(ShardSet, vocab_size=self._vocab_size, salt=self._salt), (self._shards, self._folders)
+        return functools.partial(ShardSet, vocab_size=self._vocab_size, salt=self._salt), (
+            self._shards,
+            self._folders,
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -262,7 +305,9 @@ class ShardSet:
         shard, local = self._locate(doc)
         starts, lengths = self._table(shard)[:2]
         if offset < 0 or count < 0 or offset + count > lengths[local]:
-            raise IndexError(f"tokens {offset} to {offset + count} of document {doc}, which has {lengths[local]}")
+            raise IndexError(
+                f"tokens {offset} to {offset + count} of document {doc}, which has {lengths[local]}"
+            )
         begin = int(starts[local]) + int(offset)
         block, inside = divmod(begin, BLOCK)
         need = inside + count + 1
@@ -333,7 +378,9 @@ def _reader(place: str, key: str) -> Any:
 
 def _damaged(path: str, error: object) -> UserError:
     folder, reason = os.path.dirname(os.path.dirname(path)), str(error).partition("\n")[0][:200]
-    return UserError(f"{path} cannot be read or is damaged ({reason}); delete {folder} and prepare its text again.")
+    return UserError(
+        f"{path} cannot be read or is damaged ({reason}); delete {folder} and prepare its text again."
+    )
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -375,6 +422,13 @@ class _as_os_error:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, RuntimeError):
-            codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT)
+            codes = (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EFBIG,
+                errno.EROFS,
+                errno.EACCES,
+                errno.ENOENT,
+            )
             code = next((code for code in codes if os.strerror(code) in str(error)), errno.EIO)
             raise OSError(code, os.strerror(code), self._path) from error

@@ -58,7 +58,11 @@ class Stretch:
         """Rows of each source among the first `rows`."""
         block, inside = divmod(rows, BLOCK_ROWS)
         counts = self._edge(block)
-        return counts + np.bincount(self._block(block)[0][:inside], minlength=len(self.units)) if inside else counts
+        return (
+            counts + np.bincount(self._block(block)[0][:inside], minlength=len(self.units))
+            if inside
+            else counts
+        )
 
     def due(self, rows: int) -> Int64[np.ndarray, "sources"]:
         """The sum of each source's weights over the first `rows` rows, in units of 2^-30; exactly 2^30 x `rows` together."""
@@ -67,7 +71,11 @@ class Stretch:
         # old x rows + (new - old) x rows^2 / (2 ramp), rounded down without leaving 64 bits; what rounding left goes to the largest.
         inside = min(rows, self.ramp)
         whole, rest = np.divmod((self.units - self.old) * inside, 2 * self.ramp)
-        due = (self.old + whole) * inside + rest * inside // (2 * self.ramp) + self.units * (rows - inside)
+        due = (
+            (self.old + whole) * inside
+            + rest * inside // (2 * self.ramp)
+            + self.units * (rows - inside)
+        )
         due[self._largest] += UNITS * rows - int(due.sum())
         return due
 
@@ -125,7 +133,9 @@ class Stretch:
         in_ramp = (old + new) / 2 * ramp
         with np.errstate(divide="ignore", invalid="ignore"):
             root = np.sqrt(np.maximum(old * old + 2 * (new - old) * count / ramp, 0))
-            return np.where(count <= in_ramp, 2 * count / (old + root), ramp + (count - in_ramp) / new)
+            return np.where(
+                count <= in_ramp, 2 * count / (old + root), ramp + (count - in_ramp) / new
+            )
 
     def _block(self, block: int) -> tuple[list[int], list[int]]:
         """Source of every row of a block, and how many rows of that source stand before it in the block."""
@@ -140,11 +150,15 @@ class Stretch:
         begin, end = self.due(first) / UNITS, self.due(first + BLOCK_ROWS) / UNITS
         for source in np.flatnonzero(counts).tolist():
             # Named, not numbered: a source that comes or goes with weight 0 leaves the others' order alone.
-            bits = random_bits(int(counts[source]), "mixture", self._seed, self._names[source], self.start, block)
+            bits = random_bits(
+                int(counts[source]), "mixture", self._seed, self._names[source], self.start, block
+            )
             jitter = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
             place = (np.arange(counts[source]) + jitter) / counts[source]
             if first < self.ramp:
-                place = np.sort(self._when(source, begin[source] + place * (end[source] - begin[source])))
+                place = np.sort(
+                    self._when(source, begin[source] + place * (end[source] - begin[source]))
+                )
             places[sources == source] = place
         order = np.lexsort((self._alphabetical[sources], places))
         return sources[order].tolist(), ranks[order].tolist()

@@ -21,11 +21,16 @@ def exact_answers(
     prompts = [question.prompt for questions in asked.values() for question in questions]
     completions = list(generate(prompts)) if prompts else []
     if len(completions) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts were given, {len(completions)} completions came back")
+        raise ValueError(
+            f"{len(prompts)} prompts were given, {len(completions)} completions came back"
+        )
     remaining = iter(completions)
     return {
         kind: {
-            "accuracy": sum(extract_answer(next(remaining)) == question.answer for question in questions) / len(questions),
+            "accuracy": sum(
+                extract_answer(next(remaining)) == question.answer for question in questions
+            )
+            / len(questions),
             "chance": sum(question.chance for question in questions) / len(questions),
             "count": len(questions),
         }

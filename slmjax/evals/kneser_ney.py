@@ -17,7 +17,9 @@ import numpy as np
 class _Level:
     """The n-grams of one length: for each context its n-grams' own shares, and the weight that the shorter context gets."""
 
-    contexts: np.ndarray  # int64, sorted: index of the context without its oldest token * vocabulary + oldest token
+    contexts: (
+        np.ndarray
+    )  # int64, sorted: index of the context without its oldest token * vocabulary + oldest token
     left_over: np.ndarray  # float64 per context
     grams: np.ndarray  # int64, sorted: index of the context * vocabulary + last token
     shares: np.ndarray  # float64 per n-gram: (count - discount) / count of the context
@@ -26,7 +28,9 @@ class _Level:
 class KneserNey:
     """A fitted model; `fit` makes one. In every context its probabilities sum to one over the vocabulary."""
 
-    def __init__(self, vocab_size: int, order: int, eot: int, unigram: np.ndarray, levels: Sequence[_Level]):
+    def __init__(
+        self, vocab_size: int, order: int, eot: int, unigram: np.ndarray, levels: Sequence[_Level]
+    ):
         self.vocab_size, self.order, self.eot = vocab_size, order, eot
         self._unigram, self._levels = unigram, tuple(levels)
 
@@ -40,10 +44,15 @@ class KneserNey:
         for length, level in enumerate(self._levels, start=1):
             reaching = age[positions] >= length
             positions, code = positions[reaching], code[reaching]
-            code, found = _find(level.contexts, code * self.vocab_size + stream[positions + 1 - length])
+            code, found = _find(
+                level.contexts, code * self.vocab_size + stream[positions + 1 - length]
+            )
             positions, code = positions[found], code[found]
             gram, known = _find(level.grams, code * self.vocab_size + target[positions])
-            probability[positions] = np.where(known, level.shares[gram], 0.0) + level.left_over[code] * probability[positions]
+            probability[positions] = (
+                np.where(known, level.shares[gram], 0.0)
+                + level.left_over[code] * probability[positions]
+            )
         return np.log(probability)
 
     def distribution(self, tokens: Sequence[int]) -> np.ndarray:
@@ -55,16 +64,25 @@ class KneserNey:
             code = int(np.searchsorted(level.contexts, key))
             if code == len(level.contexts) or level.contexts[code] != key:
                 break
-            first, last = np.searchsorted(level.grams, (code * self.vocab_size, (code + 1) * self.vocab_size))
+            first, last = np.searchsorted(
+                level.grams, (code * self.vocab_size, (code + 1) * self.vocab_size)
+            )
             probability *= level.left_over[code]
-            probability[level.grams[first:last] - code * self.vocab_size] += level.shares[first:last]
+            probability[level.grams[first:last] - code * self.vocab_size] += level.shares[
+                first:last
+            ]
         return probability
 
-    def complete(self, prompt_tokens: Sequence[int], max_tokens: int, stop: int | None = None) -> list[int]:
+    def complete(
+        self, prompt_tokens: Sequence[int], max_tokens: int, stop: int | None = None
+    ) -> list[int]:
         """The most probable next token, repeatedly, until it is `stop` (by default the eot; not returned) or there are `max_tokens`."""
         stop = self.eot if stop is None else stop
         tokens: list[int] = []
-        while len(tokens) < max_tokens and (best := int(self.distribution([*prompt_tokens, *tokens]).argmax())) != stop:
+        while (
+            len(tokens) < max_tokens
+            and (best := int(self.distribution([*prompt_tokens, *tokens]).argmax())) != stop
+        ):
             tokens.append(best)
         return tokens
 
@@ -80,7 +98,9 @@ def fit(documents: Iterable[Sequence[int]], vocab_size: int, order: int, eot: in
     """
     stream, age = _stream(documents, eot)
     if order < 2 or not len(age) or stream.min() < 0 or stream.max() >= vocab_size:
-        raise ValueError(f"Kneser-Ney needs an order of 2 or more (here {order}), a document, and token ids below {vocab_size}")
+        raise ValueError(
+            f"Kneser-Ney needs an order of 2 or more (here {order}), a document, and token ids below {vocab_size}"
+        )
     target, positions, code = stream[1:], np.arange(len(age)), np.zeros(len(age), np.int64)
     contexts, grams, counts = [np.zeros(1, np.int64)], [], []
     gram_at = np.zeros(len(age), np.int64)
@@ -88,14 +108,23 @@ def fit(documents: Iterable[Sequence[int]], vocab_size: int, order: int, eot: in
         if length:
             reaching = age[positions] >= length
             positions = positions[reaching]
-            unique, code = np.unique(code[reaching] * vocab_size + stream[positions + 1 - length], return_inverse=True)
+            unique, code = np.unique(
+                code[reaching] * vocab_size + stream[positions + 1 - length], return_inverse=True
+            )
             contexts.append(unique)
         unique, first, gram, raw = np.unique(
-            code * vocab_size + target[positions], return_index=True, return_inverse=True, return_counts=True
+            code * vocab_size + target[positions],
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
         )
-        if length:  # each distinct n-gram is one left neighbour of the n-gram without its oldest token
+        if (
+            length
+        ):  # each distinct n-gram is one left neighbour of the n-gram without its oldest token
             neighbours = np.bincount(gram_at[positions[first]], minlength=len(counts[-1]))
-            counts[-1] = np.where(neighbours, neighbours, counts[-1])  # none: it begins where a document begins
+            counts[-1] = np.where(
+                neighbours, neighbours, counts[-1]
+            )  # none: it begins where a document begins
         gram_at[positions] = gram
         grams.append(unique)
         counts.append(raw)
@@ -105,7 +134,9 @@ def fit(documents: Iterable[Sequence[int]], vocab_size: int, order: int, eot: in
     return KneserNey(vocab_size, order, eot, unigram, levels[1:])
 
 
-def ngram_bits_per_byte(model: KneserNey, documents: Sequence[Sequence[int]], total_bytes: int) -> float:
+def ngram_bits_per_byte(
+    model: KneserNey, documents: Sequence[Sequence[int]], total_bytes: int
+) -> float:
     """Bits that the model needs for the documents, each with its eot, over the bytes of their text."""
     return float(-model.log_probabilities(documents).sum() / math.log(2) / total_bytes)
 
@@ -118,8 +149,17 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     single = n1 / (n1 + 2 * n2) if n1 else 0.5
-    estimates = [c - (c + 1) * single * more / some if some else single for c, some, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
-    return np.array([0.0] + [estimate if 0 < estimate < c else single for c, estimate in enumerate(estimates, start=1)])
+    estimates = [
+        c - (c + 1) * single * more / some if some else single
+        for c, some, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))
+    ]
+    return np.array(
+        [0.0]
+        + [
+            estimate if 0 < estimate < c else single
+            for c, estimate in enumerate(estimates, start=1)
+        ]
+    )
 
 
 def _level(contexts: np.ndarray, grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> _Level:

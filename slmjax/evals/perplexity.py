@@ -30,7 +30,9 @@ def scorer(model: Model) -> Callable:
 
     def score(params: dict, buffers: dict, batch: dict) -> Float[Array, "B T"]:
         hidden, _ = model.forward(params, buffers, batch)
-        log_p, _ = token_log_probs(hidden, model.head(params), batch["targets"], chunks=model.chunks)
+        log_p, _ = token_log_probs(
+            hidden, model.head(params), batch["targets"], chunks=model.chunks
+        )
         return -log_p * batch["weights"]
 
     return score
@@ -47,7 +49,9 @@ def document_losses(score: Callable, batches: Iterable[dict], sizes: np.ndarray)
     nats, tokens = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
     pending: list[tuple[np.ndarray, jax.Array]] = []
     for batch in batches:  # one batch is read back while the next one runs
-        pending.append((batch["documents"], score({k: v for k, v in batch.items() if k != "documents"})))
+        pending.append(
+            (batch["documents"], score({k: v for k, v in batch.items() if k != "documents"}))
+        )
         if len(pending) > 1:
             _add(pending.pop(0), nats, tokens)
     for one in pending:

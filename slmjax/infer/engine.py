@@ -12,7 +12,16 @@ from jaxtyping import Array
 
 from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
-from slmjax.infer.programs import END, STOP, Request, State, programs, ready_buffers, ready_params, unrolled
+from slmjax.infer.programs import (
+    END,
+    STOP,
+    Request,
+    State,
+    programs,
+    ready_buffers,
+    ready_params,
+    unrolled,
+)
 from slmjax.infer.sampling import Sampling, sampling_of
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
@@ -44,7 +53,9 @@ class Decoded(NamedTuple):
     """
 
     tokens: np.ndarray  # [B, max_tokens] int32
-    logprobs: np.ndarray  # [B, max_tokens] float32: under the model as it is, whatever the temperature
+    logprobs: (
+        np.ndarray
+    )  # [B, max_tokens] float32: under the model as it is, whatever the temperature
     counts: np.ndarray  # [B]
     finish: np.ndarray  # [B], index of FINISH
     steps: int  # tokens drawn one after the other: the longest row's
@@ -81,12 +92,24 @@ class Engine:
         xla: Mapping | None = None,
     ):
         if tokenizer.vocab_size > arch.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's.")
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's."
+            )
         self.arch, self.params = unrolled(arch), ready_params(arch, params)
-        self._device = device_kind(make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)]))
+        self._device = device_kind(
+            make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)])
+        )
         platform = self._device.platform
-        self.programs = programs(platform, tuned, tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()))
-        self.buffers, self.tokenizer, self.max_batch = ready_buffers(arch, buffers), tokenizer, max_batch
+        self.programs = programs(
+            platform,
+            tuned,
+            tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()),
+        )
+        self.buffers, self.tokenizer, self.max_batch = (
+            ready_buffers(arch, buffers),
+            tokenizer,
+            max_batch,
+        )
         self.token_bytes = tokenizer.token_bytes()
         self._table = ((), jnp.asarray(stopping.token_automaton((), self.token_bytes)))
 
@@ -116,8 +139,14 @@ class Engine:
             those that end a document or a turn, see Tokenizer.ends.
         Raises: UserError naming the argument that makes no sense.
         """
-        drawing = sampling_of(len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        ids, out, stop = [self.encode(prompt) for prompt in prompts], [], [stop] if isinstance(stop, str) else stop
+        drawing = sampling_of(
+            len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        ids, out, stop = (
+            [self.encode(prompt) for prompt in prompts],
+            [],
+            [stop] if isinstance(stop, str) else stop,
+        )
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)
             sampling = Sampling(*(a[part] for a in drawing))
@@ -130,9 +159,15 @@ class Engine:
 
         Raises: UserError for a token id that the tokenizer does not have.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        ids = (
+            self.tokenizer.encode(prompt)
+            if isinstance(prompt, str)
+            else [int(token) for token in prompt]
+        )
         if bad := [token for token in ids if not 0 <= token < self.tokenizer.vocab_size]:
-            raise UserError(f"a prompt has the token {bad[0]}; the tokenizer has tokens 0 to {self.tokenizer.vocab_size - 1}.")
+            raise UserError(
+                f"a prompt has the token {bad[0]}; the tokenizer has tokens 0 to {self.tokenizer.vocab_size - 1}."
+            )
         return [self.tokenizer.eot, *ids]
 
     def decode(
@@ -147,7 +182,13 @@ class Engine:
         batch = self.prepare(ids, drawing, max_tokens, stop, stop_ids)
         state = jax.device_get(self.loop(batch, self.prefill(batch)))
         rows, cut = len(ids), (slice(len(ids)), slice(max_tokens))
-        return Decoded(state.tokens[cut], state.logprobs[cut], state.counts[:rows], state.finish[:rows], int(state.step))
+        return Decoded(
+            state.tokens[cut],
+            state.logprobs[cut],
+            state.counts[:rows],
+            state.finish[:rows],
+            int(state.step),
+        )
 
     def prepare(
         self,
@@ -172,19 +213,29 @@ class Engine:
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
         request = Request(
-            np.arange(batch) < rows, lengths, last, Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)), self._stop_table(stop),
-            np.int32(max_tokens), self._ends(stop_ids), np.int32(self.tokenizer.vocab_size),
-        )  # fmt: skip
+            np.arange(batch) < rows,
+            lengths,
+            last,
+            Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)),
+            self._stop_table(stop),
+            np.int32(max_tokens),
+            self._ends(stop_ids),
+            np.int32(self.tokenizer.vocab_size),
+        )
         return Batch(tokens, bucket(max_tokens), request)
 
     def prefill(self, batch: "Batch") -> Cache:
         """The cache of a batch's prompts, with room for their completions; not waited for."""
         size = batch.tokens.shape[1] + batch.room
-        return self.programs.prefill(self.arch, size, self.params, self.buffers, batch.tokens, batch.request.lengths)
+        return self.programs.prefill(
+            self.arch, size, self.params, self.buffers, batch.tokens, batch.request.lengths
+        )
 
     def loop(self, batch: "Batch", cache: Cache) -> State:
         """What the decode loop draws, on the device; not waited for. `cache` is given up."""
-        return self.programs.decode(self.arch, batch.room, self.params, self.buffers, cache, batch.request)[0]
+        return self.programs.decode(
+            self.arch, batch.room, self.params, self.buffers, cache, batch.request
+        )[0]
 
     def _completions(self, decoded: Decoded, stop: Sequence[str]) -> list[Completion]:
         out = []
@@ -201,7 +252,9 @@ class Engine:
         memory = device_memory(self._device)
         if size < 2**31:
             cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
-            needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+            needed = sum(
+                math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)
+            )
             if not memory or needed <= memory:
                 return
             why = f"its cache takes {needed / 1e9:,.1f} GB, more than the {memory / 1e9:,.1f} GB of this device"
@@ -221,7 +274,10 @@ class Engine:
 
     def _stop_table(self, stop: Sequence[str]) -> Array:
         if tuple(stop) != self._table[0]:
-            self._table = (tuple(stop), jnp.asarray(stopping.token_automaton(stop, self.token_bytes)))
+            self._table = (
+                tuple(stop),
+                jnp.asarray(stopping.token_automaton(stop, self.token_bytes)),
+            )
         return self._table[1]
 
 

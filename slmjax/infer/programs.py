@@ -54,21 +54,30 @@ class Programs(NamedTuple):
 
 
 @functools.cache
-def programs(platform: str, tuned: bool = True, more: tuple[tuple[str, str, Any], ...] = ()) -> Programs:
+def programs(
+    platform: str, tuned: bool = True, more: tuple[tuple[str, str, Any], ...] = ()
+) -> Programs:
     """The programs for a platform; `more` are (program, XLA option, value) beside or instead of those of `compiler_options`."""
-    options = {"prefill": compiler_options(platform, tuned=False), "decode": compiler_options(platform, tuned=tuned, triton=tuned)}
+    options = {
+        "prefill": compiler_options(platform, tuned=False),
+        "decode": compiler_options(platform, tuned=tuned, triton=tuned),
+    }
     for program, name, value in more:
         options[program][name] = value
     return Programs(
         jax.jit(prefill, static_argnums=(0, 1), compiler_options=options["prefill"]),
-        jax.jit(decode_loop, static_argnums=(0, 1), donate_argnums=4, compiler_options=options["decode"]),
+        jax.jit(
+            decode_loop, static_argnums=(0, 1), donate_argnums=4, compiler_options=options["decode"]
+        ),
         2 if platform == "gpu" else 1,
     )
 
 
 def unrolled(arch: Architecture) -> Architecture:
     """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack."""
-    return dataclasses.replace(arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats)))
+    return dataclasses.replace(
+        arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats))
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -96,33 +105,65 @@ def _unrolled_stack(arch: Architecture, stack: dict) -> dict:
     return {str(i): layer for i, layer in enumerate(layers)}
 
 
-def prefill(arch: Architecture, size: int, params: dict, buffers: dict, tokens: Int[Array, "B P"], lengths: Int[Array, "B"]) -> Cache:
+def prefill(
+    arch: Architecture,
+    size: int,
+    params: dict,
+    buffers: dict,
+    tokens: Int[Array, "B P"],
+    lengths: Int[Array, "B"],
+) -> Cache:
     """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    batch = {"tokens": tokens, "segments": (position < lengths[:, None]).astype(jnp.int32), "positions": position}
-    return lm.forward(arch, params, buffers, batch, cache=lm.init_cache(arch, len(tokens), size))[1].cache
+    batch = {
+        "tokens": tokens,
+        "segments": (position < lengths[:, None]).astype(jnp.int32),
+        "positions": position,
+    }
+    return lm.forward(arch, params, buffers, batch, cache=lm.init_cache(arch, len(tokens), size))[
+        1
+    ].cache
 
 
-def decode_loop(arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request) -> tuple[State, Cache]:
+def decode_loop(
+    arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request
+) -> tuple[State, Cache]:
     """Draw tokens, one a row and step, until every row has finished. `cache` is given up: its memory becomes the returned cache's."""
     B = len(request.last)
     start = State(
-        jnp.int32(0), request.last, jnp.zeros((B, room), jnp.int32), jnp.zeros((B, room), jnp.float32), jnp.zeros(B, jnp.int32),
-        jnp.where(request.real, RUNNING, LENGTH), jnp.full(B, stopping.START, request.stop_table.dtype),
-    )  # fmt: skip
+        jnp.int32(0),
+        request.last,
+        jnp.zeros((B, room), jnp.int32),
+        jnp.zeros((B, room), jnp.float32),
+        jnp.zeros(B, jnp.int32),
+        jnp.where(request.real, RUNNING, LENGTH),
+        jnp.full(B, stopping.START, request.stop_table.dtype),
+    )
 
     def step(carry):
         state, cache = carry
-        running = (state.finish == RUNNING).astype(jnp.int32)  # a finished row is padding, which changes nothing in its cache
-        batch = {"tokens": state.token, "segments": running, "positions": request.lengths + state.step}
-        hidden, out = lm.forward(arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache)
+        running = (state.finish == RUNNING).astype(
+            jnp.int32
+        )  # a finished row is padding, which changes nothing in its cache
+        batch = {
+            "tokens": state.token,
+            "segments": running,
+            "positions": request.lengths + state.step,
+        }
+        hidden, out = lm.forward(
+            arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache
+        )
         return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), out.cache
 
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache))
+    return jax.lax.while_loop(
+        lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache)
+    )
 
 
 def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
-    logits = jnp.where(jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf)  # rows that only round up the embedding
+    logits = jnp.where(
+        jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf
+    )  # rows that only round up the embedding
     token = sample(logits, request.drawing, state.step)
     running = state.finish == RUNNING
     ended = request.ends[token]
@@ -130,12 +171,18 @@ def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     stop_state = jnp.where(written, request.stop_table[state.stop_state, token], state.stop_state)
     finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
     finish = jnp.where(ended, END, jnp.where(stop_state == stopping.STOPPED, STOP, finish))
-    logprob = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    logprob = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(
+        logits, axis=1, keepdims=True
+    )
     return State(
         state.step + 1,
         token,
-        jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(running, token, 0)[:, None], state.step, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(state.logprobs, jnp.where(running[:, None], logprob, 0.0), state.step, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(
+            state.tokens, jnp.where(running, token, 0)[:, None], state.step, axis=1
+        ),
+        jax.lax.dynamic_update_slice_in_dim(
+            state.logprobs, jnp.where(running[:, None], logprob, 0.0), state.step, axis=1
+        ),
         state.counts + written,
         jnp.where(running, finish, state.finish),
         stop_state,

@@ -22,7 +22,14 @@ class Sampling(NamedTuple):
     row: Any  # int32: rows of one seed differ by it
 
 
-def sampling_of(rows: int, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int | Sequence[int] = 0) -> Sampling:
+def sampling_of(
+    rows: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | Sequence[int] = 0,
+) -> Sampling:
     """The same settings for `rows` rows.
 
     Args:
@@ -32,25 +39,35 @@ def sampling_of(rows: int, *, temperature: float = 0.0, top_k: int = 0, top_p: f
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     each = not isinstance(seed, int | np.integer)
     if each and len(seed) != rows:
-        raise UserError(f"seed has {len(seed)} values for {rows} prompts; give one number, or one for each prompt.")
+        raise UserError(
+            f"seed has {len(seed)} values for {rows} prompts; give one number, or one for each prompt."
+        )
     return Sampling(
-        np.full(rows, temperature, np.float32), np.full(rows, top_k, np.int32), np.full(rows, top_p, np.float32),
+        np.full(rows, temperature, np.float32),
+        np.full(rows, top_k, np.int32),
+        np.full(rows, top_p, np.float32),
         np.array([int(s) % 2**32 for s in (seed if each else [seed] * rows)], np.uint32),
         np.zeros(rows, np.int32) if each else np.arange(rows, dtype=np.int32),
-    )  # fmt: skip
+    )
 
 
 def check_sampling(*, temperature: float, top_k: int, top_p: float) -> None:
     """Raises: UserError naming the value that makes no sense."""
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
+        raise UserError(
+            f"temperature is {temperature}; it must be 0 (greedy) or a positive number."
+        )
     if not 0 <= top_k < 2**31:
-        raise UserError(f"top_k is {top_k}; it must be 0 (all tokens) or the number of tokens to choose among.")
+        raise UserError(
+            f"top_k is {top_k}; it must be 0 (all tokens) or the number of tokens to choose among."
+        )
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be more than 0 and at most 1 (all tokens).")
 
 
-def sample(logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | int) -> Int[Array, "B"]:
+def sample(
+    logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | int
+) -> Int[Array, "B"]:
     """One token a row. A row's token depends on its own logits, settings, seed, row number and the step; never on other rows.
 
     Args:
@@ -69,12 +86,20 @@ def sample(logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | in
         return jnp.where(warm, jax.vmap(one)(scaled, how.seed, how.row), likeliest)
 
     filtering = jnp.any(warm & ((how.top_k > 0) | (how.top_p < 1)))
-    needed = jnp.where(filtering, 2, jnp.any(warm).astype(jnp.int32))  # neither random bits nor a sort where no row asks for them
-    branches = (lambda: likeliest, lambda: draw(lambda s: s), lambda: draw(lambda s: truncate(s, how.top_k, how.top_p)))
+    needed = jnp.where(
+        filtering, 2, jnp.any(warm).astype(jnp.int32)
+    )  # neither random bits nor a sort where no row asks for them
+    branches = (
+        lambda: likeliest,
+        lambda: draw(lambda s: s),
+        lambda: draw(lambda s: truncate(s, how.top_k, how.top_p)),
+    )
     return jax.lax.switch(needed, branches)
 
 
-def truncate(logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]) -> Float[Array, "B V"]:
+def truncate(
+    logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
+) -> Float[Array, "B V"]:
     """-inf for all but the top k tokens, and of those for all but the nucleus: the fewest whose share of the mass is at least p.
 
     Of equal logits the lower token comes first. At least one token stays.
@@ -86,8 +111,14 @@ def truncate(logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[A
     keep = (top_k[:, None] <= 0) | (rank < top_k[:, None])
     share = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
     # p = 1 is said apart: rounding can make the sum of the first shares 1 while small ones are still to come
-    keep &= (top_p[:, None] >= 1) | (jnp.cumsum(share, axis=-1) - share < top_p[:, None]) | (rank == 0)
-    kept = jnp.zeros(logits.shape, bool).at[jnp.arange(len(logits))[:, None], order].set(keep, unique_indices=True)
+    keep &= (
+        (top_p[:, None] >= 1) | (jnp.cumsum(share, axis=-1) - share < top_p[:, None]) | (rank == 0)
+    )
+    kept = (
+        jnp.zeros(logits.shape, bool)
+        .at[jnp.arange(len(logits))[:, None], order]
+        .set(keep, unique_indices=True)
+    )
     return jnp.where(kept, logits, -jnp.inf)
 
 

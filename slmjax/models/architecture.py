@@ -50,7 +50,9 @@ class Architecture:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Every layer's block, first to last."""
-        return tuple(block for pattern, repeats in self.stack for _ in range(repeats) for block in pattern)
+        return tuple(
+            block for pattern, repeats in self.stack for _ in range(repeats) for block in pattern
+        )
 
     @property
     def layers(self) -> int:
@@ -68,5 +70,7 @@ def vocab_rows(asked: int, tokenizer_size: int) -> int:
     Raises: UserError where fewer are asked for than there are tokens.
     """
     if asked and asked < tokenizer_size:
-        raise UserError(f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens.")
+        raise UserError(
+            f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens."
+        )
     return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB

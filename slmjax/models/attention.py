@@ -35,10 +35,21 @@ class Attention(TokenMixer):
     borrows: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: KVCache | None = None, shared: dict | None = None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        ctx: Context,
+        cache: KVCache | None = None,
+        shared: dict | None = None,
+    ):
         arch = self.arch
         D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
-        heads = {"query": N} | ({} if self.borrows else {"key": K, "value": K}) | ({"gate": N} if arch.output_gate else {})
+        heads = (
+            {"query": N}
+            | ({} if self.borrows else {"key": K, "value": K})
+            | ({"gate": N} if arch.output_gate else {})
+        )
         inputs = {}
         for name, count in heads.items():
             axes = ("width", "kv_heads" if name in ("key", "value") else "heads", None)
@@ -46,9 +57,17 @@ class Attention(TokenMixer):
         of = dict(zip(inputs, project(self, "in", x, inputs, fused=ctx.slots is None)))
         for name in ("query", "key"):
             if name in of:
-                of[name] = RMSNorm(arch, name=f"{name}_norm")(of[name]) if arch.qk_norm else of[name]
-                of[name] = rotate(of[name], ctx.positions, arch.rope_theta) if self.rope else of[name]
-        of |= {name: checkpoint_name(of[name], name) for name in ("query", "key", "value") if name in of}
+                of[name] = (
+                    RMSNorm(arch, name=f"{name}_norm")(of[name]) if arch.qk_norm else of[name]
+                )
+                of[name] = (
+                    rotate(of[name], ctx.positions, arch.rope_theta) if self.rope else of[name]
+                )
+        of |= {
+            name: checkpoint_name(of[name], name)
+            for name in ("query", "key", "value")
+            if name in of
+        }
         if self.borrows:
             keys = shared[self.kind_of_keys]
         elif cache is None:
@@ -58,7 +77,15 @@ class Attention(TokenMixer):
         mixed = checkpoint_name(_attend(arch, self.window, of["query"], keys, ctx), "mixed")
         if arch.output_gate:
             mixed *= jax.nn.sigmoid(of["gate"])
-        out = weight(self, "out", (N, H, D), axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=residual_scale(arch))
+        out = weight(
+            self,
+            "out",
+            (N, H, D),
+            axes=("heads", None, "width"),
+            inputs=(0, 1),
+            outputs=(2,),
+            init=residual_scale(arch),
+        )
         return *project(self, "out", mixed, {"out": out}), cache, shared | {self.kind_of_keys: keys}
 
     @property
@@ -75,12 +102,18 @@ class Attention(TokenMixer):
     def empty_cache(self, batch: int, size: int) -> KVCache | None:
         """A block that borrows keeps nothing, one with a window no more than that."""
         slots = min(size, self.window or size)
-        return None if self.borrows else empty_kv(batch, self.arch.kv_heads, slots, self.arch.head_dim, self.arch.compute)
+        return (
+            None
+            if self.borrows
+            else empty_kv(batch, self.arch.kv_heads, slots, self.arch.head_dim, self.arch.compute)
+        )
 
     def flops(self, seq_len: int, *, causal: bool = True) -> float:
         """Queries times keys, and weights times values; a token sees half of the keys on average."""
         window = self.window if 0 < self.window < seq_len else seq_len
-        keys = window - window * window / (2 * seq_len) if causal else seq_len  # the first tokens see fewer than a window
+        keys = (
+            window - window * window / (2 * seq_len) if causal else seq_len
+        )  # the first tokens see fewer than a window
         return 2 * 2 * keys * self.arch.heads * self.arch.head_dim
 
 
@@ -88,13 +121,26 @@ def _attend(arch: Architecture, window: int, query: Array, keys: Keys, ctx: Cont
     T = query.shape[1]
     if keys.segments is not None:
         return cached_attention(
-            query, keys.key, keys.value, query_segments=ctx.segments, key_segments=keys.segments, query_index=ctx.slots.index,
-            key_index=keys.index, window=window,
-        )  # fmt: skip
+            query,
+            keys.key,
+            keys.value,
+            query_segments=ctx.segments,
+            key_segments=keys.segments,
+            query_index=ctx.slots.index,
+            key_index=keys.index,
+            window=window,
+        )
     kernel, places = arch.attention, ctx.places
     if ctx.slots is not None:  # the first piece of a prompt: one document a row
         kernel = "blockwise" if T % TILE or len(query) % ways(*BATCH) else kernel
         places = len(query) // ways(*BATCH)
     return attention(
-        query, keys.key, keys.value, query_segments=ctx.segments, key_segments=ctx.segments, kernel=kernel, places=places, window=window
+        query,
+        keys.key,
+        keys.value,
+        query_segments=ctx.segments,
+        key_segments=ctx.segments,
+        kernel=kernel,
+        places=places,
+        window=window,
     )

@@ -34,7 +34,9 @@ class DecoderBlock(nn.Module):
     block: Block
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], lent: dict | None = None, *, ctx: Context, cache: Any = None):
+    def __call__(
+        self, x: Float[Array, "B T D"], lent: dict | None = None, *, ctx: Context, cache: Any = None
+    ):
         arch, block = self.arch, self.block
         normed = RMSNorm(arch, name="mixer_norm")(x)
         mixer = mixer_of(arch, block, name="mixer" if block.mixer in MIXERS else "own")

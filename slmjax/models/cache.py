@@ -16,7 +16,9 @@ class Slots:
     index: Any  # [B,T] number of each token in its row
     segments: Any  # [B,S] of all tokens, those of this piece included
     length: Any  # [B] tokens once this piece is there
-    first: bool = dataclasses.field(metadata={"static": True})  # nothing was there before: the piece sees itself alone
+    first: bool = dataclasses.field(
+        metadata={"static": True}
+    )  # nothing was there before: the piece sees itself alone
 
 
 @jax.tree_util.register_dataclass
@@ -41,25 +43,45 @@ class KVCache:
     key: Any  # Any, because shapes and shardings travel in the same tree as arrays
     value: Any
 
-    def append(self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], slots: Slots) -> tuple["KVCache", Keys]:
+    def append(
+        self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], slots: Slots
+    ) -> tuple["KVCache", Keys]:
         """(the cache with T more tokens, what their queries attend over)."""
         size, T, S = self.key.shape[2], key.shape[1], slots.segments.shape[1]
         new = [x.astype(self.key.dtype).swapaxes(1, 2) for x in (key, value)]
         if size == S:
-            cache = KVCache(*(_place(old, x, slots.index, slots.first) for old, x in zip((self.key, self.value), new)))
-            return cache, Keys(key, value) if slots.first and T > 1 else Keys(cache.key, cache.value, slots.segments)
+            cache = KVCache(
+                *(
+                    _place(old, x, slots.index, slots.first)
+                    for old, x in zip((self.key, self.value), new)
+                )
+            )
+            return cache, Keys(key, value) if slots.first and T > 1 else Keys(
+                cache.key, cache.value, slots.segments
+            )
         if T == 1:  # the token that it replaces has left the window
-            cache = KVCache(*(_place(old, x, slots.index % size, False) for old, x in zip((self.key, self.value), new)))
-            return cache, _keys(cache.key, cache.value, _held(size, slots.index[:, 0] + 1), slots.segments)
+            cache = KVCache(
+                *(
+                    _place(old, x, slots.index % size, False)
+                    for old, x in zip((self.key, self.value), new)
+                )
+            )
+            return cache, _keys(
+                cache.key, cache.value, _held(size, slots.index[:, 0] + 1), slots.segments
+            )
         before, after = slots.index[:, 0], _held(size, slots.length)
         place = jnp.clip(after - before[:, None], 0, T - 1)[:, None, :, None]
         fresh = (after >= before[:, None])[:, None, :, None]
         held = zip((self.key, self.value), new)
-        cache = KVCache(*(jnp.where(fresh, jnp.take_along_axis(x, place, axis=2), old) for old, x in held))
+        cache = KVCache(
+            *(jnp.where(fresh, jnp.take_along_axis(x, place, axis=2), old) for old, x in held)
+        )
         if slots.first:
             return cache, Keys(key, value)
         both = (jnp.concatenate([old, x], axis=2) for old, x in zip((self.key, self.value), new))
-        return cache, _keys(*both, jnp.concatenate([_held(size, before), slots.index], axis=1), slots.segments)
+        return cache, _keys(
+            *both, jnp.concatenate([_held(size, before), slots.index], axis=1), slots.segments
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +104,12 @@ class Cache:
         """
         index = self.length[:, None] + jnp.arange(segments.shape[1])[None]
         length = self.length + (segments != 0).sum(1, dtype=jnp.int32)
-        return Slots(index, _place(self.segments[:, None], segments[:, None], index, self.empty)[:, 0], length, self.empty)
+        return Slots(
+            index,
+            _place(self.segments[:, None], segments[:, None], index, self.empty)[:, 0],
+            length,
+            self.empty,
+        )
 
     def after(self, layers: tuple, slots: Slots) -> "Cache":
         """The state once the layers hold those tokens."""
@@ -94,10 +121,17 @@ def empty_kv(batch: int, heads: int, size: int, head_dim: int, dtype: Any) -> KV
     return KVCache(*(jnp.zeros((batch, heads, size, head_dim), dtype) for _ in range(2)))
 
 
-def _place(old: Shaped[Array, "B K S ..."], new: Shaped[Array, "B K T ..."], index: Int[Array, "B T"], first: bool) -> Array:
+def _place(
+    old: Shaped[Array, "B K S ..."],
+    new: Shaped[Array, "B K T ..."],
+    index: Int[Array, "B T"],
+    first: bool,
+) -> Array:
     if first:
         return old.at[:, :, : new.shape[2]].set(new)
-    return jax.vmap(lambda row, piece, start: jax.lax.dynamic_update_slice_in_dim(row, piece, start, 1))(old, new, index[:, 0])
+    return jax.vmap(
+        lambda row, piece, start: jax.lax.dynamic_update_slice_in_dim(row, piece, start, 1)
+    )(old, new, index[:, 0])
 
 
 def _held(size: int, length: Int[Array, "B"]) -> Int[Array, "B s"]:

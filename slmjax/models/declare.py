@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-AXES = ("width", "heads", "kv_heads", "ff", "vocab", "rows", "expert")  # parallel/rules.py has mesh axes for them
+AXES = (
+    "width",
+    "heads",
+    "kv_heads",
+    "ff",
+    "vocab",
+    "rows",
+    "expert",
+)  # parallel/rules.py has mesh axes for them
 GROUPS = ("embedding", "head", "matrix", "vector", "own")  # the keys of config.model.multipliers
 
 
@@ -187,15 +195,21 @@ def _check(name: str, declaration: Weight) -> None:
         raise ValueError(f"weight '{name}': {len(axes)} axes for the shape {shape}")
     unknown = [axis for axis in axes if axis is not None and axis not in AXES]
     if unknown:
-        raise ValueError(f"weight '{name}': unknown axis '{unknown[0]}'; there is {', '.join(AXES)}")
+        raise ValueError(
+            f"weight '{name}': unknown axis '{unknown[0]}'; there is {', '.join(AXES)}"
+        )
     if declaration.group not in GROUPS[:-1]:
         known = ", ".join(GROUPS[:-1])
         raise ValueError(f"weight '{name}': unknown group '{declaration.group}'; there is {known}")
     used = declaration.inputs + declaration.outputs
     if len(set(used)) != len(used) or not all(0 <= i < len(shape) for i in used):
-        raise ValueError(f"weight '{name}': inputs and outputs must be different dimensions of {shape}")
+        raise ValueError(
+            f"weight '{name}': inputs and outputs must be different dimensions of {shape}"
+        )
     if declaration.group == "matrix" and not declaration.inputs:
-        raise ValueError(f"weight '{name}': a matrix needs inputs, the dimensions that are summed over")
+        raise ValueError(
+            f"weight '{name}': a matrix needs inputs, the dimensions that are summed over"
+        )
 
 
 def keep_channel(declared: dict, buffers: dict, channel: str) -> dict:
@@ -254,7 +268,9 @@ def nothing_seen(declared: dict, shapes: dict) -> dict:
         elif known.combine == "sum":
             start[name] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), below)
         else:
-            start[name] = jax.tree.map(lambda s: jnp.full(s.shape, _smallest(s.dtype), s.dtype), below)
+            start[name] = jax.tree.map(
+                lambda s: jnp.full(s.shape, _smallest(s.dtype), s.dtype), below
+            )
     return start
 
 

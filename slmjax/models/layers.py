@@ -42,7 +42,9 @@ class TokenMixer(nn.Module):
 
     arch: Architecture
 
-    def __call__(self, x: Array, *, ctx: Context, cache: Any = None, shared: dict | None = None) -> tuple[Array, Any, dict | None]:
+    def __call__(
+        self, x: Array, *, ctx: Context, cache: Any = None, shared: dict | None = None
+    ) -> tuple[Array, Any, dict | None]:
         """Return (y [B,T,D], cache, shared); see the classes of the library.
 
         Args:
@@ -120,10 +122,14 @@ class RMSNorm(nn.Module):
         scale = jnp.expand_dims(scale, range(x.ndim - 1))
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps) * scale.astype(wide.dtype)).astype(x.dtype)
+        return (
+            wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps) * scale.astype(wide.dtype)
+        ).astype(x.dtype)
 
 
-def project(module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False) -> tuple[Array, ...]:
+def project(
+    module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False
+) -> tuple[Array, ...]:
     """x [B,T,...I] times each of a module's weights [...I, ...O], named as its parameters; in float8 where there are scales for the `site`.
 
     The scales of inputs and gradients are buffers; those of weights are in the collection
@@ -135,7 +141,14 @@ def project(module: nn.Module, site: str, x: Array, weights: dict[str, Array], *
     """
     inner = x.ndim - 2
     if module.is_initializing() and module.arch.products == "float8":
-        buffer(module, site, fp8.initial_scales, channel="cotangent", combine="max", update=fp8.next_scales)
+        buffer(
+            module,
+            site,
+            fp8.initial_scales,
+            channel="cotangent",
+            combine="max",
+            update=fp8.next_scales,
+        )
     float8 = module.has_variable("buffers", site) and not module.is_initializing()
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:

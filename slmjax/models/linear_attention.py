@@ -22,7 +22,14 @@ class LinearAttention(recurrent.RecurrentMixer):
     kind: ClassVar[str]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: recurrent.RecurrentCache | None = None, shared=None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        ctx: Context,
+        cache: recurrent.RecurrentCache | None = None,
+        shared=None,
+    ):
         kind, D = self.kind, self.arch.width
         H, K, V = self.sizes
         widths = {"query": K, "key": K, "value": V} | ({} if kind == "kda" else {"gate": V})
@@ -36,40 +43,69 @@ class LinearAttention(recurrent.RecurrentMixer):
         erase = None if kind == "gla" else x @ self._by_head("erase")
         gate = x @ self._down("gate_down", V) if kind == "kda" else gate[0]
         # Rematerialised: these activations are large and cheap to recompute.
-        out, cache = nn.remat(LinearAttention._mixed)(self, query, key, value, decay, erase, ctx, cache)
-        return nn.remat(LinearAttention._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
+        out, cache = nn.remat(LinearAttention._mixed)(
+            self, query, key, value, decay, erase, ctx, cache
+        )
+        return (
+            nn.remat(LinearAttention._gated)(self, checkpoint_name(out, "mixed"), gate),
+            cache,
+            shared,
+        )
 
     def _mixed(self, query, key, value, decay, erase, ctx, cache):
         if self.kind != "gdn":
             decay = self._up(decay, "decay_up", key.shape[2:])
         if self.kind == "gla":
-            bias = weight(self, "decay_bias", key.shape[2:], init=nn.initializers.zeros, group="vector")
-            decay = jax.nn.log_sigmoid(decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None]) / GLA_TEMPER
+            bias = weight(
+                self, "decay_bias", key.shape[2:], init=nn.initializers.zeros, group="vector"
+            )
+            decay = (
+                jax.nn.log_sigmoid(decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None])
+                / GLA_TEMPER
+            )
         else:
             streams = {"query": query, "key": key, "value": value}
-            (query, key, value), cache = recurrent.convolved(self, streams, ctx, cache, unit=("query", "key"))
+            (query, key, value), cache = recurrent.convolved(
+                self, streams, ctx, cache, unit=("query", "key")
+            )
             erase = jax.nn.sigmoid(erase.astype(jnp.float32))
             value = (value * erase[..., None]).astype(value.dtype)
             decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", decay))
-        return recurrent.run_recurrence(self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache)
+        return recurrent.run_recurrence(
+            self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache
+        )
 
     def _gated(self, out, gate):
         kda = self.kind == "kda"
-        gate = jax.nn.sigmoid(self._up(gate, "gate_up", out.shape[2:])) if kda else jax.nn.silu(gate)
+        gate = (
+            jax.nn.sigmoid(self._up(gate, "gate_up", out.shape[2:])) if kda else jax.nn.silu(gate)
+        )
         out = RMSNorm(self.arch, name="out_norm")(out) * gate
         shape, scale = (*out.shape[2:], self.arch.width), residual_scale(self.arch)
-        matrix = weight(self, "out", shape, axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=scale)
+        matrix = weight(
+            self,
+            "out",
+            shape,
+            axes=("heads", None, "width"),
+            inputs=(0, 1),
+            outputs=(2,),
+            init=scale,
+        )
         return project(self, "out", out, {"out": matrix})[0]
 
     # These three have no outputs, so that AdamW updates them also beside Muon: they make gates, one
     # vector for each of them.
     def _by_head(self, name: str) -> Float[Array, "D H"]:
-        return weight(self, name, (self.arch.width, self.sizes[0]), axes=("width", "heads"), inputs=(0,))
+        return weight(
+            self, name, (self.arch.width, self.sizes[0]), axes=("width", "heads"), inputs=(0,)
+        )
 
     def _down(self, name: str, rank: int) -> Float[Array, "D r"]:
         return weight(self, name, (self.arch.width, rank), axes=("width", None), inputs=(0,))
 
-    def _up(self, x: Float[Array, "B T r"], name: str, shape: tuple[int, ...]) -> Float[Array, "B T H c"]:
+    def _up(
+        self, x: Float[Array, "B T r"], name: str, shape: tuple[int, ...]
+    ) -> Float[Array, "B T H c"]:
         matrix = weight(self, name, (x.shape[-1], *shape), axes=(None, "heads", None), inputs=(0,))
         return jnp.tensordot(x, matrix, 1)
 

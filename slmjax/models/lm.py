@@ -68,7 +68,9 @@ def declare_buffers(arch: Architecture) -> dict:
     return {"stack": stack} if jax.tree.leaves(stack) else {}
 
 
-def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None) -> tuple[Array, Out]:
+def forward(
+    arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None
+) -> tuple[Array, Out]:
     """Hidden states [B,T,D] after the final norm, and what else leaves the blocks.
 
     Args:
@@ -107,7 +109,9 @@ def forward(arch: Architecture, params: dict, buffers: dict, batch: dict, *, cac
 def init_cache(arch: Architecture, batch: int, size: int) -> Cache:
     """An empty cache for `batch` rows of at most `size` tokens; each entry has its own arrays, so that a donated cache gives back all."""
     layers = tuple(mixer_of(arch, block).empty_cache(batch, size) for block in arch.applications)
-    return Cache(layers, jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch,), jnp.int32), empty=True)
+    return Cache(
+        layers, jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch,), jnp.int32), empty=True
+    )
 
 
 def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
@@ -116,7 +120,9 @@ def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
     return constrain(matrix.astype(arch.compute), None, "tensor")
 
 
-def logits(arch: Architecture, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+def logits(
+    arch: Architecture, params: dict, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
     """Return float32 logits. They are large: the loss of training goes through ops.cross_entropy."""
     return jnp.einsum("btd,dv->btv", hidden, head(arch, params), preferred_element_type=jnp.float32)
 
@@ -168,13 +174,22 @@ def _declared(arch: Architecture, collection: str) -> dict:
 
 def _walk(arch: Architecture) -> Iterator[tuple]:
     """(group, position, block, repeats, shapes of what it is lent, its boxed variables) of each place in the stack."""
-    across = {name: of for block in arch.blocks for name, of in mixer_of(arch, block).lends_across(1, 1).items()}
+    across = {
+        name: of
+        for block in arch.blocks
+        for name, of in mixer_of(arch, block).lends_across(1, 1).items()
+    }
     for g, (pattern, repeats) in enumerate(arch.stack):
         lent = dict(across)
         for p, block in enumerate(pattern):
-            alone = dataclasses.replace(_without_kernel(arch), stack=(((block,), 1),), init_scales=())
+            alone = dataclasses.replace(
+                _without_kernel(arch), stack=(((block,), 1),), init_scales=()
+            )
             leaves, structure = jax.tree.flatten(lent)
-            classes = mixer_class(block.mixer), None if block.channel == "none" else channel_class(block.channel)
+            classes = (
+                mixer_class(block.mixer),
+                None if block.channel == "none" else channel_class(block.channel),
+            )
             after, boxed = _shapes(alone, classes, structure, tuple(leaves))
             yield g, p, block, repeats, lent, boxed
             lent = after
@@ -215,7 +230,9 @@ def _variables(arch: Architecture, params: dict, buffers: dict, g: int, *, decod
     if decoding:
         buffers = keep_channel(declare_buffers(arch), buffers, "forward")
 
-    def weight_scale(stacked):  # here, for all layers at once: a kernel for each matrix of each layer would take longer
+    def weight_scale(
+        stacked,
+    ):  # here, for all layers at once: a kernel for each matrix of each layer would take longer
         return fp8.scale_for(jax.lax.stop_gradient(stacked), tuple(range(1, stacked.ndim)))
 
     trees = {}
@@ -234,14 +251,21 @@ def _zeros_across(arch: Architecture, batch: int, length: int) -> dict:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), lent)
 
 
-def _embed(arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def _embed(
+    arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
     # The cast table is gathered over fsdp before the look-up: a look-up in a table split along D makes XLA copy the whole batch.
     table = constrain(table.astype(arch.compute), "tensor", None)
     return embed(table, tokens)
 
 
 def _repeat(
-    arch: Architecture, g: int, ctx: Context, carry: tuple[Array, dict], trees: dict, kept: Sequence | None = None
+    arch: Architecture,
+    g: int,
+    ctx: Context,
+    carry: tuple[Array, dict],
+    trees: dict,
+    kept: Sequence | None = None,
 ) -> tuple[tuple[Array, dict], Out]:
     """One repeat of a group's pattern, as lax.scan runs it.
 
@@ -314,7 +338,9 @@ def remat(name: str) -> Callable:
     else:
         names = tuple(part.strip() for part in name.split(","))
         if not set(names) <= set(NAMES):
-            raise UserError(f"config.model.remat is '{name}'; it can be none, full, dots, or names among {', '.join(NAMES)}.")
+            raise UserError(
+                f"config.model.remat is '{name}'; it can be none, full, dots, or names among {', '.join(NAMES)}."
+            )
         policy = policies.save_only_these_names(*names)
     return functools.partial(jax.checkpoint, policy=policy)
 
@@ -329,7 +355,9 @@ class Model:
     arch: Architecture
     chunks: int = 1
 
-    def forward(self, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None) -> tuple[Array, Out]:
+    def forward(
+        self, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None
+    ) -> tuple[Array, Out]:
         """See `forward`."""
         return forward(self.arch, params, buffers, batch, cache=cache)
 

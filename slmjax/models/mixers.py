@@ -62,7 +62,9 @@ def options_of(mixer: str, channel: str) -> dict[str, type]:
     other = {} if channel == "none" else _fields(channel_class(channel))
     both = sorted(token.keys() & other.keys())
     if both:
-        raise UserError(f"config.model.pattern: '{mixer}' and '{channel}' both have the option '{both[0]}'; rename one of them.")
+        raise UserError(
+            f"config.model.pattern: '{mixer}' and '{channel}' both have the option '{both[0]}'; rename one of them."
+        )
     return token | other
 
 
@@ -74,14 +76,23 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
         )
     found = getattr(output[0], "shape", None)
     if found != shape:
-        raise UserError(f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}.")
+        raise UserError(
+            f"the mixer '{name}' returned y of shape {found}; expected its input's, {shape}."
+        )
     if not jnp.issubdtype(output[0].dtype, jnp.floating):
-        raise UserError(f"the mixer '{name}' returned y of type {output[0].dtype}; expected floating-point numbers.")
+        raise UserError(
+            f"the mixer '{name}' returned y of type {output[0].dtype}; expected floating-point numbers."
+        )
 
 
 def _imported(name: str, what: str, base: type) -> type:
     found = imported(name, f"config.model.pattern names the {what}")
-    older = base is TokenMixer and isinstance(found, type) and issubclass(found, nn.Module) and {"arch", "block"} <= _names(found)
+    older = (
+        base is TokenMixer
+        and isinstance(found, type)
+        and issubclass(found, nn.Module)
+        and {"arch", "block"} <= _names(found)
+    )
     if not older and not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
             f"config.model.pattern names the {what} '{name}', which is {found!r}; expected a "
@@ -92,7 +103,9 @@ def _imported(name: str, what: str, base: type) -> type:
         inspect.signature(found.__call__).bind(None, "x", ctx=None, **call)
     except TypeError as error:
         expected = ", cache=None, shared=None" if call else ""
-        raise UserError(f"the {what} '{name}' cannot be called ({error}); expected __call__(self, x, *, ctx{expected}).") from None
+        raise UserError(
+            f"the {what} '{name}' cannot be called ({error}); expected __call__(self, x, *, ctx{expected})."
+        ) from None
     return found
 
 
@@ -109,7 +122,9 @@ def _as_token_mixer(found: type[nn.Module]) -> type[TokenMixer]:
         def empty_cache(self, *sizes: Any) -> Any:
             if not hasattr(found, "empty_cache"):
                 return TokenMixer.empty_cache(self, *sizes)
-            return found.empty_cache(*(sizes if len(sizes) == 4 else (self.arch, self.block, *sizes)))
+            return found.empty_cache(
+                *(sizes if len(sizes) == 4 else (self.arch, self.block, *sizes))
+            )
 
     Adapted.__module__, Adapted.__qualname__ = found.__module__, found.__qualname__
     return Adapted

@@ -13,11 +13,23 @@ class MLP(ChannelMixer):
     """y = down(silu(gate(x)) * up(x)). Source: Shazeer 2020 (GLU variants)."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, ctx: Context) -> tuple[Float[Array, "B T D"], dict, dict]:
+    def __call__(
+        self, x: Float[Array, "B T D"], *, ctx: Context
+    ) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
         into = {"axes": ("width", "ff"), "inputs": (0,), "outputs": (1,)}
-        gate, up = project(self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")})
+        gate, up = project(
+            self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")}
+        )
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-        down = weight(self, "down", (F, D), axes=("ff", "width"), inputs=(0,), outputs=(1,), init=residual_scale(self.arch))
+        down = weight(
+            self,
+            "down",
+            (F, D),
+            axes=("ff", "width"),
+            inputs=(0,),
+            outputs=(1,),
+            init=residual_scale(self.arch),
+        )
         (y,) = project(self, "out", jax.nn.silu(gate) * up, {"down": down})
         return y, {}, {}

@@ -28,7 +28,9 @@ def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Archite
     names &= {field.name for field in dataclasses.fields(ModelConfig)}
     chosen = {name: getattr(model, name) for name in names - {"vocab_size", "attention", "unroll"}}
     chosen["init_scales"] = _init_scales(model.multipliers)
-    arch = Architecture(vocab_size=vocab_size, stack=_stack(model.pattern, model.layers), **(chosen | resolved))
+    arch = Architecture(
+        vocab_size=vocab_size, stack=_stack(model.pattern, model.layers), **(chosen | resolved)
+    )
     arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))
     _check_lending(arch)
     return arch
@@ -54,7 +56,9 @@ def parse_block(text: str) -> Block:
         (channel, (*CHANNELS, "none"), "channel mixer"),
     ):
         if name not in known and ":" not in name:
-            raise UserError(f"config.model.pattern: '{text}' names the {what} '{name}'; there is {', '.join(known)}.{nearest(name, known)}")
+            raise UserError(
+                f"config.model.pattern: '{text}' names the {what} '{name}'; there is {', '.join(known)}.{nearest(name, known)}"
+            )
     allowed = options_of(mixer, channel)
     options = dict(_option(word, text, allowed) for word in words)
     return Block(mixer, channel, tuple(sorted(options.items())))
@@ -65,7 +69,9 @@ def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
     name, _, value = word.partition("=")
     what = f"config.model.pattern: '{word}' in '{text}'"
     if name not in allowed:
-        options = f"one of the options {', '.join(allowed)}" if allowed else "an option: there are none"
+        options = (
+            f"one of the options {', '.join(allowed)}" if allowed else "an option: there are none"
+        )
         raise UserError(f"{what} is not {options}.{nearest(name, allowed)}")
     kind = allowed[name]
     if kind is bool:
@@ -79,7 +85,9 @@ def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
     return name, kind(value)
 
 
-def share_keys(arch: Architecture, pattern: tuple[Block, ...], repeats: int, share: int) -> tuple[tuple[Block, ...], int]:
+def share_keys(
+    arch: Architecture, pattern: tuple[Block, ...], repeats: int, share: int
+) -> tuple[tuple[Block, ...], int]:
     """Return (pattern, repeats) of the same layers with keys and values shared.
 
     Each attention block lends its keys and values to the next share - 1 of its kind. Layers that
@@ -125,9 +133,13 @@ def _shared(arch: Architecture, share: int) -> tuple:
     if share == 1:
         return arch.stack
     if not any(block.mixer == "attention" for block in arch.blocks):
-        raise UserError(f"config.model.share_kv is {share}, but no block of the pattern is attention.")
+        raise UserError(
+            f"config.model.share_kv is {share}, but no block of the pattern is attention."
+        )
     if any(mixer_of(arch, block).borrowed() for block in arch.blocks):
-        raise UserError("config.model.share_kv says which layers share keys and values; the pattern says borrows=True too.")
+        raise UserError(
+            "config.model.share_kv says which layers share keys and values; the pattern says borrows=True too."
+        )
     return tuple(share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack)
 
 
@@ -153,24 +165,36 @@ def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequenc
     Raises: UserError for more than two bars, or nothing that repeats.
     """
     if not pattern:
-        raise UserError("config.model.pattern is empty; expected at least one block, for example attention.")
+        raise UserError(
+            "config.model.pattern is empty; expected at least one block, for example attention."
+        )
     bars = [place for place, element in enumerate(pattern) if element == BAR]
     if len(bars) > 2:
-        raise UserError(f"config.model.pattern has {len(bars)} bars; expected at most two: start | repeated | end.")
+        raise UserError(
+            f"config.model.pattern has {len(bars)} bars; expected at most two: start | repeated | end."
+        )
     first = bars[0] if bars else -1
     last = bars[1] if len(bars) == 2 else len(pattern)
     start, repeated, end = pattern[: max(first, 0)], pattern[first + 1 : last], pattern[last + 1 :]
     if not repeated:
         example = "'attention', '|', 'gdn'"
-        raise UserError(f"config.model.pattern has nothing behind its first bar; expected what repeats, as in {example}.")
+        raise UserError(
+            f"config.model.pattern has nothing behind its first bar; expected what repeats, as in {example}."
+        )
     return start, repeated, end
 
 
 def _init_scales(multipliers: Mapping[str, Any]) -> tuple:
     for name, of in multipliers.items():
         if name not in GROUPS:
-            raise UserError(f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(GROUPS))}.{nearest(name, GROUPS)}")
-        numbers = isinstance(of, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in of.values())
+            raise UserError(
+                f"config.model.multipliers names '{name}'; the groups are {', '.join(sorted(GROUPS))}.{nearest(name, GROUPS)}"
+            )
+        numbers = isinstance(of, dict) and all(
+            type(value) in (int, float) and math.isfinite(value) for value in of.values()
+        )
         if not numbers or not set(of) <= {"init", "lr", "decay"}:
-            raise UserError(f"config.model.multipliers.{name} is {of!r}; it can hold init, lr and decay as numbers, such as {{'lr': 0.5}}.")
+            raise UserError(
+                f"config.model.multipliers.{name} is {of!r}; it can hold init, lr and decay as numbers, such as {{'lr': 0.5}}."
+            )
     return tuple(sorted((name, float(of.get("init", 1.0))) for name, of in multipliers.items()))

@@ -40,7 +40,11 @@ class RecurrentMixer(TokenMixer):
         By default those of attention, so that mixers can be exchanged.
         """
         arch = self.arch
-        return self.heads or arch.heads, self.key_dim or arch.head_dim, self.value_dim or arch.head_dim
+        return (
+            self.heads or arch.heads,
+            self.key_dim or arch.head_dim,
+            self.value_dim or arch.head_dim,
+        )
 
     def channels(self) -> dict[str, int]:
         """Channels of each short convolution by name."""
@@ -67,10 +71,14 @@ class RecurrentCache:
     tail_segments: Any  # [B,TAPS-1]
 
 
-def empty_cache(batch: int, heads: int, key: int, value: int, channels: dict[str, int], dtype: Any) -> RecurrentCache:
+def empty_cache(
+    batch: int, heads: int, key: int, value: int, channels: dict[str, int], dtype: Any
+) -> RecurrentCache:
     """Before the first token; `channels` of each convolution by name."""
     tails = {name: jnp.zeros((batch, TAPS - 1, count), dtype) for name, count in channels.items()}
-    return RecurrentCache(ops.empty_memory(batch, heads, key, value), tails, jnp.zeros((batch, TAPS - 1), jnp.int32))
+    return RecurrentCache(
+        ops.empty_memory(batch, heads, key, value), tails, jnp.zeros((batch, TAPS - 1), jnp.int32)
+    )
 
 
 def convolved(
@@ -97,13 +105,19 @@ def convolved(
             run = functools.partial(activated, unit=name in unit, kernel=kernel)
             rows, of = P(BATCH), _split(heads[0])
             specs = (P(BATCH, None, of), P(None, of), None if shift is None else P(of), rows)
-            out.append(_by_device(run_recurrence, specs, specs[0], len(x))(x, taps, shift, ctx.segments))
+            out.append(
+                _by_device(run, specs, specs[0], len(x))(x, taps, shift, ctx.segments)
+            )
             continue
         flat = x.reshape(*x.shape[:2], -1)
         state = {"tail": cache.tails[name], "tail_segments": cache.tail_segments}
-        y, tails[name], tail_segments = short_conv(flat, taps.reshape(TAPS, -1), ctx.segments, **state)
+        y, tails[name], tail_segments = short_conv(
+            flat, taps.reshape(TAPS, -1), ctx.segments, **state
+        )
         out.append(activation(y.reshape(x.shape), shift, unit=name in unit))
-    return out, None if cache is None else dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
+    return out, None if cache is None else dataclasses.replace(
+        cache, tails=tails, tail_segments=tail_segments
+    )
 
 
 def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
@@ -115,11 +129,15 @@ def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array
     def start(key, shape, dtype):
         return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)).astype(dtype)
 
-    log = weight(module, "decay_log", steps.shape[2:3], init=start, group="vector").astype(jnp.float32)
+    log = weight(module, "decay_log", steps.shape[2:3], init=start, group="vector").astype(
+        jnp.float32
+    )
     return -jnp.exp(log).reshape(1, 1, -1, *[1] * (steps.ndim - 3)) * steps
 
 
-def step_sizes(module: nn.Module, name: str, x: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
+def step_sizes(
+    module: nn.Module, name: str, x: Float[Array, "B T H ..."]
+) -> Float[Array, "B T H ..."]:
     """softplus(x + bias), float32; of x = 0 it is between 0.001 and 0.1 at the start, evenly in its logarithm. Source: as `decay_of`."""
 
     def start(key, shape, dtype):
@@ -134,16 +152,31 @@ def run_recurrence(
     arch: Architecture, query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None
 ) -> tuple[Array, RecurrentCache | None]:
     """(outputs, cache with the new memory) of ops.recurrence: each device its own rows and, over the tensor axis, its own heads."""
-    memory = ops.empty_memory(len(value), value.shape[2], key.shape[3], value.shape[3]) if cache is None else cache.memory
+    memory = (
+        ops.empty_memory(len(value), value.shape[2], key.shape[3], value.shape[3])
+        if cache is None
+        else cache.memory
+    )
 
     def local(query, key, value, decay, erase, segments, memory):
-        return ops.recurrence(query, key, value, decay, erase=erase, segments=segments, memory=memory, kernel=arch.recurrence)
+        return ops.recurrence(
+            query,
+            key,
+            value,
+            decay,
+            erase=erase,
+            segments=segments,
+            memory=memory,
+            kernel=arch.recurrence,
+        )
 
     split = _split(value.shape[2])
     heads, rows = P(BATCH, None, split), P(BATCH)
     shared = heads if key.shape[2] == value.shape[2] else rows
     where = ops.Memory(P(BATCH, split), rows)
-    local = _by_device(local, (shared, shared, heads, heads, heads, rows, where), (heads, where), len(value))
+    local = _by_device(
+        local, (shared, shared, heads, heads, heads, rows, where), (heads, where), len(value)
+    )
     out, memory = local(query, key, value, decay, erase, ctx.segments, memory)
     return out, None if cache is None else dataclasses.replace(cache, memory=memory)
 

@@ -31,18 +31,27 @@ def resolve(
     """
     device = device_kind(mesh)
     compute, compute_reason = choose_compute(device, precision.compute)
-    chosen = attention.choose(device.platform, device.capability, compute, model.head_dim, deterministic)
+    chosen = attention.choose(
+        device.platform, device.capability, compute, model.head_dim, deterministic
+    )
     if model.attention != "auto":
         chosen = attention.KernelChoice(model.attention, "config.model.attention")
     products, products_reason = choose_products(device, precision.products)
     if products == "float8" and model.share_blocks > 1:
-        raise UserError("config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1.")
+        raise UserError(
+            "config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1."
+        )
     walk, walk_reason = choose_recurrence(device)
     unroll, unroll_reason = choose_unroll(device, model.unroll)
     arch = from_config(
-        model, vocab_rows(model.vocab_size, tokenizer_size), compute=compute, products=products, attention=chosen.kernel,
-        recurrence=walk, unroll=unroll,
-    )  # fmt: skip
+        model,
+        vocab_rows(model.vocab_size, tokenizer_size),
+        compute=compute,
+        products=products,
+        attention=chosen.kernel,
+        recurrence=walk,
+        unroll=unroll,
+    )
     reasons = [f"compute {compute}: {compute_reason}"]
     reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
     reasons += [f"attention {chosen.kernel}: {chosen.reason}"]
@@ -58,7 +67,10 @@ def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
     if device.platform == "tpu" or (device.platform == "gpu" and (device.capability or 0) >= 8.0):
         return "bfloat16", f"{device.name} multiplies it natively"
     if device.platform == "gpu" and (device.capability or 0) >= 7.0:
-        return "float16", f"{device.name} multiplies it natively and has no bfloat16; the loss is scaled"
+        return (
+            "float16",
+            f"{device.name} multiplies it natively and has no bfloat16; the loss is scaled",
+        )
     return "float32", f"{device.name} has no fast bfloat16"
 
 
@@ -84,7 +96,10 @@ def choose_products(device: DeviceKind, asked: str) -> tuple[str, str]:
 def choose_recurrence(device: DeviceKind) -> tuple[str, str]:
     """(what recurrent mixers walk over their chunks with, reason)."""
     if device.platform == "gpu" and (device.capability or 0) >= 8.0:
-        return "triton", f"GPU of compute capability {device.capability}: one kernel walks over all chunks"
+        return (
+            "triton",
+            f"GPU of compute capability {device.capability}: one kernel walks over all chunks",
+        )
     return "scan", f"{device.name}: plain XLA"
 
 

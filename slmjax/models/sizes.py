@@ -49,7 +49,9 @@ def ff_width_for(arch: Architecture, budget: int) -> int:
     width = 8 * round((budget - none) / (eight - none))
     if width < 8:
         mixers = ", ".join(sorted({block.mixer for block in arch.blocks}))
-        raise UserError(f"A model with the mixers {mixers} has {none:,} parameters without feed-forward layers, more than {budget:,}.")
+        raise UserError(
+            f"A model with the mixers {mixers} has {none:,} parameters without feed-forward layers, more than {budget:,}."
+        )
     return width
 
 
@@ -91,7 +93,11 @@ def cache_bytes(arch: Architecture, tokens: float) -> float:
     for block in arch.applications:
         mixer = mixer_of(arch, block)
         kept = jax.eval_shape(lambda mixer=mixer: mixer.empty_cache(1, math.ceil(tokens)))
-        floats = [leaf for leaf in jax.tree.leaves(kept) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)]
+        floats = [
+            leaf
+            for leaf in jax.tree.leaves(kept)
+            if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        ]
         total += sum(leaf.size * leaf.dtype.itemsize for leaf in floats)
     return total
 
@@ -114,7 +120,11 @@ def describe(arch: Architecture) -> str:
     """One line for people: sizes and shape."""
     count = parameters(arch)
     kinds = list(dict.fromkeys(block.mixer for block in arch.blocks))
-    mixers = "" if kinds == ["attention"] else " (" + ", ".join(f"{_times(arch, kind)} {kind}" for kind in kinds) + ")"
+    mixers = (
+        ""
+        if kinds == ["attention"]
+        else " (" + ", ".join(f"{_times(arch, kind)} {kind}" for kind in kinds) + ")"
+    )
     repeated = f", each applied {arch.share_blocks} times" if arch.share_blocks > 1 else ""
     return (
         f"{_short(count.total)} parameters ({_short(count.non_embedding)} without embeddings, {_short(count.matmul)} in matrix products): "
@@ -135,7 +145,9 @@ def parse_params(text: str | int | float) -> int:
     match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?)\s*([kmb]?)\s*", str(text).lower())
     value = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2]] if match else 0
     if not 1 <= value <= LARGEST:
-        raise UserError(f"--params={text}: expected a number of parameters such as 50m or 1b, {LARGEST:.0e} at most.")
+        raise UserError(
+            f"--params={text}: expected a number of parameters such as 50m or 1b, {LARGEST:.0e} at most."
+        )
     return round(value)
 
 
@@ -184,16 +196,36 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
             continue  # 7 or 11 heads leave only one key/value head or as many as there are queries
         middle = round(8 / 3 * heads * head_dim / multiple)
         for ff_width in (multiple * f for f in (middle - 1, middle, middle + 1) if f > 0):
-            arch = Architecture(vocab_size, heads * head_dim, heads, kv_heads, head_dim, ff_width, ())
-            layers = max(1, round((params - decoder_parameters(arch, 0)) / (decoder_parameters(arch, 1) - decoder_parameters(arch, 0))))
+            arch = Architecture(
+                vocab_size, heads * head_dim, heads, kv_heads, head_dim, ff_width, ()
+            )
+            layers = max(
+                1,
+                round(
+                    (params - decoder_parameters(arch, 0))
+                    / (decoder_parameters(arch, 1) - decoder_parameters(arch, 0))
+                ),
+            )
             off = abs(decoder_parameters(arch, layers) / params - 1)
             # Depth decides; an unusual feed-forward width or a total that is off must be worth a fifth of the depth.
-            cost = abs(math.log(layers / depth)) + 0.2 * (ff_width != middle * multiple) + 0.2 * (off > TOLERANCE / 2)
+            cost = (
+                abs(math.log(layers / depth))
+                + 0.2 * (ff_width != middle * multiple)
+                + 0.2 * (off > TOLERANCE / 2)
+            )
             if off <= TOLERANCE:
-                fields = {"width": arch.width, "layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+                fields = {
+                    "width": arch.width,
+                    "layers": layers,
+                    "heads": heads,
+                    "kv_heads": kv_heads,
+                    "head_dim": head_dim,
+                }
                 shapes.append((cost, off, fields | {"ff_width": ff_width}))
     if not shapes:
-        raise UserError(f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take a smaller vocabulary.")
+        raise UserError(
+            f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take a smaller vocabulary."
+        )
     return min(shapes, key=lambda shape: shape[:2])[2]
 
 

@@ -28,17 +28,33 @@ class SSM(recurrent.RecurrentMixer):
         return {"value": H * V, "write": K, "read": K}
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, ctx: Context, cache: recurrent.RecurrentCache | None = None, shared=None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        ctx: Context,
+        cache: recurrent.RecurrentCache | None = None,
+        shared=None,
+    ):
         D = self.arch.width
         H, K, V = self.sizes
         shapes = {"gate": (H, V), "value": (H, V), "write": (1, K), "read": (1, K)}
         axes = {"gate": "heads", "value": "kv_heads", "write": None, "read": None}
         inputs = {
-            name: weight(self, name, (D, *shape), axes=("width", axes[name], None), inputs=(0,), outputs=(1, 2))
+            name: weight(
+                self,
+                name,
+                (D, *shape),
+                axes=("width", axes[name], None),
+                inputs=(0,),
+                outputs=(1, 2),
+            )
             for name, shape in shapes.items()
         }
         gate, value, write, read = project(self, "in", x, inputs)
-        steps = x @ weight(self, "step", (D, H), axes=("width", "heads"), inputs=(0,))  # no outputs: AdamW updates it
+        steps = x @ weight(
+            self, "step", (D, H), axes=("width", "heads"), inputs=(0,)
+        )  # no outputs: AdamW updates it
         # Rematerialised: these activations are large and cheap to recompute.
         out, cache = nn.remat(SSM._mixed)(self, value, write, read, steps, ctx, cache)
         return nn.remat(SSM._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
@@ -48,13 +64,25 @@ class SSM(recurrent.RecurrentMixer):
         (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
         step = recurrent.step_sizes(self, "step_bias", steps)
         stepped = (value * step[..., None]).astype(value.dtype)
-        out, cache = recurrent.run_recurrence(self.arch, read, write, stepped, recurrent.decay_of(self, step), None, ctx, cache)
+        out, cache = recurrent.run_recurrence(
+            self.arch, read, write, stepped, recurrent.decay_of(self, step), None, ctx, cache
+        )
         skip = weight(self, "skip", value.shape[2:3], init=nn.initializers.ones, group="vector")
         return out + value * skip[None, None, :, None].astype(value.dtype), cache
 
     def _gated(self, out, gate):
         H, V = out.shape[2:]
-        out = RMSNorm(self.arch, name="out_norm")((out * jax.nn.silu(gate)).reshape(*out.shape[:2], H * V)).reshape(out.shape)
+        out = RMSNorm(self.arch, name="out_norm")(
+            (out * jax.nn.silu(gate)).reshape(*out.shape[:2], H * V)
+        ).reshape(out.shape)
         shape, scale = (H, V, self.arch.width), residual_scale(self.arch)
-        matrix = weight(self, "out", shape, axes=("heads", None, "width"), inputs=(0, 1), outputs=(2,), init=scale)
+        matrix = weight(
+            self,
+            "out",
+            shape,
+            axes=("heads", None, "width"),
+            inputs=(0, 1),
+            outputs=(2,),
+            init=scale,
+        )
         return project(self, "out", out, {"out": matrix})[0]

@@ -32,12 +32,16 @@ def cached_attention(
     K, S = key.shape[1:3]
     rows = query.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
     scores = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32) * H**-0.5
-    visible = (query_segments[:, :, None] == key_segments[:, None]) & (query_segments[:, :, None] != 0)
+    visible = (query_segments[:, :, None] == key_segments[:, None]) & (
+        query_segments[:, :, None] != 0
+    )
     key_index = jnp.arange(S)[None] if key_index is None else key_index
     visible &= query_index[:, :, None] >= key_index[:, None]
     if window:
         visible &= query_index[:, :, None] - key_index[:, None] < window
     visible = jnp.repeat(visible, N // K, axis=1)[:, None]
-    weights = jnp.where(visible, jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1), 0.0)  # zeros for padding
+    weights = jnp.where(
+        visible, jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1), 0.0
+    )  # zeros for padding
     mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)
     return mixed.reshape(B, K, T, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)

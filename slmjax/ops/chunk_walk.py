@@ -57,7 +57,9 @@ def _backward(kernel, kept, gradients):
         later, _, of_state = run(None, None, None, whole, of_memories, of_state, reverse=True)
         of_written = of_new + dot("npck,npkv->npcv", writing, later, dtype)
     else:
-        later, of_written, of_state = run(of_new, writing, erased, whole, of_memories, of_state, reverse=True)
+        later, of_written, of_state = run(
+            of_new, writing, erased, whole, of_memories, of_state, reverse=True
+        )
         of_erased = -dot("npcv,npkv->npck", of_written, memories, dtype)
     of_writing = dot("npcv,npkv->npck", new, later, dtype)
     of_whole = jnp.sum(memories.astype(jnp.float32) * later.astype(jnp.float32), axis=-1)
@@ -88,12 +90,18 @@ def scan_chunks(written, erased, writing, whole, added, state, *, reverse: bool)
             state += added
         return state, (memory, new)
 
-    state, (memories, new) = jax.lax.scan(one, state, (written, erased, writing, whole, added), reverse=reverse)
+    state, (memories, new) = jax.lax.scan(
+        one, state, (written, erased, writing, whole, added), reverse=reverse
+    )
     return memories, new, state
 
 
 def _walk_of(kernel: str) -> Any:
-    return {"scan": scan_chunks, "triton": triton_walk.walk, "interpret": functools.partial(triton_walk.walk, interpret=True)}[kernel]
+    return {
+        "scan": scan_chunks,
+        "triton": triton_walk.walk,
+        "interpret": functools.partial(triton_walk.walk, interpret=True),
+    }[kernel]
 
 
 def dot(spec: str, a: Array, b: Array, to: Any = jnp.float32) -> Array:

@@ -21,13 +21,19 @@ def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsi
     """
     needed = batch * length * vocab * 2 * itemsize
     chunks = 1
-    while needed / chunks > (memory or 16e9) / 28 and chunks < length and length % (chunks * 2) == 0:
+    while (
+        needed / chunks > (memory or 16e9) / 28 and chunks < length and length % (chunks * 2) == 0
+    ):
         chunks *= 2
     return chunks
 
 
 def token_log_probs(
-    hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"], *, chunks: int = 1
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    *,
+    chunks: int = 1,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """(log p(target), logsumexp of the logits), both float32.
 
@@ -63,7 +69,9 @@ def weighted_nats(
 
 def reference(hidden, head, targets):
     """The same by log_softmax over full float32 logits: slow, obvious, for tests."""
-    logits = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     return log_p, jax.nn.logsumexp(logits, axis=-1)
 
@@ -78,12 +86,18 @@ def _forward(hidden, head, targets, chunks):
         h, t = args
         logits = _logits(h, head)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        return jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0] - lse, lse, logits.astype(h.dtype)
+        return (
+            jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0] - lse,
+            lse,
+            logits.astype(h.dtype),
+        )
 
     if chunks == 1:
         log_p, lse, logits = piece((hidden, targets))
         return (log_p, lse), (hidden, head, targets, lse, logits)
-    log_p, lse = jax.lax.map(lambda args: piece(args)[:2], (_split(hidden, chunks), _split(targets, chunks)))
+    log_p, lse = jax.lax.map(
+        lambda args: piece(args)[:2], (_split(hidden, chunks), _split(targets, chunks))
+    )
     log_p, lse = _join(log_p), _join(lse)
     return (log_p, lse), (hidden, head, targets, lse, None)
 
@@ -96,7 +110,9 @@ def _backward(chunks, residuals, gradients):
         p = jnp.exp(logits.astype(jnp.float32) - z[..., None])
         hit = jax.nn.one_hot(t, head.shape[1], dtype=jnp.bool_)
         d_logits = (jnp.where(hit, g[..., None], 0.0) + (gz - g)[..., None] * p).astype(h.dtype)
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32).astype(h.dtype)
+        d_hidden = jnp.einsum(
+            "btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32
+        ).astype(h.dtype)
         return d_hidden, jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
 
     if chunks == 1:
@@ -119,7 +135,8 @@ _token_log_probs.defvjp(_forward, _backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
     nats, squares = jax.lax.map(
-        lambda args: _sums(*_softmax(args[0], head, args[1])[1:], args[2]), _pieces(chunks, hidden, targets, weights)
+        lambda args: _sums(*_softmax(args[0], head, args[1])[1:], args[2]),
+        _pieces(chunks, hidden, targets, weights),
     )
     return nats.sum() + z_loss * squares.sum(), nats.sum(), squares.sum()
 
@@ -132,7 +149,11 @@ def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
         slope = w * (1 + 2 * z_loss * lse)  # of the loss in each logsumexp
         d_logits = (slope[..., None] * p - jnp.where(hit, w[..., None], 0.0)).astype(h.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=h.dtype)
-        return *_sums(log_p, lse, w), d_hidden, jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        return (
+            *_sums(log_p, lse, w),
+            d_hidden,
+            jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32),
+        )
 
     if chunks == 1:
         nats, squares, d_hidden, d_head = piece(hidden, targets, weights)

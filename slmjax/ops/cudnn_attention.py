@@ -37,17 +37,25 @@ def cudnn_attention(
     def kernel(q, k, v, seg):
         if places == len(seg):
             local = (window - 1, 0) if window else None
-            return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation="cudnn")
-        whole = -(-max(places, 2 * len(seg)) // len(seg)) * len(seg)  # JAX reads the number of places off a shape [rows, n]
+            return jax.nn.dot_product_attention(
+                q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
+            )
+        whole = -(-max(places, 2 * len(seg)) // len(seg)) * len(
+            seg
+        )  # JAX reads the number of places off a shape [rows, n]
         return _packed(window, q, k, v, *segment_list(seg, whole))
 
     return per_device_heads(kernel)(query, key, value, segments)
 
 
-def segment_list(segments: Int[Array, "B T"], places: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+def segment_list(
+    segments: Int[Array, "B T"], places: int
+) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
     """Lengths and first tokens (in the flattened batch) of n = `places` segments, longest first; unused ones are (0, B * T)."""
     B, T = segments.shape
-    numbers = jnp.maximum(jax.lax.cummax(segments, axis=1), 1)  # padding joins the last segment; an empty row is one segment
+    numbers = jnp.maximum(
+        jax.lax.cummax(segments, axis=1), 1
+    )  # padding joins the last segment; an empty row is one segment
     begins = jnp.pad(numbers[:, 1:] != numbers[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     (starts,) = jnp.nonzero(begins.reshape(-1), size=places, fill_value=B * T)
     starts = starts.astype(jnp.int32)
@@ -76,23 +84,38 @@ _packed.defvjp(_packed_forward, _packed_backward)
 def _forward(window, q, k, v, lengths, starts):
     """(output, softmax statistics); both are defined for the tokens of the listed segments only."""
     operands, options = _call(window, q, k, lengths, starts)
-    return tuple(_private()._dot_product_attention_fwd_p.bind(q, k, v, *operands, is_training=True, **options))
+    return tuple(
+        _private()._dot_product_attention_fwd_p.bind(
+            q, k, v, *operands, is_training=True, **options
+        )
+    )
 
 
 def _backward(window, q, k, v, lengths, starts, out, statistics, gradient):
     operands, options = _call(window, q, k, lengths, starts)
-    return tuple(_private()._dot_product_attention_bwd_p.bind(q, k, v, *operands, statistics, out, gradient, **options))
+    return tuple(
+        _private()._dot_product_attention_bwd_p.bind(
+            q, k, v, *operands, statistics, out, gradient, **options
+        )
+    )
 
 
 def _call(window, q, k, lengths, starts):
     B, T, N, H = q.shape
     lengths = lengths.reshape(B, -1)
-    first = jnp.pad(starts, (0, B), constant_values=B * T).reshape(B, -1)  # JAX reads the number of places off this shape, less one
+    first = jnp.pad(starts, (0, B), constant_values=B * T).reshape(
+        B, -1
+    )  # JAX reads the number of places off this shape, less one
     none = jnp.zeros(0, q.dtype)
     options = {
-        "scale": H**-0.5, "seed": 0, "dropout_rate": 0.0, "variadic_args": (False, False), "sliding_window_length": window or None,
-        "mask_type": _private().MaskType.PADDING_CAUSAL, "layout": _private().AttentionLayout.BTNH.value,
-    }  # fmt: skip
+        "scale": H**-0.5,
+        "seed": 0,
+        "dropout_rate": 0.0,
+        "variadic_args": (False, False),
+        "sliding_window_length": window or None,
+        "mask_type": _private().MaskType.PADDING_CAUSAL,
+        "layout": _private().AttentionLayout.BTNH.value,
+    }
     return (none, lengths, lengths, first * (N * H), first * (k.shape[2] * H), none, none), options
 
 
@@ -101,7 +124,14 @@ def _private():
     try:
         from jax._src.cudnn import fused_attention_stablehlo as private
 
-        _ = private._dot_product_attention_fwd_p, private._dot_product_attention_bwd_p, private.MaskType, private.AttentionLayout
+        _ = (
+            private._dot_product_attention_fwd_p,
+            private._dot_product_attention_bwd_p,
+            private.MaskType,
+            private.AttentionLayout,
+        )
     except (ImportError, AttributeError) as error:
-        raise UserError("config.model.attention=cudnn: this version of JAX has no fused attention here; use blockwise.") from error
+        raise UserError(
+            "config.model.attention=cudnn: this version of JAX has no fused attention here; use blockwise."
+        ) from error
     return private

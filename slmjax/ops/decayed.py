@@ -25,7 +25,10 @@ CHANNELS = 64  # of a key, whose gradients one program of the kernel computes
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def decayed(
-    kernel: str, lefts: tuple[Float[Array, "_ C K"], ...], right: Float[Array, "_ C K"], total: Float[Array, "P C K"]
+    kernel: str,
+    lefts: tuple[Float[Array, "_ C K"], ...],
+    right: Float[Array, "_ C K"],
+    total: Float[Array, "P C K"],
 ) -> tuple[Float[Array, "P C C"], ...]:
     """The products, float32, for each of `lefts`; 0 above the diagonal.
 
@@ -72,7 +75,10 @@ def _backward(kernel, kept, gradients):
         of_lefts, of_right, of_total = pl.pallas_call(
             _backward_kernel,
             grid=(P, K // part),
-            in_specs=[*jax.tree.map(channels, (lefts, right, total)), [pl.BlockSpec((None, C, C), lambda p, k: (p, 0, 0)) for _ in lefts]],
+            in_specs=[
+                *jax.tree.map(channels, (lefts, right, total)),
+                [pl.BlockSpec((None, C, C), lambda p, k: (p, 0, 0)) for _ in lefts],
+            ],
             out_specs=jax.tree.map(channels, ([total for _ in lefts], total, total)),
             out_shape=([like(left) for left in lefts], like(right), like(total)),
             compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
@@ -91,13 +97,21 @@ def _products(lefts: Sequence, right: Any, total: Any, stored: Any = None) -> li
     row, column = _places(len(total))
     found = [jnp.where(row == column, dot(left, right.T), 0.0) for left in lefts]
     for size in _sizes(len(total)):
-        factor, corner = _factor(total, stored[_via(len(total), size), :], size), _corner(row, column, size)
+        factor, corner = (
+            _factor(total, stored[_via(len(total), size), :], size),
+            _corner(row, column, size),
+        )
         keys = _scaled(right, factor).T
-        found = [jnp.where(corner, dot(_scaled(left, factor), keys), of) for left, of in zip(lefts, found)]
+        found = [
+            jnp.where(corner, dot(_scaled(left, factor), keys), of)
+            for left, of in zip(lefts, found)
+        ]
     return found
 
 
-def _gradients(lefts: Sequence, right: Any, total: Any, gradients: Sequence, stored: Any = None) -> tuple:
+def _gradients(
+    lefts: Sequence, right: Any, total: Any, gradients: Sequence, stored: Any = None
+) -> tuple:
     """(of lefts, of right, of total) of one chunk, float32."""
     stored = total if stored is None else stored
     row, column = _places(len(total))
@@ -107,13 +121,19 @@ def _gradients(lefts: Sequence, right: Any, total: Any, gradients: Sequence, sto
         of_lefts.append(dot(own, right))
         of_right += dot(own, left)
     for size in _sizes(len(total)):
-        factor, corner = _factor(total, stored[_via(len(total), size), :], size), _corner(row, column, size)
+        factor, corner = (
+            _factor(total, stored[_via(len(total), size), :], size),
+            _corner(row, column, size),
+        )
         keys = _scaled(right, factor)
         for i, (left, gradient) in enumerate(zip(lefts, gradients)):
             here = jnp.where(corner, gradient, 0.0).astype(right.dtype)
             of_lefts[i] += factor * dot(here, keys)
             of_right += factor * dot(here.T, _scaled(left, factor))
-    of_total = sum(left.astype(jnp.float32) * of for left, of in zip(lefts, of_lefts)) - right.astype(jnp.float32) * of_right
+    of_total = (
+        sum(left.astype(jnp.float32) * of for left, of in zip(lefts, of_lefts))
+        - right.astype(jnp.float32) * of_right
+    )
     return of_lefts, of_right, of_total
 
 
@@ -124,7 +144,12 @@ def _forward_kernel(lefts, right, total, *outs):
 
 
 def _backward_kernel(lefts, right, total, gradients, of_lefts, of_right, of_total):
-    values = [left[...] for left in lefts], right[...], total[...], [gradient[...] for gradient in gradients]
+    values = (
+        [left[...] for left in lefts],
+        right[...],
+        total[...],
+        [gradient[...] for gradient in gradients],
+    )
     found = _gradients(*values, total)
     for out, of in zip((*of_lefts, of_right, of_total), (*found[0], *found[1:])):
         out[...] = of.astype(out.dtype)

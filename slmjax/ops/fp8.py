@@ -67,12 +67,18 @@ def next_scales(scales: dict, seen: dict) -> dict:
     """The next step's scales, for a tree of `start`s (each leaf a scalar or a stack of them) and the largest magnitudes in its shape."""
     if "input" not in scales:
         return {name: next_scales(scales[name], seen[name]) for name in scales}
-    return {name: _next(scales[name], seen[name], of) for name, of in (("input", INPUT), ("gradient", GRADIENT))}
+    return {
+        name: _next(scales[name], seen[name], of)
+        for name, of in (("input", INPUT), ("gradient", GRADIENT))
+    }
 
 
 def scale_for(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
     """A power of two that brings the largest magnitude along `axes` to between half and all of e4m3's; 1 where all are zero."""
-    return jnp.ldexp(jnp.float32(1), jnp.frexp(jnp.max(jnp.abs(x), axis=axes).astype(jnp.float32) / INPUT.largest)[1])
+    return jnp.ldexp(
+        jnp.float32(1),
+        jnp.frexp(jnp.max(jnp.abs(x), axis=axes).astype(jnp.float32) / INPUT.largest)[1],
+    )
 
 
 def quantize(x: Float[Array, "*B"], scale: Float[Array, ""], to: Format) -> Array:
@@ -81,7 +87,9 @@ def quantize(x: Float[Array, "*B"], scale: Float[Array, ""], to: Format) -> Arra
 
 
 def _next(scale: Array, seen: Array, of: Format) -> Array:
-    factor = jnp.where(seen >= of.largest, 4.0, jnp.where(seen > of.high, 2.0, jnp.where(seen < of.low, 0.5, 1.0)))
+    factor = jnp.where(
+        seen >= of.largest, 4.0, jnp.where(seen > of.high, 2.0, jnp.where(seen < of.low, 0.5, 1.0))
+    )
     return jnp.clip(scale * factor, 2.0**-100, 2.0**100)
 
 
@@ -94,7 +102,10 @@ def _forward(x, weights, scales, weight_scales):
     x8 = _cast(x, scales["input"], INPUT)
     w8s = tuple(_cast(w, s, INPUT) for w, s in zip(weights, weight_scales, strict=True))
     last = ((x.ndim - 1,), (0,))
-    out = tuple(_dot(x8, w8, last, scales["input"], s, x.dtype) for w8, s in zip(w8s, weight_scales, strict=True))
+    out = tuple(
+        _dot(x8, w8, last, scales["input"], s, x.dtype)
+        for w8, s in zip(w8s, weight_scales, strict=True)
+    )
     return out, (x8, w8s, scales, weight_scales)
 
 
@@ -103,10 +114,21 @@ def _backward(kept, gradients):
     of, dtype = scales["gradient"], gradients[0].dtype
     g8s = tuple(_cast(g, of, GRADIENT) for g in gradients)
     rows, last = tuple(range(x8.ndim - 1)), (x8.ndim - 1,)
-    dx = [_dot(g8, w8, (last, (1,)), of, s, dtype, precise=True) for g8, w8, s in zip(g8s, w8s, weight_scales, strict=True)]
+    dx = [
+        _dot(g8, w8, (last, (1,)), of, s, dtype, precise=True)
+        for g8, w8, s in zip(g8s, w8s, weight_scales, strict=True)
+    ]
     dws = tuple(_dot(x8, g8, (rows, rows), scales["input"], of, dtype, precise=True) for g8 in g8s)
-    report = {"input": _seen(x8), "gradient": functools.reduce(jnp.maximum, [_seen(g8) for g8 in g8s])}
-    return functools.reduce(operator.add, dx), dws, report, jax.tree.map(jnp.zeros_like, weight_scales)
+    report = {
+        "input": _seen(x8),
+        "gradient": functools.reduce(jnp.maximum, [_seen(g8) for g8 in g8s]),
+    }
+    return (
+        functools.reduce(operator.add, dx),
+        dws,
+        report,
+        jax.tree.map(jnp.zeros_like, weight_scales),
+    )
 
 
 _products.defvjp(_forward, _backward)
@@ -126,7 +148,9 @@ def _dot(a, b, contract, scale_a, scale_b, dtype, *, precise=False):
     """
     precision = jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT
     a, b = a.astype(dtype) * scale_a.astype(dtype), b.astype(dtype) * scale_b.astype(dtype)
-    return jax.lax.dot_general(a, b, (contract, ((), ())), precision=precision, preferred_element_type=dtype)
+    return jax.lax.dot_general(
+        a, b, (contract, ((), ())), precision=precision, preferred_element_type=dtype
+    )
 
 
 def _seen(x8):

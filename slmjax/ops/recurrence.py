@@ -75,16 +75,25 @@ def recurrence(
     B, T, G, K = query.shape
     H, V = value.shape[2:]
     memory = empty_memory(B, H, K, V) if memory is None else memory
-    run = _step if T == 1 else functools.partial(_chunks, chunk=min(chunk, 1 << (T - 1).bit_length()), kernel=kernel)
+    run = (
+        _step
+        if T == 1
+        else functools.partial(_chunks, chunk=min(chunk, 1 << (T - 1).bit_length()), kernel=kernel)
+    )
 
     @jax.checkpoint
     def whole(query, key, value, decay, erase, segments, memory):
         padding = jnp.expand_dims(segments == 0, range(2, decay.ndim))
         decay = jnp.where(padding, 0.0, jnp.maximum(decay, LEAST))
-        value, decay, erase = (x if x is None else x.reshape(B, T, G, H // G, *x.shape[3:]) for x in (value, decay, erase))
+        value, decay, erase = (
+            x if x is None else x.reshape(B, T, G, H // G, *x.shape[3:])
+            for x in (value, decay, erase)
+        )
         state = memory.state.reshape(B, G, H // G, K, V)
         out, state, segment = run(query, key, value, decay, erase, segments, state, memory.segment)
-        return out.reshape(B, T, H, V).astype(value.dtype), Memory(state.reshape(B, H, K, V), segment)
+        return out.reshape(B, T, H, V).astype(value.dtype), Memory(
+            state.reshape(B, H, K, V), segment
+        )
 
     return whole(query, key, value, decay, erase, segments, memory)
 
@@ -98,7 +107,9 @@ class Span(NamedTuple):
     transition: Any  # [B,H,K,K] float32
 
 
-def span(query, key, value, decay, *, erase=None, segments, segment: Int[Array, "B"], chunk: int = CHUNK) -> Span:
+def span(
+    query, key, value, decay, *, erase=None, segments, segment: Int[Array, "B"], chunk: int = CHUNK
+) -> Span:
     """The recurrence over a part of the sequence as a linear map of the memory that comes in, for parts that are on other devices.
 
     Arguments as of `recurrence`. The map is the recurrence itself on K more value channels that start as the unit matrix and write nothing.
@@ -109,7 +120,16 @@ def span(query, key, value, decay, *, erase=None, segments, segment: Int[Array, 
     H, V = value.shape[2:]
     both = jnp.concatenate([value, jnp.zeros((B, T, H, K), value.dtype)], axis=-1)
     unit = jnp.broadcast_to(jnp.eye(K, V + K, k=V), (B, H, K, V + K))
-    out, after = recurrence(query, key, both, decay, erase=erase, segments=segments, memory=Memory(unit, segment), chunk=chunk)
+    out, after = recurrence(
+        query,
+        key,
+        both,
+        decay,
+        erase=erase,
+        segments=segments,
+        memory=Memory(unit, segment),
+        chunk=chunk,
+    )
     return Span(out[..., :V], out[..., V:], after.state[..., :V], after.state[..., V:])
 
 
@@ -120,8 +140,15 @@ def _step(query, key, value, decay, erase, segments, state, segment):
     now = segments[:, 0]
     real = (now != 0)[:, None, None, None, None]
     key = key[:, :, None]
-    before = jnp.where((now == segment)[:, None, None, None, None], state, 0.0) * jnp.exp(_wide(decay, 3))[..., None]
-    told = value if erase is None else value - jnp.einsum("bgrkv,bgrk->bgrv", before, _wide(erase, 3) * key)
+    before = (
+        jnp.where((now == segment)[:, None, None, None, None], state, 0.0)
+        * jnp.exp(_wide(decay, 3))[..., None]
+    )
+    told = (
+        value
+        if erase is None
+        else value - jnp.einsum("bgrkv,bgrk->bgrv", before, _wide(erase, 3) * key)
+    )
     after = before + key[..., None] * told[..., None, :]
     out = jnp.einsum("bgrkv,bgk->bgrv", after, query)
     out = jnp.where(real[..., 0], out, 0.0)[:, None]
@@ -140,7 +167,9 @@ def _chunks(query, key, value, decay, erase, segments, state, segment, *, chunk,
     segments = cut(segments)  # [N,B,C]
     real, filled = segments != 0, _filled(segments)
     last = jnp.concatenate([segment[None], filled[..., -1]])  # 0 of a chunk of padding
-    before = _latest(last)  # [N+1,B]: the segment that the memory before each chunk, and after the last, is of
+    before = _latest(
+        last
+    )  # [N+1,B]: the segment that the memory before each chunk, and after the last, is of
     own = _heads((segments == before[:-1, :, None]) & real)  # [N,B,1,1,C,1]: of that segment
     kept = _heads((segments == before[1:, :, None]) & real)
     same = (filled[..., :, None] == filled[..., None, :]) & _lead(jnp.tri(chunk, dtype=bool), 4)
@@ -163,16 +192,24 @@ def _chunks(query, key, value, decay, erase, segments, state, segment, *, chunk,
         inverse = _inverse(kernel, dtype, jnp.where(strict, strength * products[1], 0.0))
         written = _dot("...ij,...jv->...iv", inverse, value, dtype)
         erasing = erasing if erasing.ndim == 6 else erasing[:, :, :, None]
-        erased = _dot("...ij,...jk->...ik", inverse, (strength * shrunk * erasing).astype(dtype), dtype)
+        erased = _dot(
+            "...ij,...jk->...ik", inverse, (strength * shrunk * erasing).astype(dtype), dtype
+        )
     reading = (query[:, :, :, None] * shrunk).astype(dtype)
     rest = jnp.where(kept, total[..., -1:, :] - total, 0.0)
     writing = jnp.where(kept, key[:, :, :, None] * jnp.exp(rest), 0.0).astype(dtype)
     whole = jnp.where(_heads(before[1:] == before[:-1]), jnp.exp(total[..., -1, :]), 0.0)
 
-    flat = lambda x, axis: None if x is None else x.reshape(*x.shape[:axis], B * G * R, *x.shape[axis + 3 :])  # noqa: E731
-    memories, new, state = walk(kernel, *(flat(x, 1) for x in (written, erased, writing, whole)), flat(state, 0))
+    flat = lambda x, axis: (
+        None if x is None else x.reshape(*x.shape[:axis], B * G * R, *x.shape[axis + 3 :])
+    )
+    memories, new, state = walk(
+        kernel, *(flat(x, 1) for x in (written, erased, writing, whole)), flat(state, 0)
+    )
     deep = lambda x: x.reshape(-1, B, G, R, *x.shape[2:])  # noqa: E731
-    out = _dot("...ik,...kv->...iv", reading, deep(memories)) + _dot("...ij,...jv->...iv", attend, deep(new))
+    out = _dot("...ik,...kv->...iv", reading, deep(memories)) + _dot(
+        "...ij,...jv->...iv", attend, deep(new)
+    )
     out = jnp.moveaxis(jnp.moveaxis(out.astype(dtype), 4, 2), 0, 1)  # [B,N,C,G,R,V]
     return out.reshape(B, -1, G, R, V)[:, :T], state.reshape(B, G, R, K, V), before[-1]
 
@@ -188,7 +225,12 @@ def _decayed(kernel, lefts, right, total, same):
         found = decayed(kernel, tuple(map(rows, lefts)), rows(right), rows(total))
         return [x.reshape(*total.shape[:-1], -1) for x in found]
     lefts = [left if left.ndim == 6 else left[:, :, :, None] for left in lefts]
-    return [_scaled(_dot("...ik,...jk->...ij", left, right[:, :, :, None]), total, same[:, :, None, None]) for left in lefts]
+    return [
+        _scaled(
+            _dot("...ik,...jk->...ij", left, right[:, :, :, None]), total, same[:, :, None, None]
+        )
+        for left in lefts
+    ]
 
 
 @jax.custom_vjp
@@ -218,7 +260,11 @@ def _inverse(kernel: str, dtype: Any, below: Float[Array, "*B C C"]) -> Float[Ar
     """(I + below)^-1 of strictly lower triangular matrices, computed in float32, as `dtype`. Its gradient needs only the result itself."""
     if kernel != "scan":
         flat = below.reshape(-1, *below.shape[-2:])
-        return triton_walk.unit_inverse(flat, interpret=kernel == "interpret").reshape(below.shape).astype(dtype)
+        return (
+            triton_walk.unit_inverse(flat, interpret=kernel == "interpret")
+            .reshape(below.shape)
+            .astype(dtype)
+        )
     return _doubled(below).astype(dtype)
 
 
@@ -243,7 +289,9 @@ def _doubled(below):
         of = place // block
         corner = (of[:, None] == of[None, :] + 1) & (of[:, None] % 2 == 1)
         corner = jnp.where(_lead(corner, below.ndim), below, 0.0)
-        inverse = inverse - _dot("...ij,...jk->...ik", inverse, _dot("...ij,...jk->...ik", corner, inverse))
+        inverse = inverse - _dot(
+            "...ij,...jk->...ik", inverse, _dot("...ij,...jk->...ik", corner, inverse)
+        )
         block *= 2
     return inverse
 
@@ -266,7 +314,9 @@ def _lead(x, axes):
 
 def _filled(segments):
     """[N,B,C] with each place of padding in the segment before it; 0 where the chunk begins with padding."""
-    place = jax.lax.cummax(jnp.where(segments != 0, _lead(jnp.arange(segments.shape[2]), 3), 0), axis=2)
+    place = jax.lax.cummax(
+        jnp.where(segments != 0, _lead(jnp.arange(segments.shape[2]), 3), 0), axis=2
+    )
     return jnp.take_along_axis(segments, place, axis=2)
 
 

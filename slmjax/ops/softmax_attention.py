@@ -25,7 +25,13 @@ class KernelChoice(NamedTuple):
     reason: str
 
 
-def choose(platform: str, capability: float | None, compute: str, head_dim: int, deterministic: bool = False) -> KernelChoice:
+def choose(
+    platform: str,
+    capability: float | None,
+    compute: str,
+    head_dim: int,
+    deterministic: bool = False,
+) -> KernelChoice:
     """The attention kernel for a device.
 
     Args:
@@ -38,21 +44,31 @@ def choose(platform: str, capability: float | None, compute: str, head_dim: int,
     if platform == "tpu":
         return KernelChoice("splash", "TPU: Pallas splash attention keeps scores on chip")
     if platform != "gpu":
-        return KernelChoice("blockwise", f"{platform}: plain XLA, scores in blocks of {BLOCK} queries")
+        return KernelChoice(
+            "blockwise", f"{platform}: plain XLA, scores in blocks of {BLOCK} queries"
+        )
     if capability is None or capability < 9.0:
         return KernelChoice(
-            "blockwise", f"GPU of compute capability {capability}: cuDNN's fused attention over packed rows needs 9.0 or newer"
+            "blockwise",
+            f"GPU of compute capability {capability}: cuDNN's fused attention over packed rows needs 9.0 or newer",
         )
     if compute != "bfloat16":
-        return KernelChoice("blockwise", f"compute in {compute}: cuDNN's fused attention needs bfloat16")
+        return KernelChoice(
+            "blockwise", f"compute in {compute}: cuDNN's fused attention needs bfloat16"
+        )
     if head_dim % 8 or head_dim > 128:
-        return KernelChoice("blockwise", f"head size {head_dim}: cuDNN's fused attention needs a multiple of 8, at most 128")
+        return KernelChoice(
+            "blockwise",
+            f"head size {head_dim}: cuDNN's fused attention needs a multiple of 8, at most 128",
+        )
     if deterministic:
         return KernelChoice(
             "blockwise",
             "train.deterministic: cuDNN adds in an order that changes between runs (3.0 times the step of a 24M model on an H200)",
         )
-    return KernelChoice("cudnn", f"GPU of compute capability {capability} and {compute}: cuDNN's fused attention")
+    return KernelChoice(
+        "cudnn", f"GPU of compute capability {capability} and {compute}: cuDNN's fused attention"
+    )
 
 
 def attention(
@@ -95,16 +111,22 @@ def attention(
 def reference(query, key, value, query_segments, key_segments, query_index=None, window=0):
     """All T x S scores at once, in float32: slow, obvious, for tests."""
     index = _index(query_segments) if query_index is None else query_index
-    return _dense(query, key, value, query_segments, key_segments, index, window).astype(query.dtype)
+    return _dense(query, key, value, query_segments, key_segments, index, window).astype(
+        query.dtype
+    )
 
 
 def blockwise(query, key, value, query_segments, key_segments, query_index=None, window=0):
     """At most BLOCK queries' scores exist at once, in the backward pass too (each block is computed again there)."""
     B, T, N, H = query.shape
-    causal_prefix = query_index is None  # then query t sees keys 0..t only, and later keys need no products
+    causal_prefix = (
+        query_index is None
+    )  # then query t sees keys 0..t only, and later keys need no products
     index = _index(query_segments) if query_index is None else query_index
     if T <= BLOCK:
-        return _dense(query, key, value, query_segments, key_segments, index, window).astype(query.dtype)
+        return _dense(query, key, value, query_segments, key_segments, index, window).astype(
+            query.dtype
+        )
     # float32 here, so that the blocks' gradients add up in float32
     wide_key, wide_value = key.astype(jnp.float32), value.astype(jnp.float32)
     blocks = -(-T // BLOCK)
@@ -122,9 +144,13 @@ def blockwise(query, key, value, query_segments, key_segments, query_index=None,
         def attend(block, seen=seen):
             q, q_segments, q_index = block
             k, v = wide_key[:, seen].astype(key.dtype), wide_value[:, seen].astype(value.dtype)
-            return _dense(q, k, v, q_segments, key_segments[:, seen], q_index, window, seen.start).astype(query.dtype)
+            return _dense(
+                q, k, v, q_segments, key_segments[:, seen], q_index, window, seen.start
+            ).astype(query.dtype)
 
-        out.append(jax.lax.map(attend, (queries[first:last], segments[first:last], indices[first:last])))
+        out.append(
+            jax.lax.map(attend, (queries[first:last], segments[first:last], indices[first:last]))
+        )
     out = jnp.concatenate(out).swapaxes(0, 1).reshape(B, blocks * BLOCK, N, H)
     return out[:, :T]
 
@@ -133,11 +159,17 @@ def _dense(query, key, value, query_segments, key_segments, query_index, window=
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32) * H**-0.5
-    visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] != 0)
+    scores = (
+        jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32) * H**-0.5
+    )
+    visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (
+        query_segments[:, :, None] != 0
+    )
     back = query_index[:, :, None] - (first_key + jnp.arange(S))[None, None, :]
     visible &= (back >= 0) & (back < window) if window else back >= 0
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1).astype(
+        value.dtype
+    )
     out = jnp.einsum("bkgts,bskh->btkgh", weights, value, preferred_element_type=jnp.float32)
     return jnp.where((query_segments != 0)[:, :, None, None], out.reshape(B, T, N, H), 0.0)
 

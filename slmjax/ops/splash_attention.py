@@ -29,24 +29,42 @@ def splash_attention(
 
     T = query.shape[1]
     if T == 1:  # initialisation traces the model with one token, which sees itself alone
-        return jnp.where((segments != 0)[:, :, None, None], jnp.repeat(value, query.shape[2] // value.shape[2], axis=2), 0)
+        return jnp.where(
+            (segments != 0)[:, :, None, None],
+            jnp.repeat(value, query.shape[2] // value.shape[2], axis=2),
+            0,
+        )
     if T % 128:
-        raise UserError(f"config.data.seq_len is {T}; splash attention needs a multiple of 128 (or --config.model.attention=blockwise).")
+        raise UserError(
+            f"config.data.seq_len is {T}; splash attention needs a multiple of 128 (or --config.model.attention=blockwise)."
+        )
     block = max(size for size in (512, 256, 128) if T % size == 0)
     sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
 
     def kernel(q, k, v, seg):
         group = q.shape[2] // k.shape[2]
         mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
         mask = masks.MultiHeadMask([mask for _ in range(group)])
-        attend = splash.make_splash_mqa_single_device(mask=mask, block_sizes=sizes, interpret=interpret)
+        attend = splash.make_splash_mqa_single_device(
+            mask=mask, block_sizes=sizes, interpret=interpret
+        )
         q = q.reshape(*q.shape[:2], k.shape[2], group, q.shape[3]) * q.shape[3] ** -0.5
         ids = splash.SegmentIds(seg, seg)
-        over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))  # K: the mask's heads are one group's queries
-        out = jax.vmap(over_heads)(q.transpose(0, 2, 3, 1, 4), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), ids)
+        over_heads = jax.vmap(
+            attend, in_axes=(0, 0, 0, None)
+        )  # K: the mask's heads are one group's queries
+        out = jax.vmap(over_heads)(
+            q.transpose(0, 2, 3, 1, 4), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), ids
+        )
         out = out.transpose(0, 3, 1, 2, 4).reshape(seg.shape[0], T, -1, q.shape[-1])
         return jnp.where((seg != 0)[:, :, None, None], out, 0)
 

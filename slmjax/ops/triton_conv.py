@@ -25,7 +25,9 @@ def conv_forward(given, *, unit: bool, interpret: bool):
 def backward(given, gradient, *, unit: bool, interpret: bool):
     """Gradients of x, weight and bias, as a dict."""
     names = [name for name in given if name != "segments"]
-    found = _call(functools.partial(_backward, unit=unit), given | {"gradient": gradient}, names, interpret)
+    found = _call(
+        functools.partial(_backward, unit=unit), given | {"gradient": gradient}, names, interpret
+    )
     found |= {name: found[name].sum(0) for name in names if name != "x"}
     return found | _call(_transposed, given | {"x": found["x"]}, ("x",), interpret)
 
@@ -38,8 +40,14 @@ def _call(kernel, given, wanted, interpret):
     B, T, H, c = given["x"].shape
     tile = min(max(TILE // c, 16), 1 << (T - 1).bit_length())
     tiles = -(-T // tile)
-    widths = {name: ((0, 0), (0, tiles * tile - T)) + ((0, 0),) * (x.ndim - 2) for name, x in given.items()}
-    given = {name: x if name in ("weight", "bias") else jnp.pad(x, widths[name]) for name, x in given.items()}
+    widths = {
+        name: ((0, 0), (0, tiles * tile - T)) + ((0, 0),) * (x.ndim - 2)
+        for name, x in given.items()
+    }
+    given = {
+        name: x if name in ("weight", "bias") else jnp.pad(x, widths[name])
+        for name, x in given.items()
+    }
     places = {  # of a program's part; all of a row's tokens are there to be read, as neighbours lie in other tiles
         "segments": ((None, tiles * tile), lambda b, t, h: (b, 0)),
         "weight": ((given["weight"].shape[0], None, c), lambda b, t, h: (0, h, 0)),
@@ -54,7 +62,9 @@ def _call(kernel, given, wanted, interpret):
             shapes[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
         else:
             block, at = places[name]
-            outs[name] = pl.BlockSpec((None, *block), lambda b, t, h, at=at: (b * tiles + t, *at(b, t, h)))
+            outs[name] = pl.BlockSpec(
+                (None, *block), lambda b, t, h, at=at: (b * tiles + t, *at(b, t, h))
+            )
             shapes[name] = jax.ShapeDtypeStruct((B * tiles, *x.shape), jnp.float32)
     found = pl.pallas_call(
         functools.partial(kernel, tile=tile),
@@ -93,7 +103,9 @@ def _backward(given, out, *, tile, unit):
 
 def _transposed(given, out, *, tile):
     taps = _taps(given, tile, 1)
-    out["x"][...] = sum(tap * weight[None] for tap, weight in zip(taps, _rows(given["weight"]))).astype(out["x"].dtype)
+    out["x"][...] = sum(
+        tap * weight[None] for tap, weight in zip(taps, _rows(given["weight"]))
+    ).astype(out["x"].dtype)
 
 
 def _weighted(given, tile):

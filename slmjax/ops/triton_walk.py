@@ -14,9 +14,15 @@ from jax.experimental.pallas import triton as plgpu
 MULTIPROCESSORS = 132  # of an H100 or H200: the walk is cut into at least as many programs where value channels allow it
 LEAST = 16  # a side of the smallest product in Triton
 AXES = {
-    "written": "NPCV", "erased": "NPCK", "writing": "NPCK", "whole": "NPK", "added": "NPKV", "memories": "NPKV", "new": "NPCV",
+    "written": "NPCV",
+    "erased": "NPCK",
+    "writing": "NPCK",
+    "whole": "NPK",
+    "added": "NPKV",
+    "memories": "NPKV",
+    "new": "NPCV",
     "state": "PKV",
-}  # fmt: skip
+}
 
 
 def walk(written, erased, writing, whole, added, state, *, reverse: bool, interpret: bool = False):
@@ -27,9 +33,18 @@ def walk(written, erased, writing, whole, added, state, *, reverse: bool, interp
     block = min(V, 64)
     while P * (V // block) < MULTIPROCESSORS and block > LEAST:
         block //= 2
-    given = {"written": written, "erased": erased, "writing": writing, "whole": whole, "added": added, "state": state}
+    given = {
+        "written": written,
+        "erased": erased,
+        "writing": writing,
+        "whole": whole,
+        "added": added,
+        "state": state,
+    }
     given = {name: x for name, x in given.items() if x is not None}
-    found = {"memories": (N, P, K, V), "state": state.shape} | ({} if erased is None else {"new": written.shape})
+    found = {"memories": (N, P, K, V), "state": state.shape} | (
+        {} if erased is None else {"new": written.shape}
+    )
 
     def spec(name, shape):  # of one walk, and of some of its value channels
         sizes = {"P": None, "V": block}
@@ -43,7 +58,10 @@ def walk(written, erased, writing, whole, added, state, *, reverse: bool, interp
         grid=(P, V // block),
         in_specs=[{name: spec(name, x.shape) for name, x in given.items()}],
         out_specs={name: spec(name, shape) for name, shape in found.items()},
-        out_shape={name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "state" else dtype) for name, shape in found.items()},
+        out_shape={
+            name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "state" else dtype)
+            for name, shape in found.items()
+        },
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
     )(given)

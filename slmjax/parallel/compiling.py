@@ -6,7 +6,9 @@ from typing import Any
 import jax
 
 
-def compiler_options(platform: str, *, tuned: bool = True, triton: bool = False, deterministic: bool = False) -> dict[str, Any]:
+def compiler_options(
+    platform: str, *, tuned: bool = True, triton: bool = False, deterministic: bool = False
+) -> dict[str, Any]:
     """XLA options of one program; measured gains only, all on one H200 with a 304M model unless said.
 
     Args:

@@ -18,7 +18,9 @@ class Peak(NamedTuple):
 
     pattern: str  # over the whole device_kind, in lower case
     half: float  # bfloat16, or float16 where there is no bfloat16; sums in float32
-    single: float  # what XLA uses for float32 by default: TF32 from Ampere on, one bfloat16 pass on TPU
+    single: (
+        float  # what XLA uses for float32 by default: TF32 from Ampere on, one bfloat16 pass on TPU
+    )
 
 
 # Without sparsity (datasheets print twice that from Ampere on). The first match counts.
@@ -33,7 +35,9 @@ PEAKS = (
     Peak(r".*\bl4\b.*", 121e12, 60e12),  # NVIDIA L4 datasheet
     Peak(r".*\ba10\b.*", 125e12, 62.5e12),  # NVIDIA A10 datasheet
     Peak(r".*\brtx 4090", 165.2e12, 82.6e12),  # NVIDIA Ada architecture whitepaper, appendix A
-    Peak(r".*\bv100-pcie\b.*", 112e12, 14e12),  # NVIDIA V100 datasheet, PCIe column; float16, no TF32
+    Peak(
+        r".*\bv100-pcie\b.*", 112e12, 14e12
+    ),  # NVIDIA V100 datasheet, PCIe column; float16, no TF32
     Peak(r".*\bv100\b.*", 125e12, 15.7e12),  # NVIDIA V100 datasheet, SXM2 column; float16, no TF32
     Peak(r".*\bt4\b.*", 65e12, 8.1e12),  # NVIDIA T4 datasheet; float16, no TF32
     # Google Cloud's page of each TPU says a chip's rate. On v2, v3 and 7x a JAX device is one of a chip's two cores.
@@ -86,4 +90,8 @@ def memory_bandwidth(device_kind: str) -> float | None:
       device_kind: as jax.Device.device_kind says.
     """
     name = device_kind.lower()
-    return None if " mig " in name else next((rate for pattern, rate in BANDWIDTHS if re.fullmatch(pattern, name)), None)
+    return (
+        None
+        if " mig " in name
+        else next((rate for pattern, rate in BANDWIDTHS if re.fullmatch(pattern, name)), None)
+    )

@@ -44,10 +44,14 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
     given: tuple = ()
     if coordinator or processes or process >= 0:
         if not coordinator or not 0 < processes < 2**31 or not 0 <= process < processes:
-            raise UserError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together.")
+            raise UserError(
+                "--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together."
+            )
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476.")
+            raise UserError(
+                f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476."
+            )
         given = (coordinator, processes, process)
         if process == 0:
             _check_port(int(port))
@@ -56,9 +60,14 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
             # JAX itself aborts with a stack trace; the sentence comes before.
             try:
                 jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
-            except (RuntimeError, ValueError) as error:  # a port that is taken, half of an environment
+            except (
+                RuntimeError,
+                ValueError,
+            ) as error:  # a port that is taken, half of an environment
                 advice = "give --coordinator=HOST:PORT, --processes=N and --process=I"
-                raise UserError(f"the processes cannot be joined: {first_line(error).rstrip('.')}; {advice}.") from error
+                raise UserError(
+                    f"the processes cannot be joined: {first_line(error).rstrip('.')}; {advice}."
+                ) from error
     check_devices()
 
 
@@ -92,7 +101,9 @@ def waiting_is_said() -> Iterator[None]:
         while not joined.wait(min(pause, LIMIT)):
             waited = time.monotonic() - began
             if waited >= LIMIT:
-                advice = "start the same command once for each process, with --process=0, 1 and so on"
+                advice = (
+                    "start the same command once for each process, with --process=0, 1 and so on"
+                )
                 _say(f"slmjax: gave up after {duration(waited)}. {waiting_for()}; {advice}.")
                 os._exit(2)
             _say(f"{waiting_for()} ({duration(waited)} so far)")
@@ -135,7 +146,9 @@ def connections(port: int) -> int:
                 rows = [line.split() for line in table]
         except OSError:  # another system than Linux
             return 1
-        count += sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)  # 01: established
+        count += sum(
+            row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows
+        )  # 01: established
     return count
 
 
@@ -164,7 +177,9 @@ def _check_port(port: int) -> None:
             pass
     except OSError as error:
         reason = f"port {port} of this machine is taken ({error.strerror})"
-        raise UserError(f"the processes cannot be joined: {reason}; give another --coordinator=HOST:PORT.") from error
+        raise UserError(
+            f"the processes cannot be joined: {reason}; give another --coordinator=HOST:PORT."
+        ) from error
 
 
 def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.ndarray:
@@ -189,7 +204,9 @@ def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarr
         def zeros(index):
             return np.zeros(field.shape, field.dtype)[index]
 
-        return jax.make_array_from_callback(field.shape, shardings[name], piece if field.by_rows else zeros)
+        return jax.make_array_from_callback(
+            field.shape, shardings[name], piece if field.by_rows else zeros
+        )
 
     return {name: one(name, field) for name, field in fields.items()}
 

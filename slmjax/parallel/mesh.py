@@ -42,7 +42,9 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     if -1 in shape and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
-        raise UserError(f"config.mesh is {dict(sizes)}, which does not multiply to the {len(devices)} devices that are here.")
+        raise UserError(
+            f"config.mesh is {dict(sizes)}, which does not multiply to the {len(devices)} devices that are here."
+        )
     if devices[0].platform == "tpu" and len(devices) > 1:
         from jax.experimental import mesh_utils
 
@@ -74,7 +76,13 @@ def device_kind(mesh: Mesh) -> DeviceKind:
         memory = (device.memory_stats() or {}).get("bytes_limit")
     except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):
         memory = None
-    return DeviceKind(platform, device.device_kind, capability, memory, len({d.process_index for d in mesh.devices.flat}))
+    return DeviceKind(
+        platform,
+        device.device_kind,
+        capability,
+        memory,
+        len({d.process_index for d in mesh.devices.flat}),
+    )
 
 
 def constrain(x: jax.Array, *spec) -> jax.Array:
@@ -118,6 +126,8 @@ def per_device_heads(kernel: Callable) -> Callable:
                 k, v = (jax.lax.dynamic_slice_in_dim(a, first, 1, axis=2) for a in (k, v))
             return kernel(q, k, v, s)
 
-        return jax.shard_map(local, in_specs=(heads, kv, kv, P(BATCH, None)), out_specs=heads, check_vma=False)(query, key, value, segments)
+        return jax.shard_map(
+            local, in_specs=(heads, kv, kv, P(BATCH, None)), out_specs=heads, check_vma=False
+        )(query, key, value, segments)
 
     return run

@@ -19,7 +19,9 @@ RULES = {
     "rows": "fsdp",
     "expert": "expert",
 }
-WHOLE_IF_FEWER = ("kv_heads",)  # whole on each device where the mesh axis is a multiple of the dimension
+WHOLE_IF_FEWER = (
+    "kv_heads",
+)  # whole on each device where the mesh axis is a multiple of the dimension
 
 
 def shardings(declared: Any, mesh: Mesh) -> Any:
@@ -40,15 +42,21 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
     entries: list[str | None] = []
     for i, (size, axis) in enumerate(zip(shape, axes, strict=True)):
         if axis is not None and axis not in RULES:
-            raise ValueError(f"parameter '{name}': unknown axis '{axis}'; there is {', '.join(RULES)}")
+            raise ValueError(
+                f"parameter '{name}': unknown axis '{axis}'; there is {', '.join(RULES)}"
+            )
         to = RULES.get(axis)
         ways = 1 if to is None else mesh.shape[to]
         if to in entries:
             to = None
         elif size % ways and not (axis in WHOLE_IF_FEWER and ways % size == 0):
             if axis in WHOLE_IF_FEWER:
-                raise ValueError(f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis {to}={ways}")
-            raise ValueError(f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {to}={ways}")
+                raise ValueError(
+                    f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis {to}={ways}"
+                )
+            raise ValueError(
+                f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {to}={ways}"
+            )
         elif size % ways:
             to = None
         entries.append(to)
@@ -58,7 +66,9 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
 def field_shardings(fields: Fields, mesh: Mesh) -> dict:
     """Where a batch lies: fields with a batch axis by rows, the others whole on every device."""
     whole = NamedSharding(mesh, P())
-    return {name: batch_sharding(mesh) if field.by_rows else whole for name, field in fields.items()}
+    return {
+        name: batch_sharding(mesh) if field.by_rows else whole for name, field in fields.items()
+    }
 
 
 def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) -> Any:
@@ -67,7 +77,10 @@ def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) ->
     Optimizer state keeps parameters in flat dicts whose keys are parameter paths ("stack/0/0/mixer/query").
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    by_path = {path_name(path): (leaf.shape, s) for (path, leaf), s in zip(leaves, jax.tree.leaves(param_shardings), strict=True)}
+    by_path = {
+        path_name(path): (leaf.shape, s)
+        for (path, leaf), s in zip(leaves, jax.tree.leaves(param_shardings), strict=True)
+    }
 
     def one(path, leaf):
         last = getattr(path[-1], "key", None) if path else None
@@ -79,7 +92,9 @@ def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) ->
 
 def path_name(path: tuple) -> str:
     """ "stack/0/0/mixer/query" of a key path."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )
 
 
 def flatten_tree(tree: dict) -> dict:

@@ -41,7 +41,9 @@ DARK = {
 
 FEW = 12  # points of a line that are marked, so that it shows where something was measured
 _NAMES = list(LIGHT)
-_STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}  # colours that nothing else uses, replaced after drawing
+_STAND_IN = {
+    name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)
+}  # colours that nothing else uses, replaced after drawing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,14 @@ class Line:
 
 
 def curves(
-    lines: Sequence[Line], *, title: str, x: str, y: str, legend: bool = True, clip: bool = True, marks: Sequence[float] = ()
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    legend: bool = True,
+    clip: bool = True,
+    marks: Sequence[float] = (),
 ) -> str:
     """Draw lines into an SVG to be put into a page that defines the colours (`page.html` does).
 
@@ -75,7 +84,12 @@ def curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    font = {"font.size": 9.5, "svg.fonttype": "none", "svg.hashsalt": "slmjax", "axes.unicode_minus": False}
+    font = {
+        "font.size": 9.5,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "slmjax",
+        "axes.unicode_minus": False,
+    }
     ink, muted, grid = (_STAND_IN[name] for name in ("ink", "muted", "grid"))
     with rc_context(font):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
@@ -90,7 +104,15 @@ def curves(
                 continue
             dots = line.dots if line.dots is not None else len(line.x) <= FEW and not line.faint
             if not (line.faint and dots):
-                axes.plot(line.x, line.y, color=color, lw=width, alpha=0.3 if line.faint else 1, zorder=depth, label=label)
+                axes.plot(
+                    line.x,
+                    line.y,
+                    color=color,
+                    lw=width,
+                    alpha=0.3 if line.faint else 1,
+                    zorder=depth,
+                    label=label,
+                )
             if dots:
                 axes.plot(line.x, line.y, ls="", marker="o", ms=3, color=color, zorder=4)
         for mark in marks:

@@ -110,7 +110,12 @@ class Goodput:
 
     def share(self) -> float:
         """Goodput of the run so far, earlier sessions included; NaN before the first step."""
-        session = _Session(self.from_step, [self.from_step, self.from_step + self._steps], [0.0, self._kept], self.record())
+        session = _Session(
+            self.from_step,
+            [self.from_step, self.from_step + self._steps],
+            [0.0, self._kept],
+            self.record(),
+        )
         return _combine([*self._past, session])["goodput"]
 
     def _turn(self) -> None:
@@ -169,9 +174,18 @@ def _sessions(records: Iterable[dict]) -> list[_Session]:
 
 def _combine(sessions: list[_Session]) -> dict[str, Any]:
     """Lay the sessions end to end; those before the first step of all and after the last one do not count."""
-    stepped = [index for index, session in enumerate(sessions) if session.latest["first"] is not None]
+    stepped = [
+        index for index, session in enumerate(sessions) if session.latest["first"] is not None
+    ]
     if not stepped:
-        return {"goodput": float("nan"), "kept": 0.0, "wall": 0.0, "lost": {}, "before": {}, "sessions": len(sessions)}
+        return {
+            "goodput": float("nan"),
+            "kept": 0.0,
+            "wall": 0.0,
+            "lost": {},
+            "before": {},
+            "sessions": len(sessions),
+        }
     counted = sessions[stepped[0] : stepped[-1] + 1]
     lost: collections.Counter[str] = collections.Counter()
     kept = wall = 0.0
@@ -181,7 +195,11 @@ def _combine(sessions: list[_Session]) -> dict[str, Any]:
         begins = record["began"] if index else record["first"]
         ends = record["last"] if closed and record["last"] is not None else record["now"]
         wall += ends - begins
-        parts = [record["seconds"]] + ([record["before"]] if index else []) + ([] if closed else [record["after"]])
+        parts = (
+            [record["seconds"]]
+            + ([record["before"]] if index else [])
+            + ([] if closed else [record["after"]])
+        )
         for part in parts:
             lost.update(part)
         if not closed:

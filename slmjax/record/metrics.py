@@ -54,7 +54,11 @@ class MetricsWriter:
         package = import_wandb(wandb) if wandb else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lines = _Segments(folder / "metrics") if _is_remote(folder) else _Lines(folder / "metrics.jsonl")
+            self._lines = (
+                _Segments(folder / "metrics")
+                if _is_remote(folder)
+                else _Lines(folder / "metrics.jsonl")
+            )
         except OSError as error:
             raise _unwritable(folder, error) from error
         if resume_step is not None:
@@ -65,8 +69,12 @@ class MetricsWriter:
             purge = {} if resume_step is None else {"purge_step": resume_step + 1}
             self._board = SummaryWriter(logdir=os.fspath(folder / "tensorboard"), **purge)
         if package:
-            self._wandb = package.init(project=wandb, id=self._wandb_id(folder), resume="allow", config=dict(config or {}))
-            self._wandb.define_metric("*", step_metric="step")  # else W&B drops the steps that a resumed run does again
+            self._wandb = package.init(
+                project=wandb, id=self._wandb_id(folder), resume="allow", config=dict(config or {})
+            )
+            self._wandb.define_metric(
+                "*", step_metric="step"
+            )  # else W&B drops the steps that a resumed run does again
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of one step; values are numbers or arrays of one element."""
@@ -84,7 +92,9 @@ class MetricsWriter:
     def event(self, name: str, step: int, **fields: Any) -> None:
         """Record something that happened at a step: `fields` may be nested dicts, lists, numbers and strings."""
         if self._lines is not None:
-            self._put({"event": name, "step": int(step), "time": round(time.time(), 3), **_plain(fields)})
+            self._put(
+                {"event": name, "step": int(step), "time": round(time.time(), 3), **_plain(fields)}
+            )
 
     def flush(self) -> None:
         """Make everything written so far durable. Called with each checkpoint, so that no checkpoint is ahead of its metrics."""
@@ -155,7 +165,14 @@ def read(workdir: str | os.PathLike) -> Records:
                     has_checksum = "crc32" in record
                     found.append(_checked(_restore_nonfinite(_unchanged(record))))
                     sealed.append(has_checksum)
-                except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError):
+                except (
+                    ValueError,
+                    TypeError,
+                    AttributeError,
+                    LookupError,
+                    RecursionError,
+                    OverflowError,
+                ):
                     torn += 1
     records = _by_one_version(found, sealed)
     torn += len(found) - len(records)
@@ -167,9 +184,15 @@ def read(workdir: str | os.PathLike) -> Records:
     return Records(kept=tuple(kept), all=tuple(records), torn=torn)
 
 
-def series(records: Records, name: str) -> tuple[Int[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+def series(
+    records: Records, name: str
+) -> tuple[Int[np.ndarray, "points"], Float[np.ndarray, "points"]]:
     """The steps and values of one metric, sorted by step; a step that was recorded twice has its last value."""
-    points = {record["step"]: record[name] for record in records.kept if "event" not in record and record.get(name) is not None}
+    points = {
+        record["step"]: record[name]
+        for record in records.kept
+        if "event" not in record and record.get(name) is not None
+    }
     steps = sorted(points)
     return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
 
@@ -179,7 +202,9 @@ def events(records: Records, name: str) -> list[dict]:
     return [record for record in records.kept if record.get("event") == name]
 
 
-def along(records: Records, steps: Num[np.ndarray, "points"], axis: str) -> Float[np.ndarray, "points"] | None:
+def along(
+    records: Records, steps: Num[np.ndarray, "points"], axis: str
+) -> Float[np.ndarray, "points"] | None:
     """Where `steps` lie on another axis: a cumulative metric such as "train/tokens" or "train/flops", or "seconds".
 
     Seconds are those of the sessions without the time between them and without steps that were done again.
@@ -187,7 +212,10 @@ def along(records: Records, steps: Num[np.ndarray, "points"], axis: str) -> Floa
     """
     if axis == "seconds":
         known = _seconds(records)
-        at, values = np.array(sorted(known), np.float64), np.array([known[step] for step in sorted(known)])
+        at, values = (
+            np.array(sorted(known), np.float64),
+            np.array([known[step] for step in sorted(known)]),
+        )
     else:
         at, values = series(records, axis)
         if len(at) and at[0] > 0:
@@ -218,7 +246,9 @@ class _Lines:
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (open for the life of the writer)
         if self._file.seek(0, os.SEEK_END):
             self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":  # a kill tore the last line: end it, or it would swallow the next one
+            if (
+                self._file.read(1) != b"\n"
+            ):  # a kill tore the last line: end it, or it would swallow the next one
                 self._file.write(b"\n")
 
     def put(self, line: str) -> None:
@@ -258,7 +288,9 @@ class _Segments:
         if self._size >= self.LIMIT:
             self.flush()
             self._segment, self._size, self._number = [], 0, self._number + 1
-        elif time.monotonic() - self._last > self.PAUSE and (self._pending is None or self._pending.done()):
+        elif time.monotonic() - self._last > self.PAUSE and (
+            self._pending is None or self._pending.done()
+        ):
             self._upload()
 
     def flush(self) -> None:
@@ -316,8 +348,16 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
         return value, {}
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     split = [(key, *_split_nonfinite(item)) for key, item in pairs]
-    paths = {f"{key} > {path}" if path else str(key): text for key, _, inner in split for path, text in inner.items()}
-    finite = {key: item for key, item, _ in split} if isinstance(value, dict) else [item for _, item, _ in split]
+    paths = {
+        f"{key} > {path}" if path else str(key): text
+        for key, _, inner in split
+        for path, text in inner.items()
+    }
+    finite = (
+        {key: item for key, item, _ in split}
+        if isinstance(value, dict)
+        else [item for _, item, _ in split]
+    )
     return finite, paths
 
 
@@ -381,4 +421,6 @@ def import_wandb(project: str) -> Any:
 
 def _unwritable(path: epath.Path, error: OSError) -> UserError:
     reason = error.strerror or error
-    return UserError(f"Cannot write to {os.fspath(path)}: {reason}. Choose a --workdir that is writable and has space left.")
+    return UserError(
+        f"Cannot write to {os.fspath(path)}: {reason}. Choose a --workdir that is writable and has space left."
+    )

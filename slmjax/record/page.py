@@ -34,7 +34,11 @@ def note(text: str) -> str:
 
 def tiles(values: Mapping[str, str]) -> str:
     """Headline numbers; empty ones are left out."""
-    cells = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items() if value]
+    cells = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in values.items()
+        if value
+    ]
     return f'<dl class="tiles">{"".join(cells)}</dl>' if cells else ""
 
 
@@ -44,7 +48,13 @@ def figures(*svgs: str) -> str:
     return f'<div class="figures">{"".join(found)}</div>' if found else ""
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, strong: Iterable[int] = ()) -> str:
+def html_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    left: int = 1,
+    strong: Iterable[int] = (),
+) -> str:
     """A table; the first `left` columns hold text, the others numbers, which are set flush right. Rows in `strong` stand out.
 
     A cell is plain text, or HTML where it is a `Markup`. None is an empty cell. A table without rows is nothing;
@@ -68,7 +78,9 @@ class Markup(str):
 def bar(share: float, color: int = 0) -> Markup:
     """A bar of `share` of the cell's width."""
     width = 100 * min(1.0, max(0.0, share))
-    return Markup(f'<span class="bar"><i style="width:{width:.2f}%;background:var(--c{color % 8})"></i></span>')
+    return Markup(
+        f'<span class="bar"><i style="width:{width:.2f}%;background:var(--c{color % 8})"></i></span>'
+    )
 
 
 def _cell(tag: str, value: object, left: bool) -> str:

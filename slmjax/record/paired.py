@@ -49,10 +49,14 @@ def pair(heldout: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Paired:
         common = sorted(set.intersection(*map(set, tables)))
         left_out += len(set.union(*map(set, tables))) - len(common)
         if common:
-            nats[source] = np.array([[table[document] for table in tables] for document in common], np.float64)
+            nats[source] = np.array(
+                [[table[document] for table in tables] for document in common], np.float64
+            )
             sizes[source] = np.array([length for _, length in common], np.float64)
     if not nats:
-        raise UserError("The runs have no held-out document in common: train them on the same data.sources with the same data.heldout.")
+        raise UserError(
+            "The runs have no held-out document in common: train them on the same data.sources with the same data.heldout."
+        )
     return Paired(nats, sizes, left_out)
 
 
@@ -63,7 +67,9 @@ def bits_per_byte(paired: Paired, source: str = "total") -> Float[np.ndarray, "r
     return nats / sum(paired.bytes[name].sum() for name in sources) / math.log(2)
 
 
-def bootstrap(paired: Paired, groups: Sequence[Sequence[int]], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[Difference]]:
+def bootstrap(
+    paired: Paired, groups: Sequence[Sequence[int]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, list[Difference]]:
     """The difference in bits per byte of each group of runs to the first group, for each source and for "total".
 
     Documents are resampled within each source, the same for all runs. Bits per byte is a ratio of sums, so a resampled document brings
@@ -79,13 +85,20 @@ def bootstrap(paired: Paired, groups: Sequence[Sequence[int]], *, seed: int = 0,
         return _bootstrap(paired, groups, seed, resamples)
 
 
-def _bootstrap(paired: Paired, groups: Sequence[Sequence[int]], seed: int, resamples: int) -> dict[str, list[Difference]]:
+def _bootstrap(
+    paired: Paired, groups: Sequence[Sequence[int]], seed: int, resamples: int
+) -> dict[str, list[Difference]]:
     chance = np.random.default_rng(seed)
     nats, sizes = {}, {}
     for source in paired.nats:
         table = np.column_stack([paired.nats[source], paired.bytes[source]])
         number = len(table)
-        sums = np.stack([np.bincount(chance.integers(number, size=number), minlength=number) @ table for _ in range(resamples)])
+        sums = np.stack(
+            [
+                np.bincount(chance.integers(number, size=number), minlength=number) @ table
+                for _ in range(resamples)
+            ]
+        )
         nats[source], sizes[source] = sums[:, :-1], sums[:, -1:]
     weights, even = _run_weights(groups, chance, resamples), _run_weights(groups, None, 1)
     result = {}
@@ -95,15 +108,23 @@ def _bootstrap(paired: Paired, groups: Sequence[Sequence[int]], seed: int, resam
         means = _means(weights, drawn, groups)
         value = _means(even, bits_per_byte(paired, source)[None], groups)[0]
         low, high = np.quantile(means - means[:, :1], [0.025, 0.975], axis=0)
-        result[source] = [Difference(float(value[g] - value[0]), float(low[g]), float(high[g])) for g in range(len(groups))]
+        result[source] = [
+            Difference(float(value[g] - value[0]), float(low[g]), float(high[g]))
+            for g in range(len(groups))
+        ]
     return result
 
 
 def _means(
-    weights: Float[np.ndarray, "resamples groups runs"], bits: Float[np.ndarray, "resamples runs"], groups: Sequence[Sequence[int]]
+    weights: Float[np.ndarray, "resamples groups runs"],
+    bits: Float[np.ndarray, "resamples runs"],
+    groups: Sequence[Sequence[int]],
 ) -> Float[np.ndarray, "resamples groups"]:
     """Each group's weighted mean; a run that is not finite spoils only its own group."""
-    means = [np.einsum("sr,sr->s", weights[:, g, list(members)], bits[:, list(members)]) for g, members in enumerate(groups)]
+    means = [
+        np.einsum("sr,sr->s", weights[:, g, list(members)], bits[:, list(members)])
+        for g, members in enumerate(groups)
+    ]
     return np.stack(means, axis=1)
 
 

@@ -44,7 +44,9 @@ class Progress:
         self._drawn = -math.inf
         self._live = None
         if active and self._console.is_terminal:
-            self._live = Live(self._text(start), console=self._console, auto_refresh=False, transient=True)
+            self._live = Live(
+                self._text(start), console=self._console, auto_refresh=False, transient=True
+            )
             self._live.start()
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
@@ -79,7 +81,10 @@ class Progress:
         self.close()
 
     def _text(self, step: int) -> Text:
-        text = Text(f"step {step:>{len(str(self._total))}}/{self._total}", style="bold" if self._live else "")
+        text = Text(
+            f"step {step:>{len(str(self._total))}}/{self._total}",
+            style="bold" if self._live else "",
+        )
         parts = [
             ("train/loss", "loss", lambda value: f"{value:.4f}"),
             ("perf/tokens_per_second", "", lambda value: f"{count(value)} tokens/s"),
@@ -89,7 +94,9 @@ class Progress:
         for name, label, form in parts:
             value = self._values.get(name)
             if value is not None and not (name != "train/loss" and math.isnan(value)):
-                text.append("  ").append(f"{label} " if label else "", style="dim" if self._live else "").append(form(float(value)))
+                text.append("  ").append(
+                    f"{label} " if label else "", style="dim" if self._live else ""
+                ).append(form(float(value)))
         left = self._left(step)
         if left is not None:
             text.append(f"  {duration(left)} left")
@@ -115,11 +122,15 @@ def answer_table(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str
     for kind, found in answers.items():
         line = f"  {kind.replace('_', ' '):<{width}}  {percent(found['accuracy'], 0):>5} of {found['count']:,}"
         line += f"; by chance {percent(found['chance'], 0)}"
-        lines.append(line + (f", n-gram model {percent(rivals[kind], 0)}" if kind in rivals else ""))
+        lines.append(
+            line + (f", n-gram model {percent(rivals[kind], 0)}" if kind in rivals else "")
+        )
     return "\n".join(lines)
 
 
-def banner(title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None) -> None:
+def banner(
+    title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None
+) -> None:
     """Print the start lines: a title and one aligned "name  value" line for each row; rows that are None or "" are left out."""
     if not active:
         return
@@ -128,4 +139,6 @@ def banner(title: str, rows: Mapping[str, object], *, active: bool = True, conso
     width = max(map(len, shown), default=0)
     console.print(Text(title, style="bold"))
     for name, value in shown.items():
-        console.print(Text(f"  {name:<{width}}  ", style="dim").append(Text(value, style="not dim")))
+        console.print(
+            Text(f"  {name:<{width}}  ", style="dim").append(Text(value, style="not dim"))
+        )

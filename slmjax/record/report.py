@@ -18,7 +18,11 @@ TOTAL = "eval/bits_per_byte"
 
 
 def write_report(
-    workdir: str | os.PathLike, *, title: str = "", defaults: Mapping | None = None, extra: Sequence[tuple[str, str]] = ()
+    workdir: str | os.PathLike,
+    *,
+    title: str = "",
+    defaults: Mapping | None = None,
+    extra: Sequence[tuple[str, str]] = (),
 ) -> epath.Path:
     """Write `report.html` and `figures/*.svg` into a work directory, from its config.json and metrics alone.
 
@@ -37,17 +41,26 @@ def write_report(
     points = len(metrics.series(records, "train/loss")[0])
     body = [
         page.tiles(_headline(records)),
-        page.section("Learning", page.figures(drawn.get("loss", ""), drawn.get("bits_per_byte", "")), _smoothing(drawn, points)),
+        page.section(
+            "Learning",
+            page.figures(drawn.get("loss", ""), drawn.get("bits_per_byte", "")),
+            _smoothing(drawn, points),
+        ),
         page.section("Held-out text", *_domains(records)),
         page.section("Answers", *_answers(records)),
         page.section("Samples", *_samples(records)),
         page.section("Time", *_time(records)),
-        page.section("Optimisation", page.figures(drawn.get("learning_rate", ""), drawn.get("gradient_norm", ""))),
+        page.section(
+            "Optimisation",
+            page.figures(drawn.get("learning_rate", ""), drawn.get("gradient_norm", "")),
+        ),
         *(page.section(heading, inner) for heading, inner in extra),
         page.section("Data", *_data(records), page.figures(drawn.get("shares", ""))),
         page.section("History", *_history(records)),
         page.section("Lineage", *_lineage(records)),
-        page.section("Config", *_config(config, flatten(defaults) if defaults is not None else None)),
+        page.section(
+            "Config", *_config(config, flatten(defaults) if defaults is not None else None)
+        ),
         page.section("Environment", *_environment(records)),
     ]
     for name, svg in drawn.items():
@@ -76,14 +89,24 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
         parts.append(f"seed {config['seed']}")
     if records.all and records.all[-1].get("time"):
         parts.append(_moment(records.all[-1]["time"]))
-    parts += [page.escape(text) for text in (_extension(event) for event in metrics.events(records, "extended"))]
+    parts += [
+        page.escape(text)
+        for text in (_extension(event) for event in metrics.events(records, "extended"))
+    ]
     return " · ".join(parts)
 
 
 def _headline(records: metrics.Records) -> dict[str, str]:
     spent = goodput.summarise(records)
     size = _last(records, "start").get("parameters", {}).get("total")
-    names = ("train/tokens", "train/skipped", "perf/tokens_per_second", "perf/mfu", "perf/peak_memory_bytes", TOTAL)
+    names = (
+        "train/tokens",
+        "train/skipped",
+        "perf/tokens_per_second",
+        "perf/mfu",
+        "perf/peak_memory_bytes",
+        TOTAL,
+    )
     tokens, skipped, speed, mfu, memory, bits = (metrics.series(records, name)[1] for name in names)
     return {
         "parameters": count(size) if size else "",
@@ -105,7 +128,11 @@ def _curves(records: metrics.Records) -> dict[str, str]:
     def place(steps):
         return metrics.along(records, steps, "train/tokens") if axis == "tokens" else steps
 
-    marks = [float(place(np.array([event["step"]]))[0]) for event in metrics.events(records, "resume") if event["step"]]
+    marks = [
+        float(place(np.array([event["step"]]))[0])
+        for event in metrics.events(records, "resume")
+        if event["step"]
+    ]
     drawn = {}
     single = [
         ("loss", "train/loss", "Training loss", "nats per token"),
@@ -119,20 +146,34 @@ def _curves(records: metrics.Records) -> dict[str, str]:
             lines = [figures.Line(name, place(steps), figures.smooth(values) if noisy else values)]
             if noisy:
                 lines.append(figures.Line(name, place(steps), values, faint=True))
-            drawn[file] = figures.curves(lines, title=title, x=axis, y=unit, marks=marks, legend=False, clip=noisy)
+            drawn[file] = figures.curves(
+                lines, title=title, x=axis, y=unit, marks=marks, legend=False, clip=noisy
+            )
     sources = _sources(records, "bits_per_byte")
-    names = [TOTAL] if len(sources) < 2 else [*(f"eval/{source}/bits_per_byte" for source in sources), TOTAL]
+    names = (
+        [TOTAL]
+        if len(sources) < 2
+        else [*(f"eval/{source}/bits_per_byte" for source in sources), TOTAL]
+    )
     lines = []
     for color, name in enumerate(names):
         steps, values = metrics.series(records, name)
         if len(steps):
             label = "total" if name == TOTAL else name.split("/", 1)[1].rsplit("/", 1)[0]
-            lines.append(figures.Line(label, place(steps), values, color=color, dots=True if len(names) == 1 else None))
+            lines.append(
+                figures.Line(
+                    label, place(steps), values, color=color, dots=True if len(names) == 1 else None
+                )
+            )
     if lines:
-        drawn["bits_per_byte"] = figures.curves(lines, title="Held-out text", x=axis, y="bits per byte", marks=marks)
+        drawn["bits_per_byte"] = figures.curves(
+            lines, title="Held-out text", x=axis, y="bits per byte", marks=marks
+        )
     planned = _last(records, "data").get("shares")
     if planned:
-        drawn["shares"] = shares.figure(planned, max((record["step"] for record in records.kept), default=0))
+        drawn["shares"] = shares.figure(
+            planned, max((record["step"] for record in records.kept), default=0)
+        )
     return drawn
 
 
@@ -170,8 +211,20 @@ def _domains(records: metrics.Records) -> list[str]:
             + [f"{rival:.3f}" if rival is not None else None for rival in rivals]
             + [share]
         )
-    head = ["bits per byte", "final", "best", "at step", "exact answers", *(f"{order}-gram" for order in orders), "to best"]
-    kept = [column for column in range(len(head)) if column < 4 or any(row[column] is not None for row in rows)]
+    head = [
+        "bits per byte",
+        "final",
+        "best",
+        "at step",
+        "exact answers",
+        *(f"{order}-gram" for order in orders),
+        "to best",
+    ]
+    kept = [
+        column
+        for column in range(len(head))
+        if column < 4 or any(row[column] is not None for row in rows)
+    ]
     text = "Text that training never saw: cross-entropy of its tokens in bits, divided by its bytes. Lower is better."
     if orders:
         text += (
@@ -179,13 +232,24 @@ def _domains(records: metrics.Records) -> list[str]:
             "(interpolated Kneser-Ney). Last column: the final value divided by the best n-gram model's."
         )
     return (
-        [page.html_table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], strong=strong), page.note(text)] if rows else []
+        [
+            page.html_table(
+                [head[c] for c in kept], [[row[c] for c in kept] for row in rows], strong=strong
+            ),
+            page.note(text),
+        ]
+        if rows
+        else []
     )
 
 
 def _answers(records: metrics.Records) -> list[str]:
     event = _last(records, "answers")
-    kinds = {name: value for name, value in {**event, **event.get("kinds", {})}.items() if isinstance(value, Mapping) and name != "kinds"}
+    kinds = {
+        name: value
+        for name, value in {**event, **event.get("kinds", {})}.items()
+        if isinstance(value, Mapping) and name != "kinds"
+    }
     rivals = _last(records, "baseline").get("answers", {})
     rows = []
     for kind, found in kinds.items():
@@ -196,7 +260,11 @@ def _answers(records: metrics.Records) -> list[str]:
         rows.append([kind, page.bar(found.get("accuracy") or 0.0), *shown, found.get("count")])
     head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
     kept = [column for column in range(len(head)) if any(row[column] is not None for row in rows)]
-    return [page.html_table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], left=2)] if rows else []
+    return (
+        [page.html_table([head[c] for c in kept], [[row[c] for c in kept] for row in rows], left=2)]
+        if rows
+        else []
+    )
 
 
 def _samples(records: metrics.Records) -> list[str]:
@@ -227,14 +295,26 @@ def _time(records: metrics.Records) -> list[str]:
         "other": "everything else in the loop",
     }
     wall = spent["wall"]
-    rows = [[names["kept"], page.bar(spent["goodput"], 2), duration(spent["kept"]), percent(spent["goodput"])]]
+    rows = [
+        [
+            names["kept"],
+            page.bar(spent["goodput"], 2),
+            duration(spent["kept"]),
+            percent(spent["goodput"]),
+        ]
+    ]
     lost = sorted(spent["lost"].items(), key=lambda item: -item[1])
-    rows += [[names[cause], page.bar(seconds / wall, 1), duration(seconds), percent(seconds / wall, 2)] for cause, seconds in lost]
+    rows += [
+        [names[cause], page.bar(seconds / wall, 1), duration(seconds), percent(seconds / wall, 2)]
+        for cause, seconds in lost
+    ]
     rows += [["wall time, first to last step", "", duration(wall), "100 %"]]
     before = {cause: seconds for cause, seconds in spent["before"].items() if seconds >= 0.05}
     text = "Goodput is the share of the first row."
     if before:
-        causes = ", ".join(f"{cause.replace('_', ' ')} {duration(seconds)}" for cause, seconds in before.items())
+        causes = ", ".join(
+            f"{cause.replace('_', ' ')} {duration(seconds)}" for cause, seconds in before.items()
+        )
         text += f" Before the first step, and not in the wall time: {causes}."
     table = page.html_table(["", "", "time", "share"], rows, left=2, strong=[0, len(rows) - 1])
     return [table, page.note(text)]
@@ -244,11 +324,25 @@ def _data(records: metrics.Records) -> list[str]:
     event = _last(records, "data")
     sources = event.get("sources", {})
     columns = list(dict.fromkeys(key for found in sources.values() for key in found))
-    rows = [[name, *(_cell(key, found.get(key)) for key in columns)] for name, found in sources.items()]
-    head = ["source", *(key.removesuffix("_share").replace("_", " ").replace("heldout", "held-out") for key in columns)]
-    rest = {key: value for key, value in event.items() if key not in ("event", "step", "time", "sources", "told", "shares")}
+    rows = [
+        [name, *(_cell(key, found.get(key)) for key in columns)] for name, found in sources.items()
+    ]
+    head = [
+        "source",
+        *(
+            key.removesuffix("_share").replace("_", " ").replace("heldout", "held-out")
+            for key in columns
+        ),
+    ]
+    rest = {
+        key: value
+        for key, value in event.items()
+        if key not in ("event", "step", "time", "sources", "told", "shares")
+    }
     told = event.get("told", {})
-    more = {name: sentence for name, sentence in told.items() if not sentence.endswith(" tokens")}  # than the table
+    more = {
+        name: sentence for name, sentence in told.items() if not sentence.endswith(" tokens")
+    }  # than the table
     notes = [page.note(f"{name}: {sentence}.") for name, sentence in more.items()]
     return [page.html_table(head, rows), *notes, _pairs(rest)]
 
@@ -265,8 +359,15 @@ def _history(records: metrics.Records) -> list[str]:
         if text and not (name == "start" and rows):  # later sessions say where they went on
             rows.append([_moment(record["time"]) if record.get("time") else "", text, f"{step:,}"])
     eventful = any(text not in ("started", "finished") for _, text, _ in rows)
-    lost = f"Lines of metrics.jsonl that cannot be read, and are left out: {records.torn:,}." if records.torn else ""
-    return [page.html_table(["when", "what", "step"], rows, left=2) if eventful else "", page.note(lost) if lost else ""]
+    lost = (
+        f"Lines of metrics.jsonl that cannot be read, and are left out: {records.torn:,}."
+        if records.torn
+        else ""
+    )
+    return [
+        page.html_table(["when", "what", "step"], rows, left=2) if eventful else "",
+        page.note(lost) if lost else "",
+    ]
 
 
 def _told(record: Mapping[str, Any], reached: int) -> str:
@@ -276,7 +377,9 @@ def _told(record: Mapping[str, Any], reached: int) -> str:
         case "start":
             return "started"
         case "resume":
-            return f"went on from step {step:,}" + (f" (had reached {reached:,})" if reached > step else "")
+            return f"went on from step {step:,}" + (
+                f" (had reached {reached:,})" if reached > step else ""
+            )
         case "extended":
             return _extension(record)
         case "preempted":
@@ -302,14 +405,20 @@ def _lineage(records: metrics.Records) -> list[str]:
 def _config(config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[str]:
     if not config:
         return []
-    changed = {name for name in config if defaults is not None and json.dumps(defaults.get(name)) != json.dumps(config[name])}
+    changed = {
+        name
+        for name in config
+        if defaults is not None and json.dumps(defaults.get(name)) != json.dumps(config[name])
+    }
     shown = {name: json.dumps(value, ensure_ascii=False) for name, value in sorted(config.items())}
     rows = list(shown.items())
     strong = [index for index, (name, _) in enumerate(rows) if name in changed]
-    top = [[name, shown[name], json.dumps(defaults[name]) if name in defaults else "(new)"] for name in shown if name in changed]
-    whole = (
-        f"<details><summary>All {len(rows)} fields</summary>{page.html_table(['field', 'value'], rows, left=2, strong=strong)}</details>"
-    )
+    top = [
+        [name, shown[name], json.dumps(defaults[name]) if name in defaults else "(new)"]
+        for name in shown
+        if name in changed
+    ]
+    whole = f"<details><summary>All {len(rows)} fields</summary>{page.html_table(['field', 'value'], rows, left=2, strong=strong)}</details>"
     return [page.html_table(["changed field", "value", "default"], top, left=3), whole]
 
 
@@ -318,12 +427,19 @@ def _environment(records: metrics.Records) -> list[str]:
     command = start.get("command", "")
     command = command if isinstance(command, str) else " ".join(command)
     made = f"<h3>The command that made it</h3><pre>{page.escape(command)}</pre>" if command else ""
-    size = {f"{key.replace('_', '-')} parameters": value for key, value in start.get("parameters", {}).items()}
+    size = {
+        f"{key.replace('_', '-')} parameters": value
+        for key, value in start.get("parameters", {}).items()
+    }
     return [_pairs({**start.get("environment", {}), **size, "choices": start.get("choices")}), made]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    rows = [[key.replace("_", " "), _cell(key, value)] for key, value in values.items() if value not in (None, "", [], {})]
+    rows = [
+        [key.replace("_", " "), _cell(key, value)]
+        for key, value in values.items()
+        if value not in (None, "", [], {})
+    ]
     return page.html_table([], rows, left=2)
 
 
@@ -331,7 +447,11 @@ def _cell(key: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, Mapping):
-        total = sum(value.values()) if value and all(isinstance(item, int) for item in value.values()) else None
+        total = (
+            sum(value.values())
+            if value and all(isinstance(item, int) for item in value.values())
+            else None
+        )
         listed = ", ".join(f"{name} {_cell(key, item)}" for name, item in value.items())
         return listed if total is None else f"{total:,} ({listed})" if total else "0"
     if isinstance(value, list | tuple):
@@ -339,7 +459,11 @@ def _cell(key: str, value: Any) -> str:
     if key == "epochs":
         return f"{value:.2f}"
     if isinstance(value, float):
-        return percent(value, 2) if key.endswith("share") or key in ("weight", "removed") else f"{value:,.4g}"
+        return (
+            percent(value, 2)
+            if key.endswith("share") or key in ("weight", "removed")
+            else f"{value:,.4g}"
+        )
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -358,7 +482,11 @@ def _last(records: metrics.Records, name: str) -> dict[str, Any]:
 
 def _sources(records: metrics.Records, what: str) -> list[str]:
     names = dict.fromkeys(key for record in records.kept if "event" not in record for key in record)
-    return [key[5 : -len(what) - 1] for key in names if key.startswith("eval/") and key.endswith(f"/{what}") and key != f"eval/{what}"]
+    return [
+        key[5 : -len(what) - 1]
+        for key in names
+        if key.startswith("eval/") and key.endswith(f"/{what}") and key != f"eval/{what}"
+    ]
 
 
 def _median(values: np.ndarray) -> float:

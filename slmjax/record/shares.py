@@ -12,7 +12,10 @@ from slmjax.record.figures import Line, curves
 
 def reading_sentences(plan: BatchPlan) -> dict[str, str]:
     """{source: "2.30 epochs of 11M tokens; cap 4"}, of the whole run."""
-    return {name: _told(plan, name, epochs, rows.tokens) for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans)}
+    return {
+        name: _told(plan, name, epochs, rows.tokens)
+        for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans)
+    }
 
 
 def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
@@ -25,10 +28,24 @@ def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
     done = np.array(realised["steps"]) <= (np.inf if step is None else step)
     lines = []
     for color, name in enumerate(planned["shares"]):
-        lines.append(Line(name, np.array(planned["tokens"]), np.array(planned["shares"][name]), color=color, dots=False))
+        lines.append(
+            Line(
+                name,
+                np.array(planned["tokens"]),
+                np.array(planned["shares"][name]),
+                color=color,
+                dots=False,
+            )
+        )
         at, share = np.array(realised["tokens"])[done], np.array(realised["shares"][name])[done]
         lines.append(Line(name, at, share, color=color, faint=True, dots=True))
-    return curves(lines, title="Shares of the sources: planned (lines), as read (dots)", x="tokens", y="share of tokens", clip=False)
+    return curves(
+        lines,
+        title="Shares of the sources: planned (lines), as read (dots)",
+        x="tokens",
+        y="share of tokens",
+        clip=False,
+    )
 
 
 def _told(plan: BatchPlan, name: str, epochs: float, tokens: int) -> str:

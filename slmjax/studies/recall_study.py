@@ -52,7 +52,9 @@ class StudyStopped(Exception):
         self.status = status
 
 
-def run_recall(config: configs.Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
+def run_recall(
+    config: configs.Config, workdir: str, *, init_from: str = "", command: str = ""
+) -> int:
     """The stage: every task with every variant.
 
     Rows go to study.json as they are found. A study that was stopped goes on with the run in which it was stopped.
@@ -81,7 +83,10 @@ def run_recall(config: configs.Config, workdir: str, *, init_from: str = "", com
                 return stopped.status
             found["rows"].append(row)
             write_atomic(file, json.dumps(found, indent=1) + "\n")
-            print(f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps", flush=True)
+            print(
+                f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps",
+                flush=True,
+            )
     print("\n" + recall_table(found["rows"]))
     chosen = "at the learning rate that is best on validation rows"
     print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
@@ -106,13 +111,17 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
             earlier = found.get("settings", decide)
             known = found.get("variants", {})
             changed = [name for name in decide if earlier[name] != decide[name]]
-            changed += [name for name in variants if known.get(name, variants[name]) != variants[name]]
+            changed += [
+                name for name in variants if known.get(name, variants[name]) != variants[name]
+            ]
             variants = known | variants
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             advice = "remove it or use another --workdir"
             raise UserError(f"'{file}' cannot be read ({error!r}); {advice}.") from error
     if changed:
-        raise UserError(f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir.")
+        raise UserError(
+            f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir."
+        )
     return {**found, "settings": decide, "variants": variants}
 
 
@@ -124,12 +133,16 @@ def study_settings(config: configs.Config) -> dict[str, Any]:
     study = dataclasses.asdict(config.study)
     for name in ("tasks", "variants", "rates"):
         if not study[name]:
-            raise UserError(f"config.study.{name} is empty; configs/studies/recall.py has an example.")
+            raise UserError(
+                f"config.study.{name} is empty; configs/studies/recall.py has an example."
+            )
     variants = study["variants"]
     variants = {name: (of,) if isinstance(of, str) else of for name, of in variants.items()}
     for name, pattern in variants.items():
         if not isinstance(pattern, list | tuple):
-            raise UserError(f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention').")
+            raise UserError(
+                f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention')."
+            )
         from_config(with_pattern(config, pattern).model, study["vocab"])
     for task in study["tasks"]:
         parse_puzzle(task, study["vocab"])
@@ -156,8 +169,13 @@ def measure_recall(
         for seed in range(study["seeds"]):
             place = folder / "runs" / task.replace(":", "-") / f"{quote(name)}-{rate:g}-{seed}"
             what = f"{name} on {task}, rate {rate:g}, seed {seed}"
-            outcome = outcome_of(cell(config, study, task, pattern, rate, seed), place, what, command)
-            last = outcome.diverged or f"{outcome.validation[config.train.steps]:.3f} on validation rows"
+            outcome = outcome_of(
+                cell(config, study, task, pattern, rate, seed), place, what, command
+            )
+            last = (
+                outcome.diverged
+                or f"{outcome.validation[config.train.steps]:.3f} on validation rows"
+            )
             print(f"  {what}: {last}", flush=True)
             tried[rate].append(outcome)
         if looks(tried[rate], config.train.steps)[config.train.steps] >= study["enough"]:
@@ -168,7 +186,9 @@ def measure_recall(
     accuracies = [outcome.test for outcome in tried[best]]
     puzzle = parse_puzzle(task, study["vocab"])
     model = with_pattern(config, pattern).model
-    arch, _ = resolve(model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab)
+    arch, _ = resolve(
+        model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab
+    )
     return {
         "task": task,
         "variant": name,
@@ -178,14 +198,19 @@ def measure_recall(
         "steps": enough[0] if enough else config.train.steps,
         "parameters": sizes.parameters(arch).total,
         "state_bytes": sizes.cache_bytes(arch, puzzle.length),
-        "by_rate": {f"{rate:g}": [outcome.test for outcome in outcomes] for rate, outcomes in tried.items()},
+        "by_rate": {
+            f"{rate:g}": [outcome.test for outcome in outcomes] for rate, outcomes in tried.items()
+        },
     }
 
 
 def looks(outcomes: Sequence[Outcome], steps: int) -> dict[int, float]:
     """{step: accuracy on validation rows, mean over the runs}; a run that diverged has no right answers."""
     every = sorted({step for outcome in outcomes for step in outcome.validation} | {steps})
-    return {step: float(np.mean([outcome.validation.get(step, 0.0) for outcome in outcomes])) for step in every}
+    return {
+        step: float(np.mean([outcome.validation.get(step, 0.0) for outcome in outcomes]))
+        for step in every
+    }
 
 
 def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: str) -> Outcome:
@@ -226,7 +251,14 @@ def _curve(past: records.Records, name: str) -> dict[int, float]:
     return dict(zip(steps.tolist(), values.tolist()))
 
 
-def cell(config: configs.Config, study: Mapping[str, Any], task: str, pattern: Sequence[str], rate: float, seed: int) -> configs.Config:
+def cell(
+    config: configs.Config,
+    study: Mapping[str, Any],
+    task: str,
+    pattern: Sequence[str],
+    rate: float,
+    seed: int,
+) -> configs.Config:
     """The config of a run, whose task says all that decides its rows."""
     options = [f"{name}={study[name]}" for name in ("vocab", "examples", "tested")]
     length = parse_puzzle(task, study["vocab"]).length
@@ -243,7 +275,9 @@ def cell(config: configs.Config, study: Mapping[str, Any], task: str, pattern: S
 
 def with_pattern(config: configs.Config, pattern: Sequence[str]) -> configs.Config:
     """The config of a variant."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, pattern=tuple(pattern)))
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, pattern=tuple(pattern))
+    )
 
 
 def scored(row: Mapping[str, Any]) -> str:
@@ -254,7 +288,9 @@ def scored(row: Mapping[str, Any]) -> str:
 
 def recall_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line for each variant, a column for each task."""
-    names, columns = (list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task"))
+    names, columns = (
+        list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task")
+    )
     cells = {(row["variant"], row["task"]): scored(row) for row in rows}
     lines = [["mixer", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(cells.get((name, task), "") for task in columns)] for name in names]

@@ -43,7 +43,9 @@ class Budget:
         self._changed.set()
 
     def _fits(self, tokens: int, cost: float) -> bool:
-        return (not self.tokens or self.spent_tokens + tokens <= self.tokens) and (not self.cost or self.spent_cost + cost <= self.cost)
+        return (not self.tokens or self.spent_tokens + tokens <= self.tokens) and (
+            not self.cost or self.spent_cost + cost <= self.cost
+        )
 
 
 class Pace:

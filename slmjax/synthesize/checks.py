@@ -10,10 +10,15 @@ WORDS = {"section": 80, "problems": 50, "reasoning": 15, "faq": 50, "table": 30,
 """Fewest words of a document. Gopher's rule (Rae et al. 2021) has 50 for web pages; one solved problem is a document with fewer."""
 
 _ANSWER = re.compile(r"\banswer:[*_ ]*(.*?)[*_ ]*(?:\||$)", re.IGNORECASE | re.MULTILINE)
-_REFUSAL = re.compile(r"\W*(?:i'm sorry|i am sorry|i apologi[sz]e|sorry, but|i can(?:no|')t |as an ai\b|as a language)", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\W*(?:i'm sorry|i am sorry|i apologi[sz]e|sorry, but|i can(?:no|')t |as an ai\b|as a language)",
+    re.IGNORECASE,
+)
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _SIGN = r"[-+*/x×÷·−]"
-_EQUATION = re.compile(rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})(?!\w|[.,]\d| ?[-+*/×÷·^(=%°]| x )")
+_EQUATION = re.compile(
+    rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})(?!\w|[.,]\d| ?[-+*/×÷·^(=%°]| x )"
+)
 _BEFORE = re.compile(r"(?:[\w.,)%°^]|[=<>+*/×÷·−-] ?|\bx )$")
 
 
@@ -98,7 +103,9 @@ def structure(form: str, text: str) -> str:
         return "no title or heading"
     if form == "problems" and (starting("problem") < 1 or not answers(text)):
         return "no numbered problems with answers"
-    if form == "reasoning" and (len([line for line in lines if line]) < 3 or len(answers(text)) != 1):
+    if form == "reasoning" and (
+        len([line for line in lines if line]) < 3 or len(answers(text)) != 1
+    ):
         return "no steps with one answer"
     if form == "faq" and (starting("q:") < 3 or starting("a:") < starting("q:")):
         return "fewer than three questions with answers"
@@ -118,7 +125,9 @@ def answers(text: str) -> list[str]:
 
 def same(answer: str, expected: str) -> bool:
     """Whether two answers agree: as numbers where both are, else as words, whatever their case, "$" and final points."""
-    cleaned = [re.sub(r"[$*_`]", "", text).strip().rstrip(".").casefold() for text in (answer, expected)]
+    cleaned = [
+        re.sub(r"[$*_`]", "", text).strip().rstrip(".").casefold() for text in (answer, expected)
+    ]
     try:
         return Fraction(cleaned[0].replace(",", "")) == Fraction(cleaned[1].replace(",", ""))
     except (ValueError, ZeroDivisionError):
@@ -138,7 +147,11 @@ def calculations(text: str) -> list[tuple[str, bool]]:
         value = _value(found[1])
         if value is not None:
             result = Fraction(found[2].replace(",", ""))
-            rounding = Fraction(1, 2 * 10 ** len(found[2].partition(".")[2])) if re.search("[/÷]", found[1]) else 0
+            rounding = (
+                Fraction(1, 2 * 10 ** len(found[2].partition(".")[2]))
+                if re.search("[/÷]", found[1])
+                else 0
+            )
             out.append((found[0], abs(value - result) <= rounding))
     return out
 

@@ -57,7 +57,14 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
         "near_duplicates": near_duplicates(compared),
         "compared": len(compared),
         "novelty": curve,
-        "falls": next((before["tokens"] for before, part in itertools.pairwise(curve) if part["per_token"] < half), None),
+        "falls": next(
+            (
+                before["tokens"]
+                for before, part in itertools.pairwise(curve)
+                if part["per_token"] < half
+            ),
+            None,
+        ),
     }
 
 
@@ -67,7 +74,9 @@ def ngram_hashes(text: str, n: int) -> UInt64[np.ndarray, "_"]:
     count = max(0, len(words) - n + 1)
     out = np.zeros(count, np.uint64)
     for i in range(n):
-        out = out * np.uint64(0x9E3779B97F4A7C15) + words[i : i + count]  # modulo 2^64; an odd factor loses nothing
+        out = (
+            out * np.uint64(0x9E3779B97F4A7C15) + words[i : i + count]
+        )  # modulo 2^64; an odd factor loses nothing
     return out
 
 
@@ -88,11 +97,16 @@ def near_duplicates(hashed: Sequence[UInt64[np.ndarray, "_"]]) -> float:
             earlier = postings.setdefault(shingle, [])
             shared.update(earlier)
             earlier.append(number)
-        found += any(common >= NEAR * (len(members) + len(sets[other]) - common) for other, common in shared.items())
+        found += any(
+            common >= NEAR * (len(members) + len(sets[other]) - common)
+            for other, common in shared.items()
+        )
     return found / len(sets) if sets else 0.0
 
 
-def novelty(grams: Sequence[UInt64[np.ndarray, "_"]], tokens: Sequence[int], share: int = 1) -> list[dict[str, float]]:
+def novelty(
+    grams: Sequence[UInt64[np.ndarray, "_"]], tokens: Sequence[int], share: int = 1
+) -> list[dict[str, float]]:
     """The novelty curve (see `coverage`) over PARTS parts of about equal teacher tokens; `grams` are one in `share` of all."""
     ends = np.cumsum(tokens)
     part_of = (ends - 1) * PARTS // max(1, ends[-1]) if len(ends) else ends
@@ -103,30 +117,62 @@ def novelty(grams: Sequence[UInt64[np.ndarray, "_"]], tokens: Sequence[int], sha
         fresh = np.setdiff1d(found, known)
         known = np.union1d(known, fresh)
         new = np.isin(found, fresh).sum() / len(found) if len(found) else 0.0
-        out.append({"tokens": int(ends[members[-1]]), "share": float(new), "per_token": len(fresh) * share / max(1, spent)})
+        out.append(
+            {
+                "tokens": int(ends[members[-1]]),
+                "share": float(new),
+                "per_token": len(fresh) * share / max(1, spent),
+            }
+        )
     return out
 
 
 def markdown(found: Mapping[str, Any], rejected: Mapping[str, int]) -> str:
     """The figures as a page of tables."""
     forms = sorted({form for row in found["counts"].values() for form in row})
-    lines = [f"# Coverage\n\n{found['documents']:,} documents, {found['tokens']:,} teacher tokens.\n", "## Documents by topic and format\n"]
-    lines += _table(["topic", *forms], [[topic, *(row.get(form, 0) for form in forms)] for topic, row in found["counts"].items()])
-    lines += ["\n## Diversity\n", *_table(["words in a row", "different share"], [[n, f"{x:.3f}"] for n, x in found["distinct"].items()])]
+    lines = [
+        f"# Coverage\n\n{found['documents']:,} documents, {found['tokens']:,} teacher tokens.\n",
+        "## Documents by topic and format\n",
+    ]
+    lines += _table(
+        ["topic", *forms],
+        [[topic, *(row.get(form, 0) for form in forms)] for topic, row in found["counts"].items()],
+    )
+    lines += [
+        "\n## Diversity\n",
+        *_table(
+            ["words in a row", "different share"],
+            [[n, f"{x:.3f}"] for n, x in found["distinct"].items()],
+        ),
+    ]
     lines.append(
         f"\nNear-duplicates (Jaccard of word {SHINGLE}-grams at least {NEAR} with an earlier document): {found['near_duplicates']:.1%} of "
         f"{found['compared']:,} documents.\n\n## Novelty\n\nNew word {SHINGLE}-grams in each part of the run.\n"
     )
-    rows = [[f"{part['tokens']:,}", f"{part['share']:.3f}", f"{part['per_token']:.3f}"] for part in found["novelty"]]
-    lines += _table(["teacher tokens so far", "share of 5-grams that are new", "new 5-grams per token"], rows)
-    lines.append(f"\nNovelty per token falls under half of its first value after {found['falls']:,} tokens." if found["falls"] else
-                 "\nNovelty per token stays above half of its first value.")  # fmt: skip
-    lines += ["\n## Rejected\n", *_table(["reason", "documents"], sorted(rejected.items()))] if rejected else ["\nNothing was rejected."]
+    rows = [
+        [f"{part['tokens']:,}", f"{part['share']:.3f}", f"{part['per_token']:.3f}"]
+        for part in found["novelty"]
+    ]
+    lines += _table(
+        ["teacher tokens so far", "share of 5-grams that are new", "new 5-grams per token"], rows
+    )
+    lines.append(
+        f"\nNovelty per token falls under half of its first value after {found['falls']:,} tokens."
+        if found["falls"]
+        else "\nNovelty per token stays above half of its first value."
+    )
+    lines += (
+        ["\n## Rejected\n", *_table(["reason", "documents"], sorted(rejected.items()))]
+        if rejected
+        else ["\nNothing was rejected."]
+    )
     return "\n".join(lines) + "\n"
 
 
 def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return [
+        "| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)
+    ]
 
 
 def _sampled(hashes: UInt64[np.ndarray, "_"], share: int) -> UInt64[np.ndarray, "_"]:

@@ -16,7 +16,9 @@ from slmjax.synthesize.teachers import Teacher, TeacherRequest
 from slmjax.text.files import write_atomic
 
 
-def records(requests: Iterable[TeacherRequest], journal: Journal, teacher: Teacher) -> Iterator[dict[str, Any]]:
+def records(
+    requests: Iterable[TeacherRequest], journal: Journal, teacher: Teacher
+) -> Iterator[dict[str, Any]]:
     """A record of every request that was answered or given up, in order; `reason` is "" for accepted documents.
 
     What is accepted depends on the answers in the journal alone: nothing is asked, whatever is changed in the checks.
@@ -24,17 +26,35 @@ def records(requests: Iterable[TeacherRequest], journal: Journal, teacher: Teach
     seen: dict[bytes, str] = {}  # hash of an accepted text -> its id
     for request in requests:
         event = journal.read(request.key)
-        record: dict[str, Any] = {"text": "", "id": request.key[:20], "teacher": teacher.name, "model": teacher.model}
-        record |= {"prompt": hashlib.sha256(request.prompt.encode()).hexdigest(), "parameters": request.parameters}
-        record |= {"date": "", "licence": teacher.licence, "topic": request.item.topic, "format": request.item.format}
+        record: dict[str, Any] = {
+            "text": "",
+            "id": request.key[:20],
+            "teacher": teacher.name,
+            "model": teacher.model,
+        }
+        record |= {
+            "prompt": hashlib.sha256(request.prompt.encode()).hexdigest(),
+            "parameters": request.parameters,
+        }
+        record |= {
+            "date": "",
+            "licence": teacher.licence,
+            "topic": request.item.topic,
+            "format": request.item.format,
+        }
         record |= {"audience": request.item.audience, "checked": "", "tokens": 0, "reason": ""}
         if event is None:
             if faults := journal.faults(request.key):
-                yield record | {"reason": "no answer: " + ", ".join(f"{why} ({n})" for why, n in Counter(faults).items())}
+                yield record | {
+                    "reason": "no answer: "
+                    + ", ".join(f"{why} ({n})" for why, n in Counter(faults).items())
+                }
             continue
         answer = json.loads(event.body)
         if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
-            raise UserError(f"config.synthesize.journal: event {event.n} of {journal.file} is no answer.")
+            raise UserError(
+                f"config.synthesize.journal: event {event.n} of {journal.file} is no answer."
+            )
         reason, checked = judge_text(request.item, answer["text"], answer["finish"])
         text = without_thoughts(answer["text"])
         digest = hashlib.sha256(text.encode()).digest()
@@ -42,7 +62,13 @@ def records(requests: Iterable[TeacherRequest], journal: Journal, teacher: Teach
             reason = f"same text as {first}"
         date = teacher.date or datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds")
         tokens = answer["tokens"][1] if answer["tokens"] else len(answer["text"].encode()) // 4
-        yield record | {"text": text, "date": date, "checked": checked, "tokens": tokens, "reason": reason}
+        yield record | {
+            "text": text,
+            "date": date,
+            "checked": checked,
+            "tokens": tokens,
+            "reason": reason,
+        }
 
 
 class Writer:
@@ -82,7 +108,9 @@ class Writer:
             self._flush()
         write_atomic(self._folder / "rejects.jsonl", "".join(self._rejects))
         folder = self._folder / "documents"
-        for file in folder.iterdir() if folder.exists() else ():  # not glob: the folder's own name is no pattern
+        for file in (
+            folder.iterdir() if folder.exists() else ()
+        ):  # not glob: the folder's own name is no pattern
             if file.name.endswith(".jsonl") and file.name not in self._files:
                 file.unlink()
 

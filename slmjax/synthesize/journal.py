@@ -86,7 +86,14 @@ class Journal:
       damaged journal (whole or one of its events), or copies of another journal.
     """
 
-    def __init__(self, folder: str | Path, *, copies: str = "", every: float = 60.0, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        copies: str = "",
+        every: float = 60.0,
+        say: Callable[[str], None] = print,
+    ):
         if "://" in str(folder):
             raise UserError(
                 f"config.synthesize.journal is '{folder}'; SQLite needs a local disk: name a local folder (its closed segments can be "
@@ -100,7 +107,9 @@ class Journal:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             # check_same_thread: the lock sees to it that one thread at a time uses the connection.
-            self._db = sqlite3.connect(self.file, isolation_level=None, check_same_thread=False, timeout=0)
+            self._db = sqlite3.connect(
+                self.file, isolation_level=None, check_same_thread=False, timeout=0
+            )
             # The lock on the file that this keeps is what makes a second writer impossible; the system takes it away with the process.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -119,7 +128,9 @@ class Journal:
             raise
         last = self._query("SELECT COALESCE(MAX(n), 0) FROM events")[0][0]
         if self._copied > last:
-            raise UserError(f"config.synthesize.copies: '{copies}' ends before its own last event; is a segment missing?")
+            raise UserError(
+                f"config.synthesize.copies: '{copies}' ends before its own last event; is a segment missing?"
+            )
         self._next = last + 1
         self.answered.update(self._query("SELECT key, n FROM events WHERE kind = 'answer'"))
         self._writer = threading.Thread(target=self._write, daemon=True)
@@ -129,15 +140,21 @@ class Journal:
         if self._copies:
             self._copier.start()
 
-    def request(self, key: str, *, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
+    def request(
+        self, key: str, *, tokens: int, cost: float, body: dict
+    ) -> tuple[int, "Future[None]"]:
         """Journal what is about to be asked; its number, and a future that is done once it is on disk."""
         return self._append("request", key, None, tokens, cost, body)
 
-    def answer(self, key: str, request: int, *, tokens: int, cost: float, body: dict) -> "Future[None]":
+    def answer(
+        self, key: str, request: int, *, tokens: int, cost: float, body: dict
+    ) -> "Future[None]":
         """Journal the answer of a request and what it cost; the future is done once it is on disk."""
         return self._append("answer", key, request, tokens, cost, body)[1]
 
-    def fault(self, key: str, request: int, *, tokens: int, cost: float, body: dict) -> "Future[None]":
+    def fault(
+        self, key: str, request: int, *, tokens: int, cost: float, body: dict
+    ) -> "Future[None]":
         """Journal that a request came to nothing and what is counted for it; the future is done once it is on disk."""
         return self._append("fault", key, request, tokens, cost, body)[1]
 
@@ -207,10 +224,15 @@ class Journal:
             advice = "move it away, and it is restored from config.synthesize.copies"
         return UserError(f"config.synthesize.journal: {self.file} is damaged ({what}); {advice}.")
 
-    def _append(self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict) -> tuple[int, "Future[None]"]:
+    def _append(
+        self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict
+    ) -> tuple[int, "Future[None]"]:
         n, self._next = self._next, self._next + 1
         future: Future[None] = Future()
-        checksums = {"crc32": _checksum(body), "row": _row_checksum(kind, key, request, tokens, cost)}
+        checksums = {
+            "crc32": _checksum(body),
+            "row": _row_checksum(kind, key, request, tokens, cost),
+        }
         sealed = json.dumps({**body, **checksums})
         self._waiting.put((Event(n, time.time(), kind, key, request, tokens, cost, sealed), future))
         return n, future
@@ -225,7 +247,11 @@ class Journal:
             ending = None in batch
             events = [entry[0] for entry in batch if entry is not None]
             # Whoever no longer waits for an answer has paid for it all the same.
-            futures = [entry[1] for entry in batch if entry is not None and entry[1].set_running_or_notify_cancel()]
+            futures = [
+                entry[1]
+                for entry in batch
+                if entry is not None and entry[1].set_running_or_notify_cancel()
+            ]
             try:
                 if self._broken:
                     raise self._broken
@@ -264,15 +290,23 @@ class Journal:
         if broken or any(word in str(error) for word in ("decode", "no such column", "malformed")):
             return self._damaged(str(error))
         full = "full" in str(error) or "disk I/O" in str(error)
-        advice = "free some space and start again: nothing that was answered before is lost" if full else "choose another folder"
-        return UserError(f"config.synthesize.journal: cannot write {self.file} ({error}); {advice}.")
+        advice = (
+            "free some space and start again: nothing that was answered before is lost"
+            if full
+            else "choose another folder"
+        )
+        return UserError(
+            f"config.synthesize.journal: cannot write {self.file} ({error}); {advice}."
+        )
 
     def _restore(self) -> int:
         """Take over the events that the copies have and this journal lacks; the number of the last event that is copied."""
         last = self._query("SELECT COALESCE(MAX(n), 0) FROM events")[0][0]
         copied = 0
         names = (file.name for file in self._copies.iterdir()) if self._copies.exists() else ()
-        segments = (name for name in names if name.startswith("events-") and name.endswith(".jsonl.zst"))
+        segments = (
+            name for name in names if name.startswith("events-") and name.endswith(".jsonl.zst")
+        )
         found = [self._copies / name for name in sorted(segments)]
         for segment in found:
             numbers = re.fullmatch(r"events-(\d+)-(\d+)\.jsonl\.zst", segment.name)
@@ -282,25 +316,44 @@ class Journal:
             if copied <= last and segment is not found[-1]:
                 continue
             try:
-                lines = zstandard.ZstdDecompressor().decompressobj().decompress(segment.read_bytes()).decode().splitlines()
+                lines = (
+                    zstandard.ZstdDecompressor()
+                    .decompressobj()
+                    .decompress(segment.read_bytes())
+                    .decode()
+                    .splitlines()
+                )
                 events = [Event(*json.loads(line)) for line in lines]
                 if [event.n for event in events] != list(range(first, copied + 1)):
                     raise ValueError("events are missing in it")
                 for event in events:
                     self._opened(event)
             except (zstandard.ZstdError, ValueError, TypeError, RecursionError) as error:
-                raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
+                raise UserError(
+                    f"config.synthesize.copies: {segment} is damaged ({error})."
+                ) from error
             for event in events:
                 if event.n <= last:
                     rows = self._query("SELECT * FROM events WHERE n = ?", event.n)
                     if not rows or Event(*rows[0]) != event:
-                        raise UserError(f"config.synthesize.copies: {segment} is of another journal than {self.file}; name another folder.")
+                        raise UserError(
+                            f"config.synthesize.copies: {segment} is of another journal than {self.file}; name another folder."
+                        )
             if first > last + 1:
-                raise UserError(f"config.synthesize.copies: the segment before {segment} is missing.")
+                raise UserError(
+                    f"config.synthesize.copies: the segment before {segment} is missing."
+                )
             try:
                 self._insert([event for event in events if event.n > last], copied=True)
-            except (sqlite3.ProgrammingError, sqlite3.IntegrityError, ValueError, OverflowError) as error:
-                raise UserError(f"config.synthesize.copies: {segment} is damaged ({error}).") from error
+            except (
+                sqlite3.ProgrammingError,
+                sqlite3.IntegrityError,
+                ValueError,
+                OverflowError,
+            ) as error:
+                raise UserError(
+                    f"config.synthesize.copies: {segment} is damaged ({error})."
+                ) from error
             last = max(last, copied)
         return copied
 
@@ -314,7 +367,9 @@ class Journal:
             except Exception as error:  # every store has its own exceptions; what is not copied now is copied the next time
                 if closing or not told:
                     told = True
-                    self._say(f"the journal could not be copied to {self._copies} ({error}); {self.file} has all of it")
+                    self._say(
+                        f"the journal could not be copied to {self._copies} ({error}); {self.file} has all of it"
+                    )
 
     def _copy(self) -> None:
         events = list(self.events(self._copied))
@@ -322,5 +377,8 @@ class Journal:
             return
         lines = "".join(json.dumps(event) + "\n" for event in events)
         name = f"events-{events[0].n:012d}-{events[-1].n:012d}.jsonl.zst"
-        write_atomic(self._copies / name, zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()))
+        write_atomic(
+            self._copies / name,
+            zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()),
+        )
         self._copied = events[-1].n

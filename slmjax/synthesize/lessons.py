@@ -15,8 +15,16 @@ class Lesson:
 
 
 GREETINGS = {
-    "children": ("Let us find out something together.", "You can do this with a pencil and a little time.", "This is like a small puzzle."),
-    "students": ("You have met the basics of this before.", "This comes up again and again in school.", "Have paper ready."),
+    "children": (
+        "Let us find out something together.",
+        "You can do this with a pencil and a little time.",
+        "This is like a small puzzle.",
+    ),
+    "students": (
+        "You have met the basics of this before.",
+        "This comes up again and again in school.",
+        "Have paper ready.",
+    ),
     "undergraduates": (
         "We state each step explicitly.",
         "The aim is a method that can be justified.",
@@ -37,7 +45,12 @@ CLOSINGS = (
 )
 LESSONS = {
     "word_problems": Lesson(
-        ("Problems told in words", "From a story to a sum", "Counting what there is in the end", "Adding, losing and sharing in stories"),
+        (
+            "Problems told in words",
+            "From a story to a sum",
+            "Counting what there is in the end",
+            "Adding, losing and sharing in stories",
+        ),
         (
             "A story problem tells what someone has, what changes, and asks what is left in the end.",
             "Words such as gets, makes and puts in tell us to add, and words such as loses and takes out tell us to subtract.",
@@ -62,7 +75,12 @@ LESSONS = {
         ),
     ),
     "units": Lesson(
-        ("Changing units", "Large units and small units", "The same length in other words", "How units fit into each other"),
+        (
+            "Changing units",
+            "Large units and small units",
+            "The same length in other words",
+            "How units fit into each other",
+        ),
         (
             "A measure is a number together with a unit, and the same measure can be told in several units.",
             "One large unit is made of a fixed number of small ones.",
@@ -87,7 +105,12 @@ LESSONS = {
         ),
     ),
     "comparison": Lesson(
-        ("More, fewer and in between", "Putting numbers in order", "Who has the most", "Comparing numbers"),
+        (
+            "More, fewer and in between",
+            "Putting numbers in order",
+            "Who has the most",
+            "Comparing numbers",
+        ),
         (
             "To compare two numbers, look at the tens first, and at the units only if the tens are equal.",
             "Several numbers are put in order by finding the largest or the smallest again and again.",
@@ -112,7 +135,12 @@ LESSONS = {
         ),
     ),
     "sequences": Lesson(
-        ("Finding what comes next", "Lists of numbers with a rule", "Sequences", "Finding the rule"),
+        (
+            "Finding what comes next",
+            "Lists of numbers with a rule",
+            "Sequences",
+            "Finding the rule",
+        ),
         (
             "A sequence is a list of numbers that follows a rule.",
             "The rule shows in how each number comes from the one before.",
@@ -137,7 +165,12 @@ LESSONS = {
         ),
     ),
     "logic": Lesson(
-        ("What follows from what", "Drawing conclusions", "Facts, rules and what they tell us", "Careful thinking"),
+        (
+            "What follows from what",
+            "Drawing conclusions",
+            "Facts, rules and what they tell us",
+            "Careful thinking",
+        ),
         (
             "A conclusion follows if it must be true whenever the facts are true.",
             "A rule about all members of a group holds for each of them.",
@@ -162,7 +195,12 @@ LESSONS = {
         ),
     ),
     "definitions": Lesson(
-        ("New words and how to use them", "Learning a word from its meaning", "Made-up words", "Words that we define ourselves"),
+        (
+            "New words and how to use them",
+            "Learning a word from its meaning",
+            "Made-up words",
+            "Words that we define ourselves",
+        ),
         (
             "A definition says what a word means by words that we know already.",
             "Once a word is defined, it can be used like any other.",

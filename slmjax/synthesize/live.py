@@ -17,10 +17,16 @@ DRAWN, PRINTED = 0.25, 30.0
 class StatusLine:
     """Documents, tokens a second, accepted share, cost and time left; call it with the tally after every answer."""
 
-    def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ):
         self._console, self._clock = console or Console(highlight=False, soft_wrap=True), clock
         self._start = self._told = self._hold = clock()
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True)
+            if self._console.is_terminal
+            else None
+        )
 
     def __call__(self, tally: Tally) -> None:
         now = self._clock()
@@ -36,7 +42,10 @@ class StatusLine:
     def text(self, tally: Tally) -> str:
         """The line, for instance "1,204/4,000 documents  3.1k tokens/s  97.2 % accepted  $0.42  5 min 10 s left"."""
         seconds, judged = max(self._clock() - self._start, 1e-9), tally.accepted + tally.rejected
-        parts = [f"{tally.settled:,}/{tally.total:,} documents", f"{count(tally.tokens / seconds)} tokens/s"]
+        parts = [
+            f"{tally.settled:,}/{tally.total:,} documents",
+            f"{count(tally.tokens / seconds)} tokens/s",
+        ]
         parts += [f"{percent(tally.accepted / judged)} accepted"] if judged else []
         parts += [f"${tally.cost:.2f}"] if tally.cost else []
         if (done := tally.settled - tally.known) and tally.settled < tally.total:

@@ -78,7 +78,12 @@ class DocumentPlan:
         solved: bool = False,
     ):
         self.seed, self.passages, self.solved = seed, tuple(passages), solved
-        self.combinations = [(topic, audience, form) for topic in topics for audience in audiences for form in formats]
+        self.combinations = [
+            (topic, audience, form)
+            for topic in topics
+            for audience in audiences
+            for form in formats
+        ]
         self._kinds = {topic: kind for kind, topic in subjects.KINDS.items()}
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -94,9 +99,13 @@ class DocumentPlan:
         aspect = rng.choice(subjects.ASPECTS)
         seeded = _piece(rng.choice(self.passages), rng) if self.passages else ""
         kind = self._kinds.get(topic, "")
-        wanted = PROBLEMS[form] if kind and (self.solved or form in ("problems", "reasoning")) else 0
+        wanted = (
+            PROBLEMS[form] if kind and (self.solved or form in ("problems", "reasoning")) else 0
+        )
         # A stride of ten is more than any document has, so that no two documents share a number.
-        drawn = tuple(passage(kind, 10 * number + i, seed=self.seed, split="train") for i in range(wanted))
+        drawn = tuple(
+            passage(kind, 10 * number + i, seed=self.seed, split="train") for i in range(wanted)
+        )
         return Item(number, topic, aspect, audience, form, kind, drawn, seeded)
 
 
@@ -104,27 +113,44 @@ def prompt(item: Item) -> str:
     """What a teacher that follows instructions is told; a function of the item alone."""
     *area, topic = item.topic.split(" > ")
     about = f"The topic is {topic}" + (f" (in {', '.join(reversed(area))})." if area else ".")
-    lines = [FORMATS[item.format], about, f"Write for {AUDIENCES.get(item.audience, item.audience)}."]
+    lines = [
+        FORMATS[item.format],
+        about,
+        f"Write for {AUDIENCES.get(item.audience, item.audience)}.",
+    ]
     if item.problems:
         many = len(item.problems) > 1
-        lines.append(f"Use exactly {'these problems, in this order' if many else 'this problem'}, word for word:")
-        lines += [f"{i}. {found.prompt}" if many else found.prompt for i, found in enumerate(item.problems, 1)]
+        lines.append(
+            f"Use exactly {'these problems, in this order' if many else 'this problem'}, word for word:"
+        )
+        lines += [
+            f"{i}. {found.prompt}" if many else found.prompt
+            for i, found in enumerate(item.problems, 1)
+        ]
     else:
         lines.append(f"Write about {item.aspect}.")
     if item.passage:
         lines.append(f"Take ideas, but no sentences, from this passage:\n---\n{item.passage}\n---")
-    lines.append("Be correct: every calculation must hold. Write the text alone, without any remark about it.")
+    lines.append(
+        "Be correct: every calculation must hold. Write the text alone, without any remark about it."
+    )
     return "\n".join(lines)
 
 
 def opening(item: Item) -> str:
     """The beginning of the document, for a teacher that continues text: the problem, or a title."""
-    return f"{item.problems[0].prompt}\n" if item.problems else f"# {item.topic.split(' > ')[-1].capitalize()}\n\n"
+    return (
+        f"{item.problems[0].prompt}\n"
+        if item.problems
+        else f"# {item.topic.split(' > ')[-1].capitalize()}\n\n"
+    )
 
 
 def key(model: str, text: str, parameters: dict) -> str:
     """What a request is known by: a hash of model, prompt and parameters, and of nothing else, so that it survives changes of the code."""
-    return hashlib.sha256(json.dumps([model, text, parameters], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([model, text, parameters], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def read_topics(value: str) -> list[str]:
@@ -141,9 +167,15 @@ def read_topics(value: str) -> list[str]:
         raise UserError(
             f"config.synthesize.topics: '{value}' cannot be read: {told}; expected a file with a topic on each line."
         ) from error
-    found = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
+    found = list(
+        dict.fromkeys(
+            line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")
+        )
+    )
     if not found:
-        raise UserError(f"config.synthesize.topics: '{value}' has no topic; expected one on each line.")
+        raise UserError(
+            f"config.synthesize.topics: '{value}' has no topic; expected one on each line."
+        )
     return found
 
 
@@ -166,7 +198,9 @@ def read_seeds(value: str) -> list[str]:
                     return out
         used = len(out) - before
         if not used and not faults:
-            raise UserError(f"config.synthesize.passages: the files of '{source.name}' hold no record.")
+            raise UserError(
+                f"config.synthesize.passages: the files of '{source.name}' hold no record."
+            )
         if not used or len(faults) > used:
             raise UserError(
                 f"config.synthesize.passages: {len(faults)} of {len(faults) + used} records of "
@@ -180,10 +214,16 @@ def chosen(name: str, value: Sequence[str], known: Sequence[str]) -> tuple[str, 
 
     Raises: UserError naming the first unknown one.
     """
-    names = tuple(part.strip() for part in (value.split(",") if isinstance(value, str) else value) if part.strip())
+    names = tuple(
+        part.strip()
+        for part in (value.split(",") if isinstance(value, str) else value)
+        if part.strip()
+    )
     for found in names:
         if found not in known:
-            raise UserError(f"config.synthesize.{name}: there is no '{found}'; there are {', '.join(known)}.{nearest(found, known)}")
+            raise UserError(
+                f"config.synthesize.{name}: there is no '{found}'; there are {', '.join(known)}.{nearest(found, known)}"
+            )
     if not names:
         raise UserError(f"config.synthesize.{name} is empty; name some of {', '.join(known)}.")
     return names

@@ -65,7 +65,9 @@ async def produce(
     """
     stop, remaining = asyncio.Event(), iter(requests)
     pace = Pace(per_minute, stop)
-    asker = _Asker(teacher, journal, budget, tally, price, concurrent, retries, judge, tell, stop, pace)
+    asker = _Asker(
+        teacher, journal, budget, tally, price, concurrent, retries, judge, tell, stop, pace
+    )
     with _ToldToStop(stop, tally):
         try:
             async with asyncio.TaskGroup() as group:
@@ -141,19 +143,29 @@ class _Asker:
         await self.budget.reserve(*reserved)
         used = reserved
         try:
-            body = {"model": self.teacher.model, "prompt": request.prompt, "parameters": request.parameters}
-            number, written = self.journal.request(request.key, tokens=reserved[0], cost=reserved[1], body=body)
+            body = {
+                "model": self.teacher.model,
+                "prompt": request.prompt,
+                "parameters": request.parameters,
+            }
+            number, written = self.journal.request(
+                request.key, tokens=reserved[0], cost=reserved[1], body=body
+            )
             await asyncio.wrap_future(written)
             try:
                 answer = await self.teacher.ask(request)
             except TeacherFault as fault:
                 used = self.used(fault.tokens, reserved)
                 body = {"reason": fault.reason}
-                await asyncio.wrap_future(self.journal.fault(request.key, number, tokens=used[0], cost=used[1], body=body))
+                await asyncio.wrap_future(
+                    self.journal.fault(request.key, number, tokens=used[0], cost=used[1], body=body)
+                )
                 raise
             used = self.used(answer.tokens, reserved)
             body = {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens}
-            await asyncio.wrap_future(self.journal.answer(request.key, number, tokens=used[0], cost=used[1], body=body))
+            await asyncio.wrap_future(
+                self.journal.answer(request.key, number, tokens=used[0], cost=used[1], body=body)
+            )
             return answer
         finally:
             self.budget.settle(reserved, used)
@@ -163,7 +175,9 @@ class _Asker:
         """The price of tokens of a prompt and of its answer."""
         return (tokens[0] * self.price[0] + tokens[1] * self.price[1]) / 1e6
 
-    def used(self, tokens: tuple[int, int] | None, reserved: tuple[int, float]) -> tuple[int, float]:
+    def used(
+        self, tokens: tuple[int, int] | None, reserved: tuple[int, float]
+    ) -> tuple[int, float]:
         """(tokens, dollars) of a try; all that was reserved where the teacher does not say."""
         return (sum(tokens), self.dollars(tokens)) if tokens else reserved
 
@@ -220,9 +234,13 @@ class _ToldToStop:
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
-            self._kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._kept = {
+                number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+            }
             for number in self._kept:
-                signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(self._told, number))
+                signal.signal(
+                    number, lambda number, frame: loop.call_soon_threadsafe(self._told, number)
+                )
 
     def _told(self, number: int) -> None:
         self._tally.signal = number

@@ -76,7 +76,7 @@ TREE = {
         "pictures": "perspective; mixing colours; photography; reading a painting",
         "stories": "plot; characters; points of view; fables; poems and metre",
     },
-}  # fmt: skip
+}
 
 # A topic is grown into as many prompts as there are sides from which one can look at it.
 ASPECTS = (
@@ -92,5 +92,8 @@ ASPECTS = (
 def topics() -> list[str]:
     """Every topic as "subject > area > topic", in the order of the tree."""
     return [
-        f"{subject} > {area} > {topic}" for subject, areas in TREE.items() for area, listed in areas.items() for topic in listed.split("; ")
+        f"{subject} > {area} > {topic}"
+        for subject, areas in TREE.items()
+        for area, listed in areas.items()
+        for topic in listed.split("; ")
     ]

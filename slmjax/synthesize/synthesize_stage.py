@@ -22,14 +22,28 @@ from slmjax.synthesize.documents import Writer, records
 from slmjax.synthesize.journal import Journal
 from slmjax.synthesize.live import StatusLine
 from slmjax.synthesize.produce import Tally, produce
-from slmjax.synthesize.teachers import NAMES, Answer, Checkpoint, OpenAI, ProgramTeacher, Teacher, TeacherRequest
+from slmjax.synthesize.teachers import (
+    NAMES,
+    Answer,
+    Checkpoint,
+    OpenAI,
+    ProgramTeacher,
+    Teacher,
+    TeacherRequest,
+)
 from slmjax.text.files import write_atomic
 
 
 def run_synthesize(
-    config: configs.Config, workdir: str, *, init_from: str = "", command: str = "", process: int = 0, processes: int = 1,
+    config: configs.Config,
+    workdir: str,
+    *,
+    init_from: str = "",
+    command: str = "",
+    process: int = 0,
+    processes: int = 1,
     trust: Sequence[str] = (),
-) -> int:  # fmt: skip
+) -> int:
     """Write `documents`, `rejects.jsonl`, `coverage.json` and `coverage.md` into a work directory; the same command again goes on.
 
     Args:
@@ -40,10 +54,14 @@ def run_synthesize(
       (what was answered before is written all the same), and where no document could be written.
     """
     if processes > 1:
-        raise UserError("--processes: the synthesizer is one process, as its journal has one writer; raise config.synthesize.concurrent.")
+        raise UserError(
+            "--processes: the synthesizer is one process, as its journal has one writer; raise config.synthesize.concurrent."
+        )
     chosen = synthesize_settings(config.synthesize)
     if init_from and chosen["teacher"] != "checkpoint":
-        raise UserError(f"--init_from names the model of the teacher checkpoint; config.synthesize.teacher is {chosen['teacher']}.")
+        raise UserError(
+            f"--init_from names the model of the teacher checkpoint; config.synthesize.teacher is {chosen['teacher']}."
+        )
     planned = make_plan(config.seed, chosen)
     folder, journal_folder, copies = epath.Path(workdir), chosen["journal"], chosen["copies"]
     if not journal_folder and "://" in workdir:
@@ -77,14 +95,20 @@ def run_synthesize(
     return 128 + tally.signal if tally.signal else 0
 
 
-def nothing_written(folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]) -> str:
+def nothing_written(
+    folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]
+) -> str:
     """Why a run has no document, with the words of the server where there are some."""
     rejected = sum(figures["rejected"].values())
     if not rejected:
         limits = f"tokens={chosen['tokens']}, cost={chosen['cost']:g}"
-        return f"config.synthesize: no document was written; the budget ({limits}) allows no request."
+        return (
+            f"config.synthesize: no document was written; the budget ({limits}) allows no request."
+        )
     advice = ""
-    if "max_tokens" in figures["why"] and any(word in figures["why"] for word in ("cut at", "used up")):
+    if "max_tokens" in figures["why"] and any(
+        word in figures["why"] for word in ("cut at", "used up")
+    ):
         advice = f"Raise config.synthesize.max_tokens, {chosen['max_tokens']}; "
     if any(quote + name + quote in figures["why"] for name in NAMES for quote in "'\"`"):
         advice = "config.synthesize.names says what the endpoint calls a parameter, or that it has none; "
@@ -118,17 +142,29 @@ def synthesize_settings(config: SynthesizeConfig) -> dict[str, Any]:
                 f"{', '.join(NAMES)} ('': it takes none).{nearest(name, NAMES)}"
             )
     if out["names"].get("max_tokens") == "":
-        raise UserError("config.synthesize.names.max_tokens is empty; the budget counts with that limit.")
+        raise UserError(
+            "config.synthesize.names.max_tokens is empty; the budget counts with that limit."
+        )
     if out["names"] and out["teacher"] in ("program", "checkpoint"):
-        raise UserError(f"config.synthesize.names is for the teacher openai; config.synthesize.teacher is {out['teacher']}.")
+        raise UserError(
+            f"config.synthesize.names is for the teacher openai; config.synthesize.teacher is {out['teacher']}."
+        )
     prices = out["price"]
     if len(prices) != 2 or min(prices) < 0:
-        raise UserError(f"config.synthesize.price is {prices!r}; expected dollars for a million tokens (of prompts, of answers).")
+        raise UserError(
+            f"config.synthesize.price is {prices!r}; expected dollars for a million tokens (of prompts, of answers)."
+        )
     if out["cost"] and not any(prices):
-        raise UserError("config.synthesize.cost limits dollars, and config.synthesize.price is 0; say what a million tokens cost.")
+        raise UserError(
+            "config.synthesize.cost limits dollars, and config.synthesize.price is 0; say what a million tokens cost."
+        )
     out["formats"] = plan.chosen("formats", out["formats"], tuple(plan.FORMATS))
-    if not out["audiences"] or not all(isinstance(name, str) and name.strip() for name in out["audiences"]):
-        raise UserError(f"config.synthesize.audiences is {out['audiences']!r}; name {', '.join(plan.AUDIENCES)}, or describe your own.")
+    if not out["audiences"] or not all(
+        isinstance(name, str) and name.strip() for name in out["audiences"]
+    ):
+        raise UserError(
+            f"config.synthesize.audiences is {out['audiences']!r}; name {', '.join(plan.AUDIENCES)}, or describe your own."
+        )
     return out
 
 
@@ -154,19 +190,25 @@ def make_plan(seed: int, chosen: dict[str, Any]) -> plan.DocumentPlan:
     )
 
 
-def make_teacher(seed: int, chosen: dict[str, Any], init_from: str, trust: Sequence[str] = ()) -> Teacher:
+def make_teacher(
+    seed: int, chosen: dict[str, Any], init_from: str, trust: Sequence[str] = ()
+) -> Teacher:
     """The teacher that the settings name."""
     sampling = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p")}
     if chosen["teacher"] == "program":
         return ProgramTeacher(seed)
     if chosen["teacher"] == "checkpoint":
         concurrent, licence = chosen["concurrent"], chosen["licence"]
-        return Checkpoint(init_from, sampling=sampling, seed=seed, batch=concurrent, licence=licence, trust=trust)
+        return Checkpoint(
+            init_from, sampling=sampling, seed=seed, batch=concurrent, licence=licence, trust=trust
+        )
     settings = {name: chosen[name] for name in ("timeout", "licence", "names")}
     return OpenAI(chosen["model"], chosen["base_url"], sampling=sampling, seed=seed, **settings)
 
 
-def requests(planned: plan.DocumentPlan, teacher: Teacher, documents: int) -> Iterator[TeacherRequest]:
+def requests(
+    planned: plan.DocumentPlan, teacher: Teacher, documents: int
+) -> Iterator[TeacherRequest]:
     """The requests of the first items of a plan."""
     for number in range(documents):
         item = planned.item(number)
@@ -174,7 +216,9 @@ def requests(planned: plan.DocumentPlan, teacher: Teacher, documents: int) -> It
         yield TeacherRequest(plan.key(teacher.model, text, parameters), text, parameters, item)
 
 
-async def _ask(planned: plan.DocumentPlan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> Tally:
+async def _ask(
+    planned: plan.DocumentPlan, chosen: dict[str, Any], teacher: Teacher, journal: Journal
+) -> Tally:
     budget = Budget(tokens=chosen["tokens"], cost=chosen["cost"], spent=journal.spent())
     with StatusLine() as line:
         return await produce(
@@ -197,7 +241,13 @@ def rejected(request: TeacherRequest, answer: Answer) -> str:
     return judge_text(request.item, answer.text, answer.finish)[0]
 
 
-def finish(folder: epath.Path, planned: plan.DocumentPlan, chosen: dict[str, Any], teacher: Teacher, journal: Journal) -> dict[str, Any]:
+def finish(
+    folder: epath.Path,
+    planned: plan.DocumentPlan,
+    chosen: dict[str, Any],
+    teacher: Teacher,
+    journal: Journal,
+) -> dict[str, Any]:
     """Write shards, rejects and the coverage report from the journal; the report's figures."""
     writer = Writer(folder, chosen["shard"])
     checked = {"answers": 0, "equations": 0, "": 0}
@@ -214,23 +264,35 @@ def finish(folder: epath.Path, planned: plan.DocumentPlan, chosen: dict[str, Any
     spent = journal.spent()
     most = max(writer.rejected, key=writer.rejected.get, default="")
     figures |= {"why": writer.examples.get(most, "")}  # an example of the reason of most rejects
-    figures |= {"rejected": dict(writer.rejected), "checked": {name or "nothing": n for name, n in checked.items()}}
+    figures |= {
+        "rejected": dict(writer.rejected),
+        "checked": {name or "nothing": n for name, n in checked.items()},
+    }
     figures |= {"spent": {"tokens": spent[0], "dollars": spent[1]}}
     write_atomic(folder / "coverage.json", json.dumps(figures, indent=1) + "\n")
     write_atomic(folder / "coverage.md", markdown(figures, writer.rejected))
     return figures
 
 
-def ending(folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]) -> list[str]:
+def ending(
+    folder: epath.Path, chosen: dict[str, Any], tally: Tally, figures: dict[str, Any]
+) -> list[str]:
     """The last lines: what there is, why it stopped, what comes next."""
-    made, rejected, checked, spent = figures["documents"], sum(figures["rejected"].values()), figures["checked"], figures["spent"]
+    made, rejected, checked, spent = (
+        figures["documents"],
+        sum(figures["rejected"].values()),
+        figures["checked"],
+        figures["spent"],
+    )
     lines = [
         f"{made:,} documents in {folder / 'documents'}, {rejected:,} rejected (rejects.jsonl says why).",
         f"Answers compared with computed ones in {checked['answers']:,}, calculations done again in {checked['equations']:,}; "
         f"near-duplicates {percent(figures['near_duplicates'])}. Coverage: {folder / 'coverage.md'}",
     ]
     if rejected > made > 0:
-        lines.append(f"WARNING: most answers were rejected, most of them for this reason: {figures['why']}.")
+        lines.append(
+            f"WARNING: most answers were rejected, most of them for this reason: {figures['why']}."
+        )
     money = f"{spent['tokens']:,} tokens and ${spent['dollars']:.2f}"
     if spent["dollars"] and not tally.spent:
         lines.append(f"Spent, with what is reserved for unanswered requests: {money}.")

@@ -28,9 +28,20 @@ CODES = {
     403: ("permission",),
     404: ("model_not_found", "not_found_error"),
     429: ("rate_limit", "too_many_requests"),
-    400: ("invalid", "unsupported", "bad_request", "badrequest", "context_length", "content_policy"),
+    400: (
+        "invalid",
+        "unsupported",
+        "bad_request",
+        "badrequest",
+        "context_length",
+        "content_policy",
+    ),
 }
-REFUSED = {401: "OPENAI_API_KEY", 402: "the account's credit", 403: "OPENAI_API_KEY and what it may use"}
+REFUSED = {
+    401: "OPENAI_API_KEY",
+    402: "the account's credit",
+    403: "OPENAI_API_KEY and what it may use",
+}
 NAMES = ("max_tokens", "temperature", "top_p", "seed")
 """Parameters that are sent, of which config.synthesize.names says what the endpoint calls them."""
 MAX_WAIT = 600.0  # longest Retry-After, in seconds, that is honoured as it stands
@@ -138,7 +149,13 @@ class ProgramTeacher(Teacher):
 
     def parameters(self, item: Item) -> dict[str, Any]:
         # `aspect` and the passage say nothing to a program: what it writes depends on these.
-        return {"seed": self.seed, "number": item.number, "format": item.format, "audience": item.audience, "max_tokens": 4096}
+        return {
+            "seed": self.seed,
+            "number": item.number,
+            "format": item.format,
+            "audience": item.audience,
+            "max_tokens": 4096,
+        }
 
     async def ask(self, request: TeacherRequest) -> Answer:
         text = program.write_document(request.item, self.seed)
@@ -170,21 +187,32 @@ class OpenAI(TeacherSampling):
         try:
             import openai
         except ImportError as error:
-            raise UserError('config.synthesize.teacher: openai needs the package openai; pip install "slmjax[openai]".') from error
+            raise UserError(
+                'config.synthesize.teacher: openai needs the package openai; pip install "slmjax[openai]".'
+            ) from error
         if not model:
-            raise UserError("config.synthesize.model is empty; name the model that the endpoint serves.")
+            raise UserError(
+                "config.synthesize.model is empty; name the model that the endpoint serves."
+            )
         _check_address(base_url)
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key.isascii():
             raise UserError("OPENAI_API_KEY holds characters that no key has; set it again.")
         if not key and not base_url:
-            raise UserError("OPENAI_API_KEY is not set in the environment; the key of the endpoint is read from there alone.")
-        self.model, self.licence = model, licence or f"output of {model}; the terms of its provider apply"
+            raise UserError(
+                "OPENAI_API_KEY is not set in the environment; the key of the endpoint is read from there alone."
+            )
+        self.model, self.licence = (
+            model,
+            licence or f"output of {model}; the terms of its provider apply",
+        )
         super().__init__(sampling, seed)
         self._timeout, self._url = timeout, base_url or "https://api.openai.com/v1"
         self._names = dict(names or {})
         # The client must not try again by itself: each try is journalled and reserved first.
-        self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=self._url, max_retries=0, timeout=timeout)
+        self._client = openai.AsyncOpenAI(
+            api_key=key or "none", base_url=self._url, max_retries=0, timeout=timeout
+        )
 
     def parameters(self, item: Item) -> dict[str, Any]:
         given = super().parameters(item)
@@ -200,7 +228,10 @@ class OpenAI(TeacherSampling):
         body = bytearray()
         try:
             # The client's time limit is one for each read; an answer that never ends would never meet it.
-            async with asyncio.timeout(self._timeout), create(model=self.model, messages=messages, extra_body=named) as response:
+            async with (
+                asyncio.timeout(self._timeout),
+                create(model=self.model, messages=messages, extra_body=named) as response,
+            ):
                 async for piece in response.iter_bytes():
                     body += piece
                     if len(body) > MAX_BYTES:
@@ -237,7 +268,11 @@ class OpenAI(TeacherSampling):
         except (openai.OpenAIError, httpx2.RequestError, TypeError, ValueError, AttributeError):
             return ""
         near = nearest(self.model, names)
-        return f" The endpoint serves {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}.{near}" if names else ""
+        return (
+            f" The endpoint serves {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}.{near}"
+            if names
+            else ""
+        )
 
     def _refused(self, status: int, said: str, wait: float = 0.0) -> TeacherFault:
         """What an error means for the request, the tokens and the run."""
@@ -279,16 +314,29 @@ class Checkpoint(TeacherSampling):
 
     name, date = "checkpoint", ""
 
-    def __init__(self, workdir: str, *, sampling: Mapping[str, Any], seed: int, batch: int, licence: str = "", trust: Sequence[str] = ()):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        sampling: Mapping[str, Any],
+        seed: int,
+        batch: int,
+        licence: str = "",
+        trust: Sequence[str] = (),
+    ):
         if not workdir:
-            raise UserError("config.synthesize.teacher is checkpoint; name the run whose model writes: --init_from=WORKDIR.")
+            raise UserError(
+                "config.synthesize.teacher is checkpoint; name the run whose model writes: --init_from=WORKDIR."
+            )
         from slmjax.infer.engine import Engine
         from slmjax.infer.load import load_model
         from slmjax.parallel.compiling import use_compile_cache
 
         use_compile_cache()
         loaded = load_model(workdir, trust=trust)
-        self._engine = Engine(loaded.arch, loaded.params, loaded.buffers, loaded.tokenizer, max_batch=batch)
+        self._engine = Engine(
+            loaded.arch, loaded.params, loaded.buffers, loaded.tokenizer, max_batch=batch
+        )
         self.model = f"{workdir} step {loaded.step}"
         self.licence = licence or f"output of {workdir}; the licences of its text apply"
         super().__init__(sampling, seed)
@@ -333,10 +381,13 @@ class Checkpoint(TeacherSampling):
             seed=[request.parameters["seed"] for request in requests],
         )
         return [
-            Answer(request.prompt + found.text, "length" if found.finish == "length" else "stop",
-                   (len(self._engine.encode(request.prompt)), len(found.tokens)))
+            Answer(
+                request.prompt + found.text,
+                "length" if found.finish == "length" else "stop",
+                (len(self._engine.encode(request.prompt)), len(found.tokens)),
+            )
             for request, found in zip(requests, out)
-        ]  # fmt: skip
+        ]
 
 
 def parse_answer(body: bytes) -> Answer:
@@ -350,7 +401,9 @@ def parse_answer(body: bytes) -> Answer:
         raise_complaint(data)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = "" if body.strip() else ": the body is empty"
-        if body.lstrip()[:1] not in b"{[":  # a page of a proxy, or of a path that is none of the API's
+        if (
+            body.lstrip()[:1] not in b"{["
+        ):  # a page of a proxy, or of a path that is none of the API's
             said = f": {shortened(body[:10_000].decode(errors='replace'))}"
         raise TeacherFault(f"broken JSON{said}") from error
     try:
@@ -359,9 +412,15 @@ def parse_answer(body: bytes) -> Answer:
         message, finish = choice["message"], finish_of(choice.get("finish_reason"))
         text = _text(message.get("content"))
     except (LookupError, TypeError, AttributeError) as error:
-        raise TeacherFault(f"no chat completion: {shortened(body[:10_000].decode(errors='replace'))}") from error
+        raise TeacherFault(
+            f"no chat completion: {shortened(body[:10_000].decode(errors='replace'))}"
+        ) from error
     usage = data.get("usage")
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    counts = (
+        [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        if isinstance(usage, dict)
+        else []
+    )
     known = len(counts) == 2 and all(type(count) is int and 0 <= count < 10**9 for count in counts)
     tokens = (counts[0], counts[1]) if known else None
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
@@ -377,7 +436,11 @@ def _of_stream(body: bytes) -> dict[str, Any]:
 
     Raises: ValueError for a piece that is broken, and where the stream was cut.
     """
-    lines = [line.removeprefix(b"data:").strip() for line in body.splitlines() if line.startswith(b"data:")]
+    lines = [
+        line.removeprefix(b"data:").strip()
+        for line in body.splitlines()
+        if line.startswith(b"data:")
+    ]
     text, finish, usage = "", None, None
     for piece in (json.loads(line) for line in lines if line != b"[DONE]"):
         raise_complaint(piece)
@@ -409,7 +472,9 @@ def _text(content: Any) -> str:
         if kind in ("text", "output_text"):
             texts.append(part["text"])
         elif kind not in ("thinking", "reasoning"):
-            raise TeacherFault(f"the answer holds a part of type '{kind}', which is no text", again=False)
+            raise TeacherFault(
+                f"the answer holds a part of type '{kind}', which is no text", again=False
+            )
     return "".join(texts)
 
 

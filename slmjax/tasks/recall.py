@@ -70,7 +70,9 @@ class Recall:
         return with_terms_of_layers(Loss(nats.sum(), count, terms, out.seen), out, batch, totals)
 
 
-def answered(model: Model, params: dict, buffers: dict, batch: dict) -> tuple[Float[Array, "B A"], Float[Array, "B A"], Out]:
+def answered(
+    model: Model, params: dict, buffers: dict, batch: dict
+) -> tuple[Float[Array, "B A"], Float[Array, "B A"], Out]:
     """(nats of each answer, 1 where it is the likeliest, Out).
 
     Logits are made only where something is asked.
@@ -84,7 +86,9 @@ def answered(model: Model, params: dict, buffers: dict, batch: dict) -> tuple[Fl
 class Accuracy:
     """The share of right answers to `questions`. See Evaluation."""
 
-    def __init__(self, metric: str, questions: Questions, program: Any, puzzle: Puzzle, *, at_end: bool):
+    def __init__(
+        self, metric: str, questions: Questions, program: Any, puzzle: Puzzle, *, at_end: bool
+    ):
         """`program`: see TaskBuilder.task."""
         config, mesh = program.config, program.mesh
         self.metric, self.questions, self.at_end = metric, questions, at_end
@@ -101,7 +105,9 @@ class Accuracy:
             right,
             in_shardings=(program.where.params, None, self.where),
             out_shardings=NamedSharding(mesh, P()),
-            compiler_options=compiler_options(program.device.platform, deterministic=config.train.deterministic),
+            compiler_options=compiler_options(
+                program.device.platform, deterministic=config.train.deterministic
+            ),
         )
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
@@ -131,7 +137,9 @@ class Accuracy:
         picked = np.arange(first, first + self.rows) % len(self.questions.answers)
         batch = puzzle_batch(Questions(*(array[picked] for array in self.questions)))
         placed = hosts.global_batch(batch, self.fields, self.where, np.arange(self.rows))
-        return np.asarray(self.right(params, keep_channel(self.declared, buffers, "forward"), placed))
+        return np.asarray(
+            self.right(params, keep_channel(self.declared, buffers, "forward"), placed)
+        )
 
 
 class RecallBuilder(TaskBuilder):
@@ -157,7 +165,9 @@ class RecallBuilder(TaskBuilder):
     ):
         for name, count in (("vocab", vocab), ("examples", examples), ("tested", tested)):
             if type(count) is not int or count < 1:
-                raise UserError(f"config.task: {name} is {count!r}; expected a whole number of at least 1.")
+                raise UserError(
+                    f"config.task: {name} is {count!r}; expected a whole number of at least 1."
+                )
         self.config, self.examples, self.tested, self.vocab = config, examples, tested, vocab
         self.puzzle = parse_puzzle(puzzle, vocab, "config.task")
         self.vocab_size = self.puzzle.vocab
@@ -177,7 +187,9 @@ class RecallBuilder(TaskBuilder):
             "seed": config.seed,
             "places": places,
         }
-        valid, test = (puzzle.draw(self.tested, seed=[config.seed, 2, number]) for number in range(2))
+        valid, test = (
+            puzzle.draw(self.tested, seed=[config.seed, 2, number]) for number in range(2)
+        )
         evaluations = [
             Accuracy(VALIDATION, valid, program, puzzle, at_end=False),
             Accuracy(TEST, test, program, puzzle, at_end=True),
@@ -189,4 +201,6 @@ class RecallBuilder(TaskBuilder):
         puzzle, rows = self.puzzle, task.rows
         epochs = self.config.train.steps * rows.batch / rows.examples
         line = f"{puzzle.name}: {rows.examples:,} rows of {puzzle.length} tokens, read {epochs:.2f} times"
-        return Facts({"data": line}, {"task": puzzle.name, "examples": rows.examples, "epochs": epochs})
+        return Facts(
+            {"data": line}, {"task": puzzle.name, "examples": rows.examples, "epochs": epochs}
+        )

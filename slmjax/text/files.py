@@ -28,9 +28,21 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 Progress = Callable[[str, int, int], None]
-FIRST_LINE, NEXT_LINE = 5.0, 60.0  # seconds of waiting for others: until a line says so, and from line to line
+FIRST_LINE, NEXT_LINE = (
+    5.0,
+    60.0,
+)  # seconds of waiting for others: until a line says so, and from line to line
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
+_DENIED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+)
 
 
 @contextlib.contextmanager
@@ -40,12 +52,18 @@ def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise UserError(f"{field}: no space left while writing to {folder}; free some, or choose another folder.") from error
-        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(folder)
+            raise UserError(
+                f"{field}: no space left while writing to {folder}; free some, or choose another folder."
+            ) from error
+        name = (
+            os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(folder)
+        )
         if not _beside(name, str(folder)):
             raise UserError(f"cannot read {name}: {error.strerror}.") from error
         if error.errno in _DENIED and (error.errno != errno.ENOENT or not os.path.isdir(folder)):
-            raise UserError(f"{field}: cannot write to {folder} ({error.strerror}); choose a folder that you may write to.") from error
+            raise UserError(
+                f"{field}: cannot write to {folder} ({error.strerror}); choose a folder that you may write to."
+            ) from error
         raise
 
 
@@ -60,7 +78,11 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
     if isinstance(content, (dict, list)):
         readable = json.dumps(content, indent=1, ensure_ascii=False)
         # Half a surrogate pair, of a name that is not UTF-8 or of a record's field, can only be written as an escape.
-        content = readable if readable.isascii() or _is_unicode(readable) else json.dumps(content, indent=1)
+        content = (
+            readable
+            if readable.isascii() or _is_unicode(readable)
+            else json.dumps(content, indent=1)
+        )
     if isinstance(content, str):
         content = _encoded(content)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +214,13 @@ LAST_WORKER = 10.0  # seconds that workers of a killed process have to notice it
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, *, field: str = "--workdir", first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator["Claim"]:
+def claimed(
+    workdir: str,
+    *,
+    field: str = "--workdir",
+    first: bool = True,
+    agree: Callable[[bool], bool] = bool,
+) -> Iterator["Claim"]:
     """Hold a work directory, or another folder, so that a second start does not write into it.
 
     A local folder is locked by the system, which releases it when the process ends, however it
@@ -242,7 +270,9 @@ class Claim:
         path = folder / LOCK
         locks = fcntl is not None and "://" not in workdir
         if locks and self._lock(path, workdir):
-            place = Path(folder)  # epath's glob reads a pattern's characters in the folder's own name
+            place = Path(
+                folder
+            )  # epath's glob reads a pattern's characters in the folder's own name
             for leftover in (*place.glob(".tmp-*"), *place.glob("*/.tmp-*")):  # of a kill
                 leftover.unlink(missing_ok=True)
         else:
@@ -326,7 +356,9 @@ def _is_gone(owner: dict) -> bool:
 
 def _taken(workdir: str, field: str, owner: dict) -> UserError:
     who = f"process {owner['process']} on {owner['host']}" if owner else "another process"
-    return UserError(f"{field}={workdir}: {who} is writing there; wait until it has ended, or use another {field}.")
+    return UserError(
+        f"{field}={workdir}: {who} is writing there; wait until it has ended, or use another {field}."
+    )
 
 
 def _runs(process: int) -> bool:
@@ -345,7 +377,9 @@ def check_writable(workdir: str, field: str = "--workdir") -> None:
     It is asked before minutes of work, not after.
     """
     if "\\" in workdir and field == "--workdir":  # which the checkpoint storage reads as "/"
-        raise UserError(f"--workdir={workdir}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one.")
+        raise UserError(
+            f"--workdir={workdir}: checkpoints cannot be kept in a folder with a backslash in its name; choose another one."
+        )
     if "://" in workdir:
         return
     place = Path(workdir).absolute()
@@ -354,7 +388,9 @@ def check_writable(workdir: str, field: str = "--workdir") -> None:
     if not place.is_dir():
         raise UserError(f"{field}={workdir}: '{place}' is not a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{field}={workdir}: '{place}' cannot be written; choose a folder that you may write to.")
+        raise UserError(
+            f"{field}={workdir}: '{place}' cannot be written; choose a folder that you may write to."
+        )
 
 
 def run_units(
@@ -381,11 +417,18 @@ def run_units(
             done += size
             progress(stage, done, total)
         return
-    fork = fork and "fork" in multiprocessing.get_all_start_methods() and "jax" not in sys.modules and threading.active_count() == 1
+    fork = (
+        fork
+        and "fork" in multiprocessing.get_all_start_methods()
+        and "jax" not in sys.modules
+        and threading.active_count() == 1
+    )
     context = multiprocessing.get_context("fork" if fork else "spawn")
     stop = context.Event()
     threads = max(1, processes // len(tasks))
-    with ProcessPoolExecutor(min(processes, len(tasks)), context, _start_worker, (stop, threads)) as pool:
+    with ProcessPoolExecutor(
+        min(processes, len(tasks)), context, _start_worker, (stop, threads)
+    ) as pool:
         futures = {pool.submit(function, *arguments): size for size, arguments in tasks}
         try:
             for future in as_completed(futures):
@@ -393,7 +436,9 @@ def run_units(
                 done += futures[future]
                 progress(stage, done, total)
         except BrokenProcessPool as error:
-            raise UserError(f"data: a process that prepares text was killed ({stage}; out of memory?); run again to continue.") from error
+            raise UserError(
+                f"data: a process that prepares text was killed ({stage}; out of memory?); run again to continue."
+            ) from error
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -423,7 +468,9 @@ def _start_worker(stop: Any, threads: int) -> None:
     import signal
 
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, which stops the workers
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     parent = multiprocessing.parent_process()
@@ -436,7 +483,12 @@ def _start_worker(stop: Any, threads: int) -> None:
 
 
 def wait_for(
-    paths: Mapping[Path, int], *, timeout: float, what: str, say: Callable[[str], None], unless: Callable[[], bool] = lambda: False
+    paths: Mapping[Path, int],
+    *,
+    timeout: float,
+    what: str,
+    say: Callable[[str], None],
+    unless: Callable[[], bool] = lambda: False,
 ) -> None:
     """Wait until other hosts have written `paths` into the shared folder; the clock starts again whenever one appears.
 

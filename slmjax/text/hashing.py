@@ -13,10 +13,18 @@ SHINGLE = 13  # words; the length that GPT-3 (Brown et al. 2020, appendix C) use
 PART = 1 << 20  # characters whose shingles are made at once
 
 
-PIECE = 1 << 16  # characters hashed at once: the tables of powers then stay in the processor's cache
+PIECE = (
+    1 << 16
+)  # characters hashed at once: the tables of powers then stay in the processor's cache
 
 
-ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # scripts without spaces
+ALONE = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+)  # scripts without spaces
 
 
 def shingles(text: str) -> UInt64[np.ndarray, " n"]:
@@ -39,16 +47,22 @@ def shingle_parts(text: str) -> Iterator[UInt64[np.ndarray, " n"]]:
     if not counted and len(carried):
         yield hash_runs(carried, len(carried))
     elif not counted:
-        digest = hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        digest = hashlib.blake2b(
+            text.strip().encode("utf-8", "surrogatepass"), digest_size=8
+        ).digest()
         yield np.frombuffer(digest, np.uint64)
 
 
-def hash_words(text: str) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
+def hash_words(
+    text: str,
+) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
     """Hashes of the words (lower case, letters and digits only), and where in `text.lower()` each begins and ends."""
     pieces, start = [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))], 0
     while start < len(text):
         end = start + PIECE
-        while end < min(len(text), start + 2 * PIECE) and text[end].isalnum():  # a longer word is cut
+        while (
+            end < min(len(text), start + 2 * PIECE) and text[end].isalnum()
+        ):  # a longer word is cut
             end += 1
         words, starts, ends = _words(text[start:end])
         pieces.append((words, starts + start, ends + start))
@@ -80,7 +94,9 @@ class Matcher:
         """Positions in the set of those that are in it."""
         return self.locate(hashes)[1]
 
-    def locate(self, hashes: UInt64[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
+    def locate(
+        self, hashes: UInt64[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
         """Which of `hashes` are in the set (their positions, ascending), and the position in the set of each."""
         likely = np.flatnonzero(self._table[(hashes >> self._shift).astype(np.int64)])
         if not len(likely):
@@ -108,7 +124,10 @@ def _tables() -> tuple[np.ndarray, ...]:
 def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
     """P^i and P^-i modulo 2^64 for i < 2^bits."""
     one = np.ones(1, np.uint64)
-    return tuple(np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)])) for base in (_P, pow(_P, -1, 1 << 64)))
+    return tuple(
+        np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)]))
+        for base in (_P, pow(_P, -1, 1 << 64))
+    )
 
 
 def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

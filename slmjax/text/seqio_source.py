@@ -31,21 +31,40 @@ def split_mixture(source: Source) -> list[Source]:
     own where it has one ("web-de"). As in seqio, tasks without the split or with the rate 0 are left out.
     Raises: UserError for what `read_examples` refuses, rates that cannot be computed, and a mixture with other paths or a held-out set.
     """
-    found = {path: _provider(path, source.name) for path in source.path if path.startswith("seqio://")}
+    found = {
+        path: _provider(path, source.name) for path in source.path if path.startswith("seqio://")
+    }
     mixtures = [path for path, (provider, _) in found.items() if hasattr(provider, "get_rate")]
     if not mixtures:
-        return [source if source.name else replace(source, name=_plain(found[source.path[0]][0].name))]
+        return [
+            source if source.name else replace(source, name=_plain(found[source.path[0]][0].name))
+        ]
     if len(source.path) > 1 or source.heldout:
-        raise UserError(f"data.sources.{source.name}: {mixtures[0]} is a mixture, which takes no other paths and no heldout; "
-                        "make a source of each of its tasks.")  # fmt: skip
+        raise UserError(
+            f"data.sources.{source.name}: {mixtures[0]} is a mixture, which takes no other paths and no heldout; "
+            "make a source of each of its tasks."
+        )
     mixture, split = found[mixtures[0]]
     try:
-        rates = {task.name: mixture.get_rate(task) for task in mixture.tasks if split in task.splits}
+        rates = {
+            task.name: mixture.get_rate(task) for task in mixture.tasks if split in task.splits
+        }
     except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"{mixtures[0]}: the rates of its tasks cannot be computed: {_first_line(error)}") from error
-    whole, module, prefix = sum(rates.values()), mixtures[0].split("/")[2], f"{source.name}-" if source.name else ""
+        raise UserError(
+            f"{mixtures[0]}: the rates of its tasks cannot be computed: {_first_line(error)}"
+        ) from error
+    whole, module, prefix = (
+        sum(rates.values()),
+        mixtures[0].split("/")[2],
+        f"{source.name}-" if source.name else "",
+    )
     return [
-        replace(source, name=prefix + _plain(task), path=(f"seqio://{module}/{task}/{split}",), weight=(source.weight or 1) * rate / whole)
+        replace(
+            source,
+            name=prefix + _plain(task),
+            path=(f"seqio://{module}/{task}/{split}",),
+            weight=(source.weight or 1) * rate / whole,
+        )
         for task, rate in rates.items()
         if rate > 0
     ]
@@ -61,13 +80,33 @@ def task_file(path: str, source: Source) -> SourceFile:
     seqio, tf = _import()
     task, split = _task(path, source.name)
     function = isinstance(task.source, seqio.FunctionDataSource)  # its "shards" are names of splits
-    files = [] if function else [name for name in task.source.list_shards(split) if tf.io.gfile.exists(name)]
-    status = [(name, stat.length, stat.mtime_nsec) for name in files for stat in [tf.io.gfile.stat(name)]]
-    digest, size = hashlib.sha256(repr((task.name, split, task.num_input_examples(split), status, seqio.__version__)).encode()), 0
+    files = (
+        []
+        if function
+        else [name for name in task.source.list_shards(split) if tf.io.gfile.exists(name)]
+    )
+    status = [
+        (name, stat.length, stat.mtime_nsec) for name in files for stat in [tf.io.gfile.stat(name)]
+    ]
+    digest, size = (
+        hashlib.sha256(
+            repr(
+                (task.name, split, task.num_input_examples(split), status, seqio.__version__)
+            ).encode()
+        ),
+        0,
+    )
     for item in itertools.islice(read_examples(path, source), FIRST if files else None):
         digest.update(repr(item).encode("utf-8", "surrogateescape"))
-        size += 1 + (len(item.fields.get(source.field, "").encode()) if isinstance(item, Record) else 0)
-    return SourceFile(path, f"{task.name}/{split}", sum(length for _, length, _ in status) or size, digest.hexdigest())
+        size += 1 + (
+            len(item.fields.get(source.field, "").encode()) if isinstance(item, Record) else 0
+        )
+    return SourceFile(
+        path,
+        f"{task.name}/{split}",
+        sum(length for _, length, _ in status) or size,
+        digest.hexdigest(),
+    )
 
 
 def read_examples(path: str, source: Source) -> Iterator[Record | Fault]:
@@ -90,16 +129,28 @@ def read_examples(path: str, source: Source) -> Iterator[Record | Fault]:
     except tf.errors.DataLossError as error:
         yield Fault(line + 1, DAMAGED, _first_line(error))
     except (tf.errors.OpError, OSError, ValueError) as error:
-        raise UserError(f"data.sources.{source.name}: cannot read example {line + 1} of {path}: {_first_line(error)}") from error
+        raise UserError(
+            f"data.sources.{source.name}: cannot read example {line + 1} of {path}: {_first_line(error)}"
+        ) from error
 
 
-def _record(example: Mapping[str, Any], line: int, task: Any, features: list[str], field: str) -> Record | Fault:
+def _record(
+    example: Mapping[str, Any], line: int, task: Any, features: list[str], field: str
+) -> Record | Fault:
     try:
         texts = [text for name in features if (text := _text(example, name, task)) is not None]
     except UnicodeDecodeError as error:
         return Fault(line, "invalid UTF-8", f"byte {error.start + 1} of the text")
-    fields = {name: value.decode(errors="replace") for name, value in example.items() if isinstance(value, bytes)}
-    fields |= {name: value.item() for name, value in example.items() if isinstance(value, np.number | np.bool_)}
+    fields = {
+        name: value.decode(errors="replace")
+        for name, value in example.items()
+        if isinstance(value, bytes)
+    }
+    fields |= {
+        name: value.item()
+        for name, value in example.items()
+        if isinstance(value, np.number | np.bool_)
+    }
     fields.pop(field, None)
     return Record({**fields, **({field: "\n".join(filter(None, texts))} if texts else {})}, line)
 
@@ -116,17 +167,25 @@ def _text(example: Mapping[str, Any], feature: str, task: Any) -> str | None:
 
 def _features(task: Any, source: Source) -> list[str]:
     names = list(task.output_features)
-    found = [source.field] if source.field in names else [n for n in ("inputs", "targets") if n in names and source.field == "text"]
+    found = (
+        [source.field]
+        if source.field in names
+        else [n for n in ("inputs", "targets") if n in names and source.field == "text"]
+    )
     if not found:
-        raise UserError(f"data.sources.{source.name}.field: the task '{task.name}' has no output feature '{source.field}' "
-                        f"(features: {', '.join(names)}).{nearest(source.field, names)}")  # fmt: skip
+        raise UserError(
+            f"data.sources.{source.name}.field: the task '{task.name}' has no output feature '{source.field}' "
+            f"(features: {', '.join(names)}).{nearest(source.field, names)}"
+        )
     return found
 
 
 def _task(path: str, name: str) -> tuple[Any, str]:
     provider, split = _provider(path, name)
     if hasattr(provider, "get_rate"):
-        raise UserError(f"data.sources.{name}: {path} is a mixture; expected a task here ({', '.join(t.name for t in provider.tasks)}).")
+        raise UserError(
+            f"data.sources.{name}: {path} is a mixture; expected a task here ({', '.join(t.name for t in provider.tasks)})."
+        )
     return provider, split
 
 
@@ -135,23 +194,31 @@ def _provider(path: str, name: str) -> tuple[Any, str]:
     where = f"data.sources.{name}" if name else "data.sources"
     form = re.fullmatch(r"seqio://(\w+(?:\.\w+)*)/([^/]+)(?:/([^/]+))?", path)
     if not form:
-        raise UserError(f"{where}: '{path}' names no task; expected seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT.")
+        raise UserError(
+            f"{where}: '{path}' names no task; expected seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT."
+        )
     module, task, split = form[1], form[2], form[3] or "train"
     seqio, _ = _import()
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{where}: cannot import {module} ({error}); it must lie in the current folder or on PYTHONPATH.") from error
+        raise UserError(
+            f"{where}: cannot import {module} ({error}); it must lie in the current folder or on PYTHONPATH."
+        ) from error
     tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
     if task in tasks and task in mixtures:
         raise UserError(f"{where}: '{task}' is both a task and a mixture; rename one of them.")
     if task not in tasks and task not in mixtures:
         near = nearest(task, [*tasks, *mixtures])
-        raise UserError(f"{where}: {module} is imported, but no task or mixture '{task}' is registered.{near}")
+        raise UserError(
+            f"{where}: {module} is imported, but no task or mixture '{task}' is registered.{near}"
+        )
     provider = seqio.get_mixture_or_task(task)
     if split not in provider.splits:
         splits = sorted(provider.splits)
-        raise UserError(f"{where}: '{task}' has no split '{split}' (splits: {', '.join(splits)}).{nearest(split, splits)}")
+        raise UserError(
+            f"{where}: '{task}' has no split '{split}' (splits: {', '.join(splits)}).{nearest(split, splits)}"
+        )
     return provider, split
 
 
@@ -163,8 +230,12 @@ def _import() -> tuple[ModuleType, ModuleType]:
         import seqio
         import tensorflow as tf
     except ImportError as error:
-        raise UserError(f"data.sources: seqio:// needs seqio ({error}); install it with: pip install -e '.[seqio]'.") from error
-    with contextlib.suppress(RuntimeError):  # where the user's own session has set TensorFlow up, it stays as it is
+        raise UserError(
+            f"data.sources: seqio:// needs seqio ({error}); install it with: pip install -e '.[seqio]'."
+        ) from error
+    with contextlib.suppress(
+        RuntimeError
+    ):  # where the user's own session has set TensorFlow up, it stays as it is
         tf.config.set_visible_devices([], "GPU")
     tf.config.experimental.enable_op_determinism()
     return seqio, tf

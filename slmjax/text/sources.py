@@ -13,9 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError, imported, nearest, users_error
-from slmjax.text.records import DAMAGED, TOO_LONG, Document, Fault, Record, Source, SourceFile, content_key
+from slmjax.text.records import (
+    DAMAGED,
+    TOO_LONG,
+    Document,
+    Fault,
+    Record,
+    Source,
+    SourceFile,
+    content_key,
+)
 from slmjax.text.remote import list_remote
-from slmjax.text.streams import LONGEST, DamagedStream, broken_errors, check_is_text, lines, open_stream, text_pieces
+from slmjax.text.streams import (
+    LONGEST,
+    DamagedStream,
+    broken_errors,
+    check_is_text,
+    lines,
+    open_stream,
+    text_pieces,
+)
 from slmjax.text.walk import FoundFiles, find_files, printable
 
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -23,10 +40,16 @@ COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
 SEQIO = "seqio://"
 OWN = "own"  # kind of the files that a source's own reader reads
-RESERVED = ("manifest.json", "tokenizer.json")  # what lies beside the folders of sources in prepared text
+RESERVED = (
+    "manifest.json",
+    "tokenizer.json",
+)  # what lies beside the folders of sources in prepared text
 LONGEST_NAME = 150  # characters of a source's name, of which files are made
 FEW = 100  # files of a source up to which each is worked on by itself
-TOGETHER_FILES, TOGETHER_BYTES = 1000, 4_000_000  # most files that are worked on together, and their text
+TOGETHER_FILES, TOGETHER_BYTES = (
+    1000,
+    4_000_000,
+)  # most files that are worked on together, and their text
 _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
@@ -39,7 +62,9 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     Raises: UserError for an unknown field, a bad or repeated name, a missing path, or a weight or max_epochs that is no positive number.
     """
     if isinstance(value, str) and value and not value.strip():
-        raise UserError("data.sources is blank; expected name=path, where path is a file, folder or pattern.")
+        raise UserError(
+            "data.sources is blank; expected name=path, where path is a file, folder or pattern."
+        )
     if not value:
         return ()
     if isinstance(value, (str, os.PathLike)):
@@ -47,20 +72,34 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     elif hasattr(value, "items"):
         found = [_from_entry(str(name), entry) for name, entry in value.items()]
     elif isinstance(value, (list, tuple)):
-        found = [piece for item in value for piece in ([item] if isinstance(item, Source) else _from_text(str(item)))]
+        found = [
+            piece
+            for item in value
+            for piece in ([item] if isinstance(item, Source) else _from_text(str(item)))
+        ]
     else:
-        raise UserError(f"data.sources is {value!r}; expected name=path, where path is a file, folder or pattern.")
+        raise UserError(
+            f"data.sources is {value!r}; expected name=path, where path is a file, folder or pattern."
+        )
     found = [part for source in found for part in _parts(source)]
     names = [source.name for source in found]
     for source in found:
         if names.count(source.name) > 1:
-            raise UserError(f"data.sources: two sources are named '{source.name}'; give each its own name (name=path).")
+            raise UserError(
+                f"data.sources: two sources are named '{source.name}'; give each its own name (name=path)."
+            )
         if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*", source.name):
-            raise UserError(f"data.sources: '{source.name}' is no name; use letters, digits, '_', '-' and '.'.")
+            raise UserError(
+                f"data.sources: '{source.name}' is no name; use letters, digits, '_', '-' and '.'."
+            )
         if len(source.name) > LONGEST_NAME:
-            raise UserError(f"data.sources: '{source.name[:40]}...' has {len(source.name)} characters; give it a shorter name (name=path).")
+            raise UserError(
+                f"data.sources: '{source.name[:40]}...' has {len(source.name)} characters; give it a shorter name (name=path)."
+            )
         if source.name in RESERVED or source.name.startswith(".tmp-"):
-            raise UserError(f"data.sources: '{source.name}' is a file of prepared text; give the source another name (name=path).")
+            raise UserError(
+                f"data.sources: '{source.name}' is a file of prepared text; give the source another name (name=path)."
+            )
     return tuple(found)
 
 
@@ -73,7 +112,13 @@ def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[Sour
     found: dict[str, SourceFile] = {}
     where = source.where
     for pattern in source.path:
-        list_matching = _tasks if pattern.startswith(SEQIO) else _remote_files if "://" in pattern else _local_files
+        list_matching = (
+            _tasks
+            if pattern.startswith(SEQIO)
+            else _remote_files
+            if "://" in pattern
+            else _local_files
+        )
         files, left_out = list_matching(pattern, source)
         if left_out:
             say(f"{where}: left out of '{printable(pattern)}': {left_out}")
@@ -86,7 +131,9 @@ def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[Sour
 
 def text_bytes(file: SourceFile) -> float:
     """A guess of a file's text from its size, for shares of work and sample only."""
-    return file.size * next((factor for ending, factor in _EXPANSION.items() if file.path.lower().endswith(ending)), 1.0)
+    return file.size * next(
+        (factor for ending, factor in _EXPANSION.items() if file.path.lower().endswith(ending)), 1.0
+    )
 
 
 def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ...]]]:
@@ -106,7 +153,9 @@ def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ..
     return list(zip(itertools.accumulate(map(len, out), initial=0), map(tuple, out)))
 
 
-def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iterator[Document | Fault]:
+def read_documents(
+    file: SourceFile, source: Source, group_by: str = ""
+) -> Iterator[Document | Fault]:
     """Documents and faults of one file, in order, never holding more than one record (.txt: the file is one document) in memory.
 
     Args:
@@ -114,7 +163,10 @@ def read_documents(file: SourceFile, source: Source, group_by: str = "") -> Iter
     A .txt file of more than LONGEST bytes is several documents; a longer record is a fault.
     Raises: UserError where the file cannot be opened or has no such column.
     """
-    group, kind = grouping(group_by), None if file.path.startswith(SEQIO) else _kind(file.path, source)[0]
+    group, kind = (
+        grouping(group_by),
+        None if file.path.startswith(SEQIO) else _kind(file.path, source)[0],
+    )
     if kind in (None, ".jsonl", OWN):
         yield from _of_records(read_records(file, source), source, group)
     else:
@@ -134,12 +186,16 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
     elif source.reader:
         yield from _read(file, source, _own_reader(source))
     elif _kind(file.path, source)[0] != ".jsonl":
-        raise UserError(f"{source.where}: {printable(file.path)} has no records with fields; expected .jsonl.")
+        raise UserError(
+            f"{source.where}: {printable(file.path)} has no records with fields; expected .jsonl."
+        )
     else:
         yield from _read(file, source, _records)
 
 
-def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+def _read(
+    file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]
+) -> Iterator[Any]:
     line, (kind, compression) = 0, _kind(file.path, source)
     if compression and not file.size:  # not even a header
         yield _damage(1, EOFError("it is empty"))
@@ -156,7 +212,9 @@ def _read(file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any
     except OSError as error:
         if error.errno is not None or file.remote:
             raise unreadable(file, source, error) from error
-        yield _damage(line + 1, error)  # pyarrow's word for a damaged file; the system's errors have numbers
+        yield _damage(
+            line + 1, error
+        )  # pyarrow's word for a damaged file; the system's errors have numbers
 
 
 def _own_reader(source: Source) -> Callable[[Any], Iterator[Record | Fault]]:
@@ -171,7 +229,9 @@ def _own_reader(source: Source) -> Callable[[Any], Iterator[Record | Fault]]:
         try:
             for item in function(stream):
                 if not isinstance(item, Record | Fault):
-                    raise TypeError(f"it gave {item!r}; expected a Record or a Fault of slmjax.text.sources")
+                    raise TypeError(
+                        f"it gave {item!r}; expected a Record or a Fault of slmjax.text.sources"
+                    )
                 yield item
         except broken_errors():  # the file's, not the reader's
             raise
@@ -189,7 +249,11 @@ def reader_identity(source: Source) -> list[str]:
 
 def _damage(line: int, error: Exception) -> Fault:
     reason = str(error).partition("\n")[0] or "it ends too early"
-    return Fault(line, DAMAGED, reason if isinstance(error, DamagedStream) else f"{type(error).__name__}: {reason}")
+    return Fault(
+        line,
+        DAMAGED,
+        reason if isinstance(error, DamagedStream) else f"{type(error).__name__}: {reason}",
+    )
 
 
 def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
@@ -210,11 +274,15 @@ def grouping(group_by: str) -> tuple[str, Callable[[str], str | None] | None]:
     try:
         pattern = re.compile(group_by.removeprefix("re:"))
     except re.error as error:
-        raise UserError(f"data.group_by: '{group_by}' is no regular expression: {error}.") from error
+        raise UserError(
+            f"data.group_by: '{group_by}' is no regular expression: {error}."
+        ) from error
 
     def group(value: str) -> str | None:
         found = pattern.search(value)
-        return None if found is None else (found.group(1) or "" if pattern.groups else found.group(0))
+        return (
+            None if found is None else (found.group(1) or "" if pattern.groups else found.group(0))
+        )
 
     return "id", group
 
@@ -225,11 +293,17 @@ def _from_text(text: str) -> list[Source]:
     out = []
     for piece in (piece.strip() for piece in text.split(",")):
         if not piece:
-            raise UserError(f"data.sources: '{printable(text)}' has an empty part; expected name=path or a path.")
+            raise UserError(
+                f"data.sources: '{printable(text)}' has an empty part; expected name=path or a path."
+            )
         named = re.match(r"([^/=:*?\[\]]+)(?::([^/=:]*))?=(.*)", piece)
         if named:
             name, weight, path = named.groups()
-            out.append(_from_entry(name.strip(), {"path": path, **({} if weight is None else {"weight": weight})}))
+            out.append(
+                _from_entry(
+                    name.strip(), {"path": path, **({} if weight is None else {"weight": weight})}
+                )
+            )
         else:
             out.extend(_bare(piece))
     return out
@@ -251,8 +325,17 @@ def _bare(path: str) -> list[Source]:
         names = _prepared_names(manifest)
         if names:
             return [Source(name, (os.path.join(path, name),)) for name in names]
-    pieces = [piece for piece in re.split(r"[/\\]+", os.path.abspath(path) if path.strip("./") == "" else path) if piece]
-    names = (re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.(txt|jsonl|parquet|gz|xz|zst))+$", "", p)).strip("-") for p in reversed(pieces))
+    pieces = [
+        piece
+        for piece in re.split(r"[/\\]+", os.path.abspath(path) if path.strip("./") == "" else path)
+        if piece
+    ]
+    names = (
+        re.sub(
+            r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.(txt|jsonl|parquet|gz|xz|zst))+$", "", p)
+        ).strip("-")
+        for p in reversed(pieces)
+    )
     return [Source(next((name for name in names if name), "text"), (path,))]
 
 
@@ -284,17 +367,25 @@ def _from_entry(name: str, entry: Any) -> Source:
     known = [field.name for field in fields(Source) if field.name != "name"]
     for field in entry:
         if field not in known:
-            raise UserError(f"data.sources.{name}: there is no field '{field}' (fields: {', '.join(known)}).{nearest(str(field), known)}")
+            raise UserError(
+                f"data.sources.{name}: there is no field '{field}' (fields: {', '.join(known)}).{nearest(str(field), known)}"
+            )
     weight, max_epochs = (_positive(name, entry, field) for field in ("weight", "max_epochs"))
     path = _paths(entry.get("path"), f"data.sources.{name}.path")
     if not path:
-        raise UserError(f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}.")
+        raise UserError(
+            f"data.sources.{name}: path is missing; expected a file, folder or pattern of {SUPPORTED}."
+        )
     if entry.get("field") == "":
-        raise UserError(f"data.sources.{name}.field is empty; expected the name of a field or column, such as text.")
+        raise UserError(
+            f"data.sources.{name}.field is empty; expected the name of a field or column, such as text."
+        )
     texts = str(entry.get("field") or "text"), str(entry.get("revision") or "")
     heldout = _paths(entry.get("heldout"), f"data.sources.{name}.heldout")
     if entry.get("score") == "-":
-        raise UserError(f"data.sources.{name}.score is '-'; expected the name of a field that holds a number, such as -quality.")
+        raise UserError(
+            f"data.sources.{name}.score is '-'; expected the name of a field that holds a number, such as -quality."
+        )
     score, reader = (str(entry.get(field) or "") for field in ("score", "reader"))
     return Source(name, path, weight, *texts, heldout, max_epochs, score, reader)
 
@@ -340,7 +431,9 @@ def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
     for path in found.files:
         if _kind(path, source) is None:  # only a file that the user named gets here
             name = printable(pattern)
-            raise UserError(f"{where}: {name} has an unsupported ending; supported are {SUPPORTED}.")
+            raise UserError(
+                f"{where}: {name} has an unsupported ending; supported are {SUPPORTED}."
+            )
     if not found.files:
         raise UserError(_nothing_supported(where, pattern, found.told()))
     return [_local_file(path, name) for path, name in found.files.items()], found.told()
@@ -348,7 +441,9 @@ def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
 
 def _nothing_supported(where: str, pattern: str, left_out: str) -> str:
     seen = f" (left out: {left_out})" if left_out else ""
-    return f"{where}: '{printable(pattern)}' holds no supported file{seen}; supported are {SUPPORTED}."
+    return (
+        f"{where}: '{printable(pattern)}' holds no supported file{seen}; supported are {SUPPORTED}."
+    )
 
 
 def _local_file(path: str, name: str) -> SourceFile:
@@ -379,14 +474,18 @@ def _remote_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
     return files, found.told()
 
 
-def _read_txt(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
+def _read_txt(
+    stream: Any, file: SourceFile, source: Source, group: tuple
+) -> Iterator[Document | Fault]:
     """The file is one document, or several where it is very long; its id is its name, and a field that it cannot have groups it alone."""
     record = {"id": file.name, **({group[0]: file.name} if group[0] else {})}
     for line, data in text_pieces(stream):
         yield _document(data, record, line, group, source)
 
 
-def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -> Iterator[Document | Fault]:
+def _of_records(
+    items: Iterator[Record | Fault], source: Source, group: tuple
+) -> Iterator[Document | Fault]:
     for item in items:
         if isinstance(item, Fault):
             yield item
@@ -397,23 +496,31 @@ def _of_records(items: Iterator[Record | Fault], source: Source, group: tuple) -
 
 
 def _records(stream: Any) -> Iterator[Record | Fault]:
-    for number, raw in enumerate(lines(stream), 1):  # at "\n" only; str.splitlines would also split inside texts
+    for number, raw in enumerate(
+        lines(stream), 1
+    ):  # at "\n" only; str.splitlines would also split inside texts
         if raw is None:
             yield Fault(number, TOO_LONG, f"more than {LONGEST >> 20} MiB")
             continue
         try:
-            record = json.loads((raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode() or "null")
+            record = json.loads(
+                (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode() or "null"
+            )
         except UnicodeDecodeError as error:
             yield Fault(number, "invalid UTF-8", f"byte {error.start + 1} of the line")
         except (ValueError, RecursionError) as error:
             if raw.strip():
                 yield Fault(number, "malformed JSON", str(error))
         else:
-            fault = Fault(number, "malformed JSON", f"expected an object, found {type(record).__name__}")
+            fault = Fault(
+                number, "malformed JSON", f"expected an object, found {type(record).__name__}"
+            )
             yield Record(record, number) if isinstance(record, dict) else fault
 
 
-def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -> Iterator[Document | Fault]:
+def _read_parquet(
+    stream: Any, file: SourceFile, source: Source, group: tuple
+) -> Iterator[Document | Fault]:
     from pyarrow import parquet
 
     table = parquet.ParquetFile(stream, page_checksum_verification=True)  # of pages that have one
@@ -432,14 +539,18 @@ def _read_parquet(stream: Any, file: SourceFile, source: Source, group: tuple) -
         if size > LONGEST * rows:  # so a small file cannot fill the memory
             number += rows
             for row in range(number - rows + 1, number + 1):
-                yield Fault(row, TOO_LONG, f"its row group has {size >> 20:,} MiB of text in {rows} rows")
+                yield Fault(
+                    row, TOO_LONG, f"its row group has {size >> 20:,} MiB of text in {rows} rows"
+                )
             continue
         at_once = max(1, min(256, LONGEST * rows // max(1, size)))
         columns = sorted({source.field, *others})
         for batch in table.iter_batches(batch_size=at_once, row_groups=row_groups, columns=columns):
             column = batch.column(source.field)
             if not _is_text(column.type):
-                raise UserError(f"{file.path}: column '{source.field}' holds {column.type}; expected strings.")
+                raise UserError(
+                    f"{file.path}: column '{source.field}' holds {column.type}; expected strings."
+                )
             values = [_plain(batch.column(field)) for field in others]
             for text, *of_text in zip(_as_bytes(column), *values, strict=True):
                 number += 1
@@ -472,7 +583,11 @@ def _row_groups(metadata: Any, field: str) -> Iterator[tuple[list[int], int, int
         if together and (all_rows + group.num_rows > 4096 or all_bytes + size > LONGEST):
             yield together, all_rows, all_bytes
             together, all_rows, all_bytes = [], 0, 0
-        together, all_rows, all_bytes = [*together, index], all_rows + group.num_rows, all_bytes + size
+        together, all_rows, all_bytes = (
+            [*together, index],
+            all_rows + group.num_rows,
+            all_bytes + size,
+        )
     if together:
         yield together, all_rows, all_bytes
 
@@ -483,7 +598,15 @@ def _is_text(kind: Any) -> bool:
 
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    names = (
+        "string",
+        "large_string",
+        "string_view",
+        "binary",
+        "large_binary",
+        "binary_view",
+        "fixed_size_binary",
+    )
     return any(getattr(pa.types, f"is_{name}", lambda kind: False)(kind) for name in names)
 
 
@@ -511,10 +634,14 @@ def _as_bytes(column: Any) -> list[bytes | int | None]:
 def _plain(column: Any) -> list:
     """The values of a column; bytes are strings of a writer without annotations."""
     values = column.to_pylist()
-    return [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
+    return [
+        value.decode(errors="replace") if isinstance(value, bytes) else value for value in values
+    ]
 
 
-def _document(text: str | bytes, record: Mapping, line: int, group: tuple, source: Source) -> Document | Fault:
+def _document(
+    text: str | bytes, record: Mapping, line: int, group: tuple, source: Source
+) -> Document | Fault:
     """A checked document of a record; JSON may hold half a surrogate pair, which no UTF-8 can write."""
     if len(text) > LONGEST:
         return Fault(line, TOO_LONG, f"more than {LONGEST >> 20} MiB")
@@ -536,16 +663,31 @@ def _document(text: str | bytes, record: Mapping, line: int, group: tuple, sourc
         return Fault(line, "empty document")
     score = record.get(source.score_field) if source.score_field else 0.0
     if type(score) not in (int, float) or not abs(score) < sys.float_info.max:
-        return Fault(line, "no score", f"'{source.score_field}' is {_found(record, source.score_field, 'a finite number')}")
+        return Fault(
+            line,
+            "no score",
+            f"'{source.score_field}' is {_found(record, source.score_field, 'a finite number')}",
+        )
     key = content_key(data)
     field, function = group
     if function is None:
         return Document(text, f"{key:016x}", line, len(data), key, True, float(score), record)
     value = record.get(field)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return Fault(line, "no group", f"data.group_by needs '{field}', which is {_found(record, field)}")
+        return Fault(
+            line, "no group", f"data.group_by needs '{field}', which is {_found(record, field)}"
+        )
     name = function(str(value))
-    return Document(text, str(value) if name is None else name, line, len(data), key, name is not None, float(score), record)
+    return Document(
+        text,
+        str(value) if name is None else name,
+        line,
+        len(data),
+        key,
+        name is not None,
+        float(score),
+        record,
+    )
 
 
 def _why_no_text(record: Mapping, field: str) -> str:
@@ -568,7 +710,11 @@ def _most_text(sizes: Mapping[str, int]) -> str:
 def _found(record: Mapping, field: str, wanted: str = "a string") -> str:
     if field in record:
         value = record[field]
-        inside = f" with the fields {', '.join(map(str, [*value][:12]))}" if isinstance(value, dict) else ""
+        inside = (
+            f" with the fields {', '.join(map(str, [*value][:12]))}"
+            if isinstance(value, dict)
+            else ""
+        )
         return f"{type(value).__name__}{inside}, not {wanted}"
     names: Sequence[str] = [str(name) for name in record]
     near = nearest(field, names)

@@ -96,7 +96,14 @@ def broken_errors() -> tuple[type[BaseException], ...]:
     """What reading a cut or damaged file raises."""
     import zstandard
 
-    errors = (DamagedStream, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+    errors = (
+        DamagedStream,
+        EOFError,
+        gzip.BadGzipFile,
+        lzma.LZMAError,
+        zlib.error,
+        zstandard.ZstdError,
+    )
     try:
         from pyarrow import ArrowException
     except ImportError:

@@ -36,7 +36,11 @@ TURN_END_NAMES = (TURN_END, "<|eot_id|>", "<end_of_turn>")  # of ChatML, Llama 3
 HOSTILE = "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 \u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
 """What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
 AT_ONCE = 4  # pieces
-REACH, TRIES, AROUND = 2_000_000, 20, 256  # characters behind a piece, places and characters around them that are tried
+REACH, TRIES, AROUND = (
+    2_000_000,
+    20,
+    256,
+)  # characters behind a piece, places and characters around them that are tried
 PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
 
 
@@ -59,18 +63,26 @@ class Tokenizer:
         try:
             self._library, self._json = Library.from_str(text), json.loads(text)
         except Exception as error:  # the library raises plain Exception
-            raise UserError(f"data.tokenizer: {where} is no tokenizer.json of the tokenizers library: {error}") from error
+            raise UserError(
+                f"data.tokenizer: {where} is no tokenizer.json of the tokenizers library: {error}"
+            ) from error
         self._text = text
         self._library.encode_special_tokens = True
         self._library.no_truncation()  # some published files cut every text at 512 tokens
         self._library.no_padding()
-        if (self._json.get("model") or {}).get("dropout"):  # or a text would have other tokens each time
+        if (self._json.get("model") or {}).get(
+            "dropout"
+        ):  # or a text would have other tokens each time
             self._library.model.dropout = None
-        self._special = {t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
+        self._special = {
+            t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")
+        }
         self._keep_special_out_of_text(where)
         names = [name for name in EOT_NAMES if name in self._special]
         if not names:
-            raise UserError(f"data.tokenizer: {where} has no end-of-text among its special tokens (looked for {', '.join(EOT_NAMES)}).")
+            raise UserError(
+                f"data.tokenizer: {where} has no end-of-text among its special tokens (looked for {', '.join(EOT_NAMES)})."
+            )
         self.eot: int = self._special[names[0]]
         turns = (self._special[name] for name in TURN_END_NAMES if name in self._special)
         self.ends: tuple[int, ...] = tuple(dict.fromkeys((self.eot, *turns)))
@@ -80,7 +92,9 @@ class Tokenizer:
         words = splitter.pre_tokenize_str("it is\nso") if splitter else []
         splits = self._byte_level and [end - start for _, (start, end) in words] == [2, 3, 1, 2]
         # SentencePiece's kind puts a blank before a text, so a cut takes one away: 1, else 0.
-        self._blank = 0 if splits else int(self._bytes_of("a") == b" a" == self._bytes_of(" a")[-2:])
+        self._blank = (
+            0 if splits else int(self._bytes_of("a") == b" a" == self._bytes_of(" a")[-2:])
+        )
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self._text,)
@@ -145,7 +159,11 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts; parallel unless TOKENIZERS_PARALLELISM=false."""
         pieces = [self._pieces(text) for text in texts]
-        encoded = iter(self._library.encode_batch_fast([p for some in pieces for p in some], add_special_tokens=False))
+        encoded = iter(
+            self._library.encode_batch_fast(
+                [p for some in pieces for p in some], add_special_tokens=False
+            )
+        )
         out = []
         for some in pieces:
             ids = next(encoded).ids
@@ -165,7 +183,9 @@ class Tokenizer:
                 continue
             pieces, parts = self._pieces(text), []
             for start in range(0, len(pieces), AT_ONCE):
-                encoded = self._library.encode_batch_fast(pieces[start : start + AT_ONCE], add_special_tokens=False)
+                encoded = self._library.encode_batch_fast(
+                    pieces[start : start + AT_ONCE], add_special_tokens=False
+                )
                 parts += [np.array(piece.ids, dtype) for piece in encoded]
             yield np.concatenate(parts)
 
@@ -185,7 +205,11 @@ class Tokenizer:
                 out[index] = b"".join(alphabet[c] if c in alphabet else c.encode() for c in token)
             else:
                 fallback = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-                out[index] = bytes.fromhex(fallback[1]) if fallback else token.replace("\u2581", " ").encode()
+                out[index] = (
+                    bytes.fromhex(fallback[1])
+                    if fallback
+                    else token.replace("\u2581", " ").encode()
+                )
         return out
 
     def keeps(self, text: str, ids: Iterable[Any]) -> bool:
@@ -223,7 +247,9 @@ class Tokenizer:
         return [name for name in self._special if special & ids(name)]
 
     def _bytes_of(self, text: str) -> bytes:
-        return b"".join(self._bytes[i] for i in self._library.encode(text, add_special_tokens=False).ids)
+        return b"".join(
+            self._bytes[i] for i in self._library.encode(text, add_special_tokens=False).ids
+        )
 
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json, byte for byte as it was read."""
@@ -275,7 +301,9 @@ class Tokenizer:
 
 # Tokenizers that put a space before a text, and tokens that hold a space, forbid some of these places.
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
-_BETWEEN_SENTENCES = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)")
+_BETWEEN_SENTENCES = re.compile(
+    r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)"
+)
 
 
 def train_bpe(
@@ -299,7 +327,10 @@ def train_bpe(
         )
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     library.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -326,7 +357,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         text = file.read_text()
     except (OSError, UnicodeDecodeError, ImportError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(f"data.tokenizer: cannot read '{path}': {reason}; expected a tokenizer.json.") from error
+        raise UserError(
+            f"data.tokenizer: cannot read '{path}': {reason}; expected a tokenizer.json."
+        ) from error
     return Tokenizer(text, str(path))
 
 
@@ -339,16 +372,32 @@ def _check_bytes(tokenizer: dict[str, Any], where: str) -> bool:
     if '"ByteLevel"' in layers:
         missing = [c for c in _byte_alphabet() if c not in tokens]
         # bytes that never occur in UTF-8 may be missing: C0, C1 and F5 to FF
-        if len([c for c in missing if _byte_alphabet()[c][0] not in (0xC0, 0xC1, *range(0xF5, 0x100))]) == 0:
+        if (
+            len(
+                [
+                    c
+                    for c in missing
+                    if _byte_alphabet()[c][0] not in (0xC0, 0xC1, *range(0xF5, 0x100))
+                ]
+            )
+            == 0
+        ):
             return True
-        raise UserError(f"data.tokenizer: {where} is byte-level but lacks {len(missing)} of the 256 bytes, so it would drop text.")
+        raise UserError(
+            f"data.tokenizer: {where} is byte-level but lacks {len(missing)} of the 256 bytes, so it would drop text."
+        )
     if model.get("byte_fallback") and all(f"<0x{i:02X}>" in tokens for i in range(256)):
         return False
-    raise UserError(f"data.tokenizer: {where} is {kind} without bytes, so it would lose text; use byte-level BPE or byte fallback.")
+    raise UserError(
+        f"data.tokenizer: {where} is {kind} without bytes, so it would lose text; use byte-level BPE or byte fallback."
+    )
 
 
 def _byte_alphabet() -> dict[str, bytes]:
     """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
-    return {**{chr(b): bytes([b]) for b in printable}, **{chr(256 + i): bytes([b]) for i, b in enumerate(others)}}
+    return {
+        **{chr(b): bytes([b]) for b in printable},
+        **{chr(256 + i): bytes([b]) for i, b in enumerate(others)},
+    }

@@ -206,7 +206,9 @@ def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
             names = set(os.listdir(folder))
         except OSError:
             return False
-    if os.path.basename(folder.rstrip("/")) == WORK or any(name.endswith(SKETCHES) for name in names):
+    if os.path.basename(folder.rstrip("/")) == WORK or any(
+        name.endswith(SKETCHES) for name in names
+    ):
         return True
     if ".identity" in names:
         return True

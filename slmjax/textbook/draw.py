@@ -10,10 +10,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ONSETS = tuple(consonant + vowel for consonant in "BDFGHJKLMNRSTVZ" for vowel in "aeo")
-ENDINGS = ("bi", "dan", "di", "fin", "ka", "kin", "la", "lin", "ma", "min", "na", "ni", "ra", "rin", "sa", "ti", "tu", "van", "vi", "zu")
+ENDINGS = (
+    "bi",
+    "dan",
+    "di",
+    "fin",
+    "ka",
+    "kin",
+    "la",
+    "lin",
+    "ma",
+    "min",
+    "na",
+    "ni",
+    "ra",
+    "rin",
+    "sa",
+    "ti",
+    "tu",
+    "van",
+    "vi",
+    "zu",
+)
 WORD_ONSETS = ("ble", "dro", "fi", "glo", "kre", "mu", "pla", "sno", "tri", "zwe")
 WORD_ENDINGS = ("bo", "fo", "go", "ko", "lo", "mo", "no", "po", "to", "zo")
-NOUNS = ("pens", "cups", "nuts", "figs", "hats", "keys", "rings", "cards", "beads", "plums", "shells", "stones")
+NOUNS = (
+    "pens",
+    "cups",
+    "nuts",
+    "figs",
+    "hats",
+    "keys",
+    "rings",
+    "cards",
+    "beads",
+    "plums",
+    "shells",
+    "stones",
+)
 COLOURS = ("red", "blue", "green", "gold", "pink", "gray", "white", "black")
 JOBS = ("baker", "farmer", "sailor", "singer", "painter", "teacher")
 TRAITS = ("kind", "calm", "brave", "tall", "quick", "strong")
@@ -22,7 +56,9 @@ TRAITS = ("kind", "calm", "brave", "tall", "quick", "strong")
 RESERVED_NUMBERS = (17, 23, 34, 46, 58, 61, 79, 85, 92)
 
 
-def _combinations(onsets: Sequence[str], endings: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _combinations(
+    onsets: Sequence[str], endings: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All onsets with all endings, as (those for training, those reserved: one in five)."""
     split: tuple[list[str], list[str]] = ([], [])
     for i, onset in enumerate(onsets):
@@ -101,7 +137,9 @@ class Problem:
     fields: dict
     answer: str | int
     again: str | int
-    choices: tuple[str, ...] = ()  # the answers that the prompt offers; empty where the question is open
+    choices: tuple[
+        str, ...
+    ] = ()  # the answers that the prompt offers; empty where the question is open
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,15 @@ def change(draw: Draw) -> Problem:
     """Something is added, something is taken away."""
     a, b = draw.summands()
     c = draw.number(2, (a + b) % 10)
-    fields = {"x": draw.name(), "t": draw.choice(NOUNS), "a": a, "b": b, "c": c, "s": a + b, "r": a + b - c}
+    fields = {
+        "x": draw.name(),
+        "t": draw.choice(NOUNS),
+        "a": a,
+        "b": b,
+        "c": c,
+        "s": a + b,
+        "r": a + b - c,
+    }
     return Problem(fields, a + b - c, count_things(a, b, -c))
 
 
@@ -35,7 +43,15 @@ def groups(draw: Draw) -> Problem:
     n, k = draw.choice(((2, 2), (2, 3), (2, 4), (3, 2), (4, 2)))
     a, _ = draw.summands(n * k)
     draw.numbers += [n, k]
-    fields = {"x": draw.name(), "t": draw.choice(NOUNS), "n": n, "k": k, "a": a, "p": n * k, "r": a + n * k}
+    fields = {
+        "x": draw.name(),
+        "t": draw.choice(NOUNS),
+        "n": n,
+        "k": k,
+        "a": a,
+        "p": n * k,
+        "r": a + n * k,
+    }
     return Problem(fields, a + n * k, count_things(a, *[k] * n))
 
 
@@ -95,7 +111,17 @@ def to_small(draw: Draw) -> Problem:
     large, larges, small, factor = draw.choice(ROUND_UNITS)
     n, b = draw.number(10, 99), draw.number(2, 9)
     p = n * factor
-    fields = {"x": draw.name(), "u": large, "us": larges, "v": small, "f": factor, "n": n, "b": b, "p": p, "r": p + b}
+    fields = {
+        "x": draw.name(),
+        "u": large,
+        "us": larges,
+        "v": small,
+        "f": factor,
+        "n": n,
+        "b": b,
+        "p": p,
+        "r": p + b,
+    }
     return Problem(fields, p + b, len(range(-b, p)))
 
 
@@ -104,7 +130,17 @@ def to_large(draw: Draw) -> Problem:
     large, larges, small, factor = draw.choice(OTHER_UNITS)
     b, n = draw.summands()
     p = n * factor
-    fields = {"x": draw.name(), "u": large, "us": larges, "v": small, "f": factor, "n": n, "b": b, "p": p, "r": b + n}
+    fields = {
+        "x": draw.name(),
+        "u": large,
+        "us": larges,
+        "v": small,
+        "f": factor,
+        "n": n,
+        "b": b,
+        "p": p,
+        "r": b + n,
+    }
     return Problem(fields, b + n, len(range(0, p + b * factor, factor)))
 
 
@@ -144,8 +180,14 @@ def extreme(draw: Draw) -> Problem:
     owner = dict(zip(numbers, names))
     order = sorted(numbers, reverse=most)
     best = (max if most else min)(numbers)
-    fields = dict(zip("abcxyz", (*numbers, *names))) | {"t": draw.choice(NOUNS), "w": "most" if most else "fewest"}
-    fields |= {"who": owner[order[0]], "o": ", ".join(f"{number} of {owner[number]}" for number in order)}
+    fields = dict(zip("abcxyz", (*numbers, *names))) | {
+        "t": draw.choice(NOUNS),
+        "w": "most" if most else "fewest",
+    }
+    fields |= {
+        "who": owner[order[0]],
+        "o": ", ".join(f"{number} of {owner[number]}" for number in order),
+    }
     return Problem(fields, owner[order[0]], names[numbers.index(best)], tuple(names))
 
 
@@ -153,7 +195,15 @@ def more(draw: Draw) -> Problem:
     """Who of two has more or fewer."""
     (a, b), x, y, up = draw.apart(2), draw.name(), draw.name(), draw.coin()
     who = x if (a > b) == up else y
-    fields = {"x": x, "y": y, "a": a, "b": b, "t": draw.choice(NOUNS), "w": "more" if up else "fewer", "who": who}
+    fields = {
+        "x": x,
+        "y": y,
+        "a": a,
+        "b": b,
+        "t": draw.choice(NOUNS),
+        "w": "more" if up else "fewer",
+        "who": who,
+    }
     fields |= {"first": max(a, b) if up else min(a, b), "second": min(a, b) if up else max(a, b)}
     return Problem(fields, who, (x, y)[(len(range(a, b)) > 0) == up], (x, y))
 
@@ -162,16 +212,32 @@ def arrange(draw: Draw) -> Problem:
     """Three numbers in order."""
     numbers, down = draw.apart(3), draw.coin()
     order = sorted(numbers, reverse=down)
-    rank = {sum(other > number if down else other < number for other in numbers): number for number in numbers}
+    rank = {
+        sum(other > number if down else other < number for other in numbers): number
+        for number in numbers
+    }
     fields = dict(zip("abc", numbers))
-    fields |= {"x": draw.name(), "w": "largest" if down else "smallest", "first": order[0], "second": order[1], "third": order[2]}
+    fields |= {
+        "x": draw.name(),
+        "w": "largest" if down else "smallest",
+        "first": order[0],
+        "second": order[1],
+        "third": order[2],
+    }
     return Problem(fields, listed(order), listed([rank[i] for i in range(3)]))
 
 
 def difference(draw: Draw) -> Problem:
     """How many more one has than another."""
     b, d = draw.summands()
-    fields = {"x": draw.name(), "y": draw.name(), "t": draw.choice(NOUNS), "a": b + d, "b": b, "d": d}
+    fields = {
+        "x": draw.name(),
+        "y": draw.name(),
+        "t": draw.choice(NOUNS),
+        "a": b + d,
+        "b": b,
+        "d": d,
+    }
     return Problem(fields, d, len(range(b, b + d)))
 
 
@@ -237,7 +303,11 @@ def doubling(draw: Draw) -> Problem:
     while terms[-1] <= bound:
         terms.append(2 * terms[-1])
     power = (bound // a).bit_length()  # the smallest k for which a * 2^k is more than the bound
-    return Problem({"x": draw.name(), "a": a, "b": bound, "o": listed(terms), "r": terms[-1]}, terms[-1], a << power)
+    return Problem(
+        {"x": draw.name(), "a": a, "b": bound, "o": listed(terms), "r": terms[-1]},
+        terms[-1],
+        a << power,
+    )
 
 
 def taking_turns(draw: Draw) -> Problem:

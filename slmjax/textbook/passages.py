@@ -78,10 +78,16 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
     Raises: ValueError on an unknown kind or split.
     """
     if kind not in TEMPLATES or split not in SPLITS:
-        raise ValueError(f"no textbook passages of {kind!r} and {split!r}; kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}")
+        raise ValueError(
+            f"no textbook passages of {kind!r} and {split!r}; kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}"
+        )
     heldout = split == "heldout"
     rng = random.Random(f"{seed}/{split}/{kind}/{index}")
-    usable = [(i, template) for i, template in enumerate(TEMPLATES[kind]) if heldout or not template.heldout]
+    usable = [
+        (i, template)
+        for i, template in enumerate(TEMPLATES[kind])
+        if heldout or not template.heldout
+    ]
     number, template = rng.choice(usable)
     while True:
         draw = Draw(rng, heldout)
@@ -91,7 +97,9 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
         if _belongs(text, draw, heldout):
             break
     if str(problem.answer) != str(problem.again):
-        raise AssertionError(f"two computations disagree, {problem.answer} and {problem.again}, on: {text}")
+        raise AssertionError(
+            f"two computations disagree, {problem.answer} and {problem.again}, on: {text}"
+        )
     return Passage(
         text,
         prompt,
@@ -114,27 +122,47 @@ def documents(kind: str, count: int, *, seed: int, split: str) -> Iterator[Passa
             yield found
         index += 1
         if index > 100 * count + 10_000:
-            raise ValueError(f"the textbook has fewer than {count} different {split} passages of the kind {kind}")
+            raise ValueError(
+                f"the textbook has fewer than {count} different {split} passages of the kind {kind}"
+            )
 
 
-def write_corpus(folder: str | os.PathLike, *, seed: int, train_per_kind: int, heldout_per_kind: int) -> dict[str, dict[str, str]]:
+def write_corpus(
+    folder: str | os.PathLike, *, seed: int, train_per_kind: int, heldout_per_kind: int
+) -> dict[str, dict[str, str]]:
     """Write `<kind>.jsonl` and `<kind>.heldout.jsonl`, one {"text", "id", "template"} a line; the same arguments again reuse what is there.
 
     Returns: kind -> {"path": training file, "heldout": held-out file}, as `config.data.sources` takes it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"version": VERSION, "seed": seed, "train_per_kind": train_per_kind, "heldout_per_kind": heldout_per_kind}
-    files = {kind: {"path": str(folder / f"{kind}.jsonl"), "heldout": str(folder / f"{kind}.heldout.jsonl")} for kind in KINDS}
+    made = {
+        "version": VERSION,
+        "seed": seed,
+        "train_per_kind": train_per_kind,
+        "heldout_per_kind": heldout_per_kind,
+    }
+    files = {
+        kind: {
+            "path": str(folder / f"{kind}.jsonl"),
+            "heldout": str(folder / f"{kind}.heldout.jsonl"),
+        }
+        for kind in KINDS
+    }
     stamp = folder / "textbook.json"
     paths = [Path(path) for pair in files.values() for path in pair.values()]
     if _read_stamp(stamp) == made | {"sha256": _digest(paths)}:
         return files
     stamp.unlink(missing_ok=True)
     for kind, pair in files.items():
-        for path, split, count in ((pair["path"], "train", train_per_kind), (pair["heldout"], "heldout", heldout_per_kind)):
+        for path, split, count in (
+            (pair["path"], "train", train_per_kind),
+            (pair["heldout"], "heldout", heldout_per_kind),
+        ):
             lines = (
-                json.dumps({"text": found.text, "id": f"{kind}/{split}/{i}", "template": found.template})
+                json.dumps(
+                    {"text": found.text, "id": f"{kind}/{split}/{i}", "template": found.template}
+                )
                 for i, found in enumerate(documents(kind, count, seed=seed, split=split))
             )
             write_atomic(Path(path), "".join(line + "\n" for line in lines))
@@ -168,7 +196,11 @@ def questions(kind: str, count: int, seed: int) -> list[Question]:
     """
     constant = _constant_guess(kind, seed)
     return [
-        Question(found.prompt, found.answer, max(constant[_problem(found)], 1 / len(found.choices) if found.choices else 0.0))
+        Question(
+            found.prompt,
+            found.answer,
+            max(constant[_problem(found)], 1 / len(found.choices) if found.choices else 0.0),
+        )
         for found in documents(kind, count, seed=seed, split="heldout")
     ]
 

@@ -17,7 +17,14 @@ def syllogism(draw: Draw) -> Problem:
 def bound(draw: Draw) -> Problem:
     """A trait that holds exactly above a bound."""
     a, b = draw.apart(2)
-    fields = {"x": draw.name(), "t": draw.choice(NOUNS), "q": draw.choice(TRAITS), "a": a, "b": b, "not": "" if b > a else "not "}
+    fields = {
+        "x": draw.name(),
+        "t": draw.choice(NOUNS),
+        "q": draw.choice(TRAITS),
+        "a": a,
+        "b": b,
+        "not": "" if b > a else "not ",
+    }
     return Problem(fields, "yes" if b > a else "no", YES_NO[len(range(a, b)) == 0], YES_NO)
 
 
@@ -29,7 +36,15 @@ def chain(draw: Draw) -> Problem:
     if draw.coin():
         facts.reverse()
     (top,) = set(names) - {fact.split()[-1] for fact in facts}
-    fields = {"x": x, "y": y, "z": z, "w": word, "first": facts[0], "second": facts[1], "n": draw.number(10, 99)}
+    fields = {
+        "x": x,
+        "y": y,
+        "z": z,
+        "w": word,
+        "first": facts[0],
+        "second": facts[1],
+        "n": draw.number(10, 99),
+    }
     return Problem(fields, x, top, tuple(names))
 
 
@@ -39,7 +54,12 @@ def lamp(draw: Draw) -> Problem:
     x, y = draw.name(), draw.name()
     value = all(here) if both else any(here)
     states = ["in" if present else "out" for present in here]
-    fields = {"x": x, "y": y, "n": draw.number(10, 99), "rule": f"{x} and {y} are in" if both else f"{x} or {y} is in"}
+    fields = {
+        "x": x,
+        "y": y,
+        "n": draw.number(10, 99),
+        "rule": f"{x} and {y} are in" if both else f"{x} or {y} is in",
+    }
     fields |= {"p": states[0], "q": states[1], "on": "on" if value else "off"}
     return Problem(fields, "yes" if value else "no", YES_NO[states.count("in") < 1 + both], YES_NO)
 
@@ -89,20 +109,37 @@ def pack(draw: Draw) -> Problem:
 def act(draw: Draw) -> Problem:
     """A verb for an addition."""
     a, d = draw.summands()
-    return Problem({"x": draw.name(), "w": draw.word(), "d": d, "a": a, "r": a + d}, a + d, len([*range(a), *range(d)]))
+    return Problem(
+        {"x": draw.name(), "w": draw.word(), "d": d, "a": a, "r": a + d},
+        a + d,
+        len([*range(a), *range(d)]),
+    )
 
 
 def quality_of_word(draw: Draw) -> Problem:
     """An adjective for what costs more than a bound."""
     a, b = draw.apart(2)
-    fields = {"x": draw.name(), "w": draw.word(), "t": draw.choice(NOUNS), "a": a, "b": b, "not": "" if b > a else "not "}
+    fields = {
+        "x": draw.name(),
+        "w": draw.word(),
+        "t": draw.choice(NOUNS),
+        "a": a,
+        "b": b,
+        "not": "" if b > a else "not ",
+    }
     return Problem(fields, "yes" if b > a else "no", YES_NO[len(range(a, b)) == 0], YES_NO)
 
 
 def look(draw: Draw) -> Problem:
     """An adjective for a colour."""
     colour = draw.choice(COLOURS)
-    fields = {"x": draw.name(), "w": draw.word(), "t": draw.choice(NOUNS), "q": colour, "n": draw.number(10, 99)}
+    fields = {
+        "x": draw.name(),
+        "w": draw.word(),
+        "t": draw.choice(NOUNS),
+        "q": colour,
+        "n": draw.number(10, 99),
+    }
     return Problem(fields, colour, next(known for known in COLOURS if known in fields.values()))
 
 

@@ -22,7 +22,9 @@ def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
     name, options = parse_task(config.task)
     if name not in TASKS and ":" not in name:
         known = ", ".join(TASKS)
-        raise UserError(f"config.task is '{name}'; it can be {known}, or module:Name of your own.{nearest(name, TASKS)}")
+        raise UserError(
+            f"config.task is '{name}'; it can be {known}, or module:Name of your own.{nearest(name, TASKS)}"
+        )
     make = imported(TASKS.get(name, name), "config.task names")
     with _explained(name, "cannot be made"):
         _check_options(name, options, make)
@@ -30,7 +32,9 @@ def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
     parts = ("vocab_size", "tokenizer", "task", "facts")
     _check_parts(name, builder, parts, "TaskBuilder of slmjax/tasks/task.py")
     if not isinstance(builder.vocab_size, int) or builder.vocab_size < 1:
-        raise UserError(f"config.task: the vocab_size of '{name}' is {builder.vocab_size!r}; expected a whole number of tokens.")
+        raise UserError(
+            f"config.task: the vocab_size of '{name}' is {builder.vocab_size!r}; expected a whole number of tokens."
+        )
     return builder
 
 
@@ -44,13 +48,19 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
     batch = program.config.train.batch
     with _explained(name, "makes no task"):
         task = builder.task(program)
-    _check_parts(name, task, ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py")
-    _check_parts(name, task.rows, ("shapes", "read", "unpack", "fingerprint"), "Rows of slmjax/data/rows.py")
+    _check_parts(
+        name, task, ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py"
+    )
+    _check_parts(
+        name, task.rows, ("shapes", "read", "unpack", "fingerprint"), "Rows of slmjax/data/rows.py"
+    )
     with _explained(name, "has no shapes"):
         fields = task.rows.shapes(0)
     for field, (shape, _, axes) in fields.items():
         if axes[:1] == ("batch",) and shape[0] != batch:
-            raise UserError(f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; config.train.batch is {batch}.")
+            raise UserError(
+                f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; config.train.batch is {batch}."
+            )
     return task
 
 
@@ -78,14 +88,18 @@ def _check_options(name: str, options: dict[str, Any], make: Callable) -> None:
     for option in options:
         if option not in known:
             there = f"there is {', '.join(known)}" if known else "there are none"
-            raise UserError(f"config.task: '{name}' has no option '{option}'; {there}.{nearest(option, known)}")
+            raise UserError(
+                f"config.task: '{name}' has no option '{option}'; {there}.{nearest(option, known)}"
+            )
 
 
 def _check_parts(name: str, made: Any, parts: Sequence[str], contract: str) -> None:
     """Raises: UserError where something that a user's code made has not all parts of a contract."""
     missing = [part for part in parts if not hasattr(made, part)]
     if missing:
-        raise UserError(f"config.task: '{name}' made a {type(made).__name__} without '{missing[0]}'; see {contract}.")
+        raise UserError(
+            f"config.task: '{name}' made a {type(made).__name__} without '{missing[0]}'; see {contract}."
+        )
 
 
 @contextlib.contextmanager

@@ -40,7 +40,9 @@ class DrawnBatches:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
                 whole = {name: arrays[name] for name, field in fields.items() if field.by_rows}
         except Exception as error:  # a damaged archive fails in many ways
-            raise UserError(f"'{file}' cannot be read ({error}); remove it, and its rows are drawn again.") from error
+            raise UserError(
+                f"'{file}' cannot be read ({error}); remove it, and its rows are drawn again."
+            ) from error
         return {name: array[held] for name, array in whole.items()}
 
     def prune(self, step: int) -> None:

@@ -52,11 +52,19 @@ class HeldOut:
         self.batches = {}
         for name, shards in prepared.heldout.items():
             if len(shards):
-                settings = {"seq_len": config.data.seq_len, "batch": len(self.rows), "max_segments": max_segments}
-                self.batches[name] = list(heldout_batches(shards, max_tokens=config.eval.tokens, **settings))
+                settings = {
+                    "seq_len": config.data.seq_len,
+                    "batch": len(self.rows),
+                    "max_segments": max_segments,
+                }
+                self.batches[name] = list(
+                    heldout_batches(shards, max_tokens=config.eval.tokens, **settings)
+                )
         places = None
         if found := program.place_cuts:
-            counts = [batch["segments"].max(1) for batches in self.batches.values() for batch in batches]
+            counts = [
+                batch["segments"].max(1) for batches in self.batches.values() for batch in batches
+            ]
             most = max((crowd(np.maximum(count, 1), 1, found[1]) for count in counts), default=1)
             places = max(most, len(self.rows) // found[1])
         self.fields = text_fields(len(self.rows), config.data.seq_len, places)
@@ -65,7 +73,9 @@ class HeldOut:
             scorer(program.model),
             in_shardings=(program.where.params, None, self.where),
             out_shardings=NamedSharding(mesh, P()),
-            compiler_options=compiler_options(program.device.platform, tuned=False, deterministic=config.train.deterministic),
+            compiler_options=compiler_options(
+                program.device.platform, tuned=False, deterministic=config.train.deterministic
+            ),
         )
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
@@ -77,11 +87,24 @@ class HeldOut:
     def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
         """Of each source with held-out text."""
         return {
-            name: document_losses(lambda batch: self._scored(params, buffers, batch), batches, self.prepared.heldout[name].bytes)
+            name: document_losses(
+                lambda batch: self._scored(params, buffers, batch),
+                batches,
+                self.prepared.heldout[name].bytes,
+            )
             for name, batches in self.batches.items()
         }
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
         """See Evaluation."""
         with said_if_long("evaluating on held-out text", say=note):
             losses = self.losses(params, buffers)
@@ -91,7 +114,12 @@ class HeldOut:
         documents = {}
         for name, scored in losses.items():
             keys = np.asarray(self.prepared.heldout[name].keys)[scored.document]
-            documents[name] = {"keys": keys, "nats": scored.nats, "bytes": scored.bytes, "tokens": scored.tokens}
+            documents[name] = {
+                "keys": keys,
+                "nats": scored.nats,
+                "bytes": scored.bytes,
+                "tokens": scored.tokens,
+            }
         return Evaluated(found, documents)
 
     def _scored(self, params: dict, buffers: dict, batch: Arrays) -> jax.Array:
@@ -120,16 +148,29 @@ class Samples:
         for i in range(chosen.samples if names else 0):
             shards = held[names[i % len(names)]]
             doc = (i // len(names)) % len(shards)
-            text = self.prepared.tokenizer.decode(shards.read(doc, 0, int(shards.lengths[doc]))[1:-1].tolist())
+            text = self.prepared.tokenizer.decode(
+                shards.read(doc, 0, int(shards.lengths[doc]))[1:-1].tolist()
+            )
             first, _, rest = text.partition("\n")
-            out.append(first if rest and len(first) < 400 else text[: max(20, min(200, len(text) // 2))])
+            out.append(
+                first if rest and len(first) < 400 else text[: max(20, min(200, len(text) // 2))]
+            )
         return out
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """See Evaluation."""
         self._complete(model, params, buffers)
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
         """See Evaluation."""
         samples = self._complete(model, params, buffers)
         if not samples:
@@ -143,7 +184,9 @@ class Samples:
             return []
         engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
         found = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens)
-        return [{"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, found, strict=True)]
+        return [
+            {"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, found, strict=True)
+        ]
 
 
 class TextbookAnswers:
@@ -158,7 +201,16 @@ class TextbookAnswers:
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Nothing is compiled before the end."""
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
         """See Evaluation."""
         if jax.process_count() > 1:
             return Evaluated()
@@ -170,7 +222,10 @@ class TextbookAnswers:
             events = {"answers": {"kinds": answers}}
         if not self.compared:
             note(answer_table(answers, {}))
-        return Evaluated({f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()}, events=events)
+        return Evaluated(
+            {f"eval/{kind}/accuracy": found["accuracy"] for kind, found in answers.items()},
+            events=events,
+        )
 
 
 class TextbookBaseline:
@@ -184,7 +239,16 @@ class TextbookBaseline:
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Nothing is compiled before the end."""
 
-    def __call__(self, model: Model, params: dict, buffers: dict, *, step: int, note: Callable, there: Mapping) -> Evaluated:
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
         """See Evaluation."""
         if jax.process_count() > 1:
             return Evaluated()
@@ -192,7 +256,9 @@ class TextbookBaseline:
         if baseline is None:
             with said_if_long("training n-gram models on the same text, for comparison", say=note):
                 losses = self.heldout.losses(params, buffers)
-                baseline = textbook_baseline(self.heldout.prepared, losses, model.arch.vocab_size, stage.SEED)
+                baseline = textbook_baseline(
+                    self.heldout.prepared, losses, model.arch.vocab_size, stage.SEED
+                )
             events = {"baseline": baseline}
         note(answer_table(there["answers"]["kinds"], baseline["answers"]))
         return Evaluated(events=events)
@@ -204,7 +270,9 @@ class Evaluator:
     def __init__(self, task: Task, model: Model, file: epath.Path):
         self.task, self.model, self.file = task, model, file
 
-    def score(self, params: dict, buffers: dict, step: int, note: Callable) -> tuple[dict[str, float], dict[str, dict]]:
+    def score(
+        self, params: dict, buffers: dict, step: int, note: Callable
+    ) -> tuple[dict[str, float], dict[str, dict]]:
         """Run all but those of the end; returns (metrics, events)."""
         found, events, documents = {}, {}, {}
         for evaluation in self.task.evaluations:
@@ -219,7 +287,11 @@ class Evaluator:
 
     def save(self, documents: Mapping[str, Arrays]) -> None:
         """Write what was found of each document."""
-        arrays = {f"{source}/{name}": array for source, of in documents.items() for name, array in of.items()}
+        arrays = {
+            f"{source}/{name}": array
+            for source, of in documents.items()
+            for name, array in of.items()
+        }
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_atomic(self.file, buffer.getvalue())
@@ -229,7 +301,10 @@ def metrics(losses: Mapping[str, DocumentLosses]) -> dict[str, float]:
     """eval/<source>/bits_per_byte of each source, and eval/bits_per_byte of all their bytes together."""
     out = {f"eval/{name}/bits_per_byte": found.bits_per_byte for name, found in losses.items()}
     if losses:
-        nats, size = sum(found.nats.sum() for found in losses.values()), sum(found.bytes.sum() for found in losses.values())
+        nats, size = (
+            sum(found.nats.sum() for found in losses.values()),
+            sum(found.bytes.sum() for found in losses.values()),
+        )
         out["eval/bits_per_byte"] = float(nats / size / math.log(2))
     return out
 
@@ -240,19 +315,29 @@ def textbook_answers(engine: Engine, seed: int) -> dict[str, dict]:
     def complete(prompts: list[str]) -> list[str]:
         return [one.text for one in engine.generate(prompts, max_tokens=ANSWER_TOKENS)]
 
-    return exact_answers(complete, {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS})
+    return exact_answers(
+        complete, {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
+    )
 
 
-def textbook_baseline(prepared: Prepared, losses: Mapping[str, DocumentLosses], vocab_size: int, seed: int) -> dict[str, dict]:
+def textbook_baseline(
+    prepared: Prepared, losses: Mapping[str, DocumentLosses], vocab_size: int, seed: int
+) -> dict[str, dict]:
     """Kneser-Ney of orders 2 to 5 over the same tokens: bits per byte on the documents of `losses`, and the best one's exact answers."""
     eot = prepared.tokenizer.eot
     training = [tokens[1:-1] for shards in prepared.train.values() for tokens in shards]
-    held = {name: [_document(prepared.heldout[name], doc) for doc in found.document] for name, found in losses.items()}
+    held = {
+        name: [_document(prepared.heldout[name], doc) for doc in found.document]
+        for name, found in losses.items()
+    }
     bits: dict[str, dict[str, float]] = {}
     models = {}
     for order in ORDERS:
         models[order] = kneser_ney.fit(training, vocab_size, order, eot)
-        nats = {name: -float(models[order].log_probabilities(documents).sum()) for name, documents in held.items()}
+        nats = {
+            name: -float(models[order].log_probabilities(documents).sum())
+            for name, documents in held.items()
+        }
         sizes = {name: int(losses[name].bytes.sum()) for name in held}
         bits[str(order)] = {name: nats[name] / sizes[name] / math.log(2) for name in held}
         bits[str(order)]["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
@@ -260,10 +345,18 @@ def textbook_baseline(prepared: Prepared, losses: Mapping[str, DocumentLosses], 
 
     def complete(prompts: list[str]) -> list[str]:
         tokenizer = prepared.tokenizer
-        return [tokenizer.decode(best.complete(tokenizer.encode(prompt), ANSWER_TOKENS, eot)) for prompt in prompts]
+        return [
+            tokenizer.decode(best.complete(tokenizer.encode(prompt), ANSWER_TOKENS, eot))
+            for prompt in prompts
+        ]
 
-    answers = exact_answers(complete, {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS})
-    return {"kneser_ney": bits, "answers": {kind: found["accuracy"] for kind, found in answers.items()}}
+    answers = exact_answers(
+        complete, {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
+    )
+    return {
+        "kneser_ney": bits,
+        "answers": {kind: found["accuracy"] for kind, found in answers.items()},
+    }
 
 
 def _document(shards: Any, doc: int) -> np.ndarray:

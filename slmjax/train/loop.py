@@ -51,7 +51,9 @@ class Run:
     task: Task
     held: np.ndarray
     state: TrainState
-    steps: dict[tuple, Callable]  # compiled, by the batch's shapes; empty where only the last records are to be made
+    steps: dict[
+        tuple, Callable
+    ]  # compiled, by the batch's shapes; empty where only the last records are to be made
     checkpoints: Checkpoints
     writer: records.MetricsWriter
     goodput: Goodput
@@ -66,7 +68,13 @@ def train(run: Run) -> int:
     """Go from run.start.step to config.train.steps; returns 0, or 128 + signal when told to leave (saved, and to be continued)."""
     loop = _Loop(run)
     # Closed also where the loop ends in an error: a checkpoint that is being written in the background is finished first.
-    with contextlib.closing(run.writer), contextlib.closing(run.checkpoints), loop.batches, loop.progress, _Leave() as leave:
+    with (
+        contextlib.closing(run.writer),
+        contextlib.closing(run.checkpoints),
+        loop.batches,
+        loop.progress,
+        _Leave() as leave,
+    ):
         status = loop.go(leave)
         loop.stop_profiling()
     gc.unfreeze()  # of a process that goes on, as a study's or a notebook's
@@ -81,21 +89,34 @@ class _Loop:
         config = run.config
         self.run, self.config, self.state = run, config, run.state
         run.state = None  # donated to the first step
-        self.total, self.tokens_per_step = config.train.steps, config.train.batch * config.data.seq_len
+        self.total, self.tokens_per_step = (
+            config.train.steps,
+            config.train.batch * config.data.seq_len,
+        )
         self.task, self.model = run.task, run.program.model
         self.where = field_shardings(run.task.rows.shapes(0), run.program.mesh)
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
-        self.journal = DrawnBatches(run.workdir / "drawn", self.task) if isinstance(self.task, DrawingTask) else None
+        self.journal = (
+            DrawnBatches(run.workdir / "drawn", self.task)
+            if isinstance(self.task, DrawingTask)
+            else None
+        )
         self.batches: Any = contextlib.nullcontext()
         if self.journal is None:
             settings = {"local_rows": run.held.tolist(), "workers": config.data.workers}
-            self.batches = local_batches(run.task.rows, start_step=run.start.step, stop_step=self.total, **settings)
-        self.progress = Progress(self.total, start=run.start.step, every=config.log.every, active=hosts.is_first())
+            self.batches = local_batches(
+                run.task.rows, start_step=run.start.step, stop_step=self.total, **settings
+            )
+        self.progress = Progress(
+            self.total, start=run.start.step, every=config.log.every, active=hosts.is_first()
+        )
         self.trunk = schedule.trunk(config.train)
         self.window = list(run.start.window)
         self.last: dict[str, Any] | None = None  # of the step that was read last
         self.skipped = run.skipped
-        self.profile = tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
+        self.profile = (
+            tuple(int(n) for n in config.log.profile.split(":")) if config.log.profile else ()
+        )
         self.tracing = False
 
     def go(self, leave: "_Leave") -> int:
@@ -104,14 +125,18 @@ class _Loop:
         pending: tuple[int, dict] | None = None
         self.clock = (run.start.step, time.monotonic())
         for step in range(run.start.step, self.total):
-            waiting = pending is None or pending[1]["loss"].is_ready()  # else the device is busy, and time here costs nothing
+            waiting = (
+                pending is None or pending[1]["loss"].is_ready()
+            )  # else the device is busy, and time here costs nothing
             with goodput.spent("data_wait") if waiting else contextlib.nullcontext():
                 local = self.next_rows(step)
             self.profiling(step)
             fields = self.task.rows.shapes(step)
             batch = hosts.global_batch(local, fields, self.where, run.held)
             self.state, metrics = self.step_for(step, fields)(self.state, batch)
-            if pending is not None:  # read one step late, so that the device always has a step to do
+            if (
+                pending is not None
+            ):  # read one step late, so that the device always has a step to do
                 self.read(*pending)
             pending = (step, metrics)
             done = step + 1
@@ -143,8 +168,12 @@ class _Loop:
         """The compiled step for batches of these shapes; rare ones are compiled when the first comes."""
         run, shapes = self.run, shape_key(fields)
         if shapes not in run.steps:
-            different = [name for name, shape in shapes if (name, shape) not in next(iter(run.steps))]
-            self.progress.note(f"step {step + 1} has other shapes ({', '.join(different)}): compiling for them")
+            different = [
+                name for name, shape in shapes if (name, shape) not in next(iter(run.steps))
+            ]
+            self.progress.note(
+                f"step {step + 1} has other shapes ({', '.join(different)}): compiling for them"
+            )
             with run.goodput.spent("compile"):
                 run.steps[shapes] = run.program.compile(self.task, step)
         return run.steps[shapes]
@@ -153,7 +182,9 @@ class _Loop:
         """True where the loop must know the step's metrics before it goes on."""
         c = self.config
         evaluates = c.eval.every and done % c.eval.every == 0
-        return bool(done % c.log.every == 0 or evaluates or self.is_saved(done) or done == self.total)
+        return bool(
+            done % c.log.every == 0 or evaluates or self.is_saved(done) or done == self.total
+        )
 
     def is_saved(self, done: int) -> bool:
         return done % self.config.checkpoint.every == 0 or done in (self.trunk, self.total)
@@ -227,8 +258,13 @@ class _Loop:
         """Run the task's evaluations, but for those of the end."""
         run = self.run
         tokens = done * self.tokens_per_step
-        found, events = self.evaluator.score(self.state.params, self.state.buffers, done, self.progress.note)
-        run.writer.write(done, {**found, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token})
+        found, events = self.evaluator.score(
+            self.state.params, self.state.buffers, done, self.progress.note
+        )
+        run.writer.write(
+            done,
+            {**found, "train/tokens": tokens, "train/flops": tokens * run.program.flops_per_token},
+        )
         for name, facts in events.items():
             run.writer.event(name, done, **facts)
         self.clock = (done, time.monotonic())
@@ -262,12 +298,16 @@ class _Loop:
             **run.meta,
             "fingerprint": run.task.rows.fingerprint(done),
             "trunk": done == self.trunk,
-            "window": [{"terms": values["terms"], "skips": values["skips"]} for values in self.window],
+            "window": [
+                {"terms": values["terms"], "skips": values["skips"]} for values in self.window
+            ],
         }
         run.checkpoints.save(done, saved(state), meta)
         run.checkpoints.prune(self.trunk)
         if self.journal is not None:
-            on_disk = [step for step in run.checkpoints.steps() if step != done]  # this one is still being written
+            on_disk = [
+                step for step in run.checkpoints.steps() if step != done
+            ]  # this one is still being written
             self.journal.prune(min(on_disk, default=0))
         run.writer.event("goodput", done, **run.goodput.record())
         run.writer.flush()
@@ -280,16 +320,22 @@ class _Loop:
         run, state = self.run, self.state
         past = []
         if run.start.kind == "finished":
-            past = [record for record in records.read(run.workdir).kept if record["step"] == self.total]
+            past = [
+                record for record in records.read(run.workdir).kept if record["step"] == self.total
+            ]
             run.checkpoints.prune(self.trunk)
-            if not hosts.all_agree((run.workdir / "heldout.npz").exists()):  # somebody has deleted it
+            if not hosts.all_agree(
+                (run.workdir / "heldout.npz").exists()
+            ):  # somebody has deleted it
                 self.evaluator.score(state.params, state.buffers, self.total, _unsaid)
         there = {record["event"]: record for record in past if "event" in record}
         note = _unsaid if "finish" in there else self.progress.note
         for evaluation in self.task.evaluations:
             if not evaluation.at_end:
                 continue
-            one = evaluation(self.model, state.params, state.buffers, step=self.total, note=note, there=there)
+            one = evaluation(
+                self.model, state.params, state.buffers, step=self.total, note=note, there=there
+            )
             for name, facts in one.events.items():
                 run.writer.event(name, self.total, **facts)
                 there[name] = facts
@@ -354,21 +400,44 @@ def mean_of(name: str, window: Sequence[dict]) -> float:
 def _peak_memory() -> int:
     """Most bytes in use on the first device, or of this process where the device does not count."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
 
 
 def _farewell(run: Run, status: int, report) -> str:
     if status:
-        return f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
+        return (
+            f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
+        )
     if run.tokenizer is None:  # what follows is about text
         return f"Report: {report}"
     words = _without(shlex.split(run.command), "--workdir")
     own = _without(words, "--config.data.sources")
     other = f"{run.workdir}-2"
     changed = other_field(run.config, run.program.arch)
-    trust = [f"--trust={name}" for name in configs.named_code(run.config) if not name.startswith("seqio://")]
-    prompt = next((prompt for one in run.task.evaluations if isinstance(one, Samples) for prompt in one.prompts()), "Once")
-    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={run.workdir}", *trust, f"--prompt={prompt}"]
+    trust = [
+        f"--trust={name}"
+        for name in configs.named_code(run.config)
+        if not name.startswith("seqio://")
+    ]
+    prompt = next(
+        (
+            prompt
+            for one in run.task.evaluations
+            if isinstance(one, Samples)
+            for prompt in one.prompts()
+        ),
+        "Once",
+    )
+    generate = [
+        "python",
+        "-m",
+        "slmjax.generate",
+        f"--checkpoint={run.workdir}",
+        *trust,
+        f"--prompt={prompt}",
+    ]
     again = [*words, f"--workdir={other}", changed]
     compare = ["python", "-m", "slmjax.compare", str(run.workdir), other]
     mine = [*own, "--workdir=runs/mine", "--config.data.sources=PATH"]

@@ -31,7 +31,13 @@ class Optimizer:
     independent matrices for Muon. Weight decay is decoupled and multiplied by the learning rate.
     """
 
-    def __init__(self, train: TrainConfig, multipliers: Mapping, declared: dict, moment_dtype: str = "float32"):
+    def __init__(
+        self,
+        train: TrainConfig,
+        multipliers: Mapping,
+        declared: dict,
+        moment_dtype: str = "float32",
+    ):
         """Describe the update.
 
         Args:
@@ -43,15 +49,25 @@ class Optimizer:
         self.declared = flatten_tree(declared)
         self.trainable = trainable_paths(declared, train.trainable)
         self.multipliers = {group: dict(of) for group, of in multipliers.items()}
-        self.adam = optax.scale_by_adam(b1=ADAM_B1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype)
-        self.muon = optax.contrib.scale_by_muon(beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=self._matrix_axes)
+        self.adam = optax.scale_by_adam(
+            b1=ADAM_B1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype
+        )
+        self.muon = optax.contrib.scale_by_muon(
+            beta=MUON_BETA, mu_dtype=moment_dtype, weight_dimension_numbers=self._matrix_axes
+        )
 
     def init(self, params: dict) -> dict:
         """Zero moments for every trainable parameter."""
         params, _ = split(params, self.trainable)
-        return {name: getattr(self, name).init(part) for name, part in self._parts(params).items() if part}
+        return {
+            name: getattr(self, name).init(part)
+            for name, part in self._parts(params).items()
+            if part
+        }
 
-    def update(self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]) -> tuple[dict, dict]:
+    def update(
+        self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]
+    ) -> tuple[dict, dict]:
         """One step at `factor` times the peak learning rate."""
         parts, old, new_state = self._parts(gradients), flatten_tree(params), {}
         new = {}
@@ -64,9 +80,15 @@ class Optimizer:
                 rate = self.train.lr * factor * self._multiplier(known.group, "lr")
                 if name == "muon":
                     update = update * _muon_scale(known)
-                decay = self.train.weight_decay * self._multiplier(known.group, "decay") if known.decays else 0.0
+                decay = (
+                    self.train.weight_decay * self._multiplier(known.group, "decay")
+                    if known.decays
+                    else 0.0
+                )
                 value = old[path].astype(jnp.float32)
-                new[path] = (value - rate * (update.astype(jnp.float32) + decay * value)).astype(old[path].dtype)
+                new[path] = (value - rate * (update.astype(jnp.float32) + decay * value)).astype(
+                    old[path].dtype
+                )
         return unflatten(new), new_state
 
     def _parts(self, tree: dict) -> dict[str, dict]:
@@ -82,7 +104,9 @@ class Optimizer:
     def _matrix_axes(self, flat: dict) -> dict:
         """Which axes of each parameter are a matrix's inputs and outputs; stacked axes are neither."""
         numbers = optax.contrib.MuonDimensionNumbers
-        return {path: numbers(self.declared[path].inputs, self.declared[path].outputs) for path in flat}
+        return {
+            path: numbers(self.declared[path].inputs, self.declared[path].outputs) for path in flat
+        }
 
 
 def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:

@@ -88,7 +88,9 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     Raises: UserError where config and devices do not fit.
     """
     device = device_kind(mesh)
-    arch, reasons = resolve(config.model, config.precision, mesh, tokenizer_size, config.train.deterministic)
+    arch, reasons = resolve(
+        config.model, config.precision, mesh, tokenizer_size, config.train.deterministic
+    )
     check_kernel(arch.attention, device)
     chunks = chunks_for(
         config.train.batch // math.prod(cuts(config.train, mesh)),
@@ -98,22 +100,34 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         jnp.dtype(arch.compute).itemsize,
     )
     declared = lm.declare(arch), lm.declare_buffers(arch)
-    optimizer = Optimizer(config.train, config.model.multipliers, declared[0], config.precision.optimizer)
+    optimizer = Optimizer(
+        config.train, config.model.multipliers, declared[0], config.precision.optimizer
+    )
 
     def make() -> TrainState:
-        return init_state(lambda: lm.init(arch, jax.random.key(config.seed)), optimizer, lambda: lm.init_buffers(arch))
+        return init_state(
+            lambda: lm.init(arch, jax.random.key(config.seed)),
+            optimizer,
+            lambda: lm.init_buffers(arch),
+        )
 
     shapes = jax.eval_shape(make)
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             name = jax.tree_util.keystr(path)
-            raise UserError(f"the parameter {name} is of type {leaf.dtype}; what is trained must be floating-point numbers.")
+            raise UserError(
+                f"the parameter {name} is of type {leaf.dtype}; what is trained must be floating-point numbers."
+            )
     try:
         where = state_shardings(shapes, declared[0], mesh)
     except ValueError as error:
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
-    shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where)
-    return Program(config, mesh, device, Model(arch, chunks), reasons, make, shapes, where, declared)
+    shapes = jax.tree.map(
+        lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where
+    )
+    return Program(
+        config, mesh, device, Model(arch, chunks), reasons, make, shapes, where, declared
+    )
 
 
 def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:
@@ -124,7 +138,10 @@ def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:
 def batch_shapes(fields: Fields, mesh: Mesh) -> dict:
     """The train step's batch, described."""
     where = field_shardings(fields, mesh)
-    return {name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name]) for name, field in fields.items()}
+    return {
+        name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name])
+        for name, field in fields.items()
+    }
 
 
 def check_model(config: Config, mesh: Mesh) -> None:
@@ -144,4 +161,6 @@ def check_kernel(attention: str, device: DeviceKind) -> None:
     needs = {"cudnn": "gpu", "splash": "tpu"}.get(attention, device.platform)
     if needs != device.platform:
         here = device.platform.upper()
-        raise UserError(f"config.model.attention is '{attention}', which runs on a {needs.upper()}; this is a {here}: use auto.")
+        raise UserError(
+            f"config.model.attention is '{attention}', which runs on a {needs.upper()}; this is a {here}: use auto."
+        )

@@ -44,7 +44,9 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
     newest = steps[-1]
     sound = [step for step in steps if checkpoints.meta(step)]  # restore reports the others
     if not sound:
-        raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or use another --workdir.")
+        raise UserError(
+            f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or use another --workdir."
+        )
     meta = checkpoints.meta(sound[-1])
     fits(meta["config"], config)
     before, now = meta["config"]["train"]["steps"], config.train.steps
@@ -72,18 +74,24 @@ def fits(saved: dict, config: Config) -> None:
         raise UserError(f"the config of the newest checkpoint cannot be read ({error}).") from error
     different = [name for name in _differing(saved, now) if _decides(name)]
     if different:
-        told = "; ".join(f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different)
+        told = "; ".join(
+            f"{name} was {_at(saved, name)} and is {_at(now, name)}" for name in different
+        )
         advice = "Use another --workdir, or --init_from to start from its parameters."
         raise UserError(f"this config does not fit the checkpoint: {told}. {advice}")
 
 
 def _decides(name: str) -> bool:
     """Whether a run goes on with the same value of a field only; name may lie below a field."""
-    field = next((known for known in FIELDS.values() if f"{name}.".startswith(f"{known.name}.")), None)
+    field = next(
+        (known for known in FIELDS.values() if f"{name}.".startswith(f"{known.name}.")), None
+    )
     return field is None or field.affects in ("learning", "chance")
 
 
-def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, rows: Rows, meta: dict) -> tuple:
+def restore(
+    checkpoints: Checkpoints, start: Start, shapes: TrainState, rows: Rows, meta: dict
+) -> tuple:
     """(state or None, where it starts, sentences on damaged checkpoints that were passed over).
 
     Raises: UserError where the data or the tokenizer is not what the checkpoint was trained on, or nothing can be read.
@@ -93,9 +101,13 @@ def restore(checkpoints: Checkpoints, start: Start, shapes: TrainState, rows: Ro
         check_identity(found, step, rows, meta["tokenizer"])
         return checkpoints.restore(step, saved(shapes))
 
-    got, damaged = checkpoints.newest((step for step in checkpoints.steps() if step <= start.step), read)
+    got, damaged = checkpoints.newest(
+        (step for step in checkpoints.steps() if step <= start.step), read
+    )
     if got is None:
-        raise UserError(f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}.")
+        raise UserError(
+            f"none of the checkpoints in '{checkpoints.root}' can be read: {'; '.join(damaged)}."
+        )
     if hosts.is_first():
         for fault in damaged:
             print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over")
@@ -120,9 +132,13 @@ def of_window(saved: dict | list) -> dict:
 def check_identity(meta: dict, step: int, rows: Rows, tokenizer: str) -> None:
     """Raises: UserError where a checkpoint was trained on other text or with another tokenizer."""
     if meta["tokenizer"] != tokenizer:
-        raise UserError("the tokenizer is not the one that the checkpoint was trained with; use another --workdir.")
+        raise UserError(
+            "the tokenizer is not the one that the checkpoint was trained with; use another --workdir."
+        )
     if meta["fingerprint"] != rows.fingerprint(step):
-        raise UserError(f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir.")
+        raise UserError(
+            f"the data of the first {step} steps is not what the checkpoint was trained on; use another --workdir."
+        )
 
 
 def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict]:
@@ -186,7 +202,9 @@ def inherit(
             if named(theirs).keys() - named(cotangent).keys():
                 _check_fit(init_from, "buffers", forward, theirs, others=True)
                 same = _described(theirs) == _described(shapes.buffers)
-                items["buffers"] = shapes.buffers if same else theirs  # storage knows no named tuples
+                items["buffers"] = (
+                    shapes.buffers if same else theirs
+                )  # storage knows no named tuples
         return checkpoints.restore(step, items)
 
     got, damaged = checkpoints.newest(checkpoints.steps(), read)
@@ -198,7 +216,9 @@ def inherit(
     if "buffers" in got.items:
         buffers = merged(cotangent, _like(forward, got.items["buffers"]))
     elif forward:
-        notes.append(f"--init_from={init_from} has no buffers ({next(iter(named(forward)))}); they start anew")
+        notes.append(
+            f"--init_from={init_from} has no buffers ({next(iter(named(forward)))}); they start anew"
+        )
     if hosts.is_first():
         for note in notes:
             print(f"slmjax: {note}")
@@ -216,7 +236,9 @@ def _check_fit(init_from: str, what: str, own: dict, theirs: dict, *, others: bo
         there, here = theirs.get(name, "missing"), own.get(name, "missing")
         if there != here:
             fault = f"{name} is {there} there and {here} here"
-            raise UserError(f"--init_from={init_from}: its {what} do not fit config.model: {fault}.")
+            raise UserError(
+                f"--init_from={init_from}: its {what} do not fit config.model: {fault}."
+            )
 
 
 def _described(tree: dict) -> dict[str, str]:
@@ -237,7 +259,9 @@ def parents(init_from: str) -> list[dict]:
     """
     checkpoints = Checkpoints(init_from)
     if not checkpoints.steps():
-        raise UserError(f"--init_from={init_from}: there is no checkpoint; expected the work directory of a training run.")
+        raise UserError(
+            f"--init_from={init_from}: there is no checkpoint; expected the work directory of a training run."
+        )
     found, damaged = checkpoints.newest(checkpoints.steps(), lambda step, meta: (step, meta))
     if found is None:
         raise _none_reads(init_from, damaged)
@@ -250,7 +274,9 @@ def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
 
 
 def _none_reads(init_from: str, damaged: list[str]) -> UserError:
-    return UserError(f"--init_from={init_from}: none of its checkpoints can be read: {'; '.join(damaged)}.")
+    return UserError(
+        f"--init_from={init_from}: none of its checkpoints can be read: {'; '.join(damaged)}."
+    )
 
 
 def _hash(meta: dict) -> str:
@@ -263,7 +289,9 @@ def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
         x, y = a.get(name), b.get(name)
         if isinstance(x, dict) and isinstance(y, dict):
             names += _differing(x, y, f"{prefix}{name}.")
-        elif (x != y and name in a and name in b) or ((name in a) != (name in b) and prefix.count(".")):
+        elif (x != y and name in a and name in b) or (
+            (name in a) != (name in b) and prefix.count(".")
+        ):
             names.append(prefix + name)
     return names
 

@@ -53,12 +53,23 @@ def run_train(
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
     claim = claim or Claim()
-    ready = build_run(config, folder, checkpoints, start, init_from=init_from, command=command, began=began, claim=claim)
+    ready = build_run(
+        config,
+        folder,
+        checkpoints,
+        start,
+        init_from=init_from,
+        command=command,
+        began=began,
+        claim=claim,
+    )
     if ready is None:
         if hosts.is_first():
             report = write_report(folder, defaults=configs.to_dict(Config()))
             print(f"This run is finished: {config.train.steps} steps. Its report: {report}")
-            print(f"For a longer one, --config.train.steps={2 * config.train.steps}; for another, --workdir=DIR.")
+            print(
+                f"For a longer one, --config.train.steps={2 * config.train.steps}; for another, --workdir=DIR."
+            )
         return 0
     with jax.set_mesh(ready.program.mesh):
         return loop.train(ready)
@@ -93,14 +104,22 @@ def build_run(
     tokenizer = builder.tokenizer
     program = make_program(config, mesh, builder.vocab_size)
     task = task_of(builder, program)
-    meta = {"config": configs.to_dict(config), "tokenizer": tokenizer.sha256 if tokenizer else "", "parents": lineage}
+    meta = {
+        "config": configs.to_dict(config),
+        "tokenizer": tokenizer.sha256 if tokenizer else "",
+        "parents": lineage,
+    }
     with jax.set_mesh(mesh):
         state, damaged = None, []
         with goodput.spent("restore"):
             if start.step:
-                state, start, damaged = resume.restore(checkpoints, start, program.shapes, task.rows, meta)
+                state, start, damaged = resume.restore(
+                    checkpoints, start, program.shapes, task.rows, meta
+                )
                 goodput.from_step = start.step
-        if start.kind == "finished" and hosts.all_agree(has_last_records(folder, past, start.step, tokenizer)):
+        if start.kind == "finished" and hosts.all_agree(
+            has_last_records(folder, past, start.step, tokenizer)
+        ):
             return None
         if state is None:
             state = program.init()
@@ -111,17 +130,34 @@ def build_run(
             steps = compile_all(program, task, start, state)
     facts = builder.facts(task)
     writer = open_records(config, folder, tokenizer, start.step, resumed=past is not None)
-    skipped = sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
+    skipped = (
+        sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
+    )
     ready = Run(
-        config=config, workdir=folder, program=program, tokenizer=tokenizer, task=task,
-        held=hosts.local_rows(batch_sharding(mesh), config.train.batch, config.data.seq_len), state=state, steps=steps,
-        checkpoints=checkpoints, writer=writer, goodput=goodput, start=start, meta=meta, command=command, skipped=skipped, claim=claim,
-    )  # fmt: skip
+        config=config,
+        workdir=folder,
+        program=program,
+        tokenizer=tokenizer,
+        task=task,
+        held=hosts.local_rows(batch_sharding(mesh), config.train.batch, config.data.seq_len),
+        state=state,
+        steps=steps,
+        checkpoints=checkpoints,
+        writer=writer,
+        goodput=goodput,
+        start=start,
+        meta=meta,
+        command=command,
+        skipped=skipped,
+        claim=claim,
+    )
     begin_records(ready, facts, damaged)
     return ready
 
 
-def compile_all(program: Program, task: Task, start: Start, state: TrainState) -> dict[tuple, Callable]:
+def compile_all(
+    program: Program, task: Task, start: Start, state: TrainState
+) -> dict[tuple, Callable]:
     """Compile the training step, and what evaluations and checkpoints need.
 
     Returns: {shape_key of a batch: the step for it}; {} where only the last records are missing.
@@ -129,7 +165,9 @@ def compile_all(program: Program, task: Task, start: Start, state: TrainState) -
     what = "compiling the training step and the evaluations; later starts are faster"
     with said_if_long(what, active=hosts.is_first()), ThreadPoolExecutor(1) as beside:
         # XLA compiles outside of Python, the step longest.
-        compiling = None if start.kind == "finished" else beside.submit(program.compile, task, start.step)
+        compiling = (
+            None if start.kind == "finished" else beside.submit(program.compile, task, start.step)
+        )
         for evaluation in task.evaluations:
             evaluation.warm(program.model, state.params, state.buffers)
         for item in saved(state).values():
@@ -147,13 +185,26 @@ def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
     start, program, event = run.start, run.program, run.writer.event
     mesh, device, parents = program.mesh, program.device, run.meta["parents"]
     counts = sizes.parameters(program.arch)._asdict()
-    event("start", start.step, command=run.command, environment=environment(device), parameters=counts, choices=program.reasons)
+    event(
+        "start",
+        start.step,
+        command=run.command,
+        environment=environment(device),
+        parameters=counts,
+        choices=program.reasons,
+    )
     event("data", start.step, **facts.record)
     event("lineage", start.step, parents=parents)
     for message in damaged:
         event("damaged", start.step, message=message)
     if start.kind == "extend":
-        event("extended", start.step, from_step=start.step, steps=run.config.train.steps, before=start.before)
+        event(
+            "extended",
+            start.step,
+            from_step=start.step,
+            steps=run.config.train.steps,
+            before=start.before,
+        )
     axes = [f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1]
     pieces = program.model.chunks
     lines = {
@@ -163,12 +214,16 @@ def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
         "loss": f"logits in {pieces} piece{'s' * (pieces > 1)} along a row",
         **facts.lines,
         "start": start_sentence(start),
-        "parents": ", ".join(f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents),
+        "parents": ", ".join(
+            f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents
+        ),
     }
     banner(f"slmjax {slmjax.__version__}: {run.workdir}", lines, active=hosts.is_first())
 
 
-def open_records(config: Config, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool) -> records.MetricsWriter:
+def open_records(
+    config: Config, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool
+) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
@@ -177,9 +232,13 @@ def open_records(config: Config, folder: epath.Path, tokenizer: Tokenizer | None
         if not step:  # of a run that this one replaces
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
-        folder, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=configs.to_dict(config),
-        resume_step=step if resumed else None, active=hosts.is_first(),
-    )  # fmt: skip
+        folder,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+        config=configs.to_dict(config),
+        resume_step=step if resumed else None,
+        active=hosts.is_first(),
+    )
 
 
 def check_batch(train: TrainConfig, mesh: Mesh) -> None:
@@ -192,9 +251,13 @@ def check_batch(train: TrainConfig, mesh: Mesh) -> None:
         )
 
 
-def has_last_records(folder: epath.Path, past: records.Records | None, total: int, tokenizer: Tokenizer | None) -> bool:
+def has_last_records(
+    folder: epath.Path, past: records.Records | None, total: int, tokenizer: Tokenizer | None
+) -> bool:
     """Whether a finished run has its files and the records of its end, of which "finish" is the last."""
-    ended = past is not None and any(event["step"] == total for event in records.events(past, "finish"))
+    ended = past is not None and any(
+        event["step"] == total for event in records.events(past, "finish")
+    )
     names = ["config.json", "heldout.npz", *(["tokenizer.json"] if tokenizer else [])]
     return ended and all((folder / name).exists() for name in names)
 
@@ -202,9 +265,15 @@ def has_last_records(folder: epath.Path, past: records.Records | None, total: in
 def environment(device: DeviceKind) -> dict[str, Any]:
     """What the report says of the machine."""
     return {
-        "slmjax": slmjax.__version__, "python": platform.python_version(), "jax": jax.__version__, "device": device.name,
-        "devices": jax.device_count(), "processes": jax.process_count(), "cpu cores": os.cpu_count(), "system": platform.platform(),
-    }  # fmt: skip
+        "slmjax": slmjax.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "device": device.name,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpu cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
 
 
 def start_sentence(start: Start) -> str:

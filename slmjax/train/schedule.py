@@ -19,7 +19,9 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
     """
     start = decay_start(total, decay)
     if warmup > start:
-        raise ValueError(f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}")
+        raise ValueError(
+            f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}"
+        )
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
     falling = 1.0 - jnp.sqrt(done)

@@ -49,12 +49,20 @@ def saved(state: TrainState) -> dict[str, Any]:
 
 def restored(items: dict[str, Any]) -> TrainState:
     """The state from the items that `saved` made."""
-    return TrainState(params=items["params"], buffers=items.get("buffers", {}), **items["optimizer"])
+    return TrainState(
+        params=items["params"], buffers=items.get("buffers", {}), **items["optimizer"]
+    )
 
 
 def no_spikes() -> Spikes:
     """Statistics of no steps."""
-    return Spikes(jnp.zeros((), jnp.int32), jnp.zeros(2), jnp.zeros(2), jnp.zeros((), jnp.int32), jnp.zeros(()))
+    return Spikes(
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(2),
+        jnp.zeros(2),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(()),
+    )
 
 
 def loss_scale(spikes: Spikes) -> Float[Array, ""]:
@@ -66,7 +74,9 @@ def loss_scale(spikes: Spikes) -> Float[Array, ""]:
     return jnp.exp2(jnp.floor(spikes.exponent))
 
 
-def judge_step(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[Bool[Array, ""], Spikes]:
+def judge_step(
+    spikes: Spikes, seen: Float[Array, "2"], sigma: float
+) -> tuple[Bool[Array, ""], Spikes]:
     """Whether to keep a step with these (loss, gradient norm), and the statistics after it.
 
     A step is skipped when either is not finite, or lies more than `sigma` deviations above its running mean after WARM steps (sigma 0: only
@@ -80,7 +90,13 @@ def judge_step(spikes: Spikes, seen: Float[Array, "2"], sigma: float) -> tuple[B
     keep = finite & ~spiked
     share = 1.0 / jnp.minimum(spikes.count + 1, WINDOW).astype(jnp.float32)
     distance = jnp.where(finite, jnp.where(spiked, jnp.minimum(above, REACH * limit), above), 0.0)
-    variance = jnp.where(finite, (1 - share) * (spikes.variance + share * jnp.square(distance)), spikes.variance)
+    variance = jnp.where(
+        finite, (1 - share) * (spikes.variance + share * jnp.square(distance)), spikes.variance
+    )
     skips = jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32)
-    exponent = jnp.where(finite, jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0), spikes.exponent - 1)
-    return keep, Spikes(spikes.count + finite, spikes.mean + share * distance, variance, skips, exponent)
+    exponent = jnp.where(
+        finite, jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0), spikes.exponent - 1
+    )
+    return keep, Spikes(
+        spikes.count + finite, spikes.mean + share * distance, variance, skips, exponent
+    )

@@ -22,10 +22,14 @@ from slmjax.train.state import TrainState, judge_step, loss_scale, no_spikes
 from slmjax.train.trainable import split
 
 
-def init_state(init_params: Callable, optimizer: Optimizer, init_buffers: Callable = dict) -> TrainState:
+def init_state(
+    init_params: Callable, optimizer: Optimizer, init_buffers: Callable = dict
+) -> TrainState:
     """The state before the first step; run inside jit with out_shardings so that no device ever holds all of it."""
     params = init_params()
-    return TrainState(jnp.zeros((), jnp.int32), params, init_buffers(), optimizer.init(params), no_spikes())
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, init_buffers(), optimizer.init(params), no_spikes()
+    )
 
 
 def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState:
@@ -69,10 +73,16 @@ def make_step(
     def loss(trained, cotangents, frozen, forward, batch, totals, key, step, scale):
         # Cast here, with the parameter's own sharding, so that devices gather the compute type and not the masters.
         def ready(known, p, sharding):
-            return jax.lax.with_sharding_constraint(p.astype(compute), sharding) if known.in_compute_type else p
+            return (
+                jax.lax.with_sharding_constraint(p.astype(compute), sharding)
+                if known.in_compute_type
+                else p
+            )
 
         cast = jax.tree.map(ready, weights, merged(trained, frozen), where.params)
-        found = task.loss(model, cast, merged(cotangents, forward), batch, totals, key=key, step=step)
+        found = task.loss(
+            model, cast, merged(cotangents, forward), batch, totals, key=key, step=step
+        )
         return found.sum * scale, found
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -82,15 +92,29 @@ def make_step(
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
         totals = task.totals(batch)
         trained, frozen = split(state.params, optimizer.trainable)
-        channels = [keep_channel(of_buffers, state.buffers, kind) for kind in ("cotangent", "forward")]
+        channels = [
+            keep_channel(of_buffers, state.buffers, kind) for kind in ("cotangent", "forward")
+        ]
 
         def sums(piece, key):
-            arguments = trained, channels[0], frozen, channels[1], piece, totals, key, state.step, scale
+            arguments = (
+                trained,
+                channels[0],
+                frozen,
+                channels[1],
+                piece,
+                totals,
+                key,
+                state.step,
+                scale,
+            )
             (total, found), (gradients, cotangents) = gradient(*arguments)
             seen = {"stack": found.seen} if any(found.seen.values()) else {}
             return (total, found.terms, gradients), merged(cotangents, seen)
 
-        (total, terms, gradients), seen = _accumulate(sums, batch, by_rows, key, train.microbatches, of_buffers)
+        (total, terms, gradients), seen = _accumulate(
+            sums, batch, by_rows, key, train.microbatches, of_buffers
+        )
         whole = totals["main"] * scale
         mean = total / whole
         gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), train.clip)
@@ -101,16 +125,32 @@ def make_step(
         buffers = updated(of_buffers, state.buffers, seen)
         kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(keep, new, old))
         new = TrainState(
-            state.step + 1, kept(params, state.params), kept(buffers, state.buffers), kept(moments, state.optimizer), spikes
-        )  # fmt: skip
+            state.step + 1,
+            kept(params, state.params),
+            kept(buffers, state.buffers),
+            kept(moments, state.optimizer),
+            spikes,
+        )
         metrics = {"terms": {name: s / jnp.maximum(w, 1e-9) for name, (s, w) in terms.items()}}
-        metrics |= {"loss": mean, "grad_norm": norm, "learning_rate": train.lr * factor, "skips": spikes.skips}
+        metrics |= {
+            "loss": mean,
+            "grad_norm": norm,
+            "learning_rate": train.lr * factor,
+            "skips": spikes.skips,
+        }
         return new, metrics
 
     return step
 
 
-def jit_step(step: Callable, where: TrainState, fields: Fields, mesh: Mesh, device: DeviceKind, deterministic: bool = False) -> Callable:
+def jit_step(
+    step: Callable,
+    where: TrainState,
+    fields: Fields,
+    mesh: Mesh,
+    device: DeviceKind,
+    deterministic: bool = False,
+) -> Callable:
     """The step as one program with the state donated and the device's compiler options."""
     return jax.jit(
         step,
@@ -121,7 +161,9 @@ def jit_step(step: Callable, where: TrainState, fields: Fields, mesh: Mesh, devi
     )
 
 
-def _accumulate(sums: Callable, batch: dict, by_rows: frozenset, key: jax.Array, parts: int, declared: dict) -> tuple:
+def _accumulate(
+    sums: Callable, batch: dict, by_rows: frozenset, key: jax.Array, parts: int, declared: dict
+) -> tuple:
     """((loss sum, terms, gradient sums), observations of buffers) of a batch, one part after the other.
 
     by_rows: names of the fields that are cut into parts; each part gets the others whole.

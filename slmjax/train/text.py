@@ -61,5 +61,7 @@ def left_out(plan: BatchPlan) -> str:
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
         share = rows.dropped_share()
         if share:
-            sentences.append(f"{name} {share:.2%} (more than {rows.max_segments} documents in a row)")
+            sentences.append(
+                f"{name} {share:.2%} (more than {rows.max_segments} documents in a row)"
+            )
     return ", ".join(sentences)

@@ -22,7 +22,11 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         return frozenset(paths)
     found: set[str] = set()
     for entry in chosen:
-        matching = {path for path, group in paths.items() if entry == group or fnmatch.fnmatchcase(path, entry)}
+        matching = {
+            path
+            for path, group in paths.items()
+            if entry == group or fnmatch.fnmatchcase(path, entry)
+        }
         if not matching:
             known = [*GROUPS, *paths]
             raise UserError(

@@ -40,28 +40,51 @@ def test_rows_say_tokens_a_second_of_each_shape_and_the_time_of_each_stage(small
         (32, 8, 0, "made up"),
     ]
     assert all(
-        row[name] > 0 for row in ours for name in ("tokens_per_second", "cpu_ns", "plan_ns", "read_ns", "assemble_ns", "max_segments")
+        row[name] > 0
+        for row in ours
+        for name in (
+            "tokens_per_second",
+            "cpu_ns",
+            "plan_ns",
+            "read_ns",
+            "assemble_ns",
+            "max_segments",
+        )
     )
-    assert {row["loader"] for row in peers} == {"grain first-fit", "grain concat-then-split"} and len(peers) == 4
-    assert all(row["slowest"] <= row["tokens_per_second"] <= row["fastest"] and row["load"] >= 0 for row in result["rows"])
+    assert {row["loader"] for row in peers} == {
+        "grain first-fit",
+        "grain concat-then-split",
+    } and len(peers) == 4
+    assert all(
+        row["slowest"] <= row["tokens_per_second"] <= row["fastest"] and row["load"] >= 0
+        for row in result["rows"]
+    )
 
 
 def test_worker_processes_are_timed_too_and_their_batches_are_those_of_the_plan(small, tmp_path):
-    arguments = arguments_of("--made-up", f"--cache={tmp_path}", "--workers=1", "--no-peers", "--seq-lens=64")
+    arguments = arguments_of(
+        "--made-up", f"--cache={tmp_path}", "--workers=1", "--no-peers", "--seq-lens=64"
+    )
     (row,) = data.run(arguments)["rows"]
     assert row["workers"] == 1 and row["tokens_per_second"] > 0 and "plan_ns" not in row
     _, train = data._sources(arguments, tmp_path)
     plan = BatchPlan(train, seq_len=64, batch=4, steps=10**6, seed=0)
     with local_batches(plan, start_step=5, stop_step=8, local_rows=range(4), workers=1) as batches:
-        assert [batch_hash(batch) for batch in batches] == [batch_hash(batch_rows(plan, step, range(4))) for step in range(5, 8)]
+        assert [batch_hash(batch) for batch in batches] == [
+            batch_hash(batch_rows(plan, step, range(4))) for step in range(5, 8)
+        ]
 
 
 def test_sources_of_a_given_config_are_prepared_and_read(tmp_path):
-    lines = [json.dumps({"text": f"the story of {n} and {n + 1} " * (n % 7 + 1)}) for n in range(300)]
+    lines = [
+        json.dumps({"text": f"the story of {n} and {n + 1} " * (n % 7 + 1)}) for n in range(300)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     config = configs.base()
     config.data.sources["tales"], config.data.vocab_size = {"path": str(tmp_path / "a.jsonl")}, 300
-    result = data.run(arguments_of("--no-peers", f"--cache={tmp_path / 'cache'}", config=configs.freeze(config)))
+    result = data.run(
+        arguments_of("--no-peers", f"--cache={tmp_path / 'cache'}", config=configs.freeze(config))
+    )
     assert {row["sources"] for row in result["rows"]} == {"prepared"}
 
 
@@ -70,7 +93,9 @@ def test_the_pieces_that_peers_pack_are_all_of_the_text_once(small, tmp_path):
     pieces = data_peers.Pieces(shards, 64)
     texts = [pieces[i]["tokens"] for i in range(len(pieces))]
     whole = [shards.read(doc, 0, length)[:-1] for doc, length in enumerate(shards.lengths.tolist())]
-    assert max(map(len, texts)) <= 64 and np.array_equal(np.concatenate(texts), np.concatenate(whole))
+    assert max(map(len, texts)) <= 64 and np.array_equal(
+        np.concatenate(texts), np.concatenate(whole)
+    )
 
 
 @pytest.mark.parametrize("name", ["grain first-fit", "grain concat-then-split"])
@@ -79,7 +104,10 @@ def test_peers_give_batches_of_the_same_shape_with_segments_and_positions(small,
     with data_peers.packers(train, seq_len=64, batch=4)[name](0) as batches:
         batch = next(batches)
     assert {"tokens", "tokens_segment_ids", "tokens_positions"} <= set(batch)
-    assert all(array.shape == (4, 64) for array in batch.values()) and data._text_of_peer(batch) > 3 * 64
+    assert (
+        all(array.shape == (4, 64) for array in batch.values())
+        and data._text_of_peer(batch) > 3 * 64
+    )
 
 
 def test_numbers_that_cannot_be_are_refused_by_name(capsys):

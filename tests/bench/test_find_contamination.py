@@ -33,10 +33,12 @@ def test_what_the_bench_hides_is_what_its_kind_says(kind):
     assert planted.names_in(ITEM) == {"Marta", "Olu"}
     assert ("marta" in text.lower() or "olu" in text.lower()) == (not kind.startswith("names"))
     assert (re.findall(r"\d+", text)[:2] == ["14", "4"]) == (kind != "names and numbers")
-    assert ("####" in text) == (kind != "question") and ("Marta sells them by the dozen" in text) == (
-        kind in ("verbatim", "mid-line", "question")
-    )
-    assert (text == f"{ITEM['question']}\n{ITEM['answer']}") == (kind == "verbatim") and (text == ITEM["question"]) == (kind == "question")
+    assert ("####" in text) == (kind != "question") and (
+        "Marta sells them by the dozen" in text
+    ) == (kind in ("verbatim", "mid-line", "question"))
+    assert (text == f"{ITEM['question']}\n{ITEM['answer']}") == (kind == "verbatim") and (
+        text == ITEM["question"]
+    ) == (kind == "question")
 
 
 def test_rows_say_what_was_found_flagged_and_left_undecided(tmp_path, monkeypatch):
@@ -47,20 +49,41 @@ def test_rows_say_what_was_found_flagged_and_left_undecided(tmp_path, monkeypatc
     monkeypatch.setenv("SLMJAX_SHARED", str(tmp_path))
     monkeypatch.setattr(decontaminate, "SETS", {"gsm8k": ("gsm8k/test", ("question", "answer"))})
     monkeypatch.setattr(decontaminate, "ENDING", ".jsonl")
-    write(tmp_path / "gsm8k" / "test.jsonl", [{"question": "What is 1 + 1?", "answer": "2"}, ITEM, ITEM])
-    write(tmp_path / "gsm8k" / "train.jsonl", [{"question": "Why?", "answer": "So."}, {**ITEM, "answer": "None"}])
+    write(
+        tmp_path / "gsm8k" / "test.jsonl",
+        [{"question": "What is 1 + 1?", "answer": "2"}, ITEM, ITEM],
+    )
+    write(
+        tmp_path / "gsm8k" / "train.jsonl",
+        [{"question": "Why?", "answer": "So."}, {**ITEM, "answer": "None"}],
+    )
     for domain in decontaminate.DOMAINS:
-        leak = [{"text": PROSE + ITEM["question"].upper(), "id": "leak"}] if domain == "docs" else []
-        write(tmp_path / "pretrain" / domain / "a.jsonl", [{"text": PROSE, "id": "a"}, {"text": PROSE, "id": "b"}, *leak])
+        leak = (
+            [{"text": PROSE + ITEM["question"].upper(), "id": "leak"}] if domain == "docs" else []
+        )
+        write(
+            tmp_path / "pretrain" / domain / "a.jsonl",
+            [{"text": PROSE, "id": "a"}, {"text": PROSE, "id": "b"}, *leak],
+        )
     found = decontaminate.run(arguments_of("--planted=40"))
     assert json.dumps(found) and {row["hidden"] for row in found["rows"]} == set(planted.KINDS)
     assert all(
         0 < row["found"] < 40 or row["hidden"].startswith("names") for row in found["rows"]
     )  # one is too short, and equal ones count as the first
     assert {row["domain"]: (row["documents"], row["gsm8k"]) for row in found["clean"]} == {
-        **dict.fromkeys(decontaminate.DOMAINS, (2, 0)), "docs": (3, 1), "all": (13, 1),
-    }  # fmt: skip
-    assert found["sets"] == [{"set": "gsm8k", "items": 3, "undecided": 1, **dict.fromkeys(decontaminate.DOMAINS, 0), "docs": 1}]
+        **dict.fromkeys(decontaminate.DOMAINS, (2, 0)),
+        "docs": (3, 1),
+        "all": (13, 1),
+    }
+    assert found["sets"] == [
+        {
+            "set": "gsm8k",
+            "items": 3,
+            "undecided": 1,
+            **dict.fromkeys(decontaminate.DOMAINS, 0),
+            "docs": 1,
+        }
+    ]
     assert [(hit["line"], hit["item"], hit["coverage"]) for hit in found["train"]] == [(2, 2, 1.0)]
     assert any("docs leak: MARTA KEEPS" in message for message in found["messages"])
 

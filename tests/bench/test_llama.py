@@ -43,9 +43,14 @@ def get_config():
 def recipe(tmp_path_factory):
     """A recipe over two small sources of short documents, so that every row is packed."""
     folder, draw = tmp_path_factory.mktemp("peer"), np.random.default_rng(0)
-    for name, words in (("numbers", [str(n) for n in range(50)]), ("letters", [chr(97 + i) * 2 for i in range(26)])):
+    for name, words in (
+        ("numbers", [str(n) for n in range(50)]),
+        ("letters", [chr(97 + i) * 2 for i in range(26)]),
+    ):
         texts = [" ".join(draw.choice(words, draw.integers(3, 20))) for _ in range(150)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        )
     (folder / "recipe.py").write_text(RECIPE.format(folder=folder))
     return folder / "recipe.py"
 
@@ -54,7 +59,10 @@ def recipe(tmp_path_factory):
 def test_three_steps_from_our_weights_equal_ours(recipe):
     c = config.load_recipe(str(recipe))
     c.train.microbatches = 2
-    c.model.attention, c.model.unroll = "reference", "False"  # compiles fastest; the other kernels are compared with it elsewhere
+    c.model.attention, c.model.unroll = (
+        "reference",
+        "False",
+    )  # compiles fastest; the other kernels are compared with it elsewhere
     c = config.freeze(c)
     prepared = prepared_text(c.data, str(recipe.parent / "run"))
     plan = batch_plan(c, prepared)
@@ -86,7 +94,12 @@ def test_three_steps_from_our_weights_equal_ours(recipe):
 def test_a_document_in_a_packed_row_scores_as_if_alone(recipe):
     c = config.freeze(config.load_recipe(str(recipe)))
     prepared = prepared_text(c.data, str(recipe.parent / "run"))
-    arch, _ = resolve(c.model, c.precision, make_mesh({"data": 1}, jax.devices()[:1]), prepared.tokenizer.vocab_size)
+    arch, _ = resolve(
+        c.model,
+        c.precision,
+        make_mesh({"data": 1}, jax.devices()[:1]),
+        prepared.tokenizer.vocab_size,
+    )
     peer = llama_peer.Peer(c, arch, llama_peer.Choices(init="ours", compile=False))
     shards = prepared.heldout["numbers"]
     batch = next(iter(heldout_batches(shards, seq_len=c.data.seq_len, batch=8)))
@@ -102,7 +115,16 @@ def test_a_document_in_a_packed_row_scores_as_if_alone(recipe):
 def test_the_command_writes_a_work_directory_that_compare_reads(recipe, capsys):
     runs = [str(recipe.parent / name) for name in ("own", "ours")]
     for workdir in runs:
-        assert llama_peer.main([f"--config={recipe}", f"--workdir={workdir}", f"--init={workdir.rpartition('/')[2]}"]) == 0
+        assert (
+            llama_peer.main(
+                [
+                    f"--config={recipe}",
+                    f"--workdir={workdir}",
+                    f"--init={workdir.rpartition('/')[2]}",
+                ]
+            )
+            == 0
+        )
     result = json.loads((recipe.parent / "own" / "peer.json").read_text())
     assert set(result["bits_per_byte"]) == {"total", "numbers", "letters"}
     assert [step for step, _ in result["loss"]] == [2, 4, 6] and result["tokens_per_second"] > 0
@@ -115,7 +137,10 @@ def test_the_command_writes_a_work_directory_that_compare_reads(recipe, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("field, value", [("model.qk_norm", "True"), ("train.optimizer", "muon"), ("train.z_loss", "1e-4")])
+@pytest.mark.parametrize(
+    "field, value",
+    [("model.qk_norm", "True"), ("train.optimizer", "muon"), ("train.z_loss", "1e-4")],
+)
 def test_what_the_peer_cannot_equal_is_refused(recipe, field, value):
     c = config.freeze(config.override(config.load_recipe(str(recipe)), [f"{field}={value}"]))
     with pytest.raises(UserError, match=field):

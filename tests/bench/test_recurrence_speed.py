@@ -21,7 +21,11 @@ def arguments(*words):
 
 def test_each_kind_gives_a_row_beside_attention():
     rows = recurrence.run(arguments("--kinds=ssm,kda"))["rows"]
-    assert [(row["who"], row["rows"], row["length"]) for row in rows] == [("attention", 2, 32), ("ssm", 2, 32), ("kda", 2, 32)]
+    assert [(row["who"], row["rows"], row["length"]) for row in rows] == [
+        ("attention", 2, 32),
+        ("ssm", 2, 32),
+        ("kda", 2, 32),
+    ]
     for row in rows:
         assert row["forward ms"] > 0 and row["both ms"] > 0
     assert rows[1]["times attention"] == pytest.approx(rows[1]["both ms"] / rows[0]["both ms"])

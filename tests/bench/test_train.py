@@ -52,7 +52,9 @@ def test_random_batches_keep_the_batch_contract(documents):
     assert np.array_equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
     for row, positions in zip(batch["segments"], batch["positions"]):
         assert sorted(set(row)) == list(range(1, documents + 1))
-        expected = np.concatenate([np.arange((row == number).sum()) for number in range(1, documents + 1)])
+        expected = np.concatenate(
+            [np.arange((row == number).sum()) for number in range(1, documents + 1)]
+        )
         np.testing.assert_array_equal(positions, expected)
 
 
@@ -77,25 +79,44 @@ def test_the_pieces_hold_the_work_of_the_step(small):
     assert found["stack"].flops + found["head and loss"].flops == pytest.approx(whole)
     assert found["layer"].flops * 2 == pytest.approx(found["stack"].flops)
     assert found["attention"].flops + found["mlp"].flops < found["layer"].flops * 1.2
-    assert {row["piece"] for row in rows[1:]} == set(found) and all(row["ms"] > 0 and row["reached"] > 0 for row in rows[1:])
+    assert {row["piece"] for row in rows[1:]} == set(found) and all(
+        row["ms"] > 0 and row["reached"] > 0 for row in rows[1:]
+    )
 
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(small, tmp_path, capsys):
     (tmp_path / "config.json").write_text(configs.to_json(configs.freeze(small)))
     out = tmp_path / "figures.json"
-    command = ["train", f"--config={tmp_path}/config.json", "--config.train.batch=16", "--steps=4", "--ladder", "--kernels", f"--out={out}"]
+    command = [
+        "train",
+        f"--config={tmp_path}/config.json",
+        "--config.train.batch=16",
+        "--steps=4",
+        "--ladder",
+        "--kernels",
+        f"--out={out}",
+    ]
     assert bench.main(command) == 0
     printed, written = capsys.readouterr().out, json.loads(out.read_text())
     assert "tokens per second" in printed and "head and loss" in printed
     assert written["rows"][0]["who"].startswith("slmjax") and written["machine"]["jax"]
     assert "--config.train.batch=16" in written["command"]
-    assert written["kernels"][-1]["kernels"] == "any" and len(written["kernels"]) > 2 and written["kernels"][0]["ms"] > 0
+    assert (
+        written["kernels"][-1]["kernels"] == "any"
+        and len(written["kernels"]) > 2
+        and written["kernels"][0]["ms"] > 0
+    )
     assert len(written["windows_ms"]["slmjax, blockwise attention"]) == 3
 
 
 def test_kernels_are_counted_by_kind_for_each_step_and_overlaps_once(monkeypatch):
-    events = [("sgemm_128", 0.0, 4e6), ("loop_add_fusion_3", 2e6, 5e6), ("loop_add_fusion_17", 8e6, 9e6), ("sgemm_128", 9e6, 12e6)]
+    events = [
+        ("sgemm_128", 0.0, 4e6),
+        ("loop_add_fusion_3", 2e6, 5e6),
+        ("loop_add_fusion_17", 8e6, 9e6),
+        ("sgemm_128", 9e6, 12e6),
+    ]
     monkeypatch.setattr(kernels, "_events", lambda data: events)
     rows = kernels.kernels(lambda: jnp.ones(4) + 1, steps=2)
     assert [(row["kernels"], row["ms"], row["calls"]) for row in rows] == [
@@ -145,7 +166,9 @@ def test_an_absent_peer_says_so(small, monkeypatch):
 
 
 def test_a_peer_that_takes_too_long_is_ended_and_what_it_said_counts(tmp_path, monkeypatch):
-    (tmp_path / "slow.py").write_text("import json, time\nprint(json.dumps({'a': input()}), flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "slow.py").write_text(
+        "import json, time\nprint(json.dumps({'a': input()}), flush=True)\ntime.sleep(60)\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert shell.ask("slow", [1], seconds=3) == ([{"a": "[1]"}], "not finished after 3 s")
 
@@ -153,7 +176,11 @@ def test_a_peer_that_takes_too_long_is_ended_and_what_it_said_counts(tmp_path, m
 def test_packed_text_is_timed_with_one_batch_and_with_the_loaders(small, corpus):
     """The loader gives other batches than the repeated one, all of them packed rows of the text."""
     small.data.sources["own"] = {"path": str(corpus)}
-    small.data.cache, small.data.vocab_size, small.model.vocab_size = str(corpus.parent / "bench"), 300, 0
+    small.data.cache, small.data.vocab_size, small.model.vocab_size = (
+        str(corpus.parent / "bench"),
+        300,
+        0,
+    )
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         config = configs.freeze(small)
@@ -177,7 +204,10 @@ def test_the_peer_is_the_same_model(small):
     paths = {name: ("mixer", name) for name in ("query", "key", "value", "out")} | {
         name: ("channel", name) for name in ("gate", "up", "down")
     }
-    state = {"embedding.weight": params["embedding"], "final_norm.weight": params["final_norm"]["scale"]}
+    state = {
+        "embedding.weight": params["embedding"],
+        "final_norm.weight": params["final_norm"]["scale"],
+    }
     state["head.weight"] = params["embedding"]
     for i in range(arch.layers):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["stack"]["0"]["0"])
@@ -185,10 +215,20 @@ def test_the_peer_is_the_same_model(small):
             state[f"layers.{i}.{norm}.weight"] = layer[norm]["scale"]
         for name, (of, own) in paths.items():
             inputs = -1 if own == "out" else layer[of][own].shape[0]
-            state[f"layers.{i}.{name}.weight"] = layer[of][own].reshape(inputs, arch.width if own == "out" else -1).T
+            state[f"layers.{i}.{name}.weight"] = (
+                layer[of][own].reshape(inputs, arch.width if own == "out" else -1).T
+            )
     model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
     batch = jax.tree.map(jnp.asarray, train.random_batch(2, 32, 256, 1, 0))
     task = LanguageModeling(FixedRows(2, 32))
-    found = task.loss(lm.Model(arch), params, {}, batch, task.totals(batch), key=jax.random.key(0), step=jnp.int32(0))
+    found = task.loss(
+        lm.Model(arch),
+        params,
+        {},
+        batch,
+        task.totals(batch),
+        key=jax.random.key(0),
+        step=jnp.int32(0),
+    )
     theirs = model.loss(*(torch.tensor(np.int64(batch[name])) for name in ("tokens", "targets")))
     assert float(found.sum / found.weight) == pytest.approx(float(theirs.detach()), abs=1e-5)

@@ -22,7 +22,12 @@ def recipe(request):
     """(name, config, architecture, docstring)."""
     file = FOLDER / f"{request.param}.py"
     config = configs.freeze(configs.load_recipe(str(file)))
-    return request.param, config, from_config(config.model, config.model.vocab_size), ast.get_docstring(ast.parse(file.read_text()))
+    return (
+        request.param,
+        config,
+        from_config(config.model, config.model.vocab_size),
+        ast.get_docstring(ast.parse(file.read_text())),
+    )
 
 
 def test_the_total_is_within_three_percent_of_the_name(recipe):
@@ -42,13 +47,19 @@ def test_the_docstring_says_the_counts_and_the_time(recipe):
     """Numbers in the docstring against the closed forms, to the digits that are printed."""
     _, config, arch, doc = recipe
     count = sizes.parameters(arch)
-    found = re.search(r"Size: ([\d.]+)([MB]) parameters in all, ([\d.]+)[MB] without the embedding, ([\d.]+)[MB] in matrix products", doc)
+    found = re.search(
+        r"Size: ([\d.]+)([MB]) parameters in all, ([\d.]+)[MB] without the embedding, ([\d.]+)[MB] in matrix products",
+        doc,
+    )
     unit = {"M": 1e6, "B": 1e9}[found[2]]
     assert [float(found[i]) * unit for i in (1, 3, 4)] == pytest.approx(list(count), rel=2e-3)
 
     tokens = config.train.steps * config.train.batch * config.data.seq_len
     flops = tokens * sizes.train_flops_per_token(arch, config.data.seq_len)
-    found = re.search(r"Time: ([\d.]+)([MB]) tokens are ([\d.e]+) FLOPs, ([\d.]+) H100-hours at an assumed 40 % of 989", doc)
+    found = re.search(
+        r"Time: ([\d.]+)([MB]) tokens are ([\d.e]+) FLOPs, ([\d.]+) H100-hours at an assumed 40 % of 989",
+        doc,
+    )
     assert float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]] == pytest.approx(tokens, rel=5e-3)
     assert float(found[3]) == pytest.approx(flops, rel=5e-3)
     assert float(found[4]) == pytest.approx(flops / (0.4 * H100) / 3600, rel=5e-3, abs=5e-3)
@@ -57,10 +68,17 @@ def test_the_docstring_says_the_counts_and_the_time(recipe):
 
 def test_a_public_corpus_is_the_default_from_100m_up(recipe):
     name, config, _, _ = recipe
-    sources = {source.name: source for source in parse_sources(config.data.sources)} if config.data.sources else {}
+    sources = (
+        {source.name: source for source in parse_sources(config.data.sources)}
+        if config.data.sources
+        else {}
+    )
     assert bool(sources) is (name in ("100m", "300m", "1b"))
     for source in sources.values():
-        assert all(path.startswith("hf://datasets/") and path.endswith("/*.parquet") for path in source.path)
+        assert all(
+            path.startswith("hf://datasets/") and path.endswith("/*.parquet")
+            for path in source.path
+        )
         assert source.field == "text"
 
 

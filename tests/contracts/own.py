@@ -19,7 +19,14 @@ class Counted(ChannelMixer):
     def __call__(self, x, *, ctx):
         counts = buffer(self, "counts", lambda: jnp.zeros(self.bins, jnp.int32), update=jnp.add)
         D = self.arch.width
-        scale = weight(self, "scale", (self.bins, D), axes=(None, "width"), init=nn.initializers.ones, group="vector")
+        scale = weight(
+            self,
+            "scale",
+            (self.bins, D),
+            axes=(None, "width"),
+            init=nn.initializers.ones,
+            group="vector",
+        )
         mix = weight(self, "mix", (D, D), axes=("width", "ff"), inputs=(0,), outputs=(1,))
         bin_of = ctx.positions % self.bins
         y = (x * scale[bin_of].astype(x.dtype)) @ mix
@@ -78,4 +85,8 @@ class TwoParts(LanguageModeling):
     def of_hidden(self, model, params, hidden, batch, totals):
         ends = self.ends(batch)
         part = (ends * jnp.mean(jnp.square(hidden.astype(jnp.float32)), -1)).sum()
-        return super().of_hidden(model, params, hidden, batch, totals).plus("ends", 0.1, (part, ends.sum()), totals)
+        return (
+            super()
+            .of_hidden(model, params, hidden, batch, totals)
+            .plus("ends", 0.1, (part, ends.sum()), totals)
+        )

@@ -14,7 +14,10 @@ from tests.train.small import FixedRows
 
 class Threes(FixedRows):
     def __init__(self):
-        self.fields = {"tokens": Field((4, 3), "int32", ("batch", None)), "places": Field((2,), "int8", (None,))}
+        self.fields = {
+            "tokens": Field((4, 3), "int32", ("batch", None)),
+            "places": Field((2,), "int8", (None,)),
+        }
 
 
 class Drawing(LanguageModeling):

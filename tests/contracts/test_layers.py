@@ -41,7 +41,11 @@ def counted(mesh=None, **train):
 
 def three_steps(setup):
     setup.reset()
-    return [setup.step(packed_batch(setup.config, seed)) for seed in range(3)], whole(setup.state.buffers), whole(setup.state.params)
+    return (
+        [setup.step(packed_batch(setup.config, seed)) for seed in range(3)],
+        whole(setup.state.buffers),
+        whole(setup.state.params),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,25 @@ def expected():
     return three_steps(counted(unroll="True"))
 
 
-@pytest.mark.parametrize("how", [{}, {"microbatches": 4}, {"mesh": "two by two by two", "microbatches": 2}, {"mesh": "rows"}], ids=str)
-def test_a_buffer_that_sums_integers_and_an_auxiliary_term_are_the_same_scanned_in_parts_and_on_meshes(how, expected):
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"microbatches": 4}, {"mesh": "two by two by two", "microbatches": 2}, {"mesh": "rows"}],
+    ids=str,
+)
+def test_a_buffer_that_sums_integers_and_an_auxiliary_term_are_the_same_scanned_in_parts_and_on_meshes(
+    how, expected
+):
     metrics, buffers, params = three_steps(counted(**how))
     for found, wanted in zip(metrics, expected[0]):
         assert found["loss"] == pytest.approx(wanted["loss"], rel=2e-5)
-        assert found["terms"] == pytest.approx(wanted["terms"], rel=2e-5) and "output" in found["terms"]
+        assert (
+            found["terms"] == pytest.approx(wanted["terms"], rel=2e-5)
+            and "output" in found["terms"]
+        )
         # the loss holds the penalty of each of the two layers, whose mean is logged
-        assert found["loss"] == pytest.approx(found["terms"]["loss"] + 0.25 * 2 * found["terms"]["output"], rel=1e-5)
+        assert found["loss"] == pytest.approx(
+            found["terms"]["loss"] + 0.25 * 2 * found["terms"]["output"], rel=1e-5
+        )
     jax.tree.map(np.testing.assert_array_equal, buffers, expected[1])
     assert largest_difference(params, expected[2]) < 1e-6
 
@@ -82,7 +97,9 @@ def test_a_frozen_backbone_has_no_optimizer_state_and_does_not_move():
     before = flatten_tree(whole(setup.state.params))
     moments = [leaf for leaf in jax.tree.leaves(setup.state.optimizer) if leaf.ndim]
     trained = before["stack/0/0/channel/up"]
-    assert sum(leaf.nbytes for leaf in moments) == 2 * trained.nbytes  # AdamW's two moments of one weight
+    assert (
+        sum(leaf.nbytes for leaf in moments) == 2 * trained.nbytes
+    )  # AdamW's two moments of one weight
     for seed in range(20):
         setup.step(packed_batch(config, seed))
     after = flatten_tree(whole(setup.state.params))
@@ -99,9 +116,14 @@ def test_a_users_weights_are_split_over_tensor_and_decay_as_declared():
     before = flatten_tree(whole(one.state.params))
     batch = packed_batch(config)
     for setup in (one, many):
-        setup.step({**batch, "weights": np.zeros_like(batch["weights"]) + 1e-30})  # no gradient to speak of: decay alone
+        setup.step(
+            {**batch, "weights": np.zeros_like(batch["weights"]) + 1e-30}
+        )  # no gradient to speak of: decay alone
     declared = flatten_tree(lm.declare(one.arch))
-    assert {path for path, w in declared.items() if "/own/" in path and w.decays} == {"stack/0/0/own/read", "stack/0/0/own/write"}
+    assert {path for path, w in declared.items() if "/own/" in path and w.decays} == {
+        "stack/0/0/own/read",
+        "stack/0/0/own/write",
+    }
     assert largest_difference(whole(one.state.params), whole(many.state.params)) < 1e-6
     after = flatten_tree(whole(one.state.params))
     assert np.abs(after["stack/0/0/own/read"]).sum() < np.abs(before["stack/0/0/own/read"]).sum()
@@ -112,18 +134,38 @@ def test_a_users_weights_are_split_over_tensor_and_decay_as_declared():
 def test_two_loss_parts_with_unequal_denominators_are_exact_in_four_unequal_parts():
     batch = packed_batch(small_config())
     batch["weights"][::4] = 0.0
-    batch["segments"][1::4] = np.minimum(batch["segments"][1::4], 1)  # fewer documents end in the second of four parts
+    batch["segments"][1::4] = np.minimum(
+        batch["segments"][1::4], 1
+    )  # fewer documents end in the second of four parts
     once, parts = (Setup(small_config(microbatches=n), of=TwoParts) for n in (1, 4))
     for _ in range(3):
         a, b = once.step(batch), parts.step(batch)
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-6) and b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
-        assert b["terms"] == pytest.approx(a["terms"], rel=1e-5) and set(a["terms"]) == {"loss", "z", "ends"}
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-6) and b["grad_norm"] == pytest.approx(
+            a["grad_norm"], rel=1e-5
+        )
+        assert b["terms"] == pytest.approx(a["terms"], rel=1e-5) and set(a["terms"]) == {
+            "loss",
+            "z",
+            "ends",
+        }
         terms, z_loss = a["terms"], once.config.train.z_loss
-        assert a["loss"] == pytest.approx(terms["loss"] + z_loss * terms["z"] + 0.1 * terms["ends"], rel=1e-6)
+        assert a["loss"] == pytest.approx(
+            terms["loss"] + z_loss * terms["z"] + 0.1 * terms["ends"], rel=1e-6
+        )
 
 
 def test_what_is_lent_across_repeats_is_the_same_scanned_and_unrolled_in_values_gradients_and_memory():
-    arch = Architecture(64, 32, 4, 2, 8, 48, (((parse_block(f"{OWN}:Residual"),), 6),), attention="reference", unroll=False)
+    arch = Architecture(
+        64,
+        32,
+        4,
+        2,
+        8,
+        48,
+        (((parse_block(f"{OWN}:Residual"),), 6),),
+        attention="reference",
+        unroll=False,
+    )
     params = _random(jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
     batch = _batch([(64,)] * 8)
 
@@ -157,4 +199,6 @@ def test_what_is_lent_across_repeats_is_by_hand_the_value_of_the_layer_before():
     for r in range(3):
         lent = norm(x, layers["mixer_norm"]["scale"][r]) @ layers["own"]["value"][r] + 0.5 * lent
         x = x + jnp.tanh(lent) @ layers["own"]["out"][r]
-    np.testing.assert_allclose(lm.forward(arch, params, {}, batch)[0], norm(x, params["final_norm"]["scale"]), atol=1e-5)
+    np.testing.assert_allclose(
+        lm.forward(arch, params, {}, batch)[0], norm(x, params["final_norm"]["scale"]), atol=1e-5
+    )

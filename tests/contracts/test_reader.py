@@ -38,13 +38,21 @@ def table(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_reader_of_the_users_own_gives_the_documents_that_json_lines_give(table, tmp_path, processes, monkeypatch):
+def test_a_reader_of_the_users_own_gives_the_documents_that_json_lines_give(
+    table, tmp_path, processes, monkeypatch
+):
     lines = tmp_path / "table.jsonl"
-    lines.write_text("".join(json.dumps({"id": str(n), "body": text}) + "\n" for n, text in enumerate(TEXTS)))
-    plain = configs.DataConfig(sources={"tales": {"path": str(lines), "field": "body"}}, vocab_size=300, heldout=0.1)
+    lines.write_text(
+        "".join(json.dumps({"id": str(n), "body": text}) + "\n" for n, text in enumerate(TEXTS))
+    )
+    plain = configs.DataConfig(
+        sources={"tales": {"path": str(lines), "field": "body"}}, vocab_size=300, heldout=0.1
+    )
     expected = prepare(plain, seed=0, cache=tmp_path / "plain")
     monkeypatch.setattr(preparing, "IN_PROCESS_BYTES", 0)
-    found = prepare(data(table, max_bad_share=0.02), seed=0, cache=tmp_path / "own", processes=processes)
+    found = prepare(
+        data(table, max_bad_share=0.02), seed=0, cache=tmp_path / "own", processes=processes
+    )
     for kind in ("train", "heldout"):
         ours, theirs = getattr(found, kind)["tales"], getattr(expected, kind)["tales"]
         assert [tokens.tolist() for tokens in ours] == [tokens.tolist() for tokens in theirs]
@@ -52,15 +60,26 @@ def test_a_reader_of_the_users_own_gives_the_documents_that_json_lines_give(tabl
 
 
 def test_too_many_faults_of_an_own_reader_are_refused_with_their_lines(table, tmp_path):
-    with pytest.raises(UserError, match=r"2 of 202 records.*table\.csv\.gz line 402: malformed CSV"):
+    with pytest.raises(
+        UserError, match=r"2 of 202 records.*table\.csv\.gz line 402: malformed CSV"
+    ):
         prepare(data(table), seed=0, cache=tmp_path)
 
 
-@pytest.mark.parametrize("name, told", [
-    ("failing", r"tests\.contracts\.reader:failing' failed: '.*reader\.py', line \d+: KeyError: body"),
-    ("texts", r"it gave 'a text'; expected a Record or a Fault"),
-    ("missing", r"data\.sources\.tales\.reader 'tests\.contracts\.reader:missing': module .* has no attribute 'missing'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        (
+            "failing",
+            r"tests\.contracts\.reader:failing' failed: '.*reader\.py', line \d+: KeyError: body",
+        ),
+        ("texts", r"it gave 'a text'; expected a Record or a Fault"),
+        (
+            "missing",
+            r"data\.sources\.tales\.reader 'tests\.contracts\.reader:missing': module .* has no attribute 'missing'",
+        ),
+    ],
+)
 def test_a_reader_that_fails_is_named_with_its_line(table, tmp_path, name, told):
     with pytest.raises(UserError, match=told):
         prepare(data(table, f"tests.contracts.reader:{name}"), seed=0, cache=tmp_path)
@@ -71,8 +90,13 @@ def test_prepared_text_is_reused_until_the_readers_code_changes(table, tmp_path,
     (tmp_path / "changing.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     one = prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path)
-    assert prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path).folder == one.folder
-    (tmp_path / "changing.py").write_text(code.replace("yield Record(row", "yield row['id'] != '7' and Record(row"))
+    assert (
+        prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path).folder
+        == one.folder
+    )
+    (tmp_path / "changing.py").write_text(
+        code.replace("yield Record(row", "yield row['id'] != '7' and Record(row")
+    )
     del sys.modules["changing"]
     with pytest.raises(UserError, match="it gave False; expected a Record"):
         prepare(data(table, "changing:read_csv", max_bad_share=0.02), seed=0, cache=tmp_path)

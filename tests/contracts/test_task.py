@@ -45,9 +45,29 @@ def start(recipe, task, name, *flags, kill=""):
     """Start the launcher on one device in a process of its own."""
     xla = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
     path = os.pathsep.join([str(runs.ROOT), str(recipe.parent)])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PYTHONPATH": path, "TOY_KILL": kill}
-    command = [sys.executable, "-m", "slmjax.launch", f"--config={recipe}:{task}", f"--workdir={recipe.parent / name}", *flags]
-    return subprocess.Popen(command, env=environment, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla,
+        "PYTHONPATH": path,
+        "TOY_KILL": kill,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "slmjax.launch",
+        f"--config={recipe}:{task}",
+        f"--workdir={recipe.parent / name}",
+        *flags,
+    ]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=recipe.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ends(process, status=0):
@@ -64,17 +84,28 @@ def values(workdir, name):
 
 
 @pytest.mark.slow
-def test_a_task_with_its_own_fields_and_metrics_goes_on_after_a_kill_and_ends_as_if_undisturbed(recipe, pictures, monkeypatch, capsys):
+def test_a_task_with_its_own_fields_and_metrics_goes_on_after_a_kill_and_ends_as_if_undisturbed(
+    recipe, pictures, monkeypatch, capsys
+):
     ends(start(recipe, "Pictures", "killed", kill="checkpoint"), -signal.SIGKILL)
     killed = recipe.parent / "killed"
     assert 4 in runs.steps_saved(killed) and not runs.events(killed, "finish")
     said = ends(start(recipe, "Pictures", "killed"))
-    assert "goes on from step 4" in said and "noise with a bright quarter" in said and "slmjax.generate" not in said
+    assert (
+        "goes on from step 4" in said
+        and "noise with a bright quarter" in said
+        and "slmjax.generate" not in said
+    )
     runs.assert_same_end(killed, pictures, STEPS)
     for name in ("train/right", "quarters/right", "quarters/final"):
         assert values(killed, name) == values(pictures, name)
-    assert list(values(killed, "train/right")) == list(range(1, STEPS + 1)) and list(values(killed, "quarters/right")) == [4, 8, 12]
-    assert list(values(killed, "quarters/final")) == [12] and runs.events(killed, "data")[-1]["kind"] == "images"
+    assert list(values(killed, "train/right")) == list(range(1, STEPS + 1)) and list(
+        values(killed, "quarters/right")
+    ) == [4, 8, 12]
+    assert (
+        list(values(killed, "quarters/final")) == [12]
+        and runs.events(killed, "data")[-1]["kind"] == "images"
+    )
     assert not (killed / "tokenizer.json").exists()
     again = ends(start(recipe, "Pictures", "killed"))
     assert "This run is finished" in again
@@ -82,9 +113,16 @@ def test_a_task_with_its_own_fields_and_metrics_goes_on_after_a_kill_and_ends_as
     words = [f"--checkpoint={killed}", "--prompt=a"]
     assert generate.main(words) == 2 and "--trust=toy:Pictures" in capsys.readouterr().err
     assert generate.main([*words, "--trust=toy:Pictures"]) == 2
-    assert f"'{killed}' was trained by the task 'toy:Pictures brighter=80', which has no tokenizer" in capsys.readouterr().err
+    assert (
+        f"'{killed}' was trained by the task 'toy:Pictures brighter=80', which has no tokenizer"
+        in capsys.readouterr().err
+    )
     model = load_model(str(killed), trust=["toy:Pictures"], text=False)
-    assert model.tokenizer is None and model.params["embedding"].tobytes() == runs.saved(killed, STEPS)["params['embedding']"].tobytes()
+    assert (
+        model.tokenizer is None
+        and model.params["embedding"].tobytes()
+        == runs.saved(killed, STEPS)["params['embedding']"].tobytes()
+    )
 
 
 @pytest.mark.slow
@@ -95,7 +133,9 @@ def test_rows_that_were_drawn_from_the_model_are_used_again_after_a_kill_before_
     ends(start(recipe, "Drawn", "drawn-killed"))
     runs.assert_same_end(recipe.parent / "drawn-killed", recipe.parent / "drawn", STEPS)
     for name in ("drawn", "drawn-killed"):  # each step once, also those that were done again
-        assert (recipe.parent / f"{name}.draws").read_text().split() == [str(step) for step in range(STEPS)]
+        assert (recipe.parent / f"{name}.draws").read_text().split() == [
+            str(step) for step in range(STEPS)
+        ]
     losses = runs.losses(recipe.parent / "drawn")[1]
     assert len(set(losses)) == STEPS and losses[-1] < losses[0]
 
@@ -105,7 +145,12 @@ def test_images_are_read_by_workers_of_two_processes_as_by_one(recipe, pictures)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = (f"--coordinator=localhost:{port}", "--processes=2", "--config.data.workers=2", "--config.mesh.fsdp=2")
+    flags = (
+        f"--coordinator=localhost:{port}",
+        "--processes=2",
+        "--config.data.workers=2",
+        "--config.mesh.fsdp=2",
+    )
     both = [start(recipe, "Pictures", "two", *flags, f"--process={number}") for number in range(2)]
     try:
         for process in both:
@@ -114,7 +159,9 @@ def test_images_are_read_by_workers_of_two_processes_as_by_one(recipe, pictures)
         for process in both:
             process.kill()
     two = recipe.parent / "two"
-    np.testing.assert_allclose(runs.losses(two)[1], runs.losses(pictures)[1], rtol=2e-5)  # sums in another order
+    np.testing.assert_allclose(
+        runs.losses(two)[1], runs.losses(pictures)[1], rtol=2e-5
+    )  # sums in another order
     assert values(two, "quarters/right") == values(pictures, "quarters/right")
     assert values(two, "train/right") == pytest.approx(values(pictures, "train/right"))
 
@@ -154,20 +201,53 @@ class Narrow(Taskless):
 """
 
 
-@pytest.mark.parametrize("name, told", [
-    ("lmm", r"config.task is 'lmm'; it can be lm, recall, or module:Name of your own\. Did you mean 'lm'\?"),
-    ("no_such_module:Task", "config.task names 'no_such_module:Task': No module named 'no_such_module'"),
-    ("mistakes:Partles", "module 'mistakes' has no attribute 'Partles'. Did you mean 'Partless'?"),
-    ("mistakes:raises", r"'mistakes:raises' cannot be made: '.*mistakes.py', line 6: ValueError: no such file of pictures\."),
-    ("mistakes:Partless", r"'mistakes:Partless' cannot be made: Partless\(\) takes no arguments"),
-    ("mistakes:Wordless", "the vocab_size of 'mistakes:Wordless' is 0; expected a whole number of tokens"),
-    ("mistakes:Taskless", "'mistakes:Taskless' made a NoneType without 'rows'; see Task of slmjax/tasks/task.py"),
-    ("mistakes:Failing", "'mistakes:Failing' makes no task: '.*mistakes.py', line 21: KeyError: rows"),
-    ("mistakes:Taskless rate=3", "'mistakes:Taskless' has no option 'rate'; there are none"),
-    ("recall puzle=copy:8:2", "'recall' has no option 'puzle'; there is puzzle, vocab, examples, tested. Did you mean 'puzzle'?"),
-    ("lm now", "'now' in 'lm now' is no option=value"),
-    ("mistakes:Narrow", "the field 'pictures' of 'mistakes:Narrow' has 3 rows; config.train.batch is 64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        (
+            "lmm",
+            r"config.task is 'lmm'; it can be lm, recall, or module:Name of your own\. Did you mean 'lm'\?",
+        ),
+        (
+            "no_such_module:Task",
+            "config.task names 'no_such_module:Task': No module named 'no_such_module'",
+        ),
+        (
+            "mistakes:Partles",
+            "module 'mistakes' has no attribute 'Partles'. Did you mean 'Partless'?",
+        ),
+        (
+            "mistakes:raises",
+            r"'mistakes:raises' cannot be made: '.*mistakes.py', line 6: ValueError: no such file of pictures\.",
+        ),
+        (
+            "mistakes:Partless",
+            r"'mistakes:Partless' cannot be made: Partless\(\) takes no arguments",
+        ),
+        (
+            "mistakes:Wordless",
+            "the vocab_size of 'mistakes:Wordless' is 0; expected a whole number of tokens",
+        ),
+        (
+            "mistakes:Taskless",
+            "'mistakes:Taskless' made a NoneType without 'rows'; see Task of slmjax/tasks/task.py",
+        ),
+        (
+            "mistakes:Failing",
+            "'mistakes:Failing' makes no task: '.*mistakes.py', line 21: KeyError: rows",
+        ),
+        ("mistakes:Taskless rate=3", "'mistakes:Taskless' has no option 'rate'; there are none"),
+        (
+            "recall puzle=copy:8:2",
+            "'recall' has no option 'puzle'; there is puzzle, vocab, examples, tested. Did you mean 'puzzle'?",
+        ),
+        ("lm now", "'now' in 'lm now' is no option=value"),
+        (
+            "mistakes:Narrow",
+            "the field 'pictures' of 'mistakes:Narrow' has 3 rows; config.train.batch is 64",
+        ),
+    ],
+)
 def test_what_is_wrong_with_a_users_task_is_said_in_one_sentence(name, told, tmp_path, monkeypatch):
     (tmp_path / "mistakes.py").write_text(MISTAKES)
     monkeypatch.syspath_prepend(tmp_path)
@@ -183,9 +263,14 @@ def test_a_task_is_code_that_only_its_user_may_name_and_a_run_does_not_go_on_wit
     assert configs.named_code(configs.Config()) == []
     config = configs.Config(task="mine:Pictures brighter=3")
     assert configs.named_code(config) == ["mine:Pictures"]
-    with pytest.raises(UserError, match=r"'elsewhere' names 'mine:Pictures': importing the module mine .* --trust=mine:Pictures"):
+    with pytest.raises(
+        UserError,
+        match=r"'elsewhere' names 'mine:Pictures': importing the module mine .* --trust=mine:Pictures",
+    ):
         configs.check_trust(config, (), "elsewhere")
-    with pytest.raises(UserError, match="does not fit the checkpoint: task was lm and is mine:Pictures brighter=3"):
+    with pytest.raises(
+        UserError, match="does not fit the checkpoint: task was lm and is mine:Pictures brighter=3"
+    ):
         resume.fits(configs.to_dict(configs.Config()), config)
     earlier = configs.to_dict(configs.Config())
     del earlier["task"]  # a run of a version that had no such field

@@ -26,9 +26,22 @@ LEVELS = 8  # tokens that a pixel is rounded to; four more stand for the answers
 def get_config(task="Pictures"):
     c = config.base()
     c.task = f"toy:{task} brighter=80"
-    c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.head_dim, c.model.ff_width = 16, 1, 2, 1, 8, 32
+    (
+        c.model.width,
+        c.model.layers,
+        c.model.heads,
+        c.model.kv_heads,
+        c.model.head_dim,
+        c.model.ff_width,
+    ) = 16, 1, 2, 1, 8, 32
     c.data.seq_len = PIXELS
-    c.train.steps, c.train.batch, c.train.microbatches, c.train.warmup, c.train.lr = 12, 16, 2, 2, 1e-2
+    c.train.steps, c.train.batch, c.train.microbatches, c.train.warmup, c.train.lr = (
+        12,
+        16,
+        2,
+        2,
+        1e-2,
+    )
     c.eval.every, c.checkpoint.every, c.checkpoint.keep, c.log.every = 4, 4, 9, 1
     return c
 
@@ -38,14 +51,19 @@ class Quarters:
 
     def __init__(self, rows, folder):
         self.rows = rows
-        self.evaluations = [Right("quarters/right", False, folder), Right("quarters/final", True, folder)]
+        self.evaluations = [
+            Right("quarters/right", False, folder),
+            Right("quarters/final", True, folder),
+        ]
 
     def totals(self, batch):
         return {"main": jnp.float32(batch["quarters"].size)}
 
     def loss(self, model, params, buffers, batch, totals, *, key, step):
         scores, seen = answers(model, params, buffers, batch["images"])
-        nats = -jnp.take_along_axis(jax.nn.log_softmax(scores), batch["quarters"][:, None], axis=1).sum()
+        nats = -jnp.take_along_axis(
+            jax.nn.log_softmax(scores), batch["quarters"][:, None], axis=1
+        ).sum()
         right = (scores.argmax(-1) == batch["quarters"]).sum()
         count = jnp.float32(batch["quarters"].size)
         return Loss(nats, count, {"loss": (nats, count), "right": (right, count)}, seen)
@@ -93,7 +111,9 @@ class Pictures(TaskBuilder):
         self.config, self.folder, self.brighter = config, Path(workdir), brighter
 
     def task(self, program):
-        return Quarters(Images(self.config.train.batch, self.config.seed, self.brighter), self.folder)
+        return Quarters(
+            Images(self.config.train.batch, self.config.seed, self.brighter), self.folder
+        )
 
     def facts(self, task):
         return Facts({"data": "noise with a bright quarter"}, {"kind": "images"})
@@ -106,7 +126,10 @@ class Asked:
         self.fields, self.folder = text_fields(batch, PIXELS), folder
 
     def shapes(self, step):
-        if os.environ.get("TOY_KILL") == str(step) and (self.folder / "drawn" / f"{step}.npz").exists():
+        if (
+            os.environ.get("TOY_KILL") == str(step)
+            and (self.folder / "drawn" / f"{step}.npz").exists()
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.fields
 
@@ -128,7 +151,9 @@ class Repeated(LanguageModeling):
         batch, length = self.rows.fields["tokens"].shape
         tokens = np.random.default_rng(step).integers(0, LEVELS, (batch, length)).astype(np.int32)
         table = np.asarray(jax.device_get(params["embedding"]))
-        likeliest = (table @ table[:LEVELS].T).argmax(1).astype(np.int32)  # of a model without layers
+        likeliest = (
+            (table @ table[:LEVELS].T).argmax(1).astype(np.int32)
+        )  # of a model without layers
         fields = {"tokens": tokens, "targets": likeliest[tokens], "segments": np.ones_like(tokens)}
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         return fields | {"positions": positions, "weights": np.ones(tokens.shape, np.float32)}

@@ -23,7 +23,10 @@ class Images:
 
     def row(self, step, row):
         random = np.random.default_rng([self.seed, step, row])
-        image, quarter = random.integers(0, 160, (SIDE, SIDE, CHANNELS), dtype=np.uint8), int(random.integers(4))
+        image, quarter = (
+            random.integers(0, 160, (SIDE, SIDE, CHANNELS), dtype=np.uint8),
+            int(random.integers(4)),
+        )
         half, (top, left) = SIDE // 2, divmod(quarter, 2)
         image[half * top : half * (top + 1), half * left : half * (left + 1)] += self.brighter
         return image, quarter

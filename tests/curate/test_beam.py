@@ -47,16 +47,28 @@ def test_beam_and_one_and_two_processes_leave_the_same_bytes(raw, tmp_path):
     assert run(raw, tmp_path / "two" / "run", "--config.curate.processes=2") == one
     assert run(raw, tmp_path / "beam" / "run", "--config.curate.beam=--runner=DirectRunner") == one
     report = json.loads((tmp_path / "one" / "run" / "report.json").read_text())["sources"]["web"]
-    assert report["documents"]["read"] == DOCUMENTS and 0.2 < report["duplicate"]["documents"] / DOCUMENTS < 0.5
+    assert (
+        report["documents"]["read"] == DOCUMENTS
+        and 0.2 < report["duplicate"]["documents"] / DOCUMENTS < 0.5
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.beam
 def test_a_second_batch_on_beam_is_that_of_a_process(raw, tmp_path):
-    for kind, words in (("local", ["--config.curate.processes=1"]), ("beam", ["--config.curate.beam=--runner=DirectRunner"])):
+    for kind, words in (
+        ("local", ["--config.curate.processes=1"]),
+        ("beam", ["--config.curate.beam=--runner=DirectRunner"]),
+    ):
         for number in (0, 1):
             sources = f"--config.data.sources=web={raw}/{number}.jsonl"
-            run(raw, tmp_path / f"{kind}-{number}" / "run", sources, f"--config.curate.index={tmp_path}/{kind}-index", *words)
+            run(
+                raw,
+                tmp_path / f"{kind}-{number}" / "run",
+                sources,
+                f"--config.curate.index={tmp_path}/{kind}-index",
+                *words,
+            )
     assert digests(tmp_path / "local-1" / "run") == digests(tmp_path / "beam-1" / "run")
 
 
@@ -65,7 +77,12 @@ def test_a_second_batch_on_beam_is_that_of_a_process(raw, tmp_path):
 def test_options_without_a_runner_are_refused(raw, tmp_path, words, capsys):
     assert (
         launch.main(
-            ["--config=configs/curate.py", f"--workdir={tmp_path}", f"--config.data.sources={raw}", f"--config.curate.beam={words}"]
+            [
+                "--config=configs/curate.py",
+                f"--workdir={tmp_path}",
+                f"--config.data.sources={raw}",
+                f"--config.curate.beam={words}",
+            ]
         )
         == 2
     )

@@ -17,9 +17,16 @@ def spelled(text, ngram):
     """The shingles as sets of strings, by the definition."""
     kind = minhash.permutation_points() >> 30
     lower = lambda c: c.lower() if len(c.lower()) == 1 else c  # noqa: E731
-    marked = "".join(f" {lower(c)} " if kind[ord(c)] == 2 else lower(c) if kind[ord(c)] == 1 else " " for c in text)
+    marked = "".join(
+        f" {lower(c)} " if kind[ord(c)] == 2 else lower(c) if kind[ord(c)] == 1 else " "
+        for c in text
+    )
     words = marked.split()
-    return [tuple(words[i : i + ngram]) for i in range(max(1, len(words) - ngram + 1))] if words else [("", *map(lower, text))]
+    return (
+        [tuple(words[i : i + ngram]) for i in range(max(1, len(words) - ngram + 1))]
+        if words
+        else [("", *map(lower, text))]
+    )
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.integers(1, 6))
@@ -27,7 +34,9 @@ def test_the_compiled_kernel_and_numpy_give_the_same_sketches(texts, ngram):
     pytest.importorskip("numba")
     scheme = Scheme(ngram=ngram, bands=3, rows=4, seed=ngram)
     encoded = [text.encode() for text in texts]
-    for ours, reference in zip(minhash._compiled(encoded, scheme, True), minhash._numpy(encoded, scheme, True), strict=True):
+    for ours, reference in zip(
+        minhash._compiled(encoded, scheme, True), minhash._numpy(encoded, scheme, True), strict=True
+    ):
         assert ours.dtype == reference.dtype
         np.testing.assert_array_equal(ours, reference)
 
@@ -54,7 +63,9 @@ def test_signatures_are_those_of_datasketch():
     texts = ["the quick brown fox jumps over the lazy dog " * 3, "a b c", ""]
     scheme = Scheme(bands=4, rows=5, seed=7)
     found = sketch(texts, scheme, signatures=True)
-    for shingles, own in zip(np.split(found.shingles, np.cumsum(found.counts)[:-1]), found.signatures):
+    for shingles, own in zip(
+        np.split(found.shingles, np.cumsum(found.counts)[:-1]), found.signatures
+    ):
         theirs = datasketch.MinHash(20, seed=7, hashfunc=int, scheme="affine32")
         theirs.update_batch(shingles.tolist())
         np.testing.assert_array_equal(own, theirs.hashvalues)
@@ -76,7 +87,10 @@ def test_pairs_meet_in_a_band_as_often_as_the_curve_says():
             bands = sketch(texts, scheme).bands
             met += list((bands[::2] == bands[1::2]).any(1))
         expected = Scheme(bands=8, rows=5).candidate_probability(common / (400 - common))
-        assert abs(np.mean(met) - expected) < 3.5 * np.sqrt(expected * (1 - expected) / len(met)) + 1e-3
+        assert (
+            abs(np.mean(met) - expected)
+            < 3.5 * np.sqrt(expected * (1 - expected) / len(met)) + 1e-3
+        )
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])

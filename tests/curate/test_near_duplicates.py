@@ -63,17 +63,28 @@ def test_two_processes_and_small_chunks_give_the_same(files, tmp_path, monkeypat
 
 def test_decisions_name_both_documents(files, tmp_path):
     index, clusters = deduplicate(sources(files, "a", "b"), tmp_path, scheme=SMALL)
-    texts = {f"{n}/{n}.jsonl": [json.loads(line)["text"] for line in (files / f"{n}.jsonl").read_text().splitlines()] for n in "ab"}
+    texts = {
+        f"{n}/{n}.jsonl": [
+            json.loads(line)["text"] for line in (files / f"{n}.jsonl").read_text().splitlines()
+        ]
+        for n in "ab"
+    }
     told = list(decisions(index, clusters))
     assert len(told) == len(clusters.removed)
     for entry in told:
         places = (entry["file"], entry["line"]), (entry["kept_file"], entry["kept_line"])
         a, b = (set(itertools.pairwise(texts[file][line - 1].split())) for file, line in places)
-        assert entry["similarity"] == pytest.approx(len(a & b) / len(a | b), abs=1e-4) and entry["similarity"] >= 0.75
+        assert (
+            entry["similarity"] == pytest.approx(len(a & b) / len(a | b), abs=1e-4)
+            and entry["similarity"] >= 0.75
+        )
         assert (entry["kept_file"], entry["kept_line"]) < (entry["file"], entry["line"])
 
 
-@pytest.mark.parametrize("other", [Scheme(ngram=3, bands=10, rows=3), Scheme(ngram=2, bands=5, rows=6), Scheme(2, 10, 3, seed=2)])
+@pytest.mark.parametrize(
+    "other",
+    [Scheme(ngram=3, bands=10, rows=3), Scheme(ngram=2, bands=5, rows=6), Scheme(2, 10, 3, seed=2)],
+)
 def test_an_index_of_another_scheme_is_refused(files, tmp_path, other):
     deduplicate(sources(files, "a"), tmp_path, scheme=SMALL)
     with pytest.raises(UserError, match=r"holds sketches of scheme .* asks for"):
@@ -97,7 +108,9 @@ def test_an_empty_index_has_no_clusters(tmp_path):
 
 def test_a_damaged_index_is_refused_by_its_file_and_never_read(files, tmp_path):
     deduplicate(sources(files, "a"), tmp_path / "index", scheme=SMALL)
-    whole = {name: (tmp_path / "index" / name).read_bytes() for name in ("index.json", *indices.KEPT)}
+    whole = {
+        name: (tmp_path / "index" / name).read_bytes() for name in ("index.json", *indices.KEPT)
+    }
     rng = np.random.default_rng(0)
     for trial in range(200):
         name = list(whole)[trial % len(whole)]

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from slmjax.curate.normalise import normalise
 
-pieces = st.sampled_from("\n \t\r\x0b\x0c\x00\x1c\x85\xa0\xad\u200b\u200d\u2028\u202e\u3000\ufeff\u0301\u1100\u1161\u212be")
+pieces = st.sampled_from(
+    "\n \t\r\x0b\x0c\x00\x1c\x85\xa0\xad\u200b\u200d\u2028\u202e\u3000\ufeff\u0301\u1100\u1161\u212be"
+)
 texts = st.one_of(st.text(), st.lists(pieces).map("".join))
 
 
@@ -27,7 +29,16 @@ def test_no_rule_is_left_to_apply(text):
     assert all(line == line.rstrip() for line in out.split("\n"))
 
 
-@given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["x = 1", "if x:", "return", "# a\tb  c"]), st.integers(0, 3)), min_size=1))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 8),
+            st.sampled_from(["x = 1", "if x:", "return", "# a\tb  c"]),
+            st.integers(0, 3),
+        ),
+        min_size=1,
+    )
+)
 def test_code_keeps_its_indentation_and_loses_only_spaces_at_line_ends(lines):
     code = "\n".join(" " * 4 * depth + text for depth, text, _ in lines)
     untidy = "\r\n".join(" " * 4 * depth + text + " " * after for depth, text, after in lines)

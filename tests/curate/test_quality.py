@@ -23,7 +23,10 @@ def prose(count):
 
 def unique(count, letters=3):
     """Different words of so many letters, none of which is special."""
-    return ["".join(letters) for letters in itertools.islice(itertools.product("bcdfgkpqvz", repeat=letters), count)]
+    return [
+        "".join(letters)
+        for letters in itertools.islice(itertools.product("bcdfgkpqvz", repeat=letters), count)
+    ]
 
 
 def filled(text, length):
@@ -39,16 +42,34 @@ def lines_of(count, words, ending=""):
 GOPHER_QUALITY = [
     ("too few words", prose(50), prose(49)),
     ("too many words", prose(100_000), prose(100_001)),
-    ("words too short", ["to", "have"] * 25, ["to", "have"] * 24 + ["to", "the"]),  # mean length 3, and 1/50 below
-    ("words too long", ["the", "and"] + ["k" * 10] * 46 + ["k" * 17] * 2, ["the", "and"] + ["k" * 10] * 46 + ["k" * 17, "k" * 18]),  # 10
-    ("too many hashes", ["#"] * 10 + prose(90), ["#"] * 11 + prose(90)),  # 10 of 100 words, 11 of 101
+    (
+        "words too short",
+        ["to", "have"] * 25,
+        ["to", "have"] * 24 + ["to", "the"],
+    ),  # mean length 3, and 1/50 below
+    (
+        "words too long",
+        ["the", "and"] + ["k" * 10] * 46 + ["k" * 17] * 2,
+        ["the", "and"] + ["k" * 10] * 46 + ["k" * 17, "k" * 18],
+    ),  # 10
+    (
+        "too many hashes",
+        ["#"] * 10 + prose(90),
+        ["#"] * 11 + prose(90),
+    ),  # 10 of 100 words, 11 of 101
     ("too many ellipses", ["…"] * 5 + ["..."] * 5 + prose(90), ["…"] * 5 + ["..."] * 6 + prose(90)),
-    ("too few words with a letter", ["37"] * 20 + prose(80), ["37"] * 21 + prose(80)),  # 80 of 100, of 101
+    (
+        "too few words with a letter",
+        ["37"] * 20 + prose(80),
+        ["37"] * 21 + prose(80),
+    ),  # 80 of 100, of 101
     ("too few stop words", ["the", "of"] + ["river"] * 50, ["the", "The", "OF"] + ["river"] * 50),
 ]
 
 
-@pytest.mark.parametrize(("reason", "kept", "dropped"), GOPHER_QUALITY, ids=[case[0] for case in GOPHER_QUALITY])
+@pytest.mark.parametrize(
+    ("reason", "kept", "dropped"), GOPHER_QUALITY, ids=[case[0] for case in GOPHER_QUALITY]
+)
 def test_gopher_quality_drops_just_beyond_each_threshold_of_words(reason, kept, dropped):
     kept, dropped = " ".join(kept), " ".join(dropped)
     assert gopher_quality(kept) == (kept, None)
@@ -58,12 +79,23 @@ def test_gopher_quality_drops_just_beyond_each_threshold_of_words(reason, kept, 
 @pytest.mark.parametrize(
     ("reason", "kept", "dropped"),
     [
-        ("too many bullet lines", ["- the"] * 5 + ["• the"] * 4 + ["river"], ["- the"] * 6 + [" • the"] * 4),
-        ("too many lines end in an ellipsis", ["the..."] * 3 + ["river"] * 7, ["the..."] * 3 + ["the… "] + ["river"] * 6),
+        (
+            "too many bullet lines",
+            ["- the"] * 5 + ["• the"] * 4 + ["river"],
+            ["- the"] * 6 + [" • the"] * 4,
+        ),
+        (
+            "too many lines end in an ellipsis",
+            ["the..."] * 3 + ["river"] * 7,
+            ["the..."] * 3 + ["the… "] + ["river"] * 6,
+        ),
     ],
 )
 def test_gopher_quality_drops_just_beyond_each_threshold_of_lines(reason, kept, dropped):
-    kept, dropped = ("\n".join(f"{line.split()[0]} {' '.join(prose(8))} {line}" for line in lines) for lines in (kept, dropped))
+    kept, dropped = (
+        "\n".join(f"{line.split()[0]} {' '.join(prose(8))} {line}" for line in lines)
+        for lines in (kept, dropped)
+    )
     assert gopher_quality(kept) == (kept, None)
     assert gopher_quality(dropped) == (dropped, f"gopher_quality: {reason}")
 
@@ -78,7 +110,10 @@ def test_repeated_lines_and_paragraphs_are_counted_with_and_without_their_length
     assert gopher_repetition(dropped)[1] == f"gopher_repetition: repeated {name}"
     long = separator.join([*different[:5], "k" * 200, different[5], "k" * 200, ""])
     assert gopher_repetition(filled(long, 1000))[1] is None
-    assert gopher_repetition(filled(long, 999))[1] == f"gopher_repetition: repeated {name} by characters"
+    assert (
+        gopher_repetition(filled(long, 999))[1]
+        == f"gopher_repetition: repeated {name} by characters"
+    )
 
 
 @pytest.mark.parametrize(("n", "times", "length"), [(2, 10, 250), (3, 9, 400), (4, 8, 550)])
@@ -91,23 +126,34 @@ def test_the_commonest_n_gram_is_dropped_just_beyond_its_share(n, times, length)
 
 
 @pytest.mark.parametrize(
-    ("n", "grams", "length"), [(5, 10, 1000), (6, 7, 900), (7, 13, 2100), (8, 10, 2000), (9, 11, 2700), (10, 10, 3000)]
+    ("n", "grams", "length"),
+    [(5, 10, 1000), (6, 7, 900), (7, 13, 2100), (8, 10, 2000), (9, 11, 2700), (10, 10, 3000)],
 )
 def test_repeated_n_grams_are_dropped_just_beyond_their_share(n, grams, length):
     """So many different n-grams of n words of three letters, each twice: 5 x 3 x 10 is .15 of 1000, 6 x 3 x 7 is .14 of 900, ..."""
     some = [" ".join(gram) for gram in zip(*[iter(unique(n * grams))] * n)]
-    text = " ".join(f"{gram} {between}" for gram, between in zip(some + some, unique(10_000, 4)[-2 * grams :]))
+    text = " ".join(
+        f"{gram} {between}" for gram, between in zip(some + some, unique(10_000, 4)[-2 * grams :])
+    )
     assert gopher_repetition(filled(text, length))[1] is None
-    assert gopher_repetition(filled(text, length - 1))[1] == f"gopher_repetition: repeated {n}-grams"
+    assert (
+        gopher_repetition(filled(text, length - 1))[1] == f"gopher_repetition: repeated {n}-grams"
+    )
 
 
 def test_no_character_is_counted_twice_and_a_text_without_repetitions_has_its_first_n_gram_as_the_commonest():
     only = {"max_top": {2: 2.0}, "max_lines": 1, "max_line_characters": 1}
     text = "k k k k k"  # the fivefold word: pairs at 0 (new), 1 (seen), 3 (seen): 4 of 9 characters
     assert gopher_repetition(text, max_repeated={2: 4 / 9}, **only)[1] is None
-    assert gopher_repetition(text, max_repeated={2: 4 / 9 - 1e-9}, **only)[1] == "gopher_repetition: repeated 2-grams"
+    assert (
+        gopher_repetition(text, max_repeated={2: 4 / 9 - 1e-9}, **only)[1]
+        == "gopher_repetition: repeated 2-grams"
+    )
     assert gopher_repetition("bcd fgkp qv", max_top={2: 8 / 11})[1] is None
-    assert gopher_repetition("bcd fgkp qv", max_top={2: 8 / 11 - 1e-9})[1] == "gopher_repetition: top 2-gram"
+    assert (
+        gopher_repetition("bcd fgkp qv", max_top={2: 8 / 11 - 1e-9})[1]
+        == "gopher_repetition: top 2-gram"
+    )
 
 
 FIVE = [f"Here is line number {word}." for word in ("one", "two", "three", "four", "five")]
@@ -152,14 +198,22 @@ def test_c4_drops_a_document_with_too_few_sentences_a_curly_bracket_or_lorem_ips
 
 
 def test_a_line_of_citation_marks_is_no_sentence():
-    assert c4("\n".join([*FIVE[:4], "[1] [2] [3]"]), terminal_punctuation=False)[1] == "c4: too few sentences"
+    assert (
+        c4("\n".join([*FIVE[:4], "[1] [2] [3]"]), terminal_punctuation=False)[1]
+        == "c4: too few sentences"
+    )
 
 
 def fineweb_lines(count, length=40, ending="."):
     """Different lines of words, each of an exact number of characters."""
     letters = iter(unique(10_000, 4))
-    return [" ".join(next(letters) for _ in range(length))[: length - len(ending)].rstrip().ljust(length - len(ending), "j") + ending
-            for _ in range(count)]  # fmt: skip
+    return [
+        " ".join(next(letters) for _ in range(length))[: length - len(ending)]
+        .rstrip()
+        .ljust(length - len(ending), "j")
+        + ending
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +236,16 @@ def fineweb_lines(count, length=40, ending="."):
         ),
         (
             "too many line breaks",  # 30 and 31 for 100 words: 21 x 3 + 9 x 4 + the full stop of one line
-            [" ".join(["k" * 12, f"v{i}x", f"pppppp{i}qqqqqqqqqq", "bbbb"][: 4 if i < 9 else 3]) for i in range(30)] + ["."],
-            [" ".join(["k" * 12, f"v{i}x", f"pppppp{i}qqqqqqqqqq", "bbbb"][: 4 if i < 9 else 3]) for i in range(30)] + ["", "."],
+            [
+                " ".join(["k" * 12, f"v{i}x", f"pppppp{i}qqqqqqqqqq", "bbbb"][: 4 if i < 9 else 3])
+                for i in range(30)
+            ]
+            + ["."],
+            [
+                " ".join(["k" * 12, f"v{i}x", f"pppppp{i}qqqqqqqqqq", "bbbb"][: 4 if i < 9 else 3])
+                for i in range(30)
+            ]
+            + ["", "."],
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -199,8 +261,11 @@ def test_fineweb_drops_just_beyond_each_threshold(reason, kept, dropped):
 @pytest.mark.parametrize("name", RULES)
 def test_a_text_of_nothing_is_dropped_with_a_reason(name, text):
     assert RULES[name](text)[1] in {
-        "gopher_quality: too few words", "gopher_repetition: empty", "c4: too few sentences", "fineweb: empty",
-    }  # fmt: skip
+        "gopher_quality: too few words",
+        "gopher_repetition: empty",
+        "c4: too few sentences",
+        "fineweb: empty",
+    }
 
 
 def test_a_text_of_nothing_is_dropped_even_where_no_words_are_asked_for():
@@ -216,13 +281,18 @@ def test_check_stops_at_the_first_reason_and_hands_on_what_is_kept():
         seen.append(text)
         return text, None
 
-    assert first_reason(text, ["c4", look, "gopher_quality", look]) == ("\n".join(FIVE), "gopher_quality: too few words")
+    assert first_reason(text, ["c4", look, "gopher_quality", look]) == (
+        "\n".join(FIVE),
+        "gopher_quality: too few words",
+    )
     assert seen == ["\n".join(FIVE)]
     assert first_reason(text, []) == (text, None)
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"no quality rule 'gopher_qualty'.*Did you mean 'gopher_quality'"):
+    with pytest.raises(
+        UserError, match=r"no quality rule 'gopher_qualty'.*Did you mean 'gopher_quality'"
+    ):
         first_reason("text", ["gopher_qualty"])
 
 
@@ -230,10 +300,22 @@ def test_an_unknown_rule_is_refused_with_the_nearest_name():
     ("text", "expected"),
     [
         ("Don't, he said; I can't.", "Do n't , he said ; I ca n't ."),
-        ("the well-known (old) state-of-the-art", "the well - known ( old ) state - of - the - art"),
-        ("Dr. Smith's 5km run... in the U.S. cost $3.50!", "Dr. Smith 's 5 km run ... in the U.S. cost $ 3.50 !"),
-        ("see https://a-b.org/c-d/e?f=g, or mail me@x-y.org.", "see https://a-b.org/c-d/e?f=g , or mail me@x-y.org ."),
-        ("end.Begin and/or 3-4 x=y (e.g. this) :-)", "end . Begin and/or 3 - 4 x = y ( e.g. this ) :-)"),
+        (
+            "the well-known (old) state-of-the-art",
+            "the well - known ( old ) state - of - the - art",
+        ),
+        (
+            "Dr. Smith's 5km run... in the U.S. cost $3.50!",
+            "Dr. Smith 's 5 km run ... in the U.S. cost $ 3.50 !",
+        ),
+        (
+            "see https://a-b.org/c-d/e?f=g, or mail me@x-y.org.",
+            "see https://a-b.org/c-d/e?f=g , or mail me@x-y.org .",
+        ),
+        (
+            "end.Begin and/or 3-4 x=y (e.g. this) :-)",
+            "end . Begin and/or 3 - 4 x = y ( e.g. this ) :-)",
+        ),
         ("“I’m”, she said—‘here’", "“ I ’m ” , she said—‘here ’"),
         (" \n\t", ""),
     ],
@@ -242,7 +324,9 @@ def test_words_are_split_as_spacy_splits_them(text, expected):
     assert split_words(text) == tuple(expected.split())
 
 
-@given(st.one_of(st.text(), st.lists(st.sampled_from(list("a.-'’/:;)(=3 O8x…5km$°C#\n"))).map("".join)))
+@given(
+    st.one_of(st.text(), st.lists(st.sampled_from(list("a.-'’/:;)(=3 O8x…5km$°C#\n"))).map("".join))
+)
 def test_words_hold_every_character_but_white_space(text):
     assert "".join(split_words(text)) == "".join(text.split())
 

@@ -13,7 +13,20 @@ from slmjax.text import hashing
 from slmjax.text.hashing import Matcher, shingles
 
 WORDS = st.lists(
-    st.sampled_from(["alpha", "Beta", "gamma,", "delta-7", "\u00e9t\u00e9", "x's", "12.5", "\u4e2d\u6587", "\U0001f600"]), max_size=40
+    st.sampled_from(
+        [
+            "alpha",
+            "Beta",
+            "gamma,",
+            "delta-7",
+            "\u00e9t\u00e9",
+            "x's",
+            "12.5",
+            "\u4e2d\u6587",
+            "\U0001f600",
+        ]
+    ),
+    max_size=40,
 )
 
 
@@ -27,13 +40,19 @@ def test_two_texts_share_a_hash_where_they_share_thirteen_words(first, second, s
     def runs(text: str) -> list[tuple]:
         words = slow_words(text)
         width = min(13, len(words))
-        return [tuple(words[i : i + width]) for i in range(len(words) - width + 1)] if words else [(text.strip(),)]
+        return (
+            [tuple(words[i : i + width]) for i in range(len(words) - width + 1)]
+            if words
+            else [(text.strip(),)]
+        )
 
     a, b = separator.join(first), " ".join(second)
     hashes_a, hashes_b = shingles(a), shingles(b)
     assert (len(hashes_a), len(hashes_b)) == (len(runs(a)), len(runs(b)))
     expected = [[x == y for y in runs(b)] for x in runs(a)]
-    np.testing.assert_array_equal(hashes_a[:, None] == hashes_b, np.array(expected).reshape(len(hashes_a), -1))
+    np.testing.assert_array_equal(
+        hashes_a[:, None] == hashes_b, np.array(expected).reshape(len(hashes_a), -1)
+    )
 
 
 def test_hashes_do_not_depend_on_where_a_long_text_is_cut(monkeypatch):
@@ -56,7 +75,9 @@ def test_a_matcher_finds_exactly_the_members(seed, size):
     draw = np.random.default_rng(seed)
     members = np.unique(draw.integers(0, 2**64, size, np.uint64))
     probes = np.concatenate([members[::3], draw.integers(0, 2**64, 500, np.uint64)])
-    np.testing.assert_array_equal(members[Matcher(members).find(probes)], probes[np.isin(probes, members)])
+    np.testing.assert_array_equal(
+        members[Matcher(members).find(probes)], probes[np.isin(probes, members)]
+    )
 
 
 def test_a_document_is_removed_when_more_than_half_of_its_shingles_are_seen():
@@ -89,7 +110,9 @@ def test_a_group_of_two_sources_is_held_out_in_both_and_a_single_group_is_report
     groups = {group_id(str(i), 0): 1000 for i in range(200)}
     some = dict(list(groups.items())[:100])
     choice = choose_groups(
-        {"all": table(groups), "some": table(some), "one": table({1: 5})}, {"all": 200_000, "some": 100_000, "one": 5}, 0.05
+        {"all": table(groups), "some": table(some), "one": table({1: 5})},
+        {"all": 200_000, "some": 100_000, "one": 5},
+        0.05,
     )
     assert len(choice.groups["all"]) >= 10
     assert set(choice.groups["some"].tolist()) == set(choice.groups["all"].tolist()) & set(some)
@@ -114,7 +137,10 @@ def test_a_counter_forgets_only_groups_that_can_never_be_held_out(monkeypatch):
         small.add(group, 10)
     everything = table(dict.fromkeys(ids, 30))
     assert not small.complete and len(small.table()) < 400
-    choices = [choose_groups({"s": t}, {"s": 21_000}, 0.5).groups["s"].tolist() for t in (small.table(), everything)]
+    choices = [
+        choose_groups({"s": t}, {"s": 21_000}, 0.5).groups["s"].tolist()
+        for t in (small.table(), everything)
+    ]
     assert choices[0] == choices[1] and len(choices[0]) == 16
 
 

@@ -28,7 +28,9 @@ from slmjax.data.loader import (
 )
 from slmjax.errors import UserError
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # spawned workers cannot import a test file
+cloudpickle.register_pickle_by_value(
+    sys.modules[__name__]
+)  # spawned workers cannot import a test file
 
 EOT = 0
 
@@ -40,7 +42,9 @@ class FakeShards:
         self.lengths, self.fingerprint = np.asarray(lengths, np.int64), fingerprint
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         within = np.arange(self._starts[-1]) - np.repeat(self._starts[:-1], self.lengths)
-        stream = np.where(within == 0, EOT, np.repeat(np.arange(len(lengths)) * 1000, self.lengths) + within)
+        stream = np.where(
+            within == 0, EOT, np.repeat(np.arange(len(lengths)) * 1000, self.lengths) + within
+        )
         self._stream = np.concatenate([stream, [EOT]]).astype(np.int32)
 
     def read(self, doc, offset, count):
@@ -57,7 +61,13 @@ def shards_of(seed, documents=300, longest=150, **options):
 
 def plan_of(train=None, **changes):
     train = train or {"books": shards_of(0), "web": shards_of(1, 500)}
-    settings = {"seq_len": 64, "batch": 8, "steps": 40, "seed": 0, "phases": ((0.5, {"books": 0.7, "web": 0.3}), (1.0, {"web": 1.0}))}
+    settings = {
+        "seq_len": 64,
+        "batch": 8,
+        "steps": 40,
+        "seed": 0,
+        "phases": ((0.5, {"books": 0.7, "web": 0.3}), (1.0, {"web": 1.0})),
+    }
     return BatchPlan(train, **(settings | changes))
 
 
@@ -85,9 +95,14 @@ def global_hashes(plan, processes, workers, start=0, stop=6):
     hashes = []
     for process in range(processes):
         local = list(range(process, plan.batch, processes))
-        with local_batches(plan, start_step=start, stop_step=stop, local_rows=local, workers=workers) as batches:
+        with local_batches(
+            plan, start_step=start, stop_step=stop, local_rows=local, workers=workers
+        ) as batches:
             hashes.append([row_hashes(batch) for batch in batches])
-    return [combine_hashes(hashes[row % processes][step][row // processes] for row in range(plan.batch)) for step in range(stop - start)]
+    return [
+        combine_hashes(hashes[row % processes][step][row // processes] for row in range(plan.batch))
+        for step in range(stop - start)
+    ]
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "concat"])
@@ -118,8 +133,14 @@ def test_the_global_order_is_the_same_from_any_step_on_for_one_two_and_four_proc
     for start in range(40):
         resumed = pickle.loads(pickle.dumps(plan)) if start % 2 else whole_plan()
         processes = (1, 2, 4)[start % 3]
-        parts = [row_hashes(batch_rows(resumed, start, range(process, 8, processes))) for process in range(processes)]
-        assert combine_hashes(parts[row % processes][row // processes] for row in range(8)) == expected[start]
+        parts = [
+            row_hashes(batch_rows(resumed, start, range(process, 8, processes)))
+            for process in range(processes)
+        ]
+        assert (
+            combine_hashes(parts[row % processes][row // processes] for row in range(8))
+            == expected[start]
+        )
         assert [resumed.rows(step) for step in range(start, 40)] == rows[start:]
     for processes, start in ((1, 13), (2, 22), (4, 35)):
         assert global_hashes(whole_plan(), processes, 0, start, 40) == expected[start:]
@@ -128,11 +149,22 @@ def test_the_global_order_is_the_same_from_any_step_on_for_one_two_and_four_proc
 def test_no_source_is_read_more_often_than_its_cap_and_a_cap_that_binds_is_met_to_the_row():
     for epochs in (0.3, 0.5, 1.0, 2.3):
         plan = whole_plan(max_epochs={"notes": epochs}, steps=400)
-        cap, taken = int(epochs * plan.row_plans[2].rows_per_epoch + 1e-6), plan.mixture.rows_before(3200)[2]
+        cap, taken = (
+            int(epochs * plan.row_plans[2].rows_per_epoch + 1e-6),
+            plan.mixture.rows_before(3200)[2],
+        )
         assert taken == cap and "notes" in plan.mixture.spent and plan.epochs()["notes"] <= epochs
-        read = [plan.row_plans[source].row(row) for step in range(400) for source, row in plan.rows(step) if source == 2]
+        read = [
+            plan.row_plans[source].row(row)
+            for step in range(400)
+            for source, row in plan.rows(step)
+            if source == 2
+        ]
         assert sum(span.length for row in read for span in row) <= epochs * plan.row_plans[2].tokens
-    with pytest.raises(UserError, match=r"phases\[2\].*204,800 tokens that the run asks for, only 143,360 .*\(web\).*max_epochs"):
+    with pytest.raises(
+        UserError,
+        match=r"phases\[2\].*204,800 tokens that the run asks for, only 143,360 .*\(web\).*max_epochs",
+    ):
         whole_plan(max_epochs={"web": 0.5, "books": 9, "notes": 9}, steps=400)
 
 
@@ -157,11 +189,20 @@ def test_shares_for_a_figure_are_the_phases_corners_and_the_rows_of_every_part()
     shares = plan.shares(points=8)
     corners = [0, 0.3, 0.3, 0.5, 0.6, 0.6, 0.7, 0.9, 0.9, 0.95, 1.0]
     assert shares["planned"]["tokens"] == [round(40 * corner) * 8 * 64 for corner in corners]
-    assert np.allclose(shares["planned"]["shares"]["notes"], [0, 0, 0, 0.3, 0.3, 0.3, 0, 0, 0, 0.5, 0.5], atol=1e-8)
-    assert shares["realised"]["steps"] == list(range(5, 41, 5)) and shares["realised"]["tokens"][0] == 5 * 8 * 64 // 2
+    assert np.allclose(
+        shares["planned"]["shares"]["notes"], [0, 0, 0, 0.3, 0.3, 0.3, 0, 0, 0, 0.5, 0.5], atol=1e-8
+    )
+    assert (
+        shares["realised"]["steps"] == list(range(5, 41, 5))
+        and shares["realised"]["tokens"][0] == 5 * 8 * 64 // 2
+    )
     for part in range(8):
-        sources = [source for step in range(5 * part, 5 * part + 5) for source, _ in plan.rows(step)]
-        assert [shares["realised"]["shares"][name][part] for name in plan.train] == [sources.count(i) / 40 for i in range(3)]
+        sources = [
+            source for step in range(5 * part, 5 * part + 5) for source, _ in plan.rows(step)
+        ]
+        assert [shares["realised"]["shares"][name][part] for name in plan.train] == [
+            sources.count(i) / 40 for i in range(3)
+        ]
 
 
 def test_batches_are_read_to_the_end_by_more_workers_than_steps_and_not_at_all_where_there_are_none():
@@ -182,7 +223,9 @@ def test_targets_are_the_next_tokens_and_never_cross_documents():
         inside = (batch["targets"] != EOT) & (batch["tokens"] != EOT)
         assert np.array_equal(batch["targets"][inside], batch["tokens"][inside] + 1)
         last = (batch["targets"] == EOT) & (batch["tokens"] != EOT)
-        assert np.array_equal(batch["tokens"][last] % 1000 + 1, shards["books"].lengths[batch["tokens"][last] // 1000])
+        assert np.array_equal(
+            batch["tokens"][last] % 1000 + 1, shards["books"].lengths[batch["tokens"][last] // 1000]
+        )
         assert np.array_equal(batch["positions"] == 0, starts)
         assert np.array_equal(np.diff(batch["positions"])[same], np.ones(same.sum()))
         assert np.array_equal(np.diff(batch["segments"])[~same], np.ones((~same).sum()))
@@ -195,40 +238,65 @@ def test_a_crowded_row_ends_in_padding_without_weight():
     batch = batch_rows(plan, 0, range(2))
     assert batch["segments"].tolist() == [[1] * 5 + [2] * 5 + [3] * 5 + [4] * 5 + [0] * 44] * 2
     assert np.array_equal(batch["weights"], batch["segments"] > 0)
-    assert not batch["tokens"][:, 20:].any() and not batch["targets"][:, 20:].any() and not batch["positions"][:, 20:].any()
+    assert (
+        not batch["tokens"][:, 20:].any()
+        and not batch["targets"][:, 20:].any()
+        and not batch["positions"][:, 20:].any()
+    )
     assert {name: array.dtype for name, array in batch.items()} == {
-        "tokens": np.int32, "targets": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32,
-    }  # fmt: skip
+        "tokens": np.int32,
+        "targets": np.int32,
+        "segments": np.int32,
+        "positions": np.int32,
+        "weights": np.float32,
+    }
 
 
 def row_of(shards, spans, seq_len):
     """The reference: one row, span by span, place by place."""
-    row = {name: np.zeros(seq_len, np.int32) for name in ("tokens", "targets", "segments", "positions")}
+    row = {
+        name: np.zeros(seq_len, np.int32) for name in ("tokens", "targets", "segments", "positions")
+    }
     row["weights"], start = np.zeros(seq_len, np.float32), 0
     for segment, (doc, offset, length) in enumerate(spans, start=1):
         text = shards.read(doc, offset, length)
         for i in range(length):
-            place = {"tokens": text[i], "targets": text[i + 1], "segments": segment, "positions": i, "weights": 1}
+            place = {
+                "tokens": text[i],
+                "targets": text[i + 1],
+                "segments": segment,
+                "positions": i,
+                "weights": 1,
+            }
             for name, value in place.items():
                 row[name][start + i] = value
         start += length
     return row
 
 
-@given(st.lists(st.lists(st.integers(1, 30), max_size=6), min_size=1, max_size=5), st.integers(0, 3))
+@given(
+    st.lists(st.lists(st.integers(1, 30), max_size=6), min_size=1, max_size=5), st.integers(0, 3)
+)
 @settings(max_examples=60, deadline=None)
 def test_rows_assembled_together_are_those_assembled_place_by_place(lengths, spare):
     """Rows without documents, full ones, and padding of any length."""
     seq_len = max(1, max(map(sum, lengths)) + spare)
     shards = [FakeShards([40] * 6), FakeShards([31] * 6)]
-    rows = [(shards[i % 2], [packing.DocumentSpan(doc, doc, length) for doc, length in enumerate(row)]) for i, row in enumerate(lengths)]
+    rows = [
+        (shards[i % 2], [packing.DocumentSpan(doc, doc, length) for doc, length in enumerate(row)])
+        for i, row in enumerate(lengths)
+    ]
     batch = unfold(fold(rows, seq_len))
     for i, (of, spans) in enumerate(rows):
         for name, expected in row_of(of, spans, seq_len).items():
-            assert batch[name].dtype == expected.dtype and np.array_equal(batch[name][i], expected), name
+            assert batch[name].dtype == expected.dtype and np.array_equal(
+                batch[name][i], expected
+            ), name
 
 
-def test_a_plan_says_how_many_documents_a_row_may_hold_and_a_worker_does_not_search_again(monkeypatch):
+def test_a_plan_says_how_many_documents_a_row_may_hold_and_a_worker_does_not_search_again(
+    monkeypatch,
+):
     long, short = shards_of(0), shards_of(1, 900, longest=12)
     plan = plan_of({"long": long, "short": short}, phases=((1.0, {"long": 1, "short": 1}),))
     bounds = [rows.max_segments for rows in plan.row_plans]
@@ -246,9 +314,13 @@ def test_a_plan_says_how_many_documents_a_row_may_hold_and_a_worker_does_not_sea
 
 def test_a_source_has_the_same_rows_whatever_the_others_need():
     tiny = shards_of(2, 900, longest=6)
-    alone, beside = (plan_of({"books": shards_of(0), **more}, phases=()) for more in ({}, {"tiny": tiny}))
+    alone, beside = (
+        plan_of({"books": shards_of(0), **more}, phases=()) for more in ({}, {"tiny": tiny})
+    )
     assert beside.max_segments > alone.max_segments
-    assert [beside.row_plans[0].row(r) for r in range(300)] == [alone.row_plans[0].row(r) for r in range(300)]
+    assert [beside.row_plans[0].row(r) for r in range(300)] == [
+        alone.row_plans[0].row(r) for r in range(300)
+    ]
 
 
 def test_rows_of_a_batch_are_those_of_the_mixture_and_their_documents_are_named():
@@ -256,14 +328,19 @@ def test_rows_of_a_batch_are_those_of_the_mixture_and_their_documents_are_named(
     rows = plan.rows(3)
     spans = [(source, span) for source, row in rows for span in plan.row_plans[source].row(row)]
     assert rows == [plan.mixture.pick(g) for g in range(24, 32)]
-    assert plan.documents(3) == list(dict.fromkeys(f"{['books', 'web'][source]}: file line {span.doc}" for source, span in spans))
+    assert plan.documents(3) == list(
+        dict.fromkeys(f"{['books', 'web'][source]}: file line {span.doc}" for source, span in spans)
+    )
 
 
 def test_epochs_are_the_rows_taken_over_the_rows_of_an_epoch():
     plan = plan_of(steps=400)
     taken = [source for step in range(300) for source, _ in plan.rows(step)]
     assert plan.epochs(0) == {"books": 0, "web": 0}
-    assert plan.epochs(300) == {name: taken.count(i) / (plan.train[name].lengths.sum() // 64) for i, name in enumerate(["books", "web"])}
+    assert plan.epochs(300) == {
+        name: taken.count(i) / (plan.train[name].lengths.sum() // 64)
+        for i, name in enumerate(["books", "web"])
+    }
     assert plan.epochs(300)["books"] > 1
 
 
@@ -272,7 +349,9 @@ def test_a_fingerprint_is_equal_for_plans_whose_earlier_batches_agree():
     constant = {"phases": ((1.0, {"books": 1, "web": 1}),)}
     assert plan.fingerprint(20) == plan_of(steps=50).fingerprint(20)
     assert plan_of(**constant).fingerprint(40) == plan_of(**constant, steps=4000).fingerprint(40)
-    assert plan.fingerprint(20) == plan_of(phases=((0.5, {"books": 7, "web": 3}), (1.0, {"books": 1.0}))).fingerprint(20)
+    assert plan.fingerprint(20) == plan_of(
+        phases=((0.5, {"books": 7, "web": 3}), (1.0, {"books": 1.0}))
+    ).fingerprint(20)
     more = {"new": shards_of(2), **plan.train}
     assert plan.fingerprint(20) == plan_of(more).fingerprint(20)
     assert [plan_of(more).documents(s) for s in range(20)] == [plan.documents(s) for s in range(20)]
@@ -290,7 +369,10 @@ def test_a_fingerprint_is_equal_for_plans_whose_earlier_batches_agree():
         {"phases": ((0.5, {"books": 0.6, "web": 0.4}), (1.0, {"web": 1}))},
         {"phases": ()},
         {"train": {"books": shards_of(0, fingerprint="other"), "web": shards_of(1, 500)}},
-        {"train": {"book": shards_of(0), "web": shards_of(1, 500)}, "phases": ((0.5, {"book": 0.7, "web": 0.3}), (1.0, {"web": 1}))},
+        {
+            "train": {"book": shards_of(0), "web": shards_of(1, 500)},
+            "phases": ((0.5, {"book": 0.7, "web": 0.3}), (1.0, {"web": 1})),
+        },
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -306,16 +388,26 @@ def test_a_fingerprint_notices_a_phase_that_began_earlier_or_later():
 def test_a_fingerprint_notices_ramps_caps_and_scores_once_they_are_reached_and_not_before():
     plan = whole_plan()
     steep = whole_plan(phases=[phase | {"ramp": 0.0} for phase in WHOLE["phases"]])
-    assert plan.fingerprint(12) == steep.fingerprint(12) and plan.fingerprint(13) != steep.fingerprint(13)
+    assert plan.fingerprint(12) == steep.fingerprint(12) and plan.fingerprint(
+        13
+    ) != steep.fingerprint(13)
     capped = plan.mixture.spent["notes"] // 8  # whole steps before the cap
     free = whole_plan(max_epochs={})
-    assert plan.fingerprint(capped) == free.fingerprint(capped) and plan.fingerprint(capped + 1) != free.fingerprint(capped + 1)
+    assert plan.fingerprint(capped) == free.fingerprint(capped) and plan.fingerprint(
+        capped + 1
+    ) != free.fingerprint(capped + 1)
     for scores in ({}, {"web": "quality"}, {"web": "-quality", "books": "quality"}):
         plan.train["books"].scores = np.zeros(300)
-        assert plan_of(plan.train, **WHOLE | {"scores": scores}).fingerprint(1) != plan.fingerprint(1)
+        assert plan_of(plan.train, **WHOLE | {"scores": scores}).fingerprint(1) != plan.fingerprint(
+            1
+        )
     late = WHOLE | {"phases": ((0.5, {"books": 1}), (1.0, {"web": 1}))}
-    assert plan_of(plan.train, **late).fingerprint(20) == plan_of(plan.train, **late | {"scores": {}}).fingerprint(20)
-    assert plan_of(plan.train, **late).fingerprint(21) != plan_of(plan.train, **late | {"scores": {}}).fingerprint(21)
+    assert plan_of(plan.train, **late).fingerprint(20) == plan_of(
+        plan.train, **late | {"scores": {}}
+    ).fingerprint(20)
+    assert plan_of(plan.train, **late).fingerprint(21) != plan_of(
+        plan.train, **late | {"scores": {}}
+    ).fingerprint(21)
 
 
 @pytest.mark.parametrize(
@@ -323,19 +415,33 @@ def test_a_fingerprint_notices_ramps_caps_and_scores_once_they_are_reached_and_n
     [
         ({}, ["50f2f8e41400497a", "50f2f8e41400497a", "abcdd10a02dd300c"], "440ab112ce0fb575"),
         (
-            {"phases": [{"until": 0.5, "weights": {"books": 0.7, "web": 0.3}}, {"until": 1.0, "weights": {"web": 1}, "ramp": 0.0}]},
+            {
+                "phases": [
+                    {"until": 0.5, "weights": {"books": 0.7, "web": 0.3}},
+                    {"until": 1.0, "weights": {"web": 1}, "ramp": 0.0},
+                ]
+            },
             ["50f2f8e41400497a", "50f2f8e41400497a", "abcdd10a02dd300c"],
             "440ab112ce0fb575",
         ),
-        ({"packing": "concat"}, ["6f25bfef58a750fe", "6f25bfef58a750fe", "d6072b27702d8225"], "b7f3f31d9a9ca242"),
+        (
+            {"packing": "concat"},
+            ["6f25bfef58a750fe", "6f25bfef58a750fe", "d6072b27702d8225"],
+            "b7f3f31d9a9ca242",
+        ),
         ({"phases": ()}, ["e0739b74fab62dd0"] * 3, "affcbdae63ec8155"),
     ],
 )
-def test_plans_without_ramps_caps_and_scores_have_the_fingerprints_and_rows_that_checkpoints_know(changes, prints, rows):
+def test_plans_without_ramps_caps_and_scores_have_the_fingerprints_and_rows_that_checkpoints_know(
+    changes, prints, rows
+):
     """Golden, recorded before there were ramps, caps and scores."""
     plan = plan_of(**changes)
     assert [plan.fingerprint(step)[:16] for step in (7, 20, 21)] == prints
-    spans = [[list(map(list, plan.row_plans[source].row(row))) for source, row in plan.rows(step)] for step in range(40)]
+    spans = [
+        [list(map(list, plan.row_plans[source].row(row))) for source, row in plan.rows(step)]
+        for step in range(40)
+    ]
     assert hashlib.sha256(json.dumps(spans).encode()).hexdigest()[:16] == rows
 
 
@@ -347,7 +453,9 @@ def test_heldout_batches_hold_whole_documents_once_and_do_not_depend_on_processe
     whole = list(batches)
     ends = np.cumsum(shards.lengths)
     taken = 60 if max_tokens is None else max(1, int((ends <= max_tokens).sum()))
-    seen = np.concatenate([np.stack([b["documents"], b["tokens"], b["targets"]], -1)[b["weights"] > 0] for b in whole])
+    seen = np.concatenate(
+        [np.stack([b["documents"], b["tokens"], b["targets"]], -1)[b["weights"] > 0] for b in whole]
+    )
     texts = [shards.read(doc, 0, shards.lengths[doc]).tolist() for doc in range(taken)]
     expected = [(doc, *pair) for doc, text in enumerate(texts) for pair in itertools.pairwise(text)]
     assert sorted(map(tuple, seen.tolist())) == sorted(expected)
@@ -358,7 +466,11 @@ def test_heldout_batches_hold_whole_documents_once_and_do_not_depend_on_processe
     for process in range(2):
         local = [process, process + 2]
         part = list(heldout_batches(shards, **options, local_rows=local))
-        assert all(np.array_equal(mine[name], all_[name][local]) for mine, all_ in zip(part, whole, strict=True) for name in all_)
+        assert all(
+            np.array_equal(mine[name], all_[name][local])
+            for mine, all_ in zip(part, whole, strict=True)
+            for name in all_
+        )
 
 
 def test_a_batch_hash_sees_every_array_and_the_order_of_rows():
@@ -368,7 +480,9 @@ def test_a_batch_hash_sees_every_array_and_the_order_of_rows():
         changed[3, 5] += 1
         assert batch_hash(batch | {name: changed}) != batch_hash(batch)
     assert batch_hash({name: array[::-1] for name, array in batch.items()}) != batch_hash(batch)
-    assert row_hashes({name: array[::-1] for name, array in batch.items()}) == row_hashes(batch)[::-1]
+    assert (
+        row_hashes({name: array[::-1] for name, array in batch.items()}) == row_hashes(batch)[::-1]
+    )
 
 
 WORKERS_THAT_MUST_LEAVE = """
@@ -391,14 +505,22 @@ WORKERS_THAT_MUST_LEAVE = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["pass", "sys.exit(3)", "raise ValueError", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize(
+    "end", ["pass", "sys.exit(3)", "raise ValueError", "os.kill(os.getpid(), signal.SIGKILL)"]
+)
 def test_workers_leave_with_the_program_however_it_ends(end, tmp_path):
     import os
     import time
 
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(WORKERS_THAT_MUST_LEAVE).replace("END", end))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     pids = [int(pid) for pid in done.stdout.split()]
     deadline = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
@@ -416,12 +538,17 @@ def test_the_usual_number_of_documents_is_never_exceeded_where_the_run_was_looke
     assert BatchPlan(train, phases=mixed, **options).places(3) is None
     for cuts in ((1, 1), (2, 8), (2, 4)):
         rows = 32 // (cuts[0] * cuts[1])
-        plan, alone = (BatchPlan(train, phases=phases, cuts=cuts, **options) for phases in (mixed, long))
+        plan, alone = (
+            BatchPlan(train, phases=phases, cuts=cuts, **options) for phases in (mixed, long)
+        )
         assert alone.usual_places == rows < plan.usual_places <= plan.max_segments * rows
         assert {plan.places(step) for step in range(40)} == {plan.usual_places}
         assert max(plan.crowd(step, *cuts) for step in range(40)) <= plan.usual_places
     plan = BatchPlan(train, phases=mixed, cuts=(1, 1), **options)
-    counts = [np.mean([len(plan.row_plans[source].row(row)) for source, row in plan.rows(step)]) for step in range(20, 40)]
+    counts = [
+        np.mean([len(plan.row_plans[source].row(row)) for source, row in plan.rows(step)])
+        for step in range(20, 40)
+    ]
     assert np.mean(counts) < plan.usual_places / 32 < 2 * np.mean(counts)
 
 
@@ -430,4 +557,6 @@ def test_the_crowd_of_a_step_is_that_of_the_fullest_device_and_microbatch():
     plan = plan_of({"notes": shards_of(5, documents=200)}, phases=(), batch=8)
     counts = batch_rows(plan, 3, range(8))["segments"].max(1)
     assert plan.crowd(3) == counts.sum()
-    assert plan.crowd(3, 2, 2) == max(counts[[0, 2]].sum(), counts[[4, 6]].sum(), counts[[1, 3]].sum(), counts[[5, 7]].sum())
+    assert plan.crowd(3, 2, 2) == max(
+        counts[[0, 2]].sum(), counts[[4, 6]].sum(), counts[[1, 3]].sum(), counts[[5, 7]].sum()
+    )

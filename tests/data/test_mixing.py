@@ -13,12 +13,16 @@ from slmjax.data.mixing import Mixture
 from slmjax.data.stretch import BLOCK_ROWS
 from slmjax.errors import UserError
 
-weights_of_sources = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1), st.floats(0.1, 1)), min_size=1, max_size=7).filter(any)
+weights_of_sources = st.lists(
+    st.one_of(st.just(0.0), st.floats(1e-4, 1), st.floats(0.1, 1)), min_size=1, max_size=7
+).filter(any)
 
 
 def mixture_of(weights, total_rows=10_000, seed=0, **options):
     names = [f"s{i}" for i in range(len(weights))]
-    return Mixture(names, [1] * len(names), ((1.0, dict(zip(names, weights))),), total_rows, seed, **options)
+    return Mixture(
+        names, [1] * len(names), ((1.0, dict(zip(names, weights))),), total_rows, seed, **options
+    )
 
 
 def sources_of(mixture, stop, start=0):
@@ -77,7 +81,9 @@ def test_picks_agree_up_to_the_earlier_boundary_and_differ_after_it():
     phases = ((0.5, {"a": 0.9, "b": 0.1}), (1.0, {"a": 0.1, "b": 0.9}))
     short, long = (Mixture(["a", "b"], [1, 1], phases, rows, 0) for rows in (3000, 5000))
     assert [short.pick(g) for g in range(1500)] == [long.pick(g) for g in range(1500)]
-    assert sources_of(short, 2500, 1500).mean() > 0.88 and sources_of(long, 2500, 1500).mean() < 0.12
+    assert (
+        sources_of(short, 2500, 1500).mean() > 0.88 and sources_of(long, 2500, 1500).mean() < 0.12
+    )
     assert short.begun(1500) == long.begun(1500) and short.begun(1501) != long.begun(1501)
 
 
@@ -127,9 +133,21 @@ def test_without_phases_shares_are_the_given_weights_or_else_the_tokens():
         (((1.0, {1: 1}),), None, "gives 1 the weight 1; expected a source's name"),
         (((0.5, {"books": 1}),), None, "last one 1.0"),
         (((0.5, {"books": 1}), (0.5, {"web": 1}), (1.0, {"web": 1})), None, "increasing"),
-        ([{"until": 1.0, "weights": {"books": 1}, "ramp": 0.1}], None, r"\[0\].ramp is 0.1; expected 0 to 0,.*no weights to come from"),
-        ([(0.7, {"books": 1}), (1.0, {"web": 1}, 0.4)], None, r"\[1\].ramp is 0.4; expected 0 to 0.3"),
-        ([{"until": 1.0, "weight": {"books": 1}}], None, r"phases\[0\] has no field 'weight'.*Did you mean 'weights'"),
+        (
+            [{"until": 1.0, "weights": {"books": 1}, "ramp": 0.1}],
+            None,
+            r"\[0\].ramp is 0.1; expected 0 to 0,.*no weights to come from",
+        ),
+        (
+            [(0.7, {"books": 1}), (1.0, {"web": 1}, 0.4)],
+            None,
+            r"\[1\].ramp is 0.4; expected 0 to 0.3",
+        ),
+        (
+            [{"until": 1.0, "weight": {"books": 1}}],
+            None,
+            r"phases\[0\] has no field 'weight'.*Did you mean 'weights'",
+        ),
         ([{"until": 1.0}], None, "expected {'until': 0.8"),
         ([1.0], None, "expected {'until': 0.8"),
         ((), {"books": 0.5, "web": None}, "none to 'web'"),
@@ -152,16 +170,25 @@ FOUR = (
 @pytest.mark.parametrize(
     ("phases", "picks", "begun"),
     [
-        (((1.0, {"books": 0.41, "web": 0.3, "code": 0.2, "math": 0.0899, "notes": 1e-4}),), "9fbf580befd18448", "86722e868c069d23"),
+        (
+            ((1.0, {"books": 0.41, "web": 0.3, "code": 0.2, "math": 0.0899, "notes": 1e-4}),),
+            "9fbf580befd18448",
+            "86722e868c069d23",
+        ),
         (FOUR, "518d53a84a97d894", "f2e6fd183987a750"),
         ((), "854915389da121b4", "43bfe0395750fbea"),
     ],
 )
-def test_phases_without_ramps_and_caps_have_the_order_that_this_format_promises(phases, picks, begun):
+def test_phases_without_ramps_and_caps_have_the_order_that_this_format_promises(
+    phases, picks, begun
+):
     """Golden, recorded before there were ramps and caps: another order would silently break the resume of every run."""
     mixture = Mixture(NAMES, [500, 300, 100, 70, 31], phases, 20_000, 7, align=24)
     found = ([mixture.pick(g) for g in range(20_000)], mixture.begun(15_000))
-    assert tuple(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in found) == (picks, begun)
+    assert tuple(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in found) == (
+        picks,
+        begun,
+    )
 
 
 @st.composite
@@ -173,15 +200,28 @@ def schedules(draw, capped=False):
     phases, begin = [], 0.0
     for end in ends:
         weights = draw(st.lists(weight, min_size=len(names), max_size=len(names)).filter(any))
-        if capped:  # the first has no cap and always some weight, so that a run never ends for want of text
+        if (
+            capped
+        ):  # the first has no cap and always some weight, so that a run never ends for want of text
             weights[0] = max(weights[0], 0.05)
         ramp = draw(st.sampled_from([0.0, 0.0, 0.3, 0.7, 1.0])) * (end - begin) if phases else 0.0
         phases.append({"until": end, "weights": dict(zip(names, weights)), "ramp": ramp})
         begin = end
     rows = draw(st.integers(1, 4000))
-    caps = {name: draw(st.integers(0, rows)) for name in names[1:] if draw(st.booleans())} if capped else {}
-    return {"names": names, "tokens": [1] * len(names), "phases": phases, "total_rows": rows, "seed": draw(st.integers(0, 3)),
-            "align": draw(st.sampled_from([1, 7, 64])), "caps": caps}  # fmt: skip
+    caps = (
+        {name: draw(st.integers(0, rows)) for name in names[1:] if draw(st.booleans())}
+        if capped
+        else {}
+    )
+    return {
+        "names": names,
+        "tokens": [1] * len(names),
+        "phases": phases,
+        "total_rows": rows,
+        "seed": draw(st.integers(0, 3)),
+        "align": draw(st.sampled_from([1, 7, 64])),
+        "caps": caps,
+    }
 
 
 def rows_by_hand(schedule):
@@ -202,15 +242,21 @@ def rows_by_hand(schedule):
 @given(schedules())
 @settings(max_examples=60)
 def test_what_is_planned_is_the_sum_of_the_weights_row_by_row(schedule):
-    sums = np.concatenate([np.zeros((1, len(schedule["names"]))), np.cumsum(rows_by_hand(schedule), 0)])
+    sums = np.concatenate(
+        [np.zeros((1, len(schedule["names"]))), np.cumsum(rows_by_hand(schedule), 0)]
+    )
     mixture = Mixture(**schedule)
     for g in {0, 1, *range(0, len(sums), 97), schedule["total_rows"]}:
-        assert np.allclose(mixture.planned(g), sums[g], rtol=0, atol=1e-5 * (1 + len(sums) / 1000))  # weights are kept to 2^-30
+        assert np.allclose(
+            mixture.planned(g), sums[g], rtol=0, atol=1e-5 * (1 + len(sums) / 1000)
+        )  # weights are kept to 2^-30
 
 
 @given(schedules(capped=False) | schedules(capped=True))
 @settings(max_examples=60)
-def test_any_schedule_gives_every_source_its_rows_in_order_near_what_is_planned_and_none_beyond_its_cap(schedule):
+def test_any_schedule_gives_every_source_its_rows_in_order_near_what_is_planned_and_none_beyond_its_cap(
+    schedule,
+):
     mixture = Mixture(**schedule)
     total, sources = schedule["total_rows"], len(schedule["names"])
     picks = [mixture.pick(g) for g in range(total)]
@@ -219,10 +265,14 @@ def test_any_schedule_gives_every_source_its_rows_in_order_near_what_is_planned_
         assert rows == list(range(len(rows)))
     counts = np.cumsum([np.arange(sources) == source for source, _ in picks], 0)
     counts = np.concatenate([np.zeros((1, sources), np.int64), counts])
-    assert all(np.array_equal(mixture.rows_before(g), counts[g]) for g in {0, total, *range(0, total, 61)})
+    assert all(
+        np.array_equal(mixture.rows_before(g), counts[g]) for g in {0, total, *range(0, total, 61)}
+    )
     caps = np.array([schedule["caps"].get(name, total) for name in schedule["names"]])
     assert np.all(counts[-1] <= caps)
-    assert all(counts[-1][mixture.names.index(name)] == schedule["caps"][name] for name in mixture.spent)
+    assert all(
+        counts[-1][mixture.names.index(name)] == schedule["caps"][name] for name in mixture.spent
+    )
     starts = [start for start, *_ in mixture.begun(total)]
     for start, stop in zip(starts, [*starts[1:], total]):
         for g in {*range(start, stop, 31), stop}:
@@ -242,7 +292,9 @@ def test_caps_and_ramps_are_of_no_matter_before_they_are_reached(schedule, data)
         assert mixture.pick(g) == plain.pick(g)
     if first < schedule["total_rows"]:
         assert mixture.begun(first + 1) != plain.begun(first + 1)
-    steep = Mixture(**schedule | {"phases": [phase | {"ramp": 0.0} for phase in schedule["phases"]], "caps": {}})
+    steep = Mixture(
+        **schedule | {"phases": [phase | {"ramp": 0.0} for phase in schedule["phases"]], "caps": {}}
+    )
     ramps = [entry[0] for entry in plain.begun(schedule["total_rows"]) if len(entry) > 2]
     begin = min(ramps, default=schedule["total_rows"])
     assert steep.begun(begin) == plain.begun(begin)
@@ -250,7 +302,14 @@ def test_caps_and_ramps_are_of_no_matter_before_they_are_reached(schedule, data)
 
 
 def test_a_cap_gives_the_rest_of_a_sources_share_to_the_others_in_proportion():
-    mixture = Mixture(["a", "b", "c"], [1] * 3, ((1.0, {"a": 0.5, "b": 0.3, "c": 0.2}),), 20_000, 0, caps={"a": 4000})
+    mixture = Mixture(
+        ["a", "b", "c"],
+        [1] * 3,
+        ((1.0, {"a": 0.5, "b": 0.3, "c": 0.2}),),
+        20_000,
+        0,
+        caps={"a": 4000},
+    )
     at = mixture.spent["a"]
     assert mixture.pick(at - 1) == (0, 3999) and abs(at - 8000) < 5
     after = mixture.rows_before(20_000) - mixture.rows_before(at)
@@ -271,7 +330,9 @@ def test_a_ramp_interrupted_by_a_cap_goes_on_to_what_is_left_of_the_weights():
 def test_a_run_that_asks_for_more_than_the_caps_allow_is_refused_with_both_numbers(caps):
     phases = ((0.5, {"a": 0.5, "b": 0.5}), (1.0, {"b": 1.0}))
     allowed = 1000 + min(1000, caps["b"] - 500) if "a" not in caps else sum(caps.values())
-    whole = rf"2,048,000 tokens that the run asks for, only {allowed * 1024:,} can be read.*max_epochs"
+    whole = (
+        rf"2,048,000 tokens that the run asks for, only {allowed * 1024:,} can be read.*max_epochs"
+    )
     with pytest.raises(UserError, match=whole):
         Mixture(["a", "b"], [1, 1], phases, 2000, 0, caps=caps, row_tokens=1024)
 
@@ -286,9 +347,17 @@ def test_a_run_of_four_phases_with_ramps_has_the_planned_shares_to_a_thousandth_
     rows = 40_000
     mixture = Mixture(NAMES, [1] * 5, phases, rows, 3, align=32)
     sources = sources_of(mixture, rows)
-    for begin, end in ((0, 16_000), (16_000, 28_000), (28_000, 36_000), (36_000, 40_000), (0, 40_000)):
+    for begin, end in (
+        (0, 16_000),
+        (16_000, 28_000),
+        (28_000, 36_000),
+        (36_000, 40_000),
+        (0, 40_000),
+    ):
         share = np.bincount(sources[begin:end], minlength=5) / (end - begin)
-        assert np.all(np.abs(share - (mixture.planned(end) - mixture.planned(begin)) / (end - begin)) < 1e-3)
+        assert np.all(
+            np.abs(share - (mixture.planned(end) - mixture.planned(begin)) / (end - begin)) < 1e-3
+        )
     # By hand, over the run: constant parts, and half of a ramp's length at each of its ends.
     web = 0.4 * 0.8 + 0.1 * (0.8 + 0.5) / 2 + 0.2 * 0.5 + 0.2 * (0.5 + 0.25) / 2 + 0.05 * 0.25 / 2
     assert abs((sources == 1).mean() - web) < 1e-3

@@ -13,7 +13,9 @@ from slmjax.errors import UserError
 
 ANY_NUMBER = 10**6
 
-lengths_of_documents = st.lists(st.one_of(st.integers(1, 9), st.integers(1, 120)), min_size=1, max_size=80).map(np.array)
+lengths_of_documents = st.lists(
+    st.one_of(st.integers(1, 9), st.integers(1, 120)), min_size=1, max_size=80
+).map(np.array)
 packing_names = st.sampled_from(PACKINGS)
 
 
@@ -31,9 +33,13 @@ def realistic_lengths(documents=3000):
     return np.exp(np.random.default_rng(0).normal(5.6, 1.0, documents)).astype(int) + 2
 
 
-@given(lengths_of_documents, st.integers(1, 40), st.integers(0, 9), packing_names, st.integers(0, 3))
+@given(
+    lengths_of_documents, st.integers(1, 40), st.integers(0, 9), packing_names, st.integers(0, 3)
+)
 @settings(max_examples=150)
-def test_an_epoch_has_every_token_at_most_once_in_full_rows_and_leaves_out_less_than_one(lengths, seq_len, seed, packing, epoch):
+def test_an_epoch_has_every_token_at_most_once_in_full_rows_and_leaves_out_less_than_one(
+    lengths, seq_len, seed, packing, epoch
+):
     if lengths.sum() < seq_len:
         return
     plan = plan_of(lengths, seq_len, seed=seed, packing=packing)
@@ -41,12 +47,16 @@ def test_an_epoch_has_every_token_at_most_once_in_full_rows_and_leaves_out_less_
     rows = [plan.row(r) for r in range(first, first + plan.rows_per_epoch)]
     tokens = tokens_of(rows)
     assert all(sum(span.length for span in row) == seq_len for row in rows)
-    assert len(set(tokens)) == len(tokens) == plan.rows_per_epoch * seq_len > lengths.sum() - seq_len
+    assert (
+        len(set(tokens)) == len(tokens) == plan.rows_per_epoch * seq_len > lengths.sum() - seq_len
+    )
     assert all(0 <= token < lengths[doc] for doc, token in tokens)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_an_epoch_of_several_windows_that_the_text_fills_exactly_has_every_token_exactly_once(packing):
+def test_an_epoch_of_several_windows_that_the_text_fills_exactly_has_every_token_exactly_once(
+    packing,
+):
     lengths = np.random.default_rng(1).integers(2, 90, 2000)
     lengths[-1] += -lengths.sum() % 64
     plan = plan_of(lengths, 64, packing=packing)
@@ -58,7 +68,10 @@ def test_an_epoch_of_several_windows_that_the_text_fills_exactly_has_every_token
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_rows_reached_in_any_order_and_through_a_pickle_are_those_reached_in_sequence(packing):
     lengths = realistic_lengths()
-    plan, other = plan_of(lengths, 256, packing=packing), pickle.loads(pickle.dumps(plan_of(lengths, 256, packing=packing)))
+    plan, other = (
+        plan_of(lengths, 256, packing=packing),
+        pickle.loads(pickle.dumps(plan_of(lengths, 256, packing=packing))),
+    )
     count = 2 * plan.rows_per_epoch + 5
     order = np.random.default_rng(0).permutation(count)[:60]
     sequence = [plan.row(r) for r in range(count)]
@@ -100,14 +113,26 @@ def plain_best_fit(lengths, rows, capacity):
 
 def pieces_that_fill(rows, capacity, median, spread, seed):
     """Log-normal lengths that add up to the rows exactly."""
-    drawn = np.exp(np.random.default_rng(seed).normal(np.log(median), spread, 40 * rows * capacity // median)).astype(int) + 1
+    drawn = (
+        np.exp(
+            np.random.default_rng(seed).normal(
+                np.log(median), spread, 40 * rows * capacity // median
+            )
+        ).astype(int)
+        + 1
+    )
     lengths = np.minimum(drawn, capacity)
     count = int(np.searchsorted(np.cumsum(lengths), rows * capacity))
     return np.append(lengths[:count], rows * capacity - lengths[:count].sum())
 
 
-@pytest.mark.parametrize(("capacity", "median", "most"), [(1024, 130, 12), (2048, 130, 24), (512, 30, 28), (2048, 400, 8)])
-def test_short_documents_are_spread_over_rows_and_about_as_many_stay_whole_as_by_plain_best_fit(capacity, median, most):
+@pytest.mark.parametrize(
+    ("capacity", "median", "most"),
+    [(1024, 130, 12), (2048, 130, 24), (512, 30, 28), (2048, 400, 8)],
+)
+def test_short_documents_are_spread_over_rows_and_about_as_many_stay_whole_as_by_plain_best_fit(
+    capacity, median, most
+):
     rows, cut, plain_cut, crowd, plain_crowd = 256, 0, 0, 0, 0
     for seed in range(2):
         lengths = pieces_that_fill(rows, capacity, median, 0.7, seed)
@@ -130,7 +155,11 @@ def test_the_bound_that_a_plan_finds_is_small_and_kept_and_leaves_nothing_out(pa
     plan = plan_of(lengths, seq_len, packing=packing, most=None)
     counts = np.array([len(plan.row(r)) for r in range(plan.rows_per_epoch + 100)])
     assert plan.max_segments % 4 == 0 and plan.dropped_share(rows=ANY_NUMBER) == 0
-    assert counts.max() <= plan.max_segments <= max(8, (1.8 if packing == "best_fit" else 3.5) * counts.mean())
+    assert (
+        counts.max()
+        <= plan.max_segments
+        <= max(8, (1.8 if packing == "best_fit" else 3.5) * counts.mean())
+    )
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -144,7 +173,9 @@ def test_the_bound_is_found_again_and_gives_the_same_rows_when_it_is_given(packi
 
 def test_a_bound_that_the_average_row_cannot_keep_is_raised_until_nothing_is_left_out():
     """Long documents fill rows of their own; all the short ones fall to the rest, far more than an average row has."""
-    lengths = np.concatenate([np.full(200, 100_000), np.random.default_rng(0).integers(8, 40, 60_000)])
+    lengths = np.concatenate(
+        [np.full(200, 100_000), np.random.default_rng(0).integers(8, 40, 60_000)]
+    )
     plan = plan_of(lengths, 1024, most=None)
     average = len(lengths) / plan.rows_per_epoch
     assert plan.max_segments > 1.5 * average and plan.dropped_share() < 1e-4
@@ -160,7 +191,9 @@ def test_place_in_a_window_says_nothing_about_document_length():
 
 @given(lengths_of_documents, st.integers(2, 40), st.integers(1, 6), packing_names)
 @settings(max_examples=150)
-def test_no_row_has_more_spans_than_the_bound_and_what_is_left_out_is_counted(lengths, seq_len, most, packing):
+def test_no_row_has_more_spans_than_the_bound_and_what_is_left_out_is_counted(
+    lengths, seq_len, most, packing
+):
     if lengths.sum() < seq_len:
         return
     plan = plan_of(lengths, seq_len, packing=packing, most=most)
@@ -174,13 +207,17 @@ def test_the_share_left_out_of_a_sample_is_near_that_of_all_rows():
     lengths = np.random.default_rng(0).integers(2, 60, 40_000)
     for packing in PACKINGS:
         plan = plan_of(lengths, 256, packing=packing, most=8)
-        assert plan.dropped_share(rows=512) == pytest.approx(plan.dropped_share(rows=ANY_NUMBER), rel=0.1)
+        assert plan.dropped_share(rows=512) == pytest.approx(
+            plan.dropped_share(rows=ANY_NUMBER), rel=0.1
+        )
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("documents", [100, 600])
 @pytest.mark.parametrize("by_length", [False, True])
-def test_documents_with_scores_are_visited_from_low_to_high_mixed_with_their_neighbours_and_all_of_them(packing, documents, by_length):
+def test_documents_with_scores_are_visited_from_low_to_high_mixed_with_their_neighbours_and_all_of_them(
+    packing, documents, by_length
+):
     lengths = realistic_lengths(documents)
     scores = lengths.astype(float) if by_length else np.random.default_rng(1).normal(size=documents)
     plan = RowPlan(lengths, 256, seed=0, packing=packing, max_segments=None, scores=scores)
@@ -189,17 +226,27 @@ def test_documents_with_scores_are_visited_from_low_to_high_mixed_with_their_nei
     for first in (0, count):
         rows = [plan.row(r) for r in range(first, first + count)]
         assert len(set(tokens_of(rows))) == len(tokens_of(rows)) > (1 - 1e-3) * count * 256
-        of_row = [np.average([rank[span.doc] for span in row], weights=[span.length for span in row]) for row in rows]
+        of_row = [
+            np.average([rank[span.doc] for span in row], weights=[span.length for span in row])
+            for row in rows
+        ]
         assert np.corrcoef(np.argsort(np.argsort(of_row)), np.arange(count))[0, 1] > 0.98
-        assert np.mean(np.diff(of_row) < 0) > 0.2  # mixed: many a row is followed by one of lower scores
+        assert (
+            np.mean(np.diff(of_row) < 0) > 0.2
+        )  # mixed: many a row is followed by one of lower scores
     assert [plan.row(r) for r in range(9)] != [plan.row(count + r) for r in range(9)]
 
 
 def test_documents_of_equal_score_are_in_random_order_within_it():
     lengths = np.full(4000, 64)
-    plan = RowPlan(lengths, 64, seed=0, packing="concat", max_segments=4, scores=np.repeat([2.0, 1.0], 2000))
+    plan = RowPlan(
+        lengths, 64, seed=0, packing="concat", max_segments=4, scores=np.repeat([2.0, 1.0], 2000)
+    )
     visited = np.array([plan.row(r)[0].doc for r in range(4000)])
-    for docs in (visited[:1500] - 2000, visited[2500:]):  # a tenth of the epoch is mixed around the middle
+    for docs in (
+        visited[:1500] - 2000,
+        visited[2500:],
+    ):  # a tenth of the epoch is mixed around the middle
         assert docs.min() >= 0 and docs.max() < 2000
         assert abs(np.corrcoef(docs, np.arange(1500))[0, 1]) < 0.1
 
@@ -215,12 +262,21 @@ def test_text_shorter_than_a_row_is_refused_with_both_numbers():
 @settings(max_examples=100)
 def test_first_fit_holds_every_token_once_within_both_bounds(lengths, seq_len, most):
     rows = first_fit(lengths, seq_len, most)
-    assert sorted(tokens_of(rows)) == [(doc, token) for doc, n in enumerate(lengths) for token in range(n)]
+    assert sorted(tokens_of(rows)) == [
+        (doc, token) for doc, n in enumerate(lengths) for token in range(n)
+    ]
     assert all(len(row) <= most and sum(span.length for span in row) <= seq_len for row in rows)
 
 
 def test_the_order_of_documents_is_the_one_that_this_format_promises():
     """Golden: another numpy, machine or edit that changes the order would silently break the resume of every run."""
     plan = plan_of([7, 5, 9, 4, 3, 8, 6, 2], 11, seed=3)
-    assert random_bits(2, "documents", 3, "the text", 0).tolist() == [16450803957693634647, 8255719596540568222]
-    assert [list(plan.row(r)) for r in range(3)] == [[(2, 0, 9), (7, 0, 2)], [(1, 0, 5), (6, 0, 6)], [(5, 0, 8), (4, 0, 3)]]
+    assert random_bits(2, "documents", 3, "the text", 0).tolist() == [
+        16450803957693634647,
+        8255719596540568222,
+    ]
+    assert [list(plan.row(r)) for r in range(3)] == [
+        [(2, 0, 9), (7, 0, 2)],
+        [(1, 0, 5), (6, 0, 6)],
+        [(5, 0, 8), (4, 0, 3)],
+    ]

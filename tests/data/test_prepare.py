@@ -38,12 +38,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(sources, **changes) -> SimpleNamespace:
-    base = {"tokenizer": "", "vocab_size": 300, "group_by": "^(.*)/", "heldout": 0.1, "max_bad_share": 0.001}
+    base = {
+        "tokenizer": "",
+        "vocab_size": 300,
+        "group_by": "^(.*)/",
+        "heldout": 0.1,
+        "max_bad_share": 0.001,
+    }
     return SimpleNamespace(sources=sources, **{**base, **changes})
 
 
 def run(data, cache, **options):
-    return prepare(data, **{"seed": 0, "cache": cache, "processes": 1, "say": lambda sentence: None, **options})
+    return prepare(
+        data, **{"seed": 0, "cache": cache, "processes": 1, "say": lambda sentence: None, **options}
+    )
 
 
 def write(path: Path, records) -> None:
@@ -69,7 +77,11 @@ def corpus(folder: Path, files: int = 4, documents: int = 60, seed: int = 0) -> 
 
 def documents_of(sources: dict, name: str) -> list:
     (source,) = parse_sources({name: sources[name]})
-    return [document for file in list_files(source) for document in read_documents(file, source, "^(.*)/")]
+    return [
+        document
+        for file in list_files(source)
+        for document in read_documents(file, source, "^(.*)/")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +97,32 @@ def test_each_document_is_on_one_side_once_with_all_its_tokens(made):
     for name in sources:
         expected = documents_of(sources, name)
         sides = {}
-        for kind, shard_set in (("train", prepared.train[name]), ("heldout", prepared.heldout[name])):
+        for kind, shard_set in (
+            ("train", prepared.train[name]),
+            ("heldout", prepared.heldout[name]),
+        ):
             texts = [prepared.tokenizer.decode(ids) for ids in shard_set]
             assert [len(text.encode()) for text in texts] == shard_set.bytes.tolist()
-            assert [len(ids) for ids in map(prepared.tokenizer.encode, texts)] == (shard_set.lengths - 1).tolist()
+            assert [len(ids) for ids in map(prepared.tokenizer.encode, texts)] == (
+                shard_set.lengths - 1
+            ).tolist()
             sides[kind] = texts
         assert sides["train"] + sides["heldout"] != [] and len(sides["heldout"]) > 0
-        assert sorted(sides["train"] + sides["heldout"]) == sorted(document.text for document in expected)
+        assert sorted(sides["train"] + sides["heldout"]) == sorted(
+            document.text for document in expected
+        )
         group = {document.text: document.group for document in expected}
-        assert not {group[text] for text in sides["train"]} & {group[text] for text in sides["heldout"]}
+        assert not {group[text] for text in sides["train"]} & {
+            group[text] for text in sides["heldout"]
+        }
         keys = {document.text: document.key for document in expected}
         assert prepared.train[name].keys.tolist() == [keys[text] for text in sides["train"]]
         entry = prepared.manifest["sources"][name]
-        assert (entry["documents"], entry["lines"], entry["faults"]) == (len(expected), len(expected), {})
+        assert (entry["documents"], entry["lines"], entry["faults"]) == (
+            len(expected),
+            len(expected),
+            {},
+        )
 
 
 def test_names_lead_back_to_the_line_and_the_summary_counts_all(made):
@@ -105,22 +130,33 @@ def test_names_lead_back_to_the_line_and_the_summary_counts_all(made):
     books = prepared.train["books"]
     for doc in (0, 7, len(books) - 1):
         file, _, line = books.name(doc).rpartition(" line ")
-        text = json.loads((Path(sources["books"]) / file).read_text().split("\n")[int(line) - 1])["text"]
-        assert prepared.tokenizer.decode(books.read(doc, 0, int(books.lengths[doc]) - 1)[1:]) == text
+        text = json.loads((Path(sources["books"]) / file).read_text().split("\n")[int(line) - 1])[
+            "text"
+        ]
+        assert (
+            prepared.tokenizer.decode(books.read(doc, 0, int(books.lengths[doc]) - 1)[1:]) == text
+        )
     text = preparation_summary(prepared)
-    assert f"{len(books):,}" in text and f"{books.tokens:,}" in text and str(prepared.folder) in text
+    assert (
+        f"{len(books):,}" in text and f"{books.tokens:,}" in text and str(prepared.folder) in text
+    )
 
 
 def test_the_number_of_processes_changes_nothing(made, tmp_path):
     sources, prepared = made
     again = run(settings(sources), tmp_path, processes=2)
-    assert again.fingerprint == prepared.fingerprint and again.manifest["fingerprint"] == prepared.manifest["fingerprint"]
+    assert (
+        again.fingerprint == prepared.fingerprint
+        and again.manifest["fingerprint"] == prepared.manifest["fingerprint"]
+    )
 
 
 def test_a_second_run_reads_no_text_and_a_touched_file_changes_nothing(made, monkeypatch):
     sources, prepared = made
     for function in ("scan", "collect", "tokenize", "content_hash"):
-        monkeypatch.setattr(passes, function, lambda *arguments: pytest.fail("it read the text again"))
+        monkeypatch.setattr(
+            passes, function, lambda *arguments: pytest.fail("it read the text again")
+        )
     assert run(settings(sources), prepared.folder.parent).fingerprint == prepared.fingerprint
     monkeypatch.undo()
     os.utime(sources["notes"])
@@ -128,7 +164,9 @@ def test_a_second_run_reads_no_text_and_a_touched_file_changes_nothing(made, mon
     assert run(settings(sources), prepared.folder.parent).folder == prepared.folder
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 301}, {"heldout": 0.2}, {"group_by": ""}, {"seed": 1}, {"text": 1}])
+@pytest.mark.parametrize(
+    "change", [{"vocab_size": 301}, {"heldout": 0.2}, {"group_by": ""}, {"seed": 1}, {"text": 1}]
+)
 def test_whatever_decides_the_content_changes_the_folder(tmp_path, change):
     sources = corpus(tmp_path, files=1, documents=40)
     first = run(settings(sources), tmp_path / "cache")
@@ -145,15 +183,22 @@ def test_whatever_decides_the_content_changes_the_folder(tmp_path, change):
 def test_held_out_documents_that_training_has_are_removed_and_counted(tmp_path):
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    texts = [" ".join("".join(draw.choices(letters, k=6)) for _ in range(40)) for _ in range(100)] + ["Short and said often."] * 2
+    texts = [
+        " ".join("".join(draw.choices(letters, k=6)) for _ in range(40)) for _ in range(100)
+    ] + ["Short and said often."] * 2
     write(tmp_path / "a.jsonl", [{"text": text, "id": f"{i}/0"} for i, text in enumerate(texts)])
     alone = run(settings({"a": str(tmp_path / "a.jsonl")}, heldout=0.3), tmp_path / "cache")
     held = {alone.tokenizer.decode(ids) for ids in alone.heldout["a"]}
     copies = sorted(text for text in held if len(text) > 50)[::3]
     # near copies: other case and punctuation, and only the last 30 of 40 words; a fourth shares 20 words, less than half of its shingles
-    near = ["Well then: " + text.upper().replace(" ", ", ") + "!" for text in copies] + [" ".join(sorted(held)[1].split()[:20])]
+    near = ["Well then: " + text.upper().replace(" ", ", ") + "!" for text in copies] + [
+        " ".join(sorted(held)[1].split()[:20])
+    ]
     write(tmp_path / "b.jsonl", [{"text": text, "id": f"copy{i}/0"} for i, text in enumerate(near)])
-    both = run(settings({"a": str(tmp_path / "a.jsonl"), "b": str(tmp_path / "b.jsonl")}, heldout=0.3), tmp_path / "cache")
+    both = run(
+        settings({"a": str(tmp_path / "a.jsonl"), "b": str(tmp_path / "b.jsonl")}, heldout=0.3),
+        tmp_path / "cache",
+    )
     left = {both.tokenizer.decode(ids) for ids in both.heldout["a"]}
     trained = {both.tokenizer.decode(ids) for ids in both.train["b"]}
     gone = {text for text, copy in zip(copies, near) if copy in trained}
@@ -168,7 +213,9 @@ def test_a_source_with_held_out_files_of_its_own_holds_out_those_alone(tmp_path)
     write(tmp_path / "own.jsonl", [{"text": "A text that nothing else has.", "id": "x/1"}])
     sources["books"] = {"path": sources["books"], "heldout": str(tmp_path / "own.jsonl")}
     prepared = run(settings(sources), tmp_path / "cache")
-    assert [prepared.tokenizer.decode(ids) for ids in prepared.heldout["books"]] == ["A text that nothing else has."]
+    assert [prepared.tokenizer.decode(ids) for ids in prepared.heldout["books"]] == [
+        "A text that nothing else has."
+    ]
     assert len(prepared.train["books"]) == 120 and len(prepared.heldout["notes"]) > 0
     assert prepared.heldout["books"].name(0) == "own.jsonl line 1"
 
@@ -176,7 +223,10 @@ def test_a_source_with_held_out_files_of_its_own_holds_out_those_alone(tmp_path)
 @pytest.mark.parametrize(
     ("heldout", "message"),
     [
-        ([{"texts": f"held out {i}"} for i in range(3)], r"3 of 3 records.*line 1: no text \('text' is missing.*Did you mean 'texts'"),
+        (
+            [{"texts": f"held out {i}"} for i in range(3)],
+            r"3 of 3 records.*line 1: no text \('text' is missing.*Did you mean 'texts'",
+        ),
         ([{"text": f"held out {i}"} for i in range(300)] + [{}], r"1 of 301 records \(0\.33%"),
         ([], "every file of '.*other.jsonl' is empty"),
         (None, "other.jsonl: it holds no document"),
@@ -185,17 +235,24 @@ def test_a_source_with_held_out_files_of_its_own_holds_out_those_alone(tmp_path)
 )
 def test_a_held_out_file_that_comes_to_nothing_is_refused_by_itself(tmp_path, heldout, message):
     """Beside thousands of good records of the source, and a good held-out file."""
-    records = [{"text": f"document {i} with its {i * i} words and number {7 * i}"} for i in range(3000)]
+    records = [
+        {"text": f"document {i} with its {i * i} words and number {7 * i}"} for i in range(3000)
+    ]
     write(tmp_path / "a.jsonl", records)
     write(tmp_path / "good.jsonl", [{"text": "something else that nobody wrote before"}])
     if heldout is None:
         (tmp_path / "other.jsonl").write_text("\n \n")
     else:
         write(tmp_path / "other.jsonl", records[:3] if heldout == "train" else heldout)
-    source = {"path": str(tmp_path / "a.jsonl"), "heldout": [str(tmp_path / "good.jsonl"), str(tmp_path / "other.jsonl")]}
+    source = {
+        "path": str(tmp_path / "a.jsonl"),
+        "heldout": [str(tmp_path / "good.jsonl"), str(tmp_path / "other.jsonl")],
+    }
     with pytest.raises(UserError, match=rf"data\.sources\.a\.heldout.*{message}"):
         run(settings({"a": source}, group_by=""), tmp_path / "cache")
-    assert not [entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")]  # nothing half-made stays
+    assert not [
+        entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")
+    ]  # nothing half-made stays
 
 
 def test_a_held_out_file_in_the_folder_of_its_source_is_not_trained_on(tmp_path):
@@ -205,7 +262,10 @@ def test_a_held_out_file_in_the_folder_of_its_source_is_not_trained_on(tmp_path)
     assert len(prepared.train["books"]) == 60 == len(prepared.heldout["books"])
     assert said == ["data.sources.books: not trained on, as held out: 1.jsonl"]
     with pytest.raises(UserError, match="each of its files is held out too"):
-        run(settings({"books": {"path": sources["books"], "heldout": sources["books"]}}), tmp_path / "cache")
+        run(
+            settings({"books": {"path": sources["books"], "heldout": sources["books"]}}),
+            tmp_path / "cache",
+        )
 
 
 def test_each_source_is_refused_by_itself(tmp_path):
@@ -214,27 +274,44 @@ def test_each_source_is_refused_by_itself(tmp_path):
     write(tmp_path / "few.jsonl", [{"text": "good"}, {"txt": "bad"}])
     good = str(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match=r"data\.sources\.b: it holds no document"):
-        run(settings({"a": good, "b": str(tmp_path / "blank.jsonl")}, group_by=""), tmp_path / "cache")
+        run(
+            settings({"a": good, "b": str(tmp_path / "blank.jsonl")}, group_by=""),
+            tmp_path / "cache",
+        )
     with pytest.raises(UserError, match=r"data\.sources\.b: 1 of 2 records.*Did you mean 'txt'"):
-        run(settings({"a": good, "b": str(tmp_path / "few.jsonl")}, group_by=""), tmp_path / "cache")
+        run(
+            settings({"a": good, "b": str(tmp_path / "few.jsonl")}, group_by=""), tmp_path / "cache"
+        )
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"every file of '.*empty\.jsonl' is empty"):  # each path, not all of them together
+    with pytest.raises(
+        UserError, match=r"every file of '.*empty\.jsonl' is empty"
+    ):  # each path, not all of them together
         run(settings({"a": [good, str(tmp_path / "empty.jsonl")]}, group_by=""), tmp_path / "cache")
 
 
 def test_end_of_text_marks_inside_documents_are_said_with_what_to_do(tmp_path):
-    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(f"story number {i}" for i in range(60)))
+    (tmp_path / "stories.txt").write_text(
+        "\n<|endoftext|>\n".join(f"story number {i}" for i in range(60))
+    )
     said = []
     run(settings(str(tmp_path / "stories.txt"), group_by=""), tmp_path / "cache", say=said.append)
     expected = "source 'stories' is 1 document with 59 marks <|endoftext|> in the text, which end no document; cut it there"
     assert any(expected in sentence for sentence in said)
-    write(tmp_path / "a.jsonl", [{"text": f"text {i}", "id": f"{i}/0"} for i in range(99)] + [{"text": "of <|endoftext|>", "id": "x/1"}])
+    write(
+        tmp_path / "a.jsonl",
+        [{"text": f"text {i}", "id": f"{i}/0"} for i in range(99)]
+        + [{"text": "of <|endoftext|>", "id": "x/1"}],
+    )
     said.clear()
     run(settings(str(tmp_path / "a.jsonl")), tmp_path / "cache", say=said.append)
-    assert not any("endoftext" in sentence for sentence in said)  # one document that writes about it is nothing to mend
+    assert not any(
+        "endoftext" in sentence for sentence in said
+    )  # one document that writes about it is nothing to mend
 
 
-@pytest.mark.parametrize("name", ["work", "work.train", "seen.bin", "train", "textbook", "CON", "a..b"])
+@pytest.mark.parametrize(
+    "name", ["work", "work.train", "seen.bin", "train", "textbook", "CON", "a..b"]
+)
 def test_a_source_may_have_the_name_of_anything_that_preparation_uses(tmp_path, name):
     sources = {name: corpus(tmp_path / "text")["notes"]}
     prepared = run(settings(sources), tmp_path / "cache")
@@ -254,14 +331,19 @@ def test_half_a_surrogate_pair_anywhere_in_a_record_is_a_fault_or_stays_where_it
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     prepared = run(settings(str(tmp_path / "a.jsonl"), max_bad_share=0.5), tmp_path / "cache")
     assert prepared.manifest["sources"]["a"]["faults"] == {"invalid UTF-8": 1, "no text": 1}
-    assert run(settings(str(tmp_path / "a.jsonl"), max_bad_share=0.5), tmp_path / "cache").fingerprint == prepared.fingerprint
+    assert (
+        run(settings(str(tmp_path / "a.jsonl"), max_bad_share=0.5), tmp_path / "cache").fingerprint
+        == prepared.fingerprint
+    )
     with pytest.raises(UserError, match="2 of 52 records"):
         run(settings(str(tmp_path / "a.jsonl")), tmp_path / "cache")
 
 
 def test_a_given_tokenizer_is_used_as_it_is(made, tmp_path):
     sources, prepared = made
-    given = train_bpe(["another text " * 50], 270, (EOT,))  # as those of older runs and of users: no other special tokens
+    given = train_bpe(
+        ["another text " * 50], 270, (EOT,)
+    )  # as those of older runs and of users: no other special tokens
     given.save(tmp_path / "mine.json")
     other = run(settings(sources, tokenizer=str(tmp_path / "mine.json")), tmp_path)
     assert other.tokenizer.sha256 == given.sha256 == other.manifest["tokenizer"]["sha256"]
@@ -277,9 +359,17 @@ def changing(path: Path, change) -> str:
 
 
 LOSSY = {
-    "folds case": (lambda t: t.update(normalizer={"type": "Lowercase"}), "'It is so' becomes 'it is so'"),
+    "folds case": (
+        lambda t: t.update(normalizer={"type": "Lowercase"}),
+        "'It is so' becomes 'it is so'",
+    ),
     "drops blanks": (
-        lambda t: t.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, t["pre_tokenizer"]]}),
+        lambda t: t.update(
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [{"type": "WhitespaceSplit"}, t["pre_tokenizer"]],
+            }
+        ),
         "'It is so' becomes 'Itisso'",
     ),
     "does not decode": (lambda t: t.update(decoder=None), "'It is so' becomes"),
@@ -289,36 +379,76 @@ LOSSY = {
 @pytest.mark.parametrize("kind", LOSSY)
 def test_a_tokenizer_that_loses_the_users_text_is_refused(kind, tmp_path):
     change, told = LOSSY[kind]
-    write(tmp_path / "plain.jsonl", [{"text": f"{i % 10}"} for i in range(200)])  # nothing to lose: sources are not pooled
+    write(
+        tmp_path / "plain.jsonl", [{"text": f"{i % 10}"} for i in range(200)]
+    )  # nothing to lose: sources are not pooled
     write(tmp_path / "books.jsonl", [{"text": "It is so"} for _ in range(50)])
     sources = {"plain": str(tmp_path / "plain.jsonl"), "books": str(tmp_path / "books.jsonl")}
     data = settings(sources, tokenizer=changing(tmp_path / "mine.json", change), group_by="")
     with pytest.raises(UserError) as error:
         run(data, tmp_path / "cache")
-    assert "mine.json' loses text: of 50 documents of data.sources.books it gives back 0" in str(error.value)
+    assert "mine.json' loses text: of 50 documents of data.sources.books it gives back 0" in str(
+        error.value
+    )
     assert told in str(error.value) and "\n" not in str(error.value)
     assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
 def test_pieces_of_long_documents_that_begin_with_a_blank_do_not_condemn_a_tokenizer(tmp_path):
-    write(tmp_path / "book.jsonl", [{"text": "ab " * 200_000}] + [{"text": f"page {i}"} for i in range(9)])
+    write(
+        tmp_path / "book.jsonl",
+        [{"text": "ab " * 200_000}] + [{"text": f"page {i}"} for i in range(9)],
+    )
     bytes_of = [f"<0x{i:02X}>" for i in range(256)]
     vocab = {token: i for i, token in enumerate(["<unk>", "</s>", *bytes_of, "\u2581", "a", "b"])}
-    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
-    blank = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    model = {
+        "type": "BPE",
+        "vocab": vocab,
+        "merges": [],
+        "unk_token": "<unk>",
+        "byte_fallback": True,
+        "fuse_unk": True,
+    }
+    blank = {
+        "type": "Metaspace",
+        "replacement": "\u2581",
+        "prepend_scheme": "always",
+        "split": True,
+    }
     steps = [{"type": "ByteFallback"}, blank]
-    special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    content = {"model": model, "pre_tokenizer": blank, "decoder": {"type": "Sequence", "decoders": steps}}
+    special = {
+        "special": True,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+    }
+    content = {
+        "model": model,
+        "pre_tokenizer": blank,
+        "decoder": {"type": "Sequence", "decoders": steps},
+    }
     content["added_tokens"] = [{"id": 1, "content": "</s>", **special}]
     (tmp_path / "mine.json").write_text(json.dumps(content))
-    data = settings({"book": str(tmp_path / "book.jsonl")}, tokenizer=str(tmp_path / "mine.json"), group_by="")
+    data = settings(
+        {"book": str(tmp_path / "book.jsonl")}, tokenizer=str(tmp_path / "mine.json"), group_by=""
+    )
     assert run(data, tmp_path / "cache").train["book"].tokens > 500_000
 
 
 def test_the_refusal_of_a_tokenizer_shows_where_the_text_changes(tmp_path):
-    write(tmp_path / "a.jsonl", [{"text": "the same words for a long while and then The Change comes"}] * 50)
-    data = settings(str(tmp_path / "a.jsonl"), tokenizer=changing(tmp_path / "mine.json", LOSSY["folds case"][0]), group_by="")
-    with pytest.raises(UserError, match=r"'.* and then The Change.*' becomes '.* and then the change.*'"):
+    write(
+        tmp_path / "a.jsonl",
+        [{"text": "the same words for a long while and then The Change comes"}] * 50,
+    )
+    data = settings(
+        str(tmp_path / "a.jsonl"),
+        tokenizer=changing(tmp_path / "mine.json", LOSSY["folds case"][0]),
+        group_by="",
+    )
+    with pytest.raises(
+        UserError, match=r"'.* and then The Change.*' becomes '.* and then the change.*'"
+    ):
         run(data, tmp_path / "cache")
 
 
@@ -329,13 +459,24 @@ def test_held_out_documents_that_a_tokenizer_changes_are_counted_and_left_out(tm
     tokenizer = changing(tmp_path / "mine.json", lambda t: t.update(normalizer={"type": "NFC"}))
     said = []
     prepared = run(
-        settings({"books": str(tmp_path / "books.jsonl")}, tokenizer=tokenizer, group_by="", heldout=0.5), tmp_path, say=said.append
+        settings(
+            {"books": str(tmp_path / "books.jsonl")}, tokenizer=tokenizer, group_by="", heldout=0.5
+        ),
+        tmp_path,
+        say=said.append,
     )
     held = [prepared.tokenizer.decode(ids) for ids in prepared.heldout["books"]]
     changed = prepared.manifest["sources"]["books"]["changed"]
-    assert 0 < changed < len(odd) and set(held) <= set(texts) and not [text for text in held if "\u00e9" in text]
+    assert (
+        0 < changed < len(odd)
+        and set(held) <= set(texts)
+        and not [text for text in held if "\u00e9" in text]
+    )
     assert len(held) + changed + len(prepared.train["books"]) == 1000
-    assert any(f"does not give back {changed} held-out documents of source 'books'" in sentence for sentence in said)
+    assert any(
+        f"does not give back {changed} held-out documents of source 'books'" in sentence
+        for sentence in said
+    )
     assert any("changes some characters or blanks" in sentence for sentence in said)
 
 
@@ -345,40 +486,69 @@ def test_a_prepared_folder_is_a_source(made, tmp_path):
     whole = run(settings(folder), tmp_path)
     assert whole.fingerprint == prepared.fingerprint  # a bare path stands for each of its sources
     mixed = run(settings({"old": f"{folder}/notes", "new": sources["notes"]}), tmp_path)
-    assert [ids.tolist() for ids in mixed.train["old"]] == [ids.tolist() for ids in prepared.train["notes"]]
+    assert [ids.tolist() for ids in mixed.train["old"]] == [
+        ids.tolist() for ids in prepared.train["notes"]
+    ]
     assert mixed.tokenizer.sha256 == prepared.tokenizer.sha256 and len(mixed.train["new"]) > 0
-    assert run(settings({"all": folder}), tmp_path).train["all"].tokens == sum(s.tokens for s in prepared.train.values())
+    assert run(settings({"all": folder}), tmp_path).train["all"].tokens == sum(
+        s.tokens for s in prepared.train.values()
+    )
     train_bpe(["x y"], 273).save(tmp_path / "other.json")
     with pytest.raises(UserError, match="another tokenizer"):
         run(settings({"old": folder}, tokenizer=str(tmp_path / "other.json")), tmp_path)
 
 
-def test_scores_are_kept_with_the_training_documents_and_folders_without_them_keep_their_name(made, tmp_path):
+def test_scores_are_kept_with_the_training_documents_and_folders_without_them_keep_their_name(
+    made, tmp_path
+):
     sources, prepared = made
     # Golden, recorded before there were scores and reserved ids: else runs that users have could not go on with their text.
     old = run(settings(sources), tmp_path / "cache", special=(EOT,))
-    assert old.folder.name == "books-notes-a27969718b46" and old.fingerprint.startswith("eb9227902ee17b2f")
+    assert old.folder.name == "books-notes-a27969718b46" and old.fingerprint.startswith(
+        "eb9227902ee17b2f"
+    )
     notes = [json.loads(line) for line in Path(sources["notes"]).read_text().splitlines()]
     write(
         tmp_path / "notes.jsonl",
-        [record | {"quality": (7 * i) % 60 - 0.5} for i, record in enumerate(notes)] + [{"text": "x", "id": "a/b"}],
+        [record | {"quality": (7 * i) % 60 - 0.5} for i, record in enumerate(notes)]
+        + [{"text": "x", "id": "a/b"}],
     )
     entry = {"path": str(tmp_path / "notes.jsonl"), "score": "-quality"}
-    with pytest.raises(UserError, match=r"1 of 61 records.*line 61: no score \('quality' is missing"):
+    with pytest.raises(
+        UserError, match=r"1 of 61 records.*line 61: no score \('quality' is missing"
+    ):
         run(settings({"notes": entry}), tmp_path / "cache")
     scored = run(settings({"notes": entry}, max_bad_share=0.1), tmp_path / "cache")
-    train, plain = scored.train["notes"], run(settings({"notes": entry["path"]}), tmp_path / "cache").train["notes"]
+    train, plain = (
+        scored.train["notes"],
+        run(settings({"notes": entry["path"]}), tmp_path / "cache").train["notes"],
+    )
     lines = [int(train.name(doc).rpartition(" ")[2]) - 1 for doc in range(len(train))]
-    assert train.scores.tolist() == [(7 * line) % 60 - 0.5 for line in lines] and len(scored.heldout["notes"])
+    assert train.scores.tolist() == [(7 * line) % 60 - 0.5 for line in lines] and len(
+        scored.heldout["notes"]
+    )
     assert len(plain) > len(train) and plain.fingerprint != train.fingerprint
-    up = run(settings({"notes": entry | {"score": "quality"}}, max_bad_share=0.1), tmp_path / "cache")
+    up = run(
+        settings({"notes": entry | {"score": "quality"}}, max_bad_share=0.1), tmp_path / "cache"
+    )
     assert up.folder == scored.folder  # the direction is no matter of preparation
-    again = run(settings({"notes": {"path": f"{scored.folder}/notes", "score": "quality"}}), tmp_path / "other")
+    again = run(
+        settings({"notes": {"path": f"{scored.folder}/notes", "score": "quality"}}),
+        tmp_path / "other",
+    )
     assert again.train["notes"].scores.tolist() == train.scores.tolist()
     with pytest.raises(UserError, match=r"score is 'length'.*prepared with the score 'quality'"):
-        run(settings({"notes": {"path": f"{scored.folder}/notes", "score": "length"}}), tmp_path / "other")
-    with pytest.raises(UserError, match=r"score is 'quality'.*with no score; prepare its text again"):
-        run(settings({"notes": {"path": f"{prepared.folder}/notes", "score": "quality"}}), tmp_path / "other")
+        run(
+            settings({"notes": {"path": f"{scored.folder}/notes", "score": "length"}}),
+            tmp_path / "other",
+        )
+    with pytest.raises(
+        UserError, match=r"score is 'quality'.*with no score; prepare its text again"
+    ):
+        run(
+            settings({"notes": {"path": f"{prepared.folder}/notes", "score": "quality"}}),
+            tmp_path / "other",
+        )
 
 
 def test_text_that_was_prepared_with_other_special_tokens_is_not_used(made, tmp_path):
@@ -387,26 +557,43 @@ def test_text_that_was_prepared_with_other_special_tokens_is_not_used(made, tmp_
     prepared_with = {(EOT,): None, (*SPECIAL, "<|one_more|>"): None, tuple(SPECIAL): None}
     for special in prepared_with:
         prepared_with[special] = run(settings(sources), tmp_path, special=special)
-        again = run(settings(sources), tmp_path, special=special, say=lambda sentence: pytest.fail(sentence))
-        assert tuple(again.tokenizer.special) == special and again.folder == prepared_with[special].folder
+        again = run(
+            settings(sources), tmp_path, special=special, say=lambda sentence: pytest.fail(sentence)
+        )
+        assert (
+            tuple(again.tokenizer.special) == special
+            and again.folder == prepared_with[special].folder
+        )
     assert len({found.folder for found in prepared_with.values()}) == 3
     assert prepared_with[tuple(SPECIAL)].fingerprint == prepared.fingerprint
 
 
 @pytest.mark.parametrize("special", [(EOT,), tuple(SPECIAL)[:5]])
-def test_a_run_keeps_the_special_tokens_of_its_tokenizer_and_a_new_run_has_all(special, made, tmp_path):
+def test_a_run_keeps_the_special_tokens_of_its_tokenizer_and_a_new_run_has_all(
+    special, made, tmp_path
+):
     sources, _ = made
-    fields = {"sources": sources, "vocab_size": 300, "group_by": "^(.*)/", "cache": str(tmp_path / "prepared")}
+    fields = {
+        "sources": sources,
+        "vocab_size": 300,
+        "group_by": "^(.*)/",
+        "cache": str(tmp_path / "prepared"),
+    }
     data = configs.DataConfig(**fields)
     began_without = run(data, tmp_path / "prepared", seed=stage.SEED, special=special)
     (tmp_path / "old").mkdir()
     began_without.tokenizer.save(tmp_path / "old" / "tokenizer.json")
     goes_on = stage.prepared_text(data, str(tmp_path / "old"))
-    assert (goes_on.folder, goes_on.fingerprint) == (began_without.folder, began_without.fingerprint)
+    assert (goes_on.folder, goes_on.fingerprint) == (
+        began_without.folder,
+        began_without.fingerprint,
+    )
     new = stage.prepared_text(data, str(tmp_path / "new"))
     assert list(new.tokenizer.special) == list(SPECIAL) and new.folder != goes_on.folder
     child = stage.prepared_text(data, str(tmp_path / "child"), init_from=str(tmp_path / "old"))
-    assert child.tokenizer.sha256 == began_without.tokenizer.sha256  # it starts from weights that know these ids
+    assert (
+        child.tokenizer.sha256 == began_without.tokenizer.sha256
+    )  # it starts from weights that know these ids
     (tmp_path / "old" / "tokenizer.json").write_text("{")
     assert stage.prepared_text(data, str(tmp_path / "old")).folder == new.folder
 
@@ -426,17 +613,29 @@ def test_a_document_that_spells_special_tokens_is_prepared_as_ordinary_text(tmp_
             assert stream[1:-1].min() >= len(SPECIAL)
             found.append(prepared.tokenizer.decode(stream[1:-1]))
     removed = prepared.manifest["sources"]["a"]["removed"]["documents"]
-    assert set(found) <= set(texts) and len(found) + removed == len(texts) and len(prepared.heldout["a"])
+    assert (
+        set(found) <= set(texts)
+        and len(found) + removed == len(texts)
+        and len(prepared.heldout["a"])
+    )
 
 
-@given(data=st.data(), lengths=st.lists(st.integers(0, 60), min_size=1, max_size=30), vocab=st.sampled_from([300, 70_000]))
-def test_any_span_of_any_document_is_read_with_the_token_after_it(data, lengths, vocab, tmp_path_factory):
+@given(
+    data=st.data(),
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=30),
+    vocab=st.sampled_from([300, 70_000]),
+)
+def test_any_span_of_any_document_is_read_with_the_token_after_it(
+    data, lengths, vocab, tmp_path_factory
+):
     folder, old = tmp_path_factory.mktemp("shards"), shards.BLOCK
     shards.BLOCK = 16
     try:
         draw = np.random.default_rng(len(lengths))
         documents = [draw.integers(1, vocab, length).tolist() for length in lengths]
-        with ShardWriter(folder, "s/train-00000.arrayrecord", "a.txt", vocab_size=vocab, eot=0, max_tokens=200) as writer:
+        with ShardWriter(
+            folder, "s/train-00000.arrayrecord", "a.txt", vocab_size=vocab, eot=0, max_tokens=200
+        ) as writer:
             for line, ids in enumerate(documents, 1):
                 writer.add(ids, 3 * len(ids), line, line)
         sets = ShardSet(writer.shards, [str(folder)] * len(writer.shards), vocab_size=vocab)
@@ -465,7 +664,9 @@ def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
     said = []
     assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
     assert "missing or damaged" in said[0]
-    assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [len(s) for s in prepared.train.values()]
+    assert [len(list(s)) for s in run(settings(sources), tmp_path).train.values()] == [
+        len(s) for s in prepared.train.values()
+    ]
 
 
 def test_a_damaged_intermediate_result_is_made_again_and_told(made, tmp_path, monkeypatch):
@@ -479,7 +680,14 @@ def test_a_damaged_intermediate_result_is_made_again_and_told(made, tmp_path, mo
         run(settings(sources), tmp_path)
     monkeypatch.undo()
     (folder,) = (path.parent for path in tmp_path.glob(f"*/{passes.WORK}"))
-    parts = [folder / passes.WORK / name for name in ("notes-train-00000.scan.json", "books-train-00001.heldout.jsonl", "tokenizer.json")]
+    parts = [
+        folder / passes.WORK / name
+        for name in (
+            "notes-train-00000.scan.json",
+            "books-train-00001.heldout.jsonl",
+            "tokenizer.json",
+        )
+    ]
     for number, part in enumerate(parts):
         copy, said = tmp_path / f"copy{number}", []
         shutil.copytree(folder, copy / folder.name)
@@ -505,15 +713,23 @@ def test_one_wrong_bit_in_prepared_text_is_found(made, tmp_path, place):
         assert run(settings(sources), tmp_path, say=said.append).fingerprint == prepared.fingerprint
         assert said[0].endswith("is missing or damaged; preparing again") and victim.name in said[0]
         flip(victim, place)
-        with pytest.raises(UserError, match=r"missing or damaged|cannot be read|no tokenizer.json|another tokenizer"):
-            run(settings({"old": f"{again.folder}/notes", "other": f"{again.folder}/books"}), tmp_path / "other")
+        with pytest.raises(
+            UserError,
+            match=r"missing or damaged|cannot be read|no tokenizer.json|another tokenizer",
+        ):
+            run(
+                settings({"old": f"{again.folder}/notes", "other": f"{again.folder}/books"}),
+                tmp_path / "other",
+            )
         run(settings(sources), tmp_path)
     tokens = min(again.folder.glob("books/train-*.arrayrecord"))
     stored, (ids, *_) = tokens.read_bytes(), list(run(settings(sources), tmp_path).train["books"])
     first = ids[int(place * (len(ids) - 4)) :][:4].astype("<u2").tobytes()
     assert stored.count(first)
     tokens.write_bytes(stored.replace(first, bytes([first[0] ^ 64]) + first[1:], 1))
-    with pytest.raises(UserError, match=f"{tokens.name} cannot be read or is damaged .*; delete {again.folder}"):
+    with pytest.raises(
+        UserError, match=f"{tokens.name} cannot be read or is damaged .*; delete {again.folder}"
+    ):
         for shard_set in run(settings(sources), tmp_path).train.values():
             list(shard_set)
 
@@ -552,7 +768,9 @@ def test_a_changed_manifest_is_refused_or_means_the_same(made, data):
 def test_more_small_files_than_may_be_open_are_prepared_and_read(tmp_path):
     for i in range(150):
         (tmp_path / "text" / f"{i % 7}").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "text" / f"{i % 7}" / f"{i}.txt").write_text(f"the little text number {i}, which ends here")
+        (tmp_path / "text" / f"{i % 7}" / f"{i}.txt").write_text(
+            f"the little text number {i}, which ends here"
+        )
     code = """
         import resource
         prepared = go(say=lambda sentence: None)
@@ -576,8 +794,14 @@ def test_preparing_a_long_document_takes_a_few_bytes_for_each_of_its_own(tmp_pat
         go(say=lambda sentence: None)
         print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
     """
-    long, short = {"text": "a b c d e f g h i j " * 400_000, "id": "long/1"}, "short document number {} with words"
-    write(tmp_path / "a.jsonl", [long, *({"text": short.format(i), "id": f"{i}/1"} for i in range(60))])
+    long, short = (
+        {"text": "a b c d e f g h i j " * 400_000, "id": "long/1"},
+        "short document number {} with words",
+    )
+    write(
+        tmp_path / "a.jsonl",
+        [long, *({"text": short.format(i), "id": f"{i}/1"} for i in range(60))],
+    )
     process = child(code, json.dumps({"a": str(tmp_path / "a.jsonl")}), str(tmp_path / "cache"))
     # 150 MB whatever the length, and 9 bytes for each of 8 MB; without pieces it was 80 bytes for each.
     assert int(process.communicate(timeout=100)[0]) < 350_000_000
@@ -595,10 +819,20 @@ def child(code: str, *arguments: str, **options) -> subprocess.Popen:
             data = SimpleNamespace(sources=json.loads(sys.argv[1]), **{vars(settings(0)) | {"sources": 0}!r})
             return module.prepare(data, **{{"seed": 0, "cache": sys.argv[2], "processes": 1, **options}})
     """.replace("'sources': 0, ", "").replace(", 'sources': 0", "")
-    program = textwrap.dedent(start) + "if __name__ == '__main__':\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    program = (
+        textwrap.dedent(start)
+        + "if __name__ == '__main__':\n"
+        + textwrap.indent(textwrap.dedent(code), "    ")
+    )
     path = Path(arguments[1]).parent / f"child-{os.getpid()}-{time.monotonic_ns()}.py"
     path.write_text(program)
-    return subprocess.Popen([sys.executable, str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, str(path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
 
 
 KILL = """
@@ -628,13 +862,17 @@ def test_a_run_killed_again_and_again_continues_to_the_same_result(made, tmp_pat
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.arrayrecord")}
     final = run(settings(sources), tmp_path / "cache")
     assert final.fingerprint == prepared.fingerprint
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.arrayrecord")} == before  # finished units were kept
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.arrayrecord")
+    } == before  # finished units were kept
     assert not list(final.folder.rglob(".tmp*")) and not (final.folder / "work").exists()
 
 
 def test_worker_processes_end_with_a_killed_parent(made, tmp_path):
     sources, _ = made
-    process = child("go(processes=2)", json.dumps(sources), str(tmp_path / "cache"), start_new_session=True)
+    process = child(
+        "go(processes=2)", json.dumps(sources), str(tmp_path / "cache"), start_new_session=True
+    )
 
     def group() -> list[str]:
         found = []
@@ -658,10 +896,14 @@ def test_worker_processes_end_with_a_killed_parent(made, tmp_path):
 @pytest.mark.parametrize("lock", [True, False])
 def test_two_runs_at_once_end_with_one_valid_result(made, tmp_path, lock):
     sources, prepared = made
-    code = ("" if lock else "module.locked = lambda *arguments: contextlib.nullcontext()\n") + "print(go().fingerprint)"
+    code = (
+        "" if lock else "module.locked = lambda *arguments: contextlib.nullcontext()\n"
+    ) + "print(go().fingerprint)"
     both = [child(code, json.dumps(sources), str(tmp_path / "cache")) for _ in range(2)]
     outputs = [process.communicate(timeout=100)[0] for process in both]
-    assert [output.split()[-1] for output in outputs] == [prepared.fingerprint] * 2, "\n".join(outputs)
+    assert [output.split()[-1] for output in outputs] == [prepared.fingerprint] * 2, "\n".join(
+        outputs
+    )
     assert run(settings(sources), tmp_path / "cache").fingerprint == prepared.fingerprint
 
 
@@ -676,9 +918,18 @@ def test_hosts_share_the_units_and_agree(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(passes, "tokenize", counted)
     with ThreadPoolExecutor(3) as pool:
-        hosts = [pool.submit(run, settings(sources), tmp_path, process_index=i, process_count=3, timeout=60) for i in range(3)]
+        hosts = [
+            pool.submit(
+                run, settings(sources), tmp_path, process_index=i, process_count=3, timeout=60
+            )
+            for i in range(3)
+        ]
         assert {host.result().fingerprint for host in hosts} == {prepared.fingerprint}
-    assert len(done) == 5 and all(len(threads) == 1 for threads in done.values()) and len(set.union(*done.values())) == 3
+    assert (
+        len(done) == 5
+        and all(len(threads) == 1 for threads in done.values())
+        and len(set.union(*done.values())) == 3
+    )
 
 
 def test_a_host_that_never_comes_is_reported(made, tmp_path):
@@ -693,7 +944,14 @@ def test_a_host_that_waits_says_where_and_for_how_many_again_and_again(made, tmp
     monkeypatch.setattr(work, "NEXT_LINE", 0.3)
     said = []
     with pytest.raises(UserError, match="waited 1 s"):
-        run(settings(sources), tmp_path, process_index=1, process_count=3, timeout=1.0, say=said.append)
+        run(
+            settings(sources),
+            tmp_path,
+            process_index=1,
+            process_count=3,
+            timeout=1.0,
+            say=said.append,
+        )
     expected = rf"waiting in {tmp_path}/\.identity for 2 processes \(0, 2\) to hash the text: 3 of their files missing"
     assert len(said) >= 3 and all(re.match(expected, sentence) for sentence in said)
 
@@ -706,10 +964,18 @@ def test_too_many_bad_records_are_an_error_that_shows_the_first_and_fewer_are_co
     expected = r"3 of 100 records \(3\.00%.*max_bad_share=0\.02.*a\.jsonl line 98: invalid UTF-8.*line 99: malformed"
     with pytest.raises(UserError, match=expected):
         run(settings({"a": str(path)}, max_bad_share=0.02), tmp_path / "cache")
-    assert not [entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")]  # nothing half-made stays
+    assert not [
+        entry for entry in (tmp_path / "cache").iterdir() if not entry.name.startswith(".")
+    ]  # nothing half-made stays
     prepared = run(settings({"a": str(path)}, max_bad_share=0.03), tmp_path / "cache")
-    assert prepared.manifest["sources"]["a"]["faults"] == {"invalid UTF-8": 1, "malformed JSON": 1, "empty document": 1}
-    with pytest.raises(UserError, match="max_bad_share"):  # a stricter limit holds for what is already prepared
+    assert prepared.manifest["sources"]["a"]["faults"] == {
+        "invalid UTF-8": 1,
+        "malformed JSON": 1,
+        "empty document": 1,
+    }
+    with pytest.raises(
+        UserError, match="max_bad_share"
+    ):  # a stricter limit holds for what is already prepared
         run(settings({"a": str(path)}, max_bad_share=0.02), tmp_path / "cache")
 
 
@@ -717,7 +983,9 @@ def test_a_cut_file_counts_with_its_size(tmp_path):
     import lzma
 
     for i in range(3):
-        lines = (json.dumps({"text": f"{i} {j} {random.random()}", "id": f"{j}/x"}) for j in range(2000))
+        lines = (
+            json.dumps({"text": f"{i} {j} {random.random()}", "id": f"{j}/x"}) for j in range(2000)
+        )
         data = lzma.compress("\n".join(lines).encode())
         (tmp_path / f"{i}.jsonl.xz").write_bytes(data if i else data[: len(data) // 2])
     with pytest.raises(UserError, match=r"0\.jsonl\.xz line \d+: damaged file"):
@@ -733,18 +1001,26 @@ def test_a_cut_file_counts_with_its_size(tmp_path):
         ({"group_by": "boook"}, "data.group_by needs 'boook', which is missing.*'book'"),
         ({"group_by": "("}, "no regular expression"),
         ({"tokenizer": "none.json"}, "none.json"),
-        ({"vocab_size": 271}, r"data.vocab_size is 271.*at least 272 \(16 special tokens and 256 bytes\)"),
+        (
+            {"vocab_size": 271},
+            r"data.vocab_size is 271.*at least 272 \(16 special tokens and 256 bytes\)",
+        ),
         ({"cache": "gs://bucket/x"}, "folder of this machine"),
         ({"cache": "/proc/x"}, "data.cache: cannot write to /proc/x|No such file"),
         ({"cache": "FILE/x"}, "cannot write to .*FILE/x"),
     ],
 )
 def test_a_mistake_in_the_settings_is_named(tmp_path, changes, message):
-    write(tmp_path / "a.jsonl", [{"text": f"text {i}", "id": f"{i}", "book": "b"} for i in range(10)])
+    write(
+        tmp_path / "a.jsonl", [{"text": f"text {i}", "id": f"{i}", "book": "b"} for i in range(10)]
+    )
     (tmp_path / "FILE").write_text("")
     cache = str(changes.pop("cache", tmp_path / "cache")).replace("FILE", str(tmp_path / "FILE"))
     with pytest.raises(UserError, match=message):
-        run(settings(**{"sources": {"a": str(tmp_path / "a.jsonl")}, "group_by": "", **changes}), cache)
+        run(
+            settings(**{"sources": {"a": str(tmp_path / "a.jsonl")}, "group_by": "", **changes}),
+            cache,
+        )
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
@@ -763,7 +1039,11 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
     """
     output = child(code, json.dumps(sources), str(tmp_path / "cache")).communicate(timeout=100)[0]
     assert "UserError: data.cache: no space left" in output, output
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith(".tmp") or path.suffix == ".arrayrecord"]
+    assert not [
+        path
+        for path in (tmp_path / "cache").rglob("*")
+        if path.name.startswith(".tmp") or path.suffix == ".arrayrecord"
+    ]
 
 
 def test_a_huge_file_is_read_in_little_memory(tmp_path):
@@ -772,7 +1052,10 @@ def test_a_huge_file_is_read_in_little_memory(tmp_path):
     (source,) = parse_sources(str(tmp_path / "a.jsonl"))
     tracemalloc.start()
     try:
-        assert sum(document.bytes for document in read_documents(list_files(source)[0], source)) == 3000 * 9500
+        assert (
+            sum(document.bytes for document in read_documents(list_files(source)[0], source))
+            == 3000 * 9500
+        )
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

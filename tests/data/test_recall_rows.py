@@ -29,7 +29,10 @@ def test_a_dictionary_recalls_every_value():
         assert len(pairs) == 8 and len(set(pairs.values())) == 8
         assert all(1 <= key < 128 <= value < 256 for key, value in pairs.items())
         assert sorted(tokens[at] for at in asked) == sorted(pairs)
-        assert all(at >= 16 and at % 2 == 0 and answer == pairs[tokens[at]] for at, answer in zip(asked, answers))
+        assert all(
+            at >= 16 and at % 2 == 0 and answer == pairs[tokens[at]]
+            for at, answer in zip(asked, answers)
+        )
 
 
 def test_gaps_follow_the_power_law():
@@ -62,12 +65,18 @@ def test_keys_are_drawn_evenly_in_any_order():
     assert len(counts) == 60 and np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
-@pytest.mark.parametrize("make, told", [
-    (lambda: recall.associative_recall(1, 63, 4, seed=0), "even length"),
-    (lambda: recall.associative_recall(1, 64, 17, seed=0), "at least 68"),
-    (lambda: recall.associative_recall(1, 64, 16, seed=0, vocab=33), "at least 34 tokens; it is 33"),
-    (lambda: recall.selective_copy(1, 10, 6, seed=0), "at least 12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, told",
+    [
+        (lambda: recall.associative_recall(1, 63, 4, seed=0), "even length"),
+        (lambda: recall.associative_recall(1, 64, 17, seed=0), "at least 68"),
+        (
+            lambda: recall.associative_recall(1, 64, 16, seed=0, vocab=33),
+            "at least 34 tokens; it is 33",
+        ),
+        (lambda: recall.selective_copy(1, 10, 6, seed=0), "at least 12"),
+    ],
+)
 def test_what_does_not_fit_is_refused(make, told):
     with pytest.raises(ValueError, match=told):
         make()
@@ -83,10 +92,19 @@ def test_examples_are_read_over_and_over_each_once_in_an_epoch_and_in_any_proces
     fields = rows.shapes(0)
     assert {name: (array.shape, array.dtype.name) for name, array in batches[0].items()} == {
         name: (field.shape, field.dtype) for name, field in fields.items()
-    }  # fmt: skip
-    assert np.all(batches[0]["segments"] == 1) and np.array_equal(batches[0]["positions"][5], np.arange(16))
+    }
+    assert np.all(batches[0]["segments"] == 1) and np.array_equal(
+        batches[0]["positions"][5], np.arange(16)
+    )
     read = np.concatenate([batch["tokens"] for batch in batches]).reshape(4, 24, 16)
     epochs = [[tuple(row) for row in epoch] for epoch in read.tolist()]
-    assert all(sorted(epoch) == sorted(map(tuple, rows.questions.tokens.tolist())) for epoch in epochs) and epochs[0] != epochs[1]
-    assert rows.fingerprint(0) == recall.PuzzleRows("copy:16:2", 16, examples=24, batch=16, seed=3).fingerprint(0)
-    assert rows.fingerprint(1) != recall.PuzzleRows("recall:16:2", 16, examples=25, batch=16, seed=3).fingerprint(1)
+    assert (
+        all(sorted(epoch) == sorted(map(tuple, rows.questions.tokens.tolist())) for epoch in epochs)
+        and epochs[0] != epochs[1]
+    )
+    assert rows.fingerprint(0) == recall.PuzzleRows(
+        "copy:16:2", 16, examples=24, batch=16, seed=3
+    ).fingerprint(0)
+    assert rows.fingerprint(1) != recall.PuzzleRows(
+        "recall:16:2", 16, examples=25, batch=16, seed=3
+    ).fingerprint(1)

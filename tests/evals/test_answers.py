@@ -8,8 +8,14 @@ from slmjax.textbook.passages import KINDS, Question, documents, questions
 
 def test_the_books_own_working_scores_one_and_anothers_scores_zero():
     asked = {kind: questions(kind, 12, seed=3) for kind in KINDS}
-    texts = {passage.prompt: passage.text for kind in KINDS for passage in documents(kind, 12, seed=3, split="heldout")}
-    right = exact_answers(lambda prompts: [texts[prompt][len(prompt) :] for prompt in prompts], asked)
+    texts = {
+        passage.prompt: passage.text
+        for kind in KINDS
+        for passage in documents(kind, 12, seed=3, split="heldout")
+    }
+    right = exact_answers(
+        lambda prompts: [texts[prompt][len(prompt) :] for prompt in prompts], asked
+    )
     wrong = exact_answers(lambda prompts: ["\nAnswer: 1000000." for _ in prompts], asked)
     assert {kind: result["accuracy"] for kind, result in right.items()} == dict.fromkeys(KINDS, 1.0)
     assert {kind: result["accuracy"] for kind, result in wrong.items()} == dict.fromkeys(KINDS, 0.0)
@@ -17,7 +23,11 @@ def test_the_books_own_working_scores_one_and_anothers_scores_zero():
 
 
 def test_accuracy_and_chance_are_means_over_the_kinds_own_questions():
-    asked = {"sums": [Question("1 + 1?", "2", 0.1), Question("1 + 2?", "3", 0.3)], "names": [Question("Who?", "Ana", 0.5)], "none": []}
+    asked = {
+        "sums": [Question("1 + 1?", "2", 0.1), Question("1 + 2?", "3", 0.3)],
+        "names": [Question("Who?", "Ana", 0.5)],
+        "none": [],
+    }
     said = {"1 + 1?": "\nAnswer: 2.\nMore", "1 + 2?": "\nAnswer: 33.", "Who?": " Answer: Ana."}
     assert exact_answers(lambda prompts: [said[prompt] for prompt in prompts], asked) == {
         "sums": {"accuracy": 0.5, "chance": 0.2, "count": 2},

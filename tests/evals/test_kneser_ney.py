@@ -32,11 +32,15 @@ class SlowKneserNey:
         self.vocab_size, self.order = vocab_size, order
         self.followers = defaultdict(dict)
         for gram, count in raw.items():
-            self.followers[gram[:-1]][gram[-1]] = count if len(gram) == order or gram in begins else len(left[gram])
+            self.followers[gram[:-1]][gram[-1]] = (
+                count if len(gram) == order or gram in begins else len(left[gram])
+            )
         by_length = defaultdict(list)
         for context, words in self.followers.items():
             by_length[len(context)] += words.values()
-        self.discount = {length: discounts(np.array(counts)) for length, counts in by_length.items()}
+        self.discount = {
+            length: discounts(np.array(counts)) for length, counts in by_length.items()
+        }
 
     def probability(self, word, context):
         shorter = self.probability(word, context[1:]) if context else 1 / self.vocab_size
@@ -60,8 +64,12 @@ def test_log_probabilities_equal_the_slow_reference(train, heldout, order):
     for document in heldout:
         sequence = (EOT, *document, EOT)
         for end in range(1, len(sequence)):
-            expected.append(math.log(slow.probability(sequence[end], sequence[max(0, end - order + 1) : end])))
-    np.testing.assert_allclose(fast.log_probabilities(heldout), expected, rtol=1e-12)  # float64, a few operations per token
+            expected.append(
+                math.log(slow.probability(sequence[end], sequence[max(0, end - order + 1) : end]))
+            )
+    np.testing.assert_allclose(
+        fast.log_probabilities(heldout), expected, rtol=1e-12
+    )  # float64, a few operations per token
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,7 +86,9 @@ def test_probabilities_sum_to_one_over_the_vocabulary_in_every_context(train, co
 def test_discounts_are_chen_and_goodmans():
     counts = np.repeat([1, 2, 3, 4, 9], [40, 20, 10, 5, 3])
     y = 40 / (40 + 2 * 20)
-    np.testing.assert_allclose(discounts(counts), [0, 1 - 2 * y * 20 / 40, 2 - 3 * y * 10 / 20, 3 - 4 * y * 5 / 10])
+    np.testing.assert_allclose(
+        discounts(counts), [0, 1 - 2 * y * 20 / 40, 2 - 3 * y * 10 / 20, 3 - 4 * y * 5 / 10]
+    )
 
 
 def test_impossible_estimates_fall_back_to_a_single_discount():
@@ -98,7 +108,14 @@ def test_a_document_does_not_see_the_one_before_it():
 
 def test_bits_per_byte_divide_all_bits_by_the_bytes_of_the_text():
     model = fit([[1, 2], [2]], 4, 2, EOT)
-    bits = -sum(math.log2(p) for p in (model.distribution([])[1], model.distribution([1])[3], model.distribution([1, 3])[EOT]))
+    bits = -sum(
+        math.log2(p)
+        for p in (
+            model.distribution([])[1],
+            model.distribution([1])[3],
+            model.distribution([1, 3])[EOT],
+        )
+    )
     assert ngram_bits_per_byte(model, [[1, 3]], 7) == pytest.approx(bits / 7, rel=1e-12)
 
 

@@ -13,9 +13,16 @@ class Mean(TokenMixer):
     def sums(self, x, segments, before):
         """(sums over each token's document up to it, counts): before is (sum, count, segment) of the tokens before these."""
         total, count, of = before
-        same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None] & jnp.tri(x.shape[1], dtype=bool)[None]
+        same = (
+            (segments[:, :, None] == segments[:, None, :])
+            & (segments != 0)[:, None]
+            & jnp.tri(x.shape[1], dtype=bool)[None]
+        )
         goes_on = ((segments == of[:, None]) & (segments != 0)).astype(x.dtype)
-        sums = jnp.einsum("bts,bsd->btd", same.astype(x.dtype), x) + goes_on[..., None] * total[:, None]
+        sums = (
+            jnp.einsum("bts,bsd->btd", same.astype(x.dtype), x)
+            + goes_on[..., None] * total[:, None]
+        )
         return sums, same.sum(-1) + goes_on * count[:, None]
 
     @nn.compact
@@ -27,7 +34,11 @@ class Mean(TokenMixer):
             last = jnp.maximum((ctx.segments != 0).sum(1) - 1, 0)
             real, row = (ctx.segments != 0).any(1), jnp.arange(len(x))
             after = sums[row, last], counts[row, last], ctx.segments[row, last]
-            cache = jax.tree.map(lambda new, old: jnp.where(jnp.expand_dims(real, range(1, new.ndim)), new, old), after, before)
+            cache = jax.tree.map(
+                lambda new, old: jnp.where(jnp.expand_dims(real, range(1, new.ndim)), new, old),
+                after,
+                before,
+            )
         return (sums / jnp.maximum(counts, 1)[..., None]) @ mix, cache, shared
 
     def empty_cache(self, batch, size):
@@ -43,11 +54,15 @@ class Lends(TokenMixer):
     @nn.compact
     def __call__(self, x, *, ctx, cache=None, shared=None):
         sizes = (x.shape[-1], self.arch.kv_heads, self.arch.head_dim)
-        gate = jnp.einsum("btd,dkh->btkh", x, self.param("gate", nn.initializers.normal(0.3), sizes))
+        gate = jnp.einsum(
+            "btd,dkh->btkh", x, self.param("gate", nn.initializers.normal(0.3), sizes)
+        )
         if self.borrows:
             value = shared[f"values {self.kind}"]
         else:
-            value = jnp.einsum("btd,dkh->btkh", x, self.param("value", nn.initializers.normal(0.3), sizes))
+            value = jnp.einsum(
+                "btd,dkh->btkh", x, self.param("value", nn.initializers.normal(0.3), sizes)
+            )
         out = self.param("out", nn.initializers.normal(0.3), sizes[::-1])
         y = jnp.einsum("btkh,hkd->btd", value * nn.sigmoid(gate), out)
         return y, cache, shared | {f"values {self.kind}": value}
@@ -100,4 +115,8 @@ class KeepsPadding(Mean):
 class CannotDecode(TokenMixer):
     @nn.compact
     def __call__(self, x, *, ctx, cache=None, shared=None):
-        return x * self.param("scale", nn.initializers.ones, x.shape[-1:])[None, None], cache, shared
+        return (
+            x * self.param("scale", nn.initializers.ones, x.shape[-1:])[None, None],
+            cache,
+            shared,
+        )

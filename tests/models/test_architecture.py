@@ -29,7 +29,10 @@ def test_a_block_is_read_from_its_text(text, block):
     [
         ("attentoin", "token mixer 'attentoin'.*Did you mean 'attention'"),
         ("attention+mpl", "channel mixer 'mpl'.*Did you mean 'mlp'"),
-        ("attention windo=5", "'windo=5'.*one of the options rope, window, borrows.*Did you mean 'window'"),
+        (
+            "attention windo=5",
+            "'windo=5'.*one of the options rope, window, borrows.*Did you mean 'window'",
+        ),
         ("attention window=-5", "'window=-5'.*must be a whole number"),
         ("attention rope", "'rope'.*must be True or False"),
         ("attention rope=yes", "'rope=yes'.*True or False"),
@@ -44,7 +47,10 @@ def test_a_block_that_does_not_parse_is_named(text, sentence):
 
 def test_a_pattern_repeats_to_the_layers():
     config = configs.base()
-    config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 6
+    config.model.pattern, config.model.layers = (
+        ("attention", "attention", "attention rope=False"),
+        6,
+    )
     arch = from_config(configs.freeze(config).model, 128)
     assert arch.layers == 6
     assert [block.options for block in arch.blocks] == [(), (), (("rope", False),)] * 2
@@ -52,7 +58,10 @@ def test_a_pattern_repeats_to_the_layers():
 
 def test_layers_that_the_pattern_does_not_divide_are_refused_with_the_nearest_two():
     config = configs.base()
-    config.model.pattern, config.model.layers = ("attention", "attention", "attention rope=False"), 7
+    config.model.pattern, config.model.layers = (
+        ("attention", "attention", "attention rope=False"),
+        7,
+    )
     with pytest.raises(UserError, match=r"layers is 7.*nearest: \[6, 9\]"):
         from_config(configs.freeze(config).model, 128)
     config.model.layers = 2
@@ -81,8 +90,16 @@ def test_blocks_before_a_first_bar_and_after_a_second_come_once(pattern, layers,
 @pytest.mark.parametrize(
     "pattern, layers, sentence",
     [
-        (("gdn", "|", "gdn", "attention", "gdn"), 6, r"layers is 6, which without the 1 outside of the bars .* of 3 .*: \[4, 7\]"),
-        (("gdn", "|", "gdn", "attention", "|", "gdn"), 2, r"layers is 2, which without the 2 .*nearest: \[4\]"),
+        (
+            ("gdn", "|", "gdn", "attention", "gdn"),
+            6,
+            r"layers is 6, which without the 1 outside of the bars .* of 3 .*: \[4, 7\]",
+        ),
+        (
+            ("gdn", "|", "gdn", "attention", "|", "gdn"),
+            2,
+            r"layers is 2, which without the 2 .*nearest: \[4\]",
+        ),
         (("gdn", "|", "gdn", "attention", "|", "gdn"), 1, r"layers is 1.*nearest: \[4\]"),
         (("gdn", "|"), 1, "nothing behind its first bar; expected what repeats"),
         (("gdn", "|", "|", "gdn"), 2, "nothing behind its first bar"),
@@ -101,7 +118,11 @@ def test_bars_that_do_not_fit_are_refused(pattern, layers, sentence):
     "pattern, layers, expected",
     [
         ("gdn,attention", 4, {"0/0": 2, "0/1": 2}),
-        ("gdn,|,gdn,attention,|,attention,gdn", 9, {"0/0": 1, "1/0": 3, "1/1": 3, "2/0": 1, "2/1": 1}),
+        (
+            "gdn,|,gdn,attention,|,attention,gdn",
+            9,
+            {"0/0": 1, "1/0": 3, "1/1": 3, "2/0": 1, "2/1": 1},
+        ),
         ("|,gdn,|,attention", 4, {"0/0": 3, "1/0": 1}),
     ],
 )
@@ -109,7 +130,11 @@ def test_a_checkpoint_has_a_group_for_each_part_of_the_pattern(pattern, layers, 
     config = configs.base()
     config.model.update({"pattern": tuple(pattern.split(",")), "layers": layers, "width": 16})
     params = lm.declare(from_config(configs.freeze(config).model, 128))["stack"]
-    found = {f"{group}/{p}": block["mixer_norm"]["scale"].shape for group, tree in params.items() for p, block in tree.items()}
+    found = {
+        f"{group}/{p}": block["mixer_norm"]["scale"].shape
+        for group, tree in params.items()
+        for p, block in tree.items()
+    }
     assert found == {place: (repeats, 16) for place, repeats in expected.items()}
 
 
@@ -117,7 +142,9 @@ def test_fields_come_from_the_config_and_what_is_resolved_wins():
     config = configs.base()
     config.model.qk_norm, config.model.width = True, 96
     config.model.multipliers = {"matrix": {"init": 0.5, "lr": 2.0}, "head": {"lr": 0.1}}
-    arch = from_config(configs.freeze(config).model, 128, compute="bfloat16", attention="splash", unroll=False)
+    arch = from_config(
+        configs.freeze(config).model, 128, compute="bfloat16", attention="splash", unroll=False
+    )
     assert (arch.vocab_size, arch.width, arch.qk_norm) == (128, 96, True)
     assert (arch.compute, arch.attention, arch.unroll) == ("bfloat16", "splash", False)
     assert dict(arch.init_scales) == {"matrix": 0.5, "head": 1.0}
@@ -133,7 +160,10 @@ def test_an_architecture_is_hashable_and_frozen():
 @pytest.mark.parametrize(
     "multipliers, sentence",
     [
-        ({"matrx": {"lr": 0.5}}, "names 'matrx'; the groups are embedding, head, matrix, own, vector. Did you mean 'matrix'"),
+        (
+            {"matrx": {"lr": 0.5}},
+            "names 'matrx'; the groups are embedding, head, matrix, own, vector. Did you mean 'matrix'",
+        ),
         ({"matrix": 0.5}, "multipliers.matrix is 0.5; it can hold init, lr and decay"),
         ({"matrix": {"rate": 0.5}}, "multipliers.matrix is .*rate"),
     ],

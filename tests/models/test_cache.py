@@ -13,7 +13,9 @@ from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import make_mesh
 from slmjax.testing import _with_cache
 
-ARCH = Architecture(64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 1),), qk_norm=True)
+ARCH = Architecture(
+    64, 32, 4, 2, 8, 48, (((Block(), parse_block("attention rope=False")), 1),), qk_norm=True
+)
 
 
 def _params(arch):
@@ -21,7 +23,9 @@ def _params(arch):
         draw = np.random.default_rng(len(path)).normal(size=shape.shape)
         return jnp.asarray(1 + 0.2 * draw if path[-1].key == "scale" else 0.2 * draw, jnp.float32)
 
-    return jax.tree.map_with_path(leaf, jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
+    return jax.tree.map_with_path(
+        leaf, jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
+    )
 
 
 def _prompts(T, *lengths):
@@ -29,12 +33,18 @@ def _prompts(T, *lengths):
     at = np.tile(np.arange(T, dtype=np.int32), (len(lengths), 1))
     tokens = np.random.default_rng(1).integers(0, 64, at.shape).astype(np.int32)
     segments = (at < np.array(lengths)[:, None]).astype(np.int32)
-    return {"tokens": jnp.array(tokens), "segments": jnp.array(segments), "positions": jnp.array(at)}
+    return {
+        "tokens": jnp.array(tokens),
+        "segments": jnp.array(segments),
+        "positions": jnp.array(at),
+    }
 
 
 @pytest.mark.parametrize("compute, tolerance", [("float32", 2e-5), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("T, tile", [(24, 128), (24, 8)], ids=["plain", "fused kernel"])
-def test_a_first_piece_sees_itself_as_if_through_the_cache(T, tile, compute, tolerance, monkeypatch):
+def test_a_first_piece_sees_itself_as_if_through_the_cache(
+    T, tile, compute, tolerance, monkeypatch
+):
     """It takes the training kernel over its own keys and writes them side by side; a later piece attends over all slots by index."""
     monkeypatch.setattr(attention, "TILE", tile)
     arch = dataclasses.replace(ARCH, attention="reference", compute=compute)
@@ -48,19 +58,32 @@ def test_a_first_piece_sees_itself_as_if_through_the_cache(T, tile, compute, tol
     np.testing.assert_array_equal(cache.length, lengths)
     np.testing.assert_array_equal(cache.segments, other.segments)
     for one, two in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(other.layers), strict=True):
-        one, two = (np.where((np.arange(T + 8) < lengths[:, None])[:, None, :, None], np.float32(a), 0) for a in (one, two))
+        one, two = (
+            np.where((np.arange(T + 8) < lengths[:, None])[:, None, :, None], np.float32(a), 0)
+            for a in (one, two)
+        )
         np.testing.assert_allclose(one, two, atol=tolerance)
 
 
-def test_a_first_piece_takes_the_training_kernel_where_its_tiles_and_the_devices_divide_it(monkeypatch):
+def test_a_first_piece_takes_the_training_kernel_where_its_tiles_and_the_devices_divide_it(
+    monkeypatch,
+):
     chosen = []
     plain = attention.attention
-    monkeypatch.setattr(attention, "attention", lambda *args, kernel, **more: chosen.append(kernel) or plain(*args, **more))
+    monkeypatch.setattr(
+        attention,
+        "attention",
+        lambda *args, kernel, **more: chosen.append(kernel) or plain(*args, **more),
+    )
     arch = dataclasses.replace(ARCH, attention="splash")
     params = _params(arch)
 
     def trace(T, rows):
-        jax.eval_shape(lambda: lm.forward(arch, params, {}, _prompts(T, *[T] * rows), cache=lm.init_cache(arch, rows, T))[0])
+        jax.eval_shape(
+            lambda: lm.forward(
+                arch, params, {}, _prompts(T, *[T] * rows), cache=lm.init_cache(arch, rows, T)
+            )[0]
+        )
         return {chosen.pop() for _ in range(arch.layers)}.pop()
 
     assert [trace(T, 3) for T in (128, 100, 256)] == ["splash", "blockwise", "splash"]

@@ -14,7 +14,9 @@ from slmjax.models.pattern import parse_block
 from slmjax.ops import fp8
 
 NOPE = parse_block("attention rope=False")
-PLAIN = Architecture(64, 32, 4, 2, 8, 48, (((Block(), NOPE), 2), ((Block(),), 1)), output_gate=True, qk_norm=True)
+PLAIN = Architecture(
+    64, 32, 4, 2, 8, 48, (((Block(), NOPE), 2), ((Block(),), 1)), output_gate=True, qk_norm=True
+)
 ARCH = dataclasses.replace(PLAIN, products="float8")
 SITES = {"mixer": ("in", "out"), "channel": ("in", "out")}
 B, T = 2, 16
@@ -23,8 +25,14 @@ B, T = 2, 16
 @pytest.fixture(scope="module")
 def params():
     params = lm.init(PLAIN, jax.random.key(0))
-    grow = lambda path, leaf: leaf * 3 ** jnp.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1)) if leaf.ndim > 2 else leaf  # noqa: E731
-    return params | {"stack": jax.tree.map_with_path(grow, params["stack"])}  # each layer's matrices have a scale of their own
+    grow = lambda path, leaf: (
+        leaf * 3 ** jnp.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
+        if leaf.ndim > 2
+        else leaf
+    )
+    return params | {
+        "stack": jax.tree.map_with_path(grow, params["stack"])
+    }  # each layer's matrices have a scale of their own
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +44,14 @@ def buffers():
 
 def _batch():
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, 64)
-    segments = jnp.repeat(jnp.array([[1], [2]]), T // 2, axis=1).reshape(1, T) * jnp.ones((B, 1), jnp.int32)
-    return {"tokens": tokens, "segments": segments, "positions": jnp.arange(T)[None] % (T // 2) * jnp.ones((B, 1), jnp.int32)}
+    segments = jnp.repeat(jnp.array([[1], [2]]), T // 2, axis=1).reshape(1, T) * jnp.ones(
+        (B, 1), jnp.int32
+    )
+    return {
+        "tokens": tokens,
+        "segments": segments,
+        "positions": jnp.arange(T)[None] % (T // 2) * jnp.ones((B, 1), jnp.int32),
+    }
 
 
 @functools.cache
@@ -55,12 +69,17 @@ def test_every_product_of_a_block_has_its_place_in_the_buffers_and_a_plain_model
     buffers, params = lm.init_buffers(ARCH), lm.init(ARCH, jax.random.key(0))
     assert lm.init_buffers(PLAIN) == {}
     stack = buffers["stack"]
-    assert {g: set(group) for g, group in stack.items()} == {g: set(group) for g, group in params["stack"].items()}
+    assert {g: set(group) for g, group in stack.items()} == {
+        g: set(group) for g, group in params["stack"].items()
+    }
     for g, (pattern, repeats) in enumerate(ARCH.stack):
         for p in range(len(pattern)):
             of_block = stack[str(g)][str(p)]
             assert {name: tuple(sorted(sites)) for name, sites in of_block.items()} == SITES
-            assert all(leaf.shape == (repeats,) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(of_block))
+            assert all(
+                leaf.shape == (repeats,) and leaf.dtype == jnp.float32
+                for leaf in jax.tree.leaves(of_block)
+            )
     plain = lm.init(PLAIN, jax.random.key(0))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), params, plain))
 
@@ -81,7 +100,10 @@ def test_hidden_states_are_those_of_rounded_inputs_and_weights(params, buffers, 
         wide = lambda x, s: fp8.quantize(x, s, fp8.INPUT).astype(jnp.float32) * s  # noqa: E731
         powers = [2.0 ** jnp.floor(jnp.log2(jnp.abs(w).max() / 448) + 1) for w in weights.values()]
         powers = [max(powers)] * len(powers) if fused else powers  # one tensor, one scale
-        return tuple(jnp.tensordot(wide(x, scale), wide(w, s), inner) for w, s in zip(weights.values(), powers))
+        return tuple(
+            jnp.tensordot(wide(x, scale), wide(w, s), inner)
+            for w, s in zip(weights.values(), powers)
+        )
 
     for module in (attention, mlp):
         monkeypatch.setattr(module, "products", rounded)
@@ -93,9 +115,20 @@ def test_hidden_states_are_those_of_rounded_inputs_and_weights(params, buffers, 
 @pytest.mark.slow
 def test_scanned_rematerialized_and_unrolled_stacks_are_one_function(params, buffers):
     (expected, seen), hidden = _run(ARCH)(params, buffers, _batch())
-    for change in ({"unroll": False}, {"remat": "query,mixed,up"}, {"remat": "full"}, {"unroll": False, "remat": "dots"}):
-        (gradients, seen_now), hidden_now = _run(dataclasses.replace(ARCH, **change))(params, buffers, _batch())
-        for one, other in zip(jax.tree.leaves((expected, hidden)), jax.tree.leaves((gradients, hidden_now)), strict=True):
+    for change in (
+        {"unroll": False},
+        {"remat": "query,mixed,up"},
+        {"remat": "full"},
+        {"unroll": False, "remat": "dots"},
+    ):
+        (gradients, seen_now), hidden_now = _run(dataclasses.replace(ARCH, **change))(
+            params, buffers, _batch()
+        )
+        for one, other in zip(
+            jax.tree.leaves((expected, hidden)),
+            jax.tree.leaves((gradients, hidden_now)),
+            strict=True,
+        ):
             assert np.linalg.norm(one - other) <= 2e-6 * np.linalg.norm(one)
         jax.tree.map(np.testing.assert_array_equal, seen, seen_now)
 
@@ -105,8 +138,13 @@ def test_in_bfloat16_the_model_is_as_far_from_the_plain_one_as_in_float32():
     params, buffers = lm.init(PLAIN, jax.random.key(0)), lm.init_buffers(ARCH)
     plain = lm.forward(PLAIN, params, {}, _batch())[0]
     for compute in ("float32", "bfloat16"):
-        (gradients, seen), hidden = _run(dataclasses.replace(ARCH, compute=compute))(params, buffers, _batch())
-        assert hidden.dtype == compute and 0.1 < np.linalg.norm(hidden - plain) / np.linalg.norm(plain) < 0.3
+        (gradients, seen), hidden = _run(dataclasses.replace(ARCH, compute=compute))(
+            params, buffers, _batch()
+        )
+        assert (
+            hidden.dtype == compute
+            and 0.1 < np.linalg.norm(hidden - plain) / np.linalg.norm(plain) < 0.3
+        )
         assert {leaf.dtype.name for leaf in jax.tree.leaves((gradients, seen))} == {"float32"}
 
 
@@ -119,15 +157,23 @@ def test_what_is_seen_is_each_places_own_maximum(params, buffers):
     site["input"] = site["input"].at[1].multiply(64.0)
     after = _run(ARCH)(params, larger, _batch())[0][1]["stack"]["0"]
     one, other = (of["1"]["channel"]["in"]["input"] for of in (before, after))
-    assert float(other[0]) == float(one[0]) and float(one[1]) / 70 < float(other[1]) < float(one[1]) / 58
+    assert (
+        float(other[0]) == float(one[0])
+        and float(one[1]) / 70 < float(other[1]) < float(one[1]) / 58
+    )
     for place in ("mixer", "channel"):
-        np.testing.assert_array_equal(before["0"][place]["in"]["input"], after["0"][place]["in"]["input"])
+        np.testing.assert_array_equal(
+            before["0"][place]["in"]["input"], after["0"][place]["in"]["input"]
+        )
 
 
 def test_without_buffers_or_with_a_cache_products_are_the_plain_ones(params, buffers):
     batch = _batch()
     plain = lm.forward(PLAIN, params, {}, batch)[0]
     assert bool(jnp.all(lm.forward(ARCH, params, {}, batch)[0] == plain))
-    cached = [lm.forward(arch, params, of, batch, cache=lm.init_cache(arch, B, T))[0] for arch, of in ((PLAIN, {}), (ARCH, buffers))]
+    cached = [
+        lm.forward(arch, params, of, batch, cache=lm.init_cache(arch, B, T))[0]
+        for arch, of in ((PLAIN, {}), (ARCH, buffers))
+    ]
     assert bool(jnp.all(cached[0] == cached[1]))
     assert float(jnp.abs(lm.forward(ARCH, params, buffers, batch)[0] - plain).max()) > 1e-2

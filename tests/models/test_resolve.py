@@ -17,7 +17,10 @@ TPU = DeviceKind("tpu", "TPU v5 lite", None, 16e9, 1)
 OLD = DeviceKind("gpu", "Tesla P100", 6.0, 16e9, 1)
 
 
-@pytest.mark.parametrize("device, compute", [(T4, "float16"), (OLD, "float32"), (H100, "bfloat16"), (CPU, "float32"), (TPU, "bfloat16")])
+@pytest.mark.parametrize(
+    "device, compute",
+    [(T4, "float16"), (OLD, "float32"), (H100, "bfloat16"), (CPU, "float32"), (TPU, "bfloat16")],
+)
 def test_the_compute_type_is_the_short_one_that_the_device_multiplies(device, compute):
     chosen, reason = resolve.choose_compute(device, "auto")
     assert chosen == compute and device.name in reason
@@ -25,7 +28,10 @@ def test_the_compute_type_is_the_short_one_that_the_device_multiplies(device, co
 
 
 def test_float8_is_taken_where_it_is_asked_for_and_refused_where_the_device_has_none():
-    l4, b200 = T4._replace(name="NVIDIA L4", capability=8.9), H100._replace(name="NVIDIA B200", capability=10.0)
+    l4, b200 = (
+        T4._replace(name="NVIDIA L4", capability=8.9),
+        H100._replace(name="NVIDIA B200", capability=10.0),
+    )
     ironwood = TPU._replace(name="TPU7x")
     for device in (T4, H100, TPU, CPU):
         assert resolve.choose_products(device, "compute")[0] == "compute"
@@ -33,9 +39,15 @@ def test_float8_is_taken_where_it_is_asked_for_and_refused_where_the_device_has_
         chosen, reason = resolve.choose_products(device, "float8")
         assert chosen == "float8" and device.name in reason
     assert "emulates" in resolve.choose_products(CPU, "float8")[1]
-    a100, amd = T4._replace(name="NVIDIA A100", capability=8.0), T4._replace(name="some GPU", capability=None)
+    a100, amd = (
+        T4._replace(name="NVIDIA A100", capability=8.0),
+        T4._replace(name="some GPU", capability=None),
+    )
     for device in (T4, a100, amd, TPU, TPU._replace(name="TPU v6 lite")):
-        with pytest.raises(UserError, match=rf"precision.products is 'float8', but {device.name}.* has no float8 products .*use compute"):
+        with pytest.raises(
+            UserError,
+            match=rf"precision.products is 'float8', but {device.name}.* has no float8 products .*use compute",
+        ):
             resolve.choose_products(device, "float8")
 
 
@@ -48,7 +60,13 @@ def test_one_host_of_gpus_unrolls_and_a_pod_scans():
 
 
 def test_recurrent_mixers_walk_in_triton_where_xla_has_it_for_the_gpu():
-    for device, kernel in ((H100, "triton"), (T4, "scan"), (OLD, "scan"), (CPU, "scan"), (TPU, "scan")):
+    for device, kernel in (
+        (H100, "triton"),
+        (T4, "scan"),
+        (OLD, "scan"),
+        (CPU, "scan"),
+        (TPU, "scan"),
+    ):
         assert resolve.choose_recurrence(device)[0] == kernel
 
 
@@ -66,8 +84,17 @@ def resolved(config):
 
 def test_a_config_is_resolved_for_the_devices_of_a_mesh_with_a_reason_for_each_choice():
     arch, reasons = resolved(configs.base())
-    assert (arch.vocab_size, arch.compute, arch.attention, arch.unroll) == (1024, "float32", "blockwise", True)
-    assert [line.split(":")[0] for line in reasons] == ["compute float32", "attention blockwise", "stack unrolled"]
+    assert (arch.vocab_size, arch.compute, arch.attention, arch.unroll) == (
+        1024,
+        "float32",
+        "blockwise",
+        True,
+    )
+    assert [line.split(":")[0] for line in reasons] == [
+        "compute float32",
+        "attention blockwise",
+        "stack unrolled",
+    ]
     recurrent = configs.override(configs.base(), ["model.pattern=gdn"])
     assert "recurrence scan" in [line.split(":")[0] for line in resolved(recurrent)[1]]
     config = configs.override(configs.base(), ["precision.products=float8"])

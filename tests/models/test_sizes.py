@@ -19,9 +19,18 @@ from slmjax.parallel.rules import flatten_tree
 
 # One of each recurrent mixer, which take ten times as long to trace as attention.
 RECURRENT = Architecture(
-    7, 11, 2, 1, 4, 5, ((tuple(map(parse_block, ("ssm heads=3 key_dim=2 value_dim=5", "gla+none"))), 2),
-    (tuple(map(parse_block, ("gdn+none heads=2 key_dim=3 value_dim=4", "kda"))), 1)), share_blocks=2,
-)  # fmt: skip
+    7,
+    11,
+    2,
+    1,
+    4,
+    5,
+    (
+        (tuple(map(parse_block, ("ssm heads=3 key_dim=2 value_dim=5", "gla+none"))), 2),
+        (tuple(map(parse_block, ("gdn+none heads=2 key_dim=3 value_dim=4", "kda"))), 1),
+    ),
+    share_blocks=2,
+)
 
 
 @st.composite
@@ -40,16 +49,37 @@ def architectures(draw, recurrent=True):
         blocks |= block(mixer, heads=size, key_dim=size, value_dim=size)
         blocks |= block(mixer) if mixer != "ssm" else st.nothing()
     blocks |= st.just(Block("tests.models.own:Mean"))
-    stack = draw(st.lists(st.tuples(st.lists(blocks, min_size=1, max_size=2).map(tuple), st.integers(1, 3)), min_size=1, max_size=2))
+    stack = draw(
+        st.lists(
+            st.tuples(st.lists(blocks, min_size=1, max_size=2).map(tuple), st.integers(1, 3)),
+            min_size=1,
+            max_size=2,
+        )
+    )
     if draw(st.booleans()):
-        lenders = dict.fromkeys(block.options for block in stack[0][0] if block.mixer == "attention")
-        stack[0] = (stack[0][0] + tuple(Block(options=(("borrows", True), *options)) for options in lenders), stack[0][1])
+        lenders = dict.fromkeys(
+            block.options for block in stack[0][0] if block.mixer == "attention"
+        )
+        stack[0] = (
+            stack[0][0]
+            + tuple(Block(options=(("borrows", True), *options)) for options in lenders),
+            stack[0][1],
+        )
     small = st.integers(1, 40)
     return Architecture(
-        vocab_size=draw(small), width=draw(small), heads=kv_heads * group, kv_heads=kv_heads, head_dim=2 * draw(st.integers(1, 8)),
-        ff_width=draw(small), stack=tuple(stack), qk_norm=draw(st.booleans()), output_gate=draw(st.booleans()), tied=draw(st.booleans()),
-        compute=draw(st.sampled_from(["float32", "bfloat16"])), share_blocks=draw(st.integers(1, 2)),
-    )  # fmt: skip
+        vocab_size=draw(small),
+        width=draw(small),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 8)),
+        ff_width=draw(small),
+        stack=tuple(stack),
+        qk_norm=draw(st.booleans()),
+        output_gate=draw(st.booleans()),
+        tied=draw(st.booleans()),
+        compute=draw(st.sampled_from(["float32", "bfloat16"])),
+        share_blocks=draw(st.integers(1, 2)),
+    )
 
 
 @given(architectures(recurrent=False))
@@ -61,7 +91,9 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
     tables = sum(tree[name].size for name in ("embedding", "head") if name in tree)
     names = flatten_tree(tree)
     declared = flatten_tree(lm.declare(arch))
-    assert {name: leaf.shape for name, leaf in names.items()} == {name: known.shape for name, known in declared.items()}
+    assert {name: leaf.shape for name, leaf in names.items()} == {
+        name: known.shape for name, known in declared.items()
+    }
     vectors = sum(leaf.size for name, leaf in names.items() if declared[name].group == "vector")
     count = sizes.parameters(arch)
     assert count.total == total
@@ -73,7 +105,11 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
 @settings(max_examples=10)
 def test_cache_bytes_are_those_of_the_cache(arch, length):
     cache = jax.eval_shape(lambda: lm.init_cache(arch, 3, length))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    held = sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(cache.layers)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
     assert held == 3 * sizes.cache_bytes(arch, length)
 
 
@@ -84,7 +120,9 @@ def test_cache_bytes_are_those_of_the_cache(arch, length):
 )
 def test_cache_bytes_are_the_published_ones(layers, kv_heads, head_dim, published):
     """DeepSeek 2025 (arXiv 2505.09343), table 1, and the models' configs; bfloat16."""
-    arch = Architecture(8, 8, kv_heads, kv_heads, head_dim, 8, (((Block(),), layers),), compute="bfloat16")
+    arch = Architecture(
+        8, 8, kv_heads, kv_heads, head_dim, 8, (((Block(),), layers),), compute="bfloat16"
+    )
     assert sizes.cache_bytes_per_token(arch) == published
 
 
@@ -92,15 +130,25 @@ def test_states_are_the_published_ones_and_a_hybrids_cache_is_a_quarter():
     """Mamba-2 at 340M (flame): 32 x 64 x 128 numbers a layer; KDA with 15 heads of 64: 61,440; the convolutions' last inputs beside."""
     ssm, kda = parse_block("ssm value_dim=64 key_dim=128"), Block("kda")
     for block, numbers, channels in ((ssm, 262_144, 2048 + 256), (kda, 61_440, 3 * 960)):
-        arch = Architecture(8, 1024 if block is ssm else 960, 15, 5, 64, 8, (((block,), 1),), compute="bfloat16")
-        assert sizes.cache_bytes(arch, 16_384) == 4 * numbers + 3 * 2 * channels == sizes.cache_bytes(arch, 4)
-    dense, hybrid = (Architecture(8, 1024, 16, 4, 64, 8, ((pattern, 24 // len(pattern)),), compute="bfloat16")
-                     for pattern in ((Block(),), (Block("gdn"),) * 3 + (Block(),)))  # fmt: skip
+        arch = Architecture(
+            8, 1024 if block is ssm else 960, 15, 5, 64, 8, (((block,), 1),), compute="bfloat16"
+        )
+        assert (
+            sizes.cache_bytes(arch, 16_384)
+            == 4 * numbers + 3 * 2 * channels
+            == sizes.cache_bytes(arch, 4)
+        )
+    dense, hybrid = (
+        Architecture(8, 1024, 16, 4, 64, 8, ((pattern, 24 // len(pattern)),), compute="bfloat16")
+        for pattern in ((Block(),), (Block("gdn"),) * 3 + (Block(),))
+    )
     states = sizes.cache_bytes(hybrid, 0)
     assert sizes.cache_bytes(hybrid, 16_384) - states == sizes.cache_bytes(dense, 16_384) / 4
 
 
-@pytest.mark.parametrize("share, tokens, expected", [(1, 100, 12 * 100), (2, 100, 6 * 100), (3, 100, 4 * 100)])
+@pytest.mark.parametrize(
+    "share, tokens, expected", [(1, 100, 12 * 100), (2, 100, 6 * 100), (3, 100, 4 * 100)]
+)
 def test_keys_and_values_that_layers_share_are_kept_once(share, tokens, expected):
     config = configs.base()
     config.model.layers, config.model.share_kv = 12, share
@@ -110,18 +158,28 @@ def test_keys_and_values_that_layers_share_are_kept_once(share, tokens, expected
 
 def test_a_windows_cache_stops_growing_and_its_products_are_counted_by_the_pairs():
     arch = Architecture(8, 16, 2, 1, 8, 8, (((parse_block("attention window=10"),), 1),))
-    assert [sizes.cache_bytes(arch, n) for n in (5, 10, 1000)] == [2 * 8 * 4 * n for n in (5, 10, 10)]
-    pairs = np.mean([min(t + 0.5, 10) for t in range(50)])  # a token counts half of itself, as in the causal half
+    assert [sizes.cache_bytes(arch, n) for n in (5, 10, 1000)] == [
+        2 * 8 * 4 * n for n in (5, 10, 10)
+    ]
+    pairs = np.mean(
+        [min(t + 0.5, 10) for t in range(50)]
+    )  # a token counts half of itself, as in the causal half
     mixing = sizes.forward_flops_per_token(arch, 50) - 2 * sizes.parameters(arch).matmul
     assert mixing == pytest.approx(4 * 16 * pairs, rel=0.02)
 
 
 @given(architectures(), st.integers(1, 4096))
 def test_training_flops_of_a_dense_tied_decoder_are_6n_plus_6ldt(arch, length):
-    arch = dataclasses.replace(arch, stack=(((Block(), parse_block("attention rope=False")), 2),), share_blocks=1)
-    expected = 6 * sizes.parameters(arch).matmul + 6 * arch.layers * arch.heads * arch.head_dim * length
+    arch = dataclasses.replace(
+        arch, stack=(((Block(), parse_block("attention rope=False")), 2),), share_blocks=1
+    )
+    expected = (
+        6 * sizes.parameters(arch).matmul + 6 * arch.layers * arch.heads * arch.head_dim * length
+    )
     assert sizes.train_flops_per_token(arch, length) == pytest.approx(expected, rel=1e-12)
-    assert sizes.train_flops_per_token(arch, length) == 3 * sizes.forward_flops_per_token(arch, length)
+    assert sizes.train_flops_per_token(arch, length) == 3 * sizes.forward_flops_per_token(
+        arch, length
+    )
 
 
 def test_flops_are_the_compilers_count_within_five_percent():
@@ -130,21 +188,41 @@ def test_flops_are_the_compilers_count_within_five_percent():
     The compiler also counts additions, norms and softmax: 1.4 % here. At this length the causal half would be 14 % off.
     """
     B, T = 1, 512
-    arch = Architecture(512, 256, 4, 2, 64, 704, (((Block(),), 2),), qk_norm=True, output_gate=True, attention="reference")
+    arch = Architecture(
+        512,
+        256,
+        4,
+        2,
+        64,
+        704,
+        (((Block(),), 2),),
+        qk_norm=True,
+        output_gate=True,
+        attention="reference",
+    )
     params = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
-    batch = {name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in ("tokens", "segments", "positions")}
+    batch = {
+        name: jax.ShapeDtypeStruct((B, T), jnp.int32)
+        for name in ("tokens", "segments", "positions")
+    }
 
     def loss(params, batch):
         logits = lm.logits(arch, params, lm.forward(arch, params, {}, batch)[0])
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1))
 
-    for program, closed in ((loss, sizes.forward_flops_per_token), (jax.grad(loss), sizes.train_flops_per_token)):
+    for program, closed in (
+        (loss, sizes.forward_flops_per_token),
+        (jax.grad(loss), sizes.train_flops_per_token),
+    ):
         counted = jax.jit(program).lower(params, batch).compile().cost_analysis()["flops"] / (B * T)
         assert counted == pytest.approx(closed(arch, T, causal=False), rel=0.05)
         assert counted != pytest.approx(closed(arch, T), rel=0.05)
 
 
-@given(st.floats(6, 9).map(lambda e: round(10**e)), st.sampled_from([256, 1024, 4096, 16384, 32768, 50304, 131072]))
+@given(
+    st.floats(6, 9).map(lambda e: round(10**e)),
+    st.sampled_from([256, 1024, 4096, 16384, 32768, 50304, 131072]),
+)
 @settings(max_examples=150)
 def test_a_shape_is_within_three_percent_of_its_budget(params, vocab):
     try:
@@ -178,7 +256,16 @@ def test_a_vocabulary_too_large_for_the_budget_is_refused():
 
 
 @pytest.mark.parametrize(
-    "text, count", [("50m", 50e6), ("1b", 1e9), ("0.3B", 3e8), ("200k", 2e5), ("50_000_000", 5e7), ("5e7", 5e7), (12345, 12345)]
+    "text, count",
+    [
+        ("50m", 50e6),
+        ("1b", 1e9),
+        ("0.3B", 3e8),
+        ("200k", 2e5),
+        ("50_000_000", 5e7),
+        ("5e7", 5e7),
+        (12345, 12345),
+    ],
 )
 def test_a_budget_is_read_in_the_usual_ways(text, count):
     assert sizes.parse_params(text) == count
@@ -192,7 +279,9 @@ def test_a_budget_that_is_no_number_is_refused(text):
 
 def test_the_description_names_all_three_counts():
     text = sizes.describe(_architecture(sizes.shape_for(300_000_000, 16384), 16384))
-    assert text.startswith("302.1M parameters (289.5M without embeddings, 302M in matrix products): 46 layers of width 768")
+    assert text.startswith(
+        "302.1M parameters (289.5M without embeddings, 302M in matrix products): 46 layers of width 768"
+    )
     assert "\n" not in text
 
 
@@ -243,11 +332,27 @@ def test_every_row_of_the_peak_table_is_tested():
 
 # Bytes a second by the vendors' datasheets, in TB/s.
 MEMORIES = [
-    ("NVIDIA B200", 8.0), ("NVIDIA H200", 4.8), ("NVIDIA H200 NVL", 4.8), ("NVIDIA H100 80GB HBM3", 3.35), ("NVIDIA H100 NVL", 3.9),
-    ("NVIDIA H100 PCIe", 2.0), ("NVIDIA A100-SXM4-80GB", 2.039), ("NVIDIA A100 80GB PCIe", 1.935), ("NVIDIA A100-SXM4-40GB", 1.555),
-    ("NVIDIA A100-PCIE-40GB", 1.555), ("NVIDIA L4", 0.3), ("Tesla T4", 0.32), ("TPU v5 lite", 0.819), ("TPU v5e", 0.819), ("TPU v5", 2.765),
-    ("TPU v5p", 2.765), ("TPU v6 lite", 1.64), ("TPU v6e", 1.64), ("cpu", None), ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
-]  # fmt: skip
+    ("NVIDIA B200", 8.0),
+    ("NVIDIA H200", 4.8),
+    ("NVIDIA H200 NVL", 4.8),
+    ("NVIDIA H100 80GB HBM3", 3.35),
+    ("NVIDIA H100 NVL", 3.9),
+    ("NVIDIA H100 PCIe", 2.0),
+    ("NVIDIA A100-SXM4-80GB", 2.039),
+    ("NVIDIA A100 80GB PCIe", 1.935),
+    ("NVIDIA A100-SXM4-40GB", 1.555),
+    ("NVIDIA A100-PCIE-40GB", 1.555),
+    ("NVIDIA L4", 0.3),
+    ("Tesla T4", 0.32),
+    ("TPU v5 lite", 0.819),
+    ("TPU v5e", 0.819),
+    ("TPU v5", 2.765),
+    ("TPU v5p", 2.765),
+    ("TPU v6 lite", 1.64),
+    ("TPU v6e", 1.64),
+    ("cpu", None),
+    ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+]
 
 
 @pytest.mark.parametrize("kind, rate", MEMORIES)
@@ -256,16 +361,24 @@ def test_memory_bandwidths_are_the_datasheets(kind, rate):
 
 
 def test_every_row_of_the_bandwidth_table_is_tested():
-    assert {rate for _, rate in devices.BANDWIDTHS} <= {devices.memory_bandwidth(kind) for kind, _ in MEMORIES}
+    assert {rate for _, rate in devices.BANDWIDTHS} <= {
+        devices.memory_bandwidth(kind) for kind, _ in MEMORIES
+    }
 
 
 def test_mfu_is_achieved_over_peak():
     """PaLM 540B (Chowdhery et al. 2022, table 3): 238.3k tokens/s on 6144 TPU v4 chips are 46.2 % with attention."""
     parameters, layers, heads, head_dim, length = 540.35e9, 118, 48, 256, 2048
     per_token = 6 * parameters + 12 * layers * heads * head_dim * length
-    assert devices.mfu(238.3e3, per_token, 6144 * devices.peak_flops("TPU v4", "bfloat16")) == pytest.approx(0.462, abs=5e-4)
+    assert devices.mfu(
+        238.3e3, per_token, 6144 * devices.peak_flops("TPU v4", "bfloat16")
+    ) == pytest.approx(0.462, abs=5e-4)
     assert devices.mfu(1.0, 1.0, None) is None
 
 
 def _architecture(shape: dict, vocab: int) -> Architecture:
-    return Architecture(vocab_size=vocab, stack=(((Block(),), shape["layers"]),), **{k: v for k, v in shape.items() if k != "layers"})
+    return Architecture(
+        vocab_size=vocab,
+        stack=(((Block(),), shape["layers"]),),
+        **{k: v for k, v in shape.items() if k != "layers"},
+    )

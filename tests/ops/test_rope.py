@@ -18,13 +18,18 @@ def test_rope_is_multiplication_by_unit_complex_numbers():
     turned = pairs * np.exp(1j * angle)
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
     # Positions are multiplied in float32: an angle of 500 is off by up to 500 * 2^-24.
-    np.testing.assert_allclose(rope(jnp.array(x), jnp.array(positions), 10000.0), expected, atol=2e-4)
+    np.testing.assert_allclose(
+        rope(jnp.array(x), jnp.array(positions), 10000.0), expected, atol=2e-4
+    )
 
 
 @jax.jit
 def _score(query_position, key_position):
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
-    return jnp.vdot(rope(query, query_position[None, None], 10000.0), rope(key, key_position[None, None], 10000.0))
+    return jnp.vdot(
+        rope(query, query_position[None, None], 10000.0),
+        rope(key, key_position[None, None], 10000.0),
+    )
 
 
 @given(st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 100))

@@ -43,7 +43,11 @@ def _slow(query, key, value, segments, window):
     group, out = N // key.shape[2], np.zeros(query.shape)
     for b in range(B):
         for t in range(T):
-            seen = [s for s in range(max(0, t + 1 - window), t + 1) if segments[b, s] == segments[b, t] != 0]
+            seen = [
+                s
+                for s in range(max(0, t + 1 - window), t + 1)
+                if segments[b, s] == segments[b, t] != 0
+            ]
             for n in range(N if seen else 0):
                 scores = key[b, seen, n // group] @ query[b, t, n] / H**0.5
                 weights = np.exp(scores - scores.max())
@@ -56,7 +60,9 @@ def test_the_reference_is_attention(N, K, window):
     T = 12
     query, key, value, _ = _inputs(T, N, K, 8)
     segments = _segments(T, [5, 4], [12])
-    out = jax.jit(functools.partial(ops.reference, window=window))(query, key, value, segments, segments)
+    out = jax.jit(functools.partial(ops.reference, window=window))(
+        query, key, value, segments, segments
+    )
     np.testing.assert_allclose(out, _slow(query, key, value, segments, window or T), atol=2e-6)
 
 
@@ -64,22 +70,44 @@ def test_the_reference_is_attention(N, K, window):
 @pytest.mark.parametrize(
     "T, block, window, dtype, tolerance",
     [
-        (7, 8, 3, jnp.float32, 3e-6), (32, 16, 0, jnp.float32, 3e-6), (50, 8, 0, jnp.float32, 3e-6), (50, 8, 11, jnp.float32, 3e-6),
-        (50, 8, 1, jnp.float32, 3e-6), (50, 8, 0, jnp.bfloat16, 3e-2), (50, 8, 11, jnp.bfloat16, 3e-2),
+        (7, 8, 3, jnp.float32, 3e-6),
+        (32, 16, 0, jnp.float32, 3e-6),
+        (50, 8, 0, jnp.float32, 3e-6),
+        (50, 8, 11, jnp.float32, 3e-6),
+        (50, 8, 1, jnp.float32, 3e-6),
+        (50, 8, 0, jnp.bfloat16, 3e-2),
+        (50, 8, 11, jnp.bfloat16, 3e-2),
     ],
-    ids=["below", "multiple", "no multiple", "window", "itself alone", "bfloat16", "window, bfloat16"],
-)  # fmt: skip
-def test_blockwise_is_the_reference_in_value_and_gradients(T, block, window, dtype, tolerance, monkeypatch):
+    ids=[
+        "below",
+        "multiple",
+        "no multiple",
+        "window",
+        "itself alone",
+        "bfloat16",
+        "window, bfloat16",
+    ],
+)
+def test_blockwise_is_the_reference_in_value_and_gradients(
+    T, block, window, dtype, tolerance, monkeypatch
+):
     """Tolerances are a few roundings of sums of order one: 2^-24 and 2^-8."""
     monkeypatch.setattr(ops, "BLOCK", block)
     monkeypatch.setattr(ops, "GROUPS", 2)
     inputs = _inputs(T, 4, 2, 8, dtype)
     segments = _segments(T, [T // 3, T // 2], [T])
-    runs = (functools.partial(run, query_segments=segments, key_segments=segments, window=window) for run in (ops.reference, ops.blockwise))
-    expected, found = (jax.jit(functools.partial(_value_and_gradients, run))(*inputs) for run in runs)
+    runs = (
+        functools.partial(run, query_segments=segments, key_segments=segments, window=window)
+        for run in (ops.reference, ops.blockwise)
+    )
+    expected, found = (
+        jax.jit(functools.partial(_value_and_gradients, run))(*inputs) for run in runs
+    )
     for one, other in zip(expected, found):
         assert one.dtype == other.dtype == dtype
-        np.testing.assert_allclose(np.float32(one), np.float32(other), atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(
+            np.float32(one), np.float32(other), atol=tolerance, rtol=tolerance
+        )
 
 
 @functools.cache
@@ -88,7 +116,9 @@ def _both():
     query, key, value, _ = _inputs(24, 2, 1, 4, B=1)
 
     def run(segments):
-        return ops.reference(query, key, value, segments, segments), ops.blockwise(query, key, value, segments, segments)
+        return ops.reference(query, key, value, segments, segments), ops.blockwise(
+            query, key, value, segments, segments
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "BLOCK", 5)
@@ -102,8 +132,12 @@ def test_blockwise_is_the_reference_for_any_documents(lengths):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("kernel, block", [("reference", 512), ("blockwise", 512), ("blockwise", 3)])
-def test_queries_at_given_slots_of_a_longer_cache_see_what_the_whole_row_sees(kernel, block, monkeypatch):
+@pytest.mark.parametrize(
+    "kernel, block", [("reference", 512), ("blockwise", 512), ("blockwise", 3)]
+)
+def test_queries_at_given_slots_of_a_longer_cache_see_what_the_whole_row_sees(
+    kernel, block, monkeypatch
+):
     """Decode: row 0 asks for its slots 5..9 and row 1 for its slots 2..6; the slots behind them hold rubbish of the same segment."""
     monkeypatch.setattr(ops, "BLOCK", block)
     T, first, count = 16, np.array([5, 2]), 5
@@ -114,9 +148,15 @@ def test_queries_at_given_slots_of_a_longer_cache_see_what_the_whole_row_sees(ke
     rows = np.arange(2)[:, None]
     query, key, value, segments = (np.asarray(x) for x in (query, key, value, segments))
     later = np.arange(T)[None, :, None, None] > slots[:, -1:, None, None]
-    asked = [jnp.asarray(x) for x in (query[rows, slots], np.where(later, 1e4, key), np.where(later, 1e4, value))]
+    asked = [
+        jnp.asarray(x)
+        for x in (query[rows, slots], np.where(later, 1e4, key), np.where(later, 1e4, value))
+    ]
     found = jax.jit(functools.partial(attention, kernel=kernel))(
-        *asked, query_segments=jnp.asarray(segments[rows, slots]), key_segments=jnp.asarray(segments), query_index=jnp.asarray(slots)
+        *asked,
+        query_segments=jnp.asarray(segments[rows, slots]),
+        key_segments=jnp.asarray(segments),
+        query_index=jnp.asarray(slots),
     )
     np.testing.assert_allclose(found, whole[rows, slots], atol=2e-6)
 
@@ -126,7 +166,9 @@ def test_padding_comes_out_as_zero_and_gives_no_gradient(kernel):
     T = 10
     inputs = _inputs(T, 2, 1, 4)
     segments = _segments(T, [6], [])
-    run = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=kernel)
+    run = functools.partial(
+        attention, query_segments=segments, key_segments=segments, kernel=kernel
+    )
     for x in jax.jit(functools.partial(_value_and_gradients, run))(*inputs):
         assert np.all(np.isfinite(x))
         assert np.all(np.asarray(x)[np.asarray(segments) == 0] == 0)
@@ -142,7 +184,13 @@ def test_blockwise_never_holds_the_scores_of_a_whole_row(monkeypatch):
     def program(run):
         loss = lambda *x: jnp.sum(run(*x, segments, segments))  # noqa: E731
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(T, N, N, 8, B=1)[:3]]
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+            .lower(*shapes)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     scores = N * T * T * 4
     assert program(ops.reference) > scores
@@ -156,8 +204,13 @@ def test_splash_is_the_reference_in_value_and_gradients(T, N, K, window):
     segments = _segments(T, [T // 2, T // 4, 20], [T])
     cotangent = jnp.where((segments != 0)[:, :, None, None], cotangent, 0.0)
     splash = functools.partial(splash_attention, segments=segments, window=window, interpret=True)
-    plain = functools.partial(ops.reference, query_segments=segments, key_segments=segments, window=window)
-    expected, found = (jax.jit(functools.partial(_value_and_gradients, run))(*inputs, cotangent) for run in (plain, splash))
+    plain = functools.partial(
+        ops.reference, query_segments=segments, key_segments=segments, window=window
+    )
+    expected, found = (
+        jax.jit(functools.partial(_value_and_gradients, run))(*inputs, cotangent)
+        for run in (plain, splash)
+    )
     for one, other in zip(expected, found):
         np.testing.assert_allclose(other, one, atol=1e-5)
 
@@ -177,7 +230,9 @@ def test_the_segment_list_says_where_each_document_lies(rows):
     expected = []
     for number, row in enumerate(rows):
         edges = [0, *np.cumsum(row).tolist()][: max(1, len(row))]
-        expected += [(end - start, number * T + start) for start, end in zip(edges, [*edges[1:], T])]
+        expected += [
+            (end - start, number * T + start) for start, end in zip(edges, [*edges[1:], T])
+        ]
     found = list(zip(lengths.tolist(), starts.tolist()))
     assert sorted(found[: len(expected)]) == sorted(expected)
     assert found[len(expected) :] == [(0, len(rows) * T)] * (most * len(rows) - len(expected))
@@ -191,17 +246,25 @@ def _of_list(window, q, k, v, lengths, starts):
     inside = (token >= starts[:, None]) & (token < (starts + lengths)[:, None])
     segments = jnp.where(inside.any(0), inside.argmax(0) + 1, 0).reshape(B, T)
     out = ops.reference(q, k, v, segments, segments, window=window)
-    return jnp.where((segments > 0)[:, :, None, None], out, jnp.nan), jnp.zeros((len(lengths), q.shape[2], T))
+    return jnp.where((segments > 0)[:, :, None, None], out, jnp.nan), jnp.zeros(
+        (len(lengths), q.shape[2], T)
+    )
 
 
-@pytest.mark.parametrize("dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("places, window", [(6, 0), (7, 0), (18, 5)], ids=lambda number: str(number))
+@pytest.mark.parametrize(
+    "dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"]
+)
+@pytest.mark.parametrize(
+    "places, window", [(6, 0), (7, 0), (18, 5)], ids=lambda number: str(number)
+)
 def test_the_packed_call_computes_every_segment(monkeypatch, places, window, dtype, near):
     """Both primitives are played by the reference; 6 documents in two rows, with as many places and with more."""
 
     def backward(window, q, k, v, lengths, starts, out, statistics, gradient):
         assert statistics.shape[0] == len(lengths)
-        return jax.vjp(lambda *qkv: _of_list(window, *qkv, lengths, starts)[0], q, k, v)[1](gradient)
+        return jax.vjp(lambda *qkv: _of_list(window, *qkv, lengths, starts)[0], q, k, v)[1](
+            gradient
+        )
 
     monkeypatch.setattr(cudnn_attention, "_forward", _of_list)
     monkeypatch.setattr(cudnn_attention, "_backward", backward)
@@ -211,7 +274,14 @@ def test_the_packed_call_computes_every_segment(monkeypatch, places, window, dty
     cotangent = jnp.where((segments > 0)[:, :, None, None], cotangent, 0)
 
     def run(kernel):
-        call = functools.partial(attention, query_segments=segments, key_segments=segments, kernel=kernel, places=places, window=window)
+        call = functools.partial(
+            attention,
+            query_segments=segments,
+            key_segments=segments,
+            kernel=kernel,
+            places=places,
+            window=window,
+        )
         return jax.jit(functools.partial(_value_and_gradients, call))(query, key, value, cotangent)
 
     expected, found = run("reference"), run("cudnn")

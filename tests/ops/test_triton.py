@@ -20,11 +20,21 @@ def numbers(*shape, seed=0):
 
 
 @pytest.mark.parametrize("channels", [1, K])
-@pytest.mark.parametrize("given", ["written erased writing", "written writing", "written erased writing added", "added"])
+@pytest.mark.parametrize(
+    "given", ["written erased writing", "written writing", "written erased writing added", "added"]
+)
 def test_the_walk_is_the_scan(given, channels):
     """Forward and in reverse, with erasing and without."""
-    shapes = {"written": (N, P, C, V), "erased": (N, P, C, K), "writing": (N, P, C, K), "added": (N, P, K, V)}
-    arrays = [0.2 * numbers(*shapes[name]) if name in given.split() else None for name in ("written", "erased", "writing")]
+    shapes = {
+        "written": (N, P, C, V),
+        "erased": (N, P, C, K),
+        "writing": (N, P, C, K),
+        "added": (N, P, K, V),
+    }
+    arrays = [
+        0.2 * numbers(*shapes[name]) if name in given.split() else None
+        for name in ("written", "erased", "writing")
+    ]
     added = numbers(*shapes["added"]) if "added" in given else None
     arrays += [jax.nn.sigmoid(numbers(N, P, channels)), added, numbers(P, K, V)]
     reverse = added is not None
@@ -50,17 +60,28 @@ def test_decayed_products_and_their_gradients_are_those_of_the_plain_sum(kernel)
 
     def plain(query, erasing, key, total):
         order = jnp.tri(C, dtype=bool)[..., None]
-        decays = jnp.exp(jnp.where(order, total[:, :, None] - total[:, None], 0.0)) * double(key)[:, None]
-        return jnp.einsum("pik,pijk->pij", double(query), decays), jnp.einsum("pik,pijk->pij", erasing, decays)
+        decays = (
+            jnp.exp(jnp.where(order, total[:, :, None] - total[:, None], 0.0))
+            * double(key)[:, None]
+        )
+        return jnp.einsum("pik,pijk->pij", double(query), decays), jnp.einsum(
+            "pik,pijk->pij", erasing, decays
+        )
 
     def loss(f, *arrays):
-        return sum((jnp.where(jnp.tri(C, dtype=bool), x, 0.0) * w).sum() for x, w in zip(f(*arrays), weights))
+        return sum(
+            (jnp.where(jnp.tri(C, dtype=bool), x, 0.0) * w).sum()
+            for x, w in zip(f(*arrays), weights)
+        )
 
     def ours(query, erasing, key, total):
         return decayed(kernel, (query, erasing), key, total)
 
     arrays = query, erasing, key, total
-    expected, found = (jax.jit(jax.value_and_grad(functools.partial(loss, f), argnums=(0, 1, 2, 3)))(*arrays) for f in (plain, ours))
+    expected, found = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, f), argnums=(0, 1, 2, 3)))(*arrays)
+        for f in (plain, ours)
+    )
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
 
@@ -68,9 +89,15 @@ def test_decayed_products_and_their_gradients_are_those_of_the_plain_sum(kernel)
 @pytest.mark.parametrize("channels", [(), (K,)], ids=["number", "channels"])
 def test_the_recurrence_through_the_kernels_is_that_through_xla_with_gradients(channels):
     """Two documents and padding in 80 tokens, which are two chunks and a half; two value heads to a key."""
-    query, key, value = numbers(1, 80, 1, K), numbers(1, 80, 1, K, seed=1) / K**0.5, numbers(1, 80, 2, V)
+    query, key, value = (
+        numbers(1, 80, 1, K),
+        numbers(1, 80, 1, K, seed=1) / K**0.5,
+        numbers(1, 80, 2, V),
+    )
     decay, erase = -jnp.exp(numbers(1, 80, 2, *channels) - 2), jax.nn.sigmoid(numbers(1, 80, 2))
-    segments = jnp.repeat(jnp.array([[1, 2, 0]]), jnp.array([37, 40, 3]), axis=1, total_repeat_length=80)
+    segments = jnp.repeat(
+        jnp.array([[1, 2, 0]]), jnp.array([37, 40, 3]), axis=1, total_repeat_length=80
+    )
 
     def loss(kernel, *arrays):
         *arrays, erase = arrays
@@ -79,14 +106,19 @@ def test_the_recurrence_through_the_kernels_is_that_through_xla_with_gradients(c
 
     arrays = query, key, value, decay, erase
     expected, found = (
-        jax.jit(jax.value_and_grad(functools.partial(loss, kernel), argnums=(0, 1, 2, 3, 4)))(*arrays) for kernel in ("scan", "interpret")
+        jax.jit(jax.value_and_grad(functools.partial(loss, kernel), argnums=(0, 1, 2, 3, 4)))(
+            *arrays
+        )
+        for kernel in ("scan", "interpret")
     )
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert np.abs(one).max() > 0
         np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("unit", [False, True], ids=["", "unit"])
 def test_the_short_convolution_with_what_follows_is_that_of_xla_with_gradients(unit, dtype, near):
     """300 tokens in tiles of 128, documents of about 20 tokens that cross their edges, padding; three heads, biases with the units only."""
@@ -97,7 +129,9 @@ def test_the_short_convolution_with_what_follows_is_that_of_xla_with_gradients(u
 
     def run(kernel, dtype):
         def call(x, weight, bias=None):
-            return activated(x, weight, bias, jnp.asarray(segments, jnp.int32), unit=unit, kernel=kernel)
+            return activated(
+                x, weight, bias, jnp.asarray(segments, jnp.int32), unit=unit, kernel=kernel
+            )
 
         out, pull = jax.vjp(call, *(x.astype(dtype) for x in arrays))
         return out, *pull(numbers(2, 300, 3, 32, seed=1).astype(dtype))
@@ -114,23 +148,41 @@ def test_the_short_convolutions_kernels_pass_the_front_end_of_a_gpu_for_several_
 
     shapes = [(3, 2, 200, 3, 64), (3, 4, 3, 64), (3, 3, 64)]
     gradients = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1, 2))))
-    text = gradients.trace(*(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)).lower(lowering_platforms=("cuda",)).as_text()
+    text = (
+        gradients.trace(*(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes))
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
     for name in ("_forward", "_backward", "_transposed"):
         assert f'name = "{name}"' in text, name
 
 
-@pytest.mark.parametrize("dtype, several", [(jnp.bfloat16, False), (jnp.float32, False), (jnp.float32, True)])
+@pytest.mark.parametrize(
+    "dtype, several", [(jnp.bfloat16, False), (jnp.float32, False), (jnp.float32, True)]
+)
 def test_kernels_pass_the_front_end_of_a_gpu_without_one(dtype, several):
     """Delta rule with decays by channel: all kernels, forward and backward, at a real model's sizes; also of several models at once."""
-    shapes = [((2, 256, 4, 128), dtype)] * 3 + [((2, 256, 4, 128), jnp.float32), ((2, 256, 4), jnp.float32)]
+    shapes = [((2, 256, 4, 128), dtype)] * 3 + [
+        ((2, 256, 4, 128), jnp.float32),
+        ((2, 256, 4), jnp.float32),
+    ]
 
     def loss(query, key, value, decay, erase):
         segments = jnp.ones((2, 256), jnp.int32)
-        return recurrence(query, key, value, decay, erase=erase, segments=segments, kernel="triton")[0].astype(jnp.float32).sum()
+        return (
+            recurrence(query, key, value, decay, erase=erase, segments=segments, kernel="triton")[0]
+            .astype(jnp.float32)
+            .sum()
+        )
 
     gradients = jax.grad(loss, argnums=(0, 1, 2, 3, 4))
     if several:
         gradients, shapes = jax.vmap(gradients), [((3, *shape), of) for shape, of in shapes]
-    text = jax.jit(gradients).trace(*(jax.ShapeDtypeStruct(*of) for of in shapes)).lower(lowering_platforms=("cuda",)).as_text()
+    text = (
+        jax.jit(gradients)
+        .trace(*(jax.ShapeDtypeStruct(*of) for of in shapes))
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
     for name in ("_walk", "_unit_inverse", "_forward_kernel", "_backward_kernel"):
         assert f'name = "{name}"' in text, name

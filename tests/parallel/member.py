@@ -15,15 +15,24 @@ class Noting:
     """`local_batches` with a line {"step", "rows", "hashes"} for each batch."""
 
     def __init__(self, plan, *, start_step, stop_step, local_rows, workers=0):
-        self.batches = loader.local_batches(plan, start_step=start_step, stop_step=stop_step, local_rows=local_rows, workers=workers)
+        self.batches = loader.local_batches(
+            plan, start_step=start_step, stop_step=stop_step, local_rows=local_rows, workers=workers
+        )
         self.step, self.rows = start_step, list(local_rows)
-        self.path = Path(os.environ["SLMJAX_TEST_ROWS"]) / f"{jax.process_index()}-{start_step}.jsonl"
+        self.path = (
+            Path(os.environ["SLMJAX_TEST_ROWS"]) / f"{jax.process_index()}-{start_step}.jsonl"
+        )
         self.path.parent.mkdir(exist_ok=True)
 
     def __next__(self):
         batch = next(self.batches)
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": self.step, "rows": self.rows, "hashes": loader.row_hashes(batch)}) + "\n")
+            file.write(
+                json.dumps(
+                    {"step": self.step, "rows": self.rows, "hashes": loader.row_hashes(batch)}
+                )
+                + "\n"
+            )
         self.step += 1
         return batch
 

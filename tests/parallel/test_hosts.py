@@ -35,7 +35,15 @@ def start_all(corpus, workdir, count, devices, monkeypatch, **fields):
     monkeypatch.setenv("SLMJAX_TEST_ROWS", f"{workdir}-rows")
     flags = (f"--coordinator=localhost:{port}", f"--processes={count}")
     return [
-        runs.start(corpus, workdir, *flags, f"--process={i}", devices=devices, module="tests.parallel.member", **fields)
+        runs.start(
+            corpus,
+            workdir,
+            *flags,
+            f"--process={i}",
+            devices=devices,
+            module="tests.parallel.member",
+            **fields,
+        )
         for i in range(count)
     ]
 
@@ -50,8 +58,13 @@ def ends(processes):
     finally:
         for process in processes:
             process.kill()
-    said = ["".join(line for line in text.splitlines(keepends=True) if _is_ours(line)) for text, _ in out]
-    return [(process.returncode, text, error) for process, text, (_, error) in zip(processes, said, out)]
+    said = [
+        "".join(line for line in text.splitlines(keepends=True) if _is_ours(line))
+        for text, _ in out
+    ]
+    return [
+        (process.returncode, text, error) for process, text, (_, error) in zip(processes, said, out)
+    ]
 
 
 def _is_ours(line):
@@ -66,8 +79,12 @@ def batches_read(workdir, start):
             at = rows.setdefault(record["step"], {})
             assert not at.keys() & set(record["rows"])
             at |= zip(record["rows"], record["hashes"])
-    complete = {step: found for step, found in rows.items() if len(found) == BATCH}  # the last are still read by some only
-    return {step: combine_hashes(found[row] for row in range(BATCH)) for step, found in complete.items()}
+    complete = {
+        step: found for step, found in rows.items() if len(found) == BATCH
+    }  # the last are still read by some only
+    return {
+        step: combine_hashes(found[row] for row in range(BATCH)) for step, found in complete.items()
+    }
 
 
 @pytest.fixture
@@ -79,7 +96,9 @@ def expected(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_stops_both_and_one_goes_on(corpus, undisturbed, expected, tmp_path, monkeypatch, capsys):
+def test_a_signal_to_one_of_two_stops_both_and_one_goes_on(
+    corpus, undisturbed, expected, tmp_path, monkeypatch, capsys
+):
     """The short form of .ci/drills/test_hosts_that_come_and_go.py."""
     fields = {"data__cache": tmp_path / "prepared"}  # prepared by both, from nothing
     left = stop_all_by_one(corpus, expected, tmp_path / "two", 2, monkeypatch, **fields)
@@ -109,7 +128,9 @@ def go_on_alone(corpus, undisturbed, expected, workdir, left, monkeypatch, **fie
         patch.setattr(loop, "local_batches", member.Noting)
         assert runs.train(corpus, workdir, data__workers=1, **fields) == 0
     assert batches_read(workdir, left) == {step: expected[step] for step in range(left, STEPS)}
-    np.testing.assert_allclose(runs.losses(workdir)[1], runs.losses(undisturbed)[1], rtol=1e-5)  # sums in another order
+    np.testing.assert_allclose(
+        runs.losses(workdir)[1], runs.losses(undisturbed)[1], rtol=1e-5
+    )  # sums in another order
 
 
 def test_ctrl_c_in_one_of_several_is_passed_on_to_the_service_that_agrees(monkeypatch):
@@ -123,10 +144,18 @@ def test_ctrl_c_in_one_of_several_is_passed_on_to_the_service_that_agrees(monkey
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 8}])
+@pytest.mark.parametrize(
+    "sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 8}]
+)
 def test_a_global_batch_is_put_together_from_the_rows_that_a_process_holds(sizes):
     mesh = make_mesh(sizes)
-    sharding, fields = batch_sharding(mesh), {"tokens": Field((BATCH, 4), "int64", ("batch", None)), "places": Field((3,), "int8", (None,))}
+    sharding, fields = (
+        batch_sharding(mesh),
+        {
+            "tokens": Field((BATCH, 4), "int64", ("batch", None)),
+            "places": Field((3,), "int8", (None,)),
+        },
+    )
     held = hosts.local_rows(sharding, BATCH, 4)
     assert held.tolist() == list(range(BATCH))
     whole = np.arange(BATCH * 4).reshape(BATCH, 4)
@@ -142,14 +171,21 @@ def test_a_process_holds_the_rows_of_its_own_devices_only():
     assert hosts.local_rows.__wrapped__(sharding, 16, 4).tolist() == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("arguments", [("host:1", 0, -1), ("", 2, 0), ("host:1", 2, 2), ("host:1", 2, -1)])
+@pytest.mark.parametrize(
+    "arguments", [("host:1", 0, -1), ("", 2, 0), ("host:1", 2, 2), ("host:1", 2, -1)]
+)
 def test_some_of_the_three_arguments_are_refused(arguments):
     with pytest.raises(hosts.UserError, match="go together"):
         hosts.start_processes(*arguments)
 
 
 def test_one_process_agrees_with_itself():
-    assert hosts.is_first() and hosts.agree(7) == 7 and hosts.all_agree(True) and not hosts.all_agree(False)
+    assert (
+        hosts.is_first()
+        and hosts.agree(7) == 7
+        and hosts.all_agree(True)
+        and not hosts.all_agree(False)
+    )
     assert hosts.leaving_together(3, True) and not hosts.leaving_together(3, False)
     hosts.barrier("alone")
 
@@ -174,7 +210,9 @@ def test_processes_that_wait_for_others_say_where_and_for_how_many_and_end_at_ct
     )
     try:
         for process, sentence in zip(both, expected):
-            assert any(line.startswith(sentence) for line in process.stderr)  # reads on until it comes
+            assert any(
+                line.startswith(sentence) for line in process.stderr
+            )  # reads on until it comes
         for process in reversed(both):  # the first one last: the others wait for it
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == -signal.SIGINT
@@ -186,7 +224,9 @@ def test_processes_that_wait_for_others_say_where_and_for_how_many_and_end_at_ct
 def test_a_process_whose_coordinator_never_comes_says_so_and_gives_up():
     process = waits("localhost:1", 1, 2, limit=2)
     said = process.communicate(timeout=60)[1].splitlines()
-    assert said[0].startswith("Process 1 of 2 waits for process 0, which does not answer at localhost:1 (")
+    assert said[0].startswith(
+        "Process 1 of 2 waits for process 0, which does not answer at localhost:1 ("
+    )
     assert said[-1].startswith("slmjax: gave up after 2.") and process.returncode == 2
 
 
@@ -200,7 +240,12 @@ def test_a_process_whose_coordinator_never_comes_says_so_and_gives_up():
     ],
 )
 def test_colabs_tpu_is_alone_and_other_tpus_ask_for_their_slice(monkeypatch, environment, several):
-    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "COLAB_RELEASE_TAG", "TPU_WORKER_HOSTNAMES"):
+    for name in (
+        "JAX_COORDINATOR_ADDRESS",
+        "SLURM_NTASKS",
+        "COLAB_RELEASE_TAG",
+        "TPU_WORKER_HOSTNAMES",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -218,10 +263,20 @@ def test_a_coordinator_without_port_is_refused():
 def test_a_kind_of_device_that_is_not_here_is_told(kind):
     program = "from slmjax import cli\nfrom slmjax.parallel import hosts\ncli.script(lambda: cli.entry(lambda words: hosts.start(), []))"
     environment = {**os.environ, "JAX_PLATFORMS": kind}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=runs.ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=runs.ROOT,
+    )
     if kind == "cuda" and done.returncode == 0:
         pytest.skip("there is a GPU")
-    assert done.returncode == 2 and f"slmjax: JAX finds no device of JAX_PLATFORMS={kind} (" in done.stderr
+    assert (
+        done.returncode == 2
+        and f"slmjax: JAX finds no device of JAX_PLATFORMS={kind} (" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -230,11 +285,25 @@ def test_what_keeps_processes_from_joining_is_told(fault):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"} if fault == "half of an environment" else dict(os.environ)
+        environment = (
+            {**os.environ, "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}
+            if fault == "half of an environment"
+            else dict(os.environ)
+        )
         given = f"'127.0.0.1:{taken.getsockname()[1]}', 2, 0" if fault == "port in use" else ""
         imports = "from slmjax import cli\nfrom slmjax.parallel import hosts\n"
         program = f"{imports}cli.script(lambda: cli.entry(lambda words: hosts.start({given}), []))"
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=runs.ROOT, timeout=60
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=runs.ROOT,
+            timeout=60,
         )
-    assert done.returncode == 2 and "slmjax: the processes cannot be joined: " in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "slmjax: the processes cannot be joined: " in done.stderr
+        and "Traceback" not in done.stderr
+    )

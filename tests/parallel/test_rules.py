@@ -25,7 +25,12 @@ def mesh(**sizes):
 
 
 def test_every_parameter_of_a_model_with_every_option_has_its_spec():
-    found = {path: sharding.spec for path, sharding in flatten_tree(shardings(shapes(tied=False), mesh(data=2, fsdp=2, tensor=2))).items()}
+    found = {
+        path: sharding.spec
+        for path, sharding in flatten_tree(
+            shardings(shapes(tied=False), mesh(data=2, fsdp=2, tensor=2))
+        ).items()
+    }
     assert found["embedding"] == P("tensor", "fsdp")
     assert found["head"] == P("fsdp", "tensor")
     assert found["stack/0/0/mixer/query"] == P(None, "fsdp", "tensor", None)
@@ -45,7 +50,9 @@ def test_key_value_heads_are_whole_where_the_tensor_axis_exceeds_them():
 def test_mistakes_name_the_path():
     with pytest.raises(ValueError, match="parameter 'stack/0/0/channel/down': dimension 1"):
         shardings(shapes(ff_width=94), mesh(data=2, tensor=4))
-    with pytest.raises(ValueError, match="parameter 'novel': unknown axis 'wdith'; there is width, heads"):
+    with pytest.raises(
+        ValueError, match="parameter 'novel': unknown axis 'wdith'; there is width, heads"
+    ):
         spec("novel", (4,), ("wdith",), mesh(data=8))
 
 

@@ -24,7 +24,9 @@ spacy = pytest.importorskip("spacy")
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-SHARED = Path(os.environ.get("SLMJAX_SHARED", Path(__file__).parents[2] / "../shared/data")) / "pretrain"
+SHARED = (
+    Path(os.environ.get("SLMJAX_SHARED", Path(__file__).parents[2] / "../shared/data")) / "pretrain"
+)
 COUNT = 5000
 THEIRS = {
     "gopher_repetition": filters.GopherRepetitionFilter(),
@@ -55,7 +57,11 @@ REASONS = {
         **{f"top_{n}_gram": f"top {n}-gram" for n in (2, 3, 4)},
         **{f"duplicated_{n}_n_grams": f"repeated {n}-grams" for n in range(5, 11)},
     },
-    "c4": {"lorem_ipsum": "lorem ipsum", "curly_bracket": "curly bracket", "too_few_sentences": "too few sentences"},
+    "c4": {
+        "lorem_ipsum": "lorem ipsum",
+        "curly_bracket": "curly bracket",
+        "too_few_sentences": "too few sentences",
+    },
     "fineweb": {
         "empty": "empty",
         "line_punct_ratio": "too few lines end in punctuation",
@@ -82,7 +88,9 @@ def real_texts():
     each = -(-COUNT // len(folders))
     rng = random.Random(0)
     for folder in folders:
-        with lzma.open(sorted(folder.glob("*.jsonl.xz"))[0], "rt", encoding="utf8", newline="\n") as lines:
+        with lzma.open(
+            sorted(folder.glob("*.jsonl.xz"))[0], "rt", encoding="utf8", newline="\n"
+        ) as lines:
             for _, line in zip(range(each), lines):
                 text = json.loads(line)["text"]
                 start = rng.randrange(max(1, len(text) - 3000))
@@ -108,41 +116,74 @@ def damaged(text, rng):
 
     kinds = {
         "as it is": lambda: text,
-        "nothing": lambda: rng.choice(("", " ", "\n", " \n\t\n ", "\u3000\n", "...", ".", "#", "-", "x", "\ufeff")),
+        "nothing": lambda: rng.choice(
+            ("", " ", "\n", " \n\t\n ", "\u3000\n", "...", ".", "#", "-", "x", "\ufeff")
+        ),
         "a fragment": lambda: text[: rng.randrange(1, 400)],
         "shuffled lines": lambda: "\n".join(rng.sample(lines, len(lines))),
         "repeated paragraph": lambda: text + ("\n\n" + rng.choice(some)) * rng.randrange(1, 6),
-        "repeated short lines": lambda: "\n".join([*sentences, *[rng.choice(some)[: rng.randrange(1, 40)]] * rng.randrange(1, 12)]),
-        "repeated paragraphs, short": lambda: "\n\n".join([*(text.split("\n\n")), *["More", "See also"] * rng.randrange(1, 9)]),
-        "repeated words": lambda: " ".join(words + echo * max(1, int(0.4 * share * len(words) / span))),
-        "repeated words, scattered": lambda: " ".join(
-            part for i in range(0, len(words), every * 4 + 1) for part in (*words[i : i + every * 4 + 1], *echo)
+        "repeated short lines": lambda: "\n".join(
+            [*sentences, *[rng.choice(some)[: rng.randrange(1, 40)]] * rng.randrange(1, 12)]
         ),
-        "a few echoes": lambda: " ".join(words[:at] + words[max(0, at - int(len(words) * 0.25 * share)) :]),
+        "repeated paragraphs, short": lambda: "\n\n".join(
+            [*(text.split("\n\n")), *["More", "See also"] * rng.randrange(1, 9)]
+        ),
+        "repeated words": lambda: " ".join(
+            words + echo * max(1, int(0.4 * share * len(words) / span))
+        ),
+        "repeated words, scattered": lambda: " ".join(
+            part
+            for i in range(0, len(words), every * 4 + 1)
+            for part in (*words[i : i + every * 4 + 1], *echo)
+        ),
+        "a few echoes": lambda: " ".join(
+            words[:at] + words[max(0, at - int(len(words) * 0.25 * share)) :]
+        ),
         "one word": lambda: " ".join([rng.choice(words or ["a"])] * rng.randrange(1, 80)),
-        "bullets": lambda: "\n".join(f"{rng.choice('•-')} {line}" if rng.random() < 0.8 + 0.25 * share else line for line in sentences),
+        "bullets": lambda: "\n".join(
+            f"{rng.choice('•-')} {line}" if rng.random() < 0.8 + 0.25 * share else line
+            for line in sentences
+        ),
         "hashes": lambda: " ".join(mixed(lambda word: f"#{word}")),
         "ellipses": lambda: " ".join(mixed(lambda word: word + rng.choice(("...", "…")))),
-        "lines end in ellipses": lambda: "\n".join(line.rstrip(". ") + "..." if rng.random() < share else line for line in sentences),
+        "lines end in ellipses": lambda: "\n".join(
+            line.rstrip(". ") + "..." if rng.random() < share else line for line in sentences
+        ),
         "blank lines": lambda: "\n".join(line + "\n" * rng.randrange(4) for line in sentences),
-        "short lines": lambda: "\n".join(" ".join(words[i : i + every]) for i in range(0, len(words), every)),
+        "short lines": lambda: "\n".join(
+            " ".join(words[i : i + every]) for i in range(0, len(words), every)
+        ),
         "long lines": lambda: " ".join(words),
-        "words joined": lambda: " ".join("".join(words[i : i + every]) for i in range(0, len(words), every)),
-        "letters apart": lambda: " ".join(" ".join(word) if rng.random() < share else word for word in words),
+        "words joined": lambda: " ".join(
+            "".join(words[i : i + every]) for i in range(0, len(words), every)
+        ),
+        "letters apart": lambda: " ".join(
+            " ".join(word) if rng.random() < share else word for word in words
+        ),
         "numbers": lambda: " ".join(mixed(lambda word: str(len(word) * 37))),
         "symbols": lambda: " ".join(mixed(lambda word: rng.choice(symbols))),
-        "no small words": lambda: " ".join(word for word in words if len(word) > 4 or rng.random() < 0.1 * share),
+        "no small words": lambda: " ".join(
+            word for word in words if len(word) > 4 or rng.random() < 0.1 * share
+        ),
         "capitals": text.upper,
-        "lorem ipsum": lambda: text + rng.choice(("\nLorem ipsum dolor sit amet.", " lorem ipsum", "\nLorem ipsum")),
-        "curly bracket": lambda: text.replace(". ", ". {", 1) + rng.choice(("", "\n{ }", "\n{{ a template }}.")),
+        "lorem ipsum": lambda: (
+            text + rng.choice(("\nLorem ipsum dolor sit amet.", " lorem ipsum", "\nLorem ipsum"))
+        ),
+        "curly bracket": lambda: (
+            text.replace(". ", ". {", 1) + rng.choice(("", "\n{ }", "\n{{ a template }}."))
+        ),
         "web page": lambda: "\n".join(
             line for some in sentences for line in (some, rng.choice(menu))
         ),
         "citations": lambda: text.replace(". ", rng.choice(citations)) + "\n[1] [2] [3]",
-        "other white space": lambda: text.replace(" ", rng.choice("\xa0\t\u2003")).replace("\n", rng.choice(breaks)),
-        "unseen characters": lambda: "".join(c + rng.choice(("", "", "", "\u200b", "\xad", "\x00", "\x1b")) for c in text[:600]),
+        "other white space": lambda: text.replace(" ", rng.choice("\xa0\t\u2003")).replace(
+            "\n", rng.choice(breaks)
+        ),
+        "unseen characters": lambda: "".join(
+            c + rng.choice(("", "", "", "\u200b", "\xad", "\x00", "\x1b")) for c in text[:600]
+        ),
         "a long word": lambda: text + "\n" + "a" * rng.randrange(900, 1100) + " is a long word.",
-    }  # fmt: skip
+    }
     return kinds[rng.choice(list(kinds))]()
 
 
@@ -166,17 +207,25 @@ def decisions(documents):
         middle = time.perf_counter()
         ours = [RULES[name](text) for text in documents]
         end = time.perf_counter()
-        print(f"\n{name}: {len(documents) / (end - middle):,.0f} documents/s, datatrove {len(documents) / (middle - start):,.0f}")
+        print(
+            f"\n{name}: {len(documents) / (end - middle):,.0f} documents/s, datatrove {len(documents) / (middle - start):,.0f}"
+        )
         out[name] = list(zip(ours, peer))
     return out
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_texts_and_reasons_equal_datatroves(documents, decisions, name):
-    other = [(text, ours, peer) for text, (ours, peer) in zip(documents, decisions[name]) if ours != peer]
+    other = [
+        (text, ours, peer) for text, (ours, peer) in zip(documents, decisions[name]) if ours != peer
+    ]
     assert len(decisions[name]) == COUNT
     print(f"\n{name}: {len(other)} of {COUNT} decided otherwise")
-    unexplained = [(ours[1], peer[1], text[:300]) for text, ours, peer in other if not _explained(name, text, ours, peer)]
+    unexplained = [
+        (ours[1], peer[1], text[:300])
+        for text, ours, peer in other
+        if not _explained(name, text, ours, peer)
+    ]
     assert not unexplained, f"{len(unexplained)} of {len(other)}: {unexplained[:5]}"
     assert len(other) < COUNT / 50
 
@@ -193,7 +242,11 @@ def test_every_reason_occurs_and_texts_are_kept_too(decisions, name):
 def test_pieces_of_text_split_as_spacy_splits_them(documents):
     tokenizer = spacy.blank("en").tokenizer
     pieces = {piece for text in documents for piece in text.split() if len(piece) < 200}
-    other = [piece for piece in pieces if split_words(piece) != tuple(token.text for token in tokenizer(piece))]
+    other = [
+        piece
+        for piece in pieces
+        if split_words(piece) != tuple(token.text for token in tokenizer(piece))
+    ]
     print(f"\n{len(other)} of {len(pieces)} different pieces split otherwise: {other[:20]}")
     assert len(pieces) > 50_000 and len(other) < len(pieces) / 2000
 
@@ -207,10 +260,19 @@ def _explained(name, text, ours, peer):
     if name == "gopher_repetition":
         if not text.strip():
             return ours[1] == "gopher_repetition: empty"
-        with mock.patch("datatrove.pipeline.filters.gopher_repetition_filter.find_all_duplicate", _find_all_duplicate):
+        with mock.patch(
+            "datatrove.pipeline.filters.gopher_repetition_filter.find_all_duplicate",
+            _find_all_duplicate,
+        ):
             return theirs(name, text) == ours
-    without = "\n".join(line for line in text.splitlines() if not line or CITATION.sub("", line).strip())
-    return name == "c4_any_line_end" and without != text and RULES[name](without)[1] == theirs(name, without)[1] == ours[1]
+    without = "\n".join(
+        line for line in text.splitlines() if not line or CITATION.sub("", line).strip()
+    )
+    return (
+        name == "c4_any_line_end"
+        and without != text
+        and RULES[name](without)[1] == theirs(name, without)[1] == ours[1]
+    )
 
 
 def _find_all_duplicate(words, n):

@@ -17,15 +17,34 @@ pytestmark = pytest.mark.parity
 
 B, T, V = 2, 40, 97
 SIZES = {
-    "vocab_size": V, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
-    "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "attn_implementation": "eager",
-}  # fmt: skip
+    "vocab_size": V,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+    "attn_implementation": "eager",
+}
 MODELS = {
-    "Llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, head_dim=16, tie_word_embeddings=False)),
-    "Llama, tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, head_dim=16, tie_word_embeddings=True)),
-    "Qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=False)),
+    "Llama": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, head_dim=16, tie_word_embeddings=False)
+    ),
+    "Llama, tied": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, head_dim=16, tie_word_embeddings=True)
+    ),
+    "Qwen3": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=False)
+    ),
     "SmolLM3": lambda: transformers.SmolLM3ForCausalLM(
-        transformers.SmolLM3Config(**SIZES, no_rope_layer_interval=2, tie_word_embeddings=True, pad_token_id=None, use_sliding_window=False)
+        transformers.SmolLM3Config(
+            **SIZES,
+            no_rope_layer_interval=2,
+            tie_word_embeddings=True,
+            pad_token_id=None,
+            use_sliding_window=False,
+        )
     ),
 }
 
@@ -35,17 +54,32 @@ def pair(request):
     """(their logits and gradients in our tree, our function, our weights, tokens, targets)."""
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()
-    with torch.no_grad():  # norms start at 1 and initial weights are small: neither would show a missing scale
+    with (
+        torch.no_grad()
+    ):  # norms start at 1 and initial weights are small: neither would show a missing scale
         for name, parameter in model.named_parameters():
-            parameter.copy_(1 + 0.2 * torch.randn_like(parameter) if "norm" in name else 0.15 * torch.randn_like(parameter))
+            parameter.copy_(
+                1 + 0.2 * torch.randn_like(parameter)
+                if "norm" in name
+                else 0.15 * torch.randn_like(parameter)
+            )
     arch = _architecture(model.config)
     tokens, targets = np.random.default_rng(0).integers(0, V, (2, B, T))
     logits = model(torch.tensor(tokens)).logits
-    torch.nn.functional.cross_entropy(logits.reshape(-1, V), torch.tensor(targets.reshape(-1))).backward()
+    torch.nn.functional.cross_entropy(
+        logits.reshape(-1, V), torch.tensor(targets.reshape(-1))
+    ).backward()
     tensors = dict(model.named_parameters())
     theirs = _ours(arch, {name: parameter.grad.numpy() for name, parameter in tensors.items()})
     weights = _ours(arch, {name: parameter.detach().numpy() for name, parameter in tensors.items()})
-    return arch, jax.tree.map(jnp.asarray, weights), _batch(tokens), jnp.asarray(targets), logits.detach().numpy(), theirs
+    return (
+        arch,
+        jax.tree.map(jnp.asarray, weights),
+        _batch(tokens),
+        jnp.asarray(targets),
+        logits.detach().numpy(),
+        theirs,
+    )
 
 
 def _batch(tokens):
@@ -59,7 +93,9 @@ def _batch(tokens):
 def test_weights_fill_exactly_our_tree(pair):
     arch, weights, *_ = pair
     expected = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
-    assert jax.tree.map(lambda leaf: leaf.shape, expected) == jax.tree.map(lambda leaf: leaf.shape, weights)
+    assert jax.tree.map(lambda leaf: leaf.shape, expected) == jax.tree.map(
+        lambda leaf: leaf.shape, weights
+    )
 
 
 def test_logits_are_theirs(pair):
@@ -74,7 +110,9 @@ def test_the_gradient_of_every_weight_is_theirs(pair):
     arch, weights, batch, targets, _, theirs = pair
 
     def loss(params):
-        log_p, _ = token_log_probs(lm.forward(arch, params, {}, batch)[0], lm.head(arch, params), targets, chunks=2)
+        log_p, _ = token_log_probs(
+            lm.forward(arch, params, {}, batch)[0], lm.head(arch, params), targets, chunks=2
+        )
         return -log_p.mean()
 
     found = jax.jit(jax.grad(loss))(weights)
@@ -86,13 +124,23 @@ def test_the_gradient_of_every_weight_is_theirs(pair):
 
 def _architecture(config) -> Architecture:
     """Ours for a Llama, Qwen3 or SmolLM3 config of transformers."""
-    ropes = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers  # SmolLM3's list has 1 where rope *is* used
+    ropes = (
+        getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
+    )  # SmolLM3's list has 1 where rope *is* used
     return Architecture(
-        vocab_size=config.vocab_size, width=config.hidden_size, heads=config.num_attention_heads, kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, ff_width=config.intermediate_size,
-        stack=((tuple(parse_block(f"attention rope={bool(rope)}") for rope in ropes), 1),), rope_theta=config.rope_parameters["rope_theta"],
-        qk_norm=config.model_type == "qwen3", tied=config.tie_word_embeddings, norm_eps=config.rms_norm_eps,
-    )  # fmt: skip
+        vocab_size=config.vocab_size,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
+        ff_width=config.intermediate_size,
+        stack=((tuple(parse_block(f"attention rope={bool(rope)}") for rope in ropes), 1),),
+        rope_theta=config.rope_parameters["rope_theta"],
+        qk_norm=config.model_type == "qwen3",
+        tied=config.tie_word_embeddings,
+        norm_eps=config.rms_norm_eps,
+    )
 
 
 def _ours(arch: Architecture, tensors: dict) -> dict:
@@ -107,9 +155,11 @@ def _ours(arch: Architecture, tensors: dict) -> dict:
     def block(i):
         at = f"model.layers.{i}."
         mixer = {
-            "query": take(at + "self_attn.q_proj.weight", (D, N, H)), "key": take(at + "self_attn.k_proj.weight", (D, K, H)),
-            "value": take(at + "self_attn.v_proj.weight", (D, K, H)), "out": take(at + "self_attn.o_proj.weight", (N, H, D)),
-        }  # fmt: skip
+            "query": take(at + "self_attn.q_proj.weight", (D, N, H)),
+            "key": take(at + "self_attn.k_proj.weight", (D, K, H)),
+            "value": take(at + "self_attn.v_proj.weight", (D, K, H)),
+            "out": take(at + "self_attn.o_proj.weight", (N, H, D)),
+        }
         if arch.qk_norm:
             mixer["query_norm"] = {"scale": take(at + "self_attn.q_norm.weight")}
             mixer["key_norm"] = {"scale": take(at + "self_attn.k_norm.weight")}
@@ -117,7 +167,9 @@ def _ours(arch: Architecture, tensors: dict) -> dict:
             "mixer_norm": {"scale": take(at + "input_layernorm.weight")},
             "mixer": mixer,
             "channel_norm": {"scale": take(at + "post_attention_layernorm.weight")},
-            "channel": {name: take(at + f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")},
+            "channel": {
+                name: take(at + f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")
+            },
         }
 
     params = {
@@ -132,7 +184,11 @@ def _ours(arch: Architecture, tensors: dict) -> dict:
 
 
 def _contiguous(tree):
-    return {k: _contiguous(v) for k, v in tree.items()} if isinstance(tree, dict) else np.ascontiguousarray(tree, np.float32)
+    return (
+        {k: _contiguous(v) for k, v in tree.items()}
+        if isinstance(tree, dict)
+        else np.ascontiguousarray(tree, np.float32)
+    )
 
 
 def _stacked(tree):

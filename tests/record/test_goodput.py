@@ -23,7 +23,9 @@ class Run:
 
     def session(self, from_step):
         self.step = from_step
-        self.watch = Goodput(Records(kept=(), all=tuple(self.records)), from_step=from_step, clock=lambda: self.now)
+        self.watch = Goodput(
+            Records(kept=(), all=tuple(self.records)), from_step=from_step, clock=lambda: self.now
+        )
 
     def spend(self, cause, seconds):
         with self.watch.spent(cause):
@@ -38,7 +40,9 @@ class Run:
                 self.record()
 
     def record(self):
-        self.records.append({"event": "goodput", "step": self.step, "time": self.now, **self.watch.record()})
+        self.records.append(
+            {"event": "goodput", "step": self.step, "time": self.now, **self.watch.record()}
+        )
 
     def finish(self):
         self.record()
@@ -87,7 +91,14 @@ def test_a_killed_run_loses_the_repeated_steps_the_time_down_and_the_second_star
     summary = run.summary()
     assert summary["wall"] == 10 + 2 + 4 + 30 + 8 + 10
     assert summary["kept"] == 20
-    assert summary["lost"] == {"start": 3.0, "compile": 1.0, "restore": 4.0, "checkpoint": 2.0, "repeated": 4.0, "down": 30.0}
+    assert summary["lost"] == {
+        "start": 3.0,
+        "compile": 1.0,
+        "restore": 4.0,
+        "checkpoint": 2.0,
+        "repeated": 4.0,
+        "down": 30.0,
+    }
     assert summary["goodput"] == 20 / 64
     assert summary["sessions"] == 2
 
@@ -206,7 +217,13 @@ def test_told_step_seconds_leave_the_rest_to_other(run):
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 8), st.integers(1, 6), st.integers(0, 5), st.booleans(), st.sampled_from(goodput.SPENT)),
+        st.tuples(
+            st.integers(0, 8),
+            st.integers(1, 6),
+            st.integers(0, 5),
+            st.booleans(),
+            st.sampled_from(goodput.SPENT),
+        ),
         min_size=1,
         max_size=5,
     )

@@ -18,20 +18,33 @@ from slmjax.record.metrics import MetricsWriter
 
 def test_what_is_written_is_read_back(tmp_path):
     with MetricsWriter(tmp_path / "run") as writer:
-        writer.write(1, {"train/loss": np.float32(2.5), "train/tokens": np.int64(512), "array": np.ones((1, 1))})
+        writer.write(
+            1,
+            {
+                "train/loss": np.float32(2.5),
+                "train/tokens": np.int64(512),
+                "array": np.ones((1, 1)),
+            },
+        )
         writer.event("samples", 1, samples=[{"prompt": "Zoë\u2028", "text": "line\nline"}])
     records = metrics.read(tmp_path / "run")
-    assert {key: records.kept[0][key] for key in ("step", "train/loss", "train/tokens", "array")} == {
+    assert {
+        key: records.kept[0][key] for key in ("step", "train/loss", "train/tokens", "array")
+    } == {
         "step": 1,
         "train/loss": 2.5,
         "train/tokens": 512,
         "array": 1.0,
     }
-    assert metrics.events(records, "samples")[0]["samples"] == [{"prompt": "Zoë\u2028", "text": "line\nline"}]
+    assert metrics.events(records, "samples")[0]["samples"] == [
+        {"prompt": "Zoë\u2028", "text": "line\nline"}
+    ]
 
 
 @given(st.lists(st.floats(width=64), min_size=1, max_size=8))
-def test_lines_are_strict_json_and_nonfinite_values_come_back_as_they_were(tmp_path_factory, values):
+def test_lines_are_strict_json_and_nonfinite_values_come_back_as_they_were(
+    tmp_path_factory, values
+):
     folder = tmp_path_factory.mktemp("run")
     with MetricsWriter(folder) as writer:
         for step, value in enumerate(values):
@@ -113,7 +126,9 @@ def test_segments_of_an_object_store_read_like_a_file(tmp_path, monkeypatch):
     remote, local = metrics.read(tmp_path / "remote"), metrics.read(tmp_path / "local")
     assert len(list((tmp_path / "remote" / "metrics").iterdir())) > 3
     assert not (tmp_path / "remote" / "metrics.jsonl").exists()
-    for one, other in zip(metrics.series(remote, "train/loss"), metrics.series(local, "train/loss"), strict=True):
+    for one, other in zip(
+        metrics.series(remote, "train/loss"), metrics.series(local, "train/loss"), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     assert [record["step"] for record in remote.all] == [record["step"] for record in local.all]
 
@@ -130,7 +145,11 @@ def test_axes_interpolate_and_seconds_leave_out_the_time_between_sessions(tmp_pa
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = metrics.read(tmp_path)
-    assert metrics.along(records, np.array([5, 20, 25]), "train/tokens").tolist() == [500.0, 2000.0, 2500.0]
+    assert metrics.along(records, np.array([5, 20, 25]), "train/tokens").tolist() == [
+        500.0,
+        2000.0,
+        2500.0,
+    ]
     assert metrics.along(records, np.array([10, 20, 30]), "seconds").tolist() == [10.0, 20.0, 35.0]
     assert metrics.along(records, np.array([10]), "train/flops") is None
 
@@ -163,7 +182,9 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, monkeypatch):
 
     def init(*, project, id, resume, config):
         identities.append(id)
-        return types.SimpleNamespace(define_metric=lambda *a, **k: None, log=logged.append, finish=lambda: None)
+        return types.SimpleNamespace(
+            define_metric=lambda *a, **k: None, log=logged.append, finish=lambda: None
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for resume in (None, 0):
@@ -195,10 +216,22 @@ def test_a_full_disk_is_the_users_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", "7", '{"event": "resume"}', '{"step": "3", "train/loss": 1.0}', '{"step": 1e999}', '{"step": 2.5}',
-             '{"step": 99999999999999999999}', '{"step": -1}', '{"step": 3, "time": "now"}', '{"step": 3, "train/loss": {}}',
-             '{"step": 3, "nonfinite": {"a > b": "nan"}}', "[" * 100_000],
-)  # fmt: skip
+    "line",
+    [
+        "[]",
+        "7",
+        '{"event": "resume"}',
+        '{"step": "3", "train/loss": 1.0}',
+        '{"step": 1e999}',
+        '{"step": 2.5}',
+        '{"step": 99999999999999999999}',
+        '{"step": -1}',
+        '{"step": 3, "time": "now"}',
+        '{"step": 3, "train/loss": {}}',
+        '{"step": 3, "nonfinite": {"a > b": "nan"}}',
+        "[" * 100_000,
+    ],
+)
 def test_a_line_that_no_writer_wrote_is_counted_and_skipped(line, tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"train/loss": float("nan")})
@@ -218,14 +251,26 @@ def test_a_line_that_has_changed_since_is_counted_and_skipped_however_it_is_laid
     path = tmp_path / "metrics.jsonl"
     whole, lines = metrics.read(tmp_path), path.read_text().splitlines()
     assert whole.torn == 0 and all("crc32" not in record for record in whole.all)
-    turned = [json.dumps(dict(reversed(json.loads(line).items())), indent=None, separators=(",", ":")) for line in lines]
+    turned = [
+        json.dumps(dict(reversed(json.loads(line).items())), indent=None, separators=(",", ":"))
+        for line in lines
+    ]
     path.write_text("\n".join(turned) + "\n")
     assert metrics.read(tmp_path) == whole
-    changes = [("1.25", "1.5"), ('"inf"', '"nan"'), ('"session"', '"sessions"'), ('{"start": 1.5}', "[]"), ('"step": 1', '"step": 2')]
+    changes = [
+        ("1.25", "1.5"),
+        ('"inf"', '"nan"'),
+        ('"session"', '"sessions"'),
+        ('{"start": 1.5}', "[]"),
+        ('"step": 1', '"step": 2'),
+    ]
     for before, after in changes:
         path.write_text("\n".join(line.replace(before, after) for line in lines) + "\n")
         assert metrics.read(tmp_path).torn == sum(before in line for line in lines) > 0
-    older = [{name: value for name, value in json.loads(line).items() if name != "crc32"} for line in lines]
+    older = [
+        {name: value for name, value in json.loads(line).items() if name != "crc32"}
+        for line in lines
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in older))
     assert metrics.read(tmp_path) == whole
 

@@ -45,7 +45,9 @@ class Text(html.parser.HTMLParser):
         if self.open and self.open[-1] == "h2":
             self.current = data
         elif self.open and self.open[-1] not in ("style", "title"):
-            self.sections[self.current] = " ".join(f"{self.sections.get(self.current, '')} {data}".split())
+            self.sections[self.current] = " ".join(
+                f"{self.sections.get(self.current, '')} {data}".split()
+            )
 
 
 @pytest.fixture
@@ -54,11 +56,26 @@ def run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with MetricsWriter(tmp_path) as writer:
         parameters = {"total": 30_412_800, "non_embedding": 22_000_000}
-        writer.event("start", 0, environment={"python": "3.11"}, command="python -m slmjax.launch --x='<y>'", parameters=parameters)
-        bad = {"not JSON": 2, "empty": 1}
-        writer.event("data", 0, sources={"books": {"documents": 1234, "epochs": 1.5, "bad_lines": bad, "removed_share": 0.02}})
         writer.event(
-            "baseline", 0, kneser_ney={"2": {"books": 2.0, "total": 2.0}, "5": {"books": 1.6, "total": 1.7}}, answers={"logic": 0.5}
+            "start",
+            0,
+            environment={"python": "3.11"},
+            command="python -m slmjax.launch --x='<y>'",
+            parameters=parameters,
+        )
+        bad = {"not JSON": 2, "empty": 1}
+        writer.event(
+            "data",
+            0,
+            sources={
+                "books": {"documents": 1234, "epochs": 1.5, "bad_lines": bad, "removed_share": 0.02}
+            },
+        )
+        writer.event(
+            "baseline",
+            0,
+            kneser_ney={"2": {"books": 2.0, "total": 2.0}, "5": {"books": 1.6, "total": 1.7}},
+            answers={"logic": 0.5},
         )
         writer.event("lineage", 0, parents=[{"workdir": "runs/base", "hash": "81aa07"}])
         steps(writer, 0, 30)
@@ -73,12 +90,30 @@ def run(tmp_path):
 def steps(writer, first, last, began=None):
     began = 100.0 + first if began is None else began
     for step in range(first + 1, last + 1):
-        values = {"train/loss": 5.0 / step, "train/tokens": 1000 * step, "train/learning_rate": 0.1, "perf/mfu": 0.4}
+        values = {
+            "train/loss": 5.0 / step,
+            "train/tokens": 1000 * step,
+            "train/learning_rate": 0.1,
+            "perf/mfu": 0.4,
+        }
         writer.write(step, values)
         if step % 10 == 0:
             bits = 8 / step
-            writer.write(step, {"eval/books/bits_per_byte": bits, "eval/web/bits_per_byte": 2 * bits, "eval/bits_per_byte": 1.5 * bits})
-        fixed = {"session": str(began), "began": began, "from_step": first, "before": {"compile": 2.0}, "after": {}}
+            writer.write(
+                step,
+                {
+                    "eval/books/bits_per_byte": bits,
+                    "eval/web/bits_per_byte": 2 * bits,
+                    "eval/bits_per_byte": 1.5 * bits,
+                },
+            )
+        fixed = {
+            "session": str(began),
+            "began": began,
+            "from_step": first,
+            "before": {"compile": 2.0},
+            "after": {},
+        }
         moving = {
             "first": began + 2,
             "last": began + 2 + step - first,
@@ -92,7 +127,15 @@ def steps(writer, first, last, began=None):
 def test_the_report_says_what_the_records_say(run):
     page = Text(write_report(run, defaults={**CONFIG, "seed": 0}).read_text())
     headline = page.sections[""]
-    for expected in ("Step 40 of 40", "finished", "seed 3", "parameters 30.4M", "training tokens 40k", "0.300", "MFU 40.0 %"):
+    for expected in (
+        "Step 40 of 40",
+        "finished",
+        "seed 3",
+        "parameters 30.4M",
+        "training tokens 40k",
+        "0.300",
+        "MFU 40.0 %",
+    ):
         assert expected in headline
     assert "books 0.200 0.200 40 2.000 1.600 0.12×" in page.sections["Held-out text"]
     assert "total 0.300 0.300 40 2.000 1.700 0.18×" in page.sections["Held-out text"]
@@ -104,7 +147,10 @@ def test_the_report_says_what_the_records_say(run):
     assert "seed 3 0" in page.sections["Config"]
     assert "--x='<y>'" in page.sections["Environment"]
     assert "steps done again after a restart 10 s" in page.sections["Time"]
-    assert "2-gram 5-gram to best" in page.sections["Held-out text"] and "n-gram model questions" in page.sections["Answers"]
+    assert (
+        "2-gram 5-gram to best" in page.sections["Held-out text"]
+        and "n-gram model questions" in page.sections["Answers"]
+    )
 
 
 def test_the_report_needs_nothing_from_elsewhere(run):
@@ -144,7 +190,14 @@ def test_an_extended_run_says_where_it_continued(run):
 def test_a_run_that_diverged_still_has_a_report(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(30):
-            writer.write(step, {"train/loss": float("nan"), "eval/bits_per_byte": float("inf"), "perf/mfu": float("nan")})
+            writer.write(
+                step,
+                {
+                    "train/loss": float("nan"),
+                    "eval/bits_per_byte": float("inf"),
+                    "perf/mfu": float("nan"),
+                },
+            )
     assert "MFU" not in Text(write_report(tmp_path).read_text()).sections[""]
 
 
@@ -201,10 +254,20 @@ def test_percent_and_flatten():
 
 def test_progress_prints_plain_lines_where_there_is_no_terminal():
     out, now = io.StringIO(), [0.0]
-    shown = progress.Progress(20, every=10, console=Console(file=out, width=200), clock=lambda: now[0])
+    shown = progress.Progress(
+        20, every=10, console=Console(file=out, width=200), clock=lambda: now[0]
+    )
     for step in range(1, 21):
         now[0] += 2.0
-        shown.update(step, {"train/loss": 1.25, "perf/tokens_per_second": 41_000, "perf/mfu": 0.382, "perf/goodput": float("nan")})
+        shown.update(
+            step,
+            {
+                "train/loss": 1.25,
+                "perf/tokens_per_second": 41_000,
+                "perf/mfu": 0.382,
+                "perf/goodput": float("nan"),
+            },
+        )
     shown.close()
     assert out.getvalue().splitlines() == [
         "step 10/20  loss 1.2500  41k tokens/s  MFU 38.2 %  20 s left",
@@ -234,7 +297,11 @@ def test_other_processes_print_nothing():
 
 def test_the_banner_aligns_its_rows_and_leaves_out_empty_ones():
     out = io.StringIO()
-    progress.banner("slmjax", {"model": "1.0M", "attention": "blockwise", "none": None, "empty": ""}, console=Console(file=out, width=80))
+    progress.banner(
+        "slmjax",
+        {"model": "1.0M", "attention": "blockwise", "none": None, "empty": ""},
+        console=Console(file=out, width=80),
+    )
     assert out.getvalue().splitlines() == ["slmjax", "  model      1.0M", "  attention  blockwise"]
 
 
@@ -271,13 +338,29 @@ def drawn(lines, **options):
 def test_few_points_of_a_line_are_marked_and_a_histogram_has_bars():
     few, many = np.arange(3.0), np.arange(200.0)
     ticks, _ = drawn([figures.Line("many", many, many)])
-    assert drawn([figures.Line("few", many[:3], few), figures.Line("many", many, many)], legend=False)[0] == ticks + 3
-    assert drawn([figures.Line("few", many[:3], few, dots=False), figures.Line("many", many, many)], legend=False)[0] == ticks
-    assert drawn([figures.Line("histogram", many[:20], many[:20], bars=True)], legend=False)[1] == 20
+    assert (
+        drawn([figures.Line("few", many[:3], few), figures.Line("many", many, many)], legend=False)[
+            0
+        ]
+        == ticks + 3
+    )
+    assert (
+        drawn(
+            [figures.Line("few", many[:3], few, dots=False), figures.Line("many", many, many)],
+            legend=False,
+        )[0]
+        == ticks
+    )
+    assert (
+        drawn([figures.Line("histogram", many[:20], many[:20], bars=True)], legend=False)[1] == 20
+    )
 
 
 def test_the_legend_of_a_figure_that_is_not_clipped_lies_below_its_axes():
-    lines = [figures.Line(name, np.arange(50.0), np.full(50, value)) for name, value in (("a", 0.0), ("b", 1.0))]
+    lines = [
+        figures.Line(name, np.arange(50.0), np.full(50, value))
+        for name, value in (("a", 0.0), ("b", 1.0))
+    ]
     svg = figures.curves(lines, title="t", x="steps", y="", clip=False)
     places = re.findall(r"<text [^>]*?(?:y=\"|translate\([\d.]+ )([\d.]+)[^>]*>(\w+)</text>", svg)
     height = {text: float(y) for y, text in places}
@@ -288,7 +371,10 @@ def test_the_reports_share_of_exact_answers_has_one_name(run):
     with MetricsWriter(run, resume_step=40) as writer:
         writer.write(40, {"eval/logic/bits_per_byte": 1.0, "eval/logic/accuracy": 0.9})
     page = Text(write_report(run).read_text())
-    assert "exact answers" in page.sections["Held-out text"] and "exact answers" in page.sections["Answers"]
+    assert (
+        "exact answers" in page.sections["Held-out text"]
+        and "exact answers" in page.sections["Answers"]
+    )
     assert "accuracy" not in "".join(page.sections.values())
 
 

@@ -16,10 +16,14 @@ def test_a_sentence_tells_how_often_each_source_is_read_and_where_its_cap_ends_i
     assert told == {
         "books": f"{epochs['books']:.2f} epochs of {tokens[0]:.3g}k tokens",
         "web": f"{epochs['web']:.2f} epochs of {tokens[1]:.3g}k tokens in the order of quality, high to low",
-        "notes": f"{epochs['notes']:.2f} epochs of {tokens[2]:.3g}k tokens; cap 0.5, reached at {at:.1%} of the run, ".replace("%", " %")
+        "notes": f"{epochs['notes']:.2f} epochs of {tokens[2]:.3g}k tokens; cap 0.5, reached at {at:.1%} of the run, ".replace(
+            "%", " %"
+        )
         + "from where on the other sources take its share",
     }
-    assert shares.reading_sentences(plan_of(max_epochs={"web": 40}))["web"].endswith("tokens; cap 40")
+    assert shares.reading_sentences(plan_of(max_epochs={"web": 40}))["web"].endswith(
+        "tokens; cap 40"
+    )
 
 
 def test_the_figure_has_a_line_for_each_source_and_dots_as_far_as_the_run_has_come():
@@ -33,10 +37,21 @@ def test_the_figure_has_a_line_for_each_source_and_dots_as_far_as_the_run_has_co
 def test_the_report_shows_what_was_told_beyond_its_table_and_the_shares(tmp_path):
     plan = plan_of({"books": shards_of(0), "web": shards_of(1, 500)}, max_epochs={"web": 40})
     with MetricsWriter(tmp_path) as writer:
-        writer.event("data", 0, sources={"books": {"documents": 1}}, folder="f", told=shares.reading_sentences(plan), shares=plan.shares())
+        writer.event(
+            "data",
+            0,
+            sources={"books": {"documents": 1}},
+            folder="f",
+            told=shares.reading_sentences(plan),
+            shares=plan.shares(),
+        )
         writer.write(20, {"train/loss": 1.0})
     page = write_report(tmp_path).read_text()
-    assert f"web: {plan.epochs()['web']:.2f} epochs of" in page and "cap 40" in page and "books: " not in page
+    assert (
+        f"web: {plan.epochs()['web']:.2f} epochs of" in page
+        and "cap 40" in page
+        and "books: " not in page
+    )
     assert "Shares of the sources" in page
     drawn = (tmp_path / "figures" / "shares.svg").read_text()
     assert drawn.count("<use ") < figures.standalone(shares.figure(plan.shares())).count("<use ")

@@ -24,7 +24,12 @@ FOLDER = Path(__file__).parent
 KINDS = ("dense", "hybrid", "float8")
 SAVED, END = 120, 128
 PROMPTS = ("Time people", "World")
-GENERATE = [*(f"--prompt={prompt}" for prompt in PROMPTS), "--max_tokens=24", "--temperature=0.8", "--seed=3"]
+GENERATE = [
+    *(f"--prompt={prompt}" for prompt in PROMPTS),
+    "--max_tokens=24",
+    "--temperature=0.8",
+    "--seed=3",
+]
 WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world"]
 WORDS += ["school", "state", "family", "student", "group", "country"]
 # The launcher, killed as soon as step 122 is logged and step 120 is on disk.
@@ -77,8 +82,16 @@ def make(old: Path, kind: str, folder: Path) -> dict:
 
 def call(checkout: Path, folder: Path, *words: str) -> str:
     """Run Python with a checkout's slmjax on one device and one thread, as bits depend on both; returns its stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(), "NPROC": "1"}
-    ran = subprocess.run([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags(),
+        "NPROC": "1",
+    }
+    ran = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
     if ran.returncode not in (0, -9):
         raise SystemExit(f"{words} ended with {ran.returncode}")
     return ran.stdout
@@ -94,7 +107,11 @@ def pack(workdir: Path, archive: Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
         for path in sorted(workdir.rglob("*")):
             if path.is_file():
-                out.writestr(zipfile.ZipInfo(str(path.relative_to(workdir.parent))), path.read_bytes(), zipfile.ZIP_DEFLATED)
+                out.writestr(
+                    zipfile.ZipInfo(str(path.relative_to(workdir.parent))),
+                    path.read_bytes(),
+                    zipfile.ZIP_DEFLATED,
+                )
 
 
 def sums(workdir: Path, step: int) -> dict[str, str]:
@@ -112,7 +129,9 @@ def sums(workdir: Path, step: int) -> dict[str, str]:
 def _sum(leaves: dict[str, np.ndarray]) -> str:
     total = hashlib.sha256()
     for name, leaf in sorted(leaves.items()):
-        total.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+        total.update(
+            f"{name} {leaf.dtype} {leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()
+        )
     return total.hexdigest()
 
 
@@ -126,13 +145,24 @@ def where() -> dict[str, str]:
         return jax.nn.softmax(y) * jax.lax.rsqrt(jnp.mean(y**2, -1, keepdims=True)), y.sum(0)
 
     x = np.random.default_rng(0).normal(size=(33, 17)).astype(np.float32)
-    arrays = [np.asarray(a) for a in jax.tree.leaves([jax.jit(jax.grad(lambda x: sum(a.sum() for a in rounds(x))))(x), jax.jit(rounds)(x)])]
-    return {"jaxlib": version("jaxlib"), "flags": flags(), "rounding": _sum({str(i): a for i, a in enumerate(arrays)})}
+    arrays = [
+        np.asarray(a)
+        for a in jax.tree.leaves(
+            [jax.jit(jax.grad(lambda x: sum(a.sum() for a in rounds(x))))(x), jax.jit(rounds)(x)]
+        )
+    ]
+    return {
+        "jaxlib": version("jaxlib"),
+        "flags": flags(),
+        "rounding": _sum({str(i): a for i, a in enumerate(arrays)}),
+    }
 
 
 def flags() -> str:
     """XLA's flags but for the number of devices."""
-    return " ".join(flag for flag in sorted(os.environ["XLA_FLAGS"].split()) if "device_count" not in flag)
+    return " ".join(
+        flag for flag in sorted(os.environ["XLA_FLAGS"].split()) if "device_count" not in flag
+    )
 
 
 if __name__ == "__main__":

@@ -35,11 +35,20 @@ def test_a_run_of_ed18125_generates_the_same_text(kind, capsys):
 @pytest.mark.parametrize("kind", make.KINDS)
 def test_a_run_of_ed18125_goes_on_to_the_same_end(kind, workdir):
     """To the last bit where everything is as it was made: another XLA or CPU adds in another order."""
-    out = make.call(runs.ROOT, workdir.parent, "-m", "slmjax.launch", f"--config=recipe.py:{kind}", "--workdir=run")
+    out = make.call(
+        runs.ROOT,
+        workdir.parent,
+        "-m",
+        "slmjax.launch",
+        f"--config=recipe.py:{kind}",
+        "--workdir=run",
+    )
     assert f"goes on from step {make.SAVED}" in out
     losses = dict(zip(*runs.losses(workdir)))
     found = [losses[step] for step in range(make.SAVED + 1, make.END + 1)]
-    assert found == pytest.approx(EXPECTED[kind]["losses"], rel=1e-5)  # 4e-7 seen without the tests' XLA flags
+    assert found == pytest.approx(
+        EXPECTED[kind]["losses"], rel=1e-5
+    )  # 4e-7 seen without the tests' XLA flags
     if make.where() == EXPECTED["where"]:
         assert found == EXPECTED[kind]["losses"]
         assert make.sums(workdir, make.END) == EXPECTED[kind]["sha256"]

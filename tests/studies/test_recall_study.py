@@ -23,26 +23,54 @@ from slmjax.studies import recall_study as recall
 from slmjax.tasks.recall import Recall, RecallBuilder
 from tests import runs
 
-SMALL = {"tasks": "recall:16:2", "vocab": 16, "examples": 4096, "tested": 256, "rates": (1e-2,), "seeds": 1, "enough": 1}
+SMALL = {
+    "tasks": "recall:16:2",
+    "vocab": 16,
+    "examples": 4096,
+    "tested": 256,
+    "rates": (1e-2,),
+    "seeds": 1,
+    "enough": 1,
+}
 TINY = {
-    "model.width": 16, "model.head_dim": 8, "train.steps": 4, "train.batch": 64, "train.warmup": 1, "eval.every": 2, "log.every": 1,
-    "checkpoint.every": 2, "study.tasks": "recall:16:2", "study.vocab": 16, "study.examples": 128, "study.tested": 100,
-    "study.seeds": 2, "study.rates": "(0.01,0.001)", "study.enough": 1,
+    "model.width": 16,
+    "model.head_dim": 8,
+    "train.steps": 4,
+    "train.batch": 64,
+    "train.warmup": 1,
+    "eval.every": 2,
+    "log.every": 1,
+    "checkpoint.every": 2,
+    "study.tasks": "recall:16:2",
+    "study.vocab": 16,
+    "study.examples": 128,
+    "study.tested": 100,
+    "study.seeds": 2,
+    "study.rates": "(0.01,0.001)",
+    "study.enough": 1,
     "study.variants": "{'attention': ('attention+none',)}",
-}  # fmt: skip
+}
 
 
 def small(steps=300, **study):
     config = configs.load_recipe("configs/studies/recall.py")
     config.model.update({"width": 32, "head_dim": 16})
     config.train.update({"steps": steps, "batch": 64, "warmup": steps // 20})
-    return configs.freeze(configs.override(config, [f"study.{name}={value}" for name, value in (SMALL | study).items()]))
+    return configs.freeze(
+        configs.override(
+            config, [f"study.{name}={value}" for name, value in (SMALL | study).items()]
+        )
+    )
 
 
 def words(workdir, **changed):
     """The launcher's words for the smallest study."""
     fields = TINY | {name.replace("__", "."): value for name, value in changed.items()}
-    return ["--config=configs/studies/recall.py", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+    return [
+        "--config=configs/studies/recall.py",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
 
 
 def rows_of(workdir):
@@ -60,12 +88,22 @@ def study(tmp_path_factory):
 def test_the_losses_of_four_parts_add_up_to_the_mean_cross_entropy_of_the_answers_alone():
     rows = PuzzleRows("recall:24:3", 64, examples=16, batch=16, seed=0)
     task, batch = Recall(rows), jax.tree.map(jnp.asarray, puzzle_batch(rows.questions))
-    arch = Architecture(64, 16, 2, 1, 8, 16, (((parse_block("attention+none"),), 1),), attention="reference")
+    arch = Architecture(
+        64, 16, 2, 1, 8, 16, (((parse_block("attention+none"),), 1),), attention="reference"
+    )
     params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(0))
     totals = task.totals(batch)
-    loss = jax.jit(lambda part: task.loss(lm.Model(arch), params, {}, part, totals, key=jax.random.key(0), step=jnp.int32(0)))
+    loss = jax.jit(
+        lambda part: task.loss(
+            lm.Model(arch), params, {}, part, totals, key=jax.random.key(0), step=jnp.int32(0)
+        )
+    )
     parts = [loss({name: array[number::4] for name, array in batch.items()}) for number in range(4)]
-    log_p = np.asarray(jax.nn.log_softmax(jax.jit(lambda: lm.logits(arch, params, lm.forward(arch, params, {}, batch)[0]))()))
+    log_p = np.asarray(
+        jax.nn.log_softmax(
+            jax.jit(lambda: lm.logits(arch, params, lm.forward(arch, params, {}, batch)[0]))()
+        )
+    )
     at = np.arange(16)[:, None], np.asarray(batch["asked"])
     answers = np.asarray(batch["answers"])
     mean = sum(float(part.sum) for part in parts) / float(totals["main"])
@@ -82,7 +120,9 @@ def test_gated_deltanet_recalls_what_a_running_mean_cannot(tmp_path):
     settings = recall.study_settings(config)
 
     def accuracy(pattern):
-        return recall.measure_recall(config, settings, "recall:16:2", pattern, (pattern,), epath.Path(tmp_path))["accuracy"]
+        return recall.measure_recall(
+            config, settings, "recall:16:2", pattern, (pattern,), epath.Path(tmp_path)
+        )["accuracy"]
 
     assert accuracy("gdn+none") > 0.9 > 0.75 > accuracy("tests.models.own:Mean") > 0.3
 
@@ -91,17 +131,34 @@ def test_gated_deltanet_recalls_what_a_running_mean_cannot(tmp_path):
 def test_a_row_is_what_the_runs_of_its_best_rate_have_recorded(study):
     (row,) = rows_of(study)
     folders = {path.name: path for path in (study / "runs" / "recall-16-2").iterdir()}
-    assert set(folders) == {f"attention-{rate}-{seed}" for rate in ("0.01", "0.001") for seed in (0, 1)}
+    assert set(folders) == {
+        f"attention-{rate}-{seed}" for rate in ("0.01", "0.001") for seed in (0, 1)
+    }
     past = {name: metrics.read(path) for name, path in folders.items()}
-    validation = {name: metrics.series(records, "eval/validation/accuracy") for name, records in past.items()}
+    validation = {
+        name: metrics.series(records, "eval/validation/accuracy") for name, records in past.items()
+    }
     test = {name: metrics.series(records, "eval/test/accuracy") for name, records in past.items()}
-    assert all(steps.tolist() == [2, 4] for steps, _ in validation.values()) and all(steps.tolist() == [4] for steps, _ in test.values())
+    assert all(steps.tolist() == [2, 4] for steps, _ in validation.values()) and all(
+        steps.tolist() == [4] for steps, _ in test.values()
+    )
     last = {name: (validation[name][1][-1], test[name][1][-1]) for name in past}
-    means = {rate: np.mean([last[f"attention-{rate}-{seed}"][0] for seed in (0, 1)]) for rate in ("0.01", "0.001")}
+    means = {
+        rate: np.mean([last[f"attention-{rate}-{seed}"][0] for seed in (0, 1)])
+        for rate in ("0.01", "0.001")
+    }
     best = max(means, key=means.get)
     tests = [last[f"attention-{best}-{seed}"][1] for seed in (0, 1)]
-    assert row["rate"] == float(best) and row["by_rate"][best] == tests and list(row["by_rate"]) == ["0.01", "0.001"]
-    assert row["accuracy"] == np.mean(tests) and row["deviation"] == np.std(tests) and row["steps"] == 4
+    assert (
+        row["rate"] == float(best)
+        and row["by_rate"][best] == tests
+        and list(row["by_rate"]) == ["0.01", "0.001"]
+    )
+    assert (
+        row["accuracy"] == np.mean(tests)
+        and row["deviation"] == np.std(tests)
+        and row["steps"] == 4
+    )
     assert not (study / "runs" / "recall-16-2" / "attention-0.01-0" / "tokenizer.json").exists()
     for name, seed, rate in (("attention-0.01-0", 0, 0.01), ("attention-0.001-1", 1, 0.001)):
         c = configs.from_dict(json.loads((folders[name] / "config.json").read_text()))
@@ -127,7 +184,12 @@ def test_a_study_that_was_killed_goes_on_and_ends_as_if_undisturbed(study, tmp_p
         "recall.Accuracy.__call__ = killing\n"
         "launch.main(sys.argv[2:])\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, tmp_path, *words(tmp_path)], cwd=runs.ROOT, capture_output=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, *words(tmp_path)],
+        cwd=runs.ROOT,
+        capture_output=True,
+        check=False,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert rows_of(tmp_path) == []
     first = tmp_path / "runs" / "recall-16-2" / "attention-0.01-0"
@@ -143,18 +205,28 @@ def test_a_study_that_was_killed_goes_on_and_ends_as_if_undisturbed(study, tmp_p
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_with_more_variants_and_tries_no_rate_after_one_that_is_enough(tmp_path, capsys):
+def test_a_study_goes_on_with_more_variants_and_tries_no_rate_after_one_that_is_enough(
+    tmp_path, capsys
+):
     one = {"study__seeds": 1, "study__enough": 0}
-    two = one | {"study__variants": "{'attention': ('attention+none',), 'a mean / of all': ('tests.models.own:Mean+none',)}"}
+    two = one | {
+        "study__variants": "{'attention': ('attention+none',), 'a mean / of all': ('tests.models.own:Mean+none',)}"
+    }
     assert launch.main(words(tmp_path, **one)) == 0
     (first,) = rows_of(tmp_path)
-    assert list(first["by_rate"]) == ["0.01"] and first["steps"] == 2  # anything is enough, at the first look
+    assert (
+        list(first["by_rate"]) == ["0.01"] and first["steps"] == 2
+    )  # anything is enough, at the first look
     capsys.readouterr()
     assert launch.main(words(tmp_path, **two)) == 0
     rows = rows_of(tmp_path)
     assert rows[0] == first and [row["variant"] for row in rows] == ["attention", "a mean / of all"]
     printed = capsys.readouterr().out
-    assert "| mixer | recall:16:2 |" in printed and "| a mean / of all |" in printed and "slmjax 0" not in printed
+    assert (
+        "| mixer | recall:16:2 |" in printed
+        and "| a mean / of all |" in printed
+        and "slmjax 0" not in printed
+    )
     for name, other in {"seed": {"seed": 1}, "tested": {"study__tested": 64}}.items():
         assert launch.main(words(tmp_path, **two | other)) == 2
         assert f"holds rows of other settings ({name})" in capsys.readouterr().err
@@ -164,7 +236,9 @@ def test_a_study_goes_on_with_more_variants_and_tries_no_rate_after_one_that_is_
     assert "This run is finished" in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_stops_the_study(tmp_path, monkeypatch, capsys):
+def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_stops_the_study(
+    tmp_path, monkeypatch, capsys
+):
     def diverges(config, workdir, command):
         with metrics.MetricsWriter(workdir) as writer:
             if config.train.lr == 0.01:
@@ -176,37 +250,68 @@ def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_
 
     monkeypatch.setattr("slmjax.train.run.run_train", diverges)
     assert launch.main(words(tmp_path / "one")) == 0
-    assert "attention on recall:16:2, rate 0.01, seed 1: diverged: loss is nan" in capsys.readouterr().out
+    assert (
+        "attention on recall:16:2, rate 0.01, seed 1: diverged: loss is nan"
+        in capsys.readouterr().out
+    )
     (row,) = rows_of(tmp_path / "one")
-    assert row["by_rate"] == {"0.01": [0.0, 0.0], "0.001": [0.5, 0.5]} and row["rate"] == 0.001 and row["accuracy"] == 0.5
+    assert (
+        row["by_rate"] == {"0.01": [0.0, 0.0], "0.001": [0.5, 0.5]}
+        and row["rate"] == 0.001
+        and row["accuracy"] == 0.5
+    )
     monkeypatch.setattr("slmjax.train.run.run_train", lambda *_, **__: 143)
     assert launch.main(words(tmp_path / "two")) == 143
-    assert "the same command goes on from here" in capsys.readouterr().out and rows_of(tmp_path / "two") == []
+    assert (
+        "the same command goes on from here" in capsys.readouterr().out
+        and rows_of(tmp_path / "two") == []
+    )
 
 
-@pytest.mark.parametrize("change, told", [
-    ({"task": "recall:16:2"}, "config.study.task: .*Did you mean 'study.tasks'"), ({"tasks": "recal:16:2"}, "'recal:16:2' is none of"),
-    ({"tasks": "recall:16:0"}, "'recall:16:0' is none of"), ({"tasks": 3}, "study.tasks=3: expected"),
-    ({"tasks": "recall:4:64"}, "'recall:4:64' cannot be made: 64 pairs and 64 queries need"),
-    ({"tasks": "recall:64:16"}, "'recall:64:16' cannot be made"),  # of 16 tokens there are not enough keys
-    ({"tasks": "induction:1"}, "'induction:1' cannot be made: induction needs a length of at least 3"),
-    ({"variants": {}}, "variants is empty"), ({"variants": 3}, "variants=3: expected"),
-    ({"variants": {"a": 3}}, "variants.a is 3; expected a pattern"), ({"variants": {"a": "atention"}}, "Did you mean 'attention'"),
-    ({"rates": ()}, "rates is empty"), ({"rates": ("x",)}, "expected numbers"), ({"rates": (-1,)}, "rates is .*not negative"),
-    ({"enough": "all"}, "enough=all: expected"), ({"seeds": 0}, "seeds is 0; it must be positive"),
-    ({"tested": "many"}, "tested=many: expected"), ({"vocab": 0.5}, "vocab=0.5: expected"),
-    ({"tasks": "recall:16"}, "'recall:16' is none of"), ({"tasks": "induction:many"}, "'induction:many' is none of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"task": "recall:16:2"}, "config.study.task: .*Did you mean 'study.tasks'"),
+        ({"tasks": "recal:16:2"}, "'recal:16:2' is none of"),
+        ({"tasks": "recall:16:0"}, "'recall:16:0' is none of"),
+        ({"tasks": 3}, "study.tasks=3: expected"),
+        ({"tasks": "recall:4:64"}, "'recall:4:64' cannot be made: 64 pairs and 64 queries need"),
+        (
+            {"tasks": "recall:64:16"},
+            "'recall:64:16' cannot be made",
+        ),  # of 16 tokens there are not enough keys
+        (
+            {"tasks": "induction:1"},
+            "'induction:1' cannot be made: induction needs a length of at least 3",
+        ),
+        ({"variants": {}}, "variants is empty"),
+        ({"variants": 3}, "variants=3: expected"),
+        ({"variants": {"a": 3}}, "variants.a is 3; expected a pattern"),
+        ({"variants": {"a": "atention"}}, "Did you mean 'attention'"),
+        ({"rates": ()}, "rates is empty"),
+        ({"rates": ("x",)}, "expected numbers"),
+        ({"rates": (-1,)}, "rates is .*not negative"),
+        ({"enough": "all"}, "enough=all: expected"),
+        ({"seeds": 0}, "seeds is 0; it must be positive"),
+        ({"tested": "many"}, "tested=many: expected"),
+        ({"vocab": 0.5}, "vocab=0.5: expected"),
+        ({"tasks": "recall:16"}, "'recall:16' is none of"),
+        ({"tasks": "induction:many"}, "'induction:many' is none of"),
+    ],
+)
 def test_settings_that_make_no_sense_are_named(change, told):
     with pytest.raises(UserError, match=told):
         recall.study_settings(small(**change))
 
 
-@pytest.mark.parametrize("options, told", [
-    ({"examples": 0}, "config.task: examples is 0; expected a whole number of at least 1"),
-    ({"puzzle": "recal:64:4"}, "config.task: 'recal:64:4' is none of recall:LENGTH:PAIRS"),
-    ({"puzzle": "copy:64:4"}, "config.data.seq_len is 128; rows of copy:64:4 have 64 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"examples": 0}, "config.task: examples is 0; expected a whole number of at least 1"),
+        ({"puzzle": "recal:64:4"}, "config.task: 'recal:64:4' is none of recall:LENGTH:PAIRS"),
+        ({"puzzle": "copy:64:4"}, "config.data.seq_len is 128; rows of copy:64:4 have 64 tokens"),
+    ],
+)
 def test_a_run_of_the_task_recall_needs_a_puzzle_and_its_length(options, told):
     with pytest.raises(UserError, match=told):
         RecallBuilder(configs.Config(), "", "", **options)

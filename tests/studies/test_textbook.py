@@ -21,7 +21,9 @@ def test_the_textbook_has_its_share_and_the_domains_keep_their_proportions(domai
     weights = config.data.phases[0]["weights"]
     assert weights["textbook"] == share and sum(weights.values()) == pytest.approx(1)
     assert weights["books"] / weights["code"] == pytest.approx(6)
-    assert config.train.steps * config.train.batch * config.data.seq_len == pytest.approx(100e6, rel=0.001)
+    assert config.train.steps * config.train.batch * config.data.seq_len == pytest.approx(
+        100e6, rel=0.001
+    )
 
 
 def test_a_share_that_makes_no_sense_is_refused(domains):
@@ -30,7 +32,9 @@ def test_a_share_that_makes_no_sense_is_refused(domains):
 
 
 @pytest.mark.slow
-def test_a_run_on_other_text_is_asked_the_textbooks_questions_where_that_is_wanted(corpus, tmp_path, monkeypatch):
+def test_a_run_on_other_text_is_asked_the_textbooks_questions_where_that_is_wanted(
+    corpus, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluation, "QUESTIONS", 2)
     assert runs.train(corpus, tmp_path / "run", train__steps=5, eval__textbook=True) == 0
     (answers,) = runs.events(tmp_path / "run", "answers")

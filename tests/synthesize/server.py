@@ -16,8 +16,31 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-MODES = {"ok": 54, "short": 6, "limit": 8, "error": 8, "hang": 4, "cut": 7, "broken": 6, "empty": 5, "endless": 2}
-WORDS = ["river", "stone", "light", "paper", "garden", "seven", "music", "winter", "bread", "silver", "cloud", "north"]
+MODES = {
+    "ok": 54,
+    "short": 6,
+    "limit": 8,
+    "error": 8,
+    "hang": 4,
+    "cut": 7,
+    "broken": 6,
+    "empty": 5,
+    "endless": 2,
+}
+WORDS = [
+    "river",
+    "stone",
+    "light",
+    "paper",
+    "garden",
+    "seven",
+    "music",
+    "winter",
+    "bread",
+    "silver",
+    "cloud",
+    "north",
+]
 
 
 class Server:
@@ -40,7 +63,9 @@ class Server:
             await self._closing.wait()
 
         def run() -> None:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # which ends whatever hangs
+            with asyncio.Runner(
+                loop_factory=lambda: self._loop
+            ) as runner:  # which ends whatever hangs
                 runner.run(serve())
 
         self._thread = threading.Thread(target=run, daemon=True)
@@ -55,9 +80,16 @@ class Server:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+                headers = {
+                    name.lower(): value.strip()
+                    for name, _, value in (line.partition(":") for line in head[1:])
+                }
                 if head[0].startswith("GET"):
-                    await send(writer, "200 OK", json.dumps({"object": "list", "data": [{"id": "testers"}]}).encode())
+                    await send(
+                        writer,
+                        "200 OK",
+                        json.dumps({"object": "list", "data": [{"id": "testers"}]}).encode(),
+                    )
                     continue
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 self.headers.append(headers)
@@ -74,18 +106,46 @@ class Server:
         prompt = body["messages"][0]["content"]
         key = hashlib.sha256(f"{prompt}/{body.get('seed')}".encode()).hexdigest()[:12]
         rng = random.Random(key)
-        asked, allowed = len(prompt.encode()) // 3 + 30, body.get("max_tokens") or body["max_completion_tokens"]
+        asked, allowed = (
+            len(prompt.encode()) // 3 + 30,
+            body.get("max_tokens") or body["max_completion_tokens"],
+        )
         written = 3 if mode == "short" else 0 if mode == "empty" else rng.randint(20, allowed)
-        text = "" if mode == "empty" else "# Title\n\nToo short." if mode == "short" else article(key)
-        tokens = {"limit": 0, "ok": asked + written, "short": asked + written, "empty": asked}.get(mode, asked + allowed)
+        text = (
+            "" if mode == "empty" else "# Title\n\nToo short." if mode == "short" else article(key)
+        )
+        tokens = {"limit": 0, "ok": asked + written, "short": asked + written, "empty": asked}.get(
+            mode, asked + allowed
+        )
         self._log({"key": key, "mode": mode, "tokens": tokens, "time": time.time(), "text": text})
-        usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        answer = json.dumps({"id": key, "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}).encode()
+        usage = {
+            "prompt_tokens": asked,
+            "completion_tokens": written,
+            "total_tokens": asked + written,
+        }
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+        }
+        answer = json.dumps(
+            {
+                "id": key,
+                "object": "chat.completion",
+                "model": body["model"],
+                "choices": [choice],
+                "usage": usage,
+            }
+        ).encode()
         if mode[:3].isdecimal() and mode[3:]:
             return await send(writer, f"{mode[:3]} As Asked", mode[4:].encode())
         if mode == "limit":
-            return await send(writer, "429 Too Many Requests", b'{"error": {"message": "slower"}}', "Retry-After: 0.2\r\n")
+            return await send(
+                writer,
+                "429 Too Many Requests",
+                b'{"error": {"message": "slower"}}',
+                "Retry-After: 0.2\r\n",
+            )
         if mode.isdecimal():
             return await send(writer, f"{mode} Refused", b'{"error": {"message": "no"}}')
         if mode == "error":
@@ -104,7 +164,14 @@ class Server:
         return await send(writer, "200 OK", answer[:-40] if mode == "broken" else answer)
 
 
-async def send(writer: asyncio.StreamWriter, status: str, body: bytes, more: str = "", length: int = 0, cut: int = 0) -> bool:
+async def send(
+    writer: asyncio.StreamWriter,
+    status: str,
+    body: bytes,
+    more: str = "",
+    length: int = 0,
+    cut: int = 0,
+) -> bool:
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length or len(body)}\r\n{more}\r\n"
     writer.write(head.encode() + (body[:cut] if cut else body))
     await writer.drain()
@@ -114,7 +181,11 @@ async def send(writer: asyncio.StreamWriter, status: str, body: bytes, more: str
 def article(key: str) -> str:
     """A textbook section that stands every check, another for each key."""
     rng = random.Random(key)
-    return f"# Section {key}\n\n" + " ".join(rng.choice(WORDS) for _ in range(120)) + ".\n\n## End\n\nIt holds that 2 + 3 = 5."
+    return (
+        f"# Section {key}\n\n"
+        + " ".join(rng.choice(WORDS) for _ in range(120))
+        + ".\n\n## End\n\nIt holds that 2 + 3 = 5."
+    )
 
 
 def drawn(seed: str) -> Callable[[int, dict], str]:
@@ -125,5 +196,10 @@ def drawn(seed: str) -> Callable[[int, dict], str]:
 
 if __name__ == "__main__":
     with Path(sys.argv[1]).open("a", buffering=1) as file:
-        print(Server(drawn("".join(sys.argv[2:])), lambda entry: file.write(json.dumps(entry) + "\n")).url, flush=True)
+        print(
+            Server(
+                drawn("".join(sys.argv[2:])), lambda entry: file.write(json.dumps(entry) + "\n")
+            ).url,
+            flush=True,
+        )
         threading.Event().wait()

@@ -11,7 +11,10 @@ from slmjax.synthesize.budget import Budget, BudgetSpent, Pace
 
 
 @given(
-    st.integers(1, 400), st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), max_size=40), st.integers(0, 100), st.integers(0, 9)
+    st.integers(1, 400),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), max_size=40),
+    st.integers(0, 100),
+    st.integers(0, 9),
 )
 def test_what_is_open_and_spent_never_exceeds_the_budget(budget_tokens, requests, before, seed):
     """Each of ten workers reserves, waits some turns of the loop, and settles for no more than it reserved."""

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.synthesize.checks import answers, calculations, judge_text, same, structure, without_thoughts
+from slmjax.synthesize.checks import (
+    answers,
+    calculations,
+    judge_text,
+    same,
+    structure,
+    without_thoughts,
+)
 from slmjax.synthesize.plan import FORMATS, DocumentPlan, Item
 from slmjax.synthesize.subjects import KINDS
 from tests.synthesize.server import article
@@ -17,7 +24,9 @@ PLAIN = Item(0, "rivers", "", "adults", "section", "", (), "")
 
 
 def solved(form, kind="word_problems"):
-    return DocumentPlan(seed=1, topics=[KINDS[kind]], audiences=["adults"], formats=[form], solved=True).item(0)
+    return DocumentPlan(
+        seed=1, topics=[KINDS[kind]], audiences=["adults"], formats=[form], solved=True
+    ).item(0)
 
 
 REASONS = {
@@ -99,14 +108,23 @@ def test_an_answer_is_compared_with_the_computed_one():
     right = int(item.problems[0].answer)
     for told in (f"{right}", f"{right}.", f"**{right}**", f"${right}.00", f" {right}.0 "):
         assert judge_text(item, reasoned(item, told), "stop") == ("", "answers"), told
-    assert judge_text(item, reasoned(item, right + 1), "stop")[0] == f"wrong answer: {right + 1} instead of {right}"
+    assert (
+        judge_text(item, reasoned(item, right + 1), "stop")[0]
+        == f"wrong answer: {right + 1} instead of {right}"
+    )
     assert judge_text(item, reasoned(item, f"{right} pens"), "stop")[0].startswith("wrong answer")
-    assert judge_text(item, reasoned(item, f"{right}\nAnswer: {right}"), "stop")[0] == "no steps with one answer"
+    assert (
+        judge_text(item, reasoned(item, f"{right}\nAnswer: {right}"), "stop")[0]
+        == "no steps with one answer"
+    )
 
 
 def test_a_problem_set_needs_as_many_right_answers_as_problems():
     item = solved("problems")
-    text = "\n".join(f"Problem {i}: {p.prompt}\nSome words of working.\nAnswer: {p.answer}." for i, p in enumerate(item.problems, 1))
+    text = "\n".join(
+        f"Problem {i}: {p.prompt}\nSome words of working.\nAnswer: {p.answer}."
+        for i, p in enumerate(item.problems, 1)
+    )
     assert judge_text(item, text, "stop") == ("", "answers")
     last = item.problems[-1]
     assert judge_text(item, text.replace(f"Answer: {last.answer}.", ""), "stop")[0] in (
@@ -123,7 +141,10 @@ FORMED = {
     "reasoning": ("Say\nStep 1: so\nAnswer: 3", "Say\nAnswer: 3\nAnswer: 4"),
     "faq": ("Q: a\nA: b\nQ: c\nA: d\n**Q:** e\n**A:** f", "Q: a\nA: b\nQ: c\nA: d\nQ: e"),
     "table": ("|a|b|\n|-|-|\n|1|2|\n|3|4|\n|5|6|", "|a|b|\n|-|-|\n|1|2|\n|3|4|5|\n|5|6|"),
-    "dialogue": ("Teacher: a\nStudent: b\nTeacher: c\nStudent: d\nTeacher: e", "Teacher: a\nTeacher: b\nTeacher: c"),
+    "dialogue": (
+        "Teacher: a\nStudent: b\nTeacher: c\nStudent: d\nTeacher: e",
+        "Teacher: a\nTeacher: b\nTeacher: c",
+    ),
 }
 
 
@@ -138,24 +159,56 @@ def test_answers_are_read_from_lines_cells_and_ends_of_turns():
     assert answers(text) == ["42", "7", "yes", "1, 2, 3", "x"]
 
 
-@pytest.mark.parametrize(("one", "other", "agree"), [
-    ("42", "42.0", True), ("1,000", "1000", True),
-    ("1/2", "0.5", True), ("Ana", "ana", True), ("$5", "5", True), ("1, 2, 3", "1, 2, 3", True),
-    ("1, 2, 3", "1, 3, 2", False), ("42", "43", False), ("yes", "no", False), ("1/0", "0", False), ("", "0", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ("42", "42.0", True),
+        ("1,000", "1000", True),
+        ("1/2", "0.5", True),
+        ("Ana", "ana", True),
+        ("$5", "5", True),
+        ("1, 2, 3", "1, 2, 3", True),
+        ("1, 2, 3", "1, 3, 2", False),
+        ("42", "43", False),
+        ("yes", "no", False),
+        ("1/0", "0", False),
+        ("", "0", False),
+    ],
+)
 def test_answers_agree_as_numbers_or_as_words(one, other, agree):
     assert same(one, other) is agree
 
 
 CALCULATIONS = {
-    "2 + 3 = 5": [True], "2 + 3 = 6": [False], "1 + 2 + 3 = 6": [True], "2 + 3 x 4 = 14": [True], "2 + 3 x 4 = 20": [False],
-    "10 / 3 = 3.33": [True], "10 / 3 = 3.34": [False], "10 ÷ 4 = 2.5": [True], "1,000 + 1 = 1,001": [True], "5 - 8 = -3": [True],
-    "5 − 8 = 3": [False], "0.1 + 0.2 = 0.3": [True], "3 × 4 = 12 and 12 + 1 = 14": [True, False], "6*7=42": [True], "2 + 2 = 4.": [True],
+    "2 + 3 = 5": [True],
+    "2 + 3 = 6": [False],
+    "1 + 2 + 3 = 6": [True],
+    "2 + 3 x 4 = 14": [True],
+    "2 + 3 x 4 = 20": [False],
+    "10 / 3 = 3.33": [True],
+    "10 / 3 = 3.34": [False],
+    "10 ÷ 4 = 2.5": [True],
+    "1,000 + 1 = 1,001": [True],
+    "5 - 8 = -3": [True],
+    "5 − 8 = 3": [False],
+    "0.1 + 0.2 = 0.3": [True],
+    "3 × 4 = 12 and 12 + 1 = 14": [True, False],
+    "6*7=42": [True],
+    "2 + 2 = 4.": [True],
     # What is no whole equation of numbers is left alone.
-    "x + 2 + 3 = 6": [], "2x + 3 = 7": [], "2 + 3 = 5 + y": [], "n x 2 + 3 = 8": [],
-    "2^3 + 1 = 10": [], "(1 + 2) x 3 = 9": [], "50 % + 1 = 3": [], "5 / 0 = 5": [],
-    "a1 + 2 = 4": [], "3 + 4 = x": [], "2 + 2 = 22 %": [], "1 + 1 = 2x": [],
-}  # fmt: skip
+    "x + 2 + 3 = 6": [],
+    "2x + 3 = 7": [],
+    "2 + 3 = 5 + y": [],
+    "n x 2 + 3 = 8": [],
+    "2^3 + 1 = 10": [],
+    "(1 + 2) x 3 = 9": [],
+    "50 % + 1 = 3": [],
+    "5 / 0 = 5": [],
+    "a1 + 2 = 4": [],
+    "3 + 4 = x": [],
+    "2 + 2 = 22 %": [],
+    "1 + 1 = 2x": [],
+}
 
 
 @pytest.mark.parametrize("text", CALCULATIONS)
@@ -163,10 +216,17 @@ def test_calculations_are_done_again_and_nothing_else_is_taken_for_one(text):
     assert [holds for _, holds in calculations(text)] == CALCULATIONS[text]
 
 
-@given(st.lists(st.tuples(st.sampled_from("+-*/"), st.integers(1, 99)), min_size=1, max_size=4), st.integers(0, 99), st.integers(-2, 2))
+@given(
+    st.lists(st.tuples(st.sampled_from("+-*/"), st.integers(1, 99)), min_size=1, max_size=4),
+    st.integers(0, 99),
+    st.integers(-2, 2),
+)
 def test_arithmetic_agrees_with_pythons(pieces, first, off):
     expression = str(first) + "".join(f" {sign} {number}" for sign, number in pieces)
-    value = eval(f"Fraction({first})" + "".join(f" {sign} Fraction({number})" for sign, number in pieces), {"Fraction": Fraction})
+    value = eval(
+        f"Fraction({first})" + "".join(f" {sign} Fraction({number})" for sign, number in pieces),
+        {"Fraction": Fraction},
+    )
     if value.denominator == 1:
         ((_, holds),) = calculations(f"So {expression} = {value + off}.")
         assert holds is (off == 0)

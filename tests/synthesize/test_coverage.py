@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax.synthesize import coverage as measured
-from slmjax.synthesize.coverage import coverage, distinct, markdown, near_duplicates, ngram_hashes, novelty
+from slmjax.synthesize.coverage import (
+    coverage,
+    distinct,
+    markdown,
+    near_duplicates,
+    ngram_hashes,
+    novelty,
+)
 
-WORDS = st.lists(st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join), min_size=1, max_size=12)
+WORDS = st.lists(
+    st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join), min_size=1, max_size=12
+)
 
 
 def grams(text, n):
@@ -23,7 +32,14 @@ def document(text, topic="t", form="faq", tokens=10):
 
 
 def test_counts_and_distinct_shares_by_hand():
-    found = coverage([document("the cat, the hat"), document("The cat sat", form="table"), document("a", topic="u")], 3)
+    found = coverage(
+        [
+            document("the cat, the hat"),
+            document("The cat sat", form="table"),
+            document("a", topic="u"),
+        ],
+        3,
+    )
     assert found["counts"] == {"t": {"faq": 1, "table": 1}, "u": {"faq": 1}}
     assert found["documents"] == 3 and found["tokens"] == 30
     assert found["distinct"]["1"] == 5 / 8  # the cat hat sat a, of eight words
@@ -34,7 +50,9 @@ def test_counts_and_distinct_shares_by_hand():
 @given(WORDS, st.integers(1, 5))
 def test_distinct_shares_are_those_of_sets(texts, n):
     every = [gram for text in texts for gram in grams(text, n)]
-    assert distinct([ngram_hashes(text, n) for text in texts]) == (len(set(every)) / len(every) if every else 0.0)
+    assert distinct([ngram_hashes(text, n) for text in texts]) == (
+        len(set(every)) / len(every) if every else 0.0
+    )
 
 
 @given(WORDS)
@@ -42,13 +60,18 @@ def test_near_duplicates_are_those_of_all_pairs(texts):
     sets = [set(grams(text, 5)) for text in texts]
     alike = 0
     for i, mine in enumerate(sets):
-        alike += any(mine & other and len(mine & other) >= measured.NEAR * len(mine | other) for other in sets[:i])
+        alike += any(
+            mine & other and len(mine & other) >= measured.NEAR * len(mine | other)
+            for other in sets[:i]
+        )
     assert near_duplicates([ngram_hashes(text, 5) for text in texts]) == alike / len(texts)
 
 
 def test_novelty_by_hand():
     first = "a b c d e f"  # two 5-grams
-    curve = novelty([ngram_hashes(text, 5) for text in (first, first, first + " g", "x")], [40, 40, 40, 40])
+    curve = novelty(
+        [ngram_hashes(text, 5) for text in (first, first, first + " g", "x")], [40, 40, 40, 40]
+    )
     assert [part["share"] for part in curve] == [1.0, 0.0, pytest.approx(1 / 3), 0.0]
     assert [part["per_token"] for part in curve] == [2 / 40, 0.0, 1 / 40, 0.0]
     assert [part["tokens"] for part in curve] == [40, 80, 120, 160]
@@ -72,7 +95,10 @@ def test_a_text_that_repeats_itself_is_told_where_novelty_falls():
 
 def test_a_long_text_is_measured_on_a_share_of_its_ngrams(monkeypatch):
     rng = random.Random(1)
-    texts = [document(" ".join(rng.choice("abcdefgh") for _ in range(400)), tokens=400) for _ in range(100)]
+    texts = [
+        document(" ".join(rng.choice("abcdefgh") for _ in range(400)), tokens=400)
+        for _ in range(100)
+    ]
     whole = coverage(texts, 100)
     monkeypatch.setattr(measured, "HELD", 10_000)  # one n-gram in four
     part = coverage(texts, 100)

@@ -46,16 +46,27 @@ def test_a_request_counts_in_full_until_it_is_answered(journal):
     assert json.loads(journal.read("a").body) == {"text": "A"}
 
 
-@given(st.lists(st.tuples(st.integers(0, 500), st.sampled_from(["open", "answer", "fault"]), st.integers(0, 500)), max_size=30))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 500), st.sampled_from(["open", "answer", "fault"]), st.integers(0, 500)
+        ),
+        max_size=30,
+    )
+)
 def test_what_is_spent_is_the_sum_of_ends_and_of_open_reservations(tmp_path_factory, requests):
     journal = Journal(tmp_path_factory.mktemp("journal"))
     for number, (reserved, end, used) in enumerate(requests):
         asked = ask(journal, f"k{number}", tokens=reserved, cost=reserved / 4)
         if end != "open":
-            getattr(journal, end)(f"k{number}", asked, tokens=used, cost=used / 4, body={"reason": "", "text": ""}).result()
+            getattr(journal, end)(
+                f"k{number}", asked, tokens=used, cost=used / 4, body={"reason": "", "text": ""}
+            ).result()
     expected = sum(reserved if end == "open" else used for reserved, end, used in requests)
     assert journal.spent() == (expected, expected / 4)
-    assert set(journal.answered) == {f"k{n}" for n, (_, end, _) in enumerate(requests) if end == "answer"}
+    assert set(journal.answered) == {
+        f"k{n}" for n, (_, end, _) in enumerate(requests) if end == "answer"
+    }
     journal.close()
 
 
@@ -119,18 +130,28 @@ def test_an_answer_that_nobody_waits_for_any_more_is_written(journal, monkeypatc
     gate.set()
     first.result()
     ask(journal, "c")
-    assert [event.kind for event in journal.events()] == ["request", "request", "answer", "request"] and "a" in journal.answered
+    assert [event.kind for event in journal.events()] == [
+        "request",
+        "request",
+        "answer",
+        "request",
+    ] and "a" in journal.answered
 
 
 def test_every_transaction_is_flushed_to_disk(journal):
-    settings = [journal._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "locking_mode")]
+    settings = [
+        journal._db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "locking_mode")
+    ]
     assert settings == ["wal", 2, "exclusive"]  # 2 is FULL: SQLite's documentation of the pragma
 
 
 def test_a_full_disk_is_told_to_whoever_waits_and_nothing_is_written_after_it(journal):
     ask(journal, "a")
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
-    journal._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "disk is full", at this size
+    journal._db.execute(
+        f"PRAGMA max_page_count={pages}"
+    )  # SQLite's own "disk is full", at this size
     with pytest.raises(UserError, match=r"disk is full.*nothing that was answered before is lost"):
         journal.request("b", tokens=1, cost=0.0, body={"prompt": "x" * 100_000})[1].result()
     journal._db.execute("PRAGMA max_page_count=1000000")
@@ -158,7 +179,9 @@ def filled(folder, copies, keys):
     """A journal with an answer for each key, closed, as a list of its events."""
     journal = Journal(folder, copies=str(copies))
     for key in keys:
-        journal.answer(key, ask(journal, key), tokens=7, cost=0.25, body={"text": "übrig \u2028 \ud83d"}).result()
+        journal.answer(
+            key, ask(journal, key), tokens=7, cost=0.25, body={"text": "übrig \u2028 \ud83d"}
+        ).result()
     events = list(journal.events())
     journal.close()
     return events
@@ -171,7 +194,11 @@ def test_a_lost_disk_is_restored_from_the_copies_and_the_journal_goes_on(tmp_pat
     assert len(list(copies.glob("events-*"))) == 2 and len(events) == 8
     (tmp_path / "disk" / "journal.sqlite").unlink()
     again = Journal(tmp_path / "disk", copies=str(copies))
-    assert list(again.events()) == events and set(again.answered) == set("abcd") and again.spent() == (28, 1.0)
+    assert (
+        list(again.events()) == events
+        and set(again.answered) == set("abcd")
+        and again.spent() == (28, 1.0)
+    )
     again.close()
     assert len(filled(tmp_path / "disk", copies, "e")) == 10
     assert len(filled(tmp_path / "other disk", copies, "")) == 10
@@ -193,7 +220,10 @@ def test_segments_are_copied_while_the_journal_is_open(tmp_path):
     ask(journal, "b")
     while len(list((tmp_path / "copies").glob("events-*"))) < 2:
         threading.Event().wait(0.01)
-    lines = [zstandard.decompress(file.read_bytes()).decode() for file in sorted((tmp_path / "copies").glob("events-*"))]
+    lines = [
+        zstandard.decompress(file.read_bytes()).decode()
+        for file in sorted((tmp_path / "copies").glob("events-*"))
+    ]
     assert [json.loads(line)[3] for line in lines] == ["a", "b"]
     journal.close()
     assert len(list((tmp_path / "copies").iterdir())) == 2
@@ -201,7 +231,9 @@ def test_segments_are_copied_while_the_journal_is_open(tmp_path):
 
 def test_copies_that_cannot_be_written_do_not_stop_the_journal(tmp_path):
     told = []
-    journal = Journal(tmp_path / "disk", copies=str(tmp_path / "copies"), every=0.01, say=told.append)
+    journal = Journal(
+        tmp_path / "disk", copies=str(tmp_path / "copies"), every=0.01, say=told.append
+    )
     (tmp_path / "copies").write_text("not a folder")
     ask(journal, "a")
     while not told:
@@ -212,7 +244,12 @@ def test_copies_that_cannot_be_written_do_not_stop_the_journal(tmp_path):
     assert len(list((tmp_path / "copies").glob("events-*"))) == 1
 
 
-MISTAKES = {"damaged": "is damaged", "cut": "is damaged", "missing": "is missing", "other": "is of another journal"}
+MISTAKES = {
+    "damaged": "is damaged",
+    "cut": "is damaged",
+    "missing": "is missing",
+    "other": "is of another journal",
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -236,7 +273,10 @@ def test_copies_that_are_not_whole_or_not_of_this_journal_are_refused(tmp_path, 
 
 def test_a_damaged_journal_is_refused_or_its_answers_are_what_was_written(tmp_path):
     journal = Journal(tmp_path)
-    bodies = {f"k{i}": {"text": f"answer {i} " * 40, "finish": "stop", "tokens": [3, 4]} for i in range(60)}
+    bodies = {
+        f"k{i}": {"text": f"answer {i} " * 40, "finish": "stop", "tokens": [3, 4]}
+        for i in range(60)
+    }
     for key, body in bodies.items():
         journal.answer(key, ask(journal, key), tokens=7, cost=0.25, body=body).result()
     failed = ask(journal, "failed")
@@ -282,10 +322,24 @@ def test_a_damaged_journal_with_copies_says_how_it_is_restored(tmp_path):
 def test_a_segment_whose_events_are_none_is_refused_and_nothing_of_it_is_taken_over(tmp_path):
     filled(tmp_path / "disk", tmp_path / "copies", "ab")
     (segment,) = (tmp_path / "copies").glob("events-*")
-    lines = [json.loads(line) for line in zstandard.decompress(segment.read_bytes()).decode().splitlines()]
-    for place, value in ((2, ["answer"]), (6, float("nan")), (5, 2**70), (5, "x"), (3, "other"), (7, '{"text": "A", "crc32": 1}')):
-        changed = [[*line[:place], value, *line[place + 1 :]] if line[0] == 2 else line for line in lines]
-        segment.write_bytes(zstandard.compress("".join(json.dumps(line) + "\n" for line in changed).encode()))
+    lines = [
+        json.loads(line)
+        for line in zstandard.decompress(segment.read_bytes()).decode().splitlines()
+    ]
+    for place, value in (
+        (2, ["answer"]),
+        (6, float("nan")),
+        (5, 2**70),
+        (5, "x"),
+        (3, "other"),
+        (7, '{"text": "A", "crc32": 1}'),
+    ):
+        changed = [
+            [*line[:place], value, *line[place + 1 :]] if line[0] == 2 else line for line in lines
+        ]
+        segment.write_bytes(
+            zstandard.compress("".join(json.dumps(line) + "\n" for line in changed).encode())
+        )
         with pytest.raises(UserError, match="damaged"):
             Journal(tmp_path / "new", copies=str(tmp_path / "copies"))
         journal = Journal(tmp_path / "new")
@@ -293,7 +347,9 @@ def test_a_segment_whose_events_are_none_is_refused_and_nothing_of_it_is_taken_o
         journal.close()
 
 
-@pytest.mark.parametrize("change", ["tokens = 1", "cost = 0.0", "key = 'another'", "tokens = tokens + 1"])
+@pytest.mark.parametrize(
+    "change", ["tokens = 1", "cost = 0.0", "key = 'another'", "tokens = tokens + 1"]
+)
 def test_a_changed_count_cost_or_key_is_damage(tmp_path, change):
     journal = Journal(tmp_path)
     ask(journal, "a")
@@ -303,7 +359,9 @@ def test_a_changed_count_cost_or_key_is_damage(tmp_path, change):
     with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as db:
         db.execute(f"UPDATE events SET {change} WHERE n = ?", (number,))
         db.commit()
-    with pytest.raises(UserError, match=rf"journal.sqlite is damaged \(event {number} is not what was written\)"):
+    with pytest.raises(
+        UserError, match=rf"journal.sqlite is damaged \(event {number} is not what was written\)"
+    ):
         Journal(tmp_path)
 
 

@@ -24,7 +24,9 @@ def server(tmp_path):
     """(url, log file) of a server in a process of its own."""
     pytest.importorskip("openai")
     log = tmp_path / "server.jsonl"
-    process = subprocess.Popen([sys.executable, str(SERVER), str(log), "7"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(SERVER), str(log), "7"], stdout=subprocess.PIPE, text=True
+    )
     yield process.stdout.readline().strip(), log
     process.kill()
     process.wait()
@@ -33,14 +35,38 @@ def server(tmp_path):
 def start(url, tmp_path, budget, documents):
     topics = tmp_path / "topics.txt"
     topics.write_text("rivers\nmills > water wheels\nbridges\n")
-    settings = {"teacher": "openai", "model": "tester", "base_url": url, "documents": documents, "shard": 100, "topics": topics}
-    settings |= {"formats": "section", "max_tokens": 200, "concurrent": CONCURRENT, "timeout": 2.0, "retries": 6, "tokens": budget}
+    settings = {
+        "teacher": "openai",
+        "model": "tester",
+        "base_url": url,
+        "documents": documents,
+        "shard": 100,
+        "topics": topics,
+    }
+    settings |= {
+        "formats": "section",
+        "max_tokens": 200,
+        "concurrent": CONCURRENT,
+        "timeout": 2.0,
+        "retries": 6,
+        "tokens": budget,
+    }
     words = [f"--config.synthesize.{name}={value}" for name, value in settings.items()]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.synthesize.impatient", "--config=configs/textbook.py",
-         f"--workdir={tmp_path / 'run'}", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "NO_PROXY": "127.0.0.1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.synthesize.impatient",
+            "--config=configs/textbook.py",
+            f"--workdir={tmp_path / 'run'}",
+            *words,
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "NO_PROXY": "127.0.0.1"},
+    )
 
 
 def read(log):
@@ -65,7 +91,10 @@ def assert_kills_lose_nothing(server, tmp_path, kills, documents):
     url, log = server
     rng, budget = random.Random(11), 1200 * documents
     for _ in range(kills):
-        process, enough = start(url, tmp_path, budget, documents), arrived(log) + rng.randint(1, 300)
+        process, enough = (
+            start(url, tmp_path, budget, documents),
+            arrived(log) + rng.randint(1, 300),
+        )
         deadline = time.monotonic() + 120
         while arrived(log) < enough and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -94,7 +123,17 @@ def assert_kills_lose_nothing(server, tmp_path, kills, documents):
     journal.close()
     seen = read(log)
     assert sum(entry["tokens"] for entry in seen) <= spent <= 4 * budget
-    assert {entry["mode"] for entry in seen} >= {"limit", "error", "hang", "cut", "broken", "empty", "endless", "ok", "short"}
+    assert {entry["mode"] for entry in seen} >= {
+        "limit",
+        "error",
+        "hang",
+        "cut",
+        "broken",
+        "empty",
+        "endless",
+        "ok",
+        "short",
+    }
 
     # Each key has one answer at most, and nothing was asked for it afterwards: neither by the journal nor as the server saw it.
     answers = {}
@@ -112,13 +151,19 @@ def assert_kills_lose_nothing(server, tmp_path, kills, documents):
 
     # Every accepted answer is in the shards exactly once, and every other one among the rejects.
     folder = tmp_path / "run"
-    shards = [json.loads(line) for file in sorted((folder / "documents").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    shards = [
+        json.loads(line)
+        for file in sorted((folder / "documents").glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
     rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
     told = Counter(json.loads(event.body)["text"] for event in answers.values())
     accepted = {text for text in told if "Too short" not in text}
     assert Counter(record["text"] for record in shards) == dict.fromkeys(accepted, 1)
     assert len(shards) > 0.8 * documents and len({record["id"] for record in shards}) == len(shards)
-    assert sum(record["reason"] == "too short" for record in rejects) == told.total() - len(accepted)
+    assert sum(record["reason"] == "too short" for record in rejects) == told.total() - len(
+        accepted
+    )
     assert len(shards) + len(rejects) == documents
 
     # And one start more asks for nothing that was answered: at most for what was given up.

@@ -32,7 +32,9 @@ def plan(seed=0, topics=TOPICS, audiences=tuple(AUDIENCES), formats=tuple(FORMAT
 
 
 def test_the_subject_tree_names_each_topic_once_and_has_one_for_each_kind_of_problem():
-    assert len(TOPICS) == len(set(TOPICS)) > 190 and all(topic.count(" > ") == 2 for topic in TOPICS)
+    assert len(TOPICS) == len(set(TOPICS)) > 190 and all(
+        topic.count(" > ") == 2 for topic in TOPICS
+    )
     assert set(subjects.KINDS) == set(KINDS) and set(subjects.KINDS.values()) <= set(TOPICS)
 
 
@@ -51,16 +53,29 @@ def test_prompts_are_the_same_in_every_process():
         "print([prompt(p.item(i)) for i in range(50)], key('m', 'text', {'b': 1, 'a': 2.5}))"
     )
     runs = [
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("1", "2")
     ]
     here = plan(3, passages=["a b " * 900, "c " * 900])
-    assert runs[0] == runs[1] == f"{[prompt(here.item(i)) for i in range(50)]} {key('m', 'text', {'a': 2.5, 'b': 1})}\n"
+    assert (
+        runs[0]
+        == runs[1]
+        == f"{[prompt(here.item(i)) for i in range(50)]} {key('m', 'text', {'a': 2.5, 'b': 1})}\n"
+    )
 
 
 def test_every_combination_comes_up_once_in_a_cycle_and_each_cycle_in_another_order():
     small = plan(topics=("a", "b", "c"), audiences=("x", "y"), formats=("faq", "table"))
-    cycles = [[(i.topic, i.audience, i.format) for i in map(small.item, range(12 * n, 12 * n + 12))] for n in range(3)]
+    cycles = [
+        [(i.topic, i.audience, i.format) for i in map(small.item, range(12 * n, 12 * n + 12))]
+        for n in range(3)
+    ]
     assert all(Counter(cycle) == Counter(cycles[0]) and len(set(cycle)) == 12 for cycle in cycles)
     assert cycles[0] != cycles[1] != cycles[2]
 
@@ -68,7 +83,10 @@ def test_every_combination_comes_up_once_in_a_cycle_and_each_cycle_in_another_or
 def test_requests_differ_from_each_other_and_with_the_model_and_the_parameters():
     items = list(map(plan().item, range(3000)))
     assert len({key("m", prompt(item), {"seed": item.number}) for item in items}) == 3000
-    assert len({key(m, t, p) for m in "ab" for t in "ab" for p in ({}, {"seed": 1}, {"seed": 2})}) == 12
+    assert (
+        len({key(m, t, p) for m in "ab" for t in "ab" for p in ({}, {"seed": 1}, {"seed": 2})})
+        == 12
+    )
 
 
 def test_a_prompt_has_topic_audience_format_and_a_piece_of_the_passage():
@@ -76,7 +94,11 @@ def test_a_prompt_has_topic_audience_format_and_a_piece_of_the_passage():
     for number in range(100):
         item = plan(passages=[passage]).item(number)
         text = prompt(item)
-        assert item.topic.split(" > ")[-1] in text and AUDIENCES[item.audience] in text and FORMATS[item.format] in text
+        assert (
+            item.topic.split(" > ")[-1] in text
+            and AUDIENCES[item.audience] in text
+            and FORMATS[item.format] in text
+        )
         piece = text.split("---\n")[1].rstrip("\n-")
         assert piece == item.passage and 0 < len(piece) <= PASSAGE_CHARACTERS
         assert f" {piece} " in f" {passage} "  # whole words
@@ -96,7 +118,11 @@ def test_problems_are_given_where_a_topic_has_some_and_no_two_documents_share_th
 
 def test_a_model_of_our_own_is_given_the_problem_or_a_title():
     for item in map(plan(solved=True).item, range(2000)):
-        assert opening(item) == (f"{item.problems[0].prompt}\n" if item.problems else f"# {item.topic.split(' > ')[2].capitalize()}\n\n")
+        assert opening(item) == (
+            f"{item.problems[0].prompt}\n"
+            if item.problems
+            else f"# {item.topic.split(' > ')[2].capitalize()}\n\n"
+        )
 
 
 def test_topics_are_the_lines_of_a_file(tmp_path):
@@ -105,7 +131,11 @@ def test_topics_are_the_lines_of_a_file(tmp_path):
     assert read_topics("") == TOPICS
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf# mine\nknots\n")  # with a byte-order mark
     assert read_topics(str(tmp_path / "marked.txt")) == ["knots"]
-    for content, told in ((b"# none\n", "has no topic"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")):
+    for content, told in (
+        (b"# none\n", "has no topic"),
+        (b"\xff\xfe", "not UTF-8"),
+        (None, "No such file"),
+    ):
         place = tmp_path / "bad.txt"
         place.unlink(missing_ok=True)
         if content is not None:
@@ -115,7 +145,9 @@ def test_topics_are_the_lines_of_a_file(tmp_path):
 
 
 def test_passages_that_are_not_there_are_named_as_passages(tmp_path):
-    with pytest.raises(UserError, match=r"^config.synthesize.passages.a: '.*a.jsonl' matches no file"):
+    with pytest.raises(
+        UserError, match=r"^config.synthesize.passages.a: '.*a.jsonl' matches no file"
+    ):
         read_seeds(f"{tmp_path}/a.jsonl")
 
 
@@ -126,7 +158,10 @@ def test_passages_are_documents_of_the_sources_a_user_names(tmp_path):
 
 def test_an_unknown_format_is_told_with_the_nearest():
     assert chosen("formats", "faq, table", tuple(FORMATS)) == ("faq", "table")
-    with pytest.raises(UserError, match=r"config\.synthesize\.formats: there is no 'dialog'.* Did you mean 'dialogue'\?"):
+    with pytest.raises(
+        UserError,
+        match=r"config\.synthesize\.formats: there is no 'dialog'.* Did you mean 'dialogue'\?",
+    ):
         chosen("formats", ("dialog",), tuple(FORMATS))
     with pytest.raises(UserError, match="is empty"):
         chosen("formats", (), tuple(FORMATS))

@@ -49,19 +49,35 @@ def make(journal, teacher, documents=50, budget=None, **more):
     plan = DocumentPlan(seed=0, topics=["rivers"], audiences=["adults"], formats=["section"])
 
     async def go():
-        return await produce(requests(plan, teacher, documents), teacher, journal, budget or Budget(), Tally(documents), **more)
+        return await produce(
+            requests(plan, teacher, documents),
+            teacher,
+            journal,
+            budget or Budget(),
+            Tally(documents),
+            **more,
+        )
 
     return asyncio.run(go())
 
 
 def kinds(journal, key):
     """What is written of a key now, without waiting for the writer."""
-    return [kind for (kind,) in journal._db.execute("SELECT kind FROM events WHERE key = ? ORDER BY n", (key,))]
+    return [
+        kind
+        for (kind,) in journal._db.execute(
+            "SELECT kind FROM events WHERE key = ? ORDER BY n", (key,)
+        )
+    ]
 
 
-def test_a_request_is_on_disk_before_it_is_sent_and_an_answer_before_it_is_used(journal, monkeypatch):
+def test_a_request_is_on_disk_before_it_is_sent_and_an_answer_before_it_is_used(
+    journal, monkeypatch
+):
     insert = journal._insert
-    monkeypatch.setattr(journal, "_insert", lambda events: (time.sleep(0.01), insert(events)))  # a slow disk
+    monkeypatch.setattr(
+        journal, "_insert", lambda events: (time.sleep(0.01), insert(events))
+    )  # a slow disk
 
     def answer(request):
         assert kinds(journal, request.key) == ["request"]
@@ -95,13 +111,22 @@ def test_as_many_are_open_at_once_as_was_asked_for(journal, concurrent):
     teacher = Together(lambda request: Answer("text", "stop", (1, 1)))
     teacher.barrier = asyncio.Barrier(concurrent)
     make(journal, teacher, documents=3 * concurrent, concurrent=concurrent)
-    assert teacher.most <= concurrent and len(teacher.asked) == len(set(teacher.asked)) == 3 * concurrent
+    assert (
+        teacher.most <= concurrent
+        and len(teacher.asked) == len(set(teacher.asked)) == 3 * concurrent
+    )
 
 
 def test_an_answer_without_usage_stays_counted_as_reserved(journal):
-    tally = make(journal, Stub(lambda request: Answer("text", "stop", None)), documents=2, price=(2e6, 1e6))
+    tally = make(
+        journal, Stub(lambda request: Answer("text", "stop", None)), documents=2, price=(2e6, 1e6)
+    )
     reserved = [event for event in journal.events() if event.kind == "request"]
-    assert journal.spent() == (sum(event.tokens for event in reserved), sum(event.cost for event in reserved)) and tally.cost > 0
+    assert (
+        journal.spent()
+        == (sum(event.tokens for event in reserved), sum(event.cost for event in reserved))
+        and tally.cost > 0
+    )
     for event in reserved:
         asked = len(json.loads(event.body)["prompt"].encode()) + 64
         assert (event.tokens, event.cost) == (asked + 10, 2 * asked + 10)
@@ -119,7 +144,9 @@ def test_a_refusal_of_all_requests_ends_at_once_and_keeps_what_was_answered(jour
     assert 15 <= len(journal.answered) <= len(teacher.asked) < 40
     # What was open then stays counted.
     opened = [event for event in journal.events() if event.kind == "request"]
-    assert journal.spent()[0] == 2 * len(journal.answered) + sum(event.tokens for event in opened if event.key not in journal.answered)
+    assert journal.spent()[0] == 2 * len(journal.answered) + sum(
+        event.tokens for event in opened if event.key not in journal.answered
+    )
 
 
 def test_told_to_stop_it_waits_for_what_is_open_and_asks_for_no_more(journal):
@@ -132,7 +159,9 @@ def test_told_to_stop_it_waits_for_what_is_open_and_asks_for_no_more(journal):
     teacher = Stub(answer)
     tally = make(journal, teacher, documents=1000, concurrent=8)
     assert tally.signal == signal.SIGINT and not tally.spent
-    assert 20 <= len(teacher.asked) < 60 and set(teacher.asked) == set(journal.answered)  # every open request was answered
+    assert 20 <= len(teacher.asked) < 60 and set(teacher.asked) == set(
+        journal.answered
+    )  # every open request was answered
     assert signal.getsignal(signal.SIGINT) is before
 
 

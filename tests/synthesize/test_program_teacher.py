@@ -22,7 +22,13 @@ COUNT = 6 * 4 * 6 * 3
 @pytest.fixture(scope="module")
 def book():
     """(item, text) of three documents of each combination."""
-    plan = DocumentPlan(seed=5, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)
+    plan = DocumentPlan(
+        seed=5,
+        topics=list(KINDS.values()),
+        audiences=tuple(AUDIENCES),
+        formats=tuple(FORMATS),
+        solved=True,
+    )
     return [(item, program.write_document(item, 5)) for item in map(plan.item, range(COUNT))]
 
 
@@ -84,7 +90,8 @@ def test_steps_are_the_working_and_nothing_else(book):
     for item, _ in book:
         for problem in item.problems:
             plain = [
-                re.sub(r"[^a-z0-9]", "", " ".join(text).lower()) for text in ([program.working(problem)], program.worked_steps(problem))
+                re.sub(r"[^a-z0-9]", "", " ".join(text).lower())
+                for text in ([program.working(problem)], program.worked_steps(problem))
             ]
             assert plain[0].replace("and", "") == plain[1].replace("and", "")
 
@@ -93,7 +100,9 @@ def test_each_kind_has_a_lesson_of_whole_sentences_without_numbers_and_each_audi
     assert set(LESSONS) == set(KINDS) and set(GREETINGS) == set(AUDIENCES)
     for lesson in LESSONS.values():
         sentences = [*lesson.ideas, *lesson.methods, *lesson.mistakes, *lesson.checks]
-        assert len(set(sentences)) == len(sentences) and not any(re.search(r"\d", text) for text in (*sentences, *lesson.titles))
+        assert len(set(sentences)) == len(sentences) and not any(
+            re.search(r"\d", text) for text in (*sentences, *lesson.titles)
+        )
         assert all(text.endswith(".") and text[0].isupper() for text in sentences)
 
 
@@ -105,7 +114,21 @@ def test_documents_are_the_same_in_every_process_and_others_for_another_seed(boo
         "print([program.write(p.item(i), 5) for i in range(60)])"
     )
     for seed in ("1", "2"):
-        run = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert run.stdout == f"{[text for _, text in book[:60]]}\n"
-    other = DocumentPlan(seed=6, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)
-    assert not {program.write_document(other.item(i), 6) for i in range(60)} & {text for _, text in book}
+    other = DocumentPlan(
+        seed=6,
+        topics=list(KINDS.values()),
+        audiences=tuple(AUDIENCES),
+        formats=tuple(FORMATS),
+        solved=True,
+    )
+    assert not {program.write_document(other.item(i), 6) for i in range(60)} & {
+        text for _, text in book
+    }

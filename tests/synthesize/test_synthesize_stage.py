@@ -25,17 +25,38 @@ from slmjax.synthesize.produce import Tally
 from tests.synthesize.server import Server
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "textbook.py")
-FIELDS = {"text", "id", "teacher", "model", "prompt", "parameters", "date", "licence", "topic", "format", "audience", "checked", "tokens"}
+FIELDS = {
+    "text",
+    "id",
+    "teacher",
+    "model",
+    "prompt",
+    "parameters",
+    "date",
+    "licence",
+    "topic",
+    "format",
+    "audience",
+    "checked",
+    "tokens",
+}
 
 
 def write(workdir, *assignments, **more):
     """Run the stage with settings of config.synthesize."""
-    config = configs.override(configs.load_recipe(RECIPE), ["synthesize.documents=150", *(f"synthesize.{words}" for words in assignments)])
+    config = configs.override(
+        configs.load_recipe(RECIPE),
+        ["synthesize.documents=150", *(f"synthesize.{words}" for words in assignments)],
+    )
     return stage.run_synthesize(configs.freeze(config), str(workdir), **more)
 
 
 def documents(workdir):
-    return [json.loads(line) for file in sorted((workdir / "documents").iterdir()) for line in file.read_text().split("\n")[:-1]]
+    return [
+        json.loads(line)
+        for file in sorted((workdir / "documents").iterdir())
+        for line in file.read_text().split("\n")[:-1]
+    ]
 
 
 def rejects(workdir):
@@ -69,29 +90,63 @@ def server(monkeypatch):
 
 def endpoint(server, **more):
     """Settings for a server of the tests, which writes sections alone."""
-    settings = {"teacher": "openai", "model": "tester", "base_url": server.url, "formats": "section", "max_tokens": 200, "documents": 40}
-    return [f"{name}={value}" for name, value in {**settings, "retries": 9, "timeout": 5.0, **more}.items()]
+    settings = {
+        "teacher": "openai",
+        "model": "tester",
+        "base_url": server.url,
+        "formats": "section",
+        "max_tokens": 200,
+        "documents": 40,
+    }
+    return [
+        f"{name}={value}"
+        for name, value in {**settings, "retries": 9, "timeout": 5.0, **more}.items()
+    ]
 
 
 def test_each_document_says_where_it_is_from_and_shards_are_full(book):
     found = documents(book)
-    assert len(found) == len({record["id"] for record in found}) == len({record["text"] for record in found}) == 150
-    assert [len((book / "documents" / name).read_text().split("\n")) - 1 for name in ("00000.jsonl", "00003.jsonl")] == [40, 30]
+    assert (
+        len(found)
+        == len({record["id"] for record in found})
+        == len({record["text"] for record in found})
+        == 150
+    )
+    assert [
+        len((book / "documents" / name).read_text().split("\n")) - 1
+        for name in ("00000.jsonl", "00003.jsonl")
+    ] == [40, 30]
     for record in found:
-        assert set(record) == FIELDS and record["teacher"] == "program" and record["checked"] == "answers"
+        assert (
+            set(record) == FIELDS
+            and record["teacher"] == "program"
+            and record["checked"] == "answers"
+        )
         assert all(record[name] for name in FIELDS)
         datetime.fromisoformat(record["date"])
-    assert rejects(book) == [] and json.loads((book / "config.json").read_text())["stage"] == "synthesize"
+    assert (
+        rejects(book) == []
+        and json.loads((book / "config.json").read_text())["stage"] == "synthesize"
+    )
 
 
 def test_the_coverage_report_counts_the_documents(book):
     figures, found = json.loads((book / "coverage.json").read_text()), documents(book)
     expected = Counter((record["topic"], record["format"]) for record in found)
-    assert {(topic, form): n for topic, row in figures["counts"].items() for form, n in row.items()} == expected
-    assert figures["documents"] == 150 and figures["tokens"] == sum(record["tokens"] for record in found)
-    assert figures["checked"] == {"answers": 150, "equations": 0, "nothing": 0} and figures["rejected"] == {}
+    assert {
+        (topic, form): n for topic, row in figures["counts"].items() for form, n in row.items()
+    } == expected
+    assert figures["documents"] == 150 and figures["tokens"] == sum(
+        record["tokens"] for record in found
+    )
+    assert (
+        figures["checked"] == {"answers": 150, "equations": 0, "nothing": 0}
+        and figures["rejected"] == {}
+    )
     page = (book / "coverage.md").read_text()
-    assert all(topic in page for topic in figures["counts"]) and all(form in page for form in FORMATS)
+    assert all(topic in page for topic in figures["counts"]) and all(
+        form in page for form in FORMATS
+    )
 
 
 def test_documents_are_byte_identical_whenever_they_are_written(book, tmp_path):
@@ -101,38 +156,71 @@ def test_documents_are_byte_identical_whenever_they_are_written(book, tmp_path):
 
 
 def test_what_is_written_is_a_source_that_can_be_prepared(book, tmp_path):
-    data = configs.DataConfig(sources={"book": str(book / "documents")}, vocab_size=400, heldout=0.05)
+    data = configs.DataConfig(
+        sources={"book": str(book / "documents")}, vocab_size=400, heldout=0.05
+    )
     prepared = prepare(data, seed=0, cache=str(tmp_path))
-    assert sum(len(index) for part in (prepared.train, prepared.heldout) for index in part.values()) == 150
+    assert (
+        sum(len(index) for part in (prepared.train, prepared.heldout) for index in part.values())
+        == 150
+    )
 
 
 def test_a_second_start_asks_for_nothing_and_more_documents_keep_the_earlier(book, tmp_path):
     shutil.copytree(book, tmp_path / "run [b]")
-    before, files = events(book), {file.name: file.read_bytes() for file in (book / "documents").iterdir()}
+    before, files = (
+        events(book),
+        {file.name: file.read_bytes() for file in (book / "documents").iterdir()},
+    )
     write(tmp_path / "run [b]", "shard=40")
     assert events(tmp_path / "run [b]") == before
-    assert {file.name: file.read_bytes() for file in (tmp_path / "run [b]" / "documents").iterdir()} == files
+    assert {
+        file.name: file.read_bytes() for file in (tmp_path / "run [b]" / "documents").iterdir()
+    } == files
     write(tmp_path / "run [b]", "shard=40", "documents=170")
     assert documents(tmp_path / "run [b]")[:150] == documents(book)
-    assert events(tmp_path / "run [b]")[: len(before)] == before and len(events(tmp_path / "run [b]")) == len(before) + 40
+    assert (
+        events(tmp_path / "run [b]")[: len(before)] == before
+        and len(events(tmp_path / "run [b]")) == len(before) + 40
+    )
     write(tmp_path / "run [b]", "shard=40", "documents=30")  # fewer: files of the longer run go
     assert documents(tmp_path / "run [b]") == documents(book)[:30]
 
 
-def test_an_endpoint_writes_what_its_journal_has_and_rejects_keep_their_reasons(server, tmp_path, capsys):
-    assert write(tmp_path, *endpoint(server), "price=(1.0, 2.0)", "licence=of the tests", "shard=7") == 0
+def test_an_endpoint_writes_what_its_journal_has_and_rejects_keep_their_reasons(
+    server, tmp_path, capsys
+):
+    assert (
+        write(tmp_path, *endpoint(server), "price=(1.0, 2.0)", "licence=of the tests", "shard=7")
+        == 0
+    )
     accepted, rejected = documents(tmp_path), rejects(tmp_path)
-    assert len(accepted) + len(rejected) == 40 and rejected and {record["reason"] for record in rejected} == {"too short"}
-    assert all(record["licence"] == "of the tests" and record["model"] == "tester" for record in accepted + rejected)
-    assert {record["checked"] for record in accepted} == {"equations"} and all("Too short" in record["text"] for record in rejected)
+    assert (
+        len(accepted) + len(rejected) == 40
+        and rejected
+        and {record["reason"] for record in rejected} == {"too short"}
+    )
+    assert all(
+        record["licence"] == "of the tests" and record["model"] == "tester"
+        for record in accepted + rejected
+    )
+    assert {record["checked"] for record in accepted} == {"equations"} and all(
+        "Too short" in record["text"] for record in rejected
+    )
     answers = {event.key: event for event in events(tmp_path) if event.kind == "answer"}
     assert len(answers) == 40
     for record in accepted:
         (event,) = (event for key, event in answers.items() if key.startswith(record["id"]))
         assert json.loads(event.body)["text"] == record["text"]
-        assert datetime.fromisoformat(record["date"]) == datetime.fromtimestamp(int(event.time), UTC)
+        assert datetime.fromisoformat(record["date"]) == datetime.fromtimestamp(
+            int(event.time), UTC
+        )
     out = capsys.readouterr().out
-    assert f"{len(accepted)} documents" in out and f"{len(rejected)} rejected" in out and "Spent, with what is reserved" in out
+    assert (
+        f"{len(accepted)} documents" in out
+        and f"{len(rejected)} rejected" in out
+        and "Spent, with what is reserved" in out
+    )
     arrived = server.arrived
     write(tmp_path, *endpoint(server), "price=(1.0, 2.0)", "licence=of the tests", "shard=7")
     assert server.arrived == arrived
@@ -150,8 +238,13 @@ def test_a_budget_in_dollars_ends_the_run_and_more_of_it_goes_on(server, tmp_pat
 
 
 def test_two_items_with_the_same_text_are_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr("slmjax.synthesize.program_teacher.write_document", lambda item, seed: "# Title\n\n" + "Answer: 3.\n" * 50)
-    monkeypatch.setattr("slmjax.synthesize.documents.judge_text", lambda item, text, finish: ("", ""))
+    monkeypatch.setattr(
+        "slmjax.synthesize.program_teacher.write_document",
+        lambda item, seed: "# Title\n\n" + "Answer: 3.\n" * 50,
+    )
+    monkeypatch.setattr(
+        "slmjax.synthesize.documents.judge_text", lambda item, text, finish: ("", "")
+    )
     write(tmp_path, "documents=5")
     (kept,) = documents(tmp_path)
     assert [record["reason"] for record in rejects(tmp_path)] == [f"same text as {kept['id']}"] * 4
@@ -196,7 +289,9 @@ def test_a_run_that_writes_nothing_ends_with_2_and_the_servers_words(tmp_path, m
 
 def test_answers_that_cannot_be_used_end_the_run_before_all_are_paid_for(tmp_path):
     with_short = Server(lambda number, body: "short", lambda entry: None)
-    with pytest.raises(UserError, match=r"the first \d+ answers of tester cannot be used \(the last: too short\)"):
+    with pytest.raises(
+        UserError, match=r"the first \d+ answers of tester cannot be used \(the last: too short\)"
+    ):
         write(tmp_path, *endpoint(with_short, documents=2000))
     with_short.close()
     assert 50 <= with_short.arrived < 250 and len(rejects(tmp_path)) >= 50
@@ -206,7 +301,10 @@ def test_a_teacher_that_refuses_leaves_the_documents_of_other_settings(server, t
     write(tmp_path, *endpoint(server, documents=10))
     before = documents(tmp_path)
     refusing = Server(lambda number, body: "401", lambda entry: None)
-    with pytest.raises(UserError, match=r"OPENAI_API_KEY.*documents is what an earlier run with other settings wrote"):
+    with pytest.raises(
+        UserError,
+        match=r"OPENAI_API_KEY.*documents is what an earlier run with other settings wrote",
+    ):
         write(tmp_path, *endpoint(refusing, documents=10), "model=other")
     refusing.close()
     assert documents(tmp_path) == before
@@ -252,7 +350,12 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(words, tmp_path, capsys):
     pytest.importorskip("openai")
-    assert launch.main([f"--config={RECIPE}", f"--workdir={tmp_path / 'run'}", f"--config.synthesize.{words}"]) == 2
+    assert (
+        launch.main(
+            [f"--config={RECIPE}", f"--workdir={tmp_path / 'run'}", f"--config.synthesize.{words}"]
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert MISTAKES[words] in err and err.startswith("slmjax: ") and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -260,15 +363,26 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(words, tmp_path, 
 
 def test_a_topic_without_problems_is_not_for_the_embedded_teacher(tmp_path):
     (tmp_path / "topics.txt").write_text("mathematics > numbers > number sequence\n")
-    with pytest.raises(UserError, match=r"does not know 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?"):
+    with pytest.raises(
+        UserError,
+        match=r"does not know 'mathematics.*Did you mean 'mathematics > numbers > number sequences'\?",
+    ):
         write(tmp_path / "run", f"topics={tmp_path / 'topics.txt'}")
 
 
 def test_what_a_recipe_leaves_out_is_as_in_the_textbooks_recipe_and_is_recorded(tmp_path):
     assert configs.Config().synthesize == configs.freeze(configs.load_recipe(RECIPE)).synthesize
-    assert stage.run_synthesize(configs.Config(stage="synthesize", synthesize=SynthesizeConfig(documents=1)), str(tmp_path)) == 0
+    assert (
+        stage.run_synthesize(
+            configs.Config(stage="synthesize", synthesize=SynthesizeConfig(documents=1)),
+            str(tmp_path),
+        )
+        == 0
+    )
     recorded = configs.load_recipe(str(tmp_path / "config.json")).synthesize
-    assert recorded.documents == 1 and set(recorded) == {field.name for field in dataclasses.fields(SynthesizeConfig)}
+    assert recorded.documents == 1 and set(recorded) == {
+        field.name for field in dataclasses.fields(SynthesizeConfig)
+    }
 
 
 def test_other_mistakes_of_the_command_line(tmp_path):
@@ -276,13 +390,20 @@ def test_other_mistakes_of_the_command_line(tmp_path):
         write(tmp_path, process=0, processes=2)
     with pytest.raises(UserError, match=r"--init_from names the model of the teacher checkpoint"):
         write(tmp_path, init_from="runs/tiny")
-    with pytest.raises(UserError, match=r"the work directory is gs://bucket/run; SQLite needs a local disk"):
+    with pytest.raises(
+        UserError, match=r"the work directory is gs://bucket/run; SQLite needs a local disk"
+    ):
         write("gs://bucket/run")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
     (tmp_path / "documents").write_text("in the way")
-    assert launch.main([f"--config={RECIPE}", f"--workdir={tmp_path}", "--config.synthesize.documents=3"]) == 2
+    assert (
+        launch.main(
+            [f"--config={RECIPE}", f"--workdir={tmp_path}", "--config.synthesize.documents=3"]
+        )
+        == 2
+    )
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -291,7 +412,10 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
     line = StatusLine(console=Console(file=open("/dev/null", "w")), clock=lambda: now[0])  # noqa: SIM115
     now[0] = 10.0
     tally = Tally(1000, settled=150, known=50, accepted=90, rejected=10, tokens=20_000, cost=1.5)
-    assert line.text(tally) == "150/1,000 documents  2k tokens/s  90.0 % accepted  $1.50  1 min 25 s left"
+    assert (
+        line.text(tally)
+        == "150/1,000 documents  2k tokens/s  90.0 % accepted  $1.50  1 min 25 s left"
+    )
     tally.faults["HTTP 500"] = 3
     assert line.text(tally).endswith("3 requests failed")
     tally.last = "HTTP 500: out of memory"
@@ -307,7 +431,9 @@ def test_a_long_wait_that_the_teacher_asks_for_is_said_at_once_and_once():
     tally.hold = 601.0  # of another request
     line(tally)
     said = console.file.getvalue().splitlines()
-    assert len(said) == 1 and said[0].endswith("1 requests failed (the last: HTTP 429: slower), all wait 10 min 00 s")
+    assert len(said) == 1 and said[0].endswith(
+        "1 requests failed (the last: HTTP 429: slower), all wait 10 min 00 s"
+    )
 
 
 @pytest.mark.slow
@@ -316,12 +442,23 @@ def test_a_model_of_our_own_writes_too(undisturbed, tmp_path):
     with pytest.raises(UserError, match="no document was written; 6 answers were rejected"):
         write(tmp_path / "run", *words, init_from=str(undisturbed))
     asked = [event for event in events(tmp_path / "run") if event.kind == "request"]
-    answered = [json.loads(event.body) for event in events(tmp_path / "run") if event.kind == "answer"]
-    assert len(asked) == len(answered) == 6 == len(rejects(tmp_path / "run")) + len(documents(tmp_path / "run"))
+    answered = [
+        json.loads(event.body) for event in events(tmp_path / "run") if event.kind == "answer"
+    ]
+    assert (
+        len(asked)
+        == len(answered)
+        == 6
+        == len(rejects(tmp_path / "run")) + len(documents(tmp_path / "run"))
+    )
     prompts = [json.loads(event.body)["prompt"] for event in asked]
-    assert sorted(prompts) == sorted(p for p in prompts for a in answered if a["text"].startswith(p))
+    assert sorted(prompts) == sorted(
+        p for p in prompts for a in answered if a["text"].startswith(p)
+    )
     assert all(answer["tokens"][1] <= 24 for answer in answered)
     before = events(tmp_path / "run")
-    with pytest.raises(UserError, match=r"cut at max_tokens\. Raise config\.synthesize\.max_tokens, 24"):
+    with pytest.raises(
+        UserError, match=r"cut at max_tokens\. Raise config\.synthesize\.max_tokens, 24"
+    ):
         write(tmp_path / "run", *words, init_from=str(undisturbed))
     assert events(tmp_path / "run") == before

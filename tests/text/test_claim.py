@@ -26,7 +26,9 @@ with claimed(sys.argv[1]):
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds tmp_path / "run"."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"held\n"
         yield process
         process.kill()
@@ -46,7 +48,9 @@ def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path,
     words = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     for stage in ("train", "curate", "synthesize", "recall"):
         assert launch.main([*words, f"--config.stage={stage}"]) == 2
-        assert f"process {holder.pid} on " in (err := capsys.readouterr().err) and err.count("\n") == 1
+        assert (
+            f"process {holder.pid} on " in (err := capsys.readouterr().err) and err.count("\n") == 1
+        )
     assert [path.name for path in (tmp_path / "run").iterdir()] == [work.LOCK]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -63,7 +67,9 @@ work.write_atomic(Path(sys.argv[1]) / "name", "half")
 """
 
 
-def test_what_a_killed_process_left_half_written_goes_with_the_next_file_that_is_written_there(tmp_path, monkeypatch):
+def test_what_a_killed_process_left_half_written_goes_with_the_next_file_that_is_written_there(
+    tmp_path, monkeypatch
+):
     living = work.temporary(tmp_path)
     living.write_text("in the making")
     assert subprocess.run([sys.executable, "-c", HALF, tmp_path]).returncode == -signal.SIGKILL
@@ -86,7 +92,9 @@ with claimed(sys.argv[1]):
 
 
 def test_a_folder_that_children_of_a_killed_process_still_hold_is_waited_for(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "run"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, tmp_path / "run"], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"held\n"
         process.kill()
         process.wait()
@@ -109,11 +117,15 @@ def test_a_claim_leaves_nothing_behind_and_removes_what_a_kill_left(tmp_path):
 
 
 @pytest.mark.parametrize("locks", ["none", "refused"])
-def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refused(tmp_path, monkeypatch, locks):
+def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refused(
+    tmp_path, monkeypatch, locks
+):
     if locks == "none":
         monkeypatch.setattr(work, "fcntl", None)
     else:
-        monkeypatch.setattr(work.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
+        monkeypatch.setattr(
+            work.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks"))
+        )
     folder, record = str(tmp_path / "run"), tmp_path / "run" / work.LOCK
     with claimed(folder) as earlier:
         assert earlier.mine()
@@ -122,32 +134,56 @@ def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refu
         assert not record.exists()
         host = json.loads(earlier._record)["host"]
         record.write_text(json.dumps({"host": host, "process": os.getppid(), "start": "1"}))
-        with pytest.raises(UserError, match=f"process {os.getppid()} on {host} is writing there"), claimed(folder):
+        with (
+            pytest.raises(UserError, match=f"process {os.getppid()} on {host} is writing there"),
+            claimed(folder),
+        ):
             pass
-        for other in ({"host": "elsewhere", "process": os.getppid()}, {"host": host, "process": 2**22 + 1}, []):
+        for other in (
+            {"host": "elsewhere", "process": os.getppid()},
+            {"host": host, "process": 2**22 + 1},
+            [],
+        ):
             record.write_text(json.dumps(other))
             with claimed(folder) as newest:
                 assert newest.mine()
 
 
-def test_an_index_that_another_curation_extends_is_refused_before_anything_is_read(tmp_path, holder, capsys):
+def test_an_index_that_another_curation_extends_is_refused_before_anything_is_read(
+    tmp_path, holder, capsys
+):
     (tmp_path / "a.txt").write_text("some words")
     index = tmp_path / "run"
-    words = ["--config=configs/curate.py", f"--workdir={tmp_path / 'mine'}", f"--config.data.sources=a={tmp_path / 'a.txt'}"]
+    words = [
+        "--config=configs/curate.py",
+        f"--workdir={tmp_path / 'mine'}",
+        f"--config.data.sources=a={tmp_path / 'a.txt'}",
+    ]
     assert launch.main([*words, f"--config.curate.index={index}"]) == 2
     err = capsys.readouterr().err
-    assert f"config.curate.index={index}: process {holder.pid} on " in err and "another config.curate.index" in err
+    assert (
+        f"config.curate.index={index}: process {holder.pid} on " in err
+        and "another config.curate.index" in err
+    )
     assert err.count("\n") == 1 and not (tmp_path / "mine").exists()
 
 
-def test_of_several_processes_the_first_takes_the_folder_and_all_hear_of_a_refusal(tmp_path, holder):
+def test_of_several_processes_the_first_takes_the_folder_and_all_hear_of_a_refusal(
+    tmp_path, holder
+):
     with claimed(str(tmp_path / "other"), first=False) as claim:
         assert claim.mine() and not (tmp_path / "other").exists()
     heard = []
-    with pytest.raises(UserError, match="is writing there"), claimed(str(tmp_path / "run"), agree=lambda good: heard.append(good) or good):
+    with (
+        pytest.raises(UserError, match="is writing there"),
+        claimed(str(tmp_path / "run"), agree=lambda good: heard.append(good) or good),
+    ):
         pass
     assert heard == [False]
-    with pytest.raises(UserError, match="the first process"), claimed(str(tmp_path / "run"), first=False, agree=lambda good: False):
+    with (
+        pytest.raises(UserError, match="the first process"),
+        claimed(str(tmp_path / "run"), first=False, agree=lambda good: False),
+    ):
         pass
 
 
@@ -157,7 +193,10 @@ def test_a_folder_of_another_stage_is_refused(tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
     recipe.write_text("from slmjax import config\nget_config = config.base\n")
     assert launch.main([f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "holds what the stage curate wrote; use another for the stage train." in capsys.readouterr().err
+    assert (
+        "holds what the stage curate wrote; use another for the stage train."
+        in capsys.readouterr().err
+    )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
@@ -173,6 +212,10 @@ def test_a_folder_that_cannot_be_written_is_refused_and_a_device_is_written_thro
 
 
 def test_any_text_can_be_written(tmp_path):
-    for text, data in (("caf\udce9", b"caf\xe9"), ("half \ud83d", rb"half \ud83d"), ("whole \U0001f600", "whole \U0001f600".encode())):
+    for text, data in (
+        ("caf\udce9", b"caf\xe9"),
+        ("half \ud83d", rb"half \ud83d"),
+        ("whole \U0001f600", "whole \U0001f600".encode()),
+    ):
         work.write_atomic(tmp_path / "file", text)
         assert (tmp_path / "file").read_bytes() == data

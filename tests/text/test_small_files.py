@@ -64,13 +64,27 @@ def small(monkeypatch):
 
 def everything(prepared) -> dict:
     """All that a run reads and all that is said of it, except which shards hold it."""
-    out = {"folder": prepared.folder.name, "fingerprint": prepared.fingerprint, "tokenizer": prepared.tokenizer.sha256}
+    out = {
+        "folder": prepared.folder.name,
+        "fingerprint": prepared.fingerprint,
+        "tokenizer": prepared.tokenizer.sha256,
+    }
     for name, of in prepared.manifest["sources"].items():
-        out[name] = {field: value for field, value in of.items() if field not in ("shards", "heldout_shards")}
+        out[name] = {
+            field: value for field, value in of.items() if field not in ("shards", "heldout_shards")
+        }
         for side, shards in (("train", prepared.train[name]), ("heldout", prepared.heldout[name])):
             names = [shards.name(i) for i in range(len(shards))]
-            out[name, side] = names, [ids.tolist() for ids in shards], shards.keys.tolist(), shards.bytes.tolist()
-    return out | {"manifest": prepared.manifest["fingerprint"], "warnings": prepared.manifest["warnings"]}
+            out[name, side] = (
+                names,
+                [ids.tolist() for ids in shards],
+                shards.keys.tolist(),
+                shards.bytes.tolist(),
+            )
+    return out | {
+        "manifest": prepared.manifest["fingerprint"],
+        "warnings": prepared.manifest["warnings"],
+    }
 
 
 def shards_of(prepared, name: str) -> list[str]:
@@ -79,7 +93,9 @@ def shards_of(prepared, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_many_small_files_are_few_shards_with_the_documents_tokens_and_held_out_choice_of_each_alone(alone, small, tmp_path, given):
+def test_many_small_files_are_few_shards_with_the_documents_tokens_and_held_out_choice_of_each_alone(
+    alone, small, tmp_path, given
+):
     folder, sources, expected = alone
     tokenizer = str(expected.folder / "tokenizer.json") if given else ""
     if given:
@@ -88,24 +104,34 @@ def test_many_small_files_are_few_shards_with_the_documents_tokens_and_held_out_
             expected = run(sources, folder / "cache", tokenizer)
     together = run(sources, tmp_path, tokenizer)
     assert everything(together) == everything(expected)
-    assert together.manifest["sources"]["many"]["faults"] == {"invalid UTF-8": 1, "empty document": 1, "malformed JSON": 1}
+    assert together.manifest["sources"]["many"]["faults"] == {
+        "invalid UTF-8": 1,
+        "empty document": 1,
+        "malformed JSON": 1,
+    }
     assert len(shards_of(expected, "many")) > 40 and 3 <= len(shards_of(together, "many")) <= 6
     assert len(shards_of(expected, "own")) == 9 + 25 and len(shards_of(together, "own")) == 9 + 1
     assert together.manifest["sources"]["few"] == expected.manifest["sources"]["few"]
     assert len(list(tmp_path.glob(".identity/*"))) == 3 + 9 + 1 + 3
-    again = run(sources, folder / "cache", tokenizer)  # files that were prepared one by one are not prepared again
+    again = run(
+        sources, folder / "cache", tokenizer
+    )  # files that were prepared one by one are not prepared again
     assert shards_of(again, "many") == shards_of(expected, "many")
 
 
 def test_units_hold_files_in_their_order_within_bounds_of_number_and_text_and_few_or_large_files_are_alone():
     def files(*sizes):
-        return [SourceFile(f"/{i:04d}.txt", f"{i:04d}.txt", size, "") for i, size in enumerate(sizes)]
+        return [
+            SourceFile(f"/{i:04d}.txt", f"{i:04d}.txt", size, "") for i, size in enumerate(sizes)
+        ]
 
     def parts(*sizes):
         units = passes.units_of(Source("s", ("/",)), files(*sizes), "train")
         assert [file for unit in units for file in unit.files] == files(*sizes)
         assert len({unit.name for unit in units}) == len(units)
-        assert [unit.index for unit in units] == np.cumsum([0, *(len(unit.files) for unit in units)])[:-1].tolist()
+        assert [unit.index for unit in units] == np.cumsum(
+            [0, *(len(unit.files) for unit in units)]
+        )[:-1].tolist()
         return [len(unit.files) for unit in units]
 
     assert parts(*[10] * 100) == [1] * 100
@@ -132,9 +158,18 @@ def test_a_file_too_long_for_a_shard_is_cut_where_it_is_cut_alone(tmp_path):
             writer.next_file(f"{number}.txt")
             for line, length in enumerate(of_file.tolist(), 1):
                 writer.add([number] * length, length, length, line)
-    sets = [ShardSet(each, [str(tmp_path)] * len(each), vocab_size=300) for each in (shards, writer.shards)]
-    alone, together = ([(each.name(i), ids.tolist()) for i, ids in enumerate(each)] for each in sets)
-    assert len(shards) > len(writer.shards) > 3 and alone == together and len({each.fingerprint for each in sets}) == 1
+    sets = [
+        ShardSet(each, [str(tmp_path)] * len(each), vocab_size=300)
+        for each in (shards, writer.shards)
+    ]
+    alone, together = (
+        [(each.name(i), ids.tolist()) for i, ids in enumerate(each)] for each in sets
+    )
+    assert (
+        len(shards) > len(writer.shards) > 3
+        and alone == together
+        and len({each.fingerprint for each in sets}) == 1
+    )
     for shard in (*shards, *writer.shards):
         assert not shard.fault(tmp_path)
         place = tmp_path / shard.path.replace(".arrayrecord", ".documents.npy")
@@ -143,7 +178,9 @@ def test_a_file_too_long_for_a_shard_is_cut_where_it_is_cut_alone(tmp_path):
         assert shard.fault(tmp_path) == str(place)
 
 
-def test_a_lost_part_or_shard_of_many_files_is_made_again_and_hosts_share_them(alone, small, tmp_path, monkeypatch):
+def test_a_lost_part_or_shard_of_many_files_is_made_again_and_hosts_share_them(
+    alone, small, tmp_path, monkeypatch
+):
     _, sources, expected = alone
     original = build._finish
     monkeypatch.setattr(build, "_finish", lambda *arguments: 1 / 0)
@@ -154,7 +191,9 @@ def test_a_lost_part_or_shard_of_many_files_is_made_again_and_hosts_share_them(a
     part.write_bytes(part.read_bytes().replace(b'"documents": 1', b'"documents": 2', 1))
     said = []
     made = run(sources, tmp_path / "one", say=said.append)
-    assert said == [f"{part} is damaged; preparing again"] and made.fingerprint == expected.fingerprint
+    assert (
+        said == [f"{part} is damaged; preparing again"] and made.fingerprint == expected.fingerprint
+    )
     table = made.folder / "many/train-00000.documents.npy"
     content = bytearray(table.read_bytes())
     content[-30] ^= 1
@@ -162,7 +201,12 @@ def test_a_lost_part_or_shard_of_many_files_is_made_again_and_hosts_share_them(a
     assert run(sources, tmp_path / "one", say=said.append).fingerprint == expected.fingerprint
     assert said[1:] == [f"{table} is missing or damaged; preparing again"]
     with ThreadPoolExecutor(2) as pool:
-        hosts = [pool.submit(run, sources, tmp_path / "two", process_index=i, process_count=2, timeout=60) for i in range(2)]
+        hosts = [
+            pool.submit(
+                run, sources, tmp_path / "two", process_index=i, process_count=2, timeout=60
+            )
+            for i in range(2)
+        ]
         assert [everything(host.result()) == everything(expected) for host in hosts] == [True, True]
 
 

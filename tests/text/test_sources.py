@@ -27,7 +27,9 @@ COMPRESS = {
     "": bytes,
     ".gz": gzip.compress,
     ".xz": lzma.compress,
-    ".zst": lambda data: zstandard.compress(data[:10]) + zstandard.compress(data[10:]),  # two frames, as parallel compressors write
+    ".zst": lambda data: (
+        zstandard.compress(data[:10]) + zstandard.compress(data[10:])
+    ),  # two frames, as parallel compressors write
 }
 
 
@@ -46,9 +48,17 @@ def lines(*records) -> bytes:
 
 def test_text_mapping_and_config_mean_the_same_sources():
     expected = (Source("books", ("a/b.txt",), 0.7), Source("web", ("data/*.jsonl.xz",), 0.3))
-    entries = {"books": {"path": "a/b.txt", "weight": 0.7}, "web": {"path": ["data/*.jsonl.xz"], "weight": 0.3}}
+    entries = {
+        "books": {"path": "a/b.txt", "weight": 0.7},
+        "web": {"path": ["data/*.jsonl.xz"], "weight": 0.3},
+    }
     assert parse_sources("books:0.7=a/b.txt, web:0.3=data/*.jsonl.xz") == expected
-    assert parse_sources(entries) == parse_sources(ConfigDict(entries)) == parse_sources(expected) == expected
+    assert (
+        parse_sources(entries)
+        == parse_sources(ConfigDict(entries))
+        == parse_sources(expected)
+        == expected
+    )
     assert parse_sources("") == parse_sources({}) == ()
 
 
@@ -71,7 +81,10 @@ def test_a_bare_path_is_named_after_its_last_piece(text, name):
         ({"web": {"path": "a", "wieght": 1}}, "wieght.*weight"),
         ({"web": {"path": "a", "weight": -1}}, "positive"),
         ({"web": {"path": "a", "weight": "much"}}, "positive"),
-        ({"web": {"path": "a", "max_epochs": 0}}, r"web.max_epochs is 0; expected a positive number"),
+        (
+            {"web": {"path": "a", "max_epochs": 0}},
+            r"web.max_epochs is 0; expected a positive number",
+        ),
         ({"web": {}}, "path is missing"),
         ("web=a,web=b", "two sources"),
         ({"a/b": "c"}, "a/b"),
@@ -83,12 +96,25 @@ def test_a_mistake_in_a_source_is_named(value, message):
 
 
 def test_a_folder_gives_all_supported_files_below_it_and_a_pattern_only_its_own(tmp_path):
-    for name in ("a.jsonl", "sub/b.txt.gz", "sub/c.parquet", "notes.md", ".hidden.txt", ".git/d.txt"):
+    for name in (
+        "a.jsonl",
+        "sub/b.txt.gz",
+        "sub/c.parquet",
+        "notes.md",
+        ".hidden.txt",
+        ".git/d.txt",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert [file.name for file in list_files(source(tmp_path))] == ["a.jsonl", "sub/b.txt.gz", "sub/c.parquet"]
+    assert [file.name for file in list_files(source(tmp_path))] == [
+        "a.jsonl",
+        "sub/b.txt.gz",
+        "sub/c.parquet",
+    ]
     assert [file.name for file in list_files(source(tmp_path / "**" / "*.gz"))] == ["sub/b.txt.gz"]
-    assert len(list_files(source(tmp_path, tmp_path / "a.jsonl"))) == 3  # a file that two paths name is one file
+    assert (
+        len(list_files(source(tmp_path, tmp_path / "a.jsonl"))) == 3
+    )  # a file that two paths name is one file
 
 
 def test_paths_that_give_no_text_are_named(tmp_path):
@@ -111,7 +137,9 @@ def test_every_text_comes_back_from_jsonl_in_order(ending, texts, tmp_path_facto
     data = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
     path.write_bytes(COMPRESS[ending](data or b"\n"))
     found = read(path)
-    assert [(d.text, d.line, d.bytes) for d in found] == [(t, i + 1, len(t.encode())) for i, t in enumerate(texts)]
+    assert [(d.text, d.line, d.bytes) for d in found] == [
+        (t, i + 1, len(t.encode())) for i, t in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
@@ -128,31 +156,68 @@ def test_parquet_rows_are_documents_and_null_or_broken_ones_faults(tmp_path):
     parquet.write_table(table, tmp_path / "a.parquet")
     document, *faults = read(tmp_path / "a.parquet", "book", field="body")
     assert (document.text, document.group, document.line) == ("good", "a", 1)
-    assert [(f.line, f.reason) for f in faults] == [(2, "no text"), (3, "invalid UTF-8"), (4, "empty document")]
+    assert [(f.line, f.reason) for f in faults] == [
+        (2, "no text"),
+        (3, "invalid UTF-8"),
+        (4, "empty document"),
+    ]
     with pytest.raises(UserError, match=r"no column 'bodi'.*'body'"):
         read(tmp_path / "a.parquet", field="bodi")
 
 
 def test_each_kind_of_bad_line_is_a_fault_with_its_line_and_reason(tmp_path):
-    bad = [b"{oops", b'{"body": "x"}', b'{"text": 3}', b'{"text": "\xff"}', b'{"text": " \\n"}', b"[1]", b'{"text": "\\ud800"}', b""]
-    (tmp_path / "a.jsonl").write_bytes(lines({"text": "one"}) + b"\n".join([*bad, b""]) + b'{"text": "last"}')
+    bad = [
+        b"{oops",
+        b'{"body": "x"}',
+        b'{"text": 3}',
+        b'{"text": "\xff"}',
+        b'{"text": " \\n"}',
+        b"[1]",
+        b'{"text": "\\ud800"}',
+        b"",
+    ]
+    (tmp_path / "a.jsonl").write_bytes(
+        lines({"text": "one"}) + b"\n".join([*bad, b""]) + b'{"text": "last"}'
+    )
     found = read(tmp_path / "a.jsonl")
-    assert [(d.text, d.line) for d in found if isinstance(d, Document)] == [("one", 1), ("last", 10)]
-    reasons = ["malformed JSON", "no text", "no text", "invalid UTF-8", "empty document", "malformed JSON", "invalid UTF-8"]
-    assert [(f.line, f.reason) for f in found if isinstance(f, Fault)] == [(2 + i, reason) for i, reason in enumerate(reasons)]
+    assert [(d.text, d.line) for d in found if isinstance(d, Document)] == [
+        ("one", 1),
+        ("last", 10),
+    ]
+    reasons = [
+        "malformed JSON",
+        "no text",
+        "no text",
+        "invalid UTF-8",
+        "empty document",
+        "malformed JSON",
+        "invalid UTF-8",
+    ]
+    assert [(f.line, f.reason) for f in found if isinstance(f, Fault)] == [
+        (2 + i, reason) for i, reason in enumerate(reasons)
+    ]
 
 
 def test_a_score_is_read_with_its_document_and_one_that_is_no_number_is_a_fault(tmp_path):
     scores = [1, -2.5, "3", True, None, float("nan"), float("inf"), 10**400]
-    (tmp_path / "a.jsonl").write_bytes(lines(*({"text": "t", "quality": score} for score in scores), {"text": "t", "qualiti": 1}))
+    (tmp_path / "a.jsonl").write_bytes(
+        lines(*({"text": "t", "quality": score} for score in scores), {"text": "t", "qualiti": 1})
+    )
     found = read(tmp_path / "a.jsonl", score="-quality")
     assert [document.score for document in found[:2]] == [1.0, -2.5]
-    assert [(fault.line, fault.reason) for fault in found[2:]] == [(line, "no score") for line in range(3, 10)]
-    assert "str, not a finite number" in found[2].detail and "Did you mean 'qualiti'" in found[-1].detail
+    assert [(fault.line, fault.reason) for fault in found[2:]] == [
+        (line, "no score") for line in range(3, 10)
+    ]
+    assert (
+        "str, not a finite number" in found[2].detail
+        and "Did you mean 'qualiti'" in found[-1].detail
+    )
     columns = {"text": ["a", "b", None], "quality": [0.5, None, 1.0], "id": ["x", "y", "z"]}
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     document, *faults = read(tmp_path / "a.parquet", "id", score="quality")
-    assert (document.score, document.group) == (0.5, "x") and [fault.reason for fault in faults] == ["no score", "no text"]
+    assert (document.score, document.group) == (0.5, "x") and [
+        fault.reason for fault in faults
+    ] == ["no score", "no text"]
     with pytest.raises(UserError, match=r"no column 'qualty'.*Did you mean 'quality'"):
         read(tmp_path / "a.parquet", score="qualty")
     (tmp_path / "a.txt").write_text("text")
@@ -162,7 +227,10 @@ def test_a_score_is_read_with_its_document_and_one_that_is_no_number_is_a_fault(
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
 def test_a_cut_or_damaged_file_is_never_taken_for_a_short_one(tmp_path, ending):
     data = COMPRESS[ending](lines(*({"text": f"number {i} {hash(str(i))}"} for i in range(2000))))
-    for name, content in (("cut", data[: len(data) // 2]), ("noise", data[:40] + b"noise" * 9 + data[85:])):
+    for name, content in (
+        ("cut", data[: len(data) // 2]),
+        ("noise", data[:40] + b"noise" * 9 + data[85:]),
+    ):
         (tmp_path / f"{name}.jsonl{ending}").write_bytes(content)
         assert read(tmp_path / f"{name}.jsonl{ending}")[-1].reason == DAMAGED
     (tmp_path / f"empty.jsonl{ending}").write_bytes(b"")  # not even the header of no text
@@ -173,7 +241,9 @@ def test_a_cut_or_damaged_file_is_never_taken_for_a_short_one(tmp_path, ending):
 
 
 def test_groups_come_from_a_field_or_a_regular_expression_on_the_id(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(lines({"text": "x", "id": "novel/ch/1", "year": 1900}, {"text": "y", "id": "alone"}))
+    (tmp_path / "a.jsonl").write_bytes(
+        lines({"text": "x", "id": "novel/ch/1", "year": 1900}, {"text": "y", "id": "alone"})
+    )
     assert [d.group for d in read(tmp_path / "a.jsonl", "^(.*)/")] == ["novel/ch", "alone"]
     assert [d.matched for d in read(tmp_path / "a.jsonl", "re:novel")] == [True, False]
     by_year = read(tmp_path / "a.jsonl", "year")
@@ -194,7 +264,9 @@ class FakeHub(MemoryFileSystem):
 def hub(monkeypatch):
     fsspec.register_implementation("hf", FakeHub, clobber=True)
     commits = {"main": "a" * 40, "v2": "b" * 40}
-    monkeypatch.setattr(remote, "resolve_commit", lambda repository, revision, where: commits[revision or "main"])
+    monkeypatch.setattr(
+        remote, "resolve_commit", lambda repository, revision, where: commits[revision or "main"]
+    )
     system = fsspec.filesystem("hf")
     for commit, text in (("a" * 40, "first"), ("b" * 40, "second")):
         system.pipe(f"datasets/owner/name@{commit}/data/train-0.jsonl", lines({"text": text}))
@@ -217,7 +289,10 @@ def test_hub_files_are_read_at_the_commit_that_the_revision_stands_for(hub, path
     (file,) = list_files(one)
     assert ("@" + ("a" if text == "first" else "b") * 40) in file.path
     assert [d.text for d in read_documents(file, one)] == [text]
-    assert file.version != list_files(source(path.replace("train", "test"), revision=revision))[0].version
+    assert (
+        file.version
+        != list_files(source(path.replace("train", "test"), revision=revision))[0].version
+    )
 
 
 def test_hub_mistakes_are_named(hub):
@@ -231,7 +306,10 @@ def test_hub_mistakes_are_named(hub):
             list_files(source(path, revision=revision))
 
 
-@pytest.mark.parametrize(("path", "module", "extra"), [("hf://o/n/*.txt", "huggingface_hub", "hub"), ("gs://b/*.txt", "gcsfs", "gcs")])
+@pytest.mark.parametrize(
+    ("path", "module", "extra"),
+    [("hf://o/n/*.txt", "huggingface_hub", "hub"), ("gs://b/*.txt", "gcsfs", "gcs")],
+)
 def test_a_missing_extra_is_named_with_its_command(monkeypatch, path, module, extra):
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
@@ -245,12 +323,36 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, path, module, ex
 @pytest.mark.parametrize(
     ("record", "field", "said"),
     [
-        ({"id": "7", "content": "a long text of some words"}, "text", "missing (fields: id, content). Most text is in 'content'"),
-        ({"id": "7", "txt": "some", "more": "a longer one"}, "text", "missing (fields: id, txt, more). Did you mean 'txt'?"),
-        ({"messages": [{"role": "user"}]}, "text", "missing (fields: messages). No field holds a string; lists and objects"),
-        ({"text": {"content": "some"}}, "text", "dict with the fields content, not a string. No field holds a string"),
-        ({"text": {"content": "some"}}, "text.content", "missing (fields: text). No field holds a string"),
-        ({"text": None, "body": "some words"}, "text", "NoneType, not a string. Most text is in 'body'"),
+        (
+            {"id": "7", "content": "a long text of some words"},
+            "text",
+            "missing (fields: id, content). Most text is in 'content'",
+        ),
+        (
+            {"id": "7", "txt": "some", "more": "a longer one"},
+            "text",
+            "missing (fields: id, txt, more). Did you mean 'txt'?",
+        ),
+        (
+            {"messages": [{"role": "user"}]},
+            "text",
+            "missing (fields: messages). No field holds a string; lists and objects",
+        ),
+        (
+            {"text": {"content": "some"}},
+            "text",
+            "dict with the fields content, not a string. No field holds a string",
+        ),
+        (
+            {"text": {"content": "some"}},
+            "text.content",
+            "missing (fields: text). No field holds a string",
+        ),
+        (
+            {"text": None, "body": "some words"},
+            "text",
+            "NoneType, not a string. Most text is in 'body'",
+        ),
     ],
 )
 def test_a_record_without_text_says_where_its_text_may_be(tmp_path, record, field, said):
@@ -260,9 +362,14 @@ def test_a_record_without_text_says_where_its_text_may_be(tmp_path, record, fiel
 
 
 def test_a_parquet_file_without_the_column_names_the_one_with_the_most_text(tmp_path):
-    table = pa.table({"id": ["1", "2"], "content": ["a long text " * 9, "another " * 9], "size": [3, 4]})
+    table = pa.table(
+        {"id": ["1", "2"], "content": ["a long text " * 9, "another " * 9], "size": [3, 4]}
+    )
     parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"no column 'text' \(columns: id, content, size\). Most text is in 'content'\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"no column 'text' \(columns: id, content, size\). Most text is in 'content'\.$",
+    ):
         read(tmp_path / "a.parquet")
     twice = pa.table([["a"], ["b"]], names=["text", "text"])
     parquet.write_table(twice, tmp_path / "b.parquet")
@@ -274,8 +381,14 @@ def test_a_parquet_file_without_the_column_names_the_one_with_the_most_text(tmp_
     ("value", "message"),
     [
         ({"x" * 200: "a"}, "has 200 characters; give it a shorter name"),
-        ({"a": {"path": "a", "field": ""}}, "data.sources.a.field is empty; expected the name of a field"),
-        ({"a": {"path": "a", "score": "-"}}, "data.sources.a.score is '-'; expected the name of a field"),
+        (
+            {"a": {"path": "a", "field": ""}},
+            "data.sources.a.field is empty; expected the name of a field",
+        ),
+        (
+            {"a": {"path": "a", "score": "-"}},
+            "data.sources.a.score is '-'; expected the name of a field",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_a_file_and_an_empty_field_are_refused(value, message):
@@ -288,9 +401,13 @@ def test_an_address_that_cannot_be_read_says_what_to_do(monkeypatch):
         raise ImportError("it requires another package")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(UserError, match=r"https:// cannot be read here .*; download the file first\.$"):
+    with pytest.raises(
+        UserError, match=r"https:// cannot be read here .*; download the file first\.$"
+    ):
         list_files(source("https://example.com/a.jsonl"))
-    with pytest.raises(UserError, match=r"s3:// cannot be read here .*; use a local path, gs:// or hf://\.$"):
+    with pytest.raises(
+        UserError, match=r"s3:// cannot be read here .*; use a local path, gs:// or hf://\.$"
+    ):
         list_files(source("s3://bucket/a.jsonl"))
 
 

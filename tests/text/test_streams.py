@@ -32,12 +32,16 @@ def read(path: Path, **options) -> list[Document | Fault]:
 
 
 def counted(found: list) -> tuple[int, list[str]]:
-    return sum(isinstance(item, Document) for item in found), [item.reason for item in found if isinstance(item, Fault)]
+    return sum(isinstance(item, Document) for item in found), [
+        item.reason for item in found if isinstance(item, Fault)
+    ]
 
 
 def zstd(**parameters) -> bytes:
     options = zstandard.ZstdCompressionParameters.from_level(3, **parameters)
-    compressor = zstandard.ZstdCompressor(compression_params=options).compressobj()  # it does not know the size, as in a pipe
+    compressor = zstandard.ZstdCompressor(
+        compression_params=options
+    ).compressobj()  # it does not know the size, as in a pipe
     return compressor.compress(LINES) + compressor.flush()
 
 
@@ -51,10 +55,21 @@ def skippable() -> bytes:
         (".zst", zstd(window_log=28, enable_ldm=True)),  # zstd --long=28
         (".zst", zstd(write_checksum=True)),
         (".zst", skippable() + zstd() + skippable() + zstandard.compress(b"") + b"" + skippable()),
-        (".zst", zstandard.ZstdCompressor().compress(LINES[: len(LINES) // 2]) + zstandard.compress(LINES[len(LINES) // 2 :], 19)),
-        (".zst", zstandard.ZstdCompressor(write_content_size=False).compress(LINES) + zstandard.compress(b"\n" * 99)),
+        (
+            ".zst",
+            zstandard.ZstdCompressor().compress(LINES[: len(LINES) // 2])
+            + zstandard.compress(LINES[len(LINES) // 2 :], 19),
+        ),
+        (
+            ".zst",
+            zstandard.ZstdCompressor(write_content_size=False).compress(LINES)
+            + zstandard.compress(b"\n" * 99),
+        ),
         (".xz", lzma.compress(LINES) + bytes(4)),
-        (".xz", lzma.compress(LINES[:1000]) + bytes(8) + lzma.compress(LINES[1000:]) + bytes(1 << 19)),
+        (
+            ".xz",
+            lzma.compress(LINES[:1000]) + bytes(8) + lzma.compress(LINES[1000:]) + bytes(1 << 19),
+        ),
         (".xz", lzma.compress(LINES, format=lzma.FORMAT_ALONE)),
         (".gz", gzip.compress(LINES[:1000]) + gzip.compress(LINES[1000:]) + bytes(512)),
     ],
@@ -83,10 +98,17 @@ def test_bytes_that_are_no_padding_are_a_fault(tmp_path, ending, data):
 def test_a_window_that_is_too_large_is_named_with_its_remedy(tmp_path):
     (tmp_path / "a.jsonl.zst").write_bytes(zstd(window_log=30, enable_ldm=True))
     (fault,) = read(tmp_path / "a.jsonl.zst")
-    assert fault.reason == DAMAGED and "window is over 256 MiB; compress it with zstd --long=28 or less" in fault.detail
+    assert (
+        fault.reason == DAMAGED
+        and "window is over 256 MiB; compress it with zstd --long=28 or less" in fault.detail
+    )
 
 
-@given(data=st.binary(max_size=3000).map(lambda data: data * 7), cut=st.integers(0, 400), level=st.integers(1, 22))
+@given(
+    data=st.binary(max_size=3000).map(lambda data: data * 7),
+    cut=st.integers(0, 400),
+    level=st.integers(1, 22),
+)
 def test_zstd_frames_come_back_and_a_cut_one_never_ends_quietly(data, cut, level):
     packed = zstandard.ZstdCompressor(level=level, write_checksum=bool(cut % 2)).compress(data)
     assert b"".join(streams._zstd_chunks(io.BytesIO(packed))) == data
@@ -106,16 +128,24 @@ def short_limit(monkeypatch):
 def packed(ending: str, pieces) -> bytes:
     if ending == ".gz":
         return gzip.compress(b"".join(pieces), 1)
-    compressor = lzma.LZMACompressor() if ending == ".xz" else zstandard.ZstdCompressor().compressobj()
+    compressor = (
+        lzma.LZMACompressor() if ending == ".xz" else zstandard.ZstdCompressor().compressobj()
+    )
     return b"".join([*(compressor.compress(piece) for piece in pieces), compressor.flush()])
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("size", [8 << 20, 64 << 20])
-def test_a_line_beyond_the_limit_is_a_fault_in_little_memory_and_time(tmp_path, short_limit, ending, size):
+def test_a_line_beyond_the_limit_is_a_fault_in_little_memory_and_time(
+    tmp_path, short_limit, ending, size
+):
     if size > 16 << 20 and ending in ("", ".gz"):
         pytest.skip("the disk, or the compressor, would be the test")
-    pieces = [b'{"text": "short"}\n{"text": "', *[b"x" * (1 << 20)] * (size >> 20), b'"}\n{"text": "last"}\n']
+    pieces = [
+        b'{"text": "short"}\n{"text": "',
+        *[b"x" * (1 << 20)] * (size >> 20),
+        b'"}\n{"text": "last"}\n',
+    ]
     data = packed(ending, pieces) if ending else b"".join(pieces)
     (tmp_path / f"a.jsonl{ending}").write_bytes(data)
     del pieces, data
@@ -125,27 +155,42 @@ def test_a_line_beyond_the_limit_is_a_fault_in_little_memory_and_time(tmp_path, 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.process_time() - start < 5 and peak < 12 << 20
-    expected = (2, [TOO_LONG]) if size < 16 << 20 else (1, [DAMAGED])  # after 16 MiB the file is given up
+    expected = (
+        (2, [TOO_LONG]) if size < 16 << 20 else (1, [DAMAGED])
+    )  # after 16 MiB the file is given up
     assert counted(found) == expected
     assert [item.line for item in found] == [1, 2, 3][: len(found)]
 
 
-@pytest.mark.parametrize("text", ["a line of some words\n", "words without an end ", "\u00e9\u4e2d\U0001f600", "x"])
-def test_a_long_text_file_is_cut_into_documents_that_are_together_its_text(tmp_path, short_limit, text):
+@pytest.mark.parametrize(
+    "text", ["a line of some words\n", "words without an end ", "\u00e9\u4e2d\U0001f600", "x"]
+)
+def test_a_long_text_file_is_cut_into_documents_that_are_together_its_text(
+    tmp_path, short_limit, text
+):
     whole = "\ufeff" + text * (3_000_000 // len(text.encode()))
     (tmp_path / "a.txt").write_text(whole, encoding="utf-8")
     found = read(tmp_path / "a.txt")
-    assert len(found) > 2 and all(isinstance(item, Document) and item.bytes <= 1 << 20 for item in found)
+    assert len(found) > 2 and all(
+        isinstance(item, Document) and item.bytes <= 1 << 20 for item in found
+    )
     whole = whole.removeprefix("\ufeff")
     assert "".join(item.text for item in found) == whole
-    assert [item.line for item in found] == [1 + whole[: sum(len(d.text) for d in found[:i])].count("\n") for i in range(len(found))]
+    assert [item.line for item in found] == [
+        1 + whole[: sum(len(d.text) for d in found[:i])].count("\n") for i in range(len(found))
+    ]
 
 
 def test_a_row_of_parquet_beyond_the_limit_is_a_fault(tmp_path, short_limit):
     texts = ["short", "x" * (3 << 20), "and", "some", "last"]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
     assert counted(read(tmp_path / "a.parquet")) == (4, [TOO_LONG])
-    parquet.write_table(pa.table({"text": ["x" * (24 << 20)]}), tmp_path / "b.parquet", use_dictionary=False, compression="zstd")
+    parquet.write_table(
+        pa.table({"text": ["x" * (24 << 20)]}),
+        tmp_path / "b.parquet",
+        use_dictionary=False,
+        compression="zstd",
+    )
     tracemalloc.start()
     before = pa.total_allocated_bytes()
     assert counted(read(tmp_path / "b.parquet")) == (0, [TOO_LONG])
@@ -153,17 +198,32 @@ def test_a_row_of_parquet_beyond_the_limit_is_a_fault(tmp_path, short_limit):
     tracemalloc.stop()
 
 
-PLAIN = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(5))
+PLAIN = (
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.binary(5),
+)
 DICTIONARIES = (pa.string(), pa.large_string(), pa.binary())
 
 
-@pytest.mark.parametrize("kind", [*PLAIN, *(pa.dictionary(pa.int32(), kind) for kind in DICTIONARIES)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [*PLAIN, *(pa.dictionary(pa.int32(), kind) for kind in DICTIONARIES)], ids=str
+)
 def test_every_type_of_text_that_parquet_files_have_is_read(tmp_path, kind):
     values = ["three", None, "words", "three", "\u00e9\u00e9x"]
     value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-    column = pa.array([value and (value if "string" in str(value_type) else value.encode()) for value in values], value_type)
+    column = pa.array(
+        [value and (value if "string" in str(value_type) else value.encode()) for value in values],
+        value_type,
+    )
     column = column.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else column
-    parquet.write_table(pa.table({"text": column, "id": [b"a", b"b", b"c", b"d", b"e"]}), tmp_path / "a.parquet")
+    parquet.write_table(
+        pa.table({"text": column, "id": [b"a", b"b", b"c", b"d", b"e"]}), tmp_path / "a.parquet"
+    )
     source = Source("web", (str(tmp_path / "a.parquet"),))
     found = list(read_documents(list_files(source)[0], source, "id"))
     assert [(d.text, d.group, d.line) for d in found if isinstance(d, Document)] == [
@@ -173,7 +233,9 @@ def test_every_type_of_text_that_parquet_files_have_is_read(tmp_path, kind):
 
 
 PARQUET = io.BytesIO()
-parquet.write_table(pa.table({"text": ["x" * (i % 50) + str(i) for i in range(300)]}), PARQUET, row_group_size=50)
+parquet.write_table(
+    pa.table({"text": ["x" * (i % 50) + str(i) for i in range(300)]}), PARQUET, row_group_size=50
+)
 FILES = {
     ".jsonl": LINES[:5000],
     ".jsonl.gz": gzip.compress(LINES[:5000]),
@@ -190,7 +252,11 @@ def test_whatever_is_done_to_a_file_gives_documents_and_faults_or_one_sentence(t
         data = bytearray(FILES[ending])
         for _ in range(draw.choice([1, 1, 3])):
             first, last = min(40, len(data)), min(300, len(data))
-            places = (draw.randrange(len(data)), draw.randrange(first), len(data) - 1 - draw.randrange(last))
+            places = (
+                draw.randrange(len(data)),
+                draw.randrange(first),
+                len(data) - 1 - draw.randrange(last),
+            )
             place, change = draw.choice(places), draw.choice(["bit", "cut", "out", "in"])
             if change == "bit":
                 data[place] ^= 1 << draw.randrange(8)
@@ -208,7 +274,12 @@ def test_whatever_is_done_to_a_file_gives_documents_and_faults_or_one_sentence(t
 
 def test_a_flipped_bit_in_a_page_of_parquet_with_checksums_is_a_fault(tmp_path):
     texts = [f"text {i}" for i in range(30)]
-    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="none", write_page_checksum=True)
+    parquet.write_table(
+        pa.table({"text": texts}),
+        tmp_path / "a.parquet",
+        compression="none",
+        write_page_checksum=True,
+    )
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data.replace(b"text 17", b"text 77"))
     assert counted(read(tmp_path / "a.parquet"))[1] == [DAMAGED]
@@ -217,13 +288,17 @@ def test_a_flipped_bit_in_a_page_of_parquet_with_checksums_is_a_fault(tmp_path):
 def test_many_small_row_groups_are_read_in_order(tmp_path):
     texts = [f"text {i}" for i in range(300)]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=7)
-    assert [(d.text, d.line) for d in read(tmp_path / "a.parquet")] == [(text, i) for i, text in enumerate(texts, 1)]
+    assert [(d.text, d.line) for d in read(tmp_path / "a.parquet")] == [
+        (text, i) for i, text in enumerate(texts, 1)
+    ]
 
 
 def test_a_giant_row_among_small_ones_is_not_copied_into_python(tmp_path, short_limit):
     texts = [f"short {i}" for i in range(400)]
     texts[100] = "x" * (64 << 20)
-    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
+    parquet.write_table(
+        pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False, compression="zstd"
+    )
     del texts
     tracemalloc.start()
     assert counted(read(tmp_path / "a.parquet")) == (399, [TOO_LONG])
@@ -251,7 +326,9 @@ def tar(name: str, data: bytes) -> bytes:
         (".jsonl.zst", zstandard.compress(tar("a.jsonl", LINES)), "it is a tar archive; unpack it"),
     ],
 )
-def test_an_archive_and_another_encoding_are_one_fault_that_says_what_to_do(tmp_path, ending, data, what):
+def test_an_archive_and_another_encoding_are_one_fault_that_says_what_to_do(
+    tmp_path, ending, data, what
+):
     (tmp_path / f"a{ending}").write_bytes(data)
     (fault,) = read(tmp_path / f"a{ending}")
     assert fault.reason == DAMAGED and what in fault.detail
@@ -267,4 +344,8 @@ def test_a_mark_before_the_text_of_a_record_is_no_part_of_it(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "\ufeffsome words"}) + "\n")
     (tmp_path / "b.txt").write_text("\ufeffsome words")
     (one,), (other,) = read(tmp_path / "a.jsonl"), read(tmp_path / "b.txt")
-    assert (one.text, one.bytes, one.key) == (other.text, other.bytes, other.key) == ("some words", 10, other.key)
+    assert (
+        (one.text, one.bytes, one.key)
+        == (other.text, other.bytes, other.key)
+        == ("some words", 10, other.key)
+    )

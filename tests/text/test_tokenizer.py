@@ -32,13 +32,18 @@ def test_every_text_survives_and_its_bytes_are_those_of_its_tokens(small, text):
     assert b"".join(table[i] for i in ids) == text.encode()
 
 
-@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.text("aB \n\u00e9e\u0301", max_size=9))
+@given(
+    text=st.text(alphabet=st.characters(exclude_categories=["Cs"]))
+    | st.text("aB \n\u00e9e\u0301", max_size=9)
+)
 def test_a_text_is_kept_where_a_normalizer_leaves_it_as_it_is(small, text):
     for normalizer in (normalizers.Lowercase(), normalizers.NFC(), normalizers.Strip()):
         library = Library.from_str(small._text)
         library.normalizer = normalizer
         changing = Tokenizer(library.to_str())
-        assert changing.keeps(text, changing.encode(text)) == (normalizer.normalize_str(text) == text)
+        assert changing.keeps(text, changing.encode(text)) == (
+            normalizer.normalize_str(text) == text
+        )
     assert small.keeps(text, small.encode(text)) and small.keeps(text, small.encode(" " + text))
     assert not small.keeps(text + "x", small.encode(text))
 
@@ -53,27 +58,55 @@ def test_every_trained_tokenizer_reserves_the_same_ids_among_those_of_its_vocabu
     large = train_bpe([TEXT * 2, "other words"], 5000)
     for tokenizer in (small, large, pickle.loads(pickle.dumps(small))):
         assert tokenizer.special == {name: i for i, name in enumerate(SPECIAL)}
-        assert not any(tokenizer.token_bytes()[: len(SPECIAL)]) and all(tokenizer.token_bytes()[len(SPECIAL) :])
-        assert tokenizer.ends == (tokenizer.special_id(EOT), tokenizer.special_id("<|im_end|>")) == (0, 2)
+        assert not any(tokenizer.token_bytes()[: len(SPECIAL)]) and all(
+            tokenizer.token_bytes()[len(SPECIAL) :]
+        )
+        assert (
+            tokenizer.ends
+            == (tokenizer.special_id(EOT), tokenizer.special_id("<|im_end|>"))
+            == (0, 2)
+        )
     # Golden: the ids are in every checkpoint and in all prepared text. The chat template, the calculator and the projector need them.
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image|>", "<|calc|>", "<|result|>", "<|/calc|>"]
-    assert [small.special_id(name) for name in names] == [0, 1, 2, 3, 4, 5, 6] and len(SPECIAL) == 16
+    names = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|image|>",
+        "<|calc|>",
+        "<|result|>",
+        "<|/calc|>",
+    ]
+    assert [small.special_id(name) for name in names] == [0, 1, 2, 3, 4, 5, 6] and len(
+        SPECIAL
+    ) == 16
 
 
 def test_a_tokenizer_without_the_reserved_ids_works_and_what_needs_one_is_told_its_name(tmp_path):
     tokenizer = train_bpe([TEXT], 300, (EOT,))
     # Golden: the tokenizers of runs that began before ids were reserved must come out again, bit for bit.
     assert tokenizer.sha256.startswith("5d5626829173d04f")
-    assert tokenizer.special == {EOT: 0} and tokenizer.ends == (0,) and tokenizer.sequence(Special(EOT), "a") == [0, *tokenizer.encode("a")]
+    assert (
+        tokenizer.special == {EOT: 0}
+        and tokenizer.ends == (0,)
+        and tokenizer.sequence(Special(EOT), "a") == [0, *tokenizer.encode("a")]
+    )
     assert tokenizer.decode(tokenizer.encode("<|im_end|>")) == "<|im_end|>"
-    for name, told in (("<|im_end|>", "trained before ids were reserved"), ("<|endofttext|>", r"Did you mean '<\|endoftext\|>'\?")):
+    for name, told in (
+        ("<|im_end|>", "trained before ids were reserved"),
+        ("<|endofttext|>", r"Did you mean '<\|endoftext\|>'\?"),
+    ):
         with pytest.raises(UserError, match=f"{re.escape(name)}.*{told}") as error:
             tokenizer.sequence("a", Special(name))
         assert "\n" not in str(error.value)
 
 
 NAMES = [*SPECIAL, "</s>", "<|eot_id|>"]
-PARTS = [*NAMES, *(name[:cut] for name in NAMES for cut in (1, -1)), *(name[1:] for name in NAMES), *"<|> \n_a0é"]
+PARTS = [
+    *NAMES,
+    *(name[:cut] for name in NAMES for cut in (1, -1)),
+    *(name[1:] for name in NAMES),
+    *"<|> \n_a0é",
+]
 SPELLING = st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=12).map("".join)
 
 
@@ -92,38 +125,70 @@ def test_a_text_that_spells_special_tokens_gives_ordinary_tokens_only_and_comes_
 
 
 @given(parts=st.lists(SPELLING | st.sampled_from(list(SPECIAL)).map(Special), max_size=8))
-def test_special_tokens_come_into_a_sequence_by_their_type_alone_and_decode_skips_them(small, parts):
+def test_special_tokens_come_into_a_sequence_by_their_type_alone_and_decode_skips_them(
+    small, parts
+):
     expected = []
     for part in parts:
-        expected += [list(SPECIAL).index(part.name)] if isinstance(part, Special) else small.encode(part)
+        expected += (
+            [list(SPECIAL).index(part.name)] if isinstance(part, Special) else small.encode(part)
+        )
     assert small.sequence(*parts) == expected
     assert small.decode(expected) == "".join(part for part in parts if isinstance(part, str))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_a_published_tokenizer_whose_model_knows_its_special_tokens_as_pieces_does_not_find_them_in_text(prefix):
+def test_a_published_tokenizer_whose_model_knows_its_special_tokens_as_pieces_does_not_find_them_in_text(
+    prefix,
+):
     """Unigram takes each piece of its vocabulary wherever it stands: without more, "</s>" in a text would end the document."""
-    pieces = ["<unk>", "</s>", "<|im_end|>", *(f"<0x{i:02X}>" for i in range(256)), *"\u2581abehilst/<>", "\u2581the"]
-    library = Library(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0, byte_fallback=True))
+    pieces = [
+        "<unk>",
+        "</s>",
+        "<|im_end|>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        *"\u2581abehilst/<>",
+        "\u2581the",
+    ]
+    library = Library(
+        models.Unigram(
+            [(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0, byte_fallback=True
+        )
+    )
     blanks = [normalizers.Replace(" ", "\u2581")]
-    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *blanks] if prefix else blanks)
+    library.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), *blanks] if prefix else blanks
+    )
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    library.add_special_tokens([AddedToken("</s>", special=True), AddedToken("<|im_end|>", special=True)])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    library.add_special_tokens(
+        [AddedToken("</s>", special=True), AddedToken("<|im_end|>", special=True)]
+    )
     library.encode_special_tokens = True
-    assert 1 in library.encode("the</s>", add_special_tokens=False).ids  # by itself the library does
+    assert (
+        1 in library.encode("the</s>", add_special_tokens=False).ids
+    )  # by itself the library does
     found = Tokenizer(library.to_str())
     for text in ("the</s>", "</s>", "a </s> <|im_end|>the<|im_end|>", "</s", "</s></s>", "the 中"):
         ids = found.encode(text)
         assert not {1, 2} & set(ids) and found.decode(ids) == text and found.keeps(text, ids)
-    assert found.encode("the best has") == library.encode("the best has", add_special_tokens=False).ids
+    assert (
+        found.encode("the best has") == library.encode("the best has", add_special_tokens=False).ids
+    )
     assert found.ends == (1, 2) and found.sequence("a", Special("</s>"))[-1] == 1
 
 
 def test_training_twice_gives_one_tokenizer_and_saving_keeps_its_hash(small, tmp_path):
     small.save(tmp_path / "tokenizer.json")
     again = load_tokenizer(tmp_path)
-    assert train_bpe([TEXT], 300).sha256 == small.sha256 == again.sha256 == pickle.loads(pickle.dumps(small)).sha256
+    assert (
+        train_bpe([TEXT], 300).sha256
+        == small.sha256
+        == again.sha256
+        == pickle.loads(pickle.dumps(small)).sha256
+    )
     assert again.encode(TEXT) == small.encode(TEXT)
 
 
@@ -131,24 +196,35 @@ def test_too_small_a_text_gives_fewer_tokens_and_too_small_a_vocabulary_is_refus
     assert train_bpe(["ab ab"], 5000).vocab_size < 300
     for special in (tuple(SPECIAL), (EOT,)):
         least = 256 + len(special)
-        assert len(train_bpe(["ab ab"], least, special).encode("ab")) == 2  # bytes only: there is no room for a pair
-        with pytest.raises(UserError, match=f"data.vocab_size is {least - 1}; .* at least {least} "):
+        assert (
+            len(train_bpe(["ab ab"], least, special).encode("ab")) == 2
+        )  # bytes only: there is no room for a pair
+        with pytest.raises(
+            UserError, match=f"data.vocab_size is {least - 1}; .* at least {least} "
+        ):
             train_bpe(["ab"], least - 1, special)
 
 
 def test_a_megabyte_trains_in_seconds():
     random.seed(0)
-    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(20_000)]
+    words = [
+        "".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9)))
+        for _ in range(20_000)
+    ]
     start = time.process_time()
     assert train_bpe([" ".join(random.choices(words, k=150_000))], 1024).vocab_size == 1024
-    assert time.process_time() - start < 10  # about one second of two cores; ten where others use them too
+    assert (
+        time.process_time() - start < 10
+    )  # about one second of two cores; ten where others use them too
 
 
 def byte_level(pattern: str | None) -> Library:
     library = Library.from_str(train_bpe([TEXT * 3], 350)._text)
     if pattern:  # the way of Llama 3 and Qwen: a regular expression, then bytes
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        library.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     return library
 
 
@@ -177,7 +253,9 @@ def prefix_space() -> Library:
 
 def token_with_space() -> Library:
     library = byte_level(None)
-    library.add_tokens(["of the", AddedToken("and", lstrip=True), AddedToken("or", rstrip=True), "\nx"])
+    library.add_tokens(
+        ["of the", AddedToken("and", lstrip=True), AddedToken("or", rstrip=True), "\nx"]
+    )
     return library
 
 
@@ -203,11 +281,17 @@ def sentence_piece(prepend: bool = True) -> Library:
     ]
     tokens = ["<unk>", "</s>", *bytes_of, *letters, *("".join(pair) for pair in merges)]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    library = Library(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    library = Library(
+        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
     replace = [normalizers.Replace(" ", "\u2581")]
-    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *replace] if prepend else replace)
+    library.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), *replace] if prepend else replace
+    )
     strip = [decoders.Strip(" ", 1, 0)] if prepend else []
-    library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     library.add_special_tokens([AddedToken("</s>", special=True)])
     return library
 
@@ -225,11 +309,19 @@ def unsplit() -> Library:
     return library
 
 
-WAYS = [prefix_space, token_with_space, composed, lambda: byte_level(None), lambda: byte_level(LLAMA3)]
+WAYS = [
+    prefix_space,
+    token_with_space,
+    composed,
+    lambda: byte_level(None),
+    lambda: byte_level(LLAMA3),
+]
 WAYS += [sentence_piece, lambda: sentence_piece(prepend=False), metaspace, unsplit]
 
 
-@pytest.mark.parametrize("make", [sentence_piece, lambda: sentence_piece(prepend=False), metaspace, unsplit])
+@pytest.mark.parametrize(
+    "make", [sentence_piece, lambda: sentence_piece(prepend=False), metaspace, unsplit]
+)
 def test_tokenizers_that_split_no_words_are_given_long_texts_in_pieces_too(make, monkeypatch):
     found = Tokenizer(make().to_str())
     monkeypatch.setattr(module, "PIECE", 2000)
@@ -264,14 +356,24 @@ def test_most_long_texts_are_cut_and_a_stretch_without_a_place_too(monkeypatch):
     found = Tokenizer(byte_level(LLAMA3).to_str())
     for name, size in (("PIECE", 2000), ("REACH", 4000)):
         monkeypatch.setattr(module, name, size)
-    for text in ("of the ", "\u4e2d\u6587\u3002\n", "\u4e2d\u6587\u3002\u8fd9\u662f", "0", "=", "\n"):
+    for text in (
+        "of the ",
+        "\u4e2d\u6587\u3002\n",
+        "\u4e2d\u6587\u3002\u8fd9\u662f",
+        "0",
+        "=",
+        "\n",
+    ):
         long = text * (30_000 // len(text))
         pieces = found._pieces(long)
         assert "".join(pieces) == long and max(map(len, pieces)) <= 6001
         table = found.token_bytes()
         assert b"".join(table[i] for i in found.encode(long)) == long.encode()
     with_prefix = Tokenizer(prefix_space().to_str())
-    assert with_prefix.encode("0" * 30_000) == with_prefix._library.encode("0" * 30_000, add_special_tokens=False).ids
+    assert (
+        with_prefix.encode("0" * 30_000)
+        == with_prefix._library.encode("0" * 30_000, add_special_tokens=False).ids
+    )
 
 
 def test_a_published_tokenizer_that_truncates_or_pads_does_neither_here():
@@ -282,10 +384,27 @@ def test_a_published_tokenizer_that_truncates_or_pads_does_neither_here():
 
 
 def test_byte_fallback_vocabularies_keep_every_byte(tmp_path):
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{i:02X}>": 3 + i for i in range(256)}, "\u2581": 259, "a": 260, "\u2581a": 261}
-    library = Library(models.BPE(vocab, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    vocab = {
+        "<unk>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        **{f"<0x{i:02X}>": 3 + i for i in range(256)},
+        "\u2581": 259,
+        "a": 260,
+        "\u2581a": 261,
+    }
+    library = Library(
+        models.BPE(vocab, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    library.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    steps = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     library.decoder = decoders.Sequence(steps)
     library.add_special_tokens([AddedToken("</s>", special=True)])
     library.save(str(tmp_path / "tokenizer.json"))
@@ -294,7 +413,9 @@ def test_byte_fallback_vocabularies_keep_every_byte(tmp_path):
     table = found.token_bytes()
     assert (found.eot, found.vocab_size) == (2, 262)
     assert found.decode(found.encode(text)) == text
-    assert b"".join(table[i] for i in found.encode(text)) == b" " + text.encode()  # this family puts a space before the text
+    assert (
+        b"".join(table[i] for i in found.encode(text)) == b" " + text.encode()
+    )  # this family puts a space before the text
 
 
 def without(change) -> str:
@@ -306,7 +427,9 @@ def without(change) -> str:
 def test_a_tokenizer_that_does_not_split_texts_is_none_that_can_be_cut(tmp_path):
     (tmp_path / "tokenizer.json").write_text(without(lambda t: t.pop("pre_tokenizer")))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
-    assert not tokenizer.keeps("two words", tokenizer.encode("two words"))  # so that preparation refuses it
+    assert not tokenizer.keeps(
+        "two words", tokenizer.encode("two words")
+    )  # so that preparation refuses it
 
 
 def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path):
@@ -316,7 +439,9 @@ def test_tokenizers_that_would_lose_text_or_cannot_be_read_are_refused(tmp_path)
         "there is no such file": None,
         "no tokenizer.json": "{}",
         "no end-of-text": without(lambda t: t["added_tokens"].clear()),
-        "lacks 1 of the 256": without(lambda t: (t["model"]["vocab"].pop("!"), t["model"].update(merges=[]))),
+        "lacks 1 of the 256": without(
+            lambda t: (t["model"]["vocab"].pop("!"), t["model"].update(merges=[]))
+        ),
         "would lose text": words.to_str(),
     }
     for message, content in cases.items():

@@ -12,16 +12,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.textbook.draw import NAMES, ONSETS, RESERVED_NAMES, RESERVED_NUMBERS, RESERVED_WORDS, WORDS
-from slmjax.textbook.passages import KINDS, SPLITS, TEMPLATES, documents, extract_answer, passage, questions, write_corpus
+from slmjax.textbook.draw import (
+    NAMES,
+    ONSETS,
+    RESERVED_NAMES,
+    RESERVED_NUMBERS,
+    RESERVED_WORDS,
+    WORDS,
+)
+from slmjax.textbook.passages import (
+    KINDS,
+    SPLITS,
+    TEMPLATES,
+    documents,
+    extract_answer,
+    passage,
+    questions,
+    write_corpus,
+)
 
 COUNT = 300
-ANY = given(kind=st.sampled_from(KINDS), split=st.sampled_from(SPLITS), index=st.integers(0, 10**6), seed=st.integers(0, 10**6))
+ANY = given(
+    kind=st.sampled_from(KINDS),
+    split=st.sampled_from(SPLITS),
+    index=st.integers(0, 10**6),
+    seed=st.integers(0, 10**6),
+)
 
 
 @pytest.fixture(scope="module")
 def book():
-    return {(kind, split): list(documents(kind, COUNT, seed=0, split=split)) for kind in KINDS for split in SPLITS}
+    return {
+        (kind, split): list(documents(kind, COUNT, seed=0, split=split))
+        for kind in KINDS
+        for split in SPLITS
+    }
 
 
 def everything(book, split):
@@ -47,8 +72,15 @@ def test_every_heldout_passage_has_a_number_that_no_training_text_contains(book)
     assert not trained & set(RESERVED_NUMBERS)
     for found in everything(book, "heldout"):
         assert set(numbers_in(found.text)) - trained, found.text
-    digits = {(place, digit) for number in trained if number < 100 for place, digit in enumerate(f"{number:02d}")}
-    assert {(place, digit) for number in RESERVED_NUMBERS for place, digit in enumerate(str(number))} <= digits
+    digits = {
+        (place, digit)
+        for number in trained
+        if number < 100
+        for place, digit in enumerate(f"{number:02d}")
+    }
+    assert {
+        (place, digit) for number in RESERVED_NUMBERS for place, digit in enumerate(str(number))
+    } <= digits
 
 
 def test_operands_of_the_two_splits_are_disjoint(book):
@@ -71,19 +103,25 @@ def test_each_kind_has_four_training_templates_and_one_that_only_heldout_passage
     for kind in KINDS:
         train, heldout = ({found.template for found in book[kind, split]} for split in SPLITS)
         assert len(train) >= 4 and train < heldout
-        assert heldout - train == {f"{t.problem.__name__}-{i}" for i, t in enumerate(TEMPLATES[kind]) if t.heldout}
+        assert heldout - train == {
+            f"{t.problem.__name__}-{i}" for i, t in enumerate(TEMPLATES[kind]) if t.heldout
+        }
 
 
 def test_heldout_templates_use_only_words_that_training_uses(book):
     trained = set().union(*(words_in(found.text) for found in everything(book, "train")))
     for found in everything(book, "heldout"):
-        assert words_in(found.text) - set(RESERVED_NAMES) - set(RESERVED_WORDS) <= trained, found.text
+        assert words_in(found.text) - set(RESERVED_NAMES) - set(RESERVED_WORDS) <= trained, (
+            found.text
+        )
 
 
 def test_passages_are_short_and_end_in_their_answer(book):
     for split in SPLITS:
         for found in everything(book, split):
-            assert found.text.startswith(found.prompt + "\n") and found.text.endswith(f"\nAnswer: {found.answer}.")
+            assert found.text.startswith(found.prompt + "\n") and found.text.endswith(
+                f"\nAnswer: {found.answer}."
+            )
             assert found.text.isascii() and len(found.text) <= 230
             assert extract_answer(found.text) == found.answer
             assert not any(line.split()[0] in found.names for line in found.text.split("\n"))
@@ -95,7 +133,9 @@ def test_passages_are_short_and_end_in_their_answer(book):
 @ANY
 def test_every_equation_in_the_working_is_true(kind, split, index, seed):
     operations = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": Fraction}
-    for a, sign, b, result in re.findall(r"(\d+) ([-+x/]) (\d+) = (\d+)", passage(kind, index, seed=seed, split=split).text):
+    for a, sign, b, result in re.findall(
+        r"(\d+) ([-+x/]) (\d+) = (\d+)", passage(kind, index, seed=seed, split=split).text
+    ):
         assert operations[sign](int(a), int(b)) == int(result)
 
 
@@ -110,12 +150,21 @@ def test_a_passage_is_a_function_of_its_arguments_in_every_process():
     code = "from slmjax.textbook.passages import *; print([passage(k, 7, seed=5, split=s).text for k in KINDS for s in SPLITS])"
     here = str([passage(kind, 7, seed=5, split=split).text for kind in KINDS for split in SPLITS])
     for hash_seed in ("1", "2"):
-        run = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert run.stdout.strip() == here
 
 
 def test_other_seeds_write_other_books():
-    assert all(passage(kind, 0, seed=0, split="train") != passage(kind, 0, seed=1, split="train") for kind in KINDS)
+    assert all(
+        passage(kind, 0, seed=0, split="train") != passage(kind, 0, seed=1, split="train")
+        for kind in KINDS
+    )
 
 
 def test_corpus_files_hold_the_passages_and_are_reused(tmp_path):
@@ -124,7 +173,9 @@ def test_corpus_files_hold_the_passages_and_are_reused(tmp_path):
         for key, split, count in (("path", "train", 20), ("heldout", "heldout", 5)):
             rows = [json.loads(line) for line in Path(files[kind][key]).read_text().splitlines()]
             expected = documents(kind, count, seed=1, split=split)
-            assert [(row["text"], row["template"]) for row in rows] == [(found.text, found.template) for found in expected]
+            assert [(row["text"], row["template"]) for row in rows] == [
+                (found.text, found.template) for found in expected
+            ]
             assert len({row["id"] for row in rows}) == count
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "book").iterdir()}
     assert write_corpus(tmp_path / "book", seed=1, train_per_kind=20, heldout_per_kind=5) == files
@@ -137,7 +188,12 @@ def test_a_damaged_corpus_is_written_again(tmp_path):
     how = {"seed": 1, "train_per_kind": 3, "heldout_per_kind": 1}
     files = write_corpus(tmp_path, **how)
     whole = {
-        path: path.read_bytes() for path in (tmp_path / "textbook.json", Path(files["units"]["path"]), Path(files["logic"]["heldout"]))
+        path: path.read_bytes()
+        for path in (
+            tmp_path / "textbook.json",
+            Path(files["units"]["path"]),
+            Path(files["logic"]["heldout"]),
+        )
     }
     for path, text in whole.items():
         for damaged in (text[:-9], text.replace(b"t", b"u", 1), b"[" * 100_000, b"\xff"):
@@ -159,7 +215,9 @@ def test_questions_are_heldout_prompts_with_the_chance_of_guessing():
     for kind in KINDS:
         asked = questions(kind, 40, seed=0)
         found = list(documents(kind, 40, seed=0, split="heldout"))
-        assert [(question.prompt, question.answer) for question in asked] == [(one.prompt, one.answer) for one in found]
+        assert [(question.prompt, question.answer) for question in asked] == [
+            (one.prompt, one.answer) for one in found
+        ]
         for question, one in zip(asked, found):
             assert (1 / len(one.choices) if one.choices else 0) <= question.chance < 0.6
 
@@ -167,7 +225,11 @@ def test_questions_are_heldout_prompts_with_the_chance_of_guessing():
 def test_an_answer_is_read_only_from_a_complete_answer_line():
     assert extract_answer("2 + 3 = 5.\nAnswer: 5.\nAnswer: 6.") == "5"
     assert extract_answer("\nAnswer: 1, 2, 3.") == "1, 2, 3"
-    assert extract_answer("Answer: 5") is None and extract_answer("The answer is 5.") is None and extract_answer("") is None
+    assert (
+        extract_answer("Answer: 5") is None
+        and extract_answer("The answer is 5.") is None
+        and extract_answer("") is None
+    )
 
 
 def test_unknown_kinds_and_splits_are_refused():
@@ -190,9 +252,22 @@ def read_word_problem(prompt):
 def read_units(prompt):
     sizes = {"months": 1, "years": 12, "decades": 120, "inches": 1, "feet": 12, "yards": 36}
     sizes |= {"days": 1, "weeks": 7, "minutes": 1, "hours": 60}
-    sizes |= {"millimeters": 1, "centimeters": 10, "meters": 1000, "cents": 1, "dollars": 100, "quarts": 1, "gallons": 4}
+    sizes |= {
+        "millimeters": 1,
+        "centimeters": 10,
+        "meters": 1000,
+        "cents": 1,
+        "dollars": 100,
+        "quarts": 1,
+        "gallons": 4,
+    }
     asked = re.search(r"[Hh]ow many (\w+)", prompt).group(1)
-    return str(Fraction(sum(int(amount) * sizes[unit] for amount, unit in re.findall(r"(\d+) (\w+)", prompt)), sizes[asked]))
+    return str(
+        Fraction(
+            sum(int(amount) * sizes[unit] for amount, unit in re.findall(r"(\d+) (\w+)", prompt)),
+            sizes[asked],
+        )
+    )
 
 
 def read_comparison(prompt):
@@ -242,4 +317,16 @@ def read_definition(prompt):
     return re.search(r"means (\w+)", prompt).group(1) if "means" in prompt else str(numbers[0])
 
 
-READERS = dict(zip(KINDS, (read_word_problem, read_units, read_comparison, read_sequence, read_logic, read_definition)))
+READERS = dict(
+    zip(
+        KINDS,
+        (
+            read_word_problem,
+            read_units,
+            read_comparison,
+            read_sequence,
+            read_logic,
+            read_definition,
+        ),
+    )
+)

@@ -21,11 +21,22 @@ def small_config(**train):
     """Width 64, two layers, every option of the model on; `train` overrides config.train."""
     c = configs.base()
     c.model.update(
-        {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16, "ff_width": 96, "qk_norm": True, "output_gate": True}
+        {
+            "width": 64,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 16,
+            "ff_width": 96,
+            "qk_norm": True,
+            "output_gate": True,
+        }
     )
     c.model.unroll = "False"  # half the time to compile
     c.data.seq_len = 24
-    c.train.update({"batch": 16, "warmup": 2, "steps": 20, "eps": 1e-3, **train})  # with a small eps AdamW makes signs of rounding noise
+    c.train.update(
+        {"batch": 16, "warmup": 2, "steps": 20, "eps": 1e-3, **train}
+    )  # with a small eps AdamW makes signs of rounding noise
     return c
 
 
@@ -43,7 +54,13 @@ def packed_batch(config, seed=0):
             positions[row, start:end] = np.arange(end - start)
             start = end
     weights = ((segments > 0) & (rng.random((B, T)) < 0.7)).astype(np.float32)
-    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segments": segments, "positions": positions, "weights": weights}
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segments": segments,
+        "positions": positions,
+        "weights": weights,
+    }
 
 
 class FixedRows:
@@ -102,7 +119,9 @@ class Setup:
         """One step; returns its metrics."""
         state = self.state
         with jax.set_mesh(self.mesh):
-            self.state, metrics = self.compiled(state, jax.device_put(batch, batch_sharding(self.mesh)))
+            self.state, metrics = self.compiled(
+                state, jax.device_put(batch, batch_sharding(self.mesh))
+            )
         return jax.tree.map(float, metrics)
 
     def lowered(self):
@@ -122,4 +141,8 @@ def whole(tree):
 
 def largest_difference(a, b):
     """Of two trees, over all elements."""
-    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(jnp.asarray(x) - jnp.asarray(y)).max()), a, b)))
+    return max(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, y: float(jnp.abs(jnp.asarray(x) - jnp.asarray(y)).max()), a, b)
+        )
+    )

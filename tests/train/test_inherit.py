@@ -42,7 +42,9 @@ def parent(folder, made, change=lambda buffers: buffers):
 
 
 def inherit(folder, child):
-    return resume.inherit(str(folder), child.state, child.program.shapes, child.program.declared[1], "hash")
+    return resume.inherit(
+        str(folder), child.state, child.program.shapes, child.program.declared[1], "hash"
+    )
 
 
 def same(one, other):
@@ -56,9 +58,15 @@ def test_parameters_and_counts_are_the_parents_and_float8_starts_anew(theirs, ow
     state, lineage, faults = inherit(tmp_path, child)
     assert same(state.params, items["params"]) and not same(state.params, child.state.params)
     of_buffers = child.program.declared[1]
-    counts, scales = (keep_channel(of_buffers, state.buffers, channel) for channel in ("forward", "cotangent"))
-    assert same(counts, keep_channel(of_buffers, items["buffers"], "forward")) and np.all(jax.tree.leaves(counts)[0] > 0)
-    assert same(scales, keep_channel(of_buffers, child.state.buffers, "cotangent")) and bool(scales) == (own == "float8")
+    counts, scales = (
+        keep_channel(of_buffers, state.buffers, channel) for channel in ("forward", "cotangent")
+    )
+    assert same(counts, keep_channel(of_buffers, items["buffers"], "forward")) and np.all(
+        jax.tree.leaves(counts)[0] > 0
+    )
+    assert same(scales, keep_channel(of_buffers, child.state.buffers, "cotangent")) and bool(
+        scales
+    ) == (own == "float8")
     assert same(state.optimizer, child.state.optimizer) and state.step == 0
     assert [one["step"] for one in lineage] == [7] and faults == []
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == child.where
@@ -71,7 +79,10 @@ def test_parameters_and_counts_are_the_parents_and_float8_starts_anew(theirs, ow
             lambda tree: jax.tree.map(lambda leaf: leaf[:, :2], tree),
             r"buffers do not fit .*channel/counts is int32\[2, 2\] there and int32\[2, 3\]",
         ),
-        (lambda tree: jax.tree.map(np.float32, tree), r"channel/counts is float32\[2, 3\] there and int32\[2, 3\] here"),
+        (
+            lambda tree: jax.tree.map(np.float32, tree),
+            r"channel/counts is float32\[2, 3\] there and int32\[2, 3\] here",
+        ),
         (lambda tree: {"other": tree}, r"channel/counts is missing there and int32\[2, 3\] here"),
     ],
     ids=["shape", "type", "name"],
@@ -91,7 +102,10 @@ def test_counts_that_no_parent_has_start_anew_and_a_line_says_so(products, tmp_p
     state, _, _ = inherit(tmp_path, child)
     assert same(state.params, items["params"]) and same(state.buffers, child.state.buffers)
     out = capsys.readouterr().out
-    assert f"--init_from={tmp_path} has no buffers (stack/0/0/channel/counts); they start anew" in out and out.count("\n") == 1
+    assert (
+        f"--init_from={tmp_path} has no buffers (stack/0/0/channel/counts); they start anew" in out
+        and out.count("\n") == 1
+    )
 
 
 @pytest.mark.slow
@@ -99,8 +113,16 @@ def test_a_child_counts_on_from_where_its_parent_ended(corpus, tmp_path, monkeyp
     taken = []
     fields = {"model__pattern": COUNTED, "train__steps": 5}
     assert runs.train(corpus, tmp_path / "parent", **fields) == 0
-    monkeypatch.setattr("slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0)
-    assert runs.train(corpus, tmp_path / "child", f"--init_from={tmp_path / 'parent'}", **fields) == 0
+    monkeypatch.setattr(
+        "slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0
+    )
+    assert (
+        runs.train(corpus, tmp_path / "child", f"--init_from={tmp_path / 'parent'}", **fields) == 0
+    )
     (counts,) = jax.tree.leaves(whole(taken[0].buffers))
-    (theirs,) = (leaf for name, leaf in runs.saved(tmp_path / "parent", 5).items() if name.startswith("buffers"))
+    (theirs,) = (
+        leaf
+        for name, leaf in runs.saved(tmp_path / "parent", 5).items()
+        if name.startswith("buffers")
+    )
     assert counts.sum() > 0 and counts.tobytes() == theirs.tobytes() and int(taken[0].step) == 0

@@ -50,7 +50,13 @@ def start(folder, point=""):
     if point:
         environment |= {"SLMJAX_TEST_KILL": point, "SLMJAX_TEST_FOLDER": str(folder)}
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.train.killed", f"--config={RECIPE}", f"--workdir={folder / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.train.killed",
+        f"--config={RECIPE}",
+        f"--workdir={folder / 'run'}",
+    ]
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **out)
 
@@ -89,11 +95,18 @@ class Chain:
             process.kill()
         out = process.communicate(timeout=LIMIT)[0]
         assert process.returncode in (0, -signal.SIGKILL), out
-        where = out.strip().splitlines()[-1] if at_a_change else f"{seconds:.2f} s after step {step}"
-        print(f"{self.folder.name}, {point}: status {process.returncode}, step {self._reached(known)}; {where}")
+        where = (
+            out.strip().splitlines()[-1] if at_a_change else f"{seconds:.2f} s after step {step}"
+        )
+        print(
+            f"{self.folder.name}, {point}: status {process.returncode}, step {self._reached(known)}; {where}"
+        )
         if process.returncode == 0:
             return False
-        self.kills, self.last = self.kills + 1, self.last + (STEPS in Checkpoints(self.folder / "run").steps())
+        self.kills, self.last = (
+            self.kills + 1,
+            self.last + (STEPS in Checkpoints(self.folder / "run").steps()),
+        )
         return True
 
     def ends(self):
@@ -105,7 +118,14 @@ class Chain:
 
     def _reached(self, known):
         """The last step of this session."""
-        return max((record["step"] for record in self._records()[known:] if record.get("event") != "resume"), default=-1)
+        return max(
+            (
+                record["step"]
+                for record in self._records()[known:]
+                if record.get("event") != "resume"
+            ),
+            default=-1,
+        )
 
 
 def assert_same(folder, undisturbed):
@@ -116,7 +136,9 @@ def assert_same(folder, undisturbed):
         assert (mine / name).read_bytes() == (other / name).read_bytes()
     assert records(mine) == records(other)
     with np.load(mine / "heldout.npz") as scores, np.load(other / "heldout.npz") as others:
-        assert {name: scores[name].tobytes() for name in scores} == {name: others[name].tobytes() for name in others}
+        assert {name: scores[name].tobytes() for name in scores} == {
+            name: others[name].tobytes() for name in others
+        }
     steps = Checkpoints(mine).steps()
     assert steps == Checkpoints(other).steps() == [24, 25, 30]
     for step in steps:
@@ -138,7 +160,13 @@ def records(workdir):
     found = []
     for record in metrics.read(workdir).kept:
         if record.get("event") not in SESSIONS:
-            found.append({name: value for name, value in record.items() if name != "time" and not name.startswith("perf/")})
+            found.append(
+                {
+                    name: value
+                    for name, value in record.items()
+                    if name != "time" and not name.startswith("perf/")
+                }
+            )
     return found
 
 
@@ -150,7 +178,9 @@ def report(folder):
         heading, _, inner = section.partition("</h2>")
         heading = heading.rpartition(">")[2]
         curves = [path for path in re.findall(r'<path d="([^"]*)"', inner) if path.count("L") > 5]
-        words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", inner, flags=re.DOTALL).replace("Dotted vertical lines: restarts.", "")
+        words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", inner, flags=re.DOTALL).replace(
+            "Dotted vertical lines: restarts.", ""
+        )
         sections[heading] = (" ".join(words.split()), curves)
     assert len(sections) > 8 and "finished" in page and "not finished" not in page
     return {heading: found for heading, found in sections.items() if heading not in TIMED}

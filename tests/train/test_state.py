@@ -42,7 +42,28 @@ def test_one_spike_however_large_hides_only_few_others():
 
 def test_a_level_that_stays_is_accepted_before_a_run_would_end():
     """Gradient norms as a run of 30M parameters had them: 0.114, then between 0.3 and 1.2 at unmoved parameters, at a loss as before."""
-    norms = [0.64, 1.13, 1.10, 0.69, 0.32, 0.94, 1.06, 0.78, 1.19, 1.01, 0.69, 1.0, 1.17, 0.72, 0.62, 1.12, 0.99, 0.94, 1.21, 0.76]
+    norms = [
+        0.64,
+        1.13,
+        1.10,
+        0.69,
+        0.32,
+        0.94,
+        1.06,
+        0.78,
+        1.19,
+        1.01,
+        0.69,
+        1.0,
+        1.17,
+        0.72,
+        0.62,
+        1.12,
+        0.99,
+        0.94,
+        1.21,
+        0.76,
+    ]
     usual = list(0.114 + 0.006 * np.sin(np.arange(WINDOW)))
     kept, _ = run([1.74] * (WINDOW + len(norms)), [*usual, *norms])
     assert all(kept[:WINDOW])
@@ -57,7 +78,9 @@ def test_without_a_limit_only_non_finite_values_are_skipped():
 def test_the_running_mean_and_variance_are_those_of_the_steps_while_they_fit_the_window():
     values = np.random.default_rng(0).normal(3.0, 0.5, WINDOW)
     _, spikes = run(values, sigma=0.0)
-    np.testing.assert_allclose([spikes.mean[0], spikes.variance[0]], [values.mean(), values.var()], rtol=1e-4)
+    np.testing.assert_allclose(
+        [spikes.mean[0], spikes.variance[0]], [values.mean(), values.var()], rtol=1e-4
+    )
 
 
 def test_the_loss_scale_halves_with_each_step_that_is_not_finite_and_comes_back():

@@ -72,7 +72,10 @@ GOLDEN = [6.260368, 1.568203, 6.703821e-4]
 
 def test_gradients_of_the_step_are_those_of_a_plain_loss():
     config = small_config(optimizer="adamw", clip=0.0, weight_decay=0.0, z_loss=1e-3)
-    setup, batch = Setup(config, of=LanguageModeling), jax.tree.map(jnp.array, packed_batch(small_config()))
+    setup, batch = (
+        Setup(config, of=LanguageModeling),
+        jax.tree.map(jnp.array, packed_batch(small_config())),
+    )
     params = jax.tree.map(jnp.array, whole(setup.state.params))
 
     def plain(params):
@@ -91,7 +94,8 @@ def test_gradients_of_the_step_are_those_of_a_plain_loss():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "optimizer"), [*((mesh, "adamw") for mesh in MESHES), pytest.param("mixed", "muon", marks=pytest.mark.slow)]
+    ("mesh", "optimizer"),
+    [*((mesh, "adamw") for mesh in MESHES), pytest.param("mixed", "muon", marks=pytest.mark.slow)],
 )
 def test_three_steps_on_eight_devices_equal_one_device(mesh, optimizer):
     one, many = on_mesh(None, optimizer=optimizer), on_mesh(mesh, optimizer=optimizer)
@@ -104,7 +108,11 @@ def test_three_steps_on_eight_devices_equal_one_device(mesh, optimizer):
     assert largest_difference(whole(one.state.params), whole(many.state.params)) < 1e-6
     # AdamW's first moments are sums of gradients: element for element the same.
     moments = [setup.state.optimizer["adam"].mu for setup in (one, many)]
-    assert largest_difference(*map(whole, moments)) < 1e-6 < max(float(abs(leaf).max()) for leaf in moments[0].values()) / 100
+    assert (
+        largest_difference(*map(whole, moments))
+        < 1e-6
+        < max(float(abs(leaf).max()) for leaf in moments[0].values()) / 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,15 +127,23 @@ def test_each_device_holds_and_computes_its_share(mesh, pattern):
     parts = setup.config.train.microbatches
     alone = compiled_once(None, pattern=pattern, parts=parts)  # only lowered here
     ways = setup.mesh.shape["fsdp"] * setup.mesh.shape["tensor"]
-    for tree, shapes in ((setup.state.params, alone.program.shapes.params), (setup.state.optimizer, alone.program.shapes.optimizer)):
+    for tree, shapes in (
+        (setup.state.params, alone.program.shapes.params),
+        (setup.state.optimizer, alone.program.shapes.optimizer),
+    ):
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         assert held == pytest.approx(total / ways, rel=0.05)
     program = setup.compiled
     assert alone.lowered().cost_analysis()["flops"] / program.cost_analysis()["flops"] > 7.5
     B, T, V = setup.config.train.batch // parts, setup.config.data.seq_len, setup.arch.vocab_size
-    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"(?:f32|bf16)\[([\d,]+)\]", program.as_text())}
-    assert not [s for s in shapes if len(s) >= 2 and s[:2] == (B, T)], "an activation of the whole batch is on one device"
+    shapes = {
+        tuple(map(int, found.split(",")))
+        for found in re.findall(r"(?:f32|bf16)\[([\d,]+)\]", program.as_text())
+    }
+    assert not [s for s in shapes if len(s) >= 2 and s[:2] == (B, T)], (
+        "an activation of the whole batch is on one device"
+    )
     assert not [s for s in shapes if T in s and V in s], "logits of whole rows are in the program"
     assert any(T in s for s in shapes)
 
@@ -146,7 +162,10 @@ def test_accumulated_parts_equal_the_whole_batch_when_their_token_counts_differ(
 def test_matrices_are_cast_to_the_compute_type_and_norms_decays_and_own_parameters_are_not():
     """In bfloat16 a decay's bias of -7 has steps of 0.03, and what it learns would not be seen."""
     config, seen = small_config(), {}
-    config.precision.compute, config.model.pattern = "bfloat16", ("ssm key_dim=16", "tests.models.own:Mean")
+    config.precision.compute, config.model.pattern = (
+        "bfloat16",
+        ("ssm key_dim=16", "tests.models.own:Mean"),
+    )
 
     class Noting(LanguageModeling):
         def loss(self, model, params, *rest, **more):
@@ -157,8 +176,18 @@ def test_matrices_are_cast_to_the_compute_type_and_norms_decays_and_own_paramete
     wide = {path for path, dtype in seen.items() if dtype == "float32"}
     narrow = {path for path, dtype in seen.items() if dtype == "bfloat16"}
     assert wide | narrow == set(seen)
-    assert {"embedding", "stack/0/0/mixer/step", "stack/0/0/mixer/out", "stack/0/1/channel/up"} <= narrow
-    assert {"final_norm/scale", "stack/0/0/mixer_norm/scale", "stack/0/0/mixer/step_bias", "stack/0/1/own/mix"} <= wide
+    assert {
+        "embedding",
+        "stack/0/0/mixer/step",
+        "stack/0/0/mixer/out",
+        "stack/0/1/channel/up",
+    } <= narrow
+    assert {
+        "final_norm/scale",
+        "stack/0/0/mixer_norm/scale",
+        "stack/0/0/mixer/step_bias",
+        "stack/0/1/own/mix",
+    } <= wide
 
 
 @pytest.mark.parametrize(("compute", "near"), [("bfloat16", 0.03), ("float16", 0.004)])
@@ -170,7 +199,14 @@ def test_gradients_in_a_short_type_are_near_those_in_float32(compute, near):
     batch, moments = packed_batch(config), []
     for setup in (one_device(), short):
         setup.step(batch)
-        moments.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(whole(setup.state.optimizer["adam"].mu))]))
+        moments.append(
+            np.concatenate(
+                [
+                    np.ravel(leaf)
+                    for leaf in jax.tree.leaves(whole(setup.state.optimizer["adam"].mu))
+                ]
+            )
+        )
     assert 0 < np.linalg.norm(moments[1] - moments[0]) < near * np.linalg.norm(moments[0])
 
 
@@ -179,14 +215,18 @@ def test_in_float16_gradients_that_exceed_its_range_halve_the_loss_scale_until_t
     batch = packed_batch(setup.config)
     usual = setup.step(batch)
     setup.reset()
-    setup.state = dataclasses.replace(setup.state, spikes=dataclasses.replace(setup.state.spikes, exponent=jnp.float32(16)))
+    setup.state = dataclasses.replace(
+        setup.state, spikes=dataclasses.replace(setup.state.spikes, exponent=jnp.float32(16))
+    )
     before, found = whole(setup.state.params), []
     while not found or found[-1]["skips"]:
         assert largest_difference(before, whole(setup.state.params)) == 0 and len(found) < 16
         found.append(setup.step(batch))
     assert len(found) > 2 and not np.isfinite(found[0]["grad_norm"])
     assert found[-1]["loss"] == pytest.approx(usual["loss"], rel=1e-6)
-    assert found[-1]["grad_norm"] == pytest.approx(usual["grad_norm"], rel=1e-3)  # rounding differs only below float16's normal range
+    assert found[-1]["grad_norm"] == pytest.approx(
+        usual["grad_norm"], rel=1e-3
+    )  # rounding differs only below float16's normal range
     assert largest_difference(before, whole(setup.state.params)) > 0
 
 
@@ -194,9 +234,23 @@ def test_a_step_with_a_non_finite_loss_changes_nothing_but_the_count():
     setup = one_device()
     batch = packed_batch(setup.config)
     setup.step(batch)
-    before = whole((setup.state.params, setup.state.optimizer, setup.state.spikes.mean, setup.state.spikes.count))
+    before = whole(
+        (
+            setup.state.params,
+            setup.state.optimizer,
+            setup.state.spikes.mean,
+            setup.state.spikes.count,
+        )
+    )
     metrics = setup.step({**batch, "tokens": np.full_like(batch["tokens"], 7)})
-    after = whole((setup.state.params, setup.state.optimizer, setup.state.spikes.mean, setup.state.spikes.count))
+    after = whole(
+        (
+            setup.state.params,
+            setup.state.optimizer,
+            setup.state.spikes.mean,
+            setup.state.spikes.count,
+        )
+    )
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert metrics["skips"] == 1 and int(setup.state.step) == 2
     assert setup.step(batch)["skips"] == 0

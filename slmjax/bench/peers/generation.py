@@ -13,7 +13,10 @@ from slmjax.bench.peers.llama_weights import llama_config
 from slmjax.models.architecture import vocab_rows
 from slmjax.models.pattern import from_config
 
-CACHES = {"dynamic cache": None, "static cache, compiled": "static"}  # transformers compiles the step of a static cache on a GPU
+CACHES = {
+    "dynamic cache": None,
+    "static cache, compiled": "static",
+}  # transformers compiles the step of a static cache on a GPU
 
 
 def measure_peer(
@@ -23,12 +26,21 @@ def measure_peer(
 
     Raises: UserError where the config asks for what Llama does not have.
     """
-    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
-        return [], [f"no peers: {' and '.join(missing)} not installed here; pip install 'slmjax[hf]'"]
+    if missing := [
+        name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None
+    ]:
+        return [], [
+            f"no peers: {' and '.join(missing)} not installed here; pip install 'slmjax[hf]'"
+        ]
     llama_config(_architecture(config), prompt + tokens)
     question = [configs.to_dict(config), batches, prompt, tokens, runs]
-    found, fault = shell.ask("slmjax.bench.peers.generation", question, seconds=seconds, JAX_PLATFORMS="cpu")
-    rows, messages = [f for f in found if isinstance(f, dict)], [f for f in found if isinstance(f, str)]
+    found, fault = shell.ask(
+        "slmjax.bench.peers.generation", question, seconds=seconds, JAX_PLATFORMS="cpu"
+    )
+    rows, messages = (
+        [f for f in found if isinstance(f, dict)],
+        [f for f in found if isinstance(f, str)],
+    )
     return rows, [*messages, f"peers: {fault}"] if fault else messages
 
 
@@ -41,7 +53,9 @@ def main() -> None:
     values, batches, prompt, tokens, runs = json.load(sys.stdin)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = LlamaForCausalLM(llama_config(_architecture(configs.freeze(configs.from_dict(values))), prompt + tokens))
+    model = LlamaForCausalLM(
+        llama_config(_architecture(configs.freeze(configs.from_dict(values))), prompt + tokens)
+    )
     model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
     for name, cache in CACHES.items():
         who = f"transformers {transformers.__version__}, {name}"
@@ -50,25 +64,42 @@ def main() -> None:
                 found = f"{who}: only on a GPU"
             else:
                 try:
-                    found = {"who": who, "batch": batch, "prompt": prompt, **_measure(model, cache, batch, prompt, tokens, runs)}
-                except (RuntimeError, ValueError) as error:  # out of memory and torch.compile too are RuntimeErrors
+                    found = {
+                        "who": who,
+                        "batch": batch,
+                        "prompt": prompt,
+                        **_measure(model, cache, batch, prompt, tokens, runs),
+                    }
+                except (
+                    RuntimeError,
+                    ValueError,
+                ) as error:  # out of memory and torch.compile too are RuntimeErrors
                     found = f"{who}, batch {batch}: {(str(error).splitlines() or [type(error).__name__])[0]}"
             print(json.dumps(found), flush=True)
 
 
-def _measure(model: Any, cache: str | None, batch: int, prompt: int, tokens: int, runs: int) -> dict[str, Any]:
+def _measure(
+    model: Any, cache: str | None, batch: int, prompt: int, tokens: int, runs: int
+) -> dict[str, Any]:
     """Prefill is the time of one new token; a token's time is the rest of a whole call over the other tokens."""
     import torch
 
-    ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = torch.randint(
+        0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)
+    ).to(model.device)
     cuda = model.device.type == "cuda"
 
     def seconds(new: int) -> float:
         start = time.perf_counter()
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, use_cache=True,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            use_cache=True,
             cache_implementation=cache,
-        )  # fmt: skip
+        )
         if cuda:
             torch.cuda.synchronize()
         if out.shape != (batch, prompt + new):
@@ -81,10 +112,15 @@ def _measure(model: Any, cache: str | None, batch: int, prompt: int, tokens: int
     seconds(tokens)  # a compiled step records its CUDA graph in its second call
     prefill, whole = (statistics.median(seconds(new) for _ in range(runs)) for new in (1, tokens))
     loop = (whole - prefill) / (tokens - 1) * tokens
-    return {"prefill ms": 1e3 * prefill, "ms a token": 1e3 * loop / tokens, "tokens/s": batch * tokens / loop,
-            "state MB": None, "floor ms": None,
-            "compile s": max(0.0, first - prefill - whole) if cache else None,
-            "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None}  # fmt: skip
+    return {
+        "prefill ms": 1e3 * prefill,
+        "ms a token": 1e3 * loop / tokens,
+        "tokens/s": batch * tokens / loop,
+        "state MB": None,
+        "floor ms": None,
+        "compile s": max(0.0, first - prefill - whole) if cache else None,
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+    }
 
 
 def _architecture(config: configs.Config) -> Any:

@@ -34,13 +34,26 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
     other = [name for name in ("qk_norm", "output_gate") if getattr(arch, name)]
     other += ["pattern"] if set(arch.blocks) != {Block()} else []
     if other:
-        raise UserError(f"config.model.{other[0]} asks for what Llama does not have; the peer needs plain attention+mlp blocks.")
+        raise UserError(
+            f"config.model.{other[0]} asks for what Llama does not have; the peer needs plain attention+mlp blocks."
+        )
     return LlamaConfig(
-        vocab_size=arch.vocab_size, hidden_size=arch.width, intermediate_size=arch.ff_width, num_hidden_layers=arch.layers,
-        num_attention_heads=arch.heads, num_key_value_heads=arch.kv_heads, head_dim=arch.head_dim, rms_norm_eps=arch.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta}, tie_word_embeddings=arch.tied,
-        max_position_embeddings=seq_len, use_cache=False, bos_token_id=None, eos_token_id=None, attn_implementation=attention,
-    )  # fmt: skip
+        vocab_size=arch.vocab_size,
+        hidden_size=arch.width,
+        intermediate_size=arch.ff_width,
+        num_hidden_layers=arch.layers,
+        num_attention_heads=arch.heads,
+        num_key_value_heads=arch.kv_heads,
+        head_dim=arch.head_dim,
+        rms_norm_eps=arch.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta},
+        tie_word_embeddings=arch.tied,
+        max_position_embeddings=seq_len,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation=attention,
+    )
 
 
 def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
@@ -65,7 +78,11 @@ def llama_weights(arch: Architecture, params: dict) -> dict[str, np.ndarray]:
     for name, path, row in llama_names(arch):
         leaf = flat[path] if row is None else flat[path][row]
         inputs = len(declared[path].inputs)
-        out[name] = np.ascontiguousarray(leaf.reshape(math.prod(leaf.shape[:inputs]), -1).T) if inputs else leaf
+        out[name] = (
+            np.ascontiguousarray(leaf.reshape(math.prod(leaf.shape[:inputs]), -1).T)
+            if inputs
+            else leaf
+        )
     if arch.tied:
         out["lm_head.weight"] = out["model.embed_tokens.weight"]
     return out

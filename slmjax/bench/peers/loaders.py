@@ -12,7 +12,9 @@ import numpy as np
 OPEN_ROWS = 64  # that first-fit tries
 
 
-def packers(train: Mapping[str, Any], *, seq_len: int, batch: int) -> dict[str, Callable[[int], Any]]:
+def packers(
+    train: Mapping[str, Any], *, seq_len: int, batch: int
+) -> dict[str, Callable[[int], Any]]:
     """{name: function from a seed to a context manager that iterates over batches [batch, seq_len]}; {} where Grain has no packers.
 
     Documents are cut every `seq_len` tokens, and sources mixed in proportion to their tokens.
@@ -24,15 +26,21 @@ def packers(train: Mapping[str, Any], *, seq_len: int, batch: int) -> dict[str, 
         print(f"peers skipped: {missing}")
         return {}
     packing = {
-        "grain first-fit": lambda data: FirstFitPackIterDataset(data, length_struct={"tokens": seq_len}, num_packing_bins=OPEN_ROWS),
-        "grain concat-then-split": lambda data: ConcatThenSplitIterDataset(data, length_struct={"tokens": seq_len}),
+        "grain first-fit": lambda data: FirstFitPackIterDataset(
+            data, length_struct={"tokens": seq_len}, num_packing_bins=OPEN_ROWS
+        ),
+        "grain concat-then-split": lambda data: ConcatThenSplitIterDataset(
+            data, length_struct={"tokens": seq_len}
+        ),
     }
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)
 
     def make(pack: Callable) -> Callable[[int], Any]:
         def batches(seed: int) -> "_Closing":
             sources = [Pieces(shards, seq_len) for shards in train.values()]
-            data = [grain.MapDataset.source(source).shuffle(seed=seed).repeat() for source in sources]
+            data = [
+                grain.MapDataset.source(source).shuffle(seed=seed).repeat() for source in sources
+            ]
             mixed = grain.MapDataset.mix(data, weights=[len(source) for source in sources])
             return _Closing(iter(pack(mixed.to_iter_dataset(reading)).batch(batch)))
 
@@ -49,14 +57,20 @@ class Pieces:
         parts = -(-lengths // seq_len)
         self._shards = shards
         self._docs = np.repeat(np.arange(len(lengths)), parts)
-        self._offsets = (np.arange(len(self._docs)) - np.repeat(np.cumsum(parts) - parts, parts)) * seq_len
+        self._offsets = (
+            np.arange(len(self._docs)) - np.repeat(np.cumsum(parts) - parts, parts)
+        ) * seq_len
         self._lengths = np.minimum(lengths[self._docs] - self._offsets, seq_len)
 
     def __len__(self) -> int:
         return len(self._docs)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {"tokens": self._shards.read(int(self._docs[i]), int(self._offsets[i]), int(self._lengths[i]))[:-1]}
+        return {
+            "tokens": self._shards.read(
+                int(self._docs[i]), int(self._offsets[i]), int(self._lengths[i])
+            )[:-1]
+        }
 
 
 class _Closing:

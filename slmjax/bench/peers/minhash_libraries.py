@@ -29,14 +29,26 @@ def word_shingles(text: str) -> set[str]:
 
 def keepers(sets: Sequence[set[str]], scheme: Scheme) -> dict[str, Int64[np.ndarray, " documents"]]:
     """{library: of every document the one that is kept for it}: the first kept one before it that its index names, and no check."""
-    return {name: _greedy(_candidates(name, _sketch(name, sets, scheme), scheme)) for name in LIBRARIES if importlib.util.find_spec(name)}
+    return {
+        name: _greedy(_candidates(name, _sketch(name, sets, scheme), scheme))
+        for name in LIBRARIES
+        if importlib.util.find_spec(name)
+    }
 
 
-def makers(files: Sequence[Path], scheme: Scheme, processes: int, folder: Path) -> dict[str, Callable[[], int]]:
+def makers(
+    files: Sequence[Path], scheme: Scheme, processes: int, folder: Path
+) -> dict[str, Callable[[], int]]:
     """{library: function that reads the files, clusters them, and returns how many documents it would remove}."""
-    found = {name: functools.partial(_files, name, files, scheme, processes) for name in LIBRARIES if importlib.util.find_spec(name)}
+    found = {
+        name: functools.partial(_files, name, files, scheme, processes)
+        for name in LIBRARIES
+        if importlib.util.find_spec(name)
+    }
     if importlib.util.find_spec("datatrove"):
-        found["datatrove"] = functools.partial(_datatrove, files[0], scheme, processes, folder / "datatrove")
+        found["datatrove"] = functools.partial(
+            _datatrove, files[0], scheme, processes, folder / "datatrove"
+        )
     return found
 
 
@@ -56,7 +68,9 @@ def _sketch(name: str, sets: Sequence[set[str]], scheme: Scheme) -> list[Any]:
     import datasketch
 
     tokens = [[shingle.encode() for shingle in of] for of in sets]
-    return datasketch.MinHash.bulk(tokens, num_perm=scheme.hashes, seed=scheme.seed, hashfunc=zlib.crc32)
+    return datasketch.MinHash.bulk(
+        tokens, num_perm=scheme.hashes, seed=scheme.seed, hashfunc=zlib.crc32
+    )
 
 
 def _candidates(name: str, sketches: Sequence[Any], scheme: Scheme) -> Iterator[list[int]]:
@@ -64,7 +78,9 @@ def _candidates(name: str, sketches: Sequence[Any], scheme: Scheme) -> Iterator[
     if name == "rensa":
         import rensa
 
-        index = rensa.RMinHashLSH(0.5, scheme.hashes, scheme.bands)  # the threshold serves its method is_similar only
+        index = rensa.RMinHashLSH(
+            0.5, scheme.hashes, scheme.bands
+        )  # the threshold serves its method is_similar only
     else:
         import datasketch
 
@@ -76,7 +92,9 @@ def _candidates(name: str, sketches: Sequence[Any], scheme: Scheme) -> Iterator[
 
 def _files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> int:
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        sketches = [of for part in pool.map(functools.partial(_file, name, scheme), files) for of in part]
+        sketches = [
+            of for part in pool.map(functools.partial(_file, name, scheme), files) for of in part
+        ]
     keeper = _greedy(_candidates(name, sketches, scheme))
     return int((keeper != np.arange(len(keeper))).sum())
 
@@ -92,7 +110,12 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
 
     os.environ["DATATROVE_COLORIZE_LOGS"] = "0"
     from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import (
+        MinhashConfig,
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupSignature,
+    )
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.utils.hashing import HashConfig
     from loguru import logger
@@ -102,9 +125,14 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
     (folder / "text").mkdir(parents=True)
     lines = file.read_text(encoding="utf8").splitlines(keepends=True)
     for number in range(processes):
-        (folder / "text" / f"{number}.jsonl").write_text("".join(lines[number::processes]), encoding="utf8")
+        (folder / "text" / f"{number}.jsonl").write_text(
+            "".join(lines[number::processes]), encoding="utf8"
+        )
     config = MinhashConfig(
-        n_grams=scheme.ngram, num_buckets=scheme.bands, hashes_per_bucket=scheme.rows, hash_config=HashConfig(precision=64)
+        n_grams=scheme.ngram,
+        num_buckets=scheme.bands,
+        hashes_per_bucket=scheme.rows,
+        hash_config=HashConfig(precision=64),
     )
     places = [str(folder / name) for name in ("signatures", "buckets", "removed", "logs")]
     blocks = [
@@ -113,5 +141,7 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
         ([MinhashDedupCluster(places[1], places[2], config=config)], 1),
     ]
     for number, (pipeline, tasks) in enumerate(blocks):
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=processes, logging_dir=f"{places[3]}/{number}").run()
+        LocalPipelineExecutor(
+            pipeline, tasks=tasks, workers=processes, logging_dir=f"{places[3]}/{number}"
+        ).run()
     return sum(file.stat().st_size // 4 for file in Path(places[2]).glob("*.remove"))

@@ -12,7 +12,11 @@ from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config
 
-BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")  # of torch.nn.attention.SDPBackend
+BACKENDS = (
+    "FLASH_ATTENTION",
+    "CUDNN_ATTENTION",
+    "EFFICIENT_ATTENTION",
+)  # of torch.nn.attention.SDPBackend
 
 
 def import_torch() -> Any:
@@ -32,10 +36,23 @@ def attention_ms(arch: Architecture, batch: int, length: int) -> dict[str, float
     found = {}
     for name in BACKENDS if torch.cuda.is_available() else ():
         heads = arch.heads, arch.kv_heads, arch.kv_heads, arch.heads
-        q, k, v, g = (torch.randn(batch, n, length, arch.head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in heads)
+        q, k, v, g = (
+            torch.randn(
+                batch,
+                n,
+                length,
+                arch.head_dim,
+                device="cuda",
+                dtype=torch.bfloat16,
+                requires_grad=True,
+            )
+            for n in heads
+        )
 
         def once(q=q, k=k, v=v, g=g):
-            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).backward(g)
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            ).backward(g)
 
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
@@ -46,7 +63,9 @@ def attention_ms(arch: Architecture, batch: int, length: int) -> dict[str, float
     return found
 
 
-def train_peer(arch: Architecture, batch: int, length: int, *, steps: int, seed: int = 0) -> dict[str, Any]:
+def train_peer(
+    arch: Architecture, batch: int, length: int, *, steps: int, seed: int = 0
+) -> dict[str, Any]:
     """Train on random tokens, one document a row, and measure.
 
     torch.compile, the best attention backend, bfloat16 autocast over float32 masters on a GPU (float32 elsewhere), AdamW fused, gradients
@@ -98,10 +117,14 @@ def train_peer(arch: Architecture, batch: int, length: int, *, steps: int, seed:
     attention = f"{backend.split('_')[0].lower()} attention" if backend else "default attention"
     return {
         "who": f"PyTorch {torch.__version__.partition('+')[0]}, torch.compile, {attention}, fused AdamW",
-        "attention_ms": found, "first_step_s": first_step, "step_ms": 1e3 * statistics.median(times), "loss": first,
+        "attention_ms": found,
+        "first_step_s": first_step,
+        "step_ms": 1e3 * statistics.median(times),
+        "loss": first,
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "compute": "bfloat16" if device == "cuda" else "float32",
-    }  # fmt: skip
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "compute": "bfloat16" if device == "cuda" else "float32",
+    }
 
 
 def Decoder(torch: Any, arch: Architecture) -> Any:
@@ -112,16 +135,27 @@ def Decoder(torch: Any, arch: Architecture) -> Any:
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.mixer_norm, self.channel_norm = nn.RMSNorm(D, eps=arch.norm_eps), nn.RMSNorm(D, eps=arch.norm_eps)
+            self.mixer_norm, self.channel_norm = (
+                nn.RMSNorm(D, eps=arch.norm_eps),
+                nn.RMSNorm(D, eps=arch.norm_eps),
+            )
             self.query, self.key, self.value = (nn.Linear(D, n * H, bias=False) for n in (N, K, K))
-            self.out, self.gate, self.up, self.down = (nn.Linear(*s, bias=False) for s in ((N * H, D), (D, T), (D, T), (T, D)))
+            self.out, self.gate, self.up, self.down = (
+                nn.Linear(*s, bias=False) for s in ((N * H, D), (D, T), (D, T), (T, D))
+            )
 
         def forward(self, x, cos, sin):
             B, S, _ = x.shape
             y = self.mixer_norm(x)
-            q, k, v = (of(y).view(B, S, -1, H).transpose(1, 2) for of in (self.query, self.key, self.value))
+            q, k, v = (
+                of(y).view(B, S, -1, H).transpose(1, 2) for of in (self.query, self.key, self.value)
+            )
             mixed = F.scaled_dot_product_attention(
-                _rotate(torch, q, cos, sin), _rotate(torch, k, cos, sin), v, is_causal=True, enable_gqa=True
+                _rotate(torch, q, cos, sin),
+                _rotate(torch, k, cos, sin),
+                v,
+                is_causal=True,
+                enable_gqa=True,
             )
             x = x + self.out(mixed.transpose(1, 2).reshape(B, S, N * H))
             y = self.channel_norm(x)
@@ -144,8 +178,13 @@ def Decoder(torch: Any, arch: Architecture) -> Any:
             x = self.embedding(tokens)
             if x.is_cuda:
                 x = x.to(torch.bfloat16)
-            frequency = arch.rope_theta ** (-torch.arange(H // 2, device=x.device, dtype=torch.float32) / (H // 2))
-            angle = torch.arange(tokens.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency
+            frequency = arch.rope_theta ** (
+                -torch.arange(H // 2, device=x.device, dtype=torch.float32) / (H // 2)
+            )
+            angle = (
+                torch.arange(tokens.shape[1], device=x.device, dtype=torch.float32)[:, None]
+                * frequency
+            )
             cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
             for layer in self.layers:
                 x = layer(x, cos, sin)
@@ -171,7 +210,9 @@ def _timed(torch: Any, once: Any) -> float:
 def main() -> None:
     """Read {config, vocab, batch, length, steps} as JSON, train, and print the figures as one line of JSON."""
     spec = json.load(sys.stdin)
-    arch = from_config(configs.freeze(configs.from_dict(spec.pop("config"))).model, spec.pop("vocab"))
+    arch = from_config(
+        configs.freeze(configs.from_dict(spec.pop("config"))).model, spec.pop("vocab")
+    )
     try:
         print(json.dumps(train_peer(arch, **spec)))
     except UserError as error:
