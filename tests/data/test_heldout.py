@@ -100,7 +100,7 @@ def test_held_out_groups_obey_every_limit(sizes, share):
     (chosen,) = choose_groups({"s": table(groups)}, {"s": sum(sizes)}, share).groups.values()
     held, total = [groups[int(group)] for group in chosen], sum(sizes)
     assert len(held) <= len(sizes) // 2
-    assert sum(held) <= min(hashing.MAX_BYTES, total / 2)
+    assert sum(held) <= min(heldout.MAX_BYTES, total / 2)
     assert len(held) == 0 or sum(held[:-1]) < share * total  # the last group was still needed
     possible = len(sizes) > 1 and min(sizes) <= total / 2
     assert bool(held) is possible

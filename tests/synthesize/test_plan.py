@@ -49,7 +49,7 @@ def test_an_item_is_a_function_of_seed_and_number(seed, number):
 def test_prompts_are_the_same_in_every_process():
     code = (
         "from slmjax.synthesize.plan import *; from slmjax.synthesize.subjects import topics\n"
-        "p = Plan(seed=3, topics=topics(), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), passages=['a b ' * 900, 'c ' * 900])\n"
+        "p = DocumentPlan(seed=3, topics=topics(), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), passages=['a b ' * 900, 'c ' * 900])\n"
         "print([prompt(p.item(i)) for i in range(50)], key('m', 'text', {'b': 1, 'a': 2.5}))"
     )
     runs = [

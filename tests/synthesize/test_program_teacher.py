@@ -108,10 +108,10 @@ def test_each_kind_has_a_lesson_of_whole_sentences_without_numbers_and_each_audi
 
 def test_documents_are_the_same_in_every_process_and_others_for_another_seed(book):
     code = (
-        "from slmjax.synthesize import program\nfrom slmjax.synthesize.plan import *\n"
+        "from slmjax.synthesize import program_teacher as program\nfrom slmjax.synthesize.plan import *\n"
         "from slmjax.synthesize.subjects import KINDS\n"
-        "p = Plan(seed=5, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)\n"
-        "print([program.write(p.item(i), 5) for i in range(60)])"
+        "p = DocumentPlan(seed=5, topics=list(KINDS.values()), audiences=tuple(AUDIENCES), formats=tuple(FORMATS), solved=True)\n"
+        "print([program.write_document(p.item(i), 5) for i in range(60)])"
     )
     for seed in ("1", "2"):
         run = subprocess.run(

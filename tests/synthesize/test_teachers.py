@@ -474,8 +474,11 @@ def test_retry_after_is_a_number_or_a_date():
 
 def test_a_prompt_reserves_no_less_than_any_byte_level_tokenizer_makes_of_it():
     from slmjax.synthesize.plan import Item
-    from slmjax.synthesize.teachers import Request
+    from slmjax.synthesize.teachers import TeacherRequest
 
     text = "ΔΣ 漢字 🙂 " + article("x")
     item = Item(0, "t", "a", "adults", "section", "", (), "")
-    assert reservation(Request("k", text, {"max_tokens": 7}, item)) == (len(text.encode()) + 64, 7)
+    assert reservation(TeacherRequest("k", text, {"max_tokens": 7}, item)) == (
+        len(text.encode()) + 64,
+        7,
+    )
