@@ -1,4 +1,4 @@
-"""Add up pytest's closing lines in log files and print them as one: python .ci/closing.py LOG [LOG ...]."""
+"""Add up the closing lines of pytest's logs and print one: python .ci/closing.py LOG [LOG ...]."""
 
 import re
 import sys
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def total(logs: list[str]) -> str:
-    """ "=== 120 passed, 3 skipped in 81.20s ===". Raises: SystemExit for a log without a closing line."""
+    """Return a line such as "=== 120 passed, 3 skipped in 81.20s ===".
+
+    Raises: SystemExit for a log without a closing line.
+    """
     counts: Counter[str] = Counter()
     seconds = 0.0
     for name in logs:
@@ -16,11 +19,12 @@ def total(logs: list[str]) -> str:
         )
         if not lines:
             raise SystemExit(f"{name} has no closing line of pytest.")
-        told, took = lines[-1]
+        outcomes, took = lines[-1]
         seconds += float(took)
-        for number, what in re.findall(r"(\d+) (\w+)", told):
+        for number, what in re.findall(r"(\d+) (\w+)", outcomes):
             counts[what] += int(number) * (what != "deselected")
-    return f"=== {', '.join(f'{number} {what}' for what, number in counts.items() if number)} in {seconds:.2f}s ==="
+    words = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    return f"=== {words} in {seconds:.2f}s ==="
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The files of this repository that a Python file can reach, and one hash of them: python .ci/closure.py FILE.
+"""Print the files that a Python file can reach, and their hash: python .ci/closure.py FILE.
 
-A file reaches what it imports (anywhere in it), what a string constant names as `module:attribute` or as a module of the library, and
-what a string constant names as a path. That is more than what runs, never less, as long as names are not put together at run time.
+A file reaches what it imports (anywhere in it), what a string constant names as `module:attribute`
+or as a module of the library, and what a string constant names as a path. That is more than what
+runs, never less, as long as names are not put together at run time.
 """
 
 import ast
@@ -15,7 +16,7 @@ MODULE = re.compile(r"((?:slmjax|tests)(?:\.\w+)*)(?::\w+)?")
 
 
 def closure(start: Path) -> list[Path]:
-    """Every file that `start` can reach, itself included, sorted."""
+    """Return every file that `start` can reach, itself included, sorted."""
     reached: set[Path] = set()
     waiting = [start.resolve()]
     while waiting:
@@ -28,7 +29,7 @@ def closure(start: Path) -> list[Path]:
 
 
 def digest(files: list[Path]) -> str:
-    """A hash of the files' names and contents."""
+    """Return a hash of the files' names and contents."""
     lines = [
         f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n"
         for file in files
@@ -55,7 +56,7 @@ def _named_by(file: Path) -> set[Path]:
 
 
 def _of_module(name: str) -> set[Path]:
-    """The files of a dotted name, of which the last part may be an attribute, and of the packages above it."""
+    """Return the files of a dotted name (its last part may be an attribute) and its packages."""
     found, parts = set(), name.split(".")
     for count in range(1, len(parts) + 1):
         base = ROOT.joinpath(*parts[:count])

@@ -184,9 +184,8 @@ def first_failure(checkout: Path, file: str, right: str, wrong: str, tests: str)
         shutil.copytree(checkout, copy, ignore=left_out)
         text = (copy / file).read_text()
         if text.count(right) != 1:
-            raise SystemExit(
-                f"{file} holds {text.count(right)} times what the fault replaces; expected once: {right}"
-            )
+            times = text.count(right)
+            raise SystemExit(f"{file} holds {times} times, not once: {right}")
         (copy / file).write_text(text.replace(right, wrong))
         command = [
             sys.executable,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 # A room imports only rooms that stand before it.
 ORDER = """
-errors readable config text textbook data parallel ops models checkpoint infer record curate synthesize
-evals tasks train studies cli mixture compare generate testing launch bench
+errors readable config text textbook data parallel ops models checkpoint infer record curate
+synthesize evals tasks train studies cli mixture compare generate testing launch bench
 """.split()  # noqa: SIM905
 WIDTH = 100
 SILENT = {
@@ -209,14 +209,12 @@ def main() -> int:
     print(f"{'public names in two rooms':48}{len(twice)} of {len(homes)}")
     print(f"{'file names in two rooms':48}{len(files_twice)} of {len(stems)}")
     if options.by_room:
-        print(
-            f"\n{'room':14}{'files':>6}{'lines':>7}{'tok/line':>9}{'cond':>7}{'compr':>7}{'long':>6}{'comm %':>8}{'config':>8}"
-        )
+        heads = ("files", "lines", "tok/line", "cond", "compr", "long", "comm %", "config")
+        print(f"\n{'room':14}" + "".join(f"{head:>9}" for head in heads))
         for room in sorted(per_room, key=lambda name: ORDER.index(name) if name in ORDER else 99):
             values = list(figures(per_room[room]).values())
-            del values[2]
-            a, b, c, d, e, f, g, h = values
-            print(f"{room:14}{a:6}{b:7}{c:9}{d:7}{e:7}{f:6}{g:8}{h:8}")
+            del values[2]  # tokens
+            print(f"{room:14}" + "".join(f"{value:9}" for value in values))
     if not options.check:
         return 0
     places = [

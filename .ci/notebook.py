@@ -1,4 +1,4 @@
-"""Execute notebooks from top to bottom, each in an empty folder: python .ci/notebook.py colab/*.ipynb."""
+"""Execute notebooks, each in an empty folder: python .ci/notebook.py colab/*.ipynb."""
 
 import os
 import sys
@@ -11,7 +11,10 @@ from nbclient import NotebookClient
 
 
 def execute(path: Path) -> None:
-    """Run every cell. Raises: SystemExit where the file holds outputs; CellExecutionError with the cell's own traceback."""
+    """Run every cell.
+
+    Raises: SystemExit where the file holds outputs; CellExecutionError with the cell's traceback.
+    """
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     if any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells):

@@ -1,4 +1,4 @@
-"""Print a command of the README, so that what is tested is what it says: python .ci/readme_command.py run|test."""
+"""Print a command of the README, so that CI runs it: python .ci/readme_command.py run|test."""
 
 import re
 import sys
@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def command(name: str) -> str:
-    """The bash block that follows the line `<!-- command: NAME -->`. Raises: SystemExit where there is not exactly one."""
+    """Return the bash block that follows the line `<!-- command: NAME -->`.
+
+    Raises: SystemExit where there is not exactly one.
+    """
     text = (Path(__file__).parent.parent / "README.md").read_text()
     found = re.findall(rf"<!-- command: {re.escape(name)} -->\n+```bash\n(.*?)```", text, re.DOTALL)
     if len(found) != 1:

@@ -1,9 +1,10 @@
 """100M parameters on 10B tokens of FineWeb-Edu, about 100 tokens a parameter.
 
-python -m slmjax.launch --config=configs/100m.py                                      (one GPU of 80 GB)
-python -m slmjax.launch --config=configs/100m.py --config.train.microbatches=1        (eight)
+python -m slmjax.launch --config=configs/100m.py                                  # one GPU of 80 GB
+python -m slmjax.launch --config=configs/100m.py --config.train.microbatches=1    # eight
 
-Data: HuggingFaceFW/fineweb-edu, sample 10BT (Penedo et al. 2024); needs the extra `hub`. Its commit is pinned in the manifest.
+Data: HuggingFaceFW/fineweb-edu, sample 10BT (Penedo et al. 2024); needs the extra `hub`. Its commit
+is pinned in the manifest.
 Size: 98.61M parameters in all, 90.22M without the embedding, 98.57M in matrix products.
 Time: 10.5B tokens are 8.31e18 FLOPs, 5.83 H100-hours at an assumed 40 % of 989 TFLOP/s.
 Score: not yet measured.

@@ -1,12 +1,15 @@
 """1B parameters on 100B tokens of FineWeb-Edu, about 100 tokens a parameter.
 
-python -m slmjax.launch --config=configs/1b.py --workdir=gs://BUCKET/1b               (on every host of 8 GPUs or a TPU slice)
+python -m slmjax.launch --config=configs/1b.py --workdir=gs://BUCKET/1b
 
-Data: HuggingFaceFW/fineweb-edu, sample 100BT (Penedo et al. 2024); needs the extra `hub`. Prepare it first on a machine without
-accelerators (--config.stage=prepare), with about 0.3 TB of disk.
-Parameters and optimizer state are split over all devices (fsdp); only matrix products are kept for the backward pass (remat dots).
+Run the command on every host of eight GPUs or a TPU slice.
+Data: HuggingFaceFW/fineweb-edu, sample 100BT (Penedo et al. 2024); needs the extra `hub`. Prepare
+it first on a machine without accelerators (--config.stage=prepare), with about 0.3 TB of disk.
+Parameters and optimizer state are split over all devices (fsdp); only matrix products are kept for
+the backward pass (remat dots).
 Size: 1.002B parameters in all, 0.981B without the embedding, 1.002B in matrix products.
-Time: 100B tokens are 6.91e20 FLOPs, 485 H100-hours at an assumed 40 % of 989 TFLOP/s: 61 hours on eight.
+Time: 100B tokens are 6.91e20 FLOPs, 485 H100-hours at an assumed 40 % of 989 TFLOP/s: 61 hours on
+eight.
 Score: not yet measured.
 """
 

@@ -1,16 +1,20 @@
-"""300M parameters: 200B tokens of FineWeb-Edu, then 50B that anneal on web text, synthetic textbooks and mathematics.
+"""300M parameters: 200B tokens of FineWeb-Edu, then 50B that anneal on better text.
 
-python -m slmjax.launch --config=configs/300m.py --workdir=gs://BUCKET/300m           (on every host of 8 GPUs or a TPU slice)
-python -m slmjax.launch --config=configs/300m.py --config.train.microbatches=16       (one GPU of 80 GB)
+python -m slmjax.launch --config=configs/300m.py --workdir=gs://BUCKET/300m
+python -m slmjax.launch --config=configs/300m.py --config.train.microbatches=16  # one GPU of 80 GB
 
-Data: HuggingFaceFW/fineweb-edu, sample 350BT (Penedo et al. 2024); cosmopedia-v2 of HuggingFaceTB/smollm-corpus (28B tokens);
-finemath-4plus of HuggingFaceTB/finemath (about 10B tokens). The last phase takes 15B and 7.5B of the last two, so nothing is seen twice.
-Needs the extra `hub`; prepare first on a machine without accelerators (--config.stage=prepare), with about 0.8 TB of disk: shards hold two
-bytes a token.
-The last 95,368 of 476,840 steps of 524,288 tokens, 50.0B tokens, decay and have weights of their own (annealing on better data: Hu et al.
-2024, MiniCPM).
+Run the first command on every host of eight GPUs or a TPU slice.
+Data: HuggingFaceFW/fineweb-edu, sample 350BT (Penedo et al. 2024); cosmopedia-v2 of
+HuggingFaceTB/smollm-corpus (28B tokens); finemath-4plus of HuggingFaceTB/finemath (about 10B
+tokens). The last phase takes 15B and 7.5B of the last two, so nothing is seen twice. Needs the
+extra `hub`. Prepare it first on a machine without accelerators (--config.stage=prepare), with about
+0.8 TB of disk: shards hold two bytes a token.
+The last 95,368 of 476,840 steps of 524,288 tokens, 50.0B tokens, decay and have weights of their
+own: web text, synthetic textbooks and mathematics (annealing on better data: Hu et al. 2024,
+MiniCPM).
 Size: 302.1M parameters in all, 289.5M without the embedding, 302.0M in matrix products.
-Time: 250B tokens are 5.62e20 FLOPs, 394 H100-hours at an assumed 40 % of 989 TFLOP/s: 49 hours on eight.
+Time: 250B tokens are 5.62e20 FLOPs, 394 H100-hours at an assumed 40 % of 989 TFLOP/s: 49 hours on
+eight.
 Score: not yet measured.
 """
 

@@ -1,6 +1,7 @@
-"""50M parameters for a text of your own; without one, the embedded textbook.
+r"""50M parameters for a text of your own; without one, the embedded textbook.
 
-python -m slmjax.launch --config=configs/50m.py --config.data.sources="books:0.7=~/books,web:0.3=~/web/*.jsonl.zst"
+python -m slmjax.launch --config=configs/50m.py \
+    --config.data.sources="books:0.7=~/books,web:0.3=~/web/*.jsonl.zst"
 
 Size: 50.35M parameters in all, 44.06M without the embedding, 50.33M in matrix products.
 Time: 1.05B tokens are 3.86e17 FLOPs, 0.27 H100-hours at an assumed 40 % of 989 TFLOP/s.
@@ -12,9 +13,8 @@ from slmjax import config
 
 def get_config():
     c = config.base()
-    c.model.vocab_size = (
-        16384  # also where a small text fills fewer, so that the size stays the name's
-    )
+    # Also where a small text fills fewer, so that the size stays the name's.
+    c.model.vocab_size = 16384
     c.model.width, c.model.layers = 384, 28
     c.model.heads, c.model.kv_heads, c.model.head_dim = 6, 2, 64
     c.model.ff_width = 1024

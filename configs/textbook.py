@@ -1,15 +1,20 @@
-"""A textbook written by a teacher, with nothing paid for twice: by default the embedded one, which computes and needs no network.
+r"""A textbook written by a teacher, with nothing paid for twice.
 
 python -m slmjax.launch --config=configs/textbook.py --workdir=runs/textbook
-python -m slmjax.launch --config=configs/tiny.py --workdir=runs/taught --config.data.sources=runs/textbook/documents
+python -m slmjax.launch --config=configs/tiny.py --workdir=runs/taught \
+    --config.data.sources=runs/textbook/documents
 
-Measured with the embedded teacher on two shared cores: 16 s for 3,600 documents of 0.75M tokens (at four bytes each), 86 s for 40,000 of
-8.3M; every answer was compared with a computed one, nothing rejected, no two of 1,000 documents near-duplicates (Jaccard .75 of word
-5-grams, which other names and numbers are enough to avoid). New 5-grams for each token fall from 0.33 in the first tenth of 8.3M tokens to
-0.18 in the last: six kinds of problems and a hundred sentences about them do not carry more. What a model learns from it, and what that
-costs on real text: configs/studies/textbook.py. Documents, rejects with their reasons and the coverage report are in the work directory.
+The default teacher is embedded: it computes its answers and needs no network. The work directory
+gets the documents, the rejects with their reasons, and the coverage report. A request reserves its
+prompt's bytes and max_tokens; its answer frees what it did not use; what is never answered stays
+reserved.
 
-A request reserves its prompt's bytes and max_tokens, and its answer frees what it did not use; what is never answered stays reserved.
+Time: 16 s for 3,600 documents of 0.75M tokens (at four bytes each) on two shared cores, 86 s for
+40,000 of 8.3M.
+Score: every answer was compared with a computed one and nothing was rejected; no two of 1,000
+documents are near-duplicates (Jaccard 0.75 of word 5-grams, which other names and numbers are
+enough to avoid). New 5-grams for each token fall from 0.33 in the first tenth of 8.3M tokens to
+0.18 in the last. What a model learns from it, and what that costs on real text: docs/studies.md.
 """
 
 from slmjax import config
@@ -20,11 +25,15 @@ def get_config():
     c.stage = "synthesize"
     # `python -m slmjax.launch --help` lists every setting; these say who writes, and how much.
     s = c.synthesize
-    s.teacher = "program"  # or openai (any OpenAI-compatible endpoint), or checkpoint (of the run --init_from)
-    s.model = ""  # openai: the model that the endpoint serves, for example meta-llama/Llama-3.1-70B-Instruct
-    s.base_url = ""  # openai: http://127.0.0.1:8000/v1 for a vLLM server of your own; empty: OpenAI; the key is $OPENAI_API_KEY
+    # Or openai (any OpenAI-compatible endpoint), or checkpoint (of the run --init_from).
+    s.teacher = "program"
+    # openai: the model that the endpoint serves, for example meta-llama/Llama-3.1-70B-Instruct.
+    s.model = ""
+    # openai: http://127.0.0.1:8000/v1 for a server of your own; empty: OpenAI with $OPENAI_API_KEY.
+    s.base_url = ""
     s.documents = 3600  # to ask for; more later keep the earlier ones
-    s.topics = ""  # a file with a topic on each line, "subject > area > topic" or any text; empty: all that the teacher knows
+    # A file with a topic on each line, "subject > area > topic" or any text; empty: all topics.
+    s.topics = ""
     s.tokens, s.cost = 0, 0.0  # budget in tokens and dollars, all starts together; 0: no limit
     s.price = (0.0, 0.0)  # dollars for a million tokens of prompts and of answers
     return c

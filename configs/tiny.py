@@ -1,14 +1,15 @@
-"""The first evening: a 1M-parameter model on a textbook that the library writes itself. No data, no accelerator.
+"""The first evening: a 1M-parameter model on a textbook that the library writes itself.
 
 python -m slmjax.launch --config=configs/tiny.py
 
-Measured on two cores of a shared AMD EPYC (jax 0.10.2). Everything took 152 s from an empty compile
-cache, compiling and preparing included (2026-11-22). Held-out bits per byte 0.464, 0.428, 0.425 and
-0.436 with seeds 0 to 3 (2026-11-30; 0.420, 0.482, 0.443, 0.448 with the tokenizer before it reserved
-16 of its 512 ids). The best Kneser-Ney model of orders 2 to 5 on the same tokens has 1.82 (order 5).
-Exact answers with seed 0, of 25 questions a kind, next to chance: word problems 4 % (4 %), units 4 %
-(3 %), comparison 4 % (35 %: worse than guessing, as it sorts unseen numbers badly), sequences 4 %
-(8 %), logic 72 % (49 %), definitions 40 % (18 %); the Kneser-Ney model answers none.
+It needs no data and no accelerator.
+Time: 152 s on two cores of a shared AMD EPYC from an empty compile cache, compiling and preparing
+included (jax 0.10.2, 2026-11-22).
+Score: held-out bits per byte 0.464, 0.428, 0.425 and 0.436 with seeds 0 to 3 (2026-11-30). The best
+Kneser-Ney model of orders 2 to 5 on the same tokens has 1.82 (order 5). Exact answers with seed 0,
+of 25 questions a kind, next to chance: word problems 4 % (4 %), units 4 % (3 %), comparison 4 %
+(35 %; it sorts unseen numbers badly), sequences 4 % (8 %), logic 72 % (49 %), definitions 40 %
+(18 %). The Kneser-Ney model answers none.
 """
 
 from slmjax import config

@@ -114,6 +114,11 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises: UserError for an unknown option (with the nearest name) or a value of another type.
     """
+    return make_parser().parse_args(argv)
+
+
+def make_parser() -> cli.Parser:
+    """Return the options of the command line."""
     parser = cli.Parser(
         may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=__doc__
     )
@@ -168,7 +173,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
         metavar="MODULE:CLASS",
         help="a mixer that the checkpoint names and that may be imported",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Items of GSM8K that are hidden in real text are found, and nothing else in the whole corpus is flagged: 70 s on two cores."""
+"""Items of GSM8K hidden in real text are found, and nothing else is flagged (70 s, two cores)."""
 
 import os
 from pathlib import Path

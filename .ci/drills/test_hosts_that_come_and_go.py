@@ -1,4 +1,4 @@
-"""Four processes are stopped by a signal to one; one process goes on from there, and two go on from the damaged checkpoint before."""
+"""A signal to one of four processes stops all; one goes on, and two from the checkpoint before."""
 
 import shutil
 

@@ -1,6 +1,8 @@
-"""Damaged files of every kind that the library reads: a sentence, a count or the right result, in 20 s and 1 GB each.
+"""Damaged files of every kind that is read: a sentence, a count or the right result.
 
-SLMJAX_DAMAGE="KIND SEED" repeats one input: SLMJAX_DAMAGE="journal 17" .ci/drills/run mutated_inputs
+Each takes at most 20 s and 1 GB. SLMJAX_DAMAGE="KIND SEED" repeats one input:
+
+    SLMJAX_DAMAGE="journal 17" .ci/drills/run mutated_inputs
 """
 
 import collections
@@ -35,28 +37,23 @@ def test_a_damaged_file_is_a_sentence_a_count_or_the_right_result(undisturbed, t
             zip(seeds, pool.map(inputs, seeds, seeds.values(), folders, [undisturbed] * len(seeds)))
         )
     with capsys.disabled():
-        print(
-            f"\n{'kind of file':<28}{'inputs':>8}{''.join(f'{column:>14}' for column in COLUMNS)}"
-        )
-        for name, outcomes in [
-            *found.items(),
-            ("all", [outcome for some in found.values() for outcome in some]),
-        ]:
+        heads = "".join(f"{column:>14}" for column in COLUMNS)
+        print(f"\n{'kind of file':<28}{'inputs':>8}{heads}")
+        together = [outcome for some in found.values() for outcome in some]
+        for name, outcomes in [*found.items(), ("all", together)]:
             counts = collections.Counter(outcome["outcome"] for outcome in outcomes)
-            print(
-                f"{name:<28}{len(outcomes):>8}{''.join(f'{counts[column]:>14}' for column in COLUMNS)}"
-            )
+            cells = "".join(f"{counts[column]:>14}" for column in COLUMNS)
+            print(f"{name:<28}{len(outcomes):>8}{cells}")
         for name, outcomes in found.items():
             for wrong in (outcome for outcome in outcomes if asked or not outcome["outcome"]):
-                print(
-                    f'\nSLMJAX_DAMAGE="{name} {wrong["seed"]}" ({wrong["how"]}): {wrong["outcome"]} {wrong["said"]}'
-                )
+                print(f'\nSLMJAX_DAMAGE="{name} {wrong["seed"]}" ({wrong["how"]}):')
+                print(wrong["outcome"], wrong["said"])
     assert all(outcome["outcome"] for outcomes in found.values() for outcome in outcomes)
     assert [len(outcomes) for outcomes in found.values()] == [len(some) for some in seeds.values()]
 
 
 def inputs(name: str, seeds: list[int], folder: Path, run: Path) -> list[dict]:
-    """The outcomes of some inputs of a kind, from processes of their own: a new one after one that died."""
+    """Return the outcomes of inputs of a kind; where a process dies, another one goes on."""
     outcomes: list[dict] = []
     while left := seeds[len(outcomes) :]:
         part = folder / str(len(outcomes))

@@ -1,4 +1,4 @@
-"""A run with everything on is killed thirty times, ten of them after its last checkpoint, and each time started again."""
+"""A run is killed thirty times, ten after its last checkpoint, and each time started again."""
 
 import random
 

@@ -1,0 +1,365 @@
+"""What the README, the pages of docs/ and the launch scripts say is true, and their commands run."""
+
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import zstandard
+
+from slmjax import config as configs
+from slmjax.record import metrics
+from slmjax.testing import check_mixer
+from tests import runs
+from tests.corpus import write_corpus
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+}
+README = PAGES["README.md"]
+EVERYTHING = "\n".join(PAGES.values())
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+def blocks(text, kind):
+    """The code blocks of a language, in order."""
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text):
+    """The words of every command in a page's bash blocks, without comments and `python`."""
+    lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in found if words]
+
+
+def python_block(words):
+    """The only Python block that holds some words."""
+    (block,) = (block for block in blocks(EVERYTHING, "python") if words in block)
+    return block
+
+
+def test_every_path_that_the_pages_name_exists():
+    places = "configs|launch|colab|docs|slmjax|tests|\\.ci"
+    named = re.findall(rf"(?<![\w/.])((?:{places})/[\w./-]*)", EVERYTHING)
+    missing = {path for path in named if not (ROOT / path.rstrip(".")).exists()}
+    assert len(named) > 15
+    assert not missing
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_of_a_page_leads_somewhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        path, _, anchor = target.partition("#")
+        page = folder / path if path else folder / name
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, target
+
+
+def test_every_config_field_that_the_pages_and_the_scripts_name_exists():
+    text = EVERYTHING + "".join(script.read_text() for script in SCRIPTS)
+    named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
+    own = re.compile(r"data\.sources\.web\.\w+|curate\.(rules|languages)\.\w+")
+    unknown = {name for name in named - set(configs.FIELDS) if not own.fullmatch(name)}
+    assert len(named) > 20
+    assert not unknown
+
+
+def test_the_option_tables_are_those_of_the_library():
+    words = [sys.executable, str(ROOT / ".ci/option_tables.py"), "--check"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert all(f"`{name}`" in EVERYTHING for name in configs.FIELDS if not name.startswith("study"))
+
+
+def test_every_module_that_the_pages_run_answers_to_help():
+    modules = sorted(set(re.findall(r"python -m (slmjax[\w.]*)", EVERYTHING)))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", name, "--help"], cwd=ROOT, stdout=-1, stderr=-1, text=True
+        )
+        for name in modules
+    ]
+    assert set(modules) >= {"slmjax.launch", "slmjax.generate", "slmjax.compare"}
+    for name, process in zip(modules, started, strict=True):
+        out, error = process.communicate(timeout=120)
+        assert process.returncode == 0 and f"python -m {name}" in out, error
+
+
+# Commands that no test of this file runs: words that they hold, and why.
+NOT_HERE = {
+    "pip install": "needs a network; .ci/run executes the README's two",
+    "python -m pytest": "is this",
+    "ruff check": "a stage of .ci/run",
+    ".ci/run": "would run this",
+    "slmjax.bench": "a GPU, another library or minutes; tests/bench runs every bench",
+    "base_url": "a server that is paid for; tests/synthesize has one of its own",
+    "--coordinator": "several machines; tests/parallel starts several processes",
+    "configs/30m.py": "real text and a GPU",
+    "configs/studies/mixers.py": "real text and a GPU; tests/studies has the recipe",
+    "configs/studies/textbook.py": "real text and a GPU; tests/studies has the recipe",
+    "runs/worth": "what that leaves",
+    "runs/mixers": "what that leaves",
+    "runs/30m-llama": "what that leaves",
+    "text=": "a variable for one of these",
+    "sources=books": "a variable for one of these",
+    "sources=$sources": "a variable for one of these",
+    "half=": "a variable for one of these",
+    "--workdir=runs/recall --": "a GPU; runs/recall-small is run",
+    "documents=50000": "minutes; the same command with fewer documents is run",
+}
+# What makes a recipe small, before the command's own fields; and what a command asks for that is
+# too much for a test.
+SMALL_MODEL = "model.width=16 model.layers=2 model.heads=2 model.kv_heads=1 model.head_dim=8"
+SMALL_RUN = "train.steps=12 train.batch=8 train.microbatches=1 train.warmup=2 train.decay=0.5"
+SMALL_REST = "data.seq_len=64 eval.every=0 eval.tokens=500 eval.samples=0 checkpoint.every=6"
+SMALL = f"{SMALL_MODEL} model.ff_width=32 model.vocab_size=0 {SMALL_RUN} {SMALL_REST} log.every=2"
+SMALLER = {
+    "--config.model.layers=24": "--config.model.layers=4",
+    "--config.train.steps=1000": "--config.train.steps=20",
+    "--config.train.steps=400": "--config.train.steps=4",
+    "--config.train.batch=64": "--config.train.batch=8",
+    "--config.study.examples=4096": "--config.study.examples=64",
+}
+
+
+def is_run(words):
+    command = " ".join(words)
+    if "--workdir=runs/recall" in words and "configs/studies/recall.py" in command:
+        return False
+    return not any(part in command for part in NOT_HERE)
+
+
+def small(words):
+    """A launcher's words for a model, a run and a textbook that a test can afford."""
+    recipe = next(word for word in words if word.startswith("--config="))
+    fields = SMALL.split()
+    if "textbook.py" in recipe:
+        fields = ["synthesize.documents=60"]
+    elif "curate.py" in recipe:
+        fields = ["curate.processes=1", "curate.max_removed=1", "curate.max_dropped=1"]
+    elif "studies/recall.py" in recipe:
+        fields = ["study.tested=32", "study.seeds=1", "study.rates=0.01", "eval.every=2"]
+        fields += ["train.warmup=1", "study.variants={'attention': ('attention+none',)}"]
+    else:
+        fields += ["data.vocab_size=320"]
+    own = [SMALLER.get(word, word) for word in words if word != recipe]
+    own = [re.sub("vocab_size=(8192|16384)", "vocab_size=320", word) for word in own]
+    return [recipe, *(f"--config.{field}" for field in fields), *own]
+
+
+def prose():
+    """Paragraphs of the language reference that comes with Python, which quality rules accept."""
+    for text in topics.values():
+        paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+        yield "\n".join(part for part in paragraphs if part.endswith(".") and len(part) > 80)
+
+
+@pytest.fixture
+def newcomer(tmp_path, monkeypatch):
+    """A folder in which every command of every page finds what it names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in ("texts", "books", "data/web", "data/books", "data/more-books"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_corpus(tmp_path / folder / "a.jsonl", seed=len(folder), documents=150)
+    contents = (tmp_path / "texts" / "a.jsonl").read_text().replace('"text"', '"content"')
+    for place in ("data/web.jsonl.zst", "data/web/a.jsonl.zst"):
+        (tmp_path / place).write_bytes(zstandard.compress(contents.encode()))
+    for source in ("web", "books"):
+        (tmp_path / "raw" / source).mkdir(parents=True)
+        lines = [json.dumps({"text": text}) + "\n" for text in prose()]
+        (tmp_path / "raw" / source / "a.jsonl").write_text("".join(lines))
+    (tmp_path / "gsm8k").mkdir()
+    question = (
+        "Mira paints seventeen wooden boats green and leaves them on the beach to dry, but before "
+        "evening the tide carries six of them away. How many boats are still lying on the beach?"
+    )
+    item = {"question": question, "answer": "Eleven boats stay, as seventeen minus six is eleven."}
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps(item) + "\n")
+    rows = [json.loads(line)["text"] for line in (tmp_path / "texts" / "a.jsonl").open()]
+    table = "id,body\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(rows))
+    (tmp_path / "table.csv").write_text(table)
+    (tmp_path / "prompts.txt").write_text("On Monday\nAna has\n")
+    (tmp_path / "recipe.py").write_text(python_block("def get_config"))
+    mine = ("class Mean", "class Calm(", "def read_csv")
+    (tmp_path / "mine.py").write_text("\n\n".join(map(python_block, mine)))
+    return tmp_path
+
+
+def run_command(words):
+    """Run one command of a page, small, in this process; returns its exit status."""
+    words = [os.path.expanduser(word.replace("=~", f"={os.environ['HOME']}")) for word in words]
+    words = [re.sub(r":([\d.]+)=~", rf":\1={os.environ['HOME']}", word) for word in words]
+    if words[:2] == ["python", "-c"]:
+        exec(words[2], {})
+        return 0
+    assert words[:2] == ["python", "-m"], words
+    module, rest = words[2], words[3:]
+    if module == "slmjax.launch" and "--help" not in rest:
+        rest = small(rest)
+    return importlib.import_module(module).main(rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_every_command_of_a_page_that_can_run_here_runs(name, newcomer, capfd):
+    asked = [words for words in commands(PAGES[name]) if is_run(words)]
+    first = [["python", "-m", "slmjax.launch", "--config=configs/tiny.py"]]
+    if any("runs/tiny" in " ".join(words) for words in asked) and asked[:1] != first:
+        asked = first + asked
+    for words in asked:
+        status = run_command(words)
+        assert status == 0, (words, capfd.readouterr().err[-2000:])
+
+
+def test_every_reason_not_to_run_a_command_is_needed():
+    everything = "\n".join(" ".join(words) for text in PAGES.values() for words in commands(text))
+    assert [part for part in NOT_HERE if part not in everything] == []
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("*.py")))
+def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_path, monkeypatch):
+    from slmjax.models import sizes
+    from slmjax.models.pattern import from_config
+
+    for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
+        (tmp_path / "pretrain" / domain).mkdir(parents=True)
+    monkeypatch.setenv(
+        "SLMJAX_SHARED", str(tmp_path)
+    )  # configs/30m.py looks whether its text is there
+    config = configs.freeze(configs.load_recipe(str(ROOT / "configs" / recipe)))
+    if config.stage != "train":
+        assert f"configs/{recipe}" in README
+        return
+    row = next(line for line in README.splitlines() if line.startswith(f"| `configs/{recipe}`"))
+    parameters, tokens = (row.split("|")[column].split()[0] for column in (2, 4))
+    arch = from_config(config.model, config.model.vocab_size or config.data.vocab_size)
+    # The columns are rounded to three digits.
+    assert sizes.parse_params(parameters) == pytest.approx(sizes.parameters(arch).total, rel=0.006)
+    assert sizes.parse_params(tokens) == pytest.approx(
+        config.train.steps * config.train.batch * config.data.seq_len, rel=0.006
+    )
+
+
+@pytest.mark.parametrize("source", blocks(EVERYTHING, "python"))
+def test_the_python_of_the_pages_compiles_and_its_imports_exist(source):
+    compile(source, "page", "exec")
+    exec(
+        "\n".join(line for line in source.splitlines() if line.startswith(("from ", "import "))), {}
+    )
+
+
+def test_the_readmes_recipe_is_a_valid_config(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(python_block("def get_config"))
+    configs.freeze(configs.load_recipe(str(recipe)))
+
+
+def test_the_extras_that_the_readme_and_the_scripts_install_exist():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = set(
+        re.findall(
+            r"-e '\.\[(\w+)\]'", EVERYTHING + "".join(script.read_text() for script in SCRIPTS)
+        )
+    )
+    assert {"test", "gcs", "hub", "hf", "tpu", "cuda13"} <= named <= set(extras)
+
+
+def test_the_continuous_integration_finds_the_readmes_two_commands():
+    for name, expected in (
+        ("run", "python -m slmjax.launch --config=configs/tiny.py"),
+        ("test", "python -m pytest"),
+    ):
+        found = subprocess.run(
+            [sys.executable, str(ROOT / ".ci/readme_command.py"), name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in found.stdout
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_every_shell_script_parses_and_may_be_executed(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert script.stat().st_mode & 0o111
+
+
+def test_the_tpu_script_passes_words_with_blanks_on_as_they_are():
+    words = ["--config=configs/tiny.py", "--config.data.sources=a:0.5=gs://bucket/two words"]
+    shown = subprocess.run(
+        ["bash", str(ROOT / "launch/tpu.sh"), "run", *words],
+        env={"GCLOUD": "echo", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    script = re.search(r"setsid bash -c (.*) >run\.log", shown.stdout)
+    inner = shlex.split(shlex.split(script[1])[0])
+    assert words[1] in inner
+    assert inner.count("slmjax.launch") == 2
+
+
+def test_notebooks_are_committed_without_outputs():
+    for path in (ROOT / "colab").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
+
+
+def test_the_readmes_own_mixer_passes_the_check_that_it_names(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(python_block("class Mean"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(check_mixer("mine:Mean")) == 4
+
+
+def test_the_readmes_loss_term_is_trained_and_logged(corpus, tmp_path, monkeypatch):
+    body = python_block("class Calm(")
+    (tmp_path / "mine.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    fields = {
+        "task": "mine:CalmText beta=0.1",
+        "train__steps": 3,
+        "train__warmup": 1,
+        "log__every": 1,
+    }
+    assert runs.train(corpus, tmp_path / "run", **fields) == 0
+    found = [
+        record["train/first"]
+        for record in metrics.read(tmp_path / "run").kept
+        if "train/first" in record
+    ]
+    assert len(found) == 3 and all(value > 0 for value in found)
+
+
+def test_the_readmes_reader_reads_quoted_lines_and_counts_broken_rows(tmp_path):
+    body = python_block("def read_csv")
+    space = {}
+    exec(body, space)
+    text = (
+        b'id,body\n1,"two\nlines"\n2\n3,a,b\n4,"b" c\n5,one\n6,' + b"x" * 200_000 + b'\n7,"open\n'
+    )
+    items = list(space["read_csv"](io.BytesIO(text)))
+    expected = ["two\nlines", None, None, None, "one", "x" * 200_000, None]
+    assert [getattr(item, "fields", {}).get("body") for item in items] == expected
+    assert [item.line for item in items if hasattr(item, "fields")] == [3, 7, 8]
