@@ -1,4 +1,4 @@
-"""Sentences with which the embedded teacher explains each kind of problem; the text is lessons.json.
+"""Sentences with which the embedded teacher explains problems; the text is lessons.json.
 
 The sentences hold no numbers, names or examples, so that nothing in them can contradict a problem.
 A change of the text changes what a seed writes: count up program_teacher.MODEL with it.

@@ -1,4 +1,4 @@
-"""The embedded teacher: it draws problems, solves them and writes them up, without model or network.
+"""The embedded teacher: it draws, solves and writes up problems, without model or network.
 
 Problems, working and answers are training passages of the embedded textbook
 (slmjax/textbook/passages.py). Each answer was computed in two ways, and the names, numbers and
@@ -63,7 +63,7 @@ def worked_steps(problem: Passage) -> list[str]:
     """Return the working as single steps: sentences, equations and conclusions."""
     steps = []
     for sentence in re.split(r"(?<=\.) (?=[A-Z0-9])", working(problem)):
-        # A sentence is also cut before an equation that follows a comma or "and", and before ", so".
+        # Equations in a row, joined by commas or "and", and a conclusion after ", so".
         pieces = re.split(r",? and (?=\d+ [-+x/] \d+ =)|, (?=\d+ [-+x/] \d+ =)|, (?=so )", sentence)
         for piece in pieces:
             steps.append(piece[0].upper() + piece[1:].rstrip(".") + ".")
