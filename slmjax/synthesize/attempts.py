@@ -17,7 +17,7 @@ from slmjax.synthesize.budget import Budget
 from slmjax.synthesize.journal import Journal
 from slmjax.synthesize.teachers import Answer, Teacher, TeacherFault, TeacherRequest, reservation
 
-Cost = tuple[int, float]  # tokens, dollars
+Cost = tuple[int, float]  # (tokens, dollars)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Attempts:
         used = reserved  # until more is known, also where this task is cancelled
         try:
             number = await self._journal_request(request, reserved)
+            # From here on the attempt may cost something, whatever happens to it.
             try:
                 answer = await self.teacher.ask(request)
             except TeacherFault as fault:
@@ -94,4 +95,5 @@ class Attempts:
         """Return the price of the tokens of a prompt and of its answer."""
         prompt_tokens, answer_tokens = tokens
         prompt_price, answer_price = self.price
+        # Prices are for a million tokens.
         return (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6

@@ -35,6 +35,7 @@ class Budget:
 
         Raises: BudgetSpent where it does not fit and none is open.
         """
+        # Settling frees what a request did not use, so that open ones are worth waiting for.
         while not self._fits(tokens, cost):
             if not self._open:
                 raise BudgetSpent
@@ -86,4 +87,5 @@ class Pace:
 
     def hold(self, seconds: float) -> None:
         """Let no request start for so long: a server's limit applies to all of them together."""
+        # max: of several answers "wait", the longest counts.
         self._next = max(self._next, time.monotonic() + seconds)

@@ -31,12 +31,14 @@ def parse_answer(body: bytes) -> Answer:
         text = _text(message.get("content"))
     except (LookupError, TypeError, AttributeError) as error:
         raise TeacherFault(f"no chat completion: {_shown(body)}") from error
+    # What follows rejects the answer, which is paid for all the same.
     tokens = _used_tokens(data.get("usage"))
     # JSON can escape half of a surrogate pair, which UTF-8 cannot write.
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
         raise TeacherFault("half a surrogate pair in the text, which no file can hold", tokens)
     if not text.strip():
         reason = _why_empty(message, finish)
+        # Without a reason for it, an empty answer is an accident; with one it would come again.
         raise TeacherFault(reason, tokens, again=reason == "empty answer")
     return Answer(text, finish, tokens)
 

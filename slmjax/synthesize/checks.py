@@ -23,7 +23,9 @@ _REFUSAL = re.compile(
     r"|as an ai\b|as a language)",
     re.IGNORECASE,
 )
-_SPECIAL = re.compile(r"<\|\w+\|>")
+_SPECIAL = re.compile(r"<\|\w+\|>")  # of a chat template, such as <|im_end|>
+# In Markdown a line may begin with marks of emphasis and headings, as in "**Q:** ...".
+_MARKS = "*#_ "
 _BAR = re.compile(r"(?<!\\)\|")  # between two cells of a table; "\|" is a bar inside one
 
 # Letters of scripts that set no spaces between words, and these with their own punctuation.
@@ -55,6 +57,7 @@ def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
     if reason:
         return reason, ""
     equations = calculations(document)
+    # Also for problems with known answers: a right answer can follow from wrong steps.
     for equation, holds in equations:
         if not holds:
             return f"false equation: {equation}", ""
@@ -82,6 +85,7 @@ def same(answer: str, expected: str) -> bool:
     Letter case, "$", Markdown's marks and final points do not matter.
     """
     answer, expected = _plain(answer), _plain(expected)
+    # Fraction reads "42", "42.0" and "1/2"; commas separate thousands.
     try:
         return Fraction(answer.replace(",", "")) == Fraction(expected.replace(",", ""))
     except (ValueError, ZeroDivisionError):
@@ -136,7 +140,7 @@ def _plain(answer: str) -> str:
 
 def _starting(lines: Sequence[str], word: str) -> int:
     """Return how many lines start with a word, whatever Markdown's marks before it."""
-    return sum(line.lstrip("*#_ ").lower().startswith(word) for line in lines)
+    return sum(line.lstrip(_MARKS).lower().startswith(word) for line in lines)
 
 
 def _is_section(lines: Sequence[str]) -> bool:
@@ -159,6 +163,7 @@ def _is_faq(lines: Sequence[str]) -> bool:
 
 def _has_table(lines: Sequence[str]) -> bool:
     """Return whether all rows have as many cells; the first two are the header and its rule."""
+    # Rows with a missing or an extra cell have another number of bars.
     bars = [len(_BAR.findall(line)) for line in lines if line.startswith("|")]
     return len(bars) >= 5 and len(set(bars)) == 1 and bars[0] >= 3
 

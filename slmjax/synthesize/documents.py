@@ -127,6 +127,7 @@ def _record_of_answer(
             f"config.synthesize.journal: event {event.n} of {journal.file} is no answer."
         )
     text, tokens = answer["text"], answer["tokens"]
+    # Judged anew each time, so that the files follow the present checks.
     reason, checked = judge_text(request.item, text, answer["finish"])
     date = teacher.date
     if not date:

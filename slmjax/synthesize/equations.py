@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+# Digits with commas between thousands, or without; decimals after a point.
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _SIGN = r"[-+*/x×÷·−]"
 # Number, sign, number, ... = number, which nothing continues: no further sign, percent or power.
@@ -36,6 +37,7 @@ def calculations(text: str) -> list[tuple[str, bool]]:
 
 def _value(expression: str) -> Fraction | None:
     """Return the value of numbers joined by signs, products first; None for a division by zero."""
+    # Numbers and signs take turns; a product changes the last term, a sum adds one.
     pieces = re.findall(rf"{_NUMBER}|{_SIGN}", expression)
     terms = [_fraction(pieces[0])]
     for sign, number in zip(pieces[1::2], pieces[2::2]):

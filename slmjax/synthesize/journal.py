@@ -144,7 +144,7 @@ class Journal(JournalFile):
         if not self._copies:
             return 0
         copied = self._restore(self._copies)
-        self._verify()
+        self._verify()  # what the copies brought
         if copied > self._last_number():
             raise UserError(
                 f"config.synthesize.copies: '{self._copies}' ends before its own last event; is a "
@@ -197,7 +197,7 @@ class Journal(JournalFile):
         n = self._next
         self._next += 1
         checksum = stored.fields_checksum(kind, key, request, tokens, cost)
-        text = stored.sealed(body, checksum)
+        text = stored.seal_body(body, checksum)
         event = Event(n, time.time(), kind, key, request, tokens, cost, text)
         written: Future[None] = Future()
         self._waiting.put(_Waiting(event, written))
@@ -207,7 +207,7 @@ class Journal(JournalFile):
         """Run the writer thread: all events that wait go into one transaction."""
         ending = False
         while not ending:
-            batch = [self._waiting.get()]
+            batch = [self._waiting.get()]  # waits for the first
             while not self._waiting.empty():
                 batch.append(self._waiting.get())
             ending = None in batch

@@ -13,11 +13,11 @@ import zstandard
 from etils import epath
 
 from slmjax.errors import UserError
-from slmjax.synthesize.journal_events import Event, opened
+from slmjax.synthesize.journal_events import Event, open_body
 from slmjax.text.files import write_atomic
 
+# Errors that reading a damaged segment can raise.
 DAMAGE = (zstandard.ZstdError, ValueError, TypeError, RecursionError)
-"""Errors that reading a damaged segment can raise."""
 
 
 def list_segments(folder: epath.Path) -> list[epath.Path]:
@@ -50,7 +50,7 @@ def read_segment(segment: epath.Path) -> list[Event]:
         if [event.n for event in events] != list(range(first, last + 1)):
             raise ValueError("events are missing in it")
         for event in events:
-            opened(event)
+            open_body(event)
     except DAMAGE as error:
         raise damaged_segment(segment, error) from error
     return events
@@ -59,6 +59,7 @@ def read_segment(segment: epath.Path) -> list[Event]:
 def write_segment(folder: epath.Path, events: list[Event]) -> None:
     """Write events, which follow each other, as one segment."""
     lines = "".join(json.dumps(event) + "\n" for event in events)
+    # The checksum lets a reader notice damage that would still decompress.
     compressor = zstandard.ZstdCompressor(write_checksum=True)
     name = f"events-{events[0].n:012d}-{events[-1].n:012d}.jsonl.zst"
     write_atomic(folder / name, compressor.compress(lines.encode()))
@@ -88,7 +89,7 @@ class SegmentCopier:
         report_failure: Callable[[Exception], None],
     ):
         self._folder = folder
-        self._copied = copied
+        self._copied = copied  # number of the last event in the folder
         self._every = every
         self._events_after = events_after
         self._report_failure = report_failure
@@ -104,6 +105,7 @@ class SegmentCopier:
     def _copy_until_closed(self) -> None:
         closing, failing = False, False
         while not closing:
+            # Read before copying: events that were written before `close` are in the last copy.
             closing = self._closing.wait(self._every)
             try:
                 self._copy()

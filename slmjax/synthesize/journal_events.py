@@ -4,12 +4,15 @@ import json
 import zlib
 from typing import Any, NamedTuple
 
+# The index lets a request end once: a second answer to it is an error.
 TABLES = """
 CREATE TABLE IF NOT EXISTS events (
   n INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, request INTEGER,
   tokens INTEGER NOT NULL, cost REAL NOT NULL, body TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS one_end ON events (request) WHERE request IS NOT NULL;
 """
+
+# One value for each field of Event.
 INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 # A request counts for what it did cost where that is known, else for its reservation.
@@ -39,35 +42,31 @@ CHECKED = "SELECT n, json_extract(body, '$.row'), kind, key, request, tokens, co
 
 
 class Event(NamedTuple):
-    """A row of the journal.
+    """A row of the journal."""
 
-    kind: "request", "answer" or "fault".
-    request: number of the request that this event ends; None for a request.
-    tokens, cost: reserved by a request, or used by one that ended; cost in dollars.
-    body: a JSON object; on disk it holds "crc32", its own checksum, and "row", that of the fields.
-    """
-
-    n: int
-    time: float
-    kind: str
-    key: str
-    request: int | None
-    tokens: int
-    cost: float
+    n: int  # counts from 1, without a gap
+    time: float  # seconds since 1970
+    kind: str  # "request", "answer" or "fault"
+    key: str  # of the request: plan.key of model, prompt and parameters
+    request: int | None  # number of the request that this event ends; None for a request
+    tokens: int  # reserved by a request, or used by one that ended
+    cost: float  # dollars, as `tokens`
+    # A JSON object. On disk it also holds "crc32", its own checksum, and "row", that of the fields.
     body: str
 
 
 def fields_checksum(kind: str, key: str, request: int | None, tokens: int, cost: float) -> int:
     """Return the checksum of an event's fields, without its number, time and body."""
+    # A cost of 0 comes back as 0.0 from a REAL column, and JSON writes the two differently.
     return zlib.crc32(json.dumps([kind, key, request, tokens, float(cost)]).encode())
 
 
-def sealed(body: dict[str, Any], checksum: int) -> str:
+def seal_body(body: dict[str, Any], checksum: int) -> str:
     """Return a body as it is stored, with its own checksum and the checksum of the fields."""
     return json.dumps({**body, "crc32": _body_checksum(body), "row": checksum})
 
 
-def opened(event: Event) -> dict[str, Any]:
+def open_body(event: Event) -> dict[str, Any]:
     """Return an event's body without the checksums.
 
     Raises: ValueError, which names the event, where the body is not what was written.

@@ -44,6 +44,7 @@ class JournalFile:
             # The exclusive lock on the file keeps a second writer out. The system takes the lock
             # away when the process ends.
             database.execute("PRAGMA locking_mode=EXCLUSIVE")
+            # A write-ahead log is flushed once for each transaction; FULL waits for the disk.
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
             database.executescript(stored.TABLES)
@@ -77,8 +78,9 @@ class JournalFile:
             raise self._write_error(error) from error
 
     def _opened(self, event: Event) -> dict[str, Any]:
+        """Return an event's body without the checksums. Raises: UserError where it is damaged."""
         try:
-            return stored.opened(event)
+            return stored.open_body(event)
         except ValueError as error:
             raise self._damaged(str(error)) from error
 

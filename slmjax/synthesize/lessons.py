@@ -11,13 +11,13 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Lesson:
-    """Sentences about one kind of problem. Each makes sense alone; `ideas` follow in order."""
+    """Sentences about one kind of problem; each makes sense alone."""
 
     titles: tuple[str, ...]
-    ideas: tuple[str, ...]
+    ideas: tuple[str, ...]  # in an order in which some of them can follow each other
     methods: tuple[str, ...]
     mistakes: tuple[str, ...]
-    checks: tuple[str, ...]
+    checks: tuple[str, ...]  # how a reader can verify an answer
 
 
 def _lesson(parts: dict[str, list[str]]) -> Lesson:
@@ -32,13 +32,12 @@ def _lesson(parts: dict[str, list[str]]) -> Lesson:
 
 _TEXT = json.loads(resources.files(__package__).joinpath("lessons.json").read_text("utf-8"))
 
+# First sentences of a document for each audience of plan.AUDIENCES.
 GREETINGS: dict[str, tuple[str, ...]] = {
     audience: tuple(sentences) for audience, sentences in _TEXT["greetings"].items()
 }
-"""First sentences of a document for each audience of plan.AUDIENCES."""
-
+# Last sentences of a section.
 CLOSINGS: tuple[str, ...] = tuple(_TEXT["closings"])
-"""Last sentences of a section."""
 
+# The lesson of each kind of problem in subjects.KINDS.
 LESSONS: dict[str, Lesson] = {kind: _lesson(parts) for kind, parts in _TEXT["lessons"].items()}
-"""The lesson of each kind of problem in subjects.KINDS."""

@@ -99,6 +99,7 @@ class OpenAITeacher(TeacherSampling):
         try:
             return await self._read_body(request)
         except openai.APIStatusError as error:
+            # OpenAI reports missing credit as 429, with which the run would go on and wait.
             status = 402 if error.code == "insufficient_quota" else error.status_code
             words = error_words(error.body) or shortened(str(error.message))
             if status == 404:
@@ -155,6 +156,8 @@ class OpenAITeacher(TeacherSampling):
           wait: seconds that it asks to wait.
         """
         reason = f"HTTP {status}: {words}" if status else f"error: {words}"
+        # Only errors that may pass can come after the model has begun to write; the others cost
+        # nothing.
         if status in REFUSED:
             ends = (
                 f"config.synthesize: {self._url} refuses model '{self.model}' ({reason}); "

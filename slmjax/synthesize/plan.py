@@ -55,22 +55,16 @@ PASSAGE_CHARACTERS = 800  # of a seed passage in a prompt
 
 @dataclass(frozen=True)
 class Item:
-    """A document to ask for.
+    """A document to ask for."""
 
-    Args:
-      kind: kind of its problems, a key of subjects.KINDS; "" where the topic has none.
-      problems: solved problems that it must hold, in order.
-      passage: text from which ideas are taken; "" without one.
-    """
-
-    number: int
-    topic: str
-    aspect: str
-    audience: str
-    format: str
-    kind: str
-    problems: tuple[Passage, ...]
-    passage: str
+    number: int  # in the plan, 0-based
+    topic: str  # "subject > area > topic", or any text
+    aspect: str  # one of subjects.ASPECTS
+    audience: str  # a key of AUDIENCES, or the user's own description
+    format: str  # a key of FORMATS
+    kind: str  # of its problems, a key of subjects.KINDS; "" where the topic has none
+    problems: tuple[Passage, ...]  # which the document must hold, in this order
+    passage: str  # text from which ideas are taken; "" without one
 
 
 class DocumentPlan:
@@ -100,7 +94,7 @@ class DocumentPlan:
         self.solved = solved
         self.combinations = list(itertools.product(topics, audiences, formats))
         self._kinds = {topic: kind for kind, topic in subjects.KINDS.items()}
-        self._cycle = -1  # the one whose order is held
+        self._cycle = -1  # whose order `_order` is
         self._order: list[int] = []
 
     def item(self, number: int) -> Item:
@@ -116,7 +110,8 @@ class DocumentPlan:
         return Item(number, topic, aspect, audience, form, kind, problems, seed_passage)
 
     def _order_of(self, cycle: int) -> list[int]:
-        """Return the shuffled combinations of a cycle; the last one is kept, as items come in order."""
+        """Return the combinations of a cycle in its own order."""
+        # Items are asked for in order, so that keeping the last cycle is enough.
         if cycle != self._cycle:
             order = list(range(len(self.combinations)))
             random.Random(f"{self.seed}/cycle/{cycle}").shuffle(order)
@@ -178,6 +173,7 @@ def key(model: str, text: str, parameters: dict) -> str:
 
 def _piece(text: str, rng: random.Random) -> str:
     """Return a piece of a text, from one blank to another, at most PASSAGE_CHARACTERS long."""
+    # The start is drawn from the whole text and then moved behind the next blank.
     start = rng.randrange(max(1, len(text) - PASSAGE_CHARACTERS))
     blank = text.find(" ", start)
     if start and blank >= 0:

@@ -31,7 +31,7 @@ def read_topics(path: str) -> list[str]:
         raise UserError(
             f"config.synthesize.topics: '{path}' has no topic; expected one on each line."
         )
-    return list(dict.fromkeys(topics))
+    return list(dict.fromkeys(topics))  # the first of each, in order
 
 
 def read_seeds(value: str) -> list[str]:
@@ -59,6 +59,7 @@ def read_seeds(value: str) -> list[str]:
 
 def _read_text(path: str) -> str:
     try:
+        # utf-8-sig: editors on Windows begin a file with a byte-order mark.
         return Path(os.path.expanduser(path)).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

@@ -34,40 +34,25 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 # be used, as many in a row are rejected once in 200 runs.
 UNUSABLE = 50
 FAILED = 20  # fewest failures in a row that end a run
-
-# How many times as often a request is sent again where the teacher says "slower" than where it
-# fails.
-LIMIT_PATIENCE = 10
+LIMIT_PATIENCE = 10  # retries where the teacher says "slower", for each retry after a failure
 
 
 @dataclass
 class Tally:
-    """What has happened so far.
+    """What has happened so far."""
 
-    Args:
-      total: requests of the run.
-      settled: requests that need no further attempt in this start; `known` of them were answered
-        in an earlier one, the others are accepted or rejected.
-      tokens: of the answers of this start.
-      cost: dollars that count as spent, of all starts.
-      spent: the run stopped because the budget is spent.
-      signal: the run stopped because of this signal; 0 without one.
-      faults: number of failed attempts by reason; `last` is the last reason.
-      hold: time.monotonic() until which the teacher asks to wait.
-    """
-
-    total: int
-    settled: int = 0
-    known: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    tokens: int = 0
-    cost: float = 0.0
-    spent: bool = False
-    signal: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    last: str = ""
-    hold: float = 0.0
+    total: int  # requests of the run
+    settled: int = 0  # requests that need no further attempt: known, accepted or rejected
+    known: int = 0  # answered in an earlier start
+    accepted: int = 0  # in this start
+    rejected: int = 0  # in this start, with requests that were given up
+    tokens: int = 0  # of the answers of this start
+    cost: float = 0.0  # dollars that count as spent in all starts
+    spent: bool = False  # the run stopped because the budget is spent
+    signal: int = 0  # the run stopped because of this signal; 0 without one
+    faults: dict[str, int] = field(default_factory=dict)  # failed attempts by reason
+    last: str = ""  # reason of the last fault
+    hold: float = 0.0  # time.monotonic() until which the teacher asks to wait
 
 
 async def produce(
@@ -115,7 +100,7 @@ async def produce(
         stop=stop,
         pace=Pace(per_minute, stop),
     )
-    remaining = iter(requests)
+    remaining = iter(requests)  # shared, so that each request goes to one worker
     with StopOnSignal(stop_for):
         try:
             async with asyncio.TaskGroup() as group:
@@ -148,6 +133,7 @@ class _Workers:
         for request in remaining:
             if self.stop.is_set():
                 return
+            # The key is a hash of all that the answer depends on: it was paid for before.
             if request.key in self.attempts.journal.answered:
                 self.tally.settled += 1
                 self.tally.known += 1
@@ -163,7 +149,7 @@ class _Workers:
         failures = limits = 0  # attempts that failed, and those to which the teacher said "slower"
         while True:
             await self.pace.turn()
-            if self.stop.is_set():
+            if self.stop.is_set():  # perhaps while it waited for its turn
                 return
             try:
                 answer = await self.attempts.make(request)
@@ -180,6 +166,7 @@ class _Workers:
             else:
                 self.count_answer(request, answer)
                 return
+        # Given up. A request that `stop` interrupts is not: another start may have better luck.
         if not self.stop.is_set():
             self.tally.settled += 1
             self.tally.rejected += 1
@@ -234,6 +221,6 @@ class _Workers:
         """Wait before the next attempt: longer with each, and as long as the teacher asks."""
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
         seconds = longest * random.uniform(0.5, 1.0)
-        if fault.limit:
+        if fault.limit:  # a limit of the server holds for all requests
             self.pace.hold(fault.wait)
         await self.pace.pause(max(fault.wait, seconds))

@@ -43,6 +43,7 @@ class ProgramTeacher(Teacher):
 
     async def ask(self, request: TeacherRequest) -> Answer:
         text = write_document(request.item, self.seed)
+        # (0, ...): nothing is paid for the prompt, which the program does not read.
         return Answer(text, "stop", (0, len(text.encode()) // 4))
 
 

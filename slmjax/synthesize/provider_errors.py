@@ -49,6 +49,7 @@ def raise_complaint(data: Any) -> None:
     if not isinstance(data, dict):
         return
     error = data.get("error")
+    # Errors without the field "error" have their words and codes at the top.
     is_completion = "choices" in data or "message" in data
     if not error and (data.get("object") == "error" or not is_completion):
         error = data

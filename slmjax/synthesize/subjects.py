@@ -9,13 +9,12 @@ from importlib import resources
 
 _NAMES = json.loads(resources.files(__package__).joinpath("subjects.json").read_text("utf-8"))
 
+# Topic of each kind of problem that the library draws and solves itself (textbook/passages.py).
+# The answers to problems of these six topics can be checked.
 KINDS: dict[str, str] = _NAMES["kinds"]
-"""Topic of each kind of problem that the library draws and solves itself (textbook/passages.py).
 
-The answers to problems of these six topics can be checked."""
-
+# Sides from which a topic can be looked at; each makes another prompt of the topic.
 ASPECTS: tuple[str, ...] = tuple(_NAMES["aspects"])
-"""Sides from which a topic can be looked at; each makes another prompt of the topic."""
 
 
 def topics() -> list[str]:

@@ -70,6 +70,7 @@ def _check_fields_of_openai(config: SynthesizeConfig) -> None:
         raise UserError(
             "config.synthesize.names.max_tokens is empty; the budget counts with that limit."
         )
+    # Last, so that a misspelt name is reported first.
     if config.names and other_teacher:
         raise UserError(
             "config.synthesize.names is for the teacher openai; config.synthesize.teacher is "

@@ -38,9 +38,9 @@ from slmjax.text.files import write_atomic
 
 
 class _Run(NamedTuple):
-    """A run of the stage. folder: the work directory."""
+    """A run of the stage."""
 
-    folder: epath.Path
+    folder: epath.Path  # the work directory
     settings: SynthesizeConfig
     plan: DocumentPlan
     teacher: Teacher
@@ -85,6 +85,7 @@ def run_synthesize(
     planned = make_plan(config.seed, settings)
     journal_folder, copies = _journal_places(workdir, settings)
     teacher = make_teacher(config.seed, settings, init_from, trust)
+    # The first line that writes: a mistake in the settings leaves nothing behind.
     journal = Journal(journal_folder, copies=copies)
     run = _Run(epath.Path(workdir), settings, planned, teacher, journal)
     try:
@@ -98,6 +99,7 @@ def run_synthesize(
         print(line)
     if not figures["documents"] and not tally.signal:
         raise UserError(nothing_written(run.folder, settings, figures))
+    # As a shell reports a process that a signal ended.
     return 128 + tally.signal if tally.signal else 0
 
 
@@ -188,10 +190,12 @@ def _ask(run: _Run) -> Tally:
     except UserError as error:
         answered = any(request.key in run.journal.answered for request in run.requests())
         documents = run.folder / "documents"
+        # Without an answer to these settings, the files of other settings are worth more than none.
         if not answered and documents.exists():
             raise UserError(
                 f"{error} {documents} is what an earlier run with other settings wrote."
             ) from error
+        # The first error is the one to report, even where the files cannot be written either.
         with contextlib.suppress(UserError, OSError):
             _write_files(run)
         raise
@@ -235,9 +239,10 @@ def _write_files(run: _Run) -> dict[str, Any]:
     figures = coverage(accepted(), run.settings.documents)
     writer.close()
     tokens, dollars = run.journal.spent()
+    # The reason of most rejects is shown with the details of one of them.
     most = max(writer.rejected, key=writer.rejected.get, default="")
     figures |= {
-        "why": writer.examples.get(most, ""),  # an example of the reason of most rejects
+        "why": writer.examples.get(most, ""),
         "rejected": dict(writer.rejected),
         "checked": dict(checked),
         "spent": {"tokens": tokens, "dollars": dollars},

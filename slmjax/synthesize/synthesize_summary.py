@@ -65,6 +65,7 @@ def nothing_written(folder: epath.Path, settings: SynthesizeConfig, figures: dic
 
 def _advice(reason: str, settings: SynthesizeConfig) -> str:
     """Return which setting helps against a reason of rejects, or ""."""
+    # A provider that rejects a parameter quotes its name.
     for name in NAMES:
         if any(quote + name + quote in reason for quote in "'\"`"):
             return (

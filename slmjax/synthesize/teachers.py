@@ -16,26 +16,21 @@ TEMPLATE_TOKENS = 64
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """A prompt with its parameters; `key` is plan.key of model, prompt and parameters."""
+    """A prompt with its parameters."""
 
-    key: str
+    key: str  # plan.key of model, prompt and parameters
     prompt: str
-    parameters: dict[str, Any]
+    parameters: dict[str, Any]  # "max_tokens" among them
     item: Item
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's answer.
-
-    Args:
-      finish: "stop" for a whole answer, "length" for one that was cut, else why it ended.
-      tokens: (of the prompt, of the answer); None where the teacher does not say.
-    """
+    """A teacher's answer."""
 
     text: str
-    finish: str
-    tokens: tuple[int, int] | None
+    finish: str  # "stop" for a whole answer, "length" for one that was cut, else why it ended
+    tokens: tuple[int, int] | None  # (of the prompt, of the answer); None where it does not say
 
 
 class TeacherFault(Exception):
@@ -70,13 +65,12 @@ class TeacherFault(Exception):
 
 
 class Teacher:
-    """Base class of teachers.
+    """Base class of teachers."""
 
-    name: as config.synthesize.teacher has it. model: part of every request's key. licence: note
-    on every document. date: when the texts were written; "" takes the time of each answer.
-    """
-
-    name = model = licence = date = ""
+    name = ""  # as config.synthesize.teacher has it
+    model = ""  # part of every request's key
+    licence = ""  # note on every document
+    date = ""  # when the texts were written; "" takes the time of each answer
 
     def prompt(self, item: Item) -> str:
         """Return the text that is sent for an item."""
@@ -102,6 +96,8 @@ class TeacherSampling(Teacher):
         self._seed = seed
 
     def parameters(self, item: Item) -> dict[str, Any]:
+        # The stride is longer than any plan, so that two runs share no seed. The remainder fits
+        # into the signed 32-bit integer of most endpoints.
         seed = (self._seed * 1_000_003 + item.number) % 2**31
         return {**self._sampling, "seed": seed}
 
