@@ -30,7 +30,8 @@ def _lesson(parts: dict[str, list[str]]) -> Lesson:
     )
 
 
-_TEXT = json.loads(resources.files(__package__).joinpath("lessons.json").read_text("utf-8"))
+_FILE = resources.files(__package__) / "lessons.json"
+_TEXT = json.loads(_FILE.read_text("utf-8"))
 
 # First sentences of a document for each audience of plan.AUDIENCES.
 GREETINGS: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,8 @@ A change of the names changes the prompts, and with them the keys of journalled 
 import json
 from importlib import resources
 
-_NAMES = json.loads(resources.files(__package__).joinpath("subjects.json").read_text("utf-8"))
+_FILE = resources.files(__package__) / "subjects.json"
+_NAMES = json.loads(_FILE.read_text("utf-8"))
 
 # Topic of each kind of problem that the library draws and solves itself (textbook/passages.py).
 # The answers to problems of these six topics can be checked.
