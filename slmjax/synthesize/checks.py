@@ -1,4 +1,4 @@
-"""What a teacher's answer must satisfy before it becomes a document, with a reason if it does not.
+"""Checks a teacher's answer before it becomes a document; a rejected one gets a reason.
 
 It must be complete and in its format, its answers must be right and its equations must hold.
 """
@@ -61,10 +61,12 @@ def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
     for equation, holds in equations:
         if not holds:
             return f"false equation: {equation}", ""
-    if item.problems:
-        reason = _wrong_answer(answers(document), item.problems)
-        return reason, "" if reason else "answers"
-    return "", "equations" if equations else ""
+    if not item.problems:
+        return "", "equations" if equations else ""
+    reason = _wrong_answer(answers(document), item.problems)
+    if reason:
+        return reason, ""
+    return "", "answers"
 
 
 def structure(form: str, text: str) -> str:

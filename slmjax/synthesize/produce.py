@@ -39,7 +39,7 @@ LIMIT_PATIENCE = 10  # retries where the teacher says "slower", for each retry a
 
 @dataclass
 class Tally:
-    """What has happened so far."""
+    """Counts of a run so far, for the person who waits and for the last lines."""
 
     total: int  # requests of the run
     settled: int = 0  # requests that need no further attempt: known, accepted or rejected
@@ -116,7 +116,7 @@ async def produce(
 
 @dataclass
 class _Workers:
-    """What all workers share; `produce` explains the fields."""
+    """The workers of a run and the state that they share; `produce` explains the fields."""
 
     attempts: Attempts
     tally: Tally

@@ -46,7 +46,7 @@ class _Run(NamedTuple):
     teacher: Teacher
     journal: Journal
 
-    def requests(self) -> Iterator[TeacherRequest]:
+    def all_requests(self) -> Iterator[TeacherRequest]:
         """Return all requests of the run, in order."""
         return requests(self.plan, self.teacher, self.settings.documents)
 
@@ -188,7 +188,7 @@ def _ask(run: _Run) -> Tally:
     try:
         return _in_a_loop(lambda: _produce(run))
     except UserError as error:
-        answered = any(request.key in run.journal.answered for request in run.requests())
+        answered = any(request.key in run.journal.answered for request in run.all_requests())
         documents = run.folder / "documents"
         # Without an answer to these settings, the files of other settings are worth more than none.
         if not answered and documents.exists():
@@ -206,7 +206,7 @@ async def _produce(run: _Run) -> Tally:
     budget = Budget(tokens=settings.tokens, cost=settings.cost, spent=run.journal.spent())
     with StatusLine() as line:
         return await produce(
-            run.requests(),
+            run.all_requests(),
             run.teacher,
             run.journal,
             budget,
@@ -230,7 +230,7 @@ def _write_files(run: _Run) -> dict[str, Any]:
     checked = Counter(answers=0, equations=0, nothing=0)
 
     def accepted() -> Iterator[dict[str, Any]]:
-        for record in records(run.requests(), run.journal, run.teacher):
+        for record in records(run.all_requests(), run.journal, run.teacher):
             writer.add(record)
             if not record["reason"]:
                 checked[record["checked"] or "nothing"] += 1
