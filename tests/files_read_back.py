@@ -376,13 +376,13 @@ def _read_prompts(folder: Path) -> Any:
 
 
 def _read_topics(folder: Path) -> Any:
-    from slmjax.synthesize.plan import read_topics
+    from slmjax.synthesize.plan_inputs import read_topics
 
     return read_topics(str(folder / "lines.txt"))
 
 
 def _read_passages(folder: Path) -> Any:
-    from slmjax.synthesize.plan import read_seeds
+    from slmjax.synthesize.plan_inputs import read_seeds
 
     return read_seeds(str(folder / "raw"))
 

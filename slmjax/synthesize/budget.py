@@ -1,4 +1,7 @@
-"""How much may be asked, and how fast: a budget of tokens and dollars that reservations cannot overdraw, and a pace for requests."""
+"""How much may be spent and how fast: a budget that cannot be overdrawn, and a pace of requests.
+
+Both belong to one event loop: their methods do not run at the same time except where they wait.
+"""
 
 import asyncio
 import contextlib
@@ -6,69 +9,83 @@ import time
 
 
 class BudgetSpent(Exception):
-    """A reservation does not fit, and nothing that is open could make room for it."""
+    """A reservation does not fit, and no open reservation could make room for it."""
 
 
 class Budget:
-    """Tokens and dollars that may be spent; 0 is no limit.
+    """Tokens and dollars that may be spent; a limit of 0 is no limit.
 
-    A reservation is taken before the request is sent and counts in full until it is settled. `spent` starts with what the journal has, in
-    which the requests of a killed process stay counted.
+    A reservation is taken before a request is sent, and counts in full until it is settled.
+
+    Args:
+      tokens, cost: the limits; cost in dollars.
+      spent: (tokens, dollars) that the journal has at the start. The requests of a process that
+        was killed are part of it.
     """
 
     def __init__(self, *, tokens: int = 0, cost: float = 0.0, spent: tuple[int, float] = (0, 0.0)):
-        self.tokens, self.cost = tokens, cost
+        self.tokens = tokens
+        self.cost = cost
         self.spent_tokens, self.spent_cost = spent
-        self._open, self._changed = 0, asyncio.Event()
+        self._open = 0  # reservations that are not settled
+        self._settled = asyncio.Event()
 
     async def reserve(self, tokens: int, cost: float) -> None:
-        """Take a reservation, waiting for open ones to be settled where that could make room.
+        """Take a reservation; wait for open ones to be settled where that could make room.
 
-        Raises: BudgetSpent where it cannot.
+        Raises: BudgetSpent where it does not fit and none is open.
         """
+        # Settling frees what a request did not use, so that open ones are worth waiting for.
         while not self._fits(tokens, cost):
             if not self._open:
                 raise BudgetSpent
-            self._changed.clear()
-            await self._changed.wait()
+            self._settled.clear()
+            await self._settled.wait()
         self.spent_tokens += tokens
         self.spent_cost += cost
         self._open += 1
 
     def settle(self, reserved: tuple[int, float], used: tuple[int, float]) -> None:
-        """Count what a request did cost in place of its reservation."""
+        """Replace a reservation by what its request did cost, both as (tokens, dollars)."""
         self.spent_tokens += used[0] - reserved[0]
         self.spent_cost += used[1] - reserved[1]
         self._open -= 1
-        self._changed.set()
+        self._settled.set()
 
     def _fits(self, tokens: int, cost: float) -> bool:
-        return (not self.tokens or self.spent_tokens + tokens <= self.tokens) and (
-            not self.cost or self.spent_cost + cost <= self.cost
-        )
+        tokens_fit = not self.tokens or self.spent_tokens + tokens <= self.tokens
+        cost_fits = not self.cost or self.spent_cost + cost <= self.cost
+        return tokens_fit and cost_fits
 
 
 class Pace:
-    """At most `per_minute` requests a minute (0: no limit), evenly spaced, and none while the server asked to wait.
+    """At most so many requests a minute, evenly spaced, and none while the server asks to wait.
 
-    No wait lasts longer than until `stop` is set.
+    Args:
+      per_minute: 0 for no limit.
+      stop: no wait lasts longer than until this is set.
     """
 
     def __init__(self, per_minute: float, stop: asyncio.Event):
-        self._gap, self._stop = 60.0 / per_minute if per_minute else 0.0, stop
-        self._next = 0.0
+        self._gap = 60.0 / per_minute if per_minute else 0.0  # seconds between two requests
+        self._stop = stop
+        self._next = 0.0  # time.monotonic() at which the next request may start
 
     async def turn(self) -> None:
-        """Wait for this request's turn."""
-        while (wait := self._next - time.monotonic()) > 0 and not self._stop.is_set():
+        """Wait until this request may start."""
+        while not self._stop.is_set():
+            wait = self._next - time.monotonic()
+            if wait <= 0:
+                break
             await self.pause(wait)
         self._next = time.monotonic() + self._gap
 
     async def pause(self, seconds: float) -> None:
-        """Wait, of one request alone."""
+        """Let one request wait; the others go on."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
 
     def hold(self, seconds: float) -> None:
-        """Let no request start for so long: a limit of the server is one for all of them."""
+        """Let no request start for so long: a server's limit applies to all of them together."""
+        # max: of several answers "wait", the longest counts.
         self._next = max(self._next, time.monotonic() + seconds)

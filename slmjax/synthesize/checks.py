@@ -1,173 +1,185 @@
-"""What an answer must stand: complete, in its format, with right answers and with equations that hold. Each failure has a reason."""
+"""Checks a teacher's answer before it becomes a document; a rejected one gets a reason.
+
+It must be complete and in its format, its answers must be right and its equations must hold.
+"""
 
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from slmjax.synthesize.equations import calculations
 from slmjax.synthesize.plan import Item
+from slmjax.synthesize.thoughts import has_thoughts, without_thoughts
 from slmjax.text.hashing import ALONE
+from slmjax.textbook.passages import Passage
 
+# Fewest words of a document. Gopher's rule (Rae et al. 2021) has 50 for web pages; a single solved
+# problem is a whole document with fewer.
 WORDS = {"section": 80, "problems": 50, "reasoning": 15, "faq": 50, "table": 30, "dialogue": 50}
-"""Fewest words of a document. Gopher's rule (Rae et al. 2021) has 50 for web pages; one solved problem is a document with fewer."""
 
 _ANSWER = re.compile(r"\banswer:[*_ ]*(.*?)[*_ ]*(?:\||$)", re.IGNORECASE | re.MULTILINE)
 _REFUSAL = re.compile(
-    r"\W*(?:i'm sorry|i am sorry|i apologi[sz]e|sorry, but|i can(?:no|')t |as an ai\b|as a language)",
+    r"\W*(?:i'm sorry|i am sorry|i apologi[sz]e|sorry, but|i can(?:no|')t "
+    r"|as an ai\b|as a language)",
     re.IGNORECASE,
 )
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-_SIGN = r"[-+*/x×÷·−]"
-_EQUATION = re.compile(
-    rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})(?!\w|[.,]\d| ?[-+*/×÷·^(=%°]| x )"
-)
-_BEFORE = re.compile(r"(?:[\w.,)%°^]|[=<>+*/×÷·−-] ?|\bx )$")
+_SPECIAL = re.compile(r"<\|\w+\|>")  # of a chat template, such as <|im_end|>
+# In Markdown a line may begin with marks of emphasis and headings, as in "**Q:** ...".
+_MARKS = "*#_ "
+_BAR = re.compile(r"(?<!\\)\|")  # between two cells of a table; "\|" is a bar inside one
 
-
-_TAGS = r"(?:think|thinking|thoughts?|reasoning|seed:think)"
-_OPENING = re.compile(rf"<{_TAGS}>|◁think▷|\[THINK\]|<\|channel\|>(?:analysis|commentary)")
-_CLOSING = re.compile(rf"</{_TAGS}>|◁/think▷|\[/THINK\]|<\|channel\|>final<\|message\|>")
-_SPECIAL = re.compile(r"<\|\w+\|>")
+# Letters of scripts that set no spaces between words, and these with their own punctuation.
 _ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE)
 _ALONE_LETTERS = re.compile(f"[{_ALONE}]")
-_ALONE_OR_SIGNS = re.compile(f"[{_ALONE}\u3000-\u303f\uff00-\uffef]")  # with their own punctuation
-
-
-def without_thoughts(text: str) -> str:
-    """An answer without the thoughts of a reasoning model before it; "" where it has no others."""
-    rest = text
-    while closing := _CLOSING.search(rest):
-        opening = _OPENING.search(rest, 0, closing.start())
-        if opening and rest[: opening.start()].strip():
-            return rest  # they are inside the document
-        rest = rest[closing.end() :].lstrip()
-    return "" if _OPENING.match(rest.lstrip()) else rest
-
-
-def length(text: str) -> int:
-    """Words of a text; in scripts without spaces two characters count as one."""
-    return len(_ALONE_OR_SIGNS.sub(" ", text).split()) + len(_ALONE_LETTERS.findall(text)) // 2
+_ALONE_OR_SIGNS = re.compile(f"[{_ALONE}\u3000-\u303f\uff00-\uffef]")
 
 
 def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
-    """(reason to reject, what was checked); the reason is "" for a document that stands.
+    """Return (reason to reject an answer, what was checked in it).
 
-    Checked is "answers" where all answers were compared with computed ones, "equations" where the document's own calculations were done
-    again, and "" where nothing in it could be.
+    The reason is "" for a document that is accepted. Checked is "answers" where all answers were
+    compared with computed ones, "equations" where the document's own calculations were done again,
+    and "" where it holds nothing that could be checked.
 
     Args:
-      text: the answer; thoughts before it are no part of the document, see `without_thoughts`.
+      text: the answer; thoughts before it are not part of the document, see `without_thoughts`.
       finish: "stop" where the teacher ended by itself, "length" where it was cut, else the
         provider's word for why it ended.
     """
-    whole, text = text, without_thoughts(text)
-    if not text.strip():
-        used_up = ", which used up max_tokens" if finish == "length" else ""
-        return f"only thoughts{used_up}" if whole.strip() else "empty", ""
-    if finish == "length":
-        return "cut at max_tokens", ""
-    if finish != "stop":
-        return f"ended by {finish}", ""
-    if _OPENING.search(text) or _CLOSING.search(text):
-        return "thoughts in the text", ""
-    if special := _SPECIAL.search(text):
-        return f"special token in the text: {special[0]}", ""
-    if _REFUSAL.match(text.replace("’", "'")):
-        return "refusal", ""
-    text = text.replace("：", ":")  # the colon of Chinese and Japanese, also behind English words
-    if length(text) < WORDS[item.format]:
-        return "too short", ""
-    if reason := structure(item.format, text):
+    document = without_thoughts(text)
+    reason = _incomplete(text, document, finish) or _unclean(document)
+    if reason:
         return reason, ""
-    equations = calculations(text)
-    for written, holds in equations:
+    document = document.replace("：", ":")  # Chinese and Japanese texts also write "Q：" with it
+    if length(document) < WORDS[item.format]:
+        return "too short", ""
+    reason = structure(item.format, document)
+    if reason:
+        return reason, ""
+    equations = calculations(document)
+    # Also for problems with known answers: a right answer can follow from wrong steps.
+    for equation, holds in equations:
         if not holds:
-            return f"false equation: {written}", ""
-    if item.problems:
-        found = answers(text)
-        if len(found) != len(item.problems):
-            return f"{len(found)} answers to {len(item.problems)} problems", ""
-        for answer, problem in zip(found, item.problems):
-            if not same(answer, problem.answer):
-                return f"wrong answer: {answer[:40]} instead of {problem.answer}", ""
-        return "", "answers"
-    return "", "equations" if equations else ""
+            return f"false equation: {equation}", ""
+    if not item.problems:
+        return "", "equations" if equations else ""
+    reason = _wrong_answer(answers(document), item.problems)
+    if reason:
+        return reason, ""
+    return "", "answers"
 
 
 def structure(form: str, text: str) -> str:
-    """Why a text is not in its format, or ""."""
+    """Return why a text is not in its format (a key of plan.FORMATS); "" where it is."""
     lines = [line.strip() for line in text.split("\n")]
-
-    def starting(*words: str) -> int:
-        return sum(line.lstrip("*#_ ").lower().startswith(words) for line in lines)
-
-    if form == "section" and not any(line.startswith("#") for line in lines):
-        return "no title or heading"
-    if form == "problems" and (starting("problem") < 1 or not answers(text)):
-        return "no numbered problems with answers"
-    if form == "reasoning" and (
-        len([line for line in lines if line]) < 3 or len(answers(text)) != 1
-    ):
-        return "no steps with one answer"
-    if form == "faq" and (starting("q:") < 3 or starting("a:") < starting("q:")):
-        return "fewer than three questions with answers"
-    if form == "dialogue" and (starting("teacher:") < 3 or starting("student:") < 2):
-        return "fewer than six turns"
-    if form == "table":
-        rows = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
-        if len(rows) < 5 or len(set(rows)) > 1 or rows[0] < 3:
-            return "no table with three rows of equal length"
-    return ""
+    reason, is_well_formed = _STRUCTURES[form]
+    return "" if is_well_formed(lines) else reason
 
 
 def answers(text: str) -> list[str]:
-    """What stands in the answer lines ("Answer: 42." gives "42"), in order."""
-    return [found.strip().removesuffix(".") for found in _ANSWER.findall(text)]
+    """Return what the answer lines say ("Answer: 42." gives "42"), in order."""
+    return [answer.strip().removesuffix(".") for answer in _ANSWER.findall(text)]
 
 
 def same(answer: str, expected: str) -> bool:
-    """Whether two answers agree: as numbers where both are, else as words, whatever their case, "$" and final points."""
-    cleaned = [
-        re.sub(r"[$*_`]", "", text).strip().rstrip(".").casefold() for text in (answer, expected)
-    ]
-    try:
-        return Fraction(cleaned[0].replace(",", "")) == Fraction(cleaned[1].replace(",", ""))
-    except (ValueError, ZeroDivisionError):
-        return cleaned[0] == cleaned[1]
+    """Return whether two answers agree: as numbers if both are numbers, else as words.
 
-
-def calculations(text: str) -> list[tuple[str, bool]]:
-    """(equation, whether it holds) of every "number sign number ... = number" that stands alone.
-
-    A result with fewer digits is taken as rounded: 10 / 3 = 3.33 holds. What goes on (x + 2 + 3 = 5, 2 + 3 = 5 + y, percent, powers) is
-    left alone, as are divisions by zero.
+    Letter case, "$", Markdown's marks and final points do not matter.
     """
-    out = []
-    for found in _EQUATION.finditer(text):
-        if _BEFORE.search(text[max(0, found.start() - 3) : found.start()]):
-            continue
-        value = _value(found[1])
-        if value is not None:
-            result = Fraction(found[2].replace(",", ""))
-            rounding = (
-                Fraction(1, 2 * 10 ** len(found[2].partition(".")[2]))
-                if re.search("[/÷]", found[1])
-                else 0
-            )
-            out.append((found[0], abs(value - result) <= rounding))
-    return out
+    answer, expected = _plain(answer), _plain(expected)
+    # Fraction reads "42", "42.0" and "1/2"; commas separate thousands.
+    try:
+        return Fraction(answer.replace(",", "")) == Fraction(expected.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return answer == expected
 
 
-def _value(expression: str) -> Fraction | None:
-    """The value of numbers joined by signs; products before sums. None for a division by zero."""
-    pieces = re.findall(rf"{_NUMBER}|{_SIGN}", expression)
-    terms = [Fraction(pieces[0].replace(",", ""))]
-    for sign, number in zip(pieces[1::2], pieces[2::2]):
-        value = Fraction(number.replace(",", ""))
-        if sign in "+-−":
-            terms.append(value if sign == "+" else -value)
-        elif sign in "/÷":
-            if not value:
-                return None
-            terms[-1] /= value
-        else:
-            terms[-1] *= value
-    return sum(terms, Fraction(0))
+def length(text: str) -> int:
+    """Return the words of a text; in scripts without spaces two characters count as one."""
+    words = _ALONE_OR_SIGNS.sub(" ", text).split()
+    return len(words) + len(_ALONE_LETTERS.findall(text)) // 2
+
+
+def _incomplete(text: str, document: str, finish: str) -> str:
+    """Return why an answer is not a whole document, or ""."""
+    if not document.strip():
+        if not text.strip():
+            return "empty"
+        used_up = ", which used up max_tokens" if finish == "length" else ""
+        return f"only thoughts{used_up}"
+    if finish == "length":
+        return "cut at max_tokens"
+    if finish != "stop":
+        return f"ended by {finish}"
+    return ""
+
+
+def _unclean(document: str) -> str:
+    """Return what a document holds that belongs in none, or ""."""
+    if has_thoughts(document):
+        return "thoughts in the text"
+    special = _SPECIAL.search(document)
+    if special:
+        return f"special token in the text: {special[0]}"
+    if _REFUSAL.match(document.replace("’", "'")):
+        return "refusal"
+    return ""
+
+
+def _wrong_answer(given: Sequence[str], problems: Sequence[Passage]) -> str:
+    """Return how the answers differ from those of the problems, or ""."""
+    if len(given) != len(problems):
+        return f"{len(given)} answers to {len(problems)} problems"
+    for answer, problem in zip(given, problems):
+        if not same(answer, problem.answer):
+            return f"wrong answer: {answer[:40]} instead of {problem.answer}"
+    return ""
+
+
+def _plain(answer: str) -> str:
+    return re.sub(r"[$*_`]", "", answer).strip().rstrip(".").casefold()
+
+
+def _starting(lines: Sequence[str], word: str) -> int:
+    """Return how many lines start with a word, whatever Markdown's marks before it."""
+    return sum(line.lstrip(_MARKS).lower().startswith(word) for line in lines)
+
+
+def _is_section(lines: Sequence[str]) -> bool:
+    return any(line.startswith("#") for line in lines)
+
+
+def _is_problem_set(lines: Sequence[str]) -> bool:
+    return _starting(lines, "problem") >= 1 and len(answers("\n".join(lines))) >= 1
+
+
+def _is_reasoning(lines: Sequence[str]) -> bool:
+    written = [line for line in lines if line]
+    return len(written) >= 3 and len(answers("\n".join(lines))) == 1
+
+
+def _is_faq(lines: Sequence[str]) -> bool:
+    questions = _starting(lines, "q:")
+    return questions >= 3 and _starting(lines, "a:") >= questions
+
+
+def _has_table(lines: Sequence[str]) -> bool:
+    """Return whether all rows have as many cells; the first two are the header and its rule."""
+    # Rows with a missing or an extra cell have another number of bars.
+    bars = [len(_BAR.findall(line)) for line in lines if line.startswith("|")]
+    return len(bars) >= 5 and len(set(bars)) == 1 and bars[0] >= 3
+
+
+def _is_dialogue(lines: Sequence[str]) -> bool:
+    return _starting(lines, "teacher:") >= 3 and _starting(lines, "student:") >= 2
+
+
+# The reason to reject a text of each format, and whether its stripped lines are in that format.
+_STRUCTURES: dict[str, tuple[str, Callable[[Sequence[str]], bool]]] = {
+    "section": ("no title or heading", _is_section),
+    "problems": ("no numbered problems with answers", _is_problem_set),
+    "reasoning": ("no steps with one answer", _is_reasoning),
+    "faq": ("fewer than three questions with answers", _is_faq),
+    "table": ("no table with three rows of equal length", _has_table),
+    "dialogue": ("fewer than six turns", _is_dialogue),
+}

@@ -1,4 +1,4 @@
-"""From the journal to files: every accepted answer once, in order, with where it came from; every other one with its reason."""
+"""Turns the journal into files: accepted answers with their origin, rejects with their reason."""
 
 import hashlib
 import json
@@ -10,112 +10,132 @@ from typing import Any
 from etils import epath
 
 from slmjax.errors import UserError
-from slmjax.synthesize.checks import judge_text, without_thoughts
+from slmjax.synthesize.checks import judge_text
 from slmjax.synthesize.journal import Journal
+from slmjax.synthesize.journal_events import Event
 from slmjax.synthesize.teachers import Teacher, TeacherRequest
+from slmjax.synthesize.thoughts import without_thoughts
 from slmjax.text.files import write_atomic
+
+BYTES_A_TOKEN = 4  # estimate for answers whose teacher reports no tokens
 
 
 def records(
     requests: Iterable[TeacherRequest], journal: Journal, teacher: Teacher
 ) -> Iterator[dict[str, Any]]:
-    """A record of every request that was answered or given up, in order; `reason` is "" for accepted documents.
+    """Yield a record for every request that was answered or given up, in order.
 
-    What is accepted depends on the answers in the journal alone: nothing is asked, whatever is changed in the checks.
+    "reason" is "" for accepted documents. What is accepted follows from the answers in the journal
+    alone: a change of the checks asks for nothing again.
+    Raises: UserError for an event of the journal that is not an answer.
     """
-    seen: dict[bytes, str] = {}  # hash of an accepted text -> its id
+    first_ids: dict[bytes, str] = {}  # hash of an accepted text -> id of its first record
     for request in requests:
         event = journal.read(request.key)
-        record: dict[str, Any] = {
-            "text": "",
-            "id": request.key[:20],
-            "teacher": teacher.name,
-            "model": teacher.model,
-        }
-        record |= {
-            "prompt": hashlib.sha256(request.prompt.encode()).hexdigest(),
-            "parameters": request.parameters,
-        }
-        record |= {
-            "date": "",
-            "licence": teacher.licence,
-            "topic": request.item.topic,
-            "format": request.item.format,
-        }
-        record |= {"audience": request.item.audience, "checked": "", "tokens": 0, "reason": ""}
-        if event is None:
-            if faults := journal.faults(request.key):
-                yield record | {
-                    "reason": "no answer: "
-                    + ", ".join(f"{why} ({n})" for why, n in Counter(faults).items())
-                }
+        if event is not None:
+            record = _record_of_answer(request, event, journal, teacher)
+            if not record["reason"]:
+                digest = hashlib.sha256(record["text"].encode()).digest()
+                first = first_ids.setdefault(digest, record["id"])
+                if first != record["id"]:
+                    record["reason"] = f"same text as {first}"
+            yield record
             continue
-        answer = json.loads(event.body)
-        if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
-            raise UserError(
-                f"config.synthesize.journal: event {event.n} of {journal.file} is no answer."
-            )
-        reason, checked = judge_text(request.item, answer["text"], answer["finish"])
-        text = without_thoughts(answer["text"])
-        digest = hashlib.sha256(text.encode()).digest()
-        if not reason and (first := seen.setdefault(digest, record["id"])) != record["id"]:
-            reason = f"same text as {first}"
-        date = teacher.date or datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds")
-        tokens = answer["tokens"][1] if answer["tokens"] else len(answer["text"].encode()) // 4
-        yield record | {
-            "text": text,
-            "date": date,
-            "checked": checked,
-            "tokens": tokens,
-            "reason": reason,
-        }
+        faults = Counter(journal.faults(request.key))
+        if faults:
+            counts = [f"{reason} ({times})" for reason, times in faults.items()]
+            yield _empty_record(request, teacher) | {"reason": f"no answer: {', '.join(counts)}"}
 
 
-class Writer:
-    """Writes records into a work directory: documents/00000.jsonl, ... and rejects.jsonl, each whole or not at all.
+class DocumentWriter:
+    """Writes documents/00000.jsonl, ... and rejects.jsonl, each file whole or not at all.
 
     Args:
+      folder: the work directory.
       shard: documents in a file.
     """
 
     def __init__(self, folder: epath.Path, shard: int):
-        self._folder, self._shard = folder, shard
-        (folder / "documents").mkdir(parents=True, exist_ok=True)
-        self._lines: list[str] = []
+        self._folder = folder / "documents"
+        self._rejects_file = folder / "rejects.jsonl"
+        self._shard = shard
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._documents: list[str] = []  # lines of the next file
         self._rejects: list[str] = []
-        self._files: list[str] = []
-        self.accepted: int = 0
-        self.rejected: Counter = Counter()  # by reason, without its details
-        self.examples: dict[str, str] = {}  # of each of them the first one with its details
+        self._names: list[str] = []  # files that are written
+        self.rejected: Counter[str] = Counter()  # by reason, without its details
+        self.examples: dict[str, str] = {}  # for each of them the first reason with its details
 
     def add(self, record: dict[str, Any]) -> None:
         """Take the next record."""
-        if record["reason"]:
+        reason = record["reason"]
+        if reason:
             self._rejects.append(json.dumps(record, ensure_ascii=False) + "\n")
-            kind = record["reason"].partition(":")[0].partition(" as ")[0]
+            kind = reason.partition(":")[0].partition(" as ")[0]
             self.rejected[kind] += 1
-            self.examples.setdefault(kind, record["reason"])
+            self.examples.setdefault(kind, reason)
             return
-        self.accepted += 1
-        kept = {name: value for name, value in record.items() if name != "reason"}
-        self._lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
-        if len(self._lines) == self._shard:
+        fields = {name: value for name, value in record.items() if name != "reason"}
+        self._documents.append(json.dumps(fields, ensure_ascii=False) + "\n")
+        if len(self._documents) == self._shard:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and take away files of an earlier, longer run."""
-        if self._lines:
+        """Write what is left, and delete files of an earlier, longer run."""
+        if self._documents:
             self._flush()
-        write_atomic(self._folder / "rejects.jsonl", "".join(self._rejects))
-        folder = self._folder / "documents"
-        for file in (
-            folder.iterdir() if folder.exists() else ()
-        ):  # not glob: the folder's own name is no pattern
-            if file.name.endswith(".jsonl") and file.name not in self._files:
+        write_atomic(self._rejects_file, "".join(self._rejects))
+        if not self._folder.exists():  # a bucket has no empty folders
+            return
+        for file in self._folder.iterdir():  # not glob: the folder's own name may hold brackets
+            if file.name.endswith(".jsonl") and file.name not in self._names:
                 file.unlink()
 
     def _flush(self) -> None:
-        name = f"{len(self._files):05d}.jsonl"
-        write_atomic(self._folder / "documents" / name, "".join(self._lines))
-        self._files.append(name)
-        self._lines = []
+        name = f"{len(self._names):05d}.jsonl"
+        write_atomic(self._folder / name, "".join(self._documents))
+        self._names.append(name)
+        self._documents = []
+
+
+def _empty_record(request: TeacherRequest, teacher: Teacher) -> dict[str, Any]:
+    """Return the record of a request without an answer, its fields in the order of the files."""
+    return {
+        "text": "",
+        "id": request.key[:20],
+        "teacher": teacher.name,
+        "model": teacher.model,
+        "prompt": hashlib.sha256(request.prompt.encode()).hexdigest(),
+        "parameters": request.parameters,
+        "date": "",
+        "licence": teacher.licence,
+        "topic": request.item.topic,
+        "format": request.item.format,
+        "audience": request.item.audience,
+        "checked": "",
+        "tokens": 0,
+        "reason": "",
+    }
+
+
+def _record_of_answer(
+    request: TeacherRequest, event: Event, journal: Journal, teacher: Teacher
+) -> dict[str, Any]:
+    answer = json.loads(event.body)
+    if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
+        raise UserError(
+            f"config.synthesize.journal: event {event.n} of {journal.file} is no answer."
+        )
+    text, tokens = answer["text"], answer["tokens"]
+    # Judged anew each time, so that the files follow the present checks.
+    reason, checked = judge_text(request.item, text, answer["finish"])
+    date = teacher.date
+    if not date:
+        date = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds")
+    return _empty_record(request, teacher) | {
+        "text": without_thoughts(text),
+        "date": date,
+        "checked": checked,
+        "tokens": tokens[1] if tokens else len(text.encode()) // BYTES_A_TOKEN,
+        "reason": reason,
+    }

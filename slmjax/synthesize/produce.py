@@ -1,40 +1,57 @@
-"""Asking: many requests at once, each journalled and reserved before it is sent, asked again where that may help."""
+"""Asks a teacher for many documents at once; nothing that is paid for is lost or paid for twice.
+
+`concurrent` workers share one iterator of requests. A worker takes a request and makes attempts,
+until one is answered or another would be in vain; then it takes the next. An attempt keeps
+invariants of its own (attempts.py). Two more hold for the whole:
+
+1. A request counts once in `Tally.settled`: as known, accepted or rejected. A request that the
+   budget or a signal prevented does not count, and the next start asks for it.
+2. After the first signal no attempt starts, and no wait goes on; open attempts are still answered.
+   After an error open attempts are cancelled, and stay counted as reserved.
+
+All of it runs in one event loop, so that code between two awaits needs no lock.
+"""
 
 import asyncio
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from slmjax.errors import UserError
+from slmjax.synthesize.attempts import Attempts
 from slmjax.synthesize.budget import Budget, BudgetSpent, Pace
 from slmjax.synthesize.journal import Journal
-from slmjax.synthesize.teachers import Answer, Teacher, TeacherFault, TeacherRequest, reservation
+from slmjax.synthesize.stop_signal import StopOnSignal
+from slmjax.synthesize.teachers import Answer, Teacher, TeacherFault, TeacherRequest
 
+# Seconds before the second attempt, and the most before a later one. The wait doubles with each
+# attempt and is then shortened at random by up to a half, so that many requests that failed
+# together do not come back together.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before the second try; doubled for each further one up to the longest, then shortened at random by up to a half, so that many
-requests that failed together do not come back together."""
-UNUSABLE = 50  # a teacher of which one answer in ten can be used fails so often once in 200 runs
-SLOWER = 10  # a request that was told to wait may ask this many times as often as one that failed
+
+# Fewest rejected answers, without one that is accepted, that end a run. Where one answer in ten can
+# be used, as many in a row are rejected once in 200 runs.
+UNUSABLE = 50
+FAILED = 20  # fewest failures in a row that end a run
+LIMIT_PATIENCE = 10  # retries where the teacher says "slower", for each retry after a failure
 
 
 @dataclass
 class Tally:
-    """What has happened so far; `tell` is called with it after every answer and fault."""
+    """Counts of a run so far, for the person who waits and for the last lines."""
 
-    total: int
-    settled: int = 0
-    known: int = 0  # of them answered before this start
-    accepted: int = 0
-    rejected: int = 0
-    tokens: int = 0  # of answers, in this start
-    cost: float = 0.0  # of everything in the journal
-    spent: bool = False  # it stopped because the budget is spent
-    signal: int = 0  # it stopped because of this signal
-    faults: dict[str, int] = field(default_factory=dict)
-    last: str = ""  # the reason of the last fault
+    total: int  # requests of the run
+    settled: int = 0  # requests that need no further attempt: known, accepted or rejected
+    known: int = 0  # answered in an earlier start
+    accepted: int = 0  # in this start
+    rejected: int = 0  # in this start, with requests that were given up
+    tokens: int = 0  # of the answers of this start
+    cost: float = 0.0  # dollars that count as spent in all starts
+    spent: bool = False  # the run stopped because the budget is spent
+    signal: int = 0  # the run stopped because of this signal; 0 without one
+    faults: dict[str, int] = field(default_factory=dict)  # failed attempts by reason
+    last: str = ""  # reason of the last fault
     hold: float = 0.0  # time.monotonic() until which the teacher asks to wait
 
 
@@ -50,30 +67,47 @@ async def produce(
     concurrent: int = 64,
     retries: int = 5,
     judge: Callable[[TeacherRequest, Answer], str] = lambda request, answer: "",
-    tell: Callable[[Tally], None] = lambda tally: None,
+    report: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Ask for every request that the journal has no answer of.
+    """Ask for every request that has no answer in the journal; close the teacher at the end.
 
     Args:
+      tally: is counted up and returned.
       price: dollars for a million tokens of prompts and of answers.
-      per_minute: most requests a minute; 0: no limit.
-      concurrent: requests that are open at once.
-      retries: times that a request is asked again; one that is told to wait (429) is patient for longer.
-      judge: why an answer will be rejected; "" where it stands.
-    Raises: UserError where the teacher refuses all requests, answers none of twice `concurrent` (at
-      least 20) in a row, or where so many answers (at least 50) are rejected before one stands.
+      per_minute: most attempts a minute; 0 for no limit.
+      concurrent: most attempts that are open at once.
+      retries: times that a request is sent again; LIMIT_PATIENCE times as many where the teacher
+        asks for fewer requests (429).
+      judge: returns why an answer will be rejected; "" where it is accepted.
+      report: called with the tally after every answer and fault.
+    Raises: UserError where the teacher refuses all requests, where max(FAILED, 2 * concurrent)
+      attempts in a row fail, or where max(UNUSABLE, 2 * concurrent) answers are rejected before
+      one is accepted.
     """
-    stop, remaining = asyncio.Event(), iter(requests)
-    pace = Pace(per_minute, stop)
-    asker = _Asker(
-        teacher, journal, budget, tally, price, concurrent, retries, judge, tell, stop, pace
+    stop = asyncio.Event()
+
+    def stop_for(number: int) -> None:
+        tally.signal = number
+        stop.set()
+
+    workers = _Workers(
+        attempts=Attempts(teacher, journal, budget, price),
+        tally=tally,
+        concurrent=concurrent,
+        retries=retries,
+        judge=judge,
+        report=report,
+        stop=stop,
+        pace=Pace(per_minute, stop),
     )
-    with _ToldToStop(stop, tally):
+    remaining = iter(requests)  # shared, so that each request goes to one worker
+    with StopOnSignal(stop_for):
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrent):
-                    group.create_task(asker.work(remaining))
+                    group.create_task(workers.work(remaining))
         except BaseExceptionGroup as errors:
+            # The first error cancelled the other workers; it is the one that the user must know.
             raise errors.exceptions[0] from None
         finally:
             await teacher.close()
@@ -81,28 +115,26 @@ async def produce(
 
 
 @dataclass
-class _Asker:
-    """What all workers of `produce` share; its arguments are there."""
+class _Workers:
+    """The workers of a run and the state that they share; `produce` explains the fields."""
 
-    teacher: Teacher
-    journal: Journal
-    budget: Budget
+    attempts: Attempts
     tally: Tally
-    price: tuple[float, float]
     concurrent: int
     retries: int
     judge: Callable[[TeacherRequest, Answer], str]
-    tell: Callable[[Tally], None]
+    report: Callable[[Tally], None]
     stop: asyncio.Event
     pace: Pace
-    in_a_row: int = 0  # requests that came to nothing since the last answer
+    failures_in_a_row: int = 0  # failed attempts since the last answer, without "slower"
 
     async def work(self, remaining: Iterator[TeacherRequest]) -> None:
-        """Settle requests one after the other, until there are none or the budget is spent."""
+        """Run one worker: settle requests until there are none, the budget is spent, or `stop`."""
         for request in remaining:
             if self.stop.is_set():
                 return
-            if request.key in self.journal.answered:
+            # The key is a hash of all that the answer depends on: it was paid for before.
+            if request.key in self.attempts.journal.answered:
                 self.tally.settled += 1
                 self.tally.known += 1
                 continue
@@ -113,141 +145,82 @@ class _Asker:
                 return
 
     async def settle(self, request: TeacherRequest) -> None:
-        """Ask until there is an answer, or there is no point in it."""
-        tries = waits = 0
-        while not self.stop.is_set():
+        """Make attempts until one is answered, another would be in vain, or `stop` is set."""
+        failures = limits = 0  # attempts that failed, and those to which the teacher said "slower"
+        while True:
             await self.pace.turn()
-            if self.stop.is_set():
+            if self.stop.is_set():  # perhaps while it waited for its turn
                 return
             try:
-                answer = await self.attempt(request)
+                answer = await self.attempts.make(request)
             except TeacherFault as fault:
-                self.failed(fault)
-                tries, waits = tries + (not fault.limit), waits + fault.limit
-                if not fault.again or tries > self.retries or waits > SLOWER * self.retries:
+                self.count_fault(fault)
+                if fault.limit:
+                    limits += 1
+                else:
+                    failures += 1
+                patient = failures <= self.retries and limits <= LIMIT_PATIENCE * self.retries
+                if not (fault.again and patient):
                     break
-                await self.back_off(fault, tries + waits)
+                await self.back_off(fault, failures + limits)
             else:
-                self.answered(request, answer)
+                self.count_answer(request, answer)
                 return
-        if self.stop.is_set():
-            return
-        self.tally.settled += 1
-        self.tally.rejected += 1
-        self.tell(self.tally)
+        # Given up. A request that `stop` interrupts is not: another start may have better luck.
+        if not self.stop.is_set():
+            self.tally.settled += 1
+            self.tally.rejected += 1
+            self.report(self.tally)
 
-    async def attempt(self, request: TeacherRequest) -> Answer:
-        """One try, journalled before and after."""
-        most = reservation(request)
-        reserved = (sum(most), self.dollars(most))
-        await self.budget.reserve(*reserved)
-        used = reserved
-        try:
-            body = {
-                "model": self.teacher.model,
-                "prompt": request.prompt,
-                "parameters": request.parameters,
-            }
-            number, written = self.journal.request(
-                request.key, tokens=reserved[0], cost=reserved[1], body=body
-            )
-            await asyncio.wrap_future(written)
-            try:
-                answer = await self.teacher.ask(request)
-            except TeacherFault as fault:
-                used = self.used(fault.tokens, reserved)
-                body = {"reason": fault.reason}
-                await asyncio.wrap_future(
-                    self.journal.fault(request.key, number, tokens=used[0], cost=used[1], body=body)
-                )
-                raise
-            used = self.used(answer.tokens, reserved)
-            body = {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens}
-            await asyncio.wrap_future(
-                self.journal.answer(request.key, number, tokens=used[0], cost=used[1], body=body)
-            )
-            return answer
-        finally:
-            self.budget.settle(reserved, used)
-            self.tally.cost = self.budget.spent_cost
+    def count_fault(self, fault: TeacherFault) -> None:
+        """Count a failed attempt.
 
-    def dollars(self, tokens: tuple[int, int]) -> float:
-        """The price of tokens of a prompt and of its answer."""
-        return (tokens[0] * self.price[0] + tokens[1] * self.price[1]) / 1e6
-
-    def used(
-        self, tokens: tuple[int, int] | None, reserved: tuple[int, float]
-    ) -> tuple[int, float]:
-        """(tokens, dollars) of a try; all that was reserved where the teacher does not say."""
-        return (sum(tokens), self.dollars(tokens)) if tokens else reserved
-
-    def failed(self, fault: TeacherFault) -> None:
-        """Count a fault. Raises: UserError for one that ends the run, or the last of too many in a row."""
+        Raises: UserError for one that ends the run, and for the last of too many in a row.
+        """
         tally = self.tally
+        tally.cost = self.attempts.budget.spent_cost
         tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
         tally.last = fault.reason
         if fault.limit:
             tally.hold = max(tally.hold, time.monotonic() + fault.wait)
-        self.tell(tally)
+        self.report(tally)
         if fault.ends:
             raise UserError(fault.ends) from fault
-        if fault.limit:
+        if fault.limit:  # the teacher does answer
             return
-        self.in_a_row += 1
-        if self.in_a_row >= max(20, 2 * self.concurrent):
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= max(FAILED, 2 * self.concurrent):
             raise UserError(
-                f"config.synthesize: {self.in_a_row} requests in a row came to nothing (the last: "
-                f"{fault.reason}); what was answered is kept, and the same command goes on once "
-                f"{self.teacher.model} answers."
+                f"config.synthesize: {self.failures_in_a_row} requests in a row came to nothing "
+                f"(the last: {fault.reason}); what was answered is kept, and the same command goes "
+                f"on once {self.attempts.teacher.model} answers."
             ) from fault
 
-    async def back_off(self, fault: TeacherFault, tries: int) -> None:
-        """Wait before a request is asked again: longer with each try, and as long as the teacher asks."""
-        seconds = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
-        if fault.limit:
-            self.pace.hold(fault.wait)
-        await self.pace.pause(max(fault.wait, seconds))
-
-    def answered(self, request: TeacherRequest, answer: Answer) -> None:
+    def count_answer(self, request: TeacherRequest, answer: Answer) -> None:
         """Count an answer. Raises: UserError where none of so many can be used."""
-        self.in_a_row = 0
-        tally, reason = self.tally, self.judge(request, answer)
-        tally.accepted += not reason
-        tally.rejected += bool(reason)
-        tally.tokens += answer.tokens[1] if answer.tokens else 0
+        self.failures_in_a_row = 0
+        tally = self.tally
+        tally.cost = self.attempts.budget.spent_cost
+        reason = self.judge(request, answer)
+        if reason:
+            tally.rejected += 1
+        else:
+            tally.accepted += 1
+        if answer.tokens:
+            tally.tokens += answer.tokens[1]
         tally.settled += 1
-        self.tell(tally)
+        self.report(tally)
         if not tally.accepted and tally.rejected >= max(UNUSABLE, 2 * self.concurrent):
             raise UserError(
-                f"config.synthesize: the first {tally.rejected} answers of {self.teacher.model} "
-                f"cannot be used (the last: {reason}); rejects.jsonl has them. What was "
-                "answered is kept."
+                f"config.synthesize: the first {tally.rejected} answers of "
+                f"{self.attempts.teacher.model} cannot be used (the last: {reason}); "
+                "rejects.jsonl has them. What was answered is kept."
             )
 
-
-class _ToldToStop:
-    """Inside, the first SIGINT or SIGTERM sets `stop`, so that open requests are still answered; a second one has its usual effect."""
-
-    def __init__(self, stop: asyncio.Event, tally: Tally):
-        self._stop, self._tally, self._kept = stop, tally, {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            self._kept = {
-                number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-            for number in self._kept:
-                signal.signal(
-                    number, lambda number, frame: loop.call_soon_threadsafe(self._told, number)
-                )
-
-    def _told(self, number: int) -> None:
-        self._tally.signal = number
-        self._stop.set()
-        self.__exit__()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._kept.items():
-            signal.signal(number, handler)
-        self._kept = {}
+    async def back_off(self, fault: TeacherFault, attempts: int) -> None:
+        """Wait before the next attempt: longer with each, and as long as the teacher asks."""
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
+        seconds = longest * random.uniform(0.5, 1.0)
+        if fault.limit:  # a limit of the server holds for all requests
+            self.pace.hold(fault.wait)
+        await self.pace.pause(max(fault.wait, seconds))

@@ -1,174 +1,187 @@
-"""The embedded teacher: it draws problems, solves them by computation, and writes them up in every format, with no model and no network.
+"""The embedded teacher: it draws, solves and writes up problems, without model or network.
 
-Problems, working and answers are those of the embedded textbook (slmjax/textbook/passages.py), its training split: each answer was computed
-in two ways, and what the textbook holds out (names, numbers, wordings) stays held out here too.
+Problems, working and answers are training passages of the embedded textbook
+(slmjax/textbook/passages.py). Each answer was computed in two ways, and the names, numbers and
+wordings that the textbook holds out are held out here too.
 """
 
 import random
 import re
 from collections.abc import Callable
+from typing import Any
 
 from slmjax.synthesize.lessons import CLOSINGS, GREETINGS, LESSONS, Lesson
 from slmjax.synthesize.plan import Item
+from slmjax.synthesize.teachers import Answer, Teacher, TeacherRequest
 from slmjax.textbook.passages import VERSION, Passage
 
-MODEL = f"slmjax-program-{VERSION}.1"  # the second number counts changes of what is written here and in lessons.py
-DATE = "2026-11-28"  # of that version: a text is a function of version and seed, so that it has no other date
+# The second number counts changes of what this file and lessons.json write for the same seed.
+MODEL = f"slmjax-program-{VERSION}.1"
+# A text is a function of version and seed, so that its date is the date of the version.
+DATE = "2026-11-28"
 LICENCE = "written by slmjax's own program (Apache-2.0); holds no text of others"
+MAX_TOKENS = 4096  # more than any document has; the journal reserves as many
+
+
+class ProgramTeacher(Teacher):
+    """The embedded teacher. Tokens are estimated at four bytes each."""
+
+    name, model, licence, date = "program", MODEL, LICENCE, DATE
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def parameters(self, item: Item) -> dict[str, Any]:
+        # What the program writes depends on these; it ignores the item's aspect and passage.
+        return {
+            "seed": self.seed,
+            "number": item.number,
+            "format": item.format,
+            "audience": item.audience,
+            "max_tokens": MAX_TOKENS,
+        }
+
+    async def ask(self, request: TeacherRequest) -> Answer:
+        text = write_document(request.item, self.seed)
+        # (0, ...): nothing is paid for the prompt, which the program does not read.
+        return Answer(text, "stop", (0, len(text.encode()) // 4))
 
 
 def write_document(item: Item, seed: int) -> str:
-    """The document of an item with problems: a pure function of both arguments."""
+    """Return the document of an item that has problems: a pure function of both arguments."""
     rng = random.Random(f"{seed}/program/{item.number}")
-    return _FORMATS[item.format](item, LESSONS[item.kind], rng)
+    write = _FORMATS[item.format]
+    return write(item, LESSONS[item.kind], rng)
 
 
-def working(found: Passage) -> str:
-    """The lines between question and answer."""
-    return found.text.removeprefix(found.prompt + "\n").removesuffix(f"\nAnswer: {found.answer}.")
+def working(problem: Passage) -> str:
+    """Return the lines between question and answer."""
+    after_question = problem.text.removeprefix(problem.prompt + "\n")
+    return after_question.removesuffix(f"\nAnswer: {problem.answer}.")
 
 
-def worked_steps(found: Passage) -> list[str]:
-    """The working, a step at a time: sentences, equations that stand in a row, and what follows from them."""
-    pieces = [
-        piece
-        for sentence in re.split(r"(?<=\.) (?=[A-Z0-9])", working(found))
-        for piece in re.split(
-            r",? and (?=\d+ [-+x/] \d+ =)|, (?=\d+ [-+x/] \d+ =)|, (?=so )", sentence
-        )
-    ]
-    return [piece[0].upper() + piece[1:].rstrip(".") + "." for piece in pieces]
+def worked_steps(problem: Passage) -> list[str]:
+    """Return the working as single steps: sentences, equations and conclusions."""
+    steps = []
+    for sentence in re.split(r"(?<=\.) (?=[A-Z0-9])", working(problem)):
+        # Equations in a row, joined by commas or "and", and a conclusion after ", so".
+        pieces = re.split(r",? and (?=\d+ [-+x/] \d+ =)|, (?=\d+ [-+x/] \d+ =)|, (?=so )", sentence)
+        for piece in pieces:
+            steps.append(piece[0].upper() + piece[1:].rstrip(".") + ".")
+    return steps
 
 
-def _intro(item: Item, lesson: Lesson, rng: random.Random, sentences: int) -> str:
-    """Some of a lesson's ideas in a row, after a sentence for the audience."""
-    greeting = [rng.choice(GREETINGS[item.audience])] if item.audience in GREETINGS else []
-    return " ".join(
-        [
-            *greeting,
-            *(lesson.ideas[i] for i in sorted(rng.sample(range(len(lesson.ideas)), sentences))),
-        ]
-    )
-
-
-def _solved(found: Passage) -> str:
-    return f"{found.prompt}\n{working(found)}\nAnswer: {found.answer}."
+# In the functions below the order of draws from `rng` is part of the format: another order would
+# write other documents for the same seed.
 
 
 def _section(item: Item, lesson: Lesson, rng: random.Random) -> str:
-    first, *rest = item.problems
+    first, *others = item.problems
     pick = rng.choice
-    parts = [
-        f"# {pick(lesson.titles)}",
-        _intro(item, lesson, rng, 3),
-        f"## {pick(('How it is done', 'The method', 'What to do'))}",
-    ]
-    parts += [
-        f"{pick(lesson.methods)} {pick(('Here is an example.', 'Look at this one.', 'An example shows it.'))}",
-        _solved(first),
-    ]
-    parts += [
-        f"## {pick(('What to look out for', 'A common mistake', 'Take care'))}",
-        pick(lesson.mistakes),
-    ]
-    for found in rest:
-        parts += [
-            pick(
-                (
-                    "With that in mind, try the next one.",
-                    "Now one more.",
-                    "The next problem is of the same sort.",
-                )
-            ),
-            _solved(found),
-        ]
-    return "\n\n".join([*parts, pick(CLOSINGS)])
+    parts = [f"# {pick(lesson.titles)}", _introduction(item, lesson, rng, sentences=3)]
+
+    parts.append(f"## {pick(('How it is done', 'The method', 'What to do'))}")
+    method = pick(lesson.methods)
+    example = pick(("Here is an example.", "Look at this one.", "An example shows it."))
+    parts += [f"{method} {example}", _solved(first)]
+
+    parts.append(f"## {pick(('What to look out for', 'A common mistake', 'Take care'))}")
+    parts.append(pick(lesson.mistakes))
+    transitions = (
+        "With that in mind, try the next one.",
+        "Now one more.",
+        "The next problem is of the same sort.",
+    )
+    for problem in others:
+        parts += [pick(transitions), _solved(problem)]
+    parts.append(pick(CLOSINGS))
+    return "\n\n".join(parts)
 
 
 def _problems(item: Item, lesson: Lesson, rng: random.Random) -> str:
-    parts = [
-        f"# {rng.choice(lesson.titles)}: {rng.choice(('problems', 'exercises', 'practice'))}",
-        _intro(item, lesson, rng, 1),
-    ]
-    parts += [f"Problem {i}\n{_solved(found)}" for i, found in enumerate(item.problems, 1)]
-    return "\n\n".join([*parts, f"{rng.choice(lesson.methods)} {rng.choice(lesson.mistakes)}"])
+    title = rng.choice(lesson.titles)
+    parts = [f"# {title}: {rng.choice(('problems', 'exercises', 'practice'))}"]
+    parts.append(_introduction(item, lesson, rng, sentences=1))
+    for number, problem in enumerate(item.problems, 1):
+        parts.append(f"Problem {number}\n{_solved(problem)}")
+    parts.append(f"{rng.choice(lesson.methods)} {rng.choice(lesson.mistakes)}")
+    return "\n\n".join(parts)
 
 
 def _reasoning(item: Item, lesson: Lesson, rng: random.Random) -> str:
-    (found,) = item.problems
-    lines = [
-        f"Problem: {found.prompt}",
-        "",
-        f"{rng.choice(lesson.methods)} {rng.choice(('Step by step:', 'One step after the other:'))}",
-    ]
-    lines += [f"Step {i}: {step}" for i, step in enumerate(worked_steps(found), 1)]
-    lines.append(
-        f"{rng.choice(('Before we finish', 'To be sure', 'One more look'))}: {rng.choice(lesson.checks)}"
-    )
-    return "\n".join([*lines, f"Answer: {found.answer}."])
+    (problem,) = item.problems
+    lines = [f"Problem: {problem.prompt}", ""]
+    method = rng.choice(lesson.methods)
+    lines.append(f"{method} {rng.choice(('Step by step:', 'One step after the other:'))}")
+    for number, step in enumerate(worked_steps(problem), 1):
+        lines.append(f"Step {number}: {step}")
+    ending = rng.choice(("Before we finish", "To be sure", "One more look"))
+    lines.append(f"{ending}: {rng.choice(lesson.checks)}")
+    lines.append(f"Answer: {problem.answer}.")
+    return "\n".join(lines)
 
 
 def _faq(item: Item, lesson: Lesson, rng: random.Random) -> str:
-    general = [("What is the main idea?", lesson.ideas), ("How do I begin?", lesson.methods)]
-    general += [
+    general = [
+        ("What is the main idea?", lesson.ideas),
+        ("How do I begin?", lesson.methods),
         ("What goes wrong most often?", lesson.mistakes),
         ("How can I check my answer?", lesson.checks),
     ]
-    asked = [(question, rng.choice(told)) for question, told in rng.sample(general, 2)]
-    asked += [
-        (found.prompt, f"{working(found)} Answer: {found.answer}.") for found in item.problems
-    ]
-    title = f"{rng.choice(lesson.titles)}: {rng.choice(('questions and answers', 'what readers often ask', 'frequent questions'))}"
-    return "\n\n".join([title, *(f"Q: {question}\nA: {told}" for question, told in asked)])
+    entries = []
+    for question, replies in rng.sample(general, 2):
+        entries.append(f"Q: {question}\nA: {rng.choice(replies)}")
+    for problem in item.problems:
+        entries.append(f"Q: {problem.prompt}\nA: {_in_one_line(problem)}")
+    title = rng.choice(lesson.titles)
+    subtitle = rng.choice(("questions and answers", "what readers often ask", "frequent questions"))
+    return "\n\n".join([f"{title}: {subtitle}", *entries])
 
 
 def _table(item: Item, lesson: Lesson, rng: random.Random) -> str:
-    header = rng.choice(
-        (
-            "| Problem | Working | Answer |",
-            "| Question | How it is found | Result |",
-            "| Question | Working | Result |",
-        )
+    headers = (
+        "| Problem | Working | Answer |",
+        "| Question | How it is found | Result |",
+        "| Question | Working | Result |",
     )
-    rows = [
-        f"| {found.prompt} | {working(found)} | Answer: {found.answer}. |"
-        for found in item.problems
-    ]
-    last = rng.choice(
-        (
-            "The rows have one thing in common.",
-            "Read down the middle column.",
-            "Each row is found in the same way.",
-        )
+    rows = [rng.choice(headers), "| --- | --- | --- |"]
+    for problem in item.problems:
+        rows.append(f"| {problem.prompt} | {working(problem)} | Answer: {problem.answer}. |")
+    conclusions = (
+        "The rows have one thing in common.",
+        "Read down the middle column.",
+        "Each row is found in the same way.",
     )
-    table = "\n".join([header, "| --- | --- | --- |", *rows])
+    conclusion = rng.choice(conclusions)
+    introduction = _introduction(item, lesson, rng, sentences=2)
     return "\n\n".join(
-        [_intro(item, lesson, rng, 2), table, f"{last} {rng.choice(lesson.methods)}"]
+        [introduction, "\n".join(rows), f"{conclusion} {rng.choice(lesson.methods)}"]
     )
 
 
 def _dialogue(item: Item, lesson: Lesson, rng: random.Random) -> str:
     pick = rng.choice
-    lines = [
-        f"Teacher: {_intro(item, lesson, rng, 1)}",
-        f"Student: {pick(('How do I begin?', 'What do I do first?', 'Where do I start?'))}",
+    first_questions = ("How do I begin?", "What do I do first?", "Where do I start?")
+    second_questions = (
+        "What could go wrong?",
+        "I made a mistake here before. What was it?",
+        "What should I look out for?",
+    )
+    turns = [
+        f"Teacher: {_introduction(item, lesson, rng, sentences=1)}",
+        f"Student: {pick(first_questions)}",
+        f"Teacher: {pick(lesson.methods)}",
+        f"Student: {pick(second_questions)}",
+        f"Teacher: {pick(lesson.mistakes)}",
     ]
-    lines.append(f"Teacher: {pick(lesson.methods)}")
-    lines.append(
-        f"Student: {pick(('What could go wrong?', 'I made a mistake here before. What was it?', 'What should I look out for?'))}"
-    )
-    lines.append(f"Teacher: {pick(lesson.mistakes)}")
-    for found in item.problems:
-        lines.append(f"Teacher: {pick(('Try this.', 'Here is one.', 'Now this.'))} {found.prompt}")
-        lines.append(
-            f"Student: {pick(('I see.', 'Then I can do it.', 'Let me think.'))} {working(found)} Answer: {found.answer}."
-        )
-    return "\n".join(
-        [
-            *lines,
-            f"Teacher: {pick(('Right.', 'Well done.', 'That is correct.'))} {pick(lesson.checks)}",
-        ]
-    )
+    for problem in item.problems:
+        task = pick(("Try this.", "Here is one.", "Now this."))
+        turns.append(f"Teacher: {task} {problem.prompt}")
+        reaction = pick(("I see.", "Then I can do it.", "Let me think."))
+        turns.append(f"Student: {reaction} {_in_one_line(problem)}")
+    praise = pick(("Right.", "Well done.", "That is correct."))
+    turns.append(f"Teacher: {praise} {pick(lesson.checks)}")
+    return "\n".join(turns)
 
 
 _FORMATS: dict[str, Callable[[Item, Lesson, random.Random], str]] = {
@@ -179,3 +192,21 @@ _FORMATS: dict[str, Callable[[Item, Lesson, random.Random], str]] = {
     "table": _table,
     "dialogue": _dialogue,
 }
+
+
+def _introduction(item: Item, lesson: Lesson, rng: random.Random, sentences: int) -> str:
+    """Return so many of a lesson's ideas in their order, after a greeting of the audience."""
+    parts = []
+    if item.audience in GREETINGS:  # an audience that the user describes has none
+        parts.append(rng.choice(GREETINGS[item.audience]))
+    drawn = rng.sample(range(len(lesson.ideas)), sentences)
+    parts += [lesson.ideas[place] for place in sorted(drawn)]
+    return " ".join(parts)
+
+
+def _solved(problem: Passage) -> str:
+    return f"{problem.prompt}\n{working(problem)}\nAnswer: {problem.answer}."
+
+
+def _in_one_line(problem: Passage) -> str:
+    return f"{working(problem)} Answer: {problem.answer}."

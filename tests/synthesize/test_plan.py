@@ -15,13 +15,12 @@ from slmjax.synthesize.plan import (
     FORMATS,
     PASSAGE_CHARACTERS,
     DocumentPlan,
-    chosen,
     key,
     opening,
     prompt,
-    read_seeds,
-    read_topics,
 )
+from slmjax.synthesize.plan_inputs import read_seeds, read_topics
+from slmjax.synthesize.synthesize_settings import chosen
 from slmjax.textbook.passages import KINDS
 
 TOPICS = subjects.topics()

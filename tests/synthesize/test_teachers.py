@@ -9,14 +9,17 @@ from email.utils import format_datetime
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.synthesize import openai_teacher, provider_errors, teachers
 from slmjax.synthesize import produce as producing
-from slmjax.synthesize import teachers
 from slmjax.synthesize.budget import Budget
+from slmjax.synthesize.chat_completion import parse_answer
 from slmjax.synthesize.journal import Journal
+from slmjax.synthesize.openai_teacher import OpenAITeacher as OpenAI
 from slmjax.synthesize.plan import DocumentPlan
 from slmjax.synthesize.produce import Tally, produce
+from slmjax.synthesize.provider_errors import retry_after
 from slmjax.synthesize.synthesize_stage import requests
-from slmjax.synthesize.teachers import OpenAI, TeacherFault, parse_answer, reservation, retry_after
+from slmjax.synthesize.teachers import TeacherFault, reservation
 from tests.synthesize.server import Server, article
 
 pytest.importorskip("openai")
@@ -88,7 +91,7 @@ FAILURES = {
 def test_a_failure_is_counted_for_what_it_may_have_cost_and_asked_again(
     tmp_path, mode, monkeypatch
 ):
-    monkeypatch.setattr(teachers, "MAX_BYTES", 50_000)
+    monkeypatch.setattr(openai_teacher, "MAX_BYTES", 50_000)
     reason, counted = FAILURES[mode]
     run = Run(tmp_path, [mode])
     assert (
@@ -438,7 +441,7 @@ def test_an_answer_that_comes_as_a_stream_is_read_whole():
         "one two", "length", (3, 4)
     )
     error = {"error": {"message": "overloaded", "code": 503}}
-    with pytest.raises(teachers.Complaint, match="overloaded"):
+    with pytest.raises(provider_errors.Complaint, match="overloaded"):
         parse_answer("".join([*lines[:2], f"data: {json.dumps(error)}\n\n"]).encode())
 
 

@@ -1,0 +1,87 @@
+"""Events of the journal: their fields, their checksums and the SQL that stores them."""
+
+import json
+import zlib
+from typing import Any, NamedTuple
+
+# The index lets a request end once: a second answer to it is an error.
+TABLES = """
+CREATE TABLE IF NOT EXISTS events (
+  n INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, request INTEGER,
+  tokens INTEGER NOT NULL, cost REAL NOT NULL, body TEXT NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_end ON events (request) WHERE request IS NOT NULL;
+"""
+
+# One value for each field of Event.
+INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+# A request counts for what it did cost where that is known, else for its reservation.
+SPENT = """
+SELECT COALESCE(SUM(COALESCE(ends.tokens, asked.tokens)), 0),
+  COALESCE(SUM(COALESCE(ends.cost, asked.cost)), 0.0)
+FROM events AS asked LEFT JOIN events AS ends ON ends.request = asked.n
+WHERE asked.kind = 'request'
+"""
+
+# The first invalid event: a field of another type, an end without its request, or a body that is
+# not JSON. What is in a body is checked where it is read.
+INVALID = """
+SELECT n FROM events WHERE
+  typeof(time) NOT IN ('real', 'integer') OR typeof(key) != 'text' OR typeof(body) != 'text'
+  OR kind NOT IN ('request', 'answer', 'fault') OR (kind = 'request') != (request IS NULL)
+  OR typeof(tokens) != 'integer' OR tokens < 0
+  OR typeof(cost) NOT IN ('real', 'integer') OR NOT cost >= 0
+  OR NOT json_valid(body)
+  OR (request IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM events AS asked WHERE asked.n = events.request AND asked.key = events.key))
+LIMIT 1
+"""
+
+# Number, checksum and checked fields of every event.
+CHECKED = "SELECT n, json_extract(body, '$.row'), kind, key, request, tokens, cost FROM events"
+
+
+class Event(NamedTuple):
+    """A row of the journal."""
+
+    n: int  # counts from 1, without a gap
+    time: float  # seconds since 1970
+    kind: str  # "request", "answer" or "fault"
+    key: str  # of the request: plan.key of model, prompt and parameters
+    request: int | None  # number of the request that this event ends; None for a request
+    tokens: int  # reserved by a request, or used by one that ended
+    cost: float  # dollars, as `tokens`
+    # A JSON object. On disk it also holds "crc32", its own checksum, and "row", that of the fields.
+    body: str
+
+
+def fields_checksum(kind: str, key: str, request: int | None, tokens: int, cost: float) -> int:
+    """Return the checksum of an event's fields, without its number, time and body."""
+    # A cost of 0 comes back as 0.0 from a REAL column, and JSON writes the two differently.
+    return zlib.crc32(json.dumps([kind, key, request, tokens, float(cost)]).encode())
+
+
+def seal_body(body: dict[str, Any], checksum: int) -> str:
+    """Return a body as it is stored, with its own checksum and the checksum of the fields."""
+    return json.dumps({**body, "crc32": _body_checksum(body), "row": checksum})
+
+
+def open_body(event: Event) -> dict[str, Any]:
+    """Return an event's body without the checksums.
+
+    Raises: ValueError, which names the event, where the body is not what was written.
+    """
+    try:
+        body = json.loads(event.body)
+        body.pop("row", None)
+        checksum = body.pop("crc32", None)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"event {event.n}: {error}") from error
+    # The first version of the journal wrote no checksums.
+    if checksum is not None and checksum != _body_checksum(body):
+        raise ValueError(f"event {event.n} is not what was written")
+    return body
+
+
+def _body_checksum(body: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body).encode())
