@@ -1,4 +1,4 @@
-"""Rows that depend on the model, as they were drawn: one file for each step."""
+"""Batches whose rows depend on the model, on disk: one file for each step."""
 
 import io
 
@@ -47,7 +47,9 @@ class DrawnBatches:
 
     def prune(self, step: int) -> None:
         """Delete the records of steps that no checkpoint goes back to."""
-        for file in self.folder.glob("*.npz") if hosts.is_first() and self.folder.exists() else ():
+        if not (hosts.is_first() and self.folder.exists()):
+            return
+        for file in self.folder.glob("*.npz"):
             if int(file.stem) < step:
                 file.unlink()
 
