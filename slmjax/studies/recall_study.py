@@ -105,6 +105,7 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
     study = values["study"]
     variants = study["variants"]
     decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
+    # Tasks and variants may be added later without changing the rows that are there.
     decide |= {name: study[name] for name in study if name not in ("tasks", "variants")}
     results: dict[str, Any] = {}
     changed = []
@@ -176,6 +177,7 @@ def measure_recall(
     for rate in map(float, study["rates"]):
         tried[rate] = []
         for seed in range(study["seeds"]):
+            # A variant's name may hold any character.
             place = folder / "runs" / task.replace(":", "-") / f"{quote(name)}-{rate:g}-{seed}"
             what = f"{name} on {task}, rate {rate:g}, seed {seed}"
             run = cell(config, study, task, pattern, rate, seed)
@@ -237,6 +239,7 @@ def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: s
     outcome = recorded(folder, steps)
     if outcome:
         return outcome
+    # The line must reach the terminal although the run's own output is dropped.
     terminal = functools.partial(print, file=sys.stdout, flush=True)
     with said_if_long(f"training {what}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -244,7 +247,7 @@ def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: s
         except UserError:
             if recorded(folder, steps) is None:  # it is not the model that failed
                 raise
-            status = 0
+            status = 0  # it diverged; its records say how
     if status:
         raise StudyStopped(status)
     return recorded(folder, steps)

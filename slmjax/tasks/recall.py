@@ -99,6 +99,7 @@ class Accuracy:
         config, mesh = program.config, program.mesh
         self.metric, self.questions, self.at_end = metric, questions, at_end
         self.declared = program.declared[1]
+        # As large as a microbatch, so that it fits where training fits.
         self.rows = config.train.batch // config.train.microbatches
         places = None
         if program.place_cuts:
@@ -121,7 +122,7 @@ class Accuracy:
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """See Evaluation."""
-        if not self.at_end:
+        if not self.at_end:  # the test has the same program
             self._right(params, buffers, 0)
 
     def __call__(
@@ -199,6 +200,7 @@ class RecallBuilder(TaskBuilder):
             seed=config.seed,
             places=batch // math.prod(cuts) if cuts else None,
         )
+        # Seeds that training rows do not use: (seed, 2, ...).
         valid = puzzle.draw(self.tested, seed=[config.seed, 2, 0])
         test = puzzle.draw(self.tested, seed=[config.seed, 2, 1])
         evaluations = [

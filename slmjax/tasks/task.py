@@ -45,6 +45,7 @@ class Loss(NamedTuple):
           name: of the term in the metrics, and of its denominator in `totals`.
           part: (sum, weight) over this microbatch; the weights of all add up to totals[name].
         """
+        # The step divides by totals["main"], which cancels here.
         total, _ = part
         added = coefficient * total * totals["main"] / jnp.maximum(totals[name], 1)
         return self._replace(sum=self.sum + added, terms=self.terms | {name: part})
@@ -206,6 +207,7 @@ def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> L
       out: the model's second result, next to the hidden states.
       batch: has segments [B,T], which are above 0 for real tokens.
     """
+    # Most layers add nothing, and then the program has no trace of this.
     if not any(out.terms.values()):
         return loss
     added, sums, layers = jnp.zeros(()), {}, {}
@@ -217,6 +219,8 @@ def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> L
                 sums[name] = sums.get(name, 0.0) + term.sum.sum()
                 layers[name] = layers.get(name, 0) + len(term.sum)
     tokens = (batch["segments"] > 0).sum()
+    # Logged as a mean over tokens and layers.
     terms = {name: (total, layers[name] * tokens) for name, total in sums.items()}
+    # A term is a mean over tokens: the same rescaling as in `Loss.plus`.
     whole = added * totals["main"] / totals["tokens"]
     return loss._replace(sum=loss.sum + whole, terms=loss.terms | terms)

@@ -29,6 +29,7 @@ def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
             f"config.task is '{name}'; it can be {', '.join(TASKS)}, or module:Name of your own."
             f"{nearest(name, TASKS)}"
         )
+    # The user's own recipe or command line names the code; the launcher has checked --trust.
     make = imported(TASKS.get(name, name), "config.task names")
     with _explained(name, "cannot be made"):
         _check_options(name, options, make)
@@ -57,6 +58,7 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
     with _explained(name, "has no shapes"):
         fields = task.rows.shapes(0)
     for field, (shape, _, axes) in fields.items():
+        # A field without rows, such as places for documents, may have any length.
         if axes[:1] == ("batch",) and shape[0] != batch:
             raise UserError(
                 f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; "

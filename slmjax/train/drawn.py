@@ -29,12 +29,13 @@ class DrawnBatches:
         Raises: UserError where the record is damaged.
         """
         file = self.folder / f"{step}.npz"
+        # On a slow file system one process may see the file before another does.
         recorded = hosts.all_agree(file.exists())
         if not recorded:
             drawn = self.task.prepare(step, state.params, state.buffers)
             if hosts.is_first():
                 self._write(file, drawn)
-            hosts.barrier(f"drawn {step}")
+            hosts.barrier(f"drawn {step}")  # the others read what the first has written
         fields = self.task.rows.shapes(step)
         try:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:

@@ -47,6 +47,7 @@ class Evaluator:
             scores |= evaluated.metrics
             events |= evaluated.events
             documents |= evaluated.documents
+        # Every process has all scores; one file is enough.
         if hosts.is_first():
             self.save(documents)
         return scores, events
@@ -76,6 +77,7 @@ class HeldOut:
         config, mesh = program.config, program.mesh
         self.prepared = prepared
         self.declared = program.declared[1]
+        # A batch is as large as a microbatch, so that it fits where training fits.
         self.rows = np.arange(config.train.batch // config.train.microbatches)
         self.batches = {}
         for name, shards in prepared.heldout.items():
@@ -87,11 +89,12 @@ class HeldOut:
                     batch=len(self.rows),
                     max_segments=max_segments,
                 )
-                self.batches[name] = list(batches)
+                self.batches[name] = list(batches)  # the same at every evaluation
         self.fields = text_fields(
             len(self.rows), config.data.seq_len, self._places(program.place_cuts)
         )
         self.where = field_shardings(self.fields, mesh)
+        # Compiled without trying algorithms: it runs seldom, and a start should be quick.
         self.score = jax.jit(
             scorer(program.model),
             in_shardings=(program.where.params, None, self.where),
@@ -186,6 +189,7 @@ class Samples:
         for number in range(chosen.samples):
             shards = held[names[number % len(names)]]
             document = (number // len(names)) % len(shards)
+            # Without the end-of-text tokens around the document.
             tokens = shards.read(document, 0, int(shards.lengths[document]))[1:-1]
             prompts.append(_beginning(self.prepared.tokenizer.decode(tokens.tolist())))
         return prompts
@@ -217,6 +221,7 @@ class Samples:
         prompts = self.prompts()
         if not prompts:
             return []
+        # A new engine each time: it casts the weights of now.
         engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
         completions = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens)
         pairs = zip(prompts, completions, strict=True)

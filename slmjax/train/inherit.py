@@ -46,9 +46,11 @@ def inherit(
                 "its tokens mean other text; leave config.data.tokenizer empty to take the "
                 "parent's."
             )
+        # The optimizer's state stays behind: the child has its own schedule.
         items = {"params": shapes.params}
         _check_fit(init_from, "parameters", shapes.params, checkpoints.shapes(step, "params"))
         if forward and "buffers" in meta["digests"]:
+            # Shapes as stored, whole on every device.
             theirs = checkpoints.shapes(step, "buffers", shapes.step.sharding)
             if named(theirs).keys() - named(cotangent).keys():
                 _check_fit(init_from, "buffers", forward, theirs, parent_may_have_more=True)
@@ -84,6 +86,7 @@ def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict
     if not start.step:
         return parents(init_from) if init_from else []
     readable = (step for step in reversed(checkpoints.steps()) if checkpoints.meta(step))
+    # Checkpoints of old versions have no ancestors recorded.
     recorded = checkpoints.meta(next(readable)).get("parents", [])
     if init_from and not (recorded and _is_parent(init_from, recorded[0])):
         raise UserError(

@@ -54,7 +54,7 @@ class Run:
     """
 
     config: Config
-    workdir: epath.Path
+    workdir: epath.Path  # local or gs://
     program: Program
     tokenizer: Tokenizer | None
     task: Task
@@ -107,9 +107,11 @@ class _Loop:
         self.total = config.train.steps
         self.tokens_per_step = config.train.batch * config.data.seq_len
         self.trunk = schedule.trunk(config.train)
+        # Shardings of a batch's fields: names and axes are the same at every step.
         self.where = field_shardings(run.task.rows.shapes(0), run.program.mesh)
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
 
+        # A batch is read ahead of its step, unless its rows depend on the model.
         self.drawn = None
         self.batches: Any = contextlib.nullcontext()
         if isinstance(self.task, DrawingTask):
@@ -145,12 +147,14 @@ class _Loop:
                 local = self.next_rows(step)
             self.profiling(step)
             fields = self.task.rows.shapes(step)
+            # Dispatch returns at once; the device works while this thread prepares the next step.
             batch = hosts.global_batch(local, fields, self.where, run.held)
             self.state, metrics = self.step_for(step, fields)(self.state, batch)
             if pending is not None:
                 self.read(*pending)  # one step late, so that the device always has a step to do
             pending = (step, metrics)
             done = step + 1
+            # All processes leave after the same step, or the others would wait in a collective.
             leaving = hosts.leaving_together(done, leave.asked)
             if leaving or self.is_boundary(done):
                 self.read(*pending)
@@ -165,6 +169,7 @@ class _Loop:
                 run.checkpoints.wait()
                 run.writer.event("preempted", done)
                 return leave.status
+        # "finish" must not be recorded before the last checkpoint is on disk.
         run.checkpoints.wait()
         self.finish()
         return 0
@@ -257,6 +262,7 @@ class _Loop:
         """Write the means of the window since the last line, and start another."""
         since, began = self.clock
         latest = self.window[-1]
+        # Skipped steps would spoil the means; where all were skipped there is nothing else.
         kept = [values for values in self.window if not values["skips"]] or self.window
         tokens = done * self.tokens_per_step
         speed = (done - since) * self.tokens_per_step / (time.monotonic() - began)
@@ -290,6 +296,7 @@ class _Loop:
         writer.write(done, scores | spent)
         for name, facts in events.items():
             writer.event(name, done, **facts)
+        # The time of an evaluation does not count in the next line's speed.
         self.clock = (done, time.monotonic())
         if done == self.total:
             self.refuse_what_is_not_finite(scores)
@@ -312,16 +319,18 @@ class _Loop:
     def save(self, done: int) -> None:
         """Save a checkpoint in the background and prune older ones."""
         run = self.run
+        # In a bucket nothing locks the directory: a later start may own it by now.
         if not hosts.all_agree(run.claim.mine()):
             raise UserError(
                 f"--workdir={run.workdir}: another start has taken the work directory over, or it "
                 f"was deleted, so this run stops before step {done} is saved; use another "
                 "--workdir."
             )
+        # A resumed run averages over the same steps in its next line as an undisturbed one.
         window = [{"terms": values["terms"], "skips": values["skips"]} for values in self.window]
         meta = run.meta | {
             "fingerprint": run.task.rows.fingerprint(done),
-            "trunk": done == self.trunk,
+            "trunk": done == self.trunk,  # never pruned
             "window": window,
         }
         run.checkpoints.save(done, saved(self.state), meta)
@@ -339,7 +348,7 @@ class _Loop:
         Records that a killed session has written already stay; "finish" comes last.
         """
         run, state = self.run, self.state
-        past = []
+        past = []  # records of the last step that are on disk already
         if run.start.kind == "finished":
             kept = records.read(run.workdir).kept
             past = [record for record in kept if record["step"] == self.total]
@@ -358,6 +367,7 @@ class _Loop:
             for name, facts in evaluated.events.items():
                 run.writer.event(name, self.total, **facts)
                 there[name] = facts
+            # A killed session may have written the metrics, but not yet "finish".
             names = evaluated.metrics.keys()
             if names and not any(names <= record.keys() for record in past):
                 run.writer.write(self.total, dict(evaluated.metrics))

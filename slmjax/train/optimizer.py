@@ -84,6 +84,7 @@ class Optimizer:
                 decay = 0.0
                 if weight.decays:
                     decay = self.train.weight_decay * self._multiplier(weight.group, "decay")
+                # Decoupled decay, in float32 also for moments or masters of another type.
                 value = old[path].astype(jnp.float32)
                 value = value - rate * (update.astype(jnp.float32) + decay * value)
                 new[path] = value.astype(old[path].dtype)
@@ -95,6 +96,7 @@ class Optimizer:
     def _parts(self, tree: dict) -> dict[str, dict]:
         """Split leaves into those of "adam" and of "muon"; a part without leaves is left out."""
         parts: dict[str, dict] = {"adam": {}, "muon": {}}
+        # The optimizer's name is the same for all; Muon takes matrices of hidden layers only.
         for path, leaf in flatten_tree(tree).items():
             by_muon = self.train.optimizer == "muon" and self.declared[path].takes_muon
             parts["muon" if by_muon else "adam"][path] = leaf
@@ -123,6 +125,7 @@ def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
     """
     norm = optax.tree.norm(gradients)
     if largest:
+        # 1e-12: gradients that are all zero stay zero.
         scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * scale, gradients)
     return gradients, norm
@@ -130,6 +133,7 @@ def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
 
 def _muon_scale(weight: Weight) -> float:
     """Return the factor that gives Muon's orthogonal update the root mean square MUON_RMS."""
+    # An orthogonal matrix of R x C has root mean square 1 / sqrt(max(R, C)).
     rows = math.prod(weight.shape[i] for i in weight.inputs)
     columns = math.prod(weight.shape[i] for i in weight.outputs)
     return MUON_RMS * math.sqrt(max(rows, columns))

@@ -72,6 +72,7 @@ class Program:
 
         None where the peak is not known.
         """
+        # float8 products count as well: a figure against the float8 peak would not be comparable.
         peak = devices.peak_flops(self.device.name, self.arch.compute)
         if peak:
             peak *= self.mesh.size
@@ -115,10 +116,11 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     )
     check_kernel(arch.attention, device)
     parts, ways = cuts(config.train, mesh)
+    # Pieces of a row in which logits are made, from the bytes that a device would need for all.
     chunks = chunks_for(
-        config.train.batch // (parts * ways),
+        config.train.batch // (parts * ways),  # rows of a microbatch on one device
         config.data.seq_len,
-        arch.vocab_size // mesh.shape["tensor"],
+        arch.vocab_size // mesh.shape["tensor"],  # columns of the logits on one device
         device.memory,
         jnp.dtype(arch.compute).itemsize,
     )
@@ -132,6 +134,7 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
             lambda: lm.init_buffers(arch),
         )
 
+    # No array is made: the state may be larger than this host's memory.
     shapes = jax.eval_shape(make)
     check_types(shapes.params)
     try:
@@ -139,6 +142,7 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     except ValueError as error:
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
 
+    # The executable is compiled for these shardings before any state exists.
     def placed(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -179,11 +183,12 @@ def check_model(config: Config, mesh: Mesh) -> None:
 
     Raises: UserError where they do not.
     """
+    # The tokenizer is not known yet; its size decides nothing here.
     arch, _ = resolve(config.model, config.precision, mesh, 1, config.train.deterministic)
     check_kernel(arch.attention, device_kind(mesh))
-    lm.remat(arch.remat)
+    lm.remat(arch.remat)  # raises for an unknown name
     for block in arch.blocks:
-        mixer_class(block.mixer)
+        mixer_class(block.mixer)  # imports a user's own, which may fail
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:

@@ -48,6 +48,7 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
             f"{ANOTHER}."
         )
     config_then = checkpoints.meta(readable[-1])["config"]
+    # Two lengths of one run fit: config.train.steps is not compared.
     fits(config_then, config)
     before, now = config_then["train"]["steps"], config.train.steps
     if before == now:
@@ -59,6 +60,7 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
             "Use another --workdir, or train with --config.train.schedule=wsd, which can be made "
             "longer."
         )
+    # On the trunk both schedules have the same learning rates.
     shared = min(schedule.trunk(config.train), schedule.decay_start(before, config.train.decay))
     usable = [step for step in steps if step <= shared]
     if not usable:
@@ -114,8 +116,10 @@ def restore(
         for fault in damaged:
             print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over")
     state = restored(checkpoint.items)
+    # Later checkpoints are of another future; they are kept aside, not deleted.
     if damaged or start.kind == "extend":
         checkpoints.set_aside(checkpoint.step)
+    # Where the newest was damaged, a finished run is unfinished again.
     kind = start.kind
     if kind != "extend":
         total = meta["config"]["train"]["steps"]
@@ -160,7 +164,7 @@ def _decides(name: str) -> bool:
 def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
     """Return the dotted names of values that differ; a group that only one has does not count."""
     names = []
-    below_group = "." in prefix
+    below_group = "." in prefix  # a whole group may be younger than the checkpoint
     for name in sorted(a.keys() | b.keys()):
         x, y = a.get(name), b.get(name)
         in_both = name in a and name in b

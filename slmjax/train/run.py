@@ -86,6 +86,7 @@ def build_run(
     The step is compiled and the first records are written.
     Returns: None for a run that is finished and has its last records.
     """
+    # Whatever can be refused is refused before text is prepared, which may take hours.
     parents = lineage(checkpoints, start, init_from)
     past = records.read(folder)
     past = past if past.all else None
@@ -94,25 +95,29 @@ def build_run(
     check_model(config, mesh)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
+    # Time since the process began counts, also that before this line.
     goodput = Goodput(past, from_step=start.step, began=began)
 
+    # Text is prepared here; its vocabulary gives the embedding's size.
     builder = builder_of(config, str(folder), init_from)
     tokenizer = builder.tokenizer
     program = make_program(config, mesh, builder.vocab_size)
     task = task_of(builder, program)
+    # What identifies the run in every checkpoint.
     meta = {
         "config": configs.to_dict(config),
         "tokenizer": tokenizer.sha256 if tokenizer else "",
         "parents": parents,
     }
     with jax.set_mesh(mesh):
-        state, damaged = None, []
+        state, damaged = None, []  # the sentences go to the records, once they are open
         with goodput.spent("restore"):
             if start.step:
                 state, start, damaged = resume.restore(
                     checkpoints, start, program.shapes, task.rows, meta
                 )
                 goodput.from_step = start.step
+        # Every process must take the same branch: what follows is collective.
         complete = has_last_records(folder, past, start.step, tokenizer)
         if start.kind == "finished" and hosts.all_agree(complete):
             return None
@@ -124,6 +129,7 @@ def build_run(
                 )
         with goodput.spent("compile"):
             steps = compile_all(program, task, start, state)
+    # Nothing is written before the step has compiled: a run that cannot start leaves no trace.
     facts = builder.facts(task)
     writer = open_records(config, folder, tokenizer, start.step, resumed=past is not None)
     ready = Run(
@@ -202,6 +208,7 @@ def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
         "model": sizes.describe(program.arch),
         "devices": f"{mesh.size} x {program.device.name}{axes}",
     }
+    # A reason begins with the name of what was chosen.
     for reason in program.reasons:
         name, _, sentence = reason.partition(" ")
         lines[name] = sentence
@@ -229,7 +236,7 @@ def open_records(
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb,
         config=configs.to_dict(config),
-        resume_step=step if resumed else None,
+        resume_step=step if resumed else None,  # later records are marked as repeated
         active=hosts.is_first(),
     )
 

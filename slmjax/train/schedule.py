@@ -31,6 +31,7 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
             f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}"
         )
     step = jnp.asarray(step, jnp.float32)
+    # Share of the decay that is done; 0 before it begins.
     done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
     falling = 1.0 - jnp.sqrt(done)
     return _warmup(step, warmup) * falling
@@ -65,4 +66,5 @@ def trunk(train: TrainConfig) -> int | None:
 
 
 def _warmup(step, warmup):
+    # The first step has 1 / warmup of the peak, not 0: a step at rate 0 would be wasted.
     return jnp.minimum(1.0, (step + 1.0) / max(warmup, 1))

@@ -27,8 +27,8 @@ class Spikes:
     """
 
     count: Any  # fields of pytrees also hold shapes and shardings, therefore Any
-    mean: Any
-    variance: Any
+    mean: Any  # [2] float32
+    variance: Any  # [2] float32
     skips: Any
     exponent: Any
 
@@ -59,12 +59,13 @@ def judge_step(
     Source: the skip-step optimizers of OLMo-core (Groeneveld et al. 2024), whose window holds
     skipped steps whole.
     """
-    above = seen - spikes.mean
+    above = seen - spikes.mean  # [2]: only a rise is a spike
     limit = sigma * jnp.sqrt(spikes.variance)
     spiked = jnp.zeros((), jnp.bool_)
     if sigma:
         spiked = jnp.any(above > limit) & (spikes.count >= WARM)
     finite = jnp.all(jnp.isfinite(seen))
+    # A comparison with NaN is false, so that "not finite" must be asked for itself.
     keep = finite & ~spiked
 
     # An exponential mean whose window grows to WINDOW steps (Welford's update of the variance).
@@ -73,6 +74,7 @@ def judge_step(
     distance = jnp.where(finite, bounded, 0.0)
     variance = (1 - share) * (spikes.variance + share * jnp.square(distance))
 
+    # float16 only: half the loss scale after a step that overflowed, and slowly back to 1.
     risen = jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0)
     return keep, Spikes(
         count=spikes.count + finite,

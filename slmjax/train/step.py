@@ -46,6 +46,7 @@ def make_step(
     compute = model.arch.compute
     declared_params, declared_buffers = declared
     fields = task.rows.shapes(0)
+    # Fields of rows are cut into microbatches; all others go whole to each.
     by_rows = frozenset(name for name, field in fields.items() if field.by_rows)
 
     def ready(weight, param, sharding):
@@ -64,9 +65,12 @@ def make_step(
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: dict):
+        # Pure in (seed, step): a resumed run draws what it would have drawn.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
+        # Of the whole batch, before it is cut: means are exact for unequal microbatches.
         totals = task.totals(batch)
+        # Gradient and optimizer state exist for the trained leaves only.
         trained, frozen = split(state.params, optimizer.trainable)
         cotangents = keep_channel(declared_buffers, state.buffers, "cotangent")
         forward = keep_channel(declared_buffers, state.buffers, "forward")
@@ -81,11 +85,13 @@ def make_step(
         (total, terms, gradients), seen = _accumulate(
             sums, batch, by_rows, key, train.microbatches, declared_buffers
         )
+        # Sums of all parts, divided once.
         whole = totals["main"] * scale
         mean = total / whole
         gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), train.clip)
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
 
+        # Computed also for a rejected step: a mask chooses the result, without a branch.
         factor = schedule.factor(train, state.step)
         changed, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(changed, frozen)
@@ -124,7 +130,7 @@ def jit_step(
         step,
         in_shardings=(where, field_shardings(fields, mesh)),
         out_shardings=(where, NamedSharding(mesh, P())),
-        donate_argnums=0,
+        donate_argnums=0,  # the new state takes the old one's memory
         compiler_options=compiler_options(device.platform, deterministic=deterministic),
     )
 
@@ -158,9 +164,9 @@ def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState
     return TrainState(
         step=whole(state.step),
         params=of_params,
-        buffers=whole(state.buffers),
+        buffers=whole(state.buffers),  # small, and read by every device
         optimizer=like_parameters(state.optimizer, state.params, of_params, mesh),
-        spikes=whole(state.spikes),
+        spikes=whole(state.spikes),  # two numbers: whole on every device
     )
 
 
@@ -175,7 +181,7 @@ def _accumulate(
       declared: the declaration of every buffer.
     Returns: what `sums` returns, for the whole batch.
     """
-    if parts == 1:
+    if parts == 1:  # the key is not folded, so that one part and no parts are the same run
         return sums(batch, key)
 
     def cut(x):
@@ -192,6 +198,7 @@ def _accumulate(
         added, seen_here = sums(part | same, jax.random.fold_in(key, number))
         return (jax.tree.map(jnp.add, totals, added), combined(declared, seen, seen_here)), None
 
+    # The sums start at zeros of the shapes that the first part would give.
     first = jax.tree.map(lambda x: x[0], rows)
     shapes, seen = jax.eval_shape(sums, first | same, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -34,6 +34,7 @@ class TextBuilder(TaskBuilder):
         plan = batch_plan(config, prepared, program.place_cuts)
         heldout = HeldOut(program, prepared, plan.max_segments)
         evaluations = [heldout, Samples(program, prepared)]
+        # Without sources the text is the embedded textbook, whose questions it can answer.
         embedded = not config.data.sources
         if embedded or config.eval.textbook:
             evaluations.append(TextbookAnswers(prepared, compared=embedded))

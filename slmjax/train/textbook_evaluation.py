@@ -50,6 +50,7 @@ class TextbookAnswers:
         """See Evaluation."""
         if jax.process_count() > 1:
             return Evaluated()
+        # A killed session may have asked already; the answers would be the same.
         answers, events = there.get("answers", {}).get("kinds"), {}
         if not answers:
             with said_if_long("asking the textbook's held-out questions", say=note):
@@ -117,10 +118,13 @@ def textbook_baseline(
       "answers": {kind: exact answers of the model with the fewest bits per byte}}.
     """
     tokenizer, eot = prepared.tokenizer, prepared.tokenizer.eot
+    # All models see the same tokens, without the end-of-text tokens around documents.
     training = [tokens[1:-1] for shards in prepared.train.values() for tokens in shards]
     documents, sizes = {}, {}
     for name, loss in losses.items():
-        documents[name] = [_document(prepared.heldout[name], number) for number in loss.document]
+        documents[name] = [
+            _document(prepared.heldout[name], int(number)) for number in loss.document
+        ]
         sizes[name] = int(loss.bytes.sum())
     bits: dict[str, dict[str, float]] = {}
     models = {}
@@ -128,6 +132,7 @@ def textbook_baseline(
         models[order] = kneser_ney.fit(training, vocab_size, order, eot)
         nats = {}
         for name, held in documents.items():
+            # Natural logarithms, as the model's losses are.
             nats[name] = -float(models[order].log_probabilities(held).sum())
         scores = {name: nats[name] / sizes[name] / math.log(2) for name in nats}
         scores["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
@@ -152,4 +157,4 @@ def _questions(seed: int) -> dict[str, list]:
 
 def _document(shards: Any, number: int) -> np.ndarray:
     """Return a document's tokens without the end-of-text tokens around it."""
-    return shards.read(int(number), 0, int(shards.lengths[number]))[1:-1]
+    return shards.read(number, 0, int(shards.lengths[number]))[1:-1]

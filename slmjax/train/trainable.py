@@ -22,6 +22,7 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         return frozenset(groups)
     paths: set[str] = set()
     for entry in chosen:
+        # A group's name, or a pattern as the shell has them.
         matching = {
             path
             for path, group in groups.items()
