@@ -416,7 +416,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def _last_words(run: Run, status: int, report: epath.Path) -> str:
+def _last_words(run: Run, status: int, report: str | os.PathLike) -> str:
     if status:
         return (
             f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
