@@ -26,7 +26,9 @@ def next_commands(
     other = f"{workdir}-2"
     words = without(shlex.split(command), "--workdir")
     generate = ["python", "-m", "slmjax.generate", f"--checkpoint={workdir}"]
-    generate += [f"--trust={name}" for name in trusted_code(config)]
+    # Generation reads no source of text: SeqIO's tasks need no trust.
+    code = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
+    generate += [f"--trust={name}" for name in code]
     generate += [f"--prompt={first_prompt(task)}"]
     again = [*words, f"--workdir={other}", other_field(config, arch)]
     compare = ["python", "-m", "slmjax.compare", str(workdir), other]
@@ -41,11 +43,6 @@ def next_commands(
         files = "(.txt, .jsonl, .parquet; file, folder, pattern)"
         lines.append(f"  your own text:       {shlex.join(mine)}  {files}")
     return lines
-
-
-def trusted_code(config: configs.Config) -> list[str]:
-    """Return the user's own code that generation will ask to trust; it reads no source of text."""
-    return [name for name in configs.named_code(config) if not name.startswith("seqio://")]
 
 
 def first_prompt(task: Task) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slmjax.config import Config, TrainConfig
+from slmjax.config import Config, ModelConfig, PrecisionConfig, TrainConfig
 from slmjax.data.rows import Fields
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
@@ -39,6 +39,7 @@ class Program:
     shapes: the state as ShapeDtypeStructs with shardings.
     where: the shardings alone.
     declared: declarations of the parameters and of the buffers, see models/declare.py.
+    optimizer: for these parameters.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Program:
     shapes: TrainState
     where: TrainState
     declared: tuple[dict, dict]
+    optimizer: Optimizer
 
     @property
     def arch(self) -> Architecture:
@@ -93,9 +95,8 @@ class Program:
     def lower(self, task: Task, step: int = 0) -> Any:
         """Return the step before compilation."""
         config, fields = self.config, task.rows.shapes(step)
-        optimizer = optimizer_of(config, self.declared[0])
         function = make_step(
-            task, self.model, optimizer, config.train, config.seed, self.where, self.declared
+            task, self.model, self.optimizer, config.train, config.seed, self.where, self.declared
         )
         deterministic = config.train.deterministic
         jitted = jit_step(function, self.where, fields, self.mesh, self.device, deterministic)
@@ -125,7 +126,9 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         jnp.dtype(arch.compute).itemsize,
     )
     declared = lm.declare(arch), lm.declare_buffers(arch)
-    optimizer = optimizer_of(config, declared[0])
+    optimizer = Optimizer(
+        config.train, config.model.multipliers, declared[0], config.precision.optimizer
+    )
 
     def make() -> TrainState:
         return init_state(
@@ -156,12 +159,8 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         shapes=jax.tree.map(placed, shapes, where),
         where=where,
         declared=declared,
+        optimizer=optimizer,
     )
-
-
-def optimizer_of(config: Config, declared: dict) -> Optimizer:
-    """Return the optimizer of a config for parameters that are declared so."""
-    return Optimizer(config.train, config.model.multipliers, declared, config.precision.optimizer)
 
 
 def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:
@@ -178,13 +177,15 @@ def batch_shapes(fields: Fields, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
-def check_model(config: Config, mesh: Mesh) -> None:
+def check_model(
+    model: ModelConfig, precision: PrecisionConfig, mesh: Mesh, deterministic: bool
+) -> None:
     """Check that model and devices fit, before the text is prepared, which may take hours.
 
     Raises: UserError where they do not.
     """
     # The tokenizer is not known yet; its size decides nothing here.
-    arch, _ = resolve(config.model, config.precision, mesh, 1, config.train.deterministic)
+    arch, _ = resolve(model, precision, mesh, 1, deterministic)
     check_kernel(arch.attention, device_kind(mesh))
     lm.remat(arch.remat)  # raises for an unknown name
     for block in arch.blocks:

@@ -92,7 +92,7 @@ def build_run(
     past = past if past.all else None
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_batch(config.train, mesh)
-    check_model(config, mesh)
+    check_model(config.model, config.precision, mesh, config.train.deterministic)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
     # Time since the process began counts, also that before this line.
