@@ -666,15 +666,15 @@ def _loaded(folder: Path) -> Any:
     """The newest model, as everything that only reads one has it, and where training would go on."""
     from slmjax.checkpoint import Checkpoints, digest
     from slmjax.infer.load import load_model
-    from slmjax.train import resume
+    from slmjax.train import inherit, resume
 
     checkpoints = Checkpoints(folder / "run")
     start = resume.decide(
         checkpoints, configs.freeze(configs.load_recipe(str(folder / "other" / "config.json")))
     )
-    resume.lineage(checkpoints, start, "")
+    inherit.lineage(checkpoints, start, "")
     with contextlib.suppress(UserError):
-        resume.parents(str(folder / "run"))
+        inherit.parents(str(folder / "run"))
     model = load_model(str(folder / "run"))
     return model.step, digest(model.params)
 

@@ -49,7 +49,7 @@ def _forward(kernel, lefts, right, total):
         found = jax.vmap(_products)(alike[:-1], alike[-1], total)
         return tuple(found), (lefts, right, total)
     P, C, K = total.shape
-    share = lambda x: pl.BlockSpec((None, C, K), lambda p: (p // (P // len(x)), 0, 0))  # noqa: E731
+    share = lambda x: pl.BlockSpec((None, C, K), lambda p: (p // (P // len(x)), 0, 0))
     found = pl.pallas_call(
         _forward_kernel,
         grid=(P,),
@@ -70,8 +70,8 @@ def _backward(kernel, kept, gradients):
         of_lefts, of_right, of_total = jax.vmap(_gradients)(alike[:-1], alike[-1], total, gradients)
     else:
         part = min(K, CHANNELS)
-        channels = lambda x: pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))  # noqa: E731
-        like = lambda x: jax.ShapeDtypeStruct(total.shape, x.dtype if len(x) == P else jnp.float32)  # noqa: E731
+        channels = lambda x: pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))
+        like = lambda x: jax.ShapeDtypeStruct(total.shape, x.dtype if len(x) == P else jnp.float32)
         of_lefts, of_right, of_total = pl.pallas_call(
             _backward_kernel,
             grid=(P, K // part),
@@ -84,7 +84,7 @@ def _backward(kernel, kept, gradients):
             compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
             interpret=kernel == "interpret",
         )(lefts, right, total, list(gradients))
-    sum_of = lambda x, like: x.reshape(len(like), -1, C, K).sum(1).astype(like.dtype)  # noqa: E731
+    sum_of = lambda x, like: x.reshape(len(like), -1, C, K).sum(1).astype(like.dtype)
     return tuple(map(sum_of, of_lefts, lefts)), sum_of(of_right, right), of_total
 
 

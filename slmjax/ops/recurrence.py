@@ -206,7 +206,7 @@ def _chunks(query, key, value, decay, erase, segments, state, segment, *, chunk,
     memories, new, state = walk(
         kernel, *(flat(x, 1) for x in (written, erased, writing, whole)), flat(state, 0)
     )
-    deep = lambda x: x.reshape(-1, B, G, R, *x.shape[2:])  # noqa: E731
+    deep = lambda x: x.reshape(-1, B, G, R, *x.shape[2:])
     out = _dot("...ik,...kv->...iv", reading, deep(memories)) + _dot(
         "...ij,...jv->...iv", attend, deep(new)
     )
@@ -221,7 +221,7 @@ def _decayed(kernel, lefts, right, total, same):
     segment; a result is [N,B,G,R,C,C]. Every exponent is at most 0 before it is taken: nothing overflows that a mask had to undo.
     """
     if total.ndim == 6:
-        rows = lambda x: x.reshape(-1, *x.shape[-2:])  # noqa: E731
+        rows = lambda x: x.reshape(-1, *x.shape[-2:])
         found = decayed(kernel, tuple(map(rows, lefts)), rows(right), rows(total))
         return [x.reshape(*total.shape[:-1], -1) for x in found]
     lefts = [left if left.ndim == 6 else left[:, :, :, None] for left in lefts]

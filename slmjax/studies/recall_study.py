@@ -1,6 +1,7 @@
-"""The recall study: small models of each mixer learn tasks of associative recall, copying and induction; a table says who can.
+"""The recall study: small models of each mixer learn recall, copying and induction.
 
-Each model is a run of its own, of the task "recall" (tasks/recall.py), in a folder below the study's work directory.
+Each model is a run of its own, of the task "recall" (tasks/recall.py), in a folder below the
+study's work directory. A table prints which mixer can do what.
 """
 
 import contextlib
@@ -34,9 +35,10 @@ from slmjax.train import run as training
 
 
 class Outcome(NamedTuple):
-    """What a run found.
+    """The result of a run.
 
-    validation: {step: accuracy on validation rows}; test: accuracy on test rows after the last step.
+    validation: {step: accuracy on validation rows}.
+    test: accuracy on test rows after the last step.
     diverged: why the run was stopped; then it has no right answers.
     """
 
@@ -55,9 +57,10 @@ class StudyStopped(Exception):
 def run_recall(
     config: configs.Config, workdir: str, *, init_from: str = "", command: str = ""
 ) -> int:
-    """The stage: every task with every variant.
+    """Train every variant on every task; returns the exit status.
 
-    Rows go to study.json as they are found. A study that was stopped goes on with the run in which it was stopped.
+    Rows are written to study.json one by one. A study that was stopped goes on with the run in
+    which it was stopped.
     Raises: UserError for settings that make no sense.
     """
     if init_from:
@@ -67,11 +70,12 @@ def run_recall(
     hosts.check_devices()
     folder = epath.Path(workdir)
     file = folder / "study.json"
-    found = earlier_rows(file, config)
-    found = {"command": command, "device": jax.devices()[0].device_kind, "rows": [], **found}
+    results = {"command": command, "device": jax.devices()[0].device_kind, "rows": []}
+    results |= earlier_rows(file, config)
+    rows = results["rows"]
     write_atomic(folder / "config.json", configs.to_json(config))
-    write_atomic(file, json.dumps(found, indent=1) + "\n")  # from now on other settings are refused
-    done = {(row["task"], row["variant"]) for row in found["rows"]}
+    _write(file, results)  # from now on other settings are refused
+    done = {(row["task"], row["variant"]) for row in rows}
     for task in study["tasks"]:
         for name, pattern in study["variants"].items():
             if (task, name) in done:
@@ -81,20 +85,18 @@ def run_recall(
             except StudyStopped as stopped:
                 print("Saved and left as asked; the same command goes on from here.")
                 return stopped.status
-            found["rows"].append(row)
-            write_atomic(file, json.dumps(found, indent=1) + "\n")
-            print(
-                f"{task:20} {name:12} {scored(row)}  at {row['rate']:g}, {row['steps']} steps",
-                flush=True,
-            )
-    print("\n" + recall_table(found["rows"]))
+            rows.append(row)
+            _write(file, results)
+            place = f"at {row['rate']:g}, {row['steps']} steps"
+            print(f"{task:20} {name:12} {scored(row)}  {place}", flush=True)
+    print("\n" + recall_table(rows))
     chosen = "at the learning rate that is best on validation rows"
     print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
     return 0
 
 
 def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
-    """What the study has found so far, with the settings that decide its rows.
+    """Return the study's results so far, with the settings that decide its rows.
 
     More tasks and more variants may join.
     Raises: UserError where its rows are of other settings, or cannot be read.
@@ -103,17 +105,19 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
     study = values["study"]
     variants = study["variants"]
     decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
+    # Tasks and variants may be added later without changing the rows that are there.
     decide |= {name: study[name] for name in study if name not in ("tasks", "variants")}
-    found, changed = {}, []
+    results: dict[str, Any] = {}
+    changed = []
     if file.exists():
         try:
-            found = json.loads(file.read_text())
-            earlier = found.get("settings", decide)
-            known = found.get("variants", {})
+            results = json.loads(file.read_text())
+            earlier = results.get("settings", decide)
             changed = [name for name in decide if earlier[name] != decide[name]]
-            changed += [
-                name for name in variants if known.get(name, variants[name]) != variants[name]
-            ]
+            known = results.get("variants", {})
+            for name, pattern in variants.items():
+                if known.get(name, pattern) != pattern:
+                    changed.append(name)
             variants = known | variants
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             advice = "remove it or use another --workdir"
@@ -122,11 +126,11 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
         raise UserError(
             f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir."
         )
-    return {**found, "settings": decide, "variants": variants}
+    return {**results, "settings": decide, "variants": variants}
 
 
 def study_settings(config: configs.Config) -> dict[str, Any]:
-    """Return config.study as the stage reads it; how long and how a model is trained is config.train's.
+    """Return config.study as the stage reads it; config.train describes each run.
 
     Raises: UserError for an empty setting, and for a pattern or task that does not parse.
     """
@@ -136,14 +140,17 @@ def study_settings(config: configs.Config) -> dict[str, Any]:
             raise UserError(
                 f"config.study.{name} is empty; configs/studies/recall.py has an example."
             )
-    variants = study["variants"]
-    variants = {name: (of,) if isinstance(of, str) else of for name, of in variants.items()}
-    for name, pattern in variants.items():
+    variants = {}
+    for name, pattern in study["variants"].items():
+        if isinstance(pattern, str):
+            pattern = (pattern,)
         if not isinstance(pattern, list | tuple):
             raise UserError(
-                f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as ('gdn', 'attention')."
+                f"config.study.variants.{name} is {pattern!r}; expected a pattern, such as "
+                "('gdn', 'attention')."
             )
         from_config(with_pattern(config, pattern).model, study["vocab"])
+        variants[name] = pattern
     for task in study["tasks"]:
         parse_puzzle(task, study["vocab"])
     return study | {"variants": variants}
@@ -158,71 +165,81 @@ def measure_recall(
     folder: epath.Path,
     command: str = "",
 ) -> dict[str, Any]:
-    """The row of a task and a variant: test accuracy of each rate and seed, and of the rate that is best on validation rows.
+    """Return the row of a task and a variant.
 
+    It has the test accuracy of each rate and seed, and of the rate that is best on validation rows.
     Rates are tried in their order, up to the first that has enough.
     Raises: StudyStopped where a run was told to leave.
     """
+    last_step = config.train.steps
     tried: dict[float, list[Outcome]] = {}
+    means: dict[float, dict[int, float]] = {}  # {rate: {step: accuracy on validation rows}}
     for rate in map(float, study["rates"]):
         tried[rate] = []
         for seed in range(study["seeds"]):
+            # A variant's name may hold any character.
             place = folder / "runs" / task.replace(":", "-") / f"{quote(name)}-{rate:g}-{seed}"
             what = f"{name} on {task}, rate {rate:g}, seed {seed}"
-            outcome = outcome_of(
-                cell(config, study, task, pattern, rate, seed), place, what, command
-            )
-            last = (
-                outcome.diverged
-                or f"{outcome.validation[config.train.steps]:.3f} on validation rows"
-            )
-            print(f"  {what}: {last}", flush=True)
+            run = cell(config, study, task, pattern, rate, seed)
+            outcome = outcome_of(run, place, what, command)
+            sentence = outcome.diverged
+            if not sentence:
+                sentence = f"{outcome.validation[last_step]:.3f} on validation rows"
+            print(f"  {what}: {sentence}", flush=True)
             tried[rate].append(outcome)
-        if looks(tried[rate], config.train.steps)[config.train.steps] >= study["enough"]:
+        means[rate] = looks(tried[rate], last_step)
+        if means[rate][last_step] >= study["enough"]:
             break
-    means = {rate: looks(outcomes, config.train.steps) for rate, outcomes in tried.items()}
-    best = max(tried, key=lambda rate: means[rate][config.train.steps])
+    best = max(tried, key=lambda rate: means[rate][last_step])
     enough = [step for step, accuracy in means[best].items() if accuracy >= study["enough"]]
     accuracies = [outcome.test for outcome in tried[best]]
+    by_rate = {}
+    for rate, outcomes in tried.items():
+        by_rate[f"{rate:g}"] = [outcome.test for outcome in outcomes]
+
     puzzle = parse_puzzle(task, study["vocab"])
     model = with_pattern(config, pattern).model
-    arch, _ = resolve(
-        model, config.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), puzzle.vocab
-    )
+    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    arch, _ = resolve(model, config.precision, mesh, puzzle.vocab)
     return {
         "task": task,
         "variant": name,
         "accuracy": float(np.mean(accuracies)),
         "deviation": float(np.std(accuracies)),
         "rate": best,
-        "steps": enough[0] if enough else config.train.steps,
+        "steps": enough[0] if enough else last_step,
         "parameters": sizes.parameters(arch).total,
         "state_bytes": sizes.cache_bytes(arch, puzzle.length),
-        "by_rate": {
-            f"{rate:g}": [outcome.test for outcome in outcomes] for rate, outcomes in tried.items()
-        },
+        "by_rate": by_rate,
     }
 
 
 def looks(outcomes: Sequence[Outcome], steps: int) -> dict[int, float]:
-    """{step: accuracy on validation rows, mean over the runs}; a run that diverged has no right answers."""
-    every = sorted({step for outcome in outcomes for step in outcome.validation} | {steps})
-    return {
-        step: float(np.mean([outcome.validation.get(step, 0.0) for outcome in outcomes]))
-        for step in every
-    }
+    """Return {step: accuracy on validation rows, mean over the runs}.
+
+    A run that diverged has no right answers.
+    """
+    every = {steps}
+    for outcome in outcomes:
+        every |= outcome.validation.keys()
+    means = {}
+    for step in sorted(every):
+        accuracies = [outcome.validation.get(step, 0.0) for outcome in outcomes]
+        means[step] = float(np.mean(accuracies))
+    return means
 
 
 def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: str) -> Outcome:
-    """What the run of a config finds; it is begun, gone on with, or only read.
+    """Return the outcome of a config's run, which is begun, gone on with, or only read.
 
     What the run prints is dropped: all of it is in its own records and report.
     Raises: StudyStopped where it was told to leave.
     """
     steps = config.train.steps
-    found = recorded(folder, steps)
-    if found:
-        return found
+    outcome = recorded(folder, steps)
+    if outcome:
+        return outcome
+    # The line must reach the terminal although the run's own output is dropped.
     terminal = functools.partial(print, file=sys.stdout, flush=True)
     with said_if_long(f"training {what}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -230,25 +247,20 @@ def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: s
         except UserError:
             if recorded(folder, steps) is None:  # it is not the model that failed
                 raise
-            status = 0
+            status = 0  # it diverged; its records say how
     if status:
         raise StudyStopped(status)
     return recorded(folder, steps)
 
 
 def recorded(folder: epath.Path, steps: int) -> Outcome | None:
-    """What a run's records say of its end; None before it."""
+    """Return the outcome that a run's records hold; None before its end."""
     past = records.read(folder)
     if stopped := records.events(past, "stopped"):
         return Outcome({}, 0.0, f"diverged: {stopped[-1]['reason']}")
     if not any(event["step"] == steps for event in records.events(past, "finish")):
         return None
     return Outcome(_curve(past, VALIDATION), _curve(past, TEST)[steps])
-
-
-def _curve(past: records.Records, name: str) -> dict[int, float]:
-    steps, values = records.series(past, name)
-    return dict(zip(steps.tolist(), values.tolist()))
 
 
 def cell(
@@ -259,7 +271,7 @@ def cell(
     rate: float,
     seed: int,
 ) -> configs.Config:
-    """The config of a run, whose task says all that decides its rows."""
+    """Return the config of a run, whose task names all that decides its rows."""
     options = [f"{name}={study[name]}" for name in ("vocab", "examples", "tested")]
     length = parse_puzzle(task, study["vocab"]).length
     return dataclasses.replace(
@@ -274,24 +286,33 @@ def cell(
 
 
 def with_pattern(config: configs.Config, pattern: Sequence[str]) -> configs.Config:
-    """The config of a variant."""
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, pattern=tuple(pattern))
-    )
+    """Return the config of a variant."""
+    model = dataclasses.replace(config.model, pattern=tuple(pattern))
+    return dataclasses.replace(config, model=model)
 
 
 def scored(row: Mapping[str, Any]) -> str:
-    """A row's accuracy, with the deviation over seeds where there are several."""
-    several = len(next(iter(row["by_rate"].values()))) > 1
-    return f"{row['accuracy']:.3f}" + (f" ± {row['deviation']:.3f}" if several else "")
+    """Return a row's accuracy, with the deviation over seeds where there are several."""
+    seeds = next(iter(row["by_rate"].values()))
+    accuracy = f"{row['accuracy']:.3f}"
+    return f"{accuracy} ± {row['deviation']:.3f}" if len(seeds) > 1 else accuracy
 
 
 def recall_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a line for each variant, a column for each task."""
-    names, columns = (
-        list(dict.fromkeys(row[what] for row in rows)) for what in ("variant", "task")
-    )
+    """Return a Markdown table: a line for each variant, a column for each task."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
     cells = {(row["variant"], row["task"]): scored(row) for row in rows}
-    lines = [["mixer", *columns], ["---"] * (1 + len(columns))]
-    lines += [[name, *(cells.get((name, task), "") for task in columns)] for name in names]
+    lines = [["mixer", *tasks], ["---"] * (1 + len(tasks))]
+    for variant in variants:
+        lines.append([variant, *(cells.get((variant, task), "") for task in tasks)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _write(file: epath.Path, results: dict[str, Any]) -> None:
+    write_atomic(file, json.dumps(results, indent=1) + "\n")
+
+
+def _curve(past: records.Records, name: str) -> dict[int, float]:
+    steps, values = records.series(past, name)
+    return dict(zip(steps.tolist(), values.tolist()))

@@ -15,7 +15,7 @@ from slmjax.tasks.task import Evaluation, Loss, Totals, with_terms_of_layers
 class LanguageModeling:
     """Mean cross-entropy over the tokens with weight.
 
-    z_loss: times the squared logsumexp of each, added. Source: Chowdhery et al. 2022 (PaLM),
+    z_loss: coefficient of each token's squared logsumexp. Source: Chowdhery et al. 2022 (PaLM),
       section 5.
     """
 
@@ -24,7 +24,7 @@ class LanguageModeling:
     z_loss: float = 0.0
 
     def totals(self, batch: dict) -> Totals:
-        """ "main": the weights' sum; "tokens": real tokens."""
+        """Return "main", the sum of the weights, and "tokens", the number of real tokens."""
         return {"main": batch["weights"].sum(), "tokens": (batch["segments"] > 0).sum()}
 
     def loss(
@@ -38,7 +38,7 @@ class LanguageModeling:
         key: Array,
         step: Array,
     ) -> Loss:
-        """In nats, of `of_hidden` and the layers."""
+        """Return the loss of `of_hidden` and of the layers, in nats."""
         hidden, out = model.forward(params, buffers, batch)
         loss = self.of_hidden(model, params, hidden, batch, totals)
         return with_terms_of_layers(loss._replace(seen=out.seen), out, batch, totals)
@@ -51,7 +51,9 @@ class LanguageModeling:
         batch: dict,
         totals: Totals,
     ) -> Loss:
-        """The loss of the model's hidden states; a subclass may add terms with `Loss.plus`.
+        """Return the loss of the model's hidden states.
+
+        A subclass may add terms with `Loss.plus`.
 
         Terms: "loss" without the z-loss, "z" the mean squared logsumexp.
         """

@@ -1,4 +1,4 @@
-"""The task "recall": answers to the questions of one puzzle, see data/recall.py."""
+"""The task "recall": answers to the questions of one puzzle, see data/recall_rows.py."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -49,8 +49,9 @@ class Recall:
         self.rows, self.evaluations = rows, evaluations
 
     def totals(self, batch: dict) -> Totals:
-        """ "main": answers; "tokens": real tokens."""
-        return {"main": jnp.float32(batch["answers"].size), "tokens": (batch["segments"] > 0).sum()}
+        """Return "main", the number of answers, and "tokens", the number of real tokens."""
+        answers = jnp.float32(batch["answers"].size)
+        return {"main": answers, "tokens": (batch["segments"] > 0).sum()}
 
     def loss(
         self,
@@ -63,7 +64,10 @@ class Recall:
         key: Array,
         step: Array,
     ) -> Loss:
-        """In nats. Terms: "loss", "accuracy" (share of answers that are right), the layers'."""
+        """Return the loss in nats.
+
+        Terms: "loss", "accuracy" (share of right answers), and those of the layers.
+        """
         nats, right, out = answered(model, params, buffers, batch)
         count = jnp.float32(batch["answers"].size)
         terms = {"loss": (nats.sum(), count), "accuracy": (right.sum(), count)}
@@ -73,28 +77,34 @@ class Recall:
 def answered(
     model: Model, params: dict, buffers: dict, batch: dict
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"], Out]:
-    """(nats of each answer, 1 where it is the likeliest, Out).
+    """Return (nats of each answer, 1 where it is the likeliest, Out).
 
-    Logits are made only where something is asked.
+    Logits are computed only at the A positions of a row where something is asked.
     """
     hidden, out = model.forward(params, buffers, batch)
-    logits = model.logits(params, jnp.take_along_axis(hidden, batch["asked"][..., None], axis=1))
+    asked = jnp.take_along_axis(hidden, batch["asked"][..., None], axis=1)  # [B, A, D]
+    logits = model.logits(params, asked)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["answers"])
-    return nats, (logits.argmax(-1) == batch["answers"]).astype(jnp.float32), out
+    right = logits.argmax(-1) == batch["answers"]
+    return nats, right.astype(jnp.float32), out
 
 
 class Accuracy:
-    """The share of right answers to `questions`. See Evaluation."""
+    """Share of right answers to `questions`. See Evaluation."""
 
     def __init__(
         self, metric: str, questions: Questions, program: Any, puzzle: Puzzle, *, at_end: bool
     ):
-        """`program`: see TaskBuilder.task."""
+        """Args: program: see TaskBuilder.task."""
         config, mesh = program.config, program.mesh
         self.metric, self.questions, self.at_end = metric, questions, at_end
         self.declared = program.declared[1]
+        # As large as a microbatch, so that it fits where training fits.
         self.rows = config.train.batch // config.train.microbatches
-        places = self.rows // program.place_cuts[1] if program.place_cuts else None
+        places = None
+        if program.place_cuts:
+            _, ways = program.place_cuts
+            places = self.rows // ways
         self.fields = puzzle_fields(puzzle, self.rows, places)
         self.where = field_shardings(self.fields, mesh)
 
@@ -112,7 +122,7 @@ class Accuracy:
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """See Evaluation."""
-        if not self.at_end:
+        if not self.at_end:  # the test has the same program
             self._right(params, buffers, 0)
 
     def __call__(
@@ -127,19 +137,21 @@ class Accuracy:
     ) -> Evaluated:
         """See Evaluation."""
         count = len(self.questions.answers)
-        found = [self._right(params, buffers, first) for first in range(0, count, self.rows)]
-        accuracy = float(np.concatenate(found)[:count].mean())
+        parts = [self._right(params, buffers, first) for first in range(0, count, self.rows)]
+        accuracy = float(np.concatenate(parts)[:count].mean())
         note(f"step {step}: {self.metric} {accuracy:.4f}")
         return Evaluated({self.metric: accuracy})
 
     def _right(self, params: dict, buffers: dict, first: int) -> Float[np.ndarray, "B A"]:
-        """Which answers of the rows from `first` on are right; the last are followed by the first."""
+        """Return which answers of one batch of rows, from `first` on, are right.
+
+        After the last row comes the first again, so that every batch has one shape.
+        """
         picked = np.arange(first, first + self.rows) % len(self.questions.answers)
         batch = puzzle_batch(Questions(*(array[picked] for array in self.questions)))
         placed = hosts.global_batch(batch, self.fields, self.where, np.arange(self.rows))
-        return np.asarray(
-            self.right(params, keep_channel(self.declared, buffers, "forward"), placed)
-        )
+        forward = keep_channel(self.declared, buffers, "forward")
+        return np.asarray(self.right(params, forward, placed))
 
 
 class RecallBuilder(TaskBuilder):
@@ -180,27 +192,29 @@ class RecallBuilder(TaskBuilder):
         """See TaskBuilder."""
         config, puzzle = self.config, self.puzzle
         batch, cuts = config.train.batch, program.place_cuts
-        places = batch // math.prod(cuts) if cuts else None
-        settings = {
-            "examples": self.examples,
-            "batch": batch,
-            "seed": config.seed,
-            "places": places,
-        }
-        valid, test = (
-            puzzle.draw(self.tested, seed=[config.seed, 2, number]) for number in range(2)
+        rows = PuzzleRows(
+            puzzle.name,
+            self.vocab,
+            examples=self.examples,
+            batch=batch,
+            seed=config.seed,
+            places=batch // math.prod(cuts) if cuts else None,
         )
+        # Seeds that training rows do not use: (seed, 2, ...).
+        valid = puzzle.draw(self.tested, seed=[config.seed, 2, 0])
+        test = puzzle.draw(self.tested, seed=[config.seed, 2, 1])
         evaluations = [
             Accuracy(VALIDATION, valid, program, puzzle, at_end=False),
             Accuracy(TEST, test, program, puzzle, at_end=True),
         ]
-        return Recall(PuzzleRows(puzzle.name, self.vocab, **settings), evaluations)
+        return Recall(rows, evaluations)
 
     def facts(self, task: Recall) -> Facts:
         """See TaskBuilder."""
         puzzle, rows = self.puzzle, task.rows
         epochs = self.config.train.steps * rows.batch / rows.examples
-        line = f"{puzzle.name}: {rows.examples:,} rows of {puzzle.length} tokens, read {epochs:.2f} times"
+        size = f"{rows.examples:,} rows of {puzzle.length} tokens"
+        line = f"{puzzle.name}: {size}, read {epochs:.2f} times"
         return Facts(
             {"data": line}, {"task": puzzle.name, "examples": rows.examples, "epochs": epochs}
         )

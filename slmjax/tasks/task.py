@@ -45,13 +45,14 @@ class Loss(NamedTuple):
           name: of the term in the metrics, and of its denominator in `totals`.
           part: (sum, weight) over this microbatch; the weights of all add up to totals[name].
         """
+        # The step divides by totals["main"], which cancels here.
         total, _ = part
         added = coefficient * total * totals["main"] / jnp.maximum(totals[name], 1)
         return self._replace(sum=self.sum + added, terms=self.terms | {name: part})
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     metrics: {name: value} for metrics.jsonl.
     documents: {source: {"keys", "nats", "bytes", "tokens": one value for each document}} for
@@ -66,7 +67,7 @@ class Evaluated(NamedTuple):
 
 @runtime_checkable
 class Evaluation(Protocol):
-    """Something that a run looks at.
+    """A measurement of the model while it trains.
 
     at_end: it runs once, after the last step.
     """
@@ -74,7 +75,7 @@ class Evaluation(Protocol):
     at_end: bool
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
-        """Compile what it needs, before the first step."""
+        """Compile its programs, before the first step."""
 
     def __call__(
         self,
@@ -98,13 +99,16 @@ class Evaluation(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """What a run trains."""
+    """Rows, a loss and evaluations."""
 
     rows: Rows
     evaluations: Sequence[Evaluation]
 
     def totals(self, batch: dict) -> Totals:
-        """Denominators of the whole batch, "main" among them; computed once, without parameters."""
+        """Return the denominators of the whole batch, "main" among them.
+
+        They are computed once, without parameters.
+        """
 
     def loss(
         self,
@@ -117,7 +121,7 @@ class Task(Protocol):
         key: Array,
         step: Array,
     ) -> Loss:
-        """The loss of a microbatch.
+        """Return the loss of a microbatch.
 
         Args:
           params: in the compute type.
@@ -140,11 +144,11 @@ class DrawingTask(Task, Protocol):
 
 
 class Facts(NamedTuple):
-    """What a run says and records of its data.
+    """Facts about the data of a run, for the terminal and the records.
 
     lines: {name: sentence}, printed as it starts.
-    record: the event "data" of metrics.jsonl, of values as JSON has them; event, name, step and time
-      are taken.
+    record: the event "data" of metrics.jsonl, of values as JSON has them; the names event, name,
+      step and time are taken.
     """
 
     lines: Mapping[str, str] = {}
@@ -153,7 +157,7 @@ class Facts(NamedTuple):
 
 @runtime_checkable
 class TaskBuilder(Protocol):
-    """What config.task names: called as `name(config, workdir, init_from, **options)`, it makes the task.
+    """Makes the task that config.task names: `name(config, workdir, init_from, **options)`.
 
     A subclass has no tokenizer and no facts unless it says so. The smallest one:
 
@@ -170,8 +174,8 @@ class TaskBuilder(Protocol):
     process makes one as the run starts.
 
     Args:
-      config: the whole slmjax.config.Config. A batch has config.train.batch rows, and a row counts as
-        config.data.seq_len tokens in figures of speed and cost.
+      config: the whole slmjax.config.Config. A batch has config.train.batch rows, and a row counts
+        as config.data.seq_len tokens in figures of speed and cost.
       workdir: of the run, a local folder or gs://.
       init_from: the work directory that gives the first parameters; "" for a run that has none.
 
@@ -191,28 +195,32 @@ class TaskBuilder(Protocol):
         """
 
     def facts(self, task: Task) -> Facts:
-        """What there is to say of the task's data."""
+        """Return facts about the task's data."""
         return Facts()
 
 
 def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> Loss:
-    """Return `loss` with what layers add to it, and their terms.
+    """Return a loss with the terms that layers add to it.
 
     Args:
       loss: a loss of a task with "tokens", the number of real tokens, among its totals.
-      out: what the model returned next to the hidden states.
+      out: the model's second result, next to the hidden states.
       batch: has segments [B,T], which are above 0 for real tokens.
     """
+    # Most layers add nothing, and then the program has no trace of this.
     if not any(out.terms.values()):
         return loss
     added, sums, layers = jnp.zeros(()), {}, {}
     for group in out.terms.values():
         for position in group.values():
-            for name, term in position.items():  # leaves have an axis of repeats
+            # A term's arrays have an axis for the repeats of the pattern.
+            for name, term in position.items():
                 added += (term.coefficient * term.sum).sum()
                 sums[name] = sums.get(name, 0.0) + term.sum.sum()
                 layers[name] = layers.get(name, 0) + len(term.sum)
     tokens = (batch["segments"] > 0).sum()
+    # Logged as a mean over tokens and layers.
     terms = {name: (total, layers[name] * tokens) for name, total in sums.items()}
+    # A term is a mean over tokens: the same rescaling as in `Loss.plus`.
     whole = added * totals["main"] / totals["tokens"]
     return loss._replace(sum=loss.sum + whole, terms=loss.terms | terms)

@@ -12,28 +12,33 @@ from slmjax.tasks.task import Task, TaskBuilder
 from slmjax.train.program import Program
 
 TASKS = {"lm": "slmjax.train.text:TextBuilder", "recall": "slmjax.tasks.recall:RecallBuilder"}
+# The parts of each contract that a user's code must have, and the file that describes it.
+BUILDER = ("vocab_size", "tokenizer", "task", "facts"), "TaskBuilder of slmjax/tasks/task.py"
+TASK = ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py"
+ROWS = ("shapes", "read", "unpack", "fingerprint"), "Rows of slmjax/data/rows.py"
 
 
 def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
     """Return what makes the task of a run, see TaskBuilder.
 
-    Raises: UserError for an unknown name, and where the user's own code fails or has not all parts.
+    Raises: UserError for an unknown name, and where the user's own code fails or lacks a part.
     """
     name, options = parse_task(config.task)
     if name not in TASKS and ":" not in name:
-        known = ", ".join(TASKS)
         raise UserError(
-            f"config.task is '{name}'; it can be {known}, or module:Name of your own.{nearest(name, TASKS)}"
+            f"config.task is '{name}'; it can be {', '.join(TASKS)}, or module:Name of your own."
+            f"{nearest(name, TASKS)}"
         )
+    # The user's own recipe or command line names the code; the launcher has checked --trust.
     make = imported(TASKS.get(name, name), "config.task names")
     with _explained(name, "cannot be made"):
         _check_options(name, options, make)
         builder = make(config, workdir, init_from, **options)
-    parts = ("vocab_size", "tokenizer", "task", "facts")
-    _check_parts(name, builder, parts, "TaskBuilder of slmjax/tasks/task.py")
+    _check_parts(name, builder, *BUILDER)
     if not isinstance(builder.vocab_size, int) or builder.vocab_size < 1:
         raise UserError(
-            f"config.task: the vocab_size of '{name}' is {builder.vocab_size!r}; expected a whole number of tokens."
+            f"config.task: the vocab_size of '{name}' is {builder.vocab_size!r}; expected a whole "
+            "number of tokens."
         )
     return builder
 
@@ -41,32 +46,31 @@ def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
 def task_of(builder: TaskBuilder, program: Program) -> Task:
     """Return the builder's task for a program.
 
-    Raises: UserError where the user's own code fails, has not all parts, or has batches of another
+    Raises: UserError where the user's own code fails, lacks a part, or has batches of another
       number of rows than config.train.batch.
     """
     name, _ = parse_task(program.config.task)
     batch = program.config.train.batch
     with _explained(name, "makes no task"):
         task = builder.task(program)
-    _check_parts(
-        name, task, ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py"
-    )
-    _check_parts(
-        name, task.rows, ("shapes", "read", "unpack", "fingerprint"), "Rows of slmjax/data/rows.py"
-    )
+    _check_parts(name, task, *TASK)
+    _check_parts(name, task.rows, *ROWS)
     with _explained(name, "has no shapes"):
         fields = task.rows.shapes(0)
     for field, (shape, _, axes) in fields.items():
+        # A field without rows, such as places for documents, may have any length.
         if axes[:1] == ("batch",) and shape[0] != batch:
             raise UserError(
-                f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; config.train.batch is {batch}."
+                f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; "
+                f"config.train.batch is {batch}."
             )
     return task
 
 
 def parse_task(text: str) -> tuple[str, dict[str, Any]]:
-    """(name, options) of "name [option=value ...]"; values are Python literals, or else texts.
+    """Return (name, options) of "name [option=value ...]".
 
+    Values are Python literals, or else texts.
     Raises: UserError for a word that is no option.
     """
     name, *words = text.split() or [""]
@@ -88,23 +92,23 @@ def _check_options(name: str, options: dict[str, Any], make: Callable) -> None:
     for option in options:
         if option not in known:
             there = f"there is {', '.join(known)}" if known else "there are none"
-            raise UserError(
-                f"config.task: '{name}' has no option '{option}'; {there}.{nearest(option, known)}"
-            )
+            near = nearest(option, known)
+            raise UserError(f"config.task: '{name}' has no option '{option}'; {there}.{near}")
 
 
 def _check_parts(name: str, made: Any, parts: Sequence[str], contract: str) -> None:
-    """Raises: UserError where something that a user's code made has not all parts of a contract."""
+    """Raises: UserError where an object of a user's code lacks a part of a contract."""
     missing = [part for part in parts if not hasattr(made, part)]
     if missing:
         raise UserError(
-            f"config.task: '{name}' made a {type(made).__name__} without '{missing[0]}'; see {contract}."
+            f"config.task: '{name}' made a {type(made).__name__} without '{missing[0]}'; see "
+            f"{contract}."
         )
 
 
 @contextlib.contextmanager
 def _explained(name: str, what: str) -> Iterator[None]:
-    """Inside runs the code of a task: an error of a user's own becomes one sentence."""
+    """Run a task's code inside: an error of a user's own code becomes one sentence."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Rows that depend on the model, as they were drawn: one file for each step."""
+"""Batches whose rows depend on the model, on disk: one file for each step."""
 
 import io
 
@@ -29,12 +29,13 @@ class DrawnBatches:
         Raises: UserError where the record is damaged.
         """
         file = self.folder / f"{step}.npz"
+        # On a slow file system one process may see the file before another does.
         recorded = hosts.all_agree(file.exists())
         if not recorded:
             drawn = self.task.prepare(step, state.params, state.buffers)
             if hosts.is_first():
                 self._write(file, drawn)
-            hosts.barrier(f"drawn {step}")
+            hosts.barrier(f"drawn {step}")  # the others read what the first has written
         fields = self.task.rows.shapes(step)
         try:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
@@ -47,7 +48,9 @@ class DrawnBatches:
 
     def prune(self, step: int) -> None:
         """Delete the records of steps that no checkpoint goes back to."""
-        for file in self.folder.glob("*.npz") if hosts.is_first() and self.folder.exists() else ():
+        if not (hosts.is_first() and self.folder.exists()):
+            return
+        for file in self.folder.glob("*.npz"):
             if int(file.stem) < step:
                 file.unlink()
 

@@ -1,6 +1,7 @@
 """AdamW and Muon, as each parameter's declaration says.
 
-Parameters are handled as a flat dict {path: array}; state keeps the same keys, so that it takes its parameters' shardings.
+Parameters are handled as a flat dict {path: array}. State keeps the same keys, so that it takes its
+parameters' shardings.
 """
 
 import math
@@ -18,17 +19,20 @@ from slmjax.train.trainable import split, trainable_paths
 
 ADAM_B1 = 0.9  # decay of the first moment, as everywhere (Loshchilov and Hutter 2019)
 MUON_BETA = 0.95  # Jordan 2024
-MUON_RMS = 0.2  # Liu et al. 2025 (Muon is scalable), section 2.2: updates of AdamW's usual size, so that both share a learning rate
+# Updates of AdamW's usual size, so that both share a learning rate: Liu et al. 2025 (Muon is
+# scalable), section 2.2.
+MUON_RMS = 0.2
 
 
 class Optimizer:
     """init(params) -> state; update(gradients, state, params, factor) -> (params, state).
 
-    There is state for trainable parameters only (`trainable`, their paths), and `update` takes these
-    alone, see train/trainable.py.
+    There is state for trainable parameters only (`trainable`, their paths), and `update` takes
+    these alone, see train/trainable.py. Stacked layers are independent matrices for Muon. Weight
+    decay is decoupled and multiplied by the learning rate.
 
-    AdamW: Loshchilov and Hutter 2019. Muon: Jordan 2024, with the update's size matched to AdamW's (Liu et al. 2025). Stacked layers are
-    independent matrices for Muon. Weight decay is decoupled and multiplied by the learning rate.
+    Source: AdamW: Loshchilov and Hutter 2019. Muon: Jordan 2024, with the update's size matched to
+    AdamW's (Liu et al. 2025).
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Optimizer:
         Args:
           multipliers: {group: {"lr": ..., "decay": ...}}, see config.model.multipliers.
           declared: each parameter's Weight, laid out as the parameters.
-          moment_dtype: of the first moments.
+          moment_dtype: type of the first moments.
         """
         self.train = train
         self.declared = flatten_tree(declared)
@@ -57,67 +61,79 @@ class Optimizer:
         )
 
     def init(self, params: dict) -> dict:
-        """Zero moments for every trainable parameter."""
+        """Return zero moments for every trainable parameter."""
         params, _ = split(params, self.trainable)
-        return {
-            name: getattr(self, name).init(part)
-            for name, part in self._parts(params).items()
-            if part
-        }
+        state = {}
+        for name, part in self._parts(params).items():
+            state[name] = self._rule(name).init(part)
+        return state
 
     def update(
         self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]
     ) -> tuple[dict, dict]:
-        """One step at `factor` times the peak learning rate."""
-        parts, old, new_state = self._parts(gradients), flatten_tree(params), {}
-        new = {}
-        for name, part in parts.items():
-            if not part:
-                continue
-            updates, new_state[name] = getattr(self, name).update(part, state[name])
+        """Take one step at `factor` times the peak learning rate; returns (params, state)."""
+        old = flatten_tree(params)
+        new, new_state = {}, {}
+        for name, part in self._parts(gradients).items():
+            updates, new_state[name] = self._rule(name).update(part, state[name])
             for path, update in updates.items():
-                known = self.declared[path]
-                rate = self.train.lr * factor * self._multiplier(known.group, "lr")
+                weight = self.declared[path]
+                rate = self.train.lr * factor * self._multiplier(weight.group, "lr")
                 if name == "muon":
-                    update = update * _muon_scale(known)
-                decay = (
-                    self.train.weight_decay * self._multiplier(known.group, "decay")
-                    if known.decays
-                    else 0.0
-                )
+                    update = update * _muon_scale(weight)
+                decay = 0.0
+                if weight.decays:
+                    decay = self.train.weight_decay * self._multiplier(weight.group, "decay")
+                # Decoupled decay, in float32 also for moments or masters of another type.
                 value = old[path].astype(jnp.float32)
-                new[path] = (value - rate * (update.astype(jnp.float32) + decay * value)).astype(
-                    old[path].dtype
-                )
+                value = value - rate * (update.astype(jnp.float32) + decay * value)
+                new[path] = value.astype(old[path].dtype)
         return unflatten(new), new_state
 
+    def _rule(self, name: str) -> optax.GradientTransformation:
+        return self.muon if name == "muon" else self.adam
+
     def _parts(self, tree: dict) -> dict[str, dict]:
+        """Split leaves into those of "adam" and of "muon"; a part without leaves is left out."""
         parts: dict[str, dict] = {"adam": {}, "muon": {}}
+        # The optimizer's name is the same for all; Muon takes matrices of hidden layers only.
         for path, leaf in flatten_tree(tree).items():
             by_muon = self.train.optimizer == "muon" and self.declared[path].takes_muon
             parts["muon" if by_muon else "adam"][path] = leaf
-        return parts
+        return {name: part for name, part in parts.items() if part}
 
     def _multiplier(self, group: str, what: str) -> float:
         return float(self.multipliers.get(group, {}).get(what, 1.0))
 
     def _matrix_axes(self, flat: dict) -> dict:
-        """Which axes of each parameter are a matrix's inputs and outputs; stacked axes are neither."""
-        numbers = optax.contrib.MuonDimensionNumbers
-        return {
-            path: numbers(self.declared[path].inputs, self.declared[path].outputs) for path in flat
-        }
+        """Return the axes of each parameter that are a matrix's inputs and outputs.
+
+        Stacked axes are neither.
+        """
+        axes = {}
+        for path in flat:
+            weight = self.declared[path]
+            axes[path] = optax.contrib.MuonDimensionNumbers(weight.inputs, weight.outputs)
+        return axes
 
 
 def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
-    """Gradients scaled to a global norm of at most `largest` (0: as they are), and the norm before. Source: Pascanu et al. 2013."""
+    """Scale gradients to a global norm of at most `largest`; 0 leaves them as they are.
+
+    Returns: (gradients, the norm before).
+    Source: Pascanu et al. 2013.
+    """
     norm = optax.tree.norm(gradients)
     if largest:
+        # 1e-12: gradients that are all zero stay zero.
         scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * scale, gradients)
     return gradients, norm
 
 
-def _muon_scale(known: Weight) -> float:
-    sides = [math.prod(known.shape[i] for i in axes) for axes in (known.inputs, known.outputs)]
-    return MUON_RMS * math.sqrt(max(sides))
+def _muon_scale(weight: Weight) -> float:
+    """Return the factor that gives Muon's orthogonal update the root mean square MUON_RMS."""
+    # An orthogonal matrix of R x C has root mean square 1 / sqrt(max(R, C)).
+    rows = math.prod(weight.shape[i] for i in weight.inputs)
+    columns = math.prod(weight.shape[i] for i in weight.outputs)
+    return MUON_RMS * math.sqrt(max(rows, columns))

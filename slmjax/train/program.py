@@ -1,4 +1,4 @@
-"""Model, optimizer and train step for a mesh, from the config alone: what the launcher runs, the bench times and a plan compiles."""
+"""Model, optimizer and train step for a mesh: what the launcher runs and the bench times."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slmjax.config import Config, TrainConfig
+from slmjax.config import Config, ModelConfig, PrecisionConfig, TrainConfig
 from slmjax.data.rows import Fields
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
@@ -27,20 +27,31 @@ from slmjax.train.optimizer import Optimizer
 from slmjax.train.state import TrainState
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
+KERNEL_PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # attention kernels of one kind of device
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A train step that is described and not yet compiled."""
+    """A train step that is described and not yet compiled.
+
+    reasons: what was chosen for these devices and why, one line each.
+    make: the function that computes the initial state.
+    shapes: the state as ShapeDtypeStructs with shardings.
+    where: the shardings alone.
+    declared: declarations of the parameters and of the buffers, see models/declare.py.
+    optimizer: for these parameters.
+    """
 
     config: Config
     mesh: Mesh
     device: DeviceKind
     model: Model
-    reasons: list[str]  # of what was chosen for these devices, one line each
+    reasons: list[str]
     make: Callable[[], TrainState]
-    shapes: TrainState  # of ShapeDtypeStructs with shardings
-    where: TrainState  # of shardings
-    declared: tuple[dict, dict]  # of parameters and of buffers, see models/declare.py
+    shapes: TrainState
+    where: TrainState
+    declared: tuple[dict, dict]
+    optimizer: Optimizer
 
     @property
     def arch(self) -> Architecture:
@@ -49,39 +60,52 @@ class Program:
     @property
     def place_cuts(self) -> tuple[int, int] | None:
         """`cuts` where the attention kernel asks how many documents a device holds, else None."""
-        return cuts(self.config.train, self.mesh) if self.arch.attention == "cudnn" else None
+        if self.arch.attention != "cudnn":
+            return None
+        return cuts(self.config.train, self.mesh)
 
     @functools.cached_property
     def flops_per_token(self) -> float:
-        """Of a training step, see sizes.train_flops_per_token."""
+        """FLOPs of a token in a training step, see sizes.train_flops_per_token."""
         return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        """Share of the devices' peak in the compute type (also under float8); None where the peak is not known."""
+        """Return the share of the devices' peak in the compute type, also under float8.
+
+        None where the peak is not known.
+        """
+        # float8 products count as well: a figure against the float8 peak would not be comparable.
         peak = devices.peak_flops(self.device.name, self.arch.compute)
-        return devices.mfu(tokens_per_second, self.flops_per_token, peak and peak * self.mesh.size)
+        if peak:
+            peak *= self.mesh.size
+        return devices.mfu(tokens_per_second, self.flops_per_token, peak)
 
     def init(self) -> TrainState:
-        """The state before the first step, on the mesh."""
+        """Return the state before the first step, on the mesh."""
         with jax.set_mesh(self.mesh):
             return jax.jit(self.make, out_shardings=self.where)()
 
     def compile(self, task: Task, step: int = 0) -> Any:
-        """step(state, batch) -> (state, metrics) as one executable, for batches as that of a step; the state is given up."""
+        """Return step(state, batch) -> (state, metrics) as one executable, which donates the state.
+
+        It takes batches that are shaped as that of `step`.
+        """
         return self.lower(task, step).compile()
 
     def lower(self, task: Task, step: int = 0) -> Any:
-        """The step before compilation."""
-        c, fields = self.config, task.rows.shapes(step)
-        optimizer = Optimizer(c.train, c.model.multipliers, self.declared[0], c.precision.optimizer)
-        step = make_step(task, self.model, optimizer, c.train, c.seed, self.where, self.declared)
-        jitted = jit_step(step, self.where, fields, self.mesh, self.device, c.train.deterministic)
+        """Return the step before compilation."""
+        config, fields = self.config, task.rows.shapes(step)
+        function = make_step(
+            task, self.model, self.optimizer, config.train, config.seed, self.where, self.declared
+        )
+        deterministic = config.train.deterministic
+        jitted = jit_step(function, self.where, fields, self.mesh, self.device, deterministic)
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.shapes, batch_shapes(fields, self.mesh))
 
 
 def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
-    """The program of a config on a mesh; nothing is computed here, and its own methods set the mesh.
+    """Return the program of a config on a mesh. Nothing is computed here.
 
     Args:
       tokenizer_size: tokens of the vocabulary; the embedding may have more rows.
@@ -92,10 +116,12 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         config.model, config.precision, mesh, tokenizer_size, config.train.deterministic
     )
     check_kernel(arch.attention, device)
+    parts, ways = cuts(config.train, mesh)
+    # Pieces of a row in which logits are made, from the bytes that a device would need for all.
     chunks = chunks_for(
-        config.train.batch // math.prod(cuts(config.train, mesh)),
+        config.train.batch // (parts * ways),  # rows of a microbatch on one device
         config.data.seq_len,
-        arch.vocab_size // mesh.shape["tensor"],
+        arch.vocab_size // mesh.shape["tensor"],  # columns of the logits on one device
         device.memory,
         jnp.dtype(arch.compute).itemsize,
     )
@@ -111,56 +137,77 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
             lambda: lm.init_buffers(arch),
         )
 
+    # No array is made: the state may be larger than this host's memory.
     shapes = jax.eval_shape(make)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = jax.tree_util.keystr(path)
-            raise UserError(
-                f"the parameter {name} is of type {leaf.dtype}; what is trained must be floating-point numbers."
-            )
+    check_types(shapes.params)
     try:
         where = state_shardings(shapes, declared[0], mesh)
     except ValueError as error:
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
-    shapes = jax.tree.map(
-        lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, where
-    )
+
+    # The executable is compiled for these shardings before any state exists.
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
     return Program(
-        config, mesh, device, Model(arch, chunks), reasons, make, shapes, where, declared
+        config=config,
+        mesh=mesh,
+        device=device,
+        model=Model(arch, chunks),
+        reasons=reasons,
+        make=make,
+        shapes=jax.tree.map(placed, shapes, where),
+        where=where,
+        declared=declared,
+        optimizer=optimizer,
     )
 
 
 def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:
     """Return (microbatches, ways in which the rows of each are split over devices)."""
-    return train.microbatches, mesh.shape["data"] * mesh.shape["fsdp"]
+    return train.microbatches, math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
 
 
-def batch_shapes(fields: Fields, mesh: Mesh) -> dict:
-    """The train step's batch, described."""
+def batch_shapes(fields: Fields, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the train step's batch as ShapeDtypeStructs with shardings."""
     where = field_shardings(fields, mesh)
-    return {
-        name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name])
-        for name, field in fields.items()
-    }
+    shapes = {}
+    for name, field in fields.items():
+        shapes[name] = jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=where[name])
+    return shapes
 
 
-def check_model(config: Config, mesh: Mesh) -> None:
-    """Raises: UserError where model and devices do not fit, whatever the text is.
+def check_model(
+    model: ModelConfig, precision: PrecisionConfig, mesh: Mesh, deterministic: bool
+) -> None:
+    """Check that model and devices fit, before the text is prepared, which may take hours.
 
-    It is asked before the text is prepared, which may take hours.
+    Raises: UserError where they do not.
     """
-    arch, _ = resolve(config.model, config.precision, mesh, 1, config.train.deterministic)
+    # The tokenizer is not known yet; its size decides nothing here.
+    arch, _ = resolve(model, precision, mesh, 1, deterministic)
     check_kernel(arch.attention, device_kind(mesh))
-    lm.remat(arch.remat)
+    lm.remat(arch.remat)  # raises for an unknown name
     for block in arch.blocks:
-        mixer_class(block.mixer)
+        mixer_class(block.mixer)  # imports a user's own, which may fail
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:
     """Raises: UserError for an attention kernel of another kind of device."""
-    needs = {"cudnn": "gpu", "splash": "tpu"}.get(attention, device.platform)
-    if needs != device.platform:
-        here = device.platform.upper()
+    platform = KERNEL_PLATFORMS.get(attention, device.platform)
+    if platform != device.platform:
         raise UserError(
-            f"config.model.attention is '{attention}', which runs on a {needs.upper()}; this is a {here}: use auto."
+            f"config.model.attention is '{attention}', which runs on a {platform.upper()}; this is "
+            f"a {device.platform.upper()}: use auto."
         )
+
+
+def check_types(params: dict) -> None:
+    """Raises: UserError for a parameter that is not of a floating-point type."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path)
+            raise UserError(
+                f"the parameter {name} is of type {leaf.dtype}; what is trained must be "
+                "floating-point numbers."
+            )

@@ -31,6 +31,7 @@ from slmjax.text.files import Claim, write_atomic
 from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import loop, resume
 from slmjax.train.builders import builder_of, task_of
+from slmjax.train.inherit import inherit, lineage
 from slmjax.train.loop import Run
 from slmjax.train.program import Program, check_model, cuts, make_program
 from slmjax.train.resume import Start
@@ -46,13 +47,12 @@ def run_train(
     began: float | None = None,
     claim: Claim | None = None,
 ) -> int:
-    """Train, or say that the run is finished; returns the exit status."""
+    """Train, or print that the run is finished; returns the exit status."""
     use_compile_cache()
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
-    claim = claim or Claim()
     ready = build_run(
         config,
         folder,
@@ -61,15 +61,10 @@ def run_train(
         init_from=init_from,
         command=command,
         began=began,
-        claim=claim,
+        claim=claim or Claim(),
     )
     if ready is None:
-        if hosts.is_first():
-            report = write_report(folder, defaults=configs.to_dict(Config()))
-            print(f"This run is finished: {config.train.steps} steps. Its report: {report}")
-            print(
-                f"For a longer one, --config.train.steps={2 * config.train.steps}; for another, --workdir=DIR."
-            )
+        _print_finished(folder, config.train.steps)
         return 0
     with jax.set_mesh(ready.program.mesh):
         return loop.train(ready)
@@ -86,53 +81,57 @@ def build_run(
     began: float | None,
     claim: Claim,
 ) -> Run | None:
-    """Task, model, step and state of a run, restored where there is something to restore.
+    """Build task, model, step and state of a run; restore what can be restored.
 
-    The step is compiled and the first records are written. Returns: None for a run that is finished
-    and has its last records.
+    The step is compiled and the first records are written.
+    Returns: None for a run that is finished and has its last records.
     """
-    lineage = resume.lineage(checkpoints, start, init_from)
+    # Whatever can be refused is refused before text is prepared, which may take hours.
+    parents = lineage(checkpoints, start, init_from)
     past = records.read(folder)
     past = past if past.all else None
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_batch(config.train, mesh)
-    check_model(config, mesh)
+    check_model(config.model, config.precision, mesh, config.train.deterministic)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
+    # Time since the process began counts, also that before this line.
     goodput = Goodput(past, from_step=start.step, began=began)
+
+    # Text is prepared here; its vocabulary gives the embedding's size.
     builder = builder_of(config, str(folder), init_from)
     tokenizer = builder.tokenizer
     program = make_program(config, mesh, builder.vocab_size)
     task = task_of(builder, program)
+    # What identifies the run in every checkpoint.
     meta = {
         "config": configs.to_dict(config),
         "tokenizer": tokenizer.sha256 if tokenizer else "",
-        "parents": lineage,
+        "parents": parents,
     }
     with jax.set_mesh(mesh):
-        state, damaged = None, []
+        state, damaged = None, []  # the sentences go to the records, once they are open
         with goodput.spent("restore"):
             if start.step:
                 state, start, damaged = resume.restore(
                     checkpoints, start, program.shapes, task.rows, meta
                 )
                 goodput.from_step = start.step
-        if start.kind == "finished" and hosts.all_agree(
-            has_last_records(folder, past, start.step, tokenizer)
-        ):
+        # Every process must take the same branch: what follows is collective.
+        complete = has_last_records(folder, past, start.step, tokenizer)
+        if start.kind == "finished" and hosts.all_agree(complete):
             return None
         if state is None:
             state = program.init()
             if init_from:
-                arguments = init_from, state, program.shapes, program.declared[1], meta["tokenizer"]
-                state, meta["parents"], damaged = resume.inherit(*arguments)
+                state, meta["parents"], damaged = inherit(
+                    init_from, state, program.shapes, program.declared[1], meta["tokenizer"]
+                )
         with goodput.spent("compile"):
             steps = compile_all(program, task, start, state)
+    # Nothing is written before the step has compiled: a run that cannot start leaves no trace.
     facts = builder.facts(task)
     writer = open_records(config, folder, tokenizer, start.step, resumed=past is not None)
-    skipped = (
-        sum(event["step"] <= start.step for event in records.events(past, "skipped")) if past else 0
-    )
     ready = Run(
         config=config,
         workdir=folder,
@@ -148,7 +147,7 @@ def build_run(
         start=start,
         meta=meta,
         command=command,
-        skipped=skipped,
+        skipped=_skipped_before(past, start.step),
         claim=claim,
     )
     begin_records(ready, facts, damaged)
@@ -163,34 +162,35 @@ def compile_all(
     Returns: {shape_key of a batch: the step for it}; {} where only the last records are missing.
     """
     what = "compiling the training step and the evaluations; later starts are faster"
-    with said_if_long(what, active=hosts.is_first()), ThreadPoolExecutor(1) as beside:
-        # XLA compiles outside of Python, the step longest.
-        compiling = (
-            None if start.kind == "finished" else beside.submit(program.compile, task, start.step)
-        )
+    with said_if_long(what, active=hosts.is_first()), ThreadPoolExecutor(1) as pool:
+        # XLA compiles outside of Python, so that the evaluations compile next to the step.
+        compiling = None
+        if start.kind != "finished":
+            compiling = pool.submit(program.compile, task, start.step)
         for evaluation in task.evaluations:
             evaluation.warm(program.model, state.params, state.buffers)
         for item in saved(state).values():
-            digest(item)  # its program too is there before the first step
-        return {shape_key(task.rows.shapes(start.step)): compiling.result()} if compiling else {}
+            digest(item)  # compiles the checksum of a checkpoint's item
+        if compiling is None:
+            return {}
+        return {shape_key(task.rows.shapes(start.step)): compiling.result()}
 
 
 def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
     """Write the events of a session's start, and print its banner.
 
     Args:
-      facts: of the task's data.
+      facts: about the task's data.
       damaged: sentences on damaged checkpoints that were passed over.
     """
     start, program, event = run.start, run.program, run.writer.event
-    mesh, device, parents = program.mesh, program.device, run.meta["parents"]
-    counts = sizes.parameters(program.arch)._asdict()
+    parents = run.meta["parents"]
     event(
         "start",
         start.step,
         command=run.command,
-        environment=environment(device),
-        parameters=counts,
+        environment=environment(program.device),
+        parameters=sizes.parameters(program.arch)._asdict(),
         choices=program.reasons,
     )
     event("data", start.step, **facts.record)
@@ -198,26 +198,26 @@ def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
     for message in damaged:
         event("damaged", start.step, message=message)
     if start.kind == "extend":
-        event(
-            "extended",
-            start.step,
-            from_step=start.step,
-            steps=run.config.train.steps,
-            before=start.before,
-        )
-    axes = [f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1]
+        steps = run.config.train.steps
+        event("extended", start.step, from_step=start.step, steps=steps, before=start.before)
+
+    mesh = program.mesh
+    axes = "".join(f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     pieces = program.model.chunks
     lines = {
         "model": sizes.describe(program.arch),
-        "devices": f"{mesh.size} x {device.name}{''.join(axes)}",
-        **{reason.partition(" ")[0]: reason.partition(" ")[2] for reason in program.reasons},
-        "loss": f"logits in {pieces} piece{'s' * (pieces > 1)} along a row",
-        **facts.lines,
-        "start": start_sentence(start),
-        "parents": ", ".join(
-            f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents
-        ),
+        "devices": f"{mesh.size} x {program.device.name}{axes}",
     }
+    # A reason begins with the name of what was chosen.
+    for reason in program.reasons:
+        name, _, sentence = reason.partition(" ")
+        lines[name] = sentence
+    lines["loss"] = f"logits in {pieces} piece{'s' * (pieces > 1)} along a row"
+    lines |= facts.lines
+    lines["start"] = start_sentence(start)
+    lines["parents"] = ", ".join(
+        f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents
+    )
     banner(f"slmjax {slmjax.__version__}: {run.workdir}", lines, active=hosts.is_first())
 
 
@@ -229,14 +229,14 @@ def open_records(
         write_atomic(folder / "config.json", configs.to_json(config))
         if tokenizer:
             tokenizer.save(os.fspath(folder / "tokenizer.json"))
-        if not step:  # of a run that this one replaces
+        if not step:  # it belongs to a run that this one replaces
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
         folder,
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb,
         config=configs.to_dict(config),
-        resume_step=step if resumed else None,
+        resume_step=step if resumed else None,  # later records are marked as repeated
         active=hosts.is_first(),
     )
 
@@ -244,26 +244,34 @@ def open_records(
 def check_batch(train: TrainConfig, mesh: Mesh) -> None:
     """Raises: UserError where a microbatch's rows do not divide over the devices."""
     parts, ways = cuts(train, mesh)
-    if train.batch % (parts * ways):
+    unit = parts * ways
+    if train.batch % unit:
+        nearest = max(1, round(train.batch / unit)) * unit
         raise UserError(
-            f"config.train.batch is {train.batch}, which does not divide into {parts} microbatches over {ways} devices "
-            f"(mesh data x fsdp); the nearest that does is {max(1, round(train.batch / (parts * ways))) * parts * ways}."
+            f"config.train.batch is {train.batch}, which does not divide into {parts} microbatches "
+            f"over {ways} devices (mesh data x fsdp); the nearest that does is {nearest}."
         )
 
 
 def has_last_records(
     folder: epath.Path, past: records.Records | None, total: int, tokenizer: Tokenizer | None
 ) -> bool:
-    """Whether a finished run has its files and the records of its end, of which "finish" is the last."""
-    ended = past is not None and any(
-        event["step"] == total for event in records.events(past, "finish")
-    )
-    names = ["config.json", "heldout.npz", *(["tokenizer.json"] if tokenizer else [])]
-    return ended and all((folder / name).exists() for name in names)
+    """Return whether a finished run has its files and the records of its end.
+
+    "finish" is the last of these records.
+    """
+    if past is None:
+        return False
+    if not any(event["step"] == total for event in records.events(past, "finish")):
+        return False
+    names = ["config.json", "heldout.npz"]
+    if tokenizer:
+        names.append("tokenizer.json")
+    return all((folder / name).exists() for name in names)
 
 
 def environment(device: DeviceKind) -> dict[str, Any]:
-    """What the report says of the machine."""
+    """Return what the report prints about the machine."""
     return {
         "slmjax": slmjax.__version__,
         "python": platform.python_version(),
@@ -277,9 +285,28 @@ def environment(device: DeviceKind) -> dict[str, Any]:
 
 
 def start_sentence(start: Start) -> str:
-    """How the run starts, in words."""
+    """Return how the run starts, in words."""
     if start.kind == "extend":
-        return f"goes back to step {start.step}, before the decay, and on from there on another schedule (was {start.before} steps)"
+        return (
+            f"goes back to step {start.step}, before the decay, and on from there on another "
+            f"schedule (was {start.before} steps)"
+        )
     if start.kind == "finished":
         return f"only the last records are missing, after step {start.step}"
-    return f"goes on from step {start.step}" if start.step else "anew"
+    if start.step:
+        return f"goes on from step {start.step}"
+    return "anew"
+
+
+def _skipped_before(past: records.Records | None, step: int) -> int:
+    """Return the number of skipped steps up to `step` that earlier sessions recorded."""
+    if past is None:
+        return 0
+    return sum(event["step"] <= step for event in records.events(past, "skipped"))
+
+
+def _print_finished(folder: epath.Path, steps: int) -> None:
+    if hosts.is_first():
+        report = write_report(folder, defaults=configs.to_dict(Config()))
+        print(f"This run is finished: {steps} steps. Its report: {report}")
+        print(f"For a longer one, --config.train.steps={2 * steps}; for another, --workdir=DIR.")

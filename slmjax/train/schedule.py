@@ -1,10 +1,17 @@
-"""Learning-rate schedules as pure functions of the step: a factor in [0, 1] that multiplies the peak rate."""
+"""Learning-rate schedules as pure functions of the step: a factor in [0, 1] of the peak rate."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from slmjax.config import TrainConfig
+
+
+def factor(train: TrainConfig, step: ArrayLike) -> Float[Array, "..."]:
+    """Return the factor that config.train asks for at a step."""
+    if train.schedule == "cosine":
+        return cosine(step, warmup=train.warmup, total=train.steps)
+    return wsd(step, warmup=train.warmup, total=train.steps, decay=train.decay)
 
 
 def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Array, "..."]:
@@ -14,7 +21,8 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
       step: training step, 0-based; scalars and arrays both work.
       warmup, total: in steps.
       decay: share of `total` spent decaying, in [0, 1).
-    Source: Hu et al. 2024 (MiniCPM), section 4; the 1-sqrt shape is from Haegele et al. 2024, section 4.
+    Source: Hu et al. 2024 (MiniCPM), section 4; the 1-sqrt shape is from Haegele et al. 2024,
+      section 4.
     Raises: ValueError if warmup and decay together exceed the run.
     """
     start = decay_start(total, decay)
@@ -23,34 +31,40 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
             f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}"
         )
     step = jnp.asarray(step, jnp.float32)
+    # Share of the decay that is done; 0 before it begins.
     done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
     falling = 1.0 - jnp.sqrt(done)
     return _warmup(step, warmup) * falling
 
 
 def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Float[Array, "..."]:
-    """Warm up, then half a cosine down to `floor` of the peak. Source: Loshchilov and Hutter 2017; the floor is Hoffmann et al. 2022's."""
+    """Warm up, then half a cosine down to `floor` of the peak.
+
+    Source: Loshchilov and Hutter 2017; the floor is Hoffmann et al. 2022's.
+    """
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
     return _warmup(step, warmup) * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
 
 
-def factor(train: TrainConfig, step: ArrayLike) -> Float[Array, "..."]:
-    """The factor that config.train asks for at a step."""
-    if train.schedule == "cosine":
-        return cosine(step, warmup=train.warmup, total=train.steps)
-    return wsd(step, warmup=train.warmup, total=train.steps, decay=train.decay)
-
-
 def decay_start(total: int, decay: float) -> int:
-    """First step of the decay: from here on a checkpoint is no longer on the trunk that longer runs share."""
+    """Return the first step of the decay.
+
+    From there on a checkpoint is no longer on the trunk that longer runs share.
+    """
     return total - round(decay * total)
 
 
 def trunk(train: TrainConfig) -> int | None:
-    """The last step that a longer run of the same config would share; None for schedules that know their length from the start."""
-    return decay_start(train.steps, train.decay) if train.schedule == "wsd" else None
+    """Return the last step that a longer run of the same config would share.
+
+    None for schedules that know their length from the start.
+    """
+    if train.schedule != "wsd":
+        return None
+    return decay_start(train.steps, train.decay)
 
 
 def _warmup(step, warmup):
+    # The first step has 1 / warmup of the peak, not 0: a step at rate 0 would be wasted.
     return jnp.minimum(1.0, (step + 1.0) / max(warmup, 1))

@@ -22,29 +22,6 @@ from slmjax.train.state import TrainState, judge_step, loss_scale, no_spikes
 from slmjax.train.trainable import split
 
 
-def init_state(
-    init_params: Callable, optimizer: Optimizer, init_buffers: Callable = dict
-) -> TrainState:
-    """The state before the first step; run inside jit with out_shardings so that no device ever holds all of it."""
-    params = init_params()
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, init_buffers(), optimizer.init(params), no_spikes()
-    )
-
-
-def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState:
-    """NamedShardings in the state's shape (state may hold ShapeDtypeStructs); `declared` of the parameters."""
-    of_params = shardings(declared, mesh)
-    whole = functools.partial(jax.tree.map, lambda _: NamedSharding(mesh, P()))
-    return TrainState(
-        whole(state.step),
-        of_params,
-        whole(state.buffers),
-        like_parameters(state.optimizer, state.params, of_params, mesh),
-        whole(state.spikes),
-    )
-
-
 def make_step(
     task: Task,
     model: Model,
@@ -54,12 +31,12 @@ def make_step(
     where: TrainState,
     declared: tuple[dict, dict],
 ) -> Callable:
-    """step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
+    """Return step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
 
     The batch is cut into train.microbatches interleaved parts, so that each part stays split
     over all devices. Loss and gradient are sums, divided once by the task's totals["main"] of the
     whole batch. Observations of buffers combine over the parts as each buffer declares. A step that
-    `state.judge` rejects changes no parameter, moment or buffer.
+    `state.judge_step` rejects changes no parameter, moment or buffer.
 
     Args:
       where: shardings of the state.
@@ -67,78 +44,75 @@ def make_step(
     Returns: metrics: {"terms": the task's terms as sum / weight, and scalars}.
     """
     compute = model.arch.compute
-    weights, of_buffers = declared
-    by_rows = frozenset(name for name, field in task.rows.shapes(0).items() if field.by_rows)
+    declared_params, declared_buffers = declared
+    fields = task.rows.shapes(0)
+    # Fields of rows are cut into microbatches; all others go whole to each.
+    by_rows = frozenset(name for name, field in fields.items() if field.by_rows)
+
+    def ready(weight, param, sharding):
+        """Cast one parameter in its own sharding, so that devices gather the compute type."""
+        if not weight.in_compute_type:
+            return param
+        return jax.lax.with_sharding_constraint(param.astype(compute), sharding)
 
     def loss(trained, cotangents, frozen, forward, batch, totals, key, step, scale):
-        # Cast here, with the parameter's own sharding, so that devices gather the compute type and not the masters.
-        def ready(known, p, sharding):
-            return (
-                jax.lax.with_sharding_constraint(p.astype(compute), sharding)
-                if known.in_compute_type
-                else p
-            )
-
-        cast = jax.tree.map(ready, weights, merged(trained, frozen), where.params)
-        found = task.loss(
-            model, cast, merged(cotangents, forward), batch, totals, key=key, step=step
-        )
+        params = jax.tree.map(ready, declared_params, merged(trained, frozen), where.params)
+        buffers = merged(cotangents, forward)
+        found = task.loss(model, params, buffers, batch, totals, key=key, step=step)
         return found.sum * scale, found
 
+    # The "gradient" of a buffer with a cotangent channel is its observation.
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: dict):
+        # Pure in (seed, step): a resumed run draws what it would have drawn.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
+        # Of the whole batch, before it is cut: means are exact for unequal microbatches.
         totals = task.totals(batch)
+        # Gradient and optimizer state exist for the trained leaves only.
         trained, frozen = split(state.params, optimizer.trainable)
-        channels = [
-            keep_channel(of_buffers, state.buffers, kind) for kind in ("cotangent", "forward")
-        ]
+        cotangents = keep_channel(declared_buffers, state.buffers, "cotangent")
+        forward = keep_channel(declared_buffers, state.buffers, "forward")
 
-        def sums(piece, key):
-            arguments = (
-                trained,
-                channels[0],
-                frozen,
-                channels[1],
-                piece,
-                totals,
-                key,
-                state.step,
-                scale,
+        def sums(part, key):
+            (total, found), (gradients, observed) = gradient(
+                trained, cotangents, frozen, forward, part, totals, key, state.step, scale
             )
-            (total, found), (gradients, cotangents) = gradient(*arguments)
             seen = {"stack": found.seen} if any(found.seen.values()) else {}
-            return (total, found.terms, gradients), merged(cotangents, seen)
+            return (total, found.terms, gradients), merged(observed, seen)
 
         (total, terms, gradients), seen = _accumulate(
-            sums, batch, by_rows, key, train.microbatches, of_buffers
+            sums, batch, by_rows, key, train.microbatches, declared_buffers
         )
+        # Sums of all parts, divided once.
         whole = totals["main"] * scale
         mean = total / whole
         gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), train.clip)
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
+
+        # Computed also for a rejected step: a mask chooses the result, without a branch.
         factor = schedule.factor(train, state.step)
         changed, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(changed, frozen)
-        buffers = updated(of_buffers, state.buffers, seen)
+        buffers = updated(declared_buffers, state.buffers, seen)
         kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(keep, new, old))
-        new = TrainState(
-            state.step + 1,
-            kept(params, state.params),
-            kept(buffers, state.buffers),
-            kept(moments, state.optimizer),
-            spikes,
+        new_state = TrainState(
+            step=state.step + 1,
+            params=kept(params, state.params),
+            buffers=kept(buffers, state.buffers),
+            optimizer=kept(moments, state.optimizer),
+            spikes=spikes,
         )
-        metrics = {"terms": {name: s / jnp.maximum(w, 1e-9) for name, (s, w) in terms.items()}}
-        metrics |= {
+        means = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in terms.items()}
+        metrics = {
+            "terms": means,
             "loss": mean,
             "grad_norm": norm,
             "learning_rate": train.lr * factor,
             "skips": spikes.skips,
         }
-        return new, metrics
+        return new_state, metrics
 
     return step
 
@@ -151,38 +125,82 @@ def jit_step(
     device: DeviceKind,
     deterministic: bool = False,
 ) -> Callable:
-    """The step as one program with the state donated and the device's compiler options."""
+    """Return the step as one program, with the state donated and the device's compiler options."""
     return jax.jit(
         step,
         in_shardings=(where, field_shardings(fields, mesh)),
         out_shardings=(where, NamedSharding(mesh, P())),
-        donate_argnums=0,
+        donate_argnums=0,  # the new state takes the old one's memory
         compiler_options=compiler_options(device.platform, deterministic=deterministic),
+    )
+
+
+def init_state(
+    init_params: Callable, optimizer: Optimizer, init_buffers: Callable = dict
+) -> TrainState:
+    """Return the state before the first step.
+
+    Run it inside jit with out_shardings, so that no device ever holds all of it.
+    """
+    params = init_params()
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        buffers=init_buffers(),
+        optimizer=optimizer.init(params),
+        spikes=no_spikes(),
+    )
+
+
+def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState:
+    """Return NamedShardings in the state's structure.
+
+    Args:
+      state: may hold ShapeDtypeStructs.
+      declared: the declaration of every parameter.
+    """
+    of_params = shardings(declared, mesh)
+    whole = functools.partial(jax.tree.map, lambda _: NamedSharding(mesh, P()))
+    return TrainState(
+        step=whole(state.step),
+        params=of_params,
+        buffers=whole(state.buffers),  # small, and read by every device
+        optimizer=like_parameters(state.optimizer, state.params, of_params, mesh),
+        spikes=whole(state.spikes),  # two numbers: whole on every device
     )
 
 
 def _accumulate(
     sums: Callable, batch: dict, by_rows: frozenset, key: jax.Array, parts: int, declared: dict
 ) -> tuple:
-    """((loss sum, terms, gradient sums), observations of buffers) of a batch, one part after the other.
+    """Sum over a batch, one part after the other.
 
-    by_rows: names of the fields that are cut into parts; each part gets the others whole.
+    Args:
+      sums: (part of the batch, key) -> ((loss sum, terms, gradients), observations of buffers).
+      by_rows: names of the fields that are cut into parts; each part gets the others whole.
+      declared: the declaration of every buffer.
+    Returns: what `sums` returns, for the whole batch.
     """
-    if parts == 1:
+    if parts == 1:  # the key is not folded, so that one part and no parts are the same run
         return sums(batch, key)
 
-    def cut(x):  # interleaved, so that every part lies on all devices
+    def cut(x):
+        """[B, ...] -> [parts, B / parts, ...], interleaved: every part lies on all devices."""
         x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(x, P(None, BATCH))
 
     rows = {name: cut(x) for name, x in batch.items() if name in by_rows}
     same = {name: x for name, x in batch.items() if name not in by_rows}
 
-    def one(so_far, part):
-        number, piece = part
-        added, seen = sums(piece | same, jax.random.fold_in(key, number))
-        return (jax.tree.map(jnp.add, so_far[0], added), combined(declared, so_far[1], seen)), None
+    def add_part(so_far, numbered_part):
+        number, part = numbered_part
+        totals, seen = so_far
+        added, seen_here = sums(part | same, jax.random.fold_in(key, number))
+        return (jax.tree.map(jnp.add, totals, added), combined(declared, seen, seen_here)), None
 
-    shapes, seen = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], rows) | same, key)
+    # The sums start at zeros of the shapes that the first part would give.
+    first = jax.tree.map(lambda x: x[0], rows)
+    shapes, seen = jax.eval_shape(sums, first | same, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(one, (zeros, nothing_seen(declared, seen)), (jnp.arange(parts), rows))[0]
+    start = (zeros, nothing_seen(declared, seen))
+    return jax.lax.scan(add_part, start, (jnp.arange(parts), rows))[0]

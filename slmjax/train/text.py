@@ -8,8 +8,9 @@ from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Facts, TaskBuilder
-from slmjax.train.evaluation import HeldOut, Samples, TextbookAnswers, TextbookBaseline
+from slmjax.train.evaluation import HeldOut, Samples
 from slmjax.train.program import Program
+from slmjax.train.textbook_evaluation import TextbookAnswers, TextbookBaseline
 
 
 class TextBuilder(TaskBuilder):
@@ -17,8 +18,13 @@ class TextBuilder(TaskBuilder):
 
     def __init__(self, config: Config, workdir: str, init_from: str):
         self.config = config
-        among = {"process": jax.process_index(), "processes": jax.process_count()}
-        self.prepared = prepared_text(config.data, workdir, init_from=init_from, **among)
+        self.prepared = prepared_text(
+            config.data,
+            workdir,
+            init_from=init_from,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
         self.tokenizer = self.prepared.tokenizer
         self.vocab_size = self.tokenizer.vocab_size
 
@@ -28,6 +34,7 @@ class TextBuilder(TaskBuilder):
         plan = batch_plan(config, prepared, program.place_cuts)
         heldout = HeldOut(program, prepared, plan.max_segments)
         evaluations = [heldout, Samples(program, prepared)]
+        # Without sources the text is the embedded textbook, whose questions it can answer.
         embedded = not config.data.sources
         if embedded or config.eval.textbook:
             evaluations.append(TextbookAnswers(prepared, compared=embedded))
@@ -39,29 +46,26 @@ class TextBuilder(TaskBuilder):
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
         tokens = sum(shards.tokens for shards in prepared.train.values())
-        told = shares.reading_sentences(plan)
-        lines = {
-            "data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}",
-            **{f"data {name}": sentence for name, sentence in told.items()},
-            "left out": left_out(plan),
-        }
-        sources = facts(prepared, plan.epochs())
+        sentences = shares.reading_sentences(plan)
+        lines = {"data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}"}
+        for name, sentence in sentences.items():
+            lines[f"data {name}"] = sentence
+        lines["left out"] = left_out(plan)
         record = {
-            "sources": sources,
+            "sources": facts(prepared, plan.epochs()),
             "folder": str(prepared.folder),
-            "told": told,
+            "told": sentences,
             "shares": plan.shares(),
         }
         return Facts(lines, record)
 
 
 def left_out(plan: BatchPlan) -> str:
-    """Sources of which some text does not fit the rows' bound on documents, in words."""
+    """Return, in words, the sources whose text does not all fit the rows' bound on documents."""
     sentences = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
         share = rows.dropped_share()
         if share:
-            sentences.append(
-                f"{name} {share:.2%} (more than {rows.max_segments} documents in a row)"
-            )
+            bound = f"more than {rows.max_segments} documents in a row"
+            sentences.append(f"{name} {share:.2%} ({bound})")
     return ", ".join(sentences)

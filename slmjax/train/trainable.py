@@ -1,4 +1,4 @@
-"""What a run trains: config.train.trainable, and the split of parameters by it."""
+"""Which parameters a run trains: config.train.trainable, and the split of parameters by it."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -17,24 +17,25 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         stacked parameter, of all layers at one place of the pattern, is the smallest unit.
     Raises: UserError for an entry that matches no parameter.
     """
-    paths = {path: known.group for path, known in flatten_tree(declared).items()}
+    groups = {path: weight.group for path, weight in flatten_tree(declared).items()}
     if not chosen:
-        return frozenset(paths)
-    found: set[str] = set()
+        return frozenset(groups)
+    paths: set[str] = set()
     for entry in chosen:
+        # A group's name, or a pattern as the shell has them.
         matching = {
             path
-            for path, group in paths.items()
+            for path, group in groups.items()
             if entry == group or fnmatch.fnmatchcase(path, entry)
         }
         if not matching:
-            known = [*GROUPS, *paths]
+            near = nearest(entry, [*GROUPS, *groups])
             raise UserError(
-                f"config.train.trainable: '{entry}' is no group and matches no parameter; groups are "
-                f"{', '.join(GROUPS)}, and a path is such as {next(iter(paths))}.{nearest(entry, known)}"
+                f"config.train.trainable: '{entry}' is no group and matches no parameter; groups "
+                f"are {', '.join(GROUPS)}, and a path is such as {next(iter(groups))}.{near}"
             )
-        found |= matching
-    return frozenset(found)
+        paths |= matching
+    return frozenset(paths)
 
 
 def split(tree: dict, paths: frozenset[str]) -> tuple[dict, dict]:

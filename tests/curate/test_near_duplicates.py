@@ -20,7 +20,7 @@ SMALL = Scheme(ngram=2, bands=10, rows=3)
 def files(tmp_path_factory):
     """Two files of 150 documents: half of them changed copies of ten texts."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
-    words = lambda n: [f"w{rng.integers(10**9)}" for _ in range(n)]  # noqa: E731
+    words = lambda n: [f"w{rng.integers(10**9)}" for _ in range(n)]
     bases = [words(40) for _ in range(10)]
     for name in ("a", "b"):
         lines = []

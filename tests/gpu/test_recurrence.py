@@ -31,7 +31,7 @@ def test_triton_walks_as_the_scan_forward_and_backward(kind, sizes):
     random = np.random.default_rng(0)
     segments = np.cumsum(random.random((B, T)) < 0.03, axis=1) + 1
     segments = jnp.asarray(np.where(random.random((B, T)) < 0.05, 0, segments), jnp.int32)
-    gate = lambda of: random.normal(size=(B, T, H) if of == "number" else (B, T, H, K))  # noqa: E731
+    gate = lambda of: random.normal(size=(B, T, H) if of == "number" else (B, T, H, K))
     query, key, value, cotangent = (
         random.normal(size=(B, T, *axes)) for axes in ((G, K), (G, K), (H, V), (H, V))
     )

@@ -97,7 +97,7 @@ def test_hidden_states_are_those_of_rounded_inputs_and_weights(params, buffers, 
         g, p, r = [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 0)][layer]
         scale = buffers["stack"][str(g)][str(p)][module.name][site]["input"][r]
         inner = x.ndim - 2
-        wide = lambda x, s: fp8.quantize(x, s, fp8.INPUT).astype(jnp.float32) * s  # noqa: E731
+        wide = lambda x, s: fp8.quantize(x, s, fp8.INPUT).astype(jnp.float32) * s
         powers = [2.0 ** jnp.floor(jnp.log2(jnp.abs(w).max() / 448) + 1) for w in weights.values()]
         powers = [max(powers)] * len(powers) if fused else powers  # one tensor, one scale
         return tuple(

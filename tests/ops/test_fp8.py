@@ -145,7 +145,7 @@ def test_the_present_scale_of_weights_is_the_power_of_two_that_they_fit_into():
 
 def test_an_input_of_several_products_is_cast_once_and_one_byte_of_each_element_is_kept():
     x, weights, _ = _inputs(jnp.bfloat16)
-    run = lambda x, w: fp8.products(x, w, SCALES, _of_weights(weights))  # noqa: E731
+    run = lambda x, w: fp8.products(x, w, SCALES, _of_weights(weights))
     program = str(jax.make_jaxpr(run)(x, weights))
     assert program.count("new_dtype=float8_e4m3fn") == 1 + len(weights)
     kept = jax.tree.leaves(jax.vjp(run, x, weights)[1])

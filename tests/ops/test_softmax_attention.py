@@ -182,7 +182,7 @@ def test_blockwise_never_holds_the_scores_of_a_whole_row(monkeypatch):
     segments = jnp.ones((1, T), jnp.int32)
 
     def program(run):
-        loss = lambda *x: jnp.sum(run(*x, segments, segments))  # noqa: E731
+        loss = lambda *x: jnp.sum(run(*x, segments, segments))
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(T, N, N, 8, B=1)[:3]]
         return (
             jax.jit(jax.grad(loss, argnums=(0, 1, 2)))

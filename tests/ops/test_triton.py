@@ -56,7 +56,7 @@ def test_decayed_products_and_their_gradients_are_those_of_the_plain_sum(kernel)
     query, erasing, key = numbers(P, C, K), numbers(2 * P, C, K, seed=1), numbers(P, C, K, seed=2)
     total = jnp.cumsum(-jnp.exp(2 * numbers(2 * P, C, K, seed=3)), axis=1)
     weights = jnp.tril(numbers(2, 2 * P, C, C))
-    double = lambda x: jnp.repeat(x, 2, axis=0)  # noqa: E731
+    double = lambda x: jnp.repeat(x, 2, axis=0)
 
     def plain(query, erasing, key, total):
         order = jnp.tri(C, dtype=bool)[..., None]

@@ -21,6 +21,7 @@ from slmjax.parallel import hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import field_shardings
 from slmjax.train import loop
+from slmjax.train.leave import Leave
 from tests import runs
 from tests.parallel import member
 
@@ -137,7 +138,7 @@ def test_ctrl_c_in_one_of_several_is_passed_on_to_the_service_that_agrees(monkey
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     caught, before = [], signal.signal(signal.SIGTERM, lambda *_: caught.append("SIGTERM"))
     try:
-        with loop._Leave() as leave:
+        with Leave() as leave:
             os.kill(os.getpid(), signal.SIGINT)
         assert caught == ["SIGTERM"] and leave.status == 130
     finally:

@@ -9,7 +9,7 @@ import pytest
 from slmjax.checkpoint import Checkpoints
 from slmjax.errors import UserError
 from slmjax.models.declare import keep_channel
-from slmjax.train import resume
+from slmjax.train import inherit as heirs
 from slmjax.train.state import saved
 from tests import runs
 from tests.train.small import Setup, small_config, whole
@@ -42,7 +42,7 @@ def parent(folder, made, change=lambda buffers: buffers):
 
 
 def inherit(folder, child):
-    return resume.inherit(
+    return heirs.inherit(
         str(folder), child.state, child.program.shapes, child.program.declared[1], "hash"
     )
 

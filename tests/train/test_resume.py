@@ -341,13 +341,13 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(
         {"train__steps": 6, "checkpoint__every": 1, "eval__textbook": True},
     )
     with monkeypatch.context() as patch:
-        patch.setattr("slmjax.train.evaluation.textbook_answers", killed)
+        patch.setattr("slmjax.train.textbook_evaluation.textbook_answers", killed)
         with pytest.raises(Killed):
             runs.train(corpus, run, **fields)
     assert runs.steps_saved(run)[-1] == 6 and not runs.events(run, "finish")
     answers = {"sums": {"accuracy": 0.5, "chance": 0.1, "count": 4}}
     monkeypatch.setattr(
-        "slmjax.train.evaluation.textbook_answers", lambda *_: asked.append(1) or answers
+        "slmjax.train.textbook_evaluation.textbook_answers", lambda *_: asked.append(1) or answers
     )
     with monkeypatch.context() as patch:  # after the answers, before their shares
         patch.setattr("slmjax.record.metrics.MetricsWriter.write", lambda *_: killed())

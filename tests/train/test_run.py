@@ -13,7 +13,7 @@ from slmjax.infer.load import load_model
 from slmjax.models.pattern import from_config
 from slmjax.ops.softmax_attention import reference
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.train import loop
+from slmjax.train import next_commands
 from tests import runs
 
 # Of tensorstore: reads that the failure of another one ended.
@@ -270,7 +270,9 @@ def test_the_field_that_is_suggested_for_a_change_is_one_that_the_model_reads(pa
         )
     )
     assert (
-        loop.other_field(config, from_config(config.model, vocab_size=300, compute="float32"))
+        next_commands.other_field(
+            config, from_config(config.model, vocab_size=300, compute="float32")
+        )
         == field
     )
 

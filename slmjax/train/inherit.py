@@ -1,0 +1,166 @@
+"""A run that starts from another run's parameters: --init_from, and the line of ancestors."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import jax
+
+from slmjax.checkpoint import Checkpoints, RestoredItems, named
+from slmjax.errors import UserError
+from slmjax.models.declare import keep_channel, merged
+from slmjax.parallel import hosts
+from slmjax.train.resume import Start
+from slmjax.train.state import TrainState
+
+
+def inherit(
+    init_from: str, state: TrainState, shapes: TrainState, declared: dict, tokenizer: str
+) -> tuple[TrainState, list[dict], list[str]]:
+    """Return a new run's state with parameters and buffers of another run's newest checkpoint.
+
+    Buffers with a forward channel are part of the model, as parameters are: all that this model
+    declares are taken. Where the parent has no such buffers they start anew, and a line says so.
+    Buffers with a cotangent channel (the scales of float8) always start anew: they follow this
+    run's batches within its first steps, and parent and child may differ in
+    config.precision.products. Buffers that only the parent has are left behind.
+
+    Args:
+      state: before the first step.
+      shapes: the state's shapes and shardings.
+      declared: declarations of the buffers.
+      tokenizer: the hash of the new run's.
+    Returns: (state, the run's ancestors, sentences on damaged checkpoints that were passed over).
+    Raises: UserError where the parent's parameters or buffers have other names or shapes, its
+      tokenizer is another one, or none of its checkpoints can be read.
+    """
+    checkpoints = Checkpoints(init_from)
+    forward = keep_channel(declared, shapes.buffers, "forward")
+    cotangent = keep_channel(declared, state.buffers, "cotangent")
+
+    def read(step: int, meta: dict) -> RestoredItems:
+        if meta["tokenizer"] != tokenizer:
+            raise UserError(
+                f"--init_from={init_from}: its parameters were trained with another tokenizer, so "
+                "its tokens mean other text; leave config.data.tokenizer empty to take the "
+                "parent's."
+            )
+        # The optimizer's state stays behind: the child has its own schedule.
+        items = {"params": shapes.params}
+        _check_fit(init_from, "parameters", shapes.params, checkpoints.shapes(step, "params"))
+        if forward and "buffers" in meta["digests"]:
+            # Shapes as stored, whole on every device.
+            theirs = checkpoints.shapes(step, "buffers", shapes.step.sharding)
+            if named(theirs).keys() - named(cotangent).keys():
+                _check_fit(init_from, "buffers", forward, theirs, parent_may_have_more=True)
+                same = _described(theirs) == _described(shapes.buffers)
+                # Storage knows no named tuples: equal buffers are read in this model's structure.
+                items["buffers"] = shapes.buffers if same else theirs
+        return checkpoints.restore(step, items)
+
+    checkpoint, damaged = checkpoints.newest(checkpoints.steps(), read)
+    if checkpoint is None:
+        raise _unreadable(init_from, damaged)
+    faults = [f"--init_from={init_from}, {fault}" for fault in damaged]
+    notes = [f"{fault}; this checkpoint is damaged and was passed over" for fault in faults]
+    buffers = state.buffers
+    if "buffers" in checkpoint.items:
+        buffers = merged(cotangent, _like(forward, checkpoint.items["buffers"]))
+    elif forward:
+        name = next(iter(named(forward)))
+        notes.append(f"--init_from={init_from} has no buffers ({name}); they start anew")
+    if hosts.is_first():
+        for note in notes:
+            print(f"slmjax: {note}")
+    state = dataclasses.replace(state, params=checkpoint.items["params"], buffers=buffers)
+    return state, _ancestors(init_from, checkpoint.step, checkpoint.meta), faults
+
+
+def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict]:
+    """Return the run's ancestors, nearest first.
+
+    They are those of its checkpoint, or of a new run's --init_from.
+    Raises: UserError where --init_from names another run than the one that this run started from.
+    """
+    if not start.step:
+        return parents(init_from) if init_from else []
+    readable = (step for step in reversed(checkpoints.steps()) if checkpoints.meta(step))
+    # Checkpoints of old versions have no ancestors recorded.
+    recorded = checkpoints.meta(next(readable)).get("parents", [])
+    if init_from and not (recorded and _is_parent(init_from, recorded[0])):
+        raise UserError(
+            f"--init_from={init_from}: '{checkpoints.root.parent}' already holds a run that did "
+            "not start from it; use another --workdir, or go on without --init_from."
+        )
+    return recorded
+
+
+def parents(init_from: str) -> list[dict]:
+    """Return the ancestors of a run that starts from another one, nearest first; see `inherit`.
+
+    They are asked for before text is prepared.
+    Raises: UserError where no checkpoint can be read.
+    """
+    checkpoints = Checkpoints(init_from)
+    if not checkpoints.steps():
+        raise UserError(
+            f"--init_from={init_from}: there is no checkpoint; expected the work directory of a "
+            "training run."
+        )
+    newest, damaged = checkpoints.newest(checkpoints.steps(), lambda step, meta: (step, meta))
+    if newest is None:
+        raise _unreadable(init_from, damaged)
+    return _ancestors(init_from, *newest)
+
+
+def _is_parent(init_from: str, recorded: dict) -> bool:
+    """Return whether a work directory is the recorded parent.
+
+    The checkpoint decides; where there is none any more, the directory's name.
+    """
+    meta = Checkpoints(init_from).meta(recorded["step"])
+    if meta:
+        return _hash(meta) == recorded["hash"]
+    return os.path.abspath(init_from) == os.path.abspath(recorded["workdir"])
+
+
+def _check_fit(
+    init_from: str, what: str, own: dict, theirs: dict, *, parent_may_have_more: bool = False
+) -> None:
+    """Raises: UserError naming an array that parent and child do not both have in one form."""
+    own, theirs = _described(own), _described(theirs)
+    names = own.keys() if parent_may_have_more else own.keys() | theirs.keys()
+    for name in sorted(names):
+        there, here = theirs.get(name, "missing"), own.get(name, "missing")
+        if there != here:
+            raise UserError(
+                f"--init_from={init_from}: its {what} do not fit config.model: {name} is {there} "
+                f"there and {here} here."
+            )
+
+
+def _described(tree: dict) -> dict[str, str]:
+    """Return type and shape of each array by its name."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named(tree).items()}
+
+
+def _like(tree: dict, values: dict) -> dict:
+    """Return the values that have a tree's names, in its structure."""
+    by_name = named(values)
+    return jax.tree.unflatten(jax.tree.structure(tree), [by_name[name] for name in named(tree)])
+
+
+def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
+    """Return work directory, step and hash of a checkpoint; then those of its own ancestors."""
+    return [{"workdir": init_from, "step": step, "hash": _hash(meta)}, *meta.get("parents", [])]
+
+
+def _hash(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _unreadable(init_from: str, damaged: list[str]) -> UserError:
+    return UserError(
+        f"--init_from={init_from}: none of its checkpoints can be read: {'; '.join(damaged)}."
+    )

@@ -1,0 +1,80 @@
+"""The commands that a finished run proposes: generate, change and compare, train on other text."""
+
+import os
+import shlex
+from collections.abc import Sequence
+
+from slmjax import config as configs
+from slmjax.models.architecture import Architecture
+from slmjax.tasks.task import Task
+from slmjax.train.evaluation import Samples
+
+
+def next_commands(
+    config: configs.Config,
+    arch: Architecture,
+    task: Task,
+    *,
+    workdir: str | os.PathLike,
+    command: str,
+) -> list[str]:
+    """Return lines with commands that can be pasted into a shell.
+
+    Args:
+      command: the launcher's command that made the run.
+    """
+    other = f"{workdir}-2"
+    words = without(shlex.split(command), "--workdir")
+    generate = ["python", "-m", "slmjax.generate", f"--checkpoint={workdir}"]
+    # Generation reads no source of text: SeqIO's tasks need no trust.
+    code = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
+    generate += [f"--trust={name}" for name in code]
+    generate += [f"--prompt={first_prompt(task)}"]
+    again = [*words, f"--workdir={other}", other_field(config, arch)]
+    compare = ["python", "-m", "slmjax.compare", str(workdir), other]
+    lines = [
+        "Next:",
+        f"  generate:            {shlex.join(generate)}",
+        f"  change and compare:  {shlex.join(again)} && {shlex.join(compare)}",
+    ]
+    if config.task == "lm" and not config.data.sources:
+        mine = without(words, "--config.data.sources")
+        mine += ["--workdir=runs/mine", "--config.data.sources=PATH"]
+        files = "(.txt, .jsonl, .parquet; file, folder, pattern)"
+        lines.append(f"  your own text:       {shlex.join(mine)}  {files}")
+    return lines
+
+
+def first_prompt(task: Task) -> str:
+    """Return the first prompt of the run's samples."""
+    for evaluation in task.evaluations:
+        if isinstance(evaluation, Samples):
+            for prompt in evaluation.prompts():
+                return prompt
+    return "Once"
+
+
+def other_field(config: configs.Config, arch: Architecture) -> str:
+    """Return an option that trains another model.
+
+    It is attention's gate where there is attention, else the learning rate.
+    """
+    if any(block.mixer == "attention" for block in arch.blocks):
+        return f"--config.model.output_gate={not config.model.output_gate}"
+    return f"--config.train.lr={config.train.lr / 2:g}"
+
+
+def without(words: Sequence[str], flag: str) -> list[str]:
+    """Return a command's words without a flag, its value, and flags below it.
+
+    Both --flag=value and --flag value are left out.
+    """
+    kept = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, _ = word.partition("=")
+        if name != flag and not name.startswith(f"{flag}."):
+            kept.append(word)
+        elif not equals:
+            next(remaining, None)  # its value is the next word
+    return kept

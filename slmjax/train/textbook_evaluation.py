@@ -1,0 +1,160 @@
+"""The embedded textbook's held-out questions: the model's exact answers, and n-gram models'."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from slmjax.data import prepare_stage as stage
+from slmjax.data.prepare import Prepared
+from slmjax.evals import kneser_ney
+from slmjax.evals.answers import exact_answers
+from slmjax.evals.perplexity import DocumentLosses
+from slmjax.infer.engine import Engine
+from slmjax.models.lm import Model
+from slmjax.readable import said_if_long
+from slmjax.record.progress import answer_table
+from slmjax.tasks.task import Evaluated
+from slmjax.textbook import passages as textbook
+from slmjax.train.evaluation import HeldOut
+
+QUESTIONS = 25  # of each kind; a standard error of at most 10 points
+ANSWER_TOKENS = 128
+ORDERS = (2, 3, 4, 5)
+
+
+class TextbookAnswers:
+    """Exact answers to the textbook's held-out questions; only a single process can ask them."""
+
+    at_end = True
+
+    def __init__(self, prepared: Prepared, compared: bool):
+        """Args: compared: a TextbookBaseline follows, which prints these answers with its own."""
+        self.prepared, self.compared = prepared, compared
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """Nothing is compiled before the end."""
+
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
+        """See Evaluation."""
+        if jax.process_count() > 1:
+            return Evaluated()
+        # A killed session may have asked already; the answers would be the same.
+        answers, events = there.get("answers", {}).get("kinds"), {}
+        if not answers:
+            with said_if_long("asking the textbook's held-out questions", say=note):
+                engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
+                answers = textbook_answers(engine, stage.SEED)
+            events = {"answers": {"kinds": answers}}
+        if not self.compared:
+            note(answer_table(answers, {}))
+        scores = {f"eval/{kind}/accuracy": answer["accuracy"] for kind, answer in answers.items()}
+        return Evaluated(scores, events=events)
+
+
+class TextbookBaseline:
+    """N-gram models of the same text, to compare the model's answers and bits per byte with."""
+
+    at_end = True
+
+    def __init__(self, heldout: HeldOut):
+        self.heldout = heldout
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """Nothing is compiled before the end."""
+
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
+        """See Evaluation."""
+        if jax.process_count() > 1:
+            return Evaluated()
+        baseline, events = there.get("baseline"), {}
+        if baseline is None:
+            with said_if_long("training n-gram models on the same text, for comparison", say=note):
+                losses = self.heldout.losses(params, buffers)
+                baseline = textbook_baseline(
+                    self.heldout.prepared, losses, model.arch.vocab_size, stage.SEED
+                )
+            events = {"baseline": baseline}
+        note(answer_table(there["answers"]["kinds"], baseline["answers"]))
+        return Evaluated(events=events)
+
+
+def textbook_answers(engine: Engine, seed: int) -> dict[str, dict]:
+    """Return exact answers to held-out questions of the textbook, by kind, at temperature 0."""
+
+    def complete(prompts: list[str]) -> list[str]:
+        completions = engine.generate(prompts, max_tokens=ANSWER_TOKENS)
+        return [completion.text for completion in completions]
+
+    return exact_answers(complete, _questions(seed))
+
+
+def textbook_baseline(
+    prepared: Prepared, losses: Mapping[str, DocumentLosses], vocab_size: int, seed: int
+) -> dict[str, dict]:
+    """Train Kneser-Ney models of several orders on the training tokens, and score them.
+
+    Returns: {"kneser_ney": {order: {source: bits per byte on the documents of `losses`}},
+      "answers": {kind: exact answers of the model with the fewest bits per byte}}.
+    """
+    tokenizer, eot = prepared.tokenizer, prepared.tokenizer.eot
+    # All models see the same tokens, without the end-of-text tokens around documents.
+    training = [tokens[1:-1] for shards in prepared.train.values() for tokens in shards]
+    documents, sizes = {}, {}
+    for name, loss in losses.items():
+        documents[name] = [
+            _document(prepared.heldout[name], int(number)) for number in loss.document
+        ]
+        sizes[name] = int(loss.bytes.sum())
+    bits: dict[str, dict[str, float]] = {}
+    models = {}
+    for order in ORDERS:
+        models[order] = kneser_ney.fit(training, vocab_size, order, eot)
+        nats = {}
+        for name, held in documents.items():
+            # Natural logarithms, as the model's losses are.
+            nats[name] = -float(models[order].log_probabilities(held).sum())
+        scores = {name: nats[name] / sizes[name] / math.log(2) for name in nats}
+        scores["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
+        bits[str(order)] = scores
+    best = models[min(ORDERS, key=lambda order: bits[str(order)]["total"])]
+
+    def complete(prompts: list[str]) -> list[str]:
+        texts = []
+        for prompt in prompts:
+            tokens = best.complete(tokenizer.encode(prompt), ANSWER_TOKENS, eot)
+            texts.append(tokenizer.decode(tokens))
+        return texts
+
+    answers = exact_answers(complete, _questions(seed))
+    accuracies = {kind: answer["accuracy"] for kind, answer in answers.items()}
+    return {"kneser_ney": bits, "answers": accuracies}
+
+
+def _questions(seed: int) -> dict[str, list]:
+    return {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
+
+
+def _document(shards: Any, number: int) -> np.ndarray:
+    """Return a document's tokens without the end-of-text tokens around it."""
+    return shards.read(number, 0, int(shards.lengths[number]))[1:-1]
