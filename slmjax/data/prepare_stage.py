@@ -7,7 +7,7 @@ from etils import epath
 
 from slmjax.config import Config, DataConfig
 from slmjax.data.loader import BatchPlan
-from slmjax.data.mixing import check_phases
+from slmjax.data.phases import check_phases
 from slmjax.data.prepare import Prepared, preparation_summary, prepare
 from slmjax.errors import ANEW, UserError
 from slmjax.readable import said_if_long
