@@ -429,17 +429,17 @@ def _as_source(folder: Path) -> Any:
 def _unfinished(folder: Path) -> None:
     """Preparation that was stopped before its last step."""
     _raw(_text(".jsonl"))(folder)
-    finish = building._finish
+    finish = building.finish_folder
 
     def stop(*arguments: Any) -> None:
         raise InterruptedError
 
-    building._finish = stop
+    building.finish_folder = stop
     try:
         with contextlib.suppress(InterruptedError):
             prepare(_settings(folder), seed=0, cache=folder / "cache", processes=1)
     finally:
-        building._finish = finish
+        building.finish_folder = finish
 
 
 _FILES = (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from slmjax import cli
-from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
+from slmjax.data.loader import batch_rows
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.data.rows import Field
 from slmjax.errors import UserError
@@ -22,6 +22,7 @@ from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import field_shardings
 from slmjax.train import loop
 from tests import runs
+from tests.data.batch_hashes import batch_hash, combine_hashes
 from tests.parallel import member
 
 STEPS, BATCH = 30, 16
