@@ -701,7 +701,7 @@ def _recipe(folder: Path) -> Any:
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     run.check_batch(config.train, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))
-    batch_plan(config, prepared)
+    batch_plan(config.data, config.train, prepared, seed=config.seed)
     arch, _ = resolve(config.model, config.precision, mesh, prepared.tokenizer.vocab_size)
     jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
     return configs.to_json(config)

@@ -16,13 +16,19 @@ from slmjax.data.rows import Arrays, Field, Fields, text_fields
 from slmjax.errors import UserError
 
 Seed = int | Sequence[int]
-FORMAT = 1  # of the fingerprint: raised when the same settings give other rows than before
+# Of the fingerprint: raised when the same settings give other rows than before.
+FORMAT = 1
+# Numbers behind the kind of a puzzle: a length, and pairs or tokens.
+NUMBERS = {"recall": 2, "copy": 2, "induction": 1}
+FORMS = "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
+# Vocabulary of copying and induction, from the paper (see `selective_copy`).
+SMALL_VOCAB = 16
 
 
 class Questions(NamedTuple):
     """Rows of tokens, the places in them where something is asked, and the answers.
 
-    Before each place stands what it takes to answer; as many are asked in each row.
+    What it takes to answer precedes each place. Every row asks equally many.
     """
 
     tokens: Int[np.ndarray, "rows length"]
@@ -33,19 +39,22 @@ class Questions(NamedTuple):
 def associative_recall(
     rows: int, length: int, pairs: int, *, seed: Seed, vocab: int = 8192, power: float = 0.01
 ) -> Questions:
-    """Multi-query associative recall: keys with their values, then each key once more.
+    """Return rows of multi-query associative recall: keys with values, then each key once more.
 
-    There its value is asked for. Keys are of the lower half of the vocabulary and values of the
-    upper, none twice in a row. A key stands again at an even distance from the end of the pairs, drawn
-    without repetition with weights n ** (power - 1): most soon, a few late. All other tokens are
-    random.
-    Source: Arora et al. 2023 (Zoology), section 4; figure 2 has (length, pairs) = (64, 4), (128, 8),
-    (256, 16) of a vocabulary of 8,192.
-    Raises: ValueError where the pairs and their queries do not fit into the length or the vocabulary.
+    The question at the second key is its value. Keys are of the lower half of the vocabulary and
+    values of the upper, none twice in a row. A key comes again at an even distance from the end of
+    the pairs. Distances are drawn without repetition with weights n ** (power - 1): most soon, a
+    few late. All other tokens are random.
+
+    Source: Arora et al. 2023 (Zoology), section 4; figure 2 has (length, pairs) = (64, 4),
+      (128, 8), (256, 16) of a vocabulary of 8,192.
+    Raises: ValueError where the pairs and their queries do not fit into the length or the
+      vocabulary.
     """
     if length % 2 or 4 * pairs > length:
         needed = f"need an even length of at least {4 * pairs}; it is {length}"
         raise ValueError(f"{pairs} pairs and {pairs} queries {needed}.")
+    # Token 0 is no key.
     if pairs > vocab // 2 - 1:
         raise ValueError(
             f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}."
@@ -56,18 +65,21 @@ def associative_recall(
     places = np.arange(1, (length - 2 * pairs) // 2 + 1)
     gaps = _weighted(random, rows, pairs, np.log(places) * (power - 1))
     tokens = random.integers(0, vocab, (rows, length), dtype=np.int32)
-    tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
+    tokens[:, 0 : 2 * pairs : 2] = keys
+    tokens[:, 1 : 2 * pairs : 2] = values
     asked = 2 * pairs + 2 * gaps
     np.put_along_axis(tokens, asked, keys, axis=1)
     return Questions(tokens, asked.astype(np.int32), values.astype(np.int32))
 
 
 def selective_copy(
-    rows: int, length: int, copied: int = 16, *, seed: Seed, vocab: int = 16
+    rows: int, length: int, copied: int = 16, *, seed: Seed, vocab: int = SMALL_VOCAB
 ) -> Questions:
-    """`copied` tokens scattered among noise, then as many marks.
+    """Return rows with `copied` tokens scattered among noise, then as many marks.
 
-    At the marks the tokens are asked for in their order. Token 0 is noise and vocab - 1 the mark.
+    The questions at the marks are the tokens in their order. Token 0 is noise and vocab - 1 the
+    mark.
+
     Source: Gu and Dao 2023 (Mamba), section 4.1.1: 16 of 4,096 tokens, a vocabulary of 16.
     Raises: ValueError where they do not fit.
     """
@@ -84,10 +96,11 @@ def selective_copy(
     return Questions(tokens, asked, drawn)
 
 
-def induction(rows: int, length: int, *, seed: Seed, vocab: int = 16) -> Questions:
-    """Random tokens in which one special token stands twice, the second time at the end.
+def induction(rows: int, length: int, *, seed: Seed, vocab: int = SMALL_VOCAB) -> Questions:
+    """Return rows of random tokens with one special token twice, the second time at the end.
 
-    What followed the first is asked for. The special token is vocab - 1.
+    The question is what followed the first. The special token is vocab - 1.
+
     Source: Gu and Dao 2023 (Mamba), section 4.1.2: trained on 256 tokens of a vocabulary of 16.
     Raises: ValueError for rows that are too short.
     """
@@ -102,37 +115,12 @@ def induction(rows: int, length: int, *, seed: Seed, vocab: int = 16) -> Questio
     return Questions(tokens, np.full((rows, 1), length - 1, np.int32), answers)
 
 
-def _distinct(
-    random: np.random.Generator, rows: int, count: int, choices: int
-) -> Int[np.ndarray, "rows count"]:
-    """Numbers below `choices`, none twice in a row, in random order.
-
-    Source: Floyd's algorithm (Bentley and Floyd 1987).
-    """
-    drawn = np.zeros((rows, count), np.int64)
-    for i, largest in enumerate(range(choices - count, choices)):
-        number = random.integers(0, largest + 1, rows)
-        there = (drawn[:, :i] == number[:, None]).any(1)
-        drawn[:, i] = np.where(there, largest, number)
-    return random.permuted(drawn, axis=1)
-
-
-def _weighted(
-    random: np.random.Generator, rows: int, count: int, log_weights: Float[np.ndarray, "choices"]
-) -> Int[np.ndarray, "rows count"]:
-    """As `_distinct`, in the order of a draw by weights.
-
-    Gumbel's trick: those with the largest sums of log weight and noise.
-    """
-    noise = random.gumbel(size=(rows, len(log_weights))) + log_weights
-    return np.argsort(-noise, axis=1)[:, :count]
-
-
 class Puzzle(NamedTuple):
     """A task of the study, such as "recall:64:4".
 
     draw: draw(rows, seed=) -> Questions.
-    length, answers: tokens and questions of a row; vocab: tokens of the vocabulary.
+    length, answers: tokens and questions of a row.
+    vocab: tokens of the vocabulary.
     """
 
     name: str
@@ -143,25 +131,30 @@ class Puzzle(NamedTuple):
 
 
 def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Puzzle:
-    """The puzzle of "recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS" or "induction:LENGTH".
+    """Return the puzzle of a name.
 
-    The first is of `vocab` tokens, the others are of 16. `field` is where an error says it stands.
-
-    Raises: UserError where it is none of these, or its rows cannot be made.
+    Args:
+      name: "recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS" or "induction:LENGTH".
+      vocab: of recall; the others have 16 tokens.
+      field: of the config, for errors.
+    Raises: UserError for another name, and for rows that cannot be made.
     """
     kind, *words = name.split(":")
     numbers = [int(word) for word in words if word.isdecimal() and int(word) > 0]
-    expected = {"recall": 2, "copy": 2, "induction": 1}
-    if expected.get(kind) != len(words) or len(numbers) != len(words):
-        forms = "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
-        raise UserError(f"{field}: '{name}' is none of {forms}.")
-    length, answers = (*numbers, 1)[:2]
-    if kind == "recall":
-        draw = functools.partial(associative_recall, length=length, pairs=answers, vocab=vocab)
+    if NUMBERS.get(kind) != len(words) or len(numbers) != len(words):
+        raise UserError(f"{field}: '{name}' is none of {FORMS}.")
+    length = numbers[0]
+    answers = 1
+    if kind == "induction":
+        vocab = SMALL_VOCAB
+        draw = functools.partial(induction, length=length)
     elif kind == "copy":
-        draw, vocab = functools.partial(selective_copy, length=length, copied=answers), 16
+        answers = numbers[1]
+        vocab = SMALL_VOCAB
+        draw = functools.partial(selective_copy, length=length, copied=answers)
     else:
-        draw, vocab = functools.partial(induction, length=length), 16
+        answers = numbers[1]
+        draw = functools.partial(associative_recall, length=length, pairs=answers, vocab=vocab)
     try:
         draw(1, seed=0)
     except ValueError as error:
@@ -170,25 +163,28 @@ def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Pu
 
 
 def puzzle_fields(puzzle: Puzzle, batch: int, places: int | None = None) -> Fields:
-    """Fields of a batch: tokens, segments, positions [B,T]; asked, answers [B,A].
+    """Return the fields of a batch: tokens, segments, positions [B,T]; asked, answers [B,A].
 
     See `text_fields` for places.
     """
-    text = text_fields(batch, puzzle.length, places)
+    fields = dict(text_fields(batch, puzzle.length, places))
+    # The questions say what the loss is of.
+    del fields["targets"], fields["weights"]
     asked = Field((batch, puzzle.answers), "int32", ("batch", None))
-    read = {name: field for name, field in text.items() if name not in ("targets", "weights")}
-    return read | {"asked": asked, "answers": asked}
+    return fields | {"asked": asked, "answers": asked}
 
 
 def puzzle_batch(questions: Questions) -> Arrays:
-    """The arrays of `puzzle_fields`: each row is one document."""
+    """Return the arrays of `puzzle_fields`: each row is one document."""
     tokens = questions.tokens
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return {**questions._asdict(), "segments": np.ones_like(tokens), "positions": positions}
 
 
 class PuzzleRows:
-    """`examples` rows of a puzzle, read over and over, each time in another order. See Rows.
+    """Rows of a puzzle: `examples` of them, read over and over, each time in another order.
+
+    See Rows.
 
     Args:
       batch: rows of a step.
@@ -205,12 +201,16 @@ class PuzzleRows:
         seed: int,
         places: int | None = None,
     ):
-        self.name, self.vocab, self.examples = name, vocab, examples
-        self.batch, self.seed, self.places = batch, seed, places
+        self.name = name
+        self.vocab = vocab
+        self.examples = examples
+        self.batch = batch
+        self.seed = seed
+        self.places = places
 
     @functools.cached_property
     def puzzle(self) -> Puzzle:
-        """The puzzle of its name."""
+        """The puzzle that the name describes."""
         return parse_puzzle(self.name, self.vocab)
 
     @functools.cached_property
@@ -220,6 +220,7 @@ class PuzzleRows:
 
     @functools.cached_property
     def _orders(self) -> dict[int, np.ndarray]:
+        """The order of the examples in the latest epochs."""
         return {}
 
     def shapes(self, step: int) -> Fields:
@@ -242,19 +243,42 @@ class PuzzleRows:
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def _example(self, number: int) -> int:
-        """Which example the run's row `number` is."""
-        epoch, at = divmod(number, self.examples)
+        """Return the example that is row `number` of the run."""
+        epoch, place = divmod(number, self.examples)
         if epoch not in self._orders:
-            while (
-                len(self._orders) > 1
-            ):  # a batch lies in two epochs at most, unless they are short
+            # A batch lies in two epochs at most, unless they are short.
+            while len(self._orders) > 1:
                 del self._orders[min(self._orders)]
-            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(
-                self.examples
-            )
-        return int(self._orders[epoch][at])
+            random = np.random.default_rng([self.seed, 1, epoch])
+            self._orders[epoch] = random.permutation(self.examples)
+        return int(self._orders[epoch][place])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is drawn stays behind: it is large, and the settings say all."""
+        """Return the settings alone: what is drawn is large, and follows from them."""
         drawn = ("puzzle", "questions", "_orders")
         return {name: value for name, value in self.__dict__.items() if name not in drawn}
+
+
+def _distinct(
+    random: np.random.Generator, rows: int, count: int, choices: int
+) -> Int[np.ndarray, "rows count"]:
+    """Return numbers below `choices`, none twice in a row, in random order.
+
+    Source: Floyd's algorithm (Bentley and Floyd 1987).
+    """
+    drawn = np.zeros((rows, count), np.int64)
+    for i, largest in enumerate(range(choices - count, choices)):
+        number = random.integers(0, largest + 1, rows)
+        # A number that is drawn already makes room for the one that was not possible before.
+        is_drawn = (drawn[:, :i] == number[:, None]).any(1)
+        drawn[:, i] = np.where(is_drawn, largest, number)
+    return random.permuted(drawn, axis=1)
+
+
+def _weighted(
+    random: np.random.Generator, rows: int, count: int, log_weights: Float[np.ndarray, "choices"]
+) -> Int[np.ndarray, "rows count"]:
+    """Return numbers as `_distinct` does, in the order of a draw by weights."""
+    # Gumbel's trick: the largest sums of log weight and noise are such a draw.
+    noise = random.gumbel(size=(rows, len(log_weights))) + log_weights
+    return np.argsort(-noise, axis=1)[:, :count]

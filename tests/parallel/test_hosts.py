@@ -92,7 +92,8 @@ def batches_read(workdir, start):
 def expected(corpus, tmp_path):
     """{step: digest of the global batch}, read here and now in one process."""
     config = cli.make_config(*cli.read_options(runs.argv(corpus, tmp_path)))
-    plan = batch_plan(config, prepared_text(config.data, str(tmp_path)))
+    prepared = prepared_text(config.data, str(tmp_path))
+    plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
     return {step: batch_hash(batch_rows(plan, step, range(BATCH))) for step in range(STEPS)}
 
 

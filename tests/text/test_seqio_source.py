@@ -450,7 +450,8 @@ def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(
         "river-lines": 0.75,
     }
     config = configs.freeze(config)
-    plan = batch_plan(config, prepared_text(config.data, str(tmp_path / "run")))
+    prepared = prepared_text(config.data, str(tmp_path / "run"))
+    plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
     tokens, hashes = np.zeros(2), []
     for step in range(config.train.steps):
         batch = batch_rows(plan, step, range(plan.batch))
@@ -468,7 +469,8 @@ from slmjax.data.loader import batch_rows
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from tests.data.batch_hashes import batch_hash
 config = freeze(from_dict(json.load(open({str(tmp_path / "config.json")!r}))))
-plan = batch_plan(config, prepared_text(config.data, {str(tmp_path / "run")!r}))
+prepared = prepared_text(config.data, {str(tmp_path / "run")!r})
+plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
 print([batch_hash(batch_rows(plan, step, range(plan.batch))) for step in range(13, config.train.steps)])
 """)
     assert later == str(hashes[13:])
