@@ -67,7 +67,9 @@ class BatchPlan:
         self.seq_len = seq_len
         self.total_rows = steps * batch
         self.cuts = cuts
-        self.scores = {name: score for name, score in (scores or {}).items() if score}
+        # Recipes list every source: those without a score or a cap are left out here.
+        self.scores = _without_empty(scores)
+        self.max_epochs = _without_empty(max_epochs)
         self.row_settings = {
             "seq_len": seq_len,
             "seed": seed,
@@ -77,8 +79,6 @@ class BatchPlan:
         self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
 
-        bounds = (max_epochs or {}).items()
-        self.max_epochs = {name: bound for name, bound in bounds if bound is not None}
         caps = {}
         for name, plan in zip(self.train, self.row_plans):
             if name in self.max_epochs:
@@ -99,7 +99,8 @@ class BatchPlan:
     def rows(self, step: int) -> list[tuple[int, int]]:
         """Return (index of the source, row of that source) of every row of the global batch."""
         first = step * self.batch
-        return [self.mixture.pick(g) for g in range(first, first + self.batch)]
+        numbers = range(first, first + self.batch)
+        return [self.mixture.pick(number) for number in numbers]
 
     def crowd(self, step: int, parts: int = 1, ways: int = 1) -> int:
         """Return the most documents that a device holds at once of a step's batch.
@@ -108,7 +109,9 @@ class BatchPlan:
         """
         documents = []
         for source, row in self.rows(step):
-            documents.append(max(1, len(self.row_plans[source].row(row))))
+            spans = self.row_plans[source].row(row)
+            # A kernel keeps one place also for a row that is empty.
+            documents.append(max(1, len(spans)))
         return crowd(np.array(documents), parts, ways)
 
     @functools.cached_property
@@ -120,8 +123,11 @@ class BatchPlan:
         rows = self.batch // math.prod(self.cuts)
         if self.max_segments == 1:
             return rows
-        steps = max(1, min(self.total_rows, SCANNED_ROWS) // self.batch)
-        most = max(self.crowd(step, *self.cuts) for step in range(steps))
+        scanned = min(self.total_rows, SCANNED_ROWS)
+        steps = max(1, scanned // self.batch)
+        most = 0
+        for step in range(steps):
+            most = max(most, self.crowd(step, *self.cuts))
         return math.ceil(most / rows) * rows
 
     def places(self, step: int) -> int | None:
@@ -147,7 +153,8 @@ class BatchPlan:
         picked = []
         for row in rows:
             source, source_row = self.mixture.pick(step * self.batch + row)
-            picked.append((shards[source], self.row_plans[source].row(source_row)))
+            spans = self.row_plans[source].row(source_row)
+            picked.append((shards[source], spans))
         return fold(picked, self.seq_len)
 
     def unpack(self, compact: Mapping[str, np.ndarray]) -> Arrays:
@@ -166,8 +173,10 @@ class BatchPlan:
         documents = {}  # a dict keeps the order of what is put into it
         for source, row in self.rows(step):
             name = names[source]
+            shards = self.train[name]
             for span in self.row_plans[source].row(row):
-                documents[f"{name}: {self.train[name].name(span.doc)}"] = None
+                document = f"{name}: {shards.name(span.doc)}"
+                documents[document] = None
         return list(documents)
 
     def epochs(self, step: int | None = None) -> dict[str, float]:
@@ -200,13 +209,16 @@ class BatchPlan:
         }
         steps = self.total_rows // self.batch
         # A run of fewer steps than points has one part for each step.
-        ends = np.unique(np.linspace(0, steps, points + 1).round().astype(int)) * self.batch
+        ends = np.unique(np.linspace(0, steps, points + 1).round())
+        ends = ends.astype(int) * self.batch  # [parts + 1], in rows
         rows_before = [self.mixture.rows_before(int(row)) for row in ends]
-        taken = np.diff(rows_before, axis=0) / np.diff(ends)[:, None]  # [parts, sources]
+        rows_of_part = np.diff(rows_before, axis=0)  # [parts, sources]
+        shares = rows_of_part / np.diff(ends)[:, None]
+        middles = (ends[1:] + ends[:-1]) * self.seq_len // 2
         realised = {
             "steps": (ends[1:] // self.batch).tolist(),
-            "tokens": ((ends[1:] + ends[:-1]) * self.seq_len // 2).tolist(),
-            "shares": self._by_source(taken),
+            "tokens": middles.tolist(),
+            "shares": self._by_source(shares),
         }
         return {"planned": planned, "realised": realised}
 
@@ -223,15 +235,21 @@ class BatchPlan:
             if ramp:
                 _, old_weights = ramp
                 names.update(old_weights)
+        fingerprints = {}
+        scores = {}
+        for name in names:
+            fingerprints[name] = self.train[name].fingerprint
+            if name in self.scores:
+                scores[name] = self.scores[name]
         decides = {
             "format": FORMAT,
             "batch": self.batch,
             "settings": self.row_settings,
             "phases": begun,
-            "sources": {name: self.train[name].fingerprint for name in names},
+            "sources": fingerprints,
         }
-        scores = {name: self.scores[name] for name in names if name in self.scores}
-        # Left out where there are none: fingerprints of runs that began before there were scores.
+        # Left out where there are none, so that the fingerprints of runs that began before there
+        # were scores stay the same.
         if scores:
             decides["scores"] = scores
         # Nothing has been read before step 0, so any plan may begin there.
@@ -243,7 +261,9 @@ class BatchPlan:
 
         Their bounds on documents take time to compute, so these are kept.
         """
-        bounds = {name: plan.max_segments for name, plan in zip(self.train, self.row_plans)}
+        bounds = {}
+        for name, plan in zip(self.train, self.row_plans):
+            bounds[name] = plan.max_segments
         return self.__dict__ | {"row_plans": bounds}
 
     def __setstate__(self, state: dict) -> None:
@@ -255,9 +275,9 @@ class BatchPlan:
         plans = []
         for name, shards in self.train.items():
             settings = self.row_settings | {"max_segments": bounds[name]}
-            plans.append(
-                RowPlan(shards.lengths, name=name, scores=self._scores_of(name), **settings)
-            )
+            scores = self._scores_of(name)
+            plan = RowPlan(shards.lengths, name=name, scores=scores, **settings)
+            plans.append(plan)
         return plans
 
     def _scores_of(self, name: str) -> np.ndarray | None:
@@ -271,7 +291,8 @@ class BatchPlan:
 
     def _by_source(self, shares: Sequence | np.ndarray) -> dict[str, list[float]]:
         """Return shares [places, sources] as {source: share at each place}."""
-        return dict(zip(self.train, np.transpose(shares).tolist()))
+        of_each = np.transpose(shares).tolist()  # [sources][places]
+        return dict(zip(self.train, of_each))
 
 
 def crowd(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int:
@@ -283,5 +304,14 @@ def crowd(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int
       ways: devices over which each microbatch is cut.
     """
     by_part = documents.reshape(-1, parts).T  # [parts, rows of a part]
-    by_device = by_part.reshape(parts, ways, -1).sum(-1)  # [parts, ways]
-    return int(by_device.max())
+    by_device = by_part.reshape(parts, ways, -1)  # [parts, ways, rows of a device]
+    return int(by_device.sum(-1).max())
+
+
+def _without_empty(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return {source: setting} without the sources that have none (None or "")."""
+    kept = {}
+    for name, setting in (settings or {}).items():
+        if setting not in (None, ""):
+            kept[name] = setting
+    return kept

@@ -28,7 +28,10 @@ AskingRow = tuple[float, int, int]
 
 
 def best_fit_decreasing(
-    lengths: Int[np.ndarray, "pieces"], rows: int, capacity: int, max_segments: int
+    lengths: Int[np.ndarray, "pieces"],
+    rows: int,
+    capacity: int,
+    max_segments: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fill `rows` rows of `capacity` tokens exactly.
 
@@ -48,7 +51,8 @@ def best_fit_decreasing(
     Returns: row, piece, offset inside the piece and length of every span (four int64 arrays).
     """
     filling = _Filling(lengths, rows, capacity, max_segments)
-    for length in np.unique(lengths)[::-1].tolist():
+    longest_first = np.unique(lengths)[::-1]
+    for length in longest_first.tolist():
         while filling.waiting[length]:
             filling.place(length)
     filling.split_homeless()
@@ -98,7 +102,10 @@ class _Filling:
             return
         self._put(row, self._pop(length), 0, length)
         gap = self.gap[row]
-        if 1 < gap <= 2 * length <= 2 * self.longest_closing and self.count[row] < self.places:
+        # Two pieces of at most this length can fill the gap, and two places are left for them.
+        two_can_fill = 1 < gap <= 2 * length
+        is_short = length <= self.longest_closing
+        if two_can_fill and is_short and self.count[row] < self.places:
             self._close(row, length)
         self._keep(row)
 
@@ -120,12 +127,14 @@ class _Filling:
         """
         while self.asking:
             negative_need, row, gap = self.asking[0]
-            if gap != self.gap[row] or self.count[row] >= self.places:
-                heapq.heappop(self.asking)  # the row has changed since it asked
+            has_changed = gap != self.gap[row]
+            if has_changed or self.count[row] >= self.places:
+                heapq.heappop(self.asking)
                 continue
             if -negative_need >= ASKING * length and gap >= length:
                 heapq.heappop(self.asking)
-                self.open.pop(bisect_left(self.open, gap * self.rows + row))
+                place = bisect_left(self.open, gap * self.rows + row)
+                self.open.pop(place)
                 return row
             break
         tightest = bisect_left(self.open, length * self.rows)
@@ -144,8 +153,10 @@ class _Filling:
             return self.open.pop(tightest) % self.rows
         # The largest gap of at most `length` among rows with one place: the piece fills it.
         filled = bisect_left(self.last, (length + 1) * self.rows) - 1
-        if self.open and (filled < 0 or self.open[-1] >= self.last[filled]):
-            return self.open.pop() % self.rows
+        if self.open:
+            has_larger_gap = filled < 0 or self.open[-1] >= self.last[filled]
+            if has_larger_gap:
+                return self.open.pop() % self.rows
         return self.last.pop(max(filled, 0)) % self.rows
 
     def _close(self, row: int, length: int) -> None:
@@ -155,7 +166,9 @@ class _Filling:
         low = gap - gap // 2
         high = min(length, gap - 1)
         longer_waits = self.waits[low : high + 1]
-        shorter_waits = self.waits[gap - high : gap - low + 1][::-1]
+        shorter_waits = self.waits[gap - high : gap - low + 1]
+        # The longer one piece, the shorter the other: one of the masks is read backwards.
+        shorter_waits = shorter_waits[::-1]
         pairs = np.flatnonzero(longer_waits & shorter_waits)
         if not len(pairs):
             return

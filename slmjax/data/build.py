@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from slmjax.data.heldout import GROUP, HeldoutChoice, choose_groups
 from slmjax.data.jobs import Job
 from slmjax.data.manifest import broken_file
 from slmjax.data.preparation_plan import PreparationPlan, Unusable
-from slmjax.data.scan_reports import added_reports, check_faults
+from slmjax.data.scan_reports import Report, added_reports, check_faults
 from slmjax.data.shard_files import Shard
 from slmjax.data.tokenizer_pass import write_tokenizer
 from slmjax.errors import UserError
@@ -54,7 +53,9 @@ def build_shards(plan: PreparationPlan, alone: bool) -> None:
         shutil.rmtree(plan.folder)
         build_shards(plan, alone)
     except UserError as error:
-        is_useless = isinstance(error, Unusable) or not list(work.glob("*.train.json"))
+        # Hours of tokenizing are kept for another try, unless no other try can use them.
+        is_tokenized = any(work.glob("*.train.json"))
+        is_useless = isinstance(error, Unusable) or not is_tokenized
         if alone and is_useless:
             shutil.rmtree(plan.folder, ignore_errors=True)
         raise
@@ -108,30 +109,44 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def _scan(plan: PreparationPlan) -> dict[str, dict[str, Any]]:
+def _scan(plan: PreparationPlan) -> dict[str, Report]:
     """Scan this host's units, wait for the others', and add up the reports of each source."""
-    tasks = [(job, ()) for job in plan.jobs() if not job.path("scan", ".json").exists()]
+    tasks = []
+    for job in plan.jobs():
+        if not job.path("scan", ".json").exists():
+            tasks.append((job, ()))
     plan.run("scan", passes.scan_files, tasks)
     plan.wait(plan.parts("scan", ".json"), "scan their files")
     return added_reports(plan)
 
 
-def _choose(plan: PreparationPlan, reports: dict[str, dict]) -> HeldoutChoice:
+def _choose(plan: PreparationPlan, reports: dict[str, Report]) -> HeldoutChoice:
     """Choose the held-out groups of each source that has no held-out files of its own."""
-    text = [source for source in plan.sources if source.name not in plan.shards]
-    unmatched = _unmatched(plan, [source.name for source in text], reports)
-    tables = {source.name: [] for source in text if not source.heldout}
+    # Sources of text; the others are prepared folders.
+    names = []
+    # Tables of groups by file, of the sources without held-out files.
+    tables = {}
+    for source in plan.sources:
+        if source.name in plan.shards:
+            continue
+        names.append(source.name)
+        if not source.heldout:
+            tables[source.name] = []
+    unmatched = _unmatched(plan, names, reports)
     for job in plan.jobs("train", own=False):
         name = job.unit.source.name
         if name in tables:
             tables[name].append(job.table("groups", GROUP))
-    merged = {name: np.concatenate(parts) for name, parts in tables.items()}
-    sizes = {name: reports[name]["bytes"] for name in tables}
+    merged = {}
+    sizes = {}
+    for name, parts in tables.items():
+        merged[name] = np.concatenate(parts)
+        sizes[name] = reports[name]["bytes"]
     choice = choose_groups(merged, sizes, plan.data.heldout)
 
     # Sources with held-out files have no held-out groups.
-    groups = {source.name: np.zeros(0, np.uint64) for source in text}
-    groups.update(choice.groups)
+    no_groups = np.zeros(0, np.uint64)
+    groups = dict.fromkeys(names, no_groups) | choice.groups
     warnings = []
     for name in unmatched:
         warnings.append(
@@ -142,15 +157,20 @@ def _choose(plan: PreparationPlan, reports: dict[str, dict]) -> HeldoutChoice:
 
 
 def _unmatched(
-    plan: PreparationPlan, names: list[str], reports: dict[str, dict[str, Any]]
+    plan: PreparationPlan,
+    names: list[str],
+    reports: dict[str, Report],
 ) -> list[str]:
     """Return the sources of which `group_by`, where it is an expression, matches no id.
 
     Raises: UserError where it matches none of any source.
     """
     group_by = plan.data.group_by
-    is_expression = group_by and grouping(group_by)[0] != group_by
-    if not is_expression:
+    if not group_by:
+        return []
+    field, _ = grouping(group_by)
+    # A plain field groups by its own value: every document has one.
+    if field == group_by:
         return []
     unmatched = [name for name in names if not reports[name]["matched"]]
     if names and len(unmatched) == len(names):
@@ -182,7 +202,8 @@ def _collect(plan: PreparationPlan, choice: HeldoutChoice) -> None:
         for job in plan.jobs(own=False):
             for document in job.lines("heldout"):
                 hashes.append(shingles(document["text"]))
-        write_part(path, np.unique(np.concatenate(hashes)).tobytes())
+        unique = np.unique(np.concatenate(hashes))
+        write_part(path, unique.tobytes())
     plan.wait({path: 0}, "collect held-out text")
 
 
@@ -191,7 +212,8 @@ def _tokenize(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     tasks = []
     for job in plan.jobs("train"):
         if not _is_tokenized(plan, job):
-            tasks.append((job, (choice.groups[job.unit.source.name],)))
+            chosen = choice.groups[job.unit.source.name]
+            tasks.append((job, (chosen,)))
     plan.run("tokenize", passes.tokenize, tasks)
 
 
@@ -199,5 +221,6 @@ def _is_tokenized(plan: PreparationPlan, job: Job) -> bool:
     """Whether all shards of a unit are there, as they were written."""
     if not job.path("train", ".json").exists():
         return False
-    shards = [Shard(**entry) for entry in job.report("train")["shards"]]
-    return not any(shard.fault(plan.folder) for shard in shards)
+    # A killed process may have left a report whose shards did not reach the disk.
+    entries = job.report("train")["shards"]
+    return not any(Shard(**entry).fault(plan.folder) for entry in entries)

@@ -18,6 +18,9 @@ from slmjax.text.records import Source, SourceFile
 # Below so many bytes, starting processes costs more time than hashing.
 IN_PROCESS_HASHED = 400_000_000
 
+# {entry in the cache: (local files of a unit, its source)}
+Entries = dict[Path, tuple[list[SourceFile], Source]]
+
 
 def file_identities(
     units: Sequence[PreparationUnit], cache: Path, crew: Crew
@@ -29,42 +32,58 @@ def file_identities(
     """
     entries = _entries(units, cache)
     _hash_missing(entries, crew)
-    owners = {entry: number % crew.hosts for number, entry in enumerate(entries)}
+    # The host that writes each entry.
+    owners = {}
+    for number, entry in enumerate(entries):
+        owners[entry] = number % crew.hosts
     wait_for(owners, timeout=crew.timeout, what="hash the text", say=crew.say)
-    identities = {file: file.version for unit in units for file in unit.files}
+    identities = {}
+    for unit in units:
+        for file in unit.files:
+            # Replaced below for local files: an mtime says nothing to other machines.
+            identities[file] = file.version
     for entry, (files, _) in entries.items():
         digests = entry.read_text().split("\n")
         identities.update(zip(files, digests, strict=True))
     return identities
 
 
-def _entries(
-    units: Sequence[PreparationUnit], cache: Path
-) -> dict[Path, tuple[list[SourceFile], Source]]:
-    """Return {entry in the cache: (local files of a unit, its source)}."""
+def _entries(units: Sequence[PreparationUnit], cache: Path) -> Entries:
+    """Return the entries of all units that have local files."""
     entries = {}
     for unit in units:
         files = [file for file in unit.files if not file.remote]
         if not files:
             continue
         rows = "\n".join(f"{file.path}\n{file.size}\n{file.version}" for file in files)
-        tag = hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
+        # Names of files need not be UTF-8.
+        content = rows.encode("utf-8", "surrogateescape")
+        tag = hashlib.sha256(content).hexdigest()
         entries[cache / ".identity" / tag[:32]] = files, unit.source
     return entries
 
 
-def _hash_missing(entries: dict[Path, tuple[list[SourceFile], Source]], crew: Crew) -> None:
+def _hash_missing(entries: Entries, crew: Crew) -> None:
     """Write those of this host's entries that are not there."""
     tasks = []
     total = 0
     for number, (entry, (files, source)) in enumerate(entries.items()):
-        if number % crew.hosts != crew.host or _is_written(entry, len(files)):
+        is_elsewhere = number % crew.hosts != crew.host
+        if is_elsewhere or _is_written(entry, len(files)):
             continue
         size = sum(file.size for file in files)
         total += size
         tasks.append((size, (files, source, entry)))
-    processes = 1 if total < IN_PROCESS_HASHED else crew.processes
-    run_units(passes.content_hash, tasks, processes, stage="hash", progress=crew.progress)
+    processes = crew.processes
+    if total < IN_PROCESS_HASHED:
+        processes = 1
+    run_units(
+        passes.content_hash,
+        tasks,
+        processes,
+        stage="hash",
+        progress=crew.progress,
+    )
 
 
 def _is_written(entry: Path, files: int) -> bool:

@@ -10,6 +10,7 @@ from slmjax.data.heldout import HeldoutChoice, seen_in_training
 from slmjax.data.jobs import Job
 from slmjax.data.manifest import FORMAT, prepared_fingerprint
 from slmjax.data.preparation_plan import PreparationPlan, Unusable
+from slmjax.data.scan_reports import Report
 from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
 from slmjax.text.files import read_part, write_atomic
@@ -36,7 +37,10 @@ class HeldoutTest(NamedTuple):
 
 
 def finish_folder(
-    plan: PreparationPlan, reports: dict, choice: HeldoutChoice, seconds: dict[str, float]
+    plan: PreparationPlan,
+    reports: dict[str, Report],
+    choice: HeldoutChoice,
+    seconds: dict[str, float],
 ) -> None:
     """Write held-out shards without what training has seen, and the manifest.
 
@@ -46,7 +50,8 @@ def finish_folder(
     Raises: Unusable where a source has nothing left to train on, or a held-out file nothing that
       training has not seen.
     """
-    plan.wait(plan.parts("train", ".json", kind="train"), "tokenize their files")
+    reports_of_units = plan.parts("train", ".json", kind="train")
+    plan.wait(reports_of_units, "tokenize their files")
     jobs = plan.jobs(own=False)
     test = _heldout_test(plan, jobs)
     tokenizer = test.tokenizer
@@ -63,10 +68,12 @@ def finish_folder(
             )
         warnings += _source_warnings(source.name, entry, is_text=bool(own))
         sources[source.name] = entry
+    # What the settings say of the sources is in the sources' entries.
+    settings = {name: value for name, value in plan.settings.items() if name != "sources"}
     manifest = {
         "format": FORMAT,
         "fingerprint": prepared_fingerprint(plan.settings, tokenizer.sha256, sources),
-        "settings": {name: value for name, value in plan.settings.items() if name != "sources"},
+        "settings": settings,
         "tokenizer": {
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
@@ -91,36 +98,55 @@ def _heldout_test(plan: PreparationPlan, jobs: list[Job]) -> HeldoutTest:
     for job in jobs:
         if job.unit.kind == "train":
             seen[job.table("seen", "<i8")] = True
-    return HeldoutTest(tokenizer, Matcher(hashes), seen, may_change=plan.tokenizer is not None)
+    # A tokenizer that was trained here is byte-level: it keeps every text.
+    is_given = plan.tokenizer is not None
+    return HeldoutTest(tokenizer, Matcher(hashes), seen, may_change=is_given)
 
 
 def _source_entry(
-    plan: PreparationPlan, source: Source, jobs: list[Job], report: dict, test: HeldoutTest
+    plan: PreparationPlan,
+    source: Source,
+    jobs: list[Job],
+    report: Report,
+    test: HeldoutTest,
 ) -> dict[str, Any]:
     """Write a source's held-out shards and return its entry in the manifest."""
+    settings = plan.settings["sources"][source.name]
     files = []
     for kind in ("train", "heldout"):
-        for row in plan.settings["sources"][source.name][kind]:
+        for row in settings[kind]:
             files.append([kind, *row])
-    entry = {field: getattr(source, field) for field in ("path", "field", "revision", "heldout")}
-    entry["score"] = source.score_field
-    entry["files"] = files
-    entry |= report
-    entry |= _write_heldout(plan, jobs, test)
-    entry["shards"] = []
+    shards = []
     for job in jobs:
         if job.unit.kind == "train":
-            entry["shards"] += job.report("train")["shards"]
-    return entry
+            shards += job.report("train")["shards"]
+    return {
+        "path": source.path,
+        "field": source.field,
+        "revision": source.revision,
+        "heldout": source.heldout,
+        "score": source.score_field,
+        "files": files,
+        **report,
+        **_write_heldout(plan, jobs, test),
+        "shards": shards,
+    }
 
 
-def _write_heldout(plan: PreparationPlan, jobs: list[Job], test: HeldoutTest) -> dict[str, Any]:
+def _write_heldout(
+    plan: PreparationPlan,
+    jobs: list[Job],
+    test: HeldoutTest,
+) -> dict[str, Any]:
     """Write the held-out shards of a source, one for each unit that has some.
 
     Returns: the fields of its entry in the manifest that say what was kept and what removed.
     """
     # Files of a source's own held-out text are numbered behind those of its training text.
-    train_files = sum(len(job.unit.files) for job in jobs if job.unit.kind == "train")
+    train_files = 0
+    for job in jobs:
+        if job.unit.kind == "train":
+            train_files += len(job.unit.files)
     shards = []
     tally = Counter()
     for job in jobs:
@@ -142,7 +168,11 @@ def _write_heldout(plan: PreparationPlan, jobs: list[Job], test: HeldoutTest) ->
 
 
 def _write_unit(
-    plan: PreparationPlan, job: Job, first: int, test: HeldoutTest, tally: Counter
+    plan: PreparationPlan,
+    job: Job,
+    first: int,
+    test: HeldoutTest,
+    tally: Counter,
 ) -> list[dict]:
     """Write a unit's held-out shards and count its documents in `tally`.
 
@@ -153,7 +183,8 @@ def _write_unit(
     unit = job.unit
     tokenizer = test.tokenizer
     # Documents of each of the unit's files, and those of them that were written.
-    documents, written = Counter(), Counter()
+    documents = Counter()
+    written = Counter()
     with ShardWriter(
         plan.folder,
         f"{unit.source.name}/heldout-{first:05d}.arrayrecord",
@@ -166,17 +197,20 @@ def _write_unit(
             if number and not documents[number]:
                 writer.next_file(unit.files[number].name)
             documents[number] += 1
-            (ids,) = tokenizer.encode_arrays([document["text"]])
-            if test.may_change and not tokenizer.keeps(document["text"], ids):
+            text = document["text"]
+            (ids,) = tokenizer.encode_arrays([text])
+            # Bits per byte of a changed text would be those of another text.
+            if test.may_change and not tokenizer.keeps(text, ids):
                 tally["changed"] += 1
                 continue
-            is_seen = seen_in_training(document["text"], test.matcher, test.seen)
+            is_seen = seen_in_training(text, test.matcher, test.seen)
             side = "removed" if is_seen else "kept"
             tally[f"{side} documents"] += 1
             tally[f"{side} bytes"] += document["bytes"]
             if not is_seen:
                 written[number] += 1
                 writer.add(ids, document["bytes"], document["key"], document["line"])
+    # A user who names a file of held-out text means to have a number for it.
     for number, count in documents.items():
         if unit.kind == "heldout" and not written[number]:
             raise Unusable(
@@ -196,6 +230,7 @@ def _mark_warnings(reports: dict) -> list[str]:
     for name, report in reports.items():
         documents = report["documents"]
         marks = report["marks"]
+        # A text about tokenizers may hold a few marks; many mean that documents were joined.
         if marks and DOCUMENTS_PER_MARK * marks >= documents:
             held = f"{documents:,} documents with"
             if documents == 1:
@@ -224,7 +259,12 @@ def _tokenizer_warnings(plan: PreparationPlan, tokenizer: Tokenizer) -> list[str
     return []
 
 
-def _source_warnings(name: str, entry: dict[str, Any], *, is_text: bool) -> list[str]:
+def _source_warnings(
+    name: str,
+    entry: dict[str, Any],
+    *,
+    is_text: bool,
+) -> list[str]:
     """Return warnings about the held-out text of a source.
 
     Args:
@@ -237,7 +277,8 @@ def _source_warnings(name: str, entry: dict[str, Any], *, is_text: bool) -> list
             f"data.tokenizer does not give back {entry['changed']} held-out documents of source "
             f"'{name}' as they are; they are left out of bits per byte"
         )
-    if is_text and entry["removed"]["documents"] and not entry["heldout_shards"]:
+    nothing_left = entry["removed"]["documents"] and not entry["heldout_shards"]
+    if is_text and nothing_left:
         warnings.append(
             f"all held-out text of source '{name}' occurs in training too, so all of it was removed"
         )

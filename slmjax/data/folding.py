@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from slmjax.data.rows import Arrays
 from slmjax.data.spans import DocumentSpan
 
+# A row to read: its ShardSet, and the spans of its documents.
+RowSpans = tuple[Any, Sequence[DocumentSpan]]
 
-def fold(rows: Sequence[tuple[Any, Sequence[DocumentSpan]]], seq_len: int) -> dict[str, np.ndarray]:
+
+def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
     """Read rows, given as (ShardSet, spans), into a compact form.
 
     The five arrays of a batch follow from it (`unfold`), and it is a fifth of their size.
@@ -18,7 +22,8 @@ def fold(rows: Sequence[tuple[Any, Sequence[DocumentSpan]]], seq_len: int) -> di
       spans: int32 [rows], how many each row has.
       lengths, last: int32 [spans of all rows], length and last target of every span in order.
     """
-    tokens = np.zeros((len(rows), seq_len), np.int32)
+    shape = (len(rows), seq_len)
+    tokens = np.zeros(shape, np.int32)
     counts = []
     lengths = []
     last = []
@@ -40,7 +45,7 @@ def fold(rows: Sequence[tuple[Any, Sequence[DocumentSpan]]], seq_len: int) -> di
     }
 
 
-def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unfold(folded: Mapping[str, np.ndarray]) -> Arrays:
     """Return the batch that `fold` has read: tokens, targets, segments, positions and weights.
 
     Each is [rows, T]. Behind a row's spans is padding: zeros, segment 0, weight 0.
@@ -51,17 +56,21 @@ def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     # Every row gets one more span for its padding, which may be empty: then the spans together
     # cover all places of the batch, and each array is one `repeat` over their lengths.
+    lengths = folded["lengths"]
     row_of_span = np.repeat(np.arange(rows), counts)
-    used = np.bincount(row_of_span, folded["lengths"], rows).astype(np.int64)
+    # Tokens that the spans of each row have together: [rows].
+    used = np.bincount(row_of_span, lengths, rows).astype(np.int64)
     behind_row = np.cumsum(counts)
-    lengths = np.insert(folded["lengths"], behind_row, seq_len - used)
-    is_text = np.insert(np.ones(len(folded["lengths"]), bool), behind_row, False)
+    all_text = np.ones(len(lengths), bool)
+    is_text = np.insert(all_text, behind_row, False)  # [spans and paddings]
+    lengths = np.insert(lengths, behind_row, seq_len - used)
     stops = np.cumsum(lengths)
     starts = stops - lengths
 
     # Spans are numbered from 1 in each row; padding is 0.
     first_of_row = behind_row - counts + np.arange(rows)
-    number = np.arange(1, len(lengths) + 1) - np.repeat(first_of_row, counts + 1)
+    number = np.arange(1, len(lengths) + 1)
+    number -= np.repeat(first_of_row, counts + 1)
     number = np.where(is_text, number, 0).astype(np.int32)
     segments = np.repeat(number, lengths).reshape(rows, seq_len)
 
@@ -74,7 +83,8 @@ def unfold(folded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     # The target of a token is its neighbour, except at the end of a span: there it was read.
     targets = np.zeros_like(tokens)
     targets[:, :-1] = tokens[:, 1:]
-    targets.reshape(-1)[stops[is_text] - 1] = folded["last"]
+    last_of_span = stops[is_text] - 1
+    targets.reshape(-1)[last_of_span] = folded["last"]
     return {
         "tokens": tokens,
         "targets": targets,

@@ -18,7 +18,15 @@ PRUNED_AT = 8
 # Groups are forgotten behind so many times MAX_BYTES of text in one file.
 MARGIN = 4
 # A row of a table of groups.
-GROUP = np.dtype([("id", "<u8"), ("bytes", "<i8"), ("documents", "<i8")])
+GROUP = np.dtype(
+    [
+        ("id", "<u8"),
+        ("bytes", "<i8"),
+        ("documents", "<i8"),
+    ]
+)
+# Ids of groups.
+GroupIds = UInt64[np.ndarray, " groups"]
 
 
 def group_id(group: str, seed: int) -> int:
@@ -26,8 +34,10 @@ def group_id(group: str, seed: int) -> int:
 
     A group of two sources has one id, so it falls on one side in both.
     """
+    # A field may hold half a surrogate pair, which strict UTF-8 refuses.
     content = f"{seed}\n{group}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 class GroupCounter:
@@ -53,22 +63,28 @@ class GroupCounter:
         entry[1] += 1
         if len(self._groups) > self._full:
             self._prune()
+            # Doubled where many groups have to stay, so that pruning does not come too often.
             self._full = max(PRUNED_AT * KEPT, 2 * len(self._groups))
 
     def table(self) -> np.ndarray:
         """Return the groups sorted by id, dtype GROUP."""
-        rows = [(group, *entry) for group, entry in sorted(self._groups.items())]
+        rows = []
+        for group, (size, documents) in sorted(self._groups.items()):
+            rows.append((group, size, documents))
         return np.array(rows, GROUP)
 
     def _prune(self) -> None:
         table = self.table()
-        reachable = np.searchsorted(np.cumsum(table["bytes"]), MARGIN * MAX_BYTES)
+        bytes_so_far = np.cumsum(table["bytes"])
+        reachable = np.searchsorted(bytes_so_far, MARGIN * MAX_BYTES)
         keep = max(KEPT, int(reachable) + 1)
         if keep >= len(table):
             return
         self._limit = int(table["id"][keep])
         self.complete = False
-        self._groups = {int(group): [int(size), int(count)] for group, size, count in table[:keep]}
+        self._groups = {}
+        for group, size, documents in table[:keep].tolist():
+            self._groups[group] = [size, documents]
 
 
 @dataclass(frozen=True)
@@ -78,12 +94,14 @@ class HeldoutChoice:
     warnings: a sentence for each source where the choice is not what the settings asked for.
     """
 
-    groups: dict[str, UInt64[np.ndarray, " groups"]]
+    groups: dict[str, GroupIds]
     warnings: tuple[str, ...]
 
 
 def choose_groups(
-    tables: Mapping[str, np.ndarray], totals: Mapping[str, int], share: float
+    tables: Mapping[str, np.ndarray],
+    totals: Mapping[str, int],
+    share: float,
 ) -> HeldoutChoice:
     """Choose groups in the order of their ids until `share` of a source's bytes.
 
@@ -96,8 +114,9 @@ def choose_groups(
         file).
       totals: bytes of each source.
     """
+    no_groups = np.zeros(0, np.uint64)
     if share <= 0:
-        return HeldoutChoice({name: np.zeros(0, np.uint64) for name in tables}, ())
+        return HeldoutChoice(dict.fromkeys(tables, no_groups), ())
     merged = {}
     own = {}
     warnings = []
@@ -112,9 +131,10 @@ def choose_groups(
                 f"each group of source '{name}' is over half of its text or over {MAX_BYTES:,} "
                 "bytes, so nothing is held out"
             )
-    held_out_anywhere = np.unique(np.concatenate([np.zeros(0, np.uint64), *own.values()]))
+    held_out_anywhere = np.unique(np.concatenate([no_groups, *own.values()]))
     chosen = {}
     for name, groups in merged.items():
+        # The source's own groups, and those of its groups that other sources hold out.
         wider = np.intersect1d(groups["id"], held_out_anywhere)
         if 2 * len(wider) <= len(groups):
             chosen[name] = wider
@@ -136,7 +156,8 @@ def seen_in_training(text: str, matcher: Matcher, seen: Bool[np.ndarray, " m"]) 
       seen: which of them training has.
     """
     places = matcher.find(shingles(text))
-    return 2 * int(seen[places].sum()) > len(places)
+    in_training = int(seen[places].sum())
+    return 2 * in_training > len(places)
 
 
 def _merge(table: np.ndarray) -> np.ndarray:
@@ -149,14 +170,15 @@ def _merge(table: np.ndarray) -> np.ndarray:
     return merged
 
 
-def _take(groups: np.ndarray, total: int, share: float) -> UInt64[np.ndarray, " groups"]:
+def _take(groups: np.ndarray, total: int, share: float) -> GroupIds:
     """Return the ids of a source's own held-out groups; total: bytes of the source."""
     limit = min(MAX_BYTES, total / 2)
     target = min(MAX_BYTES, share * total)
     taken = []
     size = 0
     for group, count, _ in groups:
-        if size >= target or len(taken) + 1 > len(groups) // 2:
+        would_be_most_groups = len(taken) + 1 > len(groups) // 2
+        if size >= target or would_be_most_groups:
             break
         # A group that is too large is passed over: a smaller one may follow.
         if size + count <= limit:

@@ -38,7 +38,8 @@ def heldout_batches(
     documents = len(shards.lengths)
     if max_tokens is not None:
         ends = np.cumsum(shards.lengths)
-        documents = max(1, int(np.searchsorted(ends, max_tokens, "right")))
+        fitting = int(np.searchsorted(ends, max_tokens, "right"))
+        documents = max(1, fitting)
     rows = packing.first_fit(shards.lengths[:documents], seq_len, max_segments)
     if local_rows is None:
         local_rows = range(batch)
@@ -69,7 +70,9 @@ class HeldoutBatches:
         for first in range(0, len(self._rows), self._batch):
             rows = [self._row(first + i) for i in self._local_rows]
             folded = fold([(self._shards, spans) for spans in rows], self._seq_len)
-            yield unfold(folded) | {"documents": self._documents(rows)}
+            batch = unfold(folded)
+            batch["documents"] = self._documents(rows)
+            yield batch
 
     def _row(self, number: int) -> tuple[DocumentSpan, ...]:
         """Return the spans of a row; none behind the last one."""
@@ -77,10 +80,12 @@ class HeldoutBatches:
             return self._rows[number]
         return ()
 
-    def _documents(self, rows: Sequence[Sequence[DocumentSpan]]) -> Int32[np.ndarray, "rows T"]:
+    def _documents(self, rows: list[tuple[DocumentSpan, ...]]) -> Int32[np.ndarray, "rows T"]:
         """Return the document of each token, -1 in padding."""
-        documents = np.full((len(rows), self._seq_len), -1, np.int32)
+        shape = (len(rows), self._seq_len)
+        documents = np.full(shape, -1, np.int32)
         for row, spans in enumerate(rows):
+            # Spans are end to end, as in `fold`.
             start = 0
             for span in spans:
                 documents[row, start : start + span.length] = span.doc

@@ -32,7 +32,8 @@ class PreparationUnit:
         """The name of the unit in its files: unique within a prepared folder."""
         name = f"{self.source.name}-{self.kind}-{self.index:05d}"
         if len(self.files) > 1:
-            name += f"-{self.index + len(self.files) - 1:05d}"
+            last = self.index + len(self.files) - 1
+            name += f"-{last:05d}"
         return name
 
     @property
@@ -41,9 +42,16 @@ class PreparationUnit:
         return sum(file.size for file in self.files)
 
 
-def units_of(source: Source, files: Sequence[SourceFile], kind: str) -> list[PreparationUnit]:
+def units_of(
+    source: Source,
+    files: Sequence[SourceFile],
+    kind: str,
+) -> list[PreparationUnit]:
     """Return the units of a source's files."""
-    return [PreparationUnit(source, together, kind, index) for index, together in bundles(files)]
+    units = []
+    for index, together in bundles(files):
+        units.append(PreparationUnit(source, together, kind, index))
+    return units
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,18 @@ class Job:
 
     def table(self, step: str, dtype: Any) -> np.ndarray:
         """Return an intermediate result that is an array."""
-        return np.frombuffer(read_part(self.path(step, ".bin")), dtype)
+        content = read_part(self.path(step, ".bin"))
+        return np.frombuffer(content, dtype)
 
     def report(self, step: str) -> dict[str, Any]:
         """Return an intermediate result that is an object."""
-        return json.loads(read_part(self.path(step, ".json")))
+        content = read_part(self.path(step, ".json"))
+        return json.loads(content)
 
     def lines(self, step: str) -> list[Any]:
         """Return an intermediate result that is a list."""
-        lines = read_part(self.path(step, ".jsonl")).splitlines()
-        return [json.loads(line) for line in lines]
+        content = read_part(self.path(step, ".jsonl"))
+        return [json.loads(line) for line in content.splitlines()]
 
     def scanned(self) -> list[dict[str, Any]]:
         """Return the scan's report of each file."""

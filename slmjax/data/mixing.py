@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 
 from slmjax.data.phases import Phase, own_weights, parse_phases, units_without, weight_units
-from slmjax.data.stretch import UNITS, Stretch
+from slmjax.data.stretch import UNITS, PerSource, Stretch
 from slmjax.errors import UserError
 
 NO_CAP = np.iinfo(np.int64).max
@@ -66,13 +66,15 @@ class Mixture:
         caps = caps or {}
         self._caps = np.array([caps.get(name, NO_CAP) for name in names], np.int64)
         self._stretches: list[Stretch] = []
-        # Rows of each source before each stretch, and after the last one.
+        # Rows of each source before each stretch, and after the last one: one entry more.
         self._before = [np.zeros(len(self.names), np.int64)]
 
         planned = parse_phases(phases)
         fields = [f"data.phases[{number}]" for number in range(len(planned))]
         if not planned:
-            planned = (Phase(1.0, own_weights(self.names, tokens, weights or {})),)
+            # One phase for the whole run.
+            constant = own_weights(self.names, tokens, weights or {})
+            planned = (Phase(1.0, constant),)
             fields = ["data.sources"]
 
         def aligned(share: float) -> int:
@@ -86,8 +88,10 @@ class Mixture:
             stop = total_rows
             if number < len(planned) - 1:
                 stop = min(total_rows, aligned(phase.until))
+            # The first phase has no ramp, so its old weights do not matter.
             old = units[max(0, number - 1)]
-            self._add_phase(fields[number], old, units[number], aligned(phase.ramp), start, stop)
+            ramp = aligned(phase.ramp)
+            self._add_phase(fields[number], old, units[number], ramp, start, stop)
             start = stop
         self._starts = [stretch.start for stretch in self._stretches]
 
@@ -109,12 +113,14 @@ class Mixture:
         """Return (index of the source, row of that source) of row g of the run."""
         i = self._stretch_at(g)
         source, row = self._stretches[i].pick(g - self._starts[i])
-        return source, int(self._before[i][source]) + row
+        row_before = int(self._before[i][source])
+        return source, row_before + row
 
-    def rows_before(self, g: int) -> Int64[np.ndarray, "sources"]:
+    def rows_before(self, g: int) -> PerSource:
         """Return how many rows of each source are among the first g rows of the run."""
         i = self._stretch_at(g)
-        return self._before[i] + self._stretches[i].counts(g - self._starts[i])
+        counts = self._stretches[i].counts(g - self._starts[i])
+        return self._before[i] + counts
 
     def planned(self, g: int) -> Float64[np.ndarray, "sources"]:
         """Return each source's weights summed over the first g rows of the run.
@@ -136,8 +142,10 @@ class Mixture:
         corners = []
         for stretch, stop in self._stretches_with_stops(self.total_rows):
             rows = stop - stretch.start
-            for row in sorted({0, min(stretch.ramp, rows), rows}):
-                corners.append((stretch.start + row, stretch.units_at(row) / UNITS))
+            end_of_ramp = min(stretch.ramp, rows)
+            for row in sorted({0, end_of_ramp, rows}):
+                weights = stretch.units_at(row) / UNITS
+                corners.append((stretch.start + row, weights))
         return corners
 
     def begun(self, g: int) -> list[tuple]:
@@ -156,22 +164,27 @@ class Mixture:
             reached.append(entry)
         return reached
 
-    def _by_name(self, units: Int64[np.ndarray, "sources"]) -> dict[str, int]:
+    def _by_name(self, units: PerSource) -> dict[str, int]:
         """Return weights that are not 0 as {source: weight}, in the order of the alphabet."""
-        return {name: int(n) for name, n in sorted(zip(self.names, units)) if n}
+        by_name = {}
+        for name, weight in sorted(zip(self.names, units)):
+            if weight:
+                by_name[name] = int(weight)
+        return by_name
 
     def _stretch_at(self, g: int) -> int:
         return bisect.bisect_right(self._starts, g) - 1
 
     def _stretches_with_stops(self, last_stop: int) -> Iterator[tuple[Stretch, int]]:
         """Yield each stretch with the row at which it ends; the last one ends at `last_stop`."""
-        return zip(self._stretches, [*self._starts[1:], last_stop])
+        stops = [*self._starts[1:], last_stop]
+        return zip(self._stretches, stops)
 
     def _add_phase(
         self,
         field: str,
-        old: Int64[np.ndarray, "sources"],
-        new: Int64[np.ndarray, "sources"],
+        old: PerSource,
+        new: PerSource,
         ramp: int,
         start: int,
         stop: int,
@@ -195,6 +208,7 @@ class Mixture:
 
             if not ramp:
                 old = new
+            # The shares of spent sources go to the others.
             old = units_without(old, spent)
             new = units_without(new, spent)
             if not (old.any() or new.any()):
@@ -213,7 +227,9 @@ class Mixture:
                 old=old if old.any() else new,
                 ramp=ramp,
             )
-            left = np.where(old + new > 0, self._caps - before, NO_CAP)
+            # A source without a weight cannot reach its cap here.
+            has_weight = old + new > 0
+            left = np.where(has_weight, self._caps - before, NO_CAP)
             rows = stretch.reached(left, end - start)
             self._stretches.append(stretch)
             self._before.append(before + stretch.counts(rows))

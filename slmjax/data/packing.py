@@ -84,7 +84,8 @@ class RowPlan:
             )
         self._window_rows = WINDOW_ROWS
         if scores is not None:
-            self._window_rows = max(1, min(WINDOW_ROWS, self.rows_per_epoch // SCORE_WINDOWS))
+            rows = self.rows_per_epoch // SCORE_WINDOWS
+            self._window_rows = max(1, min(WINDOW_ROWS, rows))
         self._windows_per_epoch = math.ceil(self.rows_per_epoch / self._window_rows)
         # A batch lies in two epochs at most, and in few windows.
         self._epochs = Recent(2)
@@ -119,14 +120,16 @@ class RowPlan:
         """
         if self._packing == "concat":
             _, edges = self._epoch(0)
-            starts = np.bincount(edges[:-1] // self._seq_len)[: self.rows_per_epoch]
+            row_of_start = edges[:-1] // self._seq_len
+            starts = np.bincount(row_of_start)[: self.rows_per_epoch]
             # One more for the end of a document that started in an earlier row.
             return _multiple_of_four(int(starts.max()) + 1)
         sample = _spread(self._windows_per_epoch, SAMPLE_WINDOWS)
         if self._scores is not None:
             # Scores may go with length: then the last window is the one that needs most.
             sample.append(self._windows_per_epoch - 1)
-        bound = _multiple_of_four(max(LEAST_BOUND, int(FIRST_BOUND * self.mean_segments) + 1))
+        first_bound = int(FIRST_BOUND * self.mean_segments) + 1
+        bound = _multiple_of_four(max(LEAST_BOUND, first_bound))
         while any(self._pack(0, window, bound).dropped for window in sample):
             bound = _multiple_of_four(9 * bound // 8)
         return bound
@@ -139,10 +142,12 @@ class RowPlan:
         tokens = dropped = 0
         if self._packing == "concat":
             for row in _spread(self.rows_per_epoch, rows):
+                kept = self._cut_row(0, row).lengths
                 tokens += self._seq_len
-                dropped += self._seq_len - int(self._cut_row(0, row).lengths.sum())
+                dropped += self._seq_len - int(kept.sum())
         else:
-            for window in _spread(self._windows_per_epoch, max(1, rows // self._window_rows)):
+            windows = max(1, rows // self._window_rows)
+            for window in _spread(self._windows_per_epoch, windows):
                 packed = self._pack(0, window, self.max_segments)
                 tokens += packed.tokens
                 dropped += packed.dropped
@@ -150,7 +155,8 @@ class RowPlan:
 
     def _cut_row(self, epoch: int, row: int) -> Spans:
         """Return a row of "concat": the stream between two row edges."""
-        spans = self._stream(epoch, row * self._seq_len, (row + 1) * self._seq_len)
+        start = row * self._seq_len
+        spans = self._stream(epoch, start, start + self._seq_len)
         return spans.pick(longest(spans.lengths, self.max_segments))
 
     def _pack(self, epoch: int, window: int, max_segments: int) -> PackedRows:
@@ -159,30 +165,43 @@ class RowPlan:
         first_row = window * self._window_rows
         rows = min(self._window_rows, self.rows_per_epoch - first_row)
         start = first_row * size
-        pieces = self._stream(epoch, start, start + rows * size).cut(size)
+        stream = self._stream(epoch, start, start + rows * size)
+        pieces = stream.cut(size)
+        # For each span of the packed rows: [spans].
         row, piece, inside, length = best_fit_decreasing(pieces.lengths, rows, size, max_segments)
 
         # Packing puts the longest documents into the first rows and the shortest into the last.
         # Rows are shuffled, and the spans of a row stand in the order of the stream, so that
         # neither place nor batch says anything about length.
         bits = random_bits(rows, "rows", *self._key, epoch, window)
-        row = np.argsort(bits, kind="stable")[row]
+        new_row = np.argsort(bits, kind="stable")
+        row = new_row[row]
         order = np.lexsort((inside, piece, row))
         piece = piece[order]
         offsets = pieces.offsets[piece] + inside[order]
         spans = Spans(pieces.docs[piece], offsets, length[order])
-        return packed_rows(spans, row[order], rows=rows, capacity=size, max_segments=max_segments)
+        return packed_rows(
+            spans,
+            row[order],
+            rows=rows,
+            capacity=size,
+            max_segments=max_segments,
+        )
 
     def _stream(self, epoch: int, start: int, stop: int) -> Spans:
         """Return the pieces of documents that make up tokens [start, stop) of an epoch's stream."""
         order, edges = self._epoch(epoch)
+        # Places in the order of the first document, and of the one behind the last.
         first = int(np.searchsorted(edges, start, "right")) - 1
         last = int(np.searchsorted(edges, stop, "left"))
-        offsets = np.maximum(start - edges[first:last], 0)
+        begins = edges[first:last]
         ends = np.minimum(edges[first + 1 : last + 1], stop)
-        lengths = ends - edges[first:last] - offsets
+        # Only the first document may begin before `start`.
+        offsets = np.maximum(start - begins, 0)
+        lengths = ends - begins - offsets
+        spans = Spans(order[first:last], offsets, lengths)
         # A document without tokens can lie at the start.
-        return Spans(order[first:last], offsets, lengths).pick(lengths > 0)
+        return spans.pick(lengths > 0)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the documents of an epoch in order, and the token at which each begins.
@@ -197,7 +216,8 @@ class RowPlan:
             order = np.argsort(bits, kind="stable")
         else:
             order = self._order_by_score(bits)
-        edges = np.concatenate([[0], np.cumsum(self._lengths[order])])
+        ends = np.cumsum(self._lengths[order])
+        edges = np.concatenate([[0], ends])
         return order, edges
 
     def _order_by_score(self, bits: np.ndarray) -> np.ndarray:
@@ -206,7 +226,8 @@ class RowPlan:
         noise = unit_floats(bits[ranked]) * SCORE_NOISE
         # Where each document ends in the epoch, as a share of its tokens.
         place = np.cumsum(self._lengths[ranked]) / self.tokens
-        return ranked[np.argsort(place + noise, kind="stable")]
+        order = np.argsort(place + noise, kind="stable")
+        return ranked[order]
 
 
 def first_fit(
@@ -219,15 +240,20 @@ def first_fit(
     """
     documents = len(lengths)
     whole = Spans(
-        np.arange(documents), np.zeros(documents, np.int64), np.asarray(lengths, np.int64)
+        docs=np.arange(documents),
+        offsets=np.zeros(documents, np.int64),
+        lengths=np.asarray(lengths, np.int64),
     )
     rows: list[list[DocumentSpan]] = []
     free: list[int] = []  # tokens that each row still takes
     for span in whole.cut(seq_len).tuples():
-        for row in range(max(0, len(rows) - open_rows), len(rows)):
-            if free[row] >= span.length and len(rows[row]) < max_segments:
+        oldest = max(0, len(rows) - open_rows)
+        for row in range(oldest, len(rows)):
+            has_place = len(rows[row]) < max_segments
+            if has_place and free[row] >= span.length:
                 break
         else:
+            # No open row takes it.
             row = len(rows)
             rows.append([])
             free.append(seq_len)

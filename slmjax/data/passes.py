@@ -47,15 +47,17 @@ def scan_files(job: Job) -> None:
     scans = []
     for file, sample_size in zip(job.unit.files, job.samples, strict=True):
         scans.append(_scan(job, file, sample_size))
+    groups = np.concatenate([scan.groups for scan in scans])
     lines = []
     for scan in scans:
-        lines += [json.dumps(entry) + "\n" for entry in scan.sample]
-    reports = [scan.report for scan in scans]
-    tables = [scan.groups for scan in scans]
-    write_part(job.path("groups", ".bin"), np.concatenate(tables).tobytes())
+        for entry in scan.sample:
+            lines.append(json.dumps(entry) + "\n")
+    write_part(job.path("groups", ".bin"), groups.tobytes())
     write_part(job.path("sample", ".jsonl"), "".join(lines))
     # The report comes last: a unit that has one is scanned.
-    report = reports[0] if len(reports) == 1 else {"files": reports}
+    report = scans[0].report
+    if len(scans) > 1:
+        report = {"files": [scan.report for scan in scans]}
     write_part(job.path("scan", ".json"), report)
 
 
@@ -67,10 +69,12 @@ def holding(job: Job, chosen: np.ndarray) -> list[int]:
     if job.unit.kind == "heldout":
         return list(range(len(job.unit.files)))
     reports = job.scanned()
-    is_chosen = np.isin(job.table("groups", GROUP)["id"], chosen)
+    groups = job.table("groups", GROUP)
+    is_chosen = np.isin(groups["id"], chosen)
     # The tables of the files follow each other: cut them apart.
     group_counts = [report["groups"] for report in reports]
-    of_each_file = np.split(is_chosen, np.cumsum(group_counts[:-1], dtype=int))
+    ends = np.cumsum(group_counts[:-1], dtype=int)
+    of_each_file = np.split(is_chosen, ends)
     numbers = []
     for number, (report, own) in enumerate(zip(reports, of_each_file, strict=True)):
         # An incomplete table has forgotten groups that the file may hold all the same.
@@ -89,7 +93,13 @@ def collect(job: Job, chosen: np.ndarray) -> None:
             if not isinstance(item, Document):
                 continue
             if takes_all or group_id(item.group, job.seed) in chosen_ids:
-                entry = {"line": item.line, "bytes": item.bytes, "key": item.key, "text": item.text}
+                entry = {
+                    "line": item.line,
+                    "bytes": item.bytes,
+                    "key": item.key,
+                    "text": item.text,
+                }
+                # Left out for the first file, so that units of one file look as they always did.
                 if number:
                     entry["file"] = number
                 lines.append(json.dumps(entry) + "\n")
@@ -113,16 +123,19 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
     ) as writer:
         for chunk in _chunks(job, chosen):
             go_on()
-            encoded = tokenizer.encode_arrays([document.text for _, document in chunk])
+            texts = [document.text for _, document in chunk]
+            encoded = tokenizer.encode_arrays(texts)
             for (file, document), ids in zip(chunk, encoded, strict=True):
                 if file is not current_file:
                     writer.next_file(file.name)
                     current_file = file
                 writer.add(ids, document.bytes, document.key, document.line, document.score)
                 if shingle_count:
+                    # In parts: a long document needs little memory.
                     for hashes in shingle_parts(document.text):
                         seen[matcher.find(hashes)] = True
-    write_part(job.path("seen", ".bin"), np.flatnonzero(seen).astype("<i8").tobytes())
+    places = np.flatnonzero(seen).astype("<i8")
+    write_part(job.path("seen", ".bin"), places.tobytes())
     entries = [shard_entry(shard) for shard in writer.shards]
     write_part(job.path("train", ".json"), {"shards": entries})
 
@@ -133,9 +146,10 @@ def content_hash(files: Sequence[SourceFile], source: Source, entry: Path) -> No
     for file in files:
         try:
             with open(file.path, "rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+                digest = hashlib.file_digest(stream, "sha256")
         except OSError as error:
             raise unreadable(file, source, error) from error
+        digests.append(digest.hexdigest())
         _check_unchanged(file)
     write_atomic(entry, "\n".join(digests))
 
@@ -144,7 +158,8 @@ def _scan(job: Job, file: SourceFile, sample_size: int) -> FileScan:
     """Return the scan of a file, with a sample of about `sample_size` characters."""
     groups = GroupCounter()
     sample = TextSample(sample_size, job.seed)
-    counts, faults = Counter(), Counter()
+    counts = Counter()
+    faults = Counter()
     first_faults = []  # one sentence for each reason
     lines = 0
     for item in _read(job, file):
@@ -192,7 +207,10 @@ def _chunks(job: Job, chosen: np.ndarray) -> Iterator[list[tuple[SourceFile, Doc
     size = 0
     for file in job.unit.files:
         for item in _read(job, file):
-            if not isinstance(item, Document) or group_id(item.group, job.seed) in chosen_ids:
+            # The scan has counted the faults.
+            if isinstance(item, Fault):
+                continue
+            if group_id(item.group, job.seed) in chosen_ids:
                 continue
             chunk.append((file, item))
             size += len(item.text)
@@ -220,18 +238,21 @@ def _check_unchanged(file: SourceFile) -> None:
     if file.remote:
         return
     status = os.stat(file.path)
-    if (status.st_size, str(status.st_mtime_ns)) != (file.size, file.version):
+    version = str(status.st_mtime_ns)
+    if (status.st_size, version) != (file.size, file.version):
         raise UserError(f"{file.path} changed while it was being prepared; run again.")
 
 
 # Both caches keep what the next unit of the same folder needs too.
 @functools.lru_cache(2)
 def _tokenizer(folder: str) -> Tokenizer:
-    return Tokenizer(read_part(Path(folder) / WORK / "tokenizer.json").decode())
+    content = read_part(Path(folder) / WORK / "tokenizer.json")
+    return Tokenizer(content.decode())
 
 
 @functools.lru_cache(2)
 def _matcher(folder: str) -> tuple[Matcher, int]:
     """Return the matcher of all held-out shingles, and their number."""
-    hashes = np.frombuffer(read_part(Path(folder) / WORK / "shingles.bin"), "<u8")
+    content = read_part(Path(folder) / WORK / "shingles.bin")
+    hashes = np.frombuffer(content, "<u8")
     return Matcher(hashes), len(hashes)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Shaped
 
-from slmjax.data.stretch import UNITS
+from slmjax.data.stretch import UNITS, PerSource
 from slmjax.errors import UserError, nearest
 
 EXPECTED = "expected {'until': 0.8, 'weights': {'books': 1}} and, for a smooth change, 'ramp': 0.05"
@@ -55,9 +55,7 @@ def check_phases(value: Sequence[Any], names: Sequence[str]) -> None:
         weight_units(names, phase.weights, f"data.phases[{number}]")
 
 
-def weight_units(
-    names: Sequence[str], weights: Mapping[str, float], where: str
-) -> Int64[np.ndarray, "sources"]:
+def weight_units(names: Sequence[str], weights: Mapping[str, float], where: str) -> PerSource:
     """Return weights as integers that sum to UNITS; a source that is left out has weight 0.
 
     Raises: UserError, which calls the weights `where`, for an unknown source, a weight that is
@@ -82,9 +80,7 @@ def weight_units(
     return _whole_units(given)
 
 
-def units_without(
-    units: Int64[np.ndarray, "sources"], spent: Bool[np.ndarray, "sources"]
-) -> Int64[np.ndarray, "sources"]:
+def units_without(units: PerSource, spent: Bool[np.ndarray, "sources"]) -> PerSource:
     """Return weights without the sources that are spent.
 
     The others keep their proportions and sum to UNITS; all are 0 where no other source has any.
@@ -172,7 +168,7 @@ def _check_ramp(number: int, phase: Phase, start: float) -> None:
 
 
 def _whole_units(
-    weights: Float[np.ndarray, "sources"] | Int64[np.ndarray, "sources"],
+    weights: Shaped[np.ndarray, "sources"],
 ) -> np.ndarray:
     """Return weights as integers that sum to UNITS, in the same proportions."""
     units = np.rint(weights / weights.sum() * UNITS).astype(np.int64)

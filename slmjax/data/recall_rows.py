@@ -37,7 +37,13 @@ class Questions(NamedTuple):
 
 
 def associative_recall(
-    rows: int, length: int, pairs: int, *, seed: Seed, vocab: int = 8192, power: float = 0.01
+    rows: int,
+    length: int,
+    pairs: int,
+    *,
+    seed: Seed,
+    vocab: int = 8192,
+    power: float = 0.01,
 ) -> Questions:
     """Return rows of multi-query associative recall: keys with values, then each key once more.
 
@@ -54,26 +60,36 @@ def associative_recall(
     if length % 2 or 4 * pairs > length:
         needed = f"need an even length of at least {4 * pairs}; it is {length}"
         raise ValueError(f"{pairs} pairs and {pairs} queries {needed}.")
-    # Token 0 is no key.
-    if pairs > vocab // 2 - 1:
+    # Keys are 1 to half - 1, values from half on.
+    half = vocab // 2
+    if pairs > half - 1:
         raise ValueError(
             f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}."
         )
     random = np.random.default_rng(seed)
-    keys = 1 + _distinct(random, rows, pairs, vocab // 2 - 1)
-    values = vocab // 2 + _distinct(random, rows, pairs, vocab - vocab // 2)
-    places = np.arange(1, (length - 2 * pairs) // 2 + 1)
-    gaps = _weighted(random, rows, pairs, np.log(places) * (power - 1))
-    tokens = random.integers(0, vocab, (rows, length), dtype=np.int32)
-    tokens[:, 0 : 2 * pairs : 2] = keys
-    tokens[:, 1 : 2 * pairs : 2] = values
-    asked = 2 * pairs + 2 * gaps
+    keys = 1 + _distinct(random, rows, pairs, half - 1)  # [rows, pairs]
+    values = half + _distinct(random, rows, pairs, vocab - half)
+    end_of_pairs = 2 * pairs
+    # A key comes again `gap` pairs of places behind the end of the pairs.
+    places = np.arange(1, (length - end_of_pairs) // 2 + 1)
+    log_weights = np.log(places) * (power - 1)
+    gaps = _weighted(random, rows, pairs, log_weights)
+    shape = (rows, length)
+    tokens = random.integers(0, vocab, shape, dtype=np.int32)
+    tokens[:, 0:end_of_pairs:2] = keys
+    tokens[:, 1:end_of_pairs:2] = values
+    asked = end_of_pairs + 2 * gaps
     np.put_along_axis(tokens, asked, keys, axis=1)
     return Questions(tokens, asked.astype(np.int32), values.astype(np.int32))
 
 
 def selective_copy(
-    rows: int, length: int, copied: int = 16, *, seed: Seed, vocab: int = SMALL_VOCAB
+    rows: int,
+    length: int,
+    copied: int = 16,
+    *,
+    seed: Seed,
+    vocab: int = SMALL_VOCAB,
 ) -> Questions:
     """Return rows with `copied` tokens scattered among noise, then as many marks.
 
@@ -87,16 +103,26 @@ def selective_copy(
         needed = f"need a length of at least {2 * copied}; it is {length}"
         raise ValueError(f"{copied} tokens and {copied} marks {needed}.")
     random = np.random.default_rng(seed)
+    first_mark = length - copied
+    places = _distinct(random, rows, copied, first_mark)
+    places = np.sort(places, axis=1)
+    shape = (rows, copied)
+    drawn = random.integers(1, vocab - 1, shape, dtype=np.int32)
     tokens = np.zeros((rows, length), np.int32)
-    places = np.sort(_distinct(random, rows, copied, length - copied), axis=1)
-    drawn = random.integers(1, vocab - 1, (rows, copied), dtype=np.int32)
     np.put_along_axis(tokens, places, drawn, axis=1)
-    tokens[:, -copied:] = vocab - 1
-    asked = np.tile(np.arange(length - copied, length, dtype=np.int32), (rows, 1))
+    tokens[:, first_mark:] = vocab - 1
+    marks = np.arange(first_mark, length, dtype=np.int32)
+    asked = np.tile(marks, (rows, 1))
     return Questions(tokens, asked, drawn)
 
 
-def induction(rows: int, length: int, *, seed: Seed, vocab: int = SMALL_VOCAB) -> Questions:
+def induction(
+    rows: int,
+    length: int,
+    *,
+    seed: Seed,
+    vocab: int = SMALL_VOCAB,
+) -> Questions:
     """Return rows of random tokens with one special token twice, the second time at the end.
 
     The question is what followed the first. The special token is vocab - 1.
@@ -107,12 +133,16 @@ def induction(rows: int, length: int, *, seed: Seed, vocab: int = SMALL_VOCAB) -
     if length < 3:
         raise ValueError(f"induction needs a length of at least 3; it is {length}.")
     random = np.random.default_rng(seed)
-    tokens = random.integers(0, vocab - 1, (rows, length), dtype=np.int32)
+    special = vocab - 1
+    shape = (rows, length)
+    tokens = random.integers(0, special, shape, dtype=np.int32)
+    # A token has to follow the first special one before the second comes.
     first = random.integers(0, length - 2, (rows, 1))
-    np.put_along_axis(tokens, first, vocab - 1, axis=1)
-    tokens[:, -1] = vocab - 1
+    np.put_along_axis(tokens, first, special, axis=1)
+    tokens[:, -1] = special
     answers = np.take_along_axis(tokens, first + 1, axis=1)
-    return Questions(tokens, np.full((rows, 1), length - 1, np.int32), answers)
+    asked = np.full((rows, 1), length - 1, np.int32)
+    return Questions(tokens, asked, answers)
 
 
 class Puzzle(NamedTuple):
@@ -140,8 +170,12 @@ def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Pu
     Raises: UserError for another name, and for rows that cannot be made.
     """
     kind, *words = name.split(":")
-    numbers = [int(word) for word in words if word.isdecimal() and int(word) > 0]
-    if NUMBERS.get(kind) != len(words) or len(numbers) != len(words):
+    numbers = []
+    for word in words:
+        if word.isdecimal() and int(word) > 0:
+            numbers.append(int(word))
+    has_all = NUMBERS.get(kind) == len(words)
+    if not has_all or len(numbers) != len(words):
         raise UserError(f"{field}: '{name}' is none of {FORMS}.")
     length = numbers[0]
     answers = 1
@@ -155,6 +189,7 @@ def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Pu
     else:
         answers = numbers[1]
         draw = functools.partial(associative_recall, length=length, pairs=answers, vocab=vocab)
+    # Whether the numbers fit shows in the first row.
     try:
         draw(1, seed=0)
     except ValueError as error:
@@ -170,15 +205,22 @@ def puzzle_fields(puzzle: Puzzle, batch: int, places: int | None = None) -> Fiel
     fields = dict(text_fields(batch, puzzle.length, places))
     # The questions say what the loss is of.
     del fields["targets"], fields["weights"]
-    asked = Field((batch, puzzle.answers), "int32", ("batch", None))
+    shape = (batch, puzzle.answers)
+    asked = Field(shape, "int32", ("batch", None))
     return fields | {"asked": asked, "answers": asked}
 
 
 def puzzle_batch(questions: Questions) -> Arrays:
     """Return the arrays of `puzzle_fields`: each row is one document."""
     tokens = questions.tokens
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return {**questions._asdict(), "segments": np.ones_like(tokens), "positions": positions}
+    positions = np.arange(tokens.shape[1], dtype=np.int32)
+    return {
+        "tokens": tokens,
+        "asked": questions.asked,
+        "answers": questions.answers,
+        "segments": np.ones_like(tokens),
+        "positions": np.broadcast_to(positions, tokens.shape),
+    }
 
 
 class PuzzleRows:
@@ -229,8 +271,14 @@ class PuzzleRows:
 
     def read(self, step: int, rows: Sequence[int]) -> Questions:
         """See Rows."""
-        picked = np.array([self._example(step * self.batch + row) for row in rows])
-        return Questions(*(array[picked] for array in self.questions))
+        first = step * self.batch
+        picked = np.array([self._example(first + row) for row in rows])
+        questions = self.questions
+        return Questions(
+            tokens=questions.tokens[picked],
+            asked=questions.asked[picked],
+            answers=questions.answers[picked],
+        )
 
     def unpack(self, compact: Questions) -> Arrays:
         """See Rows."""
@@ -238,9 +286,13 @@ class PuzzleRows:
 
     def fingerprint(self, step: int) -> str:
         """See Rows."""
-        settings = [self.name, self.vocab, self.examples, self.batch, self.seed]
-        decides = {"format": FORMAT, "rows": settings} if step else {}
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        # Nothing has been read before step 0, so any rows may begin there.
+        decides = {}
+        if step:
+            settings = [self.name, self.vocab, self.examples, self.batch, self.seed]
+            decides = {"format": FORMAT, "rows": settings}
+        content = json.dumps(decides)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def _example(self, number: int) -> int:
         """Return the example that is row `number` of the run."""
@@ -260,25 +312,36 @@ class PuzzleRows:
 
 
 def _distinct(
-    random: np.random.Generator, rows: int, count: int, choices: int
+    random: np.random.Generator,
+    rows: int,
+    count: int,
+    choices: int,
 ) -> Int[np.ndarray, "rows count"]:
     """Return numbers below `choices`, none twice in a row, in random order.
 
     Source: Floyd's algorithm (Bentley and Floyd 1987).
     """
     drawn = np.zeros((rows, count), np.int64)
-    for i, largest in enumerate(range(choices - count, choices)):
+    first_largest = choices - count
+    for i in range(count):
+        largest = first_largest + i
         number = random.integers(0, largest + 1, rows)
         # A number that is drawn already makes room for the one that was not possible before.
-        is_drawn = (drawn[:, :i] == number[:, None]).any(1)
+        is_equal = drawn[:, :i] == number[:, None]
+        is_drawn = is_equal.any(1)
         drawn[:, i] = np.where(is_drawn, largest, number)
     return random.permuted(drawn, axis=1)
 
 
 def _weighted(
-    random: np.random.Generator, rows: int, count: int, log_weights: Float[np.ndarray, "choices"]
+    random: np.random.Generator,
+    rows: int,
+    count: int,
+    log_weights: Float[np.ndarray, "choices"],
 ) -> Int[np.ndarray, "rows count"]:
     """Return numbers as `_distinct` does, in the order of a draw by weights."""
     # Gumbel's trick: the largest sums of log weight and noise are such a draw.
-    noise = random.gumbel(size=(rows, len(log_weights))) + log_weights
-    return np.argsort(-noise, axis=1)[:, :count]
+    shape = (rows, len(log_weights))
+    sums = random.gumbel(size=shape) + log_weights
+    largest_first = np.argsort(-sums, axis=1)
+    return largest_first[:, :count]

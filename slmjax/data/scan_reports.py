@@ -6,9 +6,11 @@ from slmjax.data.preparation_plan import PreparationPlan, Unusable
 
 # Numbers that are added up over the files of a source.
 COUNTS = ("lines", "documents", "bytes", "damaged", "marks")
+# What the scan says of a source, or of a file, see `added_reports`.
+Report = dict[str, Any]
 
 
-def added_reports(plan: PreparationPlan) -> dict[str, dict[str, Any]]:
+def added_reports(plan: PreparationPlan) -> dict[str, Report]:
     """Return {source: report}, read from what the scan has written for each file.
 
     A report has COUNTS, size (bytes of the files), faults ({reason: count}) and first_faults (a
@@ -17,7 +19,10 @@ def added_reports(plan: PreparationPlan) -> dict[str, dict[str, Any]]:
     """
     totals = {}
     for source in plan.sources:
-        totals[source.name] = _empty_report() | {"matched": 0, "heldout_files": []}
+        total = _empty_report()
+        total["matched"] = 0
+        total["heldout_files"] = []
+        totals[source.name] = total
     for job in plan.jobs(own=False):
         unit = job.unit
         for file, report in zip(unit.files, job.scanned(), strict=True):
@@ -34,7 +39,7 @@ def added_reports(plan: PreparationPlan) -> dict[str, dict[str, Any]]:
     return totals
 
 
-def check_faults(reports: dict[str, dict], limit: float) -> None:
+def check_faults(reports: dict[str, Report], limit: float) -> None:
     """Check the records of all sources and of each held-out file.
 
     Args:
@@ -50,23 +55,25 @@ def check_faults(reports: dict[str, dict], limit: float) -> None:
             _check_report(where, file_report, limit)
 
 
-def _empty_report() -> dict[str, Any]:
-    return {**dict.fromkeys(COUNTS, 0), "size": 0, "faults": {}, "first_faults": []}
+def _empty_report() -> Report:
+    report = dict.fromkeys(COUNTS, 0)
+    return report | {"size": 0, "faults": {}, "first_faults": []}
 
 
-def _add(total: dict[str, Any], report: dict[str, Any]) -> None:
+def _add(total: Report, report: Report) -> None:
     """Add a file's report to a total."""
     for field in COUNTS:
         total[field] += report.get(field, 0)
     # Reasons and their first sentences are in the same order.
-    for (reason, count), first in zip(report["faults"].items(), report["first_faults"]):
+    faults = report["faults"].items()
+    for (reason, count), first in zip(faults, report["first_faults"]):
         if reason not in total["faults"]:
             total["first_faults"].append(first)
             total["faults"][reason] = 0
         total["faults"][reason] += count
 
 
-def _check_report(where: str, report: dict, limit: float) -> None:
+def _check_report(where: str, report: Report, limit: float) -> None:
     bad = sum(report["faults"].values())
     bad_share = bad / max(1, report["lines"])
     # A damaged file may have lost any number of records, so its bytes count too.

@@ -20,6 +20,10 @@ BLOCK_ROWS = 1024
 # Weights are integers with this denominator, so that counts are exact on every machine.
 UNITS = 2**30
 
+# Integers, one for each source: weights, dues or counts.
+PerSource = Int64[np.ndarray, "sources"]
+
+# A batch needs one block or two; a few more serve threads that read ahead.
 RECENT_BLOCKS = 8
 # Added to a count of 0: where a weight begins at 0, the row at which 0 rows are due is 0 / 0.
 TINY_COUNT = 2.0**-60
@@ -59,9 +63,9 @@ class Stretch:
         names: Sequence[str],
         seed: int,
         start: int,
-        units: Int64[np.ndarray, "sources"],
+        units: PerSource,
         *,
-        old: Int64[np.ndarray, "sources"] | None = None,
+        old: PerSource | None = None,
         ramp: int = 0,
     ):
         self.start = start
@@ -73,8 +77,11 @@ class Stretch:
         self._names = tuple(names)
         self._seed = seed
         # Place of each source in the alphabet; it breaks ties.
-        self._alphabetical = np.argsort(np.argsort(np.array(names)))
-        by_weight = np.lexsort((self._alphabetical, -(self.old + self.units)))
+        alphabet = np.argsort(np.array(names))
+        self._alphabetical = np.argsort(alphabet)
+        # Units that rounding leaves go to the source with the largest weight on average.
+        both_ends = self.old + self.units
+        by_weight = np.lexsort((self._alphabetical, -both_ends))
         self._largest = int(by_weight[0])
         # Row b holds the counts after b blocks. It grows when a later block is asked for.
         self._edges = np.zeros((1, len(names)), np.int64)
@@ -85,18 +92,20 @@ class Stretch:
         block, inside = divmod(row, BLOCK_ROWS)
         sources, ranks = self._block(block)
         source = sources[inside]
-        return source, int(self._edge(block)[source]) + ranks[inside]
+        before_block = int(self._edge(block)[source])
+        return source, before_block + ranks[inside]
 
-    def counts(self, rows: int) -> Int64[np.ndarray, "sources"]:
+    def counts(self, rows: int) -> PerSource:
         """Return the rows of each source among the first `rows` rows."""
         block, inside = divmod(rows, BLOCK_ROWS)
         counts = self._edge(block)
         if not inside:
             return counts
         begun = self._block(block).sources[:inside]
-        return counts + np.bincount(begun, minlength=len(self.units))
+        counts_inside = np.bincount(begun, minlength=len(self.units))
+        return counts + counts_inside
 
-    def due(self, rows: int) -> Int64[np.ndarray, "sources"]:
+    def due(self, rows: int) -> PerSource:
         """Return the sum of each source's weights over the first `rows` rows, in units of 2^-30.
 
         Together they are exactly 2^30 x `rows`.
@@ -108,22 +117,29 @@ class Stretch:
         # The square needs more than 64 bits, so one factor m is divided by 2 ramp first. The
         # remainder is below 2^32 and m below 2^31: their product fits.
         inside = min(rows, self.ramp)
-        quotient, remainder = np.divmod((self.units - self.old) * inside, 2 * self.ramp)
-        line = (self.old + quotient) * inside + remainder * inside // (2 * self.ramp)
-        due = line + self.units * (rows - inside)
-        # Rounding down has left a few units, which go to the source with the largest weight.
-        due[self._largest] += UNITS * rows - int(due.sum())
+        divisor = 2 * self.ramp
+        change = self.units - self.old
+        quotient, remainder = np.divmod(change * inside, divisor)
+        due = (self.old + quotient) * inside
+        due += remainder * inside // divisor
+        # Behind the ramp the weights stay.
+        due += self.units * (rows - inside)
+        # Rounding down has left a few units.
+        missing = UNITS * rows - int(due.sum())
+        due[self._largest] += missing
         return due
 
-    def units_at(self, row: int) -> Int64[np.ndarray, "sources"]:
+    def units_at(self, row: int) -> PerSource:
         """Return the weights at a row of the stretch, in units of 2^-30, summing to 2^30."""
         if row >= self.ramp:
             return self.units
-        units = self.old + (self.units - self.old) * row // self.ramp
-        units[self._largest] += UNITS - int(units.sum())
+        change = (self.units - self.old) * row // self.ramp
+        units = self.old + change
+        missing = UNITS - int(units.sum())
+        units[self._largest] += missing
         return units
 
-    def reached(self, left: Int64[np.ndarray, "sources"], rows: int) -> int:
+    def reached(self, left: PerSource, rows: int) -> int:
         """Return after how many rows some source has given all rows that it has left.
 
         Args:
@@ -142,7 +158,8 @@ class Stretch:
         while block < last_block and np.all(self._edge(block) < left):
             block = min(2 * block, last_block)
         self._edge(block)
-        used_up = np.flatnonzero((self._edges >= left).any(1))
+        is_used_up = self._edges >= left  # [edges, sources]
+        used_up = np.flatnonzero(is_used_up.any(1))
         if not len(used_up):
             return rows
 
@@ -150,23 +167,26 @@ class Stretch:
         block = int(used_up[0]) - 1
         order = self._block(block)
         sources = np.array(order.sources)
-        given = np.array(order.ranks) + self._edge(block)[sources] + 1
+        before_block = self._edge(block)[sources]
+        # How many rows the source of each row has given by then, this one included.
+        given = np.array(order.ranks) + before_block + 1
         last_of_source = np.flatnonzero(given == left[sources])
-        return min(rows, block * BLOCK_ROWS + int(last_of_source[0]) + 1)
+        row = block * BLOCK_ROWS + int(last_of_source[0])
+        return min(rows, row + 1)
 
-    def _edge(self, block: int) -> Int64[np.ndarray, "sources"]:
+    def _edge(self, block: int) -> PerSource:
         """Return the rows of each source in the first `block` blocks."""
         if block >= len(self._edges):
-            edges = list(self._edges)
             # At least doubled, so that walking through a run copies each edge a few times only.
-            while len(edges) <= max(block, 2 * len(self._edges)):
-                edges.append(self._next_edge(edges[-1], len(edges) * BLOCK_ROWS))
+            last = max(block, 2 * len(self._edges))
+            edges = list(self._edges)
+            while len(edges) <= last:
+                rows = len(edges) * BLOCK_ROWS
+                edges.append(self._next_edge(edges[-1], rows))
             self._edges = np.array(edges)
         return self._edges[block]
 
-    def _next_edge(
-        self, counts: Int64[np.ndarray, "sources"], rows: int
-    ) -> Int64[np.ndarray, "sources"]:
+    def _next_edge(self, counts: PerSource, rows: int) -> PerSource:
         """Return the counts at the next block edge, `rows` rows into the stretch.
 
         Each is its due, rounded down or up, and never less than `counts`, those of the edge before.
@@ -178,8 +198,9 @@ class Stretch:
         # but not before more than n are due. The sources whose deadline is next get the spare rows.
         released = np.flatnonzero(new_counts * UNITS < due)
         deadlines = self._row_when_due(released, new_counts[released] + 1)
-        earliest = np.lexsort((self._alphabetical[released], deadlines))[:spare_rows]
-        new_counts[released[earliest]] += 1
+        by_deadline = np.lexsort((self._alphabetical[released], deadlines))
+        earliest = released[by_deadline[:spare_rows]]
+        new_counts[earliest] += 1
         return new_counts
 
     def _row_when_due(
@@ -199,7 +220,9 @@ class Stretch:
         # In the ramp x solves old x + (new - old) x^2 / (2 ramp) = count. This form of the root
         # divides by a sum, so that nothing cancels where old and new are nearly equal.
         with np.errstate(divide="ignore", invalid="ignore"):
-            root = np.sqrt(np.maximum(old * old + 2 * (new - old) * count / ramp, 0))
+            discriminant = old * old + 2 * (new - old) * count / ramp
+            # Beyond the ramp it may be negative; the value is not used there.
+            root = np.sqrt(np.maximum(discriminant, 0))
             in_ramp = 2 * count / (old + root)
             after_ramp = ramp + (count - due_in_ramp) / new
             return np.where(count <= due_in_ramp, in_ramp, after_ramp)
@@ -223,14 +246,17 @@ class Stretch:
             shares = self._random_shares(source, int(counts[source]), block)
             if first < self.ramp:
                 # The source's weight moves: equal parts of its due are unequal numbers of rows.
-                due = begin[source] + shares * (end[source] - begin[source])
+                due_in_block = end[source] - begin[source]
+                due = begin[source] + shares * due_in_block
                 shares = np.sort(self._row_when_due(source, due))
             places[sources == source] = shares
         order = np.lexsort((self._alphabetical[sources], places))
+        # Lists: picking one row from them is faster than from arrays.
         return BlockOrder(sources[order].tolist(), ranks[order].tolist())
 
     def _random_shares(self, source: int, count: int, block: int) -> Float64[np.ndarray, "count"]:
         """Return a random place in each of `count` equal parts of [0, 1)."""
         name = self._names[source]
         bits = random_bits(count, "mixture", self._seed, name, self.start, block)
-        return (np.arange(count) + unit_floats(bits)) / count
+        place_in_part = unit_floats(bits)
+        return (np.arange(count) + place_in_part) / count
