@@ -70,6 +70,7 @@ class BatchPlan:
         # Recipes list every source: those without a score or a cap are left out here.
         self.scores = _without_empty(scores)
         self.max_epochs = _without_empty(max_epochs)
+        # The same for all sources, and part of the fingerprint.
         self.row_settings = {
             "seq_len": seq_len,
             "seed": seed,
@@ -79,11 +80,6 @@ class BatchPlan:
         self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
 
-        caps = {}
-        for name, plan in zip(self.train, self.row_plans):
-            if name in self.max_epochs:
-                rows = self.max_epochs[name] * plan.rows_per_epoch
-                caps[name] = math.floor(rows + ROUNDING)
         self.mixture = Mixture(
             tuple(self.train),
             [plan.tokens for plan in self.row_plans],
@@ -92,7 +88,7 @@ class BatchPlan:
             seed,
             weights=weights,
             align=batch,
-            caps=caps,
+            caps=self._caps(),
             row_tokens=seq_len,
         )
 
@@ -110,7 +106,7 @@ class BatchPlan:
         documents = []
         for source, row in self.rows(step):
             spans = self.row_plans[source].row(row)
-            # A kernel keeps one place also for a row that is empty.
+            # A row without documents takes a place too.
             documents.append(max(1, len(spans)))
         return crowd(np.array(documents), parts, ways)
 
@@ -120,8 +116,10 @@ class BatchPlan:
 
         Rounded up to a whole number for each row that it holds.
         """
+        # Rows that a device holds of a microbatch.
         rows = self.batch // math.prod(self.cuts)
         if self.max_segments == 1:
+            # Nothing to count: every row is one document.
             return rows
         scanned = min(self.total_rows, SCANNED_ROWS)
         steps = max(1, scanned // self.batch)
@@ -231,6 +229,7 @@ class BatchPlan:
         begun = self.mixture.begun(step * self.batch)
         names = set()
         for _, weights, *ramp in begun:
+            # A source that has only been without a weight so far has decided nothing.
             names.update(weights)
             if ramp:
                 _, old_weights = ramp
@@ -268,6 +267,7 @@ class BatchPlan:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, row_plans=[])
+        # They are made from the rest of the state, which is there now.
         self.row_plans = self._row_plans(state["row_plans"])
 
     def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
@@ -280,11 +280,21 @@ class BatchPlan:
             plans.append(plan)
         return plans
 
+    def _caps(self) -> dict[str, int]:
+        """Return the most rows of each source that has a bound on its epochs."""
+        caps = {}
+        for name, plan in zip(self.train, self.row_plans):
+            if name in self.max_epochs:
+                rows = self.max_epochs[name] * plan.rows_per_epoch
+                caps[name] = math.floor(rows + ROUNDING)
+        return caps
+
     def _scores_of(self, name: str) -> np.ndarray | None:
         """Return the score of each document of a source, to be visited from low to high."""
         if name not in self.scores:
             return None
         scores = self.train[name].scores
+        # "-NAME" is from high to low.
         if self.scores[name].startswith("-"):
             return -scores
         return scores

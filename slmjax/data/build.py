@@ -49,6 +49,7 @@ def build_shards(plan: PreparationPlan, alone: bool) -> None:
     except DamagedPart as error:
         if not alone:
             raise
+        # No part of the work can be trusted now: begin anew.
         plan.crew.say(f"{error.path} is damaged; preparing again")
         shutil.rmtree(plan.folder)
         build_shards(plan, alone)
@@ -69,6 +70,7 @@ def ready(plan: PreparationPlan) -> bool:
     names = [source.name for source in plan.sources]
     broken = broken_file(plan.folder, names, plan.settings)
     if broken:
+        # Without a manifest the folder counts as unfinished for every other process too.
         plan.crew.say(f"{broken} is missing or damaged; preparing again")
         manifest.unlink(missing_ok=True)
     return not broken
@@ -96,6 +98,7 @@ def _take_steps(plan: PreparationPlan) -> None:
         _collect(plan, choice)
     with _timed(seconds, "tokenize"):
         _tokenize(plan, choice)
+    # One host writes what is of all hosts; the others wait for it.
     if plan.crew.host == 0:
         finish_folder(plan, reports, choice, seconds)
     plan.wait({plan.folder / "manifest.json": 0}, "finish")
@@ -196,6 +199,7 @@ def _collect(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     plan.run("collect", passes.collect, tasks)
     plan.wait(plan.parts("heldout", ".jsonl"), "collect held-out text")
 
+    # All hosts look for these shingles in the training text.
     path = plan.folder / WORK / "shingles.bin"
     if plan.crew.host == 0 and not path.exists():
         hashes = [np.zeros(0, np.uint64)]
@@ -221,6 +225,6 @@ def _is_tokenized(plan: PreparationPlan, job: Job) -> bool:
     """Whether all shards of a unit are there, as they were written."""
     if not job.path("train", ".json").exists():
         return False
-    # A killed process may have left a report whose shards did not reach the disk.
+    # The report alone proves nothing: a shard may be lost or damaged since.
     entries = job.report("train")["shards"]
     return not any(Shard(**entry).fault(plan.folder) for entry in entries)

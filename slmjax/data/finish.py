@@ -24,7 +24,7 @@ DOCUMENTS_PER_MARK = 10
 
 
 class HeldoutTest(NamedTuple):
-    """What decides whether a held-out document stays.
+    """The test that decides whether a held-out document stays.
 
     seen: which of the matcher's shingles training has.
     may_change: whether the tokenizer is a given one, which may not keep every text.
@@ -50,6 +50,7 @@ def finish_folder(
     Raises: Unusable where a source has nothing left to train on, or a held-out file nothing that
       training has not seen.
     """
+    # Only training units are tokenized; held-out documents are collected already.
     reports_of_units = plan.parts("train", ".json", kind="train")
     plan.wait(reports_of_units, "tokenize their files")
     jobs = plan.jobs(own=False)
@@ -59,6 +60,7 @@ def finish_folder(
     warnings += _tokenizer_warnings(plan, tokenizer)
     sources = {}
     for source in plan.sources:
+        # None for a source that is a prepared folder: its shards stay where they are.
         own = [job for job in jobs if job.unit.source.name == source.name]
         entry = _source_entry(plan, source, own, reports[source.name], test)
         if own and not entry["shards"]:
@@ -204,6 +206,7 @@ def _write_unit(
                 tally["changed"] += 1
                 continue
             is_seen = seen_in_training(text, test.matcher, test.seen)
+            # Removed documents are counted, so that a report can say how much was known already.
             side = "removed" if is_seen else "kept"
             tally[f"{side} documents"] += 1
             tally[f"{side} bytes"] += document["bytes"]

@@ -35,6 +35,7 @@ def heldout_batches(
       local_rows: which rows of each batch to read; None: all.
       max_segments: most documents of a row.
     """
+    # Documents are taken in order, not by size: the first ones are the same whatever the limit.
     documents = len(shards.lengths)
     if max_tokens is not None:
         ends = np.cumsum(shards.lengths)
@@ -64,6 +65,7 @@ class HeldoutBatches:
         self._local_rows = local_rows
 
     def __len__(self) -> int:
+        # The last batch may have fewer rows than the others.
         return -(-len(self._rows) // self._batch)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -76,6 +78,7 @@ class HeldoutBatches:
 
     def _row(self, number: int) -> tuple[DocumentSpan, ...]:
         """Return the spans of a row; none behind the last one."""
+        # Every process yields the same number of batches, so some of its rows may be empty.
         if number < len(self._rows):
             return self._rows[number]
         return ()

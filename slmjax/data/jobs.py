@@ -30,6 +30,7 @@ class PreparationUnit:
     @property
     def name(self) -> str:
         """The name of the unit in its files: unique within a prepared folder."""
+        # A unit of several files names its first and its last one: bundled otherwise, another name.
         name = f"{self.source.name}-{self.kind}-{self.index:05d}"
         if len(self.files) > 1:
             last = self.index + len(self.files) - 1
@@ -48,6 +49,7 @@ def units_of(
     kind: str,
 ) -> list[PreparationUnit]:
     """Return the units of a source's files."""
+    # Small files are bundled where there are many.
     units = []
     for index, together in bundles(files):
         units.append(PreparationUnit(source, together, kind, index))

@@ -8,6 +8,7 @@ from typing import Any
 from slmjax.data.shard_files import Shard
 from slmjax.errors import UserError
 
+# Of manifests and shards: raised when a folder of an earlier version cannot be read any more.
 FORMAT = 2
 
 
@@ -59,6 +60,7 @@ def broken_file(folder: Path, names: list[str], settings: dict) -> str:
         manifest = read_manifest(folder)
     except UserError:
         return manifest_path
+    # What is hashed below are the plan's settings: the manifest's own names are compared here.
     sources = manifest["sources"]
     if list(sources) != names:
         return manifest_path
@@ -81,6 +83,7 @@ def prepared_fingerprint(settings: dict, tokenizer: str, sources: dict[str, dict
       tokenizer: its SHA-256.
       sources: as the manifest has them.
     """
+    # Hashes of tables: a table has the content hash of every document.
     digests = []
     for source in sources.values():
         for shard in _shards_of(source):
@@ -114,6 +117,8 @@ def _text_hash(path: Path) -> str:
 
 def _is_complete(manifest: dict) -> bool:
     """Whether all that is read from a manifest is there, with the right types."""
+    # Somebody may have edited the file: reading on with a value of another type would fail much
+    # later, with an error that names no file.
     try:
         texts: list[Any] = [manifest["fingerprint"], manifest["tokenizer"]["sha256"]]
         texts += manifest["warnings"]

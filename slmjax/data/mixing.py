@@ -11,6 +11,7 @@ from slmjax.data.phases import Phase, own_weights, parse_phases, units_without, 
 from slmjax.data.stretch import UNITS, PerSource, Stretch
 from slmjax.errors import UserError
 
+# A cap that no run reaches, so that sources without one need no other arithmetic.
 NO_CAP = np.iinfo(np.int64).max
 
 
@@ -76,23 +77,7 @@ class Mixture:
             constant = own_weights(self.names, tokens, weights or {})
             planned = (Phase(1.0, constant),)
             fields = ["data.sources"]
-
-        def aligned(share: float) -> int:
-            return round(share * total_rows / align) * align
-
-        units = []
-        for field, phase in zip(fields, planned):
-            units.append(weight_units(self.names, phase.weights, field))
-        start = 0
-        for number, phase in enumerate(planned):
-            stop = total_rows
-            if number < len(planned) - 1:
-                stop = min(total_rows, aligned(phase.until))
-            # The first phase has no ramp, so its old weights do not matter.
-            old = units[max(0, number - 1)]
-            ramp = aligned(phase.ramp)
-            self._add_phase(fields[number], old, units[number], ramp, start, stop)
-            start = stop
+        self._add_phases(planned, fields, align)
         self._starts = [stretch.start for stretch in self._stretches]
 
     def __len__(self) -> int:
@@ -127,6 +112,7 @@ class Mixture:
 
         It is what `rows_before` rounds to whole rows.
         """
+        # The first is for g = 0, which no stretch begins before.
         sums = [np.zeros(len(self.names))]
         for stretch, stop in self._stretches_with_stops(g):
             if stretch.start < g:
@@ -156,6 +142,7 @@ class Mixture:
         """
         reached = []
         for stretch in self._stretches:
+            # What begins later has decided nothing yet.
             if stretch.start >= g:
                 continue
             entry = (stretch.start, self._by_name(stretch.units))
@@ -179,6 +166,28 @@ class Mixture:
         """Yield each stretch with the row at which it ends; the last one ends at `last_stop`."""
         stops = [*self._starts[1:], last_stop]
         return zip(self._stretches, stops)
+
+    def _add_phases(self, phases: Sequence[Phase], fields: Sequence[str], align: int) -> None:
+        """Append the stretches of all phases; fields: of the config, for errors."""
+
+        def aligned(share: float) -> int:
+            return round(share * self.total_rows / align) * align
+
+        # All weights are checked before the first stretch is made.
+        units = []
+        for field, phase in zip(fields, phases):
+            units.append(weight_units(self.names, phase.weights, field))
+        start = 0
+        for number, phase in enumerate(phases):
+            # The last phase ends with the run, also where this is no multiple of `align`.
+            stop = self.total_rows
+            if number < len(phases) - 1:
+                stop = min(self.total_rows, aligned(phase.until))
+            # The first phase has no ramp, so its old weights do not matter.
+            old = units[max(0, number - 1)]
+            ramp = aligned(phase.ramp)
+            self._add_phase(fields[number], old, units[number], ramp, start, stop)
+            start = stop
 
     def _add_phase(
         self,
@@ -204,6 +213,7 @@ class Mixture:
             if ramp:
                 wanted |= given_old > 0
             for source in np.flatnonzero(wanted & spent):
+                # A report names the first row from which on the others take its share.
                 self.spent.setdefault(self.names[source], start)
 
             if not ramp:
@@ -230,6 +240,7 @@ class Mixture:
             # A source without a weight cannot reach its cap here.
             has_weight = old + new > 0
             left = np.where(has_weight, self._caps - before, NO_CAP)
+            # Up to the next cap, or to the end.
             rows = stretch.reached(left, end - start)
             self._stretches.append(stretch)
             self._before.append(before + stretch.counts(rows))

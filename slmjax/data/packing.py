@@ -97,6 +97,7 @@ class RowPlan:
         epoch, row = divmod(r, self.rows_per_epoch)
         if self._packing == "concat":
             return tuple(self._cut_row(epoch, row).tuples())
+        # Rows are mostly asked for in order, and a window is packed as a whole.
         window, row = divmod(row, self._window_rows)
         packed = self._windows.get(
             (epoch, window), lambda: self._pack(epoch, window, self.max_segments)
@@ -107,6 +108,7 @@ class RowPlan:
     def mean_segments(self) -> float:
         """Spans of a row, on average over an epoch."""
         if self._packing == "concat":
+            # Every document starts one span, and every row edge cuts one in two.
             return 1 + len(self._lengths) / self.rows_per_epoch
         pieces = -(-self._lengths // self._seq_len)
         return int(pieces.sum()) / self.rows_per_epoch
@@ -200,7 +202,7 @@ class RowPlan:
         offsets = np.maximum(start - begins, 0)
         lengths = ends - begins - offsets
         spans = Spans(order[first:last], offsets, lengths)
-        # A document without tokens can lie at the start.
+        # A document without tokens has no piece.
         return spans.pick(lengths > 0)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,12 +218,14 @@ class RowPlan:
             order = np.argsort(bits, kind="stable")
         else:
             order = self._order_by_score(bits)
+        # In tokens of the stream, [docs + 1]; a row is found in them by bisection.
         ends = np.cumsum(self._lengths[order])
         edges = np.concatenate([[0], ends])
         return order, edges
 
     def _order_by_score(self, bits: np.ndarray) -> np.ndarray:
         """Return the documents from low to high score, each moved forward by some noise."""
+        # Documents with equal scores are in random order.
         ranked = np.lexsort((bits, self._scores))
         noise = unit_floats(bits[ranked]) * SCORE_NOISE
         # Where each document ends in the epoch, as a share of its tokens.

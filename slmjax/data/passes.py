@@ -44,6 +44,7 @@ class FileScan(NamedTuple):
 
 def scan_files(job: Job) -> None:
     """Count a unit's documents, bytes and faults; write its groups and a sample of its text."""
+    # Each file by itself: what comes out must not depend on how files are bundled.
     scans = []
     for file, sample_size in zip(job.unit.files, job.samples, strict=True):
         scans.append(_scan(job, file, sample_size))
@@ -85,6 +86,7 @@ def holding(job: Job, chosen: np.ndarray) -> list[int]:
 
 def collect(job: Job, chosen: np.ndarray) -> None:
     """Write the unit's held-out documents: those of `chosen` groups, or all of a held-out file."""
+    # A set: its look-up is much faster than a search in the array for each document.
     chosen_ids = set(chosen.tolist())
     takes_all = job.unit.kind == "heldout"
     lines = []
@@ -126,6 +128,7 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
             texts = [document.text for _, document in chunk]
             encoded = tokenizer.encode_arrays(texts)
             for (file, document), ids in zip(chunk, encoded, strict=True):
+                # A file without training documents is not named in the shard.
                 if file is not current_file:
                     writer.next_file(file.name)
                     current_file = file
@@ -150,6 +153,7 @@ def content_hash(files: Sequence[SourceFile], source: Source, entry: Path) -> No
         except OSError as error:
             raise unreadable(file, source, error) from error
         digests.append(digest.hexdigest())
+        # A file that somebody is still writing would get the hash of no version of it.
         _check_unchanged(file)
     write_atomic(entry, "\n".join(digests))
 
@@ -173,6 +177,7 @@ def _scan(job: Job, file: SourceFile, sample_size: int) -> FileScan:
         counts["bytes"] += item.bytes
         counts["matched"] += item.matched
         counts["marks"] += item.text.count(EOT)
+        # Which groups are held out is chosen later, when those of all files are known.
         group = group_id(item.group, job.seed)
         groups.add(group, item.bytes)
         sample.add(item, group)
@@ -237,6 +242,7 @@ def _read(job: Job, file: SourceFile) -> Iterator[Document | Fault]:
 def _check_unchanged(file: SourceFile) -> None:
     if file.remote:
         return
+    # Compared with what the file was when it was listed.
     status = os.stat(file.path)
     version = str(status.st_mtime_ns)
     if (status.st_size, version) != (file.size, file.version):

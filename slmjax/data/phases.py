@@ -71,6 +71,7 @@ def weight_units(names: Sequence[str], weights: Mapping[str, float], where: str)
             raise UserError(
                 f"{where} gives '{name}' the weight {weight}; expected a number of 0 or more."
             )
+    # Any scale will do: weights are proportions.
     given = np.array([float(weights.get(name, 0)) for name in names])
     if not given.sum():
         raise UserError(
@@ -99,6 +100,7 @@ def own_weights(
     Raises: UserError where some sources have a weight and others have none.
     """
     given = {name: weight for name, weight in weights.items() if weight is not None}
+    # A weight next to a size has no meaning, so it is all of them or none.
     if not given:
         return dict(zip(names, tokens, strict=True))
     for name in names:
@@ -136,6 +138,7 @@ def _parse_phase(given: Any, field: str) -> Phase:
 
 def _named_fields(given: Any) -> dict[Any, Any]:
     """Return a phase as {field: value}; empty for what is no phase at all."""
+    # A ConfigDict is a mapping by its methods, not by its class.
     if hasattr(given, "items"):
         return dict(given.items())
     if isinstance(given, list | tuple) and len(given) <= len(Phase._fields):
@@ -158,6 +161,7 @@ def _check_ramp(number: int, phase: Phase, start: float) -> None:
     room = phase.until - start
     reason = ""
     if number == 0:
+        # There are no weights before it that a ramp could begin with.
         room = 0.0
         reason = " (the first has no weights to come from)"
     if not 0 <= phase.ramp <= room + ROUNDING:

@@ -56,7 +56,7 @@ class Crew:
 
 @dataclass(frozen=True)
 class PreparationPlan:
-    """What is to be prepared and where, before anything is read but its content hashes.
+    """The plan of a preparation: what is prepared and where; only content hashes are read for it.
 
     data, seed: see `prepare`.
     shards: the parts of each source that is prepared already.
@@ -84,16 +84,19 @@ class PreparationPlan:
           own: only those of this host.
         """
         jobs = []
+        # Units go to the hosts in turns, so every host knows who writes what.
         for number, unit in enumerate(self.units):
             is_elsewhere = number % self.crew.hosts != self.crew.host
             if kind not in ("", unit.kind) or (own and is_elsewhere):
                 continue
             samples = tuple(self._sample_size(unit, file) for file in unit.files)
-            jobs.append(Job(str(self.folder), unit, self.seed, self.data.group_by, samples))
+            job = Job(str(self.folder), unit, self.seed, self.data.group_by, samples)
+            jobs.append(job)
         return jobs
 
     def run(self, stage: str, function: Callable, tasks: list[tuple[Job, tuple]]) -> None:
         """Call `function(job, *arguments)` for each task in the processes of this host."""
+        # Sizes decide the order (largest first) and move the progress line.
         sized = [(job.unit.size, (job, *arguments)) for job, arguments in tasks]
         run_units(function, sized, self.crew.processes, stage=stage, progress=self.crew.progress)
 
@@ -136,9 +139,11 @@ class PreparationPlan:
     def _sample_size(self, unit: PreparationUnit, file: SourceFile) -> int:
         """Return the characters of a file that the tokenizer is trained on, or tried with."""
         if self.tokenizer:
+            # Files of a source share alike, whatever their sizes.
             return max(1, TRIAL_CHARS // self._file_counts[unit.source.name])
         if unit.kind == "train":
             return int(self._sample_share * text_bytes(file))
+        # A tokenizer must not learn from held-out text.
         return 0
 
     @functools.cached_property

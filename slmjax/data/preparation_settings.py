@@ -35,17 +35,13 @@ def plan_preparation(
             "data.sources is empty; expected name=path, where path is a file, folder or pattern."
         )
     grouping(data.group_by)
-    shards = {}
-    for source in sources:
-        parts = _prepared_parts(source)
-        if parts:
-            shards[source.name] = parts
+    # Some sources may be prepared already, in folders of their own.
+    prepared = {source.name: _prepared_parts(source) for source in sources}
+    shards = {name: parts for name, parts in prepared.items() if parts}
     tokenizer = _given_tokenizer(data, shards)
-    units = []
-    # By name: hosts share the units in an order that the settings' order does not change.
-    for source in sorted(sources, key=lambda source: source.name):
-        if source.name not in shards:
-            units += _units(source, crew.say)
+    text = [source for source in sources if source.name not in shards]
+    units = _units(text, crew.say)
+    # How many processes pay is known once the files are listed.
     crew = crew.sized(text_size(units))
     identities = file_identities(units, cache, crew)
     settings = {
@@ -77,6 +73,7 @@ def plan_preparation(
 
 
 def _folder_name(sources: Sequence[Source], settings: dict) -> str:
+    # The names are for people, the digest is what tells folders apart.
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     names = "-".join(source.name for source in sources)
     return f"{names[:NAMES_LENGTH].rstrip('-.')}-{digest[:DIGEST_LENGTH]}"
@@ -116,8 +113,18 @@ def _trained_tokenizer(data: Any, special: tuple[str, ...]) -> str:
     return description
 
 
-def _units(source: Source, say: Callable[[str], None]) -> list[PreparationUnit]:
+def _units(sources: Sequence[Source], say: Callable[[str], None]) -> list[PreparationUnit]:
+    """Return the units of all sources of text, in the order in which hosts share them."""
+    units = []
+    # By name: the order of the settings does not matter.
+    for source in sorted(sources, key=lambda source: source.name):
+        units += _units_of_source(source, say)
+    return units
+
+
+def _units_of_source(source: Source, say: Callable[[str], None]) -> list[PreparationUnit]:
     """Return the units of a source: those to train on, then its own held-out files."""
+    # Held-out documents are read in their own order, so they need no score.
     own = replace(source, path=source.heldout, heldout=(), score="")
     heldout = ()
     if own.path:
@@ -136,6 +143,7 @@ def _without(
 
     A held-out file may lie in the source's folder.
     """
+    # By real paths: the same file may be reached through a link.
     places = {os.path.realpath(file.path) for file in heldout}
     train = [file for file in files if os.path.realpath(file.path) not in places]
     if not train:
@@ -179,6 +187,7 @@ def _prepared_part(source: Source, path: str) -> PreparedPart | None:
     if "://" in path:
         return None
     place = Path(os.path.expanduser(path)).absolute()
+    # The path may be a prepared folder, or the folder of one source in it.
     if (place / "manifest.json").is_file():
         manifest = read_manifest(place)
         return place, manifest, tuple(manifest["sources"])
@@ -219,6 +228,7 @@ def _given_tokenizer(data: Any, shards: dict[str, list[PreparedPart]]) -> Tokeni
         tokenizer = load_tokenizer(origin)
     for name, parts in shards.items():
         for folder, manifest, _ in parts:
+            # Without a given tokenizer the first folder's counts.
             if tokenizer is None:
                 tokenizer = load_tokenizer(folder / "tokenizer.json")
                 origin = str(folder)

@@ -76,6 +76,7 @@ def prepare(
             )
     cache = Path(os.path.expanduser(cache)).absolute()
     crew = Crew(processes, process_index, process_count, progress, say, timeout)
+    # Inside, a full disk or a folder that cannot be written is an error that names the cache.
     with writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
         plan = plan_preparation(data, seed=seed, cache=cache, special=special, crew=crew)
@@ -84,6 +85,7 @@ def prepare(
         prepared = open_prepared(plan)
     # The limit may be stricter now than when the folder was prepared.
     check_faults(prepared.manifest["sources"], data.max_bad_share)
+    # Printed by every run that uses the folder, not only by the one that prepared it.
     for warning in prepared.manifest["warnings"]:
         say(f"warning: {warning}")
     return prepared
@@ -96,6 +98,7 @@ def _build_alone(plan: PreparationPlan, cache: Path) -> None:
     suffix = f"-{crew.host}" if crew.hosts > 1 else ""
     lock = cache / f".{plan.folder.name}{suffix}.lock"
     with locked(lock, crew.say) as held:
+        # Whoever held the lock before may have prepared the same text.
         if ready(plan):
             return
         if plan.is_large:

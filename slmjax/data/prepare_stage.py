@@ -47,6 +47,7 @@ def run_prepare(
     prepared = prepared_text(
         config.data, workdir, init_from=init_from, process=process, processes=processes
     )
+    # Once for all hosts.
     if process == 0:
         print(preparation_summary(prepared))
 
@@ -81,7 +82,9 @@ def prepared_text(
         data = dataclasses.replace(data, sources=sources)
     if init_from and not data.tokenizer:
         data = dataclasses.replace(data, tokenizer=_tokenizer_of(init_from))
+    # A mistake in the phases shows now, and not after an hour of preparing.
     check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
+    # They matter where a tokenizer is trained; a given one has its own.
     special = tuple(SPECIAL)
     if not data.tokenizer:
         special = special_tokens(workdir)

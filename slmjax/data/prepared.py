@@ -39,6 +39,7 @@ def open_prepared(plan: PreparationPlan) -> Prepared:
     prints: list[Any] = [tokenizer.sha256]
     for source in plan.sources:
         name = source.name
+        # A source that was prepared before has its shards in other folders.
         parts = plan.shards.get(name) or [(plan.folder, manifest, (name,))]
         train[name] = _shard_set(parts, "shards", tokenizer)
         heldout[name] = _shard_set(parts, "heldout_shards", tokenizer)
@@ -62,6 +63,7 @@ def preparation_summary(prepared: Prepared) -> str:
         table.append(_cells(name, source, removed=f"{source.removed} ({share:.1%})"))
     total = _Counts(*map(sum, zip(*counts)))
     table.append(_cells("all", total, removed=str(total.removed)))
+    # Names are flush left, numbers flush right.
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = []
     for first, *others in table:
@@ -118,6 +120,7 @@ def _shard_set(parts: list[PreparedPart], kind: str, tokenizer: Tokenizer) -> Sh
     """
     shards = []
     folders = []
+    # Documents are numbered in this order, so it is part of a run's data order.
     for folder, manifest, names in parts:
         for name in names:
             for entry in manifest["sources"][name][kind]:

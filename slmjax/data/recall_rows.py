@@ -212,6 +212,7 @@ def puzzle_fields(puzzle: Puzzle, batch: int, places: int | None = None) -> Fiel
 
 def puzzle_batch(questions: Questions) -> Arrays:
     """Return the arrays of `puzzle_fields`: each row is one document."""
+    # One document a row, without padding.
     tokens = questions.tokens
     positions = np.arange(tokens.shape[1], dtype=np.int32)
     return {
@@ -271,6 +272,7 @@ class PuzzleRows:
 
     def read(self, step: int, rows: Sequence[int]) -> Questions:
         """See Rows."""
+        # Rows of the run are numbered on over steps, and over epochs.
         first = step * self.batch
         picked = np.array([self._example(first + row) for row in rows])
         questions = self.questions

@@ -82,6 +82,7 @@ def text_fields(batch: int, seq_len: int, places: int | None = None) -> Fields:
         microbatch. Only an attention kernel over lists of documents asks, see
         ops/cudnn_attention.py. The field's length is this number; its values mean nothing.
     """
+    # Rows are split over devices, tokens of a row are not.
     fields = {name: Field((batch, seq_len), dtype, ("batch", None)) for name, dtype in TEXT.items()}
     if places is not None:
         fields["places"] = Field((places,), "int8", (None,))

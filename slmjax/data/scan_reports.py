@@ -79,6 +79,7 @@ def _check_report(where: str, report: Report, limit: float) -> None:
     # A damaged file may have lost any number of records, so its bytes count too.
     damaged_share = report["damaged"] / max(1, report["size"])
     share = max(bad_share, damaged_share)
+    # The first fault of each kind shows what to look for.
     if share > limit:
         examples = "; ".join(report["first_faults"])
         raise Unusable(

@@ -40,6 +40,7 @@ class Recent:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
+                # The first entry is the one that nobody has asked for the longest.
                 if len(self._kept) > self._size:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)

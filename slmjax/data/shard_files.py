@@ -84,6 +84,7 @@ class Shard:
     def _describes(self, table: np.ndarray) -> bool:
         """Whether a table has this shard's counts and hashes."""
         counts = len(table), int(table["length"].sum()), int(table["bytes"].sum())
+        # The counts of the manifest are in no hash, so they are compared as well.
         if counts != (self.documents, self.tokens, self.bytes):
             return False
         if table_digest(table) != self.sha256:
@@ -135,6 +136,7 @@ def table_digest(table: np.ndarray) -> str:
 
 def part_digest(part: np.ndarray) -> str:
     """Return the digest of a part of a table, as if it were that of a shard by itself."""
+    # Alone, its first document would begin at token 0.
     alone = part.copy()
     alone["start"] -= alone["start"][:1]
     return table_digest(alone)

@@ -99,6 +99,7 @@ class ShardWriter:
 
     def next_file(self, file: str) -> None:
         """Name the input file of the documents that are added from now on."""
+        # A shard of small files is full between two of them, so that none is cut.
         if self._writer is not None and self._count >= self._max:
             self._close()
         self._file = file
@@ -121,6 +122,7 @@ class ShardWriter:
         self._buffered += length
         if self._buffered >= BUFFERED_BLOCKS * shard_files.BLOCK:
             self._write(whole=False)
+        # Counted from the start of the current file, which is cut where it would be cut alone.
         if self._count - self._files[-1].first_token >= self._max:
             self._close()
 
@@ -154,6 +156,7 @@ class ShardWriter:
         """Finish the open shard and give its files their names."""
         if self._writer is None:
             return
+        # The stream ends with end-of-text: the target of the last document's last token.
         self._parts.append(np.array([self._eot], self._dtype))
         self._write(whole=True)
         with _system_errors(self._temporary):
@@ -173,6 +176,7 @@ class ShardWriter:
         path = self._path
         if self.shards:
             path = path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
+        # The common shard has one file, which needs no parts.
         parts = []
         if len(self._files) > 1:
             pieces = np.split(table, [file.first_row for file in self._files[1:]])

@@ -124,6 +124,7 @@ class ShardSet:
         begin = int(starts[local]) + int(offset)
         block, inside = divmod(begin, shard_files.BLOCK)
         end = inside + count + 1
+        # Most spans are shorter than a block, and lie in one or two.
         if end <= shard_files.BLOCK:
             return self._block(shard, block)[inside:end].astype(np.int32)
         block_count = -(-end // shard_files.BLOCK)
@@ -153,6 +154,7 @@ class ShardSet:
         if shard not in self._small:
             place = self._place(shard)
             columns = _table(place, self._key)
+            # The folder may have been prepared anew since the manifest was read.
             if len(columns.table) != self._shards[shard].documents:
                 raise _damaged(table_path(place), "it has another number of documents")
             if columns.table.nbytes > shard_files.IN_MEMORY:
@@ -197,6 +199,7 @@ def _reader(place: str, key: str) -> Any:
 
 def _damaged(path: str, error: object) -> UserError:
     folder = os.path.dirname(os.path.dirname(path))
+    # Only the first line of a library's error is for people.
     reason = str(error).partition("\n")[0][:200]
     return UserError(
         f"{path} cannot be read or is damaged ({reason}); "

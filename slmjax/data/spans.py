@@ -30,11 +30,13 @@ class Spans(NamedTuple):
 
     def tuples(self) -> list[DocumentSpan]:
         """Return the spans one by one."""
+        # Lists of Python's integers: a span that is read again and again is faster with them.
         columns = self.docs.tolist(), self.offsets.tolist(), self.lengths.tolist()
         return list(map(DocumentSpan, *columns))
 
     def cut(self, size: int) -> "Spans":
         """Return the spans with those longer than `size` cut into parts of `size` and a rest."""
+        # How many parts each span is cut into: [spans]. What follows is [parts of all spans].
         parts = -(-self.lengths // size)
         # Number of each part within its span: 0, 1, ..., 0, 1, ...
         first_part = np.cumsum(parts) - parts
@@ -80,10 +82,12 @@ def packed_rows(
     """
     counts = np.bincount(row, minlength=rows)
     keep = np.ones(len(row), bool)
+    # Few rows are crowded where `max_segments` follows from the text.
     for crowded in np.flatnonzero(counts > max_segments):
         inside = np.flatnonzero(row == crowded)
+        kept = longest(spans.lengths[inside], max_segments)
         keep[inside] = False
-        keep[inside[longest(spans.lengths[inside], max_segments)]] = True
+        keep[inside[kept]] = True
     kept_counts = np.bincount(row[keep], minlength=rows)
     edges = [0, *np.cumsum(kept_counts).tolist()]
     dropped = int(spans.lengths[~keep].sum())
@@ -94,5 +98,6 @@ def longest(lengths: Int[np.ndarray, "spans"], count: int) -> np.ndarray | slice
     """Return the index of the `count` longest spans, in their order."""
     if len(lengths) <= count:
         return slice(None)
+    # Stable: of equally long spans the first stay, on every machine.
     by_length = np.argsort(-lengths, kind="stable")
     return np.sort(by_length[:count])

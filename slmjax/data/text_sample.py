@@ -31,6 +31,7 @@ class TextSample:
             return
         for start in range(0, len(document.text), PIECE):
             order = self._hash(document.key, start)
+            # Most pieces of a large file end here. (A full budget means that there is a heap.)
             if self._size >= self._budget and order >= -self._heap[0][0]:
                 continue
             piece = document.text[start : start + PIECE]
@@ -43,6 +44,7 @@ class TextSample:
         return [(group, text) for *_, group, text in sorted(self._heap, reverse=True)]
 
     def _hash(self, key: int, start: int) -> int:
+        # The key is a hash of the text: the order does not depend on files or places.
         tag = key.to_bytes(8, "little") + start.to_bytes(8, "little") + self._seed
         return int.from_bytes(hashlib.blake2b(tag, digest_size=8).digest(), "little")
 

@@ -33,6 +33,7 @@ def write_tokenizer(plan: PreparationPlan, choice: HeldoutChoice) -> None:
 
 
 def _trained(plan: PreparationPlan, choice: HeldoutChoice) -> Tokenizer:
+    # The samples of all hosts' units, which are in the shared folder.
     texts = []
     for job in plan.jobs("train", own=False):
         held_out = set(choice.groups[job.unit.source.name].tolist())
