@@ -46,9 +46,9 @@ FAULTS = {
         "tests/contracts/test_layers.py",
     ),
     "prepared text of an older reader is reused": (
-        "slmjax/data/prepare.py",
-        '{"reader": reader_identity(source)}',
-        '{"reader": source.reader}',
+        "slmjax/data/preparation_settings.py",
+        'settings["reader"] = reader_identity(source)',
+        'settings["reader"] = source.reader',
         "tests/contracts/test_reader.py",
     ),
     "attention sees other documents": (
@@ -107,8 +107,8 @@ FAULTS = {
     ),
     "a packed piece starts one token early": (
         "slmjax/data/packing.py",
-        "docs[piece], offsets[piece] + inside, length",
-        "docs[piece], np.maximum(offsets[piece] + inside - 1, 0), length",
+        "offsets = pieces.offsets[piece] + inside[order]",
+        "offsets = np.maximum(pieces.offsets[piece] + inside[order] - 1, 0)",
         "tests/data/test_packing.py tests/data/test_loader.py",
     ),
     "a shared block is applied once": (

@@ -31,9 +31,8 @@ def _run(argv: list[str]) -> int:
         )
     workdir = Path(cli.work_directory(options))
     check_writable(str(workdir))
-    plan = batch_plan(
-        config, prepared_text(config.data, str(workdir), init_from=cli.parent(options))
-    )
+    prepared = prepared_text(config.data, str(workdir), init_from=cli.parent(options))
+    plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
     for name, sentence in shares.reading_sentences(plan).items():
         print(f"{name}: {sentence}")
     picture = workdir / "figures" / "shares.svg"

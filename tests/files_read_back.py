@@ -429,17 +429,17 @@ def _as_source(folder: Path) -> Any:
 def _unfinished(folder: Path) -> None:
     """Preparation that was stopped before its last step."""
     _raw(_text(".jsonl"))(folder)
-    finish = building._finish
+    finish = building.finish_folder
 
     def stop(*arguments: Any) -> None:
         raise InterruptedError
 
-    building._finish = stop
+    building.finish_folder = stop
     try:
         with contextlib.suppress(InterruptedError):
             prepare(_settings(folder), seed=0, cache=folder / "cache", processes=1)
     finally:
-        building._finish = finish
+        building.finish_folder = finish
 
 
 _FILES = (
@@ -701,7 +701,7 @@ def _recipe(folder: Path) -> Any:
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     run.check_batch(config.train, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))
-    batch_plan(config, prepared)
+    batch_plan(config.data, config.train, prepared, seed=config.seed)
     arch, _ = resolve(config.model, config.precision, mesh, prepared.tokenizer.vocab_size)
     jax.eval_shape(lambda: lm.init(arch, jax.random.key(0)))
     return configs.to_json(config)

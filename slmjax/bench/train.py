@@ -142,7 +142,7 @@ def measure_text(
     another program.
     """
     program = make_program(config, mesh, text.tokenizer.vocab_size)
-    plan = batch_plan(config, text, program.place_cuts)
+    plan = batch_plan(config.data, config.train, text, seed=config.seed, cuts=program.place_cuts)
     fields, window = plan.shapes(0), max(WINDOW, steps // 6)
     where, held = (
         field_shardings(fields, mesh),

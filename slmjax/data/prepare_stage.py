@@ -1,24 +1,32 @@
-"""The stage `prepare`, and the same step inside training: from a config to prepared text. Needs no accelerator."""
+"""The stage `prepare`, and the same step inside training: from a config to prepared text.
+
+It needs no accelerator.
+"""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
-from slmjax.config import Config, DataConfig
-from slmjax.data.loader import BatchPlan
-from slmjax.data.mixing import check_phases
-from slmjax.data.prepare import Prepared, preparation_summary, prepare
+from slmjax.config import Config, DataConfig, TrainConfig
+from slmjax.data.batch_plan import BatchPlan
+from slmjax.data.phases import check_phases
+from slmjax.data.prepare import prepare
+from slmjax.data.prepared import Prepared, preparation_summary
 from slmjax.errors import ANEW, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, SPECIAL, load_tokenizer
 from slmjax.textbook import passages as textbook
 
-# What the embedded textbook writes: a few passes of a small model over it in a minute and a half on two cores.
+# Documents of each kind in the embedded textbook: a small model reads them a few times in a minute
+# and a half on two cores.
 TRAIN_PER_KIND = 4000
 HELDOUT_PER_KIND = 300
-SEED = 0  # of the text; runs that differ in config.seed share text, tokenizer and held-out documents, so that they can be compared
+# Of the text. Runs that differ in config.seed share text, tokenizer and held-out documents, so that
+# they can be compared.
+SEED = 0
 
 
 def run_prepare(
@@ -30,10 +38,16 @@ def run_prepare(
     process: int = 0,
     processes: int = 1,
 ) -> None:
-    """Prepare config.data and say what came out; `init_from` gives the tokenizer, `process` is this one of `processes` that share it."""
+    """Prepare config.data and print a table of what came out.
+
+    Args:
+      init_from: a work directory that gives the tokenizer, see `prepared_text`.
+      process, processes: this process among those that share the work.
+    """
     prepared = prepared_text(
         config.data, workdir, init_from=init_from, process=process, processes=processes
     )
+    # Once for all hosts.
     if process == 0:
         print(preparation_summary(prepared))
 
@@ -44,85 +58,103 @@ def prepared_text(
     """Return the prepared text of config.data: the embedded textbook where it names no sources.
 
     Args:
-      workdir: `prepared` beside it is the cache unless config.data.cache names one.
+      workdir: `prepared` next to it is the cache unless config.data.cache names one.
       init_from: a work directory whose tokenizer is used where config.data.tokenizer is empty.
       process, processes: of several hosts, which share the work through a common file system.
+    Raises: UserError for a tokenizer that is not there, invalid phases, and what `prepare` refuses.
     """
     _check_tokenizer(data.tokenizer)
+    is_first = process == 0
     cache = data.cache or str(epath.Path(workdir).parent / "prepared")
     if not data.cache and "://" in workdir:
-        # Shards are read from a disk of the host: each prepares all of the text by itself, and all get the same.
+        # Shards are read from a disk of the host: each prepares all of the text by itself, and all
+        # get the same.
         cache, process, processes = "runs/prepared", 0, 1
+        is_first = True
     if not data.sources:
-        folder = epath.Path(cache) / "textbook"
-        with said_if_long("writing the embedded textbook", active=process == 0):
-            counts = {"train_per_kind": TRAIN_PER_KIND, "heldout_per_kind": HELDOUT_PER_KIND}
-            data = dataclasses.replace(
-                data, sources=textbook.write_corpus(folder, seed=SEED, **counts)
+        with said_if_long("writing the embedded textbook", active=is_first):
+            sources = textbook.write_corpus(
+                epath.Path(cache) / "textbook",
+                seed=SEED,
+                train_per_kind=TRAIN_PER_KIND,
+                heldout_per_kind=HELDOUT_PER_KIND,
             )
+        data = dataclasses.replace(data, sources=sources)
     if init_from and not data.tokenizer:
-        tokenizer = epath.Path(init_from) / "tokenizer.json"
-        if not tokenizer.exists():
-            raise UserError(
-                f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of a "
-                f"training run. If somebody has deleted it: {ANEW}."
-            )
-        data = dataclasses.replace(data, tokenizer=str(tokenizer))
+        data = dataclasses.replace(data, tokenizer=_tokenizer_of(init_from))
+    # A mistake in the phases shows now, and not after an hour of preparing.
     check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
-    with said_if_long("preparing the text; it is kept for later runs", active=process == 0):
-        host = {"process_index": process, "process_count": processes}
-        special = tuple(SPECIAL) if data.tokenizer else special_tokens(workdir)
-        return prepare(data, seed=SEED, cache=cache, special=special, **host)
+    # They matter where a tokenizer is trained; a given one has its own.
+    special = tuple(SPECIAL)
+    if not data.tokenizer:
+        special = special_tokens(workdir)
+    with said_if_long("preparing the text; it is kept for later runs", active=is_first):
+        return prepare(
+            data,
+            seed=SEED,
+            cache=cache,
+            special=special,
+            process_index=process,
+            process_count=processes,
+        )
 
 
 def special_tokens(workdir: str) -> tuple[str, ...]:
     """Return the special tokens of the tokenizer that a run trains: those that it began with.
 
-    A new run has all of SPECIAL. A run that began before ids were reserved has the end of text only.
+    A new run has all of SPECIAL. A run that began before ids were reserved has the end of text
+    only.
     """
     try:
         ids = load_tokenizer(f"{workdir}/tokenizer.json").special
-    except UserError:  # a new run, or a file that the run writes anew
+    except UserError:
+        # A new run, or a file that the run writes anew.
         return tuple(SPECIAL)
     names = tuple(sorted(ids, key=ids.get))
-    return names if names[0] == EOT else tuple(SPECIAL)  # another first one: not trained here
-
-
-def _check_tokenizer(path: str) -> None:
-    """Raises: UserError for a file of this machine that is not there."""
-    if path and not path.startswith(("gs://", "hf://")) and not Path(path).expanduser().exists():
-        raise UserError(f"config.data.tokenizer: there is no file '{path}'.")
+    # A tokenizer with another first special token was not trained here.
+    return names if names[0] == EOT else tuple(SPECIAL)
 
 
 def batch_plan(
-    config: Config, prepared: Prepared, cuts: tuple[int, int] | None = None
+    data: DataConfig,
+    train: TrainConfig,
+    prepared: Prepared,
+    *,
+    seed: int,
+    cuts: tuple[int, int] | None = None,
 ) -> BatchPlan:
-    """Return the batches of every step of a run; `cuts`: see BatchPlan."""
-    sources = parse_sources(config.data.sources)
-    weights, max_epochs, scores = (
-        {s.name: getattr(s, field) for s in sources} for field in ("weight", "max_epochs", "score")
-    )
+    """Return the batches of every step of a run.
+
+    Args:
+      seed: of the order of documents and sources.
+      cuts: see BatchPlan.
+    """
+    sources = parse_sources(data.sources)
     return BatchPlan(
         prepared.train,
-        seq_len=config.data.seq_len,
-        batch=config.train.batch,
-        steps=config.train.steps,
-        seed=config.seed,
-        packing=config.data.packing,
-        phases=config.data.phases,
-        weights=weights,
-        max_epochs=max_epochs,
-        scores=scores,
+        seq_len=data.seq_len,
+        batch=train.batch,
+        steps=train.steps,
+        seed=seed,
+        packing=data.packing,
+        phases=data.phases,
+        weights={source.name: source.weight for source in sources},
+        max_epochs={source.name: source.max_epochs for source in sources},
+        scores={source.name: source.score for source in sources},
         cuts=cuts,
     )
 
 
-def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:
-    """What a report says of each source; epochs: how often the run reads each."""
-    out = {}
+def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Return what a report prints of each source.
+
+    Args:
+      epochs: how often the run reads each source.
+    """
+    of_source = {}
     for name, entry in prepared.manifest["sources"].items():
         train = prepared.train[name]
-        out[name] = {
+        of_source[name] = {
             "documents": len(train),
             "tokens": int(train.tokens),
             "epochs": epochs[name],
@@ -131,4 +163,23 @@ def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict]:
             "heldout_documents": len(prepared.heldout[name]),
             "removed_as_duplicates_share": float(entry["removed"]["bytes_share"]),
         }
-    return out
+    return of_source
+
+
+def _check_tokenizer(path: str) -> None:
+    """Raise a UserError for a file of this machine that is not there."""
+    if not path or path.startswith(("gs://", "hf://")):
+        return
+    if not Path(path).expanduser().exists():
+        raise UserError(f"config.data.tokenizer: there is no file '{path}'.")
+
+
+def _tokenizer_of(init_from: str) -> str:
+    """Return the path of a run's tokenizer."""
+    path = epath.Path(init_from) / "tokenizer.json"
+    if not path.exists():
+        raise UserError(
+            f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of "
+            f"a training run. If somebody has deleted it: {ANEW}."
+        )
+    return str(path)

@@ -31,7 +31,9 @@ class TextBuilder(TaskBuilder):
     def task(self, program: Program) -> LanguageModeling:
         """See TaskBuilder."""
         config, prepared = self.config, self.prepared
-        plan = batch_plan(config, prepared, program.place_cuts)
+        plan = batch_plan(
+            config.data, config.train, prepared, seed=config.seed, cuts=program.place_cuts
+        )
         heldout = HeldOut(program, prepared, plan.max_segments)
         evaluations = [heldout, Samples(program, prepared)]
         # Without sources the text is the embedded textbook, whose questions it can answer.

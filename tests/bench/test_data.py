@@ -9,8 +9,9 @@ import pytest
 from slmjax import config as configs
 from slmjax.bench import data
 from slmjax.bench.peers import loaders as data_peers
-from slmjax.data.loader import BatchPlan, batch_hash, batch_rows, local_batches
+from slmjax.data.loader import BatchPlan, batch_rows, local_batches
 from slmjax.errors import UserError
+from tests.data.batch_hashes import batch_hash
 
 FEW = ["--seq-lens=64,32", "--tokens=256", "--batches=3", "--repeats=2", "--workers=0"]
 

@@ -65,7 +65,7 @@ def test_three_steps_from_our_weights_equal_ours(recipe):
     )  # compiles fastest; the other kernels are compared with it elsewhere
     c = config.freeze(c)
     prepared = prepared_text(c.data, str(recipe.parent / "run"))
-    plan = batch_plan(c, prepared)
+    plan = batch_plan(c.data, c.train, prepared, seed=c.seed)
     batches = [batch_rows(plan, step, range(c.train.batch)) for step in range(3)]
     assert all((batch["segments"].max(axis=1) > 1).all() for batch in batches)
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from slmjax import config as configs
-from slmjax.data import prepare as preparing
+from slmjax.data import preparation_plan as preparing
 from slmjax.data.prepare import prepare
 from slmjax.errors import UserError
 from tests.contracts import reader

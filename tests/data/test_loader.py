@@ -17,16 +17,14 @@ from hypothesis import strategies as st
 from slmjax.data import packing
 from slmjax.data.loader import (
     BatchPlan,
-    batch_hash,
     batch_rows,
-    combine_hashes,
     fold,
     heldout_batches,
     local_batches,
-    row_hashes,
     unfold,
 )
 from slmjax.errors import UserError
+from tests.data.batch_hashes import batch_hash, combine_hashes, row_hashes
 
 cloudpickle.register_pickle_by_value(
     sys.modules[__name__]

@@ -24,9 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax import config as configs
-from slmjax.data import build, passes, shards
+from slmjax.data import build, passes, shard_files
 from slmjax.data import prepare as preparation
 from slmjax.data import prepare_stage as stage
+from slmjax.data.manifest import read_manifest
 from slmjax.data.prepare import preparation_summary, prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.errors import UserError
@@ -153,14 +154,16 @@ def test_the_number_of_processes_changes_nothing(made, tmp_path):
 
 def test_a_second_run_reads_no_text_and_a_touched_file_changes_nothing(made, monkeypatch):
     sources, prepared = made
-    for function in ("scan", "collect", "tokenize", "content_hash"):
+    for function in ("scan_files", "collect", "tokenize", "content_hash"):
         monkeypatch.setattr(
             passes, function, lambda *arguments: pytest.fail("it read the text again")
         )
     assert run(settings(sources), prepared.folder.parent).fingerprint == prepared.fingerprint
     monkeypatch.undo()
     os.utime(sources["notes"])
-    monkeypatch.setattr(passes, "scan", lambda *arguments: pytest.fail("the content is the same"))
+    monkeypatch.setattr(
+        passes, "scan_files", lambda *arguments: pytest.fail("the content is the same")
+    )
     assert run(settings(sources), prepared.folder.parent).folder == prepared.folder
 
 
@@ -628,8 +631,8 @@ def test_a_document_that_spells_special_tokens_is_prepared_as_ordinary_text(tmp_
 def test_any_span_of_any_document_is_read_with_the_token_after_it(
     data, lengths, vocab, tmp_path_factory
 ):
-    folder, old = tmp_path_factory.mktemp("shards"), shards.BLOCK
-    shards.BLOCK = 16
+    folder, old = tmp_path_factory.mktemp("shards"), shard_files.BLOCK
+    shard_files.BLOCK = 16
     try:
         draw = np.random.default_rng(len(lengths))
         documents = [draw.integers(1, vocab, length).tolist() for length in lengths]
@@ -652,7 +655,7 @@ def test_any_span_of_any_document_is_read_with_the_token_after_it(
                 view.read(doc, offset, lengths[doc] + 2 - offset)
         assert len(pickle.dumps(sets)) < 1000 + 400 * len(writer.shards)
     finally:
-        shards.BLOCK = old
+        shard_files.BLOCK = old
 
 
 def test_a_lost_or_cut_shard_is_made_again(made, tmp_path):
@@ -675,7 +678,7 @@ def test_a_damaged_intermediate_result_is_made_again_and_told(made, tmp_path, mo
     def stop(*arguments):
         raise InterruptedError
 
-    monkeypatch.setattr(build, "_finish", stop)
+    monkeypatch.setattr(build, "finish_folder", stop)
     with pytest.raises(InterruptedError):
         run(settings(sources), tmp_path)
     monkeypatch.undo()
@@ -755,12 +758,12 @@ def test_a_changed_manifest_is_refused_or_means_the_same(made, data):
     try:
         (folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
-            patch.setattr(preparation, "build", again)
+            patch.setattr(preparation, "build_shards", again)
             changed = run(settings(sources), folder.parent)
             assert changed.fingerprint == prepared.fingerprint and preparation_summary(changed)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         with contextlib.suppress(UserError):  # as a source of another folder
-            build.read_manifest(folder)["sources"]["notes"]["shards"]
+            read_manifest(folder)["sources"]["notes"]["shards"]
     finally:
         (folder / "manifest.json").write_text(kept)
 
@@ -775,7 +778,7 @@ def test_more_small_files_than_may_be_open_are_prepared_and_read(tmp_path):
         import resource
         prepared = go(say=lambda sentence: None)
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-        shards.OPEN_READERS, shards.OPEN_TABLES, shards.IN_MEMORY = 20, 20, 0
+        shards.OPEN_READERS, shards.OPEN_TABLES, shard_files.IN_MEMORY = 20, 20, 0
         import functools
         shards._reader = functools.lru_cache(20)(shards._reader.__wrapped__)
         shards._table = functools.lru_cache(20)(shards._table.__wrapped__)
@@ -813,7 +816,7 @@ def child(code: str, *arguments: str, **options) -> subprocess.Popen:
         import contextlib, json, os, signal, sys
         from types import SimpleNamespace
         sys.path.insert(0, {str(ROOT)!r})
-        from slmjax.data import build, passes, prepare as module, shards
+        from slmjax.data import finish, passes, prepare as module, shard_files, shards, tokenizer_pass
         from slmjax.errors import UserError
         def go(**options):
             data = SimpleNamespace(sources=json.loads(sys.argv[1]), **{vars(settings(0)) | {"sources": 0}!r})
@@ -836,8 +839,8 @@ def child(code: str, *arguments: str, **options) -> subprocess.Popen:
 
 
 KILL = """
-    place, name, count = {"scan": (passes, "scan", 3), "train": (build, "train_bpe", 1), "collect": (passes, "collect", 1),
-                          "add": (shards.ShardWriter, "add", 90), "heldout": (build, "_write_heldout", 2)}[sys.argv[3]]
+    place, name, count = {"scan": (passes, "scan_files", 3), "train": (tokenizer_pass, "train_bpe", 1), "collect": (passes, "collect", 1),
+                          "add": (shards.ShardWriter, "add", 90), "heldout": (finish, "_write_heldout", 2)}[sys.argv[3]]
     original, calls = getattr(place, name), []
     def wrapped(*arguments, **options):
         calls.append(1)

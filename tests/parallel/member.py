@@ -9,6 +9,7 @@ import jax
 
 from slmjax.data import loader
 from slmjax.train import loop
+from tests.data.batch_hashes import row_hashes
 
 
 class Noting:
@@ -28,9 +29,7 @@ class Noting:
         batch = next(self.batches)
         with self.path.open("a") as file:
             file.write(
-                json.dumps(
-                    {"step": self.step, "rows": self.rows, "hashes": loader.row_hashes(batch)}
-                )
+                json.dumps({"step": self.step, "rows": self.rows, "hashes": row_hashes(batch)})
                 + "\n"
             )
         self.step += 1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from slmjax import cli
-from slmjax.data.loader import batch_hash, batch_rows, combine_hashes
+from slmjax.data.loader import batch_rows
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.data.rows import Field
 from slmjax.errors import UserError
@@ -23,6 +23,7 @@ from slmjax.parallel.rules import field_shardings
 from slmjax.train import loop
 from slmjax.train.leave import Leave
 from tests import runs
+from tests.data.batch_hashes import batch_hash, combine_hashes
 from tests.parallel import member
 
 STEPS, BATCH = 30, 16
@@ -92,7 +93,8 @@ def batches_read(workdir, start):
 def expected(corpus, tmp_path):
     """{step: digest of the global batch}, read here and now in one process."""
     config = cli.make_config(*cli.read_options(runs.argv(corpus, tmp_path)))
-    plan = batch_plan(config, prepared_text(config.data, str(tmp_path)))
+    prepared = prepared_text(config.data, str(tmp_path))
+    plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
     return {step: batch_hash(batch_rows(plan, step, range(BATCH))) for step in range(STEPS)}
 
 

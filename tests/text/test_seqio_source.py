@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from slmjax import cli
 from slmjax import config as configs
-from slmjax.data.loader import batch_hash, batch_rows
+from slmjax.data.loader import batch_rows
 from slmjax.data.prepare import prepare
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.errors import UserError
@@ -20,6 +20,7 @@ from slmjax.text.records import DAMAGED, Document, Fault, Record, Source
 from slmjax.text.seqio_source import _import
 from slmjax.text.sources import list_files, parse_sources, read_documents, read_records
 from tests.corpus import RECIPE, ROOT, write_corpus
+from tests.data.batch_hashes import batch_hash
 
 MODULE = """
 import functools, json
@@ -449,7 +450,8 @@ def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(
         "river-lines": 0.75,
     }
     config = configs.freeze(config)
-    plan = batch_plan(config, prepared_text(config.data, str(tmp_path / "run")))
+    prepared = prepared_text(config.data, str(tmp_path / "run"))
+    plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
     tokens, hashes = np.zeros(2), []
     for step in range(config.train.steps):
         batch = batch_rows(plan, step, range(plan.batch))
@@ -463,10 +465,12 @@ def test_a_mixture_is_read_at_its_rates_and_on_from_any_step_in_another_process(
     later = elsewhere(f"""
 import json
 from slmjax.config import freeze, from_dict
-from slmjax.data.loader import batch_hash, batch_rows
+from slmjax.data.loader import batch_rows
 from slmjax.data.prepare_stage import batch_plan, prepared_text
+from tests.data.batch_hashes import batch_hash
 config = freeze(from_dict(json.load(open({str(tmp_path / "config.json")!r}))))
-plan = batch_plan(config, prepared_text(config.data, {str(tmp_path / "run")!r}))
+prepared = prepared_text(config.data, {str(tmp_path / "run")!r})
+plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
 print([batch_hash(batch_rows(plan, step, range(plan.batch))) for step in range(13, config.train.steps)])
 """)
     assert later == str(hashes[13:])

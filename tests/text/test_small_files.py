@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from slmjax.data import build, passes
+from slmjax.data import build, jobs
 from slmjax.data.prepare import prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.errors import UserError
@@ -126,7 +126,7 @@ def test_units_hold_files_in_their_order_within_bounds_of_number_and_text_and_fe
         ]
 
     def parts(*sizes):
-        units = passes.units_of(Source("s", ("/",)), files(*sizes), "train")
+        units = jobs.units_of(Source("s", ("/",)), files(*sizes), "train")
         assert [file for unit in units for file in unit.files] == files(*sizes)
         assert len({unit.name for unit in units}) == len(units)
         assert [unit.index for unit in units] == np.cumsum(
@@ -139,7 +139,7 @@ def test_units_hold_files_in_their_order_within_bounds_of_number_and_text_and_fe
     assert parts(*[2_000_000] * 101) == [2] * 50 + [1]
     assert parts(*[2_100_000] * 101) == [1] * 101
     assert parts(5, 5_000_000, *[5] * 150) == [1, 1, 150]
-    (first, *_, last) = passes.units_of(Source("s", ("/",)), files(9_000_000, *[5] * 150), "train")
+    (first, *_, last) = jobs.units_of(Source("s", ("/",)), files(9_000_000, *[5] * 150), "train")
     assert first.name == "s-train-00000" and last.name == "s-train-00001-00150"
 
 
@@ -182,11 +182,11 @@ def test_a_lost_part_or_shard_of_many_files_is_made_again_and_hosts_share_them(
     alone, small, tmp_path, monkeypatch
 ):
     _, sources, expected = alone
-    original = build._finish
-    monkeypatch.setattr(build, "_finish", lambda *arguments: 1 / 0)
+    original = build.finish_folder
+    monkeypatch.setattr(build, "finish_folder", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(sources, tmp_path / "one")
-    monkeypatch.setattr(build, "_finish", original)
+    monkeypatch.setattr(build, "finish_folder", original)
     (part,) = (tmp_path / "one").rglob("many-train-00000-00029.scan.json")
     part.write_bytes(part.read_bytes().replace(b'"documents": 1', b'"documents": 2', 1))
     said = []

@@ -123,7 +123,8 @@ def run(
     arch = from_config(
         config.model, vocab_rows(config.model.vocab_size, prepared.tokenizer.vocab_size)
     )
-    plan, peer = batch_plan(config, prepared), Peer(config, arch, choices)
+    plan = batch_plan(config.data, config.train, prepared, seed=config.seed)
+    peer = Peer(config, arch, choices)
     folder.mkdir(parents=True, exist_ok=True)
     saved = {
         **configs.to_dict(config),

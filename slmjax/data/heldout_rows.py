@@ -1,0 +1,96 @@
+"""Held-out documents as batches of a fixed shape, for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from slmjax.data import packing
+from slmjax.data.folding import fold, unfold
+from slmjax.data.spans import DocumentSpan
+
+
+def heldout_batches(
+    shards: Any,
+    *,
+    seq_len: int,
+    batch: int,
+    max_segments: int = 16,
+    max_tokens: int | None = None,
+    local_rows: Sequence[int] | None = None,
+) -> "HeldoutBatches":
+    """Return held-out documents in their order as fixed-shape batches.
+
+    They may be iterated again and again, and have a length. Pieces of documents (cut every
+    `seq_len` tokens) go first-fit into rows; the last batch ends in empty rows. Which row holds
+    what does not depend on the number of processes. Batches are as in training, with one array
+    more: `documents` int32 [len(local_rows), T], the index into the ShardSet, -1 in padding.
+
+    Args:
+      shards: a ShardSet.
+      seq_len, batch: shape of every batch.
+      max_tokens: whole documents are taken from the first on while they fit into this many tokens,
+        at least one; None: all.
+      local_rows: which rows of each batch to read; None: all.
+      max_segments: most documents of a row.
+    """
+    # Documents are taken in order, not by size: the first ones are the same whatever the limit.
+    documents = len(shards.lengths)
+    if max_tokens is not None:
+        ends = np.cumsum(shards.lengths)
+        fitting = int(np.searchsorted(ends, max_tokens, "right"))
+        documents = max(1, fitting)
+    rows = packing.first_fit(shards.lengths[:documents], seq_len, max_segments)
+    if local_rows is None:
+        local_rows = range(batch)
+    return HeldoutBatches(shards, rows, seq_len, batch, local_rows)
+
+
+class HeldoutBatches:
+    """Batches of held-out rows, see `heldout_batches`."""
+
+    def __init__(
+        self,
+        shards: Any,
+        rows: list[tuple[DocumentSpan, ...]],
+        seq_len: int,
+        batch: int,
+        local_rows: Sequence[int],
+    ):
+        self._shards = shards
+        self._rows = rows
+        self._seq_len = seq_len
+        self._batch = batch
+        self._local_rows = local_rows
+
+    def __len__(self) -> int:
+        # The last batch may have fewer rows than the others.
+        return -(-len(self._rows) // self._batch)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for first in range(0, len(self._rows), self._batch):
+            rows = [self._row(first + i) for i in self._local_rows]
+            folded = fold([(self._shards, spans) for spans in rows], self._seq_len)
+            batch = unfold(folded)
+            batch["documents"] = self._documents(rows)
+            yield batch
+
+    def _row(self, number: int) -> tuple[DocumentSpan, ...]:
+        """Return the spans of a row; none behind the last one."""
+        # Every process yields the same number of batches, so some of its rows may be empty.
+        if number < len(self._rows):
+            return self._rows[number]
+        return ()
+
+    def _documents(self, rows: list[tuple[DocumentSpan, ...]]) -> Int32[np.ndarray, "rows T"]:
+        """Return the document of each token, -1 in padding."""
+        shape = (len(rows), self._seq_len)
+        documents = np.full(shape, -1, np.int32)
+        for row, spans in enumerate(rows):
+            # Spans are end to end, as in `fold`.
+            start = 0
+            for span in spans:
+                documents[row, start : start + span.length] = span.doc
+                start += span.length
+        return documents

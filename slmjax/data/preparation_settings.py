@@ -1,0 +1,240 @@
+"""From the settings of a preparation to its plan: what is to be prepared, in which folder."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slmjax.data.content_identity import file_identities
+from slmjax.data.jobs import PreparationUnit, units_of
+from slmjax.data.manifest import FORMAT, check_shards, read_manifest
+from slmjax.data.preparation_plan import Crew, PreparationPlan, PreparedPart, text_size
+from slmjax.errors import UserError, nearest
+from slmjax.text.records import Source, SourceFile
+from slmjax.text.sources import grouping, list_files, parse_sources, reader_identity
+from slmjax.text.tokenizer import EOT, Tokenizer, load_tokenizer
+
+# Characters of a folder's name that come from its sources, and from the hash of its settings.
+NAMES_LENGTH = 40
+DIGEST_LENGTH = 12
+
+
+def plan_preparation(
+    data: Any, *, seed: int, cache: Path, special: tuple[str, ...], crew: Crew
+) -> PreparationPlan:
+    """Return the plan of a preparation, see `prepare` for the arguments.
+
+    Raises: UserError for sources, tokenizer or grouping that cannot be used.
+    """
+    sources = parse_sources(data.sources)
+    if not sources:
+        raise UserError(
+            "data.sources is empty; expected name=path, where path is a file, folder or pattern."
+        )
+    grouping(data.group_by)
+    # Some sources may be prepared already, in folders of their own.
+    prepared = {source.name: _prepared_parts(source) for source in sources}
+    shards = {name: parts for name, parts in prepared.items() if parts}
+    tokenizer = _given_tokenizer(data, shards)
+    text = [source for source in sources if source.name not in shards]
+    units = _units(text, crew.say)
+    # How many processes pay is known once the files are listed.
+    crew = crew.sized(text_size(units))
+    identities = file_identities(units, cache, crew)
+    settings = {
+        "format": FORMAT,
+        "sources": {
+            source.name: _source_settings(source, units, identities, shards.get(source.name, ()))
+            for source in sources
+        },
+        "tokenizer": tokenizer.sha256 if tokenizer else _trained_tokenizer(data, special),
+        "group_by": data.group_by,
+        "heldout": data.heldout,
+        "seed": seed,
+    }
+    if tokenizer and units:
+        # The text of a given tokenizer is checked; folders of versions that did not are not used.
+        settings["round_trip"] = True
+    return PreparationPlan(
+        data=data,
+        seed=seed,
+        sources=sources,
+        shards=shards,
+        units=tuple(units),
+        settings=settings,
+        folder=cache / _folder_name(sources, settings),
+        tokenizer=tokenizer,
+        special=special,
+        crew=crew,
+    )
+
+
+def _folder_name(sources: Sequence[Source], settings: dict) -> str:
+    # The names are for people, the digest is what tells folders apart.
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    names = "-".join(source.name for source in sources)
+    return f"{names[:NAMES_LENGTH].rstrip('-.')}-{digest[:DIGEST_LENGTH]}"
+
+
+def _source_settings(
+    source: Source,
+    units: Sequence[PreparationUnit],
+    identities: dict[SourceFile, str],
+    parts: Sequence[PreparedPart],
+) -> dict[str, Any]:
+    """Return all of a source that decides what the folder holds."""
+    files: dict[str, list] = {"train": [], "heldout": []}
+    for unit in units:
+        if unit.source.name == source.name:
+            files[unit.kind] += [[file.name, file.size, identities[file]] for file in unit.files]
+    settings = {
+        "field": source.field,
+        "train": files["train"],
+        "heldout": files["heldout"],
+        "prepared": [[manifest["fingerprint"], *names] for _, manifest, names in parts],
+    }
+    # Left out where none is asked for, so that folders of versions without them are found.
+    if source.score_field:
+        settings["score"] = source.score_field
+    if source.reader:
+        settings["reader"] = reader_identity(source)
+    return settings
+
+
+def _trained_tokenizer(data: Any, special: tuple[str, ...]) -> str:
+    """Return a description of the tokenizer that is trained."""
+    description = f"byte-level BPE of {data.vocab_size}"
+    # Runs that began without reserved ids find their folders by the name without them.
+    if special != (EOT,):
+        description += f" with {' '.join(special)}"
+    return description
+
+
+def _units(sources: Sequence[Source], say: Callable[[str], None]) -> list[PreparationUnit]:
+    """Return the units of all sources of text, in the order in which hosts share them."""
+    units = []
+    # By name: the order of the settings does not matter.
+    for source in sorted(sources, key=lambda source: source.name):
+        units += _units_of_source(source, say)
+    return units
+
+
+def _units_of_source(source: Source, say: Callable[[str], None]) -> list[PreparationUnit]:
+    """Return the units of a source: those to train on, then its own held-out files."""
+    # Held-out documents are read in their own order, so they need no score.
+    own = replace(source, path=source.heldout, heldout=(), score="")
+    heldout = ()
+    if own.path:
+        heldout = list_files(replace(own, name=f"{source.name}.heldout"), say)
+    train = _without(list_files(source, say), heldout, source, say)
+    return units_of(source, train, "train") + units_of(own, heldout, "heldout")
+
+
+def _without(
+    files: Sequence[SourceFile],
+    heldout: Sequence[SourceFile],
+    source: Source,
+    say: Callable[[str], None],
+) -> list[SourceFile]:
+    """Return the files of a source that are not held out.
+
+    A held-out file may lie in the source's folder.
+    """
+    # By real paths: the same file may be reached through a link.
+    places = {os.path.realpath(file.path) for file in heldout}
+    train = [file for file in files if os.path.realpath(file.path) not in places]
+    if not train:
+        raise UserError(
+            f"data.sources.{source.name}: each of its files is held out too, "
+            "so there is nothing to train on."
+        )
+    if len(train) < len(files):
+        names = sorted(file.name for file in set(files) - set(train))
+        listed = ", ".join(names[:3])
+        if len(names) > 3:
+            listed += f" and {len(names) - 3} more"
+        say(f"data.sources.{source.name}: not trained on, as held out: {listed}")
+    return train
+
+
+def _prepared_parts(source: Source) -> list[PreparedPart]:
+    """Return a part for each path of a source, if they are prepared folders or sources in them.
+
+    Empty where the paths are text.
+    """
+    parts = []
+    for path in source.path:
+        part = _prepared_part(source, path)
+        if part:
+            parts.append(part)
+    for folder, manifest, names in parts:
+        for name in names:
+            check_shards(manifest["sources"][name], folder)
+            _check_score(source, folder / name, manifest["sources"][name])
+    if parts and (len(parts) < len(source.path) or source.heldout):
+        raise UserError(
+            f"data.sources.{source.name} mixes prepared folders with text; "
+            "give each a name of its own."
+        )
+    return parts
+
+
+def _prepared_part(source: Source, path: str) -> PreparedPart | None:
+    """Return the prepared folder that a path names, or the one source of it; None for text."""
+    if "://" in path:
+        return None
+    place = Path(os.path.expanduser(path)).absolute()
+    # The path may be a prepared folder, or the folder of one source in it.
+    if (place / "manifest.json").is_file():
+        manifest = read_manifest(place)
+        return place, manifest, tuple(manifest["sources"])
+    folder = place.parent
+    if not (folder / "manifest.json").is_file():
+        return None
+    manifest = read_manifest(folder)
+    if place.name not in manifest["sources"]:
+        raise UserError(
+            f"data.sources.{source.name}: {folder} has no source '{place.name}'."
+            f"{nearest(place.name, manifest['sources'])}"
+        )
+    return folder, manifest, (place.name,)
+
+
+def _check_score(source: Source, place: Path, entry: dict) -> None:
+    """Check that a prepared source has the score that is asked for.
+
+    Args:
+      entry: of the prepared source in its manifest.
+    """
+    # Folders of versions without scores do not say.
+    stored = entry.get("score", "")
+    if source.score_field in ("", stored):
+        return
+    has = f"the score {stored!r}" if stored else "no score"
+    raise UserError(
+        f"data.sources.{source.name}.score is '{source.score}', but {place} was prepared with "
+        f"{has}; prepare its text again with this score."
+    )
+
+
+def _given_tokenizer(data: Any, shards: dict[str, list[PreparedPart]]) -> Tokenizer | None:
+    """Return the tokenizer that is given, or that of the prepared folders; None: train one."""
+    tokenizer = None
+    origin = data.tokenizer
+    if origin:
+        tokenizer = load_tokenizer(origin)
+    for name, parts in shards.items():
+        for folder, manifest, _ in parts:
+            # Without a given tokenizer the first folder's counts.
+            if tokenizer is None:
+                tokenizer = load_tokenizer(folder / "tokenizer.json")
+                origin = str(folder)
+            if tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
+                raise UserError(
+                    f"data.sources.{name}: {folder} was prepared with another tokenizer than "
+                    f"{origin}; use the same for both."
+                )
+    return tokenizer

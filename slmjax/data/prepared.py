@@ -1,0 +1,129 @@
+"""A prepared folder as a run reads it, and a table of what is in it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slmjax.data.manifest import read_manifest
+from slmjax.data.preparation_plan import PreparationPlan, PreparedPart
+from slmjax.data.shard_files import Shard
+from slmjax.data.shards import ShardSet
+from slmjax.text.tokenizer import Tokenizer, load_tokenizer
+
+COLUMNS = ("source", "documents", "tokens", "bytes/token", "bad", "held out", "removed")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder: tokens of each source for training and held out, and the manifest."""
+
+    folder: Path
+    manifest: dict
+    tokenizer: Tokenizer
+    train: dict[str, ShardSet]
+    heldout: dict[str, ShardSet]
+    fingerprint: str
+
+
+def open_prepared(plan: PreparationPlan) -> Prepared:
+    """Return the folder that a plan has prepared.
+
+    Raises: UserError where the manifest or the tokenizer cannot be read.
+    """
+    manifest = read_manifest(plan.folder)
+    tokenizer = load_tokenizer(plan.folder / "tokenizer.json")
+    train = {}
+    heldout = {}
+    prints: list[Any] = [tokenizer.sha256]
+    for source in plan.sources:
+        name = source.name
+        # A source that was prepared before has its shards in other folders.
+        parts = plan.shards.get(name) or [(plan.folder, manifest, (name,))]
+        train[name] = _shard_set(parts, "shards", tokenizer)
+        heldout[name] = _shard_set(parts, "heldout_shards", tokenizer)
+        prints.append((name, train[name].fingerprint, heldout[name].fingerprint))
+    fingerprint = hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+    return Prepared(plan.folder, manifest, tokenizer, train, heldout, fingerprint)
+
+
+def preparation_summary(prepared: Prepared) -> str:
+    """Return a table of what was prepared.
+
+    Its columns: documents, tokens, bytes a token, bad records, held-out documents and those of them
+    that were removed as duplicates.
+    """
+    table = [COLUMNS]
+    counts = []
+    for name, entry in prepared.manifest["sources"].items():
+        source = _counts(prepared, name)
+        counts.append(source)
+        share = entry["removed"]["bytes_share"]
+        table.append(_cells(name, source, removed=f"{source.removed} ({share:.1%})"))
+    total = _Counts(*map(sum, zip(*counts)))
+    table.append(_cells("all", total, removed=str(total.removed)))
+    # Names are flush left, numbers flush right.
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = []
+    for first, *others in table:
+        cells = [first.ljust(widths[0])]
+        for cell, width in zip(others, widths[1:]):
+            cells.append(cell.rjust(width))
+        lines.append("  ".join(cells))
+    vocab_size = prepared.tokenizer.vocab_size
+    lines.append(f"tokenizer: {vocab_size:,} tokens; in {prepared.folder}")
+    return "\n".join(lines)
+
+
+class _Counts(NamedTuple):
+    """Numbers of a source, or of all together."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    bad: int
+    held_out: int
+    removed: int
+
+
+def _counts(prepared: Prepared, name: str) -> _Counts:
+    entry = prepared.manifest["sources"][name]
+    train = prepared.train[name]
+    return _Counts(
+        documents=len(train),
+        tokens=train.tokens,
+        bytes=int(train.bytes.sum()),
+        bad=sum(entry["faults"].values()),
+        held_out=len(prepared.heldout[name]),
+        removed=entry["removed"]["documents"],
+    )
+
+
+def _cells(name: str, counts: _Counts, *, removed: str) -> tuple[str, ...]:
+    return (
+        name,
+        f"{counts.documents:,}",
+        f"{counts.tokens:,}",
+        f"{counts.bytes / max(1, counts.tokens):.2f}",
+        f"{counts.bad}",
+        f"{counts.held_out:,}",
+        removed,
+    )
+
+
+def _shard_set(parts: list[PreparedPart], kind: str, tokenizer: Tokenizer) -> ShardSet:
+    """Return the documents of a source: those of all its parts, in order.
+
+    Args:
+      kind: "shards" or "heldout_shards", the field of the manifest.
+    """
+    shards = []
+    folders = []
+    # Documents are numbered in this order, so it is part of a run's data order.
+    for folder, manifest, names in parts:
+        for name in names:
+            for entry in manifest["sources"][name][kind]:
+                shards.append(Shard(**entry))
+                folders.append(str(folder))
+    return ShardSet(shards, folders, vocab_size=tokenizer.vocab_size, salt=tokenizer.sha256)
