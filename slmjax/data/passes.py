@@ -20,11 +20,12 @@ import numpy as np
 from slmjax.data.heldout import GROUP, GroupCounter, group_id
 from slmjax.data.shards import ShardWriter, shard_entry
 from slmjax.errors import UserError
-from slmjax.text.files import go_on, read_part, write_atomic, write_part
+from slmjax.text.files import read_part, write_atomic, write_part
 from slmjax.text.hashing import Matcher, shingle_parts
 from slmjax.text.records import DAMAGED, Document, Fault, Source, SourceFile
 from slmjax.text.sources import bundles, read_documents, unreadable
 from slmjax.text.tokenizer import EOT, Tokenizer
+from slmjax.text.units import go_on
 from slmjax.text.walk import WORK
 
 PIECE = 32_768  # characters of a tokenizer sample's piece, so that one long book cannot be the whole sample

@@ -28,18 +28,12 @@ from slmjax.data.build import (
 from slmjax.data.passes import PreparationUnit, units_of
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.errors import UserError, nearest
-from slmjax.text.files import (
-    Progress,
-    cores,
-    locked,
-    run_units,
-    terminal_progress,
-    wait_for,
-    writable,
-)
+from slmjax.text.claims import locked
+from slmjax.text.files import writable
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.sources import grouping, list_files, parse_sources, reader_identity, text_bytes
 from slmjax.text.tokenizer import EOT, SPECIAL, Tokenizer, load_tokenizer
+from slmjax.text.units import Progress, cores, run_units, terminal_progress, wait_for
 
 IN_PROCESS_BYTES = 8_000_000  # below this, starting processes (1 to 2 s) costs more than it saves
 

@@ -30,7 +30,7 @@ from slmjax.data import prepare_stage as stage
 from slmjax.data.prepare import preparation_summary, prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.errors import UserError
-from slmjax.text import files as work
+from slmjax.text import units as work
 from slmjax.text.sources import list_files, parse_sources, read_documents
 from slmjax.text.tokenizer import EOT, SPECIAL, train_bpe
 
