@@ -27,8 +27,9 @@ from slmjax.bench import planted
 from slmjax.curate.decontaminate import THRESHOLD, EvalIndex, Hit, build_index
 from slmjax.errors import UserError
 from slmjax.text.hashing import Matcher, shingles
+from slmjax.text.readers import read_records
 from slmjax.text.records import Record, Source
-from slmjax.text.sources import list_files, read_records
+from slmjax.text.source_files import list_files
 
 CHOICES = ("query", "choices")
 CONTINUED = ("context", "continuation")

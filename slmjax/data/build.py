@@ -20,10 +20,11 @@ from slmjax.data.heldout import GROUP, HeldoutChoice, choose_groups, seen_in_tra
 from slmjax.data.passes import Job, PreparationUnit
 from slmjax.data.shards import Shard, ShardWriter, shard_entry
 from slmjax.errors import UserError
+from slmjax.text.document_checks import grouping
 from slmjax.text.files import DamagedPart, read_part, write_atomic, write_part
 from slmjax.text.hashing import Matcher, shingles
 from slmjax.text.records import Source, SourceFile
-from slmjax.text.sources import grouping, text_bytes
+from slmjax.text.source_files import text_bytes
 from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer, train_bpe
 from slmjax.text.units import Progress, run_units, wait_for
 

@@ -22,8 +22,9 @@ from slmjax.data.shards import ShardWriter, shard_entry
 from slmjax.errors import UserError
 from slmjax.text.files import read_part, write_atomic, write_part
 from slmjax.text.hashing import Matcher, shingle_parts
+from slmjax.text.readers import read_documents, unreadable
 from slmjax.text.records import DAMAGED, Document, Fault, Source, SourceFile
-from slmjax.text.sources import bundles, read_documents, unreadable
+from slmjax.text.source_files import bundles
 from slmjax.text.tokenizer import EOT, Tokenizer
 from slmjax.text.units import go_on
 from slmjax.text.walk import WORK

@@ -29,9 +29,12 @@ from slmjax.data.passes import PreparationUnit, units_of
 from slmjax.data.shards import Shard, ShardSet
 from slmjax.errors import UserError, nearest
 from slmjax.text.claims import locked
+from slmjax.text.document_checks import grouping
 from slmjax.text.files import writable
+from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import Source, SourceFile
-from slmjax.text.sources import grouping, list_files, parse_sources, reader_identity, text_bytes
+from slmjax.text.source_files import list_files, text_bytes
+from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, SPECIAL, Tokenizer, load_tokenizer
 from slmjax.text.units import Progress, cores, run_units, terminal_progress, wait_for
 

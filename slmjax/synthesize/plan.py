@@ -10,8 +10,10 @@ from pathlib import Path
 
 from slmjax.errors import UserError, nearest
 from slmjax.synthesize import subjects
+from slmjax.text.readers import read_documents
 from slmjax.text.records import Document
-from slmjax.text.sources import list_files, parse_sources, read_documents
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 from slmjax.textbook.passages import Passage, passage
 
 # What each format asks of a writer; checks.py looks for what is asked here.

@@ -62,7 +62,7 @@ def claimed(
 
 
 class Claim:
-    """A folder that this process holds. Before `take` it is a claim to nothing, and always valid."""
+    """A folder that this process holds; before `take` a claim to nothing, which is always valid."""
 
     def __init__(self, field: str = "--workdir") -> None:
         self._field = field
@@ -122,7 +122,7 @@ class Claim:
         self._made = []
 
     def _lock(self, path: epath.Path, workdir: str) -> bool:
-        """Lock the file and write this process into it; False where the file system has no locks."""
+        """Lock the file and name this process in it; False where the file system has no locks."""
         patience = time.monotonic() + LAST_WORKER
         while True:
             file = open(path, "a+")  # noqa: SIM115 (held until release)
@@ -165,7 +165,7 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """Hold an exclusive lock on a file, waiting for it; yields False where there are no locks.
 
     The system releases the lock when this process ends, however it ends. File systems without
-    locks are used without: every write is atomic, and a unit's content is the same whoever makes it.
+    locks are used without: every write is atomic, and a unit is the same whoever makes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if fcntl is None:

@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, and notice where a stored result is no longer what was written."""
+"""Write files that are whole or absent, and notice a stored result that has changed."""
 
 import contextlib
 import errno
@@ -77,7 +77,8 @@ def temporary(folder: Path | epath.Path) -> Any:
 def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
     """Turn errors of the file system inside the context into a UserError that names the folder.
 
-    These are a full disk, a folder that cannot be written, and a file elsewhere that cannot be read.
+    These are a full disk, a folder that cannot be written, and a file elsewhere that cannot be
+    read.
     """
     try:
         yield

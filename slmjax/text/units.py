@@ -43,7 +43,8 @@ def run_units(
       processes: how many work at once; 1 runs everything in this process.
       fork: start workers as copies of this process, with all that it has loaded, where that is
         safe: without JAX and without other threads.
-    Raises: whatever a call raises, after the others have stopped; UserError if a process was killed.
+    Raises: whatever a call raises, after the others have stopped; UserError if a process was
+      killed.
     """
     tasks = sorted(tasks, key=lambda task: -task[0])
     total = sum(size for size, _ in tasks)

@@ -31,7 +31,7 @@ class FoundFiles:
     def leave_out(self, reason: str, name: str) -> None:
         self.left_out.setdefault(reason, set()).add(printable(name))
 
-    def told(self) -> str:
+    def describe_left_out(self) -> str:
         """What was left out, as words; "" where nothing was."""
         parts = []
         for reason, names in self.left_out.items():
