@@ -34,10 +34,8 @@ def list_remote(url: str, revision: str, where: str) -> list[tuple[str, str, int
         if protocol == "hf":
             path = _pinned(path, revision, where)
         magic = re.search(r"[*?\[]", path)
-        if magic:
-            infos = system.glob(path, detail=True)
-        else:
-            infos = system.find(path, detail=True)
+        list_files = system.glob if magic else system.find
+        infos = list_files(path, detail=True)
     except FileNotFoundError:
         return []
     except UserError:

@@ -42,10 +42,7 @@ def open_stream(path: str, compression: str) -> Any:
 
     `compression` is "", ".gz", ".xz" or ".zst".
     """
-    if "://" in path:
-        raw = open_remote(path)
-    else:
-        raw = open(path, "rb")  # noqa: SIM115 (closed by callers)
+    raw = open_remote(path) if "://" in path else open(path, "rb")  # noqa: SIM115 (callers close)
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ)
     if compression == ".xz":

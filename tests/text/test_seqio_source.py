@@ -113,7 +113,13 @@ def read(name: str, group_by: str = "", **options) -> list[Document | Fault]:
 
 def elsewhere(code: str) -> str:
     """What a new process, which imports everything anew, prints last."""
-    command = f"from slmjax.text.readers import read_documents{code}; from slmjax.text.source_files import list_files; from slmjax.text.sources import parse_sources; from slmjax.text.records import Source"
+    imports = (
+        "from slmjax.text.readers import read_documents",
+        "from slmjax.text.records import Source",
+        "from slmjax.text.source_files import list_files",
+        "from slmjax.text.sources import parse_sources",
+    )
+    command = "\n".join([*imports, code])
     done = subprocess.run(
         [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
