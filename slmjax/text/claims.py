@@ -46,7 +46,8 @@ def claimed(
       agree: True where every process of the run says True.
     Raises: UserError where another process holds it, or the folder cannot be made or written.
     """
-    claim, refusal = Claim(field), ""
+    claim = Claim(field)
+    refusal = ""
     if first:
         try:
             claim.take(workdir)
@@ -141,6 +142,7 @@ class Claim:
                 file.close()
                 return False
             # An owner that leaves removes the file: then the lock is on a file without a name.
+            # So it is taken only if the folder still has this very file.
             if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                 break
             file.close()

@@ -79,6 +79,7 @@ def checked_document(
     if type(score) not in (int, float) or not abs(score) < sys.float_info.max:
         value = _describe_value(fields, source.score_field, "a finite number")
         return Fault(line, "no score", f"'{source.score_field}' is {value}")
+    # Without grouping a document is a group by itself, together with exact copies of it.
     key = content_key(data)
     group, matched = f"{key:016x}", True
     if grouping.group_of is not None:
@@ -87,6 +88,7 @@ def checked_document(
             described = _describe_value(fields, grouping.field)
             detail = f"data.group_by needs '{grouping.field}', which is {described}"
             return Fault(line, "no group", detail)
+        # A document that the pattern does not match is grouped by the whole value, and counted.
         name = grouping.group_of(str(value))
         matched = name is not None
         group = str(value) if name is None else name
@@ -102,6 +104,7 @@ def _decoded(text: str | bytes, line: int) -> tuple[str, bytes] | Fault:
         text = text.removeprefix("\ufeff")
         return text, text.encode()
     except UnicodeDecodeError as error:
+        # 1-based, since a .txt file is often a single document.
         line_of_text = error.object.count(b"\n", 0, error.start) + 1
         detail = f"byte {error.start + 1}, line {line_of_text} of the text"
         return Fault(line, "invalid UTF-8", detail)
@@ -136,9 +139,9 @@ def _describe_value(fields: Mapping[str, Any], field: str, wanted: str = "a stri
     """Return in words what a record holds in a field, or that the field is missing."""
     if field not in fields:
         names: Sequence[str] = [str(name) for name in fields]
+        description = f"missing (fields: {', '.join(names[:SHOWN_FIELDS])})"
         close = nearest(field, names)
-        stop = "." if close else ""
-        return f"missing (fields: {', '.join(names[:SHOWN_FIELDS])}){stop}{close}"
+        return f"{description}.{close}" if close else description
     value = fields[field]
     kind = type(value).__name__
     if isinstance(value, dict):

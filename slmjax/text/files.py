@@ -15,7 +15,9 @@ from etils import epath
 
 from slmjax.errors import UserError
 
+# The disk, the user's quota, or the largest file of the file system.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors that another folder would not have.
 _DENIED = (
     errno.EACCES,
     errno.EPERM,
@@ -137,9 +139,11 @@ class DamagedPart(UserError):
 
 def write_part(path: Path, content: bytes | str | dict) -> None:
     """Write an intermediate result whole or not at all, followed by its SHA-256."""
-    text = json.dumps(content) if isinstance(content, dict) else content
-    data = text.encode() if isinstance(text, str) else text
-    write_atomic(path, data + hashlib.sha256(data).digest())
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    if isinstance(content, str):
+        content = content.encode()
+    write_atomic(path, content + hashlib.sha256(content).digest())
 
 
 def read_part(path: Path) -> bytes:

@@ -46,6 +46,7 @@ def read_parquet(
     other_fields = [field for field in (grouping.field, source.score_field) if field]
     for field in (source.field, *other_fields):
         _check_column(table, field, file.path)
+    # One column may be both, such as a group that is also the score.
     columns = sorted({source.field, *other_fields})
     number = 0
     for part in _row_groups(table.metadata, source.field):
@@ -56,6 +57,7 @@ def read_parquet(
                 number += 1
                 yield Fault(number, TOO_LONG, detail)
             continue
+        # Rows that hold about LONGEST bytes together, by the row groups' mean.
         rows_of_bound = LONGEST * part.rows // max(1, part.bytes)
         batches = table.iter_batches(
             batch_size=max(1, min(BATCH_ROWS, rows_of_bound)),
@@ -72,6 +74,7 @@ def read_parquet(
                 number += 1
                 if text is None:
                     yield Fault(number, "no text", f"'{source.field}' is null")
+                # Of a text that is too long only the length was read.
                 elif isinstance(text, int):
                     detail = f"{text >> 20:,} MiB, more than {LONGEST >> 20}"
                     yield Fault(number, TOO_LONG, detail)
@@ -85,7 +88,9 @@ def _check_column(table: Any, field: str, path: str) -> None:
     names = table.schema_arrow.names
     if field not in names:
         close = nearest(field, names)
-        hint = f".{close}" if close else f"{suggest_most_text(_text_sizes(table))}."
+        hint = f".{close}"
+        if not close:
+            hint = f"{suggest_most_text(_text_sizes(table))}."
         columns = ", ".join(names)
         raise UserError(f"{path} has no column '{field}' (columns: {columns}){hint}")
     if names.count(field) > 1:
@@ -150,12 +155,14 @@ def _texts_as_bytes(column: Any) -> list[bytes | int | None]:
     import pyarrow as pa
     from pyarrow import compute
 
+    # Repeated strings are stored as numbers into a list of them.
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if hasattr(pa.types, "is_string_view") and pa.types.is_string_view(column.type):
         column = column.cast(pa.binary_view())
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
+    # The usual case: no text of the batch can be too long.
     if column.nbytes <= LONGEST:
         return column.to_pylist()
     sizes = compute.binary_length(column.cast(pa.large_binary())).to_pylist()

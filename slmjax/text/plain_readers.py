@@ -36,6 +36,7 @@ def read_jsonl(stream: Any) -> Iterator[Record | Fault]:
         if line is None:
             yield Fault(number, TOO_LONG, f"more than {LONGEST >> 20} MiB")
             continue
+        # Elsewhere the mark is a character of the text.
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         try:

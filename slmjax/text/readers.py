@@ -29,6 +29,7 @@ def read_documents(
     Raises: UserError where the file cannot be opened or has no such column.
     """
     document_groups = grouping(group_by)
+    # A SeqIO task has no ending.
     kind = None if file.path.startswith(SEQIO) else file_kind(file.path, source).format
     if kind == ".txt":
         reader = partial(read_txt, file=file, source=source, grouping=document_groups)
@@ -78,9 +79,11 @@ def _read(
     if kind.compression and not file.size:
         yield _damage(1, EOFError("it is empty"))
         return
+    # The line of the last item: damage is reported behind it.
     line = 0
     try:
         with open_stream(file.path, kind.compression) as stream:
+            # Parquet is binary and has its own beginning.
             if kind.format in (".txt", ".jsonl"):
                 check_is_text(stream)
             for item in reader(stream):
@@ -96,7 +99,9 @@ def _read(
 
 
 def _damage(line: int, error: Exception) -> Fault:
+    # Some libraries append a trace of several lines.
     reason = str(error).partition("\n")[0] or "it ends too early"
+    # Our own words need no exception's name.
     if not isinstance(error, DamagedStream):
         reason = f"{type(error).__name__}: {reason}"
     return Fault(line, DAMAGED, reason)

@@ -45,7 +45,10 @@ def list_remote(url: str, revision: str, where: str) -> list[tuple[str, str, int
         message = str(error)
         reason = message.strip().splitlines()[0] if message else repr(error)
         raise UserError(f"{where}: cannot list {url}: {reason}") from error
-    base = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
+    base = path.rstrip("/")
+    if magic:
+        # The folders before the first one that is a pattern.
+        base = path[: magic.start()].rpartition("/")[0]
     files = []
     for name, info in sorted(infos.items()):
         if info.get("type", "file") != "file":
@@ -136,10 +139,13 @@ def _pinned(path: str, revision: str, where: str) -> str:
 
 def _content_id(system: Any, name: str, info: Mapping) -> str:
     """Return a string that changes with the content: the store's own checksum where it has one."""
+    # Large files of the Hub are stored elsewhere, and listed with their hash.
     large_file = info.get("lfs") or {}
     if large_file.get("sha256"):
         return str(large_file["sha256"])
+    # By store: Google Cloud Storage, the Hub, and others that speak S3 or HTTP.
     for field in ("md5Hash", "blob_id", "etag", "ETag"):
         if info.get(field):
             return str(info[field])
+    # Whatever fsspec knows of the file: often its size and time.
     return str(system.ukey(name))

@@ -37,7 +37,7 @@ def split_mixture(source: Source) -> list[Source]:
     Raises: UserError for what `read_examples` refuses, rates that cannot be computed, and a mixture
       with other paths or a held-out set.
     """
-    # path: (task or mixture, split)
+    # path -> (task or mixture, split)
     providers = {
         path: _provider(path, source.name) for path in source.path if path.startswith(SEQIO)
     }
@@ -54,6 +54,7 @@ def split_mixture(source: Source) -> list[Source]:
         raise UserError(f"data.sources.{source.name}: {problem}; {advice}.")
     mixture, split = providers[path]
     rates = _rates(mixture, split, path)
+    # seqio's rates need not add up to one.
     total = sum(rates.values())
     weight = source.weight or 1
     module = path.split("/")[2]

@@ -62,6 +62,7 @@ def file_kind(path: str, source: Source) -> FileKind | None:
     compression = next((ending for ending in COMPRESSIONS if lower.endswith(ending)), "")
     if source.reader:
         return FileKind(OWN, compression)
+    # removesuffix("") returns the whole name.
     stem = lower.removesuffix(compression)
     for ending in FORMATS:
         # Parquet compresses its pages itself.
@@ -94,6 +95,7 @@ def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ..
         else:
             units.append([file])
             unit_bytes = text_bytes(file)
+    # One number more than there are units, which zip drops.
     firsts = itertools.accumulate(map(len, units), initial=0)
     return list(zip(firsts, map(tuple, units)))
 

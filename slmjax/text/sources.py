@@ -23,6 +23,7 @@ LONGEST_NAME = 150
 _NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # "name=path" and "name:weight=path"
 _NAMED = re.compile(r"([^/=:*?\[\]]+)(?::([^/=:]*))?=(.*)")
+# One or several endings, as in "a.jsonl.xz".
 _ENDINGS = re.compile(r"(\.(txt|jsonl|parquet|gz|xz|zst))+$")
 
 
@@ -43,6 +44,7 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     sources: list[Source] = []
     for source in _named_sources(value):
         sources += _split_mixture(source)
+    # Checked last, since a mixture's tasks bring names of their own.
     names = [source.name for source in sources]
     for name in names:
         _check_name(name, names)
@@ -53,6 +55,7 @@ def _named_sources(value: Any) -> list[Source]:
     """Return the sources of a value of any of the accepted types, mixtures still whole."""
     if isinstance(value, (str, os.PathLike)):
         return _from_text(str(value))
+    # A dict, or a ConfigDict of a recipe.
     if hasattr(value, "items"):
         return [_from_entry(str(name), entry) for name, entry in value.items()]
     if not isinstance(value, (list, tuple)):
@@ -77,6 +80,7 @@ def _check_name(name: str, names: Sequence[str]) -> None:
     if len(name) > LONGEST_NAME:
         problem = f"'{name[:40]}...' has {len(name)} characters"
         raise UserError(f"data.sources: {problem}; give it a shorter name (name=path).")
+    # Prepared text keeps a folder of each source's name, where half-written files are .tmp- files.
     if name in RESERVED or name.startswith(".tmp-"):
         problem = f"'{name}' is a file of prepared text"
         raise UserError(f"data.sources: {problem}; give the source another name (name=path).")
@@ -94,6 +98,7 @@ def _from_text(text: str) -> list[Source]:
             problem = f"'{printable(text)}' has an empty part"
             raise UserError(f"data.sources: {problem}; expected name=path or a path.")
         named = _NAMED.match(piece)
+        # A path with "/" before "=" or ":" is not a name.
         if not named:
             sources += _unnamed(piece)
             continue
@@ -148,8 +153,9 @@ def _prepared_names(manifest: Path) -> list[str]:
         content = json.loads(manifest.read_text())
     except (OSError, ValueError, RecursionError):
         return []
-    sources = content.get("sources") if isinstance(content, dict) else None
-    return list(sources) if isinstance(sources, dict) else []
+    if not isinstance(content, dict) or not isinstance(content.get("sources"), dict):
+        return []
+    return list(content["sources"])
 
 
 def _split_mixture(source: Source) -> list[Source]:
@@ -201,6 +207,7 @@ def _from_entry(name: str, entry: Any) -> Source:
 
 
 def _check_fields(entry: Mapping, where: str) -> None:
+    # The name is the key of the entry.
     known = [field.name for field in fields(Source) if field.name != "name"]
     for field in entry:
         if field not in known:
@@ -237,4 +244,4 @@ def _paths(value: Any, where: str) -> tuple[str, ...]:
         whole_number = isinstance(path, int) and not isinstance(path, bool)
         if not (whole_number or isinstance(path, (str, os.PathLike))) or not str(path).strip():
             raise UserError(f"{where} is {value!r}; expected a path or a list of paths.")
-    return tuple(str(path) for path in values)
+    return tuple(map(str, values))

@@ -46,6 +46,7 @@ def run_units(
     Raises: whatever a call raises, after the others have stopped; UserError if a process was
       killed.
     """
+    # The largest first, so that no worker begins a long task while the others are done.
     tasks = sorted(tasks, key=lambda task: -task[0])
     total = sum(size for size, _ in tasks)
     progress(stage, 0, total)
@@ -74,6 +75,7 @@ def go_on() -> None:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
+    # A container or a scheduler may allow fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -101,6 +103,7 @@ def wait_for(
     progressed = time.monotonic()
     next_line = time.monotonic() + FIRST_LINE
     while missing:
+        # Asked first: a failure elsewhere should not cost the time-out.
         if unless():
             raise FileNotFoundError(str(missing[0]))
         time.sleep(POLL)
@@ -169,6 +172,7 @@ def _run_in_workers(
     workers = min(processes, len(tasks))
     total = sum(size for size, _ in tasks)
     done = 0
+    # `with` waits for the workers, so that none writes after an error has been reported.
     with ProcessPoolExecutor(workers, context, _start_worker, (stop, threads)) as pool:
         futures = {pool.submit(function, *arguments): size for size, arguments in tasks}
         try:
@@ -179,6 +183,7 @@ def _run_in_workers(
         except BrokenProcessPool as error:
             problem = f"a process that prepares text was killed ({stage}; out of memory?)"
             raise UserError(f"data: {problem}; run again to continue.") from error
+        # Also for Ctrl-C: the workers ignore it and wait for this event.
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -66,8 +66,8 @@ def find_files(pattern: str, supported: Callable[[str], bool], where: str) -> Fo
     else:
         fixed = re.split(MAGIC, place)[0]
         walk.base = os.path.dirname(fixed)
-        rest = place[len(walk.base) :].lstrip("/") if walk.base else place
-        matched = walk.expand(walk.base or ".", [piece for piece in rest.split("/") if piece])
+        pieces = [piece for piece in place[len(walk.base) :].split("/") if piece]
+        matched = walk.expand(walk.base or ".", pieces)
     if not matched:
         folder = os.path.dirname(place) or "."
         siblings: list[str] = []
@@ -174,6 +174,7 @@ class _Walk:
         while waiting:
             place = waiting.pop()
             real = os.path.realpath(place)
+            # Two links, or a pattern and a folder, may lead to the same place.
             if (real, 0) in self._seen:
                 continue
             self._seen.add((real, 0))
@@ -183,6 +184,7 @@ class _Walk:
                 self._leave_out("written by slmjax", place)
                 continue
             for entry in entries:
+                # Only what could have been text is worth a line.
                 if entry.name.startswith("."):
                     if entry.is_dir() or self._supported(entry.name):
                         self._leave_out("hidden", entry.path)
@@ -246,10 +248,12 @@ def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
             names = set(os.listdir(folder))
         except OSError:
             return False
+    # `.identity` is a folder in the cache of prepared text.
     if os.path.basename(folder.rstrip("/")) == WORK or ".identity" in names:
         return True
     if any(name.endswith(SKETCHES) for name in names):
         return True
+    # Other programs have files of these names too, with other keys.
     for name, own_keys in OWN_JSON.items():
         if name in names and own_keys <= _keys(os.path.join(folder, name)):
             return True
