@@ -315,9 +315,8 @@ def textbook_answers(engine: Engine, seed: int) -> dict[str, dict]:
     def complete(prompts: list[str]) -> list[str]:
         return [one.text for one in engine.generate(prompts, max_tokens=ANSWER_TOKENS)]
 
-    return exact_answers(
-        complete, {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
-    )
+    asked = {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
+    return exact_answers(complete, asked, extract=textbook.extract_answer)
 
 
 def textbook_baseline(
@@ -350,9 +349,8 @@ def textbook_baseline(
             for prompt in prompts
         ]
 
-    answers = exact_answers(
-        complete, {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
-    )
+    asked = {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
+    answers = exact_answers(complete, asked, extract=textbook.extract_answer)
     return {
         "kneser_ney": bits,
         "answers": {kind: found["accuracy"] for kind, found in answers.items()},
