@@ -28,8 +28,10 @@ def _combinations(
     for i, onset in enumerate(onsets):
         for j, ending in enumerate(endings):
             # Along diagonals, so that each onset and each ending is in both parts.
-            part = reserved if (i + 2 * j) % 5 == 0 else for_training
-            part.append(onset + ending)
+            if (i + 2 * j) % 5 == 0:
+                reserved.append(onset + ending)
+            else:
+                for_training.append(onset + ending)
     return tuple(for_training), tuple(reserved)
 
 
@@ -38,6 +40,7 @@ NOUNS = tuple(_LISTS["nouns"])
 COLOURS = tuple(_LISTS["colours"])
 JOBS = tuple(_LISTS["jobs"])
 TRAITS = tuple(_LISTS["traits"])
+# Syllables in capitals: a name begins with one.
 ONSETS = tuple(consonant + vowel for consonant in "BDFGHJKLMNRSTVZ" for vowel in "aeo")
 NAMES, RESERVED_NAMES = _combinations(ONSETS, _LISTS["name_endings"])
 WORDS, RESERVED_WORDS = _combinations(_LISTS["word_onsets"], _LISTS["word_endings"])
@@ -71,14 +74,18 @@ class Draw:
     """
 
     def __init__(self, rng: random.Random, heldout: bool):
-        self.rng, self.heldout = rng, heldout
+        self.rng = rng
+        self.heldout = heldout
         self.numbers: list[int] = []
         self.names: list[str] = []
-        self._usable_names = RESERVED_NAMES if heldout else NAMES
-        self._usable_words = RESERVED_WORDS if heldout else WORDS
+        if heldout:
+            self._usable_names, self._usable_words = RESERVED_NAMES, RESERVED_WORDS
+        else:
+            self._usable_names, self._usable_words = NAMES, WORDS
 
     def name(self) -> str:
         """Return a person, unlike those drawn before."""
+        # A person who comes twice would make the passage ambiguous.
         name = self.rng.choice(self._usable_names)
         while name in self.names:
             name = self.rng.choice(self._usable_names)
@@ -97,6 +104,7 @@ class Draw:
             number = self.rng.choice(reserved)
         else:
             number = self.rng.randint(low, high)
+            # A held-out passage may repeat a reserved number; training has none.
             while number in reserved and not self.heldout:
                 number = self.rng.randint(low, high)
         self.numbers.append(number)

@@ -81,8 +81,10 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
         known = f"kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}"
         raise ValueError(f"no textbook passages of {kind!r} and {split!r}; {known}")
     heldout = split == "heldout"
+    # Seeded by a string: Python hashes it the same way in every process and version.
     rng = random.Random(f"{seed}/{split}/{kind}/{index}")
     numbered = enumerate(TEMPLATES[kind])
+    # Numbered before the choice, so that a template's number is its place in the table.
     usable = [(number, item) for number, item in numbered if heldout or not item.heldout]
     number, template = rng.choice(usable)
     while True:
@@ -163,6 +165,7 @@ def write_corpus(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # The stamp says what the files were made from; see `_read_stamp`.
     made = {
         "version": VERSION,
         "seed": seed,
