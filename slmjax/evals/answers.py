@@ -33,6 +33,7 @@ def exact_answers(
     for questions in questions_by_kind.values():
         prompts += [question.prompt for question in questions]
     completions = list(generate(prompts)) if prompts else []
+    # One completion too few would shift all later answers to other questions.
     if len(completions) != len(prompts):
         problem = f"{len(prompts)} prompts were given, {len(completions)} completions came back"
         raise ValueError(problem)
@@ -45,5 +46,9 @@ def exact_answers(
         right = sum(extract(next(remaining)) == question.answer for question in questions)
         chance = sum(question.chance for question in questions)
         count = len(questions)
-        results[kind] = {"accuracy": right / count, "chance": chance / count, "count": count}
+        results[kind] = {
+            "accuracy": right / count,
+            "chance": chance / count,
+            "count": count,
+        }
     return results

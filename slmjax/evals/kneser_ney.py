@@ -15,26 +15,33 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+# Token ids of each document, without eot.
+Documents = Iterable[Sequence[int]]
 
-def fit(documents: Iterable[Sequence[int]], vocab_size: int, order: int, eot: int) -> "KneserNey":
+
+def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserNey":
     """Fit a model of n-grams of up to `order` tokens.
 
     Args:
-      documents: token ids of each document without eot. The model reads `eot t1 .. tn` and predicts
-        `t1 .. tn eot`; no context reaches past a document's start, where it is the eot alone.
+      documents: the model reads `eot t1 .. tn` and predicts `t1 .. tn eot`; no context reaches past
+        a document's start, where it is the eot alone.
       order: 2 or more; the longest context has order - 1 tokens.
     Raises: ValueError on a smaller order, on no documents, and on ids outside the vocabulary.
     """
     stream, ages = _stream(documents, eot)
-    if order < 2 or not len(ages) or stream.min() < 0 or stream.max() >= vocab_size:
+    has_documents = len(ages) > 0
+    in_vocabulary = stream.min() >= 0 and stream.max() < vocab_size
+    if order < 2 or not has_documents or not in_vocabulary:
         needed = f"an order of 2 or more (here {order}), a document, and token ids below"
         raise ValueError(f"Kneser-Ney needs {needed} {vocab_size}")
     counted = _count_ngrams(stream, ages, vocab_size, order)
     levels = [_level(ngrams, vocab_size) for ngrams in counted]
     # What single tokens leave over is shared by the whole vocabulary.
-    unigram = np.full(vocab_size, levels[0].left_over[0] / vocab_size)
-    unigram[levels[0].grams] += levels[0].shares
-    return KneserNey(vocab_size, order, eot, unigram, levels[1:])
+    single_tokens, *longer = levels
+    left_over = single_tokens.left_over[0]
+    unigram = np.full(vocab_size, left_over / vocab_size)
+    unigram[single_tokens.grams] += single_tokens.shares
+    return KneserNey(vocab_size, order, eot, unigram, longer)
 
 
 class KneserNey:
@@ -44,15 +51,24 @@ class KneserNey:
     """
 
     def __init__(
-        self, vocab_size: int, order: int, eot: int, unigram: np.ndarray, levels: Sequence["_Level"]
+        self,
+        vocab_size: int,
+        order: int,
+        eot: int,
+        unigram: Float[np.ndarray, " vocab"],
+        levels: Sequence["_Level"],
     ):
-        self.vocab_size, self.order, self.eot = vocab_size, order, eot
+        self.vocab_size = vocab_size
+        self.order = order
+        self.eot = eot
+        # Probability of each token where no context is known.
         self._unigram = unigram
         # From contexts of one token to the longest.
         self._levels = tuple(levels)
 
-    def log_probabilities(self, documents: Iterable[Sequence[int]]) -> Float[np.ndarray, " n"]:
+    def log_probabilities(self, documents: Documents) -> Float[np.ndarray, " n"]:
         """Return the natural log-probability of each token of each document, and of its eot."""
+        vocab = self.vocab_size
         stream, ages = _stream(documents, self.eot)
         targets = stream[1:]
         probability = self._unigram[targets]
@@ -63,11 +79,12 @@ class KneserNey:
             reaching = ages[positions] >= length
             positions, contexts = positions[reaching], contexts[reaching]
             oldest = stream[positions + 1 - length]
-            contexts, is_known = _find(level.contexts, contexts * self.vocab_size + oldest)
+            contexts, is_known = _find(level.contexts, contexts * vocab + oldest)
             # A context that was never seen has no longer one that was.
             positions, contexts = positions[is_known], contexts[is_known]
-            keys = contexts * self.vocab_size + targets[positions]
+            keys = contexts * vocab + targets[positions]
             grams, was_seen = _find(level.grams, keys)
+            # Interpolation: the n-gram's own share, and what the context leaves to a shorter one.
             own_share = np.where(was_seen, level.shares[grams], 0.0)
             shorter = level.left_over[contexts] * probability[positions]
             probability[positions] = own_share + shorter
@@ -76,23 +93,30 @@ class KneserNey:
     def distribution(self, tokens: Sequence[int]) -> Float[np.ndarray, " vocab"]:
         """Return the probabilities of the token that follows a document's first `tokens`."""
         probability = self._unigram.copy()
+        # The empty context, of which every other one is an extension to the left.
         context = 0
-        recent = [self.eot, *tokens][-len(self._levels) :]
+        so_far = [self.eot, *tokens]
+        recent = so_far[-len(self._levels) :]
         for level, token in zip(self._levels, reversed(recent)):
             key = context * self.vocab_size + int(token)
             context = int(np.searchsorted(level.contexts, key))
+            # Beyond the last one, or another one that was seen: this context was not.
             if context == len(level.contexts) or level.contexts[context] != key:
                 break
             # The n-grams of a context stand together.
             first_key = context * self.vocab_size
-            first, last = np.searchsorted(level.grams, (first_key, first_key + self.vocab_size))
+            end_key = first_key + self.vocab_size
+            first, last = np.searchsorted(level.grams, (first_key, end_key))
             followers = level.grams[first:last] - first_key
             probability *= level.left_over[context]
             probability[followers] += level.shares[first:last]
         return probability
 
     def complete(
-        self, prompt_tokens: Sequence[int], max_tokens: int, stop: int | None = None
+        self,
+        prompt_tokens: Sequence[int],
+        max_tokens: int,
+        stop: int | None = None,
     ) -> list[int]:
         """Return the most probable next tokens, one after the other.
 
@@ -102,18 +126,19 @@ class KneserNey:
             stop = self.eot
         tokens: list[int] = []
         while len(tokens) < max_tokens:
-            best = int(self.distribution([*prompt_tokens, *tokens]).argmax())
+            probability = self.distribution([*prompt_tokens, *tokens])
+            best = int(probability.argmax())
             if best == stop:
                 break
             tokens.append(best)
         return tokens
 
 
-def ngram_bits_per_byte(
-    model: KneserNey, documents: Sequence[Sequence[int]], total_bytes: int
-) -> float:
+def ngram_bits_per_byte(model: KneserNey, documents: Documents, total_bytes: int) -> float:
     """Return the bits that the documents need, each with its eot, over the bytes of their text."""
-    return float(-model.log_probabilities(documents).sum() / math.log(2) / total_bytes)
+    nats = -model.log_probabilities(documents).sum()
+    bits = nats / math.log(2)
+    return float(bits / total_bytes)
 
 
 def discounts(counts: Int[np.ndarray, " grams"]) -> Float[np.ndarray, "4"]:
@@ -124,20 +149,37 @@ def discounts(counts: Int[np.ndarray, " grams"]) -> Float[np.ndarray, "4"]:
     Source: Chen & Goodman 1999, equation 26.
     """
     # How many n-grams were counted once, twice, three and four times.
-    counts_of_counts = {count: int((counts == count).sum()) for count in (1, 2, 3, 4)}
+    counts_of_counts = {}
+    for count in (1, 2, 3, 4):
+        counts_of_counts[count] = int((counts == count).sum())
+    once, twice = counts_of_counts[1], counts_of_counts[2]
     single = 0.5
-    if counts_of_counts[1]:
-        single = counts_of_counts[1] / (counts_of_counts[1] + 2 * counts_of_counts[2])
+    if once:
+        single = once / (once + 2 * twice)
     estimates = [0.0]
     for count in (1, 2, 3):
+        equal, one_more = counts_of_counts[count], counts_of_counts[count + 1]
         estimate = single
-        if counts_of_counts[count]:
-            more = counts_of_counts[count + 1]
-            estimate = count - (count + 1) * single * more / counts_of_counts[count]
+        # Without n-grams of this count its discount is never used.
+        if equal:
+            estimate = count - (count + 1) * single * one_more / equal
         if not 0 < estimate < count:
             estimate = single
         estimates.append(estimate)
     return np.array(estimates)
+
+
+class _Stream(NamedTuple):
+    """All documents in a row.
+
+    Attributes:
+      tokens: `eot doc eot doc .. eot`.
+      ages: for each token but the first how many tokens of its own document precede it, with the
+        eot at its start: the length of the longest context that it can have.
+    """
+
+    tokens: Int[np.ndarray, " tokens"]
+    ages: Int[np.ndarray, " targets"]
 
 
 class _Ngrams(NamedTuple):
@@ -179,6 +221,7 @@ def _count_ngrams(
     # The index of each position's context, and of its n-gram of the length before.
     context_at = np.zeros(len(ages), np.int64)
     gram_at = np.zeros(len(ages), np.int64)
+    # From single tokens, whose context is empty, to n-grams of `order` tokens.
     levels: list[_Ngrams] = []
     for length in range(order):
         contexts = np.zeros(1, np.int64)
@@ -188,6 +231,7 @@ def _count_ngrams(
             oldest = stream[positions + 1 - length]
             keys = context_at[reaching] * vocab_size + oldest
             contexts, context_at = np.unique(keys, return_inverse=True)
+        # first: a position of each n-gram; gram: the n-gram of each position
         grams, first, gram, counts = np.unique(
             context_at * vocab_size + targets[positions],
             return_index=True,
@@ -209,36 +253,42 @@ def _count_ngrams(
 
 def _level(ngrams: _Ngrams, vocab_size: int) -> _Level:
     contexts, grams, counts = ngrams
-    owner = grams // vocab_size
-    # 3 stands for all larger counts.
-    discount = discounts(counts)[np.minimum(counts, 3)]
-    total = np.bincount(owner, weights=counts, minlength=len(contexts))
-    left_over = np.bincount(owner, weights=discount, minlength=len(contexts)) / total
-    return _Level(contexts, left_over, grams, (counts - discount) / total[owner])
+    context_of_gram = grams // vocab_size
+    # Counts of more than 3 share a discount.
+    discount_of_count = discounts(counts)
+    discount = discount_of_count[np.minimum(counts, 3)]
+    size = len(contexts)
+    # [contexts]: the counts of a context's n-grams together, and the discounts.
+    total = np.bincount(context_of_gram, weights=counts, minlength=size)
+    taken = np.bincount(context_of_gram, weights=discount, minlength=size)
+    shares = (counts - discount) / total[context_of_gram]
+    return _Level(contexts, taken / total, grams, shares)
 
 
-def _stream(
-    documents: Iterable[Sequence[int]], eot: int
-) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " targets"]]:
-    """Return `eot doc eot doc .. eot`, and for each token but the first its place in its document.
-
-    The place counts the tokens before it, with the eot: they are the contexts that it can have.
-    """
+def _stream(documents: Documents, eot: int) -> _Stream:
+    """Put all documents into one stream."""
     end = np.array([eot], np.int64)
     pieces = [end]
     ages = [np.zeros(0, np.int64)]
     for document in documents:
-        pieces += [np.asarray(document, np.int64), end]
-        ages.append(np.arange(1, len(document) + 2))
-    return np.concatenate(pieces), np.concatenate(ages)
+        pieces.append(np.asarray(document, np.int64))
+        pieces.append(end)
+        # The first token follows the eot alone; the eot at the end follows all of them.
+        tokens = len(document)
+        ages.append(np.arange(1, tokens + 2))
+    return _Stream(np.concatenate(pieces), np.concatenate(ages))
 
 
 def _find(
-    table: Int[np.ndarray, " n"], keys: Int[np.ndarray, " m"]
+    table: Int[np.ndarray, " n"],
+    keys: Int[np.ndarray, " m"],
 ) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Return the index of each key in a sorted table, and whether it is there.
 
     The index of a missing key is any valid one.
     """
-    index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    return index, table[index] == keys
+    index = np.searchsorted(table, keys)
+    # A key that is larger than all would lie behind the table's end.
+    index = np.minimum(index, len(table) - 1)
+    is_there = table[index] == keys
+    return index, is_there

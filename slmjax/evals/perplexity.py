@@ -29,22 +29,29 @@ class DocumentLosses(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        return float(self.nats.sum() / (self.bytes.sum() * math.log(2)))
+        nats, size = self.nats.sum(), self.bytes.sum()
+        return float(nats / (size * math.log(2)))
 
 
 def scorer(model: Model) -> Callable:
     """Return score(params, buffers, batch) -> nats of each token [B,T], zero on padding."""
 
     def score(params: dict, buffers: dict, batch: dict) -> Float[Array, "B T"]:
+        # hidden [B,T,D]. Logits [B,T,V] never exist: the head is applied in chunks.
         hidden, _ = model.forward(params, buffers, batch)
-        head, targets = model.head(params), batch["targets"]
+        head = model.head(params)
+        targets = batch["targets"]
         log_p, _ = token_log_probs(hidden, head, targets, chunks=model.chunks)
         return -log_p * batch["weights"]
 
     return score
 
 
-def document_losses(score: Callable, batches: Iterable[dict], sizes: np.ndarray) -> DocumentLosses:
+def document_losses(
+    score: Callable,
+    batches: Iterable[dict],
+    sizes: Int[np.ndarray, " documents"],
+) -> DocumentLosses:
     """Score batches and add the nats up by document.
 
     Args:
@@ -66,7 +73,8 @@ def document_losses(score: Callable, batches: Iterable[dict], sizes: np.ndarray)
         _add(documents, scores, nats, tokens)
     # Documents that no batch held are left out.
     scored = np.flatnonzero(tokens)
-    return DocumentLosses(scored, nats[scored], np.asarray(sizes)[scored], tokens[scored])
+    size = np.asarray(sizes)[scored]
+    return DocumentLosses(scored, nats[scored], size, tokens[scored])
 
 
 def _add(
@@ -79,5 +87,6 @@ def _add(
     real = documents >= 0
     # float64, since a sum of many float32 values loses digits.
     values = np.asarray(scores, np.float64)[real]
-    nats += np.bincount(documents[real], values, len(nats))
-    tokens += np.bincount(documents[real], minlength=len(tokens))
+    owners = documents[real]
+    nats += np.bincount(owners, values, len(nats))
+    tokens += np.bincount(owners, minlength=len(tokens))
