@@ -160,7 +160,7 @@ def discounts(counts: Int[np.ndarray, " grams"]) -> Float[np.ndarray, "4"]:
     for count in (1, 2, 3):
         equal, one_more = counts_of_counts[count], counts_of_counts[count + 1]
         estimate = single
-        # Without n-grams of this count its discount is never used.
+        # Without n-grams of this count there is nothing to estimate from.
         if equal:
             estimate = count - (count + 1) * single * one_more / equal
         if not 0 < estimate < count:

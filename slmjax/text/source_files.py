@@ -1,4 +1,4 @@
-"""List the files of a source, tell their kinds by the ending, and bundle small ones into units."""
+"""List the files of a source, with the kind that the ending names, and bundle small ones."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
 
 
 class FileKind(NamedTuple):
-    """What a file's ending says: one of FORMATS or OWN, and one of COMPRESSIONS or ""."""
+    """The kind of a file by its ending: one of FORMATS or OWN, and one of COMPRESSIONS or ""."""
 
     format: str
     compression: str

@@ -38,7 +38,7 @@ HOSTILE = (
     "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 "
     "\u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
 )
-"""What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
+"""Text that normalisers and splitters like to change: canonical forms, ligatures, blanks."""
 
 # Characters. Longer texts are encoded in pieces, as the library keeps some hundred bytes for each
 # token of a text.

@@ -40,7 +40,7 @@ NOUNS = tuple(_LISTS["nouns"])
 COLOURS = tuple(_LISTS["colours"])
 JOBS = tuple(_LISTS["jobs"])
 TRAITS = tuple(_LISTS["traits"])
-# Syllables in capitals: a name begins with one.
+# Every name begins with one of these syllables.
 ONSETS = tuple(consonant + vowel for consonant in "BDFGHJKLMNRSTVZ" for vowel in "aeo")
 NAMES, RESERVED_NAMES = _combinations(ONSETS, _LISTS["name_endings"])
 WORDS, RESERVED_WORDS = _combinations(_LISTS["word_onsets"], _LISTS["word_endings"])

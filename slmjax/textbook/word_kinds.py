@@ -8,7 +8,7 @@ from slmjax.textbook.draw import COLOURS, JOBS, NOUNS, TRAITS, Draw, Problem
 
 # Fields that the templates share:
 #   x, y, z  people
-#   n        the number of a place, which only tells passages apart
+#   n        the number of a place, which only makes passages differ
 #   t        a sort of thing; j: a job; w: an invented word, or the quality that is compared
 #   q        a trait or colour
 #   a, b     given numbers
