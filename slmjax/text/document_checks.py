@@ -79,17 +79,19 @@ def checked_document(
     if type(score) not in (int, float) or not abs(score) < sys.float_info.max:
         value = _describe_value(fields, source.score_field, "a finite number")
         return Fault(line, "no score", f"'{source.score_field}' is {value}")
-    # Without grouping a document is a group by itself, together with exact copies of it.
     key = content_key(data)
-    group, matched = f"{key:016x}", True
-    if grouping.group_of is not None:
-        value = fields.get(grouping.field)
+    field, group_of = grouping
+    if group_of is None:
+        # A document is a group by itself, together with exact copies of it.
+        group, matched = f"{key:016x}", True
+    else:
+        value = fields.get(field)
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            described = _describe_value(fields, grouping.field)
-            detail = f"data.group_by needs '{grouping.field}', which is {described}"
+            described = _describe_value(fields, field)
+            detail = f"data.group_by needs '{field}', which is {described}"
             return Fault(line, "no group", detail)
         # A document that the pattern does not match is grouped by the whole value, and counted.
-        name = grouping.group_of(str(value))
+        name = group_of(str(value))
         matched = name is not None
         group = str(value) if name is None else name
     return Document(text, group, line, len(data), key, matched, float(score), fields)

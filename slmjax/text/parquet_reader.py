@@ -177,7 +177,8 @@ def _texts_as_bytes(column: Any) -> list[bytes | int | None]:
 def _plain_values(column: Any) -> list:
     """Return the values of a column, with bytes decoded as the strings that they are."""
     values = column.to_pylist()
-    for index, value in enumerate(values):
-        if isinstance(value, bytes):
-            values[index] = value.decode(errors="replace")
-    return values
+    # A column holds one type, so its first value says whether there is anything to decode.
+    first = next((value for value in values if value is not None), None)
+    if not isinstance(first, bytes):
+        return values
+    return [value if value is None else value.decode(errors="replace") for value in values]

@@ -173,7 +173,7 @@ class Tokenizer:
         """Return the token ids of several texts; parallel unless TOKENIZERS_PARALLELISM=false."""
         pieces_by_text = [self._pieces(text) for text in texts]
         # One call for all pieces, so that the library's threads share them.
-        encoded = iter(self._encode_pieces(list(itertools.chain.from_iterable(pieces_by_text))))
+        encoded = self._encode_pieces(list(itertools.chain.from_iterable(pieces_by_text)))
         ids_by_text = []
         for pieces in pieces_by_text:
             ids = next(encoded)
@@ -284,9 +284,10 @@ class Tokenizer:
         # Not as a batch: that starts the library's threads, and a process with them must not fork.
         return self._library.encode(text, add_special_tokens=False).ids
 
-    def _encode_pieces(self, pieces: Sequence[str]) -> list[list[int]]:
-        encoded = self._library.encode_batch_fast(pieces, add_special_tokens=False)
-        return [piece.ids for piece in encoded]
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[list[int]]:
+        # Yielded one by one, since a list of integers is many times as large as the text.
+        for piece in self._library.encode_batch_fast(pieces, add_special_tokens=False):
+            yield piece.ids
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text where that does not change its tokens."""
