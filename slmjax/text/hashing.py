@@ -193,7 +193,7 @@ def _character_tables() -> tuple[
     The third table says whether it is a word by itself.
     """
     codes = np.random.PCG64(13).random_raw(1 << 16)
-    in_word = np.array([chr(point).isalnum() for point in range(1 << 16)])
+    in_word = np.fromiter(map(str.isalnum, map(chr, range(1 << 16))), bool)
     alone = np.zeros(1 << 16, bool)
     for first, last in ALONE:
         alone[first : last + 1] = in_word[first : last + 1]
