@@ -11,7 +11,7 @@ from typing import Any
 from slmjax import cli
 from slmjax import config as configs
 from slmjax.errors import UserError
-from slmjax.text.files import claimed
+from slmjax.text.claims import claimed
 
 # Each stage of config.STAGES, and the function that runs it.
 STAGES = {

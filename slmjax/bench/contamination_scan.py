@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from slmjax.curate.decontaminate import EvalIndex, Hit
 from slmjax.text.hashing import Matcher, shingles
+from slmjax.text.readers import read_records
 from slmjax.text.records import Record, Source
-from slmjax.text.sources import list_files, read_records
+from slmjax.text.source_files import list_files
 
 DOMAINS = ("books", "textbooks", "math", "docs", "code", "reference")
 DOCUMENT = 3000  # characters that count as one document where speed is measured

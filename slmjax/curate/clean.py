@@ -21,9 +21,10 @@ from slmjax.curate.index import Checked, SketchWriter, checksum_of
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, first_reason
-from slmjax.text.files import go_on, seal_is_broken, sealed, write_atomic
+from slmjax.text.files import seal_is_broken, sealed, write_atomic
+from slmjax.text.readers import read_documents
 from slmjax.text.records import Document, Fault, Source, SourceFile, content_key
-from slmjax.text.sources import read_documents
+from slmjax.text.units import go_on
 from slmjax.text.walk import SKETCHES
 
 EXCERPT = 600  # characters of a dropped document in the report

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt32, UInt64
 
 from slmjax.curate.minhash import compiled
-from slmjax.text.files import cores
 from slmjax.text.hashing import mix
+from slmjax.text.units import cores
 
 BLOCK = 1 << 24  # bucket entries sorted at once: 400 MB
 THROUGH = 254  # in place of a band: found through a removed document

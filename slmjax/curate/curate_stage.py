@@ -31,9 +31,12 @@ from slmjax.curate.near_duplicates import decisions
 from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
 from slmjax.errors import UserError, nearest
-from slmjax.text.files import claimed, cores, terminal_progress, writable, write_atomic
+from slmjax.text.claims import claimed
+from slmjax.text.files import writable, write_atomic
 from slmjax.text.records import Source
-from slmjax.text.sources import bundles, list_files, parse_sources
+from slmjax.text.source_files import bundles, list_files
+from slmjax.text.sources import parse_sources
+from slmjax.text.units import cores, terminal_progress
 from slmjax.text.walk import SKETCHES
 
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int, UInt64
 
 from slmjax.errors import UserError, nearest
 from slmjax.text.hashing import hash_words
+from slmjax.text.readers import read_records
 from slmjax.text.records import DAMAGED, Fault, Source
-from slmjax.text.sources import list_files, read_records
+from slmjax.text.source_files import list_files
 
 NUMBER = np.uint64(0)  # stands for the hash of any number
 SENTENCE_ENDS = frozenset('.?!:;\n"“')

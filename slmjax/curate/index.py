@@ -15,7 +15,8 @@ from jaxtyping import Int64
 from slmjax.curate.clusters import Clusters, Pairs, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.errors import UserError
-from slmjax.text.files import LOCK, seal_is_broken, sealed, write_atomic
+from slmjax.text.claims import LOCK
+from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.text.records import Document
 
 FORMAT = 1

@@ -11,9 +11,10 @@ from etils import epath
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
 from slmjax.curate.index import Index, SketchWriter, sketched
 from slmjax.curate.minhash import Scheme, sketch
-from slmjax.text.files import Progress, run_units
+from slmjax.text.readers import read_documents
 from slmjax.text.records import Document, Source, SourceFile
-from slmjax.text.sources import list_files, read_documents
+from slmjax.text.source_files import list_files
+from slmjax.text.units import Progress, run_units
 
 
 def deduplicate(

@@ -11,7 +11,7 @@ from slmjax.curate.clusters import Pairs, bucket_pairs
 from slmjax.curate.index import COLUMNS, Index, read_column, sketched
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.errors import UserError
-from slmjax.text.files import Progress, run_units
+from slmjax.text.units import Progress, run_units
 
 PIECE = 100_000  # documents whose hashes are read at once
 

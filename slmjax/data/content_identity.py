@@ -12,8 +12,8 @@ from pathlib import Path
 from slmjax.data import passes
 from slmjax.data.jobs import PreparationUnit
 from slmjax.data.preparation_plan import Crew
-from slmjax.text.files import run_units, wait_for
 from slmjax.text.records import Source, SourceFile
+from slmjax.text.units import run_units, wait_for
 
 # Below so many bytes, starting processes costs more time than hashing.
 IN_PROCESS_HASHED = 400_000_000

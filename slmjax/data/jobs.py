@@ -10,7 +10,7 @@ import numpy as np
 
 from slmjax.text.files import read_part
 from slmjax.text.records import Source, SourceFile
-from slmjax.text.sources import bundles
+from slmjax.text.source_files import bundles
 from slmjax.text.walk import WORK
 
 

@@ -21,11 +21,12 @@ from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
 from slmjax.data.text_sample import TextSample
 from slmjax.errors import UserError
-from slmjax.text.files import go_on, read_part, write_atomic, write_part
+from slmjax.text.files import read_part, write_atomic, write_part
 from slmjax.text.hashing import Matcher, shingle_parts
+from slmjax.text.readers import read_documents, unreadable
 from slmjax.text.records import DAMAGED, Document, Fault, Source, SourceFile
-from slmjax.text.sources import read_documents, unreadable
 from slmjax.text.tokenizer import EOT, Tokenizer
+from slmjax.text.units import go_on
 from slmjax.text.walk import WORK
 
 # Characters that are encoded at once.

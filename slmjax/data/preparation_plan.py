@@ -9,10 +9,10 @@ from typing import Any
 
 from slmjax.data.jobs import Job, PreparationUnit
 from slmjax.errors import UserError
-from slmjax.text.files import Progress, cores, run_units, wait_for
 from slmjax.text.records import Source, SourceFile
-from slmjax.text.sources import text_bytes
+from slmjax.text.source_files import text_bytes
 from slmjax.text.tokenizer import Tokenizer
+from slmjax.text.units import Progress, cores, run_units, wait_for
 
 # Below this, starting processes (1 to 2 s) costs more than it saves.
 IN_PROCESS_BYTES = 8_000_000

@@ -13,8 +13,11 @@ from slmjax.data.jobs import PreparationUnit, units_of
 from slmjax.data.manifest import FORMAT, check_shards, read_manifest
 from slmjax.data.preparation_plan import Crew, PreparationPlan, PreparedPart, text_size
 from slmjax.errors import UserError, nearest
+from slmjax.text.document_checks import grouping
+from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import Source, SourceFile
-from slmjax.text.sources import grouping, list_files, parse_sources, reader_identity
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, Tokenizer, load_tokenizer
 
 # Characters of a folder's name that come from its sources, and from the hash of its settings.

@@ -17,8 +17,10 @@ from slmjax.data.preparation_settings import plan_preparation
 from slmjax.data.prepared import Prepared, open_prepared, preparation_summary
 from slmjax.data.scan_reports import check_faults
 from slmjax.errors import UserError
-from slmjax.text.files import Progress, locked, terminal_progress, writable
+from slmjax.text.claims import locked
+from slmjax.text.files import writable
 from slmjax.text.tokenizer import SPECIAL
+from slmjax.text.units import Progress, terminal_progress
 
 __all__ = ["Prepared", "preparation_summary", "prepare"]
 

@@ -1,38 +1,54 @@
-"""Exact-answer accuracy of anything that completes prompts, on questions whose answers can be checked."""
+"""Exact-answer accuracy of anything that completes prompts, on questions that can be checked."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
-from slmjax.textbook.passages import Question, extract_answer
+
+@runtime_checkable
+class ExactQuestion(Protocol):
+    """A prompt, its one right answer, and the chance of guessing it."""
+
+    prompt: str
+    answer: str
+    chance: float
 
 
 def exact_answers(
-    generate: Callable[[list[str]], list[str]], questions_by_kind: Mapping[str, Sequence[Question]]
+    generate: Callable[[list[str]], list[str]],
+    questions_by_kind: Mapping[str, Sequence[ExactQuestion]],
+    *,
+    extract: Callable[[str], str | None],
 ) -> dict[str, dict[str, float | int]]:
-    """Ask every question and compare the answer line of each completion with the answer, character by character.
+    """Ask every question and compare each completion's answer with the right one, exactly.
 
     Args:
-      generate: prompts to completions, one each and in order, without the prompts; called once with all of them, so that it can batch.
-      questions_by_kind: as `slmjax.textbook.passages.questions` makes them.
-    Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing, "count": questions}; a kind without questions
-      is left out.
+      generate: prompts to completions, one each and in order, without the prompts; called once with
+        all of them, so that it can batch.
+      extract: the answer that a completion gives; None where it gives none.
+    Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing,
+      "count": questions}; a kind without questions is left out.
     Raises: ValueError where the number of completions is not the number of prompts.
     """
-    asked = {kind: list(questions) for kind, questions in questions_by_kind.items() if questions}
-    prompts = [question.prompt for questions in asked.values() for question in questions]
+    prompts = []
+    for questions in questions_by_kind.values():
+        prompts += [question.prompt for question in questions]
     completions = list(generate(prompts)) if prompts else []
+    # One completion too few would shift all later answers to other questions.
     if len(completions) != len(prompts):
-        raise ValueError(
-            f"{len(prompts)} prompts were given, {len(completions)} completions came back"
-        )
+        problem = f"{len(prompts)} prompts were given, {len(completions)} completions came back"
+        raise ValueError(problem)
     remaining = iter(completions)
-    return {
-        kind: {
-            "accuracy": sum(
-                extract_answer(next(remaining)) == question.answer for question in questions
-            )
-            / len(questions),
-            "chance": sum(question.chance for question in questions) / len(questions),
-            "count": len(questions),
+    results: dict[str, dict[str, float | int]] = {}
+    for kind, questions in questions_by_kind.items():
+        if not questions:
+            continue
+        # One completion a question, in the order of the prompts.
+        right = sum(extract(next(remaining)) == question.answer for question in questions)
+        chance = sum(question.chance for question in questions)
+        count = len(questions)
+        results[kind] = {
+            "accuracy": right / count,
+            "chance": chance / count,
+            "count": count,
         }
-        for kind, questions in asked.items()
-    }
+    return results

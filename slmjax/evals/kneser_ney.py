@@ -1,186 +1,294 @@
-"""Interpolated modified Kneser-Ney n-gram models over token ids: the baseline that a trained model has to beat.
+"""Interpolated modified Kneser-Ney n-gram models over token ids: a baseline for trained models.
 
 Counts live in sorted arrays, so that a fit is a few sorts and a score a few binary searches.
-Sources: Kneser & Ney 1995 (lower orders count distinct left neighbours); Chen & Goodman 1999, section 3 (interpolation, three discounts
-estimated from counts of counts); Heafield et al. 2013, section 3 (n-grams that begin where a document begins have no left neighbour and
-keep their raw counts).
+Sources: Kneser & Ney 1995 (lower orders count distinct left neighbours); Chen & Goodman 1999,
+section 3 (interpolation, three discounts estimated from counts of counts); Heafield et al. 2013,
+section 3 (n-grams that begin where a document begins have no left neighbour and keep their raw
+counts).
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+
+# Token ids of each document, without eot.
+Documents = Iterable[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class _Level:
-    """The n-grams of one length: for each context its n-grams' own shares, and the weight that the shorter context gets."""
+def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserNey":
+    """Fit a model of n-grams of up to `order` tokens.
 
-    contexts: (
-        np.ndarray
-    )  # int64, sorted: index of the context without its oldest token * vocabulary + oldest token
-    left_over: np.ndarray  # float64 per context
-    grams: np.ndarray  # int64, sorted: index of the context * vocabulary + last token
-    shares: np.ndarray  # float64 per n-gram: (count - discount) / count of the context
+    Args:
+      documents: the model reads `eot t1 .. tn` and predicts `t1 .. tn eot`; no context reaches past
+        a document's start, where it is the eot alone.
+      order: 2 or more; the longest context has order - 1 tokens.
+    Raises: ValueError on a smaller order, on no documents, and on ids outside the vocabulary.
+    """
+    stream, ages = _stream(documents, eot)
+    has_documents = len(ages) > 0
+    in_vocabulary = stream.min() >= 0 and stream.max() < vocab_size
+    if order < 2 or not has_documents or not in_vocabulary:
+        needed = f"an order of 2 or more (here {order}), a document, and token ids below"
+        raise ValueError(f"Kneser-Ney needs {needed} {vocab_size}")
+    counted = _count_ngrams(stream, ages, vocab_size, order)
+    levels = [_level(ngrams, vocab_size) for ngrams in counted]
+    # What single tokens leave over is shared by the whole vocabulary.
+    single_tokens, *longer = levels
+    left_over = single_tokens.left_over[0]
+    unigram = np.full(vocab_size, left_over / vocab_size)
+    unigram[single_tokens.grams] += single_tokens.shares
+    return KneserNey(vocab_size, order, eot, unigram, longer)
 
 
 class KneserNey:
-    """A fitted model; `fit` makes one. In every context its probabilities sum to one over the vocabulary."""
+    """A fitted model; `fit` makes one.
+
+    In every context its probabilities sum to one over the vocabulary.
+    """
 
     def __init__(
-        self, vocab_size: int, order: int, eot: int, unigram: np.ndarray, levels: Sequence[_Level]
+        self,
+        vocab_size: int,
+        order: int,
+        eot: int,
+        unigram: Float[np.ndarray, " vocab"],
+        levels: Sequence["_Level"],
     ):
-        self.vocab_size, self.order, self.eot = vocab_size, order, eot
-        self._unigram, self._levels = unigram, tuple(levels)
+        self.vocab_size = vocab_size
+        self.order = order
+        self.eot = eot
+        # Probability of each token where no context is known.
+        self._unigram = unigram
+        # From contexts of one token to the longest.
+        self._levels = tuple(levels)
 
-    def log_probabilities(self, documents: Iterable[Sequence[int]]) -> np.ndarray:
-        """Natural logarithm of the probability of each token of each document and of the eot after it, in order; float64."""
-        stream, age = _stream(documents, self.eot)
-        positions = np.arange(len(age))
-        target = stream[1:]
-        probability = self._unigram[target]
-        code = np.zeros(len(age), np.int64)
+    def log_probabilities(self, documents: Documents) -> Float[np.ndarray, " n"]:
+        """Return the natural log-probability of each token of each document, and of its eot."""
+        vocab = self.vocab_size
+        stream, ages = _stream(documents, self.eot)
+        targets = stream[1:]
+        probability = self._unigram[targets]
+        # The positions whose context was seen in training, and the index of that context.
+        positions = np.arange(len(ages))
+        contexts = np.zeros(len(ages), np.int64)
         for length, level in enumerate(self._levels, start=1):
-            reaching = age[positions] >= length
-            positions, code = positions[reaching], code[reaching]
-            code, found = _find(
-                level.contexts, code * self.vocab_size + stream[positions + 1 - length]
-            )
-            positions, code = positions[found], code[found]
-            gram, known = _find(level.grams, code * self.vocab_size + target[positions])
-            probability[positions] = (
-                np.where(known, level.shares[gram], 0.0)
-                + level.left_over[code] * probability[positions]
-            )
+            reaching = ages[positions] >= length
+            positions, contexts = positions[reaching], contexts[reaching]
+            oldest = stream[positions + 1 - length]
+            contexts, is_known = _find(level.contexts, contexts * vocab + oldest)
+            # A context that was never seen has no longer one that was.
+            positions, contexts = positions[is_known], contexts[is_known]
+            keys = contexts * vocab + targets[positions]
+            grams, was_seen = _find(level.grams, keys)
+            # Interpolation: the n-gram's own share, and what the context leaves to a shorter one.
+            own_share = np.where(was_seen, level.shares[grams], 0.0)
+            shorter = level.left_over[contexts] * probability[positions]
+            probability[positions] = own_share + shorter
         return np.log(probability)
 
-    def distribution(self, tokens: Sequence[int]) -> np.ndarray:
-        """Probabilities float64 [vocab_size] of the token that follows a document's first `tokens`."""
-        probability, code = self._unigram.copy(), 0
-        recent = [self.eot, *tokens][-len(self._levels) :]
+    def distribution(self, tokens: Sequence[int]) -> Float[np.ndarray, " vocab"]:
+        """Return the probabilities of the token that follows a document's first `tokens`."""
+        probability = self._unigram.copy()
+        # The empty context, of which every other one is an extension to the left.
+        context = 0
+        so_far = [self.eot, *tokens]
+        recent = so_far[-len(self._levels) :]
         for level, token in zip(self._levels, reversed(recent)):
-            key = code * self.vocab_size + int(token)
-            code = int(np.searchsorted(level.contexts, key))
-            if code == len(level.contexts) or level.contexts[code] != key:
+            key = context * self.vocab_size + int(token)
+            context = int(np.searchsorted(level.contexts, key))
+            # Beyond the last one, or another one that was seen: this context was not.
+            if context == len(level.contexts) or level.contexts[context] != key:
                 break
-            first, last = np.searchsorted(
-                level.grams, (code * self.vocab_size, (code + 1) * self.vocab_size)
-            )
-            probability *= level.left_over[code]
-            probability[level.grams[first:last] - code * self.vocab_size] += level.shares[
-                first:last
-            ]
+            # The n-grams of a context stand together.
+            first_key = context * self.vocab_size
+            end_key = first_key + self.vocab_size
+            first, last = np.searchsorted(level.grams, (first_key, end_key))
+            followers = level.grams[first:last] - first_key
+            probability *= level.left_over[context]
+            probability[followers] += level.shares[first:last]
         return probability
 
     def complete(
-        self, prompt_tokens: Sequence[int], max_tokens: int, stop: int | None = None
+        self,
+        prompt_tokens: Sequence[int],
+        max_tokens: int,
+        stop: int | None = None,
     ) -> list[int]:
-        """The most probable next token, repeatedly, until it is `stop` (by default the eot; not returned) or there are `max_tokens`."""
-        stop = self.eot if stop is None else stop
+        """Return the most probable next tokens, one after the other.
+
+        They end before `stop` (by default the eot), or once there are `max_tokens`.
+        """
+        if stop is None:
+            stop = self.eot
         tokens: list[int] = []
-        while (
-            len(tokens) < max_tokens
-            and (best := int(self.distribution([*prompt_tokens, *tokens]).argmax())) != stop
-        ):
+        while len(tokens) < max_tokens:
+            probability = self.distribution([*prompt_tokens, *tokens])
+            best = int(probability.argmax())
+            if best == stop:
+                break
             tokens.append(best)
         return tokens
 
 
-def fit(documents: Iterable[Sequence[int]], vocab_size: int, order: int, eot: int) -> KneserNey:
-    """Fit a model of n-grams of up to `order` tokens.
+def ngram_bits_per_byte(model: KneserNey, documents: Documents, total_bytes: int) -> float:
+    """Return the bits that the documents need, each with its eot, over the bytes of their text."""
+    nats = -model.log_probabilities(documents).sum()
+    bits = nats / math.log(2)
+    return float(bits / total_bytes)
 
-    Args:
-      documents: token ids of each document without eot. The model reads `eot t1 .. tn` and predicts `t1 .. tn eot`; no context reaches
-        past a document's start, where it is the eot alone.
-      order: 2 or more; the longest context has order - 1 tokens.
-    Raises: ValueError on a smaller order, on no documents, and on ids outside the vocabulary.
+
+def discounts(counts: Int[np.ndarray, " grams"]) -> Float[np.ndarray, "4"]:
+    """Return what to take from counts of 0 (nothing), 1, 2, and 3 or more.
+
+    Where an estimate falls outside (0, count), as it may on very regular text, Ney's single
+    discount n1 / (n1 + 2 n2) takes its place.
+    Source: Chen & Goodman 1999, equation 26.
     """
-    stream, age = _stream(documents, eot)
-    if order < 2 or not len(age) or stream.min() < 0 or stream.max() >= vocab_size:
-        raise ValueError(
-            f"Kneser-Ney needs an order of 2 or more (here {order}), a document, and token ids below {vocab_size}"
-        )
-    target, positions, code = stream[1:], np.arange(len(age)), np.zeros(len(age), np.int64)
-    contexts, grams, counts = [np.zeros(1, np.int64)], [], []
-    gram_at = np.zeros(len(age), np.int64)
+    # How many n-grams were counted once, twice, three and four times.
+    counts_of_counts = {}
+    for count in (1, 2, 3, 4):
+        counts_of_counts[count] = int((counts == count).sum())
+    once, twice = counts_of_counts[1], counts_of_counts[2]
+    single = 0.5
+    if once:
+        single = once / (once + 2 * twice)
+    estimates = [0.0]
+    for count in (1, 2, 3):
+        equal, one_more = counts_of_counts[count], counts_of_counts[count + 1]
+        estimate = single
+        # Without n-grams of this count there is nothing to estimate from.
+        if equal:
+            estimate = count - (count + 1) * single * one_more / equal
+        if not 0 < estimate < count:
+            estimate = single
+        estimates.append(estimate)
+    return np.array(estimates)
+
+
+class _Stream(NamedTuple):
+    """All documents in a row.
+
+    Attributes:
+      tokens: `eot doc eot doc .. eot`.
+      ages: for each token but the first how many tokens of its own document precede it, with the
+        eot at its start: the length of the longest context that it can have.
+    """
+
+    tokens: Int[np.ndarray, " tokens"]
+    ages: Int[np.ndarray, " targets"]
+
+
+class _Ngrams(NamedTuple):
+    """The n-grams of one length, as sorted keys, and the count of each.
+
+    A context's key is the index of the context without its oldest token * vocabulary + that token;
+    an n-gram's key is the index of its context * vocabulary + its last token.
+    """
+
+    contexts: Int[np.ndarray, " contexts"]
+    grams: Int[np.ndarray, " grams"]
+    counts: Int[np.ndarray, " grams"]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The n-grams of one length with their probabilities; keys as in _Ngrams.
+
+    Attributes:
+      left_over: weight that the shorter context gets in each context.
+      shares: (count - discount) / count of the context, of each n-gram.
+    """
+
+    contexts: Int[np.ndarray, " contexts"]
+    left_over: Float[np.ndarray, " contexts"]
+    grams: Int[np.ndarray, " grams"]
+    shares: Float[np.ndarray, " grams"]
+
+
+def _count_ngrams(
+    stream: Int[np.ndarray, " tokens"],
+    ages: Int[np.ndarray, " targets"],
+    vocab_size: int,
+    order: int,
+) -> list[_Ngrams]:
+    """Return the n-grams of one token, of two, and so on; all but the longest count neighbours."""
+    targets = stream[1:]
+    positions = np.arange(len(ages))
+    # The index of each position's context, and of its n-gram of the length before.
+    context_at = np.zeros(len(ages), np.int64)
+    gram_at = np.zeros(len(ages), np.int64)
+    # From single tokens, whose context is empty, to n-grams of `order` tokens.
+    levels: list[_Ngrams] = []
     for length in range(order):
+        contexts = np.zeros(1, np.int64)
         if length:
-            reaching = age[positions] >= length
+            reaching = ages[positions] >= length
             positions = positions[reaching]
-            unique, code = np.unique(
-                code[reaching] * vocab_size + stream[positions + 1 - length], return_inverse=True
-            )
-            contexts.append(unique)
-        unique, first, gram, raw = np.unique(
-            code * vocab_size + target[positions],
+            oldest = stream[positions + 1 - length]
+            keys = context_at[reaching] * vocab_size + oldest
+            contexts, context_at = np.unique(keys, return_inverse=True)
+        # first: a position of each n-gram; gram: the n-gram of each position
+        grams, first, gram, counts = np.unique(
+            context_at * vocab_size + targets[positions],
             return_index=True,
             return_inverse=True,
             return_counts=True,
         )
-        if (
-            length
-        ):  # each distinct n-gram is one left neighbour of the n-gram without its oldest token
-            neighbours = np.bincount(gram_at[positions[first]], minlength=len(counts[-1]))
-            counts[-1] = np.where(
-                neighbours, neighbours, counts[-1]
-            )  # none: it begins where a document begins
+        if length:
+            # Each n-gram is one left neighbour of the n-gram without its oldest token.
+            shorter = levels[-1]
+            owner = gram_at[positions[first]]
+            neighbours = np.bincount(owner, minlength=len(shorter.counts))
+            # Without one it begins where a document begins, and keeps its count.
+            kept = np.where(neighbours, neighbours, shorter.counts)
+            levels[-1] = shorter._replace(counts=kept)
         gram_at[positions] = gram
-        grams.append(unique)
-        counts.append(raw)
-    levels = [_level(*parts, vocab_size) for parts in zip(contexts, grams, counts)]
-    unigram = np.full(vocab_size, levels[0].left_over[0] / vocab_size)
-    unigram[levels[0].grams] += levels[0].shares
-    return KneserNey(vocab_size, order, eot, unigram, levels[1:])
+        levels.append(_Ngrams(contexts, grams, counts))
+    return levels
 
 
-def ngram_bits_per_byte(
-    model: KneserNey, documents: Sequence[Sequence[int]], total_bytes: int
-) -> float:
-    """Bits that the model needs for the documents, each with its eot, over the bytes of their text."""
-    return float(-model.log_probabilities(documents).sum() / math.log(2) / total_bytes)
+def _level(ngrams: _Ngrams, vocab_size: int) -> _Level:
+    contexts, grams, counts = ngrams
+    context_of_gram = grams // vocab_size
+    # Counts of more than 3 share a discount.
+    discount_of_count = discounts(counts)
+    discount = discount_of_count[np.minimum(counts, 3)]
+    size = len(contexts)
+    # [contexts]: the counts of a context's n-grams together, and the discounts.
+    total = np.bincount(context_of_gram, weights=counts, minlength=size)
+    taken = np.bincount(context_of_gram, weights=discount, minlength=size)
+    shares = (counts - discount) / total[context_of_gram]
+    return _Level(contexts, taken / total, grams, shares)
 
 
-def discounts(counts: np.ndarray) -> np.ndarray:
-    """What to take from counts of 1, 2, and 3 or more: float64 [4], the first (for a count of 0) being 0.
-
-    Source: Chen & Goodman 1999, equation 26. Where an estimate falls outside (0, count), as it may on very regular text, Ney's single
-    discount n1 / (n1 + 2 n2) takes its place.
-    """
-    n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
-    single = n1 / (n1 + 2 * n2) if n1 else 0.5
-    estimates = [
-        c - (c + 1) * single * more / some if some else single
-        for c, some, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))
-    ]
-    return np.array(
-        [0.0]
-        + [
-            estimate if 0 < estimate < c else single
-            for c, estimate in enumerate(estimates, start=1)
-        ]
-    )
-
-
-def _level(contexts: np.ndarray, grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> _Level:
-    owner = grams // vocab_size
-    discount = discounts(counts)[np.minimum(counts, 3)]
-    total = np.bincount(owner, weights=counts, minlength=len(contexts))
-    left_over = np.bincount(owner, weights=discount, minlength=len(contexts)) / total
-    return _Level(contexts, left_over, grams, (counts - discount) / total[owner])
-
-
-def _stream(documents: Iterable[Sequence[int]], eot: int) -> tuple[np.ndarray, np.ndarray]:
-    """`eot doc eot doc .. eot` as int64, and for each token but the first how many tokens of its own document (eot included) precede it."""
-    pieces: list[np.ndarray] = [np.array([eot], np.int64)]
-    ages: list[np.ndarray] = [np.zeros(0, np.int64)]
+def _stream(documents: Documents, eot: int) -> _Stream:
+    """Put all documents into one stream."""
+    end = np.array([eot], np.int64)
+    pieces = [end]
+    ages = [np.zeros(0, np.int64)]
     for document in documents:
-        pieces += [np.asarray(document, np.int64), pieces[0]]
-        ages.append(np.arange(1, len(document) + 2))
-    return np.concatenate(pieces), np.concatenate(ages)
+        pieces.append(np.asarray(document, np.int64))
+        pieces.append(end)
+        # The first token follows the eot alone; the eot at the end follows all of them.
+        tokens = len(document)
+        ages.append(np.arange(1, tokens + 2))
+    return _Stream(np.concatenate(pieces), np.concatenate(ages))
 
 
-def _find(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each key in a sorted table (any valid index where it is missing), and whether it is there."""
-    index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    return index, table[index] == keys
+def _find(
+    table: Int[np.ndarray, " n"],
+    keys: Int[np.ndarray, " m"],
+) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+    """Return the index of each key in a sorted table, and whether it is there.
+
+    The index of a missing key is any valid one.
+    """
+    index = np.searchsorted(table, keys)
+    # A key that is larger than all would lie behind the table's end.
+    index = np.minimum(index, len(table) - 1)
+    is_there = table[index] == keys
+    return index, is_there

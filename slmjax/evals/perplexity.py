@@ -6,14 +6,21 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from slmjax.models.lm import Model
 from slmjax.ops.cross_entropy import token_log_probs
 
 
 class DocumentLosses(NamedTuple):
-    """Of each held-out document that was read: its number in the shards, nats (the end token's too), UTF-8 bytes, tokens."""
+    """Losses of the held-out documents that were read, as arrays of one length.
+
+    Attributes:
+      document: number of the document in the shards.
+      nats: summed over its tokens, the end token's included.
+      bytes: UTF-8 bytes of its text.
+      tokens: tokens that were scored.
+    """
 
     document: np.ndarray
     nats: np.ndarray
@@ -22,46 +29,64 @@ class DocumentLosses(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        return float(self.nats.sum() / (self.bytes.sum() * math.log(2)))
+        nats, size = self.nats.sum(), self.bytes.sum()
+        return float(nats / (size * math.log(2)))
 
 
 def scorer(model: Model) -> Callable:
-    """score(params, buffers, batch) -> nats of each token, zero on padding."""
+    """Return score(params, buffers, batch) -> nats of each token [B,T], zero on padding."""
 
     def score(params: dict, buffers: dict, batch: dict) -> Float[Array, "B T"]:
+        # hidden [B,T,D]. Logits [B,T,V] never exist: the head is applied in chunks.
         hidden, _ = model.forward(params, buffers, batch)
-        log_p, _ = token_log_probs(
-            hidden, model.head(params), batch["targets"], chunks=model.chunks
-        )
+        head = model.head(params)
+        targets = batch["targets"]
+        log_p, _ = token_log_probs(hidden, head, targets, chunks=model.chunks)
         return -log_p * batch["weights"]
 
     return score
 
 
-def document_losses(score: Callable, batches: Iterable[dict], sizes: np.ndarray) -> DocumentLosses:
+def document_losses(
+    score: Callable,
+    batches: Iterable[dict],
+    sizes: Int[np.ndarray, " documents"],
+) -> DocumentLosses:
     """Score batches and add the nats up by document.
 
     Args:
       score: numpy batch -> nats [B,T], whole on every process.
-      batches: numpy batches with `documents` [B,T] (-1 is padding), the whole batch on every process.
+      batches: numpy batches with `documents` [B,T] (-1 is padding), the whole batch on every
+        process.
       sizes: bytes of every document of the shards.
     """
-    nats, tokens = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
+    nats = np.zeros(len(sizes))
+    tokens = np.zeros(len(sizes), np.int64)
+    # One batch is read back while the device computes the next one.
     pending: list[tuple[np.ndarray, jax.Array]] = []
-    for batch in batches:  # one batch is read back while the next one runs
-        pending.append(
-            (batch["documents"], score({k: v for k, v in batch.items() if k != "documents"}))
-        )
+    for batch in batches:
+        inputs = {name: array for name, array in batch.items() if name != "documents"}
+        pending.append((batch["documents"], score(inputs)))
         if len(pending) > 1:
-            _add(pending.pop(0), nats, tokens)
-    for one in pending:
-        _add(one, nats, tokens)
-    seen = np.flatnonzero(tokens)
-    return DocumentLosses(seen, nats[seen], np.asarray(sizes)[seen], tokens[seen])
+            _add(*pending.pop(0), nats, tokens)
+    for documents, scores in pending:
+        _add(documents, scores, nats, tokens)
+    # Documents that no batch held are left out.
+    scored = np.flatnonzero(tokens)
+    size = np.asarray(sizes)[scored]
+    return DocumentLosses(scored, nats[scored], size, tokens[scored])
 
 
-def _add(scored: tuple[np.ndarray, jax.Array], nats: np.ndarray, tokens: np.ndarray) -> None:
-    documents, values = scored
+def _add(
+    documents: Int[np.ndarray, "B T"],
+    scores: Float[Array, "B T"],
+    nats: Float[np.ndarray, " documents"],
+    tokens: Int[np.ndarray, " documents"],
+) -> None:
+    """Add a batch's nats and tokens to those of its documents, in place."""
     real = documents >= 0
-    nats += np.bincount(documents[real], np.asarray(values, np.float64)[real], len(nats))
-    tokens += np.bincount(documents[real], minlength=len(tokens))
+    # float64, since a sum of many float32 values loses digits.
+    values = np.asarray(scores, np.float64)[real]
+    owners = documents[real]
+    nats += np.bincount(owners, values, len(nats))
+    tokens += np.bincount(owners, minlength=len(tokens))

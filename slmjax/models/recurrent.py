@@ -105,9 +105,7 @@ def convolved(
             run = functools.partial(activated, unit=name in unit, kernel=kernel)
             rows, of = P(BATCH), _split(heads[0])
             specs = (P(BATCH, None, of), P(None, of), None if shift is None else P(of), rows)
-            out.append(
-                _by_device(run, specs, specs[0], len(x))(x, taps, shift, ctx.segments)
-            )
+            out.append(_by_device(run, specs, specs[0], len(x))(x, taps, shift, ctx.segments))
             continue
         flat = x.reshape(*x.shape[:2], -1)
         state = {"tail": cache.tails[name], "tail_segments": cache.tail_segments}

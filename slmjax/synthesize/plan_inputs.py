@@ -7,8 +7,10 @@ from pathlib import Path
 
 from slmjax.errors import UserError
 from slmjax.synthesize import subjects
+from slmjax.text.readers import read_documents
 from slmjax.text.records import Document, Fault, Source
-from slmjax.text.sources import list_files, parse_sources, read_documents
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 
 # Seed passages that are kept in memory, and characters of each.
 PASSAGES, PASSAGE_KEPT = 10_000, 20_000

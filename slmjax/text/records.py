@@ -1,24 +1,32 @@
-"""What is read: a source, its files, and the documents, records and faults in them."""
+"""The data types of text: sources, their files, documents, records and faults."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Reasons of faults. They are counted, so every reader of files uses the same words.
 DAMAGED = "damaged file"
-
-
 TOO_LONG = "too long"
+
+SEQIO = "seqio://"
 
 
 @dataclass(frozen=True)
 class Source:
     """One named part of the training text.
 
-    `weight` is its share of training tokens (None: by its size), `max_epochs` how often it may be read at most (None: without bound), and
-    `score` a field that holds a number: each epoch visits documents from low to high, or from high to low as "-field".
-    `reader` is "module:function" of your own for files of any other kind: it gets a file as a stream of bytes, after
-    decompression by the ending, and yields a Record for each document and a Fault for each one that is broken.
+    Attributes:
+      weight: share of training tokens; None: by its size.
+      field: field or column that holds the text.
+      revision: branch, tag or commit of a Hub repository.
+      heldout: files of which every document is held out.
+      max_epochs: how often it may be read at most; None: without bound.
+      score: a field that holds a number: each epoch visits documents from low to high, or from
+        high to low as "-field".
+      reader: "module:function" of your own for files of any other kind. It gets a file as a stream
+        of bytes, decompressed by the ending, and yields a Record for each document and a Fault for
+        each one that is broken.
     """
 
     name: str
@@ -33,20 +41,25 @@ class Source:
 
     @property
     def where(self) -> str:
-        """What errors call it: a field of the config."""
-        return self.name if self.name.startswith("config.") else f"data.sources.{self.name}"
+        """The config field that errors name."""
+        if self.name.startswith("config."):
+            return self.name
+        return f"data.sources.{self.name}"
 
     @property
     def score_field(self) -> str:
-        """`score` without its direction, which is no matter of preparation."""
+        """`score` without its direction, which does not matter to preparation."""
         return self.score.removeprefix("-")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source: `name` is relative to the source, `version` changes when the content does (local: mtime; remote: content id).
+    """A file of a source. A SeqIO task counts as a remote file.
 
-    A SeqIO task is a remote file.
+    Attributes:
+      name: relative to the source.
+      size: bytes as stored.
+      version: changes when the content does (local: mtime; remote: content id).
     """
 
     path: str
@@ -61,9 +74,16 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its group, 1-based line (row of parquet), UTF-8 length, 64-bit hash of its content, and score where one is asked for.
+    """One text of a source.
 
-    `record` is all that stood beside it in a .jsonl file.
+    Attributes:
+      group: documents of one group are held out together.
+      line: 1-based line of a text file, row of a parquet file.
+      bytes: length in UTF-8.
+      key: 64-bit hash of the content, see `content_key`.
+      matched: False where the grouping's pattern did not match.
+      score: 0 where the source has no score.
+      record: all fields that stood next to the text.
     """
 
     text: str
@@ -86,7 +106,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Fault:
-    """A record that cannot be used: `reason` is one of a few kinds (they are counted), `detail` says more."""
+    """A record that cannot be used.
+
+    Attributes:
+      reason: one of a few kinds, which are counted.
+      detail: what is wrong with this record.
+    """
 
     line: int
     reason: str
@@ -94,5 +119,5 @@ class Fault:
 
 
 def content_key(data: bytes) -> int:
-    """The 64-bit hash of a text's bytes that a Document has as its key."""
+    """Return the 64-bit hash of a text's bytes that a Document has as its key."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

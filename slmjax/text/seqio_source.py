@@ -1,7 +1,8 @@
-"""SeqIO: the tasks and mixtures that a user's module registers as sources, written seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT.
+"""SeqIO tasks and mixtures as sources, written seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT.
 
-The module is imported by name, here and in every process that reads. seqio brings TensorFlow (2 GB, seven seconds to import), so both are
-imported only where such a path is used; TensorFlow then leaves accelerators alone and runs its random operations in a fixed order.
+The user's module, which registers them, is imported by name, here and in every process that reads.
+seqio brings TensorFlow (2 GB, seven seconds to import), so both are imported only where such a path
+is used; TensorFlow then leaves accelerators alone and runs its random operations in a fixed order.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import importlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -19,108 +20,109 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError, nearest
-from slmjax.text.records import DAMAGED, Fault, Record, Source, SourceFile
+from slmjax.text.records import DAMAGED, SEQIO, Fault, Record, Source, SourceFile
 
-FIRST = 100  # examples whose content is part of a task's version: what shows most changes of a preprocessor, in milliseconds
+# Examples whose content is part of a task's version: most changes of a preprocessor show in them,
+# and they take milliseconds.
+FIRST = 100
+_PATH = re.compile(rf"{SEQIO}(\w+(?:\.\w+)*)/([^/]+)(?:/([^/]+))?")
 
 
 def split_mixture(source: Source) -> list[Source]:
-    """The source as it is where it names tasks, or a source for each task of the mixture that it names.
+    """Return the source as it is where it names tasks, else a source for each task of its mixture.
 
-    They share its weight (1 where it has none) by seqio's rates, nested mixtures included, and have the tasks' names, behind the source's
-    own where it has one ("web-de"). As in seqio, tasks without the split or with the rate 0 are left out.
-    Raises: UserError for what `read_examples` refuses, rates that cannot be computed, and a mixture with other paths or a held-out set.
+    The tasks share the source's weight (1 where it has none) by seqio's rates, nested mixtures
+    included. They have the tasks' names, behind the source's own where it has one ("web-de"). As in
+    seqio, tasks without the split or with the rate 0 are left out.
+    Raises: UserError for what `read_examples` refuses, rates that cannot be computed, and a mixture
+      with other paths or a held-out set.
     """
-    found = {
-        path: _provider(path, source.name) for path in source.path if path.startswith("seqio://")
+    # path -> (task or mixture, split)
+    providers = {
+        path: _provider(path, source.name) for path in source.path if path.startswith(SEQIO)
     }
-    mixtures = [path for path, (provider, _) in found.items() if hasattr(provider, "get_rate")]
+    mixtures = [path for path, (provider, _) in providers.items() if _is_mixture(provider)]
     if not mixtures:
-        return [
-            source if source.name else replace(source, name=_plain(found[source.path[0]][0].name))
-        ]
+        if source.name:
+            return [source]
+        task, _ = providers[source.path[0]]
+        return [replace(source, name=_source_name(task.name))]
+    path = mixtures[0]
     if len(source.path) > 1 or source.heldout:
-        raise UserError(
-            f"data.sources.{source.name}: {mixtures[0]} is a mixture, which takes no other paths and no heldout; "
-            "make a source of each of its tasks."
-        )
-    mixture, split = found[mixtures[0]]
-    try:
-        rates = {
-            task.name: mixture.get_rate(task) for task in mixture.tasks if split in task.splits
-        }
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{mixtures[0]}: the rates of its tasks cannot be computed: {_first_line(error)}"
-        ) from error
-    whole, module, prefix = (
-        sum(rates.values()),
-        mixtures[0].split("/")[2],
-        f"{source.name}-" if source.name else "",
-    )
-    return [
-        replace(
-            source,
-            name=prefix + _plain(task),
-            path=(f"seqio://{module}/{task}/{split}",),
-            weight=(source.weight or 1) * rate / whole,
-        )
-        for task, rate in rates.items()
-        if rate > 0
-    ]
+        problem = f"{path} is a mixture, which takes no other paths and no heldout"
+        advice = "make a source of each of its tasks"
+        raise UserError(f"data.sources.{source.name}: {problem}; {advice}.")
+    mixture, split = providers[path]
+    rates = _rates(mixture, split, path)
+    # seqio's rates need not add up to one.
+    total = sum(rates.values())
+    weight = source.weight or 1
+    module = path.split("/")[2]
+    prefix = f"{source.name}-" if source.name else ""
+    sources = []
+    for task_name, rate in rates.items():
+        if rate > 0:
+            part = replace(
+                source,
+                name=prefix + _source_name(task_name),
+                path=(f"{SEQIO}{module}/{task_name}/{split}",),
+                weight=weight * rate / total,
+            )
+            sources.append(part)
+    return sources
 
 
 def task_file(path: str, source: Source) -> SourceFile:
-    """A task as a file. Its version changes with what can be seen of its content without reading all of it.
+    """Return a task as a file. Its version changes with what shows without reading all of it.
 
-    That is: the task's name, split and number of examples; the names, sizes and times of the files it reads; its first 100 examples as they
-    are read; seqio's version. Not seen: a preprocessor or vocabulary that changes later examples only, and whatever files and services a
-    preprocessor reads. A task whose source names no files (a function) is read from end to end, so all of its content is seen.
+    That is: the task's name, split and number of examples; the names, sizes and times of the files
+    it reads; its first 100 examples as they are read; seqio's version. It does not change with a
+    preprocessor or vocabulary that changes later examples only, nor with files and services that a
+    preprocessor reads. A task whose source names no files (a function) is read from end to end, so
+    all of its content counts.
     """
     seqio, tf = _import()
     task, split = _task(path, source.name)
-    function = isinstance(task.source, seqio.FunctionDataSource)  # its "shards" are names of splits
-    files = (
-        []
-        if function
-        else [name for name in task.source.list_shards(split) if tf.io.gfile.exists(name)]
-    )
-    status = [
-        (name, stat.length, stat.mtime_nsec) for name in files for stat in [tf.io.gfile.stat(name)]
-    ]
-    digest, size = (
-        hashlib.sha256(
-            repr(
-                (task.name, split, task.num_input_examples(split), status, seqio.__version__)
-            ).encode()
-        ),
-        0,
-    )
-    for item in itertools.islice(read_examples(path, source), FIRST if files else None):
-        digest.update(repr(item).encode("utf-8", "surrogateescape"))
-        size += 1 + (
-            len(item.fields.get(source.field, "").encode()) if isinstance(item, Record) else 0
-        )
-    return SourceFile(
-        path,
-        f"{task.name}/{split}",
-        sum(length for _, length, _ in status) or size,
-        digest.hexdigest(),
-    )
+    files: list[str] = []
+    # The "shards" of a function are names of splits, not files.
+    if not isinstance(task.source, seqio.FunctionDataSource):
+        shards = task.source.list_shards(split)
+        files = [name for name in shards if tf.io.gfile.exists(name)]
+    status: list[tuple[str, int, int]] = []
+    for name in files:
+        stat = tf.io.gfile.stat(name)
+        status.append((name, stat.length, stat.mtime_nsec))
+    identity = (task.name, split, task.num_input_examples(split), status, seqio.__version__)
+    digest = hashlib.sha256(repr(identity).encode())
+    text_bytes = 0
+    for example in itertools.islice(read_examples(path, source), FIRST if files else None):
+        digest.update(repr(example).encode("utf-8", "surrogateescape"))
+        # 1 for each, so that a task of faults only does not pass for an empty file.
+        text_bytes += 1
+        if isinstance(example, Record):
+            text_bytes += len(example.fields.get(source.field, "").encode())
+    file_bytes = sum(length for _, length, _ in status)
+    return SourceFile(path, f"{task.name}/{split}", file_bytes or text_bytes, digest.hexdigest())
 
 
 def read_examples(path: str, source: Source) -> Iterator[Record | Fault]:
-    """Every example of a task, once and in the same order each time: its strings and numbers, and under `source.field` its text.
+    """Yield every example of a task once, in the same order each time.
 
-    An output feature's text is what the task tokenized ("targets_pretokenized", which seqio.preprocessors.tokenize keeps), since decoding
-    loses what the vocabulary cannot write; else its tokens, decoded by the task's vocabulary. The field "text" stands for inputs and
-    targets, with a line break between them; any other names one output feature. A record of an example without text lacks the field.
-    Raises: UserError for a path of another form, without the extra, and for a module, task, split or feature that is not there.
+    A record holds the example's strings and numbers, and under `source.field` its text. The field
+    "text" is inputs and targets, with a line break between them; any other names one output
+    feature. The record of an example without text lacks the field.
+
+    An output feature's text is what the task tokenized ("targets_pretokenized", which
+    seqio.preprocessors.tokenize keeps), since decoding loses what the vocabulary cannot write; else
+    its tokens, decoded by the task's vocabulary.
+    Raises: UserError for a path of another form, without the extra, and for a module, task, split
+      or feature that does not exist.
     """
     _, tf = _import()
     task, split = _task(path, source.name)
-    features = _features(task, source)
-    tf.random.set_seed(0)  # and not get_dataset's seed, which a FunctionDataSource may refuse
+    features = _text_features(task, source)
+    # Not get_dataset's own seed, which a FunctionDataSource may refuse.
+    tf.random.set_seed(0)
     line = 0
     try:
         dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1, try_in_mem_cache=False)
@@ -129,122 +131,148 @@ def read_examples(path: str, source: Source) -> Iterator[Record | Fault]:
     except tf.errors.DataLossError as error:
         yield Fault(line + 1, DAMAGED, _first_line(error))
     except (tf.errors.OpError, OSError, ValueError) as error:
-        raise UserError(
-            f"data.sources.{source.name}: cannot read example {line + 1} of {path}: {_first_line(error)}"
-        ) from error
+        problem = f"cannot read example {line + 1} of {path}: {_first_line(error)}"
+        raise UserError(f"data.sources.{source.name}: {problem}") from error
 
 
 def _record(
-    example: Mapping[str, Any], line: int, task: Any, features: list[str], field: str
+    example: Mapping[str, Any], line: int, task: Any, features: Sequence[str], field: str
 ) -> Record | Fault:
+    texts = []
     try:
-        texts = [text for name in features if (text := _text(example, name, task)) is not None]
+        for name in features:
+            text = _text_of_feature(example, name, task)
+            if text is not None:
+                texts.append(text)
     except UnicodeDecodeError as error:
         return Fault(line, "invalid UTF-8", f"byte {error.start + 1} of the text")
-    fields = {
-        name: value.decode(errors="replace")
-        for name, value in example.items()
-        if isinstance(value, bytes)
-    }
-    fields |= {
-        name: value.item()
-        for name, value in example.items()
-        if isinstance(value, np.number | np.bool_)
-    }
+    strings: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
+    for name, value in example.items():
+        if isinstance(value, bytes):
+            strings[name] = value.decode(errors="replace")
+        elif isinstance(value, np.number | np.bool_):
+            numbers[name] = value.item()
+    # Strings come first, as a task's version depends on the order.
+    fields = strings | numbers
     fields.pop(field, None)
-    return Record({**fields, **({field: "\n".join(filter(None, texts))} if texts else {})}, line)
+    if texts:
+        fields[field] = "\n".join(filter(None, texts))
+    return Record(fields, line)
 
 
-def _text(example: Mapping[str, Any], feature: str, task: Any) -> str | None:
+def _text_of_feature(example: Mapping[str, Any], feature: str, task: Any) -> str | None:
     for value in (example.get(f"{feature}_pretokenized"), example.get(feature)):
         if isinstance(value, bytes):
             return value.decode()
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind == "i":
         text = task.output_features[feature].vocabulary.decode(value.tolist())
+        # A vocabulary that passes tokens through returns no string.
         return text if isinstance(text, str) else None
     return None
 
 
-def _features(task: Any, source: Source) -> list[str]:
+def _text_features(task: Any, source: Source) -> list[str]:
+    """Return the output features that make the text.
+
+    Raises: UserError where the task has none of the name.
+    """
     names = list(task.output_features)
-    found = (
-        [source.field]
-        if source.field in names
-        else [n for n in ("inputs", "targets") if n in names and source.field == "text"]
-    )
-    if not found:
+    if source.field in names:
+        return [source.field]
+    features: list[str] = []
+    if source.field == "text":
+        features = [name for name in ("inputs", "targets") if name in names]
+    if not features:
+        problem = f"the task '{task.name}' has no output feature '{source.field}'"
+        close = nearest(source.field, names)
         raise UserError(
-            f"data.sources.{source.name}.field: the task '{task.name}' has no output feature '{source.field}' "
-            f"(features: {', '.join(names)}).{nearest(source.field, names)}"
+            f"data.sources.{source.name}.field: {problem} (features: {', '.join(names)}).{close}"
         )
-    return found
+    return features
 
 
 def _task(path: str, name: str) -> tuple[Any, str]:
+    """Return the task and the split that a path names. Raises: UserError for a mixture."""
     provider, split = _provider(path, name)
-    if hasattr(provider, "get_rate"):
-        raise UserError(
-            f"data.sources.{name}: {path} is a mixture; expected a task here ({', '.join(t.name for t in provider.tasks)})."
-        )
+    if _is_mixture(provider):
+        tasks = ", ".join(task.name for task in provider.tasks)
+        problem = f"{path} is a mixture; expected a task here ({tasks})"
+        raise UserError(f"data.sources.{name}: {problem}.")
     return provider, split
 
 
+def _is_mixture(provider: Any) -> bool:
+    return hasattr(provider, "get_rate")
+
+
+def _rates(mixture: Any, split: str, path: str) -> dict[str, float]:
+    """Return the rate of each task of a mixture that has the split.
+
+    Raises: UserError where a rate is a function that fails.
+    """
+    try:
+        return {task.name: mixture.get_rate(task) for task in mixture.tasks if split in task.splits}
+    except (AssertionError, TypeError, ValueError) as error:
+        problem = f"the rates of its tasks cannot be computed: {_first_line(error)}"
+        raise UserError(f"{path}: {problem}") from error
+
+
 def _provider(path: str, name: str) -> tuple[Any, str]:
-    """(task or mixture, split) that a path names."""
+    """Return the task or mixture and the split that a path names.
+
+    Raises: UserError for a path of another form, and for a module, name or split that does not
+      exist.
+    """
     where = f"data.sources.{name}" if name else "data.sources"
-    form = re.fullmatch(r"seqio://(\w+(?:\.\w+)*)/([^/]+)(?:/([^/]+))?", path)
-    if not form:
-        raise UserError(
-            f"{where}: '{path}' names no task; expected seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT."
-        )
-    module, task, split = form[1], form[2], form[3] or "train"
+    match = _PATH.fullmatch(path)
+    if not match:
+        expected = "expected seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT"
+        raise UserError(f"{where}: '{path}' names no task; {expected}.")
+    module, task, split = match[1], match[2], match[3] or "train"
     seqio, _ = _import()
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"{where}: cannot import {module} ({error}); it must lie in the current folder or on PYTHONPATH."
-        ) from error
+        advice = "it must lie in the current folder or on PYTHONPATH"
+        raise UserError(f"{where}: cannot import {module} ({error}); {advice}.") from error
     tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
     if task in tasks and task in mixtures:
         raise UserError(f"{where}: '{task}' is both a task and a mixture; rename one of them.")
     if task not in tasks and task not in mixtures:
-        near = nearest(task, [*tasks, *mixtures])
-        raise UserError(
-            f"{where}: {module} is imported, but no task or mixture '{task}' is registered.{near}"
-        )
+        problem = f"{module} is imported, but no task or mixture '{task}' is registered"
+        raise UserError(f"{where}: {problem}.{nearest(task, [*tasks, *mixtures])}")
     provider = seqio.get_mixture_or_task(task)
     if split not in provider.splits:
         splits = sorted(provider.splits)
-        raise UserError(
-            f"{where}: '{task}' has no split '{split}' (splits: {', '.join(splits)}).{nearest(split, splits)}"
-        )
+        problem = f"'{task}' has no split '{split}' (splits: {', '.join(splits)})"
+        raise UserError(f"{where}: {problem}.{nearest(split, splits)}")
     return provider, split
 
 
 @functools.cache
 def _import() -> tuple[ModuleType, ModuleType]:
-    """(seqio, tensorflow)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU it calls that an error
+    """Return seqio and tensorflow. Raises: UserError where the extra is missing."""
+    # Without a GPU TensorFlow logs errors about that.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import seqio
         import tensorflow as tf
     except ImportError as error:
-        raise UserError(
-            f"data.sources: seqio:// needs seqio ({error}); install it with: pip install -e '.[seqio]'."
-        ) from error
-    with contextlib.suppress(
-        RuntimeError
-    ):  # where the user's own session has set TensorFlow up, it stays as it is
+        advice = "install it with: pip install -e '.[seqio]'"
+        raise UserError(f"data.sources: seqio:// needs seqio ({error}); {advice}.") from error
+    # Where the user's own session has set TensorFlow up, it stays as it is.
+    with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     tf.config.experimental.enable_op_determinism()
     return seqio, tf
 
 
-def _plain(name: str) -> str:
-    """A task's name as a source's: seqio allows ":" and "." in it."""
-    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+def _source_name(task_name: str) -> str:
+    """Return a task's name as a source's: seqio allows ":" and "." in it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", task_name)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    message = str(error).strip()
+    return message.splitlines()[0] if message else repr(error)

@@ -1,4 +1,4 @@
-"""Files as streams of bytes, plain or compressed, in bounded memory; a cut file raises an exception."""
+"""Files as streams of bytes, plain or compressed, in bounded memory; a cut file is an exception."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ LONGEST = 1 << 25  # bytes of a document; a longer .txt is cut into several, a l
 GIVE_UP = 16 * LONGEST  # bytes of a line; a file with a longer one is damaged, and not read further
 WINDOW = 1 << 28  # bytes that a .zst may refer back to: zstd --long=28
 XZ_MEMORY = 1 << 29  # bytes that a .xz may need; xz -9 needs 65 MiB
-READ = 1 << 18
+READ = 1 << 18  # bytes read at once
 
 # What a file that is no UTF-8 text begins with: (place, bytes, what it is and what to do).
 BEGINNINGS = (
@@ -26,14 +26,23 @@ BEGINNINGS = (
     (257, b"ustar", "it is a tar archive; unpack it"),
 )
 
+# Of Zstandard's frames: RFC 8878, section 3.1.
+_ZSTD_FRAME = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte from 0x50 to 0x5f
+_ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)  # of the dictionary id, by its flag
+_ZSTD_REPEATED = 1  # type of a block that is one byte, repeated
+
 
 class DamagedStream(Exception):
     """A file that cannot be read to its end."""
 
 
 def open_stream(path: str, compression: str) -> Any:
-    """A binary stream of a local or remote file; `compression` is "", ".gz", ".xz" or ".zst"."""
-    raw = open_remote(path) if "://" in path else open(path, "rb")  # noqa: SIM115 (closed by callers)
+    """Return a binary stream of a local or remote file.
+
+    `compression` is "", ".gz", ".xz" or ".zst".
+    """
+    raw = open_remote(path) if "://" in path else open(path, "rb")  # noqa: SIM115 (callers close)
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ)
     if compression == ".xz":
@@ -44,27 +53,34 @@ def open_stream(path: str, compression: str) -> Any:
 
 
 def check_is_text(stream: Any) -> None:
-    """Raises: Damaged where a stream's first bytes are those of an archive or of another encoding."""
-    if not hasattr(stream, "peek"):  # of a remote file
+    """Refuse a stream whose first bytes are those of an archive or of another encoding.
+
+    Raises: DamagedStream that says what it is.
+    """
+    # Streams of remote files cannot look ahead.
+    if not hasattr(stream, "peek"):
         return
     first = stream.peek(512)
     for place, magic, what in BEGINNINGS:
+        # A tar archive begins with a padded file name; a text that says "ustar" has no zero bytes.
         if first.startswith(magic, place) and (not place or b"\0" in first[:place]):
             raise DamagedStream(what)
 
 
 def lines(stream: Any) -> Iterator[bytes | None]:
-    """Each line of a stream; None for one of more than LONGEST bytes.
+    """Yield each line of a stream; None for one of more than LONGEST bytes.
 
-    Raises: Damaged for a line of more than GIVE_UP bytes.
+    Raises: DamagedStream for a line of more than GIVE_UP bytes.
     """
+    # `readline` of remote files knows no limit.
     if not isinstance(stream, io.BufferedReader):
-        stream = io.BufferedReader(stream, READ)  # readline of remote files knows no limit
+        stream = io.BufferedReader(stream, READ)
     while line := stream.readline(LONGEST + 1):
         if len(line) <= LONGEST or line.endswith(b"\n"):
             yield line
             continue
         size, piece = len(line), line
+        # So that the long line is not kept while its rest is skipped.
         del line
         while piece and not piece.endswith(b"\n"):
             piece = stream.readline(READ)
@@ -75,16 +91,19 @@ def lines(stream: Any) -> Iterator[bytes | None]:
 
 
 def text_pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
-    """(first line, bytes) of pieces of a text, each of at most LONGEST bytes.
+    """Yield (first line, bytes) of pieces of a text, each of at most LONGEST bytes.
 
-    It is cut behind a newline where there is one.
+    It is cut behind a newline where there is one. An empty text is one empty piece.
     """
     line, rest = 1, b""
     while True:
         data = rest + stream.read(LONGEST + 1 - len(rest))
         if len(data) <= LONGEST:
             break
-        cut = data.rfind(b"\n", LONGEST // 2, LONGEST) + 1 or _between_characters(data, LONGEST)
+        # Not in the first half, or a text with one early newline would fall into small pieces.
+        cut = data.rfind(b"\n", LONGEST // 2, LONGEST) + 1
+        if not cut:
+            cut = _between_characters(data, LONGEST)
         yield line, data[:cut]
         line += data.count(b"\n", 0, cut)
         rest = data[cut:]
@@ -93,7 +112,7 @@ def text_pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def broken_errors() -> tuple[type[BaseException], ...]:
-    """What reading a cut or damaged file raises."""
+    """Return the exceptions that reading a cut or damaged file raises."""
     import zstandard
 
     errors = (
@@ -112,7 +131,8 @@ def broken_errors() -> tuple[type[BaseException], ...]:
 
 
 def _between_characters(data: bytes, place: int) -> int:
-    """The last border of UTF-8 characters at or before `place`."""
+    """Return the last border of UTF-8 characters at or before `place`."""
+    # A character has at most four bytes; those after its first begin with the bits 10.
     for back in range(4):
         if data[place - back] & 0xC0 != 0x80:
             return place - back
@@ -123,19 +143,23 @@ class _Chunks(io.RawIOBase):
     """A stream of chunks that a generator makes from `raw`."""
 
     def __init__(self, raw: Any, chunks: Iterator[bytes]):
-        self._raw, self._chunks, self._left = raw, chunks, memoryview(b"")
+        self._raw = raw
+        self._chunks = chunks
+        self._left = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        # A chunk may be empty, which would look like the end of the stream.
         while not self._left:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return 0
             self._left = memoryview(chunk)
         count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
         return count
 
     def close(self) -> None:
@@ -144,12 +168,17 @@ class _Chunks(io.RawIOBase):
 
 
 def _xz_chunks(raw: Any) -> Iterator[bytes]:
-    """Text of all streams of a .xz file; zeros behind a stream are padding, other bytes damage."""
+    """Yield the text of all streams of a .xz file.
+
+    Zeros behind a stream are padding; other bytes are damage.
+    """
     data = raw.read(READ)
-    old = data[:1] == b"\x5d"  # the format before .xz, as xz reads it too
     decoder = None
     if data:
-        decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE if old else lzma.FORMAT_XZ, XZ_MEMORY)
+        # The format before .xz, which the tool xz still reads.
+        is_old = data[:1] == b"\x5d"
+        file_format = lzma.FORMAT_ALONE if is_old else lzma.FORMAT_XZ
+        decoder = lzma.LZMADecompressor(file_format, XZ_MEMORY)
     while True:
         data = data or raw.read(READ)
         if not data and decoder is not None:
@@ -162,16 +191,18 @@ def _xz_chunks(raw: Any) -> Iterator[bytes]:
                 continue
             decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
         chunk, data = decoder.decompress(data, READ), b""
+        # At most READ bytes at once, since a small file may expand to gigabytes.
         while not decoder.eof and not decoder.needs_input:
             yield chunk
             chunk = decoder.decompress(b"", READ)
         yield chunk
         if decoder.eof:
-            decoder, data = None, decoder.unused_data
+            data = decoder.unused_data
+            decoder = None
 
 
 def _zstd_chunks(raw: Any) -> Iterator[bytes]:
-    """Text of all frames of a .zst file, one block (at most 128 KiB of text) at a time.
+    """Yield the text of all frames of a .zst file, one block (at most 128 KiB of text) at a time.
 
     zstandard's own stream reader takes a cut file for a short one, and its decompressobj expands
     whatever it is given at once.
@@ -180,35 +211,46 @@ def _zstd_chunks(raw: Any) -> Iterator[bytes]:
     import zstandard
 
     while magic := raw.read(4):
-        if magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5:
+        if magic[1:] == _ZSTD_SKIPPABLE and magic[0] >> 4 == 5:
             _skip(raw, int.from_bytes(_exactly(raw, 4), "little"))
             continue
-        if magic != b"\x28\xb5\x2f\xfd":
+        if magic != _ZSTD_FRAME:
             raise zstandard.ZstdError("Unknown frame descriptor")
         flags = _exactly(raw, 1)
-        single, checksum = flags[0] >> 5 & 1, flags[0] >> 2 & 1
-        size_bytes = (single, 2, 4, 8)[flags[0] >> 6]
-        header = _exactly(raw, (1 - single) + (0, 1, 2, 4)[flags[0] & 3] + size_bytes)
+        has_checksum = flags[0] >> 2 & 1
+        header = _exactly(raw, _zstd_header_bytes(flags[0]))
         frame = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
         try:
             frame.decompress(magic + flags + header)
-            last = 0
-            while not last:
+            is_last = 0
+            while not is_last:
+                # 3 bytes: 1 bit for the last block, 2 bits for its type, 21 bits for its size.
                 block = _exactly(raw, 3)
                 number = int.from_bytes(block, "little")
-                last, repeated = number & 1, number >> 1 & 3 == 1
-                yield frame.decompress(block + _exactly(raw, 1 if repeated else number >> 3))
+                is_last, block_type = number & 1, number >> 1 & 3
+                block_bytes = 1 if block_type == _ZSTD_REPEATED else number >> 3
+                yield frame.decompress(block + _exactly(raw, block_bytes))
         except zstandard.ZstdError as error:
             if "too much memory" in str(error):
                 remedy = "compress it with zstd --long=28 or less"
                 raise DamagedStream(f"its window is over {WINDOW >> 20} MiB; {remedy}") from error
             raise
-        if checksum:
+        if has_checksum:
             yield frame.decompress(_exactly(raw, 4))
+
+
+def _zstd_header_bytes(flags: int) -> int:
+    """Return how many bytes of a frame's header follow the byte of flags."""
+    single_segment = flags >> 5 & 1
+    window_bytes = 1 - single_segment
+    # A frame of a single segment always says how long its text is.
+    size_bytes = (single_segment, 2, 4, 8)[flags >> 6]
+    return window_bytes + _ZSTD_DICTIONARY_BYTES[flags & 3] + size_bytes
 
 
 def _exactly(raw: Any, count: int) -> bytes:
     data = raw.read(count)
+    # A remote file may return less than it is asked for.
     while len(data) < count:
         more = raw.read(count - len(data))
         if not more:

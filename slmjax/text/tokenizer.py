@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on the text, or any existing tokenizer.json whose tokens have exact bytes."""
+"""Tokenizers: byte-level BPE trained on the text, or any tokenizer.json that keeps every byte."""
 
 import hashlib
 import itertools
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slmjax.errors import UserError, nearest
+from slmjax.text.byte_tokens import byte_level_bytes, fallback_bytes, is_byte_level
 
 EOT = "<|endoftext|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -33,19 +34,29 @@ data.vocab_size. Another table makes other tokenizers: text is then prepared aga
 """
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", TURN_END, "<eos>")
 TURN_END_NAMES = (TURN_END, "<|eot_id|>", "<end_of_turn>")  # of ChatML, Llama 3 and Gemma
-HOSTILE = "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 \u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
-"""What normalisers and splitters like to change: signs with a canonical form, ligatures, blanks."""
-AT_ONCE = 4  # pieces
-REACH, TRIES, AROUND = (
-    2_000_000,
-    20,
-    256,
-)  # characters behind a piece, places and characters around them that are tried
-PIECE = 200_000  # characters; longer texts are encoded in pieces, as the library keeps some hundred bytes for each token of a text
+HOSTILE = (
+    "\u212b e\u0301 \ufb01 \u0130 \u3000\u00a0 \t\r\n\n  A\u2028\u200b\u2581 "
+    "\u0928\u0915\u094d\u0937 \U0001f468\u200d\U0001f469 "
+)
+"""Text that normalisers and splitters like to change: canonical forms, ligatures, blanks."""
+
+# Characters. Longer texts are encoded in pieces, as the library keeps some hundred bytes for each
+# token of a text.
+PIECE = 200_000
+AT_ONCE = 4  # pieces of one text that are encoded at once
+REACH = 2_000_000  # characters behind a piece in which a place to cut is looked for
+TRIES = 20  # places that are tried
+AROUND = 256  # characters on either side of a cut whose tokens are compared
+# Places to cut a text. Tokenizers that put a space before a text, and tokens that hold a space,
+# forbid some of them.
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
+_BETWEEN_SENTENCES = re.compile(
+    r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)"
+)
 
 
 class Special(NamedTuple):
-    """A special token of a sequence, told apart from a text that has its name.
+    """A special token of a sequence, as opposed to a text that has its name.
 
     See Tokenizer.sequence.
     """
@@ -54,47 +65,49 @@ class Special(NamedTuple):
 
 
 class Tokenizer:
-    """Text to token ids and back; special tokens that stand in a text are read as plain text, so no document can end itself."""
+    """Text to token ids and back.
+
+    Special tokens that stand in a text are read as plain text, so no document can end itself.
+    """
 
     def __init__(self, text: str, where: str = "tokenizer.json"):
-        """`text` is the content of a tokenizer.json. Raises: UserError where it cannot be read or does not keep bytes."""
+        """Read the content of a tokenizer.json; `where` is its path, for messages.
+
+        Raises: UserError where it cannot be read or does not keep bytes.
+        """
         from tokenizers import Tokenizer as Library
 
         try:
             self._library, self._json = Library.from_str(text), json.loads(text)
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(
-                f"data.tokenizer: {where} is no tokenizer.json of the tokenizers library: {error}"
-            ) from error
+        except Exception as error:
+            # The library raises plain Exception.
+            problem = f"{where} is no tokenizer.json of the tokenizers library: {error}"
+            raise UserError(f"data.tokenizer: {problem}") from error
         self._text = text
         self._library.encode_special_tokens = True
-        self._library.no_truncation()  # some published files cut every text at 512 tokens
+        # Some published files cut every text at 512 tokens.
+        self._library.no_truncation()
         self._library.no_padding()
-        if (self._json.get("model") or {}).get(
-            "dropout"
-        ):  # or a text would have other tokens each time
+        # With dropout a text would have other tokens each time.
+        if (self._json.get("model") or {}).get("dropout"):
             self._library.model.dropout = None
-        self._special = {
-            t["content"]: t["id"] for t in self._json.get("added_tokens") or () if t.get("special")
-        }
+        self._special: dict[str, int] = {}
+        for token in self._json.get("added_tokens") or ():
+            if token.get("special"):
+                self._special[token["content"]] = token["id"]
         self._keep_special_out_of_text(where)
         names = [name for name in EOT_NAMES if name in self._special]
         if not names:
-            raise UserError(
-                f"data.tokenizer: {where} has no end-of-text among its special tokens (looked for {', '.join(EOT_NAMES)})."
-            )
+            problem = f"{where} has no end-of-text among its special tokens"
+            looked_for = ", ".join(EOT_NAMES)
+            raise UserError(f"data.tokenizer: {problem} (looked for {looked_for}).")
         self.eot: int = self._special[names[0]]
-        turns = (self._special[name] for name in TURN_END_NAMES if name in self._special)
-        self.ends: tuple[int, ...] = tuple(dict.fromkeys((self.eot, *turns)))
+        turn_ends = (self._special[name] for name in TURN_END_NAMES if name in self._special)
+        # A dict keeps the order and drops an id that comes twice.
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys((self.eot, *turn_ends)))
         """The ids that end a document or a turn, and so a completion: the end of text first."""
-        self._byte_level = _check_bytes(self._json, where)
-        splitter = self._library.pre_tokenizer
-        words = splitter.pre_tokenize_str("it is\nso") if splitter else []
-        splits = self._byte_level and [end - start for _, (start, end) in words] == [2, 3, 1, 2]
-        # SentencePiece's kind puts a blank before a text, so a cut takes one away: 1, else 0.
-        self._blank = (
-            0 if splits else int(self._bytes_of("a") == b" a" == self._bytes_of(" a")[-2:])
-        )
+        self._byte_level = is_byte_level(self._json, where)
+        self._blank = self._blanks_before_text()
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self._text,)
@@ -114,17 +127,13 @@ class Tokenizer:
         """Hash of the tokenizer.json, which is kept as it came."""
         return hashlib.sha256(self._text.encode()).hexdigest()
 
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        return self.token_bytes()
-
     @property
     def special(self) -> dict[str, int]:
         """Special tokens by name; they never come out of `encode`."""
         return dict(self._special)
 
     def special_id(self, name: str) -> int:
-        """The id of a special token.
+        """Return the id of a special token.
 
         Raises: UserError where this tokenizer does not have it.
         """
@@ -146,34 +155,38 @@ class Tokenizer:
         `sequence("<|im_end|>")` are ordinary tokens, `sequence(Special("<|im_end|>"))` is one id.
         Raises: UserError for a special token that this tokenizer does not have.
         """
-        texts = iter(self.encode_batch([part for part in parts if isinstance(part, str)]))
-        out: list[int] = []
+        texts = [part for part in parts if isinstance(part, str)]
+        encoded = iter(self.encode_batch(texts))
+        ids: list[int] = []
         for part in parts:
-            out += next(texts) if isinstance(part, str) else [self.special_id(part.name)]
-        return out
+            if isinstance(part, str):
+                ids += next(encoded)
+            else:
+                ids.append(self.special_id(part.name))
+        return ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without any special token."""
+        """Return the token ids of a text, without any special token."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of several texts; parallel unless TOKENIZERS_PARALLELISM=false."""
-        pieces = [self._pieces(text) for text in texts]
-        encoded = iter(
-            self._library.encode_batch_fast(
-                [p for some in pieces for p in some], add_special_tokens=False
-            )
-        )
-        out = []
-        for some in pieces:
-            ids = next(encoded).ids
-            for _ in some[1:]:
-                ids.extend(next(encoded).ids)
-            out.append(ids)
-        return out
+        """Return the token ids of several texts; parallel unless TOKENIZERS_PARALLELISM=false."""
+        pieces_by_text = [self._pieces(text) for text in texts]
+        # One call for all pieces, so that the library's threads share them.
+        encoded = self._encode_pieces(list(itertools.chain.from_iterable(pieces_by_text)))
+        ids_by_text = []
+        for pieces in pieces_by_text:
+            ids = next(encoded)
+            for _ in pieces[1:]:
+                ids.extend(next(encoded))
+            ids_by_text.append(ids)
+        return ids_by_text
 
     def encode_arrays(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """`encode_batch` as arrays, one text after the other; a long text needs a few bytes for each of its own."""
+        """Yield what `encode_batch` returns as arrays, one text after the other.
+
+        A long text needs only a few bytes of memory for each of its own.
+        """
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         short = [text for text in texts if len(text) <= PIECE]
         lists = iter(self.encode_batch(short))
@@ -181,36 +194,31 @@ class Tokenizer:
             if len(text) <= PIECE:
                 yield np.array(next(lists), dtype)
                 continue
-            pieces, parts = self._pieces(text), []
+            pieces = self._pieces(text)
+            parts: list[np.ndarray] = []
             for start in range(0, len(pieces), AT_ONCE):
-                encoded = self._library.encode_batch_fast(
-                    pieces[start : start + AT_ONCE], add_special_tokens=False
-                )
-                parts += [np.array(piece.ids, dtype) for piece in encoded]
+                for ids in self._encode_pieces(pieces[start : start + AT_ONCE]):
+                    parts.append(np.array(ids, dtype))
             yield np.concatenate(parts)
 
     def decode(self, ids: Iterable[Any]) -> str:
-        """The text of ids (integers of any library), without special tokens; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids (integers of any library), without special tokens.
+
+        Bytes that are no UTF-8 become the replacement character.
+        """
         return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_bytes(self) -> list[bytes]:
-        """The exact bytes of each id; b"" for special tokens and for ids that stand for nothing."""
-        alphabet = _byte_alphabet()
-        added = {t["id"]: t["content"] for t in self._json.get("added_tokens") or ()}
-        out = [b""] * self.vocab_size
+        """Return the exact bytes of each id; b"" for special tokens and for ids without a token."""
+        bytes_of = byte_level_bytes if self._byte_level else fallback_bytes
+        added = {token["id"]: token["content"] for token in self._json.get("added_tokens") or ()}
+        table = [b""] * self.vocab_size
         for token, index in self._library.get_vocab(with_added_tokens=True).items():
-            if index in added:
-                out[index] = b"" if added[index] in self._special else added[index].encode()
-            elif self._byte_level:
-                out[index] = b"".join(alphabet[c] if c in alphabet else c.encode() for c in token)
-            else:
-                fallback = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-                out[index] = (
-                    bytes.fromhex(fallback[1])
-                    if fallback
-                    else token.replace("\u2581", " ").encode()
-                )
-        return out
+            if index not in added:
+                table[index] = bytes_of(token)
+            elif added[index] not in self._special:
+                table[index] = added[index].encode()
+        return table
 
     def keeps(self, text: str, ids: Iterable[Any]) -> bool:
         """Whether the tokens of a text have all its bytes, but for one space before it."""
@@ -218,10 +226,22 @@ class Tokenizer:
         kept, whole = b"".join([table[i] for i in ids]), text.encode("utf-8", "surrogatepass")
         return kept == whole or kept == b" " + whole
 
-    def _keep_special_out_of_text(self, where: str) -> None:
-        """Cut the names of special tokens that the model would find in a text.
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer.json, byte for byte as it was read."""
+        from etils import epath
 
-        Unigram finds each piece of its vocabulary wherever it stands.
+        from slmjax.text.files import write_atomic
+
+        write_atomic(epath.Path(path), self._text)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return self.token_bytes()
+
+    def _keep_special_out_of_text(self, where: str) -> None:
+        """Cut the names of special tokens that the model would read out of a text.
+
+        Unigram takes each piece of its vocabulary wherever it stands.
         Raises: UserError where a text gives one all the same.
         """
         from tokenizers import Regex, pre_tokenizers
@@ -232,58 +252,70 @@ class Tokenizer:
             splitters = [splitter for splitter in (self._library.pre_tokenizer, cuts) if splitter]
             self._library.pre_tokenizer = pre_tokenizers.Sequence(splitters)
         if names := self._named_by_text():
-            raise UserError(
-                f"data.tokenizer: {where} takes the text '{names[0]}' for its special token of that name; "
-                "use one whose special tokens never stand for text."
-            )
+            problem = f"takes the text '{names[0]}' for its special token of that name"
+            advice = "use one whose special tokens never stand for text"
+            raise UserError(f"data.tokenizer: {where} {problem}; {advice}.")
 
     def _named_by_text(self) -> list[str]:
-        """Special tokens that come out of their own name as a text."""
-        special = set(self._special.values())
+        """Return the special tokens that come out of their own name as a text."""
+        special_ids = set(self._special.values())
+        names = []
+        for name in self._special:
+            if special_ids & set(self._encode_alone(name)):
+                names.append(name)
+        return names
 
-        def ids(name: str) -> set[int]:
-            return set(self._library.encode(name, add_special_tokens=False).ids)
+    def _blanks_before_text(self) -> int:
+        """Return how many blanks the tokenizer puts before a text: 1 for SentencePiece's kind.
 
-        return [name for name in self._special if special & ids(name)]
+        A cut between two pieces takes that many away.
+        """
+        splitter = self._library.pre_tokenizer
+        words = splitter.pre_tokenize_str("it is\nso") if splitter else []
+        splits_words = [end - start for _, (start, end) in words] == [2, 3, 1, 2]
+        if self._byte_level and splits_words:
+            return 0
+        return int(self._bytes_of("a") == b" a" == self._bytes_of(" a")[-2:])
 
     def _bytes_of(self, text: str) -> bytes:
-        return b"".join(
-            self._bytes[i] for i in self._library.encode(text, add_special_tokens=False).ids
-        )
+        return b"".join(self._bytes[i] for i in self._encode_alone(text))
 
-    def save(self, path: str | Path) -> None:
-        """Write tokenizer.json, byte for byte as it was read."""
-        from etils import epath
+    def _encode_alone(self, text: str) -> list[int]:
+        # Not as a batch: that starts the library's threads, and a process with them must not fork.
+        return self._library.encode(text, add_special_tokens=False).ids
 
-        from slmjax.text.files import write_atomic
-
-        write_atomic(epath.Path(path), self._text)
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[list[int]]:
+        # Yielded one by one, since a list of integers is many times as large as the text.
+        for piece in self._library.encode_batch_fast(pieces, add_special_tokens=False):
+            yield piece.ids
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text where that does not change its tokens."""
-        if len(text) <= PIECE:
-            return [text]
-        out, start = [], 0
+        pieces, start = [], 0
         while len(text) - start > PIECE:
-            cut = self._cut(text, start + PIECE)
+            cut = self._place_to_cut(text, start + PIECE)
             if cut is None:
                 break
-            out.append(text[start:cut])
+            pieces.append(text[start:cut])
             start = cut + self._blank
-        return [*out, text[start:]]
+        return [*pieces, text[start:]]
 
-    def _cut(self, text: str, place: int) -> int | None:
-        """The first place from `place` on, of a few that are tried, where the tokens on both sides stay as they are.
+    def _place_to_cut(self, text: str, place: int) -> int | None:
+        """Return the first place from `place` on where the tokens on both sides stay as they are.
 
-        Where a very long stretch has none, such as a number of a million digits, it is cut all the same if no character is lost.
+        Only a few are tried. Where a very long stretch has none, such as a number of a million
+        digits, it is cut all the same if no character is lost.
         """
         for pattern in (_BETWEEN_WORDS, _BETWEEN_SENTENCES):
-            for found in itertools.islice(pattern.finditer(text, place, place + REACH), TRIES):
-                if self._blank and text[found.start()] != " ":
+            matches = pattern.finditer(text, place, place + REACH)
+            for match in itertools.islice(matches, TRIES):
+                cut = match.start()
+                # The tokenizer gives back one blank, so one must stand at the cut.
+                if self._blank and text[cut] != " ":
                     continue
-                whole, parts = self._ids_around(text, found.start())
+                whole, parts = self._ids_around(text, cut)
                 if whole == parts:
-                    return found.start()
+                    return cut
         if len(text) - place > REACH and not self._blank:
             whole, parts = self._ids_around(text, place)
             if self.decode(whole) == self.decode(parts):
@@ -291,19 +323,10 @@ class Tokenizer:
         return None
 
     def _ids_around(self, text: str, cut: int) -> tuple[list[int], list[int]]:
-        """Token ids of the text around a cut, not cut and cut."""
+        """Return the token ids of the text around a cut, whole and cut."""
         left, right = text[max(0, cut - AROUND) : cut], text[cut : cut + AROUND]
-        parts = [left, right[self._blank :]]
-        encoded = self._library.encode_batch_fast([left + right, *parts], add_special_tokens=False)
-        whole, *parts = (piece.ids for piece in encoded)
-        return whole, parts[0] + parts[1]
-
-
-# Tokenizers that put a space before a text, and tokens that hold a space, forbid some of these places.
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
-_BETWEEN_SENTENCES = re.compile(
-    r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)"
-)
+        whole, ids_left, ids_right = self._encode_pieces([left + right, left, right[self._blank :]])
+        return whole, ids_left + ids_right
 
 
 def train_bpe(
@@ -322,22 +345,19 @@ def train_bpe(
 
     least = 256 + len(special)
     if vocab_size < least:
-        raise UserError(
-            f"data.vocab_size is {vocab_size}; a byte-level tokenizer needs at least {least} ({len(special)} special tokens and 256 bytes)."
-        )
+        parts = f"{len(special)} special tokens and 256 bytes"
+        needed = f"a byte-level tokenizer needs at least {least} ({parts})"
+        raise UserError(f"data.vocab_size is {vocab_size}; {needed}.")
     library = Library(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     library.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(special),
-        initial_alphabet=alphabet,
+        # Sorted, since the library returns a set and the order is that of the ids.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
@@ -347,57 +367,18 @@ def train_bpe(
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.json, or the one in a folder (local or gs://).
 
-    Raises: UserError where it is missing, cannot be read, has no end-of-text token or does not keep bytes.
+    Raises: UserError where it is missing, cannot be read, has no end-of-text token or does not keep
+      bytes.
     """
     from etils import epath
 
     file = epath.Path(path).expanduser()
     try:
-        file = file / "tokenizer.json" if file.is_dir() else file
+        if file.is_dir():
+            file = file / "tokenizer.json"
         text = file.read_text()
     except (OSError, UnicodeDecodeError, ImportError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(
-            f"data.tokenizer: cannot read '{path}': {reason}; expected a tokenizer.json."
-        ) from error
+        problem = f"cannot read '{path}': {reason}"
+        raise UserError(f"data.tokenizer: {problem}; expected a tokenizer.json.") from error
     return Tokenizer(text, str(path))
-
-
-def _check_bytes(tokenizer: dict[str, Any], where: str) -> bool:
-    """True for byte-level BPE, False for BPE or Unigram with byte fallback; anything else loses text and is refused."""
-    model = tokenizer.get("model") or {}
-    kind, vocab = model.get("type", "BPE"), model.get("vocab") or {}
-    tokens = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-    layers = json.dumps([tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")])
-    if '"ByteLevel"' in layers:
-        missing = [c for c in _byte_alphabet() if c not in tokens]
-        # bytes that never occur in UTF-8 may be missing: C0, C1 and F5 to FF
-        if (
-            len(
-                [
-                    c
-                    for c in missing
-                    if _byte_alphabet()[c][0] not in (0xC0, 0xC1, *range(0xF5, 0x100))
-                ]
-            )
-            == 0
-        ):
-            return True
-        raise UserError(
-            f"data.tokenizer: {where} is byte-level but lacks {len(missing)} of the 256 bytes, so it would drop text."
-        )
-    if model.get("byte_fallback") and all(f"<0x{i:02X}>" in tokens for i in range(256)):
-        return False
-    raise UserError(
-        f"data.tokenizer: {where} is {kind} without bytes, so it would lose text; use byte-level BPE or byte fallback."
-    )
-
-
-def _byte_alphabet() -> dict[str, bytes]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {
-        **{chr(b): bytes([b]) for b in printable},
-        **{chr(256 + i): bytes([b]) for i, b in enumerate(others)},
-    }

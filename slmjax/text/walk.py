@@ -1,4 +1,4 @@
-"""Which local files a path or pattern stands for, and what lies there and is left out."""
+"""Find the local files that a path or pattern names, and note what lies there and is left out."""
 
 import fnmatch
 import json
@@ -12,13 +12,15 @@ from slmjax.errors import UserError, nearest
 
 # .jsonl files that a stage writes into its work directory.
 OWN_FILES = ("metrics.jsonl", "dropped.jsonl", "duplicates.jsonl", "rejects.jsonl")
+# Keys by which a .json file is known to be ours.
 OWN_JSON = {
     "config.json": {"stage", "data", "model", "train"},
     "manifest.json": {"format", "fingerprint", "tokenizer", "sources"},
 }
 WORK = "work~"  # intermediate results of preparation; no source can have this name
-SKETCHES = ".sketches"  # of each file that curation works on
+SKETCHES = ".sketches"  # ending of the sketches of each file that curation works on
 MAGIC = re.compile(r"[*?\[]")
+SHOWN_NAMES = 3  # left-out files that a message lists for each reason
 
 
 @dataclass
@@ -31,202 +33,248 @@ class FoundFiles:
     def leave_out(self, reason: str, name: str) -> None:
         self.left_out.setdefault(reason, set()).add(printable(name))
 
-    def told(self) -> str:
-        """What was left out, as words; "" where nothing was."""
+    def describe_left_out(self) -> str:
+        """Return in words what was left out; "" where nothing was."""
         parts = []
         for reason, names in self.left_out.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{reason}: {', '.join(sorted(names)[:3])}{more}")
+            shown = ", ".join(sorted(names)[:SHOWN_NAMES])
+            if len(names) > SHOWN_NAMES:
+                shown += f" and {len(names) - SHOWN_NAMES} more"
+            parts.append(f"{reason}: {shown}")
         return "; ".join(parts)
 
 
-def printable(name: str) -> str:
-    """A file's name as text that can be printed and stored, with escapes where it is not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def find_files(pattern: str, supported: Callable[[str], bool], where: str) -> FoundFiles:
-    """The files that a path or pattern stands for; a folder stands for all supported ones below it.
+    """Return the files that a path or pattern names; of a folder all supported ones below it.
 
-    A file or folder that links lead to is read once. Work directories and prepared text of slmjax
-    below the pattern's fixed part are left out: they change with the runs that read the source.
+    A file or folder that several links lead to is read once. Work directories and prepared text of
+    slmjax below the pattern's fixed part are left out: they change with the runs that read the
+    source.
+
+    Args:
+      supported: whether a file of this name can be read.
+      where: the config field, for messages.
     Raises: UserError for a pattern without a match and for a folder that cannot be read.
     """
     place = os.path.expanduser(pattern)
     walk = _Walk(supported, where)
-    there = _exists(place, where)
-    if there or not MAGIC.search(place):
+    # A file whose own name holds a pattern's characters is that file.
+    exists = _exists(place, where)
+    if exists or not MAGIC.search(place):
         walk.base = place if os.path.isdir(place) else os.path.dirname(place)
-        matched = there and walk.given(place, pattern)
+        matched = exists and walk.take_named(place, pattern)
     else:
         fixed = re.split(MAGIC, place)[0]
         walk.base = os.path.dirname(fixed)
-        rest = place[len(walk.base) :].lstrip("/") if walk.base else place
-        matched = walk.expand(walk.base or ".", [piece for piece in rest.split("/") if piece])
+        pieces = [piece for piece in place[len(walk.base) :].split("/") if piece]
+        matched = walk.expand(walk.base or ".", pieces)
     if not matched:
         folder = os.path.dirname(place) or "."
-        siblings = [entry.name for entry in walk.entries(folder)] if os.path.isdir(folder) else []
-        near = nearest(os.path.basename(place), siblings)
-        raise UserError(f"{where}: '{printable(pattern)}' matches no file.{near}")
+        siblings: list[str] = []
+        if os.path.isdir(folder):
+            siblings = [entry.name for entry in walk.entries(folder)]
+        close = nearest(os.path.basename(place), siblings)
+        raise UserError(f"{where}: '{printable(pattern)}' matches no file.{close}")
     walk.finish()
-    return walk.found
+    return walk.found_files
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be printed and stored; what is not UTF-8 is escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class _Walk:
-    def __init__(self, supported: Callable[[str], bool], where: str):
-        self.base = ""
-        self.found = FoundFiles()
-        self._supported, self._where = supported, where
-        self._files: dict[str, str] = {}  # real path: path
-        self._seen: set[tuple[str, int]] = set()
-        self._linked: list[str] = []
+    """One search: what it has taken, and where it has been."""
 
-    def given(self, path: str, pattern: str) -> bool:
-        """Take a path that the user wrote out; what is wrong with it is an error."""
+    def __init__(self, supported: Callable[[str], bool], where: str):
+        # The pattern's fixed part: names are relative to it.
+        self.base = ""
+        self.found_files = FoundFiles()
+        self._supported = supported
+        self._where = where
+        # Path without links: path by which the file is read.
+        self._files: dict[str, str] = {}
+        # (folder without links, pieces of the pattern that were left there); 0 for all files below.
+        self._seen: set[tuple[str, int]] = set()
+        self._linked_folders: list[str] = []
+
+    def take_named(self, path: str, pattern: str) -> bool:
+        """Take a path that the user wrote out.
+
+        Raises: UserError where it is neither file nor folder.
+        """
         if os.path.isdir(path):
-            self._folder(path, named=True)
+            self._take_folder(path, named=True)
         elif os.path.isfile(path):
             self._files[os.path.realpath(path)] = path
         else:
-            what = _kind_of(path)
-            told = f"{printable(pattern)} is {what}; expected a file, folder or pattern"
-            raise UserError(f"{self._where}: {told}.")
+            problem = f"{printable(pattern)} is {_describe_special(path)}"
+            raise UserError(f"{self._where}: {problem}; expected a file, folder or pattern.")
         return True
 
     def expand(self, folder: str, pieces: list[str]) -> bool:
-        """Take what matches the pieces of a pattern below a folder; whether anything did."""
+        """Take what matches the pieces of a pattern below a folder; return whether anything did."""
         state = (os.path.realpath(folder), len(pieces))
         if state in self._seen or not os.path.isdir(folder):
             return False
         self._seen.add(state)
         piece, rest = pieces[0], pieces[1:]
         if piece == "**" and not rest:
-            self._folder(folder, named=True)
+            self._take_folder(folder, named=True)
             return True
         if piece in (".", "..") or not MAGIC.search(piece):
             path = os.path.join(folder, piece)
-            return _exists(path, self._where) and self._matched(path, rest, named=True)
+            return _exists(path, self._where) and self._take_match(path, rest, named=True)
+        # "**" matches no folder too.
         matched = piece == "**" and self.expand(folder, rest)
         for entry in self.entries(folder):
-            hidden = entry.name.startswith(".") and not piece.startswith(".")
-            if hidden:
+            # As in a shell, only a pattern that begins with a dot matches hidden names.
+            if entry.name.startswith(".") and not piece.startswith("."):
                 continue
             if piece == "**":
-                if entry.is_dir() and self._enter(entry, folder):
+                if entry.is_dir() and self._may_enter(entry, folder):
                     matched |= self.expand(entry.path, pieces)
             elif fnmatch.fnmatchcase(entry.name, piece):
-                matched |= self._matched(entry.path, rest)
+                matched |= self._take_match(entry.path, rest)
         return matched
 
     def finish(self) -> None:
-        """Follow the links to folders last, so that a file has its name without links if any."""
-        while self._linked:
-            path = self._linked.pop()
-            self._folder(path)
-        for path in self._files.values():
-            self.found.files[path] = os.path.relpath(path, self.base or ".")
+        """Follow links to folders, and name all files.
 
-    def _matched(self, path: str, rest: list[str], named: bool = False) -> bool:
+        Links come last, so that a file has its name without links where it has one.
+        """
+        while self._linked_folders:
+            self._take_folder(self._linked_folders.pop())
+        for path in self._files.values():
+            self.found_files.files[path] = self._name(path)
+
+    def entries(self, folder: str) -> list[os.DirEntry]:
+        """Return what is in a folder, sorted by name. Raises: UserError where it is unreadable."""
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            problem = f"cannot read the folder {printable(folder)}: {error.strerror}"
+            raise UserError(f"{self._where}: {problem}.") from error
+
+    def _take_match(self, path: str, rest: list[str], named: bool = False) -> bool:
+        """Take a path that matched one piece of a pattern, if the rest matches below it."""
         if rest:
             return os.path.isdir(path) and self.expand(path, rest)
         if os.path.isdir(path):
-            self._folder(path, named)
+            self._take_folder(path, named)
         else:
-            self._file(path, os.path.realpath(path))
+            self._take_file(path, os.path.realpath(path))
         return True
 
-    def _folder(self, folder: str, named: bool = False) -> None:
+    def _take_folder(self, folder: str, named: bool = False) -> None:
         """Take the files below a folder; only one that the user named may be a work directory."""
         waiting = [folder]
         while waiting:
             place = waiting.pop()
             real = os.path.realpath(place)
+            # Two links, or a pattern and a folder, may lead to the same place.
             if (real, 0) in self._seen:
                 continue
             self._seen.add((real, 0))
             entries = self.entries(place)
             own = _written_by_slmjax(place, {entry.name for entry in entries})
             if own and not (named and place == folder):
-                self.found.leave_out("written by slmjax", self._name(place))
+                self._leave_out("written by slmjax", place)
                 continue
             for entry in entries:
+                # Only what could have been text is worth a line.
                 if entry.name.startswith("."):
                     if entry.is_dir() or self._supported(entry.name):
-                        self.found.leave_out("hidden", self._name(entry.path))
+                        self._leave_out("hidden", entry.path)
                 elif not entry.is_dir():
                     target = os.path.join(real, entry.name)
-                    linked = entry.is_symlink()
-                    self._file(entry.path, os.path.realpath(target) if linked else target, own)
+                    if entry.is_symlink():
+                        target = os.path.realpath(target)
+                    self._take_file(entry.path, target, own)
                 elif not entry.is_symlink():
                     waiting.append(entry.path)
-                elif self._enter(entry, place):
-                    self._linked.append(entry.path)
+                elif self._may_enter(entry, place):
+                    self._linked_folders.append(entry.path)
 
-    def _file(self, path: str, real: str, own: bool = False) -> None:
+    def _take_file(self, path: str, real: str, own_folder: bool = False) -> None:
+        """Take a file, or note why it is left out.
+
+        Args:
+          real: its path without links.
+          own_folder: whether its folder is known to be written by slmjax.
+        """
         name = os.path.basename(path)
         if not os.path.isfile(path):
-            self.found.leave_out(_kind_of(path), self._name(path))
+            self._leave_out(_describe_special(path), path)
         elif not self._supported(name):
-            self.found.leave_out("unsupported ending", self._name(path))
-        elif name in OWN_FILES and (own or _written_by_slmjax(os.path.dirname(path))):
-            self.found.leave_out("written by slmjax", self._name(path))
+            self._leave_out("unsupported ending", path)
+        elif name in OWN_FILES and (own_folder or _written_by_slmjax(os.path.dirname(path))):
+            self._leave_out("written by slmjax", path)
         else:
+            # A path that is a link gives way to another one.
             kept = self._files.get(real)
             if kept is None or os.path.islink(kept):
                 self._files[real] = path
 
-    def _enter(self, entry: os.DirEntry, folder: str) -> bool:
-        """Whether to read a folder below the pattern; a link to a folder around it is a loop."""
+    def _may_enter(self, entry: os.DirEntry, folder: str) -> bool:
+        """Whether to read a folder below the pattern, or note why it is left out."""
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
+            # A link to a folder around it is a loop.
             if f"{os.path.realpath(folder)}/".startswith(f"{target.rstrip('/')}/"):
-                self.found.leave_out("link to a folder around it", self._name(entry.path))
+                self._leave_out("link to a folder around it", entry.path)
                 return False
         if _written_by_slmjax(entry.path):
-            self.found.leave_out("written by slmjax", self._name(entry.path))
+            self._leave_out("written by slmjax", entry.path)
             return False
         return True
 
-    def entries(self, folder: str) -> list[os.DirEntry]:
-        try:
-            with os.scandir(folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            what = f"cannot read the folder {printable(folder)}: {error.strerror}"
-            raise UserError(f"{self._where}: {what}.") from error
+    def _leave_out(self, reason: str, path: str) -> None:
+        self.found_files.leave_out(reason, self._name(path))
 
     def _name(self, path: str) -> str:
         return os.path.relpath(path, self.base or ".")
 
 
 def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
-    """Whether a folder is a work directory, prepared text or a cache of it, or what a killed stage left half done."""
+    """Whether a folder is a work directory, prepared text, its cache, or left by a killed stage.
+
+    `names` are those of the files in it, where they are known.
+    """
     if names is None:
         try:
             names = set(os.listdir(folder))
         except OSError:
             return False
-    if os.path.basename(folder.rstrip("/")) == WORK or any(
-        name.endswith(SKETCHES) for name in names
-    ):
+    # `.identity` is a folder in the cache of prepared text.
+    if os.path.basename(folder.rstrip("/")) == WORK or ".identity" in names:
         return True
-    if ".identity" in names:
+    if any(name.endswith(SKETCHES) for name in names):
         return True
-    there = (name for name in OWN_JSON if name in names)
-    return any(OWN_JSON[name] <= _keys(os.path.join(folder, name)) for name in there)
+    # Other programs have files of these names too, with other keys.
+    for name, own_keys in OWN_JSON.items():
+        if name in names and own_keys <= _keys(os.path.join(folder, name)):
+            return True
+    return False
 
 
 def _exists(path: str, where: str) -> bool:
+    """Whether there is a file, folder or link. Raises: UserError where that is not permitted."""
     try:
         os.lstat(path)
     except PermissionError as error:
-        raise UserError(f"{where}: cannot read {printable(path)}: {error.strerror}.") from error
-    except (OSError, ValueError):  # there is none, or there can be none
+        problem = f"cannot read {printable(path)}: {error.strerror}"
+        raise UserError(f"{where}: {problem}.") from error
+    except (OSError, ValueError):
+        # There is none, or the name is one that no file can have.
         return False
     return True
 
 
 def _keys(path: str) -> set[str]:
+    """Return the keys of a .json file; none where it is not an object."""
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
@@ -235,8 +283,8 @@ def _keys(path: str) -> set[str]:
     return set(content) if isinstance(content, dict) else set()
 
 
-def _kind_of(path: str) -> str:
-    """What a path is that is neither file nor folder."""
+def _describe_special(path: str) -> str:
+    """Return in words what a path is that is neither file nor folder."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

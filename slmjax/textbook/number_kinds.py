@@ -1,93 +1,23 @@
-"""The textbook's kinds of passage about numbers: word problems, unit conversion, comparison and ordering, sequences.
+"""The textbook's problems about numbers: word problems, units, comparison, sequences.
 
-Each problem is drawn, solved, and solved again in another way (counted one by one, by ranks, by closed forms). No sum carries from
-one digit to the next, so that a model of a million parameters can learn to compute in a minute or two.
+Each is drawn, solved, and solved again in another way (counted one by one, by ranks, by closed
+forms). No sum carries from one digit to the next, so that a model of a million parameters can learn
+to compute in a minute or two. The fields of a problem are those of its templates in templates.json.
 """
 
-from slmjax.textbook.draw import NOUNS, Draw, Problem, Template
+import operator
 
+from slmjax.textbook.draw import NOUNS, Draw, Problem
 
-def count_things(*groups: int) -> int:
-    """Counts groups of things one by one; a negative group takes away."""
-    heap: list[None] = []
-    for size in groups:
-        if size >= 0:
-            heap.extend([None] * size)
-        else:
-            del heap[size:]
-    return len(heap)
-
-
-def listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def change(draw: Draw) -> Problem:
-    """Something is added, something is taken away."""
-    a, b = draw.summands()
-    c = draw.number(2, (a + b) % 10)
-    fields = {
-        "x": draw.name(),
-        "t": draw.choice(NOUNS),
-        "a": a,
-        "b": b,
-        "c": c,
-        "s": a + b,
-        "r": a + b - c,
-    }
-    return Problem(fields, a + b - c, count_things(a, b, -c))
-
-
-def groups(draw: Draw) -> Problem:
-    """Some things and a few equal groups."""
-    n, k = draw.choice(((2, 2), (2, 3), (2, 4), (3, 2), (4, 2)))
-    a, _ = draw.summands(n * k)
-    draw.numbers += [n, k]
-    fields = {
-        "x": draw.name(),
-        "t": draw.choice(NOUNS),
-        "n": n,
-        "k": k,
-        "a": a,
-        "p": n * k,
-        "r": a + n * k,
-    }
-    return Problem(fields, a + n * k, count_things(a, *[k] * n))
-
-
-WORD_PROBLEMS = (
-    Template(
-        change,
-        "At first {x} has {a} {t}. Then {x} gets {b} {t} and loses {c}. How many {t} does {x} have now?",
-        "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
-    ),
-    Template(
-        change,
-        "On Monday {x} makes {a} {t}. On Friday {x} makes {b} {t} and loses {c}. How many {t} does {x} have now?",
-        "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
-    ),
-    Template(
-        change,
-        "A box of {x} holds {a} {t}. Then {x} puts in {b} {t} and takes out {c}. How many {t} does {x} have now?",
-        "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
-    ),
-    Template(
-        groups,
-        "Today {x} has {a} {t} and gets {n} bags of {k} {t} each. How many {t} does {x} have now?",
-        "{n} x {k} = {p} and {a} + {p} = {r}, so {x} has {r} {t}.",
-    ),
-    Template(
-        groups,
-        "Each day {x} makes {k} {t}. After {n} days {x} puts them in a box of {a} {t}. How many {t} does {x} have now?",
-        "{n} x {k} = {p} and {a} + {p} = {r}, so {x} has {r} {t}.",
-    ),
-    Template(
-        change,
-        "At first {x} makes {a} {t}. On Friday {x} puts in {b} {t} and takes out {c}. How many {t} does {x} have now?",
-        "{a} + {b} = {s} and {s} - {c} = {r}, so {x} has {r} {t}.",
-        heldout=True,
-    ),
-)
+# Fields that the templates share:
+#   x, y, z   people
+#   t         a sort of thing
+#   a, b, c   given numbers; n, k: a number of units or groups, and the size of a group
+#   d         a difference
+#   p, s      a product and a sum on the way to the result
+#   r         the result
+#   u, us, v  the large unit, its plural, the plural of the small unit; f: small ones in a large one
+#   w, who    what is asked for, in a word, and the person who has it
 
 # Large unit, its plural, the small unit's plural, how many small ones make a large one.
 ROUND_UNITS = (
@@ -104,13 +34,55 @@ OTHER_UNITS = (
     ("yard", "yards", "feet", 3),
     ("gallon", "gallons", "quarts", 4),
 )
+# Groups, and things in each: their product has one digit.
+FEW_GROUPS = ((2, 2), (2, 3), (2, 4), (3, 2), (4, 2))
+
+
+def change(draw: Draw) -> Problem:
+    """Something is added, something is taken away."""
+    a, b = draw.summands()
+    # At most the units of the sum, so that nothing is borrowed from the tens.
+    c = draw.number(2, (a + b) % 10)
+    result = a + b - c
+    fields = {
+        "x": draw.name(),
+        "t": draw.choice(NOUNS),
+        "a": a,
+        "b": b,
+        "c": c,
+        "s": a + b,
+        "r": result,
+    }
+    return Problem(fields, result, count_things(a, b, -c))
+
+
+def groups(draw: Draw) -> Problem:
+    """Some things and a few equal groups."""
+    n, k = draw.choice(FEW_GROUPS)
+    # The product is computed, not given; the two numbers that make it are.
+    a, _ = draw.summands(n * k)
+    draw.numbers += [n, k]
+    result = a + n * k
+    fields = {
+        "x": draw.name(),
+        "t": draw.choice(NOUNS),
+        "n": n,
+        "k": k,
+        "a": a,
+        "p": n * k,
+        "r": result,
+    }
+    return Problem(fields, result, count_things(a, *[k] * n))
 
 
 def to_small(draw: Draw) -> Problem:
     """A measure in two units, into the smaller."""
     large, larges, small, factor = draw.choice(ROUND_UNITS)
-    n, b = draw.number(10, 99), draw.number(2, 9)
-    p = n * factor
+    # All factors end in 0, so that adding b changes the units only.
+    n = draw.number(10, 99)
+    b = draw.number(2, 9)
+    product = n * factor
+    result = product + b
     fields = {
         "x": draw.name(),
         "u": large,
@@ -119,17 +91,17 @@ def to_small(draw: Draw) -> Problem:
         "f": factor,
         "n": n,
         "b": b,
-        "p": p,
-        "r": p + b,
+        "p": product,
+        "r": result,
     }
-    return Problem(fields, p + b, len(range(-b, p)))
+    return Problem(fields, result, len(range(-b, product)))
 
 
 def to_large(draw: Draw) -> Problem:
     """A measure in two units, into the larger; the smaller part comes out even."""
     large, larges, small, factor = draw.choice(OTHER_UNITS)
     b, n = draw.summands()
-    p = n * factor
+    product = n * factor
     fields = {
         "x": draw.name(),
         "u": large,
@@ -138,97 +110,89 @@ def to_large(draw: Draw) -> Problem:
         "f": factor,
         "n": n,
         "b": b,
-        "p": p,
+        "p": product,
         "r": b + n,
     }
-    return Problem(fields, b + n, len(range(0, p + b * factor, factor)))
-
-
-UNIT_CONVERSION = (
-    Template(
-        to_small,
-        "The list of {x} says {n} {us} and {b} {v}. How many {v} is that?",
-        "1 {u} is {f} {v}. {n} x {f} = {p} and {p} + {b} = {r}, so {x} has {r} {v}.",
-    ),
-    Template(
-        to_small,
-        "Change {n} {us} and {b} {v} to {v} for {x}. How many {v} is that?",
-        "1 {u} is {f} {v}. {n} x {f} = {p} and {p} + {b} = {r}, so {x} has {r} {v}.",
-    ),
-    Template(
-        to_large,
-        "If {x} needs {b} {us} and {p} {v}, how many {us} does {x} need?",
-        "{f} {v} are 1 {u}. {p} / {f} = {n} and {b} + {n} = {r}, so {x} needs {r} {us}.",
-    ),
-    Template(
-        to_large,
-        "First {x} asks for {b} {us}, then for {p} {v}. How many {us} is that?",
-        "{f} {v} are 1 {u}. {p} / {f} = {n} and {b} + {n} = {r}, so {x} has {r} {us}.",
-    ),
-    Template(
-        to_small,
-        "If {x} needs {n} {us} and {b} {v}, how many {v} is that?",
-        "1 {u} is {f} {v}. {n} x {f} = {p} and {p} + {b} = {r}, so {x} has {r} {v}.",
-        heldout=True,
-    ),
-)
+    # Counted: steps of one large unit through the whole measure in small ones.
+    steps = range(0, product + b * factor, factor)
+    return Problem(fields, b + n, len(steps))
 
 
 def extreme(draw: Draw) -> Problem:
     """Who of three has the most or the fewest."""
-    numbers, names, most = draw.apart(3), [draw.name() for _ in range(3)], draw.coin()
+    numbers = draw.apart(3)
+    names = [draw.name() for _ in range(3)]
+    if draw.coin():
+        word, order, best = "most", sorted(numbers, reverse=True), max(numbers)
+    else:
+        word, order, best = "fewest", sorted(numbers), min(numbers)
     owner = dict(zip(numbers, names))
-    order = sorted(numbers, reverse=most)
-    best = (max if most else min)(numbers)
-    fields = dict(zip("abcxyz", (*numbers, *names))) | {
-        "t": draw.choice(NOUNS),
-        "w": "most" if most else "fewest",
-    }
+    winner = owner[order[0]]
+    fields = dict(zip("abcxyz", (*numbers, *names)))
     fields |= {
-        "who": owner[order[0]],
+        "t": draw.choice(NOUNS),
+        "w": word,
+        "who": winner,
         "o": ", ".join(f"{number} of {owner[number]}" for number in order),
     }
-    return Problem(fields, owner[order[0]], names[numbers.index(best)], tuple(names))
+    return Problem(fields, winner, names[numbers.index(best)], tuple(names))
 
 
 def more(draw: Draw) -> Problem:
     """Who of two has more or fewer."""
-    (a, b), x, y, up = draw.apart(2), draw.name(), draw.name(), draw.coin()
-    who = x if (a > b) == up else y
+    a, b = draw.apart(2)
+    x, y = draw.name(), draw.name()
+    asks_for_more = draw.coin()
+    if asks_for_more:
+        word, first, second = "more", max(a, b), min(a, b)
+    else:
+        word, first, second = "fewer", min(a, b), max(a, b)
+    winner = {a: x, b: y}[first]
     fields = {
         "x": x,
         "y": y,
         "a": a,
         "b": b,
         "t": draw.choice(NOUNS),
-        "w": "more" if up else "fewer",
-        "who": who,
+        "w": word,
+        "who": winner,
+        "first": first,
+        "second": second,
     }
-    fields |= {"first": max(a, b) if up else min(a, b), "second": min(a, b) if up else max(a, b)}
-    return Problem(fields, who, (x, y)[(len(range(a, b)) > 0) == up], (x, y))
+    # Counted: a range that goes up has members only where b is larger.
+    b_is_larger = len(range(a, b)) > 0
+    again = y if b_is_larger == asks_for_more else x
+    return Problem(fields, winner, again, (x, y))
 
 
 def arrange(draw: Draw) -> Problem:
     """Three numbers in order."""
-    numbers, down = draw.apart(3), draw.coin()
-    order = sorted(numbers, reverse=down)
-    rank = {
-        sum(other > number if down else other < number for other in numbers): number
-        for number in numbers
-    }
-    fields = dict(zip("abc", numbers))
-    fields |= {
+    a, b, c = numbers = draw.apart(3)
+    if draw.coin():
+        word, order, comes_before = "largest", sorted(numbers, reverse=True), operator.gt
+    else:
+        word, order, comes_before = "smallest", sorted(numbers), operator.lt
+    fields = {
+        "a": a,
+        "b": b,
+        "c": c,
         "x": draw.name(),
-        "w": "largest" if down else "smallest",
+        "w": word,
         "first": order[0],
         "second": order[1],
         "third": order[2],
     }
-    return Problem(fields, listed(order), listed([rank[i] for i in range(3)]))
+    # By ranks: a number's place is how many of them come before it.
+    ranked = [0, 0, 0]
+    for number in numbers:
+        place = sum(comes_before(other, number) for other in numbers)
+        ranked[place] = number
+    return Problem(fields, listed(order), listed(ranked))
 
 
 def difference(draw: Draw) -> Problem:
     """How many more one has than another."""
+    # The larger number is made as a sum, so that taking b away borrows nothing.
     b, d = draw.summands()
     fields = {
         "x": draw.name(),
@@ -241,111 +205,89 @@ def difference(draw: Draw) -> Problem:
     return Problem(fields, d, len(range(b, b + d)))
 
 
-COMPARISON = (
-    Template(
-        extreme,
-        "Here {x} has {a} {t}, {y} has {b} {t} and {z} has {c} {t}. Who has the {w} {t}?",
-        "In order: {o}. So {who} has the {w} {t}.",
-    ),
-    Template(
-        more,
-        "Now {x} has {a} {t} and {y} has {b} {t}. Who has {w} {t}?",
-        "{first} {t} are {w} than {second} {t}, so {who} has {w} {t}.",
-    ),
-    Template(
-        arrange,
-        "Put {a}, {b} and {c} in order for {x}, the {w} first. What is the order?",
-        "The {w} is {first}. Next are {second} and {third}. So {x} has {first}, {second}, {third}.",
-    ),
-    Template(
-        difference,
-        "Let {x} have {a} {t} and {y} have {b} {t}. How many more {t} does {x} have?",
-        "{b} + {d} = {a}, so {a} - {b} = {d} and {x} has {d} more {t} than {y}.",
-    ),
-    Template(
-        more,
-        "Let {x} have {a} {t} and {y} have {b} {t}. Who has {w} {t}?",
-        "{first} {t} are {w} than {second} {t}, so {who} has {w} {t}.",
-        heldout=True,
-    ),
-)
-
-
 def rising(draw: Draw) -> Problem:
     """The next term where each term adds the same."""
     a, d = sequence_steps(draw, 1)
-    fields = {"x": draw.name(), "a": a, "b": a + d, "c": a + 2 * d, "d": d, "r": a + 3 * d}
+    fields = {
+        "x": draw.name(),
+        "a": a,
+        "b": a + d,
+        "c": a + 2 * d,
+        "d": d,
+        "r": a + 3 * d,
+    }
     return Problem(fields, a + 3 * d, range(a, a + 4 * d, d)[3])
 
 
 def falling(draw: Draw) -> Problem:
     """The next term where each term takes away the same."""
+    # The steps go down to the result, which is positive.
     a, d = sequence_steps(draw, -1)
-    fields = {"x": draw.name(), "a": a, "b": a - d, "c": a - 2 * d, "d": d, "r": a - 3 * d}
+    fields = {
+        "x": draw.name(),
+        "a": a,
+        "b": a - d,
+        "c": a - 2 * d,
+        "d": d,
+        "r": a - 3 * d,
+    }
     return Problem(fields, a - 3 * d, range(a, 0, -d)[3])
-
-
-def sequence_steps(draw: Draw, sign: int) -> tuple[int, int]:
-    """A start and a difference, three times which changes the units only or the tens only."""
-    while True:
-        start, difference = draw.number(10, 99), draw.choice((1, 2, 3, 10, 20))
-        end = start + sign * 3 * difference
-        if end // 10 == start // 10 if difference < 10 else 10 <= end <= 99:
-            draw.numbers.append(difference)
-            return start, difference
-        draw.numbers.pop()
 
 
 def doubling(draw: Draw) -> Problem:
     """The first doubled term above a bound."""
-    a, bound = draw.number(2, 9), draw.number(12, 70)
+    a = draw.number(2, 9)
+    bound = draw.number(12, 70)
     terms = [a]
     while terms[-1] <= bound:
         terms.append(2 * terms[-1])
-    power = (bound // a).bit_length()  # the smallest k for which a * 2^k is more than the bound
-    return Problem(
-        {"x": draw.name(), "a": a, "b": bound, "o": listed(terms), "r": terms[-1]},
-        terms[-1],
-        a << power,
-    )
+    fields = {
+        "x": draw.name(),
+        "a": a,
+        "b": bound,
+        "o": listed(terms),
+        "r": terms[-1],
+    }
+    # By a closed form: the smallest power for which a * 2^power is more than the bound.
+    power = (bound // a).bit_length()
+    return Problem(fields, terms[-1], a << power)
 
 
 def taking_turns(draw: Draw) -> Problem:
     """The next term where two numbers take turns."""
     a, b = draw.apart(2)
-    return Problem({"x": draw.name(), "a": a, "b": b}, b, ([a, b] * 3)[5])
+    fields = {"x": draw.name(), "a": a, "b": b}
+    # The sixth term is asked for.
+    terms = [a, b] * 3
+    return Problem(fields, b, terms[5])
 
 
-SEQUENCES = (
-    Template(
-        rising,
-        "In the list of {x} are {a}, {b}, {c}. The rule stays the same. What comes next?",
-        "Each time {x} adds {d}. {c} + {d} = {r}, so {r} comes next.",
-    ),
-    Template(
-        falling,
-        "Going down, {x} writes {a}, {b}, {c}. The rule stays the same. What comes next?",
-        "Each time {x} takes away {d}. {c} - {d} = {r}, so {r} comes next.",
-    ),
-    Template(
-        rising,
-        "Starting at {a}, {x} adds {d} three times. What does {x} get?",
-        "Each time {x} adds {d}. {a} + {d} = {b}, {b} + {d} = {c} and {c} + {d} = {r}, so {x} gets {r}.",
-    ),
-    Template(
-        doubling,
-        "From {a}, {x} doubles until the number is more than {b}. What does {x} get?",
-        "Doubling gives {o}. {r} is more than {b}, so {x} gets {r}.",
-    ),
-    Template(
-        taking_turns,
-        "By turns, {x} writes {a}, {b}, {a}, {b}, {a}. The rule stays the same. What comes next?",
-        "Each time {x} takes turns, and {b} comes after {a}, so {b} comes next.",
-    ),
-    Template(
-        rising,
-        "Starting at {a}, {x} writes {a}, {b}, {c}. The rule stays the same. What comes next?",
-        "Each time {x} adds {d}. {c} + {d} = {r}, so {r} comes next.",
-        heldout=True,
-    ),
-)
+def sequence_steps(draw: Draw, sign: int) -> tuple[int, int]:
+    """Return a start and a difference; three steps change the units only, or the tens only."""
+    while True:
+        start = draw.number(10, 99)
+        difference = draw.choice((1, 2, 3, 10, 20))
+        end = start + sign * 3 * difference
+        same_tens = end // 10 == start // 10
+        changes_tens_only = difference >= 10 and 10 <= end <= 99
+        if changes_tens_only or (difference < 10 and same_tens):
+            draw.numbers.append(difference)
+            return start, difference
+        # What was drawn in vain was not given.
+        draw.numbers.pop()
+
+
+def count_things(*groups: int) -> int:
+    """Count groups of things one by one; a negative group takes away."""
+    heap: list[None] = []
+    for size in groups:
+        if size >= 0:
+            heap.extend([None] * size)
+        else:
+            del heap[size:]
+    return len(heap)
+
+
+def listed(numbers: list[int]) -> str:
+    """Return numbers as a list in a sentence: "3, 4, 5"."""
+    return ", ".join(map(str, numbers))

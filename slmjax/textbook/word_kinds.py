@@ -1,17 +1,39 @@
-"""The textbook's kinds of passage about words: simple logic, and definitions in use. Each problem is solved twice, as in the others."""
+"""The textbook's problems about words: simple logic, and definitions in use.
 
-from slmjax.textbook.draw import COLOURS, JOBS, NOUNS, TRAITS, Draw, Problem, Template
+Each is solved twice, as those about numbers are. The fields of a problem are those of its templates
+in templates.json.
+"""
 
-YES_NO = ("yes", "no")
+from slmjax.textbook.draw import COLOURS, JOBS, NOUNS, TRAITS, Draw, Problem
+
+# Fields that the templates share:
+#   x, y, z  people
+#   n        the number of a place, which only makes passages differ
+#   t        a sort of thing; j: a job; w: an invented word, or the quality that is compared
+#   q        a trait or colour
+#   a, b     given numbers
+#   not      "not " or nothing, before what may not hold
+YES_NO = ("yes", "no")  # indexed by whether something does not hold
 
 
 def syllogism(draw: Draw) -> Problem:
     """All or no members of a group have a trait; one is a member."""
-    every, job = draw.coin(), draw.choice(JOBS)
-    fields = {"x": draw.name(), "n": draw.number(10, 99), "j": job, "q": draw.choice(TRAITS)}
-    fields |= {"every": "all" if every else "no", "not": "" if every else "not "}
-    having = {job} if every else set()
-    return Problem(fields, "yes" if every else "no", YES_NO[job not in having], YES_NO)
+    all_have_it = draw.coin()
+    job = draw.choice(JOBS)
+    if all_have_it:
+        every, jobs_with_trait = "all", {job}
+    else:
+        every, jobs_with_trait = "no", set()
+    fields = {
+        "x": draw.name(),
+        "n": draw.number(10, 99),
+        "j": job,
+        "q": draw.choice(TRAITS),
+        "every": every,
+        "not": _negation(all_have_it),
+    }
+    # By membership: whose job is among those with the trait.
+    return Problem(fields, _yes_no(all_have_it), YES_NO[job not in jobs_with_trait], YES_NO)
 
 
 def bound(draw: Draw) -> Problem:
@@ -23,18 +45,22 @@ def bound(draw: Draw) -> Problem:
         "q": draw.choice(TRAITS),
         "a": a,
         "b": b,
-        "not": "" if b > a else "not ",
+        "not": _negation(b > a),
     }
-    return Problem(fields, "yes" if b > a else "no", YES_NO[len(range(a, b)) == 0], YES_NO)
+    # Counted: a range that goes up has no members where b is smaller.
+    return Problem(fields, _yes_no(b > a), YES_NO[len(range(a, b)) == 0], YES_NO)
 
 
 def chain(draw: Draw) -> Problem:
-    """A transitive chain of three, told in either order."""
-    x, y, z = names = [draw.name() for _ in range(3)]
+    """A transitive chain of three, given in either order."""
+    # x is above y, and y above z; the facts name the one above first.
+    names = [draw.name() for _ in range(3)]
+    x, y, z = names
     word = draw.choice(("old", "tall", "fast"))
     facts = [f"{x} is {word}er than {y}", f"{y} is {word}er than {z}"]
     if draw.coin():
         facts.reverse()
+    # From the text: the one of whom no fact says that somebody is above.
     (top,) = set(names) - {fact.split()[-1] for fact in facts}
     fields = {
         "x": x,
@@ -50,53 +76,26 @@ def chain(draw: Draw) -> Problem:
 
 def lamp(draw: Draw) -> Problem:
     """Truth of "and" and of "or"."""
-    both, here = draw.coin(), [draw.coin(), draw.coin()]
+    needs_both = draw.coin()
+    present = [draw.coin(), draw.coin()]
     x, y = draw.name(), draw.name()
-    value = all(here) if both else any(here)
-    states = ["in" if present else "out" for present in here]
+    if needs_both:
+        rule, is_on = f"{x} and {y} are in", all(present)
+    else:
+        rule, is_on = f"{x} or {y} is in", any(present)
+    states = ["in" if is_present else "out" for is_present in present]
     fields = {
         "x": x,
         "y": y,
         "n": draw.number(10, 99),
-        "rule": f"{x} and {y} are in" if both else f"{x} or {y} is in",
+        "rule": rule,
+        "p": states[0],
+        "q": states[1],
+        "on": "on" if is_on else "off",
     }
-    fields |= {"p": states[0], "q": states[1], "on": "on" if value else "off"}
-    return Problem(fields, "yes" if value else "no", YES_NO[states.count("in") < 1 + both], YES_NO)
-
-
-LOGIC = (
-    Template(
-        syllogism,
-        "In house {n} there are only {j}s, and {every} {j}s are {q}. Now {x} lives in house {n}. Is {x} {q}?",
-        "In house {n} {x} must be a {j}, and {every} {j}s are {q}, so {x} is {not}{q}.",
-    ),
-    Template(
-        syllogism,
-        "We know that {every} {j}s are {q}. In house {n} there are only {j}s, and {x} lives there. Is {x} {q}?",
-        "In house {n} {x} must be a {j}, and {every} {j}s are {q}, so {x} is {not}{q}.",
-    ),
-    Template(
-        bound,
-        "People with more than {a} {t} are {q}, and others are not. Now {x} has {b} {t}. Is {x} {q}?",
-        "{b} is {not}more than {a}, so {x} is {not}{q}.",
-    ),
-    Template(
-        chain,
-        "In class {n}, {first}, and {second}. Who is the {w}est?",
-        "As {x} is {w}er than {y} and {y} is {w}er than {z}, in class {n} {x} is the {w}est.",
-    ),
-    Template(
-        lamp,
-        "The lamp in room {n} is on only if {rule}. Now {x} is {p} and {y} is {q}. Is the lamp on?",
-        "It is on if {rule}. As {x} is {p} and {y} is {q}, the lamp in room {n} is {on}.",
-    ),
-    Template(
-        syllogism,
-        "Now {x} lives in house {n}. In house {n} there are only {j}s, and {every} {j}s are {q}. Is {x} {q}?",
-        "In house {n} {x} must be a {j}, and {every} {j}s are {q}, so {x} is {not}{q}.",
-        heldout=True,
-    ),
-)
+    # Counted: "or" needs one who is in, "and" needs two.
+    is_off = states.count("in") < 1 + needs_both
+    return Problem(fields, _yes_no(is_on), YES_NO[is_off], YES_NO)
 
 
 def pack(draw: Draw) -> Problem:
@@ -109,11 +108,14 @@ def pack(draw: Draw) -> Problem:
 def act(draw: Draw) -> Problem:
     """A verb for an addition."""
     a, d = draw.summands()
-    return Problem(
-        {"x": draw.name(), "w": draw.word(), "d": d, "a": a, "r": a + d},
-        a + d,
-        len([*range(a), *range(d)]),
-    )
+    fields = {
+        "x": draw.name(),
+        "w": draw.word(),
+        "d": d,
+        "a": a,
+        "r": a + d,
+    }
+    return Problem(fields, a + d, len([*range(a), *range(d)]))
 
 
 def quality_of_word(draw: Draw) -> Problem:
@@ -125,9 +127,10 @@ def quality_of_word(draw: Draw) -> Problem:
         "t": draw.choice(NOUNS),
         "a": a,
         "b": b,
-        "not": "" if b > a else "not ",
+        "not": _negation(b > a),
     }
-    return Problem(fields, "yes" if b > a else "no", YES_NO[len(range(a, b)) == 0], YES_NO)
+    # Counted, as in `bound`.
+    return Problem(fields, _yes_no(b > a), YES_NO[len(range(a, b)) == 0], YES_NO)
 
 
 def look(draw: Draw) -> Problem:
@@ -140,34 +143,15 @@ def look(draw: Draw) -> Problem:
         "q": colour,
         "n": draw.number(10, 99),
     }
-    return Problem(fields, colour, next(known for known in COLOURS if known in fields.values()))
+    # From the text: the only colour in it.
+    again = next(known for known in COLOURS if known in fields.values())
+    return Problem(fields, colour, again)
 
 
-DEFINITIONS = (
-    Template(
-        pack,
-        "A {w} is a bag of {k} {t}. In use: {x} has a {w}. How many {t} does {x} have?",
-        "A {w} is a bag of {k} {t}, so {x} has {k} {t}.",
-    ),
-    Template(
-        act,
-        "To {w} is to add {d}. In use: {x} can {w} {a}. What does {x} get?",
-        "To {w} {a} is to add {d} to {a}. {a} + {d} = {r}, so {x} gets {r}.",
-    ),
-    Template(
-        quality_of_word,
-        "Things are {w} if they cost more than {a} coins. The {t} of {x} cost {b} coins. Are they {w}?",
-        "{b} is {not}more than {a}, so the {t} of {x} are {not}{w}.",
-    ),
-    Template(
-        look,
-        "The word {w} means {q}. In use: {x} has {n} {w} {t}. What colour are they?",
-        "As {w} means {q}, the {n} {w} {t} of {x} are {q}.",
-    ),
-    Template(
-        act,
-        "The word {w} means to add {d}. In use: {x} can {w} {a}. What does {x} get?",
-        "To {w} {a} is to add {d} to {a}. {a} + {d} = {r}, so {x} gets {r}.",
-        heldout=True,
-    ),
-)
+def _yes_no(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _negation(holds: bool) -> str:
+    """Return the word that a template puts before what does not hold."""
+    return "" if holds else "not "

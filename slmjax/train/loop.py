@@ -27,7 +27,7 @@ from slmjax.record.goodput import Goodput
 from slmjax.record.progress import Progress
 from slmjax.record.report import write_report
 from slmjax.tasks.task import DrawingTask, Task
-from slmjax.text.files import Claim
+from slmjax.text.claims import Claim
 from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import schedule
 from slmjax.train.drawn import DrawnBatches

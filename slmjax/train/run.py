@@ -27,7 +27,8 @@ from slmjax.record.goodput import Goodput
 from slmjax.record.progress import banner
 from slmjax.record.report import write_report
 from slmjax.tasks.task import Facts, Task
-from slmjax.text.files import Claim, write_atomic
+from slmjax.text.claims import Claim
+from slmjax.text.files import write_atomic
 from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import loop, resume
 from slmjax.train.builders import builder_of, task_of

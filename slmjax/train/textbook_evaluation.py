@@ -106,7 +106,7 @@ def textbook_answers(engine: Engine, seed: int) -> dict[str, dict]:
         completions = engine.generate(prompts, max_tokens=ANSWER_TOKENS)
         return [completion.text for completion in completions]
 
-    return exact_answers(complete, _questions(seed))
+    return exact_answers(complete, _questions(seed), extract=textbook.extract_answer)
 
 
 def textbook_baseline(
@@ -146,7 +146,7 @@ def textbook_baseline(
             texts.append(tokenizer.decode(tokens))
         return texts
 
-    answers = exact_answers(complete, _questions(seed))
+    answers = exact_answers(complete, _questions(seed), extract=textbook.extract_answer)
     accuracies = {kind: answer["accuracy"] for kind, answer in answers.items()}
     return {"kneser_ney": bits, "answers": accuracies}
 

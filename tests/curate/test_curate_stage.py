@@ -22,7 +22,7 @@ from slmjax.config import CurateConfig
 from slmjax.curate import curate_stage as stage
 from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
-from slmjax.text import sources
+from slmjax.text import source_files as sources
 
 QUESTION = "Mira packs seventeen wooden boxes with nine painted marbles each, gives four boxes away and asks how many marbles are left over."
 

@@ -31,8 +31,10 @@ from slmjax.data.manifest import read_manifest
 from slmjax.data.prepare import preparation_summary, prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.errors import UserError
-from slmjax.text import files as work
-from slmjax.text.sources import list_files, parse_sources, read_documents
+from slmjax.text import units as work
+from slmjax.text.readers import read_documents
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, SPECIAL, train_bpe
 
 ROOT = Path(__file__).parents[2]

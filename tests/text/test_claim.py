@@ -11,12 +11,13 @@ import pytest
 
 from slmjax import launch
 from slmjax.errors import UserError
+from slmjax.text import claims
 from slmjax.text import files as work
-from slmjax.text.files import claimed
+from slmjax.text.claims import claimed
 
 HOLD = """
 import sys, time
-from slmjax.text.files import claimed
+from slmjax.text.claims import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -51,7 +52,7 @@ def test_a_second_start_is_refused_by_name_and_a_kill_frees_the_folder(tmp_path,
         assert (
             f"process {holder.pid} on " in (err := capsys.readouterr().err) and err.count("\n") == 1
         )
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [work.LOCK]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [claims.LOCK]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with claimed(str(tmp_path / "run")) as claim:
@@ -81,7 +82,7 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next_file_that_is
 
 PARENT = """
 import os, sys, time
-from slmjax.text.files import claimed
+from slmjax.text.claims import claimed
 with claimed(sys.argv[1]):
     if os.fork() == 0:
         time.sleep(1)  # a worker that has not yet seen that its parent is gone
@@ -121,12 +122,12 @@ def test_without_locks_the_newest_start_owns_the_folder_and_a_living_one_is_refu
     tmp_path, monkeypatch, locks
 ):
     if locks == "none":
-        monkeypatch.setattr(work, "fcntl", None)
+        monkeypatch.setattr(claims, "fcntl", None)
     else:
         monkeypatch.setattr(
-            work.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks"))
+            claims.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks"))
         )
-    folder, record = str(tmp_path / "run"), tmp_path / "run" / work.LOCK
+    folder, record = str(tmp_path / "run"), tmp_path / "run" / claims.LOCK
     with claimed(folder) as earlier:
         assert earlier.mine()
         with claimed(folder) as newest:

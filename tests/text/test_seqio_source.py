@@ -16,9 +16,11 @@ from slmjax.data.loader import batch_rows
 from slmjax.data.prepare import prepare
 from slmjax.data.prepare_stage import batch_plan, prepared_text
 from slmjax.errors import UserError
+from slmjax.text.readers import read_documents, read_records
 from slmjax.text.records import DAMAGED, Document, Fault, Record, Source
 from slmjax.text.seqio_source import _import
-from slmjax.text.sources import list_files, parse_sources, read_documents, read_records
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 from tests.corpus import RECIPE, ROOT, write_corpus
 from tests.data.batch_hashes import batch_hash
 
@@ -112,7 +114,13 @@ def read(name: str, group_by: str = "", **options) -> list[Document | Fault]:
 
 def elsewhere(code: str) -> str:
     """What a new process, which imports everything anew, prints last."""
-    command = f"from slmjax.text.sources import list_files, parse_sources, read_documents{code}; from slmjax.text.records import Source"
+    imports = (
+        "from slmjax.text.readers import read_documents",
+        "from slmjax.text.records import Source",
+        "from slmjax.text.source_files import list_files",
+        "from slmjax.text.sources import parse_sources",
+    )
+    command = "\n".join([*imports, code])
     done = subprocess.run(
         [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -12,7 +12,7 @@ from slmjax.data import build, jobs
 from slmjax.data.prepare import prepare
 from slmjax.data.shards import ShardSet, ShardWriter
 from slmjax.errors import UserError
-from slmjax.text import sources as module
+from slmjax.text import source_files as module
 from slmjax.text.records import Source, SourceFile
 
 SETTINGS = {"vocab_size": 300, "group_by": "", "heldout": 0.1, "max_bad_share": 0.05}

@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 
 from slmjax.errors import UserError
 from slmjax.text import remote
+from slmjax.text.readers import read_documents
 from slmjax.text.records import DAMAGED, Document, Fault, Source, SourceFile
-from slmjax.text.sources import list_files, parse_sources, read_documents
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 
 KNOWN = sys.modules["fsspec.registry"]._registry  # file systems that fsspec has imported
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(str.strip)

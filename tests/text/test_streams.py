@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax.errors import UserError
-from slmjax.text import sources, streams
+from slmjax.text import document_checks, parquet_reader, plain_readers, streams
+from slmjax.text.readers import read_documents
 from slmjax.text.records import DAMAGED, TOO_LONG, Document, Fault, Source
-from slmjax.text.sources import list_files, read_documents
+from slmjax.text.source_files import list_files
 
 LINES = b"".join(json.dumps({"text": f"number {i} of some"}).encode() + b"\n" for i in range(3000))
 
@@ -120,7 +121,7 @@ def test_zstd_frames_come_back_and_a_cut_one_never_ends_quietly(data, cut, level
 @pytest.fixture
 def short_limit(monkeypatch):
     """Documents of at most 1 MiB, lines of at most 16."""
-    for module in (sources, streams):
+    for module in (document_checks, parquet_reader, plain_readers, streams):
         monkeypatch.setattr(module, "LONGEST", 1 << 20)
     monkeypatch.setattr(streams, "GIVE_UP", 1 << 24)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.text.readers import read_documents
 from slmjax.text.records import Source
-from slmjax.text.sources import list_files, parse_sources, read_documents
+from slmjax.text.source_files import list_files
+from slmjax.text.sources import parse_sources
 
 
 def tree(folder: Path, *names: str) -> None:

@@ -392,7 +392,7 @@ def test_the_loss_of_a_line_covers_its_steps_also_when_the_run_left_in_between(
 def test_a_run_that_another_start_has_taken_over_stops_before_it_saves(
     corpus, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("slmjax.text.files.Claim.mine", lambda self: False)
+    monkeypatch.setattr("slmjax.text.claims.Claim.mine", lambda self: False)
     assert runs.train(corpus, tmp_path / "run", train__steps=6) == 2
     assert "another start has taken the work directory over" in capsys.readouterr().err
     assert runs.steps_saved(tmp_path / "run") == []

@@ -1,0 +1,55 @@
+"""Readers of .txt and .jsonl files, from a stream of decompressed bytes."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from slmjax.text.document_checks import Grouping, checked_document
+from slmjax.text.records import TOO_LONG, Document, Fault, Record, Source, SourceFile
+from slmjax.text.streams import LONGEST, lines, text_pieces
+
+# Some editors begin a UTF-8 file with it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_txt(
+    stream: Any, file: SourceFile, source: Source, grouping: Grouping
+) -> Iterator[Document | Fault]:
+    """Yield the file as one document, or as several where it is very long.
+
+    Its only field is its name, as `id` and as the field that groups.
+    """
+    fields = {"id": file.name}
+    if grouping.field:
+        fields[grouping.field] = file.name
+    for line, data in text_pieces(stream):
+        yield checked_document(data, fields, line, grouping, source)
+
+
+def read_jsonl(stream: Any) -> Iterator[Record | Fault]:
+    """Yield the JSON object of each line, and a fault for a line that holds something else.
+
+    Blank lines are skipped.
+    """
+    # Lines end at "\n" only: str.splitlines would also split at characters inside of texts.
+    for number, line in enumerate(lines(stream), 1):
+        if line is None:
+            yield Fault(number, TOO_LONG, f"more than {LONGEST >> 20} MiB")
+            continue
+        # Elsewhere the mark is a character of the text.
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        try:
+            # A file that holds only a byte-order mark has an empty line, which is a fault.
+            content = json.loads(line.decode() or "null")
+        except UnicodeDecodeError as error:
+            yield Fault(number, "invalid UTF-8", f"byte {error.start + 1} of the line")
+        except (ValueError, RecursionError) as error:
+            if line.strip():
+                yield Fault(number, "malformed JSON", str(error))
+        else:
+            if isinstance(content, dict):
+                yield Record(content, number)
+            else:
+                detail = f"expected an object, found {type(content).__name__}"
+                yield Fault(number, "malformed JSON", detail)

@@ -1,0 +1,122 @@
+"""Read the documents and records of one file, whatever its kind."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from slmjax.errors import UserError
+from slmjax.text.document_checks import Grouping, checked_document, describe_missing_text, grouping
+from slmjax.text.own_reader import own_reader
+from slmjax.text.parquet_reader import read_parquet
+from slmjax.text.plain_readers import read_jsonl, read_txt
+from slmjax.text.records import DAMAGED, SEQIO, Document, Fault, Record, Source, SourceFile
+from slmjax.text.source_files import file_kind
+from slmjax.text.streams import DamagedStream, broken_errors, check_is_text, open_stream
+from slmjax.text.walk import printable
+
+
+def read_documents(
+    file: SourceFile, source: Source, group_by: str = ""
+) -> Iterator[Document | Fault]:
+    """Yield the documents and faults of one file, in order, with one record at a time in memory.
+
+    A .txt file is one document, or several where it has more than LONGEST bytes; a longer record of
+    another kind is a fault.
+
+    Args:
+      group_by: "" (a document is its own group), a field, or a regular expression on the field `id`
+        ("re:" prefix or any metacharacter).
+    Raises: UserError where the file cannot be opened or has no such column.
+    """
+    document_groups = grouping(group_by)
+    # A SeqIO task has no ending.
+    kind = None if file.path.startswith(SEQIO) else file_kind(file.path, source).format
+    if kind == ".txt":
+        reader = partial(read_txt, file=file, source=source, grouping=document_groups)
+        yield from _read(file, source, reader)
+    elif kind == ".parquet":
+        reader = partial(read_parquet, file=file, source=source, grouping=document_groups)
+        yield from _read(file, source, reader)
+    else:
+        yield from _documents_of(read_records(file, source), source, document_groups)
+
+
+def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
+    """Yield every line of a .jsonl file with all its fields, and the lines that are no JSON object.
+
+    Of a SeqIO task these are its examples, and of a source with its own reader what that yields.
+    Raises: UserError where the file cannot be opened or is of another kind.
+    """
+    if file.path.startswith(SEQIO):
+        # Imported late: seqio brings TensorFlow, which takes seconds.
+        from slmjax.text.seqio_source import read_examples
+
+        yield from read_examples(file.path, source)
+    elif source.reader:
+        yield from _read(file, source, own_reader(source))
+    elif file_kind(file.path, source).format == ".jsonl":
+        yield from _read(file, source, read_jsonl)
+    else:
+        problem = f"{printable(file.path)} has no records with fields"
+        raise UserError(f"{source.where}: {problem}; expected .jsonl.")
+
+
+def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
+    """Return the error for a file that the system does not let us read."""
+    reason = error.strerror or error
+    return UserError(f"{source.where}: cannot read {printable(file.path)}: {reason}.")
+
+
+def _read(
+    file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]
+) -> Iterator[Any]:
+    """Yield what a reader makes of a file's stream; where the file is damaged, a fault at the end.
+
+    Raises: UserError where the system refuses to read the file.
+    """
+    kind = file_kind(file.path, source)
+    # A compressed file has a header even where its text is empty.
+    if kind.compression and not file.size:
+        yield _damage(1, EOFError("it is empty"))
+        return
+    # The line of the last item: damage is reported behind it.
+    line = 0
+    try:
+        with open_stream(file.path, kind.compression) as stream:
+            # Parquet is binary and has its own beginning.
+            if kind.format in (".txt", ".jsonl"):
+                check_is_text(stream)
+            for item in reader(stream):
+                line = item.line
+                yield item
+    except broken_errors() as error:
+        yield _damage(line + 1, error)
+    except OSError as error:
+        # pyarrow reports a damaged file as an OSError without a number; the system's have one.
+        if error.errno is not None or file.remote:
+            raise unreadable(file, source, error) from error
+        yield _damage(line + 1, error)
+
+
+def _damage(line: int, error: Exception) -> Fault:
+    # Some libraries append a trace of several lines.
+    reason = str(error).partition("\n")[0] or "it ends too early"
+    # Our own words need no exception's name.
+    if not isinstance(error, DamagedStream):
+        reason = f"{type(error).__name__}: {reason}"
+    return Fault(line, DAMAGED, reason)
+
+
+def _documents_of(
+    records: Iterator[Record | Fault], source: Source, document_groups: Grouping
+) -> Iterator[Document | Fault]:
+    """Yield the document of each record, and a fault for one without text."""
+    for record in records:
+        if isinstance(record, Fault):
+            yield record
+            continue
+        text = record.fields.get(source.field)
+        if isinstance(text, str):
+            yield checked_document(text, record.fields, record.line, document_groups, source)
+        else:
+            yield Fault(record.line, "no text", describe_missing_text(record.fields, source.field))
