@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt32, UInt64
 
-from slmjax.curate.minhash import compiled
 from slmjax.text.files import cores
-from slmjax.text.hashing import mix
+from slmjax.text.hash_mix import mix
+from slmjax.text.hashing import compiled
 
 BLOCK = 1 << 24  # bucket entries sorted at once: 400 MB
 THROUGH = 254  # in place of a band: found through a removed document

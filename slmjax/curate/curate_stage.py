@@ -24,7 +24,7 @@ from slmjax.curate import curation_report as report
 from slmjax.curate.clean import CurationUnit, clean, is_done, left_of, publish, reports_of
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import EvalIndex, build_index
-from slmjax.curate.index import COLUMNS, Index, read_column
+from slmjax.curate.index import COLUMNS, FORMAT, Index, read_column
 from slmjax.curate.language import language_rule
 from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.near_duplicates import decisions
@@ -255,6 +255,7 @@ def _units(
         name: asked[name]
         for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
     }
+    decides["format"] = FORMAT
     read = [
         (source.name, source.field, file.name, file.size, file.version)
         for source, files in listed

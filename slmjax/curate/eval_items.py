@@ -35,9 +35,7 @@ def number_words(
     text: str,
 ) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
     """Hashes of the words, where each begins and where it ends in the text; numbers in a row (also 1,000 or 3/4 - 2) are one NUMBER."""
-    words, starts, ends = hash_words(
-        text.replace("\u0130", "I")
-    )  # the one letter whose lower case is longer would move all that follows
+    words, starts, ends = hash_words(text)
     first = _letters(text)[starts]
     words[(first >= ord("0")) & (first <= ord("9"))] = NUMBER
     keep = np.ones(len(words), bool)

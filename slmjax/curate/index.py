@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
 from slmjax.curate.clusters import Clusters, Pairs, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
@@ -18,7 +18,7 @@ from slmjax.errors import UserError
 from slmjax.text.files import LOCK, seal_is_broken, sealed, write_atomic
 from slmjax.text.records import Document
 
-FORMAT = 1
+FORMAT = 2  # 1: another rule for words
 PIECE = 1 << 22  # bytes that are copied or checked at once
 CHUNK = 4_000_000  # characters that are sketched at once
 COLUMNS = {
@@ -122,8 +122,12 @@ class Index:
             found = _read_manifest(file)
             for name, value in self._manifest.items():
                 if name != "batches" and found[name] != value:
+                    advice = f"Use another index, or its {name}."
+                    if name == "format":
+                        advice = "Another version of slmjax wrote it: name another index."
                     raise UserError(
-                        f"{folder} holds sketches of {name} {found[name]}; this run asks for {value}. Use another index, or its {name}."
+                        f"{folder} holds sketches of {name} {found[name]}; "
+                        f"this run asks for {value}. {advice}"
                     )
             self._manifest = found
             self._verify()
@@ -252,6 +256,16 @@ class Index:
             exact_similarity(_array(self.folder / "shingles", "<u4", shingles), counts),
             threshold,
         )
+
+    def shingles(
+        self, start: int, stop: int
+    ) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " documents"]]:
+        """Return the shingles of documents start to stop end to end, and how many each has."""
+        counts = _array(self.folder / "counts", COLUMNS["counts"], len(self))
+        first = int(counts[:start].sum())
+        size = int(counts[start:stop].sum())
+        every = _array(self.folder / "shingles", COLUMNS["shingles"], first + size)
+        return np.array(every[first:]), np.array(counts[start:stop])
 
     def places(self, documents: Int64[np.ndarray, " some"]) -> Iterable[tuple[str, int]]:
         """(name of the file, line) of documents."""

@@ -1,25 +1,16 @@
-"""Compiled kernels of deduplication (numba, the extra `curate`): text to shingles and band hashes, exact Jaccard of pairs, clusters."""
+"""Compiled kernels of deduplication (numba, the extra `curate`): signatures and exact Jaccard."""
 
 import functools
 from typing import (
     no_type_check,
-)  # numba compiles the source as it stands: nothing may be wrapped around it
+)  # numba compiles these functions as they are: nothing may wrap them
 
 import numpy as np
 from numba import njit
 
+from slmjax.text.hashing_kernels import mix
+
 compile = functools.cache(njit(cache=True, nogil=True))
-CODE = np.uint32((1 << 30) - 1)
-MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-
-@no_type_check
-@njit(cache=True, inline="always")
-def mix(x):
-    """The finalizer of splitmix64."""
-    x = (x ^ (x >> np.uint64(30))) * MIX_1
-    x = (x ^ (x >> np.uint64(27))) * MIX_2
-    return x ^ (x >> np.uint64(31))
 
 
 @no_type_check
@@ -33,102 +24,32 @@ def fmix(h):
 
 @no_type_check
 @njit(cache=True, nogil=True)
-def word_hashes(data, start, stop, table, base, out):
-    """Hashes of the words of UTF-8 text data[start:stop] into `out`, which has a place more; returns how many there are.
+def sketch(shingles, counts, a, b, bands, signatures):
+    """Write the band hashes of each text, and its signature where the array has rows.
 
-    Where words end is hard to foresee for a processor: what stands in `out` is written at every character, and counted where one ended.
+    Args:
+      shingles: uint32 [shingles], of all texts end to end; counts: int64 [texts].
+      a, b: uint32 [hashes], see `Scheme.permutations`.
+      bands: uint64 [texts, bands]; signatures: uint32 [texts, hashes] or [0, hashes].
     """
-    count, hashed, before = 0, np.uint64(0), 0
-    at = start
-    while at < stop:
-        point = np.uint32(data[at])
-        at += 1
-        if point >= 0x80:
-            point, at = _point(data, at, point)
-        entry = table[point]
-        inside = np.int64(entry >> np.uint32(30)) & 1
-        out[count] = hashed
-        count += before & (inside ^ 1)
-        hashed = hashed * base + np.uint64(entry & CODE) if inside else np.uint64(0)
-        before = inside
-        if entry >> np.uint32(31):  # a word by itself
-            out[count] = np.uint64(entry & CODE)
-            count += 1
-    out[count] = hashed
-    count += before
-    for i in range(count):
-        out[i] = mix(out[i])
-    return count
-
-
-@no_type_check
-@njit(cache=True, nogil=True)
-def characters(data, start, stop, table, base):
-    """The sum over all characters of a text, as words are summed: what stands for a text without any."""
-    whole, at = np.uint64(0), start
-    while at < stop:
-        point = np.uint32(data[at])
-        at += 1
-        if point >= 0x80:
-            point, at = _point(data, at, point)
-        whole = whole * base + np.uint64(table[point] & CODE)
-    return whole
-
-
-@no_type_check
-@njit(cache=True, inline="always")
-def _point(data, at, lead):
-    """(code point, where the next begins) of a character of several bytes, the first of which is `lead`."""
-    more = 1 if lead < 0xE0 else 2 if lead < 0xF0 else 3
-    point = np.uint32(lead & np.uint32(0x3F >> more))
-    for _ in range(more):
-        point = np.uint32((point << np.uint32(6)) | np.uint32(data[at] & 0x3F))
-        at += 1
-    return point, at
-
-
-@no_type_check
-@njit(cache=True, nogil=True)
-def sketch(data, ends, table, base, ngram, a, b, bands, rows, shingles, counts, hashes, signatures):
-    """For each text data[ends[i-1]:ends[i]] its shingles (end to end in `shingles`, counts[i] of them) and its band hashes.
-
-    Signatures [texts, bands x rows] are written where the array has rows. Returns how many shingles there are in all.
-    """
-    longest, start = 0, 0
-    for end in ends:
-        longest = max(longest, end - start)
-        start = end
-    scratch = np.empty(longest + 1, np.uint64)
     least = np.empty(len(a), np.uint32)
-    total, start = 0, 0
-    for i in range(len(ends)):
-        n = word_hashes(data, start, ends[i], table, base, scratch)
+    rows = len(a) // bands.shape[1]
+    start = 0
+    for text in range(len(counts)):
         least[:] = np.uint32(0xFFFFFFFF)
-        width = min(ngram, n)
-        count = max(1, n - ngram + 1)
-        counts[i] = count
-        for j in range(count):
-            x = np.uint64(width)
-            for k in range(width):
-                x = x * base + scratch[j + k]
-            if n == 0:
-                x = characters(data, start, ends[i], table, base)
-            shingle = np.uint32(mix(x) >> np.uint64(32))
-            shingles[total + j] = shingle
-            h = fmix(shingle)
+        for i in range(start, start + counts[text]):
+            h = fmix(shingles[i])
             for k in range(len(a)):
                 value = np.uint32(a[k] * h + b[k])
                 least[k] = min(value, least[k])
-        total += count
-        start = ends[i]
+        start += counts[text]
         if len(signatures):
-            signatures[i] = least
-        for band in range(bands):
+            signatures[text] = least
+        for band in range(bands.shape[1]):
             x = np.uint64(band)
             for k in range(rows):
                 x = mix(x ^ np.uint64(least[band * rows + k]))
-            hashes[i, band] = x
-    return total
+            bands[text, band] = x
 
 
 @no_type_check

@@ -1,20 +1,15 @@
 """What a synthesized text covers: topics x formats, how much of it is new, and how novelty falls with the tokens that were paid for."""
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
 
-from slmjax.text.hashing import ALONE
+from slmjax.text.hashing import hash_runs, hash_words
 
-_ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE)
-WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")  # in scripts without spaces a character is a word
 SHINGLE = 5  # words, as in MinHash deduplication (FineWeb; Penedo et al. 2024)
 NEAR = 0.75  # Jaccard similarity of word 5-grams from which two documents count as near-duplicates
 COMPARED = 1000  # documents among which near-duplicates are counted, evenly spread over the run
@@ -40,8 +35,9 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
     compared: list[np.ndarray] = []
     counts: dict[str, Counter] = {}
     for number, document in enumerate(documents):
+        words = hash_words(document["text"])[0]
         for n, held in grams.items():
-            found = ngram_hashes(document["text"], n)
+            found = hash_runs(words, n)
             held.append(_sampled(found, share))
             if n == SHINGLE and number % stride == 0:
                 compared.append(found)
@@ -70,14 +66,7 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
 
 def ngram_hashes(text: str, n: int) -> UInt64[np.ndarray, "_"]:
     """A 64-bit hash of every n words in a row, lower-cased, without punctuation; empty for shorter texts."""
-    words = np.array([_word(word) for word in WORD.findall(text.lower())], np.uint64)
-    count = max(0, len(words) - n + 1)
-    out = np.zeros(count, np.uint64)
-    for i in range(n):
-        out = (
-            out * np.uint64(0x9E3779B97F4A7C15) + words[i : i + count]
-        )  # modulo 2^64; an odd factor loses nothing
-    return out
+    return hash_runs(hash_words(text)[0], n)
 
 
 def distinct(grams: Sequence[UInt64[np.ndarray, "_"]]) -> float:
@@ -178,8 +167,3 @@ def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
 def _sampled(hashes: UInt64[np.ndarray, "_"], share: int) -> UInt64[np.ndarray, "_"]:
     """One in `share` of all possible hashes: the same n-grams wherever they stand, so that new and known stay in proportion."""
     return hashes[(hashes >> np.uint64(20)) % np.uint64(share) == 0]
-
-
-@lru_cache(maxsize=1_000_000)
-def _word(word: str) -> int:
-    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")

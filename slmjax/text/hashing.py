@@ -2,10 +2,14 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Int, Int64, UInt32, UInt64
+
+from slmjax.text.hash_mix import LETTER, WORD, mix
 
 SHINGLE = 13  # words; the length that GPT-3 (Brown et al. 2020, appendix C) used to find test text in training text
 
@@ -25,6 +29,13 @@ ALONE = (
     (0x3040, 0x30FF),
     (0x3400, 0x9FFF),
 )  # scripts without spaces
+
+
+# The one letter whose lower case is two characters: it would move all that follows it.
+DOTTED_I = ("\u0130", "I")
+
+
+LAST_CAPITAL = 0x1FFFF  # no code point behind it has a lower case
 
 
 def shingles(text: str) -> UInt64[np.ndarray, " n"]:
@@ -56,26 +67,42 @@ def shingle_parts(text: str) -> Iterator[UInt64[np.ndarray, " n"]]:
 def hash_words(
     text: str,
 ) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
-    """Hashes of the words (lower case, letters and digits only), and where in `text.lower()` each begins and ends."""
-    pieces, start = [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))], 0
+    """Return the hashes of a text's words, and where each begins and ends in it.
+
+    Words are runs of letters and digits in lower case; in scripts without spaces each character is
+    one. A word of more than PIECE characters may be cut.
+    """
+    text = text.replace(*DOTTED_I)
+    hashes, starts, ends = (
+        [np.zeros(0, np.uint64)],
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64)],
+    )
+    cut = _words_with_kernels if _kernels is not None else _words
+    for start, end in _pieces(text):
+        piece_hashes, piece_starts, piece_ends = cut(text[start:end])
+        hashes.append(piece_hashes)
+        starts.append(piece_starts + start)
+        ends.append(piece_ends + start)
+    return np.concatenate(hashes), np.concatenate(starts), np.concatenate(ends)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of pieces of about PIECE characters that do not cut a word of that size."""
+    start = 0
     while start < len(text):
         end = start + PIECE
-        while (
-            end < min(len(text), start + 2 * PIECE) and text[end].isalnum()
-        ):  # a longer word is cut
+        while end < min(len(text), start + 2 * PIECE) and text[end].isalnum():
             end += 1
-        words, starts, ends = _words(text[start:end])
-        pieces.append((words, starts + start, ends + start))
+        yield start, end
         start = end
-    words, starts, ends = map(np.concatenate, zip(*pieces))
-    return words, starts, ends
 
 
 def hash_runs(words: UInt64[np.ndarray, " words"], width: int) -> UInt64[np.ndarray, " runs"]:
     """A hash of each run of `width` words; there are words - width + 1, or none."""
     out = np.full(max(0, len(words) - width + 1), width, np.uint64)
     for k in range(width):
-        out = out * _Q + words[k : k + len(out)]
+        out = out * WORD + words[k : k + len(out)]
     return mix(out)
 
 
@@ -106,9 +133,6 @@ class Matcher:
         return likely[found], place[found]
 
 
-_P, _Q = 0x9E3779B97F4A7C15, np.uint64(0xD1B54A32D192ED03)  # odd, so they have inverses modulo 2^64
-
-
 @functools.cache
 def _tables() -> tuple[np.ndarray, ...]:
     """Of each 16-bit code point: a random number, whether it is in words, whether it is a word alone (scripts without spaces)."""
@@ -126,7 +150,7 @@ def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
     one = np.ones(1, np.uint64)
     return tuple(
         np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)]))
-        for base in (_P, pow(_P, -1, 1 << 64))
+        for base in (LETTER, pow(LETTER, -1, 1 << 64))
     )
 
 
@@ -144,8 +168,120 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mix((sums[ends] - sums[starts]) * inverse[starts]), starts, ends
 
 
-def mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """Spread the low bits' structure over all bits (the finalizer of splitmix64)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def hash_shingles(
+    texts: Sequence[str], width: int
+) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " texts"]]:
+    """Return the shingles of each text, end to end, and how many each has.
+
+    A shingle is the upper half of the hash of a run of `width` words. A text of fewer words has one
+    run of all of them. A text without words has one hash of all its characters in lower case.
+    """
+    by_path = _shingles_with_kernels if compiled() else _shingles_with_numpy
+    shingles, counts = by_path(texts, width)
+    wordless = np.flatnonzero(counts == 0)
+    counts[wordless] = 1
+    places = np.cumsum(counts)[wordless] - 1
+    for text, place in zip(wordless, places):
+        characters = texts[text].lower().encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(characters, digest_size=4).digest()
+        shingles[place] = int.from_bytes(digest, "little")
+    return shingles, counts
+
+
+def _shingles_with_numpy(
+    texts: Sequence[str], width: int
+) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " texts"]]:
+    """Return the shingles of `hash_shingles`; a text without words has a place, counted as 0."""
+    shingles, counts = [np.zeros(0, np.uint32)], []
+    for text in texts:
+        words = hash_words(text)[0]
+        if not len(words):
+            shingles.append(np.zeros(1, np.uint32))
+            counts.append(0)
+            continue
+        runs = hash_runs(words, min(width, len(words)))
+        shingles.append((runs >> np.uint64(32)).astype(np.uint32))
+        counts.append(len(runs))
+    return np.concatenate(shingles), np.array(counts, np.int64)
+
+
+def _shingles_with_kernels(
+    texts: Sequence[str], width: int
+) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " texts"]]:
+    """Return what `_shingles_with_numpy` returns."""
+    pieces, piece_counts = [], np.empty(len(texts), np.int64)
+    for number, text in enumerate(texts):
+        text = text.replace(*DOTTED_I)
+        own = [_encoded(text[start:end]) for start, end in _pieces(text)]
+        pieces += own
+        piece_counts[number] = len(own)
+    data = np.frombuffer(b"".join(pieces), np.uint8)
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched memory costs nothing
+    counts = np.empty(len(texts), np.int64)
+    total = kernels().shingle_hashes(
+        data, ends, piece_counts, point_entries(), _tables()[0], width, shingles, counts
+    )
+    return shingles[:total].copy(), counts
+
+
+def _words_with_kernels(
+    text: str,
+) -> tuple[UInt64[np.ndarray, " words"], Int64[np.ndarray, " words"], Int64[np.ndarray, " words"]]:
+    """Return what `_words` returns."""
+    data = np.frombuffer(_encoded(text), np.uint8)
+    hashes = np.empty(len(data) + 1, np.uint64)
+    starts = np.empty(len(data) + 1, np.int64)
+    ends = np.empty(len(data) + 1, np.int64)
+    points = point_entries()
+    count = _kernels.word_hashes(data, 0, len(data), points, _tables()[0], hashes)
+    _kernels.word_bounds(data, points, starts, ends)
+    return hashes[:count].copy(), starts[:count].copy(), ends[:count].copy()
+
+
+def _encoded(text: str) -> bytes:
+    """Return a text in UTF-8 whose characters can be lowered one by one, by a table."""
+    if "\u03a3" in text:  # sigma: the only letter whose lower case depends on its neighbours
+        text = text.lower()
+    return text.encode("utf-8", "surrogatepass")
+
+
+@functools.cache
+def point_entries() -> UInt32[np.ndarray, " points"]:
+    """Return for each code point what the kernels must know of it.
+
+    The lowest 16 bits are its lower case, folded as in `_words`; the highest two bits are 1 if it
+    is in words and 2 if it is a word alone.
+    """
+    lower = np.arange(0x110000, dtype=np.uint32)
+    for code in range(LAST_CAPITAL + 1):
+        small = chr(code).lower()
+        if len(small) == 1:
+            lower[code] = ord(small)
+    folded = lower & np.uint32(0xFFFF)
+    _, inside, alone = _tables()
+    kinds = inside[folded].astype(np.uint32) + alone[folded]
+    return kinds << np.uint32(30) | folded
+
+
+@functools.cache
+def compiled() -> bool:
+    """Whether the compiled kernels can be used: numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+_kernels: Any = None
+
+
+def kernels() -> Any:
+    """Load and return the compiled kernels, `hashing_kernels`; needs numba and a second of time.
+
+    From then on `hash_words` uses them, too. It does not load them: for a short text that costs
+    more than it saves.
+    """
+    global _kernels
+    if _kernels is None:
+        from slmjax.text import hashing_kernels
+
+        _kernels = hashing_kernels
+    return _kernels

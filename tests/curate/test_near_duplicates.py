@@ -153,3 +153,11 @@ def test_what_was_added_last_can_be_forgotten_and_is_not_there_afterwards(files,
     assert same(Index(tmp_path / "two", SMALL).clusters(0.75), one)
     deduplicate(sources(files, "b"), tmp_path / "two", scheme=SMALL)
     assert len(Index(tmp_path / "two", SMALL)) == 300
+
+
+def test_an_index_of_an_older_rule_for_words_is_refused(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(indices, "FORMAT", 1)
+    deduplicate(sources(files, "a"), tmp_path, scheme=SMALL)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"format 1.*Another version.*another index"):
+        Index(tmp_path, SMALL)
