@@ -17,10 +17,10 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.decontaminate import EvalIndex
-from slmjax.curate.index import Checked, SketchWriter, checksum_of
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, first_reason
+from slmjax.curate.sketch_files import Checked, SketchWriter, checksum_of
 from slmjax.text.files import go_on, seal_is_broken, sealed, write_atomic
 from slmjax.text.records import Document, Fault, Source, SourceFile, content_key
 from slmjax.text.sources import read_documents

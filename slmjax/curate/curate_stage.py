@@ -24,12 +24,13 @@ from slmjax.curate import curation_report as report
 from slmjax.curate.clean import CurationUnit, clean, is_done, left_of, publish, reports_of
 from slmjax.curate.clusters import Clusters
 from slmjax.curate.decontaminate import EvalIndex, build_index
-from slmjax.curate.index import COLUMNS, FORMAT, Index, read_column
+from slmjax.curate.index import FORMAT, Index
 from slmjax.curate.language import language_rule
 from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.near_duplicates import decisions
 from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
+from slmjax.curate.sketch_files import COLUMNS, read_column
 from slmjax.errors import UserError, nearest
 from slmjax.text.files import claimed, cores, terminal_progress, writable, write_atomic
 from slmjax.text.records import Source

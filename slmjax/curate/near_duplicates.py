@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
-from slmjax.curate.index import Index, SketchWriter, sketched
+from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme, sketch
+from slmjax.curate.sketch_files import SketchWriter, sketched
 from slmjax.text.files import Progress, run_units
 from slmjax.text.records import Document, Source, SourceFile
 from slmjax.text.sources import list_files, read_documents

@@ -8,8 +8,9 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.clusters import Pairs, bucket_pairs
-from slmjax.curate.index import COLUMNS, Index, read_column, sketched
+from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme, sketch
+from slmjax.curate.sketch_files import COLUMNS, read_column, sketched
 from slmjax.errors import UserError
 from slmjax.text.files import Progress, run_units
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from slmjax.curate import index as indices
+from slmjax.curate import sketch_files
 from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.near_duplicates import decisions, deduplicate
@@ -53,7 +54,7 @@ def test_a_second_batch_against_the_index_equals_one_run_over_both(files, tmp_pa
 def test_two_processes_and_small_chunks_give_the_same(files, tmp_path, monkeypatch):
     _, one = deduplicate(sources(files, "a", "b"), tmp_path / "one", scheme=SMALL)
     _, two = deduplicate(sources(files, "a", "b"), tmp_path / "two", scheme=SMALL, processes=2)
-    monkeypatch.setattr(indices, "CHUNK", 700)
+    monkeypatch.setattr(sketch_files, "CHUNK", 700)
     _, three = deduplicate(sources(files, "a", "b"), tmp_path / "three", scheme=SMALL)
     assert same(one, two) and same(one, three)
     for file in tmp_path.joinpath("one").iterdir():
