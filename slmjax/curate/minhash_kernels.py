@@ -16,7 +16,7 @@ compile = functools.cache(njit(cache=True, nogil=True))
 @no_type_check
 @njit(cache=True, inline="always")
 def fmix(h):
-    """The finalizer of 32-bit MurmurHash3, by which datasketch's affine32 mixes what it is given."""
+    """The finalizer of 32-bit MurmurHash3, which datasketch's affine32 applies to its input."""
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ (h >> np.uint32(16)))
@@ -53,65 +53,86 @@ def sketch(shingles, counts, a, b, bands, signatures):
 
 
 @no_type_check
-@njit(cache=True, inline="always")
-def _place(table, mask, value):
-    """Where a shingle stands in an open-addressed table, or the empty place (0) where it belongs; 0 itself stands as 1."""
-    at = np.int64((value * np.uint32(0x9E3779B1)) >> np.uint32(7)) & mask
-    while table[at] != value and table[at] != 0:
-        at = (at + 1) & mask
-    return at
-
-
-@no_type_check
 @njit(cache=True, nogil=True)
 def jaccard(shingles, starts, low, high, threshold, out):
-    """Jaccard similarity of the shingle sets of documents low[i] and high[i], exact from `threshold` on; below, 0 may stand for it.
+    """Write the Jaccard similarity of documents low[i] and high[i], exact from the threshold on.
 
-    Sorted by `high`, a set is laid out once. What only low[i] has is put beside it and taken away again; `met` says of each place which
-    pair was there last, so that a shingle counts once.
+    Below the threshold it may write 0. Pairs must be sorted by `high`: the shingles of a document
+    are laid out once, in an open-addressed table. Those that only low[i] has are guests: they are
+    put into the same table and taken away again.
+
+    Args:
+      shingles: uint32, of all documents end to end; document d begins at starts[d].
+      low, high: int64 [pairs]; out: float32 [pairs].
     """
-    size = 0
-    for of in (low, high):
-        for doc in of:
-            size = max(size, starts[doc + 1] - starts[doc])
+    longest = _longest(starts, low, high)
     places = 4
-    while places < 6 * size:
+    while places < 6 * longest:
         places *= 2
-    table, met, guests = (
-        np.zeros(places, np.uint32),
-        np.empty(places, np.int64),
-        np.empty(size, np.int64),
-    )
-    held, mine, mask = -1, 0, 3
+    table = np.zeros(places, np.uint32)
+    # The pair that last met each place, so that a shingle counts once.
+    met = np.empty(places, np.int64)
+    guests = np.empty(longest, np.int64)
+    laid_out, own, mask = -1, 0, 3
     for i in range(len(low)):
-        count = (starts[high[i] + 1] - starts[high[i]]) + (starts[low[i] + 1] - starts[low[i]])
-        if high[i] != held or 2 * count > mask + 1:
+        first, last = starts[low[i]], starts[low[i] + 1]
+        count = (starts[high[i] + 1] - starts[high[i]]) + (last - first)
+        if high[i] != laid_out or 2 * count > mask + 1:
             mask = 4
             while mask < 3 * count:  # room for other documents of about this length
                 mask *= 2
             mask -= 1
             table[: mask + 1] = 0
-            mine = 0
-            for j in range(starts[high[i]], starts[high[i] + 1]):
-                value = max(shingles[j], np.uint32(1))
-                at = _place(table, mask, value)
-                mine += table[at] == 0
-                table[at], met[at] = value, -1
-            held = high[i]
-        most = mine * (1 - threshold) / threshold  # shingles that the other may have beside mine
-        other, common = 0, 0
-        for j in range(starts[low[i]], starts[low[i] + 1]):
+            own = _lay_out(shingles[starts[high[i]] : starts[high[i] + 1]], table, met, mask)
+            laid_out = high[i]
+        most_guests = own * (1 - threshold) / threshold  # with more, the threshold is out of reach
+        guest_count, common = 0, 0
+        for j in range(first, last):
             value = max(shingles[j], np.uint32(1))
             at = _place(table, mask, value)
             if table[at] == 0:
                 table[at], met[at] = value, i
-                guests[other] = at
-                other += 1
-                if other > most:
+                guests[guest_count] = at
+                guest_count += 1
+                if guest_count > most_guests:
                     break
             elif met[at] != i:
                 met[at] = i
                 common += 1
-        out[i] = common / (mine + other) if other <= most else 0.0
-        for k in range(other):
+        out[i] = common / (own + guest_count) if guest_count <= most_guests else 0.0
+        for k in range(guest_count):
             table[guests[k]] = 0
+
+
+@no_type_check
+@njit(cache=True, nogil=True)
+def _longest(starts, low, high):
+    """Return the most shingles that one of the documents has."""
+    longest = 0
+    for documents in (low, high):
+        for document in documents:
+            longest = max(longest, starts[document + 1] - starts[document])
+    return longest
+
+
+@no_type_check
+@njit(cache=True, nogil=True)
+def _lay_out(shingles, table, met, mask):
+    """Put shingles into the empty table; return how many different ones there are."""
+    different = 0
+    for shingle in shingles:
+        value = max(shingle, np.uint32(1))  # 0 marks an empty place
+        at = _place(table, mask, value)
+        different += table[at] == 0
+        table[at], met[at] = value, -1
+    return different
+
+
+@no_type_check
+@njit(cache=True, inline="always")
+def _place(table, mask, value):
+    """Return where a shingle is in the table, or the empty place where it belongs."""
+    at = np.int64((value * np.uint32(0x9E3779B1)) >> np.uint32(7)) & mask
+    while table[at] != value and table[at] != 0:
+        at = (at + 1) & mask
+    return at

@@ -1,0 +1,153 @@
+"""What a curation counts: documents by what became of them, and alarms where too many went."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from slmjax.curate import curation_report
+from slmjax.curate.clean import CurationUnit, reports_of
+from slmjax.curate.clusters import Clusters
+from slmjax.curate.curate_settings import warnings
+from slmjax.curate.decontaminate import EvalIndex
+from slmjax.curate.sketch_files import COLUMNS, read_column
+from slmjax.errors import UserError
+from slmjax.text.walk import SKETCHES
+
+SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
+LARGEST = 10  # clusters in the report
+
+
+def count_first_pass(
+    asked: Mapping[str, Any], units: Sequence[CurationUnit]
+) -> dict[str, dict[str, Any]]:
+    """Return for each source the counts of its files' first pass; what is kept counts as left."""
+    sources: dict[str, dict] = {}
+    for unit in units:
+        entry = sources.setdefault(unit.source.name, curation_report.empty_counts())
+        try:
+            for file_counts in reports_of(unit):
+                curation_report.add(entry, file_counts, asked["samples"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            file = unit.path(".json")
+            raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
+        kept = unit.path(SKETCHES) / "bytes"
+        sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
+        entry["left"]["documents"] += len(sizes)
+        entry["left"]["bytes"] += int(sizes.sum())
+    return sources
+
+
+def loss_alarms(asked: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return alarms about sources before duplicates are looked for."""
+    alarms = []
+    for name, entry in sources.items():
+        alarms += _losses(asked, name, entry)
+    return alarms
+
+
+def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> list[str]:
+    limit = asked["max_dropped"]
+    most = f"config.curate.max_dropped, {limit:.0%}"
+    read = entry["documents"].get("read", 0)
+    records = read + sum(entry["faults"].values())
+    if not read:
+        first = next(iter(entry["examples"].values()), "its files hold no record")
+        return [f"none of the {records:,} records of source '{name}' can be used ({first})"]
+    alarms = []
+    for reason, count in entry["faults"].items():
+        if count > limit * records:
+            alarms.append(
+                f"{count / records:.1%} of the records of source '{name}' cannot be used "
+                f"({entry['examples'][reason]}), more than {most}"
+            )
+    for kind, count in curation_report.kinds(entry).items():
+        if count > limit * read:
+            alarms.append(
+                f"source '{name}' loses {count / read:.1%} of its documents to {kind}, more than "
+                f"{most} (raise it, or take out what drops them)"
+            )
+    if not alarms and not entry["left"]["documents"]:
+        alarms.append(f"source '{name}' loses all of its documents for one reason or another")
+    return alarms
+
+
+def count_duplicates(
+    units: Sequence[CurationUnit],
+    gone: Sequence[Bool[np.ndarray, " _"]],
+    sources: Mapping[str, dict],
+) -> None:
+    """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
+    for unit, removed in zip(units, gone):
+        entry = sources[unit.source.name]
+        column = unit.path(SKETCHES) / "bytes"
+        sizes = read_column(column, COLUMNS["bytes"], 0, len(removed))
+        documents, size = int(removed.sum()), int(sizes[removed].sum())
+        entry["duplicate"]["documents"] += documents
+        entry["duplicate"]["bytes"] += size
+        entry["left"]["documents"] -= documents
+        entry["left"]["bytes"] -= size
+
+
+def duplicate_alarms(
+    asked: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return alarms about the sources' duplicates."""
+    limit = asked["max_removed"]
+    alarms = []
+    for name, entry in sources.items():
+        duplicates = entry["duplicate"]["documents"]
+        share = duplicates / max(1, duplicates + entry["left"]["documents"])
+        if share > limit:
+            alarms.append(
+                f"source '{name}' loses {share:.1%} of its documents as duplicates, more than "
+                f"config.curate.max_removed, {limit:.0%} (duplicates.jsonl has every pair; raise "
+                "it if that is right)"
+            )
+    if not alarms and not any(entry["left"]["documents"] for entry in sources.values()):
+        alarms = ["every document is a duplicate of one that was seen before"]
+    return alarms
+
+
+def report_counts(
+    asked: Mapping[str, Any],
+    units: Sequence[CurationUnit],
+    sources: Mapping[str, Any],
+    alarms: Sequence[str],
+) -> dict[str, Any]:
+    """Return the content of report.json, as if there were no duplicates."""
+    evals = {}
+    if units[0].evals:
+        for name, (undecided, items) in EvalIndex.load(units[0].evals).undecided().items():
+            evals[name] = {"items": items, "undecided": len(undecided)}
+    return {
+        "sources": sources,
+        "alarms": list(alarms),
+        "warnings": warnings(asked),
+        "threshold": asked["threshold"],
+        "scheme": dataclasses.asdict(units[0].scheme),
+        "similarity": [0] * SIMILARITIES,
+        "seen_before": 0,
+        "largest_clusters": [],
+        "evals": evals,
+    }
+
+
+def cluster_counts(
+    clusters: Clusters, gone: Sequence[Bool[np.ndarray, " _"]], first: int
+) -> dict[str, Any]:
+    """Return what report.json says of duplicates: similarities and sizes of clusters.
+
+    Args:
+      first: number of the batch's first document; `gone` is about those from there on.
+    """
+    removed = first + np.flatnonzero(np.concatenate(gone))
+    bars = np.histogram(clusters.similarity[removed], SIMILARITIES, (0, 1))[0]
+    sizes = np.unique(clusters.keeper[removed], return_counts=True)[1]
+    return {
+        "similarity": bars.tolist(),
+        "seen_before": first,
+        "largest_clusters": np.sort(sizes)[::-1][:LARGEST].tolist(),
+    }
