@@ -23,26 +23,28 @@ PART = 1 << 14  # pairs that a thread compares at once
 ROUNDS = 4  # of looking at further candidates
 
 
+PairMembers = Int64[np.ndarray, " pairs"]
+PairBands = UInt8[np.ndarray, " pairs"]
+PairSimilarities = Float32[np.ndarray, " pairs"]
+Keys = UInt64[np.ndarray, " documents"]  # 64-bit hashes of the texts: equal ones are the same text
+Counts = Int64[np.ndarray, " documents"]  # of shingles
+Shingles = UInt32[np.ndarray, " shingles"]  # of all documents end to end
+
+
 class Pairs(NamedTuple):
-    """Candidate pairs, low before high in the order of documents, sorted by (high, low).
+    """Candidate pairs, low before high in the order of documents, sorted by (high, low)."""
 
-    `band` is the first band in which they met.
-    """
-
-    low: Int64[np.ndarray, " pairs"]
-    high: Int64[np.ndarray, " pairs"]
-    band: UInt8[np.ndarray, " pairs"]
+    low: PairMembers
+    high: PairMembers
+    band: PairBands  # the first in which they met
 
 
 class Clusters(NamedTuple):
-    """For each document the one that is kept for it (itself: kept), and how the two met.
+    """For each document the one that is kept for it, and how the two met."""
 
-    `band` may be THROUGH or EXACT.
-    """
-
-    keeper: Int64[np.ndarray, " documents"]
+    keeper: Int64[np.ndarray, " documents"]  # itself where it is kept
     similarity: Float32[np.ndarray, " documents"]
-    band: UInt8[np.ndarray, " documents"]
+    band: UInt8[np.ndarray, " documents"]  # also THROUGH or EXACT
 
     @property
     def is_removed(self) -> Bool[np.ndarray, " documents"]:
@@ -65,15 +67,10 @@ class Edges(NamedTuple):
 
 
 # (low, high, threshold) -> Jaccard similarity of those pairs.
-Similarity = Callable[
-    [Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], float],
-    Float32[np.ndarray, " pairs"],
-]
+Similarity = Callable[[PairMembers, PairMembers, float], PairSimilarities]
 
 
-def candidates(
-    bands: UInt64[np.ndarray, "documents bands"], keys: UInt64[np.ndarray, " documents"]
-) -> Pairs:
+def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: Keys) -> Pairs:
     """Return pairs of different texts that share a band hash.
 
     A bucket of m documents gives at most 2 (m - 1) pairs, so that a large one costs only its size:
@@ -87,25 +84,30 @@ def candidates(
     """
     first = _first_of_each(keys)
     size = len(keys)
+    band_count = bands.shape[1]
     # A pair is one number, high x size + low, so that a sort brings equal pairs together.
     numbers = [np.zeros(0, np.int64)]
     met = [np.zeros(0, np.uint8)]
-    for band in range(bands.shape[1]):
+    for band in range(band_count):
         hashes = np.array(bands[:, band])[first]
         salted = mix(keys[first] + np.uint64(band))
-        for part in range(-(-len(hashes) // BLOCK)):
+        for part in range(_parts(hashes)):
             low, high = _bucket_pairs(hashes, salted, part)
             numbers.append(first[high] * size + first[low])
             met.append(np.full(len(low), band, np.uint8))
-        if sum(map(len, numbers)) > BLOCK or band == bands.shape[1] - 1:
+        is_last = band == band_count - 1
+        if is_last or sum(map(len, numbers)) > BLOCK:
+            # Equal pairs become one; np.unique gives the place of the first, of the lowest band.
             pairs, where = np.unique(np.concatenate(numbers), return_index=True)
-            numbers, met = [pairs], [np.concatenate(met)[where]]
-    return Pairs(numbers[0] % size, numbers[0] // size, met[0])
+            numbers = [pairs]
+            met = [np.concatenate(met)[where]]
+    high, low = np.divmod(numbers[0], size) if size else (numbers[0], numbers[0])
+    return Pairs(low, high, met[0])
 
 
 def bucket_pairs(
     documents: Int64[np.ndarray, " members"], keys: UInt64[np.ndarray, " members"], band: int
-) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+) -> tuple[PairMembers, PairMembers]:
     """Return (low, high) of one bucket: the pairs that `candidates` finds for all at once.
 
     Args:
@@ -113,54 +115,62 @@ def bucket_pairs(
     """
     once = _first_of_each(keys)
     one_bucket = np.zeros(len(once), np.uint64)
-    low, high = _bucket_pairs(one_bucket, mix(keys[once] + np.uint64(band)), 0)
+    salted = mix(keys[once] + np.uint64(band))
+    low, high = _bucket_pairs(one_bucket, salted, 0)
     return documents[once[low]], documents[once[high]]
 
 
-def _first_of_each(keys: UInt64[np.ndarray, " documents"]) -> Int64[np.ndarray, " texts"]:
+def _first_of_each(keys: Keys) -> Int64[np.ndarray, " texts"]:
     """Return the first document of each text, ascending."""
-    return np.sort(np.unique(keys, return_index=True)[1])
+    _, first = np.unique(keys, return_index=True)
+    return np.sort(first)
+
+
+def _parts(hashes: UInt64[np.ndarray, " texts"]) -> int:
+    """Return in how many parts of at most about BLOCK hashes they are sorted."""
+    return -(-len(hashes) // BLOCK)
 
 
 def _bucket_pairs(
     hashes: UInt64[np.ndarray, " texts"], salted: UInt64[np.ndarray, " texts"], part: int
-) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+) -> tuple[PairMembers, PairMembers]:
     """Return the pairs of one band among the hashes of one part of their range.
 
     Args:
       salted: random numbers that decide who is drawn.
       part: which part; a bucket is whole within one.
     """
-    parts = -(-len(hashes) // BLOCK)
+    parts = _parts(hashes)
     which = np.arange(len(hashes))
     if parts > 1:
+        # By the remainder: equal hashes are in the same part.
         which = np.flatnonzero(hashes % np.uint64(parts) == part)
-    values = hashes[which]
     # A stable sort: members of a bucket stay in the order of documents.
-    order = np.argsort(values, kind="stable")
-    values, which = values[order], which[order]
+    order = np.argsort(hashes[which], kind="stable")
+    which = which[order]
+    values = hashes[which]
+    # Most hashes are alone; they go before anything else is computed.
     is_same = values[1:] == values[:-1]
-    in_bucket = np.append(is_same, False) | np.append(False, is_same)
+    in_bucket = np.append(is_same, False)
+    in_bucket[1:] |= is_same
     values, which = values[in_bucket], which[in_bucket]
     if not len(which):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return which, which
     begins = np.append(True, values[1:] != values[:-1])
     bucket = np.cumsum(begins) - 1
-    first = np.flatnonzero(begins)[bucket]
+    first_of_bucket = np.flatnonzero(begins)
+    # From here one value for each member that is not the first of its bucket.
     later = np.flatnonzero(~begins)
-    first_of_later = first[later]
-    drawn = salted[which[later]] % (later - first_of_later).astype(np.uint64)
-    low = np.append(which[first_of_later], which[first_of_later + drawn.astype(np.int64)])
-    high = np.append(which[later], which[later])
+    first = first_of_bucket[bucket[later]]
+    before = (later - first).astype(np.uint64)
+    drawn = salted[which[later]] % before
+    other = first + drawn.astype(np.int64)
+    low = which[np.append(first, other)]
+    high = which[np.append(later, later)]
     return low, high
 
 
-def cluster(
-    pairs: Pairs,
-    keys: UInt64[np.ndarray, " documents"],
-    similarity: Similarity,
-    threshold: float,
-) -> Clusters:
+def cluster(pairs: Pairs, keys: Keys, similarity: Similarity, threshold: float) -> Clusters:
     """Return the clusters of all documents, decided in their order.
 
     The first of equal documents is kept, and no decision changes when documents are added. A
@@ -171,60 +181,70 @@ def cluster(
 
     Args:
       pairs: `candidates` of all documents.
-      keys: 64-bit hashes of the texts: equal ones are the same text.
       similarity: gets pairs that are sorted by high; must be exact from the threshold on, else
         anything below it.
       threshold: of similarity, in (0, 1].
     """
     documents = np.arange(len(keys))
+    decide = _compile(_greedy)
     keeper = documents
     through = np.zeros((2, 0), np.int64)  # (document, keeper of its candidate)
-    none = np.zeros(0, np.int64)
-    edges = Edges(none, none, np.zeros(0, np.float32), np.zeros(0, np.uint8))
+    edges = _no_edges()
     is_waiting = np.ones(len(pairs.low), bool)
     for number in range(ROUNDS):
         is_kept = keeper[pairs.high] == pairs.high
         now = is_waiting & is_kept
-        if number == 0:  # the earliest candidate of each document
+        if number == 0:
+            # Only the earliest candidate of each document: most need no other.
             now[1:] &= pairs.high[1:] != pairs.high[:-1]
         is_waiting &= ~now
-        asked = np.unique(through, axis=1)
-        high = np.append(pairs.high[now], asked[0])
-        low = np.append(pairs.low[now], asked[1])
-        band = np.append(pairs.band[now], np.full(asked.shape[1], THROUGH, np.uint8))
-        new = _verified(low, high, band, similarity, threshold)
-        edges = _sorted(Edges(*(np.append(old, more) for old, more in zip(edges, new))))
-        decide = _compile(_greedy)
+        asked = _asked_pairs(pairs, now, through)
+        edges = _joined(edges, _verified(asked, similarity, threshold))
+        # All documents are decided anew, with the edges of all rounds.
         keeper, best, through = decide(edges.high, edges.low, edges.similarity, documents.copy())
     is_removed = keeper != documents
+    deciding = best[is_removed]
     value = np.ones(len(keys), np.float32)
     band = np.full(len(keys), EXACT, np.uint8)
-    value[is_removed] = edges.similarity[best[is_removed]]
-    band[is_removed] = edges.band[best[is_removed]]
+    value[is_removed] = edges.similarity[deciding]
+    band[is_removed] = edges.band[deciding]
     # Copies go where the first document of the same text goes.
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     text = first[which]
     return Clusters(keeper[text], value[text], band[text])
 
 
-def _verified(
-    low: Int64[np.ndarray, " pairs"],
-    high: Int64[np.ndarray, " pairs"],
-    band: UInt8[np.ndarray, " pairs"],
-    similarity: Similarity,
-    threshold: float,
-) -> Edges:
-    """Return the pairs that are at least as similar as the threshold."""
+def _no_edges() -> Edges:
+    none = np.zeros(0, np.int64)
+    return Edges(none, none, np.zeros(0, np.float32), np.zeros(0, np.uint8))
+
+
+def _asked_pairs(
+    pairs: Pairs, now: Bool[np.ndarray, " candidates"], through: Int64[np.ndarray, "2 found"]
+) -> Pairs:
+    """Return the candidates of a round and the pairs through removed documents, sorted."""
+    other_high, other_low = np.unique(through, axis=1)
+    other_band = np.full(len(other_low), THROUGH, np.uint8)
+    low = np.append(pairs.low[now], other_low)
+    high = np.append(pairs.high[now], other_high)
+    band = np.append(pairs.band[now], other_band)
     order = np.lexsort((low, high))
-    high, low, band = high[order], low[order], band[order]
-    exact = similarity(low, high, threshold)
+    return Pairs(low[order], high[order], band[order])
+
+
+def _verified(pairs: Pairs, similarity: Similarity, threshold: float) -> Edges:
+    """Return the pairs that are at least as similar as the threshold."""
+    exact = similarity(pairs.low, pairs.high, threshold)
     near = exact >= np.float32(threshold)
-    return Edges(high[near], low[near], exact[near], band[near])
+    return Edges(pairs.high[near], pairs.low[near], exact[near], pairs.band[near])
 
 
-def _sorted(edges: Edges) -> Edges:
-    order = np.lexsort((edges.low, edges.high))
-    return Edges(*(column[order] for column in edges))
+def _joined(edges: Edges, others: Edges) -> Edges:
+    """Return both, sorted by (high, low)."""
+    columns = [np.append(mine, more) for mine, more in zip(edges, others)]
+    joined = Edges(*columns)
+    order = np.lexsort((joined.low, joined.high))
+    return Edges(*(column[order] for column in joined))
 
 
 @no_type_check  # numba compiles it as it is
@@ -266,9 +286,7 @@ def _compile(function: Callable) -> Callable:
     return minhash_kernels.compile(function)
 
 
-def exact_similarity(
-    shingles: UInt32[np.ndarray, " shingles"], counts: Int64[np.ndarray, " documents"]
-) -> Callable[..., Float32[np.ndarray, " pairs"]]:
+def exact_similarity(shingles: Shingles, counts: Counts) -> Callable[..., PairSimilarities]:
     """Return the function (low, high, threshold=0.0) -> similarity that `cluster` asks for.
 
     Args:
@@ -283,30 +301,34 @@ def exact_similarity(
 
 
 def _jaccard(
-    shingles: UInt32[np.ndarray, " shingles"],
+    shingles: Shingles,
     starts: Int64[np.ndarray, " bounds"],
-    low: Int64[np.ndarray, " pairs"],
-    high: Int64[np.ndarray, " pairs"],
+    low: PairMembers,
+    high: PairMembers,
     threshold: float,
-) -> Float32[np.ndarray, " pairs"]:
-    """Return the Jaccard similarity of pairs of documents, exact from the threshold on."""
+) -> PairSimilarities:
+    """Return the Jaccard similarity of pairs of documents, exact from the threshold on.
+
+    The shingles of document d begin at starts[d].
+    """
     result = np.empty(len(low), np.float32)
-    if compiled():
-        from slmjax.curate import minhash_kernels
-
-        # The kernel divides by the threshold; a little lower, rounding does not matter.
-        lower = max(threshold - 1e-6, 1e-9)
-
-        def compare(start: int) -> None:
-            part = slice(start, start + PART)
-            minhash_kernels.jaccard(shingles, starts, low[part], high[part], lower, result[part])
-
-        with ThreadPoolExecutor(cores()) as pool:  # the kernel releases the interpreter's lock
-            list(pool.map(compare, range(0, len(low), PART)))
+    if not compiled():
+        for i, (one, other) in enumerate(zip(low, high)):
+            a = np.unique(shingles[starts[one] : starts[one + 1]])
+            b = np.unique(shingles[starts[other] : starts[other + 1]])
+            common = len(np.intersect1d(a, b, assume_unique=True))
+            result[i] = common / (len(a) + len(b) - common)
         return result
-    for i, (one, other) in enumerate(zip(low, high)):
-        a = np.unique(shingles[starts[one] : starts[one + 1]])
-        b = np.unique(shingles[starts[other] : starts[other + 1]])
-        common = len(np.intersect1d(a, b, assume_unique=True))
-        result[i] = common / (len(a) + len(b) - common)
+    from slmjax.curate import minhash_kernels
+
+    # The kernel gives up a pair that cannot reach the threshold. A little lower, it gives up no
+    # pair by rounding; it divides by it, so it must not be 0.
+    lower = max(threshold - 1e-6, 1e-9)
+
+    def compare(start: int) -> None:
+        part = slice(start, start + PART)
+        minhash_kernels.jaccard(shingles, starts, low[part], high[part], lower, result[part])
+
+    with ThreadPoolExecutor(cores()) as pool:  # the kernel releases the interpreter's lock
+        list(pool.map(compare, range(0, len(low), PART)))
     return result

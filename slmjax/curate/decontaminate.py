@@ -28,7 +28,9 @@ THRESHOLD = 0.5  # share of an item's words; measured by `python -m slmjax.bench
 # everywhere.
 TOUCH = 3
 SCHEME = np.array([1, RUN, TELLING, COMMON, LEAST])  # what an index depends on
-LOW = (1 << 32) - 1  # the half of a number that holds the smaller one of a pair
+# Two values in one 64-bit number: the first in the upper half, the second in the lower one.
+LOW = (1 << 32) - 1
+MIDDLE = 1 << 31
 
 # Everything that a damaged archive can raise; its content has checksums.
 UNREADABLE = (
@@ -43,31 +45,29 @@ UNREADABLE = (
 )
 
 
+Places = Int[np.ndarray, " hits"]
+Pointers = Int[np.ndarray, " pointers"]
+
+
 @dataclass(frozen=True)
 class Hit:
-    """An item of an evaluation set in a text.
+    """An item of an evaluation set in a text."""
 
-    Attributes:
-      set: name of the evaluation set.
-      item: the item's line; of equal items the first.
-      coverage: share of the item's words that the text holds. Names, numbers, single letters and
-        phrases that many items share are not counted.
-      start, end: the item is in text[start:end].
-    """
-
-    set: str
-    item: int
+    set: str  # name of the evaluation set
+    item: int  # the item's line; of equal items the first
+    # Share of the item's words that the text holds. Names, numbers, single letters and phrases that
+    # many items share are not counted.
     coverage: float
-    start: int
+    start: int  # the item is in text[start:end]
     end: int
 
 
 class Match(NamedTuple):
-    """How many words of a passage agree with a document, and the first and last of them there."""
+    """How well a passage agrees with a document."""
 
-    words: int
-    first: int
-    last: int
+    words: int  # of the passage that agree
+    first: int  # place in the document of the first one
+    last: int  # and of the last one
 
 
 def build_index(sets: Mapping[str, Mapping[str, Any]]) -> "EvalIndex":
@@ -164,7 +164,8 @@ class EvalIndex:
         passages, diagonals = self._pointed(places, runs, threshold)
         hits: dict[int, Hit] = {}
         for passage in np.unique(passages).tolist():
-            match = self._lay(passage, words, np.unique(diagonals[passages == passage]))
+            own_diagonals = np.unique(diagonals[passages == passage])
+            match = self._lay(passage, words, own_diagonals)
             if match.words < self._needed(passage, threshold):
                 continue
             item = int(self.arrays["item"][passage])
@@ -184,9 +185,7 @@ class EvalIndex:
         """Return how many words of passages must agree."""
         return np.maximum(LEAST, threshold * self._counted[passages])
 
-    def _pointed(
-        self, places: Int[np.ndarray, " hits"], runs: Int[np.ndarray, " hits"], threshold: float
-    ) -> tuple[Int[np.ndarray, " pointers"], Int[np.ndarray, " pointers"]]:
+    def _pointed(self, places: Places, runs: Places, threshold: float) -> tuple[Pointers, Pointers]:
         """Return the passages to which enough runs of one place in the document point, and how.
 
         Each pointer is a run of the document that a passage holds, too. Its diagonal is its place
@@ -198,26 +197,32 @@ class EvalIndex:
         """
         # Each place becomes as many pointers as there are passages with its run. Their rows in
         # `at` are consecutive: they are counted up from the run's first row.
-        first = self.arrays["first"][runs]
-        counts = self.arrays["first"][runs + 1] - first
+        first_rows = self.arrays["first"]
+        first = first_rows[runs]
+        counts = first_rows[runs + 1] - first
         before = np.cumsum(counts) - counts
         rows = np.repeat(first - before, counts) + np.arange(counts.sum())
         at = self.arrays["at"][rows]
         passages = self._passage_of[at].astype(np.int64)
-        place_in_passage = at - self.arrays["offsets"][passages]
+        begins = self.arrays["offsets"][passages]
+        place_in_passage = at - begins
         diagonals = np.repeat(places, counts) - place_in_passage
         # Sort by passage, then by diagonal: both in one number, as diagonals may be negative moved
         # up by 2^31.
-        code = np.sort((passages << 32) + diagonals + (1 << 31))
-        passages, diagonals = code >> 32, (code & LOW) - (1 << 31)
+        code = np.sort((passages << 32) + diagonals + MIDDLE)
+        passages = code >> 32
+        diagonals = (code & LOW) - MIDDLE
         # Enough pointers are one for every six words that must agree, and one more: about as many
         # runs are left whole when every sixth word is another. So the pointer that stands so many
         # places later must be of the same passage and within the slack; a difference of codes is
         # small only then.
-        ahead = np.arange(len(code)) + (self._needed(passages, threshold) // 6).astype(np.int64)
+        steps = self._needed(passages, threshold) // 6
+        ahead = np.arange(len(code)) + steps.astype(np.int64)
         inside = np.flatnonzero(ahead < len(code))
-        is_near = code[ahead[inside]] - code[inside] <= self._slack[passages[inside]]
-        keep = np.isin(passages, passages[inside[is_near]])
+        distance = code[ahead[inside]] - code[inside]
+        is_near = distance <= self._slack[passages[inside]]
+        pointed = passages[inside[is_near]]
+        keep = np.isin(passages, pointed)
         return passages[keep], diagonals[keep]
 
     def _lay(

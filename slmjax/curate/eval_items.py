@@ -19,30 +19,29 @@ SETTINGS = ("path", "fields")
 EXPECTED = "expected a .jsonl file as path and the names of its text fields as fields"
 
 
-class Words(NamedTuple):
-    """The words of a text: hashes, and where each begins and ends in it."""
+WordHashes = UInt64[np.ndarray, " words"]
+WordPlaces = Int[np.ndarray, " words"]
+WordFlags = Bool[np.ndarray, " words"]
 
-    hashes: UInt64[np.ndarray, " words"]
-    starts: Int[np.ndarray, " words"]
-    ends: Int[np.ndarray, " words"]
+
+class Words(NamedTuple):
+    """The words of a text."""
+
+    hashes: WordHashes
+    starts: WordPlaces  # where each begins in the text, in characters
+    ends: WordPlaces  # the character after its last one
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages, all different, in one row of words.
+    """Passages, all different, in one row of words."""
 
-    Attributes:
-      words: hashes; passage p is words[offsets[p] : offsets[p + 1]].
-      names: which words may be others in a copy.
-      telling: which words are no names, numbers or single letters.
-      origins: for each text that was read the position of its set, the line of its item and its
-        passage (-1: too short).
-    """
-
-    words: UInt64[np.ndarray, " words"]
-    names: Bool[np.ndarray, " words"]
-    telling: Bool[np.ndarray, " words"]
+    words: WordHashes  # passage p is words[offsets[p] : offsets[p + 1]]
+    names: WordFlags  # which words may be others in a copy
+    telling: WordFlags  # which words are no names, numbers or single letters
     offsets: Int[np.ndarray, " bounds"]
+    # For each text that was read the position of its set, the line of its item, and its passage
+    # (-1: too short).
     origins: Int[np.ndarray, "texts 3"]
 
 
@@ -57,6 +56,43 @@ def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages
     Raises: UserError for a file or field that is not there, a damaged file, or a field without
       text.
     """
+    texts, owners = _read_texts(sets)
+    # All texts are cut at once: whether a word is a name depends on all of them.
+    text = SEPARATOR.join(texts)
+    words = number_words(text)
+    names = _names(text, words)
+    telling = ~(names | _single_letters(text, words) | (words.hashes == NUMBER))
+
+    # Where the words of each text begin and stop in the row of all words.
+    lengths = [len(text) + len(SEPARATOR) for text in texts]
+    bounds = np.cumsum([0, *lengths])
+    begins = np.searchsorted(words.starts, bounds[:-1])
+    stops = np.searchsorted(words.starts, bounds[1:] - len(SEPARATOR))
+    telling_before = np.append(0, np.cumsum(telling))
+    telling_inside = telling_before[stops] - telling_before[begins]
+
+    # Texts of the same words are one passage.
+    texts_alike: dict[bytes, list[int]] = {}
+    for i in np.flatnonzero(telling_inside >= least).tolist():
+        own_words = words.hashes[begins[i] : stops[i]]
+        texts_alike.setdefault(own_words.tobytes(), []).append(i)
+    origins = np.full((len(texts), 3), -1)
+    origins[:, :2] = owners
+    spans = [np.zeros(0, np.int64)]
+    # Sorted by their words, so that the order of items does not matter.
+    for passage, (_, alike) in enumerate(sorted(texts_alike.items())):
+        origins[alike, 2] = passage
+        first = alike[0]
+        spans.append(np.arange(begins[first], stops[first]))
+    kept = np.concatenate(spans)
+    offsets = np.cumsum([len(span) for span in spans])
+    return Passages(words.hashes[kept], names[kept], telling[kept], offsets, origins)
+
+
+def _read_texts(
+    sets: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[str], Int[np.ndarray, "texts 2"]]:
+    """Return the texts of all items, and for each the position of its set and its item's line."""
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
     for number, (name, settings) in enumerate(sets.items()):
@@ -66,63 +102,51 @@ def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages
                 own.append("\n".join(fields))
             texts += own
             owners += [(number, line)] * len(own)
-    text = SEPARATOR.join(texts)
-    words = number_words(text)
-    names = _names(text, words)
-    is_single = (words.ends - words.starts == 1) & (_code_points(text)[words.starts] < 128)
-    telling = ~(names | is_single | (words.hashes == NUMBER))
-
-    # Where the words of each text begin and stop in the row of all words.
-    bounds = np.cumsum([0, *(len(text) + len(SEPARATOR) for text in texts)])
-    begins = np.searchsorted(words.starts, bounds[:-1])
-    stops = np.searchsorted(words.starts, bounds[1:] - len(SEPARATOR))
-    telling_before = np.append(0, np.cumsum(telling))
-    is_long = telling_before[stops] - telling_before[begins] >= least
-
-    # Texts of the same words are one passage; passages are sorted by their words.
-    texts_alike: dict[bytes, list[int]] = {}
-    for i in np.flatnonzero(is_long).tolist():
-        key = words.hashes[begins[i] : stops[i]].tobytes()
-        texts_alike.setdefault(key, []).append(i)
-    origins = np.full((len(texts), 3), -1)
-    origins[:, :2] = np.array(owners, np.int64).reshape(-1, 2)
-    spans = [np.zeros(0, np.int64)]
-    for passage, (_, alike) in enumerate(sorted(texts_alike.items())):
-        origins[alike, 2] = passage
-        spans.append(np.arange(begins[alike[0]], stops[alike[0]]))
-    kept = np.concatenate(spans)
-    offsets = np.cumsum([len(span) for span in spans])
-    return Passages(words.hashes[kept], names[kept], telling[kept], offsets, origins)
+    return texts, np.array(owners, np.int64).reshape(-1, 2)
 
 
 def number_words(text: str) -> Words:
     """Return the words of a text; numbers in a row (also 1,000 or 3/4 - 2) are one NUMBER."""
     hashes, starts, ends = hash_words(text)
-    first = _code_points(text)[starts]
-    hashes[(first >= ord("0")) & (first <= ord("9"))] = NUMBER
+    first_letter = _code_points(text)[starts]
+    is_number = (first_letter >= ord("0")) & (first_letter <= ord("9"))
+    hashes[is_number] = NUMBER
+    # A number after another one is left out; the first one then ends where the last one does.
     keep = np.ones(len(hashes), bool)
     keep[1:] = (hashes[1:] != NUMBER) | (hashes[:-1] != NUMBER)
     kept = np.flatnonzero(keep)
-    last = np.append(kept[1:], len(hashes))[: len(kept)] - 1
+    next_kept = np.append(kept[1:], len(hashes))
+    last = next_kept[: len(kept)] - 1
     return Words(hashes[keep], starts[keep], ends[last])
 
 
 def _code_points(text: str) -> UInt32[np.ndarray, " characters"]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    data = text.encode("utf-32-le", "surrogatepass")
+    return np.frombuffer(data, np.uint32)
 
 
-def _names(text: str, words: Words) -> Bool[np.ndarray, " words"]:
+def _single_letters(text: str, words: Words) -> WordFlags:
+    """Return which words are one ASCII character; in other scripts one may be a whole word."""
+    is_ascii = _code_points(text)[words.starts] < 128
+    return (words.ends - words.starts == 1) & is_ascii
+
+
+def _names(text: str, words: Words) -> WordFlags:
     """Return which words are names.
 
     A name has a capital inside a sentence, or at its beginning if it has one nine times in ten over
     all sets.
     """
-    letters, letter = np.unique(_code_points(text)[words.starts], return_inverse=True)
+    first_letters = _code_points(text)[words.starts]
+    letters, letter = np.unique(first_letters, return_inverse=True)
     letter_is_capital = np.array([chr(code).isupper() for code in letters], bool)
     capital = letter_is_capital[letter]
-    word = np.unique(words.hashes, return_inverse=True)[1]
-    times_small, times_capital = np.bincount(word, ~capital), np.bincount(word, capital)
-    names = capital & (times_small * 9 <= times_capital)[word]
+    # One number for each different word, and how often it is written in either way.
+    _, word = np.unique(words.hashes, return_inverse=True)
+    times_small = np.bincount(word, ~capital)
+    times_capital = np.bincount(word, capital)
+    is_mostly_capital = times_small * 9 <= times_capital
+    names = capital & is_mostly_capital[word]
     for i in np.flatnonzero(capital & ~names).tolist():
         if i > 0:
             between = text[words.ends[i - 1] : words.starts[i]]
@@ -161,11 +185,17 @@ def _checked(name: str, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], t
         value = settings[key]
         if isinstance(value, str):
             value = [value]
-        is_list = isinstance(value, list | tuple)
-        if not is_list or not all(isinstance(part, str) and part for part in value):
+        if not _is_list_of_names(value):
             raise UserError(f"{where} is {dict(settings)}; {EXPECTED}.")
         names.append(tuple(value))
-    return names[0], names[1]
+    paths, fields = names
+    return paths, fields
+
+
+def _is_list_of_names(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(isinstance(part, str) and part for part in value)
 
 
 def _refuse_fault(where: str, path: Any, fault: Fault) -> None:
@@ -180,7 +210,9 @@ def _text(record: Mapping[str, Any], field: str, place: str) -> str:
         raise UserError(
             f"{place} has no field '{field}' (fields: {', '.join(record)}).{nearest(field, record)}"
         )
-    values = record[field] if isinstance(record[field], list) else [record[field]]
+    values = record[field]
+    if not isinstance(values, list):
+        values = [values]
     for value in values:
         if not isinstance(value, (str, int, float)):
             raise UserError(

@@ -33,13 +33,14 @@ def index_arrays(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]
     passages = read_passages(sets, LEAST)
     lengths = np.diff(passages.offsets)
     passage_of = np.repeat(np.arange(len(lengths)), lengths)
-    text_items = (passages.origins[:, 0] << 32) + passages.origins[:, 1]
-    text_passages = passages.origins[:, 2]  # -1: too short
+    set_of_text, line_of_text, text_passages = passages.origins.T
+    text_items = (set_of_text << 32) + line_of_text
     # A passage belongs to the item of the first text that reads so. The -1 in front makes sure that
-    # there is a first value to leave out.
-    first_text = np.unique(np.append(-1, text_passages), return_index=True)[1][1:] - 1
-    passage_items = text_items[first_text]
+    # there is a value of short texts, the first one, to leave out.
+    _, first_text = np.unique(np.append(-1, text_passages), return_index=True)
+    passage_items = text_items[first_text[1:] - 1]
     runs, at = _rare_runs(passages, passage_of, passage_items)
+    # Words count where a rare run holds them.
     counts = np.zeros(len(passages.words), bool)
     for k in range(RUN):
         counts[at + k] = True
@@ -51,9 +52,12 @@ def index_arrays(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]
     enough = (counted >= LEAST) & (texts_alike <= COMMON)
     keep = enough[passage_of]
     new_place = np.cumsum(keep) - 1
-    kept_runs, kept_at = runs[keep[at]], new_place[at[keep[at]]]
+    keep_run = keep[at]
+    kept_runs = runs[keep_run]
+    kept_at = new_place[at[keep_run]]
     unique_runs, first = np.unique(kept_runs, return_index=True)
-    is_decided = (text_passages >= 0) & np.append(enough, False)[text_passages]
+    # The value at the end is that of short texts, whose passage is -1.
+    is_decided = np.append(enough, False)[text_passages]
     return {
         "words": passages.words[keep],
         "names": passages.names[keep],
@@ -80,17 +84,20 @@ def _rare_runs(
     """
     runs = hash_runs(passages.words, RUN)
     telling_before = np.append(0, np.cumsum(passages.telling))
+    telling_inside = telling_before[RUN:] - telling_before[:-RUN]
     in_one_passage = passage_of[RUN - 1 :] == passage_of[: len(runs)]
-    is_telling = telling_before[RUN:] - telling_before[:-RUN] >= TELLING
-    at = np.flatnonzero(in_one_passage & is_telling)
-    at = at[np.argsort(runs[at], kind="stable")]
+    at = np.flatnonzero(in_one_passage & (telling_inside >= TELLING))
+    order = np.argsort(runs[at], kind="stable")
+    at = at[order]
     # Number the different runs, and count the different items of each.
     kind = np.cumsum(_changes(runs[at])) - 1
     item = items[passage_of[at]]
     order = np.lexsort((item, kind))
-    is_new_item = _changes(kind[order]) | _changes(item[order])
-    items_of_kind = np.bincount(kind[order][is_new_item])
-    at = at[(items_of_kind <= COMMON)[kind]]
+    kind_in_order, item_in_order = kind[order], item[order]
+    is_new_item = _changes(kind_in_order) | _changes(item_in_order)
+    items_of_kind = np.bincount(kind_in_order[is_new_item])
+    is_rare = items_of_kind <= COMMON
+    at = at[is_rare[kind]]
     return runs[at], at
 
 
