@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,21 @@ class Index:
         )
 
     def __len__(self) -> int:
-        return sum(unit["documents"] for unit in self.units())
+        return _total(self.units(), "documents")
 
     def __contains__(self, batch: str) -> bool:
-        return any(known["name"] == batch for known in self._manifest["batches"])
+        names = [known["name"] for known in self._manifest["batches"]]
+        return batch in names
 
     def span(self, batch: str) -> tuple[int, Int64[np.ndarray, " units"]]:
         """Return the number of a batch's first document, and the sizes of its files."""
         first = 0
         for known in self._manifest["batches"]:
-            sizes = np.array([unit["documents"] for unit in known["units"]], np.int64)
+            sizes = [unit["documents"] for unit in known["units"]]
             if known["name"] == batch:
                 break
-            first += int(sizes.sum())
-        return first, sizes
+            first += sum(sizes)
+        return first, np.array(sizes, np.int64)
 
     def units(self) -> Iterator[dict]:
         """Yield {name, documents, shingles} of every file, in order."""
@@ -124,8 +125,9 @@ class Index:
         if pairs is None:
             bands = self._column("bands", size * self.scheme.bands)
             pairs = candidates(bands.reshape(size, self.scheme.bands), keys)
-        every = self._column("shingles", sum(unit["shingles"] for unit in self.units()))
-        similarity = exact_similarity(every, self._column("counts", size))
+        counts = self._column("counts", size)
+        shingles = self._column("shingles", _total(self.units(), "shingles"))
+        similarity = exact_similarity(shingles, counts)
         return cluster(pairs, keys, similarity, threshold)
 
     def shingles(
@@ -133,16 +135,19 @@ class Index:
     ) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " documents"]]:
         """Return the shingles of documents start to stop end to end, and how many each has."""
         counts = self._column("counts", len(self))
-        first, size = int(counts[:start].sum()), int(counts[start:stop].sum())
-        every = self._column("shingles", first + size)
-        return np.array(every[first:]), np.array(counts[start:stop])
+        own_counts = np.array(counts[start:stop])
+        first = int(counts[:start].sum())
+        last = first + int(own_counts.sum())
+        every = self._column("shingles", last)
+        return np.array(every[first:]), own_counts
 
     def places(self, documents: Int64[np.ndarray, " some"]) -> Iterator[tuple[str, int]]:
         """Yield (name of the file, line) of documents."""
         units = list(self.units())
         ends = np.cumsum([unit["documents"] for unit in units])
-        lines = self._column("lines", len(self))[documents].tolist()
-        for unit, line in zip(np.searchsorted(ends, documents, "right"), lines):
+        unit_of = np.searchsorted(ends, documents, "right")
+        lines = self._column("lines", len(self))
+        for unit, line in zip(unit_of, lines[documents].tolist()):
             yield units[unit]["name"], line
 
     def _column(self, name: str, size: int) -> np.ndarray:
@@ -164,26 +169,27 @@ class Index:
         """
         sizes = [size for _, size in files]
         documents = sum(sizes)
-        shingles = (folder / "shingles").stat().length // _width("shingles")
+        lengths = {column: (folder / column).stat().length for column in KEPT}
+        shingles = lengths["shingles"] // _width("shingles")
+        # What the columns should have; how many shingles there should be the counts say.
+        expected = self._column_sizes([{"documents": documents, "shingles": shingles}])
+        expected["shingles"] = lengths["shingles"]
         counts = read_column(folder / "counts", COLUMNS["counts"], 0, documents)
-        unit = {"documents": documents, "shingles": shingles}
-        is_whole = _adds_up(counts, shingles)
-        for column, size in self._column_sizes([unit]).items():
-            if column != "shingles":
-                is_whole &= (folder / column).stat().length == size
-        if not is_whole:
+        if lengths != expected or not _adds_up(counts, shingles):
             raise UserError(f"{folder} is damaged; delete {folder.parent} and start again.")
         entries = []
-        for (name, size), own in zip(files, np.split(counts, np.cumsum(sizes)[:-1])):
-            entries.append({"name": name, "documents": size, "shingles": int(own.sum())})
+        ends = np.cumsum(sizes)
+        for (name, size), own in zip(files, np.split(counts, ends[:-1])):
+            shingles = int(own.sum())
+            entries.append({"name": name, "documents": size, "shingles": shingles})
         return entries
 
     def _column_sizes(self, units: Sequence[dict]) -> dict[str, int]:
         """Return the bytes of each column that files take."""
-        documents = sum(unit["documents"] for unit in units)
+        documents = _total(units, "documents")
         sizes = {column: documents * _width(column) for column in KEPT}
         sizes["bands"] *= self.scheme.bands
-        sizes["shingles"] = sum(unit["shingles"] for unit in units) * _width("shingles")
+        sizes["shingles"] = _total(units, "shingles") * _width("shingles")
         return sizes
 
     def _verify(self) -> None:
@@ -198,8 +204,9 @@ class Index:
                 checksum = _checksum(file, starts[column], size)
                 if checksum is None:
                     raise _damaged(file, f"it ends before batch {batch['name']} does")
-                expected = batch.get("crc32", {}).get(column, checksum)  # older indices have none
-                if checksum != expected:
+                # Older indices have no checksums.
+                checksums = batch.get("crc32", {})
+                if checksum != checksums.get(column, checksum):
                     raise _damaged(file, f"batch {batch['name']} is not what was written")
                 starts[column] += size
         shingles = starts["shingles"] // _width("shingles")
@@ -208,7 +215,14 @@ class Index:
 
 
 def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not set(os.listdir(folder)) - {LOCK}
+    if not folder.is_dir():
+        return False
+    return set(os.listdir(folder)) <= {LOCK}
+
+
+def _total(units: Iterable[dict], name: str) -> int:
+    """Return the documents or the shingles of files."""
+    return sum(unit[name] for unit in units)
 
 
 def _width(column: str) -> int:
@@ -293,4 +307,6 @@ def _adds_up(counts: np.ndarray, shingles: int) -> bool:
     """Return whether every document has shingles and all together have so many."""
     if not len(counts):
         return shingles == 0
-    return bool(counts.min() >= 1 and counts.max() <= shingles and counts.sum() == shingles)
+    # The sum alone may be right by an overflow.
+    is_sane = counts.min() >= 1 and counts.max() <= shingles
+    return bool(is_sane and counts.sum() == shingles)

@@ -22,20 +22,22 @@ AFFINE32 = "affine32"
 AT_ONCE = 1 << 14  # shingles given to datasketch at once: it makes a table [shingles, hashes]
 
 
+Shingles = UInt32[np.ndarray, " shingles"]  # of all texts end to end
+Counts = Int64[np.ndarray, " texts"]  # of shingles
+Bands = UInt64[np.ndarray, "texts bands"]
+Signatures = UInt32[np.ndarray, "texts hashes"]
+Permutation = UInt32[np.ndarray, " hashes"]
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """The settings of a sketch; sketches of different schemes cannot be compared.
+    """The settings of a sketch; sketches of different schemes cannot be compared."""
 
-    Attributes:
-      ngram: words of a shingle.
-      bands, rows: bands of `rows` hashes each; 14 x 8 are FineWeb's (Penedo et al. 2024).
-      seed: of the permutations.
-    """
-
-    ngram: int = 5
+    ngram: int = 5  # words of a shingle
+    # 14 bands of 8 hashes are FineWeb's (Penedo et al. 2024).
     bands: int = 14
     rows: int = 8
-    seed: int = 1
+    seed: int = 1  # of the permutations
 
     @property
     def hashes(self) -> int:
@@ -51,28 +53,26 @@ class Scheme:
         share_one_band = np.asarray(similarity, float) ** self.rows
         return 1 - (1 - share_one_band) ** self.bands
 
-    def permutations(self) -> tuple[UInt32[np.ndarray, " hashes"], UInt32[np.ndarray, " hashes"]]:
+    def permutations(self) -> tuple[Permutation, Permutation]:
         """Return (a, b) of the permutations a x h + b modulo 2^32; every a is odd.
 
         They are those of datasketch's scheme affine32 with the same seed. Importing datasketch for
         them would cost every process half a second.
         """
         random = np.random.RandomState(self.seed)
-        a = random.randint(0, 1 << 31, self.hashes, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+        half = random.randint(0, 1 << 31, self.hashes, dtype=np.uint32)
+        a = half * np.uint32(2) + np.uint32(1)
         b = random.randint(0, 1 << 32, self.hashes, dtype=np.uint32)
         return a, b
 
 
 class Sketches(NamedTuple):
-    """Sketches of some texts: their shingles end to end, how many each has, and band hashes.
+    """Sketches of some texts."""
 
-    Signatures are there only where they were asked for.
-    """
-
-    shingles: UInt32[np.ndarray, " shingles"]
-    counts: Int64[np.ndarray, " texts"]
-    bands: UInt64[np.ndarray, "texts bands"]
-    signatures: UInt32[np.ndarray, "texts hashes"] | None = None
+    shingles: Shingles
+    counts: Counts
+    bands: Bands  # a hash of each band
+    signatures: Signatures | None = None  # only where they were asked for
 
 
 def sketch(texts: Sequence[str], scheme: Scheme, *, signatures: bool = False) -> Sketches:
@@ -82,11 +82,7 @@ def sketch(texts: Sequence[str], scheme: Scheme, *, signatures: bool = False) ->
 
 
 def sketch_shingles(
-    shingles: UInt32[np.ndarray, " shingles"],
-    counts: Int64[np.ndarray, " texts"],
-    scheme: Scheme,
-    *,
-    signatures: bool = False,
+    shingles: Shingles, counts: Counts, scheme: Scheme, *, signatures: bool = False
 ) -> Sketches:
     """Return the sketches of texts whose shingles lie end to end, counts[i] of text i."""
     if compiled():
@@ -94,12 +90,7 @@ def sketch_shingles(
     return _with_datasketch(shingles, counts, scheme, signatures)
 
 
-def _with_kernel(
-    shingles: UInt32[np.ndarray, " shingles"],
-    counts: Int64[np.ndarray, " texts"],
-    scheme: Scheme,
-    signatures: bool,
-) -> Sketches:
+def _with_kernel(shingles: Shingles, counts: Counts, scheme: Scheme, signatures: bool) -> Sketches:
     from slmjax.curate import minhash_kernels
 
     bands = np.empty((len(counts), scheme.bands), np.uint64)
@@ -110,10 +101,7 @@ def _with_kernel(
 
 
 def _with_datasketch(
-    shingles: UInt32[np.ndarray, " shingles"],
-    counts: Int64[np.ndarray, " texts"],
-    scheme: Scheme,
-    signatures: bool,
+    shingles: Shingles, counts: Counts, scheme: Scheme, signatures: bool
 ) -> Sketches:
     from datasketch import MinHash
 
@@ -122,25 +110,27 @@ def _with_datasketch(
     ends = np.cumsum(counts)
     for text, (count, end) in enumerate(zip(counts, ends)):
         minhash = empty.copy()  # a new one would draw its permutations again
-        for start in range(end - count, end, AT_ONCE):
-            minhash.update_batch(shingles[start : min(end, start + AT_ONCE)].tolist())
+        own = shingles[end - count : end]
+        for start in range(0, count, AT_ONCE):
+            part = own[start : start + AT_ONCE]
+            minhash.update_batch(part.tolist())
         kept[text] = minhash.hashvalues
     bands = band_hashes(kept, scheme)
     return Sketches(shingles, counts, bands, kept if signatures else None)
 
 
-def datasketch_minhash(signature: UInt32[np.ndarray, " hashes"], scheme: Scheme) -> Any:
+def datasketch_minhash(signature: Permutation, scheme: Scheme) -> Any:
     """Return a text's signature as a datasketch.MinHash, which its indices take."""
     from datasketch import MinHash
 
     return MinHash(scheme.hashes, seed=scheme.seed, hashvalues=signature, scheme=AFFINE32)
 
 
-def band_hashes(
-    signatures: UInt32[np.ndarray, "texts hashes"], scheme: Scheme
-) -> UInt64[np.ndarray, "texts bands"]:
+def band_hashes(signatures: Signatures, scheme: Scheme) -> Bands:
     """Return a hash of each band of each signature."""
-    hashes = np.repeat(np.arange(scheme.bands, dtype=np.uint64)[None], len(signatures), 0)
+    # The band's number comes first, so that equal bands at different places differ.
+    numbers = np.arange(scheme.bands, dtype=np.uint64)
+    hashes = np.tile(numbers, (len(signatures), 1))
     for row in range(scheme.rows):
         hashes = mix(hashes ^ signatures[:, row :: scheme.rows])
     return hashes
@@ -161,8 +151,11 @@ def optimal_bands(
 
     def cost(shape: tuple[int, int]) -> float:
         bands, rows = shape
-        probability = Scheme(bands=bands, rows=rows).candidate_probability(similarity)
-        errors = mistaken * probability * ~above + missed * (1 - probability) * above
+        scheme = Scheme(bands=bands, rows=rows)
+        probability = scheme.candidate_probability(similarity)
+        mistaken_pairs = mistaken * probability * ~above
+        missed_pairs = missed * (1 - probability) * above
+        errors = mistaken_pairs + missed_pairs
         return float(errors.mean())
 
     shapes = []
@@ -183,7 +176,11 @@ def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tu
         share_one_band = similarity**rows
         if not share_one_band:
             continue
+        # From 1 - (1 - share_one_band)^bands = probability; log1p keeps small shares exact.
         bands = math.log1p(-probability) / math.log1p(-share_one_band)
-        if bands <= hashes and math.ceil(bands) * rows <= hashes:
-            return math.ceil(bands), rows
+        if bands > hashes:  # too many to be rounded up
+            continue
+        whole_bands = math.ceil(bands)
+        if whole_bands * rows <= hashes:
+            return whole_bands, rows
     return hashes, 1

@@ -73,9 +73,12 @@ class Beam:
 
         if not tasks:
             return
+        each = [arguments for _, arguments in tasks]
+        call = functools.partial(_call, function)
         with beam.Pipeline(options=self._options) as pipeline:
-            calls = pipeline | beam.Create([arguments for _, arguments in tasks])
-            _ = calls | beam.Reshuffle() | stage >> beam.Map(functools.partial(_call, function))
+            # Reshuffle: otherwise Beam may do all calls in one worker.
+            calls = pipeline | beam.Create(each) | beam.Reshuffle()
+            _ = calls | stage >> beam.Map(call)
 
     def pairs(
         self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path
@@ -96,7 +99,8 @@ class Beam:
         with beam.Pipeline(options=self._options) as pipeline:
             spread = pipeline | beam.Create(pieces) | beam.Reshuffle()
             entries = spread | beam.FlatMap(_entries, index.scheme.bands)
-            met = entries | beam.GroupByKey() | beam.FlatMap(_bucket)
+            buckets = entries | beam.GroupByKey()
+            met = buckets | beam.FlatMap(_bucket)
             first_bands = met | beam.CombinePerKey(min)
             lines = first_bands | beam.MapTuple(lambda pair, band: f"{pair[0]} {pair[1]} {band}")
             _ = lines | beam.io.WriteToText(str(place / "part"))
@@ -112,14 +116,16 @@ def _pieces(index: Index, batch: str, folders: Sequence[epath.Path]) -> Iterator
     first, sizes = index.span(batch)
     end = first + int(sizes.sum())
     held = str(index.folder)
-    parts = [(held, 0, first, 0), (held, end, len(index) - end, end)]
+    parts = [(held, 0, first, 0)]
+    parts.append((held, end, len(index) - end, end))
     for folder in folders:
         rows = sketched(folder)
         parts.append((str(folder), 0, rows, first))
         first += rows
     for folder, row, rows, number in parts:
         for start in range(0, rows, PIECE):
-            yield folder, row + start, min(PIECE, rows - start), number + start
+            size = min(PIECE, rows - start)
+            yield folder, row + start, size, number + start
 
 
 def _entries(piece: Piece, bands: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -129,9 +135,11 @@ def _entries(piece: Piece, bands: int) -> Iterator[tuple[tuple[int, int], tuple[
     keys = read_column(folder / "keys", COLUMNS["keys"], start, rows)
     hashes = read_column(folder / "bands", COLUMNS["bands"], start * bands, rows * bands)
     # Beam's coder of integers takes signed ones only.
-    signed_keys = keys.view(np.int64).tolist()
-    signed_hashes = hashes.view(np.int64).reshape(rows, bands).tolist()
-    for number, (key, row) in enumerate(zip(signed_keys, signed_hashes), first):
+    signed_keys = keys.view(np.int64)
+    signed_hashes = hashes.view(np.int64)
+    # Axes: [documents, bands].
+    table = signed_hashes.reshape(rows, bands).tolist()
+    for number, (key, row) in enumerate(zip(signed_keys.tolist(), table), first):
         for band, value in enumerate(row):
             yield (band, value), (number, key)
 
@@ -139,9 +147,10 @@ def _entries(piece: Piece, bands: int) -> Iterator[tuple[tuple[int, int], tuple[
 def _bucket(group: tuple[tuple[int, int], Any]) -> Iterator[tuple[tuple[int, int], int]]:
     """Yield ((high, low), band) of the pairs of a bucket."""
     (band, _), members = group
-    ordered = sorted(members)
-    documents = np.array([document for document, _ in ordered], np.int64)
-    keys = np.array([key for _, key in ordered], np.int64).view(np.uint64)
+    # Beam gives members in any order.
+    ordered = np.array(sorted(members), np.int64)
+    documents, signed_keys = ordered.T
+    keys = signed_keys.astype(np.uint64)
     low, high = bucket_pairs(documents, keys, band)
     for pair in zip(high.tolist(), low.tolist()):
         yield pair, band
@@ -152,6 +161,7 @@ def _read_pairs(folder: epath.Path) -> Pairs:
     rows = []
     for file in sorted(folder.glob("part*")):
         rows += [line.split() for line in file.read_text().splitlines()]
-    high, low, band = np.array(rows, np.int64).reshape(-1, 3).T
+    table = np.array(rows, np.int64)
+    high, low, band = table.reshape(-1, 3).T
     order = np.lexsort((low, high))
     return Pairs(low[order], high[order], band[order].astype(np.uint8))
