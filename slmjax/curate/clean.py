@@ -34,23 +34,16 @@ ASK_AFTER = 256  # documents after which a process asks whether to go on
 
 @dataclass(frozen=True)
 class CurationUnit:
-    """A file of a source, or several, see `bundles`, and what to do with them.
-
-    Attributes:
-      number: of the first file.
-      folder: all files of the pass lie in it.
-      evals: file of the EvalIndex; empty: no decontamination.
-      samples: of dropped documents for each reason.
-    """
+    """A file of a source, or several, see `bundles`, and what to do with them."""
 
     source: Source
     files: tuple[SourceFile, ...]
-    number: int
-    folder: str
+    number: int  # of the first file
+    folder: str  # in which all files of the passes lie
     rules: tuple[str | Rule, ...]
     scheme: Scheme
-    evals: str
-    samples: int
+    evals: str  # file of the EvalIndex; empty: no decontamination
+    samples: int  # of dropped documents for each reason
 
     @property
     def names(self) -> list[str]:
@@ -76,11 +69,11 @@ class CurationUnit:
 
 
 class Verdict(NamedTuple):
-    """The text as it is kept, why it is dropped or "", and the evaluation item in it or ""."""
+    """What becomes of a document."""
 
-    text: str
-    reason: str
-    detail: str
+    text: str  # as it is kept
+    reason: str  # to drop it; empty: it is kept
+    detail: str  # which evaluation item it holds, or empty
 
 
 class DropCounts:
@@ -90,11 +83,13 @@ class DropCounts:
     """
 
     def __init__(self, samples: int):
-        self._samples = samples
+        self._samples = samples  # of each reason
+        # By "read" and reasons.
         self.documents: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
+        # By reasons of faults, and the first fault of each.
         self.faults: Counter[str] = Counter()
-        self._examples: dict[str, str] = {}  # the first fault of each reason
+        self._examples: dict[str, str] = {}
         # Heaps of (-key, -number, entry): the largest key is on top, and goes first.
         self._shown: dict[str, list[tuple[int, int, dict]]] = {}
         self._offered = 0
@@ -107,8 +102,10 @@ class DropCounts:
     def fault(self, fault: Fault, file: str) -> None:
         """Count a record that cannot be used."""
         self.faults[fault.reason] += 1
-        detail = f": {fault.detail.rstrip('.')}" if fault.detail else ""
-        self._examples.setdefault(fault.reason, f"{file} line {fault.line}: {fault.reason}{detail}")
+        example = f"{file} line {fault.line}: {fault.reason}"
+        if fault.detail:
+            example += f": {fault.detail.rstrip('.')}"
+        self._examples.setdefault(fault.reason, example)
 
     def show(self, reason: str, key: int, entry: Mapping[str, Any]) -> None:
         """Offer a dropped document as a sample."""
@@ -146,25 +143,31 @@ def clean(unit: CurationUnit) -> None:
     ):
         for file, name in zip(unit.files, unit.names):
             counts = DropCounts(unit.samples)
-            for number, record in enumerate(read_documents(file, unit.source)):
+            for number, document in enumerate(read_documents(file, unit.source)):
                 if number % ASK_AFTER == 0:
                     go_on()
-                if isinstance(record, Fault):
-                    counts.fault(record, name)
+                if isinstance(document, Fault):
+                    counts.fault(document, name)
                     continue
-                counts.count("read", record)
-                verdict = judge_document(record.text, unit.rules, unit.evals)
+                counts.count("read", document)
+                verdict = judge_document(document.text, unit.rules, unit.evals)
                 if verdict.reason:
-                    dropped.write(_drop(record, verdict, name, counts))
-                else:
-                    kept.write(_line(_kept_record(unit, record, verdict.text, name)))
-                    sketches.add(_cleaned(verdict.text, record.line))
+                    line = _drop(document, verdict, name, counts)
+                    dropped.write(line)
+                    continue
+                record = _kept_record(unit, document, verdict.text, name)
+                kept.write(_line(record))
+                sketches.add(_cleaned(verdict.text, document.line))
             reports.append(counts.report())
     checksums = {".jsonl": kept.crc32, ".dropped.jsonl": dropped.crc32}
     for column, checksum in sketches.checksums.items():
         checksums[f".sketches/{column}"] = checksum
-    report = {"files": reports} if len(reports) > 1 else reports[0]
-    write_atomic(unit.path(".json"), json.dumps(sealed(report | {"crc32": checksums})))
+    report = reports[0]
+    if len(reports) > 1:
+        report = {"files": reports}
+    # Written last: with its checksums it says that the pass is done.
+    whole = sealed(report | {"crc32": checksums})
+    write_atomic(unit.path(".json"), json.dumps(whole))
 
 
 def _drop(document: Document, verdict: Verdict, file: str, counts: DropCounts) -> bytes:
@@ -181,7 +184,9 @@ def _drop(document: Document, verdict: Verdict, file: str, counts: DropCounts) -
 
 def _kept_record(unit: CurationUnit, document: Document, text: str, file: str) -> dict[str, Any]:
     """Return a kept document with its own other fields and where it is from."""
-    record = {**(document.record or {}), "text": text, "from": f"{file} line {document.line}"}
+    record = dict(document.record or {})
+    record["text"] = text
+    record["from"] = f"{file} line {document.line}"
     if unit.source.field != "text":
         record.pop(unit.source.field, None)
     return record
@@ -193,10 +198,12 @@ def _cleaned(text: str, line: int) -> Document:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
+    readable = json.dumps(record, ensure_ascii=False)
     try:
-        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        return f"{readable}\n".encode()
     except UnicodeEncodeError:  # half a surrogate pair in another field, or in the name of the file
-        return (json.dumps(record) + "\n").encode()
+        escaped = json.dumps(record)
+        return f"{escaped}\n".encode()
 
 
 def judge_document(text: str, rules: Sequence[str | Rule], evals: str) -> Verdict:

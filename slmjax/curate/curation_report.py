@@ -17,16 +17,21 @@ UNDECIDED = (
     "common phrases: it was not looked for."
 )
 DUPLICATE, LEFT = "duplicate", "left"
+COUNTED = ("documents", "bytes", "faults")
 
 
 def empty_counts() -> dict[str, Any]:
     """Return a source's entry before anything is counted."""
     return {
+        # By what became of them: "read", or a reason to drop them.
         "documents": {},
         "bytes": {},
+        # Records that cannot be used by reason, and the first one of each.
         "faults": {},
         "examples": {},
+        # Some of the dropped documents of each reason.
         "samples": {},
+        # Filled once duplicates are known.
         DUPLICATE: {"documents": 0, "bytes": 0},
         LEFT: {"documents": 0, "bytes": 0},
     }
@@ -38,9 +43,11 @@ def add(entry: dict[str, Any], file_counts: Mapping[str, Any], samples: int) -> 
     Args:
       samples: how many are kept of each reason; those of the first files stay.
     """
-    for what in ("documents", "bytes", "faults"):
+    for what in COUNTED:
+        totals = entry[what]
+        # Sorted: the order of files does not decide the order of reasons.
         for reason, number in sorted(file_counts[what].items()):
-            entry[what][reason] = entry[what].get(reason, 0) + number
+            totals[reason] = totals.get(reason, 0) + number
     for reason, example in file_counts["examples"].items():
         entry["examples"].setdefault(reason, example)
     for reason, shown in file_counts["samples"].items():
@@ -57,6 +64,11 @@ def kinds(entry: Mapping[str, Any]) -> Counter:
     return totals
 
 
+def _read(entry: Mapping[str, Any], unit: str = "documents") -> int:
+    """Return how many documents, or bytes, of a source were read."""
+    return entry[unit].get("read", 0)
+
+
 def curation_summary(result: Mapping[str, Any]) -> str:
     """Return a table for the terminal, with a line for each source.
 
@@ -70,15 +82,13 @@ def curation_summary(result: Mapping[str, Any]) -> str:
     lines = [["source", "read", "faults", *every, DUPLICATE, LEFT, "bytes left"]]
     for name, entry in sources.items():
         dropped = kinds(entry)
-        numbers = [
-            entry["documents"].get("read", 0),
-            sum(entry["faults"].values()),
-            *(dropped[kind] for kind in every),
-            entry[DUPLICATE]["documents"],
-            entry[LEFT]["documents"],
-        ]
-        share = entry[LEFT]["bytes"] / max(1, entry["bytes"].get("read", 0))
-        lines.append([name, *(f"{number:,}" for number in numbers), percent(share)])
+        numbers = [_read(entry), sum(entry["faults"].values())]
+        numbers += [dropped[kind] for kind in every]
+        numbers.append(entry[DUPLICATE]["documents"])
+        numbers.append(entry[LEFT]["documents"])
+        share = entry[LEFT]["bytes"] / max(1, _read(entry, "bytes"))
+        cells = [f"{number:,}" for number in numbers]
+        lines.append([name, *cells, percent(share)])
     return "\n".join(_aligned(lines))
 
 
@@ -86,9 +96,9 @@ def _aligned(lines: list[list[str]]) -> list[str]:
     """Return lines whose columns are as wide as their widest cell; the first is flush left."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     aligned = []
-    for first, *others in lines:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
+        cells[0] = line[0].ljust(widths[0])
         aligned.append("  ".join(cells))
     return aligned
 
@@ -97,9 +107,10 @@ def write_curation_report(folder: epath.Path, result: Mapping[str, Any], command
     """Write report.html and its figure."""
     sources = result["sources"]
     svg = match_curve(result)
-    (folder / "figures").mkdir(exist_ok=True)
-    write_atomic(folder / "figures" / "similarity.svg", figures.standalone(svg))
-    read = sum(entry["documents"].get("read", 0) for entry in sources.values())
+    place = folder / "figures"
+    place.mkdir(exist_ok=True)
+    write_atomic(place / "similarity.svg", figures.standalone(svg))
+    read = sum(map(_read, sources.values()))
     bytes_note = page.note("Bytes are of the text, before and after normalising.")
     undecided_note = page.note(UNDECIDED) if result["evals"] else ""
     body = [
@@ -161,23 +172,26 @@ def _counts(sources: Mapping[str, Any]) -> str:
     head = ["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""]
     rows = []
     for name, entry in sources.items():
-        read, read_bytes = entry["documents"].get("read", 0), entry["bytes"].get("read", 0)
-        left, left_bytes = entry[LEFT]["documents"], entry[LEFT]["bytes"]
-        share = left_bytes / read_bytes if read_bytes else 0.0
-        cells = [f"{read:,}", count(read_bytes), f"{left:,}", count(left_bytes)]
-        rows.append([name, *cells, percent(share), page.bar(share)])
+        left = entry[LEFT]
+        read_bytes = _read(entry, "bytes")
+        share = left["bytes"] / read_bytes if read_bytes else 0.0
+        before = [f"{_read(entry):,}", count(read_bytes)]
+        after = [f"{left['documents']:,}", count(left["bytes"])]
+        rows.append([name, *before, *after, percent(share), page.bar(share)])
     return page.html_table(head, rows)
 
 
 def _reasons(sources: Mapping[str, Any]) -> str:
     rows = []
     for name, entry in sources.items():
-        read = max(1, entry["documents"].get("read", 0))
+        read = max(1, _read(entry))
         # The most frequent reason first.
         by_number = sorted(_dropped(entry), key=lambda row: -row[1])
         for reason, number, size in by_number:
-            if number:
-                rows.append([name, reason, f"{number:,}", percent(number / read), count(size)])
+            if not number:
+                continue
+            share = percent(number / read)
+            rows.append([name, reason, f"{number:,}", share, count(size)])
     head = ["source", "reason", "documents", "of those read", "bytes"]
     return page.html_table(head, rows, left=2)
 

@@ -50,16 +50,18 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
     for number, document in enumerate(documents):
         words = hash_words(document["text"])[0]
         for n, sampled in grams.items():
-            sampled.append(_sampled(hash_runs(words, n), share))
+            every = hash_runs(words, n)
+            sampled.append(_sampled(every, share))
         if number % stride == 0:
             compared.append(hash_runs(words, SHINGLE))
         tokens.append(document["tokens"])
-        counts.setdefault(document["topic"], Counter())[document["format"]] += 1
+        forms = counts.setdefault(document["topic"], Counter())
+        forms[document["format"]] += 1
     curve = novelty(grams[SHINGLE], tokens, share)
     return {
         "documents": len(tokens),
         "tokens": sum(tokens),
-        "counts": {topic: dict(sorted(forms.items())) for topic, forms in sorted(counts.items())},
+        "counts": {topic: dict(sorted(counts[topic].items())) for topic in sorted(counts)},
         "distinct": {str(n): distinct(sampled) for n, sampled in grams.items()},
         "near_duplicates": near_duplicates(compared),
         "compared": len(compared),
@@ -84,7 +86,10 @@ def ngram_hashes(text: str, n: int) -> Hashes:
 def distinct(grams: Sequence[Hashes]) -> float:
     """Return different n-grams over all n-grams ("distinct-n", Li et al. 2016); 0 without any."""
     total = sum(map(len, grams))
-    return len(np.unique(np.concatenate(grams))) / total if total else 0.0
+    if not total:
+        return 0.0
+    different = np.unique(np.concatenate(grams))
+    return len(different) / total
 
 
 def near_duplicates(hashed: Sequence[Hashes]) -> float:
@@ -103,7 +108,8 @@ def near_duplicates(hashed: Sequence[Hashes]) -> float:
             common.update(earlier)
             earlier.append(number)
         for other, size in common.items():
-            if size >= NEAR * (len(members) + len(sets[other]) - size):
+            union = len(members) + len(sets[other]) - size
+            if size >= NEAR * union:
                 near += 1
                 break
     return near / len(sets) if sets else 0.0
@@ -131,10 +137,14 @@ def novelty(
         own = np.concatenate([grams[i] for i in members])
         fresh = np.setdiff1d(own, known)
         known = np.union1d(known, fresh)
-        new = np.isin(own, fresh).sum() / len(own) if len(own) else 0.0
+        new = 0.0
+        if len(own):
+            # Occurrences, not different ones: a part may repeat what it says first.
+            new = np.isin(own, fresh).sum() / len(own)
+        last = members[-1]
         curve.append(
             {
-                "tokens": int(ends[members[-1]]),
+                "tokens": int(ends[last]),
                 "share": float(new),
                 "per_token": len(fresh) * share / max(1, spent),
             }
@@ -183,7 +193,8 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     forms = sorted(names)
     rows = []
     for topic, row in counts.items():
-        rows.append([topic, *(row.get(form, 0) for form in forms)])
+        numbers = [row.get(form, 0) for form in forms]
+        rows.append([topic, *numbers])
     return _table(["topic", *forms], rows)
 
 
@@ -191,7 +202,8 @@ def _novelty_table(curve: Sequence[Mapping[str, float]]) -> list[str]:
     head = ["teacher tokens so far", "share of 5-grams that are new", "new 5-grams per token"]
     rows = []
     for part in curve:
-        rows.append([f"{part['tokens']:,}", f"{part['share']:.3f}", f"{part['per_token']:.3f}"])
+        tokens = f"{part['tokens']:,}"
+        rows.append([tokens, f"{part['share']:.3f}", f"{part['per_token']:.3f}"])
     return _table(head, rows)
 
 
@@ -203,4 +215,8 @@ def _falls_sentence(tokens: float | None) -> str:
 
 def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
     rule = ["---"] * len(header)
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows)]
+    lines = []
+    for row in (header, rule, *rows):
+        cells = " | ".join(map(str, row))
+        lines.append(f"| {cells} |")
+    return lines
