@@ -55,6 +55,7 @@ def gopher_quality(
     every = split_words(text)
     counts = Counter(every)
     proper = {word: count for word, count in counts.items() if not SYMBOLS.issuperset(word)}
+    # Words with more than punctuation in them, and those with a letter.
     total = sum(proper.values())
     if total < max(1, min_words):
         return text, "gopher_quality: too few words"
@@ -73,6 +74,7 @@ def gopher_quality(
         return text, "gopher_quality: too many hashes"
     if sum(map(text.count, ELLIPSES)) / len(every) > max_symbols:
         return text, "gopher_quality: too many ellipses"
+    # Lists and teasers of other pages.
     lines = text.splitlines()
     bullets = sum(line.lstrip().startswith(BULLETS) for line in lines)
     if bullets / len(lines) > max_bullet_lines:
@@ -123,33 +125,36 @@ def gopher_repetition(
         if characters / len(text) > most_characters:
             return text, f"gopher_repetition: repeated {name} by characters"
     every = split_words(text)
-    starts = [0, *accumulate(map(len, every))]  # of each word in the text without white space
-    for grams in _repeated_grams(every, max((*max_top, *max_repeated))):
+    longest = max((*max_top, *max_repeated))
+    # Where each word begins in the text without white space.
+    starts = [0, *accumulate(map(len, every))]
+    for grams in _repeated_grams(every, longest):
         n = grams.n
-        if n in max_top and _top_characters(starts, grams) / len(text) > max_top[n]:
-            return text, f"gopher_repetition: top {n}-gram"
-        if n in max_repeated and _repeated_characters(starts, grams) / len(text) > max_repeated[n]:
-            return text, f"gopher_repetition: repeated {n}-grams"
+        if n in max_top:
+            characters = _top_characters(starts, grams)
+            if characters / len(text) > max_top[n]:
+                return text, f"gopher_repetition: top {n}-gram"
+        if n in max_repeated:
+            characters = _repeated_characters(starts, grams)
+            if characters / len(text) > max_repeated[n]:
+                return text, f"gopher_repetition: repeated {n}-grams"
     return text, None
 
 
 def repetitions(items: Sequence[str]) -> tuple[int, int]:
     """Return how many items occurred before in the sequence, and the characters in them."""
     unique = set(items)
-    return len(items) - len(unique), sum(map(len, items)) - sum(map(len, unique))
+    count = len(items) - len(unique)
+    characters = sum(map(len, items)) - sum(map(len, unique))
+    return count, characters
 
 
 class RepeatedGrams(NamedTuple):
-    """The n-grams of words that occur more than once in a text.
-
-    Attributes:
-      places: the first word of each occurrence, in order.
-      names: a number for each occurrence; equal n-grams have the same.
-    """
+    """The n-grams of words that occur more than once in a text."""
 
     n: int
-    places: list[int]
-    names: list[int]
+    places: list[int]  # the first word of each occurrence, in order
+    names: list[int]  # a number for each occurrence; equal n-grams have the same
 
 
 def _repeated_grams(every: Sequence[str], longest: int) -> Iterator[RepeatedGrams]:
@@ -158,17 +163,21 @@ def _repeated_grams(every: Sequence[str], longest: int) -> Iterator[RepeatedGram
     An n-gram that occurs twice begins with an (n-1)-gram that does, so each n looks only at the
     places left by the one before.
     """
-    numbers = {word: i for i, word in enumerate(dict.fromkeys(every))}
-    ids = np.fromiter(map(numbers.__getitem__, every), np.int64, len(every))
-    places, names = np.arange(len(ids)), ids
+    different = dict.fromkeys(every)
+    numbers = {word: i for i, word in enumerate(different)}
+    size = len(every)
+    ids = np.fromiter(map(numbers.__getitem__, every), np.int64, size)
+    places, names = np.arange(size), ids
     for n in range(2, longest + 1):
-        inside = places + n <= len(ids)
+        inside = places + n <= size
         places = places[inside]
+        last_words = ids[places + n - 1]
         # An n-gram is the name of the (n-1)-gram that begins it, and its last word.
-        pairs = names[inside] * len(ids) + ids[places + n - 1]
+        pairs = names[inside] * size + last_words
         _, names, counts = np.unique(pairs, return_inverse=True, return_counts=True)
         is_repeated = counts[names] > 1
-        places, names = places[is_repeated], names[is_repeated]
+        places = places[is_repeated]
+        names = names[is_repeated]
         yield RepeatedGrams(n, places.tolist(), names.tolist())
 
 
@@ -193,8 +202,9 @@ def _repeated_characters(starts: list[int], grams: RepeatedGrams) -> int:
     for place, name in zip(grams.places, grams.names):
         if place < resume:
             continue
+        end = place + grams.n
         if name in seen:
-            characters += starts[place + grams.n] - starts[place]
-            resume = place + grams.n
+            characters += starts[end] - starts[place]
+            resume = end
         seen.add(name)
     return characters

@@ -37,12 +37,14 @@ def sketch(shingles, counts, a, b, bands, signatures):
     start = 0
     for text in range(len(counts)):
         least[:] = np.uint32(0xFFFFFFFF)
-        for i in range(start, start + counts[text]):
+        stop = start + counts[text]
+        for i in range(start, stop):
             h = fmix(shingles[i])
+            # The compiler makes vector instructions of this loop, as it has no branch.
             for k in range(len(a)):
                 value = np.uint32(a[k] * h + b[k])
                 least[k] = min(value, least[k])
-        start += counts[text]
+        start = stop
         if len(signatures):
             signatures[text] = least
         for band in range(bands.shape[1]):
@@ -76,16 +78,19 @@ def jaccard(shingles, starts, low, high, threshold, out):
     laid_out, own, mask = -1, 0, 3
     for i in range(len(low)):
         first, last = starts[low[i]], starts[low[i] + 1]
-        count = (starts[high[i] + 1] - starts[high[i]]) + (last - first)
+        own_first, own_last = starts[high[i]], starts[high[i] + 1]
+        count = own_last - own_first + last - first
+        # A document is laid out once, and again where the table is too small for a guest.
         if high[i] != laid_out or 2 * count > mask + 1:
             mask = 4
             while mask < 3 * count:  # room for other documents of about this length
                 mask *= 2
             mask -= 1
             table[: mask + 1] = 0
-            own = _lay_out(shingles[starts[high[i]] : starts[high[i] + 1]], table, met, mask)
+            own = _lay_out(shingles[own_first:own_last], table, met, mask)
             laid_out = high[i]
-        most_guests = own * (1 - threshold) / threshold  # with more, the threshold is out of reach
+        # With more guests than this the union is too large for the threshold.
+        most_guests = own * (1 - threshold) / threshold
         guest_count, common = 0, 0
         for j in range(first, last):
             value = max(shingles[j], np.uint32(1))
@@ -99,7 +104,9 @@ def jaccard(shingles, starts, low, high, threshold, out):
             elif met[at] != i:
                 met[at] = i
                 common += 1
-        out[i] = common / (own + guest_count) if guest_count <= most_guests else 0.0
+        out[i] = 0.0
+        if guest_count <= most_guests:
+            out[i] = common / (own + guest_count)
         for k in range(guest_count):
             table[guests[k]] = 0
 
@@ -132,7 +139,9 @@ def _lay_out(shingles, table, met, mask):
 @njit(cache=True, inline="always")
 def _place(table, mask, value):
     """Return where a shingle is in the table, or the empty place where it belongs."""
-    at = np.int64((value * np.uint32(0x9E3779B1)) >> np.uint32(7)) & mask
+    # Multiplied by an odd constant, as neighbours would fill neighbouring places.
+    mixed = value * np.uint32(0x9E3779B1)
+    at = np.int64(mixed >> np.uint32(7)) & mask
     while table[at] != value and table[at] != 0:
         at = (at + 1) & mask
     return at

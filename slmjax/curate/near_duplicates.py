@@ -40,23 +40,26 @@ def deduplicate(
     Raises: UserError for sources that cannot be read and for an index of another scheme.
     """
     index = Index(folder, scheme)
-    files: list[tuple[Source, SourceFile]] = []
+    work = epath.Path(folder) / "work"
+    names, identity, tasks = [], [], []
     for source in sources:
-        files += [(source, file) for file in list_files(source)]
-    names = [f"{source.name}/{file.name}" for source, file in files]
-    identity = [(name, file.size, file.version) for name, (_, file) in zip(names, files)]
-    batch = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    if batch not in index:
-        work = epath.Path(folder) / "work"
-        folders = [work / f"{number:05d}" for number in range(len(files))]
-        tasks = []
-        for (source, file), place in zip(files, folders):
+        for file in list_files(source):
+            name = f"{source.name}/{file.name}"
+            place = work / f"{len(names):05d}"
+            names.append(name)
+            identity.append((name, file.size, file.version))
             tasks.append((file.size, (source, file, place, scheme)))
-        sketch([""], scheme)  # compiled or loaded once, for all processes
+    text = json.dumps(identity)
+    batch = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if batch not in index:
+        # Kernels are compiled or loaded here once: processes that are forked have them, too.
+        sketch([""], scheme)
         run_units(sketch_file, tasks, processes, stage="sketch", progress=progress, fork=True)
         units = []
-        for name, place in zip(names, folders):
-            units.append(([(name, sketched(place))], place))
+        for number, name in enumerate(names):
+            place = work / f"{number:05d}"
+            files = [(name, sketched(place))]
+            units.append((files, place))
         index.add(batch, units)
         work.rmtree()
     return index, index.clusters(threshold)
@@ -81,16 +84,18 @@ def decisions(
     Args:
       numbers: of the documents to report.
     """
-    removed = np.intersect1d(clusters.removed, np.arange(len(index))[numbers])
+    asked = np.arange(len(index))[numbers]
+    removed = np.intersect1d(clusters.removed, asked)
     places = index.places(removed)
     kept_places = index.places(clusters.keeper[removed])
     for document, (file, line), (kept_file, kept_line) in zip(removed, places, kept_places):
         band = int(clusters.band[document])
+        similarity = float(clusters.similarity[document])
         yield {
             "file": file,
             "line": line,
             "kept_file": kept_file,
             "kept_line": kept_line,
-            "similarity": round(float(clusters.similarity[document]), 4),
+            "similarity": round(similarity, 4),
             "found": FOUND.get(band, f"band {band}"),
         }

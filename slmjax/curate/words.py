@@ -30,14 +30,16 @@ def split_words(text: str) -> tuple[str, ...]:
 
 def sentences(text: str, enough: int) -> int:
     """Return how many sentences a text has, counted up to `enough`; 0 without words."""
-    count, ended = 0, True
+    count, has_ended = 0, True
     for word in _words(text):
-        if ended and (not count or not is_punctuation(word)):
-            count, ended = count + 1, False
+        # Punctuation after the end of a sentence (a bracket, a quotation mark) belongs to it.
+        if has_ended and (not count or not is_punctuation(word)):
+            count += 1
+            has_ended = False
             if count >= enough:
                 break
         if word in TERMINAL:
-            ended = True
+            has_ended = True
     return count
 
 
@@ -56,7 +58,7 @@ def _split(piece: str) -> tuple[str, ...]:
     """Return the words of a piece between two spaces."""
     if piece in SPECIAL:
         return SPECIAL[piece]
-    if piece.isalpha():
+    if piece.isalpha():  # most pieces
         return (piece,)
     front, rest, back = _affixes(piece, SPECIAL)
     middle = SPECIAL.get(rest)
@@ -99,12 +101,16 @@ def _suffix_length(piece: str, start: int, end: int) -> int:
     """Return the length of the mark, unit or possessive at the end of piece[start:end], or 0."""
     if start == end:
         return 0
-    last, near = piece[end - 1], piece[max(start, end - NEAR_END) : end]
+    last = piece[end - 1]
+    near_start = max(start, end - NEAR_END)
+    near = piece[near_start:end]
     if last == ".":
         if near.endswith(".."):
             without_stops = piece[start:end].rstrip(".")
             return end - start - len(without_stops)
-        return int(bool(STOP.search(near)))
+        # A full stop after a capital may be an abbreviation's.
+        is_stop = STOP.search(near) is not None
+        return int(is_stop)
     if END.match(last):
         return 1
     if near.endswith(POSSESSIVES):
@@ -122,8 +128,10 @@ def _middle(piece: str) -> list[str]:
         return [piece]
     parts, start = [], 0
     for infix in INFIX.finditer(piece):
-        if infix.start() > 0:
-            parts += [piece[start : infix.start()], infix.group()]
+        cut = infix.start()
+        if cut > 0:
+            parts.append(piece[start:cut])
+            parts.append(infix.group())
             start = infix.end()
     parts.append(piece[start:])
     return [part for part in parts if part]
@@ -137,17 +145,22 @@ def _joined(parts: list[str]) -> tuple[str, ...]:
     # Where a special word starts: how many parts it has, and its words.
     specials: dict[int, tuple[int, tuple[str, ...]]] = {}
     taken: set[int] = set()
-    for size in range(min(len(parts), _MOST_PARTS), 1, -1):
+    longest = min(len(parts), _MOST_PARTS)
+    for size in range(longest, 1, -1):
         for start in range(len(parts) - size + 1):
-            word = _PARTS.get(tuple(parts[start : start + size]))
-            if word and taken.isdisjoint((start, start + size - 1)):
+            stop = start + size
+            word = _PARTS.get(tuple(parts[start:stop]))
+            # Those taken are at least as long: looking at both ends is enough.
+            if word and taken.isdisjoint((start, stop - 1)):
                 specials[start] = size, SPECIAL[word]
-                taken.update(range(start, start + size))
+                taken.update(range(start, stop))
     if not specials:
         return tuple(parts)
     words, at = [], 0
     while at < len(parts):
-        size, own = specials.get(at, (1, (parts[at],)))
+        size, own = 1, (parts[at],)
+        if at in specials:
+            size, own = specials[at]
         words += own
         at += size
     return tuple(words)
