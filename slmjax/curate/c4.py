@@ -44,6 +44,7 @@ def c4(
     for line in text.splitlines():
         pieces = line.split()
         line = CITATION.sub("", line.strip())
+        # C4 looks for words in any case, but for marks in the line as it is.
         lower = line.lower()
         if len(pieces) < min_words or max(map(len, pieces), default=0) > max_word_length:
             continue
@@ -58,6 +59,7 @@ def c4(
         if any(phrase in lower for phrase in POLICY):
             continue
         kept.append(line)
+        # Counting sentences is slow: it ends with enough of them.
         if sentence_count < min_sentences:
             sentence_count += sentences(line, min_sentences - sentence_count)
     if sentence_count < min_sentences:

@@ -23,6 +23,7 @@ def curate_settings(chosen: CurateConfig) -> dict[str, Any]:
     for field in ("rules", "languages"):
         for source, value in asked[field].items():
             asked[field][source] = _names(f"{field}.{source}", value)
+    # Now, not when the first document meets the rule.
     for rule in itertools.chain(*asked["rules"].values()):
         known(rule)
     return asked
@@ -46,6 +47,7 @@ def warnings(asked: Mapping[str, Any]) -> list[str]:
     """Return a warning where the bands miss many pairs at the threshold."""
     threshold = asked["threshold"]
     probability = float(scheme_of(asked).candidate_probability(threshold))
+    # The defaults are FineWeb's, which find 77 % of the pairs at their threshold.
     usual = float(Scheme().candidate_probability(CurateConfig.threshold))
     if probability >= usual - 0.01:
         return []

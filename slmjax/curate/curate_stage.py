@@ -80,6 +80,7 @@ def run_curate(
             runner = Local(asked["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
         _record(folder, configs.to_dict(config) | {"curate": asked})
+        # With alarms, too, there is a report; the error comes after it.
         result = curate(asked, sources, folder, runner)
         write_atomic(folder / "report.json", result | {"command": command})
         curation_report.write_curation_report(folder, result, command)
@@ -151,11 +152,13 @@ def curate(
     work = folder / "work"
     unfinished = work_key(work)
     units = curation_units(asked, sources, work)
-    waiting = [unit for unit in units if not is_done(unit)]
-    runner.each(clean, [(unit.size, (unit,)) for unit in waiting], "clean")
+    # Units that a stopped run has finished are not done again.
+    waiting = [(unit.size, (unit,)) for unit in units if not is_done(unit)]
+    runner.each(clean, waiting, "clean")
     counts = count_first_pass(asked, units)
     _join_dropped(units, folder / "dropped.jsonl")
     if alarms := loss_alarms(asked, counts):
+        # Nothing stays of an earlier run that would seem to belong to this report.
         _remove(folder / "documents")
         (folder / "duplicates.jsonl").unlink(missing_ok=True)
         if not asked["index"]:
@@ -170,11 +173,14 @@ def curate(
     file_sizes = _file_sizes(units)
     _add_units(index, batch, units, file_sizes)
     sketches = [unit.path(SKETCHES) for unit in units]
-    clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
+    pairs = runner.pairs(index, batch, sketches, work)
+    clusters = index.clusters(asked["threshold"], pairs)
+    # The index may hold earlier batches: this one's documents are `numbers` of all.
     first, sizes = index.span(batch)
     numbers = slice(first, first + int(sizes.sum()))
+    # For each unit which of its documents are duplicates.
     ends = np.cumsum([sum(sizes) for sizes in file_sizes])
-    gone = np.split(clusters.is_removed[numbers], ends[:-1])  # of each unit
+    gone = np.split(clusters.is_removed[numbers], ends[:-1])
     count_duplicates(units, gone, counts)
     alarms = duplicate_alarms(asked, counts)
     report = report_counts(asked, units, counts, alarms) | cluster_counts(clusters, gone, first)
@@ -183,6 +189,7 @@ def curate(
             out.write(json.dumps(decision) + "\n")
     _remove(folder / "documents")
     if alarms:
+        # The documents do not count as seen, so that they can be curated with other settings.
         index.forget(batch)
         return report
     _publish_all(units, file_sizes, gone, folder, runner)
@@ -200,6 +207,7 @@ def _open_index(named: str, folder: epath.Path, units: Sequence[CurationUnit]) -
     """Return the named index, or a new one in the work directory."""
     place = Path(named or folder / "index").expanduser()
     if not named:
+        # What an earlier run of this work directory has left does not count as seen.
         shutil.rmtree(place, ignore_errors=True)
     return Index(place, units[0].scheme)
 

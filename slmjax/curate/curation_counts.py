@@ -33,6 +33,7 @@ def count_first_pass(
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
+        # Sizes after normalising and rules; those in the report are of the text as it was read.
         kept = unit.path(SKETCHES) / "bytes"
         sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
         entry["left"]["documents"] += len(sizes)
@@ -54,6 +55,7 @@ def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> li
     read = entry["documents"].get("read", 0)
     records = read + sum(entry["faults"].values())
     if not read:
+        # One alarm is enough: the first fault says why.
         first = next(iter(entry["examples"].values()), "its files hold no record")
         return [f"none of the {records:,} records of source '{name}' can be used ({first})"]
     alarms = []
@@ -63,6 +65,7 @@ def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> li
                 f"{count / records:.1%} of the records of source '{name}' cannot be used "
                 f"({entry['examples'][reason]}), more than {most}"
             )
+    # By kind: a rule with several reasons must not hide behind each of them.
     for kind, count in curation_report.kinds(entry).items():
         if count > limit * read:
             alarms.append(

@@ -153,9 +153,11 @@ def match_curve(result: Mapping[str, Any]) -> str:
     similarity = np.linspace(0, 1, 201)
     probability = Scheme(**result["scheme"]).candidate_probability(similarity)
     lines = [figures.Line("shares a band", similarity, probability)]
+    # A histogram over [0, 1].
     height = np.array(result["similarity"], float)
     if height.any():
-        middle = (np.arange(len(height)) + 0.5) / len(height)
+        bars = np.arange(len(height))
+        middle = (bars + 0.5) / len(height)
         share = height / height.max()
         lines.append(figures.Line("removed pairs", middle, share, color=1, bars=True))
     return figures.curves(
@@ -214,7 +216,9 @@ def _samples(entry: Mapping[str, Any]) -> str:
     for reason, samples in sorted(entry["samples"].items()):
         for sample in samples:
             place = f"{sample['file']} line {sample['line']}"
-            rows.append([reason, place, sample["detail"] or sample["text"]])
+            # Of a contaminated document the place of the item says more than its beginning.
+            shown = sample["detail"] or sample["text"]
+            rows.append([reason, place, shown])
     return page.html_table(["reason", "where", "text"], rows, left=3)
 
 

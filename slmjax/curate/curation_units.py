@@ -31,6 +31,7 @@ def curation_units(
       cannot be looked for.
     """
     refuse_unknown_sources(asked, [source.name for source in sources])
+    # Listed once: files that appear later belong to the next run.
     listed = [(source, list_files(source)) for source in sources]
     evals = str(work / "evals.npz") if asked["evals"] else ""
     _prepare(work, _identity(asked, listed), asked["evals"], evals)
@@ -69,6 +70,7 @@ def _identity(
     read = []
     for source, files in listed:
         for file in files:
+            # The version changes with the content, so a file need not be read for this.
             read.append((source.name, source.field, file.name, file.size, file.version))
     text = json.dumps([decides, read], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -90,6 +92,7 @@ def _prepare(work: epath.Path, key: str, sets: Mapping[str, Any], evals: str) ->
         index = build_index(sets)
         _refuse_undecided(index)
         index.save(evals)
+    # Written last: without it all of `work` is made again.
     write_atomic(work / "key", key)
 
 

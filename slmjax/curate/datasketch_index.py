@@ -31,6 +31,7 @@ def as_datasketch(index: Index, **options: Any) -> "MinHashLSH":
     scheme = index.scheme
     shape = (scheme.bands, scheme.rows)
     lsh = MinHashLSH(num_perm=scheme.hashes, params=shape, **options)
+    # A session, as Redis and Cassandra take many documents at once.
     with lsh.insertion_session() as session:
         for first in range(0, len(index), DOCUMENTS):
             shingles, counts = index.shingles(first, min(first + DOCUMENTS, len(index)))
@@ -68,6 +69,9 @@ def from_datasketch(
                 "the MinHashLSH does not hold 32-bit signatures; expected MinHashes of the scheme "
                 "affine32 and no hashfunc."
             )
+        # An LSH pickles keys for stores that take bytes only; its own query loads them, too.
         keys.append(pickle.loads(key) if lsh.prepickle else key)
-        rows.append(np.frombuffer(bands, np.uint32).byteswap())
-    return keys, np.array(rows, np.uint32).reshape(len(rows), scheme.hashes)
+        signature = np.frombuffer(bands, np.uint32)
+        rows.append(signature.byteswap())
+    signatures = np.array(rows, np.uint32)
+    return keys, signatures.reshape(len(rows), scheme.hashes)

@@ -147,6 +147,7 @@ def _names(text: str, words: Words) -> WordFlags:
     times_capital = np.bincount(word, capital)
     is_mostly_capital = times_small * 9 <= times_capital
     names = capital & is_mostly_capital[word]
+    # The rest may be names where they are: a loop, as few words are left.
     for i in np.flatnonzero(capital & ~names).tolist():
         if i > 0:
             between = text[words.ends[i - 1] : words.starts[i]]
@@ -160,7 +161,7 @@ def _read_items(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, l
     source = Source(f"config.curate.evals.{name}", paths)
     lines_before = 0
     for file in list_files(source):
-        line = 0
+        line = 0  # of an empty file
         for record in read_records(file, source):
             line = record.line
             if isinstance(record, Fault):

@@ -38,6 +38,7 @@ def fineweb(
     if short / len(lines) > max_short_lines:
         return text, "fineweb: too many short lines"
     breaks = text.count("\n")
+    # Characters in lines that occurred before.
     _, repeated_characters = repetitions(lines)
     if repeated_characters / (len(text) - breaks) > max_line_characters:
         return text, "fineweb: repeated lines by characters"

@@ -36,6 +36,7 @@ class Index:
 
     def __init__(self, folder: Path, scheme: Scheme):
         self.folder, self.scheme = folder, scheme
+        # batches: {name, units: {name, documents, shingles} of each file, crc32 of each column}.
         self._manifest = {"format": FORMAT, "scheme": asdict(scheme), "batches": []}
         file = folder / "index.json"
         if file.exists():
@@ -104,13 +105,16 @@ class Index:
         checksums = {}
         for column, size in sizes.items():
             checksums[column] = _append(self.folder / column, size, folders)
-        self._manifest["batches"].append({"name": batch, "units": entries, "crc32": checksums})
+        # The batch is there from here on: until then its columns are bytes after the last batch.
+        known = {"name": batch, "units": entries, "crc32": checksums}
+        self._manifest["batches"].append(known)
         self._save()
 
     def forget(self, batch: str) -> None:
         """Take out the batch that was added last, if it has this name."""
         batches = self._manifest["batches"]
         if batches and batches[-1]["name"] == batch:
+            # Its columns stay as bytes after the last batch; `add` cuts them off.
             batches.pop()
             self._save()
 
@@ -153,7 +157,7 @@ class Index:
     def _column(self, name: str, size: int) -> np.ndarray:
         """Return the first `size` values of a column, mapped into memory."""
         dtype = COLUMNS[name]
-        if not size:
+        if not size:  # an empty file cannot be mapped
             return np.zeros(0, dtype)
         return np.memmap(self.folder / name, dtype, "r", shape=(size,))
 
@@ -249,7 +253,9 @@ def _append(file: Path, size: int, folders: Sequence[epath.Path]) -> int:
 def _read_manifest(file: Path) -> dict[str, Any]:
     """Return index.json. Raises: UserError where it is not as `Index.add` writes it."""
     try:
-        manifest = json.loads(file.read_bytes().decode("utf-8", "surrogateescape"))
+        # Names of files may hold bytes that are no UTF-8.
+        text = file.read_bytes().decode("utf-8", "surrogateescape")
+        manifest = json.loads(text)
         for batch in manifest["batches"]:
             _check_batch(batch)
         if not {"format", "scheme"} <= {*manifest}:
@@ -268,6 +274,7 @@ def _check_batch(batch: dict[str, Any]) -> None:
     for unit in batch["units"]:
         names.append(unit["name"])
         for count in (unit["documents"], unit["shingles"]):
+            # Not isinstance: true and false are no counts.
             if type(count) is not int or not 0 <= count < MOST:
                 raise ValueError(f"{count!r} is not a count")
     for name in names:

@@ -71,6 +71,7 @@ def jaccard(shingles, starts, low, high, threshold, out):
     places = 4
     while places < 6 * longest:
         places *= 2
+    # Places of a table hold a shingle or 0.
     table = np.zeros(places, np.uint32)
     # The pair that last met each place, so that a shingle counts once.
     met = np.empty(places, np.int64)

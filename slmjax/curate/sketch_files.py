@@ -30,6 +30,7 @@ class SketchWriter:
     """
 
     def __init__(self, folder: epath.Path, scheme: Scheme):
+        # What a stopped run has left there is no part of this one.
         if folder.exists():
             folder.rmtree()
         folder.mkdir(parents=True)
@@ -46,6 +47,7 @@ class SketchWriter:
         self._waiting["lines"].append(document.line)
         self._waiting["bytes"].append(document.bytes)
         self._size += len(document.text)
+        # Many documents at once: the kernels are called with large arrays.
         if self._size >= CHUNK:
             self._flush()
 
@@ -76,8 +78,10 @@ class SketchWriter:
         for name, dtype in COLUMNS.items():
             values = np.asarray(columns[name], np.dtype(dtype))
             self._files[name].write(values.tobytes())
-        self._texts, self._size = [], 0
-        self._waiting = {name: [] for name in self._waiting}
+        self._texts.clear()
+        self._size = 0
+        for values in self._waiting.values():
+            values.clear()
 
 
 class Checked:
