@@ -101,12 +101,14 @@ def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: Keys) -> Pair
             pairs, where = np.unique(np.concatenate(numbers), return_index=True)
             numbers = [pairs]
             met = [np.concatenate(met)[where]]
-    high, low = np.divmod(numbers[0], size) if size else (numbers[0], numbers[0])
+    if not size:
+        return Pairs(numbers[0], numbers[0], met[0])
+    high, low = np.divmod(numbers[0], size)
     return Pairs(low, high, met[0])
 
 
 def bucket_pairs(
-    documents: Int64[np.ndarray, " members"], keys: UInt64[np.ndarray, " members"], band: int
+    documents: Int64[np.ndarray, " documents"], keys: Keys, band: int
 ) -> tuple[PairMembers, PairMembers]:
     """Return (low, high) of one bucket: the pairs that `candidates` finds for all at once.
 
@@ -201,7 +203,8 @@ def cluster(pairs: Pairs, keys: Keys, similarity: Similarity, threshold: float) 
         asked = _asked_pairs(pairs, now, through)
         edges = _joined(edges, _verified(asked, similarity, threshold))
         # All documents are decided anew, with the edges of all rounds.
-        keeper, best, through = decide(edges.high, edges.low, edges.similarity, documents.copy())
+        start = documents.copy()
+        keeper, best, through = decide(edges.high, edges.low, edges.similarity, start)
     is_removed = keeper != documents
     deciding = best[is_removed]
     value = np.ones(len(keys), np.float32)
@@ -215,8 +218,10 @@ def cluster(pairs: Pairs, keys: Keys, similarity: Similarity, threshold: float) 
 
 
 def _no_edges() -> Edges:
-    none = np.zeros(0, np.int64)
-    return Edges(none, none, np.zeros(0, np.float32), np.zeros(0, np.uint8))
+    documents = np.zeros(0, np.int64)
+    similarity = np.zeros(0, np.float32)
+    band = np.zeros(0, np.uint8)
+    return Edges(documents, documents, similarity, band)
 
 
 def _asked_pairs(
@@ -236,7 +241,8 @@ def _verified(pairs: Pairs, similarity: Similarity, threshold: float) -> Edges:
     """Return the pairs that are at least as similar as the threshold."""
     exact = similarity(pairs.low, pairs.high, threshold)
     near = exact >= np.float32(threshold)
-    return Edges(pairs.high[near], pairs.low[near], exact[near], pairs.band[near])
+    edges = Edges(pairs.high, pairs.low, exact, pairs.band)
+    return Edges(*(column[near] for column in edges))
 
 
 def _joined(edges: Edges, others: Edges) -> Edges:

@@ -11,6 +11,7 @@ from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.quality import Rule, known
 from slmjax.errors import UserError, nearest
 
+Settings = Mapping[str, Any]  # as `curate_settings` returns them
 OTHERS = "others"  # in `rules` and `languages`: the sources that are not named
 
 
@@ -38,12 +39,12 @@ def _names(field: str, value: Any) -> tuple[str, ...]:
     return tuple(word.strip() for word in words if word.strip())
 
 
-def scheme_of(asked: Mapping[str, Any]) -> Scheme:
+def scheme_of(asked: Settings) -> Scheme:
     """Return the scheme of the sketches."""
     return Scheme(asked["ngram"], asked["bands"], asked["rows"])
 
 
-def warnings(asked: Mapping[str, Any]) -> list[str]:
+def warnings(asked: Settings) -> list[str]:
     """Return a warning where the bands miss many pairs at the threshold."""
     threshold = asked["threshold"]
     probability = float(scheme_of(asked).candidate_probability(threshold))
@@ -59,7 +60,7 @@ def warnings(asked: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def refuse_unknown_sources(asked: Mapping[str, Any], sources: Sequence[str]) -> None:
+def refuse_unknown_sources(asked: Settings, sources: Sequence[str]) -> None:
     """Raise a UserError where rules or languages name a source that is not there."""
     for field in ("rules", "languages"):
         for name in asked[field]:
@@ -70,7 +71,7 @@ def refuse_unknown_sources(asked: Mapping[str, Any], sources: Sequence[str]) -> 
                 )
 
 
-def rules_of(asked: Mapping[str, Any], source: str) -> tuple[str | Rule, ...]:
+def rules_of(asked: Settings, source: str) -> tuple[str | Rule, ...]:
     """Return the rules of a source; the rule of its languages comes first."""
     chosen = []
     for field in ("rules", "languages"):

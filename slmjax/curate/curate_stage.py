@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool
 
 from slmjax import config as configs
 from slmjax.curate import curation_report
-from slmjax.curate.clean import CurationUnit, clean, is_done, left_of, publish, reports_of
-from slmjax.curate.curate_settings import curate_settings, warnings
+from slmjax.curate.clean import clean, is_done, left_of, publish, reports_of
+from slmjax.curate.curate_settings import Settings, curate_settings, warnings
 from slmjax.curate.curation_counts import (
+    Gone,
+    Units,
     cluster_counts,
     count_duplicates,
     count_first_pass,
@@ -39,6 +40,8 @@ from slmjax.text.files import claimed, cores, terminal_progress, writable, write
 from slmjax.text.records import Source
 from slmjax.text.sources import parse_sources
 from slmjax.text.walk import SKETCHES
+
+FileSizes = Sequence[Sequence[int]]  # documents of each file of each unit
 
 
 def run_curate(
@@ -112,7 +115,8 @@ def _record(folder: epath.Path, settings: Mapping[str, Any]) -> None:
     """Write config.json; documents that were made with other settings are removed first."""
     file = folder / "config.json"
     text = json.dumps(settings, indent=1, ensure_ascii=False)
-    if not file.exists() or file.read_bytes() != text.encode("utf-8", "surrogateescape"):
+    data = text.encode("utf-8", "surrogateescape")
+    if not file.exists() or file.read_bytes() != data:
         _remove(folder / "documents")
     write_atomic(file, text)
 
@@ -136,7 +140,7 @@ def _print_result(folder: epath.Path, result: Mapping[str, Any]) -> None:
 
 
 def curate(
-    asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
+    asked: Settings, sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
 ) -> dict[str, Any]:
     """Run the passes and return the content of report.json.
 
@@ -196,14 +200,14 @@ def curate(
     return report
 
 
-def _join_dropped(units: Sequence[CurationUnit], file: epath.Path) -> None:
+def _join_dropped(units: Units, file: epath.Path) -> None:
     with file.open("wb") as out:
         for unit in units:
             with unit.path(".dropped.jsonl").open("rb") as part:
                 shutil.copyfileobj(part, out)
 
 
-def _open_index(named: str, folder: epath.Path, units: Sequence[CurationUnit]) -> Index:
+def _open_index(named: str, folder: epath.Path, units: Units) -> Index:
     """Return the named index, or a new one in the work directory."""
     place = Path(named or folder / "index").expanduser()
     if not named:
@@ -212,24 +216,23 @@ def _open_index(named: str, folder: epath.Path, units: Sequence[CurationUnit]) -
     return Index(place, units[0].scheme)
 
 
-def _file_sizes(units: Sequence[CurationUnit]) -> list[list[int]]:
+def _file_sizes(units: Units) -> list[list[int]]:
     """Return how many documents of each file of each unit the first pass has kept."""
     return [[left_of(report) for report in reports_of(unit)] for unit in units]
 
 
-def _add_units(
-    index: Index, batch: str, units: Sequence[CurationUnit], file_sizes: Sequence[Sequence[int]]
-) -> None:
+def _add_units(index: Index, batch: str, units: Units, file_sizes: FileSizes) -> None:
     added = []
     for unit, sizes in zip(units, file_sizes, strict=True):
-        added.append((list(zip(unit.names, sizes, strict=True)), unit.path(SKETCHES)))
+        files = list(zip(unit.names, sizes, strict=True))
+        added.append((files, unit.path(SKETCHES)))
     index.add(batch, added)
 
 
 def _publish_all(
-    units: Sequence[CurationUnit],
-    file_sizes: Sequence[Sequence[int]],
-    gone: Sequence[Bool[np.ndarray, " _"]],
+    units: Units,
+    file_sizes: FileSizes,
+    gone: Gone,
     folder: epath.Path,
     runner: Local | Beam,
 ) -> None:

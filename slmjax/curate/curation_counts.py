@@ -10,19 +10,20 @@ from jaxtyping import Bool
 from slmjax.curate import curation_report
 from slmjax.curate.clean import CurationUnit, reports_of
 from slmjax.curate.clusters import Clusters
-from slmjax.curate.curate_settings import warnings
+from slmjax.curate.curate_settings import Settings, warnings
 from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.sketch_files import COLUMNS, read_column
 from slmjax.errors import UserError
 from slmjax.text.walk import SKETCHES
 
+Entry = Mapping[str, Any]  # counts of a source, see `curation_report.empty_counts`
+Units = Sequence[CurationUnit]
+Gone = Sequence[Bool[np.ndarray, " _"]]  # for each unit which of its documents are duplicates
 SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
 LARGEST = 10  # clusters in the report
 
 
-def count_first_pass(
-    asked: Mapping[str, Any], units: Sequence[CurationUnit]
-) -> dict[str, dict[str, Any]]:
+def count_first_pass(asked: Settings, units: Units) -> dict[str, dict[str, Any]]:
     """Return for each source the counts of its files' first pass; what is kept counts as left."""
     sources: dict[str, dict] = {}
     for unit in units:
@@ -41,7 +42,7 @@ def count_first_pass(
     return sources
 
 
-def loss_alarms(asked: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def loss_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]:
     """Return alarms about sources before duplicates are looked for."""
     alarms = []
     for name, entry in sources.items():
@@ -49,7 +50,7 @@ def loss_alarms(asked: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any
     return alarms
 
 
-def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> list[str]:
+def _losses(asked: Settings, name: str, entry: Entry) -> list[str]:
     limit = asked["max_dropped"]
     most = f"config.curate.max_dropped, {limit:.0%}"
     read = entry["documents"].get("read", 0)
@@ -78,8 +79,8 @@ def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> li
 
 
 def count_duplicates(
-    units: Sequence[CurationUnit],
-    gone: Sequence[Bool[np.ndarray, " _"]],
+    units: Units,
+    gone: Gone,
     sources: Mapping[str, dict],
 ) -> None:
     """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
@@ -87,16 +88,15 @@ def count_duplicates(
         entry = sources[unit.source.name]
         column = unit.path(SKETCHES) / "bytes"
         sizes = read_column(column, COLUMNS["bytes"], 0, len(removed))
-        documents, size = int(removed.sum()), int(sizes[removed].sum())
+        documents = int(removed.sum())
+        size = int(sizes[removed].sum())
         entry["duplicate"]["documents"] += documents
         entry["duplicate"]["bytes"] += size
         entry["left"]["documents"] -= documents
         entry["left"]["bytes"] -= size
 
 
-def duplicate_alarms(
-    asked: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def duplicate_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]:
     """Return alarms about the sources' duplicates."""
     limit = asked["max_removed"]
     alarms = []
@@ -109,21 +109,23 @@ def duplicate_alarms(
                 f"config.curate.max_removed, {limit:.0%} (duplicates.jsonl has every pair; raise "
                 "it if that is right)"
             )
-    if not alarms and not any(entry["left"]["documents"] for entry in sources.values()):
+    left = sum(entry["left"]["documents"] for entry in sources.values())
+    if not alarms and not left:
         alarms = ["every document is a duplicate of one that was seen before"]
     return alarms
 
 
 def report_counts(
-    asked: Mapping[str, Any],
-    units: Sequence[CurationUnit],
+    asked: Settings,
+    units: Units,
     sources: Mapping[str, Any],
     alarms: Sequence[str],
 ) -> dict[str, Any]:
     """Return the content of report.json, as if there were no duplicates."""
     evals = {}
     if units[0].evals:
-        for name, (undecided, items) in EvalIndex.load(units[0].evals).undecided().items():
+        index = EvalIndex.load(units[0].evals)
+        for name, (undecided, items) in index.undecided().items():
             evals[name] = {"items": items, "undecided": len(undecided)}
     return {
         "sources": sources,
@@ -138,19 +140,19 @@ def report_counts(
     }
 
 
-def cluster_counts(
-    clusters: Clusters, gone: Sequence[Bool[np.ndarray, " _"]], first: int
-) -> dict[str, Any]:
+def cluster_counts(clusters: Clusters, gone: Gone, first: int) -> dict[str, Any]:
     """Return what report.json says of duplicates: similarities and sizes of clusters.
 
     Args:
       first: number of the batch's first document; `gone` is about those from there on.
     """
     removed = first + np.flatnonzero(np.concatenate(gone))
-    bars = np.histogram(clusters.similarity[removed], SIMILARITIES, (0, 1))[0]
-    sizes = np.unique(clusters.keeper[removed], return_counts=True)[1]
+    similarity = clusters.similarity[removed]
+    bars, _ = np.histogram(similarity, SIMILARITIES, (0, 1))
+    _, sizes = np.unique(clusters.keeper[removed], return_counts=True)
+    largest_first = np.sort(sizes)[::-1]
     return {
         "similarity": bars.tolist(),
         "seen_before": first,
-        "largest_clusters": np.sort(sizes)[::-1][:LARGEST].tolist(),
+        "largest_clusters": largest_first[:LARGEST].tolist(),
     }

@@ -16,6 +16,7 @@ UNDECIDED = (
     "An undecided item is too short, or too much like many others of its set, to be told from "
     "common phrases: it was not looked for."
 )
+Counts = Mapping[str, Any]  # parts of report.json
 DUPLICATE, LEFT = "duplicate", "left"
 COUNTED = ("documents", "bytes", "faults")
 
@@ -37,7 +38,7 @@ def empty_counts() -> dict[str, Any]:
     }
 
 
-def add(entry: dict[str, Any], file_counts: Mapping[str, Any], samples: int) -> None:
+def add(entry: dict[str, Any], file_counts: Counts, samples: int) -> None:
     """Add the counts of one file's pass to a source's entry.
 
     Args:
@@ -55,7 +56,7 @@ def add(entry: dict[str, Any], file_counts: Mapping[str, Any], samples: int) -> 
         entry["samples"][reason] = [*before, *shown][:samples]
 
 
-def kinds(entry: Mapping[str, Any]) -> Counter:
+def kinds(entry: Counts) -> Counter:
     """Return a source's dropped documents by kind of reason: the part before its colon."""
     totals: Counter = Counter()
     for reason, number in entry["documents"].items():
@@ -64,12 +65,12 @@ def kinds(entry: Mapping[str, Any]) -> Counter:
     return totals
 
 
-def _read(entry: Mapping[str, Any], unit: str = "documents") -> int:
+def _read(entry: Counts, unit: str = "documents") -> int:
     """Return how many documents, or bytes, of a source were read."""
     return entry[unit].get("read", 0)
 
 
-def curation_summary(result: Mapping[str, Any]) -> str:
+def curation_summary(result: Counts) -> str:
     """Return a table for the terminal, with a line for each source.
 
     Its columns are documents read, dropped by each kind of reason, removed as duplicates and left.
@@ -103,7 +104,7 @@ def _aligned(lines: list[list[str]]) -> list[str]:
     return aligned
 
 
-def write_curation_report(folder: epath.Path, result: Mapping[str, Any], command: str) -> None:
+def write_curation_report(folder: epath.Path, result: Counts, command: str) -> None:
     """Write report.html and its figure."""
     sources = result["sources"]
     svg = match_curve(result)
@@ -113,13 +114,14 @@ def write_curation_report(folder: epath.Path, result: Mapping[str, Any], command
     read = sum(map(_read, sources.values()))
     bytes_note = page.note("Bytes are of the text, before and after normalising.")
     undecided_note = page.note(UNDECIDED) if result["evals"] else ""
+    explanation = page.note(_explanation(result))
     body = [
         page.tiles(_tiles(result, read)),
         page.section("Alarm", *map(page.note, result["alarms"])),
         page.section("Warning", *map(page.note, result["warnings"])),
         page.section("Before and after", _counts(sources), bytes_note),
         page.section("Why documents were dropped", _reasons(sources)),
-        page.section("Duplicates", page.figures(svg), page.note(_explanation(result))),
+        page.section("Duplicates", page.figures(svg), explanation),
         page.section("Evaluation sets", _evals(result["evals"]), undecided_note),
     ]
     for name, entry in sources.items():
@@ -131,7 +133,7 @@ def write_curation_report(folder: epath.Path, result: Mapping[str, Any], command
     write_atomic(folder / "report.html", html)
 
 
-def _tiles(result: Mapping[str, Any], read: int) -> dict[str, str]:
+def _tiles(result: Counts, read: int) -> dict[str, str]:
     left, duplicates = 0, 0
     for entry in result["sources"].values():
         left += entry[LEFT]["documents"]
@@ -145,7 +147,7 @@ def _tiles(result: Mapping[str, Any], read: int) -> dict[str, str]:
     }
 
 
-def match_curve(result: Mapping[str, Any]) -> str:
+def match_curve(result: Counts) -> str:
     """Return an SVG of how likely a pair is compared at all, over its similarity.
 
     Its bars are the similarities of the pairs that were removed.
@@ -170,20 +172,21 @@ def match_curve(result: Mapping[str, Any]) -> str:
     )
 
 
-def _counts(sources: Mapping[str, Any]) -> str:
+def _counts(sources: Counts) -> str:
     head = ["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""]
     rows = []
     for name, entry in sources.items():
         left = entry[LEFT]
         read_bytes = _read(entry, "bytes")
         share = left["bytes"] / read_bytes if read_bytes else 0.0
-        before = [f"{_read(entry):,}", count(read_bytes)]
-        after = [f"{left['documents']:,}", count(left["bytes"])]
-        rows.append([name, *before, *after, percent(share), page.bar(share)])
+        row = [name, f"{_read(entry):,}", count(read_bytes)]
+        row += [f"{left['documents']:,}", count(left["bytes"])]
+        row += [percent(share), page.bar(share)]
+        rows.append(row)
     return page.html_table(head, rows)
 
 
-def _reasons(sources: Mapping[str, Any]) -> str:
+def _reasons(sources: Counts) -> str:
     rows = []
     for name, entry in sources.items():
         read = max(1, _read(entry))
@@ -198,7 +201,7 @@ def _reasons(sources: Mapping[str, Any]) -> str:
     return page.html_table(head, rows, left=2)
 
 
-def _dropped(entry: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+def _dropped(entry: Counts) -> list[tuple[str, int, int]]:
     """Return (reason, documents, bytes) of what a source has lost."""
     rows = []
     for reason, number in entry["documents"].items():
@@ -211,7 +214,7 @@ def _dropped(entry: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     return rows
 
 
-def _samples(entry: Mapping[str, Any]) -> str:
+def _samples(entry: Counts) -> str:
     rows = []
     for reason, samples in sorted(entry["samples"].items()):
         for sample in samples:
@@ -229,7 +232,7 @@ def _evals(sets: Mapping[str, Any]) -> str:
     return page.html_table(["set", "items", "undecided"], rows)
 
 
-def _explanation(result: Mapping[str, Any]) -> str:
+def _explanation(result: Counts) -> str:
     scheme = result["scheme"]
     largest = ", ".join(map(str, result["largest_clusters"])) or "none"
     return (

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 
 from slmjax.curate.clean import CurationUnit
-from slmjax.curate.curate_settings import refuse_unknown_sources, rules_of, scheme_of
+from slmjax.curate.curate_settings import Settings, refuse_unknown_sources, rules_of, scheme_of
 from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.index import FORMAT
 from slmjax.errors import UserError
@@ -16,12 +15,14 @@ from slmjax.text.files import write_atomic
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.sources import bundles, list_files
 
+Listed = Sequence[tuple[Source, Sequence[SourceFile]]]  # sources with their files
+
 # Settings that decide what a unit leaves.
 DECIDING = ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
 
 
 def curation_units(
-    asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
+    asked: Settings, sources: Sequence[Source], work: epath.Path
 ) -> list[CurationUnit]:
     """Return the units over the files of all sources, and write to `work` what all of them need.
 
@@ -61,9 +62,7 @@ def work_key(work: epath.Path) -> str:
     return file.read_bytes().decode(errors="replace")
 
 
-def _identity(
-    asked: Mapping[str, Any], listed: Sequence[tuple[Source, Sequence[SourceFile]]]
-) -> str:
+def _identity(asked: Settings, listed: Listed) -> str:
     """Return a hash of everything that decides the content of `work`."""
     decides = {name: asked[name] for name in DECIDING}
     decides["format"] = FORMAT  # of the sketches
@@ -76,7 +75,7 @@ def _identity(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _prepare(work: epath.Path, key: str, sets: Mapping[str, Any], evals: str) -> None:
+def _prepare(work: epath.Path, key: str, sets: Settings, evals: str) -> None:
     """Make `work` anew, with the index of evaluation sets, unless it is there already.
 
     Args:

@@ -11,13 +11,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int, UInt64
 
-from slmjax.curate.eval_items import number_words
+from slmjax.curate.eval_items import EvalSets, number_words
 from slmjax.curate.eval_runs import COMMON, LEAST, RUN, TELLING, index_arrays
 from slmjax.errors import UserError
 from slmjax.text.files import write_atomic
@@ -70,7 +70,7 @@ class Match(NamedTuple):
     last: int  # and of the last one
 
 
-def build_index(sets: Mapping[str, Mapping[str, Any]]) -> "EvalIndex":
+def build_index(sets: EvalSets) -> "EvalIndex":
     """Return the index of evaluation sets.
 
     Args:
@@ -115,7 +115,8 @@ class EvalIndex:
         Raises: UserError for another file, and for one of another version.
         """
         try:
-            with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
+            data = io.BytesIO(epath.Path(path).read_bytes())
+            with np.load(data, allow_pickle=False) as file:
                 arrays = dict(file)
         except UNREADABLE as error:
             raise UserError(
@@ -176,7 +177,9 @@ class EvalIndex:
                 start=int(starts[match.first]),
                 end=int(ends[match.last]),
             )
-            hits[item] = max(hits.get(item, hit), hit, key=_certainty)
+            # An item's question and the whole of it are passages of their own.
+            other = hits.get(item, hit)
+            hits[item] = max(other, hit, key=_certainty)
         return list(hits.values())
 
     def _needed(
@@ -247,7 +250,8 @@ class EvalIndex:
         agree = _in_runs(inside & (is_name | is_equal))
         best, last_stop = Match(0, 0, 0), 0
         for first, diagonal in enumerate(diagonals.tolist()):
-            stop = int(np.searchsorted(diagonals, diagonal + self._slack[passage], "right"))
+            farthest = diagonal + self._slack[passage]
+            stop = int(np.searchsorted(diagonals, farthest, "right"))
             if stop == last_stop:  # the diagonals are some of those that were just looked at
                 continue
             last_stop = stop
@@ -259,7 +263,8 @@ class EvalIndex:
             matched = min(matched, len(np.unique(covered_places[covered & counts])))
             if matched > best.words:
                 document_places = covered_places[covered]
-                best = Match(matched, int(document_places.min()), int(document_places.max()))
+                start, end = document_places.min(), document_places.max()
+                best = Match(matched, int(start), int(end))
         return best
 
 

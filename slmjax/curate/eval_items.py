@@ -19,6 +19,8 @@ SETTINGS = ("path", "fields")
 EXPECTED = "expected a .jsonl file as path and the names of its text fields as fields"
 
 
+Fields = Mapping[str, Any]
+EvalSets = Mapping[str, Fields]  # {name: {"path": ..., "fields": ...}}
 WordHashes = UInt64[np.ndarray, " words"]
 WordPlaces = Int[np.ndarray, " words"]
 WordFlags = Bool[np.ndarray, " words"]
@@ -45,7 +47,7 @@ class Passages:
     origins: Int[np.ndarray, "texts 3"]
 
 
-def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages:
+def read_passages(sets: EvalSets, least: int) -> Passages:
     """Return the passages of {name: {"path", "fields"}}, without those of few telling words.
 
     An item gives two passages: its first field alone, which asks, and all its fields together. The
@@ -90,7 +92,7 @@ def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages
 
 
 def _read_texts(
-    sets: Mapping[str, Mapping[str, Any]],
+    sets: EvalSets,
 ) -> tuple[list[str], Int[np.ndarray, "texts 2"]]:
     """Return the texts of all items, and for each the position of its set and its item's line."""
     texts: list[str] = []
@@ -113,7 +115,8 @@ def number_words(text: str) -> Words:
     hashes[is_number] = NUMBER
     # A number after another one is left out; the first one then ends where the last one does.
     keep = np.ones(len(hashes), bool)
-    keep[1:] = (hashes[1:] != NUMBER) | (hashes[:-1] != NUMBER)
+    is_number = hashes == NUMBER
+    keep[1:] = ~(is_number[1:] & is_number[:-1])
     kept = np.flatnonzero(keep)
     next_kept = np.append(kept[1:], len(hashes))
     last = next_kept[: len(kept)] - 1
@@ -155,7 +158,7 @@ def _names(text: str, words: Words) -> WordFlags:
     return names
 
 
-def _read_items(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
+def _read_items(name: str, settings: Fields) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, text of each field) of each item; lines are counted on over several files."""
     paths, fields = _checked(name, settings)
     source = Source(f"config.curate.evals.{name}", paths)
@@ -171,8 +174,8 @@ def _read_items(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, l
         lines_before += line
 
 
-def _checked(name: str, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (paths, fields) of a set. Raises: UserError for other settings."""
+def _checked(name: str, settings: Fields) -> list[tuple[str, ...]]:
+    """Return [paths, fields] of a set. Raises: UserError for other settings."""
     where = f"config.curate.evals.{name}"
     for key in SETTINGS:
         if not isinstance(settings, Mapping) or not settings.get(key):
@@ -189,8 +192,7 @@ def _checked(name: str, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], t
         if not _is_list_of_names(value):
             raise UserError(f"{where} is {dict(settings)}; {EXPECTED}.")
         names.append(tuple(value))
-    paths, fields = names
-    return paths, fields
+    return names
 
 
 def _is_list_of_names(value: Any) -> bool:
@@ -206,7 +208,7 @@ def _refuse_fault(where: str, path: Any, fault: Fault) -> None:
     raise UserError(f"{where}: {path} {place} ({fault.detail}); an evaluation set must be whole.")
 
 
-def _text(record: Mapping[str, Any], field: str, place: str) -> str:
+def _text(record: Fields, field: str, place: str) -> str:
     if field not in record:
         raise UserError(
             f"{place} has no field '{field}' (fields: {', '.join(record)}).{nearest(field, record)}"

@@ -1,12 +1,9 @@
 """Which short runs of words point to which passages of evaluation sets: the arrays of an index."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from slmjax.curate.eval_items import Passages, read_passages
+from slmjax.curate.eval_items import EvalSets, Passages, WordPlaces, read_passages
 from slmjax.text.hashing import hash_runs
 
 RUN = 5  # words that point to an item
@@ -18,7 +15,11 @@ COMMON = 64
 LEAST = 13
 
 
-def index_arrays(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+RunHashes = UInt64[np.ndarray, " runs"]
+RunPlaces = Int[np.ndarray, " runs"]  # where a run begins in the row of words
+
+
+def index_arrays(sets: EvalSets) -> dict[str, np.ndarray]:
     """Return the arrays of the index of evaluation sets, see `decontaminate.build_index`.
 
     An item is its set's position and, in the lower 32 bits, its line. Returned are:
@@ -56,6 +57,7 @@ def index_arrays(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]
     kept_runs = runs[keep_run]
     kept_at = new_place[at[keep_run]]
     unique_runs, first = np.unique(kept_runs, return_index=True)
+    set_of_item = np.unique(text_items) >> 32
     # The value at the end is that of short texts, whose passage is -1.
     is_decided = np.append(enough, False)[text_passages]
     return {
@@ -68,14 +70,14 @@ def index_arrays(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]
         "first": np.append(first, len(kept_at)),
         "at": kept_at.astype(np.int32),
         "sets": np.array(list(sets), np.str_),
-        "items": np.bincount(np.unique(text_items) >> 32, minlength=len(sets)),
+        "items": np.bincount(set_of_item, minlength=len(sets)),
         "undecided": np.setdiff1d(text_items, text_items[is_decided]),
     }
 
 
 def _rare_runs(
-    passages: Passages, passage_of: Int[np.ndarray, " words"], items: Int[np.ndarray, " passages"]
-) -> tuple[UInt64[np.ndarray, " runs"], Int[np.ndarray, " runs"]]:
+    passages: Passages, passage_of: WordPlaces, items: Int[np.ndarray, " passages"]
+) -> tuple[RunHashes, RunPlaces]:
     """Return the runs of RUN words that at most COMMON items hold: hashes, ascending, and places.
 
     Args:
@@ -103,4 +105,6 @@ def _rare_runs(
 
 def _changes(values: np.ndarray) -> Bool[np.ndarray, " n"]:
     """Return where a value differs from the one before; the first one does."""
-    return np.append(True, values[1:] != values[:-1])[: len(values)]
+    changes = np.ones(len(values), bool)
+    changes[1:] = values[1:] != values[:-1]
+    return changes

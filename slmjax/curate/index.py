@@ -20,6 +20,7 @@ from slmjax.text.files import LOCK, seal_is_broken, sealed, write_atomic
 
 FORMAT = 2  # of format 1 were the sketches of another rule for words
 KEPT = ("keys", "lines", "counts", "shingles", "bands")  # columns that an index holds
+Files = Sequence[tuple[str, int]]  # name of each file, number of its documents
 MOST = 1 << 48  # no batch has so many documents or shingles
 
 
@@ -85,9 +86,7 @@ class Index:
         for batch in self._manifest["batches"]:
             yield from batch["units"]
 
-    def add(
-        self, batch: str, units: Sequence[tuple[Sequence[tuple[str, int]], epath.Path]]
-    ) -> None:
+    def add(self, batch: str, units: Sequence[tuple[Files, epath.Path]]) -> None:
         """Add the sketches of a batch of files, unless a batch of this name is there already.
 
         Args:
@@ -162,11 +161,10 @@ class Index:
         return np.memmap(self.folder / name, dtype, "r", shape=(size,))
 
     def _save(self) -> None:
-        write_atomic(self.folder / "index.json", json.dumps(sealed(self._manifest), indent=1))
+        text = json.dumps(sealed(self._manifest), indent=1)
+        write_atomic(self.folder / "index.json", text)
 
-    def _measured(
-        self, files: Sequence[tuple[str, int]], folder: epath.Path
-    ) -> list[dict[str, Any]]:
+    def _measured(self, files: Files, folder: epath.Path) -> list[dict[str, Any]]:
         """Return the files' entries in the manifest.
 
         Raises: UserError where their sketches are not whole.
@@ -183,7 +181,8 @@ class Index:
             raise UserError(f"{folder} is damaged; delete {folder.parent} and start again.")
         entries = []
         ends = np.cumsum(sizes)
-        for (name, size), own in zip(files, np.split(counts, ends[:-1])):
+        counts_of_file = np.split(counts, ends[:-1])
+        for (name, size), own in zip(files, counts_of_file):
             shingles = int(own.sum())
             entries.append({"name": name, "documents": size, "shingles": shingles})
         return entries

@@ -16,6 +16,12 @@ from slmjax.text.files import Progress, run_units
 
 PIECE = 100_000  # documents whose hashes are read at once
 
+Folders = Sequence[epath.Path]
+Tasks = Sequence[tuple[int, tuple]]  # (size, arguments of a call)
+BandHash = tuple[int, int]  # number of a band, hash
+Member = tuple[int, int]  # number of a document, key of its text
+DocumentPair = tuple[int, int]  # high, low
+
 # Consecutive documents whose columns lie in one folder: the folder, the first one's row in it, how
 # many there are, and the first one's number in the index. A plain tuple, as Beam codes it.
 Piece = tuple[str, int, int, int]
@@ -28,15 +34,11 @@ class Local:
         self._processes, self._progress = processes, progress
         sketch([""], Scheme())  # compiled or loaded once, for all processes
 
-    def each(
-        self, function: Callable[..., None], tasks: Sequence[tuple[int, tuple]], stage: str
-    ) -> None:
+    def each(self, function: Callable[..., None], tasks: Tasks, stage: str) -> None:
         """Call function(*arguments) for each (size, arguments)."""
         run_units(function, tasks, self._processes, stage=stage, progress=self._progress, fork=True)
 
-    def pairs(
-        self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path
-    ) -> Pairs | None:
+    def pairs(self, index: Index, batch: str, folders: Folders, work: epath.Path) -> Pairs | None:
         """Return None: the index finds them itself."""
         return None
 
@@ -65,9 +67,7 @@ class Beam:
             )
         self._options = PipelineOptions(options.split())
 
-    def each(
-        self, function: Callable[..., None], tasks: Sequence[tuple[int, tuple]], stage: str
-    ) -> None:
+    def each(self, function: Callable[..., None], tasks: Tasks, stage: str) -> None:
         """Call function(*arguments) for each (size, arguments)."""
         import apache_beam as beam
 
@@ -80,9 +80,7 @@ class Beam:
             calls = pipeline | beam.Create(each) | beam.Reshuffle()
             _ = calls | stage >> beam.Map(call)
 
-    def pairs(
-        self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path
-    ) -> Pairs | None:
+    def pairs(self, index: Index, batch: str, folders: Folders, work: epath.Path) -> Pairs | None:
         """Return the candidate pairs of all documents, found by grouping band hashes.
 
         Args:
@@ -111,7 +109,7 @@ def _call(function: Callable[..., None], arguments: tuple) -> None:
     function(*arguments)
 
 
-def _pieces(index: Index, batch: str, folders: Sequence[epath.Path]) -> Iterator[Piece]:
+def _pieces(index: Index, batch: str, folders: Folders) -> Iterator[Piece]:
     """Yield all documents in pieces: a batch from its folders, other batches from the index."""
     first, sizes = index.span(batch)
     end = first + int(sizes.sum())
@@ -128,7 +126,7 @@ def _pieces(index: Index, batch: str, folders: Sequence[epath.Path]) -> Iterator
             yield folder, row + start, size, number + start
 
 
-def _entries(piece: Piece, bands: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _entries(piece: Piece, bands: int) -> Iterator[tuple[BandHash, Member]]:
     """Yield ((band, hash), (document, key of its text)) of the documents of a piece."""
     place, start, rows, first = piece
     folder = epath.Path(place)
@@ -144,7 +142,7 @@ def _entries(piece: Piece, bands: int) -> Iterator[tuple[tuple[int, int], tuple[
             yield (band, value), (number, key)
 
 
-def _bucket(group: tuple[tuple[int, int], Any]) -> Iterator[tuple[tuple[int, int], int]]:
+def _bucket(group: tuple[BandHash, Any]) -> Iterator[tuple[DocumentPair, int]]:
     """Yield ((high, low), band) of the pairs of a bucket."""
     (band, _), members = group
     # Beam gives members in any order.
