@@ -5,8 +5,8 @@ from typing import no_type_check
 import numpy as np
 
 # Odd, so that both have inverses modulo 2^64.
-LETTER = 0x9E3779B97F4A7C15  # a letter's place in a word counts by powers of this factor
-WORD = np.uint64(0xD1B54A32D192ED03)  # a word's place in a run, likewise
+LETTER_BASE = 0x9E3779B97F4A7C15  # a letter's place in a word counts by powers of this factor
+WORD_BASE = np.uint64(0xD1B54A32D192ED03)  # a word's place in a run, likewise
 
 
 @no_type_check  # numba compiles this function as it is: nothing may be wrapped around it

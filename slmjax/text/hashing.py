@@ -1,4 +1,4 @@
-"""Words and runs of words as 64-bit hashes: one way to cut and hash text for near-duplicates, decontamination and coverage."""
+"""Cut text into words and hash words and runs of words to 64 bits: the one place that does so."""
 
 import functools
 import hashlib
@@ -7,165 +7,207 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt32, UInt64
+from jaxtyping import Bool, Int, Int64, UInt32, UInt64
 
-from slmjax.text.hash_mix import LETTER, WORD, mix
+from slmjax.text.hash_mix import LETTER_BASE, WORD_BASE, mix
 
-SHINGLE = 13  # words; the length that GPT-3 (Brown et al. 2020, appendix C) used to find test text in training text
-
-
-PART = 1 << 20  # characters whose shingles are made at once
-
-
-PIECE = (
-    1 << 16
-)  # characters hashed at once: the tables of powers then stay in the processor's cache
-
-
+# Words in a run; GPT-3 (Brown et al. 2020, appendix C) searched training text for runs of 13.
+SHINGLE = 13
+# Characters whose shingles are made at once.
+PART = 1 << 20
+# Characters hashed at once: the tables of powers then stay in the processor's cache.
+PIECE = 1 << 16
+# Scripts without spaces, as first and last code point: each of their characters is a word.
 ALONE = (
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
-    (0x3400, 0x9FFF),
-)  # scripts without spaces
-
-
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3400, 0x9FFF),  # Chinese characters
+)
 # The one letter whose lower case is two characters: it would move all that follows it.
 DOTTED_I = ("\u0130", "I")
-
-
 LAST_CAPITAL = 0x1FFFF  # no code point behind it has a lower case
 
 
 def shingles(text: str) -> UInt64[np.ndarray, " n"]:
-    """64-bit hashes of every run of 13 words (lower case, letters and digits only); of a shorter text one hash of all its words."""
+    """Return 64-bit hashes of every run of 13 words; of a shorter text one hash of all its words.
+
+    Words are lower case, letters and digits only.
+    """
     return np.concatenate(list(shingle_parts(text)))
 
 
 def shingle_parts(text: str) -> Iterator[UInt64[np.ndarray, " n"]]:
-    """`shingles` in parts, so that a long text needs little memory."""
-    carried, counted, start = np.zeros(0, np.uint64), 0, 0
+    """Yield `shingles` in parts, so that a long text needs little memory."""
+    # The last 12 words of a part begin the runs that reach into the next one.
+    carried = np.zeros(0, np.uint64)
+    is_short = True
+    start = 0
     while start < len(text):
-        end = start + PART
-        while end < min(len(text), start + 2 * PART) and text[end].isalnum():
-            end += 1
+        end = _end_of_piece(text, start, PART)
         words = np.concatenate([carried, hash_words(text[start:end])[0]])
         if len(words) >= SHINGLE:
-            counted += 1
+            is_short = False
             yield hash_runs(words, SHINGLE)
         carried, start = words[-(SHINGLE - 1) :], end
-    if not counted and len(carried):
+    if is_short and len(carried):
         yield hash_runs(carried, len(carried))
-    elif not counted:
-        digest = hashlib.blake2b(
-            text.strip().encode("utf-8", "surrogatepass"), digest_size=8
-        ).digest()
-        yield np.frombuffer(digest, np.uint64)
+    elif is_short:
+        # A text without words, such as a row of signs, is hashed as it is.
+        data = text.strip().encode("utf-8", "surrogatepass")
+        yield np.frombuffer(hashlib.blake2b(data, digest_size=8).digest(), np.uint64)
 
 
 def hash_words(
     text: str,
 ) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
-    """Return the hashes of a text's words, and where each begins and ends in it.
+    """Return hashes of the words, and where in the text each begins and ends.
 
-    Words are runs of letters and digits in lower case; in scripts without spaces each character is
-    one. A word of more than PIECE characters may be cut.
+    Words are lower case, letters and digits only. Where `kernels` has loaded them, the compiled
+    kernels do the work.
     """
     text = text.replace(*DOTTED_I)
-    hashes, starts, ends = (
-        [np.zeros(0, np.uint64)],
-        [np.zeros(0, np.int64)],
-        [np.zeros(0, np.int64)],
-    )
-    cut = _words_with_kernels if _kernels is not None else _words
-    for start, end in _pieces(text):
+    cut = _hash_piece if _kernels is None else _hash_piece_compiled
+    # The empty arrays give a text without words its types.
+    hashes = [np.zeros(0, np.uint64)]
+    starts = [np.zeros(0, np.int64)]
+    ends = [np.zeros(0, np.int64)]
+    start = 0
+    while start < len(text):
+        end = _end_of_piece(text, start, PIECE)
         piece_hashes, piece_starts, piece_ends = cut(text[start:end])
         hashes.append(piece_hashes)
         starts.append(piece_starts + start)
         ends.append(piece_ends + start)
+        start = end
     return np.concatenate(hashes), np.concatenate(starts), np.concatenate(ends)
 
 
-def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of pieces of about PIECE characters that do not cut a word of that size."""
-    start = 0
-    while start < len(text):
-        end = start + PIECE
-        while end < min(len(text), start + 2 * PIECE) and text[end].isalnum():
-            end += 1
-        yield start, end
-        start = end
-
-
 def hash_runs(words: UInt64[np.ndarray, " words"], width: int) -> UInt64[np.ndarray, " runs"]:
-    """A hash of each run of `width` words; there are words - width + 1, or none."""
-    out = np.full(max(0, len(words) - width + 1), width, np.uint64)
-    for k in range(width):
-        out = out * WORD + words[k : k + len(out)]
-    return mix(out)
+    """Return a hash of each run of `width` words; there are words - width + 1, or none."""
+    count = max(0, len(words) - width + 1)
+    # A polynomial in WORD_BASE, by Horner's rule, for all runs at once.
+    hashes = np.full(count, width, np.uint64)
+    for offset in range(width):
+        hashes = hashes * WORD_BASE + words[offset : offset + count]
+    return mix(hashes)
 
 
 class Matcher:
-    """Finds which of many hashes belong to a fixed set: a byte table rejects nearly all, a binary search decides the rest."""
+    """Finds which of many hashes belong to a fixed set.
+
+    A table of their first bits rejects nearly all, and a binary search decides the rest.
+    """
 
     def __init__(self, hashes: UInt64[np.ndarray, " m"]):
         """`hashes` are sorted and unique."""
         self._hashes = hashes
+        # 16 slots or more a hash let at most one in 16 pass by chance; 2^27 slots are 128 MiB.
         bits = min(27, max(10, int(16 * len(hashes)).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, bool)
-        self._table[(hashes >> self._shift).astype(np.int64)] = True
+        self._table[self._slots(hashes)] = True
 
     def find(self, hashes: UInt64[np.ndarray, " n"]) -> Int[np.ndarray, " hits"]:
-        """Positions in the set of those that are in it."""
+        """Return the positions in the set of those that are in it."""
         return self.locate(hashes)[1]
 
     def locate(
         self, hashes: UInt64[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
-        """Which of `hashes` are in the set (their positions, ascending), and the position in the set of each."""
-        likely = np.flatnonzero(self._table[(hashes >> self._shift).astype(np.int64)])
+        """Return which of `hashes` are in the set, and where in the set each is.
+
+        Both are positions; those in `hashes` are ascending.
+        """
+        likely = np.flatnonzero(self._table[self._slots(hashes)])
         if not len(likely):
             return likely, likely
-        place = np.minimum(np.searchsorted(self._hashes, hashes[likely]), len(self._hashes) - 1)
-        found = self._hashes[place] == hashes[likely]
-        return likely[found], place[found]
+        # searchsorted gives len(set) for a hash that is larger than all.
+        place = np.searchsorted(self._hashes, hashes[likely])
+        place = np.minimum(place, len(self._hashes) - 1)
+        is_member = self._hashes[place] == hashes[likely]
+        return likely[is_member], place[is_member]
+
+    def _slots(self, hashes: UInt64[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return (hashes >> self._shift).astype(np.int64)
+
+
+def _end_of_piece(text: str, start: int, size: int) -> int:
+    """Return the end of a piece of about `size` characters that cuts no word.
+
+    A word that is longer than a piece is cut.
+    """
+    end = start + size
+    last = min(len(text), start + 2 * size)
+    while end < last and text[end].isalnum():
+        end += 1
+    return end
+
+
+def _hash_piece(
+    text: str,
+) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
+    """Return the hash of each word of a short text, its start and its end.
+
+    A word's hash is the sum of code times base^position over its letters. It is a difference of
+    prefix sums, divided by base^start so that it does not depend on the place.
+    """
+    # Characters beyond the first 65,536 share the tables' rows with others.
+    data = text.lower().encode("utf-32-le", "surrogatepass")
+    points = np.frombuffer(data, np.uint32) & 0xFFFF
+    starts, ends = _word_bounds(points)
+    codes = _character_tables()[0]
+    powers, inverse_powers = _powers(max(10, len(points).bit_length()))
+    letters = codes[points] * powers[: len(points)]
+    # [characters + 1], all arithmetic modulo 2^64
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(letters)])
+    hashes = mix((sums[ends] - sums[starts]) * inverse_powers[starts])
+    return hashes, starts, ends
+
+
+def _word_bounds(
+    points: UInt32[np.ndarray, " characters"],
+) -> tuple[Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
+    """Return where each word starts and ends, among 16-bit code points."""
+    _, in_word, alone = _character_tables()
+    # [characters + 2], with a place that is no letter at either end
+    is_letter = np.concatenate([[False], in_word[points], [False]])
+    is_alone = np.concatenate([[False], alone[points], [False]])
+    # [characters + 1]: whether no word reaches across the border before a character
+    is_border = ~is_letter[:-1] | ~is_letter[1:] | is_alone[:-1] | is_alone[1:]
+    starts = np.flatnonzero(is_letter[1:-1] & is_border[:-1])
+    ends = np.flatnonzero(is_letter[1:-1] & is_border[1:]) + 1
+    return starts, ends
 
 
 @functools.cache
-def _tables() -> tuple[np.ndarray, ...]:
-    """Of each 16-bit code point: a random number, whether it is in words, whether it is a word alone (scripts without spaces)."""
-    code = np.random.PCG64(13).random_raw(1 << 16)
-    inside = np.array([chr(c).isalnum() for c in range(1 << 16)])
+def _character_tables() -> tuple[
+    UInt64[np.ndarray, "65536"], Bool[np.ndarray, "65536"], Bool[np.ndarray, "65536"]
+]:
+    """Return for each 16-bit code point a random number, and whether it is in words.
+
+    The third table says whether it is a word by itself.
+    """
+    codes = np.random.PCG64(13).random_raw(1 << 16)
+    in_word = np.fromiter(map(str.isalnum, map(chr, range(1 << 16))), bool)
     alone = np.zeros(1 << 16, bool)
     for first, last in ALONE:
-        alone[first : last + 1] = inside[first : last + 1]
-    return code, inside, alone
+        alone[first : last + 1] = in_word[first : last + 1]
+    return codes, in_word, alone
 
 
 @functools.cache
-def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """P^i and P^-i modulo 2^64 for i < 2^bits."""
-    one = np.ones(1, np.uint64)
-    return tuple(
-        np.cumprod(np.concatenate([one, np.full((1 << bits) - 1, base, np.uint64)]))
-        for base in (LETTER, pow(LETTER, -1, 1 << 64))
-    )
+def _powers(bits: int) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"]]:
+    """Return base^i and base^-i modulo 2^64 for i < 2^bits."""
+    inverse = pow(LETTER_BASE, -1, 1 << 64)
+    return _powers_of(LETTER_BASE, 1 << bits), _powers_of(inverse, 1 << bits)
 
 
-def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each word a hash (sum of code times P^position over its letters, a difference of prefix sums divided by P^start) and bounds."""
-    points = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32) & 0xFFFF
-    code, inside, alone = _tables()
-    word = np.concatenate([[False], inside[points], [False]])
-    cut = np.concatenate([[False], alone[points], [False]])
-    border = ~word[:-1] | ~word[1:] | cut[:-1] | cut[1:]
-    starts = np.flatnonzero(word[1:-1] & border[:-1])
-    ends = np.flatnonzero(word[1:-1] & border[1:]) + 1
-    power, inverse = _powers(max(10, len(points).bit_length()))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(code[points] * power[: len(points)])])
-    return mix((sums[ends] - sums[starts]) * inverse[starts]), starts, ends
+def _powers_of(base: int, count: int) -> UInt64[np.ndarray, " count"]:
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors)
 
 
 def hash_shingles(
@@ -212,29 +254,32 @@ def _shingles_with_kernels(
     pieces, piece_counts = [], np.empty(len(texts), np.int64)
     for number, text in enumerate(texts):
         text = text.replace(*DOTTED_I)
-        own = [_encoded(text[start:end]) for start, end in _pieces(text)]
-        pieces += own
-        piece_counts[number] = len(own)
+        start, before = 0, len(pieces)
+        while start < len(text):
+            end = _end_of_piece(text, start, PIECE)
+            pieces.append(_encoded(text[start:end]))
+            start = end
+        piece_counts[number] = len(pieces) - before
     data = np.frombuffer(b"".join(pieces), np.uint8)
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
     shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched memory costs nothing
     counts = np.empty(len(texts), np.int64)
     total = kernels().shingle_hashes(
-        data, ends, piece_counts, point_entries(), _tables()[0], width, shingles, counts
+        data, ends, piece_counts, point_entries(), _character_tables()[0], width, shingles, counts
     )
     return shingles[:total].copy(), counts
 
 
-def _words_with_kernels(
+def _hash_piece_compiled(
     text: str,
 ) -> tuple[UInt64[np.ndarray, " words"], Int64[np.ndarray, " words"], Int64[np.ndarray, " words"]]:
-    """Return what `_words` returns."""
+    """Return what `_hash_piece` returns."""
     data = np.frombuffer(_encoded(text), np.uint8)
     hashes = np.empty(len(data) + 1, np.uint64)
     starts = np.empty(len(data) + 1, np.int64)
     ends = np.empty(len(data) + 1, np.int64)
     points = point_entries()
-    count = _kernels.word_hashes(data, 0, len(data), points, _tables()[0], hashes)
+    count = _kernels.word_hashes(data, 0, len(data), points, _character_tables()[0], hashes)
     _kernels.word_bounds(data, points, starts, ends)
     return hashes[:count].copy(), starts[:count].copy(), ends[:count].copy()
 
@@ -250,8 +295,8 @@ def _encoded(text: str) -> bytes:
 def point_entries() -> UInt32[np.ndarray, " points"]:
     """Return for each code point what the kernels must know of it.
 
-    The lowest 16 bits are its lower case, folded as in `_words`; the highest two bits are 1 if it
-    is in words and 2 if it is a word alone.
+    The lowest 16 bits are its lower case, folded as in `_hash_piece`. The highest two bits are 1 if
+    it is in words and 2 if it is a word alone.
     """
     lower = np.arange(0x110000, dtype=np.uint32)
     for code in range(LAST_CAPITAL + 1):
@@ -259,7 +304,7 @@ def point_entries() -> UInt32[np.ndarray, " points"]:
         if len(small) == 1:
             lower[code] = ord(small)
     folded = lower & np.uint32(0xFFFF)
-    _, inside, alone = _tables()
+    _, inside, alone = _character_tables()
     kinds = inside[folded].astype(np.uint32) + alone[folded]
     return kinds << np.uint32(30) | folded
 

@@ -9,8 +9,8 @@ from numba import njit
 
 from slmjax.text import hash_mix
 
-LETTER = np.uint64(hash_mix.LETTER)
-WORD = hash_mix.WORD
+LETTER = np.uint64(hash_mix.LETTER_BASE)
+WORD = hash_mix.WORD_BASE
 INSIDE = np.uint32(30)  # bit of a point's entry: it is in words, next to others
 ALONE = np.uint32(31)  # bit of a point's entry: it is a word alone
 CODE = np.uint32(0xFFFF)  # bits of a point's entry: which random number it has
