@@ -1,13 +1,12 @@
-"""The stage `curate`: raw text becomes a clean corpus: quality rules, decontamination, deduplication, and a report of what went and why.
+"""The stage `curate`: raw text becomes a clean corpus.
 
-Each pass over a file is one unit of work in one of the processes. The order of sources, files and lines decides everything, so the result
-is the same however many processes there are; of near-duplicates the first one is kept.
+Quality rules, decontamination, deduplication, and a report of what went and why. Each pass over a
+file is one unit of work in one of the processes. The order of sources, files and lines decides
+everything, so the result is the same however many processes there are; of near-duplicates the first
+one is kept.
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import itertools
 import json
 import shlex
 import shutil
@@ -19,27 +18,32 @@ import numpy as np
 from etils import epath
 
 from slmjax import config as configs
-from slmjax.config import CurateConfig
-from slmjax.curate import curation_report as report
-from slmjax.curate.clean import CurationUnit, clean, is_done, left_of, publish, reports_of
-from slmjax.curate.clusters import Clusters
-from slmjax.curate.decontaminate import EvalIndex, build_index
-from slmjax.curate.index import COLUMNS, Index, read_column
-from slmjax.curate.language import language_rule
-from slmjax.curate.minhash import Scheme, enough_bands
+from slmjax.curate import curation_report
+from slmjax.curate.clean import clean, is_done, left_of, publish, reports_of
+from slmjax.curate.curate_settings import Settings, curate_settings, warnings
+from slmjax.curate.curation_counts import (
+    Gone,
+    Units,
+    cluster_counts,
+    count_duplicates,
+    count_first_pass,
+    duplicate_alarms,
+    loss_alarms,
+    report_counts,
+)
+from slmjax.curate.curation_units import curation_units, work_key
+from slmjax.curate.index import Index
 from slmjax.curate.near_duplicates import decisions
-from slmjax.curate.quality import Rule, known
 from slmjax.curate.runners import Beam, Local
-from slmjax.errors import UserError, nearest
+from slmjax.errors import UserError
 from slmjax.text.claims import claimed
 from slmjax.text.files import writable, write_atomic
 from slmjax.text.records import Source
-from slmjax.text.source_files import bundles, list_files
 from slmjax.text.sources import parse_sources
 from slmjax.text.units import cores, terminal_progress
 from slmjax.text.walk import SKETCHES
 
-SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
+FileSizes = Sequence[Sequence[int]]  # documents of each file of each unit
 
 
 def run_curate(
@@ -51,373 +55,206 @@ def run_curate(
     process: int = 0,
     processes: int = 1,
 ) -> None:
-    """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst; the same command goes on after it was stopped.
+    """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst.
 
-    Raises: UserError for settings and sources that make no sense, and, after the report is written, where a source loses too much,
-      see `curate`.
+    The same command goes on after it was stopped.
+
+    Raises: UserError for settings and sources that make no sense, and, after the report is written,
+      where a source loses too much, see `curate`.
     """
     if init_from or processes > 1:
         raise UserError(
-            "the stage curate takes neither --init_from nor --processes; config.curate.processes are those of this machine."
+            "the stage curate takes neither --init_from nor --processes; "
+            "config.curate.processes are those of this machine."
         )
-    asked, sources, folder = (
-        curate_settings(config.curate),
-        parse_sources(config.data.sources),
-        epath.Path(workdir),
-    )
+    asked = curate_settings(config.curate)
+    sources = parse_sources(config.data.sources)
+    folder = epath.Path(workdir)
+    _refuse_sources(sources)
+    if "://" in workdir and not (asked["beam"] and asked["index"]):
+        raise UserError(
+            f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of "
+            "this machine for the index."
+        )
+    for warning in warnings(asked):
+        print(f"WARNING: {warning}")
+    with writable(workdir, "--workdir"), _claim(asked["index"]), terminal_progress() as progress:
+        if asked["beam"]:
+            runner = Beam(asked["beam"])
+        else:
+            runner = Local(asked["processes"] or cores(), progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        _record(folder, configs.to_dict(config) | {"curate": asked})
+        # With alarms, too, there is a report; the error comes after it.
+        result = curate(asked, sources, folder, runner)
+        write_atomic(folder / "report.json", result | {"command": command})
+        curation_report.write_curation_report(folder, result, command)
+    _print_result(folder, result)
+
+
+def _refuse_sources(sources: Sequence[Source]) -> None:
     if not sources:
         raise UserError(
-            "config.data.sources is empty; expected name=path, where path is a file, folder or pattern."
+            "config.data.sources is empty; expected name=path, where path is a file, folder or "
+            "pattern."
         )
     for source in sources:
         if source.heldout:
             raise UserError(
-                f"data.sources.{source.name}.heldout: the stage curate reads no held-out files; to keep "
-                "their text out of the corpus name them in config.curate.evals."
+                f"data.sources.{source.name}.heldout: the stage curate reads no held-out files; to "
+                "keep their text out of the corpus name them in config.curate.evals."
             )
-    if "://" in workdir and not (asked["beam"] and asked["index"]):
-        raise UserError(
-            f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of this machine for the index."
-        )
-    for warning in warnings(asked):
-        print(f"WARNING: {warning}")
-    others = asked["index"]  # which curations into other work directories may extend, too
-    held = (
-        claimed(str(Path(others).expanduser()), field="config.curate.index")
-        if others
-        else contextlib.nullcontext()
-    )
-    with writable(workdir, "--workdir"), held, terminal_progress() as progress:
-        runner = (
-            Beam(asked["beam"]) if asked["beam"] else Local(asked["processes"] or cores(), progress)
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        _record(folder, configs.to_dict(config) | {"curate": asked})
-        found = curate(asked, sources, folder, runner)
-        write_atomic(folder / "report.json", found | {"command": command})
-        report.write_curation_report(folder, found, command)
-    print(report.curation_summary(found))
-    for alarm in found["alarms"]:
-        print(f"ALARM: {alarm}")
-    if found["alarms"]:
-        raise UserError(
-            f"no documents were written: {found['alarms'][0]}. {folder / 'report.html'} says more."
-        )
-    written = ",".join(
-        f"{name}={folder / 'documents' / name}"
-        for name in found["sources"]
-        if found["sources"][name]["left"]["documents"]
-    )
-    words = [
-        "python",
-        "-m",
-        "slmjax.launch",
-        "--config=configs/tiny.py",
-        f"--config.data.sources={written}",
-    ]
-    print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
 
 
-def curate_settings(chosen: CurateConfig) -> dict[str, Any]:
-    """Return config.curate as the passes over the text read it.
-
-    Raises: UserError for rules and languages that are no lists of names, and for unknown rules.
-    """
-    asked = dataclasses.asdict(chosen)
-    for name in ("rules", "languages"):
-        asked[name] = {
-            source: _words(f"{name}.{source}", value) for source, value in asked[name].items()
-        }
-    for rule in itertools.chain(*asked["rules"].values()):
-        known(rule)
-    return asked
-
-
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    """Names as a command line has them, "one,two", or as a recipe."""
-    words = value.split(",") if isinstance(value, str) else value
-    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"config.curate.{name} is {value!r}; expected names, such as one,two.")
-    return tuple(word.strip() for word in words if word.strip())
-
-
-def warnings(asked: Mapping[str, Any]) -> list[str]:
-    """What is allowed and most likely no good: bands that do not find pairs at the threshold."""
-    scheme, threshold = Scheme(asked["ngram"], asked["bands"], asked["rows"]), asked["threshold"]
-    found = float(scheme.candidate_probability(threshold))
-    usual = float(Scheme().candidate_probability(CurateConfig.threshold))
-    if found >= usual - 0.01:
-        return []
-    bands, rows = enough_bands(threshold, usual)
-    return [
-        f"with {asked['bands']} bands of {asked['rows']} rows, pairs of a similarity of "
-        f"{threshold:g} (config.curate.threshold) are found with a probability of {found:.0%}; "
-        f"config.curate.bands={bands} and rows={rows} find {usual:.0%}."
-    ]
+def _claim(index: str) -> contextlib.AbstractContextManager:
+    """Return a lock on a named index, which curations into other work directories may extend."""
+    if not index:
+        return contextlib.nullcontext()
+    return claimed(str(Path(index).expanduser()), field="config.curate.index")
 
 
 def _record(folder: epath.Path, settings: Mapping[str, Any]) -> None:
-    """Write config.json; documents that were made with other settings are taken away first."""
-    file, text = folder / "config.json", json.dumps(settings, indent=1, ensure_ascii=False)
-    if not file.exists() or file.read_bytes() != text.encode("utf-8", "surrogateescape"):
+    """Write config.json; documents that were made with other settings are removed first."""
+    file = folder / "config.json"
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    data = text.encode("utf-8", "surrogateescape")
+    if not file.exists() or file.read_bytes() != data:
         _remove(folder / "documents")
     write_atomic(file, text)
+
+
+def _print_result(folder: epath.Path, result: Mapping[str, Any]) -> None:
+    """Print a summary and the next command. Raises: UserError where there are alarms."""
+    print(curation_report.curation_summary(result))
+    for alarm in result["alarms"]:
+        print(f"ALARM: {alarm}")
+    if result["alarms"]:
+        raise UserError(
+            f"no documents were written: {result['alarms'][0]}. {folder / 'report.html'} says more."
+        )
+    written = []
+    for name, entry in result["sources"].items():
+        if entry["left"]["documents"]:
+            written.append(f"{name}={folder / 'documents' / name}")
+    words = ["python", "-m", "slmjax.launch", "--config=configs/tiny.py"]
+    words.append(f"--config.data.sources={','.join(written)}")
+    print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
+
+
+def curate(
+    asked: Settings, sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
+) -> dict[str, Any]:
+    """Run the passes and return the content of report.json.
+
+    `folder` gets documents/, dropped.jsonl, duplicates.jsonl and, unless another is named, index/.
+    With alarms there are no documents, and the index does not hold this batch. An alarm is raised
+    by a source that is mostly unreadable, loses more than max_dropped for one reason or max_removed
+    as duplicates, or has nothing left.
+
+    Args:
+      asked: see `curate_settings`.
+      runner: does the passes.
+    """
+    work = folder / "work"
+    unfinished = work_key(work)
+    units = curation_units(asked, sources, work)
+    # Units that a stopped run has finished are not done again.
+    waiting = [(unit.size, (unit,)) for unit in units if not is_done(unit)]
+    runner.each(clean, waiting, "clean")
+    counts = count_first_pass(asked, units)
+    _join_dropped(units, folder / "dropped.jsonl")
+    if alarms := loss_alarms(asked, counts):
+        # Nothing stays of an earlier run that would seem to belong to this report.
+        _remove(folder / "documents")
+        (folder / "duplicates.jsonl").unlink(missing_ok=True)
+        if not asked["index"]:
+            _remove(folder / "index")
+        return report_counts(asked, units, counts, alarms)
+
+    index = _open_index(asked["index"], folder, units)
+    batch = work_key(work)
+    if unfinished != batch:
+        # A run that was stopped, with other settings: it left no documents.
+        index.forget(unfinished)
+    file_sizes = _file_sizes(units)
+    _add_units(index, batch, units, file_sizes)
+    sketches = [unit.path(SKETCHES) for unit in units]
+    pairs = runner.pairs(index, batch, sketches, work)
+    clusters = index.clusters(asked["threshold"], pairs)
+    # The index may hold earlier batches: this one's documents are `numbers` of all.
+    first, sizes = index.span(batch)
+    numbers = slice(first, first + int(sizes.sum()))
+    # For each unit which of its documents are duplicates.
+    ends = np.cumsum([sum(sizes) for sizes in file_sizes])
+    gone = np.split(clusters.is_removed[numbers], ends[:-1])
+    count_duplicates(units, gone, counts)
+    alarms = duplicate_alarms(asked, counts)
+    report = report_counts(asked, units, counts, alarms) | cluster_counts(clusters, gone, first)
+    with (folder / "duplicates.jsonl").open("w") as out:
+        for decision in decisions(index, clusters, numbers):
+            out.write(json.dumps(decision) + "\n")
+    _remove(folder / "documents")
+    if alarms:
+        # The documents do not count as seen, so that they can be curated with other settings.
+        index.forget(batch)
+        return report
+    _publish_all(units, file_sizes, gone, folder, runner)
+    return report
+
+
+def _join_dropped(units: Units, file: epath.Path) -> None:
+    with file.open("wb") as out:
+        for unit in units:
+            with unit.path(".dropped.jsonl").open("rb") as part:
+                shutil.copyfileobj(part, out)
+
+
+def _open_index(named: str, folder: epath.Path, units: Units) -> Index:
+    """Return the named index, or a new one in the work directory."""
+    place = Path(named or folder / "index").expanduser()
+    if not named:
+        # What an earlier run of this work directory has left does not count as seen.
+        shutil.rmtree(place, ignore_errors=True)
+    return Index(place, units[0].scheme)
+
+
+def _file_sizes(units: Units) -> list[list[int]]:
+    """Return how many documents of each file of each unit the first pass has kept."""
+    return [[left_of(report) for report in reports_of(unit)] for unit in units]
+
+
+def _add_units(index: Index, batch: str, units: Units, file_sizes: FileSizes) -> None:
+    added = []
+    for unit, sizes in zip(units, file_sizes, strict=True):
+        files = list(zip(unit.names, sizes, strict=True))
+        added.append((files, unit.path(SKETCHES)))
+    index.add(batch, added)
+
+
+def _publish_all(
+    units: Units,
+    file_sizes: FileSizes,
+    gone: Gone,
+    folder: epath.Path,
+    runner: Local | Beam,
+) -> None:
+    """Write the documents that are left to `folder`, and remove its work."""
+    work = folder / "work"
+    # A folder in a bucket cannot be renamed: there documents appear one file after another.
+    is_bucket = "://" in str(folder)
+    whole = folder / "documents" if is_bucket else work / "documents"
+    _remove(whole)
+    tasks = []
+    for unit, sizes, removed in zip(units, file_sizes, gone):
+        place = str(whole / unit.source.name)
+        tasks.append((unit.size, (unit, sizes, removed, place)))
+    runner.each(publish, tasks, "write")
+    (work / "key").unlink()  # from here on the batch counts as seen
+    if not is_bucket:
+        whole.rename(folder / "documents")
+    work.rmtree()
 
 
 def _remove(folder: epath.Path) -> None:
     if folder.exists():
         folder.rmtree()
-
-
-def curate(
-    asked: Mapping[str, Any], sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
-) -> dict[str, Any]:
-    """Run the passes; returns what the report tells. `folder` gets documents/, dropped.jsonl, duplicates.jsonl and, unless another is
-    named, index/.
-
-    With alarms there are no documents, and the index does not hold this batch: a source that is
-    mostly unreadable, loses more than max_dropped for one reason or max_removed as duplicates, or
-    has nothing left.
-    """
-    work = folder / "work"
-    unfinished = _key(work)
-    units = _units(asked, sources, work)
-    runner.each(clean, [(unit.size, (unit,)) for unit in units if not is_done(unit)], "clean")
-    sources_found = _counts(asked, units)
-    with (folder / "dropped.jsonl").open("wb") as out:
-        for unit in units:
-            with unit.path(".dropped.jsonl").open("rb") as part:
-                shutil.copyfileobj(part, out)
-    if alarms := [alarm for entry in sources_found.items() for alarm in _losses(asked, *entry)]:
-        _remove(folder / "documents")
-        (folder / "duplicates.jsonl").unlink(missing_ok=True)
-        if not asked["index"]:
-            _remove(folder / "index")
-        return _report(asked, units, sources_found, alarms)
-    place = Path(asked["index"] or folder / "index").expanduser()
-    if not asked["index"]:
-        shutil.rmtree(place, ignore_errors=True)
-    index, batch, sketches = (
-        Index(place, units[0].scheme),
-        _key(work),
-        [unit.path(SKETCHES) for unit in units],
-    )
-    if unfinished != batch:
-        index.forget(
-            unfinished
-        )  # a run that was stopped, with other settings: it left no documents
-    left = [[left_of(found) for found in reports_of(unit)] for unit in units]  # of each file
-    files = [list(zip(unit.names, of, strict=True)) for unit, of in zip(units, left)]
-    index.add(batch, list(zip(files, sketches, strict=True)))
-    clusters = index.clusters(asked["threshold"], runner.pairs(index, batch, sketches, work))
-    first, sizes = index.span(batch)
-    numbers = slice(first, first + int(sizes.sum()))
-    ends = np.cumsum([sum(of) for of in left])
-    gone = np.split((clusters.keeper != np.arange(len(index)))[numbers], ends[:-1])
-    _count_duplicates(units, gone, sources_found)
-    alarms = [alarm for entry in sources_found.items() for alarm in _repeats(asked, *entry)]
-    if not alarms and not any(entry["left"]["documents"] for entry in sources_found.values()):
-        alarms = ["every document is a duplicate of one that was seen before"]
-    found = _report(asked, units, sources_found, alarms)
-    found |= _clusters(clusters, gone, numbers)
-    with (folder / "duplicates.jsonl").open("w") as out:
-        out.writelines(json.dumps(entry) + "\n" for entry in decisions(index, clusters, numbers))
-    _remove(folder / "documents")
-    if alarms:
-        index.forget(batch)
-        return found
-    # A folder in a bucket cannot be renamed: there documents appear one file after another.
-    whole = folder / "documents" if "://" in str(folder) else work / "documents"
-    _remove(whole)
-    calls = [
-        (unit, of, removed, str(whole / unit.source.name))
-        for unit, of, removed in zip(units, left, gone)
-    ]
-    runner.each(publish, [(unit.size, call) for unit, call in zip(units, calls)], "write")
-    (work / "key").unlink()  # from here on the batch counts as seen
-    if whole != folder / "documents":
-        whole.rename(folder / "documents")
-    work.rmtree()
-    return found
-
-
-def _units(
-    asked: Mapping[str, Any], sources: Sequence[Source], work: epath.Path
-) -> list[CurationUnit]:
-    """The files, and in `work` what all of them need; what an earlier run with other settings or files left is removed."""
-    scheme = Scheme(asked["ngram"], asked["bands"], asked["rows"])
-    names = [source.name for source in sources]
-    for field in ("rules", "languages"):
-        for name in asked[field]:
-            if name not in ("others", *names):
-                raise UserError(
-                    f"config.curate.{field} names '{name}', but the sources are {', '.join(names)}.{nearest(name, names)}"
-                )
-    listed = [(source, list_files(source)) for source in sources]
-    decides = {
-        name: asked[name]
-        for name in ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
-    }
-    read = [
-        (source.name, source.field, file.name, file.size, file.version)
-        for source, files in listed
-        for file in files
-    ]
-    key = hashlib.sha256(json.dumps([decides, read], sort_keys=True).encode()).hexdigest()[:16]
-    evals = str(work / "evals.npz") if asked["evals"] else ""
-    if _key(work) != key or (evals and not _loads(evals)):
-        if work.exists():
-            work.rmtree()
-        work.mkdir(parents=True)
-        if evals:
-            index = build_index(asked["evals"])
-            _refuse_undecided(index)
-            index.save(evals)
-        write_atomic(work / "key", key)
-    rules = {name: _rules(asked, name) for name in names}
-    return [
-        CurationUnit(
-            source, together, number, str(work), rules[source.name], scheme, evals, asked["samples"]
-        )
-        for source, files in listed
-        for number, together in bundles(files)
-    ]
-
-
-def _key(work: epath.Path) -> str:
-    """What decides the content of `work`; "" where there is none."""
-    file = work / "key"
-    return file.read_bytes().decode(errors="replace") if file.exists() else ""
-
-
-def _loads(evals: str) -> bool:
-    try:
-        EvalIndex.load(evals)
-    except UserError:
-        return False
-    return True
-
-
-def _refuse_undecided(evals: EvalIndex) -> None:
-    """Raises: UserError for an evaluation set of which nothing would be looked for."""
-    for name, (undecided, items) in evals.undecided().items():
-        if not items:
-            raise UserError(f"config.curate.evals.{name}: its files hold no item.")
-        if len(undecided) == items:
-            raise UserError(
-                f"config.curate.evals.{name}: none of its {items} items can be looked for; each is too "
-                "short, or too much like the others, to be told from common phrases. Name more of "
-                "its fields, or leave the set out."
-            )
-
-
-def _rules(asked: Mapping[str, Any], source: str) -> tuple[str | Rule, ...]:
-    """The rules of a source, those of its languages first."""
-    rules, languages = (
-        asked[field].get(source, asked[field].get("others", ())) for field in ("rules", "languages")
-    )
-    return (language_rule(languages), *rules) if languages else rules
-
-
-def _counts(asked: Mapping[str, Any], units: Sequence[CurationUnit]) -> dict[str, dict[str, Any]]:
-    """Of each source what its files' first pass counted; what is kept counts as left."""
-    sources: dict[str, dict] = {}
-    for unit in units:
-        entry = sources.setdefault(unit.source.name, report.empty_counts())
-        try:
-            for found in reports_of(unit):
-                report.add(entry, found, asked["samples"])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            file = unit.path(".json")
-            raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
-        kept = unit.path(SKETCHES) / "bytes"
-        sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
-        entry["left"]["documents"] += len(sizes)
-        entry["left"]["bytes"] += int(sizes.sum())
-    return sources
-
-
-def _losses(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Alarms about a source before duplicates are looked for."""
-    limit, most = asked["max_dropped"], f"config.curate.max_dropped, {asked['max_dropped']:.0%}"
-    read, faults = entry["documents"].get("read", 0), sum(entry["faults"].values())
-    if not read:
-        first = next(iter(entry["examples"].values()), "its files hold no record")
-        return [f"none of the {faults:,} records of source '{name}' can be used ({first})"]
-    alarms = []
-    for reason, count in entry["faults"].items():
-        if count > limit * (read + faults):
-            alarms.append(
-                f"{count / (read + faults):.1%} of the records of source '{name}' cannot be used "
-                f"({entry['examples'][reason]}), more than {most}"
-            )
-    for kind, count in report.kinds(entry).items():
-        if count > limit * read:
-            alarms.append(
-                f"source '{name}' loses {count / read:.1%} of its documents to {kind}, more than "
-                f"{most} (raise it, or take out what drops them)"
-            )
-    if not alarms and not entry["left"]["documents"]:
-        alarms.append(f"source '{name}' loses all of its documents for one reason or another")
-    return alarms
-
-
-def _count_duplicates(
-    units: Sequence[CurationUnit], gone: Sequence[np.ndarray], sources: Mapping[str, dict]
-) -> None:
-    """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
-    for unit, removed in zip(units, gone):
-        entry = sources[unit.source.name]
-        sizes = read_column(unit.path(SKETCHES) / "bytes", COLUMNS["bytes"], 0, len(removed))
-        for what, sign in (("duplicate", 1), ("left", -1)):
-            entry[what]["documents"] += sign * int(removed.sum())
-            entry[what]["bytes"] += sign * int(sizes[removed].sum())
-
-
-def _repeats(asked: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Alarms about a source's duplicates."""
-    duplicates, left = entry["duplicate"]["documents"], entry["left"]["documents"]
-    share = duplicates / max(1, duplicates + left)
-    if share <= asked["max_removed"]:
-        return []
-    most = f"config.curate.max_removed, {asked['max_removed']:.0%}"
-    return [
-        f"source '{name}' loses {share:.1%} of its documents as duplicates, more than {most} "
-        "(duplicates.jsonl has every pair; raise it if that is right)"
-    ]
-
-
-def _report(
-    asked: Mapping[str, Any],
-    units: Sequence[CurationUnit],
-    sources: Mapping[str, Any],
-    alarms: Sequence[str],
-) -> dict[str, Any]:
-    """What report.json holds, without what only duplicates say, see `_clusters`."""
-    undecided = EvalIndex.load(units[0].evals).undecided() if units[0].evals else {}
-    evals = {
-        name: {"items": items, "undecided": len(lines)}
-        for name, (lines, items) in undecided.items()
-    }
-    return {
-        "sources": sources,
-        "alarms": list(alarms),
-        "warnings": warnings(asked),
-        "threshold": asked["threshold"],
-        "scheme": dataclasses.asdict(units[0].scheme),
-        "similarity": [0] * SIMILARITIES,
-        "seen_before": 0,
-        "largest_clusters": [],
-        "evals": evals,
-    }
-
-
-def _clusters(clusters: Clusters, gone: Sequence[np.ndarray], numbers: slice) -> dict[str, Any]:
-    """What report.json says of duplicates: similarities and sizes of clusters."""
-    removed = np.flatnonzero(np.concatenate([np.zeros(numbers.start, bool), *gone]))
-    sizes = np.unique(clusters.keeper[removed], return_counts=True)[1]
-    return {
-        "similarity": np.histogram(clusters.similarity[removed], SIMILARITIES, (0, 1))[0].tolist(),
-        "seen_before": numbers.start,
-        "largest_clusters": np.sort(sizes)[::-1][:10].tolist(),
-    }

@@ -1,4 +1,4 @@
-"""What the stage `curate` tells: counts before and after by source and reason, samples of what was dropped, and the duplicates."""
+"""The report of the stage `curate`: counts before and after, samples, and the duplicates."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,212 +12,232 @@ from slmjax.readable import count, percent
 from slmjax.record import figures, page
 from slmjax.text.files import write_atomic
 
-UNDECIDED = "An undecided item is too short, or too much like many others of its set, to be told from common phrases: it was not looked for."
+UNDECIDED = (
+    "An undecided item is too short, or too much like many others of its set, to be told from "
+    "common phrases: it was not looked for."
+)
+Counts = Mapping[str, Any]  # parts of report.json
+DUPLICATE, LEFT = "duplicate", "left"
+COUNTED = ("documents", "bytes", "faults")
 
 
 def empty_counts() -> dict[str, Any]:
-    """A source's entry before anything is counted."""
+    """Return a source's entry before anything is counted."""
     return {
+        # By what became of them: "read", or a reason to drop them.
         "documents": {},
         "bytes": {},
+        # Records that cannot be used by reason, and the first one of each.
         "faults": {},
         "examples": {},
+        # Some of the dropped documents of each reason.
         "samples": {},
-        **{name: {"documents": 0, "bytes": 0} for name in ("duplicate", "left")},
+        # Filled once duplicates are known.
+        DUPLICATE: {"documents": 0, "bytes": 0},
+        LEFT: {"documents": 0, "bytes": 0},
     }
 
 
-def add(entry: dict[str, Any], found: Mapping[str, Any], samples: int) -> None:
-    """Add what one file's pass reports; of the samples of a reason the first few files' are kept."""
-    for what in ("documents", "bytes", "faults"):
-        for reason, number in sorted(found[what].items()):
-            entry[what][reason] = entry[what].get(reason, 0) + number
-    for reason, example in found["examples"].items():
+def add(entry: dict[str, Any], file_counts: Counts, samples: int) -> None:
+    """Add the counts of one file's pass to a source's entry.
+
+    Args:
+      samples: how many are kept of each reason; those of the first files stay.
+    """
+    for what in COUNTED:
+        totals = entry[what]
+        # Sorted: the order of files does not decide the order of reasons.
+        for reason, number in sorted(file_counts[what].items()):
+            totals[reason] = totals.get(reason, 0) + number
+    for reason, example in file_counts["examples"].items():
         entry["examples"].setdefault(reason, example)
-    for reason, shown in found["samples"].items():
-        entry["samples"][reason] = [*entry["samples"].get(reason, []), *shown][:samples]
+    for reason, shown in file_counts["samples"].items():
+        before = entry["samples"].get(reason, [])
+        entry["samples"][reason] = [*before, *shown][:samples]
 
 
-def kinds(entry: Mapping[str, Any]) -> Counter:
-    """Documents of a source that were dropped, by kind of reason: the rule, or what was found."""
-    out: Counter = Counter()
+def kinds(entry: Counts) -> Counter:
+    """Return a source's dropped documents by kind of reason: the part before its colon."""
+    totals: Counter = Counter()
     for reason, number in entry["documents"].items():
         if reason != "read":
-            out[_kind(reason)] += number
-    return out
+            totals[reason.partition(":")[0]] += number
+    return totals
 
 
-def curation_summary(found: Mapping[str, Any]) -> str:
-    """A table for the terminal: of each source what was read, dropped by each kind of reason, removed as duplicates, and left."""
-    every = sorted({kind for entry in found["sources"].values() for kind in kinds(entry)})
-    head = ["source", "read", "faults", *every, "duplicate", "left", "bytes left"]
-    lines = [head]
-    for name, entry in found["sources"].items():
-        dropped = [kinds(entry)[kind] for kind in every]
-        read = max(1, entry["bytes"].get("read", 0))
-        lines.append(
-            [
-                name,
-                *(
-                    f"{n:,}"
-                    for n in (
-                        entry["documents"].get("read", 0),
-                        sum(entry["faults"].values()),
-                        *dropped,
-                        entry["duplicate"]["documents"],
-                        entry["left"]["documents"],
-                    )
-                ),
-                percent(entry["left"]["bytes"] / read),
-            ]
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))
-        )
-        for line in lines
-    )
+def _read(entry: Counts, unit: str = "documents") -> int:
+    """Return how many documents, or bytes, of a source were read."""
+    return entry[unit].get("read", 0)
 
 
-def write_curation_report(folder: epath.Path, found: Mapping[str, Any], command: str) -> None:
+def curation_summary(result: Counts) -> str:
+    """Return a table for the terminal, with a line for each source.
+
+    Its columns are documents read, dropped by each kind of reason, removed as duplicates and left.
+    """
+    sources = result["sources"]
+    names = set()
+    for entry in sources.values():
+        names |= set(kinds(entry))
+    every = sorted(names)
+    lines = [["source", "read", "faults", *every, DUPLICATE, LEFT, "bytes left"]]
+    for name, entry in sources.items():
+        dropped = kinds(entry)
+        numbers = [_read(entry), sum(entry["faults"].values())]
+        numbers += [dropped[kind] for kind in every]
+        numbers.append(entry[DUPLICATE]["documents"])
+        numbers.append(entry[LEFT]["documents"])
+        share = entry[LEFT]["bytes"] / max(1, _read(entry, "bytes"))
+        cells = [f"{number:,}" for number in numbers]
+        lines.append([name, *cells, percent(share)])
+    return "\n".join(_aligned(lines))
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Return lines whose columns are as wide as their widest cell; the first is flush left."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    aligned = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
+        cells[0] = line[0].ljust(widths[0])
+        aligned.append("  ".join(cells))
+    return aligned
+
+
+def write_curation_report(folder: epath.Path, result: Counts, command: str) -> None:
     """Write report.html and its figure."""
-    sources = found["sources"]
-    read, left = (
-        sum(
-            entry[part]["documents"] if part == "left" else entry["documents"].get(part, 0)
-            for entry in sources.values()
-        )
-        for part in ("read", "left")
-    )
-    duplicates = sum(entry["duplicate"]["documents"] for entry in sources.values())
-    svg = match_curve(found)
-    (folder / "figures").mkdir(exist_ok=True)
-    write_atomic(folder / "figures" / "similarity.svg", figures.standalone(svg))
+    sources = result["sources"]
+    svg = match_curve(result)
+    place = folder / "figures"
+    place.mkdir(exist_ok=True)
+    write_atomic(place / "similarity.svg", figures.standalone(svg))
+    read = sum(map(_read, sources.values()))
+    bytes_note = page.note("Bytes are of the text, before and after normalising.")
+    undecided_note = page.note(UNDECIDED) if result["evals"] else ""
+    explanation = page.note(_explanation(result))
     body = [
-        page.tiles(
-            {
-                "documents read": f"{read:,}",
-                "left": f"{left:,}",
-                "duplicates": f"{duplicates:,}",
-                "seen before": f"{found['seen_before']:,}" if found["seen_before"] else "",
-            }
-        ),
-        page.section("Alarm", *(page.note(alarm) for alarm in found["alarms"])),
-        page.section("Warning", *(page.note(warning) for warning in found["warnings"])),
-        page.section(
-            "Before and after",
-            _counts(sources),
-            page.note("Bytes are of the text, before and after normalising."),
-        ),
+        page.tiles(_tiles(result, read)),
+        page.section("Alarm", *map(page.note, result["alarms"])),
+        page.section("Warning", *map(page.note, result["warnings"])),
+        page.section("Before and after", _counts(sources), bytes_note),
         page.section("Why documents were dropped", _reasons(sources)),
-        page.section("Duplicates", page.figures(svg), page.note(_explained(found))),
-        page.section(
-            "Evaluation sets",
-            _evals(found["evals"]),
-            page.note(UNDECIDED) if found["evals"] else "",
-        ),
-        *(page.section(f"Dropped from {name}", _samples(entry)) for name, entry in sources.items()),
-        page.section("Command", f"<pre>{page.escape(command)}</pre>" if command else ""),
+        page.section("Duplicates", page.figures(svg), explanation),
+        page.section("Evaluation sets", _evals(result["evals"]), undecided_note),
     ]
-    write_atomic(
-        folder / "report.html",
-        page.page(f"{folder.name}: curation", f"{count(read)} documents read", "".join(body)),
-    )
+    for name, entry in sources.items():
+        body.append(page.section(f"Dropped from {name}", _samples(entry)))
+    command_text = f"<pre>{page.escape(command)}</pre>" if command else ""
+    body.append(page.section("Command", command_text))
+    title = f"{folder.name}: curation"
+    html = page.page(title, f"{count(read)} documents read", "".join(body))
+    write_atomic(folder / "report.html", html)
 
 
-def match_curve(found: Mapping[str, Any]) -> str:
-    """SVG: how likely a pair of a similarity is compared at all, and how similar the pairs were that were removed."""
-    at = np.linspace(0, 1, 201)
-    height = np.array(found["similarity"], float)
-    middle = (np.arange(len(height)) + 0.5) / len(height)
-    lines = [figures.Line("shares a band", at, Scheme(**found["scheme"]).candidate_probability(at))]
+def _tiles(result: Counts, read: int) -> dict[str, str]:
+    left, duplicates = 0, 0
+    for entry in result["sources"].values():
+        left += entry[LEFT]["documents"]
+        duplicates += entry[DUPLICATE]["documents"]
+    seen = result["seen_before"]
+    return {
+        "documents read": f"{read:,}",
+        "left": f"{left:,}",
+        "duplicates": f"{duplicates:,}",
+        "seen before": f"{seen:,}" if seen else "",
+    }
+
+
+def match_curve(result: Counts) -> str:
+    """Return an SVG of how likely a pair is compared at all, over its similarity.
+
+    Its bars are the similarities of the pairs that were removed.
+    """
+    similarity = np.linspace(0, 1, 201)
+    probability = Scheme(**result["scheme"]).candidate_probability(similarity)
+    lines = [figures.Line("shares a band", similarity, probability)]
+    # A histogram over [0, 1].
+    height = np.array(result["similarity"], float)
     if height.any():
-        lines.append(
-            figures.Line("removed pairs", middle, height / height.max(), color=1, bars=True)
-        )
-    title = "How likely a pair is compared; removed pairs, most = 1"
+        bars = np.arange(len(height))
+        middle = (bars + 0.5) / len(height)
+        share = height / height.max()
+        lines.append(figures.Line("removed pairs", middle, share, color=1, bars=True))
     return figures.curves(
         lines,
-        title=title,
+        title="How likely a pair is compared; removed pairs, most = 1",
         x="Jaccard similarity",
         y="share",
         clip=False,
-        marks=[found["threshold"]],
+        marks=[result["threshold"]],
     )
 
 
-def _counts(sources: Mapping[str, Any]) -> str:
+def _counts(sources: Counts) -> str:
+    head = ["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""]
     rows = []
     for name, entry in sources.items():
-        before, after = (
-            (entry["documents"].get("read", 0), entry["bytes"].get("read", 0)),
-            (entry["left"]["documents"], entry["left"]["bytes"]),
-        )
-        share = after[1] / before[1] if before[1] else 0.0
-        rows.append(
-            [
-                name,
-                f"{before[0]:,}",
-                count(before[1]),
-                f"{after[0]:,}",
-                count(after[1]),
-                percent(share),
-                page.bar(share),
-            ]
-        )
-    return page.html_table(
-        ["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""], rows
-    )
+        left = entry[LEFT]
+        read_bytes = _read(entry, "bytes")
+        share = left["bytes"] / read_bytes if read_bytes else 0.0
+        row = [name, f"{_read(entry):,}", count(read_bytes)]
+        row += [f"{left['documents']:,}", count(left["bytes"])]
+        row += [percent(share), page.bar(share)]
+        rows.append(row)
+    return page.html_table(head, rows)
 
 
-def _reasons(sources: Mapping[str, Any]) -> str:
+def _reasons(sources: Counts) -> str:
     rows = []
     for name, entry in sources.items():
-        read = max(1, entry["documents"].get("read", 0))
-        found = {
-            reason: (n, entry["bytes"][reason])
-            for reason, n in entry["documents"].items()
-            if reason != "read"
-        }
-        found |= {f"unreadable: {reason}": (n, 0) for reason, n in entry["faults"].items()}
-        found["near or exact duplicate"] = (
-            entry["duplicate"]["documents"],
-            entry["duplicate"]["bytes"],
-        )
-        rows += [
-            [name, reason, f"{n:,}", percent(n / read), count(size)]
-            for reason, (n, size) in sorted(found.items(), key=lambda of: -of[1][0])
-            if n
-        ]
-    return page.html_table(
-        ["source", "reason", "documents", "of those read", "bytes"], rows, left=2
-    )
+        read = max(1, _read(entry))
+        # The most frequent reason first.
+        by_number = sorted(_dropped(entry), key=lambda row: -row[1])
+        for reason, number, size in by_number:
+            if not number:
+                continue
+            share = percent(number / read)
+            rows.append([name, reason, f"{number:,}", share, count(size)])
+    head = ["source", "reason", "documents", "of those read", "bytes"]
+    return page.html_table(head, rows, left=2)
 
 
-def _samples(entry: Mapping[str, Any]) -> str:
-    shown = [(reason, one) for reason, found in sorted(entry["samples"].items()) for one in found]
-    rows = [
-        [reason, f"{one['file']} line {one['line']}", one["detail"] or one["text"]]
-        for reason, one in shown
-    ]
+def _dropped(entry: Counts) -> list[tuple[str, int, int]]:
+    """Return (reason, documents, bytes) of what a source has lost."""
+    rows = []
+    for reason, number in entry["documents"].items():
+        if reason != "read":
+            rows.append((reason, number, entry["bytes"][reason]))
+    for reason, number in entry["faults"].items():
+        rows.append((f"unreadable: {reason}", number, 0))
+    duplicate = entry[DUPLICATE]
+    rows.append(("near or exact duplicate", duplicate["documents"], duplicate["bytes"]))
+    return rows
+
+
+def _samples(entry: Counts) -> str:
+    rows = []
+    for reason, samples in sorted(entry["samples"].items()):
+        for sample in samples:
+            place = f"{sample['file']} line {sample['line']}"
+            # Of a contaminated document the place of the item says more than its beginning.
+            shown = sample["detail"] or sample["text"]
+            rows.append([reason, place, shown])
     return page.html_table(["reason", "where", "text"], rows, left=3)
 
 
 def _evals(sets: Mapping[str, Any]) -> str:
-    rows = [[name, f"{of['items']:,}", f"{of['undecided']:,}"] for name, of in sets.items()]
+    rows = []
+    for name, counts in sets.items():
+        rows.append([name, f"{counts['items']:,}", f"{counts['undecided']:,}"])
     return page.html_table(["set", "items", "undecided"], rows)
 
 
-def _explained(found: Mapping[str, Any]) -> str:
-    scheme = found["scheme"]
-    largest = ", ".join(map(str, found["largest_clusters"])) or "none"
+def _explanation(result: Counts) -> str:
+    scheme = result["scheme"]
+    largest = ", ".join(map(str, result["largest_clusters"])) or "none"
     return (
-        f"Shingles of {scheme['ngram']} words, {scheme['bands']} bands of {scheme['rows']} hashes; a pair that shares a band is compared "
-        f"exactly and counts from a similarity of {found['threshold']:g} on (the upright line). duplicates.jsonl has every decision. "
+        f"Shingles of {scheme['ngram']} words, {scheme['bands']} bands of {scheme['rows']} hashes; "
+        "a pair that shares a band is compared exactly and counts from a similarity of "
+        f"{result['threshold']:g} on (the upright line). duplicates.jsonl has every decision. "
         f"Documents removed for one kept document, largest first: {largest}."
     )
-
-
-def _kind(reason: str) -> str:
-    return reason.partition(":")[0]

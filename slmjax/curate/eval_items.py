@@ -1,11 +1,11 @@
-"""Items of evaluation sets as passages of words, with names and numbers told apart."""
+"""Items of evaluation sets as passages of words, with names and numbers marked."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, Int, UInt32, UInt64
 
 from slmjax.errors import UserError, nearest
 from slmjax.text.hashing import hash_words
@@ -13,144 +13,214 @@ from slmjax.text.readers import read_records
 from slmjax.text.records import DAMAGED, Fault, Source
 from slmjax.text.source_files import list_files
 
-NUMBER = np.uint64(0)  # stands for the hash of any number
+NUMBER = np.uint64(0)  # in place of the hash of any number
 SENTENCE_ENDS = frozenset('.?!:;\n"“')
+SEPARATOR = " a\n"  # a word between two texts, so that numbers on both sides stay two
+SETTINGS = ("path", "fields")
+EXPECTED = "expected a .jsonl file as path and the names of its text fields as fields"
+
+
+Fields = Mapping[str, Any]
+EvalSets = Mapping[str, Fields]  # {name: {"path": ..., "fields": ...}}
+WordHashes = UInt64[np.ndarray, " words"]
+WordPlaces = Int[np.ndarray, " words"]
+WordFlags = Bool[np.ndarray, " words"]
+
+
+class Words(NamedTuple):
+    """The words of a text."""
+
+    hashes: WordHashes
+    starts: WordPlaces  # where each begins in the text, in characters
+    ends: WordPlaces  # the character after its last one
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages, all different, in one row of words: passage p is words[offsets[p] : offsets[p + 1]].
+    """Passages, all different, in one row of words."""
 
-    `names` are words that another may stand for; `telling` ones are no names, numbers or single letters. `origins` has for each text that
-    was read the position of its set, the line of its item and its passage (-1: too short).
-    """
-
-    words: UInt64[np.ndarray, " words"]
-    names: Bool[np.ndarray, " words"]
-    telling: Bool[np.ndarray, " words"]
+    words: WordHashes  # passage p is words[offsets[p] : offsets[p + 1]]
+    names: WordFlags  # which words may be others in a copy
+    telling: WordFlags  # which words are no names, numbers or single letters
     offsets: Int[np.ndarray, " bounds"]
+    # For each text that was read the position of its set, the line of its item, and its passage
+    # (-1: too short).
     origins: Int[np.ndarray, "texts 3"]
 
 
-def number_words(
-    text: str,
-) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
-    """Hashes of the words, where each begins and where it ends in the text; numbers in a row (also 1,000 or 3/4 - 2) are one NUMBER."""
-    words, starts, ends = hash_words(
-        text.replace("\u0130", "I")
-    )  # the one letter whose lower case is longer would move all that follows
-    first = _letters(text)[starts]
-    words[(first >= ord("0")) & (first <= ord("9"))] = NUMBER
-    keep = np.ones(len(words), bool)
-    keep[1:] = (words[1:] != NUMBER) | (words[:-1] != NUMBER)
-    last = np.append(np.flatnonzero(keep)[1:], len(words))[: keep.sum()] - 1
-    return words[keep], starts[keep], ends[last]
+def read_passages(sets: EvalSets, least: int) -> Passages:
+    """Return the passages of {name: {"path", "fields"}}, without those of few telling words.
 
+    An item gives two passages: its first field alone, which asks, and all its fields together. The
+    order of items does not change the order of passages.
 
-def read_passages(sets: Mapping[str, Mapping[str, Any]], least: int) -> Passages:
-    """Passages of {name: {"path", "fields"}}: of each item the first field alone, which asks, and all fields together.
-
-    Those of fewer than `least` telling words are left out. The order of items does not change that of passages.
-    Raises: UserError for a file or field that is not there, a damaged file, or a field that holds no text.
+    Args:
+      least: telling words that a passage must have.
+    Raises: UserError for a file or field that is not there, a damaged file, or a field without
+      text.
     """
-    texts, owners = [], []
-    for number, (name, settings) in enumerate(sets.items()):
-        for line, fields in _read(name, settings):
-            both = [fields[0], "\n".join(fields)][: len(fields)]
-            texts += both
-            owners += [(number, line)] * len(both)
-    text = " a\n".join(texts)  # a word between two texts, so that numbers on both sides stay two
-    words, starts, ends = number_words(text)
-    names = _names(text, words, starts, ends)
-    single = (ends - starts == 1) & (_letters(text)[starts] < 128)
-    telling = ~(names | single | (words == NUMBER))
-    bounds = np.cumsum([0, *(len(text) + 3 for text in texts)])
-    begins, stops = np.searchsorted(starts, bounds[:-1]), np.searchsorted(starts, bounds[1:] - 3)
-    told = np.append(0, np.cumsum(telling))
-    alike: dict[bytes, list[int]] = {}
-    for i in np.flatnonzero(told[stops] - told[begins] >= least).tolist():
-        alike.setdefault(words[begins[i] : stops[i]].tobytes(), []).append(i)
-    parts = [part for _, part in sorted(alike.items())]
+    texts, owners = _read_texts(sets)
+    # All texts are cut at once: whether a word is a name depends on all of them.
+    text = SEPARATOR.join(texts)
+    words = number_words(text)
+    names = _names(text, words)
+    telling = ~(names | _single_letters(text, words) | (words.hashes == NUMBER))
+
+    # Where the words of each text begin and stop in the row of all words.
+    lengths = [len(text) + len(SEPARATOR) for text in texts]
+    bounds = np.cumsum([0, *lengths])
+    begins = np.searchsorted(words.starts, bounds[:-1])
+    stops = np.searchsorted(words.starts, bounds[1:] - len(SEPARATOR))
+    telling_before = np.append(0, np.cumsum(telling))
+    telling_inside = telling_before[stops] - telling_before[begins]
+
+    # Texts of the same words are one passage.
+    texts_alike: dict[bytes, list[int]] = {}
+    for i in np.flatnonzero(telling_inside >= least).tolist():
+        own_words = words.hashes[begins[i] : stops[i]]
+        texts_alike.setdefault(own_words.tobytes(), []).append(i)
     origins = np.full((len(texts), 3), -1)
-    origins[:, :2] = np.array(owners, np.int64).reshape(-1, 2)
-    for passage, part in enumerate(parts):
-        origins[part, 2] = passage
-    spans = [np.arange(begins[part[0]], stops[part[0]]) for part in parts]
-    take = np.concatenate([np.zeros(0, np.int64), *spans])
-    return Passages(
-        words[take], names[take], telling[take], np.cumsum([0, *map(len, spans)]), origins
-    )
+    origins[:, :2] = owners
+    spans = [np.zeros(0, np.int64)]
+    # Sorted by their words, so that the order of items does not matter.
+    for passage, (_, alike) in enumerate(sorted(texts_alike.items())):
+        origins[alike, 2] = passage
+        first = alike[0]
+        spans.append(np.arange(begins[first], stops[first]))
+    kept = np.concatenate(spans)
+    offsets = np.cumsum([len(span) for span in spans])
+    return Passages(words.hashes[kept], names[kept], telling[kept], offsets, origins)
 
 
-def _read(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
-    """(line, text of each field) of each item; the lines of several files are counted on."""
-    where, expected = (
-        f"config.curate.evals.{name}",
-        "expected a .jsonl file as path and the names of its text fields as fields",
-    )
-    for key in ("path", "fields"):
-        if not isinstance(settings, Mapping) or not settings.get(key):
-            raise UserError(f"{where}: {key} is missing; {expected}.")
-    for key in settings:
-        if key not in ("path", "fields"):
-            raise UserError(
-                f"{where} has no setting '{key}'; {expected}.{nearest(key, ('path', 'fields'))}"
-            )
-    path, fields = (
-        [value] if isinstance(value, str) else value
-        for value in (settings["path"], settings["fields"])
-    )
-    for value in (path, fields):
-        if not isinstance(value, list | tuple) or not all(
-            isinstance(part, str) and part for part in value
-        ):
-            raise UserError(f"{where} is {dict(settings)}; {expected}.")
-    source = Source(where, tuple(path))
-    before = 0
+def _read_texts(
+    sets: EvalSets,
+) -> tuple[list[str], Int[np.ndarray, "texts 2"]]:
+    """Return the texts of all items, and for each the position of its set and its item's line."""
+    texts: list[str] = []
+    owners: list[tuple[int, int]] = []
+    for number, (name, settings) in enumerate(sets.items()):
+        for line, fields in _read_items(name, settings):
+            own = [fields[0]]
+            if len(fields) > 1:
+                own.append("\n".join(fields))
+            texts += own
+            owners += [(number, line)] * len(own)
+    return texts, np.array(owners, np.int64).reshape(-1, 2)
+
+
+def number_words(text: str) -> Words:
+    """Return the words of a text; numbers in a row (also 1,000 or 3/4 - 2) are one NUMBER."""
+    hashes, starts, ends = hash_words(text)
+    first_letter = _code_points(text)[starts]
+    is_number = (first_letter >= ord("0")) & (first_letter <= ord("9"))
+    hashes[is_number] = NUMBER
+    # A number after another one is left out; the first one then ends where the last one does.
+    keep = np.ones(len(hashes), bool)
+    is_number = hashes == NUMBER
+    keep[1:] = ~(is_number[1:] & is_number[:-1])
+    kept = np.flatnonzero(keep)
+    next_kept = np.append(kept[1:], len(hashes))
+    last = next_kept[: len(kept)] - 1
+    return Words(hashes[keep], starts[keep], ends[last])
+
+
+def _code_points(text: str) -> UInt32[np.ndarray, " characters"]:
+    data = text.encode("utf-32-le", "surrogatepass")
+    return np.frombuffer(data, np.uint32)
+
+
+def _single_letters(text: str, words: Words) -> WordFlags:
+    """Return which words are one ASCII character; in other scripts one may be a whole word."""
+    is_ascii = _code_points(text)[words.starts] < 128
+    return (words.ends - words.starts == 1) & is_ascii
+
+
+def _names(text: str, words: Words) -> WordFlags:
+    """Return which words are names.
+
+    A name has a capital inside a sentence, or at its beginning if it has one nine times in ten over
+    all sets.
+    """
+    first_letters = _code_points(text)[words.starts]
+    letters, letter = np.unique(first_letters, return_inverse=True)
+    letter_is_capital = np.array([chr(code).isupper() for code in letters], bool)
+    capital = letter_is_capital[letter]
+    # One number for each different word, and how often it is written in either way.
+    _, word = np.unique(words.hashes, return_inverse=True)
+    times_small = np.bincount(word, ~capital)
+    times_capital = np.bincount(word, capital)
+    is_mostly_capital = times_small * 9 <= times_capital
+    names = capital & is_mostly_capital[word]
+    # The rest may be names where they are: a loop, as few words are left.
+    for i in np.flatnonzero(capital & ~names).tolist():
+        if i > 0:
+            between = text[words.ends[i - 1] : words.starts[i]]
+            names[i] = SENTENCE_ENDS.isdisjoint(between)
+    return names
+
+
+def _read_items(name: str, settings: Fields) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, text of each field) of each item; lines are counted on over several files."""
+    paths, fields = _checked(name, settings)
+    source = Source(f"config.curate.evals.{name}", paths)
+    lines_before = 0
     for file in list_files(source):
-        line = 0
-        for item in read_records(file, source):
-            line = item.line
-            if isinstance(item, Fault):
-                place = (
-                    "is damaged"
-                    if item.reason == DAMAGED
-                    else f"has a fault in line {line}: {item.reason}"
-                )
-                raise UserError(
-                    f"{where}: {file.path} {place} ({item.detail}); an evaluation set must be whole."
-                )
-            yield (
-                before + line,
-                [_text(item.fields, field, f"{file.path}, line {line}") for field in fields],
-            )
-        before += line
+        line = 0  # of an empty file
+        for record in read_records(file, source):
+            line = record.line
+            if isinstance(record, Fault):
+                _refuse_fault(source.name, file.path, record)
+            place = f"{file.path}, line {line}"
+            yield lines_before + line, [_text(record.fields, field, place) for field in fields]
+        lines_before += line
 
 
-def _text(record: Mapping[str, Any], field: str, place: str) -> str:
+def _checked(name: str, settings: Fields) -> list[tuple[str, ...]]:
+    """Return [paths, fields] of a set. Raises: UserError for other settings."""
+    where = f"config.curate.evals.{name}"
+    for key in SETTINGS:
+        if not isinstance(settings, Mapping) or not settings.get(key):
+            raise UserError(f"{where}: {key} is missing; {EXPECTED}.")
+    for key in settings:
+        if key not in SETTINGS:
+            hint = nearest(key, SETTINGS)
+            raise UserError(f"{where} has no setting '{key}'; {EXPECTED}.{hint}")
+    names = []
+    for key in SETTINGS:
+        value = settings[key]
+        if isinstance(value, str):
+            value = [value]
+        if not _is_list_of_names(value):
+            raise UserError(f"{where} is {dict(settings)}; {EXPECTED}.")
+        names.append(tuple(value))
+    return names
+
+
+def _is_list_of_names(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(isinstance(part, str) and part for part in value)
+
+
+def _refuse_fault(where: str, path: Any, fault: Fault) -> None:
+    place = f"has a fault in line {fault.line}: {fault.reason}"
+    if fault.reason == DAMAGED:
+        place = "is damaged"
+    raise UserError(f"{where}: {path} {place} ({fault.detail}); an evaluation set must be whole.")
+
+
+def _text(record: Fields, field: str, place: str) -> str:
     if field not in record:
         raise UserError(
             f"{place} has no field '{field}' (fields: {', '.join(record)}).{nearest(field, record)}"
         )
-    values = record[field] if isinstance(record[field], list) else [record[field]]
+    values = record[field]
+    if not isinstance(values, list):
+        values = [values]
     for value in values:
         if not isinstance(value, (str, int, float)):
             raise UserError(
-                f"{place}: '{field}' holds {type(value).__name__}; expected text, a number or a list of them."
+                f"{place}: '{field}' holds {type(value).__name__}; "
+                "expected text, a number or a list of them."
             )
     return "\n".join(map(str, values))
-
-
-def _letters(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def _names(text: str, words: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Which words are names: with a capital inside a sentence, or at its beginning if they have one nine times in ten over all sets."""
-    letters, letter = np.unique(_letters(text)[starts], return_inverse=True)
-    capital = np.array([chr(code).isupper() for code in letters], bool)[letter]
-    word = np.unique(words, return_inverse=True)[1]
-    names = capital & (np.bincount(word, ~capital) * 9 <= np.bincount(word, capital))[word]
-    for i in np.flatnonzero(capital & ~names).tolist():
-        names[i] = i > 0 and SENTENCE_ENDS.isdisjoint(text[ends[i - 1] : starts[i]])
-    return names

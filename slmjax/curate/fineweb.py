@@ -1,4 +1,4 @@
-"""The rules that FineWeb added to those of Gopher and C4: Penedo et al. 2024, "The FineWeb Datasets"."""
+"""The rules that FineWeb added to those of Gopher and C4: Penedo et al. 2024."""
 
 from slmjax.curate.english import TERMINAL
 from slmjax.curate.gopher import repetitions
@@ -14,24 +14,33 @@ def fineweb(
     max_line_characters: float = 0.01,
     max_line_breaks: float = 0.3,
 ) -> tuple[str, str | None]:
-    """Drop lists, menus and tables: few lines that end a sentence, many short lines, repeated lines, many line breaks for the words.
+    """Drop lists, menus and tables.
+
+    They have few lines that end a sentence, many short lines, repeated lines, or many line breaks
+    for their words.
 
     Args:
-      min_punctuated_lines: share of the lines that are not blank which end in a mark that ends a sentence.
+      min_punctuated_lines: share of the lines that are not blank which end in a mark that ends a
+        sentence.
       max_short_lines: share of these lines with at most `short_line` characters.
-      max_line_characters: characters in lines that occurred before over all characters but line breaks.
+      max_line_characters: characters in lines that occurred before over all characters but line
+        breaks.
       max_line_breaks: line breaks per word.
     Source: the defaults are those of datatrove 0.10, the library of FineWeb's authors.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return text, "fineweb: empty"
-    if sum(line[-1] in TERMINAL for line in lines) / len(lines) < min_punctuated_lines:
+    punctuated = sum(line[-1] in TERMINAL for line in lines)
+    if punctuated / len(lines) < min_punctuated_lines:
         return text, "fineweb: too few lines end in punctuation"
-    if sum(len(line) <= short_line for line in lines) / len(lines) > max_short_lines:
+    short = sum(len(line) <= short_line for line in lines)
+    if short / len(lines) > max_short_lines:
         return text, "fineweb: too many short lines"
     breaks = text.count("\n")
-    if repetitions(lines)[1] / (len(text) - breaks) > max_line_characters:
+    # Characters in lines that occurred before.
+    _, repeated_characters = repetitions(lines)
+    if repeated_characters / (len(text) - breaks) > max_line_characters:
         return text, "fineweb: repeated lines by characters"
     if breaks / len(split_words(text)) > max_line_breaks:
         return text, "fineweb: too many line breaks"

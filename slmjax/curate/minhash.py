@@ -1,11 +1,11 @@
-"""MinHash sketches of texts: word shingles, permutations, band hashes, and how likely a pair of some similarity meets in a band.
+"""MinHash sketches of texts: signatures, band hashes, and how likely a pair meets in a band.
 
-Two paths give the same numbers: a compiled kernel (numba, the extra `curate`), and numpy, some thirty times slower.
-Source: Broder 1997 (resemblance); bands as in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3.
+Words and shingles are those of `text.hashing`. Signatures are datasketch's: a compiled kernel
+(numba, the extra `curate`) computes them; without numba datasketch does, some ten times slower.
+Source: Broder 1997 (resemblance); for bands Leskovec, Rajaraman and Ullman, Mining of Massive
+Datasets, chapter 3.
 """
 
-import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,52 +14,135 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt32, UInt64
 
-from slmjax.text.hashing import ALONE, mix
+from slmjax.text.hash_mix import mix
+from slmjax.text.hashing import compiled, hash_shingles
 
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that positions stay apart modulo 2^64
-LAST = 0x32400  # code points behind it are in no word
+# datasketch's other schemes have other permutations (legacy) or 64-bit hashes (affine64).
+AFFINE32 = "affine32"
+AT_ONCE = 1 << 14  # shingles given to datasketch at once: it makes a table [shingles, hashes]
+
+
+Shingles = UInt32[np.ndarray, " shingles"]  # of all texts end to end
+Counts = Int64[np.ndarray, " texts"]  # of shingles
+Bands = UInt64[np.ndarray, "texts bands"]
+Signatures = UInt32[np.ndarray, "texts hashes"]
+Permutation = UInt32[np.ndarray, " hashes"]
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What decides a sketch; sketches of different schemes cannot be compared.
+    """The settings of a sketch; sketches of different schemes cannot be compared."""
 
-    Attributes: ngram, words of a shingle; bands of `rows` hashes each (14 x 8 are FineWeb's, Penedo et al. 2024); seed of the permutations.
-    """
-
-    ngram: int = 5
+    ngram: int = 5  # words of a shingle
+    # 14 bands of 8 hashes are FineWeb's (Penedo et al. 2024).
     bands: int = 14
     rows: int = 8
-    seed: int = 1
+    seed: int = 1  # of the permutations
 
     @property
     def hashes(self) -> int:
+        """How many hashes a signature has."""
         return self.bands * self.rows
 
     def candidate_probability(self, similarity: Any) -> Any:
-        """How likely a pair of this Jaccard similarity shares a band: 1 - (1 - s^rows)^bands."""
-        return 1 - (1 - np.asarray(similarity, float) ** self.rows) ** self.bands
+        """Return the probability that a pair shares a band: 1 - (1 - s^rows)^bands.
 
-    def permutations(self) -> tuple[UInt32[np.ndarray, " hashes"], UInt32[np.ndarray, " hashes"]]:
-        """(a, b) of a x h + b modulo 2^32, a odd: those of datasketch's scheme affine32 with the same seed."""
+        Args:
+          similarity: Jaccard similarity s of the pair, a number or an array.
+        """
+        share_one_band = np.asarray(similarity, float) ** self.rows
+        return 1 - (1 - share_one_band) ** self.bands
+
+    def permutations(self) -> tuple[Permutation, Permutation]:
+        """Return (a, b) of the permutations a x h + b modulo 2^32; every a is odd.
+
+        They are those of datasketch's scheme affine32 with the same seed. Importing datasketch for
+        them would cost every process half a second.
+        """
         random = np.random.RandomState(self.seed)
-        a = random.randint(0, 1 << 31, self.hashes, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-        return a, random.randint(0, 1 << 32, self.hashes, dtype=np.uint32)
+        half = random.randint(0, 1 << 31, self.hashes, dtype=np.uint32)
+        a = half * np.uint32(2) + np.uint32(1)
+        b = random.randint(0, 1 << 32, self.hashes, dtype=np.uint32)
+        return a, b
 
 
 class Sketches(NamedTuple):
-    """Of some texts: their shingles end to end, how many each has, and hashes of bands; signatures only where asked for."""
+    """Sketches of some texts."""
 
-    shingles: UInt32[np.ndarray, " shingles"]
-    counts: Int64[np.ndarray, " texts"]
-    bands: UInt64[np.ndarray, "texts bands"]
-    signatures: UInt32[np.ndarray, "texts hashes"] | None = None
+    shingles: Shingles
+    counts: Counts
+    bands: Bands  # a hash of each band
+    signatures: Signatures | None = None  # only where they were asked for
+
+
+def sketch(texts: Sequence[str], scheme: Scheme, *, signatures: bool = False) -> Sketches:
+    """Return the sketches of texts; `hash_shingles` says what a shingle is."""
+    shingles, counts = hash_shingles(texts, scheme.ngram)
+    return sketch_shingles(shingles, counts, scheme, signatures=signatures)
+
+
+def sketch_shingles(
+    shingles: Shingles, counts: Counts, scheme: Scheme, *, signatures: bool = False
+) -> Sketches:
+    """Return the sketches of texts whose shingles lie end to end, counts[i] of text i."""
+    if compiled():
+        return _with_kernel(shingles, counts, scheme, signatures)
+    return _with_datasketch(shingles, counts, scheme, signatures)
+
+
+def _with_kernel(shingles: Shingles, counts: Counts, scheme: Scheme, signatures: bool) -> Sketches:
+    from slmjax.curate import minhash_kernels
+
+    bands = np.empty((len(counts), scheme.bands), np.uint64)
+    kept = np.empty((len(counts) if signatures else 0, scheme.hashes), np.uint32)
+    a, b = scheme.permutations()
+    minhash_kernels.sketch(shingles, counts, a, b, bands, kept)
+    return Sketches(shingles, counts, bands, kept if signatures else None)
+
+
+def _with_datasketch(
+    shingles: Shingles, counts: Counts, scheme: Scheme, signatures: bool
+) -> Sketches:
+    from datasketch import MinHash
+
+    empty = MinHash(scheme.hashes, seed=scheme.seed, hashfunc=int, scheme=AFFINE32)
+    kept = np.empty((len(counts), scheme.hashes), np.uint32)
+    ends = np.cumsum(counts)
+    for text, (count, end) in enumerate(zip(counts, ends)):
+        minhash = empty.copy()  # a new one would draw its permutations again
+        own = shingles[end - count : end]
+        for start in range(0, count, AT_ONCE):
+            part = own[start : start + AT_ONCE]
+            minhash.update_batch(part.tolist())
+        kept[text] = minhash.hashvalues
+    bands = band_hashes(kept, scheme)
+    return Sketches(shingles, counts, bands, kept if signatures else None)
+
+
+def datasketch_minhash(signature: Permutation, scheme: Scheme) -> Any:
+    """Return a text's signature as a datasketch.MinHash, which its indices take."""
+    from datasketch import MinHash
+
+    return MinHash(scheme.hashes, seed=scheme.seed, hashvalues=signature, scheme=AFFINE32)
+
+
+def band_hashes(signatures: Signatures, scheme: Scheme) -> Bands:
+    """Return a hash of each band of each signature."""
+    # The band's number comes first, so that equal bands at different places differ.
+    numbers = np.arange(scheme.bands, dtype=np.uint64)
+    hashes = np.tile(numbers, (len(signatures), 1))
+    for row in range(scheme.rows):
+        hashes = mix(hashes ^ signatures[:, row :: scheme.rows])
+    return hashes
 
 
 def optimal_bands(
     threshold: float, hashes: int, *, missed: float = 0.5, mistaken: float = 0.5
 ) -> tuple[int, int]:
-    """(bands, rows) within so many hashes for which the areas of missed pairs above and mistaken pairs below the threshold weigh least.
+    """Return the (bands, rows) that err least at a threshold, within so many hashes.
+
+    The error is the area of missed pairs above the threshold and of mistaken pairs below it, by the
+    weights `missed` and `mistaken`.
 
     Source: Zhu et al. 2016 (LSH Ensemble), section 4; datasketch's default.
     """
@@ -67,17 +150,22 @@ def optimal_bands(
     above = similarity >= threshold
 
     def cost(shape: tuple[int, int]) -> float:
-        found = Scheme(bands=shape[0], rows=shape[1]).candidate_probability(similarity)
-        return float((mistaken * found * ~above + missed * (1 - found) * above).mean())
+        bands, rows = shape
+        scheme = Scheme(bands=bands, rows=rows)
+        probability = scheme.candidate_probability(similarity)
+        mistaken_pairs = mistaken * probability * ~above
+        missed_pairs = missed * (1 - probability) * above
+        errors = mistaken_pairs + missed_pairs
+        return float(errors.mean())
 
-    return min(
-        ((bands, rows) for bands in range(1, hashes + 1) for rows in range(1, hashes // bands + 1)),
-        key=cost,
-    )
+    shapes = []
+    for bands in range(1, hashes + 1):
+        shapes += [(bands, rows) for rows in range(1, hashes // bands + 1)]
+    return min(shapes, key=cost)
 
 
 def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tuple[int, int]:
-    """(bands, rows) with as many rows as possible that find pairs of this similarity so often.
+    """Return the (bands, rows) with the most rows that find pairs of this similarity so often.
 
     Args:
       similarity: Jaccard similarity of the pairs, in (0, 1).
@@ -85,121 +173,14 @@ def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tu
       hashes: the most that all bands may have together.
     """
     for rows in range(hashes, 0, -1):
-        shares_one = similarity**rows
-        bands = math.log1p(-probability) / math.log1p(-shares_one) if shares_one else math.inf
-        if bands <= hashes and math.ceil(bands) * rows <= hashes:
-            return math.ceil(bands), rows
+        share_one_band = similarity**rows
+        if not share_one_band:
+            continue
+        # From 1 - (1 - share_one_band)^bands = probability; log1p keeps small shares exact.
+        bands = math.log1p(-probability) / math.log1p(-share_one_band)
+        if bands > hashes:  # too many to be rounded up
+            continue
+        whole_bands = math.ceil(bands)
+        if whole_bands * rows <= hashes:
+            return whole_bands, rows
     return hashes, 1
-
-
-def sketch(texts: Sequence[str], scheme: Scheme, *, signatures: bool = False) -> Sketches:
-    """Sketches of texts. A shingle is the 32-bit hash of `ngram` words in a row, of all words where there are fewer.
-
-    Words are runs of letters and digits in lower case; in scripts without spaces each character is one. A text without words is one
-    shingle of all its characters.
-    """
-    encoded = [text.encode("utf-8", "replace") for text in texts]
-    path = _compiled if compiled() else _numpy
-    return path(encoded, scheme, signatures)
-
-
-@functools.cache
-def compiled() -> bool:
-    """Whether the compiled kernels can be used: numba is installed."""
-    return importlib.util.find_spec("numba") is not None
-
-
-def as_datasketch(signature: UInt32[np.ndarray, " hashes"], scheme: Scheme) -> Any:
-    """A text's signature as a datasketch.MinHash, for its LSH indexes (in memory, Redis, Cassandra)."""
-    import datasketch
-
-    return datasketch.MinHash(
-        scheme.hashes, seed=scheme.seed, hashvalues=signature, scheme="affine32"
-    )
-
-
-@functools.cache
-def permutation_points() -> UInt32[np.ndarray, " points"]:
-    """Of each code point its lower case where that is one code point, and in the highest two bits 1 in words, 2 for a word alone."""
-    kind, lower = np.zeros(0x110000, np.uint32), np.arange(0x110000, dtype=np.uint32)
-    points = [
-        chr(code) for code in range(LAST)
-    ]  # no letter stands behind, and a start must not take a second
-    kind[:LAST] = [point.isalnum() for point in points]
-    for first, last in ALONE:
-        kind[first : last + 1] *= 2
-    lower[:LAST] = [
-        ord(low if len(low) == 1 else point) for low, point in zip(map(str.lower, points), points)
-    ]
-    return kind << np.uint32(30) | lower
-
-
-def _compiled(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
-    from slmjax.curate import minhash_kernels as kernels
-
-    data, ends = (
-        np.frombuffer(b"".join(texts), np.uint8),
-        np.cumsum([len(text) for text in texts], dtype=np.int64),
-    )
-    shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched pages cost nothing
-    counts, bands = np.empty(len(texts), np.int64), np.empty((len(texts), scheme.bands), np.uint64)
-    own = np.empty((len(texts) if signatures else 0, scheme.hashes), np.uint32)
-    total = kernels.sketch(
-        data,
-        ends,
-        permutation_points(),
-        BASE,
-        scheme.ngram,
-        *scheme.permutations(),
-        scheme.bands,
-        scheme.rows,
-        shingles,
-        counts,
-        bands,
-        own,
-    )
-    return Sketches(shingles[:total].copy(), counts, bands, own if signatures else None)
-
-
-def _numpy(texts: Sequence[bytes], scheme: Scheme, signatures: bool) -> Sketches:
-    found = [_shingles(text, scheme.ngram) for text in texts]
-    a, b = scheme.permutations()
-    own = np.array(
-        [(a[:, None] * _fmix(of) + b[:, None]).min(1) for of in found], np.uint32
-    ).reshape(len(texts), scheme.hashes)
-    bands = np.repeat(np.arange(scheme.bands, dtype=np.uint64)[None], len(texts), 0)
-    for k in range(scheme.rows):
-        bands = mix(bands ^ own[:, k :: scheme.rows])
-    counts = np.array([len(of) for of in found], np.int64)
-    return Sketches(
-        np.concatenate([np.zeros(0, np.uint32), *found]), counts, bands, own if signatures else None
-    )
-
-
-def _shingles(text: bytes, ngram: int) -> UInt32[np.ndarray, " shingles"]:
-    entries = permutation_points()[np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)]
-    what, codes = entries >> np.uint32(30), (entries & np.uint32((1 << 30) - 1)).astype(np.uint64)
-    around = np.concatenate([[0], what, [0]])
-    starts = np.flatnonzero((what == 2) | ((what == 1) & (around[:-2] != 1)))
-    ends = np.flatnonzero((what == 2) | ((what == 1) & (around[2:] != 1))) + 1
-    # The sum of code x BASE^(places to the end) over a word, as a difference of sums from the text's start on.
-    ones = np.ones(len(codes) + 1, np.uint64)
-    power, inverse = (
-        np.cumprod(np.where(np.arange(len(ones)), of, ones))
-        for of in (BASE, np.uint64(pow(int(BASE), -1, 1 << 64)))
-    )
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * inverse[:-1])])
-    words = mix((sums[ends] - sums[starts]) * power[ends - 1])
-    width = min(ngram, len(words))
-    x = np.full(len(words) - width + 1 if width else 1, width, np.uint64)
-    for k in range(width):
-        x = x * BASE + words[k : len(words) - width + 1 + k]
-    if not width:
-        x = sums[-1:] * power[max(0, len(codes) - 1)][None]
-    return (mix(x) >> np.uint64(32)).astype(np.uint32)
-
-
-def _fmix(h: UInt32[np.ndarray, " n"]) -> UInt32[np.ndarray, " n"]:
-    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return h ^ (h >> np.uint32(16))

@@ -4,17 +4,21 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
-from slmjax.curate.index import Index, SketchWriter, sketched
+from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme, sketch
+from slmjax.curate.sketch_files import SketchWriter, sketched
 from slmjax.text.readers import read_documents
 from slmjax.text.records import Document, Source, SourceFile
 from slmjax.text.source_files import list_files
 from slmjax.text.units import Progress, run_units
+
+FOUND = {EXACT: "same text", THROUGH: "through a duplicate"}
 
 
 def deduplicate(
@@ -26,9 +30,10 @@ def deduplicate(
     processes: int = 1,
     progress: Progress = lambda *_: None,
 ) -> tuple[Index, Clusters]:
-    """The index under `folder` with the documents of all files of `sources` added, and the clusters of everything in it.
+    """Add the documents of all sources to the index in `folder`; return it with all its clusters.
 
-    What is in the index already comes before the new documents; within them the order of sources and files counts.
+    What is in the index already comes before the new documents; within them the order of sources
+    and files counts.
 
     Args:
       threshold: exact Jaccard similarity of word shingles from which on a document is a duplicate.
@@ -36,55 +41,62 @@ def deduplicate(
     Raises: UserError for sources that cannot be read and for an index of another scheme.
     """
     index = Index(folder, scheme)
-    units = [
-        (f"{source.name}/{file.name}", source, file)
-        for source in sources
-        for file in list_files(source)
-    ]
-    batch = hashlib.sha256(
-        json.dumps([(name, file.size, file.version) for name, _, file in units]).encode()
-    ).hexdigest()[:16]
+    work = epath.Path(folder) / "work"
+    names, identity, tasks = [], [], []
+    for source in sources:
+        for file in list_files(source):
+            name = f"{source.name}/{file.name}"
+            place = work / f"{len(names):05d}"
+            names.append(name)
+            identity.append((name, file.size, file.version))
+            tasks.append((file.size, (source, file, place, scheme)))
+    text = json.dumps(identity)
+    batch = hashlib.sha256(text.encode()).hexdigest()[:16]
     if batch not in index:
-        work = epath.Path(folder) / "work"
-        tasks = [
-            (file.size, (source, file, work / f"{number:05d}", scheme))
-            for number, (_, source, file) in enumerate(units)
-        ]
-        sketch([""], scheme)  # compiled or loaded once, for all processes
+        # Kernels are compiled or loaded here once: processes that are forked have them, too.
+        sketch([""], scheme)
         run_units(sketch_file, tasks, processes, stage="sketch", progress=progress, fork=True)
-        folders = [work / f"{number:05d}" for number in range(len(units))]
-        index.add(
-            batch,
-            [([(name, sketched(folder))], folder) for (name, _, _), folder in zip(units, folders)],
-        )
+        units = []
+        for number, name in enumerate(names):
+            place = work / f"{number:05d}"
+            files = [(name, sketched(place))]
+            units.append((files, place))
+        index.add(batch, units)
         work.rmtree()
     return index, index.clusters(threshold)
 
 
 def sketch_file(source: Source, file: SourceFile, folder: epath.Path, scheme: Scheme) -> None:
-    """Write the sketches of a file's documents to `folder`, see SketchWriter; faults are left out."""
+    """Write the sketches of a file's documents to `folder`, see SketchWriter; skip faults."""
     with SketchWriter(folder, scheme) as writer:
         for item in read_documents(file, source):
             if isinstance(item, Document):
                 writer.add(item)
 
 
-def decisions(index: Index, clusters: Clusters, numbers: slice = slice(None)) -> Iterator[dict]:
-    """Of every removed document with one of `numbers`: where it stands, which one is kept for it, how similar they are, how they met.
+def decisions(
+    index: Index, clusters: Clusters, numbers: slice = slice(None)
+) -> Iterator[dict[str, Any]]:
+    """Yield for each removed document where it is, the one that is kept for it, and why.
 
-    `found` is the first band that both share, "same text", or "through a duplicate": both are near a third, which is removed too.
+    `found` is the first band that both share, "same text", or "through a duplicate": both are near
+    a third, which is removed, too.
+
+    Args:
+      numbers: of the documents to report.
     """
-    removed = np.intersect1d(clusters.removed, np.arange(len(index))[numbers])
-    names = {EXACT: "same text", THROUGH: "through a duplicate"}
-    for doc, (file, line), (kept_file, kept_line) in zip(
-        removed, index.places(removed), index.places(clusters.keeper[removed])
-    ):
-        band = int(clusters.band[doc])
+    asked = np.arange(len(index))[numbers]
+    removed = np.intersect1d(clusters.removed, asked)
+    places = index.places(removed)
+    kept_places = index.places(clusters.keeper[removed])
+    for document, (file, line), (kept_file, kept_line) in zip(removed, places, kept_places):
+        band = int(clusters.band[document])
+        similarity = float(clusters.similarity[document])
         yield {
             "file": file,
             "line": line,
             "kept_file": kept_file,
             "kept_line": kept_line,
-            "similarity": round(float(clusters.similarity[doc]), 4),
-            "found": names.get(band, f"band {band}"),
+            "similarity": round(similarity, 4),
+            "found": FOUND.get(band, f"band {band}"),
         }

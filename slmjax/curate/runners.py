@@ -1,4 +1,4 @@
-"""Who does the passes over files and finds the pairs: processes of this machine, or Apache Beam (extra `beam`) and what it runs on."""
+"""Passes over files and pairs, by processes of this machine or Apache Beam (extra `beam`)."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +8,23 @@ import numpy as np
 from etils import epath
 
 from slmjax.curate.clusters import Pairs, bucket_pairs
-from slmjax.curate.index import COLUMNS, Index, read_column, sketched
+from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme, sketch
+from slmjax.curate.sketch_files import COLUMNS, read_column, sketched
 from slmjax.errors import UserError
 from slmjax.text.units import Progress, run_units
 
 PIECE = 100_000  # documents whose hashes are read at once
+
+Folders = Sequence[epath.Path]
+Tasks = Sequence[tuple[int, tuple]]  # (size, arguments of a call)
+BandHash = tuple[int, int]  # number of a band, hash
+Member = tuple[int, int]  # number of a document, key of its text
+DocumentPair = tuple[int, int]  # high, low
+
+# Consecutive documents whose columns lie in one folder: the folder, the first one's row in it, how
+# many there are, and the first one's number in the index. A plain tuple, as Beam codes it.
+Piece = tuple[str, int, int, int]
 
 
 class Local:
@@ -23,16 +34,12 @@ class Local:
         self._processes, self._progress = processes, progress
         sketch([""], Scheme())  # compiled or loaded once, for all processes
 
-    def each(
-        self, function: Callable[..., None], tasks: Sequence[tuple[int, tuple]], stage: str
-    ) -> None:
+    def each(self, function: Callable[..., None], tasks: Tasks, stage: str) -> None:
         """Call function(*arguments) for each (size, arguments)."""
         run_units(function, tasks, self._processes, stage=stage, progress=self._progress, fork=True)
 
-    def pairs(
-        self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path
-    ) -> Pairs | None:
-        """None: the index finds them itself."""
+    def pairs(self, index: Index, batch: str, folders: Folders, work: epath.Path) -> Pairs | None:
+        """Return None: the index finds them itself."""
         return None
 
 
@@ -40,8 +47,9 @@ class Beam:
     """An Apache Beam pipeline for each pass; functions, files and pairs are those of `Local`.
 
     Args:
-      options: Beam's own, such as "--runner=DirectRunner" or "--runner=DataflowRunner --project=... --region=... --temp_location=gs://...".
-        Whatever runs them must see the work directory: gs:// for Dataflow.
+      options: Beam's own, such as "--runner=DirectRunner" or "--runner=DataflowRunner --project=...
+        --region=... --temp_location=gs://...". Whatever runs them must see the work directory:
+        gs:// for Dataflow.
     Raises: UserError where apache-beam is not installed, and for options without a runner.
     """
 
@@ -54,100 +62,104 @@ class Beam:
             ) from error
         if "--runner=" not in options:
             raise UserError(
-                f"config.curate.beam is '{options}'; expected Beam's options with a runner, for example --runner=DirectRunner."
+                f"config.curate.beam is '{options}'; expected Beam's options with a runner, for "
+                "example --runner=DirectRunner."
             )
         self._options = PipelineOptions(options.split())
 
-    def each(
-        self, function: Callable[..., None], tasks: Sequence[tuple[int, tuple]], stage: str
-    ) -> None:
+    def each(self, function: Callable[..., None], tasks: Tasks, stage: str) -> None:
         """Call function(*arguments) for each (size, arguments)."""
         import apache_beam as beam
 
         if not tasks:
             return
+        each = [arguments for _, arguments in tasks]
+        call = functools.partial(_call, function)
         with beam.Pipeline(options=self._options) as pipeline:
-            calls = pipeline | beam.Create([arguments for _, arguments in tasks])
-            _ = calls | beam.Reshuffle() | stage >> beam.Map(functools.partial(_call, function))
+            # Reshuffle: otherwise Beam may do all calls in one worker.
+            calls = pipeline | beam.Create(each) | beam.Reshuffle()
+            _ = calls | stage >> beam.Map(call)
 
-    def pairs(
-        self, index: Index, batch: str, folders: Sequence[epath.Path], work: epath.Path
-    ) -> Pairs | None:
-        """Candidate pairs of all documents, by grouping band hashes; sketches of the batch are read from its `folders`."""
+    def pairs(self, index: Index, batch: str, folders: Folders, work: epath.Path) -> Pairs | None:
+        """Return the candidate pairs of all documents, found by grouping band hashes.
+
+        Args:
+          folders: of the batch's sketches; those of other batches are read from the index.
+          work: gets the pairs as text.
+        """
         import apache_beam as beam
 
         place = work / "pairs"
         if place.exists():
             place.rmtree()
         place.mkdir(parents=True)
+        pieces = list(_pieces(index, batch, folders))
         with beam.Pipeline(options=self._options) as pipeline:
-            entries = (
-                pipeline
-                | beam.Create(list(_pieces(index, batch, folders)))
-                | beam.Reshuffle()
-                | beam.FlatMap(_entries, index.scheme.bands)
-            )
-            found = entries | beam.GroupByKey() | beam.FlatMap(_bucket)
-            lines = (
-                found
-                | beam.CombinePerKey(min)
-                | beam.MapTuple(lambda pair, band: f"{pair[0]} {pair[1]} {band}")
-            )
+            spread = pipeline | beam.Create(pieces) | beam.Reshuffle()
+            entries = spread | beam.FlatMap(_entries, index.scheme.bands)
+            buckets = entries | beam.GroupByKey()
+            met = buckets | beam.FlatMap(_bucket)
+            first_bands = met | beam.CombinePerKey(min)
+            lines = first_bands | beam.MapTuple(lambda pair, band: f"{pair[0]} {pair[1]} {band}")
             _ = lines | beam.io.WriteToText(str(place / "part"))
-        rows = [
-            line.split()
-            for file in sorted(place.glob("part*"))
-            for line in file.read_text().splitlines()
-        ]
-        high, low, band = np.array(rows, np.int64).reshape(-1, 3).T
-        order = np.lexsort((low, high))
-        return Pairs(low[order], high[order], band[order].astype(np.uint8))
+        return _read_pairs(place)
 
 
 def _call(function: Callable[..., None], arguments: tuple) -> None:
     function(*arguments)
 
 
-def _pieces(
-    index: Index, batch: str, folders: Sequence[epath.Path]
-) -> Iterator[tuple[str, int, int, int]]:
-    """(folder, first row, rows, number of the first document): a batch's folders, and of other batches what the index holds."""
+def _pieces(index: Index, batch: str, folders: Folders) -> Iterator[Piece]:
+    """Yield all documents in pieces: a batch from its folders, other batches from the index."""
     first, sizes = index.span(batch)
     end = first + int(sizes.sum())
-    parts = [(str(index.folder), 0, first, 0), (str(index.folder), end, len(index) - end, end)]
+    held = str(index.folder)
+    parts = [(held, 0, first, 0)]
+    parts.append((held, end, len(index) - end, end))
     for folder in folders:
         rows = sketched(folder)
         parts.append((str(folder), 0, rows, first))
         first += rows
     for folder, row, rows, number in parts:
         for start in range(0, rows, PIECE):
-            yield folder, row + start, min(PIECE, rows - start), number + start
+            size = min(PIECE, rows - start)
+            yield folder, row + start, size, number + start
 
 
-def _entries(
-    piece: tuple[str, int, int, int], bands: int
-) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """((band, hash), (document, key of its text)) of the documents of a piece."""
-    folder, start, rows, first = piece
-    keys = read_column(epath.Path(folder) / "keys", COLUMNS["keys"], start, rows)
-    hashes = read_column(
-        epath.Path(folder) / "bands", COLUMNS["bands"], start * bands, rows * bands
-    ).reshape(rows, bands)
-    signed = (
-        of.view(np.int64).tolist() for of in (keys, hashes)
-    )  # Beam's coder of integers takes no others
-    for number, (key, row) in enumerate(zip(*signed), first):
+def _entries(piece: Piece, bands: int) -> Iterator[tuple[BandHash, Member]]:
+    """Yield ((band, hash), (document, key of its text)) of the documents of a piece."""
+    place, start, rows, first = piece
+    folder = epath.Path(place)
+    keys = read_column(folder / "keys", COLUMNS["keys"], start, rows)
+    hashes = read_column(folder / "bands", COLUMNS["bands"], start * bands, rows * bands)
+    # Beam's coder of integers takes signed ones only.
+    signed_keys = keys.view(np.int64)
+    signed_hashes = hashes.view(np.int64)
+    # Axes: [documents, bands].
+    table = signed_hashes.reshape(rows, bands).tolist()
+    for number, (key, row) in enumerate(zip(signed_keys.tolist(), table), first):
         for band, value in enumerate(row):
             yield (band, value), (number, key)
 
 
-def _bucket(group: tuple[tuple[int, int], Any]) -> Iterator[tuple[tuple[int, int], int]]:
-    """((high, low), band) of a bucket."""
+def _bucket(group: tuple[BandHash, Any]) -> Iterator[tuple[DocumentPair, int]]:
+    """Yield ((high, low), band) of the pairs of a bucket."""
     (band, _), members = group
-    ordered = sorted(members)
-    docs, keys = (
-        np.array([doc for doc, _ in ordered], np.int64),
-        np.array([key for _, key in ordered], np.int64).view(np.uint64),
-    )
-    low, high = bucket_pairs(docs, keys, band)
-    yield from zip(zip(high.tolist(), low.tolist()), [band] * len(low))
+    # Beam gives members in any order.
+    ordered = np.array(sorted(members), np.int64)
+    documents, signed_keys = ordered.T
+    keys = signed_keys.astype(np.uint64)
+    low, high = bucket_pairs(documents, keys, band)
+    for pair in zip(high.tolist(), low.tolist()):
+        yield pair, band
+
+
+def _read_pairs(folder: epath.Path) -> Pairs:
+    """Return the pairs that a pipeline has written, in order."""
+    rows = []
+    for file in sorted(folder.glob("part*")):
+        rows += [line.split() for line in file.read_text().splitlines()]
+    table = np.array(rows, np.int64)
+    high, low, band = table.reshape(-1, 3).T
+    order = np.lexsort((low, high))
+    return Pairs(low[order], high[order], band[order].astype(np.uint8))

@@ -2,10 +2,14 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt32, UInt64
+from jaxtyping import Bool, Int, Int64, UInt32, UInt64
+
+from slmjax.text.hash_mix import LETTER_BASE, WORD_BASE, mix
 
 # Words in a run; GPT-3 (Brown et al. 2020, appendix C) searched training text for runs of 13.
 SHINGLE = 13
@@ -21,9 +25,9 @@ ALONE = (
     (0x3040, 0x30FF),  # Hiragana, Katakana
     (0x3400, 0x9FFF),  # Chinese characters
 )
-# Odd, so that both have an inverse modulo 2^64.
-_LETTER_BASE = 0x9E3779B97F4A7C15
-_WORD_BASE = np.uint64(0xD1B54A32D192ED03)
+# The one letter whose lower case is two characters: it would move all that follows it.
+DOTTED_I = ("\u0130", "I")
+LAST_CAPITAL = 0x1FFFF  # no code point behind it has a lower case
 
 
 def shingles(text: str) -> UInt64[np.ndarray, " n"]:
@@ -58,10 +62,13 @@ def shingle_parts(text: str) -> Iterator[UInt64[np.ndarray, " n"]]:
 def hash_words(
     text: str,
 ) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
-    """Return hashes of the words, and where in `text.lower()` each begins and ends.
+    """Return hashes of the words, and where in the text each begins and ends.
 
-    Words are lower case, letters and digits only.
+    Words are lower case, letters and digits only. Where `kernels` has loaded them, the compiled
+    kernels do the work.
     """
+    text = text.replace(*DOTTED_I)
+    cut = _hash_piece if _kernels is None else _hash_piece_compiled
     # The empty arrays give a text without words its types.
     hashes = [np.zeros(0, np.uint64)]
     starts = [np.zeros(0, np.int64)]
@@ -69,7 +76,7 @@ def hash_words(
     start = 0
     while start < len(text):
         end = _end_of_piece(text, start, PIECE)
-        piece_hashes, piece_starts, piece_ends = _hash_piece(text[start:end])
+        piece_hashes, piece_starts, piece_ends = cut(text[start:end])
         hashes.append(piece_hashes)
         starts.append(piece_starts + start)
         ends.append(piece_ends + start)
@@ -80,21 +87,11 @@ def hash_words(
 def hash_runs(words: UInt64[np.ndarray, " words"], width: int) -> UInt64[np.ndarray, " runs"]:
     """Return a hash of each run of `width` words; there are words - width + 1, or none."""
     count = max(0, len(words) - width + 1)
-    # A polynomial in _WORD_BASE, by Horner's rule, for all runs at once.
+    # A polynomial in WORD_BASE, by Horner's rule, for all runs at once.
     hashes = np.full(count, width, np.uint64)
     for offset in range(width):
-        hashes = hashes * _WORD_BASE + words[offset : offset + count]
+        hashes = hashes * WORD_BASE + words[offset : offset + count]
     return mix(hashes)
-
-
-def mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """Spread the low bits' structure over all bits.
-
-    Source: the finalizer of splitmix64 (Steele, Lea and Flood 2014).
-    """
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class Matcher:
@@ -203,11 +200,133 @@ def _character_tables() -> tuple[
 @functools.cache
 def _powers(bits: int) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"]]:
     """Return base^i and base^-i modulo 2^64 for i < 2^bits."""
-    inverse = pow(_LETTER_BASE, -1, 1 << 64)
-    return _powers_of(_LETTER_BASE, 1 << bits), _powers_of(inverse, 1 << bits)
+    inverse = pow(LETTER_BASE, -1, 1 << 64)
+    return _powers_of(LETTER_BASE, 1 << bits), _powers_of(inverse, 1 << bits)
 
 
 def _powers_of(base: int, count: int) -> UInt64[np.ndarray, " count"]:
     factors = np.full(count, base, np.uint64)
     factors[0] = 1
     return np.cumprod(factors)
+
+
+def hash_shingles(
+    texts: Sequence[str], width: int
+) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " texts"]]:
+    """Return the shingles of each text, end to end, and how many each has.
+
+    A shingle is the upper half of the hash of a run of `width` words. A text of fewer words has one
+    run of all of them. A text without words has one hash of all its characters in lower case.
+    """
+    by_path = _shingles_with_kernels if compiled() else _shingles_with_numpy
+    shingles, counts = by_path(texts, width)
+    wordless = np.flatnonzero(counts == 0)
+    counts[wordless] = 1
+    places = np.cumsum(counts)[wordless] - 1
+    for text, place in zip(wordless, places):
+        characters = texts[text].lower().encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(characters, digest_size=4).digest()
+        shingles[place] = int.from_bytes(digest, "little")
+    return shingles, counts
+
+
+def _shingles_with_numpy(
+    texts: Sequence[str], width: int
+) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " texts"]]:
+    """Return the shingles of `hash_shingles`; a text without words has a place, counted as 0."""
+    shingles, counts = [np.zeros(0, np.uint32)], []
+    for text in texts:
+        words = hash_words(text)[0]
+        if not len(words):
+            shingles.append(np.zeros(1, np.uint32))
+            counts.append(0)
+            continue
+        runs = hash_runs(words, min(width, len(words)))
+        shingles.append((runs >> np.uint64(32)).astype(np.uint32))
+        counts.append(len(runs))
+    return np.concatenate(shingles), np.array(counts, np.int64)
+
+
+def _shingles_with_kernels(
+    texts: Sequence[str], width: int
+) -> tuple[UInt32[np.ndarray, " shingles"], Int64[np.ndarray, " texts"]]:
+    """Return what `_shingles_with_numpy` returns."""
+    pieces, piece_counts = [], np.empty(len(texts), np.int64)
+    for number, text in enumerate(texts):
+        text = text.replace(*DOTTED_I)
+        start, before = 0, len(pieces)
+        while start < len(text):
+            end = _end_of_piece(text, start, PIECE)
+            pieces.append(_encoded(text[start:end]))
+            start = end
+        piece_counts[number] = len(pieces) - before
+    data = np.frombuffer(b"".join(pieces), np.uint8)
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched memory costs nothing
+    counts = np.empty(len(texts), np.int64)
+    total = kernels().shingle_hashes(
+        data, ends, piece_counts, point_entries(), _character_tables()[0], width, shingles, counts
+    )
+    return shingles[:total].copy(), counts
+
+
+def _hash_piece_compiled(
+    text: str,
+) -> tuple[UInt64[np.ndarray, " words"], Int64[np.ndarray, " words"], Int64[np.ndarray, " words"]]:
+    """Return what `_hash_piece` returns."""
+    data = np.frombuffer(_encoded(text), np.uint8)
+    hashes = np.empty(len(data) + 1, np.uint64)
+    starts = np.empty(len(data) + 1, np.int64)
+    ends = np.empty(len(data) + 1, np.int64)
+    points = point_entries()
+    count = _kernels.word_hashes(data, 0, len(data), points, _character_tables()[0], hashes)
+    _kernels.word_bounds(data, points, starts, ends)
+    return hashes[:count].copy(), starts[:count].copy(), ends[:count].copy()
+
+
+def _encoded(text: str) -> bytes:
+    """Return a text in UTF-8 whose characters can be lowered one by one, by a table."""
+    if "\u03a3" in text:  # sigma: the only letter whose lower case depends on its neighbours
+        text = text.lower()
+    return text.encode("utf-8", "surrogatepass")
+
+
+@functools.cache
+def point_entries() -> UInt32[np.ndarray, " points"]:
+    """Return for each code point what the kernels must know of it.
+
+    The lowest 16 bits are its lower case, folded as in `_hash_piece`. The highest two bits are 1 if
+    it is in words and 2 if it is a word alone.
+    """
+    lower = np.arange(0x110000, dtype=np.uint32)
+    for code in range(LAST_CAPITAL + 1):
+        small = chr(code).lower()
+        if len(small) == 1:
+            lower[code] = ord(small)
+    folded = lower & np.uint32(0xFFFF)
+    _, inside, alone = _character_tables()
+    kinds = inside[folded].astype(np.uint32) + alone[folded]
+    return kinds << np.uint32(30) | folded
+
+
+@functools.cache
+def compiled() -> bool:
+    """Whether the compiled kernels can be used: numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+_kernels: Any = None
+
+
+def kernels() -> Any:
+    """Load and return the compiled kernels, `hashing_kernels`; needs numba and a second of time.
+
+    From then on `hash_words` uses them, too. It does not load them: for a short text that costs
+    more than it saves.
+    """
+    global _kernels
+    if _kernels is None:
+        from slmjax.text import hashing_kernels
+
+        _kernels = hashing_kernels
+    return _kernels

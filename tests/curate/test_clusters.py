@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from slmjax.curate import clusters, minhash
 from slmjax.curate.clusters import EXACT, candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, sketch
-from slmjax.text.hashing import mix
+from slmjax.text import hashing
+from slmjax.text.hash_mix import mix
 
 WIDE = Scheme(
     ngram=2, bands=100, rows=1
@@ -205,5 +206,6 @@ def test_minhash_numpy_path_clusters_the_same(monkeypatch):
     fast = run(texts, Scheme(ngram=2))
     monkeypatch.setattr(clusters, "compiled", lambda: False)
     monkeypatch.setattr(minhash, "compiled", lambda: False)
+    monkeypatch.setattr(hashing, "compiled", lambda: False)
     for one, other in zip(fast, run(texts, Scheme(ngram=2)), strict=True):
         np.testing.assert_array_equal(one, other)

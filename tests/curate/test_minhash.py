@@ -1,4 +1,4 @@
-"""Sketches: the compiled path equals numpy's and a plain reading of the definition; datasketch's permutations; the curve of bands."""
+"""Sketches: the compiled path equals numpy's and datasketch's, and a plain reading of the definition; datasketch's permutations; the curve of bands."""
 
 import re
 
@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from slmjax.curate import minhash
 from slmjax.curate.minhash import Scheme, enough_bands, optimal_bands, sketch
+from slmjax.text import hashing
 
 TEXTS = st.text(st.one_of(st.sampled_from("ab Z9.\n"), st.characters(codec="utf-8")), max_size=80)
 
 
 def spelled(text, ngram):
     """The shingles as sets of strings, by the definition."""
-    kind = minhash.permutation_points() >> 30
-    lower = lambda c: c.lower() if len(c.lower()) == 1 else c
+    kind = hashing.point_entries() >> 30
+    lower = lambda c: c.lower() if len(c.lower()) == 1 else c  # noqa: E731
     marked = "".join(
         f" {lower(c)} " if kind[ord(c)] == 2 else lower(c) if kind[ord(c)] == 1 else " "
         for c in text
@@ -30,13 +31,16 @@ def spelled(text, ngram):
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.integers(1, 6))
-def test_the_compiled_kernel_and_numpy_give_the_same_sketches(texts, ngram):
+def test_the_compiled_kernels_give_the_sketches_of_numpy_and_datasketch(texts, ngram):
     pytest.importorskip("numba")
     scheme = Scheme(ngram=ngram, bands=3, rows=4, seed=ngram)
-    encoded = [text.encode() for text in texts]
-    for ours, reference in zip(
-        minhash._compiled(encoded, scheme, True), minhash._numpy(encoded, scheme, True), strict=True
-    ):
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = sketch(texts, scheme, signatures=True)
+        patch.setattr(minhash, "compiled", lambda: False)
+        patch.setattr(hashing, "compiled", lambda: False)
+        patch.setattr(hashing, "_kernels", None)
+        plain = sketch(texts, scheme, signatures=True)
+    for ours, reference in zip(compiled, plain, strict=True):
         assert ours.dtype == reference.dtype
         np.testing.assert_array_equal(ours, reference)
 
@@ -69,7 +73,7 @@ def test_signatures_are_those_of_datasketch():
         theirs = datasketch.MinHash(20, seed=7, hashfunc=int, scheme="affine32")
         theirs.update_batch(shingles.tolist())
         np.testing.assert_array_equal(own, theirs.hashvalues)
-        assert minhash.as_datasketch(own, scheme).jaccard(theirs) == 1.0
+        assert minhash.datasketch_minhash(own, scheme).jaccard(theirs) == 1.0
 
 
 def test_pairs_meet_in_a_band_as_often_as_the_curve_says():

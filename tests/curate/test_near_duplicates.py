@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from slmjax.curate import index as indices
+from slmjax.curate import sketch_files
 from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.near_duplicates import decisions, deduplicate
@@ -53,7 +54,7 @@ def test_a_second_batch_against_the_index_equals_one_run_over_both(files, tmp_pa
 def test_two_processes_and_small_chunks_give_the_same(files, tmp_path, monkeypatch):
     _, one = deduplicate(sources(files, "a", "b"), tmp_path / "one", scheme=SMALL)
     _, two = deduplicate(sources(files, "a", "b"), tmp_path / "two", scheme=SMALL, processes=2)
-    monkeypatch.setattr(indices, "CHUNK", 700)
+    monkeypatch.setattr(sketch_files, "CHUNK", 700)
     _, three = deduplicate(sources(files, "a", "b"), tmp_path / "three", scheme=SMALL)
     assert same(one, two) and same(one, three)
     for file in tmp_path.joinpath("one").iterdir():
@@ -153,3 +154,11 @@ def test_what_was_added_last_can_be_forgotten_and_is_not_there_afterwards(files,
     assert same(Index(tmp_path / "two", SMALL).clusters(0.75), one)
     deduplicate(sources(files, "b"), tmp_path / "two", scheme=SMALL)
     assert len(Index(tmp_path / "two", SMALL)) == 300
+
+
+def test_an_index_of_an_older_rule_for_words_is_refused(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(indices, "FORMAT", 1)
+    deduplicate(sources(files, "a"), tmp_path, scheme=SMALL)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"format 1.*Another version.*another index"):
+        Index(tmp_path, SMALL)

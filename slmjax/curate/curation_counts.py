@@ -1,0 +1,158 @@
+"""What a curation counts: documents by what became of them, and alarms where too many went."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from slmjax.curate import curation_report
+from slmjax.curate.clean import CurationUnit, reports_of
+from slmjax.curate.clusters import Clusters
+from slmjax.curate.curate_settings import Settings, warnings
+from slmjax.curate.decontaminate import EvalIndex
+from slmjax.curate.sketch_files import COLUMNS, read_column
+from slmjax.errors import UserError
+from slmjax.text.walk import SKETCHES
+
+Entry = Mapping[str, Any]  # counts of a source, see `curation_report.empty_counts`
+Units = Sequence[CurationUnit]
+Gone = Sequence[Bool[np.ndarray, " _"]]  # for each unit which of its documents are duplicates
+SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
+LARGEST = 10  # clusters in the report
+
+
+def count_first_pass(asked: Settings, units: Units) -> dict[str, dict[str, Any]]:
+    """Return for each source the counts of its files' first pass; what is kept counts as left."""
+    sources: dict[str, dict] = {}
+    for unit in units:
+        entry = sources.setdefault(unit.source.name, curation_report.empty_counts())
+        try:
+            for file_counts in reports_of(unit):
+                curation_report.add(entry, file_counts, asked["samples"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            file = unit.path(".json")
+            raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
+        # Sizes after normalising and rules; those in the report are of the text as it was read.
+        kept = unit.path(SKETCHES) / "bytes"
+        sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
+        entry["left"]["documents"] += len(sizes)
+        entry["left"]["bytes"] += int(sizes.sum())
+    return sources
+
+
+def loss_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]:
+    """Return alarms about sources before duplicates are looked for."""
+    alarms = []
+    for name, entry in sources.items():
+        alarms += _losses(asked, name, entry)
+    return alarms
+
+
+def _losses(asked: Settings, name: str, entry: Entry) -> list[str]:
+    limit = asked["max_dropped"]
+    most = f"config.curate.max_dropped, {limit:.0%}"
+    read = entry["documents"].get("read", 0)
+    records = read + sum(entry["faults"].values())
+    if not read:
+        # One alarm is enough: the first fault says why.
+        first = next(iter(entry["examples"].values()), "its files hold no record")
+        return [f"none of the {records:,} records of source '{name}' can be used ({first})"]
+    alarms = []
+    for reason, count in entry["faults"].items():
+        if count > limit * records:
+            alarms.append(
+                f"{count / records:.1%} of the records of source '{name}' cannot be used "
+                f"({entry['examples'][reason]}), more than {most}"
+            )
+    # By kind: a rule with several reasons must not hide behind each of them.
+    for kind, count in curation_report.kinds(entry).items():
+        if count > limit * read:
+            alarms.append(
+                f"source '{name}' loses {count / read:.1%} of its documents to {kind}, more than "
+                f"{most} (raise it, or take out what drops them)"
+            )
+    if not alarms and not entry["left"]["documents"]:
+        alarms.append(f"source '{name}' loses all of its documents for one reason or another")
+    return alarms
+
+
+def count_duplicates(
+    units: Units,
+    gone: Gone,
+    sources: Mapping[str, dict],
+) -> None:
+    """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
+    for unit, removed in zip(units, gone):
+        entry = sources[unit.source.name]
+        column = unit.path(SKETCHES) / "bytes"
+        sizes = read_column(column, COLUMNS["bytes"], 0, len(removed))
+        documents = int(removed.sum())
+        size = int(sizes[removed].sum())
+        entry["duplicate"]["documents"] += documents
+        entry["duplicate"]["bytes"] += size
+        entry["left"]["documents"] -= documents
+        entry["left"]["bytes"] -= size
+
+
+def duplicate_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]:
+    """Return alarms about the sources' duplicates."""
+    limit = asked["max_removed"]
+    alarms = []
+    for name, entry in sources.items():
+        duplicates = entry["duplicate"]["documents"]
+        share = duplicates / max(1, duplicates + entry["left"]["documents"])
+        if share > limit:
+            alarms.append(
+                f"source '{name}' loses {share:.1%} of its documents as duplicates, more than "
+                f"config.curate.max_removed, {limit:.0%} (duplicates.jsonl has every pair; raise "
+                "it if that is right)"
+            )
+    left = sum(entry["left"]["documents"] for entry in sources.values())
+    if not alarms and not left:
+        alarms = ["every document is a duplicate of one that was seen before"]
+    return alarms
+
+
+def report_counts(
+    asked: Settings,
+    units: Units,
+    sources: Mapping[str, Any],
+    alarms: Sequence[str],
+) -> dict[str, Any]:
+    """Return the content of report.json, as if there were no duplicates."""
+    evals = {}
+    if units[0].evals:
+        index = EvalIndex.load(units[0].evals)
+        for name, (undecided, items) in index.undecided().items():
+            evals[name] = {"items": items, "undecided": len(undecided)}
+    return {
+        "sources": sources,
+        "alarms": list(alarms),
+        "warnings": warnings(asked),
+        "threshold": asked["threshold"],
+        "scheme": dataclasses.asdict(units[0].scheme),
+        "similarity": [0] * SIMILARITIES,
+        "seen_before": 0,
+        "largest_clusters": [],
+        "evals": evals,
+    }
+
+
+def cluster_counts(clusters: Clusters, gone: Gone, first: int) -> dict[str, Any]:
+    """Return what report.json says of duplicates: similarities and sizes of clusters.
+
+    Args:
+      first: number of the batch's first document; `gone` is about those from there on.
+    """
+    removed = first + np.flatnonzero(np.concatenate(gone))
+    similarity = clusters.similarity[removed]
+    bars, _ = np.histogram(similarity, SIMILARITIES, (0, 1))
+    _, sizes = np.unique(clusters.keeper[removed], return_counts=True)
+    largest_first = np.sort(sizes)[::-1]
+    return {
+        "similarity": bars.tolist(),
+        "seen_before": first,
+        "largest_clusters": largest_first[:LARGEST].tolist(),
+    }
