@@ -17,10 +17,12 @@ class MLP(ChannelMixer):
         self, x: Float[Array, "B T D"], *, ctx: Context
     ) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
-        into = {"axes": ("width", "ff"), "inputs": (0,), "outputs": (1,)}
-        gate, up = project(
-            self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")}
-        )
+        inputs = {}
+        for name in ("gate", "up"):
+            axes = ("width", "ff")
+            inputs[name] = weight(self, name, (D, F), axes=axes, inputs=(0,), outputs=(1,))
+        gate, up = project(self, "in", x, inputs)
+        # Names that config.model.remat can keep.
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         down = weight(
             self,
