@@ -76,7 +76,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """The declaration of a buffer: an array that changes once an optimizer step, without a gradient.
+    """The declaration of a buffer: it changes once an optimizer step, without a gradient.
 
     channel: "forward": the mixer returns its observation; "cotangent": the buffer's gradient is
       the observation, as for float8 scales. Only these are differentiated, and must be floats.

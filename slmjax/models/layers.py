@@ -47,7 +47,7 @@ class Context:
     positions: Any  # [B,T], counted from 0 in each document
     ids: Any = None  # ids of each token that were made on the host, such as those of n-grams
     slots: Any = None  # cache.Slots that the tokens take, with a cache only
-    # The most documents that a device holds, for attention kernels: see data/rows.py, `text_fields`.
+    # The most documents that a device holds, for attention kernels; see data/rows.text_fields.
     places: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 

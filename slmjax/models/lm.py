@@ -171,7 +171,7 @@ def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
 def logits(
     arch: Architecture, params: dict, hidden: Float[Array, "B T D"]
 ) -> Float[Array, "B T V"]:
-    """Return float32 logits. They are large: the loss of training goes through ops.cross_entropy."""
+    """Return float32 logits. They are large: training's loss goes through ops.cross_entropy."""
     return jnp.einsum("btd,dv->btv", hidden, head(arch, params), preferred_element_type=jnp.float32)
 
 

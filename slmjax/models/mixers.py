@@ -149,7 +149,7 @@ def _field_names(kind: type) -> set[str]:
 
 
 def _options(kind: type) -> dict[str, type]:
-    """Return the options of a mixer's class: its own fields with a default, and the default's type."""
+    """Return {option: type} of a mixer's class: its own fields with a default."""
     options = {}
     for field in dataclasses.fields(kind):
         if field.name not in FLAX_FIELDS and type(field.default) in OPTIONS:
