@@ -63,7 +63,11 @@ def generate_texts(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
         completions = engine.generate(
-            prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing
+            prompts,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            seed=options.seed,
+            **drawing,
         )
     seconds = time.perf_counter() - start
     _print_texts(prompts, completions)
@@ -159,7 +163,10 @@ def _print_texts(prompts: Sequence[str], completions: Sequence) -> None:
 
 
 def _warn_if_longer(
-    engine: Any, prompts: Sequence[str], completions: Sequence, trained: int
+    engine: Any,
+    prompts: Sequence[str],
+    completions: Sequence,
+    trained: int,
 ) -> None:
     """Warn on stderr about a text of more tokens than the model was trained on."""
     longest = 0

@@ -4,6 +4,7 @@ The library's mixers pass them in its tests.
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -74,8 +75,13 @@ def check_mixer(mixer: type | str, *, width: int = 32) -> list[str]:
         attention="reference",
     )
     mixer_class(block.mixer)  # a wrong name or class is refused before anything is traced
-    params = _random(jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
-    return [*_causal_and_packed(arch, params), _decoded(arch, params), _sharded(arch, params)]
+    shapes = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
+    params = _random(shapes)
+    return [
+        *_causal_and_packed(arch, params),
+        _decoded(arch, params),
+        _sharded(arch, params),
+    ]
 
 
 def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
@@ -85,14 +91,16 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
     alone in a row of its own.
     """
     length = sum(DOCUMENTS)
-    alone = [(n,) for n in DOCUMENTS]
-    batch = _batch([DOCUMENTS, *alone], length)
-    spans = list(itertools.pairwise(np.cumsum([0, *DOCUMENTS])))
+    singles = [(n,) for n in DOCUMENTS]
+    batch = _batch([DOCUMENTS, *singles], length)
+    edges = np.cumsum([0, *DOCUMENTS])
+    spans = list(itertools.pairwise(edges))
     packed = _hidden(arch, batch)[0]
     rows = [packed]
     for start, end in spans:
         padding = length - end + start
-        rows.append(jnp.pad(packed[start:end], ((0, padding), (0, 0))))
+        document = packed[start:end]
+        rows.append(jnp.pad(document, ((0, padding), (0, 0))))
     x = jnp.stack(rows)
 
     @jax.jit
@@ -101,7 +109,9 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
 
         def loss(x):
             out = _block(arch, params, x, batch)
-            return jnp.sum(jnp.where(chosen[..., None], jnp.sin(out), 0.0)), out
+            # A sine, so that the gradient depends on the output.
+            waves = jnp.where(chosen[..., None], jnp.sin(out), 0.0)
+            return jnp.sum(waves), out
 
         gradient, out = jax.grad(loss, has_aux=True)(x)
         return out, gradient
@@ -115,7 +125,8 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
     everything = outputs_and_gradient(batch["segments"] != 0)
     for what, values in zip(("outputs", "gradients"), everything):
         for number, (start, end) in enumerate(spans, start=1):
-            off = _off(values[0, start:end], values[number, : end - start])
+            alone = values[number, : end - start]
+            off = _off(values[0, start:end], alone)
             assert off < NEAR, (
                 f"packed documents are not as if alone: the {what} of document {number} differ by "
                 f"{off:.1e}"
@@ -128,7 +139,9 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
 
 
 def _check_gradient(
-    gradient: Float[np.ndarray, "T D"], position: int, segments: Int[np.ndarray, "T"]
+    gradient: Float[np.ndarray, "T D"],
+    position: int,
+    segments: Int[np.ndarray, "T"],
 ) -> None:
     """Check which tokens of the packed row the output at `position` depends on."""
     output = f"the output at token {position}"
@@ -148,18 +161,21 @@ def _decoded(arch: Architecture, params: dict) -> str:
     """Check decoding in pieces, with rows of unequal length, against one forward pass."""
     lengths = np.sum([counts for _, counts in PIECES], axis=0)
     batch = _batch([(n,) for n in lengths.tolist()])
-    whole = jax.jit(lambda batch: lm.forward(arch, params, {}, batch)[0])(batch)
-    step = jax.jit(lambda batch, cache: _with_cache(arch, params, batch, cache))
+    whole, _ = jax.jit(functools.partial(lm.forward, arch, params, {}))(batch)
+    step = jax.jit(functools.partial(_with_cache, arch, params))
     cache = lm.init_cache(arch, len(lengths), 96)
     done = np.zeros(len(lengths), int)  # tokens of each row in the cache
     for piece, counts in PIECES:
         slots = np.arange(piece)[None]
         # [B, piece]: each row goes on where it stopped, and padding repeats any token.
-        place = np.minimum(done[:, None] + slots, lengths.max() - 1)
+        place = done[:, None] + slots
+        place = np.minimum(place, lengths.max() - 1)
         taken = {}
         for name, values in batch.items():
-            taken[name] = jnp.asarray(np.take_along_axis(np.asarray(values), place, axis=1))
+            tokens = np.take_along_axis(np.asarray(values), place, axis=1)
+            taken[name] = jnp.asarray(tokens)
         real = slots < np.array(counts)[:, None]
+        # One document a row; padding behind its real tokens.
         taken["segments"] = jnp.asarray(real.astype(np.int32))
         out, cache = step(taken, cache)
         for row, n in enumerate(counts):
@@ -185,7 +201,9 @@ def _sharded(arch: Architecture, params: dict) -> str:
 
     def loss(params, batch):
         hidden = lm.forward(arch, params, {}, batch)[0]
-        return jnp.sum(jnp.sin(hidden) * batch["segments"][..., None])
+        # Padding has the weight 0.
+        weights = batch["segments"][..., None]
+        return jnp.sum(jnp.sin(hidden) * weights)
 
     expected = jax.jit(jax.value_and_grad(loss))(params, batch)
     # The second mesh has more devices than there are key/value heads.
@@ -193,12 +211,13 @@ def _sharded(arch: Architecture, params: dict) -> str:
         mesh = make_mesh(sizes, jax.devices()[:4])
         with jax.set_mesh(mesh):
             placed = _placed(arch, params, batch, mesh)
-            values = jax.jit(jax.value_and_grad(loss))(*placed)
-        pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(values))
-        for (path, on_one), on_four in pairs:
+            actual = jax.jit(jax.value_and_grad(loss))(*placed)
+        named = jax.tree.leaves_with_path(expected)
+        for (path, on_one), on_four in zip(named, jax.tree.leaves(actual)):
             off = _off(on_one, on_four)
             # The first key chooses between loss and gradients.
-            name = jax.tree_util.keystr(path[1:], simple=True, separator="/") or "the loss"
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            name = name or "the loss"
             assert off < 10 * NEAR, (
                 f"on {sizes} devices it is not what it is on one: {name} differs by {off:.1e}"
             )
@@ -214,7 +233,10 @@ def _placed(arch: Architecture, params: dict, batch: dict, mesh: Mesh) -> tuple[
 
 
 def _with_cache(
-    arch: Architecture, params: dict, batch: dict, cache: Cache
+    arch: Architecture,
+    params: dict,
+    batch: dict,
+    cache: Cache,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """Return hidden states, and the cache after them."""
     hidden, out = lm.forward(arch, params, {}, batch, cache=cache)
@@ -222,19 +244,26 @@ def _with_cache(
 
 
 def _block(
-    arch: Architecture, params: dict, x: Float[Array, "B T D"], batch: dict
+    arch: Architecture,
+    params: dict,
+    x: Float[Array, "B T D"],
+    batch: dict,
 ) -> Float[Array, "B T D"]:
     """Return the residual stream after the only block."""
-    layer = jax.tree.map(lambda leaf: leaf[0], params["stack"]["0"]["0"])
+    # The first position of the first group, without the axis of layers.
+    stacked = params["stack"]["0"]["0"]
+    layer = jax.tree.map(lambda leaf: leaf[0], stacked)
     ctx = Context(batch["segments"], batch["positions"])
-    out, _, _ = lm.apply_block(arch, arch.blocks[0], {"params": layer}, x, ctx)
+    block = arch.blocks[0]
+    out, _, _ = lm.apply_block(arch, block, {"params": layer}, x, ctx)
     return out
 
 
 def _hidden(arch: Architecture, batch: dict) -> Float[Array, "B T D"]:
     """Return random activations."""
     shape = (*batch["tokens"].shape, arch.width)
-    return jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
+    random = np.random.default_rng(2)
+    return jnp.asarray(random.normal(size=shape), jnp.float32)
 
 
 def _batch(rows: list[tuple[int, ...]], length: int = 0) -> dict:
@@ -242,11 +271,15 @@ def _batch(rows: list[tuple[int, ...]], length: int = 0) -> dict:
     length = length or max(map(sum, rows))
     segments = np.zeros((len(rows), length), np.int32)
     for row, lengths in zip(segments, rows):
-        row[: sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        numbers = np.arange(1, len(lengths) + 1)
+        row[: sum(lengths)] = np.repeat(numbers, lengths)
     # [B,T]: where each token's document begins.
-    first = np.array([[np.argmax(row == number) for number in row] for row in segments])
+    first = np.zeros_like(segments)
+    for starts, row in zip(first, segments):
+        starts[:] = [np.argmax(row == number) for number in row]
     positions = np.arange(length)[None] - first
-    tokens = np.random.default_rng(1).integers(0, VOCAB, segments.shape)
+    random = np.random.default_rng(1)
+    tokens = random.integers(0, VOCAB, segments.shape)
     return {
         "tokens": jnp.asarray(tokens, jnp.int32),
         "segments": jnp.asarray(segments, jnp.int32),
@@ -278,7 +311,9 @@ def _random(shapes: dict) -> dict:
 @jax.jit
 def _difference(expected: ArrayLike, actual: ArrayLike) -> tuple[Array, Array]:
     """Return the largest difference, and the largest expected value."""
-    return jnp.abs(expected - actual).max(initial=0.0), jnp.abs(expected).max(initial=0.0)
+    difference = jnp.abs(expected - actual).max(initial=0.0)
+    most = jnp.abs(expected).max(initial=0.0)
+    return difference, most
 
 
 def _off(expected: ArrayLike, actual: ArrayLike) -> float:

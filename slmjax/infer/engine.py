@@ -111,7 +111,8 @@ class Engine:
             more += [(program, name, value) for name, value in options.items()]
         self.programs = programs(self._device.platform, tuned, tuple(more))
         # The newest stop strings with their automaton on the device.
-        self._table = ((), jnp.asarray(stopping.token_automaton((), self.token_bytes)))
+        no_stops = stopping.token_automaton((), self.token_bytes)
+        self._table = ((), jnp.asarray(no_stops))
 
     def generate(
         self,
@@ -142,7 +143,11 @@ class Engine:
         Raises: UserError naming the argument that makes no sense.
         """
         drawing = sampling_of(
-            len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+            len(prompts),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
         )
         ids = [self.encode(prompt) for prompt in prompts]
         if isinstance(stop, str):
@@ -207,16 +212,23 @@ class Engine:
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
         rows = len(ids)
-        batch = max(self.programs.rows, 1 << (rows - 1).bit_length())
-        self._check_memory(batch, bucket(max(map(len, ids))), max_tokens)
-        lengths, last = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+        power = 1 << (rows - 1).bit_length()  # the next power of two
+        batch = max(self.programs.rows, power)
+        longest = max(map(len, ids))
+        self._check_memory(batch, bucket(longest), max_tokens)
+        # The last token of a prompt is the loop's first: its logits draw the first new token.
+        lengths = np.zeros(batch, np.int32)
+        last = np.zeros(batch, np.int32)
         for i, row in enumerate(ids):
-            lengths[i], last[i] = len(row) - 1, row[-1]
-        tokens = np.zeros((batch, bucket(int(lengths.max()))), np.int32)
+            lengths[i] = len(row) - 1
+            last[i] = row[-1]
+        columns = bucket(int(lengths.max()))
+        tokens = np.zeros((batch, columns), np.int32)
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
         # Filling rows draw greedily, so that they need no random bits.
-        padded = Sampling(*(np.pad(settings, (0, batch - rows)) for settings in drawing))
+        missing = batch - rows
+        padded = Sampling(*(np.pad(settings, (0, missing)) for settings in drawing))
         request = Request(
             real=np.arange(batch) < rows,
             lengths=lengths,

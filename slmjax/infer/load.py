@@ -32,7 +32,10 @@ class Loaded:
 
 
 def load_model(
-    workdir: str, step: int | None = None, trust: Sequence[str] = (), text: bool = True
+    workdir: str,
+    step: int | None = None,
+    trust: Sequence[str] = (),
+    text: bool = True,
 ) -> Loaded:
     """Return the newest model of a work directory, or that of `step`.
 
@@ -107,9 +110,12 @@ def _load(
         tokenizer = _tokenizer(root, step, trained_with)
         vocab_size = tokenizer.vocab_size
     else:
+        # Without a tokenizer only the checkpoint knows it.
         vocab_size = checkpoints.shapes(step, "params")["embedding"].shape[0]
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    arch, _ = resolve(config.model, config.precision, mesh, vocab_size, config.train.deterministic)
+    # The compute type and kernels of this machine, which may not be those of training.
+    deterministic = config.train.deterministic
+    arch, _ = resolve(config.model, config.precision, mesh, vocab_size, deterministic)
     # A model without buffers has no such item in its checkpoint.
     items = {"params": _described(lambda: lm.init(arch, jax.random.key(0)))}
     if lm.declare_buffers(arch):

@@ -57,7 +57,9 @@ class Programs(NamedTuple):
 
 @functools.cache
 def programs(
-    platform: str, tuned: bool = True, more: tuple[tuple[str, str, Any], ...] = ()
+    platform: str,
+    tuned: bool = True,
+    more: tuple[tuple[str, str, Any], ...] = (),
 ) -> Programs:
     """Return the programs for a platform.
 
@@ -74,7 +76,10 @@ def programs(
     # Static: the architecture, and the cache's size or the room for completions.
     compiled_prefill = jax.jit(prefill, static_argnums=(0, 1), compiler_options=options["prefill"])
     compiled_decode = jax.jit(
-        decode_loop, static_argnums=(0, 1), donate_argnums=4, compiler_options=options["decode"]
+        decode_loop,
+        static_argnums=(0, 1),
+        donate_argnums=4,
+        compiler_options=options["decode"],
     )
     return Programs(compiled_prefill, compiled_decode, rows=2 if platform == "gpu" else 1)
 
@@ -135,7 +140,8 @@ def prefill(
 
     The rest of a row is padding.
     """
-    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    columns = jnp.arange(tokens.shape[1])
+    position = jnp.broadcast_to(columns, tokens.shape)
     segments = (position < lengths[:, None]).astype(jnp.int32)
     batch = {"tokens": tokens, "segments": segments, "positions": position}
     empty = lm.init_cache(arch, len(tokens), size)
@@ -144,7 +150,12 @@ def prefill(
 
 
 def decode_loop(
-    arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request
+    arch: Architecture,
+    room: int,
+    params: dict,
+    buffers: dict,
+    cache: Cache,
+    request: Request,
 ) -> tuple[State, Cache]:
     """Draw tokens, one a row and step, until every row has finished.
 
@@ -200,7 +211,8 @@ def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     # An id that ends comes before a stop string, and that before the length.
     finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
     stopped = stop_state == stopping.STOPPED
-    finish = jnp.where(ended, END, jnp.where(stopped, STOP, finish))
+    finish = jnp.where(stopped, STOP, finish)
+    finish = jnp.where(ended, END, finish)
 
     drawn = jnp.take_along_axis(logits, token[:, None], axis=1)
     logprob = drawn - jax.nn.logsumexp(logits, axis=1, keepdims=True)

@@ -76,7 +76,9 @@ def check_sampling(*, temperature: float, top_k: int, top_p: float) -> None:
 
 
 def sample(
-    logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | int
+    logits: Float[Array, "B V"],
+    how: Sampling,
+    step: Int[Array, ""] | int,
 ) -> Int[Array, "B"]:
     """Return one token a row.
 
@@ -93,8 +95,11 @@ def sample(
 
     def draw(allowed: Callable[[Array], Array]) -> Array:
         def draw_row(row, seed, number):
-            key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
-            return jax.random.categorical(jax.random.fold_in(key, step), row).astype(jnp.int32)
+            # A fixed generator: draws do not depend on jax's default one.
+            key = jax.random.key(seed, impl="threefry2x32")
+            key = jax.random.fold_in(key, number)
+            key = jax.random.fold_in(key, step)
+            return jax.random.categorical(key, row).astype(jnp.int32)
 
         scaled = allowed(_scaled(logits, how.temperature))
         drawn = jax.vmap(draw_row)(scaled, how.seed, how.row)
@@ -110,13 +115,17 @@ def sample(
         return draw(lambda scaled: truncate(scaled, how.top_k, how.top_p))
 
     # Neither random bits nor a sort where no row needs them.
-    truncated = jnp.any(warm & ((how.top_k > 0) | (how.top_p < 1)))
-    needed = jnp.where(truncated, 2, jnp.any(warm).astype(jnp.int32))
+    limited = (how.top_k > 0) | (how.top_p < 1)
+    any_truncated = jnp.any(warm & limited)
+    any_warm = jnp.any(warm).astype(jnp.int32)
+    needed = jnp.where(any_truncated, 2, any_warm)
     return jax.lax.switch(needed, (greedy, draw_from_all, draw_truncated))
 
 
 def truncate(
-    logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
+    logits: Float[Array, "B V"],
+    top_k: Int[Array, "B"],
+    top_p: Float[Array, "B"],
 ) -> Float[Array, "B V"]:
     """Return the logits, with -inf outside of the top k tokens and their nucleus.
 
@@ -129,7 +138,8 @@ def truncate(
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     rank = jnp.arange(logits.shape[1])
     keep = (top_k[:, None] <= 0) | (rank < top_k[:, None])
-    share = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
+    top = jnp.where(keep, ranked, -jnp.inf)
+    share = jax.nn.softmax(top, axis=-1)
     # p = 1 is a case of its own: rounding can make the sum of the first shares 1 while small ones
     # are still to come.
     all_tokens = top_p[:, None] >= 1
@@ -144,5 +154,7 @@ def truncate(
 
 def _scaled(logits: Float[Array, "B V"], temperature: Float[Array, "B"]) -> Float[Array, "B V"]:
     # The maximum is subtracted first: at any temperature, nothing becomes inf - inf.
-    above = logits - logits.max(axis=-1, keepdims=True)
-    return above / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    largest = logits.max(axis=-1, keepdims=True)
+    above = logits - largest
+    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    return above / divisor[:, None]

@@ -38,17 +38,20 @@ def token_automaton(
     steps = _byte_automaton([stop.encode() for stop in stops])
     lengths = np.array([len(piece) for piece in token_bytes], np.int64)
     longest_first = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths)
-    first_byte = np.concatenate([[0], ends])[:-1][longest_first]
+    # All tokens' bytes one after the other, and where each token's begin.
     flat = np.frombuffer(b"".join(token_bytes), np.uint8)
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    first_byte = starts[longest_first]
     # [Q,V], columns in the order of `longest_first`: the state after the first j bytes.
-    states = np.arange(len(steps), dtype=np.uint16)[:, None]
-    state = np.repeat(states, len(token_bytes), axis=1)
+    states = np.arange(len(steps), dtype=np.uint16)
+    state = np.repeat(states[:, None], len(token_bytes), axis=1)
     for j in range(lengths.max(initial=0)):
+        # Tokens that have a byte j are the first columns.
         longer = int((lengths > j).sum())
         byte = flat[first_byte[:longer] + j]
         state[:, :longer] = steps[state[:, :longer], byte]
-    rows = max(STATES, 1 << (len(steps) - 1).bit_length())
+    power = 1 << (len(steps) - 1).bit_length()  # the next power of two
+    rows = max(STATES, power)
     table = np.zeros((rows, len(token_bytes)), np.uint16)
     table[: len(steps), longest_first] = state
     return table

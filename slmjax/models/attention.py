@@ -47,6 +47,7 @@ class Attention(TokenMixer):
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict]:
         arch = self.arch
         heads = self._heads(x, ctx)
+        # Keys of the piece itself, of a block before, or of all tokens in the cache.
         if self.borrows:
             keys = shared[self.kind_of_keys]
         elif cache is None:
@@ -57,7 +58,9 @@ class Attention(TokenMixer):
         mixed = checkpoint_name(mixed, "mixed")
         if arch.output_gate:
             mixed *= jax.nn.sigmoid(heads["gate"])
-        (y,) = project(self, "out", mixed, {"out": self._out_matrix()})
+        matrices = {"out": self._out_matrix()}
+        (y,) = project(self, "out", mixed, matrices)
+        # It lends what it borrowed, too: later blocks read the newest entry of their kind.
         return y, cache, shared | {self.kind_of_keys: keys}
 
     def _heads(self, x: Float[Array, "B T D"], ctx: Context) -> dict[str, Float[Array, "B T _ H"]]:
@@ -73,7 +76,14 @@ class Attention(TokenMixer):
             heads_axis = "kv_heads" if name in ("key", "value") else "heads"
             shape = (arch.width, count, arch.head_dim)
             axes = ("width", heads_axis, None)
-            matrices[name] = weight(self, name, shape, axes=axes, inputs=(0,), outputs=(1, 2))
+            matrices[name] = weight(
+                self,
+                name,
+                shape,
+                axes=axes,
+                inputs=(0,),
+                outputs=(1, 2),
+            )
         # One product while training. Decoding reads each matrix in place instead.
         made = project(self, "in", x, matrices, fused=ctx.slots is None)
         heads = dict(zip(matrices, made))
@@ -84,6 +94,7 @@ class Attention(TokenMixer):
                 heads[name] = RMSNorm(arch, name=f"{name}_norm")(heads[name])
             if self.rope:
                 heads[name] = rotate(heads[name], ctx.positions, arch.rope_theta)
+        # Names that config.model.remat can keep.
         for name in ("query", "key", "value"):
             if name in heads:
                 heads[name] = checkpoint_name(heads[name], name)
@@ -130,14 +141,20 @@ class Attention(TokenMixer):
         if causal:
             # The first tokens see fewer than a window.
             keys = window - window * window / (2 * seq_len)
+        # 2 for a multiplication and its sum, 2 for the two products.
         return 2 * 2 * keys * self.arch.heads * self.arch.head_dim
 
 
 def _attend(
-    arch: Architecture, window: int, query: Float[Array, "B T N H"], keys: Keys, ctx: Context
+    arch: Architecture,
+    window: int,
+    query: Float[Array, "B T N H"],
+    keys: Keys,
+    ctx: Context,
 ) -> Float[Array, "B T N H"]:
     """Return the heads' outputs, from the keys of a cache or of the piece itself."""
     if keys.segments is not None:
+        # Keys of a cache: they have segments and numbers of their own.
         return cached_attention(
             query,
             keys.key,

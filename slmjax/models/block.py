@@ -29,7 +29,12 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], lent: dict | None = None, *, ctx: Context, cache: Any = None
+        self,
+        x: Float[Array, "B T D"],
+        lent: dict | None = None,
+        *,
+        ctx: Context,
+        cache: Any = None,
     ) -> tuple[Float[Array, "B T D"], dict | None, Out]:
         arch, block = self.arch, self.block
         # Parameters of the library's mixers lie under "mixer", a user's own under "own": saved runs
@@ -49,5 +54,7 @@ class DecoderBlock(nn.Module):
         if block.channel not in CHANNELS:
             check_output(block.channel, output, normed.shape)
         y, terms, seen = output
+        # No entry for a mixer without buffers, so that the tree has the layout of the buffers.
         observations = {"channel": seen} if seen else {}
-        return x + y.astype(x.dtype), lent, Out(cache, terms, observations)
+        x = x + y.astype(x.dtype)
+        return x, lent, Out(cache, terms, observations)

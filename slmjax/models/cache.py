@@ -47,11 +47,17 @@ class KVCache:
     value: Any
 
     def append(
-        self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], slots: Slots
+        self,
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        slots: Slots,
     ) -> tuple["KVCache", Keys]:
         """Return the cache with T more tokens, and the keys that their queries attend over."""
-        T, size, row = key.shape[1], self.key.shape[2], slots.segments.shape[1]
-        new = KVCache(_heads_first(key, self.key.dtype), _heads_first(value, self.key.dtype))
+        T = key.shape[1]
+        size = self.key.shape[2]  # slots of this layer
+        row = slots.segments.shape[1]  # tokens of a row at most
+        dtype = self.key.dtype
+        new = KVCache(_heads_first(key, dtype), _heads_first(value, dtype))
         if size == row:
             cache = KVCache(
                 _place(self.key, new.key, slots.index, slots.first),
@@ -76,26 +82,34 @@ class KVCache:
         # the ring as it was, followed by the piece.
         both_keys = jnp.concatenate([self.key, new.key], axis=2)
         both_values = jnp.concatenate([self.value, new.value], axis=2)
-        numbers = jnp.concatenate([_held(size, before), slots.index], axis=1)
+        held = _held(size, before)
+        numbers = jnp.concatenate([held, slots.index], axis=1)
         return cache, _keys(both_keys, both_values, numbers, slots.segments)
 
     def _after_piece(
-        self, new: "KVCache", before: Int[Array, "B"], length: Int[Array, "B"]
+        self,
+        new: "KVCache",
+        before: Int[Array, "B"],
+        length: Int[Array, "B"],
     ) -> "KVCache":
         """Return the ring after a piece [B,K,T,H]: each slot takes its newest token.
 
         Args:
           before, length: tokens before the piece, and after it.
         """
-        size, T = self.key.shape[2], new.key.shape[2]
+        size = self.key.shape[2]
+        T = new.key.shape[2]
         after = _held(size, length)
         # [B,S] -> [B,1,S,1]: the place in the piece of each slot's token, and whether it is there.
-        place = jnp.clip(after - before[:, None], 0, T - 1)[:, None, :, None]
-        fresh = (after >= before[:, None])[:, None, :, None]
-        return KVCache(
-            jnp.where(fresh, jnp.take_along_axis(new.key, place, axis=2), self.key),
-            jnp.where(fresh, jnp.take_along_axis(new.value, place, axis=2), self.value),
-        )
+        place = jnp.clip(after - before[:, None], 0, T - 1)
+        place = place[:, None, :, None]
+        fresh = after >= before[:, None]
+        fresh = fresh[:, None, :, None]
+        keys = jnp.take_along_axis(new.key, place, axis=2)
+        keys = jnp.where(fresh, keys, self.key)
+        values = jnp.take_along_axis(new.value, place, axis=2)
+        values = jnp.where(fresh, values, self.value)
+        return KVCache(keys, values)
 
 
 @jax.tree_util.register_dataclass
@@ -116,8 +130,10 @@ class Cache:
 
         A row's real tokens come first. Its padding (segment 0) changes nothing that is ever read.
         """
-        index = self.length[:, None] + jnp.arange(segments.shape[1])[None]
-        length = self.length + (segments != 0).sum(1, dtype=jnp.int32)
+        T = segments.shape[1]
+        index = self.length[:, None] + jnp.arange(T)[None]
+        real = segments != 0
+        length = self.length + real.sum(1, dtype=jnp.int32)
         # [B,S] -> [B,1,S]: `_place` wants an axis of heads.
         placed = _place(self.segments[:, None], segments[:, None], index, self.empty)
         return Slots(index, placed[:, 0], length, self.empty)
@@ -130,7 +146,10 @@ class Cache:
 def empty_kv(batch: int, heads: int, size: int, head_dim: int, dtype: Any) -> KVCache:
     """Return keys and values before the first token."""
     shape = (batch, heads, size, head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    # Two arrays: a donated cache may hold no array twice.
+    keys = jnp.zeros(shape, dtype)
+    values = jnp.zeros(shape, dtype)
+    return KVCache(keys, values)
 
 
 def _heads_first(piece: Float[Array, "B T K H"], dtype: Any) -> Float[Array, "B K T H"]:
@@ -145,6 +164,7 @@ def _place(
 ) -> Shaped[Array, "B K S ..."]:
     """Return `old` with a piece written into the slots from each row's `index[:, 0]` on."""
     if first:
+        # A static place: XLA knows that the piece starts at slot 0.
         return old.at[:, :, : new.shape[2]].set(new)
 
     def one_row(row: Array, piece: Array, start: Array) -> Array:
@@ -164,7 +184,9 @@ def _held(size: int, length: Int[Array, "B"]) -> Int[Array, "B s"]:
 
 def _keys(key: Array, value: Array, index: Int[Array, "B s"], segments: Int[Array, "B S"]) -> Keys:
     """Return the keys of the tokens of these numbers, with their segments."""
-    known = jnp.clip(index, 0, segments.shape[1] - 1)
+    last = segments.shape[1] - 1
+    known = jnp.clip(index, 0, last)
     key_segments = jnp.take_along_axis(segments, known, axis=1)
     # A slot that holds no token yet is padding.
-    return Keys(key, value, jnp.where(index < 0, 0, key_segments), index)
+    key_segments = jnp.where(index < 0, 0, key_segments)
+    return Keys(key, value, key_segments, index)

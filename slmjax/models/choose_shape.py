@@ -48,9 +48,11 @@ def reshape(params: int, model: ModelConfig, tokenizer_size: int) -> dict[str, i
     """
     vocab_size = model.vocab_size or tokenizer_size
     shape = shape_for(params, vocab_size)
+    # Blocks of each part of the pattern; only the middle one repeats.
     start, repeated, end = map(len, parts(model.pattern))
-    repeats = max(1, round((shape["layers"] - start - end) / repeated))
-    shape["layers"] = start + repeats * repeated + end
+    once = start + end
+    repeats = max(1, round((shape["layers"] - once) / repeated))
+    shape["layers"] = once + repeats * repeated
 
     arch = from_config(dataclasses.replace(model, **shape), vocab_size)
     if abs(parameters(arch).total / params - 1) <= TOLERANCE:
@@ -116,7 +118,8 @@ def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
             # Depth decides. An unusual feed-forward width or a total that is off must be worth a
             # fifth of the depth.
             cost = abs(math.log(layers / depth))
-            cost = cost + 0.2 * (steps != usual) + 0.2 * (off > TOLERANCE / 2)
+            cost = cost + 0.2 * (steps != usual)
+            cost = cost + 0.2 * (off > TOLERANCE / 2)
             fields = {
                 "width": width,
                 "layers": layers,

@@ -106,6 +106,7 @@ class Declared(nn.meta.AxisMetadata):
     def replace_boxed(self, val: Any) -> "Declared":
         return dataclasses.replace(self, value=val)
 
+    # Stacked axes are added by `Weight.stacked`, outside of vmap.
     def add_axis(self, index: int, params: dict) -> "Declared":
         return self
 
@@ -142,15 +143,18 @@ def weight(
     arch = module.arch
     if axes is None:
         axes = (None,) * len(shape)
+    # Without inputs it is not multiplied with tokens.
     declaration = Weight(shape, axes, inputs, outputs, group, uses if inputs else 0.0)
     _check(name, declaration)
     if not callable(init):
+        # Outputs have the variance of inputs, times that of the factors.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
         multiplier = dict(arch.init_scales).get(group, 1.0)
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
 
     def start(key: Array) -> Declared:
-        return Declared(init(key, shape, jnp.dtype(dtype or jnp.float32)), declaration)
+        stored = jnp.dtype(dtype or jnp.float32)
+        return Declared(init(key, shape, stored), declaration)
 
     value = module.param(name, start)
     if declaration.in_compute_type:
@@ -177,7 +181,11 @@ def buffer(
     if channel not in ("forward", "cotangent") or combine not in ("max", "sum"):
         raise ValueError(f"buffer '{name}': channel '{channel}' or combine '{combine}' is unknown")
     declaration = Buffer(channel, combine, update)
-    return module.variable("buffers", name, lambda: Declared(start(), declaration)).value
+
+    def boxed() -> Declared:
+        return Declared(start(), declaration)
+
+    return module.variable("buffers", name, boxed).value
 
 
 def declarations(boxed: Any, layers: int) -> dict:
@@ -189,12 +197,17 @@ def declarations(boxed: Any, layers: int) -> dict:
 
     def declaration_of(leaf: Any) -> Weight | Buffer:
         if not isinstance(leaf, Declared):
-            own = Weight(leaf.shape, (None,) * len(leaf.shape), group="own", uses=1.0)
+            axes = (None,) * len(leaf.shape)
+            own = Weight(leaf.shape, axes, group="own", uses=1.0)
             return own.stacked(layers)
         known = leaf.declaration
+        # A buffer's declaration names no shape, so that it holds for any number of layers.
         return known.stacked(layers) if isinstance(known, Weight) else known
 
-    return jax.tree.map(declaration_of, boxed, is_leaf=lambda leaf: isinstance(leaf, Declared))
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, Declared)
+
+    return jax.tree.map(declaration_of, boxed, is_leaf=is_box)
 
 
 def unboxed(boxed: Any) -> Any:
@@ -215,6 +228,7 @@ def _check(name: str, declaration: Weight) -> None:
     if group not in DECLARED_GROUPS:
         known = ", ".join(DECLARED_GROUPS)
         raise ValueError(f"weight '{name}': unknown group '{group}'; there is {known}")
+    # A dimension is summed over, or written, or neither.
     used = declaration.inputs + declaration.outputs
     repeated = len(set(used)) != len(used)
     if repeated or not all(0 <= i < len(shape) for i in used):
@@ -245,6 +259,7 @@ def keep_channel(declared: dict, buffers: dict, channel: str) -> dict:
 
 def merged(first: dict, second: dict) -> dict:
     """Return two trees of different buffers as one tree."""
+    # A name that both have is a branch: no buffer is in both.
     both = dict(first)
     for name, below in second.items():
         both[name] = merged(first[name], below) if name in first else below
@@ -271,6 +286,7 @@ def updated(declared: dict, buffers: dict, seen: dict) -> dict:
     """
     new = {}
     for name, known in declared.items():
+        # Else the buffer would silently stay as it is.
         if name not in seen:
             raise ValueError(f"buffer '{name}': its mixer returned no observation of it")
         if isinstance(known, Buffer):
@@ -288,14 +304,21 @@ def nothing_seen(declared: dict, shapes: dict) -> dict:
         if not isinstance(known, Buffer):
             start[name] = nothing_seen(known, below)
         elif known.combine == "sum":
-            start[name] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), below)
+            start[name] = jax.tree.map(_zero, below)
         else:
             start[name] = jax.tree.map(_smallest, below)
     return start
+
+
+def _zero(like: Any) -> Array:
+    """Return an array of zeros: the neutral element of the sum."""
+    return jnp.zeros(like.shape, like.dtype)
 
 
 def _smallest(like: Any) -> Array:
     """Return an array of the smallest number of its type: the neutral element of max."""
     if jnp.issubdtype(like.dtype, jnp.floating):
         return jnp.full(like.shape, -jnp.inf, like.dtype)
-    return jnp.full(like.shape, jnp.iinfo(like.dtype).min, like.dtype)
+    # Integers have no infinity.
+    least = jnp.iinfo(like.dtype).min
+    return jnp.full(like.shape, least, like.dtype)

@@ -63,7 +63,12 @@ class TokenMixer(nn.Module):
     arch: Architecture
 
     def __call__(
-        self, x: Array, *, ctx: Context, cache: Any = None, shared: dict | None = None
+        self,
+        x: Array,
+        *,
+        ctx: Context,
+        cache: Any = None,
+        shared: dict | None = None,
     ) -> tuple[Array, Any, dict | None]:
         """Return (y [B,T,D], cache, shared); see the classes of the library.
 
@@ -138,7 +143,8 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = weight(self, "scale", x.shape[-1:], init=nn.initializers.ones, group="vector")
-        scale = jnp.expand_dims(scale, range(x.ndim - 1))
+        scale = jnp.expand_dims(scale, range(x.ndim - 1))  # [D] -> [1,...,D]
+        # A mean of squares in bfloat16 would lose digits.
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps)
@@ -146,7 +152,12 @@ class RMSNorm(nn.Module):
 
 
 def project(
-    module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False
+    module: nn.Module,
+    site: str,
+    x: Array,
+    weights: dict[str, Array],
+    *,
+    fused: bool = False,
 ) -> tuple[Array, ...]:
     """Return the products of x [B,T,...I] with each of a module's weights [...I, ...O].
 
@@ -167,6 +178,7 @@ def project(
     float8 = module.has_variable("buffers", site) and not module.is_initializing()
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:
+        # XLA reshapes as it likes, and sharding of heads stays as it is.
         return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
 
     # Plain matrices: [...I, ...O] -> [I,O] and [B,T,...I] -> [B,T,I].
@@ -185,7 +197,9 @@ def project(
     else:
         made = (x @ matrices[0],)
     if joined:
+        # One array of all products again as one for each weight.
         made = jax.lax.split(made[0], widths, axis=2)
+    # [B,T,O] -> [B,T,...O].
     return tuple(y.reshape(*y.shape[:2], *shape) for y, shape in zip(made, shapes))
 
 

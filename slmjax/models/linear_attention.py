@@ -45,6 +45,7 @@ class LinearAttention(RecurrentMixer):
             decay = x @ self._by_head("decay")
         else:
             decay = x @ self._down("decay_down", GLA_RANK if kind == "gla" else V)
+        # How much of the state's answer to the key is erased, one number a head.
         erase = None
         if kind != "gla":
             erase = x @ self._by_head("erase")
@@ -68,7 +69,14 @@ class LinearAttention(RecurrentMixer):
             heads_axis = "heads" if name in ("query", "gate") else "kv_heads"
             axes = ("width", heads_axis, None)
             shape = (self.arch.width, H, width)
-            matrices[name] = weight(self, name, shape, axes=axes, inputs=(0,), outputs=(1, 2))
+            matrices[name] = weight(
+                self,
+                name,
+                shape,
+                axes=axes,
+                inputs=(0,),
+                outputs=(1, 2),
+            )
         return matrices
 
     def _mixed(
@@ -87,15 +95,22 @@ class LinearAttention(RecurrentMixer):
             decay = self._up(decay, "decay_up", heads)
         if self.kind == "gla":
             bias = weight(self, "decay_bias", heads, init=nn.initializers.zeros, group="vector")
-            decay = decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None]
+            # Float32: decays of a chunk are summed, and small differences count.
+            decay = decay.astype(jnp.float32)
+            bias = bias.astype(jnp.float32)[None, None]  # [H,K] -> [1,1,H,K]
+            decay = decay + bias
             decay = jax.nn.log_sigmoid(decay) / GLA_TEMPER
         else:
             streams = {"query": query, "key": key, "value": value}
             unit = ("query", "key")
             (query, key, value), cache = recurrent.convolved(self, streams, ctx, cache, unit=unit)
             erase = jax.nn.sigmoid(erase.astype(jnp.float32))
-            value = (value * erase[..., None]).astype(value.dtype)
-            decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", decay))
+            # The delta rule writes as much as it erases.
+            written = value * erase[..., None]
+            value = written.astype(value.dtype)
+            steps = recurrent.step_sizes(self, "decay_bias", decay)
+            decay = recurrent.decay_of(self, steps)
+        # As in attention: products of queries and keys do not grow with K.
         query = query * key.shape[-1] ** -0.5
         return recurrent.run_recurrence(self.arch, query, key, value, decay, erase, ctx, cache)
 
@@ -125,15 +140,20 @@ class LinearAttention(RecurrentMixer):
 
     def _by_head(self, name: str) -> Float[Array, "D H"]:
         """Return a matrix that gives one number a head."""
-        shape = (self.arch.width, self.sizes[0])
+        H = self.sizes[0]
+        shape = (self.arch.width, H)
         return weight(self, name, shape, axes=("width", "heads"), inputs=(0,))
 
     def _down(self, name: str, rank: int) -> Float[Array, "D r"]:
         """Return the first matrix of a projection through `rank` numbers."""
-        return weight(self, name, (self.arch.width, rank), axes=("width", None), inputs=(0,))
+        shape = (self.arch.width, rank)
+        return weight(self, name, shape, axes=("width", None), inputs=(0,))
 
     def _up(
-        self, x: Float[Array, "B T r"], name: str, heads: tuple[int, int]
+        self,
+        x: Float[Array, "B T r"],
+        name: str,
+        heads: tuple[int, int],
     ) -> Float[Array, "B T H c"]:
         """Return x times the second matrix of such a projection."""
         shape = (x.shape[-1], *heads)
@@ -153,7 +173,8 @@ class GatedLinearAttention(LinearAttention):
     @property
     def sizes(self) -> tuple[int, int, int]:
         V = self.value_dim or self.arch.head_dim
-        return self.heads or self.arch.heads, self.key_dim or max(1, V // 2), V
+        K = self.key_dim or max(1, V // 2)
+        return self.heads or self.arch.heads, K, V
 
     def channels(self) -> dict[str, int]:
         return {}

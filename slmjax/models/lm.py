@@ -52,7 +52,12 @@ class Model:
     chunks: int = 1
 
     def forward(
-        self, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None
+        self,
+        params: dict,
+        buffers: dict,
+        batch: dict,
+        *,
+        cache: Cache | None = None,
     ) -> tuple[Array, Out]:
         """See `forward`."""
         return forward(self.arch, params, buffers, batch, cache=cache)
@@ -76,7 +81,8 @@ def init(arch: Architecture, key: Array) -> dict:
     embedding_key, head_key, stack_key = jax.random.split(key, 3)
 
     def table(key: Array, shape: tuple[int, int], group: str) -> Array:
-        return TABLE_DEVIATION * scales.get(group, 1.0) * jax.random.normal(key, shape)
+        deviation = TABLE_DEVIATION * scales.get(group, 1.0)
+        return deviation * jax.random.normal(key, shape)
 
     params = {
         "embedding": table(embedding_key, (arch.vocab_size, arch.width), "embedding"),
@@ -99,12 +105,18 @@ def declare(arch: Architecture) -> dict:
     V, D = arch.vocab_size, arch.width
     # A tied table is also the head's matrix. Else it is only looked up.
     uses = 1.0 if arch.tied else 0.0
-    tree = {
-        "embedding": Weight((V, D), ("vocab", "width"), group="embedding", uses=uses),
-        "final_norm": {"scale": Weight((D,), (None,))},
-    }
+    table = Weight((V, D), ("vocab", "width"), group="embedding", uses=uses)
+    norm = Weight((D,), (None,))
+    tree = {"embedding": table, "final_norm": {"scale": norm}}
     if not arch.tied:
-        tree["head"] = Weight((D, V), ("width", "vocab"), (0,), (1,), "head", 1.0)
+        tree["head"] = Weight(
+            (D, V),
+            ("width", "vocab"),
+            inputs=(0,),
+            outputs=(1,),
+            group="head",
+            uses=1.0,
+        )
     return tree | {"stack": declare_stack(arch, "params")}
 
 
@@ -119,13 +131,22 @@ def init_cache(arch: Architecture, batch: int, size: int) -> Cache:
 
     Each entry has its own arrays, so that a donated cache gives back all of its memory.
     """
-    layers = tuple(mixer_of(arch, block).empty_cache(batch, size) for block in arch.applications)
+    layers = []
+    for block in arch.applications:
+        mixer = mixer_of(arch, block)
+        layers.append(mixer.empty_cache(batch, size))
     segments = jnp.zeros((batch, size), jnp.int32)
-    return Cache(layers, segments, jnp.zeros((batch,), jnp.int32), empty=True)
+    length = jnp.zeros((batch,), jnp.int32)
+    return Cache(tuple(layers), segments, length, empty=True)
 
 
 def forward(
-    arch: Architecture, params: dict, buffers: dict, batch: dict, *, cache: Cache | None = None
+    arch: Architecture,
+    params: dict,
+    buffers: dict,
+    batch: dict,
+    *,
+    cache: Cache | None = None,
 ) -> tuple[Array, Out]:
     """Return hidden states [B,T,D] after the final norm, and the blocks' other outputs.
 
@@ -139,22 +160,28 @@ def forward(
       {group: {position: ...}} as the stack, with leaves [repeats, ...].
     """
     slots = None if cache is None else cache.slots(batch["segments"])
+    # Static: the batch gives it as the shape of an array.
     places = batch["places"].shape[0] if "places" in batch else None
     ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots, places)
-    x = _embed(arch, params["embedding"], batch["tokens"])
+    tokens = batch["tokens"]
+    x = _embed(arch, params["embedding"], tokens)
     x = constrain(x, BATCH, "sequence", None)
-    carry = x, _zeros_across(arch, *batch["tokens"].shape)
+    carry = x, _zeros_across(arch, *tokens.shape)
     caches, terms, seen = [], {}, {}
     for g in range(len(arch.stack)):
         variables = _variables(arch, params, buffers, g, decoding=cache is not None)
         if cache is None and not arch.unroll:
-            carry, out = jax.lax.scan(functools.partial(_repeat, arch, g, ctx), carry, variables)
+            repeat = functools.partial(_repeat, arch, g, ctx)
+            carry, out = jax.lax.scan(repeat, carry, variables)
         else:
+            # Entries that earlier groups did not take.
             left = None if cache is None else cache.layers[len(caches) :]
             carry, out = _unrolled_group(arch, g, ctx, carry, variables, left)
         caches += out.cache
-        terms[str(g)], seen[str(g)] = out.terms, out.seen
-    hidden = RMSNorm(arch).apply({"params": params["final_norm"]}, carry[0])
+        terms[str(g)] = out.terms
+        seen[str(g)] = out.seen
+    x, _ = carry
+    hidden = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
     after = None if cache is None else cache.after(tuple(caches), slots)
     return hidden, Out(after, terms, seen)
 
@@ -165,11 +192,14 @@ def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
     It is whole on every device along D.
     """
     matrix = params["embedding"].T if arch.tied else params["head"]
+    # The sum over D stays on a device: logits are split by rows and by vocabulary.
     return constrain(matrix.astype(arch.compute), None, "tensor")
 
 
 def logits(
-    arch: Architecture, params: dict, hidden: Float[Array, "B T D"]
+    arch: Architecture,
+    params: dict,
+    hidden: Float[Array, "B T D"],
 ) -> Float[Array, "B T V"]:
     """Return float32 logits. They are large: training's loss goes through ops.cross_entropy."""
     return jnp.einsum("btd,dv->btv", hidden, head(arch, params), preferred_element_type=jnp.float32)
@@ -194,12 +224,16 @@ def apply_block(
       cache: the block's own entry.
       wanted: names that later blocks read. The others are dropped, so that no memory holds them.
     """
-    x, lent, out = DecoderBlock(arch, block).apply(variables, x, lent, ctx=ctx, cache=cache)
-    return x, {name: value for name, value in lent.items() if name in wanted}, out
+    module = DecoderBlock(arch, block)
+    x, lent, out = module.apply(variables, x, lent, ctx=ctx, cache=cache)
+    lent_on = {name: value for name, value in lent.items() if name in wanted}
+    return x, lent_on, out
 
 
 def _embed(
-    arch: Architecture, table: Float[Array, "V D"], tokens: Int[Array, "B T"]
+    arch: Architecture,
+    table: Float[Array, "V D"],
+    tokens: Int[Array, "B T"],
 ) -> Float[Array, "B T D"]:
     # The cast table is gathered over fsdp before the look-up: a look-up in a table that is split
     # along D makes XLA copy the whole batch.
@@ -222,6 +256,7 @@ def _unrolled_group(
       left: caches of this and later groups, one for each application; None in training.
     """
     repeats = arch.stack[g][1]
+    # {position: the trees of single layers}.
     layers = {p: unstack(tree, repeats) for p, tree in variables.items()}
     caches, outs = [], []
     for r in range(repeats):
@@ -252,6 +287,7 @@ def _repeat(
     x, lent = carry
     across, out = tuple(lent), Out([], {}, {})
     for p, block in enumerate(pattern):
+        # The scan's carry must keep its structure: what crosses repeats stays in `lent`.
         wanted = {*across, *_borrowed_later(arch, pattern, p)}
         apply = functools.partial(apply_block, arch, block, wanted=frozenset(wanted))
         for _ in range(arch.share_blocks):
@@ -260,6 +296,7 @@ def _repeat(
                 x, lent, block_out = rematerialised(variables[str(p)], x, ctx, lent)
                 x = constrain(x, BATCH, "sequence", None)
             else:
+                # Decoding has no backward pass, so that nothing is rematerialised.
                 entry = kept[len(out.cache)]
                 x, lent, block_out = apply(variables[str(p)], x, ctx, lent, entry)
                 out.cache.append(block_out.cache)
@@ -282,6 +319,7 @@ def _collect(arch: Architecture, g: int, p: int, block_out: Out, out: Out) -> No
     if block_out.terms:
         terms = block_out.terms
         if position in out.terms:
+            # The block is shared, and was applied before.
             terms = _added(out.terms[position], terms)
         out.terms[position] = terms
     if block_out.seen:
@@ -303,6 +341,7 @@ def _added(first: dict[str, Term], second: dict[str, Term]) -> dict[str, Term]:
 def _zeros_across(arch: Architecture, batch: int, length: int) -> dict:
     """Return what blocks lend to later repeats, before the first block has: zeros."""
     lent = {}
+    # Each kind of block once, in the order of the stack.
     for block in dict.fromkeys(arch.blocks):
         lent |= mixer_of(arch, block).lends_across(batch, length)
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), lent)
@@ -316,10 +355,13 @@ def _variables(arch: Architecture, params: dict, buffers: dict, g: int, *, decod
     if decoding:
         # Without the scales of float8, products are in the compute type.
         buffers = keep_channel(declare_buffers(arch), buffers, "forward")
-    group_buffers = buffers.get("stack", {}).get(str(g), {})
+    # Groups and positions without buffers have no entry.
+    stack_buffers = buffers.get("stack", {})
+    group_buffers = stack_buffers.get(str(g), {})
     variables = {}
     for p, tree in group.items():
-        variables[p] = {"params": tree, "buffers": group_buffers.get(p, {})}
+        block_buffers = group_buffers.get(p, {})
+        variables[p] = {"params": tree, "buffers": block_buffers}
         if arch.products == "float8" and not decoding:
             variables[p]["weight_scales"] = jax.tree.map(_weight_scales, tree)
     return variables
@@ -330,4 +372,7 @@ def _weight_scales(stacked: Float[Array, "repeats ..."]) -> Float[Array, "repeat
 
     They are made for all layers at once: a kernel for each matrix of each layer would take longer.
     """
-    return fp8.scale_for(jax.lax.stop_gradient(stacked), tuple(range(1, stacked.ndim)))
+    # A scale follows the values of the step, and has no gradient.
+    values = jax.lax.stop_gradient(stacked)
+    matrix_axes = tuple(range(1, stacked.ndim))
+    return fp8.scale_for(values, matrix_axes)

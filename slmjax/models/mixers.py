@@ -91,6 +91,7 @@ def check_output(name: str, output: Any, shape: tuple[int, ...]) -> None:
     y_shape = getattr(y, "shape", None)
     if y_shape != shape:
         raise UserError(f"{what} y of shape {y_shape}; expected its input's, {shape}.")
+    # Any floating-point type is cast to that of the residual stream.
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise UserError(f"{what} y of type {y.dtype}; expected floating-point numbers.")
 
@@ -106,6 +107,7 @@ def _imported(name: str, what: str, base: type) -> type:
     if base is TokenMixer:
         call, expected = {"cache": None, "shared": None}, ", cache=None, shared=None"
     try:
+        # As a block calls it; the values do not matter.
         inspect.signature(kind.__call__).bind(None, "x", ctx=None, **call)
     except TypeError as error:
         expected = f"expected __call__(self, x, *, ctx{expected})"
@@ -114,6 +116,7 @@ def _imported(name: str, what: str, base: type) -> type:
 
 
 def _fits(kind: Any, base: type) -> bool:
+    # An import path may lead to anything.
     if not isinstance(kind, type):
         return False
     # Mixers of earlier versions were plain Flax modules with the fields arch and block.
@@ -160,6 +163,7 @@ def _options(kind: type) -> dict[str, type]:
 def _arguments(kind: type, block: Block) -> dict[str, Any]:
     """Return the fields of a mixer's class that a block sets."""
     known = _options(kind)
+    # A block's options are those of both its mixers.
     arguments = {name: value for name, value in block.options if name in known}
     if "block" in _field_names(kind):
         arguments["block"] = block

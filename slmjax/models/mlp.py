@@ -17,10 +17,18 @@ class MLP(ChannelMixer):
         self, x: Float[Array, "B T D"], *, ctx: Context
     ) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
+        # Two products of x, whose float8 scale is then one.
         inputs = {}
         for name in ("gate", "up"):
             axes = ("width", "ff")
-            inputs[name] = weight(self, name, (D, F), axes=axes, inputs=(0,), outputs=(1,))
+            inputs[name] = weight(
+                self,
+                name,
+                (D, F),
+                axes=axes,
+                inputs=(0,),
+                outputs=(1,),
+            )
         gate, up = project(self, "in", x, inputs)
         # Names that config.model.remat can keep.
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")

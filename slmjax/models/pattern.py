@@ -37,6 +37,7 @@ def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Archite
     chosen["init_scales"] = _init_scales(model.multipliers)
     chosen["stack"] = _stack(model.pattern, model.layers)
     arch = Architecture(vocab_size=vocab_size, **(chosen | resolved))
+    # Sharing asks the mixers which keys they lend, so that it needs the architecture.
     arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))
     _check_lending(arch)
     return arch
@@ -54,6 +55,7 @@ def parse_block(text: str) -> Block:
     if BAR in text:
         fault = "holds a bar, which is an element of its own"
         raise UserError(f"config.model.pattern: '{text}' {fault}, as in 'attention', '|', 'gdn'.")
+    # An empty text names the mixer "", which is refused below.
     names, *words = text.split() or [""]
     mixer, _, channel = names.partition("+")
     channel = channel or "mlp"
@@ -65,7 +67,10 @@ def parse_block(text: str) -> Block:
 
 
 def share_keys(
-    arch: Architecture, pattern: tuple[Block, ...], repeats: int, share: int
+    arch: Architecture,
+    pattern: tuple[Block, ...],
+    repeats: int,
+    share: int,
 ) -> tuple[tuple[Block, ...], int]:
     """Return (pattern, repeats) of the same layers with keys and values shared.
 
@@ -89,7 +94,8 @@ def share_keys(
             # The first of each group lends, the others borrow.
             if seen[kind] % share:
                 options = {**dict(block.options), "borrows": True}
-                block = dataclasses.replace(block, options=tuple(sorted(options.items())))
+                ordered = tuple(sorted(options.items()))
+                block = dataclasses.replace(block, options=ordered)
             seen[kind] += 1
         blocks.append(block)
     return tuple(blocks), repeats // longer
@@ -107,12 +113,15 @@ def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequenc
     if len(bars) > 2:
         expected = "expected at most two: start | repeated | end"
         raise UserError(f"config.model.pattern has {len(bars)} bars; {expected}.")
+    # Without bars everything repeats; with one, all that is behind it.
     first, last = -1, len(pattern)
     if bars:
         first = bars[0]
     if len(bars) == 2:
         last = bars[1]
-    start, repeated, end = pattern[: max(first, 0)], pattern[first + 1 : last], pattern[last + 1 :]
+    start = pattern[: max(first, 0)]
+    repeated = pattern[first + 1 : last]
+    end = pattern[last + 1 :]
     if not repeated:
         expected = "expected what repeats, as in 'attention', '|', 'gdn'"
         raise UserError(f"config.model.pattern has nothing behind its first bar; {expected}.")
@@ -136,6 +145,7 @@ def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
         if allowed:
             expected = f"one of the options {', '.join(allowed)}"
         raise UserError(f"{what} is not {expected}.{nearest(name, allowed)}")
+    # The type of the option's default.
     kind = allowed[name]
     if kind is bool:
         if value not in ("True", "False"):
@@ -150,7 +160,9 @@ def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
 
 def _check_lending(arch: Architecture) -> None:
     """Raise UserError for a block that borrows what no block before it lends."""
-    across = {name for block in arch.blocks for name in mixer_of(arch, block).lends_across(1, 1)}
+    across: set[str] = set()
+    for block in arch.blocks:
+        across.update(mixer_of(arch, block).lends_across(1, 1))
     for pattern, _ in arch.stack:
         # A part starts anew: only what is lent across repeats is there before its first block.
         lent = set(across)
@@ -175,7 +187,8 @@ def _shared(arch: Architecture, share: int) -> Stack:
     if any(mixer_of(arch, block).borrowed() for block in arch.blocks):
         fault = "the pattern says borrows=True too"
         raise UserError(f"{field} says which layers share keys and values; {fault}.")
-    return tuple(share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack)
+    stack = [share_keys(arch, pattern, repeats, share) for pattern, repeats in arch.stack]
+    return tuple(stack)
 
 
 def _stack(pattern: Sequence[str], layers: int) -> Stack:
@@ -183,11 +196,15 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
 
     Raises: UserError for a pattern that does not parse or does not divide the layers.
     """
-    start, repeated, end = (tuple(map(parse_block, part)) for part in parts(pattern))
+    blocks = [tuple(map(parse_block, part)) for part in parts(pattern)]
+    start, repeated, end = blocks
     once = len(start) + len(end)
     repeats, rest = divmod(layers - once, len(repeated))
     if rest or repeats < 1:
-        nearest_layers = sorted({once + max(1, n) * len(repeated) for n in (repeats, repeats + 1)})
+        # One repeat at least.
+        fewer = once + max(1, repeats) * len(repeated)
+        more = once + max(1, repeats + 1) * len(repeated)
+        nearest_layers = sorted({fewer, more})
         others = f" without the {once} outside of the bars" if once else ""
         fault = f"which{others} the pattern of {len(repeated)} does not divide"
         raise UserError(f"config.model.layers is {layers}, {fault}; nearest: {nearest_layers}.")
@@ -205,6 +222,7 @@ def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...
             known = ", ".join(sorted(GROUPS))
             fault = f"names '{group}'; the groups are {known}"
             raise UserError(f"config.model.multipliers {fault}.{nearest(group, GROUPS)}")
+        # lr and decay are read by the optimizer, and checked here with init.
         valid = isinstance(factors, dict) and set(factors) <= PER_GROUP
         if not valid or not all(map(_is_number, factors.values())):
             fault = f"is {factors!r}; it can hold init, lr and decay as numbers"
@@ -215,4 +233,5 @@ def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...
 
 
 def _is_number(value: Any) -> bool:
+    # isinstance would take True for a number.
     return type(value) in (int, float) and math.isfinite(value)

@@ -76,7 +76,12 @@ class RecurrentCache:
 
 
 def empty_cache(
-    batch: int, heads: int, key: int, value: int, channels: dict[str, int], dtype: Any
+    batch: int,
+    heads: int,
+    key: int,
+    value: int,
+    channels: dict[str, int],
+    dtype: Any,
 ) -> RecurrentCache:
     """Return the state before the first token.
 
@@ -84,9 +89,13 @@ def empty_cache(
       key, value: channels K and V of a head.
       channels: channels of each convolution by the name of its stream.
     """
-    tails = {name: jnp.zeros((batch, TAPS - 1, count), dtype) for name, count in channels.items()}
+    tails = {}
+    for name, count in channels.items():
+        tails[name] = jnp.zeros((batch, TAPS - 1, count), dtype)
     memory = ops.empty_memory(batch, heads, key, value)
-    return RecurrentCache(memory, tails, jnp.zeros((batch, TAPS - 1), jnp.int32))
+    # Segment 0: no tap sees them.
+    tail_segments = jnp.zeros((batch, TAPS - 1), jnp.int32)
+    return RecurrentCache(memory, tails, tail_segments)
 
 
 def convolved(
@@ -105,7 +114,8 @@ def convolved(
       bias: add a bias before the silu.
       unit: streams whose heads' vectors are divided by their length.
     """
-    outputs, tails, tail_segments = [], {}, None
+    outputs, tails = [], {}
+    tail_segments = None  # the same for all streams
     for name, x in streams.items():
         taps, shift = _conv_weights(module, name, x.shape[2:], bias)
         if cache is None:
@@ -127,22 +137,40 @@ def convolved(
 
 
 def _conv_weights(
-    module: nn.Module, name: str, heads: tuple[int, int], bias: bool
+    module: nn.Module,
+    name: str,
+    heads: tuple[int, int],
+    bias: bool,
 ) -> tuple[Float[Array, "W H C"], Float[Array, "H C"] | None]:
     """Return a stream's taps, and its bias or None."""
 
     def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        # As PyTorch starts a depthwise convolution, whose fan in is the taps.
         most = TAPS**-0.5
         return jax.random.uniform(key, shape, dtype, -most, most)
 
     axes = (None, "kv_heads", None)
     shape = (TAPS, *heads)
-    taps = weight(module, f"conv_{name}", shape, init=start, group="vector", axes=axes)
+    taps = weight(
+        module,
+        f"conv_{name}",
+        shape,
+        init=start,
+        group="vector",
+        axes=axes,
+    )
     if not bias:
         return taps, None
     zeros = nn.initializers.zeros
     name = f"conv_{name}_bias"
-    return taps, weight(module, name, heads, init=zeros, group="vector", axes=axes[1:])
+    return taps, weight(
+        module,
+        name,
+        heads,
+        init=zeros,
+        group="vector",
+        axes=axes[1:],
+    )
 
 
 def _convolved_rows(
@@ -157,10 +185,12 @@ def _convolved_rows(
     """Return the convolution of whole rows: each device its own rows and heads."""
     run = functools.partial(activated, unit=unit, kernel=arch.recurrence)
     heads_axis = _split(x.shape[2])
+    # Rows over the batch's axes, heads over the tensor axis.
     stream = P(BATCH, None, heads_axis)
     shift_spec = None if shift is None else P(heads_axis)
     specs = (stream, P(None, heads_axis), shift_spec, P(BATCH))
-    return _by_device(run, specs, stream, len(x))(x, taps, shift, ctx.segments)
+    run = _by_device(run, specs, stream, len(x))
+    return run(x, taps, shift, ctx.segments)
 
 
 def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
@@ -170,16 +200,21 @@ def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array
     """
 
     def start(key, shape, dtype):
-        return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)).astype(dtype)
+        rate = jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)
+        return jnp.log(rate).astype(dtype)
 
     log = weight(module, "decay_log", steps.shape[2:3], init=start, group="vector")
+    rate = jnp.exp(log.astype(jnp.float32))
     # [H] -> [1,1,H,...]
-    rate = jnp.exp(log.astype(jnp.float32)).reshape(1, 1, -1, *[1] * (steps.ndim - 3))
+    channels = [1] * (steps.ndim - 3)
+    rate = rate.reshape(1, 1, -1, *channels)
     return -rate * steps
 
 
 def step_sizes(
-    module: nn.Module, name: str, x: Float[Array, "B T H ..."]
+    module: nn.Module,
+    name: str,
+    x: Float[Array, "B T H ..."],
 ) -> Float[Array, "B T H ..."]:
     """Return softplus(x + bias), float32.
 
@@ -191,11 +226,14 @@ def step_sizes(
     """
 
     def start(key, shape, dtype):
-        size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, jnp.log(1e-3), jnp.log(1e-1)))
-        # The inverse of softplus.
+        least, most = jnp.log(1e-3), jnp.log(1e-1)
+        size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, least, most))
+        # The inverse of softplus, in a form that is exact for small sizes.
         return (size + jnp.log(-jnp.expm1(-size))).astype(dtype)
 
-    bias = weight(module, name, x.shape[2:], init=start, group="vector").astype(jnp.float32)
+    bias = weight(module, name, x.shape[2:], init=start, group="vector")
+    bias = bias.astype(jnp.float32)
+    # [H,...] -> [1,1,H,...]
     return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
 
 
@@ -215,10 +253,12 @@ def run_recurrence(
     described in ops/recurrence.py.
     """
     if cache is None:
-        memory = ops.empty_memory(len(value), value.shape[2], key.shape[3], value.shape[3])
+        B, _, H, V = value.shape
+        memory = ops.empty_memory(B, H, key.shape[3], V)
     else:
         memory = cache.memory
 
+    # One device's rows and heads.
     def local(query, key, value, decay, erase, segments, memory):
         return ops.recurrence(
             query,

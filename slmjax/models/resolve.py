@@ -41,6 +41,7 @@ def resolve(
     kernel, kernel_reason = _choose_attention(device, model, compute, deterministic)
     products, products_reason = choose_products(device, precision.products)
     if products == "float8" and model.share_blocks > 1:
+        # Two applications have activations of different size.
         fault = "whose scales belong to one place: config.model.share_blocks must be 1"
         raise UserError(f"config.precision.products is 'float8', {fault}.")
     walk, walk_reason = choose_recurrence(device)
@@ -59,7 +60,8 @@ def resolve(
     if products != "compute":
         reasons.append(f"products {products}: {products_reason}")
     reasons.append(f"attention {kernel}: {kernel_reason}")
-    if any(issubclass(mixer_class(block.mixer), RecurrentMixer) for block in arch.blocks):
+    mixers = {mixer_class(block.mixer) for block in arch.blocks}
+    if any(issubclass(mixer, RecurrentMixer) for mixer in mixers):
         reasons.append(f"recurrence {walk}: {walk_reason}")
     reasons.append(f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}")
     return arch, reasons
@@ -73,6 +75,7 @@ def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
     """
     if asked != "auto":
         return asked, "config.precision.compute"
+    # V100 and T4 have float16 only; A100, H100 and TPUs have bfloat16.
     natively = f"{device.name} multiplies it natively"
     if device.platform == "tpu" or _gpu_from(device, BFLOAT16_GPU):
         return "bfloat16", natively
@@ -121,13 +124,17 @@ def choose_unroll(device: DeviceKind, asked: str) -> tuple[bool, str]:
     """
     if asked != "auto":
         return asked == "True", "config.model.unroll"
+    # On a TPU, and where many hosts wait for it, compiling a list of layers takes too long.
     if device.hosts > 1 or device.platform == "tpu":
         return False, "fastest to compile"
     return True, "fastest to run on one host"
 
 
 def _choose_attention(
-    device: DeviceKind, model: ModelConfig, compute: str, deterministic: bool
+    device: DeviceKind,
+    model: ModelConfig,
+    compute: str,
+    deterministic: bool,
 ) -> tuple[str, str]:
     """Return the attention kernel, and the reason."""
     if model.attention != "auto":

@@ -75,7 +75,8 @@ def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = 
     """
     from slmjax.models.mixers import mixer_of
 
-    mixing = sum(mixer_of(arch, block).flops(seq_len, causal=causal) for block in arch.applications)
+    mixers = [mixer_of(arch, block) for block in arch.applications]
+    mixing = sum(mixer.flops(seq_len, causal=causal) for mixer in mixers)
     return 2 * parameters(arch).matmul + mixing
 
 
@@ -103,6 +104,7 @@ def cache_bytes(arch: Architecture, tokens: float) -> float:
     for block in arch.applications:
         mixer = mixer_of(arch, block)
         state = jax.eval_shape(lambda mixer=mixer: mixer.empty_cache(1, math.ceil(tokens)))
+        # Whole numbers in it are segments.
         for leaf in jax.tree.leaves(state):
             if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
                 total += leaf.size * leaf.dtype.itemsize
@@ -127,14 +129,18 @@ def decode_bytes(arch: Architecture, batch: int, tokens: float) -> float:
       batch: rows.
       tokens: that each row has.
     """
-    weights = parameters(arch).matmul * np.dtype(_numpy_name(arch.compute)).itemsize
+    itemsize = np.dtype(_numpy_name(arch.compute)).itemsize
+    weights = parameters(arch).matmul * itemsize
     return weights + batch * cache_bytes(arch, tokens)
 
 
 def describe(arch: Architecture) -> str:
     """Return one line for people: sizes and shape."""
     count = parameters(arch)
-    total, hidden, matmul = _short(count.total), _short(count.non_embedding), _short(count.matmul)
+    total = _short(count.total)
+    hidden = _short(count.non_embedding)
+    matmul = _short(count.matmul)
+    # Only what differs from the plain decoder is named.
     repeated = ""
     if arch.share_blocks > 1:
         repeated = f", each applied {arch.share_blocks} times"

@@ -22,7 +22,8 @@ class SSM(RecurrentMixer):
     @property
     def sizes(self) -> tuple[int, int, int]:
         V = self.value_dim or self.arch.head_dim
-        return self.heads or 2 * self.arch.width // V, self.key_dim or 128, V
+        H = self.heads or 2 * self.arch.width // V
+        return H, self.key_dim or 128, V
 
     def channels(self) -> dict[str, int]:
         H, K, V = self.sizes
@@ -39,17 +40,32 @@ class SSM(RecurrentMixer):
     ) -> tuple[Float[Array, "B T D"], RecurrentCache | None, dict | None]:
         D = self.arch.width
         H, K, V = self.sizes
-        heads = {"gate": (H, V), "value": (H, V), "write": (1, K), "read": (1, K)}
+        heads = {
+            "gate": (H, V),
+            "value": (H, V),
+            # One head, which all heads of values share.
+            "write": (1, K),
+            "read": (1, K),
+        }
         heads_axes = {"gate": "heads", "value": "kv_heads", "write": None, "read": None}
         matrices = {}
         for name, shape in heads.items():
             axes = ("width", heads_axes[name], None)
-            matrices[name] = weight(self, name, (D, *shape), axes=axes, inputs=(0,), outputs=(1, 2))
+            matrices[name] = weight(
+                self,
+                name,
+                (D, *shape),
+                axes=axes,
+                inputs=(0,),
+                outputs=(1, 2),
+            )
         gate, value, write, read = project(self, "in", x, matrices)
         # No outputs: AdamW updates it, also where Muon updates the other matrices.
-        steps = x @ weight(self, "step", (D, H), axes=("width", "heads"), inputs=(0,))
+        step_matrix = weight(self, "step", (D, H), axes=("width", "heads"), inputs=(0,))
+        steps = x @ step_matrix
         # Rematerialised: these activations are large and cheap to recompute.
-        out, cache = nn.remat(SSM._mixed)(self, value, write, read, steps, ctx, cache)
+        mix = nn.remat(SSM._mixed)
+        out, cache = mix(self, value, write, read, steps, ctx, cache)
         out = checkpoint_name(out, "mixed")
         return nn.remat(SSM._gated)(self, out, gate), cache, shared
 
@@ -67,22 +83,27 @@ class SSM(RecurrentMixer):
         (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
         step = recurrent.step_sizes(self, "step_bias", steps)
         # Discretised: dt x enters the state, which decays by dt A.
-        stepped = (value * step[..., None]).astype(value.dtype)
+        stepped = value * step[..., None]
+        stepped = stepped.astype(value.dtype)
         decay = recurrent.decay_of(self, step)
         out, cache = recurrent.run_recurrence(
             self.arch, read, write, stepped, decay, None, ctx, cache
         )
-        skip = weight(self, "skip", value.shape[2:3], init=nn.initializers.ones, group="vector")
-        # [H] -> [1,1,H,1]
-        return out + value * skip[None, None, :, None].astype(value.dtype), cache
+        heads = value.shape[2:3]
+        skip = weight(self, "skip", heads, init=nn.initializers.ones, group="vector")
+        skip = skip[None, None, :, None]  # [H] -> [1,1,H,1]
+        return out + value * skip.astype(value.dtype), cache
 
     def _gated(
         self, out: Float[Array, "B T H V"], gate: Float[Array, "B T H V"]
     ) -> Float[Array, "B T D"]:
         """Return the gated outputs, normed over all heads, through the matrix `out`."""
         H, V = out.shape[2:]
-        gated = (out * jax.nn.silu(gate)).reshape(*out.shape[:2], H * V)
-        out = RMSNorm(self.arch, name="out_norm")(gated).reshape(out.shape)
+        gated = out * jax.nn.silu(gate)
+        # [B,T,H,V] -> [B,T,HV] and back: the norm is over all heads.
+        gated = gated.reshape(*out.shape[:2], H * V)
+        normed = RMSNorm(self.arch, name="out_norm")(gated)
+        out = normed.reshape(out.shape)
         matrix = weight(
             self,
             "out",

@@ -35,9 +35,11 @@ def init_stack(arch: Architecture, key: Array, collection: str) -> dict:
     x, ctx = _one_token(arch)
     tree: dict = {}
     for place in _places(arch):
-        place_key = jax.random.fold_in(jax.random.fold_in(key, place.group), place.position)
+        group_key = jax.random.fold_in(key, place.group)
+        place_key = jax.random.fold_in(group_key, place.position)
         keys = jax.random.split(place_key, place.repeats)
         module = DecoderBlock(_without_kernel(arch), place.block)
+        # Values do not matter: parameters depend on shapes only.
         lent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), place.lent)
 
         def start(layer_key, module=module, lent=lent):
@@ -45,6 +47,7 @@ def init_stack(arch: Architecture, key: Array, collection: str) -> dict:
             return unboxed(boxed).get(collection, {})
 
         group = tree.setdefault(str(place.group), {})
+        # The leading axis of the stacked layers.
         group[str(place.position)] = jax.vmap(start)(keys)
     return tree
 
@@ -95,14 +98,17 @@ def _shapes(arch: Architecture, classes: tuple, structure: Any, leaves: tuple) -
 
     # No mesh: the cached shapes hold for any.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        (_, lent, _), boxed = jax.eval_shape(start, jax.tree.unflatten(structure, leaves))
-    return lent, boxed
+        lent = jax.tree.unflatten(structure, leaves)
+        (_, after, _), boxed = jax.eval_shape(start, lent)
+    return after, boxed
 
 
 def _one_token(arch: Architecture) -> tuple[Array, Context]:
     """Return activations [1,1,D] and their context: parameters do not depend on the tokens."""
-    ctx = Context(jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
-    return jnp.zeros((1, 1, arch.width), arch.compute), ctx
+    segments = jnp.ones((1, 1), jnp.int32)
+    positions = jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, arch.width), arch.compute)
+    return x, Context(segments, positions)
 
 
 def _without_kernel(arch: Architecture) -> Architecture:

@@ -47,6 +47,7 @@ def remat(name: str) -> Callable:
     """
     if name == "none":
         return lambda f: f
+    # What is not kept is computed again in the backward pass.
     policies = jax.checkpoint_policies
     if name == "full":
         policy = policies.nothing_saveable
