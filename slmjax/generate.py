@@ -47,6 +47,7 @@ def generate_texts(options: argparse.Namespace) -> None:
     from slmjax.infer.load import load_model
     from slmjax.parallel.compiling import use_compile_cache
 
+    # The second run of a model then compiles nothing.
     use_compile_cache()
     with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):
         model = load_model(workdir, options.step, options.trust)
@@ -72,7 +73,9 @@ def generate_texts(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     _print_texts(prompts, completions)
     _warn_if_longer(engine, prompts, completions, trained)
-    count, compiled = sum(len(completion.tokens) for completion in completions), sum(compiling)
+    count = sum(len(completion.tokens) for completion in completions)
+    # Compilation would hide the speed of a short run.
+    compiled = sum(compiling)
     speed = count / max(seconds - compiled, 1e-9)
     rate = f"{speed:.0f} tokens/s after {compiled:.1f} s of compilation"
     _say(f"step {step}: {count} tokens, {rate}")
@@ -86,11 +89,13 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     """
     prompts = list(options.prompt)
     source = options.prompts
+    # stdin is None for a program without a console, and a terminal would wait for typing.
     piped = sys.stdin is not None and not sys.stdin.isatty()
     if not source and not prompts and piped:
         source = "-"
     if source:
         text = _text_of(source).removeprefix(BYTE_ORDER_MARK)
+        # splitlines would also split at characters that a prompt may hold, such as U+2028.
         for line in text.replace("\r\n", "\n").split("\n"):
             if line.strip():
                 prompts.append(line)

@@ -75,7 +75,8 @@ def check_mixer(mixer: type | str, *, width: int = 32) -> list[str]:
         attention="reference",
     )
     mixer_class(block.mixer)  # a wrong name or class is refused before anything is traced
-    shapes = jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0))
+    init = functools.partial(lm.init, arch)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     params = _random(shapes)
     return [
         *_causal_and_packed(arch, params),
@@ -116,6 +117,7 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
         gradient, out = jax.grad(loss, has_aux=True)(x)
         return out, gradient
 
+    # One output at a time: its gradient says which tokens it sees.
     segments = np.asarray(batch["segments"][0])
     nothing = jnp.zeros(x.shape[:2], bool)
     for position in POSITIONS:
@@ -147,10 +149,13 @@ def _check_gradient(
     output = f"the output at token {position}"
     assert np.isfinite(gradient).all(), f"the gradient of {output} is not a number everywhere"
     index = np.arange(len(segments))
+    # Exactly zero: a masked value that is only small would still leak.
     seen = np.abs(gradient).max(-1) != 0
-    later = index[(index > position) & seen]
+    behind = index > position
+    later = index[behind & seen]
     assert not later.size, f"not causal: {output} depends on token {later[0]}, which comes later"
-    other = index[(segments != segments[position]) & seen]
+    apart = segments != segments[position]
+    other = index[apart & seen]
     assert not other.size, (
         f"documents are not apart: {output}, of document {segments[position]}, depends on token "
         f"{other[0]}, of document {segments[other[0]]}; see ctx.segments"
@@ -160,11 +165,15 @@ def _check_gradient(
 def _decoded(arch: Architecture, params: dict) -> str:
     """Check decoding in pieces, with rows of unequal length, against one forward pass."""
     lengths = np.sum([counts for _, counts in PIECES], axis=0)
-    batch = _batch([(n,) for n in lengths.tolist()])
-    whole, _ = jax.jit(functools.partial(lm.forward, arch, params, {}))(batch)
+    # One document a row, as prompts are.
+    documents = [(n,) for n in lengths.tolist()]
+    batch = _batch(documents)
+    forward = jax.jit(functools.partial(lm.forward, arch, params, {}))
+    whole, _ = forward(batch)
     step = jax.jit(functools.partial(_with_cache, arch, params))
-    cache = lm.init_cache(arch, len(lengths), 96)
-    done = np.zeros(len(lengths), int)  # tokens of each row in the cache
+    rows = len(lengths)
+    cache = lm.init_cache(arch, rows, 96)
+    done = np.zeros(rows, int)  # tokens of each row in the cache
     for piece, counts in PIECES:
         slots = np.arange(piece)[None]
         # [B, piece]: each row goes on where it stopped, and padding repeats any token.
@@ -179,8 +188,10 @@ def _decoded(arch: Architecture, params: dict) -> str:
         taken["segments"] = jnp.asarray(real.astype(np.int32))
         out, cache = step(taken, cache)
         for row, n in enumerate(counts):
-            start, end = done[row], done[row] + n
-            off = _off(out[row, :n], whole[row, start:end])
+            start = done[row]
+            end = start + n
+            expected = whole[row, start:end]
+            off = _off(out[row, :n], expected)
             assert off < NEAR, (
                 f"decoding is not the forward pass: tokens {start} to {end - 1} of row {row}, in a "
                 f"piece of {piece}, differ by {off:.1e}; padding (segment 0) must change nothing "
@@ -197,7 +208,9 @@ def _sharded(arch: Architecture, params: dict) -> str:
     """Check loss and gradients on four devices against those on one."""
     if len(jax.devices()) < 4:
         return NOT_SHARDED
-    batch = _batch([DOCUMENTS, DOCUMENTS[::-1], (100,), (64, 36)])
+    # Four rows of 100 tokens.
+    documents = [DOCUMENTS, DOCUMENTS[::-1], (100,), (64, 36)]
+    batch = _batch(documents)
 
     def loss(params, batch):
         hidden = lm.forward(arch, params, {}, batch)[0]
@@ -224,12 +237,17 @@ def _sharded(arch: Architecture, params: dict) -> str:
     return "on four devices, by rows and by heads, it is what it is on one, gradients included"
 
 
-def _placed(arch: Architecture, params: dict, batch: dict, mesh: Mesh) -> tuple[dict, dict]:
+def _placed(
+    arch: Architecture,
+    params: dict,
+    batch: dict,
+    mesh: Mesh,
+) -> tuple[dict, dict]:
     """Return parameters and batch as training places them on a mesh."""
-    return (
-        jax.device_put(params, shardings(lm.declare(arch), mesh)),
-        jax.device_put(batch, batch_sharding(mesh)),
-    )
+    places = shardings(lm.declare(arch), mesh)
+    params = jax.device_put(params, places)
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    return params, batch
 
 
 def _with_cache(

@@ -185,7 +185,8 @@ class Engine:
         See `generate`.
         """
         batch = self.prepare(ids, drawing, max_tokens, stop, stop_ids)
-        state = jax.device_get(self.loop(batch, self.prefill(batch)))
+        cache = self.prefill(batch)
+        state = jax.device_get(self.loop(batch, cache))
         # Without the rows and columns that only fill the buckets.
         rows = len(ids)
         return Decoded(
@@ -272,6 +273,7 @@ class Engine:
         size = prompt + bucket(max_tokens)
         memory = device_memory(self._device)
         if size < 2**31:
+            # Shapes only: nothing is allocated.
             cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
             needed = 0  # bytes
             for leaf in jax.tree.leaves(cache):

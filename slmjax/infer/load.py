@@ -135,7 +135,11 @@ def _described(make: Callable[[], dict]) -> dict:
     return jax.tree.map(on_device, jax.eval_shape(make))
 
 
-def _tokenizer(root: epath.Path, step: int, trained_with: str) -> tokenizers.Tokenizer:
+def _tokenizer(
+    root: epath.Path,
+    step: int,
+    trained_with: str,
+) -> tokenizers.Tokenizer:
     """Return the work directory's tokenizer, whose hash must be the one of the checkpoint."""
     file = root / "tokenizer.json"
     if not file.exists():

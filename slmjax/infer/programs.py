@@ -209,7 +209,8 @@ def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     stop_state = jnp.where(written, next_state, state.stop_state)
 
     # An id that ends comes before a stop string, and that before the length.
-    finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
+    last = state.step + 1 >= request.max_tokens
+    finish = jnp.where(last, LENGTH, RUNNING)
     stopped = stop_state == stopping.STOPPED
     finish = jnp.where(stopped, STOP, finish)
     finish = jnp.where(ended, END, finish)

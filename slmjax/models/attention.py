@@ -139,7 +139,7 @@ class Attention(TokenMixer):
         window = self.window if 0 < self.window < seq_len else seq_len
         keys = seq_len
         if causal:
-            # The first tokens see fewer than a window.
+            # The first tokens see fewer than a window: half of it on average.
             keys = window - window * window / (2 * seq_len)
         # 2 for a multiplication and its sum, 2 for the two products.
         return 2 * 2 * keys * self.arch.heads * self.arch.head_dim

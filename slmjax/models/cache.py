@@ -135,7 +135,9 @@ class Cache:
         real = segments != 0
         length = self.length + real.sum(1, dtype=jnp.int32)
         # [B,S] -> [B,1,S]: `_place` wants an axis of heads.
-        placed = _place(self.segments[:, None], segments[:, None], index, self.empty)
+        before = self.segments[:, None]
+        piece = segments[:, None]
+        placed = _place(before, piece, index, self.empty)
         return Slots(index, placed[:, 0], length, self.empty)
 
     def after(self, layers: tuple, slots: Slots) -> "Cache":
@@ -143,7 +145,13 @@ class Cache:
         return Cache(layers, slots.segments, slots.length)
 
 
-def empty_kv(batch: int, heads: int, size: int, head_dim: int, dtype: Any) -> KVCache:
+def empty_kv(
+    batch: int,
+    heads: int,
+    size: int,
+    head_dim: int,
+    dtype: Any,
+) -> KVCache:
     """Return keys and values before the first token."""
     shape = (batch, heads, size, head_dim)
     # Two arrays: a donated cache may hold no array twice.
@@ -182,7 +190,12 @@ def _held(size: int, length: Int[Array, "B"]) -> Int[Array, "B s"]:
     return last - (last - jnp.arange(size)[None]) % size
 
 
-def _keys(key: Array, value: Array, index: Int[Array, "B s"], segments: Int[Array, "B S"]) -> Keys:
+def _keys(
+    key: Array,
+    value: Array,
+    index: Int[Array, "B s"],
+    segments: Int[Array, "B S"],
+) -> Keys:
     """Return the keys of the tokens of these numbers, with their segments."""
     last = segments.shape[1] - 1
     known = jnp.clip(index, 0, last)

@@ -95,6 +95,7 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
 
 def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
     """Yield the shapes near the budget."""
+    # Larger models take wider heads, which fill a tile of the matrix unit.
     head_dim, multiple = 32, 64
     if params >= 5e6:
         head_dim = 64
@@ -133,6 +134,7 @@ def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
 
 def _nearest_layers(arch: Architecture, params: int) -> int:
     """Return the layers with which a decoder comes nearest to the budget."""
+    # The total is linear in the layers.
     outside = decoder_parameters(arch, 0)
     layer = decoder_parameters(arch, 1) - outside
     return max(1, round((params - outside) / layer))
@@ -152,4 +154,8 @@ def decoder_parameters(arch: Architecture, layers: int) -> int:
 def _kv_heads(heads: int) -> int:
     """Return the divisor of `heads` that comes nearest to QUERIES_PER_KEY query heads for each."""
     divisors = [k for k in range(1, heads + 1) if heads % k == 0]
-    return min(divisors, key=lambda k: abs(math.log(heads / k / QUERIES_PER_KEY)))
+
+    def distance(k: int) -> float:
+        return abs(math.log(heads / k / QUERIES_PER_KEY))
+
+    return min(divisors, key=distance)

@@ -157,6 +157,7 @@ def weight(
         return Declared(init(key, shape, stored), declaration)
 
     value = module.param(name, start)
+    # The cast is part of the step: stored parameters keep their type.
     if declaration.in_compute_type:
         value = value.astype(arch.compute)
     return value

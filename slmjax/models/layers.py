@@ -37,7 +37,7 @@ from slmjax.parallel.mesh import ways
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a layer may know about its tokens besides their activations.
+    """The tokens of a batch as a layer may know them, besides their activations.
 
     A layer must use `segments`: no token may see another document, in attention, convolutions and
     recurrent states alike.
@@ -142,7 +142,13 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = weight(self, "scale", x.shape[-1:], init=nn.initializers.ones, group="vector")
+        scale = weight(
+            self,
+            "scale",
+            x.shape[-1:],
+            init=nn.initializers.ones,
+            group="vector",
+        )
         scale = jnp.expand_dims(scale, range(x.ndim - 1))  # [D] -> [1,...,D]
         # A mean of squares in bfloat16 would lose digits.
         wide = x.astype(jnp.float32)
@@ -182,9 +188,12 @@ def project(
         return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
 
     # Plain matrices: [...I, ...O] -> [I,O] and [B,T,...I] -> [B,T,I].
-    shapes = [w.shape[inner:] for w in weights.values()]
-    matrices = tuple(w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values())
-    widths = [matrix.shape[1] for matrix in matrices]
+    shapes, matrices, widths = [], (), []
+    for w in weights.values():
+        matrix = w.reshape(math.prod(w.shape[:inner]), -1)
+        matrices += (matrix,)
+        shapes.append(w.shape[inner:])
+        widths.append(matrix.shape[1])
     x = x.reshape(*x.shape[:2], -1)
     if joined:
         matrices = (jnp.concatenate(matrices, axis=1),)
@@ -195,12 +204,16 @@ def project(
             weight_scales = (functools.reduce(jnp.maximum, weight_scales),)
         made = fp8.products(x, matrices, module.get_variable("buffers", site), weight_scales)
     else:
+        # Here `joined` holds: there is one matrix.
         made = (x @ matrices[0],)
     if joined:
         # One array of all products again as one for each weight.
         made = jax.lax.split(made[0], widths, axis=2)
     # [B,T,O] -> [B,T,...O].
-    return tuple(y.reshape(*y.shape[:2], *shape) for y, shape in zip(made, shapes))
+    products = []
+    for y, shape in zip(made, shapes):
+        products.append(y.reshape(*y.shape[:2], *shape))
+    return tuple(products)
 
 
 def _declare_scales(module: nn.Module, site: str) -> None:

@@ -94,7 +94,13 @@ class LinearAttention(RecurrentMixer):
         if self.kind != "gdn":
             decay = self._up(decay, "decay_up", heads)
         if self.kind == "gla":
-            bias = weight(self, "decay_bias", heads, init=nn.initializers.zeros, group="vector")
+            bias = weight(
+                self,
+                "decay_bias",
+                heads,
+                init=nn.initializers.zeros,
+                group="vector",
+            )
             # Float32: decays of a chunk are summed, and small differences count.
             decay = decay.astype(jnp.float32)
             bias = bias.astype(jnp.float32)[None, None]  # [H,K] -> [1,1,H,K]
@@ -142,12 +148,24 @@ class LinearAttention(RecurrentMixer):
         """Return a matrix that gives one number a head."""
         H = self.sizes[0]
         shape = (self.arch.width, H)
-        return weight(self, name, shape, axes=("width", "heads"), inputs=(0,))
+        return weight(
+            self,
+            name,
+            shape,
+            axes=("width", "heads"),
+            inputs=(0,),
+        )
 
     def _down(self, name: str, rank: int) -> Float[Array, "D r"]:
         """Return the first matrix of a projection through `rank` numbers."""
         shape = (self.arch.width, rank)
-        return weight(self, name, shape, axes=("width", None), inputs=(0,))
+        return weight(
+            self,
+            name,
+            shape,
+            axes=("width", None),
+            inputs=(0,),
+        )
 
     def _up(
         self,
@@ -157,7 +175,13 @@ class LinearAttention(RecurrentMixer):
     ) -> Float[Array, "B T H c"]:
         """Return x times the second matrix of such a projection."""
         shape = (x.shape[-1], *heads)
-        matrix = weight(self, name, shape, axes=(None, "heads", None), inputs=(0,))
+        matrix = weight(
+            self,
+            name,
+            shape,
+            axes=(None, "heads", None),
+            inputs=(0,),
+        )
         return jnp.tensordot(x, matrix, 1)
 
 

@@ -77,6 +77,7 @@ def init(arch: Architecture, key: Array) -> dict:
     Embedding and head are drawn from a normal distribution of deviation 0.02 times their
     multiplier, matrices of 1/sqrt(fan in).
     """
+    # Groups that are not named have the factor 1.
     scales = dict(arch.init_scales)
     embedding_key, head_key, stack_key = jax.random.split(key, 3)
 
@@ -162,12 +163,19 @@ def forward(
     slots = None if cache is None else cache.slots(batch["segments"])
     # Static: the batch gives it as the shape of an array.
     places = batch["places"].shape[0] if "places" in batch else None
-    ctx = Context(batch["segments"], batch["positions"], batch.get("ids"), slots, places)
+    ctx = Context(
+        segments=batch["segments"],
+        positions=batch["positions"],
+        ids=batch.get("ids"),
+        slots=slots,
+        places=places,
+    )
     tokens = batch["tokens"]
     x = _embed(arch, params["embedding"], tokens)
     x = constrain(x, BATCH, "sequence", None)
     carry = x, _zeros_across(arch, *tokens.shape)
     caches, terms, seen = [], {}, {}
+    # Group by group: a scan, or a loop where each application has its own cache.
     for g in range(len(arch.stack)):
         variables = _variables(arch, params, buffers, g, decoding=cache is not None)
         if cache is None and not arch.unroll:
@@ -304,7 +312,11 @@ def _repeat(
     return (x, {name: lent[name] for name in across}), out
 
 
-def _borrowed_later(arch: Architecture, pattern: tuple[Block, ...], position: int) -> set[str]:
+def _borrowed_later(
+    arch: Architecture,
+    pattern: tuple[Block, ...],
+    position: int,
+) -> set[str]:
     """Return the names that blocks behind this position read, itself if it is applied again."""
     first = position if arch.share_blocks > 1 else position + 1
     names: set[str] = set()
@@ -313,7 +325,13 @@ def _borrowed_later(arch: Architecture, pattern: tuple[Block, ...], position: in
     return names
 
 
-def _collect(arch: Architecture, g: int, p: int, block_out: Out, out: Out) -> None:
+def _collect(
+    arch: Architecture,
+    g: int,
+    p: int,
+    block_out: Out,
+    out: Out,
+) -> None:
     """Add a block's terms and observations to those of its earlier applications."""
     position = str(p)
     if block_out.terms:
@@ -347,7 +365,14 @@ def _zeros_across(arch: Architecture, batch: int, length: int) -> dict:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), lent)
 
 
-def _variables(arch: Architecture, params: dict, buffers: dict, g: int, *, decoding: bool) -> dict:
+def _variables(
+    arch: Architecture,
+    params: dict,
+    buffers: dict,
+    g: int,
+    *,
+    decoding: bool,
+) -> dict:
     """Return {position: the blocks' Flax variables} of a stacked group."""
     group = params["stack"][str(g)]
     if not buffers:

@@ -71,6 +71,7 @@ def options_of(mixer: str, channel: str) -> dict[str, type]:
     if channel == "none":
         return token_options
     channel_options = _options(channel_class(channel))
+    # In a block's text an option has no prefix that says whose it is.
     both = sorted(token_options.keys() & channel_options.keys())
     if both:
         fault = f"'{mixer}' and '{channel}' both have the option '{both[0]}'"

@@ -41,5 +41,6 @@ class MLP(ChannelMixer):
             outputs=(1,),
             init=residual_scale(self.arch),
         )
-        (y,) = project(self, "out", jax.nn.silu(gate) * up, {"down": down})
+        hidden = jax.nn.silu(gate) * up
+        (y,) = project(self, "out", hidden, {"down": down})
         return y, {}, {}

@@ -30,6 +30,7 @@ def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Archite
       and sharing that does not fit them.
     """
     names = {field.name for field in dataclasses.fields(Architecture)}
+    # Fields of both classes are copied; `resolved` gives those that depend on devices.
     names &= {field.name for field in dataclasses.fields(ModelConfig)}
     # These three are decided by the caller.
     names -= {"vocab_size", "attention", "unroll"}
@@ -80,10 +81,16 @@ def share_keys(
     Source: Brandon et al. 2024 (cross-layer attention).
     """
     # Of each block, the names of the keys that it lends; () for a block without keys.
-    kinds = [mixer_of(arch, b).lends() if b.mixer == "attention" else () for b in pattern]
+    kinds = []
+    for block in pattern:
+        kind = ()
+        if block.mixer == "attention":
+            kind = mixer_of(arch, block).lends()
+        kinds.append(kind)
     counts = {kind: kinds.count(kind) for kind in kinds if kind}
     # Repeats of the pattern that hold whole groups of every kind.
-    longer = math.lcm(*(share // math.gcd(share, count) for count in counts.values()))
+    needed = [share // math.gcd(share, count) for count in counts.values()]
+    longer = math.lcm(*needed)
     if repeats % longer:
         sharers = ", ".join(str(count * repeats) for count in counts.values())
         layers = f"the {sharers} attention layers of one kind in one part of the pattern"
@@ -128,7 +135,12 @@ def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequenc
     return start, repeated, end
 
 
-def _check_name(name: str, known: tuple[str, ...], what: str, text: str) -> None:
+def _check_name(
+    name: str,
+    known: tuple[str, ...],
+    what: str,
+    text: str,
+) -> None:
     """Raise UserError for a mixer that is neither known nor an import path."""
     if name in known or ":" in name:
         return
@@ -199,6 +211,7 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
     blocks = [tuple(map(parse_block, part)) for part in parts(pattern)]
     start, repeated, end = blocks
     once = len(start) + len(end)
+    # All other layers are whole repeats of the middle part.
     repeats, rest = divmod(layers - once, len(repeated))
     if rest or repeats < 1:
         # One repeat at least.
@@ -208,7 +221,11 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
         others = f" without the {once} outside of the bars" if once else ""
         fault = f"which{others} the pattern of {len(repeated)} does not divide"
         raise UserError(f"config.model.layers is {layers}, {fault}; nearest: {nearest_layers}.")
-    return tuple(part for part in ((start, 1), (repeated, repeats), (end, 1)) if part[0])
+    stack = []
+    for part, times in ((start, 1), (repeated, repeats), (end, 1)):
+        if part:
+            stack.append((part, times))
+    return tuple(stack)
 
 
 def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:

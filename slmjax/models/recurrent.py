@@ -118,6 +118,7 @@ def convolved(
     tail_segments = None  # the same for all streams
     for name, x in streams.items():
         taps, shift = _conv_weights(module, name, x.shape[2:], bias)
+        # Training convolves whole rows; a cache also gives the tokens before these.
         if cache is None:
             y = _convolved_rows(module.arch, x, taps, shift, ctx, unit=name in unit)
         else:
@@ -203,7 +204,13 @@ def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array
         rate = jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)
         return jnp.log(rate).astype(dtype)
 
-    log = weight(module, "decay_log", steps.shape[2:3], init=start, group="vector")
+    log = weight(
+        module,
+        "decay_log",
+        steps.shape[2:3],
+        init=start,
+        group="vector",
+    )
     rate = jnp.exp(log.astype(jnp.float32))
     # [H] -> [1,1,H,...]
     channels = [1] * (steps.ndim - 3)
@@ -229,12 +236,20 @@ def step_sizes(
         least, most = jnp.log(1e-3), jnp.log(1e-1)
         size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, least, most))
         # The inverse of softplus, in a form that is exact for small sizes.
-        return (size + jnp.log(-jnp.expm1(-size))).astype(dtype)
+        inverse = size + jnp.log(-jnp.expm1(-size))
+        return inverse.astype(dtype)
 
-    bias = weight(module, name, x.shape[2:], init=start, group="vector")
+    bias = weight(
+        module,
+        name,
+        x.shape[2:],
+        init=start,
+        group="vector",
+    )
     bias = bias.astype(jnp.float32)
+    wide = x.astype(jnp.float32)
     # [H,...] -> [1,1,H,...]
-    return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
+    return jax.nn.softplus(wide + bias[None, None])
 
 
 def run_recurrence(
@@ -286,10 +301,16 @@ def run_recurrence(
 
 def _split(heads: int) -> str | None:
     """Return the mesh axis that so many heads are split over, or None."""
+    # Heads that do not divide are whole on every device.
     return "tensor" if heads % ways("tensor") == 0 else None
 
 
-def _by_device(f: Callable, in_specs: tuple, out_specs: Any, rows: int) -> Callable:
+def _by_device(
+    f: Callable,
+    in_specs: tuple,
+    out_specs: Any,
+    rows: int,
+) -> Callable:
     """Return `f` on each device's part, where there are several devices that divide the rows.
 
     XLA would gather all heads of a loop over chunks, and cannot split a kernel.

@@ -97,8 +97,10 @@ def choose_products(device: DeviceKind, asked: str) -> tuple[str, str]:
         return asked, "config.precision.products"
     if device.platform == "cpu":
         return asked, "config.precision.products; this CPU emulates it, slower than its own types"
-    if _gpu_from(device, FLOAT8_GPU) or re.fullmatch(FLOAT8_TPU, device.name.lower()):
+    tpu = re.fullmatch(FLOAT8_TPU, device.name.lower())
+    if tpu or _gpu_from(device, FLOAT8_GPU):
         return asked, f"{device.name} multiplies it natively"
+    # Only NVIDIA GPUs have a capability.
     name = device.name
     if device.capability:
         name = f"{name} of compute capability {device.capability}"
@@ -137,6 +139,7 @@ def _choose_attention(
     deterministic: bool,
 ) -> tuple[str, str]:
     """Return the attention kernel, and the reason."""
+    # A user's choice is checked where the kernel runs.
     if model.attention != "auto":
         return model.attention, "config.model.attention"
     choice = attention.choose(

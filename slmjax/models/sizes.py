@@ -1,6 +1,7 @@
 """Sizes of an architecture: parameters, FLOPs and bytes."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ def ff_width_for(arch: Architecture, budget: int) -> int:
     without = parameters(dataclasses.replace(arch, ff_width=0)).total
     eight_wide = parameters(dataclasses.replace(arch, ff_width=8)).total
     # The total is linear in the width.
+    # Multiples of 8 fill the matrix units of GPUs.
     width = 8 * round((budget - without) / (eight_wide - without))
     if width < 8:
         mixers = ", ".join(sorted({block.mixer for block in arch.blocks}))
@@ -62,7 +64,12 @@ def ff_width_for(arch: Architecture, budget: int) -> int:
     return width
 
 
-def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
+def forward_flops_per_token(
+    arch: Architecture,
+    seq_len: int,
+    *,
+    causal: bool = True,
+) -> float:
     """Return matmul FLOPs of one token's forward pass, head included.
 
     They are 2 for each parameter of a product, and those of products without parameters, which each
@@ -80,7 +87,12 @@ def forward_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = 
     return 2 * parameters(arch).matmul + mixing
 
 
-def train_flops_per_token(arch: Architecture, seq_len: int, *, causal: bool = True) -> float:
+def train_flops_per_token(
+    arch: Architecture,
+    seq_len: int,
+    *,
+    causal: bool = True,
+) -> float:
     """Return matmul FLOPs of one token in training: the backward pass takes twice the forward's.
 
     Recomputation (remat) is not counted. For the dense tied decoder they are 6 N + 6 L D T with
@@ -103,7 +115,8 @@ def cache_bytes(arch: Architecture, tokens: float) -> float:
     total = 0
     for block in arch.applications:
         mixer = mixer_of(arch, block)
-        state = jax.eval_shape(lambda mixer=mixer: mixer.empty_cache(1, math.ceil(tokens)))
+        size = math.ceil(tokens)
+        state = jax.eval_shape(functools.partial(mixer.empty_cache, 1, size))
         # Whole numbers in it are segments.
         for leaf in jax.tree.leaves(state):
             if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):

@@ -61,7 +61,13 @@ class SSM(RecurrentMixer):
             )
         gate, value, write, read = project(self, "in", x, matrices)
         # No outputs: AdamW updates it, also where Muon updates the other matrices.
-        step_matrix = weight(self, "step", (D, H), axes=("width", "heads"), inputs=(0,))
+        step_matrix = weight(
+            self,
+            "step",
+            (D, H),
+            axes=("width", "heads"),
+            inputs=(0,),
+        )
         steps = x @ step_matrix
         # Rematerialised: these activations are large and cheap to recompute.
         mix = nn.remat(SSM._mixed)
@@ -90,7 +96,13 @@ class SSM(RecurrentMixer):
             self.arch, read, write, stepped, decay, None, ctx, cache
         )
         heads = value.shape[2:3]
-        skip = weight(self, "skip", heads, init=nn.initializers.ones, group="vector")
+        skip = weight(
+            self,
+            "skip",
+            heads,
+            init=nn.initializers.ones,
+            group="vector",
+        )
         skip = skip[None, None, :, None]  # [H] -> [1,1,H,1]
         return out + value * skip.astype(value.dtype), cache
 

@@ -64,6 +64,7 @@ def declare_stack(arch: Architecture, collection: str) -> dict:
 
 def _places(arch: Architecture) -> Iterator[Place]:
     """Yield each place of the stack, first to last."""
+    # Sizes of rows do not matter: one row of one token.
     across = {}
     for block in arch.blocks:
         across |= mixer_of(arch, block).lends_across(1, 1)
@@ -82,7 +83,12 @@ def _places(arch: Architecture) -> Iterator[Place]:
 
 
 @functools.lru_cache(maxsize=512)
-def _shapes(arch: Architecture, classes: tuple, structure: Any, leaves: tuple) -> tuple[dict, dict]:
+def _shapes(
+    arch: Architecture,
+    classes: tuple,
+    structure: Any,
+    leaves: tuple,
+) -> tuple[dict, dict]:
     """Return (what is lent after the only block of `arch`, its boxed variables), as shapes.
 
     Args:
