@@ -6,6 +6,7 @@ The library's mixers pass them in its tests.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -96,18 +97,64 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
     batch = _batch([DOCUMENTS, *singles], length)
     edges = np.cumsum([0, *DOCUMENTS])
     spans = list(itertools.pairwise(edges))
+    x = _packed_and_alone(arch, batch, spans)
+    run = _outputs_and_gradient(arch, params, x, batch)
+
+    # One output at a time: its gradient says which tokens it sees.
+    segments = np.asarray(batch["segments"][0])
+    nothing = jnp.zeros(x.shape[:2], bool)
+    for position in POSITIONS:
+        chosen = nothing.at[0, position].set(True)
+        _, gradient = run(chosen)
+        packed = np.asarray(gradient[0])
+        _check_gradient(packed, position, segments)
+
+    # Padding is not chosen: its outputs may be anything.
+    real = batch["segments"] != 0
+    for what, values in zip(("outputs", "gradients"), run(real)):
+        _check_alone(what, values, spans)
+    return (
+        "causal, and documents apart: gradients to later tokens and other documents are exactly "
+        "zero",
+        "packed documents are as if alone, gradients included",
+    )
+
+
+def _packed_and_alone(
+    arch: Architecture,
+    batch: dict,
+    spans: list,
+) -> Float[Array, "B T D"]:
+    """Return random activations: the packed row, then each of its documents in a row of its own.
+
+    Args:
+      spans: (start, end) of each document in the packed row.
+    """
+    # Row 0 of the batch holds all documents.
     packed = _hidden(arch, batch)[0]
+    length = len(packed)
     rows = [packed]
     for start, end in spans:
-        padding = length - end + start
         document = packed[start:end]
+        padding = length - len(document)
         rows.append(jnp.pad(document, ((0, padding), (0, 0))))
-    x = jnp.stack(rows)
+    return jnp.stack(rows)
+
+
+def _outputs_and_gradient(
+    arch: Architecture,
+    params: dict,
+    x: Float[Array, "B T D"],
+    batch: dict,
+) -> Callable[[Array], tuple[Array, Array]]:
+    """Return a compiled function of chosen tokens [B,T].
+
+    It returns the outputs, and the gradient with respect to x of the sum of sin(outputs) over the
+    chosen tokens.
+    """
 
     @jax.jit
-    def outputs_and_gradient(chosen: Bool[Array, "B T"]) -> tuple[Array, Array]:
-        """Return outputs, and the gradient of the sum of sin(outputs) over the chosen tokens."""
-
+    def run(chosen: Bool[Array, "B T"]) -> tuple[Array, Array]:
         def loss(x):
             out = _block(arch, params, x, batch)
             # A sine, so that the gradient depends on the output.
@@ -117,27 +164,23 @@ def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
         gradient, out = jax.grad(loss, has_aux=True)(x)
         return out, gradient
 
-    # One output at a time: its gradient says which tokens it sees.
-    segments = np.asarray(batch["segments"][0])
-    nothing = jnp.zeros(x.shape[:2], bool)
-    for position in POSITIONS:
-        _, gradient = outputs_and_gradient(nothing.at[0, position].set(True))
-        _check_gradient(np.asarray(gradient[0]), position, segments)
+    return run
 
-    everything = outputs_and_gradient(batch["segments"] != 0)
-    for what, values in zip(("outputs", "gradients"), everything):
-        for number, (start, end) in enumerate(spans, start=1):
-            alone = values[number, : end - start]
-            off = _off(values[0, start:end], alone)
-            assert off < NEAR, (
-                f"packed documents are not as if alone: the {what} of document {number} differ by "
-                f"{off:.1e}"
-            )
-    return (
-        "causal, and documents apart: gradients to later tokens and other documents are exactly "
-        "zero",
-        "packed documents are as if alone, gradients included",
-    )
+
+def _check_alone(
+    what: str,
+    values: Float[Array, "B T D"],
+    spans: list,
+) -> None:
+    """Check that each document has the same values in the packed row as in its own."""
+    for number, (start, end) in enumerate(spans, start=1):
+        packed = values[0, start:end]
+        alone = values[number, : end - start]
+        off = _off(packed, alone)
+        assert off < NEAR, (
+            f"packed documents are not as if alone: the {what} of document {number} differ by "
+            f"{off:.1e}"
+        )
 
 
 def _check_gradient(

@@ -246,13 +246,23 @@ class Engine:
         """Return the cache of a batch's prompts, with room for completions, without waiting."""
         size = batch.tokens.shape[1] + batch.room
         return self.programs.prefill(
-            self.arch, size, self.params, self.buffers, batch.tokens, batch.request.lengths
+            self.arch,
+            size,
+            self.params,
+            self.buffers,
+            batch.tokens,
+            batch.request.lengths,
         )
 
     def loop(self, batch: Batch, cache: Cache) -> State:
         """Return the decode loop's state on the device, without waiting. `cache` is donated."""
         state, _ = self.programs.decode(
-            self.arch, batch.room, self.params, self.buffers, cache, batch.request
+            self.arch,
+            batch.room,
+            self.params,
+            self.buffers,
+            cache,
+            batch.request,
         )
         return state
 

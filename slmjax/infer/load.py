@@ -94,7 +94,8 @@ def _load(
     """
     place = str(checkpoints.root / str(step))
     try:
-        config, trained_with = freeze(from_dict(meta["config"])), meta["tokenizer"]
+        config = freeze(from_dict(meta["config"]))
+        trained_with = meta["tokenizer"]  # the tokenizer's hash; empty without one
     except UserError as error:
         # It is of another version, or somebody changed it.
         raise UserError(f"the checkpoint '{place}': {error}") from error

@@ -40,7 +40,8 @@ def token_automaton(
     longest_first = np.argsort(-lengths, kind="stable")
     # All tokens' bytes one after the other, and where each token's begin.
     flat = np.frombuffer(b"".join(token_bytes), np.uint8)
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    ends = np.cumsum(lengths)
+    starts = np.concatenate([[0], ends])[:-1]
     first_byte = starts[longest_first]
     # [Q,V], columns in the order of `longest_first`: the state after the first j bytes.
     states = np.arange(len(steps), dtype=np.uint16)

@@ -184,7 +184,7 @@ def project(
     float8 = module.has_variable("buffers", site) and not module.is_initializing()
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:
-        # XLA reshapes as it likes, and sharding of heads stays as it is.
+        # One product for each weight, which may be split over devices by its heads.
         return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
 
     # Plain matrices: [...I, ...O] -> [I,O] and [B,T,...I] -> [B,T,I].

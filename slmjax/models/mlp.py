@@ -17,7 +17,7 @@ class MLP(ChannelMixer):
         self, x: Float[Array, "B T D"], *, ctx: Context
     ) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
-        # Two products of x, whose float8 scale is then one.
+        # One site, so that both products share one float8 scale of x.
         inputs = {}
         for name in ("gate", "up"):
             axes = ("width", "ff")

@@ -313,7 +313,7 @@ def _by_device(
 ) -> Callable:
     """Return `f` on each device's part, where there are several devices that divide the rows.
 
-    XLA would gather all heads of a loop over chunks, and cannot split a kernel.
+    XLA does not split a device's kernel, so that the split is explicit.
     """
     if ways(*BATCH, "tensor") == 1 or rows % ways(*BATCH):
         return f
