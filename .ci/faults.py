@@ -119,8 +119,8 @@ FAULTS = {
     ),
     "a window's cache forgets one token": (
         "slmjax/models/cache.py",
-        "_held(size, slots.index[:, 0] + 1), slots.segments)",
-        "_held(size, slots.index[:, 0]), slots.segments)",
+        "held = _held(size, slots.index[:, 0] + 1)",
+        "held = _held(size, slots.index[:, 0])",
         "tests/models/test_mixers.py tests/models/test_cache.py tests/test_testing.py",
     ),
     "padding changes a recurrent state": (

@@ -291,9 +291,11 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     """Return the recipe with --params and the overrides applied, checked."""
     config = apply_overrides(configs.load_recipe(options["config"], trusted(options)), assignments)
     if "params" in options:
-        from slmjax.models.sizes import parse_params, reshape
+        from slmjax.models.choose_shape import parse_params, reshape
 
-        decided = reshape(config, parse_params(options["params"]))
+        params = parse_params(options["params"])
+        decided = reshape(params, configs.freeze(config).model, config.data.vocab_size)
+        config.model.update(decided)
         given = [word.partition("=")[0] for word in assignments]
         if both := [name for name in given if name.removeprefix("model.") in decided]:
             raise UserError(

@@ -1,4 +1,7 @@
-"""Complete prompts with a trained model: python -m slmjax.generate --checkpoint=WORKDIR --prompt="Once upon a time"."""
+"""Complete prompts with a trained model.
+
+python -m slmjax.generate --checkpoint=WORKDIR --prompt="Once upon a time"
+"""
 
 import argparse
 import os
@@ -6,111 +9,104 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from slmjax import cli
 from slmjax.errors import UserError
 from slmjax.readable import said_if_long
 from slmjax.text.remote import work_place
 
+USAGE = (
+    "Complete prompts with a trained model: "
+    'python -m slmjax.generate --checkpoint=WORKDIR --prompt="Once upon a time".'
+)
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # escape codes of terminals
+BYTE_ORDER_MARK = "\ufeff"  # some editors put it before a text
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see cli.entry."""
+    """Run the command line and return the exit status, see cli.entry."""
     return cli.entry(lambda words: generate_texts(parse_options(words)), argv)
 
 
 def generate_texts(options: argparse.Namespace) -> None:
-    """Print each prompt (dim on a terminal) with its completion to stdout; speed and warnings go to stderr."""
-    prompts, workdir = read_prompts(options), work_place(options.checkpoint, "--checkpoint")
+    """Print each prompt with its completion to stdout; speed and warnings go to stderr."""
+    prompts = read_prompts(options)
+    workdir = work_place(options.checkpoint, "--checkpoint")
     if "://" not in workdir and not Path(workdir).is_dir():
         raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
+    # jax takes seconds to import: --help and the errors above do not need it.
     import jax
 
-    from slmjax.infer import sampling  # says what is wrong before a model is loaded
+    from slmjax.infer import sampling
 
+    # Refused before a model is loaded.
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     sampling.check_sampling(**drawing)
     from slmjax.infer.engine import Engine
     from slmjax.infer.load import load_model
     from slmjax.parallel.compiling import use_compile_cache
 
+    # The second run of a model then compiles nothing.
     use_compile_cache()
     with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):
         model = load_model(workdir, options.step, options.trust)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer, tuned=False)
     step, trained = model.step, model.config.data.seq_len
     del model  # the engine has weights of its own
-    compiling = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: "/compile/" in event and compiling.append(seconds)
-    )
+    compiling = []  # seconds of each compilation
+
+    def note_compilation(event: str, seconds: float, **_) -> None:
+        if "/compile/" in event:
+            compiling.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note_compilation)
     start = time.perf_counter()
     with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
         completions = engine.generate(
-            prompts, max_tokens=options.max_tokens, stop=options.stop, seed=options.seed, **drawing
+            prompts,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            seed=options.seed,
+            **drawing,
         )
     seconds = time.perf_counter() - start
-    dim, plain = (
-        ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    )
-    for prompt, completion in zip(prompts, completions):
-        print(f"{dim}{prompt}{plain}{completion.text}", flush=True)
-    longest = max(
-        len(engine.encode(prompt)) + len(c.tokens) for prompt, c in zip(prompts, completions)
-    )
-    if longest > trained:
-        print(
-            f"warning: a text has {longest} tokens; the model was trained on {trained} and knows no positions beyond.",
-            file=sys.stderr,
-        )
-    count, compiled = sum(len(c.tokens) for c in completions), sum(compiling)
+    _print_texts(prompts, completions)
+    _warn_if_longer(engine, prompts, completions, trained)
+    count = sum(len(completion.tokens) for completion in completions)
+    # Compilation would hide the speed of a short run.
+    compiled = sum(compiling)
     speed = count / max(seconds - compiled, 1e-9)
-    print(
-        f"step {step}: {count} tokens, {speed:.0f} tokens/s after {compiled:.1f} s of compilation",
-        file=sys.stderr,
-    )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    rate = f"{speed:.0f} tokens/s after {compiled:.1f} s of compilation"
+    _say(f"step {step}: {count} tokens, {rate}")
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
-    """The prompts of --prompt, then the lines of --prompts (empty lines are none); of neither, the lines of stdin.
+    """Return the prompts of --prompt, then the lines of --prompts that are not empty.
 
-    Raises: UserError where there is no prompt, or the file is missing or not UTF-8.
+    Without either, the lines of stdin.
+    Raises: UserError if there is no prompt, or the file is missing or not UTF-8.
     """
     prompts = list(options.prompt)
-    source = options.prompts or ("" if prompts or sys.stdin is None or sys.stdin.isatty() else "-")
+    source = options.prompts
+    # stdin is None for a program without a console, and a terminal would wait for typing.
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    if not source and not prompts and piped:
+        source = "-"
     if source:
-        try:
-            text = (
-                _stdin()
-                if source == "-"
-                else Path(source).expanduser().read_bytes().decode("utf-8")
-            )
-        except UnicodeDecodeError as error:
-            name = "stdin" if source == "-" else f"'{source}'"
-            raise UserError(f"--prompts: {name} is not UTF-8 (byte {error.start}).") from None
-        except OSError as error:
-            raise UserError(f"--prompts: '{source}' cannot be read: {error.strerror}.") from None
-        text = text.removeprefix("\ufeff")  # the byte-order mark of some editors
-        lines = text.replace("\r\n", "\n").split("\n")
-        prompts += [line for line in lines if line.strip()]
+        text = _text_of(source).removeprefix(BYTE_ORDER_MARK)
+        # splitlines would also split at characters that a prompt may hold, such as U+2028.
+        for line in text.replace("\r\n", "\n").split("\n"):
+            if line.strip():
+                prompts.append(line)
     if not prompts:
-        raise UserError(
-            "there is no prompt; give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin."
-        )
+        expected = "give --prompt=TEXT, --prompts=FILE with one a line, or lines on stdin"
+        raise UserError(f"there is no prompt; {expected}.")
     return prompts
 
 
-def _stdin() -> str:
-    """The text of stdin, which is UTF-8 whatever the locale says."""
-    raw = getattr(sys.stdin, "buffer", None)
-    return sys.stdin.read() if raw is None else raw.read().decode("utf-8")
-
-
 def parse_options(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line.
+    """Return the options of a command line.
 
     Raises: UserError for an unknown option (with the nearest name) or a value of another type.
     """
@@ -120,60 +116,79 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 def make_parser() -> cli.Parser:
     """Return the options of the command line."""
     parser = cli.Parser(
-        may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=__doc__
+        may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=USAGE
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
     add("--step", type=int, help="checkpoint of this step (default: the newest)")
-    add(
-        "--prompt", action="append", default=[], metavar="TEXT", help="text to complete; repeatable"
-    )
+    repeatable = {"action": "append", "default": []}
+    add("--prompt", metavar="TEXT", help="text to complete; repeatable", **repeatable)
     add("--prompts", default="", metavar="FILE", help="file with a prompt on each line; - is stdin")
-    add(
-        "--max_tokens",
-        type=int,
-        default=128,
-        help="longest completion in tokens (default: %(default)s)",
-    )
-    add(
-        "--temperature",
-        type=float,
-        default=0.8,
-        help="0 takes the likeliest token (default: %(default)s)",
-    )
-    add(
-        "--top_k",
-        type=int,
-        default=0,
-        help="draw among the k likeliest tokens; 0: all (default: %(default)s)",
-    )
-    add(
-        "--top_p",
-        type=float,
-        default=1.0,
-        help="draw among the likeliest tokens that hold this share; 1: all (default: %(default)s)",
-    )
-    add(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text; repeatable; $'\\n' is a newline in most shells",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the draws: the same seed, prompts and model give the same text (default: %(default)s)",
-    )
-    add(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="MODULE:CLASS",
-        help="a mixer that the checkpoint names and that may be imported",
-    )
+    default = "(default: %(default)s)"
+    add("--max_tokens", type=int, default=128, help=f"longest completion in tokens {default}")
+    add("--temperature", type=float, default=0.8, help=f"0 takes the likeliest token {default}")
+    top_k = "draw among the k likeliest tokens; 0: all"
+    add("--top_k", type=int, default=0, help=f"{top_k} {default}")
+    top_p = "draw among the likeliest tokens that hold this share; 1: all"
+    add("--top_p", type=float, default=1.0, help=f"{top_p} {default}")
+    stop = "end before this text; repeatable; $'\\n' is a newline in most shells"
+    add("--stop", metavar="TEXT", help=stop, **repeatable)
+    seed = "of the draws: the same seed, prompts and model give the same text"
+    add("--seed", type=int, default=0, help=f"{seed} {default}")
+    trust = "a mixer that the checkpoint names and that may be imported"
+    add("--trust", metavar="MODULE:CLASS", help=trust, **repeatable)
     return parser
+
+
+def _text_of(source: str) -> str:
+    """Return the text of a file, or of stdin for "-"."""
+    name = "stdin" if source == "-" else f"'{source}'"
+    try:
+        if source == "-":
+            return _stdin()
+        return Path(source).expanduser().read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts: {name} is not UTF-8 (byte {error.start}).") from None
+    except OSError as error:
+        raise UserError(f"--prompts: '{source}' cannot be read: {error.strerror}.") from None
+
+
+def _stdin() -> str:
+    """Return the text of stdin, which is UTF-8 in every locale."""
+    raw = getattr(sys.stdin, "buffer", None)
+    if raw is None:
+        # A replacement without bytes, as tests and notebooks set it.
+        return sys.stdin.read()
+    return raw.read().decode("utf-8")
+
+
+def _print_texts(prompts: Sequence[str], completions: Sequence) -> None:
+    """Print each prompt, dim on a terminal, followed by its completion."""
+    dim, plain = "", ""
+    # See no-color.org.
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        dim, plain = DIM, PLAIN
+    for prompt, completion in zip(prompts, completions):
+        print(f"{dim}{prompt}{plain}{completion.text}", flush=True)
+
+
+def _warn_if_longer(
+    engine: Any,
+    prompts: Sequence[str],
+    completions: Sequence,
+    trained: int,
+) -> None:
+    """Warn on stderr about a text of more tokens than the model was trained on."""
+    longest = 0
+    for prompt, completion in zip(prompts, completions):
+        longest = max(longest, len(engine.encode(prompt)) + len(completion.tokens))
+    if longest > trained:
+        limit = f"the model was trained on {trained} and knows no positions beyond"
+        _say(f"warning: a text has {longest} tokens; {limit}.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

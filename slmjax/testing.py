@@ -1,11 +1,18 @@
-"""Checks that a user runs on an own token mixer before training with it; the library's mixers pass them in its tests."""
+"""Checks that a user runs on an own token mixer before training with it.
+
+The library's mixers pass them in its tests.
+"""
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
@@ -16,13 +23,10 @@ from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import shardings
 
-DOCUMENTS = (
-    17,
-    1,
-    47,
-    5,
-    30,
-)  # lengths: one token, an edge at 64 and 65 where recurrences cut, and more than one cut
+# Lengths: a document of one token, an edge at tokens 64 and 65 where recurrences cut their chunks,
+# and documents across more than one cut.
+DOCUMENTS = (17, 1, 47, 5, 30)
+# (slots, tokens in each of three rows) of each piece of a prompt, then single tokens.
 PIECES = (
     (66, (66, 60, 1)),
     (8, (8, 3, 0)),
@@ -30,195 +34,355 @@ PIECES = (
     (1, (0, 1, 1)),
     (1, (1, 0, 1)),
     (1, (1, 1, 1)),
-)  # (slots, tokens in each row)
-NEAR = 1e-4  # of the largest value: float32 sums in another order, through products of a few dozen terms
+)
+# Tokens whose gradients are looked at: ends and beginnings of documents and of chunks.
+POSITIONS = (0, 16, 17, 18, 40, 63, 64, 65, 80, sum(DOCUMENTS) - 1)
+# Share of the largest value: float32 sums in another order, through products of a few dozen terms.
+NEAR = 1e-4
+VOCAB = 64
+NOT_SHARDED = (
+    "on several devices: not checked, there are fewer than four "
+    "(XLA_FLAGS=--xla_force_host_platform_device_count=8 makes some)"
+)
 
 
 def check_mixer(mixer: type | str, *, width: int = 32) -> list[str]:
-    """Check a mixer, and say what held; the first that does not hold ends it.
+    """Check a mixer and return a sentence for each property that holds.
 
-    A token sees no later one and no other document, in gradients exactly; documents packed into one row come out as each alone; decoding in
-    pieces and token by token is the forward pass, also for prompts of different length; on several devices (where there are several) it is
-    the same as on one.
+    A token sees no later one and no other document, in gradients exactly. Documents that are packed
+    into one row come out as each alone. Decoding in pieces and token by token is the forward pass,
+    also for prompts of different length. On several devices, where there are several, the results
+    are those of one.
 
     Args:
-      mixer: a class that can be imported (or stands in the notebook itself), or a block as in config.model.pattern, "gdn heads=2".
+      mixer: a class that can be imported (or that the notebook itself defines), or a block as in
+        config.model.pattern, "gdn heads=2".
       width: of the model; it has four heads, two of them key/value heads.
-    Raises: AssertionError that says in a sentence what failed.
+    Raises: AssertionError that says in a sentence what failed first.
     """
-    block = (
-        parse_block(mixer)
-        if isinstance(mixer, str)
-        else Block(f"{mixer.__module__}:{mixer.__qualname__}")
-    )
+    if isinstance(mixer, str):
+        block = parse_block(mixer)
+    else:
+        block = Block(f"{mixer.__module__}:{mixer.__qualname__}")
     block = dataclasses.replace(block, channel="none")
     arch = Architecture(
-        64, width, 4, 2, max(2, width // 4), width, (((block,), 1),), attention="reference"
+        vocab_size=VOCAB,
+        width=width,
+        heads=4,
+        kv_heads=2,
+        head_dim=max(2, width // 4),
+        ff_width=width,
+        stack=(((block,), 1),),
+        attention="reference",
     )
-    mixer_class(block.mixer)
-    params = _random(jax.eval_shape(lambda key: lm.init(arch, key), jax.random.key(0)))
-    return [*_causal_and_packed(arch, params), _decoded(arch, params), _sharded(arch, params)]
+    mixer_class(block.mixer)  # a wrong name or class is refused before anything is traced
+    init = functools.partial(lm.init, arch)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    params = _random(shapes)
+    return [
+        *_causal_and_packed(arch, params),
+        _decoded(arch, params),
+        _sharded(arch, params),
+    ]
 
 
 def _causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str]:
-    """Both are read from one program over six rows: all documents packed into the first, and each alone in a row."""
+    """Check gradients between tokens, and packed documents against each alone.
+
+    Both are read from one program over six rows: all documents packed into the first, and each
+    alone in a row of its own.
+    """
     length = sum(DOCUMENTS)
-    batch = _batch([DOCUMENTS, *((n,) for n in DOCUMENTS)], length)
-    starts = np.cumsum([0, *DOCUMENTS])
-    spans = list(itertools.pairwise(starts))
-    packed = _hidden(arch, batch)[0]
-    x = jnp.stack(
-        [packed, *(jnp.pad(packed[a:b], ((0, length - b + a), (0, 0))) for a, b in spans)]
-    )
+    singles = [(n,) for n in DOCUMENTS]
+    batch = _batch([DOCUMENTS, *singles], length)
+    edges = np.cumsum([0, *DOCUMENTS])
+    spans = list(itertools.pairwise(edges))
+    x = _packed_and_alone(arch, batch, spans)
+    run = _outputs_and_gradient(arch, params, x, batch)
 
-    @jax.jit
-    def pulled(chosen):
-        """(outputs, gradient with respect to x of the sum of sin(outputs) where `chosen` is true)."""
+    # One output at a time: its gradient says which tokens it sees.
+    segments = np.asarray(batch["segments"][0])
+    nothing = jnp.zeros(x.shape[:2], bool)
+    for position in POSITIONS:
+        chosen = nothing.at[0, position].set(True)
+        _, gradient = run(chosen)
+        packed = np.asarray(gradient[0])
+        _check_gradient(packed, position, segments)
 
-        def loss(x):
-            out = _block(arch, params, x, batch)
-            return jnp.sum(jnp.where(chosen[..., None], jnp.sin(out), 0.0)), out
-
-        gradient, out = jax.grad(loss, has_aux=True)(x)
-        return out, gradient
-
-    at, segments = np.arange(length), np.asarray(batch["segments"][0])
-    for position in (0, 16, 17, 18, 40, 63, 64, 65, 80, length - 1):
-        gradient = np.asarray(pulled(jnp.zeros(x.shape[:2], bool).at[0, position].set(True))[1][0])
-        assert np.isfinite(gradient).all(), (
-            f"the gradient of the output at token {position} is not a number everywhere"
-        )
-        seen = np.abs(gradient).max(-1)
-        later = (at > position) & (seen != 0)
-        assert not later.any(), (
-            f"not causal: the output at token {position} depends on token {at[later][0]}, which comes later"
-        )
-        other = (segments != segments[position]) & (seen != 0)
-        assert not other.any(), (
-            f"documents are not apart: the output at token {position}, of document {segments[position]}, depends on token {at[other][0]}, "
-            f"of document {segments[other][0]}; see ctx.segments"
-        )
-
-    for what, rows in zip(("outputs", "gradients"), pulled(batch["segments"] != 0)):
-        for number, (a, b) in enumerate(spans, start=1):
-            off = _off(rows[0, a:b], rows[number, : b - a])
-            assert off < NEAR, (
-                f"packed documents are not as if alone: the {what} of document {number} differ by {off:.1e}"
-            )
+    # Padding is not chosen: its outputs may be anything.
+    real = batch["segments"] != 0
+    for what, values in zip(("outputs", "gradients"), run(real)):
+        _check_alone(what, values, spans)
     return (
-        "causal, and documents apart: gradients to later tokens and other documents are exactly zero",
+        "causal, and documents apart: gradients to later tokens and other documents are exactly "
+        "zero",
         "packed documents are as if alone, gradients included",
     )
 
 
+def _packed_and_alone(
+    arch: Architecture,
+    batch: dict,
+    spans: list,
+) -> Float[Array, "B T D"]:
+    """Return random activations: the packed row, then each of its documents in a row of its own.
+
+    Args:
+      spans: (start, end) of each document in the packed row.
+    """
+    # Row 0 of the batch holds all documents.
+    packed = _hidden(arch, batch)[0]
+    length = len(packed)
+    rows = [packed]
+    for start, end in spans:
+        document = packed[start:end]
+        padding = length - len(document)
+        rows.append(jnp.pad(document, ((0, padding), (0, 0))))
+    return jnp.stack(rows)
+
+
+def _outputs_and_gradient(
+    arch: Architecture,
+    params: dict,
+    x: Float[Array, "B T D"],
+    batch: dict,
+) -> Callable[[Array], tuple[Array, Array]]:
+    """Return a compiled function of chosen tokens [B,T].
+
+    It returns the outputs, and the gradient with respect to x of the sum of sin(outputs) over the
+    chosen tokens.
+    """
+
+    @jax.jit
+    def run(chosen: Bool[Array, "B T"]) -> tuple[Array, Array]:
+        def loss(x):
+            out = _block(arch, params, x, batch)
+            # A sine, so that the gradient depends on the output.
+            waves = jnp.where(chosen[..., None], jnp.sin(out), 0.0)
+            return jnp.sum(waves), out
+
+        gradient, out = jax.grad(loss, has_aux=True)(x)
+        return out, gradient
+
+    return run
+
+
+def _check_alone(
+    what: str,
+    values: Float[Array, "B T D"],
+    spans: list,
+) -> None:
+    """Check that each document has the same values in the packed row as in its own."""
+    for number, (start, end) in enumerate(spans, start=1):
+        packed = values[0, start:end]
+        alone = values[number, : end - start]
+        off = _off(packed, alone)
+        assert off < NEAR, (
+            f"packed documents are not as if alone: the {what} of document {number} differ by "
+            f"{off:.1e}"
+        )
+
+
+def _check_gradient(
+    gradient: Float[np.ndarray, "T D"],
+    position: int,
+    segments: Int[np.ndarray, "T"],
+) -> None:
+    """Check which tokens of the packed row the output at `position` depends on."""
+    output = f"the output at token {position}"
+    assert np.isfinite(gradient).all(), f"the gradient of {output} is not a number everywhere"
+    index = np.arange(len(segments))
+    # Exactly zero: a masked value that is only small would still leak.
+    seen = np.abs(gradient).max(-1) != 0
+    behind = index > position
+    later = index[behind & seen]
+    assert not later.size, f"not causal: {output} depends on token {later[0]}, which comes later"
+    apart = segments != segments[position]
+    other = index[apart & seen]
+    assert not other.size, (
+        f"documents are not apart: {output}, of document {segments[position]}, depends on token "
+        f"{other[0]}, of document {segments[other[0]]}; see ctx.segments"
+    )
+
+
 def _decoded(arch: Architecture, params: dict) -> str:
+    """Check decoding in pieces, with rows of unequal length, against one forward pass."""
     lengths = np.sum([counts for _, counts in PIECES], axis=0)
-    batch = _batch([(n,) for n in lengths.tolist()])
-    whole = jax.jit(lambda batch: lm.forward(arch, params, {}, batch)[0])(batch)
-    step = jax.jit(lambda batch, cache: _with_cache(arch, params, batch, cache))
-    cache, done = lm.init_cache(arch, len(lengths), 96), np.zeros(len(lengths), int)
+    # One document a row, as prompts are.
+    documents = [(n,) for n in lengths.tolist()]
+    batch = _batch(documents)
+    forward = jax.jit(functools.partial(lm.forward, arch, params, {}))
+    whole, _ = forward(batch)
+    step = jax.jit(functools.partial(_with_cache, arch, params))
+    rows = len(lengths)
+    cache = lm.init_cache(arch, rows, 96)
+    done = np.zeros(rows, int)  # tokens of each row in the cache
     for piece, counts in PIECES:
-        place = np.minimum(done[:, None] + np.arange(piece)[None], lengths.max() - 1)
-        taken = {
-            name: np.take_along_axis(np.asarray(of), place, axis=1) for name, of in batch.items()
-        }
-        taken["segments"] = (np.arange(piece)[None] < np.array(counts)[:, None]).astype(np.int32)
-        out, cache = step({name: jnp.asarray(of) for name, of in taken.items()}, cache)
+        slots = np.arange(piece)[None]
+        # [B, piece]: each row goes on where it stopped, and padding repeats any token.
+        place = done[:, None] + slots
+        place = np.minimum(place, lengths.max() - 1)
+        taken = {}
+        for name, values in batch.items():
+            tokens = np.take_along_axis(np.asarray(values), place, axis=1)
+            taken[name] = jnp.asarray(tokens)
+        real = slots < np.array(counts)[:, None]
+        # One document a row; padding behind its real tokens.
+        taken["segments"] = jnp.asarray(real.astype(np.int32))
+        out, cache = step(taken, cache)
         for row, n in enumerate(counts):
-            off = _off(out[row, :n], whole[row, done[row] : done[row] + n])
+            start = done[row]
+            end = start + n
+            expected = whole[row, start:end]
+            off = _off(out[row, :n], expected)
             assert off < NEAR, (
-                f"decoding is not the forward pass: tokens {done[row]} to {done[row] + n - 1} of row {row}, in a piece of {piece}, differ "
-                f"by {off:.1e}; padding (segment 0) must change nothing that is kept"
+                f"decoding is not the forward pass: tokens {start} to {end - 1} of row {row}, in a "
+                f"piece of {piece}, differ by {off:.1e}; padding (segment 0) must change nothing "
+                "that is kept"
             )
         done += np.array(counts)
-    return "decoding in pieces and token by token is the forward pass, also for rows that go on after padding"
+    return (
+        "decoding in pieces and token by token is the forward pass, also for rows that go on after "
+        "padding"
+    )
 
 
 def _sharded(arch: Architecture, params: dict) -> str:
+    """Check loss and gradients on four devices against those on one."""
     if len(jax.devices()) < 4:
-        return "on several devices: not checked, there are fewer than four (XLA_FLAGS=--xla_force_host_platform_device_count=8 makes some)"
-    batch = _batch([DOCUMENTS, DOCUMENTS[::-1], (100,), (64, 36)])
+        return NOT_SHARDED
+    # Four rows of 100 tokens.
+    documents = [DOCUMENTS, DOCUMENTS[::-1], (100,), (64, 36)]
+    batch = _batch(documents)
 
     def loss(params, batch):
         hidden = lm.forward(arch, params, {}, batch)[0]
-        return jnp.sum(jnp.sin(hidden) * batch["segments"][..., None])
+        # Padding has the weight 0.
+        weights = batch["segments"][..., None]
+        return jnp.sum(jnp.sin(hidden) * weights)
 
     expected = jax.jit(jax.value_and_grad(loss))(params, batch)
-    for sizes in (
-        {"data": 2, "fsdp": 2},
-        {"data": 1, "tensor": 4},
-    ):  # the second has more devices than key/value heads
+    # The second mesh has more devices than there are key/value heads.
+    for sizes in ({"data": 2, "fsdp": 2}, {"data": 1, "tensor": 4}):
         mesh = make_mesh(sizes, jax.devices()[:4])
         with jax.set_mesh(mesh):
-            there = (
-                jax.device_put(params, shardings(lm.declare(arch), mesh)),
-                jax.device_put(batch, batch_sharding(mesh)),
-            )
-            found = jax.jit(jax.value_and_grad(loss))(*there)
-        for (path, one), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found)):
-            off = _off(one, other)
-            name = jax.tree_util.keystr(path[1:], simple=True, separator="/") or "the loss"
+            placed = _placed(arch, params, batch, mesh)
+            actual = jax.jit(jax.value_and_grad(loss))(*placed)
+        named = jax.tree.leaves_with_path(expected)
+        for (path, on_one), on_four in zip(named, jax.tree.leaves(actual)):
+            off = _off(on_one, on_four)
+            # The first key chooses between loss and gradients.
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            name = name or "the loss"
             assert off < 10 * NEAR, (
                 f"on {sizes} devices it is not what it is on one: {name} differs by {off:.1e}"
             )
     return "on four devices, by rows and by heads, it is what it is on one, gradients included"
 
 
+def _placed(
+    arch: Architecture,
+    params: dict,
+    batch: dict,
+    mesh: Mesh,
+) -> tuple[dict, dict]:
+    """Return parameters and batch as training places them on a mesh."""
+    places = shardings(lm.declare(arch), mesh)
+    params = jax.device_put(params, places)
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    return params, batch
+
+
 def _with_cache(
-    arch: Architecture, params: dict, batch: dict, cache: Cache
-) -> tuple[jax.Array, Cache]:
+    arch: Architecture,
+    params: dict,
+    batch: dict,
+    cache: Cache,
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Return hidden states, and the cache after them."""
     hidden, out = lm.forward(arch, params, {}, batch, cache=cache)
     return hidden, out.cache
 
 
-def _block(arch: Architecture, params: dict, x: jax.Array, batch: dict) -> jax.Array:
-    variables = {"params": jax.tree.map(lambda leaf: leaf[0], params["stack"]["0"]["0"])}
-    return lm.apply_block(
-        arch, arch.blocks[0], variables, x, Context(batch["segments"], batch["positions"])
-    )[0]
+def _block(
+    arch: Architecture,
+    params: dict,
+    x: Float[Array, "B T D"],
+    batch: dict,
+) -> Float[Array, "B T D"]:
+    """Return the residual stream after the only block."""
+    # The first position of the first group, without the axis of layers.
+    stacked = params["stack"]["0"]["0"]
+    layer = jax.tree.map(lambda leaf: leaf[0], stacked)
+    ctx = Context(batch["segments"], batch["positions"])
+    block = arch.blocks[0]
+    out, _, _ = lm.apply_block(arch, block, {"params": layer}, x, ctx)
+    return out
 
 
-def _hidden(arch: Architecture, batch: dict) -> jax.Array:
-    return jnp.asarray(
-        np.random.default_rng(2).normal(size=(*batch["tokens"].shape, arch.width)), jnp.float32
-    )
+def _hidden(arch: Architecture, batch: dict) -> Float[Array, "B T D"]:
+    """Return random activations."""
+    shape = (*batch["tokens"].shape, arch.width)
+    random = np.random.default_rng(2)
+    return jnp.asarray(random.normal(size=shape), jnp.float32)
 
 
 def _batch(rows: list[tuple[int, ...]], length: int = 0) -> dict:
-    """Rows of documents of these lengths, padding behind."""
+    """Return rows of documents of these lengths, with padding behind and random tokens."""
     length = length or max(map(sum, rows))
     segments = np.zeros((len(rows), length), np.int32)
     for row, lengths in zip(segments, rows):
-        row[: sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    first = np.array([[np.argmax(row == number) for number in row] for row in segments])
-    tokens = np.random.default_rng(1).integers(0, 64, segments.shape)
-    arrays = {"tokens": tokens, "segments": segments, "positions": np.arange(length)[None] - first}
-    return {name: jnp.asarray(of, jnp.int32) for name, of in arrays.items()}
+        numbers = np.arange(1, len(lengths) + 1)
+        row[: sum(lengths)] = np.repeat(numbers, lengths)
+    # [B,T]: where each token's document begins.
+    first = np.zeros_like(segments)
+    for starts, row in zip(first, segments):
+        starts[:] = [np.argmax(row == number) for number in row]
+    positions = np.arange(length)[None] - first
+    random = np.random.default_rng(1)
+    tokens = random.integers(0, VOCAB, segments.shape)
+    return {
+        "tokens": jnp.asarray(tokens, jnp.int32),
+        "segments": jnp.asarray(segments, jnp.int32),
+        "positions": jnp.asarray(positions, jnp.int32),
+    }
 
 
 def _random(shapes: dict) -> dict:
-    """Parameters of which none is zero: what starts at zero or one (biases, norms) would hide a mistake."""
+    """Return parameters none of which is zero.
+
+    Those that start at zero or one (biases, norms) would hide a mistake.
+    """
     random = np.random.default_rng(0)
 
     def leaf(path, shape):
         draw = random.normal(size=shape.shape)
-        fan_in = int(np.prod(shape.shape[1:-1])) if shape.ndim > 2 else 1
-        near_one = path[-1].key in ("scale", "skip")
-        return jnp.asarray(
-            1 + 0.2 * draw if near_one else draw * min(0.5, fan_in**-0.5), shape.dtype
-        )
+        # A stacked matrix is [layers, ...inputs, output].
+        fan_in = 1
+        if shape.ndim > 2:
+            fan_in = int(np.prod(shape.shape[1:-1]))
+        values = draw * min(0.5, fan_in**-0.5)
+        if path[-1].key in ("scale", "skip"):
+            values = 1 + 0.2 * draw
+        return jnp.asarray(values, shape.dtype)
 
     return jax.tree.map_with_path(leaf, shapes)
 
 
 @jax.jit
-def _difference(one, other):
-    return jnp.abs(one - other).max(initial=0.0), jnp.abs(one).max(initial=0.0)
+def _difference(expected: ArrayLike, actual: ArrayLike) -> tuple[Array, Array]:
+    """Return the largest difference, and the largest expected value."""
+    difference = jnp.abs(expected - actual).max(initial=0.0)
+    most = jnp.abs(expected).max(initial=0.0)
+    return difference, most
 
 
-def _off(one, other) -> float:
-    """Largest difference over the largest value."""
-    difference, most = (float(x) for x in _difference(one, np.asarray(other)))
-    return (
-        difference / max(most, 1e-30) if difference else 0.0 if np.isfinite(most) else float("inf")
-    )
+def _off(expected: ArrayLike, actual: ArrayLike) -> float:
+    """Return the largest difference over the largest expected value; 0 where they are equal."""
+    # From numpy: the two may lie on different devices.
+    difference, most = _difference(expected, np.asarray(actual))
+    difference, most = float(difference), float(most)
+    if difference:
+        return difference / max(most, 1e-30)
+    # A nan or an infinity in both is no agreement.
+    return 0.0 if np.isfinite(most) else float("inf")

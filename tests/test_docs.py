@@ -235,7 +235,7 @@ def test_every_reason_not_to_run_a_command_is_needed():
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("*.py")))
 def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_path, monkeypatch):
-    from slmjax.models import sizes
+    from slmjax.models import choose_shape, sizes
     from slmjax.models.pattern import from_config
 
     for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
@@ -251,8 +251,10 @@ def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_pa
     parameters, tokens = (row.split("|")[column].split()[0] for column in (2, 4))
     arch = from_config(config.model, config.model.vocab_size or config.data.vocab_size)
     # The columns are rounded to three digits.
-    assert sizes.parse_params(parameters) == pytest.approx(sizes.parameters(arch).total, rel=0.006)
-    assert sizes.parse_params(tokens) == pytest.approx(
+    assert choose_shape.parse_params(parameters) == pytest.approx(
+        sizes.parameters(arch).total, rel=0.006
+    )
+    assert choose_shape.parse_params(tokens) == pytest.approx(
         config.train.steps * config.train.batch * config.data.seq_len, rel=0.006
     )
 

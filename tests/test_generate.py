@@ -296,7 +296,7 @@ def test_code_that_a_checkpoint_names_runs_only_when_trusted(corpus, tmp_path, c
 def test_help_and_a_missing_checkpoint_do_not_pay_for_jax():
     script = """
 import sys
-from slmjax.generate import main, parse, read_prompts
+from slmjax.generate import main, parse_options, read_prompts
 assert main(["--checkpoint=/nowhere", "--prompt=a"]) == 2
 try:
     main(["--help"])

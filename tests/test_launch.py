@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from slmjax import cli, compare, generate, launch
-from slmjax.models import sizes
+from slmjax.models import choose_shape, sizes
 from slmjax.models.pattern import from_config
 from slmjax.record.metrics import MetricsWriter
 from tests import runs
@@ -78,7 +78,7 @@ def test_params_counts_the_model_as_it_will_be(field):
     words = ["--config=configs/tiny.py", "--params=10m", f"--config.{field}"]
     config = cli.make_config(*cli.read_options(words))
     total = sizes.parameters(from_config(config.model, config.data.vocab_size)).total
-    assert total == pytest.approx(10e6, rel=sizes.TOLERANCE)
+    assert total == pytest.approx(10e6, rel=choose_shape.TOLERANCE)
 
 
 def _write(folder):

@@ -1,4 +1,4 @@
-"""Generation: prompts prefilled in length buckets, then one compiled loop that decodes until every row has stopped."""
+"""Generation: prompts are prefilled in length buckets, then one compiled loop decodes all rows."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, UInt16
 
 from slmjax.errors import UserError
 from slmjax.infer import stops as stopping
@@ -26,36 +26,38 @@ from slmjax.infer.sampling import Sampling, sampling_of
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
-from slmjax.parallel.mesh import device_kind, device_memory, make_mesh
+from slmjax.parallel.mesh import DeviceKind, device_kind, device_memory, make_mesh
 
+# Names of the numbers RUNNING, STOP, LENGTH and END.
 FINISH = ("", "stop", "length", "end")
+TILE = 128  # tokens: the tiles of fused attention
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What followed a prompt.
+    """The completion of one prompt.
 
-    text ends before the stop string; tokens are all that were drawn, those of the stop string too,
-    without the id that ended it.
+    text: ends before the stop string.
+    tokens: all that were drawn, those of the stop string too, without the id that ended it.
     finish: "stop" (a stop string), "length" (max_tokens) or "end" (an id that ends completions).
+    end: that id, where finish is "end".
     """
 
     text: str
     tokens: list[int]
     finish: str
-    end: int | None = None  # the id, where finish is "end"
+    end: int | None = None
 
 
 class Decoded(NamedTuple):
-    """What the loop returns, as numpy arrays; row i is meaningful up to counts[i].
+    """The decode loop's output as numpy arrays; row i is meaningful up to counts[i].
 
     Where an id ended the row, that id and its log-probability are at counts[i].
     """
 
     tokens: np.ndarray  # [B, max_tokens] int32
-    logprobs: (
-        np.ndarray
-    )  # [B, max_tokens] float32: under the model as it is, whatever the temperature
+    # [B, max_tokens] float32: under the model as it is, whatever the temperature
+    logprobs: np.ndarray
     counts: np.ndarray  # [B]
     finish: np.ndarray  # [B], index of FINISH
     steps: int  # tokens drawn one after the other: the longest row's
@@ -70,14 +72,17 @@ class Batch(NamedTuple):
 
 
 class Engine:
-    """A model ready to generate, in one process. Compiled programs are shared by all engines of one architecture.
+    """A model ready to generate, in one process.
+
+    Compiled programs are shared by all engines of one architecture.
 
     Args:
-      tokenizer: see data/tokenizer.py; used are encode, token_bytes, vocab_size, eot and ends.
+      tokenizer: see text/tokenizer.py; used are encode, token_bytes, vocab_size, eot and ends.
       max_batch: most prompts decoded at once; more are taken in turns.
       tuned: compile for speed; False compiles three times as fast on a GPU, for a few prompts.
-      xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try beside those of slmjax/parallel/compiling.py.
-    Raises: UserError where the tokenizer has more tokens than the model.
+      xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try besides those of
+        slmjax/parallel/compiling.py.
+    Raises: UserError if the tokenizer has more tokens than the model.
     """
 
     def __init__(
@@ -92,26 +97,22 @@ class Engine:
         xla: Mapping | None = None,
     ):
         if tokenizer.vocab_size > arch.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; it is not this model's."
-            )
-        self.arch, self.params = unrolled(arch), ready_params(arch, params)
-        self._device = device_kind(
-            make_mesh({"data": 1}, [min(params["embedding"].devices(), key=lambda d: d.id)])
-        )
-        platform = self._device.platform
-        self.programs = programs(
-            platform,
-            tuned,
-            tuple((p, name, value) for p, of in (xla or {}).items() for name, value in of.items()),
-        )
-        self.buffers, self.tokenizer, self.max_batch = (
-            ready_buffers(arch, buffers),
-            tokenizer,
-            max_batch,
-        )
+            sizes = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}"
+            raise UserError(f"{sizes}; it is not this model's.")
+        self.arch = unrolled(arch)
+        self.params = ready_params(arch, params)
+        self.buffers = ready_buffers(arch, buffers)
+        self.tokenizer = tokenizer
+        self.max_batch = max_batch
         self.token_bytes = tokenizer.token_bytes()
-        self._table = ((), jnp.asarray(stopping.token_automaton((), self.token_bytes)))
+        self._device = _device_of(params)
+        more = []
+        for program, options in (xla or {}).items():
+            more += [(program, name, value) for name, value in options.items()]
+        self.programs = programs(self._device.platform, tuned, tuple(more))
+        # The newest stop strings with their automaton on the device.
+        no_stops = stopping.token_automaton((), self.token_bytes)
+        self._table = ((), jnp.asarray(no_stops))
 
     def generate(
         self,
@@ -125,49 +126,50 @@ class Engine:
         stop_ids: Sequence[int] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> list[Completion]:
-        """A completion of each prompt; a row's result does not depend on the prompts beside it.
+        """Return a completion of each prompt. A row's result does not depend on other prompts.
 
-        Prompts of the same length and batch buckets compile nothing new, nor does any other sampling,
-        stop string or stop_ids.
+        Prompts of the same length and batch buckets compile nothing new, nor does any other
+        sampling, stop string or stop_ids.
 
         Args:
-          prompts: texts or token ids; the end-of-text token, with which every document begins, is put before each.
+          prompts: texts or token ids. The end-of-text token, with which every document begins, is
+            put before each.
           max_tokens: of a completion, at least 1.
-          temperature, top_k, top_p, seed: see sampling.settings.
-          stop: strings that end a completion; only generated text counts, and the text is cut before the one that is complete first.
-          stop_ids: token ids, any of which ends a completion; it is no part of the text. None takes
+          temperature, top_k, top_p, seed: see sampling.sampling_of.
+          stop: strings that end a completion. Only generated text counts, and the text is cut
+            before the one that is complete first.
+          stop_ids: token ids, any of which ends a completion and is no part of the text. None takes
             those that end a document or a turn, see Tokenizer.ends.
         Raises: UserError naming the argument that makes no sense.
         """
         drawing = sampling_of(
-            len(prompts), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+            len(prompts),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
         )
-        ids, out, stop = (
-            [self.encode(prompt) for prompt in prompts],
-            [],
-            [stop] if isinstance(stop, str) else stop,
-        )
+        ids = [self.encode(prompt) for prompt in prompts]
+        if isinstance(stop, str):
+            stop = [stop]
+        completions = []
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)
-            sampling = Sampling(*(a[part] for a in drawing))
+            sampling = Sampling(*(settings[part] for settings in drawing))
             decoded = self.decode(ids[part], sampling, max_tokens, stop, stop_ids)
-            out += self._completions(decoded, stop)
-        return out
+            completions += self._completions(decoded, stop)
+        return completions
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """The tokens that the model is given: end-of-text, then the prompt's.
+        """Return the tokens that the model gets: end-of-text, then the prompt's.
 
         Raises: UserError for a token id that the tokenizer does not have.
         """
-        ids = (
-            self.tokenizer.encode(prompt)
-            if isinstance(prompt, str)
-            else [int(token) for token in prompt]
-        )
-        if bad := [token for token in ids if not 0 <= token < self.tokenizer.vocab_size]:
-            raise UserError(
-                f"a prompt has the token {bad[0]}; the tokenizer has tokens 0 to {self.tokenizer.vocab_size - 1}."
-            )
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(token) for token in prompt]
+        self._check_ids(ids, "a prompt has the token")
         return [self.tokenizer.eot, *ids]
 
     def decode(
@@ -178,16 +180,21 @@ class Engine:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
     ) -> Decoded:
-        """Prefill and decode one batch of token ids, the first of which is already end-of-text; see generate."""
+        """Prefill and decode one batch of token ids, each of which begins with end-of-text.
+
+        See `generate`.
+        """
         batch = self.prepare(ids, drawing, max_tokens, stop, stop_ids)
-        state = jax.device_get(self.loop(batch, self.prefill(batch)))
-        rows, cut = len(ids), (slice(len(ids)), slice(max_tokens))
+        cache = self.prefill(batch)
+        state = jax.device_get(self.loop(batch, cache))
+        # Without the rows and columns that only fill the buckets.
+        rows = len(ids)
         return Decoded(
-            state.tokens[cut],
-            state.logprobs[cut],
-            state.counts[:rows],
-            state.finish[:rows],
-            int(state.step),
+            tokens=state.tokens[:rows, :max_tokens],
+            logprobs=state.logprobs[:rows, :max_tokens],
+            counts=state.counts[:rows],
+            finish=state.finish[:rows],
+            steps=int(state.step),
         )
 
     def prepare(
@@ -197,95 +204,141 @@ class Engine:
         max_tokens: int,
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
-    ) -> "Batch":
-        """The arguments of `decode`, padded to their buckets.
+    ) -> Batch:
+        """Return the arguments of `decode`, padded to their buckets.
 
-        Raises: UserError where max_tokens is not positive, its cache is larger than the device's
+        Raises: UserError if max_tokens is not positive, its cache is larger than the device's
           memory, or the tokenizer lacks one of stop_ids.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
-        rows, batch = len(ids), max(self.programs.rows, 1 << (len(ids) - 1).bit_length())
-        self._check_memory(batch, bucket(max(map(len, ids))), max_tokens)
-        lengths, last = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
-        lengths[:rows], last[:rows] = [len(row) - 1 for row in ids], [row[-1] for row in ids]
-        tokens = np.zeros((batch, bucket(int(lengths.max()))), np.int32)
+        rows = len(ids)
+        power = 1 << (rows - 1).bit_length()  # the next power of two
+        batch = max(self.programs.rows, power)
+        longest = max(map(len, ids))
+        self._check_memory(batch, bucket(longest), max_tokens)
+        # The last token of a prompt is the loop's first: its logits draw the first new token.
+        lengths = np.zeros(batch, np.int32)
+        last = np.zeros(batch, np.int32)
+        for i, row in enumerate(ids):
+            lengths[i] = len(row) - 1
+            last[i] = row[-1]
+        columns = bucket(int(lengths.max()))
+        tokens = np.zeros((batch, columns), np.int32)
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
+        # Filling rows draw greedily, so that they need no random bits.
+        missing = batch - rows
+        padded = Sampling(*(np.pad(settings, (0, missing)) for settings in drawing))
         request = Request(
-            np.arange(batch) < rows,
-            lengths,
-            last,
-            Sampling(*(np.pad(a, (0, batch - rows)) for a in drawing)),
-            self._stop_table(stop),
-            np.int32(max_tokens),
-            self._ends(stop_ids),
-            np.int32(self.tokenizer.vocab_size),
+            real=np.arange(batch) < rows,
+            lengths=lengths,
+            last=last,
+            drawing=padded,
+            stop_table=self._stop_table(stop),
+            max_tokens=np.int32(max_tokens),
+            ends=self._ends(stop_ids),
+            vocab_size=np.int32(self.tokenizer.vocab_size),
         )
         return Batch(tokens, bucket(max_tokens), request)
 
-    def prefill(self, batch: "Batch") -> Cache:
-        """The cache of a batch's prompts, with room for their completions; not waited for."""
+    def prefill(self, batch: Batch) -> Cache:
+        """Return the cache of a batch's prompts, with room for completions, without waiting."""
         size = batch.tokens.shape[1] + batch.room
         return self.programs.prefill(
-            self.arch, size, self.params, self.buffers, batch.tokens, batch.request.lengths
+            self.arch,
+            size,
+            self.params,
+            self.buffers,
+            batch.tokens,
+            batch.request.lengths,
         )
 
-    def loop(self, batch: "Batch", cache: Cache) -> State:
-        """What the decode loop draws, on the device; not waited for. `cache` is given up."""
-        return self.programs.decode(
-            self.arch, batch.room, self.params, self.buffers, cache, batch.request
-        )[0]
+    def loop(self, batch: Batch, cache: Cache) -> State:
+        """Return the decode loop's state on the device, without waiting. `cache` is donated."""
+        state, _ = self.programs.decode(
+            self.arch,
+            batch.room,
+            self.params,
+            self.buffers,
+            cache,
+            batch.request,
+        )
+        return state
 
     def _completions(self, decoded: Decoded, stop: Sequence[str]) -> list[Completion]:
-        out = []
+        completions = []
         for tokens, count, finish in zip(decoded.tokens, decoded.counts, decoded.finish):
             drawn = [int(token) for token in tokens[:count]]
             text = b"".join(self.token_bytes[token] for token in drawn)
-            text = stopping.cut(text, stop) if finish == STOP else text
+            if finish == STOP:
+                text = stopping.cut(text, stop)
             end = int(tokens[count]) if finish == END else None
-            out.append(Completion(text.decode("utf-8", "replace"), drawn, FINISH[finish], end))
-        return out
+            readable = text.decode("utf-8", "replace")
+            completions.append(Completion(readable, drawn, FINISH[finish], end))
+        return completions
 
     def _check_memory(self, batch: int, prompt: int, max_tokens: int) -> None:
+        """Raise UserError if the cache of so many rows does not fit this device."""
         size = prompt + bucket(max_tokens)
         memory = device_memory(self._device)
         if size < 2**31:
+            # Shapes only: nothing is allocated.
             cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
-            needed = sum(
-                math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)
-            )
+            needed = 0  # bytes
+            for leaf in jax.tree.leaves(cache):
+                needed += math.prod(leaf.shape) * leaf.dtype.itemsize
             if not memory or needed <= memory:
                 return
-            why = f"its cache takes {needed / 1e9:,.1f} GB, more than the {memory / 1e9:,.1f} GB of this device"
+            has = f"more than the {memory / 1e9:,.1f} GB of this device"
+            fault = f"its cache takes {needed / 1e9:,.1f} GB, {has}"
         else:
-            why = "positions are 32-bit numbers"
-        raise UserError(f"max_tokens is {max_tokens}; {why}. Ask for fewer tokens.")
+            fault = "positions are 32-bit numbers"
+        raise UserError(f"max_tokens is {max_tokens}; {fault}. Ask for fewer tokens.")
 
-    def _ends(self, stop_ids: Sequence[int] | None) -> np.ndarray:
-        """Whether each row of the model's vocabulary ends a completion."""
-        size = self.tokenizer.vocab_size
-        ids = [int(token) for token in (self.tokenizer.ends if stop_ids is None else stop_ids)]
-        if bad := [token for token in ids if not 0 <= token < size]:
-            raise UserError(f"stop_ids has {bad[0]}; the tokenizer has tokens 0 to {size - 1}.")
+    def _ends(self, stop_ids: Sequence[int] | None) -> Bool[np.ndarray, "V"]:
+        """Return whether each row of the model's vocabulary ends a completion."""
+        if stop_ids is None:
+            stop_ids = self.tokenizer.ends
+        ids = [int(token) for token in stop_ids]
+        self._check_ids(ids, "stop_ids has")
         ends = np.zeros(self.arch.vocab_size, bool)
         ends[ids] = True
         return ends
 
-    def _stop_table(self, stop: Sequence[str]) -> Array:
-        if tuple(stop) != self._table[0]:
-            self._table = (
-                tuple(stop),
-                jnp.asarray(stopping.token_automaton(stop, self.token_bytes)),
-            )
-        return self._table[1]
+    def _check_ids(self, ids: Sequence[int], where: str) -> None:
+        """Raise UserError for the first id that the tokenizer does not have."""
+        size = self.tokenizer.vocab_size
+        for token in ids:
+            if not 0 <= token < size:
+                known = f"the tokenizer has tokens 0 to {size - 1}"
+                raise UserError(f"{where} {token}; {known}.")
+
+    def _stop_table(self, stop: Sequence[str]) -> UInt16[Array, "Q V"]:
+        """Return the automaton of the stop strings. The newest is kept: calls often repeat it."""
+        strings, table = self._table
+        if tuple(stop) != strings:
+            table = jnp.asarray(stopping.token_automaton(stop, self.token_bytes))
+            self._table = (tuple(stop), table)
+        return table
 
 
 def bucket(n: int) -> int:
-    """The length that `n` tokens are padded to: a power of two from 16 to 256, above that the next of four steps an octave.
+    """Return the length that `n` tokens are padded to.
 
-    Steps are multiples of 128, the tiles of fused attention. Padding is at most half up to 256 tokens, where weights and not the cache are
-    what a step reads, and less than a quarter from 512.
+    It is a power of two from 16 to 256, and above that the next of four steps an octave. Steps are
+    multiples of 128. Padding is at most half up to 256 tokens, where a step reads mostly weights
+    and little cache, and less than a quarter from 512.
     """
-    step = max(128, 1 << (n - 1).bit_length() >> 3)
-    return max(16, 1 << (n - 1).bit_length()) if n <= 256 else -(-n // step) * step
+    power = 1 << (n - 1).bit_length()  # the next power of two
+    if n <= 256:
+        return max(16, power)
+    step = max(TILE, power >> 3)
+    return -(-n // step) * step
+
+
+def _device_of(params: dict) -> DeviceKind:
+    """Return the kind of the first device that holds the parameters."""
+    devices = params["embedding"].devices()
+    first = min(devices, key=lambda device: device.id)
+    return device_kind(make_mesh({"data": 1}, [first]))

@@ -1,9 +1,9 @@
-"""A trained model from its work directory, for everything that only reads one."""
+"""Load a trained model from its work directory, for commands that only read it."""
 
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from etils import epath
@@ -21,58 +21,60 @@ from slmjax.text import tokenizer as tokenizers
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained model, ready to be read.
-
-    tokenizer: None for a model that was trained by a task without text.
-    """
+    """A trained model, ready to be read."""
 
     config: Config
     arch: Architecture
     params: dict
     buffers: dict
-    tokenizer: tokenizers.Tokenizer | None
+    tokenizer: tokenizers.Tokenizer | None  # None if the model's task has no text
     step: int
 
 
 def load_model(
-    workdir: str, step: int | None = None, trust: Sequence[str] = (), text: bool = True
+    workdir: str,
+    step: int | None = None,
+    trust: Sequence[str] = (),
+    text: bool = True,
 ) -> Loaded:
-    """The newest model of a work directory (or that of `step`), in the compute type of this machine's first device.
+    """Return the newest model of a work directory, or that of `step`.
 
-    A newest checkpoint that is damaged is passed over with a line on stderr, as training does.
+    It is resolved for this machine's first device. A newest checkpoint that is damaged is passed
+    over with a line on stderr, as training does.
 
     Args:
-      trust: "module:Class" of code that may be imported though the checkpoint names it; a checkpoint may be somebody else's.
+      trust: "module:Class" of code that may be imported although only the checkpoint names it; a
+        checkpoint may be somebody else's.
       text: the model must have a tokenizer.
-    Raises: UserError where there is no checkpoint that can be read, the step is not there, the tokenizer is not the one the model
-      was trained with or there is none, or the checkpoint names code that is not trusted.
+    Raises: UserError if no checkpoint can be read, the step does not exist, the tokenizer is
+      missing or not the one that the model was trained with, or the checkpoint names code that is
+      not trusted.
     """
     check_devices()
     root = epath.Path(workdir)
     checkpoints = Checkpoints(root)
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(
-            f"'{workdir}' has no checkpoint; expected the work directory of a training run."
-        )
+        expected = "expected the work directory of a training run"
+        raise UserError(f"'{workdir}' has no checkpoint; {expected}.")
     if step is not None and step not in steps:
-        raise UserError(
-            f"'{workdir}' has no checkpoint of step {step}; there are {', '.join(map(str, steps))}."
-        )
+        known = ", ".join(map(str, steps))
+        raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {known}.")
+
+    def load(candidate: int, meta: dict) -> Loaded:
+        return _load(root, checkpoints, candidate, meta, trust, text)
+
+    wanted = steps if step is None else [step]
     with contextlib.closing(checkpoints):
-        loaded, damaged = checkpoints.newest(
-            steps if step is None else [step],
-            lambda candidate, meta: _load(root, checkpoints, candidate, meta, trust, text),
-        )
+        loaded, damaged = checkpoints.newest(wanted, load)
     if loaded is None:
-        which = "the checkpoint" if step is not None else "none of the checkpoints"
-        raise UserError(
-            f"{which} in '{checkpoints.root}' can{'not' if step is not None else ''} be read: {'; '.join(damaged)}."
-        )
+        place, faults = f"in '{checkpoints.root}'", "; ".join(damaged)
+        if step is None:
+            raise UserError(f"none of the checkpoints {place} can be read: {faults}.")
+        raise UserError(f"the checkpoint {place} cannot be read: {faults}.")
     for fault in damaged:
-        print(
-            f"slmjax: the checkpoint of {fault}; it is damaged and was passed over", file=sys.stderr
-        )
+        line = f"slmjax: the checkpoint of {fault}; it is damaged and was passed over"
+        print(line, file=sys.stderr)
     return loaded
 
 
@@ -84,48 +86,67 @@ def _load(
     trust: Sequence[str],
     text: bool,
 ) -> Loaded:
+    """Return the model of one checkpoint.
+
+    Args:
+      meta: the checkpoint's own record of its config and tokenizer.
+    Raises: DamagedCheckpoint, so that an older one is tried; UserError for all else.
+    """
+    place = str(checkpoints.root / str(step))
     try:
-        config, trained_with = freeze(from_dict(meta["config"])), meta["tokenizer"]
-    except UserError as error:  # of another version, or of somebody who changed it
-        raise UserError(f"the checkpoint '{checkpoints.root / str(step)}': {error}") from error
-    except Exception as error:  # whatever a damaged file holds
+        config = freeze(from_dict(meta["config"]))
+        trained_with = meta["tokenizer"]  # the tokenizer's hash; empty without one
+    except UserError as error:
+        # It is of another version, or somebody changed it.
+        raise UserError(f"the checkpoint '{place}': {error}") from error
+    except Exception as error:
+        # A damaged file may hold anything.
         raise DamagedCheckpoint("its meta item cannot be read") from error
-    check_trust(config, trust, str(checkpoints.root / str(step)))
+    check_trust(config, trust, place)
     if text and not trained_with:
-        raise UserError(
-            f"'{root}' was trained by the task '{config.task}', which has no tokenizer, so the model reads and writes no text."
-        )
-    tokenizer = _tokenizer(root, step, trained_with) if trained_with else None
-    vocab_size = (
-        tokenizer.vocab_size
-        if tokenizer
-        else checkpoints.shapes(step, "params")["embedding"].shape[0]
-    )
+        fault = f"was trained by the task '{config.task}', which has no tokenizer"
+        raise UserError(f"'{root}' {fault}, so the model reads and writes no text.")
+    tokenizer = None
+    if trained_with:
+        tokenizer = _tokenizer(root, step, trained_with)
+        vocab_size = tokenizer.vocab_size
+    else:
+        # Without a tokenizer only the checkpoint knows it.
+        vocab_size = checkpoints.shapes(step, "params")["embedding"].shape[0]
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    arch, _ = resolve(config.model, config.precision, mesh, vocab_size, config.train.deterministic)
+    # The compute type and kernels of this machine, which may not be those of training.
+    deterministic = config.train.deterministic
+    arch, _ = resolve(config.model, config.precision, mesh, vocab_size, deterministic)
+    # A model without buffers has no such item in its checkpoint.
+    items = {"params": _described(lambda: lm.init(arch, jax.random.key(0)))}
+    if lm.declare_buffers(arch):
+        items["buffers"] = _described(lambda: lm.init_buffers(arch))
+    restored = checkpoints.restore(step, items).items
+    buffers = restored.get("buffers", {})
+    return Loaded(config, arch, restored["params"], buffers, tokenizer, step)
+
+
+def _described(make: Callable[[], dict]) -> dict:
+    """Return the shapes of a tree, on this machine's first device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def described(make):
-        shapes = jax.eval_shape(make)
-        return jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
-        )
+    def on_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=device)
 
-    items = {"params": described(lambda: lm.init(arch, jax.random.key(0)))}
-    if lm.declare_buffers(arch):
-        items["buffers"] = described(lambda: lm.init_buffers(arch))
-    found = checkpoints.restore(step, items).items
-    return Loaded(config, arch, found["params"], found.get("buffers", {}), tokenizer, step)
+    return jax.tree.map(on_device, jax.eval_shape(make))
 
 
-def _tokenizer(root: epath.Path, step: int, trained_with: str) -> tokenizers.Tokenizer:
-    """The work directory's tokenizer, whose hash must be the one of the checkpoint."""
+def _tokenizer(
+    root: epath.Path,
+    step: int,
+    trained_with: str,
+) -> tokenizers.Tokenizer:
+    """Return the work directory's tokenizer, whose hash must be the one of the checkpoint."""
     file = root / "tokenizer.json"
     if not file.exists():
         raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
     tokenizer = tokenizers.load_tokenizer(str(file))
     if tokenizer.sha256 != trained_with:
-        raise UserError(
-            f"'{file}' is not the tokenizer that the checkpoint of step {step} was trained with."
-        )
+        fault = f"is not the tokenizer that the checkpoint of step {step} was trained with"
+        raise UserError(f"'{file}' {fault}.")
     return tokenizer

@@ -1,4 +1,4 @@
-"""The device programs of generation: weights made ready once, prefill of a padded batch, the loop that decodes until all rows stopped."""
+"""The device programs of generation: ready weights, prefill of a padded batch, the decode loop."""
 
 import dataclasses
 import functools
@@ -14,95 +14,118 @@ from slmjax.infer.sampling import Sampling, sample
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
-from slmjax.models.declare import keep_channel
+from slmjax.models.declare import Weight, keep_channel
 from slmjax.parallel.compiling import compiler_options
 
-RUNNING, STOP, LENGTH, END = range(4)  # how a row stands
+RUNNING, STOP, LENGTH, END = range(4)  # a row is running, or why it has finished
 
 
 class Request(NamedTuple):
-    """What a batch asks for."""
+    """The arguments of a batch's completions."""
 
-    real: Any  # [B]; false: the row only fills the batch bucket and is born stopped
+    real: Any  # [B]; false: the row only fills the batch bucket, and has finished at the start
     lengths: Any  # [B] tokens of each prompt that are in the cache: all but the last
     last: Any  # [B] last token of each prompt
     drawing: Sampling
-    stop_table: Any  # see stops.token_automaton
+    stop_table: Any  # [Q,V], see stops.token_automaton
     max_tokens: Any
     ends: Any  # [V] bool: the ids that end a row
-    vocab_size: Any
+    vocab_size: Any  # of the tokenizer; the embedding may have more rows
 
 
 class State(NamedTuple):
-    """What the loop has drawn."""
+    """The decode loop's tokens so far."""
 
     step: Any  # tokens drawn so far
     token: Any  # [B] the newest
     tokens: Any  # [B, room]: behind a row's counted tokens is the id that ended it, if one did
     logprobs: Any  # [B, room]
     counts: Any  # [B]
-    finish: Any  # [B]
-    stop_state: Any  # [B]
+    finish: Any  # [B] RUNNING, STOP, LENGTH or END
+    stop_state: Any  # [B] of the automaton
 
 
 class Programs(NamedTuple):
-    """Compiled once for each architecture and each size of their arguments, shared by all engines."""
+    """Compiled once for each architecture and each size of their arguments, for all engines."""
 
     prefill: Callable  # as prefill below
-    decode: Callable  # as decode_loop below; gives up its cache
-    rows: int  # smallest batch: XLA turns products of a single row into multiplications and sums, on a GPU 7 more kernels a layer
+    decode: Callable  # as decode_loop below; its cache is donated
+    # The smallest batch. XLA turns products of a single row into multiplications and sums: on a GPU
+    # 7 more kernels a layer.
+    rows: int
 
 
 @functools.cache
 def programs(
-    platform: str, tuned: bool = True, more: tuple[tuple[str, str, Any], ...] = ()
+    platform: str,
+    tuned: bool = True,
+    more: tuple[tuple[str, str, Any], ...] = (),
 ) -> Programs:
-    """The programs for a platform; `more` are (program, XLA option, value) beside or instead of those of `compiler_options`."""
+    """Return the programs for a platform.
+
+    Args:
+      tuned: compile the decode loop for speed.
+      more: (program, XLA option, value), which add to those of `compiler_options` or replace them.
+    """
     options = {
         "prefill": compiler_options(platform, tuned=False),
         "decode": compiler_options(platform, tuned=tuned, triton=tuned),
     }
     for program, name, value in more:
         options[program][name] = value
-    return Programs(
-        jax.jit(prefill, static_argnums=(0, 1), compiler_options=options["prefill"]),
-        jax.jit(
-            decode_loop, static_argnums=(0, 1), donate_argnums=4, compiler_options=options["decode"]
-        ),
-        2 if platform == "gpu" else 1,
+    # Static: the architecture, and the cache's size or the room for completions.
+    compiled_prefill = jax.jit(prefill, static_argnums=(0, 1), compiler_options=options["prefill"])
+    compiled_decode = jax.jit(
+        decode_loop,
+        static_argnums=(0, 1),
+        donate_argnums=4,
+        compiler_options=options["decode"],
     )
+    return Programs(compiled_prefill, compiled_decode, rows=2 if platform == "gpu" else 1)
 
 
 def unrolled(arch: Architecture) -> Architecture:
-    """The same model with a group of its own for each layer: a decode loop then reads weights in place, not slices of a stack."""
-    return dataclasses.replace(
-        arch, stack=tuple((pattern, 1) for pattern, repeats in arch.stack for _ in range(repeats))
-    )
+    """Return the same model with a group of its own for each repeat of the pattern.
+
+    A decode loop then reads weights in place, and not slices of a stack.
+    """
+    stack = []
+    for pattern, repeats in arch.stack:
+        stack += [(pattern, 1)] * repeats
+    return dataclasses.replace(arch, stack=tuple(stack))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def ready_params(arch: Architecture, params: dict) -> dict:
-    """The parameters of `unrolled(arch)`: matrices in the compute type, so that no step casts them; scales of norms as they are."""
+    """Return the parameters of `unrolled(arch)`.
+
+    Matrices are in the compute type, so that no step casts them; scales of norms stay as they are.
+    """
     params = params | {"stack": _unrolled_stack(arch, params["stack"])}
 
-    def cast(known, leaf):
+    def cast(known: Weight, leaf: Array) -> Array:
         return leaf.astype(arch.compute) if known.in_compute_type else leaf
 
     return jax.tree.map(cast, lm.declare(unrolled(arch)), params)
 
 
 def ready_buffers(arch: Architecture, buffers: dict) -> dict:
-    """The buffers of `unrolled(arch)` that generation reads."""
+    """Return the buffers of `unrolled(arch)` that generation reads."""
     kept = keep_channel(lm.declare_buffers(arch), buffers, "forward")
-    return {"stack": _unrolled_stack(arch, kept["stack"])} if kept else {}
+    if not kept:
+        return {}
+    return {"stack": _unrolled_stack(arch, kept["stack"])}
 
 
 def _unrolled_stack(arch: Architecture, stack: dict) -> dict:
-    layers = []
+    """Return {layer: group of one repeat} from {group: leaves [repeats, ...]}."""
+    layers: dict = {}
     for g, (_, repeats) in enumerate(arch.stack):
         group = stack.get(str(g), {})
-        layers += [jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], group) for r in range(repeats)]
-    return {str(i): layer for i, layer in enumerate(layers)}
+        for r in range(repeats):
+            # [repeats, ...] -> [1, ...]
+            layers[str(len(layers))] = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], group)
+    return layers
 
 
 def prefill(
@@ -113,77 +136,98 @@ def prefill(
     tokens: Int[Array, "B P"],
     lengths: Int[Array, "B"],
 ) -> Cache:
-    """A cache with room for `size` tokens that holds the first `lengths` of `tokens`; the rest of a row is padding."""
-    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    batch = {
-        "tokens": tokens,
-        "segments": (position < lengths[:, None]).astype(jnp.int32),
-        "positions": position,
-    }
-    return lm.forward(arch, params, buffers, batch, cache=lm.init_cache(arch, len(tokens), size))[
-        1
-    ].cache
+    """Return a cache with room for `size` tokens that holds the first `lengths` of `tokens`.
+
+    The rest of a row is padding.
+    """
+    columns = jnp.arange(tokens.shape[1])
+    position = jnp.broadcast_to(columns, tokens.shape)
+    segments = (position < lengths[:, None]).astype(jnp.int32)
+    batch = {"tokens": tokens, "segments": segments, "positions": position}
+    empty = lm.init_cache(arch, len(tokens), size)
+    _, out = lm.forward(arch, params, buffers, batch, cache=empty)
+    return out.cache
 
 
 def decode_loop(
-    arch: Architecture, room: int, params: dict, buffers: dict, cache: Cache, request: Request
+    arch: Architecture,
+    room: int,
+    params: dict,
+    buffers: dict,
+    cache: Cache,
+    request: Request,
 ) -> tuple[State, Cache]:
-    """Draw tokens, one a row and step, until every row has finished. `cache` is given up: its memory becomes the returned cache's."""
+    """Draw tokens, one a row and step, until every row has finished.
+
+    Args:
+      room: columns of the returned tokens.
+      cache: of the prompts. It is donated: its memory becomes the returned cache's.
+    """
     B = len(request.last)
     start = State(
-        jnp.int32(0),
-        request.last,
-        jnp.zeros((B, room), jnp.int32),
-        jnp.zeros((B, room), jnp.float32),
-        jnp.zeros(B, jnp.int32),
-        jnp.where(request.real, RUNNING, LENGTH),
-        jnp.full(B, stopping.START, request.stop_table.dtype),
+        step=jnp.int32(0),
+        token=request.last,
+        tokens=jnp.zeros((B, room), jnp.int32),
+        logprobs=jnp.zeros((B, room), jnp.float32),
+        counts=jnp.zeros(B, jnp.int32),
+        finish=jnp.where(request.real, RUNNING, LENGTH),
+        stop_state=jnp.full(B, stopping.START, request.stop_table.dtype),
     )
+
+    def any_running(carry):
+        return jnp.any(carry[0].finish == RUNNING)
 
     def step(carry):
         state, cache = carry
-        running = (state.finish == RUNNING).astype(
-            jnp.int32
-        )  # a finished row is padding, which changes nothing in its cache
+        # A finished row is padding (segment 0), which changes nothing in its cache.
+        running = (state.finish == RUNNING).astype(jnp.int32)
+        position = request.lengths + state.step
+        # [B] -> [B,1]
         batch = {
-            "tokens": state.token,
-            "segments": running,
-            "positions": request.lengths + state.step,
+            "tokens": state.token[:, None],
+            "segments": running[:, None],
+            "positions": position[:, None],
         }
-        hidden, out = lm.forward(
-            arch, params, buffers, {name: of[:, None] for name, of in batch.items()}, cache=cache
-        )
-        return _draw(state, lm.logits(arch, params, hidden)[:, 0], request), out.cache
+        hidden, out = lm.forward(arch, params, buffers, batch, cache=cache)
+        logits = lm.logits(arch, params, hidden)[:, 0]
+        return _draw(state, logits, request), out.cache
 
-    return jax.lax.while_loop(
-        lambda carry: jnp.any(carry[0].finish == RUNNING), step, (start, cache)
-    )
+    return jax.lax.while_loop(any_running, step, (start, cache))
 
 
 def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
-    logits = jnp.where(
-        jnp.arange(logits.shape[1]) < request.vocab_size, logits, -jnp.inf
-    )  # rows that only round up the embedding
+    """Return the state with one more token in each running row."""
+    # Rows that only round up the embedding are never drawn.
+    known = jnp.arange(logits.shape[1]) < request.vocab_size
+    logits = jnp.where(known, logits, -jnp.inf)
     token = sample(logits, request.drawing, state.step)
     running = state.finish == RUNNING
     ended = request.ends[token]
+    # The id that ends a row is no part of its completion.
     written = running & ~ended
-    stop_state = jnp.where(written, request.stop_table[state.stop_state, token], state.stop_state)
-    finish = jnp.where(state.step + 1 >= request.max_tokens, LENGTH, RUNNING)
-    finish = jnp.where(ended, END, jnp.where(stop_state == stopping.STOPPED, STOP, finish))
-    logprob = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(
-        logits, axis=1, keepdims=True
-    )
+    next_state = request.stop_table[state.stop_state, token]
+    stop_state = jnp.where(written, next_state, state.stop_state)
+
+    # An id that ends comes before a stop string, and that before the length.
+    last = state.step + 1 >= request.max_tokens
+    finish = jnp.where(last, LENGTH, RUNNING)
+    stopped = stop_state == stopping.STOPPED
+    finish = jnp.where(stopped, STOP, finish)
+    finish = jnp.where(ended, END, finish)
+
+    drawn = jnp.take_along_axis(logits, token[:, None], axis=1)
+    logprob = drawn - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    next_step = state.step + 1
+    column = jnp.where(running, token, 0)[:, None]
+    tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, column, state.step, axis=1)
+    column = jnp.where(running[:, None], logprob, 0.0)
+    logprobs = jax.lax.dynamic_update_slice_in_dim(state.logprobs, column, state.step, axis=1)
     return State(
-        state.step + 1,
-        token,
-        jax.lax.dynamic_update_slice_in_dim(
-            state.tokens, jnp.where(running, token, 0)[:, None], state.step, axis=1
-        ),
-        jax.lax.dynamic_update_slice_in_dim(
-            state.logprobs, jnp.where(running[:, None], logprob, 0.0), state.step, axis=1
-        ),
-        state.counts + written,
-        jnp.where(running, finish, state.finish),
-        stop_state,
+        step=next_step,
+        token=token,
+        tokens=tokens,
+        logprobs=logprobs,
+        counts=state.counts + written,
+        finish=jnp.where(running, finish, state.finish),
+        stop_state=stop_state,
     )

@@ -1,7 +1,10 @@
-"""The next token from float32 logits: greedy, temperature, top-k, top-p. Settings are data, one a row, and a row's draw is its own."""
+"""The next token from float32 logits: greedy, temperature, top-k, top-p.
+
+Settings are arrays with one entry for each row, and a row's draw does not depend on other rows.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +16,7 @@ from slmjax.errors import UserError
 
 
 class Sampling(NamedTuple):
-    """How each row draws; every field is an array [B]."""
+    """The settings of each row; every field is an array [B]."""
 
     temperature: Any  # float32; 0 is greedy
     top_k: Any  # int32; 0 is all
@@ -30,99 +33,128 @@ def sampling_of(
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
 ) -> Sampling:
-    """The same settings for `rows` rows.
+    """Return the same settings for `rows` rows.
 
     Args:
-      seed: of all rows, which then differ by their number; or a seed for each row, which then draws as it would alone with that seed.
+      temperature: 0 takes the likeliest token.
+      top_k: draw among so many likeliest tokens; 0: all.
+      top_p: draw among the likeliest tokens that hold this share of the mass; 1: all.
+      seed: one number for all rows, which then differ by their number; or a number for each row,
+        which then draws as it would alone with that seed.
     Raises: UserError naming the value that makes no sense.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    each = not isinstance(seed, int | np.integer)
-    if each and len(seed) != rows:
-        raise UserError(
-            f"seed has {len(seed)} values for {rows} prompts; give one number, or one for each prompt."
-        )
+    if isinstance(seed, int | np.integer):
+        seeds = [seed] * rows
+        numbers = np.arange(rows, dtype=np.int32)
+    elif len(seed) == rows:
+        seeds = seed
+        numbers = np.zeros(rows, np.int32)
+    else:
+        expected = "give one number, or one for each prompt"
+        raise UserError(f"seed has {len(seed)} values for {rows} prompts; {expected}.")
     return Sampling(
         np.full(rows, temperature, np.float32),
         np.full(rows, top_k, np.int32),
         np.full(rows, top_p, np.float32),
-        np.array([int(s) % 2**32 for s in (seed if each else [seed] * rows)], np.uint32),
-        np.zeros(rows, np.int32) if each else np.arange(rows, dtype=np.int32),
+        np.array([int(value) % 2**32 for value in seeds], np.uint32),
+        numbers,
     )
 
 
 def check_sampling(*, temperature: float, top_k: int, top_p: float) -> None:
-    """Raises: UserError naming the value that makes no sense."""
+    """Raise UserError naming the value that makes no sense."""
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(
-            f"temperature is {temperature}; it must be 0 (greedy) or a positive number."
-        )
+        expected = "it must be 0 (greedy) or a positive number"
+        raise UserError(f"temperature is {temperature}; {expected}.")
     if not 0 <= top_k < 2**31:
-        raise UserError(
-            f"top_k is {top_k}; it must be 0 (all tokens) or the number of tokens to choose among."
-        )
+        expected = "it must be 0 (all tokens) or the number of tokens to choose among"
+        raise UserError(f"top_k is {top_k}; {expected}.")
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; it must be more than 0 and at most 1 (all tokens).")
+        expected = "it must be more than 0 and at most 1 (all tokens)"
+        raise UserError(f"top_p is {top_p}; {expected}.")
 
 
 def sample(
-    logits: Float[Array, "B V"], how: Sampling, step: Int[Array, ""] | int
+    logits: Float[Array, "B V"],
+    how: Sampling,
+    step: Int[Array, ""] | int,
 ) -> Int[Array, "B"]:
-    """One token a row. A row's token depends on its own logits, settings, seed, row number and the step; never on other rows.
+    """Return one token a row.
+
+    It depends on the row's own logits, settings, seed, row number and the step; never on other
+    rows.
 
     Args:
-      logits: -inf for what must not be drawn.
+      logits: -inf for tokens that must not be drawn.
       step: of the completion, 0-based; it makes the steps' draws independent.
     """
     how = Sampling(*map(jnp.asarray, how))
-    warm, likeliest = how.temperature > 0, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    warm = how.temperature > 0
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def draw(allowed):
-        def one(row, seed, number):
-            key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
-            return jax.random.categorical(jax.random.fold_in(key, step), row).astype(jnp.int32)
+    def draw(allowed: Callable[[Array], Array]) -> Array:
+        def draw_row(row, seed, number):
+            # A fixed generator: draws do not depend on jax's default one.
+            key = jax.random.key(seed, impl="threefry2x32")
+            key = jax.random.fold_in(key, number)
+            key = jax.random.fold_in(key, step)
+            return jax.random.categorical(key, row).astype(jnp.int32)
 
         scaled = allowed(_scaled(logits, how.temperature))
-        return jnp.where(warm, jax.vmap(one)(scaled, how.seed, how.row), likeliest)
+        drawn = jax.vmap(draw_row)(scaled, how.seed, how.row)
+        return jnp.where(warm, drawn, likeliest)
 
-    filtering = jnp.any(warm & ((how.top_k > 0) | (how.top_p < 1)))
-    needed = jnp.where(
-        filtering, 2, jnp.any(warm).astype(jnp.int32)
-    )  # neither random bits nor a sort where no row asks for them
-    branches = (
-        lambda: likeliest,
-        lambda: draw(lambda s: s),
-        lambda: draw(lambda s: truncate(s, how.top_k, how.top_p)),
-    )
-    return jax.lax.switch(needed, branches)
+    def greedy() -> Array:
+        return likeliest
+
+    def draw_from_all() -> Array:
+        return draw(lambda scaled: scaled)
+
+    def draw_truncated() -> Array:
+        return draw(lambda scaled: truncate(scaled, how.top_k, how.top_p))
+
+    # Neither random bits nor a sort where no row needs them.
+    limited = (how.top_k > 0) | (how.top_p < 1)
+    any_truncated = jnp.any(warm & limited)
+    any_warm = jnp.any(warm).astype(jnp.int32)
+    needed = jnp.where(any_truncated, 2, any_warm)
+    return jax.lax.switch(needed, (greedy, draw_from_all, draw_truncated))
 
 
 def truncate(
-    logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
+    logits: Float[Array, "B V"],
+    top_k: Int[Array, "B"],
+    top_p: Float[Array, "B"],
 ) -> Float[Array, "B V"]:
-    """-inf for all but the top k tokens, and of those for all but the nucleus: the fewest whose share of the mass is at least p.
+    """Return the logits, with -inf outside of the top k tokens and their nucleus.
 
-    Of equal logits the lower token comes first. At least one token stays.
+    The nucleus are the fewest of the top k whose share of the mass is at least p. Of equal logits
+    the lower token comes first. At least one token stays.
     Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (nucleus), section 3.1.
     """
+    # [B,V] by rank: 0 is the likeliest.
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     rank = jnp.arange(logits.shape[1])
     keep = (top_k[:, None] <= 0) | (rank < top_k[:, None])
-    share = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
-    # p = 1 is said apart: rounding can make the sum of the first shares 1 while small ones are still to come
-    keep &= (
-        (top_p[:, None] >= 1) | (jnp.cumsum(share, axis=-1) - share < top_p[:, None]) | (rank == 0)
-    )
-    kept = (
-        jnp.zeros(logits.shape, bool)
-        .at[jnp.arange(len(logits))[:, None], order]
-        .set(keep, unique_indices=True)
-    )
+    top = jnp.where(keep, ranked, -jnp.inf)
+    share = jax.nn.softmax(top, axis=-1)
+    # p = 1 is a case of its own: rounding can make the sum of the first shares 1 while small ones
+    # are still to come.
+    all_tokens = top_p[:, None] >= 1
+    before = jnp.cumsum(share, axis=-1) - share
+    keep &= all_tokens | (before < top_p[:, None]) | (rank == 0)
+    # Back from ranks to tokens.
+    nothing = jnp.zeros(logits.shape, bool)
+    rows = jnp.arange(len(logits))[:, None]
+    kept = nothing.at[rows, order].set(keep, unique_indices=True)
     return jnp.where(kept, logits, -jnp.inf)
 
 
-def _scaled(logits, temperature):
-    # the maximum goes first: however small the temperature, nothing becomes inf - inf
-    above = logits - logits.max(axis=-1, keepdims=True)
-    return above / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+def _scaled(logits: Float[Array, "B V"], temperature: Float[Array, "B"]) -> Float[Array, "B V"]:
+    # The maximum is subtracted first: at any temperature, nothing becomes inf - inf.
+    largest = logits.max(axis=-1, keepdims=True)
+    above = logits - largest
+    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    return above / divisor[:, None]

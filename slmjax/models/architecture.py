@@ -1,4 +1,4 @@
-"""What a model is: a frozen, hashable description. models/pattern.py makes it from the config."""
+"""A model's description: frozen and hashable. models/pattern.py makes it from the config."""
 
 import dataclasses
 from typing import Any
@@ -13,8 +13,8 @@ class Block:
     """One block of a pattern: a token mixer, a channel mixer, and their options.
 
     mixer, channel: a name of the library's, or an import path "module:Class".
-    options: (name, value) of each option that was given, sorted; what there is are the fields of
-      the mixers' classes.
+    options: (name, value) of each option that was given, sorted. The options that exist are the
+      fields of the mixers' classes.
     """
 
     mixer: str = "attention"
@@ -24,14 +24,18 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Sizes and choices of a language model; field names are those of the config's groups model and precision."""
+    """Sizes and choices of a language model.
 
-    vocab_size: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ff_width: int
+    Fields have the names that they have in the config's groups model and precision.
+    """
+
+    vocab_size: int  # V
+    width: int  # D
+    heads: int  # N, query heads
+    kv_heads: int  # K, key/value heads
+    head_dim: int  # H
+    ff_width: int  # F
+    # (blocks, repeats) of each part of the pattern that has blocks. A part is one group of params.
     stack: tuple[tuple[tuple[Block, ...], int], ...]
     rope_theta: float = 10000.0
     qk_norm: bool = False
@@ -39,20 +43,21 @@ class Architecture:
     tied: bool = True
     share_blocks: int = 1  # times in a row that each block is applied
     norm_eps: float = 1e-6
-    compute: str = "float32"
-    products: str = "compute"
-    attention: str = "blockwise"
+    compute: str = "float32"  # type of products
+    products: str = "compute"  # or "float8": training's products of projections and MLP
+    attention: str = "blockwise"  # kernel, see ops/softmax_attention.py
     recurrence: str = "scan"  # or "triton": how recurrent mixers walk over their chunks
     unroll: bool = True
     remat: str = "none"
-    init_scales: tuple[tuple[str, float], ...] = ()
+    init_scales: tuple[tuple[str, float], ...] = ()  # (group of weights, factor)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Every layer's block, first to last."""
-        return tuple(
-            block for pattern, repeats in self.stack for _ in range(repeats) for block in pattern
-        )
+        blocks: tuple[Block, ...] = ()
+        for pattern, repeats in self.stack:
+            blocks += pattern * repeats
+        return blocks
 
     @property
     def layers(self) -> int:
@@ -60,17 +65,25 @@ class Architecture:
 
     @property
     def applications(self) -> tuple[Block, ...]:
-        """The blocks in the order in which a token passes them, each `share_blocks` times in a row."""
+        """The blocks in the order in which a token passes them.
+
+        Each comes `share_blocks` times in a row.
+        """
         return tuple(block for block in self.blocks for _ in range(self.share_blocks))
 
 
 def vocab_rows(asked: int, tokenizer_size: int) -> int:
     """Return the rows of the embedding: as asked, else the tokenizer's size in multiples of 128.
 
+    Args:
+      asked: config.model.vocab_size; 0 leaves the choice to the tokenizer.
     Raises: UserError where fewer are asked for than there are tokens.
     """
     if asked and asked < tokenizer_size:
         raise UserError(
             f"config.model.vocab_size is {asked}, but the tokenizer has {tokenizer_size} tokens."
         )
-    return asked or -(-tokenizer_size // ROUND_VOCAB) * ROUND_VOCAB
+    if asked:
+        return asked
+    tiles = -(-tokenizer_size // ROUND_VOCAB)
+    return tiles * ROUND_VOCAB

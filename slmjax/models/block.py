@@ -11,23 +11,17 @@ from slmjax.models.mixers import CHANNELS, MIXERS, channel_of, check_output, mix
 
 
 class Out(NamedTuple):
-    """What leaves a block besides the residual stream.
+    """A block's output besides the residual stream."""
 
-    cache: the token mixer's, or None in training.
-    terms: {name: Term} of the channel mixer.
-    seen: observations of its forward buffers, laid out as the block's buffers.
-    """
-
-    cache: Any
-    terms: dict
-    seen: dict
+    cache: Any  # the token mixer's, or None in training
+    terms: dict  # {name: Term} of the channel mixer
+    seen: dict  # observations of its forward buffers, laid out as the block's buffers
 
 
 class DecoderBlock(nn.Module):
-    """block(x, lent, ctx, cache) -> (x, lent, Out), with norms before the mixers (Xiong et al. 2020).
+    """block(x, lent, ctx, cache) -> (x, lent, Out), with norms before the mixers.
 
-    The token mixer's parameters lie under "mixer", those of one that is not the library's under
-    "own", where saved runs have them.
+    Source: Xiong et al. 2020.
     """
 
     arch: Architecture
@@ -35,16 +29,24 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], lent: dict | None = None, *, ctx: Context, cache: Any = None
-    ):
+        self,
+        x: Float[Array, "B T D"],
+        lent: dict | None = None,
+        *,
+        ctx: Context,
+        cache: Any = None,
+    ) -> tuple[Float[Array, "B T D"], dict | None, Out]:
         arch, block = self.arch, self.block
+        # Parameters of the library's mixers lie under "mixer", a user's own under "own": saved runs
+        # have them there.
+        place = "mixer" if block.mixer in MIXERS else "own"
         normed = RMSNorm(arch, name="mixer_norm")(x)
-        mixer = mixer_of(arch, block, name="mixer" if block.mixer in MIXERS else "own")
+        mixer = mixer_of(arch, block, name=place)
         output = mixer(normed, ctx=ctx, cache=cache, shared=lent or {})
         if block.mixer not in MIXERS:
             check_output(block.mixer, output, normed.shape)
         mixed, cache, lent = output
-        x = x + mixed.astype(x.dtype)  # an own mixer may give float32
+        x = x + mixed.astype(x.dtype)  # a user's own mixer may return float32
         if block.channel == "none":
             return x, lent, Out(cache, {}, {})
         normed = RMSNorm(arch, name="channel_norm")(x)
@@ -52,4 +54,7 @@ class DecoderBlock(nn.Module):
         if block.channel not in CHANNELS:
             check_output(block.channel, output, normed.shape)
         y, terms, seen = output
-        return x + y.astype(x.dtype), lent, Out(cache, terms, {"channel": seen} if seen else {})
+        # No entry for a mixer without buffers, so that the tree has the layout of the buffers.
+        observations = {"channel": seen} if seen else {}
+        x = x + y.astype(x.dtype)
+        return x, lent, Out(cache, terms, observations)

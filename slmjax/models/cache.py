@@ -1,4 +1,4 @@
-"""Decode state: one entry per layer application, and the slots that all of them share."""
+"""Decode state: one entry for each layer application, and the slots that all of them share."""
 
 import dataclasses
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
+
+# Fields are annotated as Any, because shapes and shardings travel in the same trees as arrays.
 
 
 @jax.tree_util.register_dataclass
@@ -16,15 +18,14 @@ class Slots:
     index: Any  # [B,T] number of each token in its row
     segments: Any  # [B,S] of all tokens, those of this piece included
     length: Any  # [B] tokens once this piece is there
-    first: bool = dataclasses.field(
-        metadata={"static": True}
-    )  # nothing was there before: the piece sees itself alone
+    # True: nothing was there before, so that the piece sees itself alone.
+    first: bool = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """What queries attend over, and a block lends to those that borrow."""
+    """The keys and values that queries attend over, and that a block lends to later ones."""
 
     key: Any  # [B,T,K,H] of the piece itself, or [B,K,S,H] of a cache
     value: Any
@@ -35,53 +36,80 @@ class Keys:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """One layer's keys and values [B,K,S,H]: a head's slots lie one after the other, so that a matrix product reads them where they are.
+    """One layer's keys and values [B,K,S,H].
 
-    Token number a is in slot a, or, where a window needs fewer slots than a row has tokens, in slot a modulo S.
+    A head's slots lie one after the other, so that a matrix product reads them where they are.
+    Token number a is in slot a. Where a window needs fewer slots than a row has tokens, the slots
+    are a ring, and it is in slot a modulo S.
     """
 
-    key: Any  # Any, because shapes and shardings travel in the same tree as arrays
+    key: Any
     value: Any
 
     def append(
-        self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], slots: Slots
+        self,
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        slots: Slots,
     ) -> tuple["KVCache", Keys]:
-        """(the cache with T more tokens, what their queries attend over)."""
-        size, T, S = self.key.shape[2], key.shape[1], slots.segments.shape[1]
-        new = [x.astype(self.key.dtype).swapaxes(1, 2) for x in (key, value)]
-        if size == S:
+        """Return the cache with T more tokens, and the keys that their queries attend over."""
+        T = key.shape[1]
+        size = self.key.shape[2]  # slots of this layer
+        row = slots.segments.shape[1]  # tokens of a row at most
+        dtype = self.key.dtype
+        new = KVCache(_heads_first(key, dtype), _heads_first(value, dtype))
+        if size == row:
             cache = KVCache(
-                *(
-                    _place(old, x, slots.index, slots.first)
-                    for old, x in zip((self.key, self.value), new)
-                )
+                _place(self.key, new.key, slots.index, slots.first),
+                _place(self.value, new.value, slots.index, slots.first),
             )
-            return cache, Keys(key, value) if slots.first and T > 1 else Keys(
-                cache.key, cache.value, slots.segments
-            )
-        if T == 1:  # the token that it replaces has left the window
+            if slots.first and T > 1:
+                return cache, Keys(key, value)
+            return cache, Keys(cache.key, cache.value, slots.segments)
+        if T == 1:
+            # The token whose slot it takes has left the window.
             cache = KVCache(
-                *(
-                    _place(old, x, slots.index % size, False)
-                    for old, x in zip((self.key, self.value), new)
-                )
+                _place(self.key, new.key, slots.index % size, False),
+                _place(self.value, new.value, slots.index % size, False),
             )
-            return cache, _keys(
-                cache.key, cache.value, _held(size, slots.index[:, 0] + 1), slots.segments
-            )
-        before, after = slots.index[:, 0], _held(size, slots.length)
-        place = jnp.clip(after - before[:, None], 0, T - 1)[:, None, :, None]
-        fresh = (after >= before[:, None])[:, None, :, None]
-        held = zip((self.key, self.value), new)
-        cache = KVCache(
-            *(jnp.where(fresh, jnp.take_along_axis(x, place, axis=2), old) for old, x in held)
-        )
+            held = _held(size, slots.index[:, 0] + 1)
+            return cache, _keys(cache.key, cache.value, held, slots.segments)
+        before = slots.index[:, 0]
+        cache = self._after_piece(new, before, slots.length)
         if slots.first:
             return cache, Keys(key, value)
-        both = (jnp.concatenate([old, x], axis=2) for old, x in zip((self.key, self.value), new))
-        return cache, _keys(
-            *both, jnp.concatenate([_held(size, before), slots.index], axis=1), slots.segments
-        )
+        # A query of the piece may see tokens that the piece pushes out of the ring: it attends over
+        # the ring as it was, followed by the piece.
+        both_keys = jnp.concatenate([self.key, new.key], axis=2)
+        both_values = jnp.concatenate([self.value, new.value], axis=2)
+        held = _held(size, before)
+        numbers = jnp.concatenate([held, slots.index], axis=1)
+        return cache, _keys(both_keys, both_values, numbers, slots.segments)
+
+    def _after_piece(
+        self,
+        new: "KVCache",
+        before: Int[Array, "B"],
+        length: Int[Array, "B"],
+    ) -> "KVCache":
+        """Return the ring after a piece [B,K,T,H]: each slot takes its newest token.
+
+        Args:
+          before, length: tokens before the piece, and after it.
+        """
+        size = self.key.shape[2]
+        T = new.key.shape[2]
+        after = _held(size, length)
+        # [B,S] -> [B,1,S,1]: the place in the piece of each slot's token, and whether it is there.
+        place = jnp.clip(after - before[:, None], 0, T - 1)
+        place = place[:, None, :, None]
+        fresh = after >= before[:, None]
+        fresh = fresh[:, None, :, None]
+        keys = jnp.take_along_axis(new.key, place, axis=2)
+        keys = jnp.where(fresh, keys, self.key)
+        values = jnp.take_along_axis(new.value, place, axis=2)
+        values = jnp.where(fresh, values, self.value)
+        return KVCache(keys, values)
 
 
 @jax.tree_util.register_dataclass
@@ -89,36 +117,51 @@ class KVCache:
 class Cache:
     """The decode state of a batch of at most S tokens a row.
 
-    Slots from `length` on are dead: whatever stands there is never seen.
+    Slots from `length` on are dead: their content is never seen.
     """
 
-    layers: tuple  # of what each application's mixer keeps, never stacked
+    layers: tuple  # each application's own cache, see TokenMixer.empty_cache; never stacked
     segments: Any  # [B,S] of the tokens so far
-    length: Any  # [B] how many there are
+    length: Any  # [B] tokens so far
     empty: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def slots(self, segments: Int[Array, "B T"]) -> Slots:
-        """Slots of the next T tokens; a row's real tokens come first, its padding (segment 0) changes nothing that is ever read.
+        """Return the slots of the next T tokens. There must be room for `length + T`.
 
-        There must be room for `length + T` slots.
+        A row's real tokens come first. Its padding (segment 0) changes nothing that is ever read.
         """
-        index = self.length[:, None] + jnp.arange(segments.shape[1])[None]
-        length = self.length + (segments != 0).sum(1, dtype=jnp.int32)
-        return Slots(
-            index,
-            _place(self.segments[:, None], segments[:, None], index, self.empty)[:, 0],
-            length,
-            self.empty,
-        )
+        T = segments.shape[1]
+        index = self.length[:, None] + jnp.arange(T)[None]
+        real = segments != 0
+        length = self.length + real.sum(1, dtype=jnp.int32)
+        # [B,S] -> [B,1,S]: `_place` wants an axis of heads.
+        before = self.segments[:, None]
+        piece = segments[:, None]
+        placed = _place(before, piece, index, self.empty)
+        return Slots(index, placed[:, 0], length, self.empty)
 
     def after(self, layers: tuple, slots: Slots) -> "Cache":
-        """The state once the layers hold those tokens."""
+        """Return the state once the layers hold the tokens of `slots`."""
         return Cache(layers, slots.segments, slots.length)
 
 
-def empty_kv(batch: int, heads: int, size: int, head_dim: int, dtype: Any) -> KVCache:
-    """Keys and values before the first token."""
-    return KVCache(*(jnp.zeros((batch, heads, size, head_dim), dtype) for _ in range(2)))
+def empty_kv(
+    batch: int,
+    heads: int,
+    size: int,
+    head_dim: int,
+    dtype: Any,
+) -> KVCache:
+    """Return keys and values before the first token."""
+    shape = (batch, heads, size, head_dim)
+    # Two arrays: a donated cache may hold no array twice.
+    keys = jnp.zeros(shape, dtype)
+    values = jnp.zeros(shape, dtype)
+    return KVCache(keys, values)
+
+
+def _heads_first(piece: Float[Array, "B T K H"], dtype: Any) -> Float[Array, "B K T H"]:
+    return piece.astype(dtype).swapaxes(1, 2)
 
 
 def _place(
@@ -126,20 +169,37 @@ def _place(
     new: Shaped[Array, "B K T ..."],
     index: Int[Array, "B T"],
     first: bool,
-) -> Array:
+) -> Shaped[Array, "B K S ..."]:
+    """Return `old` with a piece written into the slots from each row's `index[:, 0]` on."""
     if first:
+        # A static place: XLA knows that the piece starts at slot 0.
         return old.at[:, :, : new.shape[2]].set(new)
-    return jax.vmap(
-        lambda row, piece, start: jax.lax.dynamic_update_slice_in_dim(row, piece, start, 1)
-    )(old, new, index[:, 0])
+
+    def one_row(row: Array, piece: Array, start: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(row, piece, start, 1)
+
+    return jax.vmap(one_row)(old, new, index[:, 0])
 
 
 def _held(size: int, length: Int[Array, "B"]) -> Int[Array, "B s"]:
-    """Number of the token that each of `size` slots holds, after `length` tokens; negative: none yet."""
+    """Return the number of the token that each of `size` slots holds, after `length` tokens.
+
+    It is negative where a slot holds none yet.
+    """
     last = length[:, None] - 1
     return last - (last - jnp.arange(size)[None]) % size
 
 
-def _keys(key: Array, value: Array, index: Int[Array, "B s"], segments: Int[Array, "B S"]) -> Keys:
-    of = jnp.take_along_axis(segments, jnp.clip(index, 0, segments.shape[1] - 1), axis=1)
-    return Keys(key, value, jnp.where(index < 0, 0, of), index)
+def _keys(
+    key: Array,
+    value: Array,
+    index: Int[Array, "B s"],
+    segments: Int[Array, "B S"],
+) -> Keys:
+    """Return the keys of the tokens of these numbers, with their segments."""
+    last = segments.shape[1] - 1
+    known = jnp.clip(index, 0, last)
+    key_segments = jnp.take_along_axis(segments, known, axis=1)
+    # A slot that holds no token yet is padding.
+    key_segments = jnp.where(index < 0, 0, key_segments)
+    return Keys(key, value, key_segments, index)

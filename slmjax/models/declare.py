@@ -1,4 +1,4 @@
-"""A weight and a buffer are declared once, where they are created.
+"""Declarations: a weight and a buffer are declared once, where they are created.
 
 Initial value, sharding, optimizer group, Muon's matrix axes, weight decay, compute type, parameter
 counts and FLOPs are all read from that declaration.
@@ -14,21 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-AXES = (
-    "width",
-    "heads",
-    "kv_heads",
-    "ff",
-    "vocab",
-    "rows",
-    "expert",
-)  # parallel/rules.py has mesh axes for them
-GROUPS = ("embedding", "head", "matrix", "vector", "own")  # the keys of config.model.multipliers
+# Logical axes. parallel/rules.py maps them to axes of the mesh.
+AXES = ("width", "heads", "kv_heads", "ff", "vocab", "rows", "expert")
+# The keys of config.model.multipliers. "own" is for parameters without a declaration.
+GROUPS = ("embedding", "head", "matrix", "vector", "own")
+DECLARED_GROUPS = GROUPS[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """What is known of a parameter.
+    """The declaration of a parameter.
 
     shape: as the model holds it, with the leading axis of stacked layers.
     axes: the logical axis of each dimension, or None.
@@ -57,7 +52,10 @@ class Weight:
 
     @property
     def takes_muon(self) -> bool:
-        """Whether it is a matrix (or a stack of them) in the hidden layers, see train/optimizer.py."""
+        """Whether it is a matrix (or a stack of them) in the hidden layers.
+
+        See train/optimizer.py.
+        """
         return self.group == "matrix" and bool(self.inputs and self.outputs)
 
     @property
@@ -66,7 +64,7 @@ class Weight:
         return self.group in ("embedding", "head", "matrix")
 
     def stacked(self, layers: int) -> "Weight":
-        """The declaration of so many layers' weights as one array."""
+        """Return the declaration of so many layers' weights as one array."""
         return dataclasses.replace(
             self,
             shape=(layers, *self.shape),
@@ -78,9 +76,9 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """What is known of a buffer: arrays that change once an optimizer step, without a gradient.
+    """The declaration of a buffer: it changes once an optimizer step, without a gradient.
 
-    channel: "forward": the mixer returns what it observed; "cotangent": the buffer's gradient is
+    channel: "forward": the mixer returns its observation; "cotangent": the buffer's gradient is
       the observation, as for float8 scales. Only these are differentiated, and must be floats.
     combine: "max" or "sum", over microbatches and over applications of a shared block.
     update: (value, observation) -> the next step's value.
@@ -94,7 +92,10 @@ class Buffer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Declared(nn.meta.AxisMetadata):
-    """A value with its declaration; exists only while a model is initialised."""
+    """A value with its declaration. It exists only while a model is initialised.
+
+    Flax's own boxes fail under `set_mesh` with logical names and lose an axis under vmap.
+    """
 
     value: Any
     declaration: Weight | Buffer = dataclasses.field(metadata={"static": True})
@@ -105,6 +106,7 @@ class Declared(nn.meta.AxisMetadata):
     def replace_boxed(self, val: Any) -> "Declared":
         return dataclasses.replace(self, value=val)
 
+    # Stacked axes are added by `Weight.stacked`, outside of vmap.
     def add_axis(self, index: int, params: dict) -> "Declared":
         return self
 
@@ -125,31 +127,40 @@ def weight(
     dtype: Any = None,
     uses: float = 1.0,
 ) -> Array:
-    """Create a parameter of a module that has the field `arch`.
+    """Create a parameter of a module that has the field `arch`, and return its value.
+
+    The value is in the compute type if it takes part in products.
 
     Args:
       axes: logical axis of each dimension, among AXES, or None; left out: whole on every device.
-      inputs, outputs, group, uses: see Weight.
+      inputs, outputs, group, uses: see Weight. Without outputs AdamW updates a matrix, also where
+        others are updated by Muon.
       init: an initialiser (key, shape, dtype) -> array, or the factor s of a normal distribution
         with deviation s / sqrt(fan in).
       dtype: of the stored parameter; left out: float32.
-    Returns: its value; in the compute type where it takes part in products.
     Raises: ValueError for a declaration that does not fit the shape.
     """
     arch = module.arch
-    axes = (None,) * len(shape) if axes is None else axes
+    if axes is None:
+        axes = (None,) * len(shape)
+    # Without inputs it is not multiplied with tokens.
     declaration = Weight(shape, axes, inputs, outputs, group, uses if inputs else 0.0)
     _check(name, declaration)
     if not callable(init):
+        # Outputs have the variance of inputs, times that of the factors.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
         multiplier = dict(arch.init_scales).get(group, 1.0)
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
 
     def start(key: Array) -> Declared:
-        return Declared(init(key, shape, jnp.dtype(dtype or jnp.float32)), declaration)
+        stored = jnp.dtype(dtype or jnp.float32)
+        return Declared(init(key, shape, stored), declaration)
 
     value = module.param(name, start)
-    return value.astype(arch.compute) if declaration.in_compute_type else value
+    # The cast is part of the step: stored parameters keep their type.
+    if declaration.in_compute_type:
+        value = value.astype(arch.compute)
+    return value
 
 
 def buffer(
@@ -161,94 +172,122 @@ def buffer(
     combine: str = "sum",
     update: Callable[[Any, Any], Any],
 ) -> Any:
-    """Create a buffer of a module and return its value (any tree of arrays); see Buffer."""
+    """Create a buffer of a module and return its value, any tree of arrays.
+
+    Args:
+      start: makes the value before the first step.
+      channel, combine, update: see Buffer.
+    Raises: ValueError for an unknown channel or combination.
+    """
     if channel not in ("forward", "cotangent") or combine not in ("max", "sum"):
         raise ValueError(f"buffer '{name}': channel '{channel}' or combine '{combine}' is unknown")
     declaration = Buffer(channel, combine, update)
-    return module.variable("buffers", name, lambda: Declared(start(), declaration)).value
+
+    def boxed() -> Declared:
+        return Declared(start(), declaration)
+
+    return module.variable("buffers", name, boxed).value
 
 
 def declarations(boxed: Any, layers: int) -> dict:
-    """The declarations in a tree of one block's boxed variables, as of so many stacked layers.
+    """Return the declarations in a tree of one block's boxed variables, for so many stacked layers.
 
-    A parameter that was made with a bare `self.param` is whole on every device, has no weight decay,
-    belongs to the group "own", and counts as if every token were multiplied with it.
+    A parameter that was made with a bare `self.param` is whole on every device, has no weight
+    decay, belongs to the group "own", and counts as if every token were multiplied with it.
     """
 
-    def one(leaf: Any) -> Weight | Buffer:
-        if isinstance(leaf, Declared):
-            known = leaf.declaration
-            return known.stacked(layers) if isinstance(known, Weight) else known
-        return Weight(leaf.shape, (None,) * len(leaf.shape), group="own", uses=1.0).stacked(layers)
+    def declaration_of(leaf: Any) -> Weight | Buffer:
+        if not isinstance(leaf, Declared):
+            axes = (None,) * len(leaf.shape)
+            own = Weight(leaf.shape, axes, group="own", uses=1.0)
+            return own.stacked(layers)
+        known = leaf.declaration
+        # A buffer's declaration names no shape, so that it holds for any number of layers.
+        return known.stacked(layers) if isinstance(known, Weight) else known
 
-    return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, Declared))
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, Declared)
+
+    return jax.tree.map(declaration_of, boxed, is_leaf=is_box)
 
 
 def unboxed(boxed: Any) -> Any:
-    """The same tree with plain values."""
+    """Return the same tree with plain values."""
     return nn.meta.unbox(boxed)
 
 
 def _check(name: str, declaration: Weight) -> None:
+    """Raise ValueError for a declaration that does not fit its shape."""
     shape, axes = declaration.shape, declaration.axes
     if len(axes) != len(shape):
         raise ValueError(f"weight '{name}': {len(axes)} axes for the shape {shape}")
-    unknown = [axis for axis in axes if axis is not None and axis not in AXES]
-    if unknown:
-        raise ValueError(
-            f"weight '{name}': unknown axis '{unknown[0]}'; there is {', '.join(AXES)}"
-        )
-    if declaration.group not in GROUPS[:-1]:
-        known = ", ".join(GROUPS[:-1])
-        raise ValueError(f"weight '{name}': unknown group '{declaration.group}'; there is {known}")
+    for axis in axes:
+        if axis is not None and axis not in AXES:
+            known = ", ".join(AXES)
+            raise ValueError(f"weight '{name}': unknown axis '{axis}'; there is {known}")
+    group = declaration.group
+    if group not in DECLARED_GROUPS:
+        known = ", ".join(DECLARED_GROUPS)
+        raise ValueError(f"weight '{name}': unknown group '{group}'; there is {known}")
+    # A dimension is summed over, or written, or neither.
     used = declaration.inputs + declaration.outputs
-    if len(set(used)) != len(used) or not all(0 <= i < len(shape) for i in used):
-        raise ValueError(
-            f"weight '{name}': inputs and outputs must be different dimensions of {shape}"
-        )
-    if declaration.group == "matrix" and not declaration.inputs:
-        raise ValueError(
-            f"weight '{name}': a matrix needs inputs, the dimensions that are summed over"
-        )
+    repeated = len(set(used)) != len(used)
+    if repeated or not all(0 <= i < len(shape) for i in used):
+        fault = f"inputs and outputs must be different dimensions of {shape}"
+        raise ValueError(f"weight '{name}': {fault}")
+    if group == "matrix" and not declaration.inputs:
+        fault = "a matrix needs inputs, the dimensions that are summed over"
+        raise ValueError(f"weight '{name}': {fault}")
+
+
+# Trees of buffers, of their declarations (`declared`) and of observations have one layout, that of
+# the stack. A buffer's value may itself be a tree: its declaration says where the layout ends.
 
 
 def keep_channel(declared: dict, buffers: dict, channel: str) -> dict:
-    """The buffers that have this channel; `declared` is laid out as `buffers`."""
+    """Return the buffers that have this channel."""
     kept = {}
     for name, known in declared.items():
         if isinstance(known, Buffer):
             if known.channel == channel:
                 kept[name] = buffers[name]
-        elif below := keep_channel(known, buffers.get(name, {}), channel):
+            continue
+        below = keep_channel(known, buffers.get(name, {}), channel)
+        if below:
             kept[name] = below
     return kept
 
 
-def merged(one: dict, other: dict) -> dict:
-    """Two trees of different buffers as one."""
-    both = dict(one)
-    for name, below in other.items():
-        both[name] = merged(one[name], below) if name in one else below
+def merged(first: dict, second: dict) -> dict:
+    """Return two trees of different buffers as one tree."""
+    # A name that both have is a branch: no buffer is in both.
+    both = dict(first)
+    for name, below in second.items():
+        both[name] = merged(first[name], below) if name in first else below
     return both
 
 
-def combined(declared: dict, one: dict, other: dict) -> dict:
-    """Two observations of the same buffers as one, each as its declaration says."""
+def combined(declared: dict, first: dict, second: dict) -> dict:
+    """Return two observations of the same buffers as one, each combined as it is declared."""
     together = {}
-    for name, seen in one.items():
+    for name, seen in first.items():
         known = declared[name]
-        if isinstance(known, Buffer):
-            how = jnp.maximum if known.combine == "max" else jnp.add
-            together[name] = jax.tree.map(how, seen, other[name])
-        else:
-            together[name] = combined(known, seen, other[name])
+        if not isinstance(known, Buffer):
+            together[name] = combined(known, seen, second[name])
+            continue
+        combine = jnp.maximum if known.combine == "max" else jnp.add
+        together[name] = jax.tree.map(combine, seen, second[name])
     return together
 
 
 def updated(declared: dict, buffers: dict, seen: dict) -> dict:
-    """Every buffer's next value."""
+    """Return every buffer's next value.
+
+    Raises: ValueError for a buffer that `seen` has no observation of.
+    """
     new = {}
     for name, known in declared.items():
+        # Else the buffer would silently stay as it is.
         if name not in seen:
             raise ValueError(f"buffer '{name}': its mixer returned no observation of it")
         if isinstance(known, Buffer):
@@ -259,20 +298,28 @@ def updated(declared: dict, buffers: dict, seen: dict) -> dict:
 
 
 def nothing_seen(declared: dict, shapes: dict) -> dict:
-    """What `combined` starts from, for observations of these shapes."""
+    """Return the observations that `combined` starts from, in these shapes."""
     start = {}
     for name, below in shapes.items():
         known = declared[name]
         if not isinstance(known, Buffer):
             start[name] = nothing_seen(known, below)
         elif known.combine == "sum":
-            start[name] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), below)
+            start[name] = jax.tree.map(_zero, below)
         else:
-            start[name] = jax.tree.map(
-                lambda s: jnp.full(s.shape, _smallest(s.dtype), s.dtype), below
-            )
+            start[name] = jax.tree.map(_smallest, below)
     return start
 
 
-def _smallest(dtype: Any) -> Any:
-    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+def _zero(like: Any) -> Array:
+    """Return an array of zeros: the neutral element of the sum."""
+    return jnp.zeros(like.shape, like.dtype)
+
+
+def _smallest(like: Any) -> Array:
+    """Return an array of the smallest number of its type: the neutral element of max."""
+    if jnp.issubdtype(like.dtype, jnp.floating):
+        return jnp.full(like.shape, -jnp.inf, like.dtype)
+    # Integers have no infinity.
+    least = jnp.iinfo(like.dtype).min
+    return jnp.full(like.shape, least, like.dtype)

@@ -1,4 +1,21 @@
-"""The small parts that every block uses: RMSNorm, products, what a token mixer is, and the context of the tokens."""
+"""The parts from which blocks are made: mixers' interfaces, RMSNorm, and products with weights.
+
+A user's own mixer is a subclass of TokenMixer (or ChannelMixer) that config.model.pattern names by
+its import path, "module:Class". It declares its parameters with `weight`, and the library derives
+sharding, optimizer, counts and FLOPs from that. `slmjax.testing.check_mixer` checks it.
+
+    class Mean(TokenMixer):
+        \"\"\"The mean of a document's tokens so far, times a matrix.\"\"\"
+
+        @nn.compact
+        def __call__(self, x, *, ctx, cache=None, shared=None):
+            D, T = x.shape[-1], x.shape[1]
+            mix = weight(self, "mix", (D, D), axes=("width", None), inputs=(0,), outputs=(1,))
+            same = ctx.segments[:, :, None] == ctx.segments[:, None, :]  # [B,T,S]
+            seen = (same & jnp.tri(T, dtype=bool)[None]).astype(x.dtype)
+            mean = seen @ x / seen.sum(-1, keepdims=True)
+            return mean @ mix, cache, shared
+"""
 
 import dataclasses
 import functools
@@ -20,45 +37,55 @@ from slmjax.parallel.mesh import ways
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a layer may know about its tokens: segments [B,T] (0 is padding), positions [B,T], and per-token ids made on the host.
+    """The tokens of a batch as a layer may know them, besides their activations.
 
-    With a cache, also the slots that the tokens take in it (cache.Slots). places: documents that a
-    device holds at most, where an attention kernel asks (see data/rows.py, `text_fields`).
+    A layer must use `segments`: no token may see another document, in attention, convolutions and
+    recurrent states alike.
     """
 
-    segments: Any
-    positions: Any
-    ids: Any = None
-    slots: Any = None
+    segments: Any  # [B,T] document of each token in its row, from 1 on; 0 is padding
+    positions: Any  # [B,T], counted from 0 in each document
+    ids: Any = None  # ids of each token that were made on the host, such as those of n-grams
+    slots: Any = None  # cache.Slots that the tokens take, with a cache only
+    # The most documents that a device holds, for attention kernels; see data/rows.text_fields.
     places: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class TokenMixer(nn.Module):
-    """What mixes tokens of a row: attention, a recurrence, or a user's own.
+    """The base class of what mixes the tokens of a row: attention, a recurrence, or a user's own.
 
-    A subclass defines `__call__`; further fields are the options that config.model.pattern may set
-    (bool, int, float or str), each with its default.
+    A subclass defines `__call__`. Its further fields are the options that config.model.pattern may
+    set (bool, int, float or str), each with its default: "gdn heads=2". To generate text it also
+    defines `empty_cache`. Training, prefill in pieces and decoding of single tokens are the same
+    call, with the cache that the call before returned.
     """
 
     arch: Architecture
 
     def __call__(
-        self, x: Array, *, ctx: Context, cache: Any = None, shared: dict | None = None
+        self,
+        x: Array,
+        *,
+        ctx: Context,
+        cache: Any = None,
+        shared: dict | None = None,
     ) -> tuple[Array, Any, dict | None]:
         """Return (y [B,T,D], cache, shared); see the classes of the library.
 
         Args:
           x: [B,T,D], normed.
-          cache: what `empty_cache` returned, or a call before; None in training.
-          shared: {name: value} of what blocks before lend; a lender returns it with its own added.
+          cache: from `empty_cache`, or from a call before; None in training. A piece may have any
+            length, and rows may end with padding, which must change nothing in the cache.
+          shared: {name: value} of what blocks before lend. A lender returns it with its own added.
         """
         raise NotImplementedError
 
     def empty_cache(self, batch: int, size: int) -> Any:
-        """Return what is kept of `batch` rows before their first token; `size` is the most tokens.
+        """Return the decode state of `batch` rows before their first token; any tree of arrays.
 
-        Padding must change nothing in it.
-        Raises: UserError where the mixer does not say; it can be trained, but not generate.
+        Args:
+          size: the most tokens that a row will have.
+        Raises: UserError if the subclass does not define it: it can be trained, but not generate.
         """
         raise UserError(
             f"the mixer '{type(self).__module__}:{type(self).__qualname__}' has no "
@@ -75,37 +102,34 @@ class TokenMixer(nn.Module):
         return 0.0
 
     def lends(self) -> tuple[str, ...]:
-        """Names that it adds to `shared`, for later blocks of the same repeat of the pattern."""
+        """Return the names that it adds to `shared`, for later blocks of the same repeat."""
         return ()
 
     def lends_across(self, batch: int, length: int) -> dict[str, Any]:
-        """{name: tree of ShapeDtypeStructs} of what it lends to later repeats as well.
+        """Return {name: tree of ShapeDtypeStructs} of what it lends to later repeats as well.
 
         Before the first block that lends, such a name holds zeros.
         """
         return {}
 
     def borrowed(self) -> tuple[str, ...]:
-        """Names that it reads from `shared`."""
+        """Return the names that it reads from `shared`."""
         return ()
 
 
 class Term(NamedTuple):
-    """An auxiliary term of a layer: a sum over real tokens, logged as their mean.
-
-    coefficient: times the sum, it is added to the loss.
-    """
+    """An auxiliary term of a layer: a sum over real tokens, logged as their mean."""
 
     sum: Any
-    coefficient: float = 0.0
+    coefficient: float = 0.0  # coefficient times the sum is added to the loss
 
 
 class ChannelMixer(nn.Module):
-    """What mixes the channels of each token: an MLP, experts, or a user's own.
+    """The base class of what mixes the channels of each token: an MLP, experts, or a user's own.
 
     A subclass defines `__call__(x, *, ctx) -> (y, terms, seen)`: terms is {name: Term}, seen the
-    observation of each buffer with a forward channel by its name. Fields are options, as in
-    TokenMixer.
+    observation of each buffer with a forward channel by its name (see declare.buffer). Fields are
+    options, as in TokenMixer.
     """
 
     arch: Architecture
@@ -118,55 +142,95 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = weight(self, "scale", x.shape[-1:], init=nn.initializers.ones, group="vector")
-        scale = jnp.expand_dims(scale, range(x.ndim - 1))
+        scale = weight(
+            self,
+            "scale",
+            x.shape[-1:],
+            init=nn.initializers.ones,
+            group="vector",
+        )
+        scale = jnp.expand_dims(scale, range(x.ndim - 1))  # [D] -> [1,...,D]
+        # A mean of squares in bfloat16 would lose digits.
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (
-            wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps) * scale.astype(wide.dtype)
-        ).astype(x.dtype)
+        normed = wide * jax.lax.rsqrt(mean_square + self.arch.norm_eps)
+        return (normed * scale.astype(wide.dtype)).astype(x.dtype)
 
 
 def project(
-    module: nn.Module, site: str, x: Array, weights: dict[str, Array], *, fused: bool = False
+    module: nn.Module,
+    site: str,
+    x: Array,
+    weights: dict[str, Array],
+    *,
+    fused: bool = False,
 ) -> tuple[Array, ...]:
-    """x [B,T,...I] times each of a module's weights [...I, ...O], named as its parameters; in float8 where there are scales for the `site`.
+    """Return the products of x [B,T,...I] with each of a module's weights [...I, ...O].
 
-    The scales of inputs and gradients are buffers; those of weights are in the collection
-    "weight_scales", which lm.forward makes from the parameters.
+    Where there are scales for the `site`, the products are in float8. The scales of inputs and
+    gradients are buffers. Those of weights are in the collection "weight_scales", which lm.forward
+    makes from the parameters.
 
     Args:
-      fused: one product with the weights side by side, unless they are split over devices: better for narrow weights, worse for wide ones,
-        whose gradients then have to be laid side by side.
+      site: name of these products in the module; x has one scale there.
+      weights: by the names of the parameters.
+      fused: one product with the weights side by side, unless they are split over devices. That is
+        better for narrow weights, and worse for wide ones, whose gradients then have to be laid
+        side by side.
     """
-    inner = x.ndim - 2
+    inner = x.ndim - 2  # dimensions that are summed over
     if module.is_initializing() and module.arch.products == "float8":
-        buffer(
-            module,
-            site,
-            fp8.initial_scales,
-            channel="cotangent",
-            combine="max",
-            update=fp8.next_scales,
-        )
+        _declare_scales(module, site)
     float8 = module.has_variable("buffers", site) and not module.is_initializing()
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:
+        # One product for each weight, which may be split over devices by its heads.
         return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
-    shapes = [w.shape[inner:] for w in weights.values()]
-    flat = tuple(w.reshape(math.prod(w.shape[:inner]), -1) for w in weights.values())
-    widths = [w.shape[1] for w in flat]
-    x, flat = x.reshape(*x.shape[:2], -1), (jnp.concatenate(flat, axis=1),) if joined else flat
+
+    # Plain matrices: [...I, ...O] -> [I,O] and [B,T,...I] -> [B,T,I].
+    shapes, matrices, widths = [], (), []
+    for w in weights.values():
+        matrix = w.reshape(math.prod(w.shape[:inner]), -1)
+        matrices += (matrix,)
+        shapes.append(w.shape[inner:])
+        widths.append(matrix.shape[1])
+    x = x.reshape(*x.shape[:2], -1)
+    if joined:
+        matrices = (jnp.concatenate(matrices, axis=1),)
     if float8:
-        of_weights = tuple(module.get_variable("weight_scales", name) for name in weights)
-        of_weights = (functools.reduce(jnp.maximum, of_weights),) if joined else of_weights
-        out = fp8.products(x, flat, module.get_variable("buffers", site), of_weights)
+        weight_scales = tuple(module.get_variable("weight_scales", name) for name in weights)
+        if joined:
+            # One matrix has one scale. The largest holds every part's values.
+            weight_scales = (functools.reduce(jnp.maximum, weight_scales),)
+        made = fp8.products(x, matrices, module.get_variable("buffers", site), weight_scales)
     else:
-        out = (x @ flat[0],)
-    out = jax.lax.split(out[0], widths, axis=2) if joined else out
-    return tuple(y.reshape(*y.shape[:2], *shape) for y, shape in zip(out, shapes))
+        # Here `joined` holds: there is one matrix.
+        made = (x @ matrices[0],)
+    if joined:
+        # One array of all products again as one for each weight.
+        made = jax.lax.split(made[0], widths, axis=2)
+    # [B,T,O] -> [B,T,...O].
+    products = []
+    for y, shape in zip(made, shapes):
+        products.append(y.reshape(*y.shape[:2], *shape))
+    return tuple(products)
+
+
+def _declare_scales(module: nn.Module, site: str) -> None:
+    """Create the buffer of a site's float8 scales. Its 'gradient' is this step's maxima."""
+    buffer(
+        module,
+        site,
+        fp8.initial_scales,
+        channel="cotangent",
+        combine="max",
+        update=fp8.next_scales,
+    )
 
 
 def residual_scale(arch: Architecture) -> float:
-    """Initial scale of matrices that write into the residual stream. Source: Radford et al. 2019 (GPT-2), section 2.3."""
+    """Return the initial scale of matrices that write into the residual stream.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.3.
+    """
     return (2 * len(arch.applications)) ** -0.5

@@ -11,13 +11,21 @@ from jaxtyping import Array, Float
 from slmjax.models import recurrent
 from slmjax.models.declare import weight
 from slmjax.models.layers import Context, RMSNorm, project, residual_scale
+from slmjax.models.recurrent import RecurrentCache, RecurrentMixer
 
 GLA_RANK = 16  # of the projection that makes GLA's decays; Yang et al. 2023, section 4.4
 GLA_TEMPER = 16.0  # divides the decays' logarithms; Yang et al. 2023, section 4.4
 
 
-class LinearAttention(recurrent.RecurrentMixer):
-    """What the three have in common; `kind` says which it is."""
+class LinearAttention(RecurrentMixer):
+    """The common part of the three; a subclass sets `kind`.
+
+    | kind | decays         | erases | convolutions | output gate             |
+    |------|----------------|--------|--------------|-------------------------|
+    | gla  | by key channel | no     | no           | silu                    |
+    | gdn  | by head        | yes    | yes          | silu                    |
+    | kda  | by key channel | yes    | yes          | sigmoid, of rank V      |
+    """
 
     kind: ClassVar[str]
 
@@ -27,93 +35,161 @@ class LinearAttention(recurrent.RecurrentMixer):
         x: Float[Array, "B T D"],
         *,
         ctx: Context,
-        cache: recurrent.RecurrentCache | None = None,
-        shared=None,
-    ):
-        kind, D = self.kind, self.arch.width
-        H, K, V = self.sizes
-        widths = {"query": K, "key": K, "value": V} | ({} if kind == "kda" else {"gate": V})
-        inputs = {}
-        for name, width in widths.items():
-            axes = ("width", "heads" if name in ("query", "gate") else "kv_heads", None)
-            inputs[name] = weight(self, name, (D, H, width), axes=axes, inputs=(0,), outputs=(1, 2))
-        query, key, value, *gate = project(self, "in", x, inputs)
-        rank = {"gla": GLA_RANK, "kda": V}.get(kind)  # of the projection for decays
-        decay = x @ (self._down("decay_down", rank) if rank else self._by_head("decay"))
-        erase = None if kind == "gla" else x @ self._by_head("erase")
-        gate = x @ self._down("gate_down", V) if kind == "kda" else gate[0]
+        cache: RecurrentCache | None = None,
+        shared: dict | None = None,
+    ) -> tuple[Float[Array, "B T D"], RecurrentCache | None, dict | None]:
+        kind, V = self.kind, self.sizes[2]
+        query, key, value, *gates = project(self, "in", x, self._in_matrices())
+        # Inputs of the decays: [B,T,H] for gdn, [B,T,rank] for the others.
+        if kind == "gdn":
+            decay = x @ self._by_head("decay")
+        else:
+            decay = x @ self._down("decay_down", GLA_RANK if kind == "gla" else V)
+        # How much of the state's answer to the key is erased, one number a head.
+        erase = None
+        if kind != "gla":
+            erase = x @ self._by_head("erase")
+        if kind == "kda":
+            gates = [x @ self._down("gate_down", V)]
         # Rematerialised: these activations are large and cheap to recompute.
-        out, cache = nn.remat(LinearAttention._mixed)(
-            self, query, key, value, decay, erase, ctx, cache
-        )
-        return (
-            nn.remat(LinearAttention._gated)(self, checkpoint_name(out, "mixed"), gate),
-            cache,
-            shared,
-        )
+        mix = nn.remat(LinearAttention._mixed)
+        out, cache = mix(self, query, key, value, decay, erase, ctx, cache)
+        out = checkpoint_name(out, "mixed")
+        y = nn.remat(LinearAttention._gated)(self, out, gates[0])
+        return y, cache, shared
 
-    def _mixed(self, query, key, value, decay, erase, ctx, cache):
+    def _in_matrices(self) -> dict[str, Float[Array, "D H _"]]:
+        """Return the matrices of query, key, value and, but for kda, the output gate."""
+        H, K, V = self.sizes
+        widths = {"query": K, "key": K, "value": V}
+        if self.kind != "kda":
+            widths["gate"] = V
+        matrices = {}
+        for name, width in widths.items():
+            heads_axis = "heads" if name in ("query", "gate") else "kv_heads"
+            axes = ("width", heads_axis, None)
+            shape = (self.arch.width, H, width)
+            matrices[name] = weight(
+                self,
+                name,
+                shape,
+                axes=axes,
+                inputs=(0,),
+                outputs=(1, 2),
+            )
+        return matrices
+
+    def _mixed(
+        self,
+        query: Float[Array, "B T H K"],
+        key: Float[Array, "B T H K"],
+        value: Float[Array, "B T H V"],
+        decay: Float[Array, "B T _"],
+        erase: Float[Array, "B T H"] | None,
+        ctx: Context,
+        cache: RecurrentCache | None,
+    ) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
+        """Return the recurrence's outputs and the cache."""
+        heads = key.shape[2:]
         if self.kind != "gdn":
-            decay = self._up(decay, "decay_up", key.shape[2:])
+            decay = self._up(decay, "decay_up", heads)
         if self.kind == "gla":
             bias = weight(
-                self, "decay_bias", key.shape[2:], init=nn.initializers.zeros, group="vector"
+                self,
+                "decay_bias",
+                heads,
+                init=nn.initializers.zeros,
+                group="vector",
             )
-            decay = (
-                jax.nn.log_sigmoid(decay.astype(jnp.float32) + bias.astype(jnp.float32)[None, None])
-                / GLA_TEMPER
-            )
+            # Float32: decays of a chunk are summed, and small differences count.
+            decay = decay.astype(jnp.float32)
+            bias = bias.astype(jnp.float32)[None, None]  # [H,K] -> [1,1,H,K]
+            decay = decay + bias
+            decay = jax.nn.log_sigmoid(decay) / GLA_TEMPER
         else:
             streams = {"query": query, "key": key, "value": value}
-            (query, key, value), cache = recurrent.convolved(
-                self, streams, ctx, cache, unit=("query", "key")
-            )
+            unit = ("query", "key")
+            (query, key, value), cache = recurrent.convolved(self, streams, ctx, cache, unit=unit)
             erase = jax.nn.sigmoid(erase.astype(jnp.float32))
-            value = (value * erase[..., None]).astype(value.dtype)
-            decay = recurrent.decay_of(self, recurrent.step_sizes(self, "decay_bias", decay))
-        return recurrent.run_recurrence(
-            self.arch, query * key.shape[-1] ** -0.5, key, value, decay, erase, ctx, cache
-        )
+            # The delta rule writes as much as it erases.
+            written = value * erase[..., None]
+            value = written.astype(value.dtype)
+            steps = recurrent.step_sizes(self, "decay_bias", decay)
+            decay = recurrent.decay_of(self, steps)
+        # As in attention: products of queries and keys do not grow with K.
+        query = query * key.shape[-1] ** -0.5
+        return recurrent.run_recurrence(self.arch, query, key, value, decay, erase, ctx, cache)
 
-    def _gated(self, out, gate):
-        kda = self.kind == "kda"
-        gate = (
-            jax.nn.sigmoid(self._up(gate, "gate_up", out.shape[2:])) if kda else jax.nn.silu(gate)
-        )
+    def _gated(
+        self, out: Float[Array, "B T H V"], gate: Float[Array, "B T ..."]
+    ) -> Float[Array, "B T D"]:
+        """Return the gated outputs through the matrix `out`."""
+        heads = out.shape[2:]
+        if self.kind == "kda":
+            gate = jax.nn.sigmoid(self._up(gate, "gate_up", heads))
+        else:
+            gate = jax.nn.silu(gate)
         out = RMSNorm(self.arch, name="out_norm")(out) * gate
-        shape, scale = (*out.shape[2:], self.arch.width), residual_scale(self.arch)
         matrix = weight(
             self,
             "out",
-            shape,
+            (*heads, self.arch.width),
             axes=("heads", None, "width"),
             inputs=(0, 1),
             outputs=(2,),
-            init=scale,
+            init=residual_scale(self.arch),
         )
         return project(self, "out", out, {"out": matrix})[0]
 
-    # These three have no outputs, so that AdamW updates them also beside Muon: they make gates, one
-    # vector for each of them.
+    # The next three have no outputs, so that AdamW updates them, also where Muon updates the other
+    # matrices: they make gates, one vector for each.
+
     def _by_head(self, name: str) -> Float[Array, "D H"]:
+        """Return a matrix that gives one number a head."""
+        H = self.sizes[0]
+        shape = (self.arch.width, H)
         return weight(
-            self, name, (self.arch.width, self.sizes[0]), axes=("width", "heads"), inputs=(0,)
+            self,
+            name,
+            shape,
+            axes=("width", "heads"),
+            inputs=(0,),
         )
 
     def _down(self, name: str, rank: int) -> Float[Array, "D r"]:
-        return weight(self, name, (self.arch.width, rank), axes=("width", None), inputs=(0,))
+        """Return the first matrix of a projection through `rank` numbers."""
+        shape = (self.arch.width, rank)
+        return weight(
+            self,
+            name,
+            shape,
+            axes=("width", None),
+            inputs=(0,),
+        )
 
     def _up(
-        self, x: Float[Array, "B T r"], name: str, shape: tuple[int, ...]
+        self,
+        x: Float[Array, "B T r"],
+        name: str,
+        heads: tuple[int, int],
     ) -> Float[Array, "B T H c"]:
-        matrix = weight(self, name, (x.shape[-1], *shape), axes=(None, "heads", None), inputs=(0,))
+        """Return x times the second matrix of such a projection."""
+        shape = (x.shape[-1], *heads)
+        matrix = weight(
+            self,
+            name,
+            shape,
+            axes=(None, "heads", None),
+            inputs=(0,),
+        )
         return jnp.tensordot(x, matrix, 1)
 
 
 class GatedLinearAttention(LinearAttention):
-    """Decays for each key channel, from a projection of rank 16; no convolution, no norm on queries and keys.
+    """GLA: decays for each key channel, from a projection of rank 16.
 
-    Its keys are half as wide as its values by default. Source: Yang et al. 2023 (GLA), section 4.
+    It has no convolution and no norm on queries and keys. Its keys are half as wide as its values
+    by default. Source: Yang et al. 2023 (GLA), section 4.
     """
 
     kind: ClassVar[str] = "gla"
@@ -121,15 +197,17 @@ class GatedLinearAttention(LinearAttention):
     @property
     def sizes(self) -> tuple[int, int, int]:
         V = self.value_dim or self.arch.head_dim
-        return self.heads or self.arch.heads, self.key_dim or max(1, V // 2), V
+        K = self.key_dim or max(1, V // 2)
+        return self.heads or self.arch.heads, K, V
 
     def channels(self) -> dict[str, int]:
         return {}
 
 
 class GatedDeltaNet(LinearAttention):
-    """One decay and one strength of erasing a head; short convolutions; queries and keys of length 1.
+    """Gated DeltaNet: one decay and one strength of erasing a head.
 
+    It has short convolutions, and queries and keys of length 1.
     Source: Yang et al. 2024 (gated DeltaNet), section 3.
     """
 
@@ -138,9 +216,9 @@ class GatedDeltaNet(LinearAttention):
 
 
 class KimiDeltaAttention(LinearAttention):
-    """As gdn, with decays for each key channel, and a sigmoid output gate; both are projections of a head's rank.
+    """Kimi delta attention: gdn with decays for each key channel, and a sigmoid output gate.
 
-    Source: Kimi team 2025 (Kimi Linear), section 4.
+    Both are projections of a head's rank. Source: Kimi team 2025 (Kimi Linear), section 4.
     """
 
     kind: ClassVar[str] = "kda"

@@ -17,10 +17,20 @@ class MLP(ChannelMixer):
         self, x: Float[Array, "B T D"], *, ctx: Context
     ) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
-        into = {"axes": ("width", "ff"), "inputs": (0,), "outputs": (1,)}
-        gate, up = project(
-            self, "in", x, {name: weight(self, name, (D, F), **into) for name in ("gate", "up")}
-        )
+        # One site, so that both products share one float8 scale of x.
+        inputs = {}
+        for name in ("gate", "up"):
+            axes = ("width", "ff")
+            inputs[name] = weight(
+                self,
+                name,
+                (D, F),
+                axes=axes,
+                inputs=(0,),
+                outputs=(1,),
+            )
+        gate, up = project(self, "in", x, inputs)
+        # Names that config.model.remat can keep.
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         down = weight(
             self,
@@ -31,5 +41,6 @@ class MLP(ChannelMixer):
             outputs=(1,),
             init=residual_scale(self.arch),
         )
-        (y,) = project(self, "out", jax.nn.silu(gate) * up, {"down": down})
+        hidden = jax.nn.silu(gate) * up
+        (y,) = project(self, "out", hidden, {"down": down})
         return y, {}, {}

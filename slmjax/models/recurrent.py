@@ -1,4 +1,4 @@
-"""What the recurrent mixers share: short convolutions, decays as Mamba-2 starts them, the recurrence by devices, decode state."""
+"""The base of recurrent mixers: short convolutions, decays as Mamba-2 starts them, decode state."""
 
 import dataclasses
 import functools
@@ -22,9 +22,13 @@ TAPS = 4  # of the short convolutions; Dao and Gu 2024, Yang et al. 2024
 
 
 class RecurrentMixer(TokenMixer):
-    """A mixer whose heads each keep a matrix of `key_dim` x `value_dim`.
+    """The base class of mixers whose heads each keep a matrix of `key_dim` x `value_dim`.
 
-    heads, key_dim, value_dim: 0 stands for the mixer's usual size, see `sizes`.
+    A subclass makes the arguments of `run_recurrence` from x, with `convolved`, `step_sizes` and
+    `decay_of` as it needs them, and returns the recurrence's outputs through a matrix of its own.
+    ssm.py is the shortest example.
+
+    heads, key_dim, value_dim: 0 takes the mixer's usual size, see `sizes`.
     """
 
     heads: int = 0
@@ -40,23 +44,23 @@ class RecurrentMixer(TokenMixer):
         By default those of attention, so that mixers can be exchanged.
         """
         arch = self.arch
-        return (
-            self.heads or arch.heads,
-            self.key_dim or arch.head_dim,
-            self.value_dim or arch.head_dim,
-        )
+        heads = self.heads or arch.heads
+        return heads, self.key_dim or arch.head_dim, self.value_dim or arch.head_dim
 
     def channels(self) -> dict[str, int]:
-        """Channels of each short convolution by name."""
+        """Return the channels of each short convolution by the name of its stream."""
         H, K, V = self.sizes
         return {"query": H * K, "key": H * K, "value": H * V}
 
     def empty_cache(self, batch: int, size: int) -> "RecurrentCache":
-        """Its size does not depend on the tokens."""
+        """Return the state before the first token. Its size does not depend on `size`."""
         return empty_cache(batch, *self.sizes, self.channels(), self.arch.compute)
 
     def flops(self, seq_len: int, *, causal: bool = True) -> float:
-        """A step writes an outer product into the state and reads it, once more where it erases."""
+        """Return FLOPs of the recurrence for one token.
+
+        A step writes an outer product into the state and reads it, once more where it erases.
+        """
         H, K, V = self.sizes
         return 2 * H * K * V * self.reads
 
@@ -64,98 +68,212 @@ class RecurrentMixer(TokenMixer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecurrentCache:
-    """One layer's memory, and the last inputs of its short convolutions: of a size that does not grow with the tokens."""
+    """One layer's decode state, of a size that does not grow with the tokens."""
 
     memory: ops.Memory
-    tails: Any  # {name: [B,TAPS-1,C]}
-    tail_segments: Any  # [B,TAPS-1]
+    tails: Any  # {stream: [B,TAPS-1,C]}, the last inputs of its short convolution
+    tail_segments: Any  # [B,TAPS-1], their segments
 
 
 def empty_cache(
-    batch: int, heads: int, key: int, value: int, channels: dict[str, int], dtype: Any
+    batch: int,
+    heads: int,
+    key: int,
+    value: int,
+    channels: dict[str, int],
+    dtype: Any,
 ) -> RecurrentCache:
-    """Before the first token; `channels` of each convolution by name."""
-    tails = {name: jnp.zeros((batch, TAPS - 1, count), dtype) for name, count in channels.items()}
-    return RecurrentCache(
-        ops.empty_memory(batch, heads, key, value), tails, jnp.zeros((batch, TAPS - 1), jnp.int32)
-    )
+    """Return the state before the first token.
+
+    Args:
+      key, value: channels K and V of a head.
+      channels: channels of each convolution by the name of its stream.
+    """
+    tails = {}
+    for name, count in channels.items():
+        tails[name] = jnp.zeros((batch, TAPS - 1, count), dtype)
+    memory = ops.empty_memory(batch, heads, key, value)
+    # Segment 0: no tap sees them.
+    tail_segments = jnp.zeros((batch, TAPS - 1), jnp.int32)
+    return RecurrentCache(memory, tails, tail_segments)
 
 
 def convolved(
     module: nn.Module,
-    streams: dict[str, Float[Array, "B T n c"]],
+    streams: dict[str, Float[Array, "B T _ _"]],
     ctx: Context,
     cache: RecurrentCache | None,
     *,
     bias: bool = False,
     unit: tuple[str, ...] = (),
 ) -> tuple[list[Array], RecurrentCache | None]:
-    """silu(short convolution) of each stream, with weights of its own and of length 1 where `unit` names it; the cache with new tails."""
-    kernel = module.arch.recurrence
-    out, tails, tail_segments = [], {}, None
+    """Return silu(short convolution) of each stream [B,T,H,C], and the cache with new tails.
+
+    Args:
+      streams: inputs by name. Each has a convolution with weights of its own.
+      bias: add a bias before the silu.
+      unit: streams whose heads' vectors are divided by their length.
+    """
+    outputs, tails = [], {}
+    tail_segments = None  # the same for all streams
     for name, x in streams.items():
-        heads = x.shape[2:]
-        split = {"group": "vector", "axes": (None, "kv_heads", None)}
-        taps = weight(module, f"conv_{name}", (TAPS, *heads), init=_uniform(TAPS**-0.5), **split)
-        shift = None
-        if bias:
-            split["axes"] = ("kv_heads", None)
-            shift = weight(module, f"conv_{name}_bias", heads, init=nn.initializers.zeros, **split)
+        taps, shift = _conv_weights(module, name, x.shape[2:], bias)
+        # Training convolves whole rows; a cache also gives the tokens before these.
         if cache is None:
-            run = functools.partial(activated, unit=name in unit, kernel=kernel)
-            rows, of = P(BATCH), _split(heads[0])
-            specs = (P(BATCH, None, of), P(None, of), None if shift is None else P(of), rows)
-            out.append(_by_device(run, specs, specs[0], len(x))(x, taps, shift, ctx.segments))
-            continue
-        flat = x.reshape(*x.shape[:2], -1)
-        state = {"tail": cache.tails[name], "tail_segments": cache.tail_segments}
-        y, tails[name], tail_segments = short_conv(
-            flat, taps.reshape(TAPS, -1), ctx.segments, **state
-        )
-        out.append(activation(y.reshape(x.shape), shift, unit=name in unit))
-    return out, None if cache is None else dataclasses.replace(
-        cache, tails=tails, tail_segments=tail_segments
+            y = _convolved_rows(module.arch, x, taps, shift, ctx, unit=name in unit)
+        else:
+            # [B,T,H,C] -> [B,T,HC]: a tail has no heads.
+            y, tails[name], tail_segments = short_conv(
+                x.reshape(*x.shape[:2], -1),
+                taps.reshape(TAPS, -1),
+                ctx.segments,
+                tail=cache.tails[name],
+                tail_segments=cache.tail_segments,
+            )
+            y = activation(y.reshape(x.shape), shift, unit=name in unit)
+        outputs.append(y)
+    if cache is not None:
+        cache = dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
+    return outputs, cache
+
+
+def _conv_weights(
+    module: nn.Module,
+    name: str,
+    heads: tuple[int, int],
+    bias: bool,
+) -> tuple[Float[Array, "W H C"], Float[Array, "H C"] | None]:
+    """Return a stream's taps, and its bias or None."""
+
+    def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        # As PyTorch starts a depthwise convolution, whose fan in is the taps.
+        most = TAPS**-0.5
+        return jax.random.uniform(key, shape, dtype, -most, most)
+
+    axes = (None, "kv_heads", None)
+    shape = (TAPS, *heads)
+    taps = weight(
+        module,
+        f"conv_{name}",
+        shape,
+        init=start,
+        group="vector",
+        axes=axes,
+    )
+    if not bias:
+        return taps, None
+    zeros = nn.initializers.zeros
+    name = f"conv_{name}_bias"
+    return taps, weight(
+        module,
+        name,
+        heads,
+        init=zeros,
+        group="vector",
+        axes=axes[1:],
     )
 
 
+def _convolved_rows(
+    arch: Architecture,
+    x: Float[Array, "B T H C"],
+    taps: Float[Array, "W H C"],
+    shift: Float[Array, "H C"] | None,
+    ctx: Context,
+    *,
+    unit: bool,
+) -> Float[Array, "B T H C"]:
+    """Return the convolution of whole rows: each device its own rows and heads."""
+    run = functools.partial(activated, unit=unit, kernel=arch.recurrence)
+    heads_axis = _split(x.shape[2])
+    # Rows over the batch's axes, heads over the tensor axis.
+    stream = P(BATCH, None, heads_axis)
+    shift_spec = None if shift is None else P(heads_axis)
+    specs = (stream, P(None, heads_axis), shift_spec, P(BATCH))
+    run = _by_device(run, specs, stream, len(x))
+    return run(x, taps, shift, ctx.segments)
+
+
 def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
-    """-exp(decay_log) * steps, float32: a rate for each head, between 1 and 16 at the start.
+    """Return -exp(decay_log) * steps, float32: a rate for each head, from 1 to 16 at the start.
 
     Source: Dao and Gu 2024 (Mamba-2), section 8 and its code; Yang et al. 2024 (gated DeltaNet).
     """
 
     def start(key, shape, dtype):
-        return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)).astype(dtype)
+        rate = jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)
+        return jnp.log(rate).astype(dtype)
 
-    log = weight(module, "decay_log", steps.shape[2:3], init=start, group="vector").astype(
-        jnp.float32
+    log = weight(
+        module,
+        "decay_log",
+        steps.shape[2:3],
+        init=start,
+        group="vector",
     )
-    return -jnp.exp(log).reshape(1, 1, -1, *[1] * (steps.ndim - 3)) * steps
+    rate = jnp.exp(log.astype(jnp.float32))
+    # [H] -> [1,1,H,...]
+    channels = [1] * (steps.ndim - 3)
+    rate = rate.reshape(1, 1, -1, *channels)
+    return -rate * steps
 
 
 def step_sizes(
-    module: nn.Module, name: str, x: Float[Array, "B T H ..."]
+    module: nn.Module,
+    name: str,
+    x: Float[Array, "B T H ..."],
 ) -> Float[Array, "B T H ..."]:
-    """softplus(x + bias), float32; of x = 0 it is between 0.001 and 0.1 at the start, evenly in its logarithm. Source: as `decay_of`."""
+    """Return softplus(x + bias), float32.
+
+    At the start, x = 0 gives values from 0.001 to 0.1, evenly spread in their logarithm.
+    Source: as `decay_of`.
+
+    Args:
+      name: the bias is the module's parameter of this name.
+    """
 
     def start(key, shape, dtype):
-        size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, jnp.log(1e-3), jnp.log(1e-1)))
-        return (size + jnp.log(-jnp.expm1(-size))).astype(dtype)
+        least, most = jnp.log(1e-3), jnp.log(1e-1)
+        size = jnp.exp(jax.random.uniform(key, shape, jnp.float32, least, most))
+        # The inverse of softplus, in a form that is exact for small sizes.
+        inverse = size + jnp.log(-jnp.expm1(-size))
+        return inverse.astype(dtype)
 
-    bias = weight(module, name, x.shape[2:], init=start, group="vector").astype(jnp.float32)
-    return jax.nn.softplus(x.astype(jnp.float32) + bias[None, None])
+    bias = weight(
+        module,
+        name,
+        x.shape[2:],
+        init=start,
+        group="vector",
+    )
+    bias = bias.astype(jnp.float32)
+    wide = x.astype(jnp.float32)
+    # [H,...] -> [1,1,H,...]
+    return jax.nn.softplus(wide + bias[None, None])
 
 
 def run_recurrence(
-    arch: Architecture, query, key, value, decay, erase, ctx: Context, cache: RecurrentCache | None
-) -> tuple[Array, RecurrentCache | None]:
-    """(outputs, cache with the new memory) of ops.recurrence: each device its own rows and, over the tensor axis, its own heads."""
-    memory = (
-        ops.empty_memory(len(value), value.shape[2], key.shape[3], value.shape[3])
-        if cache is None
-        else cache.memory
-    )
+    arch: Architecture,
+    query: Float[Array, "B T G K"],
+    key: Float[Array, "B T G K"],
+    value: Float[Array, "B T H V"],
+    decay: Float[Array, "B T H ..."],
+    erase: Float[Array, "B T H ..."] | None,
+    ctx: Context,
+    cache: RecurrentCache | None,
+) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
+    """Return the outputs of ops.recurrence, and the cache with the new memory.
 
+    Each device computes its own rows and, over the tensor axis, its own heads. The arguments are
+    described in ops/recurrence.py.
+    """
+    if cache is None:
+        B, _, H, V = value.shape
+        memory = ops.empty_memory(B, H, key.shape[3], V)
+    else:
+        memory = cache.memory
+
+    # One device's rows and heads.
     def local(query, key, value, decay, erase, segments, memory):
         return ops.recurrence(
             query,
@@ -168,28 +286,35 @@ def run_recurrence(
             kernel=arch.recurrence,
         )
 
-    split = _split(value.shape[2])
-    heads, rows = P(BATCH, None, split), P(BATCH)
-    shared = heads if key.shape[2] == value.shape[2] else rows
-    where = ops.Memory(P(BATCH, split), rows)
-    local = _by_device(
-        local, (shared, shared, heads, heads, heads, rows, where), (heads, where), len(value)
-    )
+    heads_axis = _split(value.shape[2])
+    heads, rows = P(BATCH, None, heads_axis), P(BATCH)
+    # A query/key head that serves several value heads is whole on every device.
+    keys = heads if key.shape[2] == value.shape[2] else rows
+    memory_spec = ops.Memory(P(BATCH, heads_axis), rows)
+    specs = (keys, keys, heads, heads, heads, rows, memory_spec)
+    local = _by_device(local, specs, (heads, memory_spec), len(value))
     out, memory = local(query, key, value, decay, erase, ctx.segments, memory)
-    return out, None if cache is None else dataclasses.replace(cache, memory=memory)
+    if cache is not None:
+        cache = dataclasses.replace(cache, memory=memory)
+    return out, cache
 
 
 def _split(heads: int) -> str | None:
-    """The axis that heads lie on."""
+    """Return the mesh axis that so many heads are split over, or None."""
+    # Heads that do not divide are whole on every device.
     return "tensor" if heads % ways("tensor") == 0 else None
 
 
-def _by_device(f: Callable, specs: tuple, outs: Any, rows: int) -> Callable:
-    """`f` of each device's part, where there are several devices and they divide the rows."""
+def _by_device(
+    f: Callable,
+    in_specs: tuple,
+    out_specs: Any,
+    rows: int,
+) -> Callable:
+    """Return `f` on each device's part, where there are several devices that divide the rows.
+
+    XLA does not split a device's kernel, so that the split is explicit.
+    """
     if ways(*BATCH, "tensor") == 1 or rows % ways(*BATCH):
         return f
-    return jax.shard_map(f, in_specs=specs, out_specs=outs, check_vma=False)
-
-
-def _uniform(most: float):
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -most, most)
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)

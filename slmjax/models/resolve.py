@@ -1,4 +1,7 @@
-"""What depends on the device: compute type, attention kernel, unrolling. Asked of the mesh, so that ahead-of-time plans agree."""
+"""Choices that depend on the device: compute type, attention kernel, unrolling.
+
+They are read from the mesh, so that an ahead-of-time plan makes the same ones.
+"""
 
 import re
 
@@ -13,7 +16,10 @@ from slmjax.models.recurrent import RecurrentMixer
 from slmjax.ops import softmax_attention as attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
-FLOAT8_TPU = r"tpu ?v?7x?"  # Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not
+# Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not.
+FLOAT8_TPU = r"tpu ?v?7x?"
+# CUDA compute capabilities from which on a GPU has a type of products, and Triton kernels.
+TENSOR_CORES, BFLOAT16_GPU, FLOAT8_GPU = 7.0, 8.0, 8.9
 
 
 def resolve(
@@ -26,21 +32,18 @@ def resolve(
     """Return the architecture for these devices, and one line of reason for each choice.
 
     Args:
+      tokenizer_size: tokens of the tokenizer; the embedding has at least as many rows.
       deterministic: only kernels whose gradients do not depend on the order of threads.
     Raises: UserError as from_config and vocab_rows, and for float8 with shared blocks.
     """
     device = device_kind(mesh)
     compute, compute_reason = choose_compute(device, precision.compute)
-    chosen = attention.choose(
-        device.platform, device.capability, compute, model.head_dim, deterministic
-    )
-    if model.attention != "auto":
-        chosen = attention.KernelChoice(model.attention, "config.model.attention")
+    kernel, kernel_reason = _choose_attention(device, model, compute, deterministic)
     products, products_reason = choose_products(device, precision.products)
     if products == "float8" and model.share_blocks > 1:
-        raise UserError(
-            "config.precision.products is 'float8', whose scales belong to one place: config.model.share_blocks must be 1."
-        )
+        # Two applications have activations of different size.
+        fault = "whose scales belong to one place: config.model.share_blocks must be 1"
+        raise UserError(f"config.precision.products is 'float8', {fault}.")
     walk, walk_reason = choose_recurrence(device)
     unroll, unroll_reason = choose_unroll(device, model.unroll)
     arch = from_config(
@@ -48,65 +51,103 @@ def resolve(
         vocab_rows(model.vocab_size, tokenizer_size),
         compute=compute,
         products=products,
-        attention=chosen.kernel,
+        attention=kernel,
         recurrence=walk,
         unroll=unroll,
     )
+    # In the order of the start banner. Choices that change nothing are left out.
     reasons = [f"compute {compute}: {compute_reason}"]
-    reasons += [f"products {products}: {products_reason}"] if products != "compute" else []
-    reasons += [f"attention {chosen.kernel}: {chosen.reason}"]
-    if any(issubclass(mixer_class(block.mixer), RecurrentMixer) for block in arch.blocks):
+    if products != "compute":
+        reasons.append(f"products {products}: {products_reason}")
+    reasons.append(f"attention {kernel}: {kernel_reason}")
+    mixers = {mixer_class(block.mixer) for block in arch.blocks}
+    if any(issubclass(mixer, RecurrentMixer) for mixer in mixers):
         reasons.append(f"recurrence {walk}: {walk_reason}")
-    return arch, [*reasons, f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}"]
+    reasons.append(f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}")
+    return arch, reasons
 
 
 def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
-    """(type of matrix products, reason)."""
+    """Return the type of matrix products, and the reason.
+
+    Args:
+      asked: config.precision.compute.
+    """
     if asked != "auto":
         return asked, "config.precision.compute"
-    if device.platform == "tpu" or (device.platform == "gpu" and (device.capability or 0) >= 8.0):
-        return "bfloat16", f"{device.name} multiplies it natively"
-    if device.platform == "gpu" and (device.capability or 0) >= 7.0:
-        return (
-            "float16",
-            f"{device.name} multiplies it natively and has no bfloat16; the loss is scaled",
-        )
+    # V100 and T4 have float16 only; A100, H100 and TPUs have bfloat16.
+    natively = f"{device.name} multiplies it natively"
+    if device.platform == "tpu" or _gpu_from(device, BFLOAT16_GPU):
+        return "bfloat16", natively
+    if _gpu_from(device, TENSOR_CORES):
+        return "float16", f"{natively} and has no bfloat16; the loss is scaled"
     return "float32", f"{device.name} has no fast bfloat16"
 
 
 def choose_products(device: DeviceKind, asked: str) -> tuple[str, str]:
-    """(type of the products of projections and MLP, reason).
+    """Return the type of the products of projections and MLP, and the reason.
 
-    Raises: UserError for a device that has no float8; a CPU has none either, but is slow anyway and good for a try.
+    A CPU emulates float8, so that a user can try it there.
+
+    Args:
+      asked: config.precision.products.
+    Raises: UserError for a GPU or TPU that has no float8.
     """
     if asked == "compute":
         return asked, "config.precision.products"
     if device.platform == "cpu":
         return asked, "config.precision.products; this CPU emulates it, slower than its own types"
-    new_gpu = device.platform == "gpu" and (device.capability or 0) >= 8.9
-    if not new_gpu and not re.fullmatch(FLOAT8_TPU, device.name.lower()):
-        told = f"{device.name}{f' of compute capability {device.capability}' if device.capability else ''}"
-        raise UserError(
-            f"config.precision.products is '{asked}', but {told} has no float8 products (GPUs have from capability 8.9 on, TPUs from "
-            "generation 7 on); use compute."
-        )
-    return asked, f"{device.name} multiplies it natively"
+    tpu = re.fullmatch(FLOAT8_TPU, device.name.lower())
+    if tpu or _gpu_from(device, FLOAT8_GPU):
+        return asked, f"{device.name} multiplies it natively"
+    # Only NVIDIA GPUs have a capability.
+    name = device.name
+    if device.capability:
+        name = f"{name} of compute capability {device.capability}"
+    raise UserError(
+        f"config.precision.products is '{asked}', but {name} has no float8 products (GPUs have "
+        "from capability 8.9 on, TPUs from generation 7 on); use compute."
+    )
 
 
 def choose_recurrence(device: DeviceKind) -> tuple[str, str]:
-    """(what recurrent mixers walk over their chunks with, reason)."""
-    if device.platform == "gpu" and (device.capability or 0) >= 8.0:
-        return (
-            "triton",
-            f"GPU of compute capability {device.capability}: one kernel walks over all chunks",
-        )
+    """Return how recurrent mixers walk over their chunks, and the reason."""
+    if _gpu_from(device, BFLOAT16_GPU):
+        gpu = f"GPU of compute capability {device.capability}"
+        return "triton", f"{gpu}: one kernel walks over all chunks"
     return "scan", f"{device.name}: plain XLA"
 
 
 def choose_unroll(device: DeviceKind, asked: str) -> tuple[bool, str]:
-    """(unrolled, reason)."""
+    """Return whether the stack is unrolled, and the reason.
+
+    Args:
+      asked: config.model.unroll.
+    """
     if asked != "auto":
         return asked == "True", "config.model.unroll"
+    # On a TPU, and where many hosts wait for it, compiling a list of layers takes too long.
     if device.hosts > 1 or device.platform == "tpu":
         return False, "fastest to compile"
     return True, "fastest to run on one host"
+
+
+def _choose_attention(
+    device: DeviceKind,
+    model: ModelConfig,
+    compute: str,
+    deterministic: bool,
+) -> tuple[str, str]:
+    """Return the attention kernel, and the reason."""
+    # A user's choice is checked where the kernel runs.
+    if model.attention != "auto":
+        return model.attention, "config.model.attention"
+    choice = attention.choose(
+        device.platform, device.capability, compute, model.head_dim, deterministic
+    )
+    return choice.kernel, choice.reason
+
+
+def _gpu_from(device: DeviceKind, capability: float) -> bool:
+    """Whether the device is a GPU of this compute capability or a newer one."""
+    return device.platform == "gpu" and (device.capability or 0) >= capability

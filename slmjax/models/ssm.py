@@ -1,4 +1,4 @@
-"""The state-space mixer: Mamba-2, whose scan over the state is the chunked recurrence of ops/recurrence.py."""
+"""The state-space mixer Mamba-2: its scan over the state is that of ops/recurrence.py."""
 
 import flax.linen as nn
 import jax
@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 from slmjax.models import recurrent
 from slmjax.models.declare import weight
 from slmjax.models.layers import Context, RMSNorm, project, residual_scale
+from slmjax.models.recurrent import RecurrentCache, RecurrentMixer
 
 
-class SSM(recurrent.RecurrentMixer):
+class SSM(RecurrentMixer):
     """Mamba-2.
 
     The paper's names: value is x, write is B and read is C (one for all heads), gate is z, step is
@@ -21,7 +22,8 @@ class SSM(recurrent.RecurrentMixer):
     @property
     def sizes(self) -> tuple[int, int, int]:
         V = self.value_dim or self.arch.head_dim
-        return self.heads or 2 * self.arch.width // V, self.key_dim or 128, V
+        H = self.heads or 2 * self.arch.width // V
+        return H, self.key_dim or 128, V
 
     def channels(self) -> dict[str, int]:
         H, K, V = self.sizes
@@ -33,56 +35,94 @@ class SSM(recurrent.RecurrentMixer):
         x: Float[Array, "B T D"],
         *,
         ctx: Context,
-        cache: recurrent.RecurrentCache | None = None,
-        shared=None,
-    ):
+        cache: RecurrentCache | None = None,
+        shared: dict | None = None,
+    ) -> tuple[Float[Array, "B T D"], RecurrentCache | None, dict | None]:
         D = self.arch.width
         H, K, V = self.sizes
-        shapes = {"gate": (H, V), "value": (H, V), "write": (1, K), "read": (1, K)}
-        axes = {"gate": "heads", "value": "kv_heads", "write": None, "read": None}
-        inputs = {
-            name: weight(
+        heads = {
+            "gate": (H, V),
+            "value": (H, V),
+            # One head, which all heads of values share.
+            "write": (1, K),
+            "read": (1, K),
+        }
+        heads_axes = {"gate": "heads", "value": "kv_heads", "write": None, "read": None}
+        matrices = {}
+        for name, shape in heads.items():
+            axes = ("width", heads_axes[name], None)
+            matrices[name] = weight(
                 self,
                 name,
                 (D, *shape),
-                axes=("width", axes[name], None),
+                axes=axes,
                 inputs=(0,),
                 outputs=(1, 2),
             )
-            for name, shape in shapes.items()
-        }
-        gate, value, write, read = project(self, "in", x, inputs)
-        steps = x @ weight(
-            self, "step", (D, H), axes=("width", "heads"), inputs=(0,)
-        )  # no outputs: AdamW updates it
+        gate, value, write, read = project(self, "in", x, matrices)
+        # No outputs: AdamW updates it, also where Muon updates the other matrices.
+        step_matrix = weight(
+            self,
+            "step",
+            (D, H),
+            axes=("width", "heads"),
+            inputs=(0,),
+        )
+        steps = x @ step_matrix
         # Rematerialised: these activations are large and cheap to recompute.
-        out, cache = nn.remat(SSM._mixed)(self, value, write, read, steps, ctx, cache)
-        return nn.remat(SSM._gated)(self, checkpoint_name(out, "mixed"), gate), cache, shared
+        mix = nn.remat(SSM._mixed)
+        out, cache = mix(self, value, write, read, steps, ctx, cache)
+        out = checkpoint_name(out, "mixed")
+        return nn.remat(SSM._gated)(self, out, gate), cache, shared
 
-    def _mixed(self, value, write, read, steps, ctx, cache):
+    def _mixed(
+        self,
+        value: Float[Array, "B T H V"],
+        write: Float[Array, "B T 1 K"],
+        read: Float[Array, "B T 1 K"],
+        steps: Float[Array, "B T H"],
+        ctx: Context,
+        cache: RecurrentCache | None,
+    ) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
+        """Return the recurrence's outputs, with the values added by `skip`, and the cache."""
         streams = {"value": value, "write": write, "read": read}
         (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
         step = recurrent.step_sizes(self, "step_bias", steps)
-        stepped = (value * step[..., None]).astype(value.dtype)
+        # Discretised: dt x enters the state, which decays by dt A.
+        stepped = value * step[..., None]
+        stepped = stepped.astype(value.dtype)
+        decay = recurrent.decay_of(self, step)
         out, cache = recurrent.run_recurrence(
-            self.arch, read, write, stepped, recurrent.decay_of(self, step), None, ctx, cache
+            self.arch, read, write, stepped, decay, None, ctx, cache
         )
-        skip = weight(self, "skip", value.shape[2:3], init=nn.initializers.ones, group="vector")
-        return out + value * skip[None, None, :, None].astype(value.dtype), cache
+        heads = value.shape[2:3]
+        skip = weight(
+            self,
+            "skip",
+            heads,
+            init=nn.initializers.ones,
+            group="vector",
+        )
+        skip = skip[None, None, :, None]  # [H] -> [1,1,H,1]
+        return out + value * skip.astype(value.dtype), cache
 
-    def _gated(self, out, gate):
+    def _gated(
+        self, out: Float[Array, "B T H V"], gate: Float[Array, "B T H V"]
+    ) -> Float[Array, "B T D"]:
+        """Return the gated outputs, normed over all heads, through the matrix `out`."""
         H, V = out.shape[2:]
-        out = RMSNorm(self.arch, name="out_norm")(
-            (out * jax.nn.silu(gate)).reshape(*out.shape[:2], H * V)
-        ).reshape(out.shape)
-        shape, scale = (H, V, self.arch.width), residual_scale(self.arch)
+        gated = out * jax.nn.silu(gate)
+        # [B,T,H,V] -> [B,T,HV] and back: the norm is over all heads.
+        gated = gated.reshape(*out.shape[:2], H * V)
+        normed = RMSNorm(self.arch, name="out_norm")(gated)
+        out = normed.reshape(out.shape)
         matrix = weight(
             self,
             "out",
-            shape,
+            (H, V, self.arch.width),
             axes=("heads", None, "width"),
             inputs=(0, 1),
             outputs=(2,),
-            init=scale,
+            init=residual_scale(self.arch),
         )
         return project(self, "out", out, {"out": matrix})[0]

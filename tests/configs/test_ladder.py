@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from slmjax import config as configs
-from slmjax.data.phases import parse_phases
-from slmjax.models import sizes
+from slmjax.data.mixing import parse_phases
+from slmjax.models import choose_shape, sizes
 from slmjax.models.pattern import from_config
 from slmjax.text.sources import parse_sources
 
@@ -32,12 +32,12 @@ def recipe(request):
 
 def test_the_total_is_within_three_percent_of_the_name(recipe):
     name, _, arch, _ = recipe
-    assert sizes.parameters(arch).total == pytest.approx(sizes.parse_params(name), rel=0.03)
+    assert sizes.parameters(arch).total == pytest.approx(choose_shape.parse_params(name), rel=0.03)
 
 
 def test_the_shape_is_the_one_of_the_params_dial(recipe):
     name, config, _, _ = recipe
-    shape = sizes.shape_for(sizes.parse_params(name), 16384)
+    shape = choose_shape.shape_for(choose_shape.parse_params(name), 16384)
     assert {field: getattr(config.model, field) for field in shape} == shape
     assert config.model.vocab_size == config.data.vocab_size == 16384
     assert config.model.head_dim == (128 if name in ("100m", "300m", "1b") else 64)

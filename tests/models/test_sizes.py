@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from slmjax import config as configs
 from slmjax.errors import UserError
-from slmjax.models import lm, sizes
+from slmjax.models import choose_shape, lm, sizes
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.pattern import from_config, parse_block
 from slmjax.parallel import devices
@@ -226,7 +226,7 @@ def test_flops_are_the_compilers_count_within_five_percent():
 @settings(max_examples=150)
 def test_a_shape_is_within_three_percent_of_its_budget(params, vocab):
     try:
-        shape = sizes.shape_for(params, vocab)
+        shape = choose_shape.shape_for(params, vocab)
     except UserError:
         assert vocab * 192 > params, "only a vocabulary that eats most of the budget may be refused"
         return
@@ -238,21 +238,21 @@ def test_a_shape_is_within_three_percent_of_its_budget(params, vocab):
 
 
 def test_the_closed_form_that_a_search_uses_is_the_count():
-    arch = _architecture(sizes.shape_for(10_000_000, 4096), 4096)
-    assert sizes.decoder_parameters(arch, arch.layers) == sizes.parameters(arch).total
+    arch = _architecture(choose_shape.shape_for(10_000_000, 4096), 4096)
+    assert choose_shape.decoder_parameters(arch, arch.layers) == sizes.parameters(arch).total
 
 
 def test_shapes_of_the_ladder_are_deep_and_thin():
     """MobileLLM has 30 layers of 576 at 125M and 54 of 1280 at 1B: a width of less than 30 times the depth."""
     for name in ("10m", "50m", "100m", "300m", "1b"):
-        shape = sizes.shape_for(sizes.parse_params(name), 16384)
+        shape = choose_shape.shape_for(choose_shape.parse_params(name), 16384)
         assert shape["width"] < 30 * shape["layers"]
         assert shape["heads"] / shape["kv_heads"] <= 5
 
 
 def test_a_vocabulary_too_large_for_the_budget_is_refused():
     with pytest.raises(UserError, match="smaller vocabulary"):
-        sizes.shape_for(1_000_000, 128_000)
+        choose_shape.shape_for(1_000_000, 128_000)
 
 
 @pytest.mark.parametrize(
@@ -268,17 +268,17 @@ def test_a_vocabulary_too_large_for_the_budget_is_refused():
     ],
 )
 def test_a_budget_is_read_in_the_usual_ways(text, count):
-    assert sizes.parse_params(text) == count
+    assert choose_shape.parse_params(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "big", "-5m", "50mm", "0", "m", "nan", "1e99", "2e12"])
 def test_a_budget_that_is_no_number_is_refused(text):
     with pytest.raises(UserError, match="such as 50m"):
-        sizes.parse_params(text)
+        choose_shape.parse_params(text)
 
 
 def test_the_description_names_all_three_counts():
-    text = sizes.describe(_architecture(sizes.shape_for(300_000_000, 16384), 16384))
+    text = sizes.describe(_architecture(choose_shape.shape_for(300_000_000, 16384), 16384))
     assert text.startswith(
         "302.1M parameters (289.5M without embeddings, 302M in matrix products): 46 layers of width 768"
     )

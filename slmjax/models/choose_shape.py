@@ -1,0 +1,161 @@
+"""The shape of a model for a number of parameters, for the launcher's --params."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from slmjax.config import ModelConfig
+from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture
+from slmjax.models.pattern import from_config, parts
+from slmjax.models.sizes import ff_width_for, parameters
+
+LARGEST = 10**12  # parameters that --params takes
+TOLERANCE = 0.03  # how far a shape's total may be from the budget
+FACTORS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
+# Layers at 125M, which grow with the fourth root of the budget. MobileLLM (Liu et al. 2024) has 30
+# layers at 125M, 32 at 350M, 40 at 600M and 54 at 1B.
+DEPTH, DEPTH_BUDGET = 30, 125e6
+QUERIES_PER_KEY = 3.5  # query heads for a key/value head, on a logarithmic scale
+MOST_HEADS = 32
+
+
+def parse_params(text: str | int | float) -> int:
+    """Return 50_000_000 for "50m", "0.05b", "50e6" or the number itself.
+
+    Raises: UserError if it is not a positive number with k, m or b after it.
+    """
+    number = r"[0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?"
+    match = re.fullmatch(rf"\s*({number})\s*([kmb]?)\s*", str(text).lower())
+    value = float(match[1]) * FACTORS[match[2]] if match else 0
+    if not 1 <= value <= LARGEST:
+        expected = f"a number of parameters such as 50m or 1b, {LARGEST:.0e} at most"
+        raise UserError(f"--params={text}: expected {expected}.")
+    return round(value)
+
+
+def reshape(params: int, model: ModelConfig, tokenizer_size: int) -> dict[str, int]:
+    """Return the fields of `model` that give it `params` parameters in all.
+
+    The shape is that of `shape_for`, with as many layers as the pattern divides. Where other mixers
+    or an untied head change the total, the feed-forward width makes up for it.
+
+    Args:
+      tokenizer_size: rows of the embedding where the config does not set them.
+    Raises: UserError if no shape comes near.
+    """
+    vocab_size = model.vocab_size or tokenizer_size
+    shape = shape_for(params, vocab_size)
+    # Blocks of each part of the pattern; only the middle one repeats.
+    start, repeated, end = map(len, parts(model.pattern))
+    once = start + end
+    repeats = max(1, round((shape["layers"] - once) / repeated))
+    shape["layers"] = once + repeats * repeated
+
+    arch = from_config(dataclasses.replace(model, **shape), vocab_size)
+    if abs(parameters(arch).total / params - 1) <= TOLERANCE:
+        return shape
+    shape["ff_width"] = ff_width_for(arch, params)
+    total = parameters(dataclasses.replace(arch, ff_width=shape["ff_width"])).total
+    if abs(total / params - 1) > TOLERANCE:
+        raise UserError(
+            f"--params={params}: with config.model.pattern the nearest model has {total:,} "
+            "parameters; choose the shape by hand."
+        )
+    return shape
+
+
+class _Candidate(NamedTuple):
+    """A shape that is near the budget. Candidates are compared by cost, then by `off`."""
+
+    cost: float
+    off: float  # relative distance of its total from the budget
+    fields: dict[str, int]
+
+
+def shape_for(params: int, vocab_size: int) -> dict[str, int]:
+    """Return the model fields of a tied decoder of about `params` parameters in all.
+
+    The fields are width, layers, heads, kv_heads, head_dim and ff_width. Shapes are deep and thin:
+    about 30 layers at 125M, see DEPTH. Heads have 128 channels from 100M, 64 below and 32 below 5M;
+    heads x head size is the width; the feed-forward width is 8/3 of the width (Shazeer 2020); three
+    or four query heads share a key/value head where they divide.
+    Raises: UserError if no shape is within 3 %: the vocabulary is too large for the budget.
+    """
+    candidates = list(_candidates(params, vocab_size))
+    if not candidates:
+        raise UserError(
+            f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take "
+            "a smaller vocabulary."
+        )
+    return min(candidates, key=lambda candidate: candidate[:2]).fields
+
+
+def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
+    """Yield the shapes near the budget."""
+    # Larger models take wider heads, which fill a tile of the matrix unit.
+    head_dim, multiple = 32, 64
+    if params >= 5e6:
+        head_dim = 64
+    if params >= 100e6:
+        head_dim, multiple = 128, 128
+    depth = DEPTH * (params / DEPTH_BUDGET) ** 0.25
+    for heads in range(1, MOST_HEADS + 1):
+        kv_heads = _kv_heads(heads)
+        if heads / kv_heads > 5:
+            continue  # 7 or 11 heads leave only one key/value head or as many as there are queries
+        width = heads * head_dim
+        usual = round(8 / 3 * width / multiple)
+        for steps in (usual - 1, usual, usual + 1):
+            if steps <= 0:
+                continue
+            arch = Architecture(vocab_size, width, heads, kv_heads, head_dim, multiple * steps, ())
+            layers = _nearest_layers(arch, params)
+            off = abs(decoder_parameters(arch, layers) / params - 1)
+            if off > TOLERANCE:
+                continue
+            # Depth decides. An unusual feed-forward width or a total that is off must be worth a
+            # fifth of the depth.
+            cost = abs(math.log(layers / depth))
+            cost = cost + 0.2 * (steps != usual)
+            cost = cost + 0.2 * (off > TOLERANCE / 2)
+            fields = {
+                "width": width,
+                "layers": layers,
+                "heads": heads,
+                "kv_heads": kv_heads,
+                "head_dim": head_dim,
+                "ff_width": arch.ff_width,
+            }
+            yield _Candidate(cost, off, fields)
+
+
+def _nearest_layers(arch: Architecture, params: int) -> int:
+    """Return the layers with which a decoder comes nearest to the budget."""
+    # The total is linear in the layers.
+    outside = decoder_parameters(arch, 0)
+    layer = decoder_parameters(arch, 1) - outside
+    return max(1, round((params - outside) / layer))
+
+
+def decoder_parameters(arch: Architecture, layers: int) -> int:
+    """Return parameters of a tied decoder of so many plain blocks, attention and SwiGLU.
+
+    A closed form for the search over many shapes; `sizes.parameters` counts any model.
+    """
+    D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
+    attention = D * H * (2 * N + 2 * K)
+    block = attention + 3 * D * arch.ff_width + 2 * D
+    return arch.vocab_size * D + D + layers * block
+
+
+def _kv_heads(heads: int) -> int:
+    """Return the divisor of `heads` that comes nearest to QUERIES_PER_KEY query heads for each."""
+    divisors = [k for k in range(1, heads + 1) if heads % k == 0]
+
+    def distance(k: int) -> float:
+        return abs(math.log(heads / k / QUERIES_PER_KEY))
+
+    return min(divisors, key=distance)

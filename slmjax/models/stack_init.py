@@ -1,0 +1,125 @@
+"""Initial variables of the stack of blocks, and their declarations.
+
+Both are laid out as {group: {position: a block's tree, each leaf [repeats, ...]}}, see lm.py.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from slmjax.models.architecture import Architecture, Block
+from slmjax.models.block import DecoderBlock
+from slmjax.models.declare import declarations, unboxed
+from slmjax.models.layers import Context
+from slmjax.models.mixers import channel_class, mixer_class, mixer_of
+
+
+class Place(NamedTuple):
+    """One place in the stack: a block of a group's pattern."""
+
+    group: int
+    position: int  # in the group's pattern
+    block: Block
+    repeats: int
+    lent: dict  # shapes of what blocks before lend to it
+    boxed: dict  # its variables with their declarations, {collection: tree of shapes}
+
+
+def init_stack(arch: Architecture, key: Array, collection: str) -> dict:
+    """Return one collection of the stack's initial variables: "params" or "buffers"."""
+    x, ctx = _one_token(arch)
+    tree: dict = {}
+    for place in _places(arch):
+        group_key = jax.random.fold_in(key, place.group)
+        place_key = jax.random.fold_in(group_key, place.position)
+        keys = jax.random.split(place_key, place.repeats)
+        module = DecoderBlock(_without_kernel(arch), place.block)
+        # Values do not matter: parameters depend on shapes only.
+        lent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), place.lent)
+
+        def start(layer_key, module=module, lent=lent):
+            boxed = module.init(layer_key, x, lent, ctx=ctx)
+            return unboxed(boxed).get(collection, {})
+
+        group = tree.setdefault(str(place.group), {})
+        # The leading axis of the stacked layers.
+        group[str(place.position)] = jax.vmap(start)(keys)
+    return tree
+
+
+def declare_stack(arch: Architecture, collection: str) -> dict:
+    """Return the declarations of one collection of the stack's variables."""
+    tree: dict = {}
+    for place in _places(arch):
+        group = tree.setdefault(str(place.group), {})
+        boxed = place.boxed.get(collection, {})
+        group[str(place.position)] = declarations(boxed, place.repeats)
+    return tree
+
+
+def _places(arch: Architecture) -> Iterator[Place]:
+    """Yield each place of the stack, first to last."""
+    # Sizes of rows do not matter: one row of one token.
+    across = {}
+    for block in arch.blocks:
+        across |= mixer_of(arch, block).lends_across(1, 1)
+    for g, (pattern, repeats) in enumerate(arch.stack):
+        lent = dict(across)
+        for p, block in enumerate(pattern):
+            # A block's variables depend on nothing else, so that equal blocks are traced once.
+            stack = (((block,), 1),)
+            alone = dataclasses.replace(_without_kernel(arch), stack=stack, init_scales=())
+            channel = None if block.channel == "none" else channel_class(block.channel)
+            classes = (mixer_class(block.mixer), channel)
+            leaves, structure = jax.tree.flatten(lent)
+            after, boxed = _shapes(alone, classes, structure, tuple(leaves))
+            yield Place(g, p, block, repeats, lent, boxed)
+            lent = after
+
+
+@functools.lru_cache(maxsize=512)
+def _shapes(
+    arch: Architecture,
+    classes: tuple,
+    structure: Any,
+    leaves: tuple,
+) -> tuple[dict, dict]:
+    """Return (what is lent after the only block of `arch`, its boxed variables), as shapes.
+
+    Args:
+      classes: the block's mixers. They are part of the cache's key, because a notebook makes
+        several classes of one name.
+      structure, leaves: what the block is lent, flattened, because a dict cannot be hashed.
+    """
+    x, ctx = _one_token(arch)
+    module = DecoderBlock(arch, arch.blocks[0])
+
+    def start(lent):
+        return module.init_with_output(jax.random.key(0), x, lent, ctx=ctx)
+
+    # No mesh: the cached shapes hold for any.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        lent = jax.tree.unflatten(structure, leaves)
+        (_, after, _), boxed = jax.eval_shape(start, lent)
+    return after, boxed
+
+
+def _one_token(arch: Architecture) -> tuple[Array, Context]:
+    """Return activations [1,1,D] and their context: parameters do not depend on the tokens."""
+    segments = jnp.ones((1, 1), jnp.int32)
+    positions = jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, arch.width), arch.compute)
+    return x, Context(segments, positions)
+
+
+def _without_kernel(arch: Architecture) -> Architecture:
+    """Return the same without a device's attention kernel.
+
+    Such a kernel can neither be vmapped nor take a single token.
+    """
+    return dataclasses.replace(arch, attention="reference")
