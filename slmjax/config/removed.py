@@ -14,5 +14,5 @@ REMOVED: dict[str, Any] = {
 
 
 def removed_sentence(name: str) -> str:
-    """Say of a removed field what holds now."""
+    """Return a sentence on a removed field: which value holds now."""
     return f"the field config.{name} was removed: it is now always {REMOVED[name]!r}."
