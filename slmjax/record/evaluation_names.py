@@ -23,4 +23,6 @@ def evaluated_sources(records: Records, measure: str) -> list[str]:
 
 def bits_metric(source: str) -> str:
     """Return the metric of a source's bits per byte; "total" is all sources."""
-    return TOTAL_BITS if source == "total" else f"eval/{source}/bits_per_byte"
+    if source == "total":
+        return TOTAL_BITS
+    return f"eval/{source}/bits_per_byte"

@@ -1,4 +1,4 @@
-"""Line figures as small SVGs whose colours are CSS variables, so that they follow a page's scheme."""
+"""Line figures as small SVGs; their colours are CSS variables, to follow a page's scheme."""
 
 import dataclasses
 import io
@@ -40,17 +40,27 @@ DARK = {
     "c7": "#c2ae98",
 }
 
-COLORS = 8  # of lines, c0 to c7
-FEW = 12  # points of a line that are marked, so that it shows where something was measured
-LONGEST_NAME = 22  # characters in a legend
-EARLY = 0.05  # share of the horizontal axis that may leave the frame at the top
+# Of lines: c0 to c7.
+COLORS = 8
+# Points of a line that are marked, so that it shows where something was measured.
+FEW = 12
+# Characters of a name in a legend.
+LONGEST_NAME = 22
+# Share of the horizontal axis that may leave the frame at the top.
+EARLY = 0.05
+# Quantile of raw values that the frame holds.
+RAW_HELD = 0.995
+# Space above and below the lines, as a share of their height.
+MARGIN = 0.06
 
 _NAMES = list(LIGHT)
 # Colours that nothing else uses; they are replaced by the CSS variables after drawing.
 _STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}
-_FONT = {
+_SETTINGS = {
     "font.size": 9.5,
+    # Text stays text, in the page's font.
     "svg.fonttype": "none",
+    # The same figure has the same identifiers whenever it is drawn.
     "svg.hashsalt": "slmjax",
     "axes.unicode_minus": False,
 }
@@ -58,21 +68,19 @@ _FONT = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a figure.
-
-    color: counts from 0 and wraps after 8.
-    faint: for raw values behind a smoothed line.
-    dots: marks the points too, by default where there are few; those of a faint line stand alone,
-      without the line.
-    bars: draws a bar at each point instead: a histogram, whose x are the middles of its bins.
-    """
+    """One line of a figure."""
 
     name: str
     x: Num[np.ndarray, "points"]
     y: Num[np.ndarray, "points"]
+    # Counts from 0 and wraps after COLORS.
     color: int = 0
+    # For raw values behind a smoothed line.
     faint: bool = False
+    # Marks the points too, by default where there are few. Those of a faint line are alone,
+    # without the line.
     dots: bool | None = None
+    # Draws a bar at each point instead: a histogram, whose x are the middles of its bins.
     bars: bool = False
 
 
@@ -99,7 +107,7 @@ def curves(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_FONT):
+    with rc_context(_SETTINGS):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
@@ -109,12 +117,13 @@ def curves(
         if clip:
             _limit(axes, lines)
         _label_axes(axes, title, x, y)
+        # The page's own paper shows through.
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
-        named = sum(not line.faint for line in lines)
-        if legend and named > 1:
-            _draw_legend(figure, axes, named, clip)
+        if legend:
+            _draw_legend(figure, axes, lines, clip)
         buffer = io.StringIO()
+        # Without a date, so that the same figure is the same file.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue(), title)
 
@@ -151,9 +160,13 @@ def smooth(values: Num[np.ndarray, "points"], share: float = 0.02) -> Num[np.nda
 
 def _draw_line(axes: Any, line: Line, legend: bool) -> None:
     color = _STAND_IN[f"c{line.color % COLORS}"]
-    label = _short(line.name) if legend and not line.faint else None
+    label = None
+    if legend and not line.faint:
+        label = _short(line.name)
     if line.bars:
-        width = np.diff(line.x).min() if len(line.x) > 1 else 1.0
+        width = 1.0
+        if len(line.x) > 1:
+            width = np.diff(line.x).min()
         axes.bar(line.x, line.y, width, color=color, alpha=0.5, zorder=2, label=label)
         return
     dots = line.dots
@@ -179,14 +192,18 @@ def _limit(axes: Any, lines: Sequence[Line]) -> None:
     for line in lines:
         is_late = line.x >= EARLY * max(ends)
         late = line.y[np.isfinite(line.y) & is_late]
-        if len(late):
-            lows.append(late.min())
-            highs.append(np.quantile(late, 0.995) if line.faint else late.max())
+        if not len(late):
+            continue
+        lows.append(late.min())
+        if line.faint:
+            highs.append(np.quantile(late, RAW_HELD))
+        else:
+            highs.append(late.max())
     if not highs:
         return
     low, high = min(lows), max(highs)
-    # A flat line gets a margin of its own height, and one at 0 a margin of 1.
-    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    # A flat line has no height: its distance from 0 serves, and 1 for a line at 0.
+    margin = MARGIN * (high - low) or MARGIN * abs(high) or 1.0
     axes.set_ylim(low - margin, high + margin)
 
 
@@ -205,12 +222,21 @@ def _label_axes(axes: Any, title: str, x: str, y: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_legend(figure: Any, axes: Any, named: int, clip: bool) -> None:
-    ink = _STAND_IN["ink"]
-    style = {"frameon": False, "labelcolor": ink, "fontsize": 8.5, "handlelength": 1.2}
+def _draw_legend(figure: Any, axes: Any, lines: Sequence[Line], clip: bool) -> None:
+    """Name the lines where there are several."""
+    named = len([line for line in lines if not line.faint])
+    if named < 2:
+        return
+    style = {
+        "frameon": False,
+        "labelcolor": _STAND_IN["ink"],
+        "fontsize": 8.5,
+        "handlelength": 1.2,
+    }
     if clip:
         # A clipped curve falls from the left, so the corner on the right is free.
-        axes.legend(loc="upper right", ncols=2 if named > 4 else 1, **style)
+        columns = 2 if named > 4 else 1
+        axes.legend(loc="upper right", ncols=columns, **style)
     else:
         figure.legend(loc="outside lower center", ncols=3, **style)
 
@@ -220,20 +246,31 @@ def _tick(value: float, axis: str) -> str:
         return "0"
     if axis != "seconds":
         return count(value)
+    # Ticks are whole minutes or hours, mostly.
     return duration(value).replace(" min 00 s", " min").replace(" h 00 min", " h")
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    if len(name) <= LONGEST_NAME:
+        return name
+    return name[: LONGEST_NAME - 1] + "…"
 
 
 def _themed(svg: str, title: str) -> str:
     """Return matplotlib's SVG with CSS variables as colours and the page's font."""
+    # Without the XML head: the SVG stands inside HTML.
     svg = svg[svg.index("<svg") :]
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    # Without width and height, so that the page decides on its size.
     box = re.search(r'viewBox="[^"]*"', svg)[0]
     svg = re.sub(r"<svg[^>]*>", f'<svg {box} role="img" aria-label="{label}">', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"#0a0b([0-9a-f]{2})", lambda match: f"var(--{_NAMES[int(match[1], 16)]})", svg)
+    svg = re.sub(r"#0a0b([0-9a-f]{2})", _variable, svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _variable(match: re.Match) -> str:
+    """Return the CSS variable of a stand-in colour."""
+    name = _NAMES[int(match[1], 16)]
+    return f"var(--{name})"

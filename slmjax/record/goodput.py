@@ -40,18 +40,29 @@ class Goodput:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.from_step = from_step
+        self._past: list[Session] = []
+        if past:
+            self._past = read_sessions(past.all)
         self._clock = clock
-        self._mark = clock()  # of the last turn
+        # When the last turn was, on the clock.
+        self._mark = clock()
         now = time.time()
-        self._began = now if began is None else min(began, now)
-        self._offset = now - self._mark  # from the clock to Unix time
-        self._past = read_sessions(past.all) if past else []
-        self._stack: list[str] = []  # causes that are open, the innermost last
+        # From the clock to Unix time.
+        self._offset = now - self._mark
+        self._began = now
+        if began is not None:
+            # A clock that was set back must not give negative seconds.
+            self._began = min(began, now)
+        # Causes that are open, the innermost last.
+        self._stack: list[str] = []
+        # Seconds of each cause.
         self._totals = dict.fromkeys(SPENT, 0.0)
         self._totals["start"] = now - self._began
-        self._free = 0.0  # seconds outside any cause since the last step
+        # Seconds outside any cause since the last step.
+        self._free = 0.0
         # Totals at the start of the first step, and at the end of the last one.
         self._before = self._within = dict(self._totals)
+        # When that was, on the clock.
         self._first_start = self._last_end = None
         self._kept = 0.0
         self._steps = 0
@@ -79,7 +90,8 @@ class Goodput:
           seconds: of the step; by default the time since the last step that no cause took.
         """
         self._turn()
-        seconds = self._free if seconds is None else seconds
+        if seconds is None:
+            seconds = self._free
         self._free = 0.0
         if self._first_start is None:
             self._first_start = self._mark - seconds
@@ -99,14 +111,18 @@ class Goodput:
           last step's end, `after` it.
         """
         self._turn()
-        has_stepped = self._first_start is not None
-        before = self._before if has_stepped else dict(self._totals)
-        within = self._within if has_stepped else before
+        first = last = None
+        # Without a step, everything so far is before the first one.
+        before = within = dict(self._totals)
+        if self._first_start is not None:
+            first = self._first_start + self._offset
+            last = self._last_end + self._offset
+            before, within = self._before, self._within
         return {
             "session": f"{self._began:.3f}",
             "began": self._began,
-            "first": self._first_start + self._offset if has_stepped else None,
-            "last": self._last_end + self._offset if has_stepped else None,
+            "first": first,
+            "last": last,
             "now": self._mark + self._offset,
             "from_step": self.from_step,
             "steps": self._steps,
@@ -136,6 +152,7 @@ class Goodput:
             return
         self._totals[self._stack[-1]] += passed
         if self._first_start is None:
+            # A cause before the first step shows that the free time was no step.
             self._totals["start"] += self._free
             self._free = 0.0
 

@@ -15,7 +15,8 @@ class LocalFile:
 
     def __init__(self, path: epath.Path):
         self.path = path
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (open for the life of the writer)
+        # Open for the life of the writer.
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         if self._file.seek(0, os.SEEK_END) == 0:
             return
         self._file.seek(-1, os.SEEK_END)
@@ -38,12 +39,13 @@ class LocalFile:
 class Segments:
     """A folder of an object store, where an object can be replaced but not appended to.
 
-    The newest segment is rewritten whole in a thread, at most every PAUSE seconds (a store takes
-    about one write a second of the same object) and at `flush`. From LIMIT bytes on the next
-    number begins. A restart begins a new segment too, so nothing is read back.
+    The newest segment is rewritten whole in a thread, now and then and at `flush`, until it is
+    long enough and the next number begins. A restart begins a new segment too, so nothing is read
+    back.
     """
 
-    LIMIT = 256 * 1024
+    LIMIT = 256 * 1024  # characters of a segment
+    # Seconds between two uploads: a store takes about one write a second of the same object.
     PAUSE = 10.0
 
     def __init__(self, path: epath.Path):
@@ -51,10 +53,13 @@ class Segments:
         path.mkdir(parents=True, exist_ok=True)
         numbers = [int(segment.stem) for segment in path.glob("*.jsonl")]
         self._number = 1 + max(numbers, default=-1)
+        # Lines of the newest segment, and how many characters they have.
         self._segment: list[str] = []
         self._size = 0
+        # Whether the store has all of them, or an upload of all is under way.
         self._uploaded = True
         self._last_upload = time.monotonic()
+        # One thread, so that uploads of one segment cannot overtake each other.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending: concurrent.futures.Future | None = None
 
@@ -64,6 +69,7 @@ class Segments:
         self._size += len(line)
         self._uploaded = False
         if self._size >= self.LIMIT:
+            # It is never uploaded again.
             self.flush()
             self._segment = []
             self._size = 0
@@ -105,4 +111,8 @@ def read_texts(folder: epath.Path) -> list[str]:
     segments = folder / SEGMENTS_FOLDER
     if segments.is_dir():
         paths += sorted(segments.glob("*.jsonl"), key=lambda path: int(path.stem))
-    return [path.read_bytes().decode("utf-8", "replace") for path in paths]
+    texts = []
+    for path in paths:
+        # A damaged character damages its line, not the file.
+        texts.append(path.read_bytes().decode("utf-8", "replace"))
+    return texts

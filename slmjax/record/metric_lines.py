@@ -19,10 +19,14 @@ UNREADABLE = (
 )
 
 
+PATH_JOIN = " > "
+
+
 class ReadLine(NamedTuple):
-    """A record that was read, and whether its line carried a checksum."""
+    """A record that was read."""
 
     record: dict
+    # Whether the line carried one; it is not part of the record.
     has_checksum: bool
 
 
@@ -34,6 +38,7 @@ def to_line(record: dict) -> str:
     finite, nonfinite = _split_nonfinite(record)
     if nonfinite:
         finite["nonfinite"] = nonfinite
+    # Of everything else, so it comes last.
     finite["crc32"] = _checksum(finite)
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -80,14 +85,17 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
         return None, {"": str(value)}
     if not isinstance(value, dict | list):
         return value, {}
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    is_list = isinstance(value, list)
+    # A list is a dict from positions for as long as it is taken apart.
+    items = dict(enumerate(value)) if is_list else value
     finite, paths = {}, {}
-    for key, item in pairs:
+    for key, item in items.items():
         finite[key], inner_paths = _split_nonfinite(item)
         for path, text in inner_paths.items():
-            full_path = f"{key} > {path}" if path else str(key)
-            paths[full_path] = text
-    if isinstance(value, list):
+            # The path of a number itself is empty.
+            names = filter(None, [str(key), path])
+            paths[PATH_JOIN.join(names)] = text
+    if is_list:
         return list(finite.values()), paths
     return finite, paths
 
@@ -95,15 +103,16 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
 def _restore_nonfinite(record: dict) -> None:
     """Put NaN and infinities back where `_split_nonfinite` took them from."""
     for path, text in record.pop("nonfinite", {}).items():
-        *parents, last = path.split(" > ")
+        *parents, last = path.split(PATH_JOIN)
         place: Any = record
-        for key in parents:
-            place = place[_key(place, key)]
+        for name in parents:
+            place = place[_key(place, name)]
         place[_key(place, last)] = float(text)
 
 
-def _key(place: dict | list, text: str) -> str | int:
-    return int(text) if isinstance(place, list) else text
+def _key(place: Any, name: str) -> str | int:
+    """Return the key of one name of a path: lists are indexed by positions."""
+    return int(name) if isinstance(place, list) else name
 
 
 def _checksum(record: dict) -> int:
@@ -124,8 +133,9 @@ def _check_numbers(record: dict) -> None:
     if "event" not in record:
         # A record of metrics holds numbers only; null is a metric without a value.
         numbers += [value for value in record.values() if value is not None]
-    if any(not isinstance(number, int | float) for number in numbers):
-        raise TypeError("a step, a time or a metric that is no number")
+    for number in numbers:
+        if not isinstance(number, int | float):
+            raise TypeError("a step, a time or a metric that is no number")
     step = record["step"]
     if step != int(step) or not 0 <= step < 2**63:
         raise ValueError("a step that is no count")

@@ -16,6 +16,10 @@ from slmjax.record.metric_files import LOCAL_FILE, SEGMENTS_FOLDER, LocalFile, S
 from slmjax.record.metric_lines import UNREADABLE, ReadLine, from_line, plain, to_line
 
 
+# The first events of a session: of a new run "start", else "resume" and then "start".
+SESSION_STARTS = ("start", "resume")
+
+
 class MetricsWriter:
     """Appends metrics and events to the work directory, from one process.
 
@@ -53,8 +57,10 @@ class MetricsWriter:
         if not active:
             return
         folder = epath.Path(workdir)
-        # Imported first: without the package nothing is written.
-        package = import_wandb(wandb) if wandb else None
+        package = None
+        if wandb:
+            # Before anything is written: the package may be missing.
+            package = import_wandb(wandb)
         try:
             self._lines = _open_lines(folder)
         except OSError as error:
@@ -64,9 +70,12 @@ class MetricsWriter:
         if tensorboard:
             self._board = _open_tensorboard(folder, resume_step)
         if package:
-            identity = self._wandb_identity(folder)
-            fields = dict(config or {})
-            self._wandb = package.init(project=wandb, id=identity, resume="allow", config=fields)
+            self._wandb = package.init(
+                project=wandb,
+                id=self._wandb_identity(folder),
+                resume="allow",
+                config=dict(config or {}),
+            )
             # Without it W&B drops the steps that a resumed run does again.
             self._wandb.define_metric("*", step_metric="step")
 
@@ -74,9 +83,13 @@ class MetricsWriter:
         """Record the metrics of one step; values are numbers or arrays of one element."""
         if self._lines is None:
             return
-        values = {name: plain(value) for name, value in metrics.items()}
+        values = plain(metrics)
         self._put({"step": int(step), "time": _now(), **values})
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        # TensorBoard and W&B draw numbers only.
+        numbers = {}
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                numbers[name] = value
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, int(step))
@@ -130,25 +143,26 @@ class MetricsWriter:
 
     def _wandb_identity(self, folder: epath.Path) -> str:
         """Return the W&B id that the run has recorded, or record a new one."""
-        recorded = [record for record in read(folder).all if record.get("event") == "wandb"]
-        if recorded:
-            return recorded[-1]["id"]
-        identity = uuid.uuid4().hex[:12]
-        self.event("wandb", 0, id=identity)
+        # From all records: a run that goes on from step 0 is still the same run.
+        identity = ""
+        for record in read(folder).all:
+            if record.get("event") == "wandb":
+                identity = record["id"]
+        if not identity:
+            identity = uuid.uuid4().hex[:12]
+            self.event("wandb", 0, id=identity)
         return identity
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of a work directory.
+    """The records of a work directory, in the order in which they were written."""
 
-    all: every readable record, in file order.
-    kept: `all` without those that a later resume made invalid.
-    torn: how many lines cannot be read.
-    """
-
+    # `all` without those that a later resume made invalid.
     kept: tuple[dict, ...]
+    # Every record that can be read.
     all: tuple[dict, ...]
+    # How many lines cannot be read.
     torn: int = 0
 
 
@@ -165,7 +179,9 @@ def read(workdir: str | os.PathLike) -> Records:
     kept: list[dict] = []
     for record in records:
         if record.get("event") == "resume":
-            kept = [earlier for earlier in kept if earlier.get("step", 0) <= record["step"]]
+            # The session goes on from here, so what lies beyond is done again.
+            resume_step = record["step"]
+            kept = [earlier for earlier in kept if earlier.get("step", 0) <= resume_step]
         kept.append(record)
     return Records(kept=tuple(kept), all=tuple(records), torn=torn)
 
@@ -177,13 +193,11 @@ def series(
 
     A step that was recorded twice has its last value.
     """
-    points = {}
+    points: dict[int, float] = {}
     for record in records.kept:
         if "event" not in record and record.get(name) is not None:
             points[record["step"]] = record[name]
-    steps = sorted(points)
-    values = [points[step] for step in steps]
-    return np.array(steps, np.int64), np.array(values, np.float64)
+    return _columns(points)
 
 
 def events(records: Records, name: str) -> list[dict]:
@@ -193,8 +207,17 @@ def events(records: Records, name: str) -> list[dict]:
 
 def last_event(records: Records, name: str) -> dict[str, Any]:
     """Return the newest event of one name that no resume made invalid; {} where there is none."""
-    named = events(records, name)
-    return named[-1] if named else {}
+    newest: dict[str, Any] = {}
+    for record in records.kept:
+        if record.get("event") == name:
+            newest = record
+    return newest
+
+
+def last_value(records: Records, name: str) -> float | None:
+    """Return the value of one metric at its highest step; None where it was not recorded."""
+    _, values = series(records, name)
+    return values[-1] if len(values) else None
 
 
 def along(
@@ -209,9 +232,7 @@ def along(
       that axis.
     """
     if axis == "seconds":
-        seconds = _seconds(records)
-        known_steps = np.array(sorted(seconds), np.float64)
-        values = np.array([seconds[step] for step in sorted(seconds)])
+        known_steps, values = _columns(_seconds(records))
     else:
         known_steps, values = series(records, axis)
         if len(known_steps) and known_steps[0] > 0:
@@ -280,14 +301,26 @@ def _without_lost_checksums(lines: list[ReadLine]) -> list[dict]:
     Earlier versions wrote no checksums. So a run may begin without, up to a start or resume of a
     version that writes them.
     """
-    has_checksum = [line.has_checksum for line in lines]
-    if True not in has_checksum:
-        return [line.record for line in lines]
-    first = has_checksum.index(True)
-    begins_session = lines[first].record.get("event") in ("start", "resume")
-    older = first if begins_session else 0
-    newer = [line.record for line in lines[older:] if line.has_checksum]
-    return [line.record for line in lines[:older]] + newer
+    older = len(lines)  # how many lines an earlier version wrote
+    for index, line in enumerate(lines):
+        if line.has_checksum:
+            begins_session = line.record.get("event") in SESSION_STARTS
+            older = index if begins_session else 0
+            break
+    records = []
+    for index, line in enumerate(lines):
+        if line.has_checksum or index < older:
+            records.append(line.record)
+    return records
+
+
+def _columns(
+    points: dict[int, float],
+) -> tuple[Int[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+    """Return steps in order, and the value at each."""
+    steps = sorted(points)
+    values = [points[step] for step in steps]
+    return np.array(steps, np.int64), np.array(values, np.float64)
 
 
 def _seconds(records: Records) -> dict[int, float]:
@@ -301,7 +334,7 @@ def _seconds(records: Records) -> dict[int, float]:
         now = record.get("time")
         if now is None:
             continue
-        begins_session = record.get("event") in ("start", "resume")
+        begins_session = record.get("event") in SESSION_STARTS
         if previous_time is not None and not begins_session:
             elapsed += max(0.0, now - previous_time)
         previous_time = now

@@ -4,12 +4,13 @@ import functools
 import html as _html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from slmjax.record.figures import DARK, LIGHT
+from slmjax.record.figures import COLORS, DARK, LIGHT
 
 
 class Markup(str):
-    """A string that is HTML already."""
+    """A string that is HTML already, so that a table does not escape it."""
 
 
 def page(title: str, lead: str, body: str) -> str:
@@ -36,8 +37,10 @@ def page(title: str, lead: str, body: str) -> str:
 
 def section(title: str, *parts: str) -> str:
     """Return a section with its heading; nothing where every part is empty."""
-    inner = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{inner}\n</section>\n" if inner else ""
+    inner = "\n".join(filter(None, parts))
+    if not inner:
+        return ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{inner}\n</section>\n"
 
 
 def note(text: str) -> str:
@@ -51,13 +54,17 @@ def tiles(values: Mapping[str, str]) -> str:
     for name, value in values.items():
         if value:
             cells.append(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>")
-    return f'<dl class="tiles">{"".join(cells)}</dl>' if cells else ""
+    if not cells:
+        return ""
+    return f'<dl class="tiles">{"".join(cells)}</dl>'
 
 
 def figures(*svgs: str) -> str:
     """Return figures side by side where there is room, one below the other on a phone."""
     drawn = [f"<figure>{svg}</figure>" for svg in svgs if svg]
-    return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+    if not drawn:
+        return ""
+    return f'<div class="figures">{"".join(drawn)}</div>'
 
 
 def html_table(
@@ -76,20 +83,23 @@ def html_table(
         flush right.
       strong: indices of rows that stand out.
     """
-    strong, lines = set(strong), []
+    strong = set(strong)
+    lines = []
     for index, row in enumerate(rows):
-        cells = _cells("td", row, left)
-        lines.append(f'<tr class="strong">{cells}</tr>' if index in strong else f"<tr>{cells}</tr>")
+        opening = '<tr class="strong">' if index in strong else "<tr>"
+        lines.append(f"{opening}{_cells('td', row, left)}</tr>")
     if not lines:
         return ""
     titles = _cells("th", head, left)
-    top = f"<thead><tr>{titles}</tr></thead>" if titles else ""
-    return f'<div class="scroll"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
+    if titles:
+        titles = f"<thead><tr>{titles}</tr></thead>"
+    # A table that is wider than a phone scrolls by itself, so that the page does not.
+    return f'<div class="scroll"><table>{titles}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def without_empty_columns(
     head: Sequence[str], rows: Sequence[Sequence[object]], *, always: int = 0
-) -> tuple[list[str], list[list[object]]]:
+) -> tuple[list[str], list[list[Any]]]:
     """Return head and rows without the columns in which every cell is None.
 
     Args:
@@ -97,16 +107,18 @@ def without_empty_columns(
     """
     kept = []
     for column in range(len(head)):
-        if column < always or any(row[column] is not None for row in rows):
+        is_empty = all(row[column] is None for row in rows)
+        if column < always or not is_empty:
             kept.append(column)
-    kept_rows = [[row[column] for column in kept] for row in rows]
-    return [head[column] for column in kept], kept_rows
+    kept_rows = [_at(row, kept) for row in rows]
+    return _at(head, kept), kept_rows
 
 
 def bar(share: float, color: int = 0) -> Markup:
     """Return a bar of `share` of the cell's width."""
+    # Rounding may leave a share a little below 0 or above 1.
     width = 100 * min(1.0, max(0.0, share))
-    style = f"width:{width:.2f}%;background:var(--c{color % 8})"
+    style = f"width:{width:.2f}%;background:var(--c{color % COLORS})"
     return Markup(f'<span class="bar"><i style="{style}"></i></span>')
 
 
@@ -127,12 +139,19 @@ def _cells(tag: str, values: Sequence[object], left: int) -> str:
 def _inner(value: object) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, Markup) else escape(value)
+    if isinstance(value, Markup):
+        return value
+    return escape(value)
+
+
+def _at(row: Sequence[Any], columns: Sequence[int]) -> list[Any]:
+    return [row[column] for column in columns]
 
 
 @functools.cache
 def _style() -> str:
     """Return the colours of both schemes and the rules of slmjax/record/page.css."""
+    # The rules name colours as variables only, so one set serves both schemes.
     rules = Path(__file__).with_name("page.css").read_text("utf-8")
     light, dark = _variables(LIGHT), _variables(DARK)
     scheme = f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
@@ -140,4 +159,5 @@ def _style() -> str:
 
 
 def _variables(colors: Mapping[str, str]) -> str:
-    return " ".join(f"--{name}: {value};" for name, value in colors.items())
+    definitions = [f"--{name}: {value};" for name, value in colors.items()]
+    return " ".join(definitions)

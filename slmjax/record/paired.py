@@ -11,20 +11,22 @@ from jaxtyping import Float
 from slmjax.errors import UserError
 
 RESAMPLES = 2000
-INTERVAL = (0.025, 0.975)  # quantiles: the middle 95 %
+# Quantiles at the ends of the interval: it is the middle 95 %.
+INTERVAL = (0.025, 0.975)
+
+# A held-out document: its content key and its bytes.
+Document = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """The documents that every run scored, by source.
+    """The documents that every run scored, by source."""
 
-    nats: with a column for each run.
-    bytes: of each document.
-    left_out: how many documents some run lacked.
-    """
-
+    # With a column for each run.
     nats: dict[str, Float[np.ndarray, "_documents _runs"]]
+    # The size of each document.
     bytes: dict[str, Float[np.ndarray, "_documents"]]
+    # How many documents some run lacked.
     left_out: int
 
     @property
@@ -52,16 +54,20 @@ def pair(heldout: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Paired:
         for each document.
     Raises: UserError where no document is left.
     """
-    nats, sizes, left_out = {}, {}, 0
+    nats, sizes = {}, {}
+    left_out = 0
+    # Each source once, in the order in which the runs have them.
     for source in dict.fromkeys(itertools.chain.from_iterable(heldout)):
-        tables = [_by_document(run[source]) if source in run else {} for run in heldout]
-        documents = [set(table) for table in tables]
+        tables = [_by_document(run.get(source)) for run in heldout]
+        documents = list(map(set, tables))
         common = sorted(set.intersection(*documents))
         left_out += len(set.union(*documents)) - len(common)
-        if common:
-            rows = [[table[document] for table in tables] for document in common]
-            nats[source] = np.array(rows, np.float64)
-            sizes[source] = np.array([length for _, length in common], np.float64)
+        if not common:
+            continue
+        # One row for each run, then turned.
+        columns = [list(map(table.__getitem__, common)) for table in tables]
+        nats[source] = np.array(columns, np.float64).T.copy()
+        sizes[source] = np.array(common, np.float64)[:, 1]
     if not nats:
         raise UserError(
             "The runs have no held-out document in common: train them on the same data.sources "
@@ -76,9 +82,10 @@ def bits_per_byte(paired: Paired, source: str = "total") -> Float[np.ndarray, "r
     Args:
       source: one source, or "total": all of them.
     """
-    sources = _parts(paired, source)
-    nats = sum(paired.nats[name].sum(0) for name in sources)
-    size = sum(paired.bytes[name].sum() for name in sources)
+    nats = size = 0
+    for part in _parts(paired, source):
+        nats += paired.nats[part].sum(0)
+        size += paired.bytes[part].sum()
     return nats / size / math.log(2)
 
 
@@ -109,37 +116,41 @@ def _bootstrap(
     paired: Paired, groups: Sequence[Sequence[int]], seed: int, resamples: int
 ) -> dict[str, list[Difference]]:
     chance = np.random.default_rng(seed)
-    nats, sizes = {}, {}
+    sums = {}
     for source in paired.nats:
-        # [resamples, runs + 1]: the last column is bytes.
-        sums = _resampled_sums(paired, source, chance, resamples)
-        nats[source], sizes[source] = sums[:, :-1], sums[:, -1:]
+        sums[source] = _resampled_sums(paired, source, chance, resamples)
     weights = _run_weights(groups, chance, resamples)
     even_weights = _run_weights(groups, None, 1)
     differences = {}
     for source in [*paired.nats, "total"]:
-        parts = _parts(paired, source)
-        size = sum(sizes[part] for part in parts)
-        bits = sum(nats[part] for part in parts) / size / math.log(2)
+        total = 0
+        for part in _parts(paired, source):
+            total = total + sums[part]
+        # The last column is bytes; before it is one of nats for each run.
+        bits = total[:, :-1] / total[:, -1:] / math.log(2)
+        # [resamples, groups]
         means = _group_means(weights, bits, groups)
-        values = _group_means(even_weights, bits_per_byte(paired, source)[None], groups)[0]
         lows, highs = np.quantile(means - means[:, :1], INTERVAL, axis=0)
-        differences[source] = [
-            Difference(float(value - values[0]), float(low), float(high))
-            for value, low, high in zip(values, lows, highs, strict=True)
-        ]
+        # The same without resampling: [groups].
+        measured = bits_per_byte(paired, source)[None]
+        (values,) = _group_means(even_weights, measured, groups)
+        differences[source] = []
+        for value, low, high in zip(values, lows, highs, strict=True):
+            difference = Difference(float(value - values[0]), float(low), float(high))
+            differences[source].append(difference)
     return differences
 
 
 def _resampled_sums(
     paired: Paired, source: str, chance: np.random.Generator, resamples: int
 ) -> Float[np.ndarray, "resamples columns"]:
-    """Return the sums of each run's nats and of bytes over documents drawn with replacement."""
+    """Return sums over documents drawn with replacement: each run's nats, and bytes last."""
     table = np.column_stack([paired.nats[source], paired.bytes[source]])
     number = len(table)
     sums = []
     for _ in range(resamples):
         drawn = chance.integers(number, size=number)
+        # A product with counts, since gathering the rows would copy the table each time.
         times_drawn = np.bincount(drawn, minlength=number)
         sums.append(times_drawn @ table)
     return np.stack(sums)
@@ -153,14 +164,18 @@ def _run_weights(
     Args:
       chance: draws runs with replacement, their spread widened; None: runs count evenly.
     """
-    weights = np.zeros((resamples, len(groups), sum(map(len, groups))))
+    runs = sum(map(len, groups))
+    weights = np.zeros((resamples, len(groups), runs))
     for index, members in enumerate(groups):
         k = len(members)
-        weights[:, index, list(members)] = 1 / k
+        columns = list(members)
+        weights[:, index, columns] = 1 / k
+        # A single run cannot be drawn otherwise than once.
         if chance is not None and k > 1:
+            # [resamples, k]: how often each run is drawn, as a share.
             drawn = chance.multinomial(k, [1 / k] * k, size=resamples) / k
             widening = math.sqrt(k / (k - 1))
-            weights[:, index, list(members)] += widening * (drawn - 1 / k)
+            weights[:, index, columns] += widening * (drawn - 1 / k)
     return weights
 
 
@@ -173,15 +188,23 @@ def _group_means(
     means = []
     for index, members in enumerate(groups):
         columns = list(members)
-        means.append(np.einsum("sr,sr->s", weights[:, index, columns], bits[:, columns]))
+        # s counts resamples, r the group's runs.
+        group_weights = weights[:, index, columns]
+        means.append(np.einsum("sr,sr->s", group_weights, bits[:, columns]))
     return np.stack(means, axis=1)
 
 
 def _parts(paired: Paired, source: str) -> list[str]:
-    return list(paired.nats) if source == "total" else [source]
+    """Return the sources that a name means."""
+    if source == "total":
+        return list(paired.nats)
+    return [source]
 
 
-def _by_document(scores: Mapping[str, np.ndarray]) -> dict[tuple[int, int], float]:
-    """Return {(content key, bytes): nats} of one run and source."""
-    documents = zip(scores["keys"].tolist(), scores["bytes"].tolist(), strict=True)
+def _by_document(scores: Mapping[str, np.ndarray] | None) -> dict[Document, float]:
+    """Return the nats of each document of one run and source; {} where the run lacks the source."""
+    if scores is None:
+        return {}
+    keys, sizes = scores["keys"].tolist(), scores["bytes"].tolist()
+    documents = zip(keys, sizes, strict=True)
     return dict(zip(documents, scores["nats"].tolist(), strict=True))

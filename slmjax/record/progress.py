@@ -15,14 +15,17 @@ from slmjax.readable import count, duration, percent
 # Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a
 # small model not much more.
 REFRESH = 0.25
-PACE = 200  # updates over which the pace is measured
+# Updates over which the pace is measured.
+PACE = 200
 
 
 class _Shown(NamedTuple):
-    """A metric of the live line: its name, its label, and its value as text."""
+    """A metric of the live line."""
 
     metric: str
+    # Before the value; "" where the value says it.
     label: str
+    # The value as text.
     form: Callable[[float], str]
 
 
@@ -63,9 +66,12 @@ class Progress:
         self._active = active
         self._clock = clock
         self._console = console or Console(highlight=False, soft_wrap=True)
+        # The newest value of each metric.
         self._values: dict[str, float] = {}
+        # (time, step) of the last updates.
         self._history: collections.deque[tuple[float, int]] = collections.deque(maxlen=PACE)
-        self._drawn = -math.inf  # when the live line was last drawn
+        # When the live line was last drawn.
+        self._drawn = -math.inf
         self._live = None
         if active and self._console.is_terminal:
             first = self._text(start)
@@ -109,9 +115,12 @@ class Progress:
         self.close()
 
     def _text(self, step: int) -> Text:
+        # A log file gets no styles.
+        step_style = label_style = ""
+        if self._live:
+            step_style, label_style = "bold", "dim"
         width = len(str(self._total))
-        text = Text(f"step {step:>{width}}/{self._total}", style="bold" if self._live else "")
-        label_style = "dim" if self._live else ""
+        text = Text(f"step {step:>{width}}/{self._total}", style=step_style)
         for metric, label, form in SHOWN:
             value = self._values.get(metric)
             if value is None:
@@ -120,7 +129,8 @@ class Progress:
             if math.isnan(value) and metric != "train/loss":
                 continue
             text.append("  ")
-            text.append(f"{label} " if label else "", style=label_style)
+            if label:
+                text.append(f"{label} ", style=label_style)
             text.append(form(float(value)))
         left = self._seconds_left(step)
         if left is not None:
@@ -137,6 +147,7 @@ class Progress:
         first_time, first_step = self._history[0]
         last_time, last_step = self._history[-1]
         if last_step <= first_step:
+            # The run went back to an earlier checkpoint.
             return None
         remaining = self._total - last_step
         return remaining * (last_time - first_time) / (last_step - first_step)
@@ -152,7 +163,11 @@ def banner(
     if not active:
         return
     console = console or Console(highlight=False, soft_wrap=True)
-    shown = {name: str(value) for name, value in rows.items() if value is not None and value != ""}
+    shown = {}
+    for name, value in rows.items():
+        # 0 and False are values.
+        if value is not None and value != "":
+            shown[name] = str(value)
     width = max(map(len, shown), default=0)
     console.print(Text(title, style="bold"))
     for name, value in shown.items():

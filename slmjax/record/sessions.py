@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,18 +21,16 @@ ROUNDING = 1e-6  # seconds; less than this is what floating point leaves of zero
 
 @dataclasses.dataclass
 class Session:
-    """One session of a run: from one start of the process to its end.
+    """One session of a run: from one start of the process to its end."""
 
-    from_step: the step that it went on from.
-    steps, kept: for each of its records the step, and the seconds in steps so far.
-    latest: its newest record, as `Goodput.record` returns it.
-    finished: whether the run was finished in it.
-    """
-
+    # The step that it went on from.
     from_step: int
+    # For each of its records, the step and the seconds in steps so far.
     steps: list[int]
     kept: list[float]
+    # Its newest record, as `Goodput.record` returns it.
     latest: dict[str, Any]
+    # Whether the run was finished in it.
     finished: bool = False
 
 
@@ -60,13 +59,16 @@ def combine_sessions(sessions: list[Session]) -> dict[str, Any]:
 
     Returns: see `goodput.summarise`; goodput is NaN where no session has a step.
     """
-    stepped = [
-        index for index, session in enumerate(sessions) if session.latest["first"] is not None
-    ]
-    if not stepped:
-        nothing = {"kept": 0.0, "wall": 0.0, "lost": {}, "before": {}}
-        return {"goodput": float("nan"), **nothing, "sessions": len(sessions)}
-    counted = sessions[stepped[0] : stepped[-1] + 1]
+    counted = _from_first_to_last_step(sessions)
+    if not counted:
+        return {
+            "goodput": math.nan,
+            "kept": 0.0,
+            "wall": 0.0,
+            "lost": {},
+            "before": {},
+            "sessions": len(sessions),
+        }
     lost: collections.Counter[str] = collections.Counter()
     kept = wall = 0.0
     for index, session in enumerate(counted):
@@ -77,9 +79,11 @@ def combine_sessions(sessions: list[Session]) -> dict[str, Any]:
         wall += ends - begins
         lost.update(session.latest["seconds"])
         if index:
+            # The first session's start is outside the wall time.
             lost.update(session.latest["before"])
         if not closed:
             lost.update(session.latest["after"])
+            # Clocks of two hosts may differ a little.
             down = max(0.0, later[0].latest["began"] - ends)
             lost["down"] += down
             wall += down
@@ -87,23 +91,40 @@ def combine_sessions(sessions: list[Session]) -> dict[str, Any]:
         kept += kept_here
         lost.update(redone)
     lost["other"] = wall - kept - sum(lost.values())
+    shown = {}
+    for cause in (*SPENT, *DERIVED):
+        if lost[cause] > ROUNDING:
+            shown[cause] = lost[cause]
     return {
-        "goodput": kept / wall if wall > 0 else float("nan"),
+        "goodput": kept / wall if wall > 0 else math.nan,
         "kept": kept,
         "wall": wall,
-        "lost": {cause: lost[cause] for cause in (*SPENT, *DERIVED) if lost[cause] > ROUNDING},
+        "lost": shown,
         "before": dict(counted[0].latest["before"]),
         "sessions": len(sessions),
     }
 
 
+def _from_first_to_last_step(sessions: list[Session]) -> list[Session]:
+    """Return the sessions without those before the first step and after the last one."""
+    stepped = []
+    for index, session in enumerate(sessions):
+        if session.latest["first"] is not None:
+            stepped.append(index)
+    if not stepped:
+        return []
+    return sessions[stepped[0] : stepped[-1] + 1]
+
+
 def _span(session: Session, *, is_first: bool, closed: bool) -> tuple[float, float]:
     """Return the Unix times between which a session's wall time lies."""
     record = session.latest
-    begins = record["first"] if is_first else record["began"]
+    begins, ends = record["began"], record["now"]
+    if is_first:
+        begins = record["first"]
     if closed and record["last"] is not None:
-        return begins, record["last"]
-    return begins, record["now"]
+        ends = record["last"]
+    return begins, ends
 
 
 def _kept_and_redone(session: Session, later: list[Session]) -> tuple[float, dict[str, float]]:
@@ -118,6 +139,7 @@ def _kept_and_redone(session: Session, later: list[Session]) -> tuple[float, dic
     for follower in later:
         kept_until = float(np.interp(follower.from_step, session.steps, session.kept))
         if kept_until < kept:
+            # A finished run is not killed, so somebody made it longer.
             cause = "extended" if previous.finished else "repeated"
             redone[cause] += kept - kept_until
             kept = kept_until

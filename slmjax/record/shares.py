@@ -27,17 +27,26 @@ def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
     """
     planned, realised = shares["planned"], shares["realised"]
     last_step = np.inf if step is None else step
+    # For each part of the run.
     is_done = np.array(realised["steps"]) <= last_step
     planned_tokens = np.array(planned["tokens"])
     realised_tokens = np.array(realised["tokens"])[is_done]
     lines = []
     for color, name in enumerate(planned["shares"]):
         planned_shares = np.array(planned["shares"][name])
+        lines.append(Line(name, planned_tokens, planned_shares, color=color, dots=False))
         realised_shares = np.array(realised["shares"][name])[is_done]
-        lines += [
-            Line(name, planned_tokens, planned_shares, color=color, dots=False),
-            Line(name, realised_tokens, realised_shares, color=color, faint=True, dots=True),
-        ]
+        # Faint, so that there are dots without a line.
+        lines.append(
+            Line(
+                name,
+                realised_tokens,
+                realised_shares,
+                color=color,
+                faint=True,
+                dots=True,
+            )
+        )
     return curves(
         lines,
         title="Shares of the sources: planned (lines), as read (dots)",
@@ -58,6 +67,7 @@ def _reading_sentence(plan: BatchPlan, name: str, epochs: float, tokens: int) ->
     if name in plan.max_epochs:
         text += f"; cap {plan.max_epochs[name]:g}"
     if name in plan.mixture.spent:
+        # The row of the run at which the source reaches its cap.
         share = percent(plan.mixture.spent[name] / plan.total_rows)
         text += f", reached at {share} of the run, from where on the other sources take its share"
     return text
