@@ -19,7 +19,7 @@ from slmjax.record.paired import Difference, Paired, bootstrap, pair
 from slmjax.text.remote import work_place
 
 # Config fields that decide nothing about what is learned, except by chance.
-REPETITIONS = tuple(
+REPETITIONS = frozenset(
     field.name for field in FIELDS.values() if field.affects in ("chance", "bookkeeping")
 )
 
@@ -64,6 +64,10 @@ class Comparison:
             labels.append(label)
         return labels
 
+    def names(self, members: Sequence[int]) -> str:
+        """Return the names of some runs, with commas."""
+        return ", ".join(self.runs[index].name for index in members)
+
 
 def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int = 0) -> Comparison:
     """Read the work directories and set their held-out scores against those of the first.
@@ -83,12 +87,14 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
             f"compare needs at least two work directories, got {len(workdirs)}: "
             "python -m slmjax.compare RUN RUN [...]"
         )
-    runs = []
+    runs, configs = [], []
     for workdir, name in zip(workdirs, distinct_names(workdirs), strict=True):
-        runs.append(load_run(workdir, name))
-    scores = [_chosen_scores(run, sources) for run in runs]
-    paired = pair(scores)
-    groups = group([run.config for run in runs])
+        run = load_run(workdir, name)
+        runs.append(run)
+        configs.append(run.config)
+    # A mistake in `sources` is found before any scores are paired.
+    paired = pair([_chosen_scores(run, sources) for run in runs])
+    groups = group(configs)
     if len(groups) == 1:
         # Repetitions of one config: what is left to compare is the noise between them.
         groups = [[index] for index in range(len(runs))]
@@ -113,6 +119,7 @@ def load_run(workdir: str, name: str) -> ComparedRun:
         config = _read_config(config_file.read_text("utf-8"))
         heldout = _read_scores(scores_file.read_bytes())
     except OSError:
+        # Of the disk: the command says so itself.
         raise
     except Exception as error:  # a damaged archive raises many kinds
         raise UserError(
@@ -136,7 +143,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for name in sorted(names):
         values = [config.get(name) for config in configs]
         # As JSON, since True == 1 in Python.
-        texts = {json.dumps(value) for value in values}
+        texts = set(map(json.dumps, values))
         if len(texts) > 1:
             differing[name] = values
     return differing
@@ -149,7 +156,9 @@ def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
-        deciding = {name: value for name, value in config.items() if name not in REPETITIONS}
+        deciding = dict(config)
+        for name in REPETITIONS:
+            deciding.pop(name, None)
         key = json.dumps(deciding, sort_keys=True)
         groups.setdefault(key, []).append(index)
     return list(groups.values())
@@ -159,8 +168,10 @@ def distinct_names(workdirs: Sequence[str]) -> list[str]:
     """Return the shortest endings of the paths that tell them apart."""
     paths = []
     for workdir in workdirs:
-        full_path = workdir if "://" in workdir else os.path.abspath(workdir)
-        paths.append(PurePosixPath(full_path).parts)
+        if "://" not in workdir:
+            # "." has no name of its own.
+            workdir = os.path.abspath(workdir)
+        paths.append(PurePosixPath(workdir).parts)
     longest = max(map(len, paths))
     for depth in range(1, longest + 1):
         names = ["/".join(path[-depth:]) for path in paths]
@@ -197,11 +208,11 @@ def _read_scores(archive: bytes) -> Scores:
     for source, fields in columns.items():
         scores[source] = {field: fields[field] for field in SCORE_KINDS}
     for source, fields in scores.items():
-        shapes = {array.shape for array in fields.values()}
-        is_column = len(shapes) == 1 and len(shapes.pop()) == 1
-        of_right_kind = all(fields[field].dtype.kind in kind for field, kind in SCORE_KINDS.items())
-        if not (is_column and of_right_kind):
-            raise ValueError(f"the scores of {source} are not columns of numbers")
+        documents = len(fields["keys"])
+        for field, kinds in SCORE_KINDS.items():
+            column = fields[field]
+            if column.shape != (documents,) or column.dtype.kind not in kinds:
+                raise ValueError(f"the scores of {source} are not columns of numbers")
     return scores
 
 
@@ -225,8 +236,11 @@ def _refuse_without_scores(workdir: str, records: metrics.Records) -> NoReturn:
 def _held_out_nothing(records: metrics.Records) -> bool:
     """Return True where the run recorded its sources and none has held-out documents."""
     sources = metrics.last_event(records, "data").get("sources", {})
-    has_heldout = any(facts.get("heldout_documents") for facts in sources.values())
-    return bool(sources) and not has_heldout
+    for facts in sources.values():
+        if facts.get("heldout_documents"):
+            return False
+    # A run that recorded no sources is not known to hold out nothing.
+    return bool(sources)
 
 
 def _nothing_held_out(workdir: str) -> str:

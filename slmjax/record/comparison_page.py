@@ -19,25 +19,29 @@ LONGEST_VALUE = 60  # characters of a config field's value
 
 
 class Table(NamedTuple):
-    """The titles of the columns, and the rows; a table without rows is left out."""
+    """A table of texts; without rows it is left out."""
 
+    # Titles of the columns.
     head: list[str]
     rows: list[list[str]]
 
 
 class _Curve(NamedTuple):
-    """A metric that is drawn for every run, with the title and unit of its figure."""
+    """A metric that is drawn for every run."""
 
     metric: str
+    # The figure's title, before its axis.
     title: str
     unit: str
 
 
 class _Axis(NamedTuple):
-    """A horizontal axis: its name in `metrics.along`, its label, and its name in a title."""
+    """A horizontal axis."""
 
+    # As `metrics.along` knows it.
     name: str
     label: str
+    # Its name in a title.
     title: str
 
 
@@ -57,10 +61,10 @@ def write_page(comparison: Comparison, out: str) -> None:
 
     Raises: UserError where it cannot be written.
     """
-    runs = comparison.runs
+    names = [run.name for run in comparison.runs]
     documents = f"{comparison.paired.documents:,}"
-    lead = f"{len(runs)} runs · {documents} held-out documents scored by all"
-    title = " · ".join(run.name for run in runs)
+    lead = f"{len(names)} runs · {documents} held-out documents scored by all"
+    title = " · ".join(names)
     html = page.page(title, lead, "".join(_sections(comparison)))
     place = epath.Path(out)
     if not place.parent.exists() and "://" not in out:
@@ -82,16 +86,17 @@ def score_table(comparison: Comparison) -> Table:
     by_source = sorted(comparison.found.items(), key=lambda item: item[0] != "total")
     for source, group_differences in by_source:
         bits = bits_per_byte(paired, source)
-        number = paired.documents if source == "total" else len(paired.bytes[source])
+        number = paired.documents
+        if source != "total":
+            number = len(paired.bytes[source])
+        # The source is named once, in the row of the first group.
+        title, documents = source, f"{number:,}"
         for index, members in enumerate(comparison.groups):
-            difference = group_differences[index]
-            is_first = index == 0
-            # The source is named once, in the row of the first group.
-            leading = [source, f"{number:,}"] if is_first else ["", ""]
             name = comparison.runs[members[0]].name
             spread = _mean_and_spread(bits[members])
-            cells = _difference_cells(difference, is_first)
-            rows.append([leading[0], name, leading[1], spread, *cells])
+            cells = _difference_cells(group_differences[index], is_first=index == 0)
+            rows.append([title, name, documents, spread, *cells])
+            title = documents = ""
     head = ["source", "run", "documents", "bits per byte", "difference", "95 % interval"]
     return Table(head, rows)
 
@@ -102,17 +107,22 @@ def config_table(comparison: Comparison) -> Table:
     The first row has all fields that differ between groups, the others only what differs from the
     first.
     """
+    head = ["runs", "config"]
     configs = [comparison.runs[members[0]].config for members in comparison.groups]
+    all_differences = differences(configs)
+    if not all_differences:
+        return Table(head, [])
     rows = []
     for index, members in enumerate(comparison.groups):
         config = configs[index]
-        compared_with = [configs[0], config] if index else configs
+        shown_fields = all_differences
+        if index:
+            shown_fields = differences([configs[0], config])
         fields = []
-        for name in differences(compared_with):
+        for name in shown_fields:
             fields.append(f"{name} = {_shown_value(config.get(name))}")
-        names = ", ".join(comparison.runs[number].name for number in members)
-        rows.append([names, "; ".join(fields)])
-    return Table(["runs", "config"], rows if differences(configs) else [])
+        rows.append([comparison.names(members), "; ".join(fields)])
+    return Table(head, rows)
 
 
 def _sections(comparison: Comparison) -> list[str]:
@@ -139,7 +149,7 @@ def _color_key(comparison: Comparison) -> str:
     """Return which colour belongs to which runs, as HTML."""
     chips = []
     for number, members in enumerate(comparison.groups):
-        names = ", ".join(comparison.runs[index].name for index in members)
+        names = comparison.names(members)
         square = f'<i style="background:var(--c{number % figures.COLORS})"></i>'
         chips.append(f"<span>{square}{page.escape(names)}</span>")
     return f'<div class="chips">{"".join(chips)}</div>'
@@ -149,8 +159,10 @@ def _run_table(comparison: Comparison) -> Table:
     """Return how far each run is."""
     rows = []
     for run in comparison.runs:
+        last_step = "-"
         steps, _ = metrics.series(run.records, "train/loss")
-        last_step = f"{steps[-1]:,}" if len(steps) else "-"
+        if len(steps):
+            last_step = f"{steps[-1]:,}"
         tokens = _reached(run, "train/tokens")
         flops = _reached(run, "train/flops")
         finished = metrics.events(run.records, "finish")
@@ -160,8 +172,9 @@ def _run_table(comparison: Comparison) -> Table:
 
 
 def _reached(run: ComparedRun, metric: str) -> str:
-    _, values = metrics.series(run.records, metric)
-    return count(values[-1]) if len(values) else "-"
+    """Return the newest value of a metric that only grows."""
+    value = metrics.last_value(run.records, metric)
+    return "-" if value is None else count(value)
 
 
 def _draw_curves(comparison: Comparison) -> list[str]:
@@ -175,6 +188,7 @@ def _draw_curves(comparison: Comparison) -> list[str]:
             lines = []
             for index, run in enumerate(comparison.runs):
                 lines += _run_lines(run, curve.metric, axis.name, colors[index])
+            # Runs of older versions did not record FLOPs.
             if lines:
                 title = f"{curve.title} against {axis.title}"
                 svg = figures.curves(lines, title=title, x=axis.label, y=curve.unit, legend=False)
@@ -189,6 +203,7 @@ def _run_lines(run: ComparedRun, metric: str, axis: str, color: int) -> list[fig
     if not len(steps) or x is None:
         return []
     if metric == "train/loss":
+        # Of one batch, so it is noisy; the other metrics are not.
         values = figures.smooth(values)
     return [figures.Line(run.name, x, values, color=color)]
 
@@ -199,6 +214,7 @@ def _mean_and_spread(bits: Float[np.ndarray, "_runs"]) -> str:
         return "not finite"
     text = f"{bits.mean():.4f}"
     if len(bits) > 1:
+        # Of the seeds, not of the mean.
         text += f" ± {bits.std(ddof=1):.4f}"
     return text
 
@@ -215,7 +231,9 @@ def _difference_cells(difference: Difference, is_first: bool) -> list[str]:
 
 def _shown_value(value: Any) -> str:
     """Return a config field's value as JSON, cut where it is long."""
-    text = "-" if value is None else json.dumps(value, ensure_ascii=False)
+    if value is None:  # the run does not have the field
+        return "-"
+    text = json.dumps(value, ensure_ascii=False)
     if len(text) <= LONGEST_VALUE:
         return text
     return text[: LONGEST_VALUE - 1] + "…"

@@ -64,10 +64,9 @@ def pair(heldout: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Paired:
         left_out += len(set.union(*documents)) - len(common)
         if not common:
             continue
-        # One row for each run, then turned.
-        columns = [list(map(table.__getitem__, common)) for table in tables]
-        nats[source] = np.array(columns, np.float64).T.copy()
-        sizes[source] = np.array(common, np.float64)[:, 1]
+        rows = [_row(tables, document) for document in common]
+        nats[source] = np.array(rows, np.float64)
+        sizes[source] = np.array([size for _, size in common], np.float64)
     if not nats:
         raise UserError(
             "The runs have no held-out document in common: train them on the same data.sources "
@@ -199,6 +198,11 @@ def _parts(paired: Paired, source: str) -> list[str]:
     if source == "total":
         return list(paired.nats)
     return [source]
+
+
+def _row(tables: Sequence[Mapping[Document, float]], document: Document) -> list[float]:
+    """Return the nats of one document in each run."""
+    return [table[document] for table in tables]
 
 
 def _by_document(scores: Mapping[str, np.ndarray] | None) -> dict[Document, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 from slmjax.readable import count, duration, flatten, percent
 from slmjax.record import figures, goodput, metrics, page
@@ -50,18 +51,22 @@ def write_report(
     folder = epath.Path(workdir)
     records = metrics.read(folder)
     config = _read_config(folder / "config.json")
-    default_values = flatten(defaults) if defaults is not None else None
+    default_values = None
+    if defaults is not None:
+        default_values = flatten(defaults)
     drawn = report_figures(records)
-    sections = [
-        page.tiles(_headline(records)),
-        *_result_sections(records, drawn),
-        *(page.section(heading, inner) for heading, inner in extra),
-        page.section("Data", *data_section(records), page.figures(drawn.get("shares", ""))),
+    sections = [page.tiles(_headline(records)), *_result_sections(records, drawn)]
+    for heading, inner in extra:
+        sections.append(page.section(heading, inner))
+    shares = page.figures(drawn.get("shares", ""))
+    sections += [
+        page.section("Data", *data_section(records), shares),
         page.section("History", *history_section(records)),
         page.section("Lineage", *lineage_section(records)),
         page.section("Config", *config_section(config, default_values)),
         page.section("Environment", *environment_section(records)),
     ]
+    # As files of their own too, for a paper or a talk.
     for name, svg in drawn.items():
         write_atomic(folder / "figures" / f"{name}.svg", figures.standalone(svg))
     report = folder / "report.html"
@@ -82,10 +87,12 @@ def _result_sections(records: metrics.Records, drawn: Mapping[str, str]) -> list
     """Return the sections on learning, its measures, and the time that it took."""
     recorded_steps, _ = metrics.series(records, "train/loss")
     legend = figure_legend(drawn, len(recorded_steps))
+    if legend:
+        legend = page.note(legend)
     learning = page.figures(drawn.get("loss", ""), drawn.get("bits_per_byte", ""))
     optimisation = page.figures(drawn.get("learning_rate", ""), drawn.get("gradient_norm", ""))
     return [
-        page.section("Learning", learning, page.note(legend) if legend else ""),
+        page.section("Learning", learning, legend),
         page.section("Held-out text", *heldout_section(records)),
         page.section("Answers", *answers_section(records)),
         page.section("Samples", *samples_section(records)),
@@ -101,6 +108,7 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
     parts = []
     if steps:
         progress = f"Step {max(steps):,}"
+        # A recipe that is not one of training has other fields.
         if isinstance(total, int):
             progress += f" of {total:,}"
         parts.append(progress)
@@ -120,31 +128,34 @@ def _headline(records: metrics.Records) -> dict[str, str]:
     size = metrics.last_event(records, "start").get("parameters", {}).get("total")
     if size:
         tiles["parameters"] = count(size)
-    _, tokens = metrics.series(records, "train/tokens")
-    if len(tokens):
-        tiles["training tokens"] = count(tokens[-1])
-    _, bits = metrics.series(records, TOTAL_BITS)
-    if len(bits):
-        tiles["bits per byte, held-out"] = f"{bits[-1]:.3f}"
+    tokens = metrics.last_value(records, "train/tokens")
+    if tokens is not None:
+        tiles["training tokens"] = count(tokens)
+    bits = metrics.last_value(records, TOTAL_BITS)
+    if bits is not None:
+        tiles["bits per byte, held-out"] = f"{bits:.3f}"
     spent = goodput.summarise(records)
     if spent:
         tiles["goodput"] = percent(spent["goodput"])
         tiles["wall time"] = duration(spent["wall"])
+    # The median, as steps that write a checkpoint or meet a slow disk are outliers.
     _, speeds = metrics.series(records, "perf/tokens_per_second")
     if len(speeds):
         tiles["tokens a second"] = count(_finite_median(speeds))
+    # NaN on a device whose peak is not known.
     _, utilisation = metrics.series(records, "perf/mfu")
     if np.isfinite(utilisation).any():
         tiles["MFU"] = percent(_finite_median(utilisation))
     _, memory = metrics.series(records, "perf/peak_memory_bytes")
     if len(memory):
         tiles["peak memory"] = f"{memory.max() / 2**30:.2f} GiB"
-    _, skipped = metrics.series(records, "train/skipped")
-    if len(skipped) and skipped[-1] > 0:
-        tiles["steps skipped"] = f"{skipped[-1]:,.0f}"
+    skipped = metrics.last_value(records, "train/skipped")
+    if skipped is not None and skipped > 0:
+        tiles["steps skipped"] = f"{skipped:,.0f}"
     return tiles
 
 
-def _finite_median(values: np.ndarray) -> float:
+def _finite_median(values: Float[np.ndarray, "points"]) -> float:
+    """Return the median of the finite values, NaN without any."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.nan

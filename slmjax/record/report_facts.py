@@ -18,15 +18,19 @@ def data_section(records: metrics.Records) -> list[str]:
     keys = _keys(sources.values())
     rows = []
     for name, facts in sources.items():
-        cells = [_cell(key, facts.get(key)) for key in keys]
-        rows.append([name, *cells])
+        row = [name]
+        for key in keys:
+            row.append(_cell(key, facts.get(key)))
+        rows.append(row)
     head = ["source", *map(_column_title, keys)]
     notes = []
     for name, sentence in event.get("told", {}).items():
         # A sentence that ends with the tokens says no more than the table.
         if not sentence.endswith(" tokens"):
             notes.append(page.note(f"{name}: {sentence}."))
-    rest = {key: value for key, value in event.items() if key not in SHOWN_ELSEWHERE}
+    rest = dict(event)
+    for key in SHOWN_ELSEWHERE:
+        rest.pop(key, None)
     return [page.html_table(head, rows), *notes, _facts_table(rest)]
 
 
@@ -36,9 +40,10 @@ def lineage_section(records: metrics.Records) -> list[str]:
     keys = _keys(parents)
     rows = []
     for parent in parents:
-        rows.append([_cell("", parent.get(key)) for key in keys])
-    head = [key.replace("_", " ") for key in keys]
-    return [page.html_table(head, rows, left=len(keys))]
+        values = map(parent.get, keys)
+        rows.append([_cell("", value) for value in values])
+    head = map(_spaced, keys)
+    return [page.html_table(list(head), rows, left=len(keys))]
 
 
 def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[str]:
@@ -52,8 +57,11 @@ def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
     rows, changed_rows, strong = [], [], []
     for name, value in sorted(config.items()):
         text = json.dumps(value, ensure_ascii=False)
+        # As JSON, since a default may be a tuple and the saved value a list.
         if defaults is not None and json.dumps(defaults.get(name)) != json.dumps(value):
-            default = json.dumps(defaults[name]) if name in defaults else "(new)"
+            default = "(new)"
+            if name in defaults:
+                default = json.dumps(defaults[name])
             changed_rows.append([name, text, default])
             strong.append(len(rows))
         rows.append([name, text])
@@ -67,10 +75,12 @@ def environment_section(records: metrics.Records) -> list[str]:
     start = metrics.last_event(records, "start")
     facts = dict(start.get("environment", {}))
     for kind, number in start.get("parameters", {}).items():
+        # "non-embedding parameters"
         facts[f"{kind.replace('_', '-')} parameters"] = number
     facts["choices"] = start.get("choices")
     command = start.get("command", "")
     if not isinstance(command, str):
+        # Older runs recorded its words.
         command = " ".join(command)
     if not command:
         return [_facts_table(facts)]
@@ -80,6 +90,7 @@ def environment_section(records: metrics.Records) -> list[str]:
 
 def _keys(tables: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the keys of several mappings, each once, in the order in which they come."""
+    # A dict, as it keeps the order.
     keys: dict[str, None] = {}
     for table in tables:
         keys.update(dict.fromkeys(table))
@@ -87,8 +98,12 @@ def _keys(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _column_title(key: str) -> str:
-    title = key.removesuffix("_share").replace("_", " ")
+    title = _spaced(key.removesuffix("_share"))
     return title.replace("heldout", "held-out")
+
+
+def _spaced(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _facts_table(facts: Mapping[str, Any]) -> str:
@@ -96,7 +111,7 @@ def _facts_table(facts: Mapping[str, Any]) -> str:
     rows = []
     for key, value in facts.items():
         if value not in (None, "", [], {}):
-            rows.append([key.replace("_", " "), _cell(key, value)])
+            rows.append([_spaced(key), _cell(key, value)])
     return page.html_table([], rows, left=2)
 
 
@@ -114,7 +129,10 @@ def _cell(key: str, value: Any) -> str:
         return f"{value:.2f}"
     if isinstance(value, float):
         is_share = key.endswith("share") or key in ("weight", "removed")
-        return percent(value, 2) if is_share else f"{value:,.4g}"
+        if is_share:
+            return percent(value, 2)
+        return f"{value:,.4g}"
+    # To Python, True is an int.
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
@@ -122,9 +140,15 @@ def _cell(key: str, value: Any) -> str:
 
 def _mapping_cell(key: str, values: Mapping[str, Any]) -> str:
     """Return "3 (empty 1, short 2)" for counts, "a 1, b 2" for other values."""
-    listed = ", ".join(f"{name} {_cell(key, item)}" for name, item in values.items())
-    are_counts = all(isinstance(item, int) for item in values.values())
-    if not values or not are_counts:
+    parts = []
+    are_counts = bool(values)
+    for name, item in values.items():
+        parts.append(f"{name} {_cell(key, item)}")
+        are_counts = are_counts and isinstance(item, int)
+    listed = ", ".join(parts)
+    if not are_counts:
         return listed
     total = sum(values.values())
-    return f"{total:,} ({listed})" if total else "0"
+    if total == 0:
+        return "0"
+    return f"{total:,} ({listed})"

@@ -11,11 +11,13 @@ from slmjax.record.evaluation_names import bits_metric, evaluated_sources
 
 
 class _Curve(NamedTuple):
-    """A figure of one metric: the name of its file, the metric, title and unit."""
+    """A figure of one metric."""
 
+    # Its name in figures/, without .svg.
     file: str
     metric: str
     title: str
+    # Of the vertical axis.
     unit: str
 
 
@@ -24,17 +26,18 @@ CURVES = (
     _Curve("learning_rate", "train/learning_rate", "Learning rate", ""),
     _Curve("gradient_norm", "train/grad_norm", "Gradient norm, before clipping", ""),
 )
+# Files of figures whose metric has no noise to smooth away.
 EXACT = ("learning_rate",)
-"""Files of figures whose metric has no noise to smooth away."""
 
 
-class _Axis:
+class _ReportAxis:
     """The horizontal axis: training tokens, or steps where tokens were not recorded."""
 
     def __init__(self, records: metrics.Records):
         self._records = records
-        token_steps, _ = metrics.series(records, "train/tokens")
-        self.name = "tokens" if len(token_steps) else "steps"
+        self.name = "tokens"
+        if metrics.last_value(records, "train/tokens") is None:
+            self.name = "steps"
 
     def place(self, steps: Num[np.ndarray, "points"]) -> Num[np.ndarray, "points"]:
         """Return where steps lie on the axis."""
@@ -45,9 +48,13 @@ class _Axis:
 
 def report_figures(records: metrics.Records) -> dict[str, str]:
     """Return the figures of the report as SVG, by file name."""
-    axis = _Axis(records)
-    restarts = [event["step"] for event in metrics.events(records, "resume") if event["step"]]
-    marks = [float(axis.place(np.array([step]))[0]) for step in restarts]
+    axis = _ReportAxis(records)
+    marks = []
+    for event in metrics.events(records, "resume"):
+        # A restart from the beginning leaves no line to be marked.
+        if event["step"]:
+            places = axis.place(np.array([event["step"]]))
+            marks.append(float(places[0]))
     drawn = {}
     for curve in CURVES:
         svg = _single_curve(records, curve, axis, marks)
@@ -60,8 +67,8 @@ def report_figures(records: metrics.Records) -> dict[str, str]:
         )
     planned = metrics.last_event(records, "data").get("shares")
     if planned:
-        newest_step = max((record["step"] for record in records.kept), default=0)
-        drawn["shares"] = shares.figure(planned, newest_step)
+        steps = [record["step"] for record in records.kept]
+        drawn["shares"] = shares.figure(planned, max(steps, default=0))
     return drawn
 
 
@@ -78,25 +85,26 @@ def figure_legend(drawn: Mapping[str, str], points: int) -> str:
         sentences.append("Pale: every recorded step; strong: moving average over 2 % of them.")
     if points >= 20:
         sentences.append("The first steps lie above the frame.")
-    if any("stroke-dasharray" in svg for svg in drawn.values()):
+    # Only a mark of a restart is dashed.
+    if "stroke-dasharray" in "".join(drawn.values()):
         sentences.append("Dotted vertical lines: restarts.")
     return " ".join(sentences)
 
 
-def _single_curve(records: metrics.Records, curve: _Curve, axis: _Axis, marks: list[float]) -> str:
+def _single_curve(records: metrics.Records, curve: _Curve, axis: _ReportAxis, marks: list[float]) -> str:
     """Draw one metric; "" where it has no finite value."""
     steps, values = metrics.series(records, curve.metric)
     if not np.isfinite(values).any():
         return ""
     x = axis.place(steps)
     noisy = curve.file not in EXACT
+    lines = [figures.Line(curve.metric, x, values)]
     if noisy:
+        # The raw values lie behind.
         lines = [
             figures.Line(curve.metric, x, figures.smooth(values)),
             figures.Line(curve.metric, x, values, faint=True),
         ]
-    else:
-        lines = [figures.Line(curve.metric, x, values)]
     return figures.curves(
         lines,
         title=curve.title,
@@ -108,16 +116,17 @@ def _single_curve(records: metrics.Records, curve: _Curve, axis: _Axis, marks: l
     )
 
 
-def _bits_lines(records: metrics.Records, axis: _Axis) -> list[figures.Line]:
+def _bits_lines(records: metrics.Records, axis: _ReportAxis) -> list[figures.Line]:
     """Return a line of bits per byte for each source and the total; of one source, the total."""
     sources = evaluated_sources(records, "bits_per_byte")
+    dots = None
     if len(sources) < 2:
-        sources = []
+        # The total is the same line; with dots, as there are few evaluations.
+        sources, dots = [], True
     lines = []
     for color, source in enumerate([*sources, "total"]):
         steps, values = metrics.series(records, bits_metric(source))
         if len(steps):
-            dots = None if sources else True
             x = axis.place(steps)
             lines.append(figures.Line(source, x, values, color=color, dots=dots))
     return lines

@@ -19,7 +19,8 @@ CAUSES = {
     "down": "between a stop and the next start",
     "other": "everything else in the loop",
 }
-LEAST_SHOWN = 0.05  # seconds; less reads "0.0 s"
+# Seconds; less would read "0.0 s".
+LEAST_SHOWN = 0.05
 
 
 def time_section(records: metrics.Records) -> list[str]:
@@ -30,6 +31,7 @@ def time_section(records: metrics.Records) -> list[str]:
     wall, kept_share = spent["wall"], spent["goodput"]
     kept_cells = [page.bar(kept_share, 2), duration(spent["kept"]), percent(kept_share)]
     rows = [["training steps that were kept", *kept_cells]]
+    # The largest loss first.
     for cause, seconds in sorted(spent["lost"].items(), key=lambda item: -item[1]):
         share = seconds / wall
         rows.append([CAUSES[cause], page.bar(share, 1), duration(seconds), percent(share, 2)])
@@ -62,7 +64,9 @@ def history_section(records: metrics.Records) -> list[str]:
         # A later session says where it went on, so its start is no news.
         later_start = name == "start" and rows
         if sentence and not later_start:
-            when = moment(record["time"]) if record.get("time") else ""
+            when = ""
+            if record.get("time"):
+                when = moment(record["time"])
             rows.append([when, sentence, f"{step:,}"])
             eventful = eventful or sentence not in ("started", "finished")
     sections = []
@@ -102,8 +106,10 @@ def _event_sentence(record: Mapping[str, Any], reached: int) -> str:
             return "started"
         case "resume":
             step = record.get("step", 0)
-            lost = f" (had reached {reached:,})" if reached > step else ""
-            return f"went on from step {step:,}{lost}"
+            text = f"went on from step {step:,}"
+            if reached > step:
+                text += f" (had reached {reached:,})"
+            return text
         case "extended":
             return extension_sentence(record)
         case "preempted":

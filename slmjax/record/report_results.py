@@ -27,10 +27,12 @@ def heldout_section(records: metrics.Records) -> list[str]:
     sources = evaluated_sources(records, "bits_per_byte")
     rows, strong = [], []
     for source in [*sources, "total"]:
-        only_source = source == "total" and len(sources) == 1
+        if source == "total" and len(sources) == 1:
+            # It would say the same once more.
+            continue
         rivals = [baseline[order].get(source) for order in orders]
         row = _heldout_row(records, source, rivals)
-        if row is None or only_source:
+        if row is None:
             continue
         if source == "total":
             strong.append(len(rows))
@@ -38,10 +40,14 @@ def heldout_section(records: metrics.Records) -> list[str]:
     if not rows:
         return []
     fixed = ["bits per byte", "final", "best", "at step"]
-    rival_names = [f"{order}-gram" for order in orders]
-    head = [*fixed, "exact answers", *rival_names, "to best"]
+    head = [*fixed, "exact answers"]
+    for order in orders:
+        head.append(f"{order}-gram")
+    head.append("to best")
     head, rows = page.without_empty_columns(head, rows, always=len(fixed))
-    note = HELDOUT_NOTE + NGRAM_NOTE if orders else HELDOUT_NOTE
+    note = HELDOUT_NOTE
+    if orders:
+        note += NGRAM_NOTE
     return [page.html_table(head, rows, strong=strong), page.note(note)]
 
 
@@ -56,14 +62,21 @@ def _heldout_row(
     steps, values = metrics.series(records, bits_metric(source))
     if not len(values):
         return None
-    best = int(np.nanargmin(values)) if np.isfinite(values).any() else 0
-    _, accuracies = metrics.series(records, f"eval/{source}/accuracy")
-    accuracy = percent(accuracies[-1]) if len(accuracies) else None
-    known_rivals = [rival for rival in rivals if rival]
-    to_best = f"{values[-1] / min(known_rivals):.2f}×" if known_rivals else None
-    own_cells = [source, f"{values[-1]:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
-    rival_cells = [f"{rival:.3f}" if rival is not None else None for rival in rivals]
-    return [*own_cells, accuracy, *rival_cells, to_best]
+    final = values[-1]
+    best = 0
+    if np.isfinite(values).any():
+        best = int(np.nanargmin(values))
+    cells = [source, f"{final:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
+    accuracy = metrics.last_value(records, f"eval/{source}/accuracy")
+    cells.append(_known_percent(accuracy))
+    for rival in rivals:
+        cells.append(None if rival is None else f"{rival:.3f}")
+    # An n-gram model that scored nothing has 0.
+    scored_rivals = list(filter(None, rivals))
+    to_best = None
+    if scored_rivals:
+        to_best = f"{final / min(scored_rivals):.2f}×"
+    return [*cells, to_best]
 
 
 def answers_section(records: metrics.Records) -> list[str]:
@@ -73,10 +86,11 @@ def answers_section(records: metrics.Records) -> list[str]:
     for kind, result in _answered_kinds(records).items():
         rival = rivals.get(kind)
         if isinstance(rival, Mapping):
+            # Older runs recorded the share alone.
             rival = rival.get("accuracy")
         accuracy = result.get("accuracy")
-        values = [accuracy, result.get("chance"), rival]
-        cells = [percent(value) if value is not None else None for value in values]
+        shares = (accuracy, result.get("chance"), rival)
+        cells = map(_known_percent, shares)
         rows.append([kind, page.bar(accuracy or 0.0), *cells, result.get("count")])
     if not rows:
         return []
@@ -94,6 +108,10 @@ def _answered_kinds(records: metrics.Records) -> dict[str, Mapping[str, Any]]:
         if isinstance(value, Mapping) and name != "kinds":
             kinds[name] = value
     return kinds
+
+
+def _known_percent(share: float | None) -> str | None:
+    return None if share is None else percent(share)
 
 
 def samples_section(records: metrics.Records) -> list[str]:

@@ -36,11 +36,12 @@ def verdicts(comparison: Comparison) -> list[str]:
         names = f"{labels[index]} and {labels[0]}"
         broken = [number for number in [*baseline, *members] if not np.isfinite(bits[number])]
         if broken:
-            runs = ", ".join(comparison.runs[number].name for number in broken)
+            runs = comparison.names(broken)
             sentences.append(
                 f"{names} cannot be told apart: held-out scores of {runs} are not finite numbers."
             )
             continue
+        # All sources that are compared decide together.
         difference = comparison.found["total"][index]
         several_seeds = min(len(baseline), len(members)) > 1
         sentences.append(
@@ -51,15 +52,19 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 def warning(comparison: Comparison) -> str:
     """Return a caution about configs with one seed; "" where all have several."""
-    if len(group([run.config for run in comparison.runs])) == 1:
+    configs = [run.config for run in comparison.runs]
+    if len(group(configs)) == 1:
         return (
             "These runs have one config: what tells them apart is noise from run to run, which is "
             "not in the intervals."
         )
-    single = [members for members in comparison.groups if len(members) == 1]
+    single = []
+    for members in comparison.groups:
+        if len(members) == 1:
+            single += members
     if not single:
         return ""
-    names = ", ".join(comparison.runs[members[0]].name for members in single)
+    names = comparison.names(single)
     return (
         f"One seed only: {names}. The interval covers the choice of held-out documents, not the "
         "noise from run to run: another seed of the same config may differ by more. Train each "
@@ -70,17 +75,21 @@ def warning(comparison: Comparison) -> str:
 def coverage(comparison: Comparison) -> str:
     """Return how many documents were compared and how many were left out, as a sentence."""
     paired = comparison.paired
-    sizes = [float(lengths.sum()) for lengths in paired.bytes.values()]
+    size = 0.0
+    for sizes in paired.bytes.values():
+        size += float(sizes.sum())
     return (
-        f"{paired.documents:,} documents ({count(sum(sizes))} bytes) were scored by all runs; "
+        f"{paired.documents:,} documents ({count(size)} bytes) were scored by all runs; "
         f"{paired.left_out:,} that some run lacks were left out."
     )
 
 
 def method(comparison: Comparison) -> str:
     """Return how the intervals were made."""
-    has_seeds = any(len(members) > 1 for members in comparison.groups)
-    return METHOD + METHOD_RUNS if has_seeds else METHOD
+    largest_group = max(map(len, comparison.groups))
+    if largest_group > 1:
+        return METHOD + METHOD_RUNS
+    return METHOD
 
 
 def _verdict(
@@ -99,13 +108,14 @@ def _verdict(
     size = abs(difference.value)
     amount = f"{size:.4f} bits per byte ({100 * size / baseline_bits:.2f} %)"
     interval = f"95 % interval {difference.low:+.4f} to {difference.high:+.4f}"
-    is_lower = difference.value < 0
+    is_lower = difference.value < 0  # fewer bits are better
     if difference.low <= 0 <= difference.high:
         return (
             f"{label} and {baseline} cannot be told apart on these documents: "
             f"the difference of {amount}, {interval}, includes zero."
         )
     if several_seeds:
+        # Only then does the interval hold the noise between seeds.
         word = "better" if is_lower else "worse"
         return f"{label} is {word} than {baseline} by {amount}, {interval}."
     word = "less" if is_lower else "more"
