@@ -208,7 +208,7 @@ def _read_scores(archive: bytes) -> Scores:
     for source, fields in columns.items():
         scores[source] = {field: fields[field] for field in SCORE_KINDS}
     for source, fields in scores.items():
-        documents = len(fields["keys"])
+        documents = fields["keys"].size
         for field, kinds in SCORE_KINDS.items():
             column = fields[field]
             if column.shape != (documents,) or column.dtype.kind not in kinds:

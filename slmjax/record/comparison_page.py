@@ -108,6 +108,7 @@ def config_table(comparison: Comparison) -> Table:
     first.
     """
     head = ["runs", "config"]
+    # Runs of one group have one config, up to the seed.
     configs = [comparison.runs[members[0]].config for members in comparison.groups]
     all_differences = differences(configs)
     if not all_differences:
@@ -179,6 +180,7 @@ def _reached(run: ComparedRun, metric: str) -> str:
 
 def _draw_curves(comparison: Comparison) -> list[str]:
     """Draw every metric against every axis, the runs of one group in one colour."""
+    # Of each run, by its index.
     colors = {}
     for number, members in enumerate(comparison.groups):
         colors.update(dict.fromkeys(members, number))
@@ -188,7 +190,7 @@ def _draw_curves(comparison: Comparison) -> list[str]:
             lines = []
             for index, run in enumerate(comparison.runs):
                 lines += _run_lines(run, curve.metric, axis.name, colors[index])
-            # Runs of older versions did not record FLOPs.
+            # A run of another library may lack the metric or the axis.
             if lines:
                 title = f"{curve.title} against {axis.title}"
                 svg = figures.curves(lines, title=title, x=axis.label, y=curve.unit, legend=False)

@@ -15,6 +15,7 @@ def evaluated_sources(records: Records, measure: str) -> list[str]:
     prefix, suffix = "eval/", f"/{measure}"
     sources = []
     for name in names:
+        # Its prefix and suffix share the slash.
         is_total = name == f"eval/{measure}"
         if name.startswith(prefix) and name.endswith(suffix) and not is_total:
             sources.append(name[len(prefix) : -len(suffix)])

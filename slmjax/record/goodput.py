@@ -134,6 +134,7 @@ class Goodput:
 
     def share(self) -> float:
         """Return goodput of the run so far, earlier sessions included; NaN before a first step."""
+        # Two points are enough: nobody has gone on from a step in between.
         steps = [self.from_step, self.from_step + self._steps]
         session = Session(self.from_step, steps, [0.0, self._kept], self.record())
         return combine_sessions([*self._past, session])["goodput"]

@@ -49,6 +49,7 @@ def from_line(line: str) -> ReadLine:
     Raises: one of UNREADABLE for a line that was cut, has changed, or was never a record.
     """
     record = json.loads(line)
+    # Whether it fits comes next; a line of an earlier version has none.
     has_checksum = "crc32" in record
     _check_unchanged(record)
     _restore_nonfinite(record)

@@ -15,7 +15,6 @@ from slmjax.errors import UserError
 from slmjax.record.metric_files import LOCAL_FILE, SEGMENTS_FOLDER, LocalFile, Segments, read_texts
 from slmjax.record.metric_lines import UNREADABLE, ReadLine, from_line, plain, to_line
 
-
 # The first events of a session: of a new run "start", else "resume" and then "start".
 SESSION_STARTS = ("start", "resume")
 
@@ -66,6 +65,7 @@ class MetricsWriter:
         except OSError as error:
             raise _unwritable(folder, error) from error
         if resume_step is not None:
+            # First of all, so that readers drop what it makes invalid.
             self.event("resume", resume_step)
         if tensorboard:
             self._board = _open_tensorboard(folder, resume_step)
@@ -174,6 +174,7 @@ def read(workdir: str | os.PathLike) -> Records:
     A directory without metrics gives empty records.
     """
     lines, torn = _read_lines(epath.Path(workdir))
+    # A line without the checksum that it should have counts as changed.
     records = _without_lost_checksums(lines)
     torn += len(lines) - len(records)
     kept: list[dict] = []
@@ -195,6 +196,7 @@ def series(
     """
     points: dict[int, float] = {}
     for record in records.kept:
+        # An event may have a field of the same name.
         if "event" not in record and record.get(name) is not None:
             points[record["step"]] = record[name]
     return _columns(points)
@@ -269,6 +271,7 @@ def _open_tensorboard(folder: epath.Path, resume_step: int | None) -> Any:
     logdir = os.fspath(folder / "tensorboard")
     if resume_step is None:
         return SummaryWriter(logdir=logdir)
+    # TensorBoard drops what an earlier session wrote about later steps.
     return SummaryWriter(logdir=logdir, purge_step=resume_step + 1)
 
 
@@ -285,6 +288,7 @@ def _read_lines(folder: epath.Path) -> tuple[list[ReadLine], int]:
     """Return the readable lines of a work directory, and how many others there are."""
     lines, torn = [], 0
     for text in read_texts(folder):
+        # Not splitlines: a text in a record may hold other line separators.
         for line in text.split("\n"):
             if not line.strip():
                 continue
@@ -329,6 +333,7 @@ def _seconds(records: Records) -> dict[int, float]:
     The time between one session's last record and the next session's first one does not count.
     """
     elapsed, previous_time = 0.0, None
+    # At each step with metrics.
     seconds = {}
     for record in records.kept:
         now = record.get("time")
@@ -336,6 +341,7 @@ def _seconds(records: Records) -> dict[int, float]:
             continue
         begins_session = record.get("event") in SESSION_STARTS
         if previous_time is not None and not begins_session:
+            # A clock may be set back.
             elapsed += max(0.0, now - previous_time)
         previous_time = now
         if "event" not in record:

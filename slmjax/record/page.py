@@ -22,6 +22,7 @@ def page(title: str, lead: str, body: str) -> str:
       body: HTML.
     """
     heading = escape(title)
+    # Nothing is loaded from elsewhere, so that the file can be mailed and kept.
     head = (
         '<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -91,6 +92,7 @@ def html_table(
     if not lines:
         return ""
     titles = _cells("th", head, left)
+    # An empty head would be read as one by a screen reader.
     if titles:
         titles = f"<thead><tr>{titles}</tr></thead>"
     # A table that is wider than a phone scrolls by itself, so that the page does not.
@@ -148,6 +150,7 @@ def _at(row: Sequence[Any], columns: Sequence[int]) -> list[Any]:
     return [row[column] for column in columns]
 
 
+# Read once: a study writes many pages.
 @functools.cache
 def _style() -> str:
     """Return the colours of both schemes and the rules of slmjax/record/page.css."""

@@ -70,6 +70,7 @@ def write_report(
     for name, svg in drawn.items():
         write_atomic(folder / "figures" / f"{name}.svg", figures.standalone(svg))
     report = folder / "report.html"
+    # Last, so that a report never names a figure that is not there yet.
     html = page.page(title or folder.name, _lead(records, config), "".join(sections))
     write_atomic(report, html)
     return report
@@ -108,7 +109,7 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
     parts = []
     if steps:
         progress = f"Step {max(steps):,}"
-        # A recipe that is not one of training has other fields.
+        # config.json may be missing, or hold anything.
         if isinstance(total, int):
             progress += f" of {total:,}"
         parts.append(progress)
@@ -116,6 +117,7 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
     if "seed" in config:
         parts.append(f"seed {config['seed']}")
     if records.all and records.all[-1].get("time"):
+        # When anything was last recorded, kept or not.
         parts.append(moment(records.all[-1]["time"]))
     for event in metrics.events(records, "extended"):
         parts.append(page.escape(extension_sentence(event)))
@@ -123,7 +125,8 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
 
 
 def _headline(records: metrics.Records) -> dict[str, str]:
-    """Return the headline numbers that the run recorded, by what they are called."""
+    """Return the headline numbers that the run recorded, by their names."""
+    # In the order in which the page shows them.
     tiles = {}
     size = metrics.last_event(records, "start").get("parameters", {}).get("total")
     if size:

@@ -80,7 +80,7 @@ def environment_section(records: metrics.Records) -> list[str]:
     facts["choices"] = start.get("choices")
     command = start.get("command", "")
     if not isinstance(command, str):
-        # Older runs recorded its words.
+        # It is recorded as one text, or as its words.
         command = " ".join(command)
     if not command:
         return [_facts_table(facts)]

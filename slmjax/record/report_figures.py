@@ -91,7 +91,9 @@ def figure_legend(drawn: Mapping[str, str], points: int) -> str:
     return " ".join(sentences)
 
 
-def _single_curve(records: metrics.Records, curve: _Curve, axis: _ReportAxis, marks: list[float]) -> str:
+def _single_curve(
+    records: metrics.Records, curve: _Curve, axis: _ReportAxis, marks: list[float]
+) -> str:
     """Draw one metric; "" where it has no finite value."""
     steps, values = metrics.series(records, curve.metric)
     if not np.isfinite(values).any():

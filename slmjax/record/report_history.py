@@ -7,6 +7,7 @@ from typing import Any
 from slmjax.readable import duration, percent
 from slmjax.record import goodput, metrics, page
 
+# The causes of record/sessions.py, as the report names them.
 CAUSES = {
     "start": "start of later sessions",
     "compile": "compiling",
@@ -36,6 +37,7 @@ def time_section(records: metrics.Records) -> list[str]:
         share = seconds / wall
         rows.append([CAUSES[cause], page.bar(share, 1), duration(seconds), percent(share, 2)])
     rows.append(["wall time, first to last step", "", duration(wall), "100 %"])
+    # What came before the first step is outside the wall time, so it has no share.
     note = "Goodput is the share of the first row."
     before = []
     for cause, seconds in spent["before"].items():
@@ -52,7 +54,10 @@ def history_section(records: metrics.Records) -> list[str]:
 
     A run that was only started and finished has no table.
     """
-    rows, reached = [], 0
+    rows = []
+    # The last step that was recorded in the session so far.
+    reached = 0
+    # Whether anything happened between start and finish.
     eventful = False
     for record in records.all:
         name, step = record.get("event"), record.get("step", 0)

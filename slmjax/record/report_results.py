@@ -39,6 +39,7 @@ def heldout_section(records: metrics.Records) -> list[str]:
         rows.append(row)
     if not rows:
         return []
+    # These columns stay; the others only where some source has a value.
     fixed = ["bits per byte", "final", "best", "at step"]
     head = [*fixed, "exact answers"]
     for order in orders:
@@ -64,6 +65,7 @@ def _heldout_row(
         return None
     final = values[-1]
     best = 0
+    # Of NaNs only, no value is the lowest.
     if np.isfinite(values).any():
         best = int(np.nanargmin(values))
     cells = [source, f"{final:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
@@ -71,7 +73,7 @@ def _heldout_row(
     cells.append(_known_percent(accuracy))
     for rival in rivals:
         cells.append(None if rival is None else f"{rival:.3f}")
-    # An n-gram model that scored nothing has 0.
+    # None or 0 is no score.
     scored_rivals = list(filter(None, rivals))
     to_best = None
     if scored_rivals:
@@ -86,7 +88,7 @@ def answers_section(records: metrics.Records) -> list[str]:
     for kind, result in _answered_kinds(records).items():
         rival = rivals.get(kind)
         if isinstance(rival, Mapping):
-            # Older runs recorded the share alone.
+            # The share alone is recorded, or other facts with it.
             rival = rival.get("accuracy")
         accuracy = result.get("accuracy")
         shares = (accuracy, result.get("chance"), rival)
@@ -100,7 +102,8 @@ def answers_section(records: metrics.Records) -> list[str]:
 
 
 def _answered_kinds(records: metrics.Records) -> dict[str, Mapping[str, Any]]:
-    """Return the newest answers by kind; old runs kept the kinds next to the event's own fields."""
+    """Return the newest answers by kind of question."""
+    # The kinds lie in a field of their own, or next to the event's other fields.
     event = metrics.last_event(records, "answers")
     fields = {**event, **event.get("kinds", {})}
     kinds = {}

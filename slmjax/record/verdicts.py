@@ -27,10 +27,12 @@ def verdicts(comparison: Comparison) -> list[str]:
     and only where both have several seeds and all scores are finite.
     """
     labels = comparison.labels
+    # Of each run, over all sources that are compared.
     bits = bits_per_byte(comparison.paired)
     baseline = comparison.groups[0]
     baseline_bits = float(np.mean(bits[baseline]))
     sentences = []
+    # The first group is what the others are compared with.
     for index in range(1, len(labels)):
         members = comparison.groups[index]
         names = f"{labels[index]} and {labels[0]}"
