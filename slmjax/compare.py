@@ -20,6 +20,7 @@ from slmjax.record.comparison import (
 from slmjax.record.comparison_page import config_table, score_table, write_page
 from slmjax.record.verdicts import coverage, verdicts, warning
 
+# A notebook compares with `from slmjax import compare` alone.
 __all__ = [
     "ComparedRun",
     "Comparison",
@@ -47,17 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print config differences, bits per byte with intervals, verdicts and a warning."""
+    # Late, so that --help is quick.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    # Plain: names of runs may look like markup or emoji.
     console = Console(highlight=False, markup=False, emoji=False)
     tables = {
         "Config": config_table(comparison),
         "Held-out bits per byte": score_table(comparison),
     }
     for title, (head, rows) in tables.items():
-        if not rows:
+        if not rows:  # such as those of equal configs
             continue
         table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
         table.title_style = "bold"
@@ -76,6 +79,7 @@ def _run(argv: list[str]) -> int:
     # Names of sources cannot be empty: "a,,b" is "a,b".
     sources = tuple(filter(None, options.sources.split(",")))
     comparison = compare(options.runs, sources=sources, seed=options.seed)
+    # First the terminal, in case the page cannot be written.
     print_comparison(comparison)
     write_page(comparison, options.out)
     print(f"\n{options.out}")

@@ -27,7 +27,9 @@ class UserError(Exception):
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return " Did you mean 'layers'?" with the closest valid name; "" where none is close."""
     close = difflib.get_close_matches(str(name), list(map(str, names)), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    if not close:
+        return ""
+    return f" Did you mean '{close[0]}'?"
 
 
 def empty_value(name: str) -> UserError:

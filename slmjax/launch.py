@@ -61,12 +61,14 @@ def _run(argv: list[str]) -> int:
     config = make_config(options, assignments)
     process = int(options.get("process", -1))
     processes = int(options.get("processes", 0))
+    # Of the stage's function, and of the claim on the work directory.
     stage_arguments: dict[str, Any] = {}
     claim_arguments: dict[str, Any] = {}
     if config.stage == "train":
         keep_freed_memory()
         from slmjax.parallel import hosts
 
+        # Before anything asks JAX for its devices.
         hosts.start_processes(options.get("coordinator", ""), processes, process)
         claim_arguments = {"first": hosts.is_first(), "agree": hosts.all_agree}
     elif processes or process >= 0:
@@ -87,6 +89,7 @@ def _run(argv: list[str]) -> int:
             claim = claims.enter_context(claimed(workdir, **claim_arguments))
             check_stage(workdir, config.stage)
             if trains:
+                # Training holds on to it, and asks it before each save.
                 stage_arguments["claim"] = claim
         return run_stage(config, workdir, **stage_arguments) or 0
 

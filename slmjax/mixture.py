@@ -38,6 +38,7 @@ def _run(argv: list[str]) -> int:
     # Before the text is prepared, which may take hours.
     check_writable(str(workdir))
     prepared = prepared_text(config.data, str(workdir), init_from=cli.parent(options))
+    # The rows that training would read, in the same order.
     plan = batch_plan(config, prepared)
     for name, sentence in shares.reading_sentences(plan).items():
         print(f"{name}: {sentence}")

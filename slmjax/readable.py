@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
     """
     if not math.isfinite(seconds):
         return "-"
-    if seconds < 9.95:
+    if seconds < 9.95:  # more would be rounded to 10.0
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
@@ -57,13 +57,11 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
-    """Return a nested config as {"model.layers": 12, ...}.
-
-    An empty mapping stays as a value, so that it is not lost.
-    """
+    """Return a nested config as {"model.layers": 12, ...}; empty mappings stay as values."""
     flat: dict[str, object] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
+        # An empty mapping would vanish, and with it that the field is empty.
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{name}."))
         else:
@@ -83,6 +81,7 @@ def said_if_long(
             say(f"{what} ...")
 
     timer = threading.Timer(SILENCE, print_line)
+    # The program must not wait for it at its end.
     timer.daemon = True
     if active:
         timer.start()

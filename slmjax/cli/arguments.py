@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, may_be_empty: Sequence[str] = (), **settings: Any):
+        # Without abbreviations, so that a new option never changes what an old command means.
         super().__init__(allow_abbrev=False, **settings)
         self.may_be_empty = may_be_empty
 
@@ -26,11 +27,13 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
         """Return the options. Raises: UserError for an unknown option or an empty value."""
-        self._check_empty(list(sys.argv[1:] if args is None else args))
+        if args is None:
+            args = sys.argv[1:]
+        self._check_empty(list(args))
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings]
+            known = list(self._option_string_actions)
             raise UserError(f"{name}: there is no such option.{nearest(name, known)}")
         return options
 
@@ -56,6 +59,7 @@ def check_utf8(words: Sequence[str]) -> None:
         try:
             word.encode("utf-8")
         except UnicodeEncodeError:
+            # Python keeps bytes that it cannot decode as surrogates.
             escaped = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise UserError(f"the argument '{escaped}' is not UTF-8.") from None
 

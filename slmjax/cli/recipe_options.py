@@ -12,6 +12,7 @@ from slmjax.errors import UserError, empty_value, nearest
 from slmjax.text.remote import work_place
 from slmjax.text.sources import parse_sources
 
+# Every option but the fields, --config.FIELD=VALUE.
 FLAGS = (
     "config",
     "workdir",
@@ -64,11 +65,13 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     recipe = configs.load_recipe(options["config"], trusted(options))
     config = apply_overrides(recipe, assignments)
     if "params" in options:
+        # After the overrides, as the shape depends on the pattern and the vocabulary.
         _reshape(config, options["params"], assignments)
     if config.stage not in configs.STAGES:
         stages = ", ".join(configs.STAGES)
         hint = nearest(config.stage, configs.STAGES)
         raise UserError(f"config.stage is '{config.stage}'; it can be {stages}.{hint}")
+    # A recipe may set fields of other stages; on the command line it is a mistake.
     for name in map(_assigned_field, assignments):
         group = name.partition(".")[0]
         reader = configs.STAGE_OF.get(group, config.stage)
@@ -97,13 +100,16 @@ def work_directory(options: dict[str, str]) -> str:
 
 def parent(options: dict[str, str]) -> str:
     """Return the work directory of --init_from; "" where it is not given."""
-    return work_place(options["init_from"], "--init_from") if "init_from" in options else ""
+    if "init_from" not in options:
+        return ""
+    return work_place(options["init_from"], "--init_from")
 
 
 def _next_option(words: list[str]) -> tuple[str, str]:
     """Take the next option from the front of `words`. Returns: its name without --, its value."""
     word = words.pop(0)
     if not word.startswith("--"):
+        # Dashes may be what is missing.
         hint = nearest(f"--{word}", [f"--{flag}" for flag in FLAGS])
         raise UserError(f"'{word}' is not an option; options begin with --.{hint}")
     name, equals, value = word.removeprefix("--").partition("=")
@@ -124,6 +130,7 @@ def _reshape(config: ConfigDict, params: str, assignments: Sequence[str]) -> Non
 
     Raises: UserError where an assignment sets what --params decides.
     """
+    # Late, as it imports JAX.
     from slmjax.models.sizes import parse_params, reshape
 
     decided = reshape(config, parse_params(params))

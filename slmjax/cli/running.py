@@ -14,10 +14,15 @@ from typing import Any, NoReturn
 from slmjax.cli.arguments import check_utf8
 from slmjax.errors import UserError, first_line, line_of_the_user
 
-MISTAKE = 2  # exit status after a mistake of the user or of the machine
-INTERRUPTED = 128 + signal.SIGINT  # exit status, as a shell counts it
-UNWINDING = 5.0  # seconds that the program has to clean up after Ctrl-C
-LONGEST = 1500  # characters of a sentence
+# Exit status after a mistake of the user or of the machine.
+MISTAKE = 2
+# Exit status after Ctrl-C, as a shell counts it.
+INTERRUPTED = 128 + signal.SIGINT
+# Seconds that the program has to clean up after Ctrl-C.
+UNWINDING = 5.0
+# Characters of a sentence on the terminal.
+LONGEST = 1500
+# As glibc and the storage of checkpoints word it.
 NO_SPACE = "No space left on device"
 # Errors of the system that only writing can meet.
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)
@@ -30,7 +35,9 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
       stderr), 128 + signal where it was asked to leave.
     Raises: every other exception, which is a fault of the library.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:]
+    words = list(argv)
     _escape_what_the_terminal_lacks()
     try:
         check_utf8(words)
@@ -67,7 +74,8 @@ def script(main: Callable[[], int]) -> NoReturn:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the process
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
+            setattr(sys, name, nowhere)
     # Each line reaches a log file when it is printed.
     sys.stdout.reconfigure(line_buffering=True)
     signal.signal(signal.SIGINT, _interrupt)
@@ -88,11 +96,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return _system_sentence(error)
     text = str(error)
-    stored = re.search(r"\[os_error_code='(\d+)'", text)  # as the checkpoint storage says it
-    if stored or NO_SPACE in text:
-        reason = os.strerror(int(stored[1])) if stored else NO_SPACE
-        action = "written" if "writ" in text or not stored else "used"
-        return f"the work directory cannot be {action}: {reason}."
+    if sentence := _storage_sentence(text):
+        return sentence
     if text == "Could not determine home directory.":  # as pathlib says it
         return (
             "a path begins with ~ and a name that no user of this machine has; "
@@ -113,6 +118,18 @@ def _system_sentence(error: OSError) -> str:
     return f"{name} cannot be {action}: {os.strerror(error.errno)}."
 
 
+def _storage_sentence(text: str) -> str:
+    """Return a sentence on an error of the storage of checkpoints, which raises no OSError."""
+    code = re.search(r"\[os_error_code='(\d+)'", text)
+    if code is None:
+        if NO_SPACE not in text:
+            return ""
+        return f"the work directory cannot be written: {NO_SPACE}."
+    # "Failed to write", "Error writing"
+    action = "written" if "writ" in text else "used"
+    return f"the work directory cannot be {action}: {os.strerror(int(code[1]))}."
+
+
 def _fail(sentence: str) -> int:
     """Print the sentence on a mistake and return the exit status."""
     print(f"slmjax: {sentence}", file=sys.stderr)
@@ -129,6 +146,7 @@ def _nobody_reads() -> int:
 
 def _printable(sentence: str) -> str:
     """Return a sentence as one line of bounded length: a file that it quotes may hold anything."""
+    # Such as control sequences of the terminal, or half a surrogate pair.
     characters = []
     for character in sentence:
         if not character.isprintable():
@@ -137,6 +155,7 @@ def _printable(sentence: str) -> str:
     line = "".join(characters)
     if len(line) <= LONGEST:
         return line
+    # Both ends: the place comes first, the advice last.
     return f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
@@ -163,6 +182,7 @@ def _unraisable_hook(usual_hook: Callable[[Any], None]) -> Callable[[Any], None]
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     """Handle Ctrl-C: raise, and end the process where that does not lead out in time."""
+    # Somebody's code may catch the exception, or compile for minutes.
     timer = threading.Timer(UNWINDING, _end, (128 + number,))
     timer.daemon = True
     timer.start()

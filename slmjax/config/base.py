@@ -12,10 +12,12 @@ from slmjax.config.removed import REMOVED, removed_sentence
 from slmjax.errors import UserError, empty_value, nearest
 
 FIELDS: dict[str, ConfigField] = {field.name: field for field in fields(Config)}
+# Names of the groups of fields, in the order in which --help lists them.
 GROUPS = tuple(dict.fromkeys(field.group for field in FIELDS.values() if field.group))
 # Fields whose keys are the user's own, such as data.sources.
 MAPPINGS = tuple(name for name, field in FIELDS.items() if field.kind is dict)
 
+# Functions from text to a mapping, by field.
 Readers = Mapping[str, Callable[[str], dict]]
 
 
@@ -27,6 +29,7 @@ def base() -> ConfigDict:
         if isinstance(value, dict):
             value = ConfigDict(value)
         get(config, field.group)[field.leaf] = value
+    # A recipe that misspells a field gets an error, but may add keys to mappings.
     config.lock()
     for name in MAPPINGS:
         get(config, name).unlock()
@@ -83,6 +86,7 @@ def _help_line(field: ConfigField) -> str:
 def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     """Set one field, or one entry of a mapping, to what a text means."""
     if name in REMOVED:
+        # An old command that asks for what holds now still runs.
         if literal(text) == REMOVED[name]:
             return
         raise UserError(f"--config.{name}: {removed_sentence(name)}")
@@ -97,14 +101,17 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     if not text.strip():
         _check_empty(name, node.get(leaf), mapping)
     if name in MAPPINGS:
+        # A whole mapping replaces the old one.
         node[leaf] = ConfigDict(_parsed_mapping(name, text, readers))
         return
     if mapping == "data.sources":
         value = _source_value(leaf, text)
     elif mapping:
+        # The stage checks the entries of its mappings.
         value = literal(text)
     else:
         value = _field_value(FIELDS[name], text)
+    # The type is right already, or checked later with a better sentence.
     with node.unlocked(), node.ignore_type():
         node[leaf] = value
 
@@ -158,6 +165,7 @@ def _source_value(leaf: str, text: str) -> Any:
 
 def _parsed_mapping(name: str, text: str, readers: Readers) -> dict:
     if name in readers:
+        # A short form, which may be a literal too.
         return readers[name](text)
     value = literal(text)
     if isinstance(value, dict):

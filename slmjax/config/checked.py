@@ -22,6 +22,7 @@ def freeze(config: ConfigDict) -> Config:
         values[field.group][field.leaf] = _checked(field, config)
     kinds = {field.name: field.type for field in dataclasses.fields(Config)}
     parts = values.pop("")  # fields outside any group
+    # Each group is a dataclass of its own.
     for group, fields in values.items():
         parts[group] = kinds[group](**fields)
     frozen = Config(**parts)
@@ -35,6 +36,7 @@ def _checked(field: ConfigField, config: ConfigDict) -> Any:
     try:
         given = get(config, name)
     except (AttributeError, KeyError, TypeError):
+        # A recipe may delete a field, or put a value where a group is.
         raise UserError(f"config.{name} is missing; expected {field.meaning}.") from None
     try:
         value = typed(field, _plain(given))
@@ -46,7 +48,7 @@ def _checked(field: ConfigField, config: ConfigDict) -> Any:
         raise UserError(f"config.{name} is '{value}'; it can be {choices}.{hint}")
     if field.check and not field.check.holds(value):
         raise UserError(f"config.{name} is {value!r}; it must {field.check.must}.")
-    # Other stages count documents and tokens, which may be more.
+    # Only training has arrays of steps, rows and tokens.
     of_training = name.partition(".")[0] not in STAGE_OF
     if type(value) is int and of_training and abs(value) > LARGEST:
         raise UserError(f"config.{name} is {value}; its size can be {LARGEST:,} at most.")
@@ -64,6 +66,7 @@ def _plain(value: Any) -> Any:
 
 def _check_together(config: Config) -> None:
     """Raises: UserError for fields that do not fit each other."""
+    # Each key/value head serves the same number of query heads.
     heads, kv_heads = config.model.heads, config.model.kv_heads
     if heads % kv_heads:
         raise UserError(
@@ -83,6 +86,7 @@ def _check_schedule(train: TrainConfig) -> None:
     """Raises: UserError for a warmup that leaves no room for the rest of the run."""
     warmup, decay, steps = train.warmup, train.decay, train.steps
     if train.schedule == "wsd" and warmup + decay * steps > steps:
+        # A tenth of the run, or less where the decay leaves less.
         longest = int(steps * (1 - decay))
         advised = min(longest, max(1, steps // 10))
         raise UserError(

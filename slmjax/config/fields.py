@@ -7,7 +7,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-LARGEST = 2**31 - 1  # whole numbers are 32-bit in arrays of steps, rows and tokens
+# Whole numbers are 32-bit in arrays of steps, rows and tokens.
+LARGEST = 2**31 - 1
 
 
 class Check(NamedTuple):
@@ -17,11 +18,13 @@ class Check(NamedTuple):
     must: str
 
 
+# No check holds for NaN, and none for infinity.
 POSITIVE = Check(lambda value: 0 < value < math.inf, "be positive")
 NOT_NEGATIVE = Check(lambda value: 0 <= value < math.inf, "not be negative")
 SHARE = Check(lambda value: 0 <= value < 1, "be at least 0 and less than 1")
 PART = Check(lambda value: 0 < value <= 1, "be more than 0 and at most 1")
 
+# What a change of a field affects. It decides which runs may be resumed and which are repetitions.
 AFFECTS = {
     "learning": "what the model learns; a run goes on with the same value only",
     "chance": "what the model learns, by chance alone: runs that differ in it are repetitions",
@@ -114,10 +117,12 @@ def typed(field: ConfigField, value: Any) -> Any:
     Raises: TypeError for a value of another type; its text says what is expected.
     """
     kind = _base_kind(field)
+    # model.unroll = True in a recipe is the choice "True".
     if kind is str and isinstance(value, bool) and str(value) in field.choices:
         return str(value)
     if kind is float and _is_number(value):
         return float(value)
+    # To Python, True is an int.
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind is tuple and isinstance(value, list | tuple):
@@ -137,6 +142,7 @@ def typed_text(field: ConfigField, text: str) -> Any:
     kind = _base_kind(field)
     value = literal(text)
     if kind is str:
+        # A name such as 12 or None is a text.
         value = text
     elif kind is bool:
         # 1 and 0 are refused: they are more often a mistake for another field.

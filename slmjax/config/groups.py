@@ -9,10 +9,12 @@ from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
 from slmjax.config.stage_groups import CurateConfig, StudyConfig, SynthesizeConfig
 
 NOT_EMPTY = Check(bool, "name at least one entry")
+# The embedding turns pairs of dimensions.
 EVEN = Check(
     lambda value: value > 0 and value % 2 == 0,
     "be positive and even, for the rotary position embedding",
 )
+# The axis has its place already, so that configs need not change when it is used.
 RESERVED = Check(lambda value: value == 1, "be 1 in this version: the axis is reserved")
 FLOATS = ("float32", "bfloat16")
 
@@ -20,6 +22,8 @@ FLOATS = ("float32", "bfloat16")
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture."""
+
+    # Read by models/pattern.py, which makes the layers of it.
 
     vocab_size: int = setting(
         0,
@@ -59,6 +63,7 @@ class ModelConfig:
         choices=("auto", "reference", "blockwise", "cudnn", "splash"),
         affects="compile",
     )
+    # A text, as it has a third choice.
     unroll: str = setting(
         "auto",
         "True (a list of layers: fastest on one host's GPUs) or False (a scan: compiles fastest)",
@@ -75,6 +80,8 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
     """Types of numbers. Parameters and reductions (norms, softmax, logsumexp) are float32."""
+
+    # Read by models/resolve.py, which knows the device.
 
     optimizer: str = setting("float32", "first moments of the optimizer", choices=FLOATS)
     compute: str = setting(
@@ -95,6 +102,9 @@ class PrecisionConfig:
 class DataConfig:
     """Text, tokenizer and mixture."""
 
+    # Read by data/, and by curate/ for its raw text.
+
+    # Checked by text/sources.py, which knows what a source can be.
     sources: dict = setting(
         {},
         "{name: {path, weight, field, revision, heldout, max_epochs (read at most so often), "
@@ -126,6 +136,7 @@ class DataConfig:
         SHARE,
         affects="order",
     )
+    # Checked by data/mixing.py, since the names of sources matter.
     phases: tuple = setting(
         (),
         "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': "
@@ -150,6 +161,9 @@ class DataConfig:
 class TrainConfig:
     """Length, optimizer and schedule."""
 
+    # Read by train/ and tasks/.
+
+    # A finished run may be extended, so this is judged by what it changes in the plan.
     steps: int = setting(1000, "optimizer steps", POSITIVE, affects="order")
     batch: int = setting(64, "rows in a step, over all devices", POSITIVE)
     microbatches: int = setting(
@@ -187,6 +201,7 @@ class TrainConfig:
     max_skips: int = setting(
         20, "skipped steps in a row that end the run", POSITIVE, affects="bookkeeping"
     )
+    # The same computation, up to the order of sums, so that a run may turn it on.
     deterministic: bool = setting(
         False,
         "bit-equal resume on GPU too, at some cost (CPU and TPU always are)",
@@ -198,6 +213,8 @@ class TrainConfig:
 class EvalConfig:
     """What a run looks at while it trains."""
 
+    # Read by train/evaluation.py.
+
     every: int = setting(
         200, "steps between evaluations; 0: only at the end", NOT_NEGATIVE, affects="bookkeeping"
     )
@@ -207,6 +224,7 @@ class EvalConfig:
     samples: int = setting(
         4, "completions shown after an evaluation; 0: none", NOT_NEGATIVE, affects="bookkeeping"
     )
+    # One prompt with commas is more likely than several without.
     prompts: tuple[str, ...] = setting(
         (),
         "their prompts; empty: beginnings of held-out documents",
@@ -225,6 +243,8 @@ class EvalConfig:
 class CheckpointConfig:
     """What a run keeps."""
 
+    # Read by train/loop.py.
+
     every: int = setting(500, "steps between checkpoints", POSITIVE, affects="bookkeeping")
     keep: int = setting(
         3,
@@ -238,6 +258,8 @@ class CheckpointConfig:
 class LogConfig:
     """What a run records."""
 
+    # Read by train/loop.py.
+
     every: int = setting(10, "steps between lines of metrics", POSITIVE, affects="bookkeeping")
     tensorboard: bool = setting(False, "write TensorBoard files too", affects="bookkeeping")
     wandb: str = setting("", "Weights & Biases project; empty: off", affects="bookkeeping")
@@ -248,6 +270,9 @@ class LogConfig:
 class MeshConfig:
     """How devices share the work."""
 
+    # Read by parallel/mesh.py.
+
+    # -1 makes a recipe fit machines of any size.
     data: int = setting(
         -1, "devices that split the batch; -1: all that are left", affects="compile"
     )
@@ -285,6 +310,7 @@ class Config:
     seed: int = setting(
         0, "of the initial parameters, the data order and sampling", affects="chance"
     )
+    # Frozen, so that a default can be shared.
     model: ModelConfig = ModelConfig()
     precision: PrecisionConfig = PrecisionConfig()
     data: DataConfig = DataConfig()

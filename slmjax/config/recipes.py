@@ -74,6 +74,7 @@ def _read_saved(file: Path) -> ConfigDict:
     except UserError as error:
         raise UserError(f"--config: '{file}': {error}") from error
     for group in GROUPS:
+        # Groups of other stages are not saved.
         if group not in values and group not in STAGE_OF:
             raise UserError(f"--config: '{file}' is no config of a run; it has no '{group}'.")
     return config
@@ -81,6 +82,7 @@ def _read_saved(file: Path) -> ConfigDict:
 
 def _run_recipe(file: Path, argument: str) -> Any:
     """Return what the recipe's get_config returns."""
+    # A name of its own, so that a recipe cannot hide a module that is named as it is.
     spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: '{file}' is not a Python file with a get_config().")
@@ -92,6 +94,7 @@ def _run_recipe(file: Path, argument: str) -> Any:
                 raise UserError(f"--config: '{file}' has no get_config().")
             return module.get_config(argument) if argument else module.get_config()
         except SystemExit as error:
+            # Named with its line, as any other failure.
             failure = RuntimeError(f"the recipe ends the program (exit {error.code})")
             # The traceback leads to the recipe's line.
             raise failure.with_traceback(error.__traceback__) from error
@@ -116,6 +119,7 @@ def _check_returned(config: Any, path: str) -> None:
             "expected what slmjax.config.base() returns."
         )
     _check_names(config, f"--config: '{path}': ")
+    # A config that was not made by base() lacks most groups.
     for name in base():
         if name not in config:
             raise UserError(
@@ -158,7 +162,7 @@ def _first_sentence(error: Exception) -> str:
     ml_collections lists all known fields after an unknown one; the list is left out.
     """
     lines = _message(error).strip().splitlines()
-    if not lines:
+    if not lines:  # such as `raise RuntimeError`
         return f"{type(error).__name__}."
     sentence = _field_sentence(lines[0])
     if sentence:
@@ -173,6 +177,7 @@ def _first_sentence(error: Exception) -> str:
 
 def _message(error: Exception) -> str:
     if isinstance(error, UnicodeError):
+        # Its first argument is only the name of the encoding.
         return str(literal(str(error)))
     text = str(error.args[0]) if error.args else ""
     # ml_collections quotes its own text once more.

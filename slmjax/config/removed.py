@@ -2,6 +2,7 @@
 
 from typing import Any
 
+# A saved run with this value loads; with another it is refused by name.
 REMOVED: dict[str, Any] = {
     "model.norm_eps": 1e-6,
     "model.stack": [],

@@ -19,6 +19,7 @@ FORMAT = 1
 def to_dict(config: Config) -> dict:
     """Return a config as JSON has it, with its format number, without groups of other stages."""
     values = dataclasses.asdict(config)
+    # They say nothing about this run.
     for group, stage in STAGE_OF.items():
         if stage != config.stage:
             del values[group]
@@ -38,6 +39,7 @@ def from_dict(saved: Any) -> ConfigDict:
     """
     if not isinstance(saved, Mapping):
         raise ValueError("it holds no object; expected the fields of a config.json")
+    # What a newer version means by its fields is not known here.
     number = saved.get("format", 0)
     if not isinstance(number, int) or number > FORMAT:
         raise UserError(
@@ -45,6 +47,7 @@ def from_dict(saved: Any) -> ConfigDict:
             "so it was written by a newer one."
         )
     config = base()
+    # A field that the file lacks has the value that held before the field was there.
     before = {name: field.before for name, field in FIELDS.items()}
     for name, value in {**before, **_leaves(saved)}.items():
         if name in REMOVED:
@@ -81,7 +84,7 @@ def _leaves(saved: Mapping, prefix: str = "") -> dict[str, Any]:
     leaves = {}
     for key, value in saved.items():
         name = f"{prefix}{key}"
-        if name == "format":
+        if name == "format":  # no field
             continue
         if name not in GROUPS:
             leaves[name] = value

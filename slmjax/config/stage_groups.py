@@ -16,6 +16,8 @@ BYTE = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
 class StudyConfig:
     """The stage recall: small models on tasks of recall, copying and induction."""
 
+    # The models train with the fields of train and model, but for what is varied here.
+
     tasks: tuple[str, ...] = setting(
         (), "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
     )
@@ -37,6 +39,8 @@ class StudyConfig:
 @dataclasses.dataclass(frozen=True)
 class SynthesizeConfig:
     """The stage synthesize: a teacher writes a textbook."""
+
+    # "openai:" marks the fields that only this teacher reads.
 
     teacher: str = setting(
         "program",
@@ -97,6 +101,8 @@ class SynthesizeConfig:
 @dataclasses.dataclass(frozen=True)
 class CurateConfig:
     """The stage curate: raw text becomes a clean corpus."""
+
+    # The fields of text itself are those of data: data.sources.
 
     rules: dict = setting(
         {},

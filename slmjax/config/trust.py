@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from slmjax.config.groups import Config
 from slmjax.errors import UserError
 
+# How the path of a SeqIO task begins.
 SEQIO = "seqio://"
 HARMLESS_BEAM = re.compile(r"(--runner=\w+)?")  # no options, or a runner of Beam's own
 
@@ -48,12 +49,14 @@ def named_code(config: ConfigDict | Config) -> list[str]:
     Beam's options.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dataclasses.asdict(config)
+    # Names without a colon are the library's own.
     names = _mixers_and_channels(config)
     names.append(_first_word(config.task))
     for source in values["data"]["sources"].values():
         if isinstance(source, dict):
             names.append(source.get("reader", ""))
     named = [name for name in names if ":" in name]
+    # SeqIO's tasks may be named in any field that names text.
     for text in _texts(values):
         # A source's path may be one of several, and may follow its name.
         parts = re.split(r"[,=]", text)

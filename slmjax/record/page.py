@@ -92,7 +92,6 @@ def html_table(
     if not lines:
         return ""
     titles = _cells("th", head, left)
-    # An empty head would be read as one by a screen reader.
     if titles:
         titles = f"<thead><tr>{titles}</tr></thead>"
     # A table that is wider than a phone scrolls by itself, so that the page does not.

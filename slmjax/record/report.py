@@ -70,7 +70,6 @@ def write_report(
     for name, svg in drawn.items():
         write_atomic(folder / "figures" / f"{name}.svg", figures.standalone(svg))
     report = folder / "report.html"
-    # Last, so that a report never names a figure that is not there yet.
     html = page.page(title or folder.name, _lead(records, config), "".join(sections))
     write_atomic(report, html)
     return report
@@ -145,7 +144,7 @@ def _headline(records: metrics.Records) -> dict[str, str]:
     _, speeds = metrics.series(records, "perf/tokens_per_second")
     if len(speeds):
         tiles["tokens a second"] = count(_finite_median(speeds))
-    # NaN on a device whose peak is not known.
+    # A device whose peak is not known records none.
     _, utilisation = metrics.series(records, "perf/mfu")
     if np.isfinite(utilisation).any():
         tiles["MFU"] = percent(_finite_median(utilisation))
