@@ -18,7 +18,7 @@ from slmjax.record.comparison import (
     load_run,
 )
 from slmjax.record.comparison_page import config_table, score_table, write_page
-from slmjax.record.verdicts import coverage, verdicts, warning
+from slmjax.record.verdicts import coverage_sentence, verdicts, warning
 
 # A notebook compares with `from slmjax import compare` alone.
 __all__ = [
@@ -69,7 +69,7 @@ def print_comparison(comparison: Comparison) -> None:
             table.add_row(*map(Text, row))
         console.print(table)
         console.print()
-    for line in [*verdicts(comparison), warning(comparison), coverage(comparison)]:
+    for line in [*verdicts(comparison), warning(comparison), coverage_sentence(comparison)]:
         if line:
             console.print(line)
 

@@ -1,4 +1,4 @@
-"""What every command shares: how it runs and fails, and how recipe and options are read."""
+"""Parts that every command shares: how it runs and fails, how recipe and options are read."""
 
 from slmjax.cli.arguments import Parser, check_utf8, shown
 from slmjax.cli.recipe_options import (

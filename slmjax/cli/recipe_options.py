@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -65,8 +65,12 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     recipe = configs.load_recipe(options["config"], trusted(options))
     config = apply_overrides(recipe, assignments)
     if "params" in options:
+        # Late, as only --params needs it.
+        from slmjax.models.sizes import parse_params, reshape
+
         # After the overrides, as the shape depends on the pattern and the vocabulary.
-        _reshape(config, options["params"], assignments)
+        decided = reshape(config, parse_params(options["params"]))
+        _check_undecided(options["params"], decided, assignments)
     if config.stage not in configs.STAGES:
         stages = ", ".join(configs.STAGES)
         hint = nearest(config.stage, configs.STAGES)
@@ -125,15 +129,12 @@ def _next_option(words: list[str]) -> tuple[str, str]:
     return name, value
 
 
-def _reshape(config: ConfigDict, params: str, assignments: Sequence[str]) -> None:
-    """Give the model the shape of --params.
+def _check_undecided(params: str, decided: Container[str], assignments: Sequence[str]) -> None:
+    """Raises: UserError where an assignment sets a field that --params decides.
 
-    Raises: UserError where an assignment sets what --params decides.
+    Args:
+      decided: the model's fields that --params has set.
     """
-    # Late, as it imports JAX.
-    from slmjax.models.sizes import parse_params, reshape
-
-    decided = reshape(config, parse_params(params))
     for name in map(_assigned_field, assignments):
         if name.removeprefix("model.") in decided:
             raise UserError(

@@ -211,7 +211,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What a run looks at while it trains."""
+    """Evaluations and samples while a run trains."""
 
     # Read by train/evaluation.py.
 
@@ -241,7 +241,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What a run keeps."""
+    """Checkpoints of a run."""
 
     # Read by train/loop.py.
 
@@ -256,7 +256,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What a run records."""
+    """Records of a run."""
 
     # Read by train/loop.py.
 

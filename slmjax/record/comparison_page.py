@@ -12,10 +12,11 @@ from slmjax.readable import count
 from slmjax.record import figures, metrics, page
 from slmjax.record.comparison import ComparedRun, Comparison, differences
 from slmjax.record.paired import Difference, bits_per_byte
-from slmjax.record.verdicts import coverage, method, verdicts, warning
+from slmjax.record.verdicts import coverage_sentence, method, verdicts, warning
 from slmjax.text.files import write_atomic
 
-LONGEST_VALUE = 60  # characters of a config field's value
+# Characters of a config field's value in a table.
+LONGEST_VALUE = 60
 
 
 class Table(NamedTuple):
@@ -67,6 +68,7 @@ def write_page(comparison: Comparison, out: str) -> None:
     title = " · ".join(names)
     html = page.page(title, lead, "".join(_sections(comparison)))
     place = epath.Path(out)
+    # A bucket has no folders.
     if not place.parent.exists() and "://" not in out:
         raise UserError(f"Cannot write {out}: there is no folder '{place.parent}'.")
     try:
@@ -134,7 +136,7 @@ def _sections(comparison: Comparison) -> list[str]:
     if caution:
         sentences.append(f'<p class="warn">{page.escape(caution)}</p>')
     scores = page.html_table(*score_table(comparison), left=2, strong=range(len(groups)))
-    note = page.note(f"{coverage(comparison)} {method(comparison)}")
+    note = page.note(f"{coverage_sentence(comparison)} {method(comparison)}")
     curves = page.figures(*_draw_curves(comparison))
     configs = page.html_table(*config_table(comparison), left=2)
     return [

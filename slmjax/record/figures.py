@@ -258,7 +258,7 @@ def _short(name: str) -> str:
 
 def _themed(svg: str, title: str) -> str:
     """Return matplotlib's SVG with CSS variables as colours and the page's font."""
-    # Without the XML head: the SVG stands inside HTML.
+    # Without the XML head, since the SVG is put into HTML.
     svg = svg[svg.index("<svg") :]
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     # Without width and height, so that the page decides on its size.

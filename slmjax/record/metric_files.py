@@ -33,6 +33,7 @@ class LocalFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; each line is written already."""
         self._file.close()
 
 
@@ -86,6 +87,7 @@ class Segments:
         self._wait()
 
     def close(self) -> None:
+        """Upload the rest and end the thread."""
         self.flush()
         self._thread.shutdown()
 

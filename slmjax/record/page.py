@@ -106,6 +106,7 @@ def without_empty_columns(
     Args:
       always: the first columns, so many of them, stay in any case.
     """
+    # Indices of the columns that stay.
     kept = []
     for column in range(len(head)):
         is_empty = all(row[column] is None for row in rows)

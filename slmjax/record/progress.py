@@ -91,6 +91,7 @@ class Progress:
         self._history.append((now, step))
         at_end = step >= self._total
         if self._live is not None:
+            # The last step is always drawn.
             if now - self._drawn >= REFRESH or at_end:
                 self._drawn = now
                 self._live.update(self._text(step), refresh=True)
@@ -185,6 +186,7 @@ def answer_table(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str
         them.
       rivals: kind -> the n-gram model's share; empty where none was asked.
     """
+    # Of the names of kinds, which form the first column.
     width = max(map(len, answers), default=0)
     lines = ["exact answers to held-out questions:"]
     for kind, result in answers.items():

@@ -54,7 +54,9 @@ def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
     """
     if not config:
         return []
-    rows, changed_rows, strong = [], [], []
+    rows, changed_rows = [], []
+    # Indices of changed fields among all.
+    strong = []
     for name, value in sorted(config.items()):
         text = json.dumps(value, ensure_ascii=False)
         # As JSON, since a default may be a tuple and the saved value a list.

@@ -52,6 +52,40 @@ def heldout_section(records: metrics.Records) -> list[str]:
     return [page.html_table(head, rows, strong=strong), page.note(note)]
 
 
+def answers_section(records: metrics.Records) -> list[str]:
+    """Return the table of exact answers by kind of question, next to chance and an n-gram model."""
+    rivals = metrics.last_event(records, "baseline").get("answers", {})
+    rows = []
+    for kind, result in _answered_kinds(records).items():
+        rival = rivals.get(kind)
+        if isinstance(rival, Mapping):
+            # The share alone is recorded, or other facts with it.
+            rival = rival.get("accuracy")
+        accuracy = result.get("accuracy")
+        shares = (accuracy, result.get("chance"), rival)
+        cells = map(_known_percent, shares)
+        rows.append([kind, page.bar(accuracy or 0.0), *cells, result.get("count")])
+    if not rows:
+        return []
+    head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
+    head, rows = page.without_empty_columns(head, rows)
+    return [page.html_table(head, rows, left=2)]
+
+
+def samples_section(records: metrics.Records) -> list[str]:
+    """Return the newest completions with their prompts, and a note on them."""
+    event = metrics.last_event(records, "samples")
+    boxes = []
+    for sample in event.get("samples", []):
+        prompt = page.escape(sample.get("prompt", ""))
+        text = page.escape(sample.get("text", ""))
+        boxes.append(f"<pre><b>{prompt}</b><span>{text}</span></pre>")
+    if not boxes:
+        return []
+    note = f"Step {event.get('step', 0):,}. Strong: the prompt; the rest is the model's."
+    return [f'<div class="samples">{"".join(boxes)}</div>', page.note(note)]
+
+
 def _heldout_row(
     records: metrics.Records, source: str, rivals: list[float | None]
 ) -> list[str | None] | None:
@@ -81,26 +115,6 @@ def _heldout_row(
     return [*cells, to_best]
 
 
-def answers_section(records: metrics.Records) -> list[str]:
-    """Return the table of exact answers by kind of question, next to chance and an n-gram model."""
-    rivals = metrics.last_event(records, "baseline").get("answers", {})
-    rows = []
-    for kind, result in _answered_kinds(records).items():
-        rival = rivals.get(kind)
-        if isinstance(rival, Mapping):
-            # The share alone is recorded, or other facts with it.
-            rival = rival.get("accuracy")
-        accuracy = result.get("accuracy")
-        shares = (accuracy, result.get("chance"), rival)
-        cells = map(_known_percent, shares)
-        rows.append([kind, page.bar(accuracy or 0.0), *cells, result.get("count")])
-    if not rows:
-        return []
-    head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
-    head, rows = page.without_empty_columns(head, rows)
-    return [page.html_table(head, rows, left=2)]
-
-
 def _answered_kinds(records: metrics.Records) -> dict[str, Mapping[str, Any]]:
     """Return the newest answers by kind of question."""
     # The kinds lie in a field of their own, or next to the event's other fields.
@@ -115,17 +129,3 @@ def _answered_kinds(records: metrics.Records) -> dict[str, Mapping[str, Any]]:
 
 def _known_percent(share: float | None) -> str | None:
     return None if share is None else percent(share)
-
-
-def samples_section(records: metrics.Records) -> list[str]:
-    """Return the newest completions with their prompts, and a note on them."""
-    event = metrics.last_event(records, "samples")
-    boxes = []
-    for sample in event.get("samples", []):
-        prompt = page.escape(sample.get("prompt", ""))
-        text = page.escape(sample.get("text", ""))
-        boxes.append(f"<pre><b>{prompt}</b><span>{text}</span></pre>")
-    if not boxes:
-        return []
-    note = f"Step {event.get('step', 0):,}. Strong: the prompt; the rest is the model's."
-    return [f'<div class="samples">{"".join(boxes)}</div>', page.note(note)]

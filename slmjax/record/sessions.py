@@ -16,7 +16,8 @@ SPENT = ("start", "compile", "restore", "data_wait", "checkpoint", "evaluation")
 # session; and time that no cause was given.
 DERIVED = ("repeated", "extended", "down", "other")
 
-ROUNDING = 1e-6  # seconds; less than this is what floating point leaves of zero
+# Seconds; less than this is what floating point leaves of zero.
+ROUNDING = 1e-6
 
 
 @dataclasses.dataclass
@@ -43,6 +44,7 @@ def read_sessions(records: Iterable[dict]) -> list[Session]:
         if event == "goodput":
             name = record["session"]
             if name not in sessions:
+                # Before its first step it has kept nothing.
                 first_step = record["from_step"]
                 sessions[name] = Session(first_step, [first_step], [0.0], record)
             current = sessions[name]

@@ -74,7 +74,7 @@ def warning(comparison: Comparison) -> str:
     )
 
 
-def coverage(comparison: Comparison) -> str:
+def coverage_sentence(comparison: Comparison) -> str:
     """Return how many documents were compared and how many were left out, as a sentence."""
     paired = comparison.paired
     size = 0.0
