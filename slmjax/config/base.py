@@ -127,7 +127,9 @@ def _mapping_around(name: str) -> str:
 def _node(config: ConfigDict, group: str, name: str) -> ConfigDict:
     """Return the group that holds the field `name`. Raises: UserError where there is none."""
     node = config
-    for part in filter(None, group.split(".")):
+    # "" splits into one empty part.
+    parts = group.split(".") if group else []
+    for part in parts:
         if not isinstance(node, ConfigDict) or part not in node:
             _refuse_unknown(name)
         node = node[part]
