@@ -110,6 +110,7 @@ def _read_options(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.seed < 0:
         raise UserError(f"--seed is {options.seed}; it must be 0 or more.")
+    # A path without a folder lies in the current one.
     folder = os.path.dirname(options.out)
     if "://" not in options.out and not os.path.isdir(folder or "."):
         raise UserError(f"Cannot write {options.out}: there is no folder '{folder}'.")

@@ -29,6 +29,7 @@ def _run(argv: list[str]) -> int:
         return 0
     options, assignments = read_options(argv)
     config = make_config(options, assignments)
+    # Other stages read no mixture.
     if config.stage not in ("train", "prepare"):
         raise UserError(
             f"--config: the stage of this recipe is '{config.stage}'; "

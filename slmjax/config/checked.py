@@ -42,6 +42,7 @@ def _checked(field: ConfigField, config: ConfigDict) -> Any:
         value = typed(field, _plain(given))
     except TypeError as error:
         raise UserError(f"config.{name} is {_plain(given)!r}; expected {error}.") from None
+    # Choices are texts, so the nearest one helps.
     if field.choices and value not in field.choices:
         choices = ", ".join(field.choices)
         hint = nearest(value, field.choices)

@@ -180,6 +180,7 @@ def _entry_kind(field: ConfigField) -> Any:
 
 def _typed_entries(field: ConfigField, values: list | tuple) -> tuple:
     kind = _entry_kind(field)
+    # Of a tuple without a kind of entries, the stage checks the entries.
     if kind is str and not all(isinstance(value, str) for value in values):
         raise TypeError("texts, such as ('attention', 'gdn')")
     if kind is float:
@@ -205,6 +206,7 @@ def _entries_of_text(field: ConfigField, text: str) -> Any:
     if is_list:
         return value
     if _entry_kind(field) is float:
+        # One number needs no brackets; several are a literal already.
         return (value,) if _is_number(value) else value
     # A bracket that is not closed is a mistake, not an entry.
     if isinstance(value, str) and value[:1] not in ("[", "(", "{"):

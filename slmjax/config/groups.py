@@ -16,6 +16,7 @@ EVEN = Check(
 )
 # The axis has its place already, so that configs need not change when it is used.
 RESERVED = Check(lambda value: value == 1, "be 1 in this version: the axis is reserved")
+# Types of numbers that are kept from step to step.
 FLOATS = ("float32", "bfloat16")
 
 
@@ -319,6 +320,6 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
-    study: StudyConfig = StudyConfig()
-    synthesize: SynthesizeConfig = SynthesizeConfig()
-    curate: CurateConfig = CurateConfig()
+    study: StudyConfig = StudyConfig()  # noqa: RUF009 (frozen)
+    synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
+    curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

@@ -59,6 +59,7 @@ def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
             return config
         config = _run_recipe(file, argument)
     except UserError:
+        # It has its sentence already.
         raise
     except Exception as error:  # of the user's own file, or of a module that it imports
         raise UserError(_failure(error, path, file)) from error

@@ -23,6 +23,7 @@ def to_dict(config: Config) -> dict:
     for group, stage in STAGE_OF.items():
         if stage != config.stage:
             del values[group]
+    # As it will be read, so that a run's config equals its saved one.
     return {"format": FORMAT, **_as_json(values)}
 
 
@@ -87,6 +88,7 @@ def _leaves(saved: Mapping, prefix: str = "") -> dict[str, Any]:
         if name == "format":  # no field
             continue
         if name not in GROUPS:
+            # A field, whatever its value holds, or a name of another version.
             leaves[name] = value
         elif isinstance(value, Mapping):
             leaves |= _leaves(value, f"{name}.")

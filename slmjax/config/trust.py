@@ -97,7 +97,9 @@ def _file_of(module: str) -> str:
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError, AttributeError):
+        # A name that no module can have.
         spec = None
     if spec is None:
         return "not found here"
+    # A folder without __init__.py has no file of its own.
     return spec.origin or ", ".join(spec.submodule_search_locations or ["built in"])

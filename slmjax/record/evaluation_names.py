@@ -2,6 +2,7 @@
 
 from slmjax.record.metrics import Records
 
+# Over all sources together.
 TOTAL_BITS = "eval/bits_per_byte"
 
 

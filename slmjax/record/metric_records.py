@@ -134,6 +134,7 @@ def _without_lost_checksums(lines: list[ReadLine]) -> list[dict]:
             begins_session = line.record.get("event") in SESSION_STARTS
             older = index if begins_session else 0
             break
+    # A line from there on lost its checksum to some damage.
     records = []
     for index, line in enumerate(lines):
         if line.has_checksum or index < older:

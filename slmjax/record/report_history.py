@@ -127,4 +127,5 @@ def _event_sentence(record: Mapping[str, Any], reached: int) -> str:
             return f"step skipped: {record.get('reason', '')}"
         case "finish":
             return "finished"
+    # Metrics, and events that other sections show.
     return ""

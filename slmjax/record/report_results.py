@@ -75,6 +75,7 @@ def answers_section(records: metrics.Records) -> list[str]:
 def samples_section(records: metrics.Records) -> list[str]:
     """Return the newest completions with their prompts, and a note on them."""
     event = metrics.last_event(records, "samples")
+    # A prompt in bold, and the model's text behind it.
     boxes = []
     for sample in event.get("samples", []):
         prompt = page.escape(sample.get("prompt", ""))
