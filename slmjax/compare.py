@@ -18,12 +18,14 @@ from slmjax.record.comparison import (
     load_run,
 )
 from slmjax.record.comparison_page import config_table, score_table, write_page
+from slmjax.record.paired import bits_per_byte
 from slmjax.record.verdicts import coverage_sentence, verdicts, warning
 
 # A notebook compares with `from slmjax import compare` alone.
 __all__ = [
     "ComparedRun",
     "Comparison",
+    "bits_per_byte",
     "compare",
     "differences",
     "group",
