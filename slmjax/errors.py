@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard: a mistake that one sentence explains."""
+"""The one exception that is meant for the person at the keyboard, and the words of its sentence."""
 
 import difflib
 import importlib
@@ -8,11 +8,16 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
+# Folders of code that is not the user's: this library and Python's own.
 _LIBRARY = tuple(
     os.path.join(os.path.realpath(folder), "")
     for folder in (os.path.dirname(__file__), sysconfig.get_paths()["stdlib"])
 )
-ANEW = "the command that trained the run, started again, writes it anew"  # advice on a file that somebody has deleted
+# Folders of installed packages.
+_INSTALLED = {"site-packages", "dist-packages"}
+
+# Advice on a file that somebody has deleted.
+ANEW = "the command that trained the run, started again, writes it anew"
 
 
 class UserError(Exception):
@@ -20,42 +25,66 @@ class UserError(Exception):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence with the valid name closest to `name` (" Did you mean 'layers'?"), or "" where none is close."""
-    close = difflib.get_close_matches(str(name), [str(other) for other in names], n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """Return " Did you mean 'layers'?" with the closest valid name; "" where none is close."""
+    close = difflib.get_close_matches(str(name), list(map(str, names)), n=1)
+    if not close:
+        return ""
+    return f" Did you mean '{close[0]}'?"
+
+
+def empty_value(name: str) -> UserError:
+    """Return the error for an option that is given without a value.
+
+    Args:
+      name: of the option, with its --.
+    """
+    return UserError(
+        f"{name}= is empty; give it a value or leave it out (is a shell variable not set?)."
+    )
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
-    quoted = isinstance(error, KeyError) and error.args  # of a KeyError, str gives the quoted text
-    text = error.msg if isinstance(error, SyntaxError) else str(error.args[0] if quoted else error)
+    """Return the first line of an error's text, or its name where it has none."""
+    if isinstance(error, SyntaxError):
+        text = error.msg
+    elif isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])  # str of a KeyError puts it in quotation marks
+    else:
+        text = str(error)
     lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
-    """(file, line) of the user's own code in which an error arose, a recipe or a mixer; None where there is none.
+    """Return (file, line) of the user's own code in which an error arose; None without such code.
 
-    The user's own is what belongs neither to this library nor to Python nor to an installed package.
+    It is a recipe or a mixer, for example: code that belongs neither to this library nor to Python
+    nor to an installed package.
     """
-    frames = [
-        (frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)
-    ]
+    places = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        places.append((frame.filename, frame.lineno or 0))
     if isinstance(error, SyntaxError) and error.filename:
-        frames.append((error.filename, error.lineno or 0))
-    own = [(file, line) for file, line in frames if _is_the_users(file)]
-    return own[-1] if own else None
+        places.append((error.filename, error.lineno or 0))
+    # The innermost comes last.
+    for file, line in reversed(places):
+        if _is_the_users(file):
+            return file, line
+    return None
 
 
 def users_error(error: BaseException) -> str:
-    """Return what an error of the user's own code says, with its place: "'a.py', line 3: KeyError: x"."""
+    """Return an error of the user's own code with its place: "'a.py', line 3: KeyError: x"."""
+    sentence = first_line(error).rstrip(".")
     place = line_of_the_user(error)
-    where = f"'{place[0]}', line {place[1]}: {type(error).__name__}: " if place else ""
-    return where + first_line(error).rstrip(".")
+    if place is None:
+        return sentence
+    file, line = place
+    return f"'{file}', line {line}: {type(error).__name__}: {sentence}"
 
 
 def imported(name: str, what: str) -> Any:
-    """Return what an import path "module:name" names.
+    """Return the object that an import path "module:name" names.
 
     Args:
       what: how an error begins, such as "config.model.pattern names the mixer".
@@ -67,9 +96,8 @@ def imported(name: str, what: str) -> Any:
     except Exception as error:  # the user's own module runs here
         raise UserError(f"{what} '{name}': {users_error(error)}.") from error
     if not hasattr(code, attribute):
-        raise UserError(
-            f"{what} '{name}': module '{module}' has no attribute '{attribute}'.{nearest(attribute, dir(code))}"
-        )
+        hint = nearest(attribute, dir(code))
+        raise UserError(f"{what} '{name}': module '{module}' has no attribute '{attribute}'.{hint}")
     return getattr(code, attribute)
 
 
@@ -79,8 +107,8 @@ def _is_the_users(file: str) -> bool:
     if file.endswith((".pyx", ".pxi")):  # of a compiled package, without its folder
         return False
     path = os.path.realpath(file)
-    installed = {"site-packages", "dist-packages"} & set(path.split(os.sep))
+    is_installed = _INSTALLED & set(path.split(os.sep)) or path.startswith(_LIBRARY)
+    if file.startswith("<") or is_installed:
+        return False
     # Compiled code of packages names files that are not there.
-    return not (file.startswith("<") or installed or path.startswith(_LIBRARY)) and os.path.isfile(
-        path
-    )
+    return os.path.isfile(path)

@@ -1,4 +1,7 @@
-"""Start a stage on this host (of one or many): `python -m slmjax.launch --config=configs/tiny.py [--config.model.layers=12]`."""
+"""Start a stage on this host, of one or many.
+
+python -m slmjax.launch --config=configs/tiny.py [--config.model.layers=12]
+"""
 
 import contextlib
 import ctypes
@@ -10,6 +13,7 @@ from typing import Any
 
 from slmjax import cli
 from slmjax import config as configs
+from slmjax.cli import make_config, read_options
 from slmjax.errors import UserError
 from slmjax.text.claims import claimed
 
@@ -22,17 +26,26 @@ STAGES = {
     "recall": "slmjax.studies.recall_study:run_recall",
 }
 
-USAGE = """usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+USAGE = """\
+usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-  --config=PATH          a recipe, for example configs/tiny.py (PATH:WORD hands WORD to it), or a run's config.json
+  --config=PATH          a recipe, for example configs/tiny.py (PATH:WORD hands WORD to it), or a
+                         run's config.json
   --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
   --init_from=DIR        start from the parameters and buffers of another run's work directory
-  --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or a teacher's checkpoint names it
-  --params=50m           a model of this many parameters, deep and thin, instead of the recipe's shape
-  --coordinator=H:P --processes=N --process=I   for several processes where nothing tells them of each other
+  --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or
+                         a teacher's checkpoint names it
+  --params=50m           a model of this many parameters, deep and thin, instead of the recipe's
+                         shape
+  --coordinator=H:P --processes=N --process=I
+                         for several processes where they do not learn of each other otherwise
 
 Fields, with their defaults; a recipe changes some, --config.FIELD=VALUE any:
 """
+
+# Numbers of mallopt's parameters in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+KEPT_BYTES = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,63 +57,63 @@ def _run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv or not argv:
         print(USAGE + configs.help_text())
         return 0
-    options, assignments = cli.read_options(argv)
-    config = cli.make_config(options, assignments)
-    process, processes = int(options.get("process", -1)), int(options.get("processes", 0))
-    share: dict[str, Any] = {}
-    together: dict[str, Any] = {}
+    options, assignments = read_options(argv)
+    config = make_config(options, assignments)
+    process = int(options.get("process", -1))
+    processes = int(options.get("processes", 0))
+    # Of the stage's function, and of the claim on the work directory.
+    stage_arguments: dict[str, Any] = {}
+    claim_arguments: dict[str, Any] = {}
     if config.stage == "train":
         keep_freed_memory()
         from slmjax.parallel import hosts
 
+        # Before anything asks JAX for its devices.
         hosts.start_processes(options.get("coordinator", ""), processes, process)
-        together = {"first": hosts.is_first(), "agree": hosts.all_agree}
-    elif (
-        processes or process >= 0
-    ):  # preparation meets in the folder of prepared text and needs no coordinator
-        if not 0 <= process < processes:
-            raise UserError("--processes=N and --process=0..N-1 go together.")
-        if config.stage == "recall":
-            raise UserError("the stage recall is one process; it takes no --processes.")
-        share = {"process": process, "processes": processes}
+        claim_arguments = {"first": hosts.is_first(), "agree": hosts.all_agree}
+    elif processes or process >= 0:
+        _check_processes(process, processes, config.stage)
+        stage_arguments |= {"process": process, "processes": processes}
     if config.stage == "synthesize":
-        share["trust"] = cli.trusted(options)  # a teacher may be somebody else's checkpoint
-    module, _, function = STAGES[config.stage].partition(":")
-    stage = getattr(importlib.import_module(module), function)
-    command = cli.shown(["python", "-m", "slmjax.launch", *argv])
-    init_from = cli.parent(options)
+        # A teacher may be somebody else's checkpoint.
+        stage_arguments["trust"] = cli.trusted(options)
+    run_stage = _stage_function(config.stage)
+    stage_arguments["command"] = cli.shown(["python", "-m", "slmjax.launch", *argv])
+    stage_arguments["init_from"] = cli.parent(options)
     workdir = cli.work_directory(options)
-    with contextlib.ExitStack() as door:
-        # Preparation writes only where the prepared text is, under a lock of its own. A bucket has no
-        # locks, so there the claim helps only training, which asks again before it saves.
-        if config.stage == "train" or (config.stage != "prepare" and "://" not in workdir):
-            claim = door.enter_context(claimed(workdir, **together))
+    with contextlib.ExitStack() as claims:
+        # Preparation writes only where the prepared text is, under a lock of its own. A bucket has
+        # no locks, so there the claim helps only training, which asks again before it saves.
+        trains = config.stage == "train"
+        if trains or (config.stage != "prepare" and "://" not in workdir):
+            claim = claims.enter_context(claimed(workdir, **claim_arguments))
             check_stage(workdir, config.stage)
-            share |= {"claim": claim} if config.stage == "train" else {}
-        return stage(config, workdir, init_from=init_from, command=command, **share) or 0
+            if trains:
+                # Training holds on to it, and asks it before each save.
+                stage_arguments["claim"] = claim
+        return run_stage(config, workdir, **stage_arguments) or 0
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed, in one arena; must come before JAX starts its threads.
+    """Let glibc keep freed memory, in one arena; must come before JAX starts its threads.
 
-    XLA frees a CPU step's buffers after every step; given back to the system, their pages are faulted in again: a step of configs/tiny.py
-    took 242 to 262 ms without this and 185 to 264 with it, and system time fell from 1.7 s to 0.1 to 0.4 s in 15 steps (two cores).
+    XLA frees a CPU step's buffers after every step. Where they are given back to the system, their
+    pages are faulted in again: a step of configs/tiny.py took 242 to 262 ms without this and 185
+    to 264 with it, and system time fell from 1.7 s to 0.1 to 0.4 s in 15 steps (two cores).
     """
-    if sys.platform == "linux":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-        except OSError:  # another C library, which this is not about
-            return
-        for parameter, value in (
-            (-3, 1 << 30),
-            (-1, 1 << 30),
-            (-8, 1),
-        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
-            libc.mallopt(parameter, value)
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # another C library, which this is not about
+        return
+    libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    libc.mallopt(M_ARENA_MAX, 1)
 
 
 def check_stage(workdir: str, stage: str) -> None:
-    """Raises: UserError where the work directory holds what another stage wrote."""
+    """Raises: UserError where the work directory holds another stage's files."""
     from etils import epath
 
     try:
@@ -110,8 +123,23 @@ def check_stage(workdir: str, stage: str) -> None:
         return
     if earlier != stage:
         raise UserError(
-            f"--workdir={workdir} holds what the stage {earlier} wrote; use another for the stage {stage}."
+            f"--workdir={workdir} holds what the stage {earlier} wrote; "
+            f"use another for the stage {stage}."
         )
+
+
+def _check_processes(process: int, processes: int, stage: str) -> None:
+    """Check the options of a stage whose processes meet in a folder, without a coordinator."""
+    if not 0 <= process < processes:
+        raise UserError("--processes=N and --process=0..N-1 go together.")
+    if stage == "recall":
+        raise UserError("the stage recall is one process; it takes no --processes.")
+
+
+def _stage_function(stage: str) -> Any:
+    """Import the function that runs a stage; imported late, since most stages import JAX."""
+    module, _, function = STAGES[stage].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests import runs
 COMMANDS = {
     "launch": (launch, "make_config", ["--config=x.py"]),
     "mixture": (mixture, "make_config", ["--config=x.py"]),
-    "generate": (generate, "run", ["--checkpoint=x", "--prompt=a"]),
+    "generate": (generate, "generate_texts", ["--checkpoint=x", "--prompt=a"]),
     "compare": (compare, "compare", ["a", "b"]),
     "bench": (bench, "_split", ["data"]),
 }
@@ -143,6 +143,7 @@ def test_a_line_about_long_work_that_nobody_reads_is_not_missed(monkeypatch, cap
 BUSY = """
 import os, signal, sys, threading, time
 from slmjax import cli
+from slmjax.cli import running
 
 def command(words):
     threading.Thread(target=time.sleep, args=(60,)).start()  # as XLA's, which Python waits for at its end
@@ -163,7 +164,7 @@ def lost(words):
     Lost()
     time.sleep(60)
 
-cli.UNWINDING = {}
+running.UNWINDING = {}
 cli.script(lambda: cli.entry({}, []))
 """
 

@@ -6,8 +6,9 @@ A recipe (`configs/*.py`) starts from `base()`, sets what differs and returns th
 
 from ml_collections import ConfigDict
 
-from slmjax.config.base import FIELDS, GROUPS, base, get, help_text, override, quoted_literal
+from slmjax.config.base import FIELDS, GROUPS, base, get, help_text, override
 from slmjax.config.checked import freeze
+from slmjax.config.fields import quoted_literal
 from slmjax.config.groups import (
     STAGE_OF,
     STAGES,

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from slmjax.config.base import FIELDS, GROUPS, get
 from slmjax.config.fields import LARGEST, ConfigField, typed
-from slmjax.config.groups import STAGE_OF, Config
+from slmjax.config.groups import STAGE_OF, Config, TrainConfig
 from slmjax.errors import UserError, nearest
 
 
@@ -19,37 +19,37 @@ def freeze(config: ConfigDict) -> Config:
     """
     values: dict[str, dict[str, Any]] = {group: {} for group in ("", *GROUPS)}
     for field in FIELDS.values():
-        group, _, leaf = field.name.rpartition(".")
-        values[group][leaf] = _checked(field, config)
-    own = values.pop("")
+        values[field.group][field.leaf] = _checked(field, config)
     kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    frozen = Config(
-        **own, **{group: kinds[group](**of_group) for group, of_group in values.items()}
-    )
+    parts = values.pop("")  # fields outside any group
+    # Each group is a dataclass of its own.
+    for group, fields in values.items():
+        parts[group] = kinds[group](**fields)
+    frozen = Config(**parts)
     _check_together(frozen)
     return frozen
 
 
 def _checked(field: ConfigField, config: ConfigDict) -> Any:
-    """The value of one field, of its type and in its range."""
+    """Return the value of one field, of its type and in its range."""
     name = field.name
     try:
         given = get(config, name)
     except (AttributeError, KeyError, TypeError):
+        # A recipe may delete a field, or put a value where a group is.
         raise UserError(f"config.{name} is missing; expected {field.meaning}.") from None
     try:
         value = typed(field, _plain(given))
     except TypeError as error:
-        default = field.default
-        expected = str(error) or f"a value like {default!r} ({type(default).__name__})"
-        raise UserError(f"config.{name} is {_plain(given)!r}; expected {expected}.") from None
+        raise UserError(f"config.{name} is {_plain(given)!r}; expected {error}.") from None
+    # Choices are texts, so the nearest one helps.
     if field.choices and value not in field.choices:
         choices = ", ".join(field.choices)
-        raise UserError(
-            f"config.{name} is '{value}'; it can be {choices}.{nearest(value, field.choices)}"
-        )
+        hint = nearest(value, field.choices)
+        raise UserError(f"config.{name} is '{value}'; it can be {choices}.{hint}")
     if field.check and not field.check.holds(value):
         raise UserError(f"config.{name} is {value!r}; it must {field.check.must}.")
+    # Only training has arrays of steps, rows and tokens.
     of_training = name.partition(".")[0] not in STAGE_OF
     if type(value) is int and of_training and abs(value) > LARGEST:
         raise UserError(f"config.{name} is {value}; its size can be {LARGEST:,} at most.")
@@ -57,40 +57,57 @@ def _checked(field: ConfigField, config: ConfigDict) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with ConfigDicts as dicts, also in lists."""
+    """Return `value` with ConfigDicts as dicts and lists as tuples, at every depth."""
     if isinstance(value, ConfigDict | dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(map(_plain, value))
     return value
 
 
 def _check_together(config: Config) -> None:
     """Raises: UserError for fields that do not fit each other."""
-    m, t = config.model, config.train
-    if m.heads % m.kv_heads:
+    # Each key/value head serves the same number of query heads.
+    heads, kv_heads = config.model.heads, config.model.kv_heads
+    if heads % kv_heads:
         raise UserError(
-            f"config.model.kv_heads is {m.kv_heads}; it must divide config.model.heads, {m.heads}."
+            f"config.model.kv_heads is {kv_heads}; it must divide config.model.heads, {heads}."
         )
-    if t.batch % t.microbatches:
+    batch, microbatches = config.train.batch, config.train.microbatches
+    if batch % microbatches:
         raise UserError(
-            f"config.train.microbatches is {t.microbatches}; it must divide config.train.batch, {t.batch}."
+            f"config.train.microbatches is {microbatches}; it must divide config.train.batch, "
+            f"{batch}."
         )
-    if t.schedule == "wsd" and t.warmup + t.decay * t.steps > t.steps:
-        most = int(t.steps * (1 - t.decay))
-        shorter = min(most, max(1, t.steps // 10))
+    _check_schedule(config.train)
+    _check_profile(config.log.profile)
+
+
+def _check_schedule(train: TrainConfig) -> None:
+    """Raises: UserError for a warmup that leaves no room for the rest of the run."""
+    warmup, decay, steps = train.warmup, train.decay, train.steps
+    if train.schedule == "wsd" and warmup + decay * steps > steps:
+        # A tenth of the run, or less where the decay leaves less.
+        longest = int(steps * (1 - decay))
+        advised = min(longest, max(1, steps // 10))
         raise UserError(
-            f"config.train.warmup ({t.warmup} steps) and decay ({t.decay:g} of the run) exceed "
-            f"config.train.steps, {t.steps}; for so short a run, --config.train.warmup={shorter}."
+            f"config.train.warmup ({warmup} steps) and decay ({decay:g} of the run) exceed "
+            f"config.train.steps, {steps}; for so short a run, --config.train.warmup={advised}."
         )
-    if t.warmup > t.steps:  # under any other schedule
+    if warmup > steps:  # under any other schedule
         raise UserError(
-            f"config.train.warmup ({t.warmup}) exceeds config.train.steps ({t.steps}), so the "
+            f"config.train.warmup ({warmup}) exceeds config.train.steps ({steps}), so the "
             f"learning rate would never reach config.train.lr."
         )
-    if config.log.profile:
-        first, _, last = config.log.profile.partition(":")
-        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-            raise UserError(
-                f"config.log.profile is '{config.log.profile}'; expected first:last, two steps, for example 20:25."
-            )
+
+
+def _check_profile(profile: str) -> None:
+    """Raises: UserError where it is neither empty nor "first:last"."""
+    if not profile:
+        return
+    first, _, last = profile.partition(":")
+    are_steps = first.isdecimal() and last.isdecimal()
+    if not are_steps or int(first) >= int(last):
+        raise UserError(
+            f"config.log.profile is '{profile}'; expected first:last, two steps, for example 20:25."
+        )

@@ -1,12 +1,14 @@
-"""A field of the config: default, meaning, check, and what a change of it affects."""
+"""A field of the config: its declaration, and the values and command-line words that it takes."""
 
+import ast
 import dataclasses
 import math
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-LARGEST = 2**31 - 1  # whole numbers are 32-bit in arrays of steps, rows and tokens
+# Whole numbers are 32-bit in arrays of steps, rows and tokens.
+LARGEST = 2**31 - 1
 
 
 class Check(NamedTuple):
@@ -16,11 +18,13 @@ class Check(NamedTuple):
     must: str
 
 
+# No check holds for NaN, and none for infinity.
 POSITIVE = Check(lambda value: 0 < value < math.inf, "be positive")
 NOT_NEGATIVE = Check(lambda value: 0 <= value < math.inf, "not be negative")
 SHARE = Check(lambda value: 0 <= value < 1, "be at least 0 and less than 1")
 PART = Check(lambda value: 0 < value <= 1, "be more than 0 and at most 1")
 
+# What a change of a field affects. It decides which runs may be resumed and which are repetitions.
 AFFECTS = {
     "learning": "what the model learns; a run goes on with the same value only",
     "chance": "what the model learns, by chance alone: runs that differ in it are repetitions",
@@ -31,25 +35,33 @@ AFFECTS = {
 
 
 class ConfigField(NamedTuple):
-    """A field as the config's tables declare it.
+    """A field as the config's tables declare it."""
 
-    name: dotted, such as "model.width".
-    kind: its type annotation, such as int or tuple[str, ...].
-    choices: the values that it can have; empty: any.
-    affects: a key of AFFECTS.
-    before: what runs had that were saved before the field was there.
-    one_text: on the command line its text is one entry, commas and all.
-    """
-
+    # Dotted, such as "model.width".
     name: str
+    # Its type annotation, such as int or tuple[str, ...].
     kind: Any
     default: Any
     meaning: str
     check: Check | None
+    # The values that it can have; empty: any.
     choices: tuple[str, ...]
+    # A key of AFFECTS.
     affects: str
+    # The value of runs that were saved before the field was there.
     before: Any
+    # On the command line its text is one entry, commas and all.
     one_text: bool
+
+    @property
+    def group(self) -> str:
+        """The name of its group, "" for a field of the config itself."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def leaf(self) -> str:
+        """Its name within its group."""
+        return self.name.rpartition(".")[2]
 
 
 def setting(
@@ -62,26 +74,34 @@ def setting(
     before: Any = None,
     one_text: bool = False,
 ) -> Any:
-    """Declare a field of a group, see Field. The type annotation next to it is its type.
+    """Declare a field of a group, see ConfigField. The annotation next to it is its type.
 
     Args:
       before: None where runs without the field had its default.
+    Raises: ValueError for an unknown `affects`.
     """
     if affects not in AFFECTS:
         raise ValueError(f"affects is '{affects}'; it can be {', '.join(AFFECTS)}")
-    before = default if before is None else before
-    known = {"meaning": meaning, "check": check, "choices": choices, "affects": affects}
-    metadata = known | {"before": before, "one_text": one_text}
+    metadata = {
+        "meaning": meaning,
+        "check": check,
+        "choices": choices,
+        "affects": affects,
+        "before": default if before is None else before,
+        "one_text": one_text,
+    }
     if isinstance(default, dict):
+        # A dataclass refuses a mutable default.
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def fields(group: type, prefix: str = "") -> Iterator[ConfigField]:
-    """The fields of a group and of the groups in it, in their order."""
+    """Yield the fields of a group and of the groups in it, in their order."""
     kinds = typing.get_type_hints(group)
     for field in dataclasses.fields(group):
-        kind, name = kinds[field.name], f"{prefix}{field.name}"
+        kind = kinds[field.name]
+        name = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(kind):
             yield from fields(kind, f"{name}.")
             continue
@@ -92,36 +112,107 @@ def fields(group: type, prefix: str = "") -> Iterator[ConfigField]:
 
 
 def typed(field: ConfigField, value: Any) -> Any:
-    """`value` as the field's type: a list serves as a tuple, a whole number as a float.
+    """Return `value` as the field's type: a list serves as a tuple, a whole number as a float.
 
-    Raises: TypeError for a value of another type; its text says what an entry must be, or is "".
+    Raises: TypeError for a value of another type; its text says what is expected.
     """
-    kind = typing.get_origin(field.kind) or field.kind
+    kind = _base_kind(field)
+    # model.unroll = True in a recipe is the choice "True".
     if kind is str and isinstance(value, bool) and str(value) in field.choices:
         return str(value)
     if kind is float and _is_number(value):
         return float(value)
+    # To Python, True is an int.
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind is tuple and isinstance(value, list | tuple):
-        return _entries(typing.get_args(field.kind), value)
+        return _typed_entries(field, value)
     if kind in (bool, str, dict) and isinstance(value, kind):
         return value
     if kind is Any:
         return value
-    raise TypeError("")
+    raise TypeError(f"a value like {field.default!r} ({type(field.default).__name__})")
 
 
-def _entries(kinds: tuple, values: list | tuple) -> tuple:
-    """The entries of a tuple as its annotation has them."""
-    of = kinds[0] if kinds else Any
-    if of is str and not all(isinstance(value, str) for value in values):
+def typed_text(field: ConfigField, text: str) -> Any:
+    """Return a word of the command line as the field's type.
+
+    Raises: TypeError, see `typed`.
+    """
+    kind = _base_kind(field)
+    value = literal(text)
+    if kind is str:
+        # A name such as 12 or None is a text.
+        value = text
+    elif kind is bool:
+        # 1 and 0 are refused: they are more often a mistake for another field.
+        value = {"true": True, "false": False}.get(text.lower())
+    elif kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 2e3
+    elif kind is tuple:
+        value = _entries_of_text(field, text)
+    return typed(field, value)
+
+
+def literal(text: str) -> Any:
+    """Return the Python literal that a text is, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def quoted_literal(text: str) -> Any:
+    """Return the literal of a text with brackets or quotation marks around it, else the text."""
+    return literal(text) if text[:1] in ("[", "(", "{", "'", '"') else text
+
+
+def _base_kind(field: ConfigField) -> Any:
+    """Return the type without what its entries are: tuple for tuple[str, ...]."""
+    return typing.get_origin(field.kind) or field.kind
+
+
+def _entry_kind(field: ConfigField) -> Any:
+    """Return the type of a tuple's entries."""
+    kinds = typing.get_args(field.kind)
+    return kinds[0] if kinds else Any
+
+
+def _typed_entries(field: ConfigField, values: list | tuple) -> tuple:
+    kind = _entry_kind(field)
+    # Of a tuple without a kind of entries, the stage checks the entries.
+    if kind is str and not all(isinstance(value, str) for value in values):
         raise TypeError("texts, such as ('attention', 'gdn')")
-    if of is float:
-        if not all(_is_number(value) for value in values):
+    if kind is float:
+        if not all(map(_is_number, values)):
             raise TypeError("numbers, such as (0.001, 0.01)")
-        return tuple(float(value) for value in values)
+        return tuple(map(float, values))
     return tuple(values)
+
+
+def _entries_of_text(field: ConfigField, text: str) -> Any:
+    """Return the entries that a text names; anything but a list or tuple if it names none.
+
+    A literal list is its entries. Else a text is one entry, or several with commas between them.
+    """
+    value = literal(text)
+    is_list = isinstance(value, list | tuple)
+    if field.one_text:
+        if is_list and all(isinstance(entry, str) for entry in value):
+            return value
+        if not text.strip():
+            return ()
+        return (value if isinstance(value, str) else text,)
+    if is_list:
+        return value
+    if _entry_kind(field) is float:
+        # One number needs no brackets; several are a literal already.
+        return (value,) if _is_number(value) else value
+    # A bracket that is not closed is a mistake, not an entry.
+    if isinstance(value, str) and value[:1] not in ("[", "(", "{"):
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(filter(None, parts))
+    return value
 
 
 def _is_number(value: Any) -> bool:

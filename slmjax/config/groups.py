@@ -1,30 +1,30 @@
-"""Every field of the config with its default, meaning and check: one frozen dataclass for each group.
+"""The fields of training with default, meaning and check, one frozen dataclass for each group.
 
 `Config` is what the launcher makes of a recipe. A room of the library gets its own group of it.
 """
 
 import dataclasses
-import math
 
-from slmjax.config.fields import NOT_NEGATIVE, PART, POSITIVE, SHARE, Check, setting
+from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
+from slmjax.config.stage_groups import CurateConfig, StudyConfig, SynthesizeConfig
 
 NOT_EMPTY = Check(bool, "name at least one entry")
+# The embedding turns pairs of dimensions.
 EVEN = Check(
     lambda value: value > 0 and value % 2 == 0,
     "be positive and even, for the rotary position embedding",
 )
+# The axis has its place already, so that configs need not change when it is used.
 RESERVED = Check(lambda value: value == 1, "be 1 in this version: the axis is reserved")
-RATES = Check(
-    lambda values: all(0 <= value < math.inf for value in values),
-    "hold numbers that are not negative",
-)
-BYTE = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
+# Types of numbers that are kept from step to step.
 FLOATS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture."""
+
+    # Read by models/pattern.py, which makes the layers of it.
 
     vocab_size: int = setting(
         0,
@@ -39,9 +39,10 @@ class ModelConfig:
     ff_width: int = setting(704, "feed-forward width F", POSITIVE)
     pattern: tuple[str, ...] = setting(
         ("attention",),
-        'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention rope=False"; mixers: attention (rope, '
-        "window, borrows), ssm, gla, gdn, kda (heads, key_dim, value_dim); channels: mlp, none; or module:Class; "
-        'blocks before a bar, and after a second one, come once: "attention,|,gdn,gdn,attention,|,attention"',
+        'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention '
+        'rope=False"; mixers: attention (rope, window, borrows), ssm, gla, gdn, kda (heads, '
+        "key_dim, value_dim); channels: mlp, none; or module:Class; blocks before a bar, and "
+        'after a second one, come once: "attention,|,gdn,gdn,attention,|,attention"',
         NOT_EMPTY,
     )
     share_kv: int = setting(
@@ -63,6 +64,7 @@ class ModelConfig:
         choices=("auto", "reference", "blockwise", "cudnn", "splash"),
         affects="compile",
     )
+    # A text, as it has a third choice.
     unroll: str = setting(
         "auto",
         "True (a list of layers: fastest on one host's GPUs) or False (a scan: compiles fastest)",
@@ -80,15 +82,19 @@ class ModelConfig:
 class PrecisionConfig:
     """Types of numbers. Parameters and reductions (norms, softmax, logsumexp) are float32."""
 
+    # Read by models/resolve.py, which knows the device.
+
     optimizer: str = setting("float32", "first moments of the optimizer", choices=FLOATS)
     compute: str = setting(
         "auto",
-        "matrix products: auto is bfloat16 where the device has it, float16 on older GPUs (V100, T4), else float32",
+        "matrix products: auto is bfloat16 where the device has it, float16 on older GPUs (V100, "
+        "T4), else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     products: str = setting(
         "compute",
-        "training's products in projections and MLP: compute, or float8 (GPUs of capability 8.9 or newer)",
+        "training's products in projections and MLP: compute, or float8 (GPUs of capability 8.9 "
+        "or newer)",
         choices=("compute", "float8"),
     )
 
@@ -97,10 +103,14 @@ class PrecisionConfig:
 class DataConfig:
     """Text, tokenizer and mixture."""
 
+    # Read by data/, and by curate/ for its raw text.
+
+    # Checked by text/sources.py, which knows what a source can be.
     sources: dict = setting(
         {},
-        "{name: {path, weight, field, revision, heldout, max_epochs (read at most so often), score (a field; documents "
-        "in its order, '-field' from high to low)}} or 'name:weight=path,...'; empty: embedded textbook",
+        "{name: {path, weight, field, revision, heldout, max_epochs (read at most so often), "
+        "score (a field; documents in its order, '-field' from high to low)}} or "
+        "'name:weight=path,...'; empty: embedded textbook",
         affects="order",
     )
     tokenizer: str = setting(
@@ -115,7 +125,8 @@ class DataConfig:
     )
     group_by: str = setting(
         "",
-        "field, or regular expression on the id: a group is either held out or trained on, never both",
+        "field, or regular expression on the id: a group is either held out or trained on, never "
+        "both",
     )
     heldout: float = setting(
         0.01, "share of each source's text held out, at most 10 MB each", SHARE
@@ -126,10 +137,12 @@ class DataConfig:
         SHARE,
         affects="order",
     )
+    # Checked by data/mixing.py, since the names of sources matter.
     phases: tuple = setting(
         (),
-        "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': 0.05}]: until and ramp are "
-        "shares of the run, over ramp the weights change in a line; empty: the sources' weights",
+        "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': "
+        "0.05}]: until and ramp are shares of the run, over ramp the weights change in a line; "
+        "empty: the sources' weights",
         affects="order",
     )
     workers: int = setting(
@@ -149,6 +162,9 @@ class DataConfig:
 class TrainConfig:
     """Length, optimizer and schedule."""
 
+    # Read by train/ and tasks/.
+
+    # A finished run may be extended, so this is judged by what it changes in the plan.
     steps: int = setting(1000, "optimizer steps", POSITIVE, affects="order")
     batch: int = setting(64, "rows in a step, over all devices", POSITIVE)
     microbatches: int = setting(
@@ -164,7 +180,8 @@ class TrainConfig:
     )
     trainable: tuple[str, ...] = setting(
         (),
-        "groups (embedding, head, matrix, vector, own) or path patterns that are trained, e.g. 'stack/*'; empty: all",
+        "groups (embedding, head, matrix, vector, own) or path patterns that are trained, e.g. "
+        "'stack/*'; empty: all",
     )
     weight_decay: float = setting(0.1, "decoupled, on matrices", NOT_NEGATIVE)
     b2: float = setting(0.95, "decay of AdamW's second moment", SHARE)
@@ -178,12 +195,14 @@ class TrainConfig:
     z_loss: float = setting(0.0, "coefficient of logsumexp squared", NOT_NEGATIVE)
     spike_sigma: float = setting(
         6.0,
-        "skip a step whose loss or gradient norm is this many deviations above its running mean; 0: never",
+        "skip a step whose loss or gradient norm is this many deviations above its running mean; "
+        "0: never",
         NOT_NEGATIVE,
     )
     max_skips: int = setting(
         20, "skipped steps in a row that end the run", POSITIVE, affects="bookkeeping"
     )
+    # The same computation, up to the order of sums, so that a run may turn it on.
     deterministic: bool = setting(
         False,
         "bit-equal resume on GPU too, at some cost (CPU and TPU always are)",
@@ -193,7 +212,9 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What a run looks at while it trains."""
+    """Evaluations and samples while a run trains."""
+
+    # Read by train/evaluation.py.
 
     every: int = setting(
         200, "steps between evaluations; 0: only at the end", NOT_NEGATIVE, affects="bookkeeping"
@@ -204,6 +225,7 @@ class EvalConfig:
     samples: int = setting(
         4, "completions shown after an evaluation; 0: none", NOT_NEGATIVE, affects="bookkeeping"
     )
+    # One prompt with commas is more likely than several without.
     prompts: tuple[str, ...] = setting(
         (),
         "their prompts; empty: beginnings of held-out documents",
@@ -220,7 +242,9 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What a run keeps."""
+    """Checkpoints of a run."""
+
+    # Read by train/loop.py.
 
     every: int = setting(500, "steps between checkpoints", POSITIVE, affects="bookkeeping")
     keep: int = setting(
@@ -233,7 +257,9 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What a run records."""
+    """Records of a run."""
+
+    # Read by train/loop.py.
 
     every: int = setting(10, "steps between lines of metrics", POSITIVE, affects="bookkeeping")
     tensorboard: bool = setting(False, "write TensorBoard files too", affects="bookkeeping")
@@ -245,6 +271,9 @@ class LogConfig:
 class MeshConfig:
     """How devices share the work."""
 
+    # Read by parallel/mesh.py.
+
+    # -1 makes a recipe fit machines of any size.
     data: int = setting(
         -1, "devices that split the batch; -1: all that are left", affects="compile"
     )
@@ -260,125 +289,9 @@ class MeshConfig:
     expert: int = setting(1, "reserved", RESERVED, affects="compile")
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """The stage recall: small models on tasks of recall, copying and induction."""
-
-    tasks: tuple[str, ...] = setting(
-        (), "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
-    )
-    variants: dict = setting({}, "{name: pattern} of the models that are compared")
-    rates: tuple[float, ...] = setting(
-        (), "learning rates, tried in their order; the best one counts", RATES
-    )
-    seeds: int = setting(3, "runs of each rate", POSITIVE)
-    examples: int = setting(100_000, "training rows, read over and over", POSITIVE)
-    tested: int = setting(3000, "test rows, and as many that choose the rate", POSITIVE)
-    vocab: int = setting(8192, "tokens of the tasks of recall", POSITIVE)
-    enough: float = setting(
-        0.99,
-        "mean accuracy on the validation rows after which no further rate is tried",
-        NOT_NEGATIVE,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SynthesizeConfig:
-    """The stage synthesize: a teacher writes a textbook."""
-
-    teacher: str = setting(
-        "program",
-        "program (embedded), openai (any OpenAI-compatible endpoint), checkpoint (of the run --init_from)",
-        choices=("program", "openai", "checkpoint"),
-    )
-    model: str = setting("", "openai: the model that the endpoint serves")
-    base_url: str = setting(
-        "", "openai: such as http://127.0.0.1:8000/v1; empty: OpenAI; the key is $OPENAI_API_KEY"
-    )
-    names: dict = setting(
-        {},
-        "openai: {parameter: what the endpoint calls it, '' where it has none}, e.g. {'max_tokens': 'max_completion_tokens'}",
-    )
-    licence: str = setting("", "note on every document; empty: what the teacher says of itself")
-    documents: int = setting(
-        3600, "documents to ask for; more later keep the earlier ones", POSITIVE
-    )
-    shard: int = setting(10_000, "documents in a file", POSITIVE)
-    topics: str = setting(
-        "",
-        "a file with a topic on each line, 'subject > area > topic' or any text; empty: all that the teacher knows",
-    )
-    audiences: tuple[str, ...] = setting(
-        ("children", "students", "undergraduates", "adults"), "or descriptions of your own"
-    )
-    formats: tuple[str, ...] = setting(
-        ("section", "problems", "reasoning", "faq", "table", "dialogue"), "kinds of documents"
-    )
-    passages: str = setting(
-        "",
-        "openai: text from which a piece is put into each prompt, as data.sources has it; empty: none",
-    )
-    max_tokens: int = setting(1500, "tokens of an answer", POSITIVE)
-    temperature: float = setting(0.8, "sampling temperature", NOT_NEGATIVE)
-    top_p: float = setting(0.95, "probability mass that is sampled from", NOT_NEGATIVE)
-    concurrent: int = setting(64, "requests that are open at once", POSITIVE)
-    per_minute: float = setting(0.0, "most requests a minute; 0: no limit", NOT_NEGATIVE)
-    retries: int = setting(5, "times that a failed request is asked again", NOT_NEGATIVE)
-    timeout: float = setting(300.0, "seconds for one answer", POSITIVE)
-    tokens: int = setting(0, "budget in tokens, all starts together; 0: no limit", NOT_NEGATIVE)
-    cost: float = setting(0.0, "budget in dollars, all starts together; 0: no limit", NOT_NEGATIVE)
-    price: tuple[float, ...] = setting(
-        (0.0, 0.0), "dollars for a million tokens of prompts and of answers"
-    )
-    journal: str = setting("", "a local folder; empty: journal/ in the work directory")
-    copies: str = setting(
-        "",
-        "a folder, local or gs://, that gets the journal's new events every minute; empty: none, or journal/ in a gs:// workdir",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CurateConfig:
-    """The stage curate: raw text becomes a clean corpus."""
-
-    rules: dict = setting(
-        {},
-        "{source: names of quality rules}, such as rules.web=gopher_quality; none for other sources",
-    )
-    languages: dict = setting(
-        {}, "{source: ISO 639 codes that stay}, such as languages.web=en; all stay in other sources"
-    )
-    evals: dict = setting(
-        {}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"
-    )
-    ngram: int = setting(5, "words of a shingle", POSITIVE)
-    bands: int = setting(14, "bands of hashes; a pair that shares one is compared", BYTE)
-    rows: int = setting(8, "hashes of a band", BYTE)
-    threshold: float = setting(
-        0.75, "Jaccard similarity of shingles from which on a document is a duplicate", PART
-    )
-    max_removed: float = setting(
-        0.9, "share of a source that may go as duplicates before the run stops with an alarm", PART
-    )
-    max_dropped: float = setting(
-        0.5,
-        "share of a source that may go for one reason, as unreadable or by a rule, before an alarm",
-        PART,
-    )
-    index: str = setting(
-        "",
-        "folder of an index to extend: what is in it counts as seen; empty: a new one in the work directory",
-    )
-    samples: int = setting(5, "dropped documents shown for each reason", NOT_NEGATIVE)
-    processes: int = setting(0, "processes; 0: one for each core", NOT_NEGATIVE)
-    beam: str = setting(
-        "", "Apache Beam's options, with a runner; empty: processes of this machine"
-    )
-
-
 STAGES = ("train", "prepare", "synthesize", "curate", "recall")
+# Groups that one stage reads; all others belong to training.
 STAGE_OF = {"study": "recall", "synthesize": "synthesize", "curate": "curate"}
-"""Groups that one stage reads; all others belong to training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,15 +300,18 @@ class Config:
 
     stage: str = setting(
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three have recipes of their own",
+        "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three "
+        "have recipes of their own",
     )
     task: str = setting(
         "lm",
-        "what a run learns: lm (next tokens), recall or module:Name, with options: 'mine:Task rate=3'",
+        "what a run learns: lm (next tokens), recall or module:Name, with options: 'mine:Task "
+        "rate=3'",
     )
     seed: int = setting(
         0, "of the initial parameters, the data order and sampling", affects="chance"
     )
+    # Frozen, so that a default can be shared.
     model: ModelConfig = ModelConfig()
     precision: PrecisionConfig = PrecisionConfig()
     data: DataConfig = DataConfig()
@@ -404,6 +320,6 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
-    study: StudyConfig = StudyConfig()
-    synthesize: SynthesizeConfig = SynthesizeConfig()
-    curate: CurateConfig = CurateConfig()
+    study: StudyConfig = StudyConfig()  # noqa: RUF009 (frozen)
+    synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
+    curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

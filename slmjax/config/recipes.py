@@ -1,78 +1,141 @@
 """Recipes: Python files with a get_config(), and the config.json of a run."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from slmjax.config.base import FIELDS, GROUPS, base, literal
+from slmjax.config.base import FIELDS, GROUPS, base
+from slmjax.config.fields import literal
 from slmjax.config.groups import STAGE_OF
 from slmjax.config.removed import REMOVED, removed_sentence
 from slmjax.config.saved import from_dict
 from slmjax.config.trust import check_trust
 from slmjax.errors import UserError, line_of_the_user, nearest
 
+# Errors whose sentence says enough without their name.
+SELF_EXPLANATORY = (
+    UserError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+# What ml_collections says of a value of another type, and of an unknown field.
+WRONG_TYPE = re.compile(
+    r"Could not override field '(\w+)' \(reference\)\. "
+    r"(.*) is of original type <class '(.*)'>.*<class '(.*)'>"
+)
+UNKNOWN_FIELD = re.compile(r'Key "(\w+)" does not exist')
+
 
 def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
-    """The config that `path`'s get_config() returns, or of a work directory's config.json; `path:argument` passes an argument on.
+    """Return the config of a recipe's get_config(), or of a work directory's config.json.
 
     Args:
+      path: a file; `path:argument` passes an argument to get_config().
       trust: names of code that a config.json may name, see check_trust.
-    Raises: UserError where the file is missing, fails, or has no get_config, or a config.json names code that is not trusted.
+    Raises: UserError where the file is missing, fails, or has no get_config, or a config.json
+      names code that is not trusted.
     """
     path, _, argument = path.partition(":")
     file = Path(path).expanduser()
     if not os.path.isfile(file):
-        recipes = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        recipes = map(str, file.parent.glob("*.py")) if file.parent.is_dir() else []
         raise UserError(f"--config: no file '{path}'.{nearest(path, recipes)}")
     try:
         if file.suffix == ".json":
-            config = _saved(file)
+            config = _read_saved(file)
             check_trust(config, trust, path)
             return config
-        config = _recipe(file, argument)
+        config = _run_recipe(file, argument)
     except UserError:
+        # It has its sentence already.
         raise
     except Exception as error:  # of the user's own file, or of a module that it imports
-        place, line = line_of_the_user(error) or (path, 0)
-        other = "" if os.path.abspath(place) == os.path.abspath(file) else f"'{place}'"
-        where = ", ".join(filter(None, [other, f"line {line}" if line else ""]))
-        raise UserError(
-            f"--config: '{path}'{', ' if where else ''}{where}: {_first_sentence(error)}"
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"--config: get_config() of '{path}' returned {type(config).__name__}; expected what slmjax.config.base() returns."
-        )
-    _check_names(config, f"--config: '{path}': ")
-    if missing := [name for name in base() if name not in config]:
-        raise UserError(
-            f"--config: get_config() of '{path}' returned a config without '{missing[0]}'; start from slmjax.config.base()."
-        )
+        raise UserError(_failure(error, path, file)) from error
+    _check_returned(config, path)
     return config
 
 
-def _saved(file: Path) -> ConfigDict:
-    """The config of a config.json."""
+def _read_saved(file: Path) -> ConfigDict:
+    """Return the config of a config.json."""
     values = json.loads(file.read_text("utf-8"))
     try:
         config = from_dict(values)
     except UserError as error:
         raise UserError(f"--config: '{file}': {error}") from error
-    missing = [name for name in GROUPS if name not in values and name not in STAGE_OF]
-    if missing:
-        raise UserError(f"--config: '{file}' is no config of a run; it has no '{missing[0]}'.")
+    for group in GROUPS:
+        # Groups of other stages are not saved.
+        if group not in values and group not in STAGE_OF:
+            raise UserError(f"--config: '{file}' is no config of a run; it has no '{group}'.")
     return config
 
 
+def _run_recipe(file: Path, argument: str) -> Any:
+    """Return what the recipe's get_config returns."""
+    # A name of its own, so that a recipe cannot hide a module that is named as it is.
+    spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: '{file}' is not a Python file with a get_config().")
+    module = importlib.util.module_from_spec(spec)
+    with _no_bytecode():
+        try:
+            spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise UserError(f"--config: '{file}' has no get_config().")
+            return module.get_config(argument) if argument else module.get_config()
+        except SystemExit as error:
+            # Named with its line, as any other failure.
+            failure = RuntimeError(f"the recipe ends the program (exit {error.code})")
+            # The traceback leads to the recipe's line.
+            raise failure.with_traceback(error.__traceback__) from error
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Leave no __pycache__ next to the recipe and the modules that it imports."""
+    kept = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = kept
+
+
+def _check_returned(config: Any, path: str) -> None:
+    """Raises: UserError where get_config() returned something else than a changed base config."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: get_config() of '{path}' returned {type(config).__name__}; "
+            "expected what slmjax.config.base() returns."
+        )
+    _check_names(config, f"--config: '{path}': ")
+    # A config that was not made by base() lacks most groups.
+    for name in base():
+        if name not in config:
+            raise UserError(
+                f"--config: get_config() of '{path}' returned a config without '{name}'; "
+                "start from slmjax.config.base()."
+            )
+
+
 def _check_names(values: ConfigDict, where: str, prefix: str = "") -> None:
-    """Raises: UserError for a name that is no field's, with the nearest one."""
+    """Raises: UserError for a name that is no field's, with the nearest one.
+
+    Args:
+      where: how the error begins.
+      prefix: of the dotted names, within a group.
+    """
     for key, value in values.items():
         name = f"{prefix}{key}"
         if name in GROUPS and isinstance(value, ConfigDict):
@@ -83,49 +146,60 @@ def _check_names(values: ConfigDict, where: str, prefix: str = "") -> None:
             raise UserError(f"{where}there is no field config.{name}.{nearest(name, FIELDS)}")
 
 
-def _recipe(file: Path, argument: str) -> Any:
-    """What the recipe's get_config returns."""
-    spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: '{file}' is not a Python file with a get_config().")
-    module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"--config: '{file}' has no get_config().")
-        return module.get_config(argument) if argument else module.get_config()
-    except SystemExit as error:
-        raise RuntimeError(f"the recipe ends the program (exit {error.code})").with_traceback(
-            error.__traceback__
-        ) from error
-    finally:
-        sys.dont_write_bytecode = kept
+def _failure(error: Exception, path: str, file: Path) -> str:
+    """Return one sentence on a recipe that failed: where, and why."""
+    place, line = line_of_the_user(error) or (path, 0)
+    where = [f"'{path}'"]
+    if os.path.abspath(place) != os.path.abspath(file):
+        where.append(f"'{place}'")  # a module that the recipe imports
+    if line:
+        where.append(f"line {line}")
+    return f"--config: {', '.join(where)}: {_first_sentence(error)}"
 
 
 def _first_sentence(error: Exception) -> str:
-    """What a recipe's error says; of ml_collections' unknown fields, without the listing of the known ones."""
-    said = (
-        str(error) if isinstance(error, UnicodeError) else str(error.args[0]) if error.args else ""
-    )
-    text = str(literal(said))  # ml_collections quotes its own text once more
-    told = text.strip().splitlines() or [type(error).__name__]
-    if wrong := re.match(
-        r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(.*)'>.*<class '(.*)'>",
-        told[0],
-    ):
+    """Return why a recipe failed, in one sentence.
+
+    ml_collections lists all known fields after an unknown one; the list is left out.
+    """
+    lines = _message(error).strip().splitlines()
+    if not lines:  # such as `raise RuntimeError`
+        return f"{type(error).__name__}."
+    sentence = _field_sentence(lines[0])
+    if sentence:
+        return sentence
+    text = lines[0].partition(" Other fields present")[0].rstrip(".") + "."
+    if not isinstance(error, SELF_EXPLANATORY) and lines != [type(error).__name__]:
+        text = f"{type(error).__name__}: {text}"
+    if lines[-1].startswith("Did you mean"):
+        text += f" {lines[-1]}"
+    return text
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        # Its first argument is only the name of the encoding.
+        return str(literal(str(error)))
+    text = str(error.args[0]) if error.args else ""
+    # ml_collections quotes its own text once more.
+    return str(literal(text))
+
+
+def _field_sentence(line: str) -> str:
+    """Return the sentence on a wrong type or a removed field; "" for any other error.
+
+    Args:
+      line: the first line of the error's text.
+    """
+    if wrong := WRONG_TYPE.match(line):
         name, value, kind, expected = wrong.groups()
-        like = ", such as ('attention',)" if expected == "tuple" else ""
-        return f"the field '{name}' is set to {value} ({kind}); expected a value of the type {expected.rpartition('.')[2]}{like}."
-    if missing := re.match(r'Key "(\w+)" does not exist', told[0]):
+        example = ", such as ('attention',)" if expected == "tuple" else ""
+        return (
+            f"the field '{name}' is set to {value} ({kind}); "
+            f"expected a value of the type {expected.rpartition('.')[2]}{example}."
+        )
+    if unknown := UNKNOWN_FIELD.match(line):
         for name in REMOVED:
-            if name.endswith(f".{missing[1]}"):
+            if name.endswith(f".{unknown[1]}"):
                 return removed_sentence(name)
-    hint = f" {told[-1]}" if told[-1].startswith("Did you mean") else ""
-    known = (UserError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
-    kind = (
-        ""
-        if isinstance(error, known) or told == [type(error).__name__]
-        else f"{type(error).__name__}: "
-    )
-    return kind + told[0].partition(" Other fields present")[0].rstrip(".") + "." + hint
+    return ""

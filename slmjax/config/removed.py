@@ -2,6 +2,7 @@
 
 from typing import Any
 
+# A saved run with this value loads; with another it is refused by name.
 REMOVED: dict[str, Any] = {
     "model.norm_eps": 1e-6,
     "model.stack": [],
@@ -14,5 +15,5 @@ REMOVED: dict[str, Any] = {
 
 
 def removed_sentence(name: str) -> str:
-    """Say of a removed field what holds now."""
+    """Return a sentence on a removed field: which value holds now."""
     return f"the field config.{name} was removed: it is now always {REMOVED[name]!r}."

@@ -1,4 +1,4 @@
-"""The config as config.json and checkpoints keep it, and what older versions wrote."""
+"""The config as config.json and checkpoints keep it, and as older versions wrote it."""
 
 import dataclasses
 import json
@@ -7,22 +7,24 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from slmjax.config.base import FIELDS, base, get
+from slmjax.config.base import FIELDS, GROUPS, base, get
 from slmjax.config.groups import STAGE_OF, Config
 from slmjax.config.removed import REMOVED, removed_sentence
 from slmjax.errors import UserError, nearest
 
+# Counts changes of what a saved config means. Files without a number have format 0.
 FORMAT = 1
-"""Counts changes of what a saved config means. Files without a number have format 0."""
 
 
 def to_dict(config: Config) -> dict:
-    """Return a config as JSON has it, with its format number; groups of other stages are left out."""
+    """Return a config as JSON has it, with its format number, without groups of other stages."""
     values = dataclasses.asdict(config)
+    # They say nothing about this run.
     for group, stage in STAGE_OF.items():
         if stage != config.stage:
             del values[group]
-    return {"format": FORMAT, **json.loads(json.dumps(values))}
+    # As it will be read, so that a run's config equals its saved one.
+    return {"format": FORMAT, **_as_json(values)}
 
 
 def to_json(config: Config) -> str:
@@ -31,19 +33,22 @@ def to_json(config: Config) -> str:
 
 
 def from_dict(saved: Any) -> ConfigDict:
-    """Return the config of what `to_dict` gave, as `slmjax.config.base` has it.
+    """Return the config that `to_dict` saved, in the form of `slmjax.config.base`.
 
-    Raises: UserError for a newer format, a field that is unknown, and a removed field whose value is not
-      what holds now; ValueError and TypeError for values of another kind.
+    Raises: UserError for a newer format, an unknown field, and a removed field whose value is not
+      the one that holds now; ValueError and TypeError for values of another kind.
     """
     if not isinstance(saved, Mapping):
         raise ValueError("it holds no object; expected the fields of a config.json")
+    # What a newer version means by its fields is not known here.
     number = saved.get("format", 0)
     if not isinstance(number, int) or number > FORMAT:
         raise UserError(
-            f"the config has the format {number!r}; this version of slmjax reads up to {FORMAT}, so it was written by a newer one."
+            f"the config has the format {number!r}; this version of slmjax reads up to {FORMAT}, "
+            "so it was written by a newer one."
         )
     config = base()
+    # A field that the file lacks has the value that held before the field was there.
     before = {name: field.before for name, field in FIELDS.items()}
     for name, value in {**before, **_leaves(saved)}.items():
         if name in REMOVED:
@@ -52,51 +57,57 @@ def from_dict(saved: Any) -> ConfigDict:
         elif name not in FIELDS:
             raise UserError(f"there is no field config.{name}.{nearest(name, FIELDS)}")
         else:
-            group, _, leaf = name.rpartition(".")
-            get(config, group)[leaf] = _as_config(value)
+            field = FIELDS[name]
+            get(config, field.group)[field.leaf] = _as_config(value)
     return config
 
 
 def as_today(saved: Mapping) -> dict[str, Any]:
-    """Return {field: value} of a saved config as this version would have saved it, to compare runs by.
+    """Return {field: value} of a saved config as this version would have saved it.
 
-    What is no field, such as a peer's own facts, stays. Nothing is checked.
+    It serves to compare runs. Other names, such as a peer's own facts, stay. Nothing is checked.
     """
-    leaves = _leaves(saved)
-    there = {
-        name: value
-        for name, value in leaves.items()
-        if not (name in REMOVED and value == REMOVED[name])
-    }
+    values = {}
+    for name, value in _leaves(saved).items():
+        says_what_holds_now = name in REMOVED and value == REMOVED[name]
+        if not says_what_holds_now:
+            values[name] = value
     for name, field in FIELDS.items():
-        if name not in there and name.partition(".")[0] not in STAGE_OF:
-            there[name] = json.loads(json.dumps(field.before))
-    return there
+        # A run does not save the groups of other stages, so they are not missing.
+        of_training = name.partition(".")[0] not in STAGE_OF
+        if name not in values and of_training:
+            values[name] = _as_json(field.before)
+    return values
 
 
 def _leaves(saved: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{dotted name: value} of what lies below the groups of fields."""
-    groups = {name.rpartition(".")[0] for name in FIELDS} - {""}
-    found = {}
+    """Return {dotted name: value} of everything that lies below the groups of fields."""
+    leaves = {}
     for key, value in saved.items():
         name = f"{prefix}{key}"
-        if name == "format":
+        if name == "format":  # no field
             continue
-        if name not in groups:
-            found[name] = value
+        if name not in GROUPS:
+            # A field, whatever its value holds, or a name of another version.
+            leaves[name] = value
         elif isinstance(value, Mapping):
-            found |= _leaves(value, f"{name}.")
+            leaves |= _leaves(value, f"{name}.")
         else:
             raise ValueError(f"config.{name} is {value!r}; expected a group of fields")
-    return found
+    return leaves
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as it comes back from JSON: tuples are lists."""
+    return json.loads(json.dumps(value))
 
 
 def _as_config(value: Any) -> Any:
-    """A JSON value as a ConfigDict holds it: objects as ConfigDicts, lists as tuples."""
+    """Return a JSON value as a ConfigDict holds it: objects are ConfigDicts, lists are tuples."""
     if isinstance(value, Mapping):
         return ConfigDict(dict(value))
     return _tuples(value)
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Which code a config names, and whether the user allows it to be imported."""
+"""The code that a config names, and whether the user allows it to be imported."""
 
 import dataclasses
 import importlib.util
@@ -12,52 +12,75 @@ from ml_collections import ConfigDict
 from slmjax.config.groups import Config
 from slmjax.errors import UserError
 
+# How the path of a SeqIO task begins.
+SEQIO = "seqio://"
+HARMLESS_BEAM = re.compile(r"(--runner=\w+)?")  # no options, or a runner of Beam's own
+
 
 def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -> None:
-    """Refuse a config that came with somebody else's files and names code which the user does not trust.
+    """Refuse a config that came with somebody else's files and names code that is not trusted.
 
     Nothing is imported to find out. Only a recipe or the command line of the user may name code.
 
     Args:
-      trust: names as they stand in the config: "module:Class" of a mixer or task, "seqio://module/task" of a
-        source, all of curate.beam.
+      trust: names as they are written in the config: "module:Class" of a mixer or task,
+        "seqio://module/task" of a source, all of curate.beam.
       place: where the config was read from.
     Raises: UserError that says what would be imported, and from which file.
     """
     for name in named_code(config):
-        if name not in trust:
-            module = name.removeprefix("seqio://").partition("/")[0].partition(":")[0]
-            what = f"importing the module {module} ({_file_of(module)})"
-            if name == config.curate.beam:
-                what = "Apache Beam, which imports and installs what its options name,"
-            raise UserError(
-                f"'{place}' names '{name}': {what} would run its code. If you know that code, allow it with --trust={shlex.quote(name)}."
-            )
+        if name in trust:
+            continue
+        if name == config.curate.beam:
+            action = "Apache Beam, which imports and installs what its options name,"
+        else:
+            module = name.removeprefix(SEQIO).partition("/")[0].partition(":")[0]
+            action = f"importing the module {module} ({_file_of(module)})"
+        raise UserError(
+            f"'{place}' names '{name}': {action} would run its code. "
+            f"If you know that code, allow it with --trust={shlex.quote(name)}."
+        )
 
 
 def named_code(config: ConfigDict | Config) -> list[str]:
-    """Return what in a config would import a module.
+    """Return the names in a config that would import a module.
 
-    That is mixers, channels, a task and readers of sources "module:Name", SeqIO's tasks, and Beam's
-    options.
+    They are mixers, channels, a task and readers of sources "module:Name", SeqIO's tasks, and
+    Beam's options.
     """
-    blocks = [*_texts(config.model.pattern), *_texts(config.study.variants)]
-    mixers = [name for block in blocks for name in (block.split() or [""])[0].split("+")]
-    task = (config.task.split() or [""])[0]
-    found = [name for name in (*mixers, task) if ":" in name]
     values = config.to_dict() if isinstance(config, ConfigDict) else dataclasses.asdict(config)
-    sources = values["data"]["sources"]
-    readers = [entry.get("reader", "") for entry in sources.values() if isinstance(entry, dict)]
-    found += [reader for reader in readers if ":" in reader]
+    # Names without a colon are the library's own.
+    names = _mixers_and_channels(config)
+    names.append(_first_word(config.task))
+    for source in values["data"]["sources"].values():
+        if isinstance(source, dict):
+            names.append(source.get("reader", ""))
+    named = [name for name in names if ":" in name]
+    # SeqIO's tasks may be named in any field that names text.
     for text in _texts(values):
-        found += [part for part in re.split(r"[,=]", text) if part.startswith("seqio://")]
-    beam = config.curate.beam
-    found += [] if re.fullmatch(r"(--runner=\w+)?", beam) else [beam]
-    return list(dict.fromkeys(found))
+        # A source's path may be one of several, and may follow its name.
+        parts = re.split(r"[,=]", text)
+        named += [part for part in parts if part.startswith(SEQIO)]
+    if not HARMLESS_BEAM.fullmatch(config.curate.beam):
+        named.append(config.curate.beam)
+    return list(dict.fromkeys(named))
+
+
+def _mixers_and_channels(config: ConfigDict | Config) -> list[str]:
+    names = []
+    for block in (*_texts(config.model.pattern), *_texts(config.study.variants)):
+        # "mixer+channel option=value": the options name no code.
+        names += _first_word(block).split("+")
+    return names
+
+
+def _first_word(text: str) -> str:
+    words = text.split()
+    return words[0] if words else ""
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in nested lists and mappings."""
+    """Yield every string in nested lists and mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, ConfigDict | dict):
@@ -69,12 +92,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _file_of(module: str) -> str:
-    """Where the first package of a module's name would be imported from, found without importing it."""
+    """Return where a module's first package would be imported from, without importing it."""
     package = module.partition(".")[0]
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError, AttributeError):
+        # A name that no module can have.
         spec = None
     if spec is None:
         return "not found here"
+    # A folder without __init__.py has no file of its own.
     return spec.origin or ", ".join(spec.submodule_search_locations or ["built in"])

@@ -1,9 +1,10 @@
-"""Line figures as small SVGs whose colours are CSS variables, so that one drawing follows a page's light and dark scheme."""
+"""Line figures as small SVGs; their colours are CSS variables, to follow a page's scheme."""
 
 import dataclasses
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -39,27 +40,47 @@ DARK = {
     "c7": "#c2ae98",
 }
 
-FEW = 12  # points of a line that are marked, so that it shows where something was measured
+# Of lines: c0 to c7.
+COLORS = 8
+# Points of a line that are marked, so that it shows where something was measured.
+FEW = 12
+# Characters of a name in a legend.
+LONGEST_NAME = 22
+# Share of the horizontal axis that may leave the frame at the top.
+EARLY = 0.05
+# Quantile of raw values that the frame holds.
+RAW_HELD = 0.995
+# Space above and below the lines, as a share of their height.
+MARGIN = 0.06
+
 _NAMES = list(LIGHT)
-_STAND_IN = {
-    name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)
-}  # colours that nothing else uses, replaced after drawing
+# Colours that nothing else uses; they are replaced by the CSS variables after drawing.
+_STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}
+_SETTINGS = {
+    "font.size": 9.5,
+    # Text stays text, in the page's font.
+    "svg.fonttype": "none",
+    # The same figure has the same identifiers whenever it is drawn.
+    "svg.hashsalt": "slmjax",
+    "axes.unicode_minus": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a figure. `color` counts from 0 and wraps after 8; `faint` is for raw values behind a smoothed line.
-
-    `dots` marks the points too, by default where there are few; those of a faint line stand alone, without the line.
-    `bars` draws a bar at each point instead: a histogram, whose x are the middles of its bins.
-    """
+    """One line of a figure."""
 
     name: str
     x: Num[np.ndarray, "points"]
     y: Num[np.ndarray, "points"]
+    # Counts from 0 and wraps after COLORS.
     color: int = 0
+    # For raw values behind a smoothed line.
     faint: bool = False
+    # Marks the points too, by default where there are few. Those of a faint line are alone,
+    # without the line.
     dots: bool | None = None
+    # Draws a bar at each point instead: a histogram, whose x are the middles of its bins.
     bars: bool = False
 
 
@@ -73,132 +94,183 @@ def curves(
     clip: bool = True,
     marks: Sequence[float] = (),
 ) -> str:
-    """Draw lines into an SVG to be put into a page that defines the colours (`page.html` does).
+    """Draw lines into an SVG to be put into a page that defines the colours (`page.page` does).
 
     Args:
-      clip: the first steps of training lie far above the rest, so the first 5 % of the horizontal axis may leave the frame at the top.
-      x: the name of the horizontal axis; "seconds" is labelled in minutes and hours, others with k, M, B.
+      x: the name of the horizontal axis; "seconds" is labelled in minutes and hours, others with
+        k, M, B.
+      y: the label of the vertical axis.
+      clip: the first steps of training lie far above the rest, so the first 5 % of the horizontal
+        axis may leave the frame at the top.
       marks: places on the horizontal axis that get a thin upright line (restarts).
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    font = {
-        "font.size": 9.5,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "slmjax",
-        "axes.unicode_minus": False,
-    }
-    ink, muted, grid = (_STAND_IN[name] for name in ("ink", "muted", "grid"))
-    with rc_context(font):
+    with rc_context(_SETTINGS):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
-            color = _STAND_IN[f"c{line.color % 8}"]
-            width, depth = (0.8, 2) if line.faint else (1.7, 3)
-            label = None if line.faint or not legend else _short(line.name)
-            if line.bars:
-                width = np.diff(line.x).min() if len(line.x) > 1 else 1.0
-                axes.bar(line.x, line.y, width, color=color, alpha=0.5, zorder=2, label=label)
-                continue
-            dots = line.dots if line.dots is not None else len(line.x) <= FEW and not line.faint
-            if not (line.faint and dots):
-                axes.plot(
-                    line.x,
-                    line.y,
-                    color=color,
-                    lw=width,
-                    alpha=0.3 if line.faint else 1,
-                    zorder=depth,
-                    label=label,
-                )
-            if dots:
-                axes.plot(line.x, line.y, ls="", marker="o", ms=3, color=color, zorder=4)
+            _draw_line(axes, line, legend)
         for mark in marks:
-            axes.axvline(mark, color=muted, lw=0.8, ls=(0, (2, 3)), zorder=1)
+            axes.axvline(mark, color=_STAND_IN["muted"], lw=0.8, ls=(0, (2, 3)), zorder=1)
         if clip:
             _limit(axes, lines)
-        axes.set_title(title, loc="left", color=ink, fontsize=10.5)
-        axes.set_xlabel("time" if x == "seconds" else x, color=muted)
-        axes.set_ylabel(y, color=muted)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: _tick(at, x)))
-        axes.tick_params(colors=muted, length=0)
-        axes.grid(color=grid, lw=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
+        _label_axes(axes, title, x, y)
+        # The page's own paper shows through.
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
-        if legend and sum(not line.faint for line in lines) > 1:
-            form = {"frameon": False, "labelcolor": ink, "fontsize": 8.5, "handlelength": 1.2}
-            columns = 2 if sum(not line.faint for line in lines) > 4 else 1
-            if clip:  # what is clipped falls from the left
-                axes.legend(loc="upper right", ncols=columns, **form)
-            else:
-                figure.legend(loc="outside lower center", ncols=3, **form)
+        if legend:
+            _draw_legend(figure, axes, lines, clip)
         buffer = io.StringIO()
+        # Without a date, so that the same figure is the same file.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue(), title)
 
 
 def standalone(svg: str) -> str:
-    """The same SVG as a file of its own, in the light colours on white."""
-    svg = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], svg)
-    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace(
-        "<svg ", head + 'style="background:#fff" font-family="Helvetica, Arial, sans-serif" ', 1
+    """Return the same SVG as a file of its own, in the light colours on white."""
+    svg = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], svg)
+    opening = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        'style="background:#fff" font-family="Helvetica, Arial, sans-serif" '
     )
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace("<svg ", opening, 1)
 
 
 def smooth(values: Num[np.ndarray, "points"], share: float = 0.02) -> Num[np.ndarray, "points"]:
-    """Moving average over `share` of the points, centred, so that it does not lag where the loss falls fast; narrower at the start.
+    """Return the moving average over `share` of the points; NaNs are passed over.
 
-    NaNs are passed over.
+    The window is centred, so that the average does not lag where the loss falls fast. Near the
+    start it is narrower.
     """
     values = np.asarray(values, np.float64)
-    good = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(good, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(good)])
-    at = np.arange(len(values))
-    half = np.minimum(at, int(share * len(values) / 2))
-    low, high = at - half, np.minimum(at + half + 1, len(values))
+    finite = np.isfinite(values)
+    # Sums and counts before each point, so that a window's are a difference of two.
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    index = np.arange(len(values))
+    half = np.minimum(index, int(share * len(values) / 2))
+    low = index - half
+    high = np.minimum(index + half + 1, len(values))
     number = counts[high] - counts[low]
-    return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
+    means = (sums[high] - sums[low]) / np.maximum(number, 1)
+    return np.where(number > 0, means, np.nan)
 
 
-def _limit(axes, lines: Sequence[Line]) -> None:
-    """Frame what comes after the first 5 % of the horizontal axis; of raw values all but the highest half percent."""
+def _draw_line(axes: Any, line: Line, legend: bool) -> None:
+    color = _STAND_IN[f"c{line.color % COLORS}"]
+    label = None
+    if legend and not line.faint:
+        label = _short(line.name)
+    if line.bars:
+        width = 1.0
+        if len(line.x) > 1:
+            width = np.diff(line.x).min()
+        axes.bar(line.x, line.y, width, color=color, alpha=0.5, zorder=2, label=label)
+        return
+    dots = line.dots
+    if dots is None:
+        dots = len(line.x) <= FEW and not line.faint
+    if line.faint:
+        style = {"lw": 0.8, "alpha": 0.3, "zorder": 2}
+    else:
+        style = {"lw": 1.7, "alpha": 1, "zorder": 3}
+    if not (line.faint and dots):
+        axes.plot(line.x, line.y, color=color, label=label, **style)
+    if dots:
+        axes.plot(line.x, line.y, ls="", marker="o", ms=3, color=color, zorder=4)
+
+
+def _limit(axes: Any, lines: Sequence[Line]) -> None:
+    """Frame what comes after the first part of the horizontal axis.
+
+    Of raw values the highest half percent may leave the frame too.
+    """
     ends = [np.max(line.x) for line in lines if len(line.x)]
     lows, highs = [], []
     for line in lines:
-        late = line.y[np.isfinite(line.y) & (line.x >= 0.05 * max(ends))]
-        if len(late):
-            lows.append(late.min())
-            highs.append(np.quantile(late, 0.995) if line.faint else late.max())
-    if highs:
-        room = 0.06 * (max(highs) - min(lows)) or 0.06 * abs(max(highs)) or 1.0
-        axes.set_ylim(min(lows) - room, max(highs) + room)
+        is_late = line.x >= EARLY * max(ends)
+        late = line.y[np.isfinite(line.y) & is_late]
+        if not len(late):
+            continue
+        lows.append(late.min())
+        if line.faint:
+            highs.append(np.quantile(late, RAW_HELD))
+        else:
+            highs.append(late.max())
+    if not highs:
+        return
+    low, high = min(lows), max(highs)
+    # A flat line has no height: its distance from 0 serves, and 1 for a line at 0.
+    margin = MARGIN * (high - low) or MARGIN * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
 
 
-def _tick(at: float, axis: str) -> str:
-    if at == 0:
+def _label_axes(axes: Any, title: str, x: str, y: str) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    ink, muted = _STAND_IN["ink"], _STAND_IN["muted"]
+    axes.set_title(title, loc="left", color=ink, fontsize=10.5)
+    axes.set_xlabel("time" if x == "seconds" else x, color=muted)
+    axes.set_ylabel(y, color=muted)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, x)))
+    axes.tick_params(colors=muted, length=0)
+    axes.grid(color=_STAND_IN["grid"], lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_legend(figure: Any, axes: Any, lines: Sequence[Line], clip: bool) -> None:
+    """Name the lines where there are several."""
+    named = len([line for line in lines if not line.faint])
+    if named < 2:
+        return
+    style = {
+        "frameon": False,
+        "labelcolor": _STAND_IN["ink"],
+        "fontsize": 8.5,
+        "handlelength": 1.2,
+    }
+    if clip:
+        # A clipped curve falls from the left, so the corner on the right is free.
+        columns = 2 if named > 4 else 1
+        axes.legend(loc="upper right", ncols=columns, **style)
+    else:
+        figure.legend(loc="outside lower center", ncols=3, **style)
+
+
+def _tick(value: float, axis: str) -> str:
+    if value == 0:
         return "0"
     if axis != "seconds":
-        return count(at)
-    return duration(at).replace(" min 00 s", " min").replace(" h 00 min", " h")
+        return count(value)
+    # Ticks are whole minutes or hours, mostly.
+    return duration(value).replace(" min 00 s", " min").replace(" h 00 min", " h")
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else name[:21] + "…"
+    if len(name) <= LONGEST_NAME:
+        return name
+    return name[: LONGEST_NAME - 1] + "…"
 
 
 def _themed(svg: str, title: str) -> str:
+    """Return matplotlib's SVG with CSS variables as colours and the page's font."""
+    # Without the XML head, since the SVG is put into HTML.
     svg = svg[svg.index("<svg") :]
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    # Without width and height, so that the page decides on its size.
     box = re.search(r'viewBox="[^"]*"', svg)[0]
     svg = re.sub(r"<svg[^>]*>", f'<svg {box} role="img" aria-label="{label}">', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"#0a0b([0-9a-f]{2})", lambda found: f"var(--{_NAMES[int(found[1], 16)]})", svg)
+    svg = re.sub(r"#0a0b([0-9a-f]{2})", _variable, svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _variable(match: re.Match) -> str:
+    """Return the CSS variable of a stand-in colour."""
+    name = _NAMES[int(match[1], 16)]
+    return f"var(--{name})"

@@ -1,9 +1,10 @@
-"""What a person at the terminal sees while a model trains: start lines, one live line, and plain lines where there is no terminal."""
+"""Lines at the terminal while a model trains: start lines, one live line, and plain lines."""
 
 import collections
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -11,20 +12,43 @@ from rich.text import Text
 
 from slmjax.readable import count, duration, percent
 
+# Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a
+# small model not much more.
 REFRESH = 0.25
-"""Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a small model not much more."""
+# Updates over which the pace is measured.
+PACE = 200
+
+
+class _Shown(NamedTuple):
+    """A metric of the live line."""
+
+    metric: str
+    # Before the value; "" where the value says it.
+    label: str
+    # The value as text.
+    form: Callable[[float], str]
+
+
+SHOWN = (
+    _Shown("train/loss", "loss", lambda value: f"{value:.4f}"),
+    _Shown("perf/tokens_per_second", "", lambda value: f"{count(value)} tokens/s"),
+    _Shown("perf/mfu", "MFU", percent),
+    _Shown("perf/goodput", "goodput", percent),
+)
 
 
 class Progress:
     """One line that follows the run: step, loss, tokens a second, MFU, goodput, time left.
 
-    On a terminal it is drawn in place, at most four times a second. Elsewhere (a log file, a notebook) it is one plain line every `every`
-    steps and at the end. With `active=False` (all processes but the first) nothing is ever printed.
+    On a terminal it is drawn in place, at most four times a second. Elsewhere (a log file, a
+    notebook) it is one plain line every `every` steps and at the end. With `active=False` (all
+    processes but the first) nothing is ever printed.
 
     Args:
       total: steps of the whole run.
       start: steps done before this session.
       every: steps between two plain lines.
+      clock: seconds of a monotonic clock.
     """
 
     def __init__(
@@ -37,34 +61,45 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._every, self._active, self._clock = total, max(1, every), active, clock
+        self._total = total
+        self._every = max(1, every)
+        self._active = active
+        self._clock = clock
         self._console = console or Console(highlight=False, soft_wrap=True)
+        # The newest value of each metric.
         self._values: dict[str, float] = {}
-        self._history: collections.deque[tuple[float, int]] = collections.deque(maxlen=200)
+        # (time, step) of the last updates.
+        self._history: collections.deque[tuple[float, int]] = collections.deque(maxlen=PACE)
+        # When the live line was last drawn.
         self._drawn = -math.inf
         self._live = None
         if active and self._console.is_terminal:
-            self._live = Live(
-                self._text(start), console=self._console, auto_refresh=False, transient=True
-            )
+            first = self._text(start)
+            self._live = Live(first, console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Tell that `step` steps are done; `metrics` (by their names in metrics.jsonl) stay until they are told anew."""
+        """Show that `step` steps are done.
+
+        Args:
+          metrics: by their names in metrics.jsonl; each stays until a new value comes.
+        """
         if not self._active:
             return
         now = self._clock()
         self._values.update(metrics or {})
         self._history.append((now, step))
+        at_end = step >= self._total
         if self._live is not None:
-            if now - self._drawn >= REFRESH or step >= self._total:
+            # The last step is always drawn.
+            if now - self._drawn >= REFRESH or at_end:
                 self._drawn = now
                 self._live.update(self._text(step), refresh=True)
-        elif step % self._every == 0 or step >= self._total:
+        elif step % self._every == 0 or at_end:
             self._console.print(self._text(step))
 
     def note(self, text: str) -> None:
-        """Print a line that stays, above the live one: an evaluation, a checkpoint, a skipped step."""
+        """Print a line that stays, above the live one: an evaluation, a checkpoint, a skip."""
         if self._active:
             self._console.print(Text(text))
 
@@ -81,64 +116,84 @@ class Progress:
         self.close()
 
     def _text(self, step: int) -> Text:
-        text = Text(
-            f"step {step:>{len(str(self._total))}}/{self._total}",
-            style="bold" if self._live else "",
-        )
-        parts = [
-            ("train/loss", "loss", lambda value: f"{value:.4f}"),
-            ("perf/tokens_per_second", "", lambda value: f"{count(value)} tokens/s"),
-            ("perf/mfu", "MFU", percent),
-            ("perf/goodput", "goodput", percent),
-        ]
-        for name, label, form in parts:
-            value = self._values.get(name)
-            if value is not None and not (name != "train/loss" and math.isnan(value)):
-                text.append("  ").append(
-                    f"{label} " if label else "", style="dim" if self._live else ""
-                ).append(form(float(value)))
-        left = self._left(step)
+        # A log file gets no styles.
+        step_style = label_style = ""
+        if self._live:
+            step_style, label_style = "bold", "dim"
+        width = len(str(self._total))
+        text = Text(f"step {step:>{width}}/{self._total}", style=step_style)
+        for metric, label, form in SHOWN:
+            value = self._values.get(metric)
+            if value is None:
+                continue
+            # A loss that is NaN is news; a speed that is not known yet is not.
+            if math.isnan(value) and metric != "train/loss":
+                continue
+            text.append("  ")
+            if label:
+                text.append(f"{label} ", style=label_style)
+            text.append(form(float(value)))
+        left = self._seconds_left(step)
         if left is not None:
             text.append(f"  {duration(left)} left")
         return text
 
-    def _left(self, step: int) -> float | None:
-        """Seconds to the end at the pace of the last 200 updates, everything included; None before a pace is known."""
+    def _seconds_left(self, step: int) -> float | None:
+        """Return the seconds to the end at the pace of the last updates, everything included.
+
+        None before a pace is known.
+        """
         if len(self._history) < 2 or step >= self._total:
             return None
-        (then, first), (now, last) = self._history[0], self._history[-1]
-        return (self._total - last) * (now - then) / (last - first) if last > first else None
-
-
-def answer_table(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
-    """A table: the share of exact answers to held-out questions of each kind, next to chance and an n-gram model.
-
-    Args:
-      answers: kind -> "accuracy", "chance" and "count", as `evaluation.textbook_answers` returns them.
-      rivals: kind -> the n-gram model's share; empty where none was asked.
-    """
-    width = max(map(len, answers), default=0)
-    lines = ["exact answers to held-out questions:"]
-    for kind, found in answers.items():
-        line = f"  {kind.replace('_', ' '):<{width}}  {percent(found['accuracy'], 0):>5} of {found['count']:,}"
-        line += f"; by chance {percent(found['chance'], 0)}"
-        lines.append(
-            line + (f", n-gram model {percent(rivals[kind], 0)}" if kind in rivals else "")
-        )
-    return "\n".join(lines)
+        first_time, first_step = self._history[0]
+        last_time, last_step = self._history[-1]
+        if last_step <= first_step:
+            # The run went back to an earlier checkpoint.
+            return None
+        remaining = self._total - last_step
+        return remaining * (last_time - first_time) / (last_step - first_step)
 
 
 def banner(
     title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None
 ) -> None:
-    """Print the start lines: a title and one aligned "name  value" line for each row; rows that are None or "" are left out."""
+    """Print the start lines: a title and one aligned "name  value" line for each row.
+
+    Rows that are None or "" are left out.
+    """
     if not active:
         return
     console = console or Console(highlight=False, soft_wrap=True)
-    shown = {name: str(value) for name, value in rows.items() if value is not None and value != ""}
+    shown = {}
+    for name, value in rows.items():
+        # 0 and False are values.
+        if value is not None and value != "":
+            shown[name] = str(value)
     width = max(map(len, shown), default=0)
     console.print(Text(title, style="bold"))
     for name, value in shown.items():
-        console.print(
-            Text(f"  {name:<{width}}  ", style="dim").append(Text(value, style="not dim"))
-        )
+        line = Text(f"  {name:<{width}}  ", style="dim")
+        console.print(line.append(Text(value, style="not dim")))
+
+
+def answer_table(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
+    """Return a table: the share of exact answers to held-out questions of each kind.
+
+    Chance and an n-gram model are next to it.
+
+    Args:
+      answers: kind -> "accuracy", "chance" and "count", as `evaluation.textbook_answers` returns
+        them.
+      rivals: kind -> the n-gram model's share; empty where none was asked.
+    """
+    # Of the names of kinds, which form the first column.
+    width = max(map(len, answers), default=0)
+    lines = ["exact answers to held-out questions:"]
+    for kind, result in answers.items():
+        share, chance = percent(result["accuracy"], 0), percent(result["chance"], 0)
+        name = kind.replace("_", " ")
+        line = f"  {name:<{width}}  {share:>5} of {result['count']:,}; by chance {chance}"
+        if kind in rivals:
+            line += f", n-gram model {percent(rivals[kind], 0)}"
+        lines.append(line)
+    return "\n".join(lines)

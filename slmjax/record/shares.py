@@ -1,4 +1,4 @@
-"""What a run reads of each source, told before it starts: epochs and caps in a sentence, and shares over the run as a figure."""
+"""How much a run reads of each source: epochs and caps in a sentence, shares as a figure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,34 +11,42 @@ from slmjax.record.figures import Line, curves
 
 
 def reading_sentences(plan: BatchPlan) -> dict[str, str]:
-    """{source: "2.30 epochs of 11M tokens; cap 4"}, of the whole run."""
-    return {
-        name: _told(plan, name, epochs, rows.tokens)
-        for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans)
-    }
+    """Return {source: "2.30 epochs of 11M tokens; cap 4"}, of the whole run."""
+    sentences = {}
+    for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans):
+        sentences[name] = _reading_sentence(plan, name, epochs, rows.tokens)
+    return sentences
 
 
 def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
-    """`BatchPlan.shares` as an SVG: planned shares as lines, and as dots the shares of the rows in each part of the run.
+    """Draw planned shares as lines, and as dots the shares of the rows in each part of the run.
 
     Args:
+      shares: as `BatchPlan.shares` returns them.
       step: leave out dots of parts that end later; None: draw all.
     """
     planned, realised = shares["planned"], shares["realised"]
-    done = np.array(realised["steps"]) <= (np.inf if step is None else step)
+    last_step = np.inf if step is None else step
+    # For each part of the run.
+    is_done = np.array(realised["steps"]) <= last_step
+    planned_tokens = np.array(planned["tokens"])
+    realised_tokens = np.array(realised["tokens"])[is_done]
     lines = []
     for color, name in enumerate(planned["shares"]):
+        planned_shares = np.array(planned["shares"][name])
+        lines.append(Line(name, planned_tokens, planned_shares, color=color, dots=False))
+        realised_shares = np.array(realised["shares"][name])[is_done]
+        # Faint, so that there are dots without a line.
         lines.append(
             Line(
                 name,
-                np.array(planned["tokens"]),
-                np.array(planned["shares"][name]),
+                realised_tokens,
+                realised_shares,
                 color=color,
-                dots=False,
+                faint=True,
+                dots=True,
             )
         )
-        at, share = np.array(realised["tokens"])[done], np.array(realised["shares"][name])[done]
-        lines.append(Line(name, at, share, color=color, faint=True, dots=True))
     return curves(
         lines,
         title="Shares of the sources: planned (lines), as read (dots)",
@@ -48,13 +56,18 @@ def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
     )
 
 
-def _told(plan: BatchPlan, name: str, epochs: float, tokens: int) -> str:
-    text, score = f"{epochs:.2f} epochs of {count(tokens)} tokens", plan.scores.get(name)
+def _reading_sentence(plan: BatchPlan, name: str, epochs: float, tokens: int) -> str:
+    """Return how often a source is read, in which order, and where its cap ends it."""
+    text = f"{epochs:.2f} epochs of {count(tokens)} tokens"
+    score = plan.scores.get(name)
     if score:
-        text += f" in the order of {score.removeprefix('-')}, {'high to low' if score.startswith('-') else 'low to high'}"
+        # A minus before the name of the score turns the order.
+        direction = "high to low" if score.startswith("-") else "low to high"
+        text += f" in the order of {score.removeprefix('-')}, {direction}"
     if name in plan.max_epochs:
         text += f"; cap {plan.max_epochs[name]:g}"
     if name in plan.mixture.spent:
+        # The row of the run at which the source reaches its cap.
         share = percent(plan.mixture.spent[name] / plan.total_rows)
         text += f", reached at {share} of the run, from where on the other sources take its share"
     return text

@@ -113,7 +113,7 @@ def test_a_step_recorded_twice_has_its_last_value(tmp_path):
 
 def test_segments_of_an_object_store_read_like_a_file(tmp_path, monkeypatch):
     """Small segments, two sessions, one of them killed after its last flush: the same series as from one local file."""
-    monkeypatch.setattr(metrics._Segments, "LIMIT", 300)
+    monkeypatch.setattr(metrics.Segments, "LIMIT", 300)
     monkeypatch.setattr(metrics, "_is_remote", lambda folder: folder.name == "remote")
     for name in ("remote", "local"):
         with MetricsWriter(tmp_path / name) as writer:

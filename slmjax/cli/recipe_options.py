@@ -1,0 +1,158 @@
+"""The options of commands that take a recipe, and the config that they make of it."""
+
+import dataclasses
+import re
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from slmjax import config as configs
+from slmjax.errors import UserError, empty_value, nearest
+from slmjax.text.remote import work_place
+from slmjax.text.sources import parse_sources
+
+# Every option but the fields, --config.FIELD=VALUE.
+FLAGS = (
+    "config",
+    "workdir",
+    "init_from",
+    "trust",
+    "params",
+    "coordinator",
+    "processes",
+    "process",
+    "help",
+)
+
+
+def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return ({flag: value}, ["model.layers=12", ...]) of command-line words.
+
+    Both --a=b and --a b are read.
+
+    Raises: UserError for an unknown flag or one without a value.
+    """
+    options, assignments = {}, []
+    words = list(argv)
+    while words:
+        name, value = _next_option(words)
+        if name.startswith("config."):
+            assignments.append(f"{name.removeprefix('config.')}={value}")
+            continue
+        if name not in FLAGS:
+            raise UserError(f"there is no option --{name}.{nearest(name, FLAGS)}")
+        if not value.strip():
+            raise empty_value(f"--{name}")
+        if name == "trust" and name in options:  # may be given several times
+            options[name] += f",{value}"
+        else:
+            options[name] = value
+    if "config" not in options:
+        raise UserError("--config is missing; for example --config=configs/tiny.py.")
+    for name in ("processes", "process"):
+        if name in options and not re.fullmatch(r"-?[0-9]+", options[name]):
+            raise UserError(f"--{name}={options[name]}: expected a whole number.")
+    return options, assignments
+
+
+def make_config(options: dict[str, str], assignments: list[str]) -> configs.Config:
+    """Return the recipe with --params and the overrides applied, checked.
+
+    Raises: UserError for a mistake in the recipe, an unknown stage, or a field that another stage
+      reads.
+    """
+    recipe = configs.load_recipe(options["config"], trusted(options))
+    config = apply_overrides(recipe, assignments)
+    if "params" in options:
+        # Late, as only --params needs it.
+        from slmjax.models.choose_shape import parse_params, reshape
+
+        # After the overrides, as the shape depends on the pattern and the vocabulary.
+        params = parse_params(options["params"])
+        decided = reshape(params, configs.freeze(config).model, config.data.vocab_size)
+        config.model.update(decided)
+        _check_undecided(options["params"], decided, assignments)
+    if config.stage not in configs.STAGES:
+        stages = ", ".join(configs.STAGES)
+        hint = nearest(config.stage, configs.STAGES)
+        raise UserError(f"config.stage is '{config.stage}'; it can be {stages}.{hint}")
+    # A recipe may set fields of other stages; on the command line it is a mistake.
+    for name in map(_assigned_field, assignments):
+        group = name.partition(".")[0]
+        reader = configs.STAGE_OF.get(group, config.stage)
+        if reader != config.stage:
+            raise UserError(
+                f"--config.{name}: only the stage {reader} reads it; this is {config.stage}."
+            )
+    return configs.freeze(config)
+
+
+def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+    """Apply "a.b=value" assignments; data.sources has a short form, "name:weight=path,..."."""
+    return configs.override(config, assignments, {"data.sources": _sources_of_text})
+
+
+def trusted(options: dict[str, str]) -> tuple[str, ...]:
+    """Return the names of --trust=NAME,NAME."""
+    return tuple(filter(None, options.get("trust", "").split(",")))
+
+
+def work_directory(options: dict[str, str]) -> str:
+    """Return --workdir, or the work directory that is named after the recipe."""
+    recipe = options["config"].partition(":")[0]
+    return work_place(options.get("workdir") or f"runs/{Path(recipe).stem}", "--workdir")
+
+
+def parent(options: dict[str, str]) -> str:
+    """Return the work directory of --init_from; "" where it is not given."""
+    if "init_from" not in options:
+        return ""
+    return work_place(options["init_from"], "--init_from")
+
+
+def _next_option(words: list[str]) -> tuple[str, str]:
+    """Take the next option from the front of `words`. Returns: its name without --, its value."""
+    word = words.pop(0)
+    if not word.startswith("--"):
+        # Dashes may be what is missing.
+        hint = nearest(f"--{word}", [f"--{flag}" for flag in FLAGS])
+        raise UserError(f"'{word}' is not an option; options begin with --.{hint}")
+    name, equals, value = word.removeprefix("--").partition("=")
+    if equals:
+        return name, value
+    if not words:
+        raise UserError(f"--{name} needs a value: --{name}=VALUE.")
+    value = words.pop(0)
+    if value.startswith("--"):
+        raise UserError(
+            f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE."
+        )
+    return name, value
+
+
+def _check_undecided(params: str, decided: Container[str], assignments: Sequence[str]) -> None:
+    """Raises: UserError where an assignment sets a field that --params decides.
+
+    Args:
+      decided: the model's fields that --params has set.
+    """
+    for name in map(_assigned_field, assignments):
+        if name.removeprefix("model.") in decided:
+            raise UserError(
+                f"--params={params} decides config.{name}, which is given too; "
+                "leave one of the two out."
+            )
+
+
+def _assigned_field(assignment: str) -> str:
+    return assignment.partition("=")[0]
+
+
+def _sources_of_text(text: str) -> dict[str, dict]:
+    """Return data.sources of its short form: {name: fields}."""
+    sources = {}
+    for source in parse_sources(configs.quoted_literal(text)):
+        fields = dataclasses.asdict(source)
+        sources[fields.pop("name")] = fields
+    return sources

@@ -1,0 +1,199 @@
+"""How a command runs and ends: exit statuses, one sentence for each mistake, and Ctrl-C."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from slmjax.cli.arguments import check_utf8
+from slmjax.errors import UserError, first_line, line_of_the_user
+
+# Exit status after a mistake of the user or of the machine.
+MISTAKE = 2
+# Exit status after Ctrl-C, as a shell counts it.
+INTERRUPTED = 128 + signal.SIGINT
+# Seconds that the program has to clean up after Ctrl-C.
+UNWINDING = 5.0
+# Characters of a sentence on the terminal.
+LONGEST = 1500
+# As glibc and the storage of checkpoints word it.
+NO_SPACE = "No space left on device"
+# Errors of the system that only writing can meet.
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)
+
+
+def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command on the words of its command line.
+
+    Returns: the exit status: 0 done, 2 a mistake of the user or of the machine (one sentence on
+      stderr), 128 + signal where it was asked to leave.
+    Raises: every other exception, which is a fault of the library.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+    words = list(argv)
+    _escape_what_the_terminal_lacks()
+    try:
+        check_utf8(words)
+        return command(words) or 0
+    except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
+        return INTERRUPTED
+    except SystemExit as error:  # of argparse, after --help; of rich; of the user's own code
+        if isinstance(error.__context__, BrokenPipeError):
+            return _nobody_reads()
+        place = line_of_the_user(error)
+        if not place:
+            raise
+        file, line = place
+        return _fail(f"'{file}', line {line}: it ends the program (exit {error.code}).")
+    except BrokenPipeError:
+        return _nobody_reads()
+    except Exception as error:
+        sentence = explain(error)
+        if not sentence:
+            raise
+        return _fail(_printable(sentence))
+
+
+def script(main: Callable[[], int]) -> NoReturn:
+    """Run `main` as a process of its own and end the process with its status.
+
+    Files, names and streams are UTF-8 whatever the locale says. After Ctrl-C the process ends
+    in a few seconds, and without Python's own ending: XLA may still be compiling in threads
+    that neither an exception nor the interpreter's end can stop.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        # Python reads this variable only as it starts.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
+            setattr(sys, name, nowhere)
+    # Each line reaches a log file when it is printed.
+    sys.stdout.reconfigure(line_buffering=True)
+    signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _unraisable_hook(sys.unraisablehook)
+    status = main()
+    if status == INTERRUPTED:
+        _end(status)
+    sys.exit(status)
+
+
+def explain(error: Exception) -> str:
+    """Return one sentence for an error that is not the library's own fault, "" for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if place := line_of_the_user(error):
+        file, line = place
+        return f"'{file}', line {line}: {type(error).__name__}: {first_line(error)}"
+    if isinstance(error, OSError) and error.errno:
+        return _system_sentence(error)
+    text = str(error)
+    if sentence := _storage_sentence(text):
+        return sentence
+    if text == "Could not determine home directory.":  # as pathlib says it
+        return (
+            "a path begins with ~ and a name that no user of this machine has; "
+            "write the folder out."
+        )
+    # The names that XLA gives to a full memory, of the host or of a device.
+    out_of_memory = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+    if isinstance(error, MemoryError) or out_of_memory:
+        return f"there is not enough memory: {first_line(error)}"
+    return ""
+
+
+def _system_sentence(error: OSError) -> str:
+    name = "a file"
+    if isinstance(error.filename, str | bytes):
+        name = f"'{os.fsdecode(error.filename)}'"
+    action = "written" if error.errno in WRITING else "used"
+    return f"{name} cannot be {action}: {os.strerror(error.errno)}."
+
+
+def _storage_sentence(text: str) -> str:
+    """Return a sentence on an error of the storage of checkpoints, which raises no OSError."""
+    code = re.search(r"\[os_error_code='(\d+)'", text)
+    if code is None:
+        if NO_SPACE not in text:
+            return ""
+        return f"the work directory cannot be written: {NO_SPACE}."
+    # "Failed to write", "Error writing"
+    action = "written" if "writ" in text else "used"
+    return f"the work directory cannot be {action}: {os.strerror(int(code[1]))}."
+
+
+def _fail(sentence: str) -> int:
+    """Print the sentence on a mistake and return the exit status."""
+    print(f"slmjax: {sentence}", file=sys.stderr)
+    return MISTAKE
+
+
+def _nobody_reads() -> int:
+    """Return the exit status where the reader of a pipe, such as `head`, has seen enough."""
+    # Python flushes stdout at its end, and would complain once more.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def _printable(sentence: str) -> str:
+    """Return a sentence as one line of bounded length: a file that it quotes may hold anything."""
+    # Such as control sequences of the terminal, or half a surrogate pair.
+    characters = []
+    for character in sentence:
+        if not character.isprintable():
+            character = character.encode("unicode_escape", "surrogatepass").decode()
+        characters.append(character)
+    line = "".join(characters)
+    if len(line) <= LONGEST:
+        return line
+    # Both ends: the place comes first, the advice last.
+    return f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """Print characters that a stream cannot encode as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unraisable_hook(usual_hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a hook for exceptions that Python cannot raise, such as those of a callback."""
+
+    def hook(problem: Any) -> None:
+        if isinstance(problem.exc_value, KeyboardInterrupt):  # raised in a callback, which loses it
+            _end(INTERRUPTED)
+        # Where reading or writing one array fails, tensorstore's callbacks for others meet a
+        # closed loop; the failure itself is an exception.
+        if str(problem.exc_value) != "Event loop is closed":
+            usual_hook(problem)
+
+    return hook
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    """Handle Ctrl-C: raise, and end the process where that does not lead out in time."""
+    # Somebody's code may catch the exception, or compile for minutes.
+    timer = threading.Timer(UNWINDING, _end, (128 + number,))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _end(status: int) -> NoReturn:
+    """End the process at once, threads and children included."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)

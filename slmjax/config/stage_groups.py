@@ -1,0 +1,141 @@
+"""Fields of the stages recall, synthesize and curate, each stage's own group."""
+
+import dataclasses
+import math
+
+from slmjax.config.fields import NOT_NEGATIVE, PART, POSITIVE, Check, setting
+
+RATES = Check(
+    lambda values: all(0 <= value < math.inf for value in values),
+    "hold numbers that are not negative",
+)
+BYTE = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The stage recall: small models on tasks of recall, copying and induction."""
+
+    # The models train with the fields of train and model, but for what is varied here.
+
+    tasks: tuple[str, ...] = setting(
+        (), "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
+    )
+    variants: dict = setting({}, "{name: pattern} of the models that are compared")
+    rates: tuple[float, ...] = setting(
+        (), "learning rates, tried in their order; the best one counts", RATES
+    )
+    seeds: int = setting(3, "runs of each rate", POSITIVE)
+    examples: int = setting(100_000, "training rows, read over and over", POSITIVE)
+    tested: int = setting(3000, "test rows, and as many that choose the rate", POSITIVE)
+    vocab: int = setting(8192, "tokens of the tasks of recall", POSITIVE)
+    enough: float = setting(
+        0.99,
+        "mean accuracy on the validation rows after which no further rate is tried",
+        NOT_NEGATIVE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesizeConfig:
+    """The stage synthesize: a teacher writes a textbook."""
+
+    # "openai:" marks the fields that only this teacher reads.
+
+    teacher: str = setting(
+        "program",
+        "program (embedded), openai (any OpenAI-compatible endpoint), checkpoint (of the run "
+        "--init_from)",
+        choices=("program", "openai", "checkpoint"),
+    )
+    model: str = setting("", "openai: the model that the endpoint serves")
+    base_url: str = setting(
+        "", "openai: such as http://127.0.0.1:8000/v1; empty: OpenAI; the key is $OPENAI_API_KEY"
+    )
+    names: dict = setting(
+        {},
+        "openai: {parameter: what the endpoint calls it, '' where it has none}, e.g. "
+        "{'max_tokens': 'max_completion_tokens'}",
+    )
+    licence: str = setting("", "note on every document; empty: what the teacher says of itself")
+    documents: int = setting(
+        3600, "documents to ask for; more later keep the earlier ones", POSITIVE
+    )
+    shard: int = setting(10_000, "documents in a file", POSITIVE)
+    topics: str = setting(
+        "",
+        "a file with a topic on each line, 'subject > area > topic' or any text; empty: all that "
+        "the teacher knows",
+    )
+    audiences: tuple[str, ...] = setting(
+        ("children", "students", "undergraduates", "adults"), "or descriptions of your own"
+    )
+    formats: tuple[str, ...] = setting(
+        ("section", "problems", "reasoning", "faq", "table", "dialogue"), "kinds of documents"
+    )
+    passages: str = setting(
+        "",
+        "openai: text from which a piece is put into each prompt, as data.sources has it; empty: "
+        "none",
+    )
+    max_tokens: int = setting(1500, "tokens of an answer", POSITIVE)
+    temperature: float = setting(0.8, "sampling temperature", NOT_NEGATIVE)
+    top_p: float = setting(0.95, "probability mass that is sampled from", NOT_NEGATIVE)
+    concurrent: int = setting(64, "requests that are open at once", POSITIVE)
+    per_minute: float = setting(0.0, "most requests a minute; 0: no limit", NOT_NEGATIVE)
+    retries: int = setting(5, "times that a failed request is asked again", NOT_NEGATIVE)
+    timeout: float = setting(300.0, "seconds for one answer", POSITIVE)
+    tokens: int = setting(0, "budget in tokens, all starts together; 0: no limit", NOT_NEGATIVE)
+    cost: float = setting(0.0, "budget in dollars, all starts together; 0: no limit", NOT_NEGATIVE)
+    price: tuple[float, ...] = setting(
+        (0.0, 0.0), "dollars for a million tokens of prompts and of answers"
+    )
+    journal: str = setting("", "a local folder; empty: journal/ in the work directory")
+    copies: str = setting(
+        "",
+        "a folder, local or gs://, that gets the journal's new events every minute; empty: none, "
+        "or journal/ in a gs:// workdir",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CurateConfig:
+    """The stage curate: raw text becomes a clean corpus."""
+
+    # The fields of text itself are those of data: data.sources.
+
+    rules: dict = setting(
+        {},
+        "{source: names of quality rules}, such as rules.web=gopher_quality; none for other "
+        "sources",
+    )
+    languages: dict = setting(
+        {}, "{source: ISO 639 codes that stay}, such as languages.web=en; all stay in other sources"
+    )
+    evals: dict = setting(
+        {}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"
+    )
+    ngram: int = setting(5, "words of a shingle", POSITIVE)
+    bands: int = setting(14, "bands of hashes; a pair that shares one is compared", BYTE)
+    rows: int = setting(8, "hashes of a band", BYTE)
+    threshold: float = setting(
+        0.75, "Jaccard similarity of shingles from which on a document is a duplicate", PART
+    )
+    max_removed: float = setting(
+        0.9, "share of a source that may go as duplicates before the run stops with an alarm", PART
+    )
+    max_dropped: float = setting(
+        0.5,
+        "share of a source that may go for one reason, as unreadable or by a rule, before an alarm",
+        PART,
+    )
+    index: str = setting(
+        "",
+        "folder of an index to extend: what is in it counts as seen; empty: a new one in the work "
+        "directory",
+    )
+    samples: int = setting(5, "dropped documents shown for each reason", NOT_NEGATIVE)
+    processes: int = setting(0, "processes; 0: one for each core", NOT_NEGATIVE)
+    beam: str = setting(
+        "", "Apache Beam's options, with a runner; empty: processes of this machine"
+    )

@@ -1,0 +1,132 @@
+"""The sections of a run's report on what the model learned: held-out text, answers, samples."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from slmjax.readable import percent
+from slmjax.record import metrics, page
+from slmjax.record.evaluation_names import bits_metric, evaluated_sources
+
+HELDOUT_NOTE = (
+    "Text that training never saw: cross-entropy of its tokens in bits, divided by its bytes. "
+    "Lower is better."
+)
+NGRAM_NOTE = (
+    " An n-gram model predicts each token from the n - 1 before it, by counting in the same "
+    "training text (interpolated Kneser-Ney). Last column: the final value divided by the best "
+    "n-gram model's."
+)
+
+
+def heldout_section(records: metrics.Records) -> list[str]:
+    """Return the table of bits per byte by source, next to n-gram models, and a note on it."""
+    baseline = metrics.last_event(records, "baseline").get("kneser_ney", {})
+    orders = sorted(baseline, key=str)
+    sources = evaluated_sources(records, "bits_per_byte")
+    rows, strong = [], []
+    for source in [*sources, "total"]:
+        if source == "total" and len(sources) == 1:
+            # It would say the same once more.
+            continue
+        rivals = [baseline[order].get(source) for order in orders]
+        row = _heldout_row(records, source, rivals)
+        if row is None:
+            continue
+        if source == "total":
+            strong.append(len(rows))
+        rows.append(row)
+    if not rows:
+        return []
+    # These columns stay; the others only where some source has a value.
+    fixed = ["bits per byte", "final", "best", "at step"]
+    head = [*fixed, "exact answers"]
+    for order in orders:
+        head.append(f"{order}-gram")
+    head.append("to best")
+    head, rows = page.without_empty_columns(head, rows, always=len(fixed))
+    note = HELDOUT_NOTE
+    if orders:
+        note += NGRAM_NOTE
+    return [page.html_table(head, rows, strong=strong), page.note(note)]
+
+
+def answers_section(records: metrics.Records) -> list[str]:
+    """Return the table of exact answers by kind of question, next to chance and an n-gram model."""
+    rivals = metrics.last_event(records, "baseline").get("answers", {})
+    rows = []
+    for kind, result in _answered_kinds(records).items():
+        rival = rivals.get(kind)
+        if isinstance(rival, Mapping):
+            # The share alone is recorded, or other facts with it.
+            rival = rival.get("accuracy")
+        accuracy = result.get("accuracy")
+        shares = (accuracy, result.get("chance"), rival)
+        cells = map(_known_percent, shares)
+        rows.append([kind, page.bar(accuracy or 0.0), *cells, result.get("count")])
+    if not rows:
+        return []
+    head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
+    head, rows = page.without_empty_columns(head, rows)
+    return [page.html_table(head, rows, left=2)]
+
+
+def samples_section(records: metrics.Records) -> list[str]:
+    """Return the newest completions with their prompts, and a note on them."""
+    event = metrics.last_event(records, "samples")
+    # A prompt in bold, and the model's text behind it.
+    boxes = []
+    for sample in event.get("samples", []):
+        prompt = page.escape(sample.get("prompt", ""))
+        text = page.escape(sample.get("text", ""))
+        boxes.append(f"<pre><b>{prompt}</b><span>{text}</span></pre>")
+    if not boxes:
+        return []
+    note = f"Step {event.get('step', 0):,}. Strong: the prompt; the rest is the model's."
+    return [f'<div class="samples">{"".join(boxes)}</div>', page.note(note)]
+
+
+def _heldout_row(
+    records: metrics.Records, source: str, rivals: list[float | None]
+) -> list[str | None] | None:
+    """Return the cells of one source, None where it was not evaluated.
+
+    Args:
+      rivals: bits per byte of n-gram models, by their order.
+    """
+    steps, values = metrics.series(records, bits_metric(source))
+    if not len(values):
+        return None
+    final = values[-1]
+    best = 0
+    # Of NaNs only, no value is the lowest.
+    if np.isfinite(values).any():
+        best = int(np.nanargmin(values))
+    cells = [source, f"{final:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
+    accuracy = metrics.last_value(records, f"eval/{source}/accuracy")
+    cells.append(_known_percent(accuracy))
+    for rival in rivals:
+        cells.append(None if rival is None else f"{rival:.3f}")
+    # None or 0 is no score.
+    scored_rivals = list(filter(None, rivals))
+    to_best = None
+    if scored_rivals:
+        to_best = f"{final / min(scored_rivals):.2f}×"
+    return [*cells, to_best]
+
+
+def _answered_kinds(records: metrics.Records) -> dict[str, Mapping[str, Any]]:
+    """Return the newest answers by kind of question."""
+    # The kinds lie in a field of their own, or next to the event's other fields.
+    event = metrics.last_event(records, "answers")
+    fields = {**event, **event.get("kinds", {})}
+    kinds = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and name != "kinds":
+            kinds[name] = value
+    return kinds
+
+
+def _known_percent(share: float | None) -> str | None:
+    return None if share is None else percent(share)
