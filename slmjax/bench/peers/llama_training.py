@@ -1,0 +1,155 @@
+"""Train the Llama peer, and log metrics and held-out losses in the formats of our own runs."""
+
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmjax.bench.peers.llama_model import Peer
+from slmjax.data.loader import BatchPlan, heldout_batches, local_batches
+from slmjax.data.prepare import Prepared
+from slmjax.evals.perplexity import DocumentLosses, document_losses
+from slmjax.models import sizes
+from slmjax.record.metrics import MetricsWriter
+from slmjax.train import evaluation
+
+SETTLED = 20  # steps before the first speed that counts: compilation and the allocator's growth
+
+
+def train_llama(
+    peer: Peer, prepared: Prepared, plan: BatchPlan, writer: MetricsWriter, folder: Path
+) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
+    """Train the peer for all steps of its config.
+
+    Returns: (speed, duration and the loss curve [(step, loss), ...]; held-out losses of the end).
+    """
+    train, data = peer.config.train, peer.config.data
+    eval_every, log_every = peer.config.eval.every, peer.config.log.every
+    recorder = _Recorder(peer, writer)
+    losses: dict[str, DocumentLosses] = {}
+    pending = None
+    began = recorder.since
+    with local_batches(
+        plan,
+        start_step=0,
+        stop_step=train.steps,
+        local_rows=range(train.batch),
+        workers=data.workers,
+    ) as batches:
+        for number in range(train.steps):
+            launched = peer.step(next(batches), number)
+            # Losses are read one step late, so that the device always has a step to do.
+            if pending is not None:
+                recorder.add(pending)
+            pending = launched
+            done = number + 1
+            evaluates = done == train.steps or (eval_every > 0 and done % eval_every == 0)
+            if done % log_every == 0 or evaluates:
+                recorder.add(pending)
+                pending = None
+                recorder.log(done, shows=done % (10 * log_every) == 0 or evaluates)
+                if evaluates:
+                    losses = _evaluate(peer, prepared)
+                    recorder.log_heldout(done, losses)
+                    _save(losses, prepared, folder / "heldout.npz")
+                recorder.restart()
+            if number == 0:
+                gc.freeze()  # the collector need not look through model and libraries again
+    measured = {
+        "tokens_per_second": recorder.median_speed(),
+        "seconds": time.monotonic() - began,
+        "steps": train.steps,
+        "tokens": train.steps * recorder.step_tokens,
+        "loss": recorder.curve,
+    }
+    return measured, losses
+
+
+class _Recorder:
+    """Log the steps since the last log line, and keep the loss curve and the speeds."""
+
+    def __init__(self, peer: Peer, writer: MetricsWriter):
+        train, seq_len = peer.config.train, peer.config.data.seq_len
+        self.peer, self.writer = peer, writer
+        self.steps = train.steps
+        self.step_tokens = train.batch * seq_len
+        self.token_flops = sizes.train_flops_per_token(peer.arch, seq_len)
+        self.curve: list[tuple[int, float]] = []
+        self.speeds: list[float] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window of steps."""
+        self.window: list[list[float]] = []  # [loss, gradient norm] of each step
+        self.since = time.monotonic()
+
+    def add(self, values: Any) -> None:
+        """Wait for a step and add its loss and gradient norm to the window."""
+        self.window.append(values.tolist())
+
+    def log(self, done: int, shows: bool) -> None:
+        """Write the window's metrics after `done` steps; print a line if it `shows`."""
+        speed = len(self.window) * self.step_tokens / (time.monotonic() - self.since)
+        loss = float(np.mean([loss for loss, _ in self.window]))
+        self.curve.append((done, loss))
+        if done - len(self.window) >= min(SETTLED, self.steps // 2):
+            self.speeds.append(speed)
+        row = {
+            "train/loss": loss,
+            "train/grad_norm": self.window[-1][1],
+            "train/learning_rate": float(self.peer.rates[done - 1]),
+            "perf/tokens_per_second": speed,
+            "perf/peak_memory_bytes": self.peer.peak_memory(),
+        }
+        self.writer.write(done, row | self._axes(done))
+        if shows:
+            progress = f"step {done}/{self.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
+            print(progress, flush=True)
+
+    def log_heldout(self, done: int, losses: Mapping[str, DocumentLosses]) -> None:
+        """Write and print held-out bits per byte after `done` steps."""
+        metrics = evaluation.metrics(losses)
+        self.writer.write(done, metrics | self._axes(done))
+        total = metrics.get("eval/bits_per_byte", float("nan"))
+        print(f"step {done}: held-out bits per byte {total:.4f}", flush=True)
+
+    def median_speed(self) -> float | None:
+        """Return the median tokens per second once settled; None for too short a run."""
+        return float(np.median(self.speeds)) if self.speeds else None
+
+    def _axes(self, done: int) -> dict[str, int | float]:
+        """Return the quantities against which a report plots the others."""
+        tokens = done * self.step_tokens
+        return {"train/tokens": tokens, "train/flops": tokens * self.token_flops}
+
+
+def _evaluate(peer: Peer, prepared: Prepared) -> dict[str, DocumentLosses]:
+    """Score the documents and batches of train.evaluation.HeldOut."""
+    train = peer.config.train
+    losses = {}
+    for name, shards in prepared.heldout.items():
+        if len(shards):
+            batches = heldout_batches(
+                shards,
+                seq_len=peer.config.data.seq_len,
+                batch=train.batch // train.microbatches,
+                max_tokens=peer.config.eval.tokens,
+            )
+            losses[name] = document_losses(peer.score, batches, shards.bytes)
+    return losses
+
+
+def _save(losses: Mapping[str, DocumentLosses], prepared: Prepared, path: Path) -> None:
+    """Write heldout.npz as our own runs have it."""
+    arrays = {}
+    for name, scored in losses.items():
+        keys = np.asarray(prepared.heldout[name].keys)
+        arrays[f"{name}/keys"] = keys[scored.document]
+        arrays[f"{name}/nats"] = scored.nats
+        arrays[f"{name}/bytes"] = scored.bytes
+        arrays[f"{name}/tokens"] = scored.tokens
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
