@@ -62,16 +62,17 @@ def run(
     jax.config.update("jax_platforms", "cpu")
     folder = _unused_folder(workdir)
     prepared = prepared_text(config.data, workdir)
-    vocab_size = vocab_rows(config.model.vocab_size, prepared.tokenizer.vocab_size)
-    arch = from_config(config.model, vocab_size)
+    tokenizer = prepared.tokenizer
+    arch = from_config(config.model, vocab_rows(config.model.vocab_size, tokenizer.vocab_size))
     plan = batch_plan(config, prepared)
     peer = Peer(config, arch, choices)
 
     folder.mkdir(parents=True, exist_ok=True)
     peer_facts = {"model": "transformers LlamaForCausalLM", **peer.facts()}
     saved = configs.to_dict(config) | {"peer": peer_facts}
-    (folder / "config.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
-    prepared.tokenizer.save(folder / "tokenizer.json")
+    config_text = json.dumps(saved, indent=1, sort_keys=True)
+    (folder / "config.json").write_text(config_text)
+    tokenizer.save(folder / "tokenizer.json")
     with MetricsWriter(folder) as writer:
         writer.event(
             "start",
@@ -81,7 +82,8 @@ def run(
             parameters=sizes.parameters(arch)._asdict(),
             choices=[str(choices)],
         )
-        writer.event("data", 0, sources=facts(prepared, plan.epochs()), folder=str(prepared.folder))
+        sources = facts(prepared, plan.epochs())
+        writer.event("data", 0, sources=sources, folder=str(prepared.folder))
         measured, losses = train_llama(peer, prepared, plan, writer, folder)
         writer.event("finish", config.train.steps)
 
@@ -138,8 +140,8 @@ def _run(argv: list[str]) -> int:
     own, launcher_words = _parser().parse_known_args(argv)
     options, assignments = cli.read_options(launcher_words)
     config = cli.make_config(options, assignments)
-    recipe = Path(options["config"].partition(":")[0])
-    workdir = options.get("workdir") or f"runs/{recipe.stem}-llama"
+    recipe = options["config"].partition(":")[0]
+    workdir = options.get("workdir") or f"runs/{Path(recipe).stem}-llama"
     compiles = None if own.compile is None else bool(own.compile)
     result = run(
         config,
@@ -201,7 +203,8 @@ def _bits_per_byte(losses: Mapping[str, DocumentLosses]) -> dict[str, float | No
     """Return bits per byte of held-out text: "total" first, then each source."""
     by_name = {}
     for metric, value in evaluation.metrics(losses).items():
-        by_name[metric.removeprefix("eval/").removesuffix("/bits_per_byte")] = value
+        name = metric.removeprefix("eval/").removesuffix("/bits_per_byte")
+        by_name[name] = value
     total = by_name.pop("bits_per_byte", None)
     return {"total": total, **by_name}
 

@@ -2,12 +2,12 @@
 
 import gc
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from slmjax.bench.peers.llama_loss import Tensor
 from slmjax.bench.peers.llama_model import Peer
 from slmjax.data.loader import BatchPlan, heldout_batches, local_batches
 from slmjax.data.prepare import Prepared
@@ -19,38 +19,42 @@ from slmjax.train import evaluation
 SETTLED = 20  # steps before the first speed that counts: compilation and the allocator's growth
 
 
+Losses = dict[str, DocumentLosses]  # by source
+
+
 def train_llama(
     peer: Peer, prepared: Prepared, plan: BatchPlan, writer: MetricsWriter, folder: Path
-) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
+) -> tuple[dict[str, Any], Losses]:
     """Train the peer for all steps of its config.
 
     Returns: (speed, duration and the loss curve [(step, loss), ...]; held-out losses of the end).
     """
-    train, data = peer.config.train, peer.config.data
-    eval_every, log_every = peer.config.eval.every, peer.config.log.every
+    config = peer.config
+    steps = config.train.steps
+    log_every = config.log.every
     recorder = _Recorder(peer, writer)
-    losses: dict[str, DocumentLosses] = {}
+    losses: Losses = {}
     pending = None
     began = recorder.since
     with local_batches(
         plan,
         start_step=0,
-        stop_step=train.steps,
-        local_rows=range(train.batch),
-        workers=data.workers,
+        stop_step=steps,
+        local_rows=range(config.train.batch),
+        workers=config.data.workers,
     ) as batches:
-        for number in range(train.steps):
+        for number in range(steps):
             launched = peer.step(next(batches), number)
             # Losses are read one step late, so that the device always has a step to do.
             if pending is not None:
                 recorder.add(pending)
             pending = launched
             done = number + 1
-            evaluates = done == train.steps or (eval_every > 0 and done % eval_every == 0)
-            if done % log_every == 0 or evaluates:
+            evaluates = done == steps or _due(done, config.eval.every)
+            if evaluates or _due(done, log_every):
                 recorder.add(pending)
                 pending = None
-                recorder.log(done, shows=done % (10 * log_every) == 0 or evaluates)
+                recorder.log(done, shows=evaluates or _due(done, 10 * log_every))
                 if evaluates:
                     losses = _evaluate(peer, prepared)
                     recorder.log_heldout(done, losses)
@@ -61,8 +65,8 @@ def train_llama(
     measured = {
         "tokens_per_second": recorder.median_speed(),
         "seconds": time.monotonic() - began,
-        "steps": train.steps,
-        "tokens": train.steps * recorder.step_tokens,
+        "steps": steps,
+        "tokens": steps * recorder.step_tokens,
         "loss": recorder.curve,
     }
     return measured, losses
@@ -72,8 +76,10 @@ class _Recorder:
     """Log the steps since the last log line, and keep the loss curve and the speeds."""
 
     def __init__(self, peer: Peer, writer: MetricsWriter):
-        train, seq_len = peer.config.train, peer.config.data.seq_len
-        self.peer, self.writer = peer, writer
+        train = peer.config.train
+        seq_len = peer.config.data.seq_len
+        self.peer = peer
+        self.writer = writer
         self.steps = train.steps
         self.step_tokens = train.batch * seq_len
         self.token_flops = sizes.train_flops_per_token(peer.arch, seq_len)
@@ -83,23 +89,28 @@ class _Recorder:
 
     def restart(self) -> None:
         """Begin a new window of steps."""
-        self.window: list[list[float]] = []  # [loss, gradient norm] of each step
+        self.window_losses: list[float] = []
+        self.gradient_norm = 0.0  # of the last step
         self.since = time.monotonic()
 
-    def add(self, values: Any) -> None:
-        """Wait for a step and add its loss and gradient norm to the window."""
-        self.window.append(values.tolist())
+    def add(self, values: Tensor) -> None:
+        """Wait for a step's [loss, gradient norm] and add it to the window."""
+        loss, self.gradient_norm = values.tolist()
+        self.window_losses.append(loss)
 
     def log(self, done: int, shows: bool) -> None:
         """Write the window's metrics after `done` steps; print a line if it `shows`."""
-        speed = len(self.window) * self.step_tokens / (time.monotonic() - self.since)
-        loss = float(np.mean([loss for loss, _ in self.window]))
+        seconds = time.monotonic() - self.since
+        window_steps = len(self.window_losses)
+        speed = window_steps * self.step_tokens / seconds
+        loss = float(np.mean(self.window_losses))
         self.curve.append((done, loss))
-        if done - len(self.window) >= min(SETTLED, self.steps // 2):
+        settled = min(SETTLED, self.steps // 2)
+        if done - window_steps >= settled:
             self.speeds.append(speed)
         row = {
             "train/loss": loss,
-            "train/grad_norm": self.window[-1][1],
+            "train/grad_norm": self.gradient_norm,
             "train/learning_rate": float(self.peer.rates[done - 1]),
             "perf/tokens_per_second": speed,
             "perf/peak_memory_bytes": self.peer.peak_memory(),
@@ -109,7 +120,7 @@ class _Recorder:
             progress = f"step {done}/{self.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
             print(progress, flush=True)
 
-    def log_heldout(self, done: int, losses: Mapping[str, DocumentLosses]) -> None:
+    def log_heldout(self, done: int, losses: Losses) -> None:
         """Write and print held-out bits per byte after `done` steps."""
         metrics = evaluation.metrics(losses)
         self.writer.write(done, metrics | self._axes(done))
@@ -118,7 +129,9 @@ class _Recorder:
 
     def median_speed(self) -> float | None:
         """Return the median tokens per second once settled; None for too short a run."""
-        return float(np.median(self.speeds)) if self.speeds else None
+        if not self.speeds:
+            return None
+        return float(np.median(self.speeds))
 
     def _axes(self, done: int) -> dict[str, int | float]:
         """Return the quantities against which a report plots the others."""
@@ -126,23 +139,28 @@ class _Recorder:
         return {"train/tokens": tokens, "train/flops": tokens * self.token_flops}
 
 
-def _evaluate(peer: Peer, prepared: Prepared) -> dict[str, DocumentLosses]:
+def _due(done: int, every: int) -> bool:
+    """Return whether a thing that happens `every` so many steps is due; 0 means never."""
+    return every > 0 and done % every == 0
+
+
+def _evaluate(peer: Peer, prepared: Prepared) -> Losses:
     """Score the documents and batches of train.evaluation.HeldOut."""
-    train = peer.config.train
+    config = peer.config
     losses = {}
     for name, shards in prepared.heldout.items():
         if len(shards):
             batches = heldout_batches(
                 shards,
-                seq_len=peer.config.data.seq_len,
-                batch=train.batch // train.microbatches,
-                max_tokens=peer.config.eval.tokens,
+                seq_len=config.data.seq_len,
+                batch=config.train.batch // config.train.microbatches,
+                max_tokens=config.eval.tokens,
             )
             losses[name] = document_losses(peer.score, batches, shards.bytes)
     return losses
 
 
-def _save(losses: Mapping[str, DocumentLosses], prepared: Prepared, path: Path) -> None:
+def _save(losses: Losses, prepared: Prepared, path: Path) -> None:
     """Write heldout.npz as our own runs have it."""
     arrays = {}
     for name, scored in losses.items():

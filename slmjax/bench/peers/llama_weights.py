@@ -1,4 +1,4 @@
-"""Map our decoder to transformers' LlamaForCausalLM: its config, the names of weights, the weights."""
+"""Map our decoder to transformers' LlamaForCausalLM: config, names of weights, and weights."""
 
 import math
 from collections.abc import Iterator
