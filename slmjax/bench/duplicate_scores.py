@@ -33,6 +33,7 @@ def scores(
     for document in range(documents):
         greedy[document] = not (near[document] & greedy).any()
     removed = np.flatnonzero(~kept)
+    # Similar to any kept document, also to one behind it.
     right = np.ones(0, bool)
     if len(removed):
         nearest_kept = exact[removed][:, kept].max(1, initial=0)

@@ -47,6 +47,7 @@ LENGTH = 3000  # bytes of a document
 SETS = ("docversions", "editions")  # of real near-duplicates
 THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.9)
 FINEWEB_BANDS = (14, 8)  # bands of so many hashes each; Penedo et al. 2024
+HASHES = 112  # as many as 14 x 8 are
 REPEATED = 20_000  # documents up to which the peers are fast enough to run several times
 
 Row = dict[str, Any]
@@ -103,7 +104,7 @@ def quality(root: Path, arguments: argparse.Namespace) -> list[Row]:
         exact = similarities(sets)
         for threshold in THRESHOLDS:
             # For some thresholds the optimal bands are 14 x 8 too: one entry then.
-            shapes = dict.fromkeys([FINEWEB_BANDS, optimal_bands(threshold, 112)])
+            shapes = dict.fromkeys([FINEWEB_BANDS, optimal_bands(threshold, HASHES)])
             for bands, hashes in shapes:
                 scheme = Scheme(bands=bands, rows=hashes)
                 keepers = {"slmjax": ours(texts, scheme, threshold)}
@@ -122,6 +123,7 @@ def curve(pairs: int = 2000) -> list[Row]:
     deviation of the latter.
     """
     random = np.random.default_rng(0)
+    # Single words: the similarity of two texts then follows from the number of common words.
     scheme = Scheme(ngram=1)
     rows = []
     # Two texts of 100 different words, of which `common` are in both.
@@ -133,6 +135,7 @@ def curve(pairs: int = 2000) -> list[Row]:
             texts.append(" ".join(words[:100]))
             texts.append(" ".join(words[100 - common :]))
         bands = sketch(texts, scheme).bands  # [2 * pairs, bands]
+        # Texts 0 and 1 are a pair, 2 and 3 are one, and so on.
         meet = (bands[::2] == bands[1::2]).any(1)
         similarity = common / (200 - common)
         formula = float(scheme.candidate_probability(similarity))
@@ -140,6 +143,7 @@ def curve(pairs: int = 2000) -> list[Row]:
             "similarity": similarity,
             "formula": formula,
             "measured": float(meet.mean()),
+            # Of a binomial share.
             "deviation": (formula * (1 - formula) / pairs) ** 0.5,
         }
         rows.append(row)
@@ -149,6 +153,7 @@ def curve(pairs: int = 2000) -> list[Row]:
 def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
     """Return, for each text, the number of the one that slmjax keeps for it."""
     sketches = sketch(texts, scheme)
+    # The library hashes the text; equal texts only need equal keys.
     text_numbers = np.unique(texts, return_inverse=True)[1]
     keys = mix(text_numbers.astype(np.uint64))
     pairs = candidates(sketches.bands, keys)
@@ -165,6 +170,7 @@ def speed(root: Path, arguments: argparse.Namespace) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_planted(root, Path(folder) / "text", arguments.documents, arguments.length)
+        # Other programs on the machine would falsify the figures.
         load = os.getloadavg()[0]
         functions = {"slmjax": functools.partial(_own, files, processes, folder)}
         if not arguments.no_peers:
@@ -218,9 +224,10 @@ def _measured(function: Callable[[], int], processes: int) -> _Run:
     started = time.perf_counter()
     removed = function()
     seconds = time.perf_counter() - started
+    # Both in KiB on Linux.
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = own + processes * largest  # KiB on Linux
+    peak = own + processes * largest
     return _Run(seconds, removed, peak / 2**20)
 
 

@@ -32,7 +32,7 @@ def write_planted(
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     slices = list(_slices(root, length, 2 * documents))
-    # Half of the documents are unique, and the clusters need many different slices too.
+    # Half of the documents are unique, and the clusters need different slices to begin with.
     needed = 0.6 * documents
     if len(slices) < needed:
         raise UserError(
@@ -43,6 +43,7 @@ def write_planted(
     texts = slices[: documents // 2]
     spare = slices[documents // 2 :]
     clusters = 0
+    # Where clusters outnumber the spare slices, some slices begin several.
     while len(texts) < documents:
         first = spare[clusters % len(spare)]
         clusters += 1

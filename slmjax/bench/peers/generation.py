@@ -16,7 +16,10 @@ from slmjax.bench.peers.llama_weights import llama_config
 from slmjax.models.architecture import Architecture, vocab_rows
 from slmjax.models.pattern import from_config
 
-# transformers' cache_implementation. On a GPU it compiles the step of a static cache.
+Module = Any  # a torch module; torch is imported late, because it is optional
+Cache = str | None  # transformers' cache_implementation
+
+# On a GPU it compiles the step of a static cache.
 CACHES = {
     "dynamic cache": None,
     "static cache, compiled": "static",
@@ -48,8 +51,9 @@ def measure_peer(
     if missing:
         names = " and ".join(missing)
         return [], [f"no peers: {names} not installed here; pip install 'slmjax[hf]'"]
-    # Raises here what would otherwise end the other process.
-    llama_config(_architecture(config.model, config.data.vocab_size), prompt + tokens)
+    # What Llama lacks is an error of this process; in the other one it would be a message only.
+    arch = _architecture(config.model, config.data.vocab_size)
+    llama_config(arch, prompt + tokens)
     question = [configs.to_dict(config), batches, prompt, tokens, runs]
     answers, fault = shell.ask(
         "slmjax.bench.peers.generation", question, seconds=seconds, JAX_PLATFORMS="cpu"
@@ -76,21 +80,23 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     torch.manual_seed(0)
     model = LlamaForCausalLM(llama_config(arch, prompt + tokens))
+    model.eval()
     if on_gpu:
-        model = model.to("cuda", torch.bfloat16).eval()
+        model.to("cuda", torch.bfloat16)
     else:
-        model = model.to("cpu", torch.float32).eval()
+        model.to("cpu", torch.float32)
     for name, cache in CACHES.items():
         who = f"transformers {transformers.__version__}, {name}"
         for batch in batches:
             if cache and not on_gpu:
                 answer = f"{who}: only on a GPU"
             else:
-                answer = _row(model, who, cache, Workload(batch, prompt, tokens, runs))
+                workload = Workload(batch, prompt, tokens, runs)
+                answer = _row(model, who, cache, workload)
             print(json.dumps(answer), flush=True)
 
 
-def _row(model: Any, who: str, cache: str | None, workload: Workload) -> dict[str, Any] | str:
+def _row(model: Module, who: str, cache: Cache, workload: Workload) -> dict[str, Any] | str:
     """Return a row, or a message if the measurement failed."""
     try:
         figures = _measure(model, cache, workload)
@@ -98,10 +104,15 @@ def _row(model: Any, who: str, cache: str | None, workload: Workload) -> dict[st
     except (RuntimeError, ValueError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         return f"{who}, batch {workload.batch}: {lines[0]}"
-    return {"who": who, "batch": workload.batch, "prompt": workload.prompt, **figures}
+    return {
+        "who": who,
+        "batch": workload.batch,
+        "prompt": workload.prompt,
+        **figures,
+    }
 
 
-def _measure(model: Any, cache: str | None, workload: Workload) -> dict[str, Any]:
+def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
     """Return the columns of a row.
 
     Prefill is the time of a call for one new token. The time of a whole call without it, over the
@@ -116,27 +127,33 @@ def _measure(model: Any, cache: str | None, workload: Workload) -> dict[str, Any
     ids = ids.to(model.device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    first_calls = _generate_seconds(model, ids, cache, 1)
-    first_calls += _generate_seconds(model, ids, cache, tokens)
+
+    def seconds(new: int) -> float:
+        return _generate_seconds(model, ids, cache, new)
+
+    first_calls = seconds(1) + seconds(tokens)
     # A compiled step records its CUDA graph in its second call, which must not count.
-    _generate_seconds(model, ids, cache, tokens)
-    prefill = statistics.median(_generate_seconds(model, ids, cache, 1) for _ in range(runs))
-    whole = statistics.median(_generate_seconds(model, ids, cache, tokens) for _ in range(runs))
+    seconds(tokens)
+    prefill = statistics.median(seconds(1) for _ in range(runs))
+    whole = statistics.median(seconds(tokens) for _ in range(runs))
     token_seconds = (whole - prefill) / (tokens - 1)
-    loop = token_seconds * tokens
-    compile_seconds = max(0.0, first_calls - prefill - whole)
+    loop = token_seconds * tokens  # all new tokens, without the prefill
+    compile_seconds = None
+    if cache:
+        compile_seconds = max(0.0, first_calls - prefill - whole)
     return {
         "prefill ms": 1e3 * prefill,
         "ms a token": 1e3 * loop / tokens,
         "tokens/s": batch * tokens / loop,
+        # Only our own rows have these two.
         "state MB": None,
         "floor ms": None,
-        "compile s": compile_seconds if cache else None,
+        "compile s": compile_seconds,
         "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
     }
 
 
-def _generate_seconds(model: Any, ids: Any, cache: str | None, new: int) -> float:
+def _generate_seconds(model: Module, ids: Any, cache: Cache, new: int) -> float:
     """Generate `new` tokens greedily after the prompts [batch, prompt]; returns the seconds."""
     import torch
 
@@ -145,6 +162,7 @@ def _generate_seconds(model: Any, ids: Any, cache: str | None, new: int) -> floa
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
+        # Both, so that no end-of-text token ends a row early.
         max_new_tokens=new,
         min_new_tokens=new,
         do_sample=False,

@@ -68,11 +68,13 @@ def run(
     peer = Peer(config, arch, choices)
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Our own config.json with one more group: `compare` lists it among the differences.
     peer_facts = {"model": "transformers LlamaForCausalLM", **peer.facts()}
     saved = configs.to_dict(config) | {"peer": peer_facts}
     config_text = json.dumps(saved, indent=1, sort_keys=True)
     (folder / "config.json").write_text(config_text)
     tokenizer.save(folder / "tokenizer.json")
+    # The same events as in our own runs.
     with MetricsWriter(folder) as writer:
         writer.event(
             "start",
@@ -115,6 +117,7 @@ def check_peer(
         )
     import torch
 
+    # With one of these settings the peer would train another model than our run, silently.
     if train.optimizer != "adamw":
         raise UserError(f"config.train.optimizer is '{train.optimizer}'; the peer has adamw only.")
     if train.z_loss:
@@ -137,6 +140,7 @@ def check_peer(
 
 
 def _run(argv: list[str]) -> int:
+    # The peer's own flags first. The launcher's parser reads the others.
     own, launcher_words = _parser().parse_known_args(argv)
     options, assignments = cli.read_options(launcher_words)
     config = cli.make_config(options, assignments)
@@ -160,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=__doc__.partition("\n")[0],
+        # An abbreviation could take one of the launcher's options.
         allow_abbrev=False,
         epilog="--config, --workdir, --params and --config.FIELD=VALUE are those of slmjax.launch.",
     )

@@ -1,12 +1,14 @@
 """Losses of transformers' LlamaForCausalLM on batches of packed text, token by token."""
 
-from collections.abc import Mapping
 from typing import Any
 
-Tensor = Any  # torch.Tensor; torch is imported late, because it is optional
+# torch is imported late, because it is optional: its types are Any here.
+Module = Any
+Tensor = Any
+Tensors = dict[str, Tensor]  # a batch of text on the device
 
 
-def train_nats(model: Any, batch: Mapping[str, Tensor], mask: Any) -> Tensor:
+def train_nats(model: Module, batch: Tensors, mask: Any) -> Tensor:
     """Return the nats of each token [B,T] in training, zero on padding.
 
     Logits are computed in the compute type and then cast to float32, as in transformers' own loss.
@@ -19,22 +21,23 @@ def train_nats(model: Any, batch: Mapping[str, Tensor], mask: Any) -> Tensor:
     return _weighted_nats(logits, batch)
 
 
-def score_nats(model: Any, batch: Mapping[str, Tensor], mask: Any) -> Tensor:
+def score_nats(model: Module, batch: Tensors, mask: Any) -> Tensor:
     """Return the nats of each held-out token [B,T]; as `train_nats`, but with float32 logits."""
     import torch
 
     hidden = _hidden_states(model, batch, mask)
-    # Logits in bfloat16 have three digits: too few to compare models by.
+    # bfloat16 keeps two to three digits of a logit: too few to compare models by.
     with torch.autocast(hidden.device.type, enabled=False):
         logits = model.lm_head(hidden.float())
         return _weighted_nats(logits, batch)
 
 
-def _hidden_states(model: Any, batch: Mapping[str, Tensor], mask: Any) -> Tensor:
+def _hidden_states(model: Module, batch: Tensors, mask: Any) -> Tensor:
     """Return the last hidden states [B,T,D]."""
     if mask is None:
-        queries = batch["segments"][:, None, :, None]
-        keys = batch["segments"][:, None, None, :]
+        segments = batch["segments"]
+        queries = segments[:, None, :, None]
+        keys = segments[:, None, None, :]
         # [B,1,T,T]: the same document, and no later token.
         mask = (queries == keys).tril()
     output = model.model(
@@ -46,7 +49,7 @@ def _hidden_states(model: Any, batch: Mapping[str, Tensor], mask: Any) -> Tensor
     return output.last_hidden_state
 
 
-def _weighted_nats(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def _weighted_nats(logits: Tensor, batch: Tensors) -> Tensor:
     from torch.nn.functional import cross_entropy
 
     # cross_entropy takes logits [B*T, V] and int64 targets [B*T].

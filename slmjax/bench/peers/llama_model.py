@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from slmjax import config as configs
-from slmjax.bench.peers.llama_loss import Tensor, score_nats, train_nats
+from slmjax.bench.peers.llama_loss import Tensor, Tensors, score_nats, train_nats
 from slmjax.bench.peers.llama_weights import llama_config, llama_names, llama_weights
 from slmjax.data.rows import text_fields
 from slmjax.models import lm, sizes
@@ -26,7 +26,7 @@ from slmjax.train.optimizer import ADAM_B1
 FIELDS = tuple(text_fields(1, 1))  # names of the arrays in a batch of text
 ATTENTION = {"sdpa": "sdpa", "flex": "flex_attention"}  # transformers' names
 
-Batch = Mapping[str, np.ndarray]
+Batch = Mapping[str, np.ndarray]  # a batch of text on the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Peer:
         self._train_nats = train_nats
         self._score_nats = score_nats
         if self.compiled:
+            # All batches have one shape, and a program for fixed shapes is faster.
             self._train_nats = torch.compile(train_nats, dynamic=False)
             self._score_nats = torch.compile(score_nats, dynamic=False)
 
@@ -82,6 +83,7 @@ class Peer:
         import torch
 
         train = self.config.train
+        # Both groups have the same rate; they differ in their decay.
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.rates[number])
         arrays = self._put(batch)
@@ -89,6 +91,7 @@ class Peer:
         weight = arrays["weights"].sum()
         total_nats = torch.zeros((), device=self.device)
         for first in range(train.microbatches):
+            # Interleaved rows, as in our step.
             rows = slice(first, None, train.microbatches)
             microbatch = {name: value[rows] for name, value in arrays.items()}
             with self._autocast():
@@ -99,6 +102,7 @@ class Peer:
             total_nats += nats.detach()
         norm = self._clip(train.clip)
         self.optimizer.step()
+        # None instead of zeros: the next backward pass writes gradients instead of adding them.
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack([total_nats / weight, norm])
 
@@ -110,6 +114,7 @@ class Peer:
         with torch.no_grad(), self._autocast():
             mask = self._block_mask(arrays["segments"])
             nats = self._score_nats(self.model, arrays, mask)
+        # evals.perplexity takes the arrays of our own scorer.
         return jax.numpy.asarray(nats.cpu().numpy())
 
     def facts(self) -> dict[str, Any]:
@@ -147,7 +152,7 @@ class Peer:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return usage.ru_maxrss * 1024  # Linux counts in KiB
 
-    def _put(self, batch: Batch) -> dict[str, Tensor]:
+    def _put(self, batch: Batch) -> Tensors:
         """Copy a batch to the device."""
         import torch
 
@@ -215,6 +220,7 @@ def _initial_model(arch: Architecture, seq_len: int, seed: int, choices: Choices
     attention = ATTENTION[choices.attention]
     model = LlamaForCausalLM(llama_config(arch, seq_len, attention))
     if choices.init == "ours":
+        # Compiled as a whole, as in our run.
         init = jax.jit(lm.init, static_argnums=0)
         params = init(arch, jax.random.key(seed))
         state = {}
@@ -225,6 +231,7 @@ def _initial_model(arch: Architecture, seq_len: int, seed: int, choices: Choices
 
 
 def _count_parameters(model: Any, arch: Architecture) -> int:
+    # `parameters` has a tied head once, as our count does.
     count = sum(weight.numel() for weight in model.parameters())
     expected = sizes.parameters(arch).total
     if count != expected:
@@ -258,5 +265,6 @@ def _adamw(model: Any, arch: Architecture, train: configs.TrainConfig) -> Any:
 def _learning_rates(train: configs.TrainConfig) -> np.ndarray:
     """Return the learning rate of every step, float64 [steps]."""
     steps = np.arange(train.steps)
+    # Computed by our own schedule, so that both runs have the same.
     factors = np.asarray(schedule.factor(train, steps), np.float64)
     return train.lr * factors

@@ -16,7 +16,8 @@ from slmjax.models import sizes
 from slmjax.record.metrics import MetricsWriter
 from slmjax.train import evaluation
 
-SETTLED = 20  # steps before the first speed that counts: compilation and the allocator's growth
+# Steps before the first speed that counts: compilation and the growth of the allocator's pools.
+SETTLED = 20
 
 
 Losses = dict[str, DocumentLosses]  # by source
@@ -59,9 +60,11 @@ def train_llama(
                     losses = _evaluate(peer, prepared)
                     recorder.log_heldout(done, losses)
                     _save(losses, prepared, folder / "heldout.npz")
+                # After the evaluation, whose time is not part of the speed.
                 recorder.restart()
             if number == 0:
-                gc.freeze()  # the collector need not look through model and libraries again
+                # The collector need not look through model and libraries again.
+                gc.freeze()
     measured = {
         "tokens_per_second": recorder.median_speed(),
         "seconds": time.monotonic() - began,
@@ -83,6 +86,7 @@ class _Recorder:
         self.steps = train.steps
         self.step_tokens = train.batch * seq_len
         self.token_flops = sizes.train_flops_per_token(peer.arch, seq_len)
+        # (step, mean loss of the window that ends there)
         self.curve: list[tuple[int, float]] = []
         self.speeds: list[float] = []
         self.restart()
@@ -105,6 +109,7 @@ class _Recorder:
         speed = window_steps * self.step_tokens / seconds
         loss = float(np.mean(self.window_losses))
         self.curve.append((done, loss))
+        # In a run that is too short to settle, the second half counts.
         settled = min(SETTLED, self.steps // 2)
         if done - window_steps >= settled:
             self.speeds.append(speed)
@@ -149,6 +154,7 @@ def _evaluate(peer: Peer, prepared: Prepared) -> Losses:
     config = peer.config
     losses = {}
     for name, shards in prepared.heldout.items():
+        # A small source may have no held-out text.
         if len(shards):
             batches = heldout_batches(
                 shards,

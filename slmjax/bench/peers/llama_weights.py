@@ -51,10 +51,12 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
         num_key_value_heads=arch.kv_heads,
         head_dim=arch.head_dim,
         rms_norm_eps=arch.norm_eps,
+        # Rotation pairs dimension i with i + H/2 in both, so that weights need no permutation.
         rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta},
         tie_word_embeddings=arch.tied,
         max_position_embeddings=seq_len,
         use_cache=False,
+        # Ids of special tokens matter to `generate` only, and ours are not its defaults.
         bos_token_id=None,
         eos_token_id=None,
         attn_implementation=attention,
@@ -68,6 +70,7 @@ def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
     """
     yield "model.embed_tokens.weight", "embedding", None
     layer = 0
+    # Weights at one position of a pattern are stacked over its repeats.
     for group, (pattern, repeats) in enumerate(arch.stack):
         for repeat in range(repeats):
             for position in range(len(pattern)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 OPEN_ROWS = 64  # rows that first-fit tries for a document
-READ_AHEAD = 64  # pieces that Grain's one reading thread holds
+READ_AHEAD = 64  # pieces
 
 
 def packers(
@@ -31,26 +31,35 @@ def packers(
     except ImportError as missing:
         print(f"peers skipped: {missing}")
         return {}
+    # One thread reads, as in our loader without workers.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
-    row = {"tokens": seq_len}
+    row_lengths = {"tokens": seq_len}
 
-    def pieces(seed: int) -> Any:
-        sources = [Pieces(shards, seq_len) for shards in train.values()]
+    def mixed_pieces(seed: int) -> Any:
         datasets = []
-        for source in sources:
-            datasets.append(grain.MapDataset.source(source).shuffle(seed=seed).repeat())
-        mixed = grain.MapDataset.mix(datasets, weights=[len(source) for source in sources])
+        weights = []
+        for shards in train.values():
+            pieces = Pieces(shards, seq_len)
+            dataset = grain.MapDataset.source(pieces)
+            datasets.append(dataset.shuffle(seed=seed).repeat())
+            weights.append(len(pieces))
+        mixed = grain.MapDataset.mix(datasets, weights=weights)
         return mixed.to_iter_dataset(reading)
 
     def first_fit(seed: int) -> "_Closing":
-        rows = FirstFitPackIterDataset(pieces(seed), length_struct=row, num_packing_bins=OPEN_ROWS)
+        rows = FirstFitPackIterDataset(
+            mixed_pieces(seed), length_struct=row_lengths, num_packing_bins=OPEN_ROWS
+        )
         return _Closing(iter(rows.batch(batch)))
 
     def concat_then_split(seed: int) -> "_Closing":
-        rows = ConcatThenSplitIterDataset(pieces(seed), length_struct=row)
+        rows = ConcatThenSplitIterDataset(mixed_pieces(seed), length_struct=row_lengths)
         return _Closing(iter(rows.batch(batch)))
 
-    return {"grain first-fit": first_fit, "grain concat-then-split": concat_then_split}
+    return {
+        "grain first-fit": first_fit,
+        "grain concat-then-split": concat_then_split,
+    }
 
 
 class Pieces:
@@ -60,24 +69,29 @@ class Pieces:
     """
 
     def __init__(self, shards: Any, seq_len: int):
-        lengths = np.asarray(shards.lengths)
-        counts = -(-lengths // seq_len)  # pieces of each document
-        first_pieces = np.cumsum(counts) - counts
         self._shards = shards
-        # One entry for each piece: its document, its offset in the document, its length.
-        self._docs = np.repeat(np.arange(len(lengths)), counts)
-        number_in_document = np.arange(len(self._docs)) - np.repeat(first_pieces, counts)
+        lengths = np.asarray(shards.lengths)
+        documents = np.arange(len(lengths))
+        counts = -(-lengths // seq_len)  # pieces of each document, rounded up
+        first_pieces = np.cumsum(counts) - counts
+        # From here on one entry for each piece: its document, its offset there and its length.
+        self._documents = np.repeat(documents, counts)
+        first_piece = np.repeat(first_pieces, counts)
+        number_in_document = np.arange(len(first_piece)) - first_piece
         self._offsets = number_in_document * seq_len
-        self._lengths = np.minimum(lengths[self._docs] - self._offsets, seq_len)
+        tokens_left = lengths[self._documents] - self._offsets
+        self._lengths = np.minimum(tokens_left, seq_len)
 
     def __len__(self) -> int:
-        return len(self._docs)
+        return len(self._documents)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        document = int(self._docs[index])
-        offset, length = int(self._offsets[index]), int(self._lengths[index])
+        document = int(self._documents[index])
+        offset = int(self._offsets[index])
+        length = int(self._lengths[index])
+        tokens = self._shards.read(document, offset, length)
         # `read` also returns the token after the piece, a target; these rows have no targets.
-        return {"tokens": self._shards.read(document, offset, length)[:-1]}
+        return {"tokens": tokens[:-1]}
 
 
 class _Closing:

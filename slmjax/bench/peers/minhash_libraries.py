@@ -25,6 +25,8 @@ WORDS = re.compile(r"[^\W_]+")
 SHINGLE_WORDS = 5  # as in FineWeb (Penedo et al. 2024)
 LIBRARIES = ("rensa", "datasketch")
 
+Keeper = Int64[np.ndarray, " documents"]  # for each document, the number of the one that is kept
+
 
 def word_shingles(text: str) -> set[str]:
     """Return the word 5-grams of a text; all of its words together where there are fewer."""
@@ -33,17 +35,17 @@ def word_shingles(text: str) -> set[str]:
     return {" ".join(words[start : start + SHINGLE_WORDS]) for start in starts}
 
 
-def keepers(sets: Sequence[set[str]], scheme: Scheme) -> dict[str, Int64[np.ndarray, " documents"]]:
-    """Return {library: for each document, the number of the one that is kept for it}.
+def keepers(sets: Sequence[set[str]], scheme: Scheme) -> dict[str, Keeper]:
+    """Return what each library keeps.
 
-    That is the first kept document before it which the library's index names. There is no check
-    of their similarity.
+    For a document that is the first kept one before it which the library's index names. Whether
+    they are similar is not checked.
     """
-    result = {}
+    keeper_of = {}
     for name in _installed():
         sketches = _sketch(name, sets, scheme)
-        result[name] = _greedy(_candidates(name, sketches, scheme))
-    return result
+        keeper_of[name] = _greedy(_candidates(name, sketches, scheme))
+    return keeper_of
 
 
 def makers(
@@ -57,6 +59,7 @@ def makers(
     for name in _installed():
         functions[name] = functools.partial(_removed_in_files, name, files, scheme, processes)
     if importlib.util.find_spec("datatrove"):
+        # One file only: it would take minutes for all of them.
         functions["datatrove"] = functools.partial(
             _datatrove, files[0], scheme, processes, folder / "datatrove"
         )
@@ -67,7 +70,7 @@ def _installed() -> list[str]:
     return [name for name in LIBRARIES if importlib.util.find_spec(name)]
 
 
-def _greedy(candidates: Iterator[list[int]]) -> np.ndarray:
+def _greedy(candidates: Iterator[list[int]]) -> Keeper:
     """Return, for each document, the first kept one among its candidates, or else itself."""
     keeper: list[int] = []
     for document, before in enumerate(candidates):
@@ -84,7 +87,9 @@ def _sketch(name: str, sets: Sequence[set[str]], scheme: Scheme) -> list[Any]:
         return rensa.RMinHash.from_token_sets(list(sets), scheme.hashes, scheme.seed)
     import datasketch
 
-    tokens = [[shingle.encode() for shingle in shingles] for shingles in sets]
+    tokens = []
+    for shingles in sets:
+        tokens.append([shingle.encode() for shingle in shingles])
     # crc32 is much faster than datasketch's default, sha1.
     return datasketch.MinHash.bulk(
         tokens, num_perm=scheme.hashes, seed=scheme.seed, hashfunc=zlib.crc32
@@ -101,16 +106,20 @@ def _candidates(name: str, sketches: Sequence[Any], scheme: Scheme) -> Iterator[
     else:
         import datasketch
 
-        index = datasketch.MinHashLSH(num_perm=scheme.hashes, params=(scheme.bands, scheme.rows))
+        shape = (scheme.bands, scheme.rows)
+        index = datasketch.MinHashLSH(num_perm=scheme.hashes, params=shape)
+    # A document is asked about before it is inserted, so that it does not find itself.
     for document, document_sketch in enumerate(sketches):
         yield index.query(document_sketch)
         index.insert(document, document_sketch)
 
 
 def _removed_in_files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> int:
+    sketch_file = functools.partial(_sketch_file, name, scheme)
     sketches = []
+    # Forked processes could inherit a lock that a thread of this one holds.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for part in pool.map(functools.partial(_sketch_file, name, scheme), files):
+        for part in pool.map(sketch_file, files):
             sketches += part
     keeper = _greedy(_candidates(name, sketches, scheme))
     removed = keeper != np.arange(len(keeper))
@@ -118,8 +127,11 @@ def _removed_in_files(name: str, files: Sequence[Path], scheme: Scheme, processe
 
 
 def _sketch_file(name: str, scheme: Scheme, file: Path) -> list[Any]:
+    sets = []
     with open(file, encoding="utf8") as lines:
-        sets = [word_shingles(json.loads(line)["text"]) for line in lines]
+        for line in lines:
+            record = json.loads(line)
+            sets.append(word_shingles(record["text"]))
     return _sketch(name, sets, scheme)
 
 
@@ -137,7 +149,8 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
     from datatrove.utils.hashing import HashConfig
     from loguru import logger
 
-    logger.remove()
+    logger.remove()  # its lines on stderr would hide the rows of the bench
+    # In the folder of an earlier run datatrove would skip the tasks that are done.
     shutil.rmtree(folder, ignore_errors=True)
     _split_lines(file, processes, folder / "text")
     config = MinhashConfig(
@@ -146,22 +159,26 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
         hashes_per_bucket=scheme.rows,
         hash_config=HashConfig(precision=64),
     )
-    signatures, buckets = str(folder / "signatures"), str(folder / "buckets")
-    removed, logs = str(folder / "removed"), str(folder / "logs")
+    signatures = str(folder / "signatures")
+    buckets = str(folder / "buckets")
+    removed = folder / "removed"
     reader = JsonlReader(str(folder / "text"))
-    # (pipeline, tasks): one task for each part, for each band, and one that clusters all.
+    sketching = [reader, MinhashDedupSignature(signatures, config)]
+    bucketing = [MinhashDedupBuckets(signatures, buckets, config=config)]
+    clustering = [MinhashDedupCluster(buckets, str(removed), config=config)]
+    # (pipeline, tasks): one task for each part, one for each band, and one that clusters all.
     blocks = [
-        ([reader, MinhashDedupSignature(signatures, config)], processes),
-        ([MinhashDedupBuckets(signatures, buckets, config=config)], scheme.bands),
-        ([MinhashDedupCluster(buckets, removed, config=config)], 1),
+        (sketching, processes),
+        (bucketing, scheme.bands),
+        (clustering, 1),
     ]
     for number, (pipeline, tasks) in enumerate(blocks):
-        executor = LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=processes, logging_dir=f"{logs}/{number}"
-        )
+        logs = str(folder / "logs" / str(number))
+        executor = LocalPipelineExecutor(pipeline, tasks=tasks, workers=processes, logging_dir=logs)
         executor.run()
-    # A removed document is a uint32 in one of these files.
-    return sum(path.stat().st_size // 4 for path in Path(removed).glob("*.remove"))
+    # A removed document is one uint32 in one of these files.
+    removed_bytes = sum(path.stat().st_size for path in removed.glob("*.remove"))
+    return removed_bytes // 4
 
 
 def _split_lines(file: Path, parts: int, folder: Path) -> None:
