@@ -153,7 +153,7 @@ def curve(pairs: int = 2000) -> list[Row]:
 def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
     """Return, for each text, the number of the one that slmjax keeps for it."""
     sketches = sketch(texts, scheme)
-    # The library hashes the text; equal texts only need equal keys.
+    # `deduplicate` hashes the texts; here equal texts only need equal keys.
     text_numbers = np.unique(texts, return_inverse=True)[1]
     keys = mix(text_numbers.astype(np.uint64))
     pairs = candidates(sketches.bands, keys)
