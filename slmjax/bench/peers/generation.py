@@ -1,130 +1,184 @@
-"""transformers' generate on a LlamaForCausalLM of the same shape: the peer of bench/decode.py, measured in a process of its own."""
+"""Time transformers' generate on a LlamaForCausalLM of our shape: the peer of bench/decode.py.
+
+It runs in a process of its own.
+"""
 
 import importlib.util
 import json
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from slmjax import config as configs
 from slmjax.bench import shell
 from slmjax.bench.peers.llama_weights import llama_config
-from slmjax.models.architecture import vocab_rows
+from slmjax.models.architecture import Architecture, vocab_rows
 from slmjax.models.pattern import from_config
 
+Module = Any  # a torch module; torch is imported late, because it is optional
+Cache = str | None  # transformers' cache_implementation
+
+# On a GPU it compiles the step of a static cache.
 CACHES = {
     "dynamic cache": None,
     "static cache, compiled": "static",
-}  # transformers compiles the step of a static cache on a GPU
+}
+
+
+class Workload(NamedTuple):
+    """One measurement: `runs` times, `tokens` new tokens after prompts of `prompt` tokens."""
+
+    batch: int
+    prompt: int
+    tokens: int
+    runs: int
 
 
 def measure_peer(
     config: configs.Config, batches: list[int], prompt: int, tokens: int, runs: int, seconds: float
 ) -> tuple[list[dict], list[str]]:
-    """(rows as bench/decode.py has them, messages for what could not be measured, which is also what `seconds` did not suffice for).
+    """Measure each cache of transformers at each batch size.
 
-    Raises: UserError where the config asks for what Llama does not have.
+    Args:
+      seconds: time limit for all of it.
+    Returns: (rows with the columns of bench/decode.py; a message for each thing that could not be
+      measured, also for what the time limit cut off).
+    Raises: UserError where the config asks for something that Llama lacks.
     """
-    if missing := [
-        name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None
-    ]:
-        return [], [
-            f"no peers: {' and '.join(missing)} not installed here; pip install 'slmjax[hf]'"
-        ]
-    llama_config(_architecture(config), prompt + tokens)
+    libraries = ("torch", "transformers")
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        return [], [f"no peers: {names} not installed here; pip install 'slmjax[hf]'"]
+    # What Llama lacks is an error of this process; in the other one it would be a message only.
+    arch = _architecture(config.model, config.data.vocab_size)
+    llama_config(arch, prompt + tokens)
     question = [configs.to_dict(config), batches, prompt, tokens, runs]
-    found, fault = shell.ask(
+    answers, fault = shell.ask(
         "slmjax.bench.peers.generation", question, seconds=seconds, JAX_PLATFORMS="cpu"
     )
-    rows, messages = (
-        [f for f in found if isinstance(f, dict)],
-        [f for f in found if isinstance(f, str)],
-    )
-    return rows, [*messages, f"peers: {fault}"] if fault else messages
+    rows = [answer for answer in answers if isinstance(answer, dict)]
+    messages = [answer for answer in answers if isinstance(answer, str)]
+    if fault:
+        messages.append(f"peers: {fault}")
+    return rows, messages
 
 
 def main() -> None:
-    """Measure what stdin asks for; each row (an object) and each message (a string) is a line of JSON on stdout."""
+    """Measure what stdin asks for and print one line of JSON for each row or message.
+
+    A row is an object, a message is a string.
+    """
     import torch
     import transformers
     from transformers import LlamaForCausalLM
 
     values, batches, prompt, tokens, runs = json.load(sys.stdin)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = configs.freeze(configs.from_dict(values))
+    arch = _architecture(config.model, config.data.vocab_size)
+    on_gpu = torch.cuda.is_available()
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        llama_config(_architecture(configs.freeze(configs.from_dict(values))), prompt + tokens)
-    )
-    model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    model = LlamaForCausalLM(llama_config(arch, prompt + tokens))
+    model.eval()
+    if on_gpu:
+        model.to("cuda", torch.bfloat16)
+    else:
+        model.to("cpu", torch.float32)
     for name, cache in CACHES.items():
         who = f"transformers {transformers.__version__}, {name}"
         for batch in batches:
-            if cache and device == "cpu":
-                found = f"{who}: only on a GPU"
+            if cache and not on_gpu:
+                answer = f"{who}: only on a GPU"
             else:
-                try:
-                    found = {
-                        "who": who,
-                        "batch": batch,
-                        "prompt": prompt,
-                        **_measure(model, cache, batch, prompt, tokens, runs),
-                    }
-                except (
-                    RuntimeError,
-                    ValueError,
-                ) as error:  # out of memory and torch.compile too are RuntimeErrors
-                    found = f"{who}, batch {batch}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-            print(json.dumps(found), flush=True)
+                workload = Workload(batch, prompt, tokens, runs)
+                answer = _row(model, who, cache, workload)
+            print(json.dumps(answer), flush=True)
 
 
-def _measure(
-    model: Any, cache: str | None, batch: int, prompt: int, tokens: int, runs: int
-) -> dict[str, Any]:
-    """Prefill is the time of one new token; a token's time is the rest of a whole call over the other tokens."""
+def _row(model: Module, who: str, cache: Cache, workload: Workload) -> dict[str, Any] | str:
+    """Return a row, or a message if the measurement failed."""
+    try:
+        figures = _measure(model, cache, workload)
+    # Errors of torch.compile and those for too little memory are RuntimeErrors as well.
+    except (RuntimeError, ValueError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return f"{who}, batch {workload.batch}: {lines[0]}"
+    return {
+        "who": who,
+        "batch": workload.batch,
+        "prompt": workload.prompt,
+        **figures,
+    }
+
+
+def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
+    """Return the columns of a row.
+
+    Prefill is the time of a call for one new token. The time of a whole call without it, over the
+    other tokens, is the time of a token.
+    """
     import torch
 
-    ids = torch.randint(
-        0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)
-    ).to(model.device)
-    cuda = model.device.type == "cuda"
+    batch, prompt, tokens, runs = workload
+    on_gpu = model.device.type == "cuda"
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=random)
+    ids = ids.to(model.device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
 
     def seconds(new: int) -> float:
-        start = time.perf_counter()
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            min_new_tokens=new,
-            do_sample=False,
-            use_cache=True,
-            cache_implementation=cache,
-        )
-        if cuda:
-            torch.cuda.synchronize()
-        if out.shape != (batch, prompt + new):
-            raise ValueError(f"generate returned {tuple(out.shape)}")
-        return time.perf_counter() - start
+        return _generate_seconds(model, ids, cache, new)
 
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    first = seconds(1) + seconds(tokens)
-    seconds(tokens)  # a compiled step records its CUDA graph in its second call
-    prefill, whole = (statistics.median(seconds(new) for _ in range(runs)) for new in (1, tokens))
-    loop = (whole - prefill) / (tokens - 1) * tokens
+    first_calls = seconds(1) + seconds(tokens)
+    # A compiled step records its CUDA graph in its second call, which must not count.
+    seconds(tokens)
+    prefill = statistics.median(seconds(1) for _ in range(runs))
+    whole = statistics.median(seconds(tokens) for _ in range(runs))
+    token_seconds = (whole - prefill) / (tokens - 1)
+    loop = token_seconds * tokens  # all new tokens, without the prefill
+    compile_seconds = None
+    if cache:
+        compile_seconds = max(0.0, first_calls - prefill - whole)
     return {
         "prefill ms": 1e3 * prefill,
         "ms a token": 1e3 * loop / tokens,
         "tokens/s": batch * tokens / loop,
+        # Only our own rows have these two.
         "state MB": None,
         "floor ms": None,
-        "compile s": max(0.0, first - prefill - whole) if cache else None,
-        "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        "compile s": compile_seconds,
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
     }
 
 
-def _architecture(config: configs.Config) -> Any:
-    return from_config(config.model, vocab_rows(config.model.vocab_size, config.data.vocab_size))
+def _generate_seconds(model: Module, ids: Any, cache: Cache, new: int) -> float:
+    """Generate `new` tokens greedily after the prompts [batch, prompt]; returns the seconds."""
+    import torch
+
+    batch, prompt = ids.shape
+    start = time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        # Both, so that no end-of-text token ends a row early.
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        use_cache=True,
+        cache_implementation=cache,
+    )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    if output.shape != (batch, prompt + new):
+        raise ValueError(f"generate returned {tuple(output.shape)}")
+    return seconds
+
+
+def _architecture(model: configs.ModelConfig, tokenizer_size: int) -> Architecture:
+    return from_config(model, vocab_rows(model.vocab_size, tokenizer_size))
 
 
 if __name__ == "__main__":

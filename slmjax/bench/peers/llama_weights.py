@@ -1,4 +1,4 @@
-"""Our decoder and transformers' LlamaForCausalLM as one model: the names that correspond, the weights of one as the other's."""
+"""Map our decoder to transformers' LlamaForCausalLM: config, names of weights, and weights."""
 
 import math
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.parallel.rules import flatten_tree
 
+# Inside a layer: Llama's name of a weight, and our path.
 PARTS = {
     "input_layernorm": "mixer_norm/scale",
     "self_attn.q_proj": "mixer/query",
@@ -25,17 +26,21 @@ PARTS = {
 
 
 def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> Any:
-    """The LlamaConfig of an architecture; `attention` is transformers' attn_implementation.
+    """Return the LlamaConfig of an architecture.
 
-    Raises: UserError where the architecture has something that Llama has not.
+    Args:
+      attention: transformers' attn_implementation.
+    Raises: UserError where the architecture has something that Llama lacks.
     """
     from transformers import LlamaConfig
 
-    other = [name for name in ("qk_norm", "output_gate") if getattr(arch, name)]
-    other += ["pattern"] if set(arch.blocks) != {Block()} else []
-    if other:
+    lacking = [name for name in ("qk_norm", "output_gate") if getattr(arch, name)]
+    if set(arch.blocks) != {Block()}:
+        lacking.append("pattern")
+    if lacking:
         raise UserError(
-            f"config.model.{other[0]} asks for what Llama does not have; the peer needs plain attention+mlp blocks."
+            f"config.model.{lacking[0]} asks for what Llama does not have; "
+            "the peer needs plain attention+mlp blocks."
         )
     return LlamaConfig(
         vocab_size=arch.vocab_size,
@@ -46,10 +51,12 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
         num_key_value_heads=arch.kv_heads,
         head_dim=arch.head_dim,
         rms_norm_eps=arch.norm_eps,
+        # Rotation pairs dimension i with i + H/2 in both, so that weights need no permutation.
         rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta},
         tie_word_embeddings=arch.tied,
         max_position_embeddings=seq_len,
         use_cache=False,
+        # Ids of special tokens matter to `generate` only, and ours are not its defaults.
         bos_token_id=None,
         eos_token_id=None,
         attn_implementation=attention,
@@ -57,14 +64,19 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
 
 
 def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
-    """(name in LlamaForCausalLM, our path, index into our stacked axis or None) of every parameter; a tied head is not one."""
+    """Yield every parameter: (name in LlamaForCausalLM, our path, index on our "layers" axis).
+
+    The index is None for a weight that is not stacked. A tied head is not a parameter of its own.
+    """
     yield "model.embed_tokens.weight", "embedding", None
     layer = 0
-    for g, (pattern, repeats) in enumerate(arch.stack):
-        for r in range(repeats):
-            for p in range(len(pattern)):
+    # Weights at one position of a pattern are stacked over its repeats.
+    for group, (pattern, repeats) in enumerate(arch.stack):
+        for repeat in range(repeats):
+            for position in range(len(pattern)):
                 for theirs, ours in PARTS.items():
-                    yield f"model.layers.{layer}.{theirs}.weight", f"stack/{g}/{p}/{ours}", r
+                    path = f"stack/{group}/{position}/{ours}"
+                    yield f"model.layers.{layer}.{theirs}.weight", path, repeat
                 layer += 1
     yield "model.norm.weight", "final_norm/scale", None
     if not arch.tied:
@@ -72,17 +84,21 @@ def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
 
 
 def llama_weights(arch: Architecture, params: dict) -> dict[str, np.ndarray]:
-    """Our parameters as a whole state dict of LlamaForCausalLM: matrices as [outputs, inputs], a tied head a second time under its name."""
-    flat, out = {path: np.asarray(leaf) for path, leaf in flatten_tree(params).items()}, {}
+    """Return our parameters as a whole state dict of LlamaForCausalLM.
+
+    Matrices are [outputs, inputs] there. A tied head appears a second time under its own name.
+    """
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten_tree(params).items()}
     declared = flatten_tree(lm.declare(arch))
-    for name, path, row in llama_names(arch):
-        leaf = flat[path] if row is None else flat[path][row]
+    weights = {}
+    for name, path, index in llama_names(arch):
+        weight = arrays[path] if index is None else arrays[path][index]
         inputs = len(declared[path].inputs)
-        out[name] = (
-            np.ascontiguousarray(leaf.reshape(math.prod(leaf.shape[:inputs]), -1).T)
-            if inputs
-            else leaf
-        )
+        if inputs:
+            # Our input axes come first; [D, N, H] becomes [N*H, D].
+            matrix = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+            weight = np.ascontiguousarray(matrix.T)
+        weights[name] = weight
     if arch.tied:
-        out["lm_head.weight"] = out["model.embed_tokens.weight"]
-    return out
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    return weights

@@ -1,7 +1,7 @@
-"""Grain's own packers as peers of our loader: the same documents of the same sources, read and packed as a stream in one process.
+"""Grain's own packers as peers of our loader: they read and pack the same documents as a stream.
 
-They give fewer arrays (tokens, segments, positions; no targets, no weights), mix documents instead of rows, and their rows change with
-the number of processes that read.
+They run in one process and give fewer arrays (tokens, segments, positions; no targets, no weights).
+They mix documents instead of rows, and their rows change with the number of reading processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 
-OPEN_ROWS = 64  # that first-fit tries
+OPEN_ROWS = 64  # rows that first-fit tries for a document
+READ_AHEAD = 64  # pieces
 
 
 def packers(
     train: Mapping[str, Any], *, seq_len: int, batch: int
 ) -> dict[str, Callable[[int], Any]]:
-    """{name: function from a seed to a context manager that iterates over batches [batch, seq_len]}; {} where Grain has no packers.
+    """Return Grain's packers by name; {} where Grain is missing or has none.
 
-    Documents are cut every `seq_len` tokens, and sources mixed in proportion to their tokens.
+    A packer is a function from a seed to a context manager, whose value iterates over batches
+    [batch, seq_len]. Documents are cut every `seq_len` tokens, and sources are mixed in proportion
+    to their pieces.
+
+    Args:
+      train: the ShardSet of each source.
     """
     try:
         import grain
@@ -25,56 +31,71 @@ def packers(
     except ImportError as missing:
         print(f"peers skipped: {missing}")
         return {}
-    packing = {
-        "grain first-fit": lambda data: FirstFitPackIterDataset(
-            data, length_struct={"tokens": seq_len}, num_packing_bins=OPEN_ROWS
-        ),
-        "grain concat-then-split": lambda data: ConcatThenSplitIterDataset(
-            data, length_struct={"tokens": seq_len}
-        ),
+    # One thread reads, as in our loader without workers.
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
+    row_lengths = {"tokens": seq_len}
+
+    def mixed_pieces(seed: int) -> Any:
+        datasets = []
+        weights = []
+        for shards in train.values():
+            pieces = Pieces(shards, seq_len)
+            dataset = grain.MapDataset.source(pieces)
+            datasets.append(dataset.shuffle(seed=seed).repeat())
+            weights.append(len(pieces))
+        mixed = grain.MapDataset.mix(datasets, weights=weights)
+        return mixed.to_iter_dataset(reading)
+
+    def first_fit(seed: int) -> "_Closing":
+        rows = FirstFitPackIterDataset(
+            mixed_pieces(seed), length_struct=row_lengths, num_packing_bins=OPEN_ROWS
+        )
+        return _Closing(iter(rows.batch(batch)))
+
+    def concat_then_split(seed: int) -> "_Closing":
+        rows = ConcatThenSplitIterDataset(mixed_pieces(seed), length_struct=row_lengths)
+        return _Closing(iter(rows.batch(batch)))
+
+    return {
+        "grain first-fit": first_fit,
+        "grain concat-then-split": concat_then_split,
     }
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)
-
-    def make(pack: Callable) -> Callable[[int], Any]:
-        def batches(seed: int) -> "_Closing":
-            sources = [Pieces(shards, seq_len) for shards in train.values()]
-            data = [
-                grain.MapDataset.source(source).shuffle(seed=seed).repeat() for source in sources
-            ]
-            mixed = grain.MapDataset.mix(data, weights=[len(source) for source in sources])
-            return _Closing(iter(pack(mixed.to_iter_dataset(reading)).batch(batch)))
-
-        return batches
-
-    return {name: make(pack) for name, pack in packing.items()}
 
 
 class Pieces:
-    """The documents of a ShardSet, cut every `seq_len` tokens, as a data source: {"tokens": int32 [at most seq_len]}."""
+    """The documents of a ShardSet, cut every `seq_len` tokens, as a data source of Grain.
+
+    An item is {"tokens": int32 [at most seq_len]}.
+    """
 
     def __init__(self, shards: Any, seq_len: int):
-        lengths = np.asarray(shards.lengths)
-        parts = -(-lengths // seq_len)
         self._shards = shards
-        self._docs = np.repeat(np.arange(len(lengths)), parts)
-        self._offsets = (
-            np.arange(len(self._docs)) - np.repeat(np.cumsum(parts) - parts, parts)
-        ) * seq_len
-        self._lengths = np.minimum(lengths[self._docs] - self._offsets, seq_len)
+        lengths = np.asarray(shards.lengths)
+        documents = np.arange(len(lengths))
+        counts = -(-lengths // seq_len)  # pieces of each document, rounded up
+        first_pieces = np.cumsum(counts) - counts
+        # From here on one entry for each piece: its document, its offset there and its length.
+        self._documents = np.repeat(documents, counts)
+        first_piece = np.repeat(first_pieces, counts)
+        number_in_document = np.arange(len(first_piece)) - first_piece
+        self._offsets = number_in_document * seq_len
+        tokens_left = lengths[self._documents] - self._offsets
+        self._lengths = np.minimum(tokens_left, seq_len)
 
     def __len__(self) -> int:
-        return len(self._docs)
+        return len(self._documents)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {
-            "tokens": self._shards.read(
-                int(self._docs[i]), int(self._offsets[i]), int(self._lengths[i])
-            )[:-1]
-        }
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        document = int(self._documents[index])
+        offset = int(self._offsets[index])
+        length = int(self._lengths[index])
+        tokens = self._shards.read(document, offset, length)
+        # `read` also returns the token after the piece, a target; these rows have no targets.
+        return {"tokens": tokens[:-1]}
 
 
 class _Closing:
-    """An iterator whose read-ahead ends with the `with`."""
+    """An iterator that ends its read-ahead when its `with` block ends."""
 
     def __init__(self, iterator: Any):
         self._iterator = iterator

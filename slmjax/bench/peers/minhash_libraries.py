@@ -1,9 +1,13 @@
-"""Other libraries' near-duplicate search on the same files, with the same shingles and bands; left out where not installed."""
+"""Search near-duplicates with other libraries: same files, same shingles, same bands.
+
+Libraries that are not installed are left out.
+"""
 
 import functools
 import importlib.util
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import zlib
@@ -18,97 +22,122 @@ from jaxtyping import Int64
 from slmjax.curate.minhash import Scheme
 
 WORDS = re.compile(r"[^\W_]+")
+SHINGLE_WORDS = 5  # as in FineWeb (Penedo et al. 2024)
 LIBRARIES = ("rensa", "datasketch")
+
+Keeper = Int64[np.ndarray, " documents"]  # for each document, the number of the one that is kept
 
 
 def word_shingles(text: str) -> set[str]:
-    """Word 5-grams by their definition; all words where there are fewer."""
+    """Return the word 5-grams of a text; all of its words together where there are fewer."""
     words = WORDS.findall(text.lower())
-    return {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+    starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
+    return {" ".join(words[start : start + SHINGLE_WORDS]) for start in starts}
 
 
-def keepers(sets: Sequence[set[str]], scheme: Scheme) -> dict[str, Int64[np.ndarray, " documents"]]:
-    """{library: of every document the one that is kept for it}: the first kept one before it that its index names, and no check."""
-    return {
-        name: _greedy(_candidates(name, _sketch(name, sets, scheme), scheme))
-        for name in LIBRARIES
-        if importlib.util.find_spec(name)
-    }
+def keepers(sets: Sequence[set[str]], scheme: Scheme) -> dict[str, Keeper]:
+    """Return what each library keeps.
+
+    For a document that is the first kept one before it which the library's index names. Whether
+    they are similar is not checked.
+    """
+    keeper_of = {}
+    for name in _installed():
+        sketches = _sketch(name, sets, scheme)
+        keeper_of[name] = _greedy(_candidates(name, sketches, scheme))
+    return keeper_of
 
 
 def makers(
     files: Sequence[Path], scheme: Scheme, processes: int, folder: Path
 ) -> dict[str, Callable[[], int]]:
-    """{library: function that reads the files, clusters them, and returns how many documents it would remove}."""
-    found = {
-        name: functools.partial(_files, name, files, scheme, processes)
-        for name in LIBRARIES
-        if importlib.util.find_spec(name)
-    }
+    """Return {library: function that reads and clusters the files}.
+
+    A function returns how many documents it would remove. It can be pickled.
+    """
+    functions = {}
+    for name in _installed():
+        functions[name] = functools.partial(_removed_in_files, name, files, scheme, processes)
     if importlib.util.find_spec("datatrove"):
-        found["datatrove"] = functools.partial(
+        # One file only: it would take minutes for all of them.
+        functions["datatrove"] = functools.partial(
             _datatrove, files[0], scheme, processes, folder / "datatrove"
         )
-    return found
+    return functions
 
 
-def _greedy(candidates: Iterator[list[int]]) -> np.ndarray:
+def _installed() -> list[str]:
+    return [name for name in LIBRARIES if importlib.util.find_spec(name)]
+
+
+def _greedy(candidates: Iterator[list[int]]) -> Keeper:
+    """Return, for each document, the first kept one among its candidates, or else itself."""
     keeper: list[int] = []
-    for doc, before in enumerate(candidates):
+    for document, before in enumerate(candidates):
         kept = [other for other in before if keeper[other] == other]
-        keeper.append(min(kept) if kept else doc)
+        keeper.append(min(kept) if kept else document)
     return np.array(keeper, np.int64)
 
 
 def _sketch(name: str, sets: Sequence[set[str]], scheme: Scheme) -> list[Any]:
+    """Return the library's MinHash of each set of shingles."""
     if name == "rensa":
         import rensa
 
         return rensa.RMinHash.from_token_sets(list(sets), scheme.hashes, scheme.seed)
     import datasketch
 
-    tokens = [[shingle.encode() for shingle in of] for of in sets]
+    tokens = []
+    for shingles in sets:
+        tokens.append([shingle.encode() for shingle in shingles])
+    # crc32 is much faster than datasketch's default, sha1.
     return datasketch.MinHash.bulk(
         tokens, num_perm=scheme.hashes, seed=scheme.seed, hashfunc=zlib.crc32
     )
 
 
 def _candidates(name: str, sketches: Sequence[Any], scheme: Scheme) -> Iterator[list[int]]:
-    """Of every document those before it that share a band with it."""
+    """Yield, for each document, those before it that share a band with it."""
     if name == "rensa":
         import rensa
 
-        index = rensa.RMinHashLSH(
-            0.5, scheme.hashes, scheme.bands
-        )  # the threshold serves its method is_similar only
+        # Its first argument, the threshold, serves only its method is_similar.
+        index = rensa.RMinHashLSH(0.5, scheme.hashes, scheme.bands)
     else:
         import datasketch
 
-        index = datasketch.MinHashLSH(num_perm=scheme.hashes, params=(scheme.bands, scheme.rows))
-    for doc, of in enumerate(sketches):
-        yield index.query(of)
-        index.insert(doc, of)
+        shape = (scheme.bands, scheme.rows)
+        index = datasketch.MinHashLSH(num_perm=scheme.hashes, params=shape)
+    # A document is asked about before it is inserted, so that it does not find itself.
+    for document, document_sketch in enumerate(sketches):
+        yield index.query(document_sketch)
+        index.insert(document, document_sketch)
 
 
-def _files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> int:
+def _removed_in_files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> int:
+    sketch_file = functools.partial(_sketch_file, name, scheme)
+    sketches = []
+    # Forked processes could inherit a lock that a thread of this one holds.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        sketches = [
-            of for part in pool.map(functools.partial(_file, name, scheme), files) for of in part
-        ]
+        for part in pool.map(sketch_file, files):
+            sketches += part
     keeper = _greedy(_candidates(name, sketches, scheme))
-    return int((keeper != np.arange(len(keeper))).sum())
+    removed = keeper != np.arange(len(keeper))
+    return int(removed.sum())
 
 
-def _file(name: str, scheme: Scheme, file: Path) -> list[Any]:
+def _sketch_file(name: str, scheme: Scheme, file: Path) -> list[Any]:
+    sets = []
     with open(file, encoding="utf8") as lines:
-        return _sketch(name, [word_shingles(json.loads(line)["text"]) for line in lines], scheme)
+        for line in lines:
+            record = json.loads(line)
+            sets.append(word_shingles(record["text"]))
+    return _sketch(name, sets, scheme)
 
 
 def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
-    """Its blocks with its local executor, over one of the files in as many parts as there are processes."""
-    import os
-
-    os.environ["DATATROVE_COLORIZE_LOGS"] = "0"
+    """Run datatrove's blocks on one of the files, cut into one part for each process."""
+    os.environ["DATATROVE_COLORIZE_LOGS"] = "0"  # read when datatrove is imported
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
@@ -120,28 +149,42 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
     from datatrove.utils.hashing import HashConfig
     from loguru import logger
 
-    logger.remove()
+    logger.remove()  # its lines on stderr would hide the rows of the bench
+    # In the folder of an earlier run datatrove would skip the tasks that are done.
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "text").mkdir(parents=True)
-    lines = file.read_text(encoding="utf8").splitlines(keepends=True)
-    for number in range(processes):
-        (folder / "text" / f"{number}.jsonl").write_text(
-            "".join(lines[number::processes]), encoding="utf8"
-        )
+    _split_lines(file, processes, folder / "text")
     config = MinhashConfig(
         n_grams=scheme.ngram,
         num_buckets=scheme.bands,
         hashes_per_bucket=scheme.rows,
         hash_config=HashConfig(precision=64),
     )
-    places = [str(folder / name) for name in ("signatures", "buckets", "removed", "logs")]
+    signatures = str(folder / "signatures")
+    buckets = str(folder / "buckets")
+    removed = folder / "removed"
+    reader = JsonlReader(str(folder / "text"))
+    sketching = [reader, MinhashDedupSignature(signatures, config)]
+    bucketing = [MinhashDedupBuckets(signatures, buckets, config=config)]
+    clustering = [MinhashDedupCluster(buckets, str(removed), config=config)]
+    # (pipeline, tasks): one task for each part, one for each band, and one that clusters all.
     blocks = [
-        ([JsonlReader(str(folder / "text")), MinhashDedupSignature(places[0], config)], processes),
-        ([MinhashDedupBuckets(places[0], places[1], config=config)], scheme.bands),
-        ([MinhashDedupCluster(places[1], places[2], config=config)], 1),
+        (sketching, processes),
+        (bucketing, scheme.bands),
+        (clustering, 1),
     ]
     for number, (pipeline, tasks) in enumerate(blocks):
-        LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=processes, logging_dir=f"{places[3]}/{number}"
-        ).run()
-    return sum(file.stat().st_size // 4 for file in Path(places[2]).glob("*.remove"))
+        logs = str(folder / "logs" / str(number))
+        executor = LocalPipelineExecutor(pipeline, tasks=tasks, workers=processes, logging_dir=logs)
+        executor.run()
+    # A removed document is one uint32 in one of these files.
+    removed_bytes = sum(path.stat().st_size for path in removed.glob("*.remove"))
+    return removed_bytes // 4
+
+
+def _split_lines(file: Path, parts: int, folder: Path) -> None:
+    """Deal the lines of a file out to 0.jsonl, 1.jsonl, ... in a new folder."""
+    folder.mkdir(parents=True)
+    lines = file.read_text(encoding="utf8").splitlines(keepends=True)
+    for number in range(parts):
+        part = "".join(lines[number::parts])
+        (folder / f"{number}.jsonl").write_text(part, encoding="utf8")

@@ -1,0 +1,116 @@
+"""Write text with planted near-duplicates, for the speed test of near-duplicate search."""
+
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slmjax.errors import UserError
+
+DOMAINS = ("textbooks", "books", "docs")  # of the shared text, in the order in which they are read
+FILES = 8
+LARGEST_CLUSTER = 1000
+ZIPF = 1.3  # exponent of the sizes of clusters
+SHINGLE_WORDS = 5
+
+
+def write_planted(
+    root: Path, folder: Path, documents: int, length: int, seed: int = 0
+) -> list[Path]:
+    """Write documents of `length` bytes to 0.jsonl, 1.jsonl, ... in a new folder.
+
+    Half of them are unique. The others are in clusters of Zipf size, whose members have a Jaccard
+    similarity of 0.5 to 1 to the first.
+
+    Args:
+      root: the folder that holds the shared pretrain/.
+    Returns: the files.
+    Raises: UserError where there is not enough text.
+    """
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    slices = list(_slices(root, length, 2 * documents))
+    # Half of the documents are unique, and the clusters need different slices to begin with.
+    needed = 0.6 * documents
+    if len(slices) < needed:
+        raise UserError(
+            f"--documents={documents}: {root} has {len(slices)} slices of {length} bytes; "
+            f"at least {needed:.0f} are needed."
+        )
+    random.shuffle(slices)
+    texts = slices[: documents // 2]
+    spare = slices[documents // 2 :]
+    clusters = 0
+    # Where clusters outnumber the spare slices, some slices begin several.
+    while len(texts) < documents:
+        first = spare[clusters % len(spare)]
+        clusters += 1
+        texts += _cluster(first, spare, random)
+    # The last cluster may be too long: what is behind `documents` is left out.
+    texts = [texts[place] for place in random.permutation(documents)]
+    files = []
+    for number in range(FILES):
+        file = folder / f"{number}.jsonl"
+        _write_texts(texts[number::FILES], file)
+        files.append(file)
+    return files
+
+
+def read_records(file: Path) -> Iterator[dict]:
+    """Yield the records of a .jsonl.xz file."""
+    with lzma.open(file, "rt", encoding="utf8", newline="\n") as lines:
+        yield from map(json.loads, lines)
+
+
+def _slices(root: Path, length: int, most: int) -> Iterator[str]:
+    """Yield at most so many slices of `length` bytes, without the rests of documents."""
+    count = 0
+    for domain in DOMAINS:
+        for file in sorted((root / "pretrain" / domain).glob("*.jsonl.xz")):
+            for record in read_records(file):
+                text = record["text"].encode()
+                for start in range(0, len(text) - length + 1, length):
+                    # A slice may begin or end inside a character, which is then dropped.
+                    yield text[start : start + length].decode(errors="ignore")
+                    count += 1
+                    if count == most:
+                        return
+
+
+def _cluster(first: str, spare: Sequence[str], random: np.random.Generator) -> list[str]:
+    """Return a text and its near-duplicates."""
+    size = min(LARGEST_CLUSTER, random.zipf(ZIPF))
+    texts = [first]
+    for _ in range(size - 1):
+        other = spare[random.integers(len(spare))]
+        similarity = random.uniform(0.5, 1)
+        texts.append(_changed(first, other, similarity, random))
+    return texts
+
+
+def _changed(text: str, other: str, similarity: float, random: np.random.Generator) -> str:
+    """Return `text` with some of its words in a row replaced by the first words of `other`.
+
+    The Jaccard similarity of the two sets of shingles is about `similarity`.
+    """
+    words = text.split()
+    new_words = other.split()
+    context = SHINGLE_WORDS - 1
+    shingles = max(1, len(words) - context)
+    # With m of n shingles replaced, the similarity is s = (n - m) / (n + m). A run of k words is in
+    # k + 4 shingles.
+    replaced = round(shingles * (1 - similarity) / (1 + similarity))
+    run = replaced - context
+    if run < 1:
+        return text
+    start = random.integers(max(1, len(words) - run))
+    return " ".join([*words[:start], *new_words[:run], *words[start + run :]])
+
+
+def _write_texts(texts: Sequence[str], file: Path) -> None:
+    lines = []
+    for text in texts:
+        lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    file.write_text("".join(lines), encoding="utf8")
