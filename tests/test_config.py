@@ -162,7 +162,9 @@ def test_sources_are_given_short_or_field_by_field(tmp_path):
         "books": ((f"{tmp_path}/a.txt",), 0.7),
         "web": ((f"{tmp_path}/*.jsonl",), None),
     }
-    config = cli.apply_overrides(configs.base(), ["data.sources.books.path=a"])
+    # A field of the same group comes first: it must not lock the mapping below it.
+    words = ["data.vocab_size=300", "data.sources.books.path=a"]
+    config = cli.apply_overrides(configs.base(), words)
     assert config.data.sources.books.path == "a"
     assert (
         cli.apply_overrides(config, ["data.sources.books.field=body"]).data.sources.books.field

@@ -31,8 +31,7 @@ def base() -> ConfigDict:
         get(config, field.group)[field.leaf] = value
     # A recipe that misspells a field gets an error, but may add keys to mappings.
     config.lock()
-    for name in MAPPINGS:
-        get(config, name).unlock()
+    _open_mappings(config)
     return config
 
 
@@ -114,6 +113,13 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     # The type is right already, or checked later with a better sentence.
     with node.unlocked(), node.ignore_type():
         node[leaf] = value
+    _open_mappings(config)  # leaving `unlocked` locks everything below the node
+
+
+def _open_mappings(config: ConfigDict) -> None:
+    """Let mappings take keys of the user's own, in a config whose groups are locked."""
+    for name in MAPPINGS:
+        get(config, name).unlock()
 
 
 def _mapping_around(name: str) -> str:

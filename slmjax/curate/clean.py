@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
-from slmjax.curate.quality import Rule, first_reason
+from slmjax.curate.quality import Rule, apply_rules
 from slmjax.curate.sketch_files import Checked, SketchWriter, checksum_of
 from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.text.readers import read_documents
@@ -221,7 +221,7 @@ def judge_document(text: str, rules: Sequence[str | Rule], evals: str) -> Verdic
         return Verdict(whole, "empty after normalising", "")
     if contamination := _contamination(whole, evals):
         return Verdict(whole, *contamination)
-    kept, reason = first_reason(whole, rules)
+    kept, reason = apply_rules(whole, rules)
     if not reason and not kept.strip():
         reason = "nothing left by the rules"
     if reason:

@@ -26,7 +26,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def first_reason(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | None]:
+def apply_rules(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | None]:
     """Return what the rules keep of a text, and the first reason to drop it, or None.
 
     Args:

@@ -12,7 +12,7 @@ from slmjax.curate import language as languages
 from slmjax.curate.c4 import c4
 from slmjax.curate.fineweb import fineweb
 from slmjax.curate.gopher import gopher_quality, gopher_repetition
-from slmjax.curate.quality import RULES, first_reason
+from slmjax.curate.quality import RULES, apply_rules
 from slmjax.curate.words import sentences, split_words
 from slmjax.errors import UserError
 
@@ -281,19 +281,19 @@ def test_check_stops_at_the_first_reason_and_hands_on_what_is_kept():
         seen.append(text)
         return text, None
 
-    assert first_reason(text, ["c4", look, "gopher_quality", look]) == (
+    assert apply_rules(text, ["c4", look, "gopher_quality", look]) == (
         "\n".join(FIVE),
         "gopher_quality: too few words",
     )
     assert seen == ["\n".join(FIVE)]
-    assert first_reason(text, []) == (text, None)
+    assert apply_rules(text, []) == (text, None)
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest_name():
     with pytest.raises(
         UserError, match=r"no quality rule 'gopher_qualty'.*Did you mean 'gopher_quality'"
     ):
-        first_reason("text", ["gopher_qualty"])
+        apply_rules("text", ["gopher_qualty"])
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_languages_are_told_and_the_rule_travels_to_another_process():
     english = "This is a sentence,\nand nobody doubts its language."
     assert rule(english) == (english, None)
     assert rule("Das ist ein kurzer Satz auf Deutsch.")[1] == "language: de"
-    assert first_reason("", [rule])[1] is None
+    assert apply_rules("", [rule])[1] is None
     with pytest.raises(UserError, match="'english' is no language"):
         languages.language_rule(["english"])
 
