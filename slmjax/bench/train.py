@@ -1,4 +1,4 @@
-"""Tokens per second of the launcher's own compiled train step, beside what a user would write in PyTorch."""
+"""Tokens per second of the launcher's own compiled train step, next to plain PyTorch."""
 
 import argparse
 import dataclasses
@@ -32,44 +32,46 @@ from slmjax.tasks.task import Task
 from slmjax.train.program import Program, make_program
 
 WINDOW = 4  # steps between two looks at the clock
+TURNS = 6  # windows of each feed of packed text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m slmjax.bench train`."""
-    parser.add_argument("--steps", type=int, default=24, help="measured steps")
-    parser.add_argument(
+    """Add the flags of `python -m slmjax.bench train`."""
+    add = parser.add_argument
+    add("--steps", type=int, default=24, help="measured steps")
+    add(
         "--documents",
         type=int,
         default=1,
         help="documents in a row; 1 asks nothing but causality of attention",
     )
-    parser.add_argument(
+    add(
         "--peers",
         action="store_true",
         help="PyTorch under torch.compile first, in a process of its own",
     )
-    parser.add_argument(
+    add(
         "--text",
         action="store_true",
         help="packed rows of config.data.sources too: one batch again and again, and the loader's",
     )
-    parser.add_argument(
-        "--kernels", action="store_true", help="where the device's time goes, of each of our rows"
-    )
-    parser.add_argument("--ladder", action="store_true", help="the pieces of the step too")
+    add("--kernels", action="store_true", help="where the device's time goes, for our rows")
+    add("--ladder", action="store_true", help="the pieces of the step too")
 
 
 def run(arguments: argparse.Namespace) -> dict:
-    """Rows: who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s, first_step_s; `ladder` and `kernels` where asked for.
+    """Measure the step; returns {"rows": [...], ...}.
 
-    With --text, two rows more, of config.data.sources (else the embedded textbook) packed as in training: one batch again and again, and
-    the batches that the launcher's loader reads meanwhile.
+    A row has who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s and first_step_s.
+    `ladder` and `kernels` are there where asked for. With --text there are two rows more, of
+    config.data.sources (else the embedded textbook) packed as in training: one batch again and
+    again, and the batches that the launcher's loader reads meanwhile.
     """
-    config, steps = arguments.config, arguments.steps
+    config, steps, with_kernels = arguments.config, arguments.steps, arguments.kernels
     text = prepared_text(config.data, "runs/bench") if arguments.text else None
-    rows, messages = (
-        peer_rows(config, steps) if arguments.peers else ([], [])
-    )  # first: JAX takes most of a GPU's memory
+    peers, messages = [], []
+    if arguments.peers:  # first, since JAX takes most of a GPU's memory
+        peers, messages = peer_rows(config, steps)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
         random, pieces = measure(
@@ -78,30 +80,25 @@ def run(arguments: argparse.Namespace) -> dict:
             steps,
             arguments.documents,
             with_ladder=arguments.ladder,
-            with_kernels=arguments.kernels,
+            with_kernels=with_kernels,
         )
-        fastest = max(
-            (row["tokens_per_second"] for row in rows if "tokens_per_second" in row), default=None
-        )
-        if fastest:
-            random["times_the_peer"] = random["tokens_per_second"] / fastest
-        ours = [
-            random,
-            *(
-                measure_text(config, mesh, text, steps, with_kernels=arguments.kernels)
-                if text
-                else []
-            ),
-        ]
-    found = {"windows_ms": {row["who"]: row.pop("windows_ms") for row in ours}}
-    kinds = [{"of": row["who"], **kind} for row in ours for kind in row.pop("kernels", ())]
+        ours = [random]
+        if text:
+            ours += measure_text(config, mesh, text, steps, with_kernels=with_kernels)
+    speeds = [row["tokens_per_second"] for row in peers if "tokens_per_second" in row]
+    if speeds:
+        random["times_the_peer"] = random["tokens_per_second"] / max(speeds)
+    windows, kinds = {}, []
+    for row in ours:
+        windows[row["who"]] = row.pop("windows_ms")
+        kinds += [{"of": row["who"], **kind} for kind in row.pop("kernels", ())]
     return {
         "bench": "train",
-        "rows": [*rows, *ours],
+        "rows": [*peers, *ours],
         "ladder": pieces,
         "kernels": kinds,
         "messages": messages,
-        **found,
+        "windows_ms": windows,
     }
 
 
@@ -114,58 +111,61 @@ def measure(
     with_ladder: bool = False,
     with_kernels: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(row, ladder) of the train step of a config, compiled as the launcher does, on random tokens; the mesh is set."""
+    """Measure a config's train step on random tokens, compiled as the launcher compiles it.
+
+    The mesh is set.
+    Returns: (row, ladder).
+    """
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
     rows = RandomRows(config, program.arch.vocab_size, documents, program.place_cuts)
-    where, held = field_shardings(rows.shapes(0), mesh), np.arange(config.train.batch)
-    batches = [
-        hosts.global_batch(batch_rows(rows, step, held.tolist()), rows.shapes(step), where, held)
-        for step in (0, 1)
-    ]
-    trial, feed = (
-        Trial(program, LanguageModeling(rows, z_loss=config.train.z_loss), batches[0]),
-        itertools.cycle(batches),
-    )
+    fields = rows.shapes(0)
+    where, held = field_shardings(fields, mesh), np.arange(config.train.batch)
+    batches = []
+    for step in (0, 1):
+        local = batch_rows(rows, step, held.tolist())
+        batches.append(hosts.global_batch(local, fields, where, held))
+    task = LanguageModeling(rows, z_loss=config.train.z_loss)
+    trial = Trial(program, task, batches[0])
+    feed = itertools.cycle(batches)
     times = [trial.window(feed, WINDOW) for _ in range(max(3, steps // WINDOW))]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
-    row |= {"kernels": trial.kernels(feed)} if with_kernels else {}
-    del trial
+    if with_kernels:
+        row["kernels"] = trial.kernels(feed)
+    del trial  # the pieces need its memory
     return row, ladder(program, batches[0]) if with_ladder else []
 
 
 def measure_text(
     config: configs.Config, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of the step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns.
+    """Measure the step on packed text, in turns: on one batch, and on the loader's batches.
 
-    The mesh is set. All batches go through the program of the usual number of documents, also the rare ones that training gives to
-    another program.
+    The mesh is set. All batches go through the program of the usual number of documents, also the
+    rare ones that training gives to another program.
     """
     program = make_program(config, mesh, text.tokenizer.vocab_size)
     plan = batch_plan(config, text, program.place_cuts)
-    fields, window = plan.shapes(0), max(WINDOW, steps // 6)
-    where, held = (
-        field_shardings(fields, mesh),
-        hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape),
-    )
+    fields, window = plan.shapes(0), max(WINDOW, steps // TURNS)
+    where = field_shardings(fields, mesh)
+    held = hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape)
     reader = local_batches(
         plan, start_step=0, stop_step=10**6, local_rows=held.tolist(), workers=config.data.workers
     )
     with reader as batches:
-        read = (hosts.global_batch(batch, fields, where, held) for batch in batches)
-        one = next(read)
-        trial = Trial(program, LanguageModeling(plan, z_loss=config.train.z_loss), one)
-        feeds: dict[str, Iterator] = {"one batch": itertools.repeat(one), "the loader's": read}
-        per_row = (plan.usual_places if plan.cuts else plan.max_segments * len(held)) // len(held)
+        loaded = (hosts.global_batch(batch, fields, where, held) for batch in batches)
+        first = next(loaded)
+        trial = Trial(program, LanguageModeling(plan, z_loss=config.train.z_loss), first)
+        feeds: dict[str, Iterator] = {"one batch": itertools.repeat(first), "the loader's": loaded}
         times: dict[str, list[float]] = {name: [] for name in feeds}
-        for _ in range(6):
+        for _ in range(TURNS):
             for name, feed in feeds.items():
                 times[name].append(trial.window(feed, window))
-        rows = [
-            trial.row(f"slmjax, packed text, {name}", per_row, seconds)
-            for name, seconds in times.items()
-        ]
-        rows[0] |= {"kernels": trial.kernels(feeds["one batch"])} if with_kernels else {}
+        places = plan.usual_places if plan.cuts else plan.max_segments * len(held)
+        rows = []
+        for name, seconds in times.items():
+            rows.append(trial.row(f"slmjax, packed text, {name}", places // len(held), seconds))
+        if with_kernels:
+            rows[0]["kernels"] = trial.kernels(feeds["one batch"])
     rows[1]["times_one_batch"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
     return rows
 
@@ -181,30 +181,35 @@ class Trial:
         self.state = jax.block_until_ready(program.init())
         began = time.perf_counter()
         self.state, metrics = self.step(self.state, batch)
-        loss = float(metrics["loss"])
+        loss = float(metrics["loss"])  # waits for the step
+        first_step_s = time.perf_counter() - began
         memory = self.step.memory_analysis()
-        peak = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+        peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         self.facts = {
-            "peak_gib": peak,
+            "peak_gib": peak / 2**30,
             "compile_s": compile_s,
-            "first_step_s": time.perf_counter() - began,
+            "first_step_s": first_step_s,
             "first_loss": loss,
         }
 
     def window(self, batches: Iterator, count: int) -> float:
-        """Seconds a step of `count` steps that the host does not wait for, as in training, but for the last."""
+        """Return the seconds of a step, over `count` steps.
+
+        As in training, the host waits for the last one only.
+        """
         began = time.perf_counter()
         self._go(batches, count)
         return (time.perf_counter() - began) / count
 
     def kernels(self, batches: Iterator) -> list[dict[str, Any]]:
-        """See bench/kernels.py."""
+        """See bench/device_kernels.py."""
         return kernels(lambda: self._go(batches, WINDOW), WINDOW)
 
     def row(self, who: str, documents: int, times: list[float]) -> dict[str, Any]:
-        """The table's row for these windows' times, and the times themselves."""
+        """Return the table's row for these windows' times, with the times themselves."""
+        config = self.program.config
         ms = 1e3 * statistics.median(times)
-        speed = 1e3 * self.program.config.train.batch * self.program.config.data.seq_len / ms
+        speed = 1e3 * config.train.batch * config.data.seq_len / ms
         row = {
             "who": who,
             "documents": documents,
@@ -212,9 +217,10 @@ class Trial:
             "tokens_per_second": speed,
             "mfu": self.program.mfu(speed),
             **self.facts,
+            "fastest_ms": 1e3 * min(times),
+            "windows_ms": [1e3 * seconds for seconds in times],
         }
-        row |= {"fastest_ms": 1e3 * min(times), "windows_ms": [1e3 * seconds for seconds in times]}
-        return {name: value for name, value in row.items() if value is not None}
+        return _known(row)
 
     def _go(self, batches: Iterator, count: int) -> None:
         for batch in itertools.islice(batches, count):
@@ -223,16 +229,13 @@ class Trial:
 
 
 class RandomRows:
-    """Rows of random tokens, in equal documents."""
+    """Rows of random tokens, in equal documents. See Rows."""
 
     def __init__(
         self, config: configs.Config, vocab: int, documents: int, cuts: tuple[int, int] | None
     ):
-        self.shape, self.vocab, self.documents = (
-            (config.train.batch, config.data.seq_len),
-            vocab,
-            documents,
-        )
+        self.shape = config.train.batch, config.data.seq_len
+        self.vocab, self.documents = vocab, documents
         self.places = cuts and documents * config.train.batch // math.prod(cuts)
 
     def shapes(self, step: int) -> Fields:
@@ -256,45 +259,49 @@ class RandomRows:
 def random_batch(
     rows: int, length: int, vocab: int, documents: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Random tokens (see shell.random_tokens) in rows of equal documents, without padding."""
+    """Return random tokens (see shell.random_tokens) in rows of equal documents, without padding."""
     tokens = shell.random_tokens((rows, length + 1), vocab, seed).astype(np.int32)
     segments = np.arange(length, dtype=np.int32) * documents // length + 1
-    starts = np.searchsorted(segments, segments)
-    whole = {
-        "segments": segments,
-        "positions": (np.arange(length) - starts).astype(np.int32),
-        "weights": np.ones(length, np.float32),
+    starts = np.searchsorted(segments, segments)  # where each token's document begins
+    positions = (np.arange(length) - starts).astype(np.int32)
+    return {
+        "tokens": tokens[:, :-1].copy(),
+        "targets": tokens[:, 1:].copy(),
+        "segments": np.tile(segments, (rows, 1)),
+        "positions": np.tile(positions, (rows, 1)),
+        "weights": np.ones((rows, length), np.float32),
     }
-    batch = {name: np.tile(row, (rows, 1)) for name, row in whole.items()}
-    return {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()} | batch
 
 
 def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the peer's row, or one that says why it could not run; messages)."""
+    """Return (PyTorch's row, or one with the reason why it could not run; messages)."""
     shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
-    answers, fault = shell.ask(
-        "slmjax.bench.peers.torch_decoder",
-        {"config": configs.to_dict(config), "vocab": vocab} | shape,
-    )
+    question = {"config": configs.to_dict(config), "vocab": vocab, **shape}
+    answers, fault = shell.ask("slmjax.bench.peers.torch_decoder", question)
     if fault:
         return [{"who": "PyTorch", "skipped": fault}], []
-    (found,) = answers
-    speed = 1e3 * shape["batch"] * shape["length"] / found["step_ms"]
-    arch = from_config(config.model, vocab, compute=found["compute"])
-    peak = devices.peak_flops(found["device"], arch.compute)
+    (answer,) = answers
+    speed = 1e3 * shape["batch"] * shape["length"] / answer["step_ms"]
+    arch = from_config(config.model, vocab, compute=answer["compute"])
+    peak = devices.peak_flops(answer["device"], arch.compute)
     row = {
-        "who": found["who"],
+        "who": answer["who"],
         "documents": 1,
-        "step_ms": found["step_ms"],
+        "step_ms": answer["step_ms"],
         "tokens_per_second": speed,
         "mfu": devices.mfu(speed, sizes.train_flops_per_token(arch, shape["length"]), peak),
-        "peak_gib": found["peak_bytes"] and found["peak_bytes"] / 2**30,
-        "first_step_s": found["first_step_s"],
-        "first_loss": found["loss"],
+        "peak_gib": answer["peak_bytes"] and answer["peak_bytes"] / 2**30,
+        "first_step_s": answer["first_step_s"],
+        "first_loss": answer["loss"],
     }
-    attention = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found["attention_ms"].items())
-    messages = (
-        [f"PyTorch's attention, one layer forward and backward: {attention}"] if attention else []
-    )
-    return [{name: value for name, value in row.items() if value is not None}], messages
+    messages = []
+    if answer["attention_ms"]:
+        times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in answer["attention_ms"].items())
+        messages.append(f"PyTorch's attention, one layer forward and backward: {times}")
+    return [_known(row)], messages
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without the values that are not known here."""
+    return {name: value for name, value in row.items() if value is not None}
