@@ -1,15 +1,19 @@
-"""The pieces of a training step bottom up, each against its own ceiling, so that a loss of speed can be located.
+"""The pieces of a training step, each next to its own ceiling: they show where speed is lost.
 
-The ceiling of a piece is the larger of two times: its matrix products at the rate of a large product on this device, and the bytes that it
-must at least read and write at the rate of a copy. `times` says how often the piece stands in a step: product, attention and mlp lie inside
-a layer, layers and embedding inside the stack, and stack, head and optimizer make the step.
+The ceiling of a piece is the larger of two times: its matrix products at the rate of a large
+product on this device, and the bytes that it must at least read and write at the rate of a copy.
+`times` is how often a step runs the piece. Product, attention and mlp lie inside a layer, layers
+and embedding inside the stack; stack, head and optimizer make the step.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from slmjax.bench.timing import both, copy_bytes, device_ms, matmul_flops
 from slmjax.models import lm, sizes
@@ -21,12 +25,14 @@ from slmjax.ops.softmax_attention import attention
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.program import Program
 
+LONG = ("stack", "optimizer")  # pieces that take so long that one call is enough
+
 
 class Piece(NamedTuple):
-    """A part of the step: how often it stands there, what to run, and the least FLOPs and bytes of one run."""
+    """A part of the step and the least that one run of it costs."""
 
     name: str
-    times: int
+    times: int  # in a step
     run: Callable
     arguments: tuple
     flops: float
@@ -34,154 +40,251 @@ class Piece(NamedTuple):
 
 
 def ladder(program: Program, batch: dict) -> list[dict[str, Any]]:
-    """One row for each piece: ms of one run, ms in a step, ceiling ms, and the share of the ceiling that is reached.
+    """Time every piece of a program's step on one device.
 
-    For one device; batch as the train step takes it.
+    Args:
+      batch: as the train step takes it.
+    Returns: rows with piece, times, ms of one run, step_ms (of all its runs in a step), ceiling_ms,
+      and reached, the share of the ceiling. The first row names the device's rates.
     """
-    size, copied = (512, 1 << 24) if program.device.platform == "cpu" else (8192, 1 << 30)
-    rate, bandwidth = matmul_flops(program.arch.compute, size), copy_bytes(copied)
+    # A CPU would need minutes for the sizes at which a GPU reaches its rate.
+    product_size, copied_bytes = 8192, 1 << 30
+    if program.device.platform == "cpu":
+        product_size, copied_bytes = 512, 1 << 24
+    rate = matmul_flops(program.arch.compute, product_size)
+    bandwidth = copy_bytes(copied_bytes)
     rows = [{"piece": f"ceilings: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"}]
     for piece in step_pieces(program, batch):
-        ms = device_ms(
-            piece.run, *piece.arguments, repeats=1 if piece.name in ("stack", "optimizer") else 8
-        )
-        least = 1e3 * max(piece.flops / rate, piece.bytes / bandwidth)
+        repeats = 1 if piece.name in LONG else 8
+        ms = device_ms(piece.run, *piece.arguments, repeats=repeats)
+        ceiling_ms = 1e3 * max(piece.flops / rate, piece.bytes / bandwidth)
         rows.append(
             {
                 "piece": piece.name,
                 "times": piece.times,
                 "ms": ms,
                 "step_ms": ms * piece.times,
-                "ceiling_ms": least,
-                "reached": least / ms,
+                "ceiling_ms": ceiling_ms,
+                "reached": ceiling_ms / ms,
             }
         )
     return rows
 
 
 def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
-    """Forward and backward of each part, on random activations."""
-    arch, c = program.arch, program.config
-    keys = iter(jax.random.split(jax.random.key(1), 16))
-    B, T = batch["tokens"].shape
-    places = batch["places"].shape[0] if "places" in batch else None
-    D, F, N, K, H, V, L = (
-        arch.width,
-        arch.ff_width,
-        arch.heads,
-        arch.kv_heads,
-        arch.head_dim,
-        arch.vocab_size,
-        arch.layers,
-    )
-    tokens, size = B * T, jnp.dtype(arch.compute).itemsize
+    """Yield the parts of a step, forward with backward, on random activations."""
+    pieces = _Pieces(program, batch)
+    # One after the other: a large model leaves no room for the arrays of several.
+    yield pieces.product()
+    yield pieces.attention()
+    yield pieces.mlp()
+    yield pieces.embedding()
+    yield pieces.layer()
+    yield pieces.head()
+    yield pieces.stack()
+    yield pieces.optimizer()
 
-    def normal(*shape):
-        return jax.random.normal(next(keys), shape, arch.compute)
 
-    x = normal(B, T, D)
-    yield Piece(
-        "product",
-        6 * L,
-        lambda a, b: a.reshape(tokens, D) @ b,
-        (x, normal(D, F)),
-        2 * tokens * D * F,
-        size * tokens * (D + F),
-    )
+def attention_flops(segments: np.ndarray, heads: int, head_dim: int) -> float:
+    """Return the FLOPs of causal attention inside segments [B,T], forward with backward.
 
-    qkv = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)
-    pairs = sum(n * (n + 1) // 2 for n in _segment_lengths(batch["segments"]))
+    Each pair of a query and a key that it sees takes part in two products forward (scores and
+    values) and five backward, one of which computes the scores again.
+    """
+    pairs = 0
+    for row in segments:
+        lengths = np.bincount(row)[1:]  # segment 0 is padding
+        pairs += sum(n * (n + 1) // 2 for n in lengths.tolist())
+    forward = 4 * pairs * heads * head_dim  # a product takes 2 FLOPs a pair and channel
+    return 3.5 * forward
 
-    def attend(q, k, v):
-        return attention(
-            q,
-            k,
-            v,
-            query_segments=batch["segments"],
-            key_segments=batch["segments"],
-            kernel=arch.attention,
-            places=places,
+
+class _Pieces:
+    """The pieces of one program's step on one batch, and the arrays that several of them share."""
+
+    def __init__(self, program: Program, batch: dict):
+        self.program, self.arch, self.batch = program, program.arch, batch
+        self.shape = batch["tokens"].shape  # [B,T]
+        self.tokens = batch["tokens"].size
+        self.item = jnp.dtype(self.arch.compute).itemsize  # bytes of a number
+        self.places = batch["places"].shape[0] if "places" in batch else None
+        self.keys = iter(jax.random.split(jax.random.key(1), 16))
+        self.x = self.normal(*self.shape, self.arch.width)  # residual stream [B,T,D]
+        self.context = Context(batch["segments"], batch["positions"], places=self.places)
+        flops = sizes.train_flops_per_token(self.arch, self.shape[1]) * self.tokens
+        self.head_flops = 6 * self.tokens * self.arch.width * self.arch.vocab_size
+        self.stack_flops = flops - self.head_flops
+
+    def normal(self, *shape: int) -> Array:
+        """Return random numbers in the compute type."""
+        return jax.random.normal(next(self.keys), shape, self.arch.compute)
+
+    # Made at first use, so that product and attention have the device to themselves.
+    @functools.cached_property
+    def state(self) -> Any:
+        """The train state: parameters and optimizer."""
+        return self.program.init()
+
+    @functools.cached_property
+    def layer_params(self) -> dict:
+        """Parameters of the first layer, in the types of the step's forward pass."""
+
+        def first_layer(stacked: Array) -> Array:
+            # The first axis counts layers. Matrices are cast; vectors (norms) stay float32.
+            own = stacked[0]
+            return own.astype(self.arch.compute) if stacked.ndim > 2 else own
+
+        return jax.tree.map(first_layer, self.state.params["stack"]["0"]["0"])
+
+    def product(self) -> Piece:
+        """Return one product of the MLP: [B T, D] times [D, F], forward only."""
+        D, F, tokens = self.arch.width, self.arch.ff_width, self.tokens
+
+        def multiply(x: Float[Array, "B T D"], matrix: Float[Array, "D F"]) -> Array:
+            return x.reshape(tokens, D) @ matrix
+
+        return Piece(
+            "product",
+            6 * self.arch.layers,  # gate and up: one product forward, two backward
+            multiply,
+            (self.x, self.normal(D, F)),
+            flops=2 * tokens * D * F,
+            bytes=self.item * tokens * (D + F),  # the matrix is small next to x
         )
 
-    yield Piece(
-        "attention",
-        L,
-        both(attend),
-        (qkv, normal(B, T, N, H)),
-        3.5 * 4 * pairs * N * H,
-        size * tokens * H * (8 * N + 6 * K),
-    )
+    def attention(self) -> Piece:
+        """Return attention of one layer, without its projections."""
+        arch, segments = self.arch, self.batch["segments"]
+        N, K, H = arch.heads, arch.kv_heads, arch.head_dim
+        query = self.normal(*self.shape, N, H)
+        key = self.normal(*self.shape, K, H)
+        value = self.normal(*self.shape, K, H)
 
-    state = program.init()
-    params = jax.tree.map(
-        lambda p: p[0].astype(arch.compute) if p.ndim > 2 else p[0], state.params["stack"]["0"]["0"]
-    )
-    ctx = Context(batch["segments"], batch["positions"], places=places)
-    block = arch.blocks[0]
+        def attend(query, key, value):
+            return attention(
+                query,
+                key,
+                value,
+                query_segments=segments,
+                key_segments=segments,
+                kernel=arch.attention,
+                places=self.places,
+            )
 
-    def mlp(weights, x):
-        return MLP(arch).apply({"params": weights}, x, ctx=ctx)[0]
+        cotangent = self.normal(*self.shape, N, H)
+        return Piece(
+            "attention",
+            arch.layers,
+            both(attend),
+            ((query, key, value), cotangent),
+            flops=attention_flops(jax.device_get(segments), N, H),
+            # Both passes over queries, outputs, keys, values and their gradients; no T x T array.
+            bytes=self.item * self.tokens * H * (8 * N + 6 * K),
+        )
 
-    # Bytes: the products' inputs and outputs, and gate, up and hidden once more for the activation; three times that with the backward.
-    yield Piece(
-        "mlp",
-        L,
-        both(mlp),
-        ((params["channel"], x), x),
-        18 * tokens * D * F,
-        3 * size * tokens * (3 * D + 6 * F),
-    )
-    table = normal(V, D)
-    once = (
-        size * D * (2 * tokens + V)
-    )  # backward: reads the cotangents, adds them up, writes the table
-    yield Piece(
-        "embedding",
-        1,
-        both(lambda table: embed(table, batch["tokens"])),
-        ((table,), x),
-        0.0,
-        once + size * tokens * D,
-    )
-    flops = sizes.train_flops_per_token(arch, T) * tokens
-    head_flops = 6 * tokens * D * V
-    layer_flops = (flops - head_flops) / L
+    def mlp(self) -> Piece:
+        """Return the MLP of one layer."""
+        D, F = self.arch.width, self.arch.ff_width
 
-    def layer(params, x):
-        return lm.apply_block(arch, block, {"params": params}, x, ctx)[0]
+        def run(weights, x):
+            y, *_ = MLP(self.arch).apply({"params": weights}, x, ctx=self.context)
+            return y
 
-    yield Piece(
-        "layer", L, both(layer), ((params, x), x), layer_flops, 3 * size * tokens * (10 * D + 6 * F)
-    )
-    head, target = normal(D, V), batch["targets"]
-    loss = jax.grad(
-        lambda h, w: weighted_nats(h, w, target, batch["weights"], chunks=program.model.chunks)[0],
-        argnums=(0, 1),
-    )
-    yield Piece("head and loss", 1, loss, (x, head), head_flops, size * tokens * (4 * V + 4 * D))
+        # Inputs and outputs of the three products, and gate, up and hidden once more for the
+        # activation.
+        forward_numbers = self.tokens * (3 * D + 6 * F)
+        return Piece(
+            "mlp",
+            self.arch.layers,
+            both(run),
+            ((self.layer_params["channel"], self.x), self.x),
+            flops=18 * self.tokens * D * F,  # three matrices, each 2 forward and 4 backward
+            bytes=3 * self.item * forward_numbers,  # the backward pass moves twice as much
+        )
 
-    declared = lm.declare(arch)
-    whole = jax.tree.map(
-        lambda known, p: p.astype(arch.compute) if known.in_compute_type else p,
-        declared,
-        state.params,
-    )
+    def embedding(self) -> Piece:
+        """Return the look-up in the embedding, and the sum of its gradient."""
+        D, V = self.arch.width, self.arch.vocab_size
+        forward = self.item * self.tokens * D
+        # Reads the cotangents, adds them up, writes the table.
+        backward = self.item * D * (2 * self.tokens + V)
 
-    def stack(params):
-        hidden = lm.forward(arch, params, {}, batch)[0]
-        return jnp.vdot(hidden[:, -1].astype(jnp.float32), x[:, -1].astype(jnp.float32))
+        def look_up(table):
+            return embed(table, self.batch["tokens"])
 
-    yield Piece("stack", 1, jax.grad(stack), (whole,), flops - head_flops, 0.0)
-    optimizer = Optimizer(c.train, c.model.multipliers, declared, c.precision.optimizer)
-    gradients = jax.tree.map(lambda p: 1e-3 * p, state.params)
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    update = (
-        lambda g, s, p: optimizer.update(g, s, p, jnp.float32(1)),
-        (gradients, state.optimizer, state.params),
-    )
-    yield Piece("optimizer", 1, *update, 0.0, 28.0 * count)
+        arguments = ((self.normal(V, D),), self.x)
+        return Piece("embedding", 1, both(look_up), arguments, flops=0.0, bytes=forward + backward)
 
+    def layer(self) -> Piece:
+        """Return the first layer as a whole."""
+        D, F, layers = self.arch.width, self.arch.ff_width, self.arch.layers
+        block = self.arch.blocks[0]
 
-def _segment_lengths(segments: jax.Array) -> list[int]:
-    rows = jax.device_get(segments)
-    return [int((row == number).sum()) for row in rows for number in range(1, row.max() + 1)]
+        def run(params, x):
+            y, *_ = lm.apply_block(self.arch, block, {"params": params}, x, self.context)
+            return y
+
+        return Piece(
+            "layer",
+            layers,
+            both(run),
+            ((self.layer_params, self.x), self.x),
+            flops=self.stack_flops / layers,
+            bytes=3 * self.item * self.tokens * (10 * D + 6 * F),  # three times those of forward
+        )
+
+    def head(self) -> Piece:
+        """Return the loss from hidden states, with the gradients of both its inputs."""
+        D, V = self.arch.width, self.arch.vocab_size
+        matrix = self.normal(D, V)
+        targets, weights = self.batch["targets"], self.batch["weights"]
+
+        def loss(hidden, matrix):
+            value, *_ = weighted_nats(
+                hidden, matrix, targets, weights, chunks=self.program.model.chunks
+            )
+            return value
+
+        return Piece(
+            "head and loss",
+            1,
+            jax.grad(loss, argnums=(0, 1)),
+            (self.x, matrix),
+            flops=self.head_flops,
+            bytes=self.item * self.tokens * (4 * V + 4 * D),
+        )
+
+    def stack(self) -> Piece:
+        """Return everything from tokens to hidden states, with the gradient of all parameters."""
+        arch, x = self.arch, self.x
+
+        def run(params):
+            hidden, _ = lm.forward(arch, params, {}, self.batch)
+            # Any scalar that depends on all layers will do. One token's is cheap.
+            last, cotangent = hidden[:, -1], x[:, -1]  # [B,D]
+            return jnp.vdot(last.astype(jnp.float32), cotangent.astype(jnp.float32))
+
+        def cast(known, parameter):
+            return parameter.astype(arch.compute) if known.in_compute_type else parameter
+
+        params = jax.tree.map(cast, lm.declare(arch), self.state.params)
+        # Bound by its products: no bytes are counted.
+        return Piece("stack", 1, jax.grad(run), (params,), flops=self.stack_flops, bytes=0.0)
+
+    def optimizer(self) -> Piece:
+        """Return the update of all parameters."""
+        config, state = self.program.config, self.state
+        declared = lm.declare(self.arch)
+        optimizer = Optimizer(
+            config.train, config.model.multipliers, declared, config.precision.optimizer
+        )
+
+        def run(gradients, optimizer_state, params):
+            return optimizer.update(gradients, optimizer_state, params, jnp.float32(1))
+
+        gradients = jax.tree.map(lambda parameter: 1e-3 * parameter, state.params)
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        # All in float32: reads gradient, parameter and two moments, writes all but the gradient.
+        update_bytes = 28.0 * count
+        arguments = (gradients, state.optimizer, state.params)
+        return Piece("optimizer", 1, run, arguments, flops=0.0, bytes=update_bytes)
