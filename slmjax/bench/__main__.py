@@ -1,4 +1,4 @@
-"""The benches that print the documentation's figures: `python -m slmjax.bench --help` lists them."""
+"""Benches that print the documentation's figures: `python -m slmjax.bench --help` lists them."""
 
 import argparse
 import importlib
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     name = next((word for word in arguments if not word.startswith("-")), "")
+    # Without a bench there is no parser yet that could answer --help.
     if name not in BENCHES:
         if "-h" in arguments or "--help" in arguments:
             print(f"{__doc__}\n")
@@ -51,6 +52,7 @@ def _run(arguments: list[str]) -> int:
             return 0
         near = nearest(name, BENCHES)
         raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{near}")
+    # Only the bench that runs is imported: each needs other packages.
     bench = importlib.import_module(f"slmjax.bench.{MODULES.get(name, name)}")
     own, fields = _split(arguments)
     own.remove(name)
@@ -62,6 +64,7 @@ def _run(arguments: list[str]) -> int:
         recipe = configs.load_recipe(options.config, options.trust)
         options.config = configs.freeze(cli.apply_overrides(recipe, fields))
     result = bench.run(options)
+    # Figures mean nothing without the machine and the command that they come from.
     result["machine"] = machine()
     result["command"] = cli.shown(["python", "-m", "slmjax.bench", *arguments])
     for part in TABLES:
@@ -111,11 +114,16 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return rows as text, with the columns that any of them has, right-aligned."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    # A dict as an ordered set: the first row that has a column decides its place.
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
     lines = [[column.replace("_", " ") for column in columns]]
     for row in rows:
         lines.append([_cell(row.get(column)) for column in columns])
-    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    widths = []
+    for cells in zip(*lines):
+        widths.append(max(map(len, cells)))
     texts = []
     for first, *others in lines:
         cells = [first.ljust(widths[0])]
@@ -126,7 +134,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def machine() -> dict[str, Any]:
     """Return facts about the machine that the figures were measured on."""
-    import jax
+    import jax  # late: --help must not wait for it
 
     return {
         "device": jax.devices()[0].device_kind,

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from slmjax.bench import shell
-from slmjax.bench.ladder import attention_flops
+from slmjax.bench.step_pieces import attention_flops
 from slmjax.bench.timing import both, device_ms
 from slmjax.bench.train import random_batch
 from slmjax.errors import UserError
@@ -72,10 +72,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # One device: communication is not what is measured.
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     arch, _ = resolve(config.model, config.precision, mesh, config.data.vocab_size)
-    batch, length = config.train.batch, config.data.seq_len
+    batch = config.train.batch
+    length = config.data.seq_len
     inputs = _random_inputs((batch, length), arch)
     heads = f"{arch.heads}/{arch.kv_heads} heads of {arch.head_dim}"
-    kernels = [arch.attention]
+    kernels = [arch.attention]  # what training takes here
     if arguments.kernels:
         kernels = arguments.kernels.split(",")
     rows = []
@@ -85,6 +86,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"--kernels={arguments.kernels}: '{kernel}' is not among {', '.join(KERNELS)}."
             )
         for documents in arguments.documents:
+            # Of this batch only the segments count, so two tokens are vocabulary enough.
             segments = random_batch(batch, length, 2, documents, 0)["segments"]
             row = {
                 "kernel": kernel,

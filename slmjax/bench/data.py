@@ -44,7 +44,7 @@ MADE_UP = {
 }
 
 
-class _Trial(NamedTuple):
+class _Reading(NamedTuple):
     """How long to read."""
 
     batches: int  # of one repeat
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     least = min(arguments.tokens, arguments.batches, arguments.repeats)
     if least < 1 or arguments.cores < 0:
         raise UserError("--tokens, --batches and --repeats are 1 or more, and --cores 0 or more.")
-    trial = _Trial(arguments.batches, arguments.repeats)
+    reading = _Reading(arguments.batches, arguments.repeats)
     rows = []
     with contextlib.ExitStack() as stack:
         folder = arguments.cache or stack.enter_context(tempfile.TemporaryDirectory())
@@ -106,23 +106,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         stack.enter_context(_cores(arguments.cores))
         for seq_len in arguments.seq_lens:
             batch = max(1, arguments.tokens // seq_len)
-            # More steps than any trial reads.
+            # More steps than are ever read.
             plan = BatchPlan(train, seq_len=seq_len, batch=batch, steps=10**6, seed=0)
             shape = {"sources": kind, "seq_len": seq_len, "batch": batch}
             for workers in arguments.workers:
-                rows.append({"loader": "slmjax", **shape, **_our_columns(plan, workers, trial)})
+                columns = _our_columns(plan, workers, reading)
+                rows.append({"loader": "slmjax", **shape, **columns})
             if arguments.no_peers:
                 continue
             peers = data_peers.packers(train, seq_len=seq_len, batch=batch)
             for name, make in peers.items():
-                columns = _timed(make, _text_of_peer, 0, trial)
+                columns = _timed(make, _text_of_peer, 0, reading)
                 rows.append({"loader": name, **shape, **columns})
     return {"bench": "data", "rows": rows}
 
 
-def _our_columns(plan: BatchPlan, workers: int, trial: _Trial) -> dict[str, Any]:
+def _our_columns(plan: BatchPlan, workers: int, reading: _Reading) -> dict[str, Any]:
     """Return the columns of the launcher's loader."""
-    steps = trial.batches + _read_ahead(workers)  # of one repeat
+    steps = reading.batches + _read_ahead(workers)  # of one repeat
 
     def batches(repeat: int) -> Any:
         first = repeat * steps
@@ -137,12 +138,12 @@ def _our_columns(plan: BatchPlan, workers: int, trial: _Trial) -> dict[str, Any]
     def text(batch: Mapping[str, np.ndarray]) -> int:
         return int(batch["weights"].sum())  # padding has weight 0
 
-    columns = _timed(batches, text, workers, trial)
+    columns = _timed(batches, text, workers, reading)
     columns["max_segments"] = plan.max_segments
     if workers:
         return columns
-    # Steps that no repeat has read, as their text would come from the page cache.
-    unread = trial.repeats * steps
+    # Steps that no repeat has read: read text may still be in the page cache.
+    unread = reading.repeats * steps
     repeats = []
     for first in range(unread, 2 * unread, steps):
         repeats.append(loader_stages(plan, range(first, first + steps)))
@@ -152,7 +153,7 @@ def _our_columns(plan: BatchPlan, workers: int, trial: _Trial) -> dict[str, Any]
 
 
 def _timed(
-    make: Callable[[int], Any], text: Callable[[Any], int], workers: int, trial: _Trial
+    make: Callable[[int], Any], text: Callable[[Any], int], workers: int, reading: _Reading
 ) -> dict[str, Any]:
     """Return the speed of reading.
 
@@ -162,15 +163,18 @@ def _timed(
     """
     load, *_ = os.getloadavg()
     speeds, costs = [], []
-    for repeat in range(trial.repeats):
+    for repeat in range(reading.repeats):
         with make(repeat) as batches:
             # What was read before the clock starts does not count.
             for _ in range(_read_ahead(workers)):
                 next(batches)
-            began, cpu = time.perf_counter(), time.process_time()
-            tokens = sum(text(next(batches)) for _ in range(trial.batches))
-            speeds.append(tokens / (time.perf_counter() - began))
-            costs.append((time.process_time() - cpu) / tokens * 1e9)
+            began = time.perf_counter()
+            cpu_began = time.process_time()
+            tokens = sum(text(next(batches)) for _ in range(reading.batches))
+            seconds = time.perf_counter() - began
+            cpu_seconds = time.process_time() - cpu_began
+        speeds.append(tokens / seconds)
+        costs.append(cpu_seconds / tokens * 1e9)
     columns = {
         "workers": workers,
         "tokens_per_second": statistics.median(speeds),

@@ -73,7 +73,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Returns: {"rows": [...], ...}; for the columns of a row see measure. The peers' rows come last.
     Raises: UserError for options out of range, and for compiler options that XLA does not have.
     """
-    config, prompt, tokens = arguments.config, arguments.prompt, arguments.tokens
+    config = arguments.config
+    prompt = arguments.prompt
+    tokens = arguments.tokens
     xla = parse_xla(arguments.xla)
     for name, least in LEAST.items():
         value = getattr(arguments, name)
@@ -125,8 +127,10 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
         programs on disk.
       peak GiB: most memory of the device that this process has taken so far, where JAX reports it.
     """
-    ids = np.random.default_rng(0).integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
+    random = np.random.default_rng(0)
+    ids = random.integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
     batch = engine.prepare(ids, sampling_of(rows), tokens)
+    # The first run compiles; its times are not the median's.
     first = _timed_run(engine, batch, rows, tokens)
     later = [_timed_run(engine, batch, rows, tokens) for _ in range(runs)]
     prefill = statistics.median(times.prefill for times in later)

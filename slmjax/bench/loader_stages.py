@@ -14,16 +14,19 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
     The parts run one after the other in this thread: plan_ns (which spans a row holds), read_ns
     (their tokens from the shards) and assemble_ns (the five arrays of a batch).
     """
-    shards = list(plan.train.values())
+    shards = list(plan.train.values())  # spans name their source by its number
     began = time.perf_counter()
     planned = []  # a step's [(source, spans of the row)]
     for step in steps:
         rows = plan.rows(step)
         planned.append([(source, plan.row_plans[source].row(row)) for source, row in rows])
     after_plan = time.perf_counter()
-    texts = []  # a step's tokens, by row and span
+    texts = []  # a step's [tokens of each span of the row]
     for rows in planned:
-        texts.append([[shards[source].read(*span) for span in spans] for source, spans in rows])
+        row_texts = []
+        for source, spans in rows:
+            row_texts.append([shards[source].read(*span) for span in spans])
+        texts.append(row_texts)
     after_read = time.perf_counter()
     for rows, row_texts in zip(planned, texts):
         # fold reads as it goes: from memory here, as the shards have had their turn.
@@ -33,12 +36,12 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
         unfold(fold(in_memory, plan.seq_len))
     after_assemble = time.perf_counter()
     tokens = len(steps) * plan.batch * plan.seq_len
-    times = {
-        "plan_ns": after_plan - began,
-        "read_ns": after_read - after_plan,
-        "assemble_ns": after_assemble - after_read,
+    to_ns = 1e9 / tokens  # from seconds of all steps
+    return {
+        "plan_ns": to_ns * (after_plan - began),
+        "read_ns": to_ns * (after_read - after_plan),
+        "assemble_ns": to_ns * (after_assemble - after_read),
     }
-    return {name: seconds / (tokens / 1e9) for name, seconds in times.items()}
 
 
 class _SpansInMemory:

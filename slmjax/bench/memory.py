@@ -43,6 +43,7 @@ VARIANTS = {
     "kda": "Kimi delta attention",
     **{f"{kind}-hybrid": f"three {kind} to one attention (gqa)" for kind in KINDS},
 }
+# Without --variants. One hybrid is enough to show what mixing does; each variant compiles for long.
 USUAL = ("mha", "gqa", "mqa", "shared", *KINDS, "gdn-hybrid")
 
 
@@ -87,6 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises: UserError for an unknown variant, a context without room for what is drawn, and mixers
       that leave no parameters to the feed-forward layers.
     """
+    # Before anything is compiled: every mistake ends at once.
     names = arguments.variants.split(",")
     _check(names, arguments)
     use_compile_cache()
@@ -96,7 +98,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
 
     def resolved(model: ModelConfig) -> Architecture:
-        vocab_size, deterministic = recipe.data.vocab_size, recipe.train.deterministic
+        vocab_size = recipe.data.vocab_size
+        deterministic = recipe.train.deterministic
         arch, _ = resolve(model, recipe.precision, mesh, vocab_size, deterministic)
         return arch
 
@@ -173,6 +176,7 @@ def variant_model(model: ModelConfig, vocab_size: int, name: str) -> ModelConfig
         layers=max(4, 4 * round(model.layers / 4)),
         share_kv=2 if name == "shared" else 1,
     )
+    # All parameters count, those of embedding and norms too.
     budget = sizes.parameters(_described(model, vocab_size)).total
     width = sizes.ff_width_for(_described(mixed, vocab_size), budget)
     return dataclasses.replace(mixed, ff_width=width)
@@ -190,6 +194,7 @@ def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, 
             with jax.set_mesh(mesh):
                 row, _ = measure_train(dataclasses.replace(config, model=model), mesh, steps)
         except jax.errors.JaxRuntimeError as error:
+            # The compiler refuses a program that is too large, or the device while it runs.
             reason = _out_of_memory(error)
             messages.append(f"training with remat={remat} does not fit: {reason}")
             continue
@@ -199,6 +204,7 @@ def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, 
             "train tokens/s": row["tokens_per_second"],
         }
         return columns, messages
+    # Empty cells: every row has the same columns.
     return {"remat": "", "train GiB": None, "train tokens/s": None}, messages
 
 
@@ -239,7 +245,9 @@ def _described(model: ModelConfig, vocab_size: int) -> Architecture:
 def _recurrent_block(kind: str, width: int) -> str:
     """Return a recurrent block with heads of the published size, as wide as the model."""
     heads = KINDS[kind]
-    value_dim, key_dim = min(heads.value_dim, width), min(heads.key_dim, width)
-    # Mamba-2 expands the model's width by two.
-    inner_width = 2 * width if kind == "ssm" else width
-    return f"{kind} heads={inner_width // value_dim} key_dim={key_dim} value_dim={value_dim}"
+    value_dim = min(heads.value_dim, width)
+    key_dim = min(heads.key_dim, width)
+    count = width // value_dim
+    if kind == "ssm":
+        count = 2 * width // value_dim  # Mamba-2 expands the model's width by two
+    return f"{kind} heads={count} key_dim={key_dim} value_dim={value_dim}"

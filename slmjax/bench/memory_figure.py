@@ -13,7 +13,8 @@ from slmjax.record.figures import LIGHT
 
 LONGEST = 1 << 16  # last context of the lines, in tokens
 POINTS = 33  # of a line
-COLORS = (*(LIGHT[f"c{i}"] for i in range(8)), LIGHT["ink"])
+TICKS = (64, 256, 1024, 4096, 16_384, 65_536)  # tokens
+COLORS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "ink")  # of the report's light theme
 SAME_PLACE = 0.15  # lines that end this close, in natural logarithms of bytes, share a label
 
 
@@ -28,9 +29,13 @@ def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    colors = dict(zip(variants, COLORS))
+    colors = {}
+    for name, color in zip(variants, COLORS):
+        colors[name] = LIGHT[color]
     # The salt and the empty metadata make equal figures equal files.
-    with rc_context({"font.size": 9.5, "svg.hashsalt": "slmjax"}):
+    style = {"font.size": 9.5, "svg.hashsalt": "slmjax"}
+    metadata = {"Date": None, "Creator": None}
+    with rc_context(style):
         figure = Figure(figsize=(9.6, 3.8), layout="constrained")  # inches
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
         _draw_training(left, rows, colors)
@@ -40,7 +45,7 @@ def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
             axes.tick_params(colors=LIGHT["muted"], length=0)
         right.grid(color=LIGHT["grid"], lw=0.8)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=metadata)
     return buffer.getvalue()
 
 
@@ -54,10 +59,13 @@ def _draw_training(axes: Any, rows: list[dict[str, Any]], colors: dict[str, str]
         title += f", rows of {count(context)}"
         # barh draws upwards: reversed, the first variant is on top.
         shown = [row for row in rows if row["context"] == context][::-1]
-        names = [row["variant"] for row in shown]
-        values = [row["train GiB"] for row in shown]
+        names, values, labels = [], [], []
+        for row in shown:
+            names.append(row["variant"])
+            values.append(row["train GiB"])
+            labels.append(_bar_label(row))
         bars = axes.barh(names, values, color=[colors[name] for name in names])
-        axes.bar_label(bars, [_bar_label(row) for row in shown], padding=3)
+        axes.bar_label(bars, labels, padding=3)
         axes.margins(x=0.18)  # room for the labels
     axes.set_title(title, loc="left")
     # The labels give the numbers; an axis would repeat them.
@@ -67,10 +75,12 @@ def _draw_training(axes: Any, rows: list[dict[str, Any]], colors: dict[str, str]
 
 def _longest_that_fits(rows: list[dict[str, Any]]) -> int:
     """Return the longest context at which every variant was trained; 0 where there is none."""
-    contexts = {row["context"] for row in rows}
-    # A variant that did not fit has an empty cell. Bars without it would mislead.
-    too_long = {row["context"] for row in rows if not row.get("train GiB")}
-    return max(contexts - too_long, default=0)
+    fits = {}
+    for row in rows:
+        context = row["context"]
+        # A variant that did not fit has an empty cell. Bars without it would mislead.
+        fits[context] = fits.get(context, True) and bool(row.get("train GiB"))
+    return max((context for context in fits if fits[context]), default=0)
 
 
 def _bar_label(row: dict[str, Any]) -> str:
@@ -91,16 +101,17 @@ def _draw_states(
     shortest = min(1024, *(row["context"] for row in rows))
     # Equal steps of the logarithmic axis.
     contexts = np.geomspace(shortest, LONGEST, POINTS).round()
-    ends = {}
+    ends = {}  # height of each line at its right end
     for name, arch in variants.items():
-        states = np.array([sizes.cache_bytes(arch, int(tokens)) for tokens in contexts]) / 1e6
-        axes.plot(contexts, states, color=colors[name], lw=1.7, label=name)
-        measured = [row for row in rows if row["variant"] == name and row.get("state MB")]
-        if measured:
-            x = tuple(row["context"] for row in measured)
-            y = tuple(row["state MB"] for row in measured)
-            axes.plot(x, y, color=colors[name], ls="", marker="o", ms=4)
+        state_bytes = [sizes.cache_bytes(arch, int(tokens)) for tokens in contexts]
+        states = np.array(state_bytes) / 1e6
+        color = colors[name]
+        axes.plot(contexts, states, color=color, lw=1.7, label=name)
         ends[name] = states[-1]
+        dots = _measured_states(rows, name)
+        if dots:
+            x, y = zip(*dots)
+            axes.plot(x, y, color=color, ls="", marker="o", ms=4)
     for height, text in _line_labels(ends):
         axes.annotate(
             text,
@@ -113,6 +124,15 @@ def _draw_states(
         )
     axes.set_title("Decode state of one row, MB, by context", loc="left")
     _scale(axes, shortest)
+
+
+def _measured_states(rows: list[dict[str, Any]], variant: str) -> list[tuple[int, float]]:
+    """Return (context, MB) of each row of a variant whose state was measured."""
+    points = []
+    for row in rows:
+        if row["variant"] == variant and row.get("state MB"):
+            points.append((row["context"], row["state MB"]))
+    return points
 
 
 def _line_labels(ends: dict[str, float]) -> Sequence[tuple[float, str]]:
@@ -130,17 +150,19 @@ def _line_labels(ends: dict[str, float]) -> Sequence[tuple[float, str]]:
 
 
 def _scale(axes: Any, shortest: int) -> None:
-    """Make both axes logarithmic, with a tick at every other power of two in tokens."""
+    """Make both axes logarithmic and name their ticks."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    powers = [1 << n for n in range(6, 17, 2)]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in powers if tick >= shortest]))
+    ticks = [tick for tick in TICKS if tick >= shortest]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
 
     def tokens(value: float, _: Any) -> str:
-        return f"{value / 1024:.0f}k" if value >= 1024 else f"{value:.0f}"
+        if value >= 1024:
+            return f"{value / 1024:.0f}k"
+        return f"{value:.0f}"
 
     axes.xaxis.set_major_formatter(FuncFormatter(tokens))
     # Plain numbers: matplotlib would print powers of ten.

@@ -119,7 +119,8 @@ def _rows_of_shape(
     for kind in kinds:
         for chunk in chunks:
             own_times = _times(*recurrence_case(arch, kind, chunk, batch, length), runs)
-            row = {"who": kind, "how": f"{arch.recurrence}, chunks of {chunk}", **own_times, **size}
+            how = f"{arch.recurrence}, chunks of {chunk}"
+            row = {"who": kind, "how": how, **own_times, **size}
             row["times attention"] = own_times["both ms"] / times["both ms"]
             rows.append(row)
             shell.tell(row)
@@ -136,10 +137,11 @@ def attention_case(arch: Architecture, batch: int, length: int) -> tuple[Callabl
         kernel=arch.attention,
         places=batch,  # a place for each row's one document
     )
-    # query [B,T,N,H], key and value [B,T,K,H]
+    query_shape = (batch, length, arch.heads, arch.head_dim)  # [B,T,N,H]
+    key_shape = (batch, length, arch.kv_heads, arch.head_dim)  # [B,T,K,H], the value's too
     arguments = []
-    for seed, heads in enumerate((arch.heads, arch.kv_heads, arch.kv_heads)):
-        arguments.append(_normal(seed, (batch, length, heads, arch.head_dim), arch.compute))
+    for seed, shape in enumerate((query_shape, key_shape, key_shape)):
+        arguments.append(_normal(seed, shape, arch.compute))
     return attend, tuple(arguments)
 
 
@@ -149,22 +151,23 @@ def recurrence_case(
     """Return (f, arguments) of a recurrence over random rows, with gates as in a fresh mixer."""
     heads = KINDS[kind]
     width = arch.heads * arch.head_dim
-    V, K = min(heads.value_dim, width), min(heads.key_dim, width)
+    V = min(heads.value_dim, width)
+    K = min(heads.key_dim, width)
     H = width // V
     G = 1 if heads.shared_keys else H  # query/key heads
     # Length about 1, as in a mixer: for longer keys the delta rule diverges.
-    query = _normal(0, (batch, length, G, K), arch.compute) * K**-0.5
-    key = _normal(1, (batch, length, G, K), arch.compute) * K**-0.5
+    key_shape = (batch, length, G, K)
+    query = _normal(0, key_shape, arch.compute) * K**-0.5
+    key = _normal(1, key_shape, arch.compute) * K**-0.5
     value = _normal(2, (batch, length, H, V), arch.compute)
     gate_shapes = {"number": (batch, length, H), "channels": (batch, length, H, K)}
     # Such decays forget half within some ten to a thousand tokens.
-    rates = jax.random.uniform(
-        jax.random.key(3), gate_shapes[heads.decays], minval=-7.0, maxval=-2.0
-    )
+    decay_shape = gate_shapes[heads.decays]
+    rates = jax.random.uniform(jax.random.key(3), decay_shape, minval=-7.0, maxval=-2.0)
     decay = -jnp.exp(rates)
     erase = None
     if heads.erases:
-        erase = jax.nn.sigmoid(jax.random.normal(jax.random.key(4), gate_shapes[heads.erases]))
+        erase = jax.nn.sigmoid(_normal(4, gate_shapes[heads.erases], jnp.float32))
     segments = jnp.ones((batch, length), jnp.int32)
 
     # Gates are arguments: the backward pass goes through them too, as in training.

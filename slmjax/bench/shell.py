@@ -71,16 +71,20 @@ def ask(
 
 def _answers(printed: bytes) -> list[Any]:
     """Return the objects and strings among printed lines; libraries may print other lines too."""
-    lines = printed.decode().splitlines()
-    return [json.loads(line) for line in lines if line.startswith(("{", '"'))]
+    answers = []
+    for line in printed.decode().splitlines():
+        if line.startswith(("{", '"')):
+            answers.append(json.loads(line))
+    return answers
 
 
 def _fault(process: subprocess.CompletedProcess) -> str:
     if not process.returncode:
         return ""
     lines = process.stderr.decode(errors="replace").strip().splitlines()
-    # The last line of a traceback names the error.
-    return lines[-1] if lines else f"ended with status {process.returncode}"
+    if not lines:
+        return f"ended with status {process.returncode}"
+    return lines[-1]  # the last line of a traceback names the error
 
 
 def tell(row: dict[str, Any]) -> None:
@@ -90,6 +94,7 @@ def tell(row: dict[str, Any]) -> None:
     """
     cells = []
     for name, value in row.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        cells.append(f"{name} {shown}")
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        cells.append(f"{name} {value}")
     print(", ".join(cells), file=sys.stderr, flush=True)

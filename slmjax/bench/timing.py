@@ -67,14 +67,16 @@ def matmul_flops(dtype: Any = jnp.bfloat16, size: int = 8192) -> float:
     """Return the FLOP/s that a square matrix product reaches on this device."""
     # Random numbers: with zeros a GPU draws less power and clocks higher.
     first_key, second_key = jax.random.split(jax.random.key(0))
-    a = jax.random.normal(first_key, (size, size), dtype)
-    b = jax.random.normal(second_key, (size, size), dtype)
-    seconds = device_ms(lambda a, b: a @ b, a, b) / 1e3
-    return 2 * size**3 / seconds
+    shape = (size, size)
+    a = jax.random.normal(first_key, shape, dtype)
+    b = jax.random.normal(second_key, shape, dtype)
+    ms = device_ms(lambda a, b: a @ b, a, b)
+    flops = 2 * size**3
+    return flops / (ms / 1e3)
 
 
 def copy_bytes(size: int = 1 << 30) -> float:
     """Return the bytes/s, read and written, of an elementwise pass over `size` bytes."""
     x = jnp.ones(size // 4, jnp.float32)  # 4 bytes a number
-    seconds = device_ms(lambda x: x + 1, x) / 1e3
-    return 2 * size / seconds
+    ms = device_ms(lambda x: x + 1, x)
+    return 2 * size / (ms / 1e3)
