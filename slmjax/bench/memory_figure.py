@@ -159,7 +159,8 @@ def _scale(axes: Any, shortest: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
 
-    def tokens(value: float, _: Any) -> str:
+    # The value is a Python or a numpy number.
+    def tokens(value: Any, _: Any) -> str:
         if value >= 1024:
             return f"{value / 1024:.0f}k"
         return f"{value:.0f}"
