@@ -1,4 +1,4 @@
-"""What the library's figures are measured with, here: `python -m slmjax.bench --help` lists the benches."""
+"""Benches that print the documentation's figures: `python -m slmjax.bench --help` lists them."""
 
 import argparse
 import importlib
@@ -15,16 +15,16 @@ from slmjax import config as configs
 from slmjax.errors import UserError, nearest
 
 BENCHES = {
-    "train": "the launcher's compiled train step, beside PyTorch",
+    "train": "the launcher's compiled train step, next to PyTorch",
     "attention": "one layer's attention, by kernel and documents in a row",
-    "recurrence": "the linear recurrence alone, beside attention",
+    "recurrence": "the linear recurrence alone, next to attention",
     "memory": "memory, state and speed of every token mixer at equal parameters",
     "data": "batches of packed rows from mixed sources",
     "decontaminate": "evaluation items hidden in training text, found",
-    "decode": "generation, beside transformers",
-    "dedup": "near-duplicate search, beside datasketch, rensa and datatrove",
+    "decode": "generation, next to transformers",
+    "dedup": "near-duplicate search, next to datasketch, rensa and datatrove",
 }
-# The module of a bench that has not the bench's own name.
+# The module of a bench that does not have the bench's own name.
 MODULES = {
     "attention": "attention_speed",
     "recurrence": "recurrence_speed",
@@ -33,6 +33,7 @@ MODULES = {
 }
 WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
+TABLES = ("rows", "curve", "ladder", "kernels", "clean", "sets")  # of a bench's result, printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,22 +43,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     name = next((word for word in arguments if not word.startswith("-")), "")
+    # Without a bench there is no parser yet that could answer --help.
     if name not in BENCHES:
-        if {"-h", "--help"} & set(arguments):
-            print(
-                "\n".join(
-                    [
-                        f"{__doc__}\n",
-                        *(f"  {bench:14}{meaning}" for bench, meaning in BENCHES.items()),
-                    ]
-                )
-            )
+        if "-h" in arguments or "--help" in arguments:
+            print(f"{__doc__}\n")
+            for bench, meaning in BENCHES.items():
+                print(f"  {bench:14}{meaning}")
             return 0
-        raise UserError(
-            f"expected one of {', '.join(BENCHES)}, found '{name}'.{nearest(name, BENCHES)}"
-        )
+        near = nearest(name, BENCHES)
+        raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{near}")
+    # Only the bench that runs is imported: each needs other packages.
     bench = importlib.import_module(f"slmjax.bench.{MODULES.get(name, name)}")
     own, fields = _split(arguments)
+    own.remove(name)
+    if fields and name in WITHOUT_RECIPE:
+        field, _, _ = fields[0].partition("=")
+        raise UserError(f"{name} reads no recipe; it takes no --config.{field}.")
+    options = _parser(name, bench).parse_args(own)
+    if name not in WITHOUT_RECIPE:
+        recipe = configs.load_recipe(options.config, options.trust)
+        options.config = configs.freeze(cli.apply_overrides(recipe, fields))
+    result = bench.run(options)
+    # Figures mean nothing without the machine and the command that they come from.
+    result["machine"] = machine()
+    result["command"] = cli.shown(["python", "-m", "slmjax.bench", *arguments])
+    for part in TABLES:
+        if result.get(part):
+            print(table(result[part]), end="\n\n")
+    for message in result.get("messages", ()):
+        print(message)
+    print(", ".join(f"{fact} {value}" for fact, value in result["machine"].items()))
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=1, default=str) + "\n", "utf-8")
+    return 0
+
+
+def _parser(name: str, bench: Any) -> cli.Parser:
+    """Return the options of a bench: those that all have, and its own."""
     parser = cli.Parser(
         prog=f"python -m slmjax.bench {name}",
         description=bench.__doc__,
@@ -68,10 +90,6 @@ def _run(arguments: list[str]) -> int:
         parser.add_argument(
             "--config", default=RECIPE, help=f"recipe whose {what} (default {RECIPE})"
         )
-    elif fields:
-        raise UserError(
-            f"{name} reads no recipe; it takes no --config.{fields[0].partition('=')[0]}."
-        )
     parser.add_argument("--out", default="", help="write the figures to this JSON file")
     parser.add_argument(
         "--trust",
@@ -80,65 +98,51 @@ def _run(arguments: list[str]) -> int:
         help="code that a config.json may name and that may be imported",
     )
     bench.add_arguments(parser)
-    own.remove(name)
-    parsed = parser.parse_args(own)
-    if name not in WITHOUT_RECIPE:
-        parsed.config = configs.freeze(
-            cli.apply_overrides(configs.load_recipe(parsed.config, parsed.trust), fields)
-        )
-    found = bench.run(parsed)
-    found |= {
-        "machine": machine(),
-        "command": cli.shown(["python", "-m", "slmjax.bench", *arguments]),
-    }
-    for name in ("rows", "curve", "ladder", "kernels", "clean", "sets"):
-        if found.get(name):
-            print(table(found[name]), end="\n\n")
-    for message in found.get("messages", ()):
-        print(message)
-    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    if parsed.out:
-        Path(parsed.out).write_text(json.dumps(found, indent=1, default=str) + "\n", "utf-8")
-    return 0
+    return parser
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The bench's own arguments, and what stands behind --config. in the others."""
-    fields = [
-        argument.removeprefix("--config.")
-        for argument in arguments
-        if argument.startswith("--config.")
-    ]
-    return [argument for argument in arguments if not argument.startswith("--config.")], fields
+    """Return (the bench's own arguments, FIELD=VALUE of those that begin with --config.)."""
+    own, fields = [], []
+    for argument in arguments:
+        if argument.startswith("--config."):
+            fields.append(argument.removeprefix("--config."))
+        else:
+            own.append(argument)
+    return own, fields
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the columns that any of them has, right-aligned."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [
-        [column.replace("_", " ") for column in columns],
-        *([_cell(row.get(column)) for column in columns] for row in rows),
-    ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths))
-        )
-        for line in cells
-    )
+    """Return rows as text, with the columns that any of them has, right-aligned."""
+    # A dict as an ordered set: the first row that has a column decides its place.
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+    lines = [[column.replace("_", " ") for column in columns]]
+    for row in rows:
+        lines.append([_cell(row.get(column)) for column in columns])
+    widths = []
+    for cells in zip(*lines):
+        widths.append(max(map(len, cells)))
+    texts = []
+    for first, *others in lines:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        texts.append("  ".join(cells))
+    return "\n".join(texts)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    import jax
+    """Return facts about the machine that the figures were measured on."""
+    import jax  # late: --help must not wait for it
 
-    facts = {
+    return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cpu cores": os.cpu_count(),
+        "jax": metadata.version("jax"),
+        "python": platform.python_version(),
     }
-    return facts | {"jax": metadata.version("jax"), "python": platform.python_version()}
 
 
 def _cell(value: Any) -> str:

@@ -1,44 +1,59 @@
-"""One layer's attention alone, forward and with its backward pass, by kernel and by documents in a row.
+"""One layer's attention alone, forward and with its backward pass, by kernel and by documents.
 
-python -m slmjax.bench attention --config=configs/304m.py --documents=1,3,8 --kernels=cudnn,blockwise
+python -m slmjax.bench attention --config=configs/304m.py --documents=1,3,8 --kernels=cudnn
 
-Shapes are the config's: train.batch rows of data.seq_len tokens, model.heads over model.kv_heads of model.head_dim. A row of one document
-asks for nothing but causality. `gib` is what the compiled programs take beside their arguments.
+Shapes are the config's: train.batch rows of data.seq_len tokens, model.heads over model.kv_heads of
+model.head_dim. A row of one document needs no mask but the causal one. `gib` is the memory of the
+compiled program, without its arguments.
 """
 
 import argparse
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from slmjax.bench import shell
+from slmjax.bench.step_pieces import attention_flops
 from slmjax.bench.timing import both, device_ms
 from slmjax.bench.train import random_batch
 from slmjax.errors import UserError
+from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
 from slmjax.ops.softmax_attention import attention
 from slmjax.parallel.mesh import make_mesh
 
 KERNELS = ("cudnn", "splash", "blockwise", "reference")
+# All the ways in which kernels say that they do not run on a device or with a shape.
+FAULTS = (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError)
+
+
+class _Inputs(NamedTuple):
+    query: Float[Array, "B T N H"]
+    key: Float[Array, "B T K H"]
+    value: Float[Array, "B T K H"]
+    cotangent: Float[Array, "B T N H"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m slmjax.bench attention`."""
-    parser.add_argument(
+    """Add the flags of `python -m slmjax.bench attention`."""
+    add = parser.add_argument
+    known = ", ".join(KERNELS)
+    add(
         "--documents",
         type=shell.numbers(1),
         default="1,4",
         help="documents in a row, comma-separated (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--kernels",
         default="",
-        help=f"among {', '.join(KERNELS)}, comma-separated; empty: the one that training takes here",
+        help=f"among {known}, comma-separated; empty: the one that training takes here",
     )
-    parser.add_argument(
+    add(
         "--runs",
         type=int,
         default=7,
@@ -47,68 +62,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A row for each kernel and number of documents: ms forward, ms with the backward, TFLOP/s of the second, and memory.
+    """Measure each kernel with each number of documents.
 
-    Raises: UserError for a kernel that is none or does not run here.
+    Returns: {"rows": [...], ...}; a row has the milliseconds of the forward pass and of both
+      passes, TFLOP/s of both, and memory.
+    Raises: UserError for an unknown kernel, or one that does not run here.
     """
-    c = arguments.config
-    arch, _ = resolve(
-        c.model, c.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size
-    )
-    B, T, N, K, H = c.train.batch, c.data.seq_len, arch.heads, arch.kv_heads, arch.head_dim
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, g = (
-        jax.random.normal(key, (B, T, n, H), arch.compute) for key, n in zip(keys, (N, K, K, N))
-    )
+    config = arguments.config
+    # One device: communication is not what is measured.
+    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    arch, _ = resolve(config.model, config.precision, mesh, config.data.vocab_size)
+    batch = config.train.batch
+    length = config.data.seq_len
+    inputs = _random_inputs((batch, length), arch)
+    heads = f"{arch.heads}/{arch.kv_heads} heads of {arch.head_dim}"
+    kernels = [arch.attention]  # what training takes here
+    if arguments.kernels:
+        kernels = arguments.kernels.split(",")
     rows = []
-    for kernel in arguments.kernels.split(",") if arguments.kernels else [arch.attention]:
+    for kernel in kernels:
         if kernel not in KERNELS:
             raise UserError(
                 f"--kernels={arguments.kernels}: '{kernel}' is not among {', '.join(KERNELS)}."
             )
         for documents in arguments.documents:
-            segments = jnp.asarray(random_batch(B, T, 2, documents, 0)["segments"])
-            pairs = sum(n * (n + 1) / 2 for n in np.bincount(np.asarray(segments[0]))[1:])
-            attend = functools.partial(
-                attention,
-                query_segments=segments,
-                key_segments=segments,
-                kernel=kernel,
-                places=B * documents,
-            )
-            whole_pass = both(attend)
-            try:
-                memory = (
-                    jax.jit(whole_pass)
-                    .lower((q, k, v), g)
-                    .compile()
-                    .memory_analysis()
-                    .temp_size_in_bytes
-                    / 2**30
-                )
-                forward, whole = (
-                    device_ms(f, *of, runs=arguments.runs)
-                    for f, of in ((attend, (q, k, v)), (whole_pass, ((q, k, v), g)))
-                )
-            except (
-                jax.errors.JaxRuntimeError,
-                NotImplementedError,
-                RuntimeError,
-                ValueError,
-            ) as error:
-                raise UserError(
-                    f"--kernels: {kernel} does not run here: {(str(error).splitlines() or [''])[0][:200]}"
-                ) from error
-            flops = 3.5 * 4 * B * pairs * N * H  # two products forward, five backward
-            rows.append(
-                {
-                    "kernel": kernel,
-                    "shape": f"{B} x {T}, {N}/{K} heads of {H}",
-                    "documents": documents,
-                    "forward ms": forward,
-                    "both ms": whole,
-                    "TFLOP/s": flops / whole / 1e9,
-                    "gib": memory,
-                }
-            )
+            # Of this batch only the segments count, so two tokens are vocabulary enough.
+            segments = random_batch(batch, length, 2, documents, 0)["segments"]
+            row = {
+                "kernel": kernel,
+                "shape": f"{batch} x {length}, {heads}",
+                "documents": documents,
+            }
+            rows.append(row | _measure(inputs, segments, documents, kernel, arguments.runs))
     return {"bench": "attention", "rows": rows}
+
+
+def _random_inputs(shape: tuple[int, int], arch: Architecture) -> _Inputs:
+    """Return queries, keys, values and the output's cotangent for rows of this shape [B,T]."""
+    # One set for all kernels, so that they do the same work.
+    keys = jax.random.split(jax.random.key(0), 4)
+    heads = (arch.heads, arch.kv_heads, arch.kv_heads, arch.heads)
+    arrays = []
+    for key, count in zip(keys, heads):
+        arrays.append(jax.random.normal(key, (*shape, count, arch.head_dim), arch.compute))
+    return _Inputs(*arrays)
+
+
+def _measure(
+    inputs: _Inputs, segments: np.ndarray, documents: int, kernel: str, runs: int
+) -> dict[str, Any]:
+    """Return the columns of one kernel on rows of some documents, see run."""
+    on_device = jnp.asarray(segments)
+    attend = functools.partial(
+        attention,
+        query_segments=on_device,
+        key_segments=on_device,
+        kernel=kernel,
+        places=len(segments) * documents,  # cudnn reserves a place for each document
+    )
+    both_passes = both(attend)
+    forward_arguments = inputs[:3]
+    try:
+        compiled = jax.jit(both_passes).lower(forward_arguments, inputs.cotangent).compile()
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        forward_ms = device_ms(attend, *forward_arguments, runs=runs)
+        both_ms = device_ms(both_passes, forward_arguments, inputs.cotangent, runs=runs)
+    except FAULTS as error:
+        lines = str(error).splitlines() or [""]
+        # The first line names the reason; XLA may add pages of its program.
+        raise UserError(f"--kernels: {kernel} does not run here: {lines[0][:200]}") from error
+    _, _, heads, head_dim = inputs.query.shape
+    flops = attention_flops(segments, heads, head_dim)
+    return {
+        "forward ms": forward_ms,
+        "both ms": both_ms,
+        "TFLOP/s": flops / both_ms / 1e9,  # ms and tera: 1e3 / 1e12
+        "gib": memory / 2**30,
+    }

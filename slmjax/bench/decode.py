@@ -1,17 +1,20 @@
-"""How fast the generation engine decodes, beside what the device's memory allows and what transformers does.
+"""How fast the generation engine decodes, next to the memory's limit and to transformers.
 
 python -m slmjax.bench decode --config=configs/300m.py --batch=1,64,256 --peers
 
-Times the engine's own programs (infer/programs.py) on random weights: prefill of `prompt` tokens a row, then `tokens` more, one a step,
-without an early stop. Each figure is the median of `runs` after the first, which compiles.
+Times the engine's own programs (infer/programs.py) on random weights: prefill of `prompt` tokens a
+row, then `tokens` more, one a step, without an early stop. Each figure is the median of `runs`
+after the first, which compiles.
 """
 
 import argparse
 import ast
+import contextlib
 import re
 import statistics
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +22,7 @@ import numpy as np
 from slmjax.bench import shell
 from slmjax.bench.peers import generation as decode_peers
 from slmjax.errors import UserError
-from slmjax.infer.engine import Engine
+from slmjax.infer.engine import Batch, Engine
 from slmjax.infer.sampling import sampling_of
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
@@ -28,9 +31,11 @@ from slmjax.parallel import devices
 from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import make_mesh
 
+LEAST = {"prompt": 1, "tokens": 2, "runs": 1}  # smallest values of these flags
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The bench's own options."""
+    """Add the flags of `python -m slmjax.bench decode`."""
     add = parser.add_argument
     add(
         "--batch",
@@ -63,85 +68,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row for each batch: prefill ms, ms a token (of the loop, the same for all rows), tokens/s of all rows together.
+    """Measure each batch.
 
-    floor ms: a step's bytes (sizes.decode_bytes in the middle of the loop) over the memory's bandwidth, where the device is known.
-    state MB: what is kept of one row, with room for its tokens.
-    compile s: by how much the first run took longer (less where an earlier process left its programs on disk).
-    peak GiB: most device memory that the process had taken by then, where the device tells.
-    Raises: UserError for options that make no sense.
+    Returns: {"rows": [...], ...}; for the columns of a row see measure. The peers' rows come last.
+    Raises: UserError for options out of range, and for compiler options that XLA does not have.
     """
-    config, prompt, tokens, runs = (
-        arguments.config,
-        arguments.prompt,
-        arguments.tokens,
-        arguments.runs,
-    )
-    batches, xla = arguments.batch, parse_xla(arguments.xla)
-    for name, value, least in (("prompt", prompt, 1), ("tokens", tokens, 2), ("runs", runs, 1)):
+    config = arguments.config
+    prompt = arguments.prompt
+    tokens = arguments.tokens
+    xla = parse_xla(arguments.xla)
+    for name, least in LEAST.items():
+        value = getattr(arguments, name)
         if value < least:
             raise UserError(f"--{name}={value}: expected at least {least}.")
     rows, messages = [], []
-    if (
-        arguments.peers
-    ):  # first, and in a process of its own: JAX takes most of a GPU's memory once it has begun
+    if arguments.peers:
+        # First: JAX takes most of a GPU's memory once it has begun.
         rows, messages = decode_peers.measure_peer(
-            config, batches, prompt, tokens, runs, arguments.peer_seconds
+            config, arguments.batch, prompt, tokens, arguments.runs, arguments.peer_seconds
         )
     use_compile_cache()
-    arch, reasons = resolve(
-        config.model,
-        config.precision,
-        make_mesh({"data": 1}, jax.local_devices()[:1]),
-        config.data.vocab_size,
-    )
-    engine = Engine(
-        arch,
-        jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)),
-        {},
-        Numbers(arch),
-        xla=xla,
-    )
+    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    arch, reasons = resolve(config.model, config.precision, mesh, config.data.vocab_size)
+    # Speed does not depend on what the weights are.
+    params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed))
+    engine = Engine(arch, params, {}, Numbers(arch), xla=xla)
     ours = []
-    for batch in batches:
+    for batch in arguments.batch:
         try:
-            ours.append(measure(engine, batch, prompt, tokens, runs))
+            ours.append(measure(engine, batch, prompt, tokens, arguments.runs))
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" in str(error):
                 raise UserError(f"--xla: {str(error).partition(': ')[2]}.") from None
+            # Out of memory, for instance: smaller batches keep their rows.
             messages.append(f"slmjax, batch {batch}: {str(error).splitlines()[0]}")
-    told = {
+    return {
+        "bench": "decode",
+        "rows": ours + rows,
         "model": sizes.describe(arch),
         "choices": reasons,
         "xla": xla,
-        "runs": runs,
+        "runs": arguments.runs,
         "tokens": tokens,
         "messages": messages,
     }
-    return {"bench": "decode", "rows": ours + rows, **told}
 
 
 def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> dict[str, Any]:
-    """The row of one batch."""
-    ids = np.random.default_rng(0).integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
-    batch, times = engine.prepare(ids, sampling_of(rows), tokens), []
-    for _ in range(1 + runs):
-        start = time.perf_counter()
-        cache = jax.block_until_ready(engine.prefill(batch))
-        filled = time.perf_counter()
-        state = jax.device_get(engine.loop(batch, cache))
-        times.append((filled - start, time.perf_counter() - filled))
-        if not (state.counts[:rows] == tokens).all():
-            raise RuntimeError(
-                f"rows drew {state.counts[:rows].tolist()} tokens, not {tokens} each"
-            )
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / cache.length.size
-    prefill, loop = (statistics.median(of) for of in zip(*times[1:], strict=True))
+    """Return the table's row of one batch.
+
+    Its columns:
+      prefill ms, ms a token: of the whole batch; all rows draw a token in one step.
+      tokens/s: drawn by all rows together.
+      state MB: the cache of one row, with room for its tokens.
+      floor ms: the bytes of a step (sizes.decode_bytes, in the middle of the loop) over the
+        memory's bandwidth, where the device is known.
+      compile s: how much longer the first run took. An earlier process may have left the compiled
+        programs on disk.
+      peak GiB: most memory of the device that this process has taken so far, where JAX reports it.
+    """
+    random = np.random.default_rng(0)
+    ids = random.integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
+    batch = engine.prepare(ids, sampling_of(rows), tokens)
+    # The first run compiles; its times are not the median's.
+    first = _timed_run(engine, batch, rows, tokens)
+    later = [_timed_run(engine, batch, rows, tokens) for _ in range(runs)]
+    prefill = statistics.median(times.prefill for times in later)
+    loop = statistics.median(times.loop for times in later)
     device = next(iter(engine.params["embedding"].devices()))
-    bandwidth = devices.memory_bandwidth(device.device_kind)
-    floor = (
-        bandwidth and 1e3 * sizes.decode_bytes(engine.arch, rows, prompt + tokens / 2) / bandwidth
-    )
+    # Not every platform reports its memory: a CPU gives None.
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "who": "slmjax",
@@ -150,15 +145,52 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
         "prefill ms": 1e3 * prefill,
         "ms a token": 1e3 * loop / tokens,
         "tokens/s": rows * tokens / loop,
-        "state MB": held / 1e6,
-        "floor ms": floor,
-        "compile s": max(0.0, sum(times[0]) - prefill - loop),
+        "state MB": first.row_bytes / 1e6,
+        "floor ms": _floor_ms(engine.arch, device.device_kind, rows, prompt + tokens / 2),
+        "compile s": max(0.0, first.prefill + first.loop - prefill - loop),
         "peak GiB": peak and peak / 2**30,
     }
 
 
+class _Run(NamedTuple):
+    """Seconds of one run of the engine's programs, and the size of its cache."""
+
+    prefill: float
+    loop: float
+    row_bytes: float  # of the cache, a row
+
+
+def _timed_run(engine: Engine, batch: Batch, rows: int, tokens: int) -> _Run:
+    """Prefill and decode a batch once.
+
+    Raises: RuntimeError where a row stopped early; its times would mean nothing.
+    """
+    began = time.perf_counter()
+    cache = jax.block_until_ready(engine.prefill(batch))
+    filled = time.perf_counter()
+    # The loop takes over the cache's memory, so its size is read before.
+    row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / cache.length.size
+    started = time.perf_counter()
+    state = jax.device_get(engine.loop(batch, cache))
+    ended = time.perf_counter()
+    counts = state.counts[:rows]  # a batch is padded to a power of two
+    if not (counts == tokens).all():
+        raise RuntimeError(f"rows drew {counts.tolist()} tokens, not {tokens} each")
+    return _Run(filled - began, ended - started, row_bytes)
+
+
+def _floor_ms(arch: Architecture, device_kind: str, rows: int, context: float) -> float | None:
+    """Return the milliseconds in which the memory can give what a step reads at this context.
+
+    None where the device's bandwidth is not known.
+    """
+    bandwidth = devices.memory_bandwidth(device_kind)
+    # A step reads all matrices once, and each row's cache. Its products are left out.
+    return bandwidth and 1e3 * sizes.decode_bytes(arch, rows, context) / bandwidth
+
+
 class Numbers:
-    """A tokenizer of numbers only, none of which ends a completion, so that none stops early."""
+    """A tokenizer of bare token ids, none of which ends a completion: no row stops early."""
 
     ends = ()
 
@@ -166,24 +198,35 @@ class Numbers:
         self.vocab_size = arch.vocab_size
 
     def token_bytes(self) -> list[bytes]:
+        """Return an empty text for every id."""
         return [b""] * self.vocab_size
 
 
 def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:
-    """{"prefill": {name: value}, "decode": {...}} of ["name=value,prefill.name=value", ...]; a value may hold commas (lists of names).
+    """Return {"prefill": {name: value}, "decode": {...}} of the words that --xla was given.
+
+    A word is "name=value,prefill.name=value". A value may hold commas itself (lists of names).
 
     Raises: UserError for a word without a value.
     """
-    out: dict[str, dict[str, Any]] = {"prefill": {}, "decode": {}}
-    for assignment in (part for word in words for part in re.split(r",(?=[\w.]+=)", word)):
-        name, equals, value = assignment.partition("=")
+    options: dict[str, dict[str, Any]] = {"prefill": {}, "decode": {}}
+    for assignment in _assignments(words):
+        name, equals, text = assignment.partition("=")
         if not (name and equals):
             raise UserError(
-                f"--xla={assignment}: expected NAME=VALUE, such as xla_gpu_enable_triton_gemm=False."
+                f"--xla={assignment}: expected NAME=VALUE,"
+                " such as xla_gpu_enable_triton_gemm=False."
             )
         program = "prefill" if name.startswith("prefill.") else "decode"
-        try:
-            out[program][name.removeprefix("prefill.")] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            out[program][name.removeprefix("prefill.")] = value
-    return out
+        value: Any = text
+        # True, False and numbers get their types; any other text is a value as it stands.
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+        options[program][name.removeprefix("prefill.")] = value
+    return options
+
+
+def _assignments(words: Sequence[str]) -> Iterator[str]:
+    for word in words:
+        # A comma ends an assignment only where the next one, "name=", follows it.
+        yield from re.split(r",(?=[\w.]+=)", word)

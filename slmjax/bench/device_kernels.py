@@ -2,81 +2,107 @@
 
 import re
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
+# A kernel is of the first kind whose pattern is in its name. Attention comes first: the name of a
+# fused kernel may name its matrix products too.
 KINDS = (
     ("attention", r"sdpa|fmha|flash|attention"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|matmul|(^|_)dot(_|$)"),
     ("copies and transposes", r"copy|transpose|memcpy|memset|concatenate"),
     ("reductions", r"reduce"),
     ("sorts", r"sort"),
-)  # the first that a kernel's name holds
+)
+OTHERS = "elementwise and the rest"
 
 
 def kernels(run: Callable[[], Any], steps: int) -> list[dict[str, Any]]:
-    """Rows of what the device did in run(), which takes `steps` steps: kernel kind, ms and calls a step, and the slowest kernel's name.
+    """Profile run(), which takes `steps` steps.
 
-    The last row is the time in which any kernel ran. On a CPU, XLA's operations stand in for kernels, and those of several threads overlap.
+    Returns: rows with the kind of kernel, its ms and calls a step, and the slowest kernel's name.
+      The last row is the time in which any kernel ran. On a CPU, XLA's operations take the place
+      of kernels, and those of several threads overlap.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(run())
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        events = list(_events(jax.profiler.ProfileData.from_file(str(file))))
-    by_kind: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    events = _profiled(run)
+    totals: dict[str, dict[str, float]] = {}  # {kind: {kernel's name without numbers: ns}}
+    calls = Counter()
     for name, start, stop in events:
-        kind = next(
-            (kind for kind, pattern in KINDS if re.search(pattern, name.lower())),
-            "elementwise and the rest",
-        )
-        by_kind[kind][re.sub(r"[._]?\d+", "", name)].append(stop - start)
+        kind = _kind(name)
+        # XLA numbers the copies of a kernel: fusion_3 and fusion_17 are one.
+        unnumbered = re.sub(r"[._]?\d+", "", name)
+        of_kind = totals.setdefault(kind, defaultdict(float))
+        of_kind[unnumbered] += stop - start
+        calls[kind] += 1
+    to_ms = 1 / steps / 1e6  # from nanoseconds of all steps
     rows = []
-    for kind, found in by_kind.items():
-        slowest = max(found, key=lambda name: sum(found[name]))
+    for kind, of_kind in totals.items():
+        slowest = max(of_kind, key=of_kind.__getitem__)
+        slowest_ms = of_kind[slowest] * to_ms
         rows.append(
             {
                 "kernels": kind,
-                "ms": sum(map(sum, found.values())) / steps / 1e6,
-                "calls": sum(map(len, found.values())) / steps,
-                "slowest": f"{sum(found[slowest]) / steps / 1e6:.3g} ms {slowest[:50]}",
+                "ms": sum(of_kind.values()) * to_ms,
+                "calls": calls[kind] / steps,
+                "slowest": f"{slowest_ms:.3g} ms {slowest[:50]}",
             }
         )
     rows.sort(key=lambda row: -row["ms"])
-    return [
-        *rows,
-        {"kernels": "any", "ms": _busy(events) / steps / 1e6, "calls": len(events) / steps},
-    ]
+    # Less than the sum of the kinds, as kernels of several streams overlap.
+    busy_ms = _busy(events) * to_ms
+    rows.append({"kernels": "any", "ms": busy_ms, "calls": len(events) / steps})
+    return rows
+
+
+def _profiled(run: Callable[[], Any]) -> list[tuple[str, float, float]]:
+    """Return (name, start, stop) in ns of every kernel that run() starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            # The profile ends with the block, also for kernels that still run.
+            jax.block_until_ready(run())
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(file))
+        return list(_events(data))
+
+
+def _kind(name: str) -> str:
+    for kind, pattern in KINDS:
+        if re.search(pattern, name.lower()):
+            return kind
+    return OTHERS
 
 
 def _events(data: Any) -> Iterator[tuple[str, float, float]]:
-    """(name, start, stop) in ns of every kernel on the first device; of XLA's operations where the platform's profile has no device."""
+    """Yield (name, start, stop) in ns of every kernel on the first device.
+
+    XLA's operations take their place where the platform's profile has no device.
+    """
     planes = {plane.name: plane for plane in data.planes}
-    device = next(
-        (
-            planes[name]
-            for name in sorted(planes)
-            if name.startswith("/device:") and any(planes[name].lines)
-        ),
-        None,
-    )
-    lines = list(device.lines if device else planes["/host:CPU"].lines)
-    lines = [
-        line for line in lines if line.name.startswith("Stream")
-    ] or lines  # a GPU's other lines say the same once more
-    for line in lines:
+    device = None
+    for name in sorted(planes):
+        # A platform may list devices on which nothing ran.
+        if name.startswith("/device:") and any(planes[name].lines):
+            device = planes[name]
+            break
+    lines = list((device or planes["/host:CPU"]).lines)
+    # A GPU's other lines repeat the kernels of its streams.
+    streams = [line for line in lines if line.name.startswith("Stream")]
+    for line in streams or lines:
         for event in line.events:
+            # The host's events are Python's and XLA's runtime too; operations have an hlo_op.
             if device or any(name == "hlo_op" for name, _ in event.stats):
-                yield event.name, event.start_ns, event.start_ns + event.duration_ns
+                stop = event.start_ns + event.duration_ns
+                yield event.name, event.start_ns, stop
 
 
 def _busy(events: list[tuple[str, float, float]]) -> float:
-    """Nanoseconds that the union of the events covers."""
+    """Return the nanoseconds that the union of the events covers."""
     covered, end = 0.0, 0.0
+    # In order of their starts, an event adds what lies behind all ends so far.
     for _, start, stop in sorted(events, key=lambda event: event[1]):
         covered += max(0.0, stop - max(start, end))
         end = max(end, stop)

@@ -1,11 +1,13 @@
-"""What a token mixer costs at equal parameters: training memory and speed, decode state and speed, by context length.
+"""What a token mixer costs at equal parameters: memory and speed, by context length.
 
-python -m slmjax.bench memory --config=configs/304m.py --lengths=1024,4096,16384,65536 --figure=memory.svg
+python -m slmjax.bench memory --config=configs/304m.py --lengths=1024,4096,16384,65536 \\
+    --figure=memory.svg
 
-Each variant is the config's model with other mixers, in a multiple of four layers, whose feed-forward width is chosen so that all have as
-many parameters. A training batch has as many rows as --tokens holds, at least one; all activations are kept where they fit, else each
-block is computed again (remat). `train GiB` is what the compiled train step takes, its arguments included; `state MB` are the arrays that
-decoding keeps of one row whose prompt fills the context.
+Each variant is the config's model with other mixers, in a multiple of four layers. Its feed-forward
+width is chosen so that all variants have as many parameters. A training batch has as many rows as
+--tokens holds, at least one. All activations are kept where they fit; otherwise each block is
+rematerialised. `train GiB` is the memory of the compiled train step, with its arguments; `state MB`
+is the cache of one row whose prompt fills the context.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from slmjax.bench import decode, shell
 from slmjax.bench.memory_figure import draw
 from slmjax.bench.recurrence_speed import KINDS
 from slmjax.bench.train import measure as measure_train
-from slmjax.config import Config
+from slmjax.config import Config, ModelConfig
 from slmjax.errors import UserError, nearest
 from slmjax.infer.engine import Engine, bucket
 from slmjax.models import lm, sizes
@@ -41,11 +43,12 @@ VARIANTS = {
     "kda": "Kimi delta attention",
     **{f"{kind}-hybrid": f"three {kind} to one attention (gqa)" for kind in KINDS},
 }
+# Without --variants. One hybrid is enough to show what mixing does; each variant compiles for long.
 USUAL = ("mha", "gqa", "mqa", "shared", *KINDS, "gdn-hybrid")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m slmjax.bench memory`."""
+    """Add the flags of `python -m slmjax.bench memory`."""
     add = parser.add_argument
     add("--variants", default=",".join(USUAL), help="comma-separated (default: %(default)s)")
     add(
@@ -78,48 +81,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A row for each variant and length.
+    """Measure each variant at each length.
 
-    Raises: UserError for a variant that is none, a context that is shorter than what is drawn, and mixers that leave nothing to the
-    feed-forward layers.
+    Returns: {"rows": [...], ...}; a row has variant, context, parameters, and the columns of
+      measure_training and generate.
+    Raises: UserError for an unknown variant, a context without room for what is drawn, and mixers
+      that leave no parameters to the feed-forward layers.
     """
+    # Before anything is compiled: every mistake ends at once.
     names = arguments.variants.split(",")
-    if bad := [name for name in names if name not in VARIANTS]:
-        raise UserError(
-            f"--variants: '{bad[0]}' is not among {', '.join(VARIANTS)}.{nearest(bad[0], VARIANTS)}"
-        )
-    if min(arguments.lengths) <= arguments.drawn:
-        raise UserError(
-            f"--lengths: a context of {min(arguments.lengths)} tokens has no room for a prompt and --drawn={arguments.drawn}."
-        )
+    _check(names, arguments)
     use_compile_cache()
-    variants = {name: variant(arguments.config, name) for name in names}
+    recipe = arguments.config
+    configs = {name: variant(recipe, name) for name in names}
+    # One device: mixers are compared, not shardings.
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+
+    def resolved(model: ModelConfig) -> Architecture:
+        vocab_size = recipe.data.vocab_size
+        deterministic = recipe.train.deterministic
+        arch, _ = resolve(model, recipe.precision, mesh, vocab_size, deterministic)
+        return arch
+
     rows, messages = [], []
     for length in arguments.lengths:
-        for name, config in variants.items():
-            config = at_length(config, length, arguments.tokens)
+        data = dataclasses.replace(recipe.data, seq_len=length)
+        train = dataclasses.replace(recipe.train, batch=max(1, arguments.tokens // length))
+        for name in names:
+            config = dataclasses.replace(configs[name], data=data, train=train)
+            described = _described(config.model, data.vocab_size)
             row = {
                 "variant": name,
                 "context": length,
-                "parameters": sizes.parameters(_described(config)).total,
+                "parameters": sizes.parameters(described).total,
             }
-            parts = (
-                [measure_training(config, mesh, arguments.steps)]
-                if arguments.measure != "decode"
-                else []
-            )
+            parts = []
+            if arguments.measure != "decode":
+                parts.append(measure_training(config, mesh, arguments.steps))
             if arguments.measure != "train":
-                parts.append(generate(config, mesh, length, arguments.drawn, arguments.rows))
-            for columns, told in parts:
+                arch = resolved(config.model)
+                parts.append(generate(arch, config.seed, length, arguments.drawn, arguments.rows))
+            for columns, part_messages in parts:
                 row |= columns
-                messages += [f"{name}, {length}: {message}" for message in told]
+                messages += [f"{name}, {length}: {message}" for message in part_messages]
             rows.append(row)
             shell.tell(row)
     if arguments.figure:
-        Path(arguments.figure).write_text(
-            draw(rows, {name: _resolved(config, mesh) for name, config in variants.items()})
-        )
+        architectures = {name: resolved(configs[name].model) for name in names}
+        Path(arguments.figure).write_text(draw(rows, architectures))
     return {
         "bench": "memory",
         "rows": rows,
@@ -128,93 +137,117 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def variant(config: Config, name: str) -> Config:
-    """The config with this variant's mixers, and the feed-forward width (a multiple of 8) at which it has as many parameters as the config.
+def _check(names: list[str], arguments: argparse.Namespace) -> None:
+    for name in names:
+        if name not in VARIANTS:
+            near = nearest(name, VARIANTS)
+            raise UserError(f"--variants: '{name}' is not among {', '.join(VARIANTS)}.{near}")
+    shortest = min(arguments.lengths)
+    if shortest <= arguments.drawn:
+        raise UserError(
+            f"--lengths: a context of {shortest} tokens has no room for a prompt"
+            f" and --drawn={arguments.drawn}."
+        )
 
-    Raises: UserError where the mixers alone have more.
+
+def variant(config: Config, name: str) -> Config:
+    """Return the config with this variant's model, see variant_model."""
+    model = variant_model(config.model, config.data.vocab_size, name)
+    return dataclasses.replace(config, model=model)
+
+
+def variant_model(model: ModelConfig, vocab_size: int, name: str) -> ModelConfig:
+    """Return the model with a variant's mixers and as many parameters as before.
+
+    The feed-forward width, a multiple of 8, makes up for the mixers.
+
+    Raises: UserError where the mixers alone have more parameters.
     """
-    m = config.model
-    kind, _, mixed = name.partition("-")
-    block = _block(kind, m.width) if kind in KINDS else "attention"
-    model = dataclasses.replace(
-        m,
-        pattern=(block, block, block, "attention") if mixed else (block,),
-        kv_heads={"mha": m.heads, "mqa": 1}.get(name, m.kv_heads),
-        layers=max(4, 4 * round(m.layers / 4)),
+    kind, _, hybrid = name.partition("-")
+    block = _recurrent_block(kind, model.width) if kind in KINDS else "attention"
+    # Published hybrids have three recurrent layers to one of attention (Kimi Linear, Qwen3-Next).
+    pattern = (block, block, block, "attention") if hybrid else (block,)
+    kv_heads = {"mha": model.heads, "mqa": 1}
+    mixed = dataclasses.replace(
+        model,
+        pattern=pattern,
+        kv_heads=kv_heads.get(name, model.kv_heads),
+        # Multiples of four, so that the pattern of a hybrid divides them.
+        layers=max(4, 4 * round(model.layers / 4)),
         share_kv=2 if name == "shared" else 1,
     )
-    found = dataclasses.replace(config, model=model)
-    width = sizes.ff_width_for(_described(found), sizes.parameters(_described(config)).total)
-    return dataclasses.replace(config, model=dataclasses.replace(model, ff_width=width))
-
-
-def at_length(config: Config, length: int, tokens: int) -> Config:
-    """Return the config with rows of `length` and about `tokens` tokens a step."""
-    data = dataclasses.replace(config.data, seq_len=length)
-    train = dataclasses.replace(config.train, batch=max(1, tokens // length))
-    return dataclasses.replace(config, data=data, train=train)
+    # All parameters count, those of embedding and norms too.
+    budget = sizes.parameters(_described(model, vocab_size)).total
+    width = sizes.ff_width_for(_described(mixed, vocab_size), budget)
+    return dataclasses.replace(mixed, ff_width=width)
 
 
 def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
-    """(columns of training, messages): with all activations kept, else with each block computed again."""
-    told = []
-    for remat in dict.fromkeys((config.model.remat, "full")):
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+    """Measure training, first with all activations kept, then with each block rematerialised.
+
+    Returns: (columns of the first that fits, messages about those that do not).
+    """
+    messages = []
+    for remat in dict.fromkeys((config.model.remat, "full")):  # once where they are the same
+        model = dataclasses.replace(config.model, remat=remat)
         try:
             with jax.set_mesh(mesh):
-                row, _ = measure_train(config, mesh, steps)
+                row, _ = measure_train(dataclasses.replace(config, model=model), mesh, steps)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            told.append(
-                f"training with remat={remat} does not fit: {str(error).splitlines()[0][:120]}"
-            )
+            # The compiler refuses a program that is too large, or the device while it runs.
+            reason = _out_of_memory(error)
+            messages.append(f"training with remat={remat} does not fit: {reason}")
             continue
-        return {
+        columns = {
             "remat": remat,
             "train GiB": row["peak_gib"],
             "train tokens/s": row["tokens_per_second"],
-        }, told
-    return {"remat": "", "train GiB": None, "train tokens/s": None}, told
+        }
+        return columns, messages
+    # Empty cells: every row has the same columns.
+    return {"remat": "", "train GiB": None, "train tokens/s": None}, messages
 
 
 def generate(
-    config: Config, mesh: Mesh, length: int, drawn: int, rows: int
+    arch: Architecture, seed: int, length: int, drawn: int, rows: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """(columns of decoding, messages)."""
-    arch = _resolved(config, mesh)
-    engine = Engine(
-        arch,
-        jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed)),
-        {},
-        decode.Numbers(arch),
-    )
+    """Measure decoding with random weights.
+
+    Args:
+      length: of the context, in tokens: the prompt, and a bucket for the `drawn` ones.
+    Returns: (columns, messages).
+    """
+    params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(seed))
+    engine = Engine(arch, params, {}, decode.Numbers(arch))
+    # The engine keeps a whole bucket free for the drawn tokens.
+    prompt = length - bucket(drawn)
     try:
-        found = decode.measure(engine, rows, length - bucket(drawn), drawn, runs=2)
+        row = decode.measure(engine, rows, prompt, drawn, runs=2)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return {"state MB": None, "decode tokens/s": None}, [
-            f"decoding does not fit: {str(error).splitlines()[0][:120]}"
-        ]
-    return {"state MB": found["state MB"], "decode tokens/s": found["tokens/s"]}, []
+        message = f"decoding does not fit: {_out_of_memory(error)}"
+        return {"state MB": None, "decode tokens/s": None}, [message]
+    return {"state MB": row["state MB"], "decode tokens/s": row["tokens/s"]}, []
 
 
-def _described(config: Config) -> Architecture:
-    """The architecture as on a device with bfloat16."""
-    return from_config(
-        config.model, config.model.vocab_size or config.data.vocab_size, compute="bfloat16"
-    )
+def _out_of_memory(error: jax.errors.JaxRuntimeError) -> str:
+    """Return the first line of an error of missing memory; raise any other error again."""
+    message = str(error)
+    if "RESOURCE_EXHAUSTED" not in message:
+        raise error
+    return message.splitlines()[0][:120]
 
 
-def _resolved(config: Config, mesh: Mesh) -> Architecture:
-    """The architecture on these devices."""
-    return resolve(
-        config.model, config.precision, mesh, config.data.vocab_size, config.train.deterministic
-    )[0]
+def _described(model: ModelConfig, vocab_size: int) -> Architecture:
+    """Return the architecture whose parameters are counted; no device is asked."""
+    return from_config(model, model.vocab_size or vocab_size, compute="bfloat16")
 
 
-def _block(kind: str, width: int) -> str:
-    """A recurrent block with heads of the published size, as wide as the model (Mamba-2 twice)."""
-    V, K = (min(size, width) for size in KINDS[kind][:2])
-    return f"{kind} heads={(2 if kind == 'ssm' else 1) * width // V} key_dim={K} value_dim={V}"
+def _recurrent_block(kind: str, width: int) -> str:
+    """Return a recurrent block with heads of the published size, as wide as the model."""
+    heads = KINDS[kind]
+    value_dim = min(heads.value_dim, width)
+    key_dim = min(heads.key_dim, width)
+    count = width // value_dim
+    if kind == "ssm":
+        count = 2 * width // value_dim  # Mamba-2 expands the model's width by two
+    return f"{kind} heads={count} key_dim={key_dim} value_dim={value_dim}"

@@ -1,6 +1,7 @@
-"""The picture of the memory bench: training memory as bars, decode state by context as lines."""
+"""The picture of the memory bench: training memory as bars, the state of decoding as lines."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,93 +11,160 @@ from slmjax.models.architecture import Architecture
 from slmjax.readable import count
 from slmjax.record.figures import LIGHT
 
-LONGEST = 1 << 16  # of the lines
+LONGEST = 1 << 16  # last context of the lines, in tokens
+POINTS = 33  # of a line
+TICKS = (64, 256, 1024, 4096, 16_384, 65_536)  # tokens
+COLORS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "ink")  # of the report's light theme
+SAME_PLACE = 0.15  # lines that end this close, in natural logarithms of bytes, share a label
 
 
 def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
-    """An SVG: the training memory of each variant at the longest context where all were measured, and its decode state of one row.
+    """Return an SVG of the bench's rows.
 
-    Lines are the closed forms (sizes.cache_bytes), dots what was measured.
+    Left: the training memory of each variant, at the longest context where all variants fit.
+    Right: the state that decoding keeps of one row, by context. Lines are the closed form
+    (sizes.cache_bytes), dots are measured.
     """
+    # Only here: the bench runs without matplotlib where no figure is asked for.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    shortest = min(1024, *(row["context"] for row in rows))
-    contexts = np.geomspace(shortest, LONGEST, 33).round()
-    colors = dict(zip(variants, (*(LIGHT[f"c{i}"] for i in range(8)), LIGHT["ink"])))
-    fits = [
-        n
-        for n in {row["context"] for row in rows}
-        if all(row.get("train GiB") for row in rows if row["context"] == n)
-    ]
-    with rc_context({"font.size": 9.5, "svg.hashsalt": "slmjax"}):
-        figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    colors = {}
+    for name, color in zip(variants, COLORS):
+        colors[name] = LIGHT[color]
+    # The salt and the empty metadata make equal figures equal files.
+    style = {"font.size": 9.5, "svg.hashsalt": "slmjax"}
+    metadata = {"Date": None, "Creator": None}
+    with rc_context(style):
+        figure = Figure(figsize=(9.6, 3.8), layout="constrained")  # inches
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        if fits:
-            shown = [row for row in rows if row["context"] == max(fits)][::-1]
-            bars = left.barh(
-                [row["variant"] for row in shown],
-                [row["train GiB"] for row in shown],
-                color=[colors[r["variant"]] for r in shown],
-            )
-            left.bar_label(
-                bars,
-                [
-                    f"{row['train GiB']:.3g}{'' if row['remat'] == 'none' else ' (' + row['remat'] + ')'}"
-                    for row in shown
-                ],
-                padding=3,
-            )
-            left.margins(x=0.18)
-        left.set_title(
-            f"Training memory, GiB{f', rows of {count(max(fits))}' if fits else ''}", loc="left"
-        )
-        labels: list[tuple[float, str]] = []
-        for name, arch in variants.items():
-            state = np.array([sizes.cache_bytes(arch, int(n)) for n in contexts]) / 1e6
-            right.plot(contexts, state, color=colors[name], lw=1.7, label=name)
-            dots = [
-                (row["context"], row["state MB"])
-                for row in rows
-                if row["variant"] == name and row.get("state MB")
-            ]
-            right.plot(*zip(*dots), color=colors[name], ls="", marker="o", ms=4) if dots else None
-            together = next(
-                (k for k, (at, _) in enumerate(labels) if abs(np.log(at / state[-1])) < 0.15), None
-            )
-            if together is None:
-                labels.append((state[-1], name))
-            else:
-                labels[together] = (labels[together][0], f"{labels[together][1]}, {name}")
-        for at, text in labels:
-            color = colors[text] if text in colors else LIGHT["ink"]
-            right.annotate(
-                text,
-                (LONGEST, at),
-                (4, 0),
-                textcoords="offset points",
-                color=color,
-                va="center",
-                fontsize=8.5,
-            )
-        right.set_xscale("log", base=2)
-        right.set_yscale("log")
-        right.xaxis.set_major_locator(
-            FixedLocator([1 << n for n in range(6, 17, 2) if 1 << n >= shortest])
-        )
-        right.xaxis.set_minor_locator(NullLocator())
-        right.xaxis.set_major_formatter(
-            FuncFormatter(lambda at, _: f"{at / 1024:.0f}k" if at >= 1024 else f"{at:.0f}")
-        )
-        right.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
-        right.set_title("Decode state of one row, MB, by context", loc="left")
-        left.xaxis.set_major_locator(NullLocator())
-        left.spines["bottom"].set_visible(False)
+        _draw_training(left, rows, colors)
+        _draw_states(right, rows, variants, colors)
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=LIGHT["muted"], length=0)
         right.grid(color=LIGHT["grid"], lw=0.8)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=metadata)
     return buffer.getvalue()
+
+
+def _draw_training(axes: Any, rows: list[dict[str, Any]], colors: dict[str, str]) -> None:
+    """Draw a bar for each variant at one context."""
+    from matplotlib.ticker import NullLocator
+
+    title = "Training memory, GiB"
+    context = _longest_that_fits(rows)
+    if context:
+        title += f", rows of {count(context)}"
+        # barh draws upwards: reversed, the first variant is on top.
+        shown = [row for row in rows if row["context"] == context][::-1]
+        names, values, labels = [], [], []
+        for row in shown:
+            names.append(row["variant"])
+            values.append(row["train GiB"])
+            labels.append(_bar_label(row))
+        bars = axes.barh(names, values, color=[colors[name] for name in names])
+        axes.bar_label(bars, labels, padding=3)
+        axes.margins(x=0.18)  # room for the labels
+    axes.set_title(title, loc="left")
+    # The labels give the numbers; an axis would repeat them.
+    axes.xaxis.set_major_locator(NullLocator())
+    axes.spines["bottom"].set_visible(False)
+
+
+def _longest_that_fits(rows: list[dict[str, Any]]) -> int:
+    """Return the longest context at which every variant was trained; 0 where there is none."""
+    fits = {}
+    for row in rows:
+        context = row["context"]
+        # A variant that did not fit has an empty cell. Bars without it would mislead.
+        fits[context] = fits.get(context, True) and bool(row.get("train GiB"))
+    return max((context for context in fits if fits[context]), default=0)
+
+
+def _bar_label(row: dict[str, Any]) -> str:
+    """Return the memory, and how it was reached where activations were not kept."""
+    label = f"{row['train GiB']:.3g}"
+    if row["remat"] != "none":
+        label += f" ({row['remat']})"
+    return label
+
+
+def _draw_states(
+    axes: Any,
+    rows: list[dict[str, Any]],
+    variants: dict[str, Architecture],
+    colors: dict[str, str],
+) -> None:
+    """Draw a line for each variant, and a dot for each measured state."""
+    shortest = min(1024, *(row["context"] for row in rows))
+    # Equal steps of the logarithmic axis.
+    contexts = np.geomspace(shortest, LONGEST, POINTS).round()
+    ends = {}  # height of each line at its right end
+    for name, arch in variants.items():
+        state_bytes = [sizes.cache_bytes(arch, int(tokens)) for tokens in contexts]
+        states = np.array(state_bytes) / 1e6
+        color = colors[name]
+        axes.plot(contexts, states, color=color, lw=1.7, label=name)
+        ends[name] = states[-1]
+        dots = _measured_states(rows, name)
+        if dots:
+            x, y = zip(*dots)
+            axes.plot(x, y, color=color, ls="", marker="o", ms=4)
+    for height, text in _line_labels(ends):
+        axes.annotate(
+            text,
+            (LONGEST, height),
+            (4, 0),  # points to the right of the line's end
+            textcoords="offset points",
+            color=colors.get(text, LIGHT["ink"]),  # shared labels are in ink
+            va="center",
+            fontsize=8.5,
+        )
+    axes.set_title("Decode state of one row, MB, by context", loc="left")
+    _scale(axes, shortest)
+
+
+def _measured_states(rows: list[dict[str, Any]], variant: str) -> list[tuple[int, float]]:
+    """Return (context, MB) of each row of a variant whose state was measured."""
+    points = []
+    for row in rows:
+        if row["variant"] == variant and row.get("state MB"):
+            points.append((row["context"], row["state MB"]))
+    return points
+
+
+def _line_labels(ends: dict[str, float]) -> Sequence[tuple[float, str]]:
+    """Return (height, text) of each label; lines that end at nearly one height share one."""
+    labels: list[tuple[float, str]] = []
+    for name, end in ends.items():
+        for i, (height, text) in enumerate(labels):
+            # The axis is logarithmic: distances on it are ratios.
+            if abs(np.log(height / end)) < SAME_PLACE:
+                labels[i] = (height, f"{text}, {name}")
+                break
+        else:
+            labels.append((end, name))
+    return labels
+
+
+def _scale(axes: Any, shortest: int) -> None:
+    """Make both axes logarithmic and name their ticks."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = [tick for tick in TICKS if tick >= shortest]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+    # The value is a Python or a numpy number.
+    def tokens(value: Any, _: Any) -> str:
+        if value >= 1024:
+            return f"{value / 1024:.0f}k"
+        return f"{value:.0f}"
+
+    axes.xaxis.set_major_formatter(FuncFormatter(tokens))
+    # Plain numbers: matplotlib would print powers of ten.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

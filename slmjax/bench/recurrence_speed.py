@@ -1,19 +1,22 @@
-"""The linear recurrence alone beside attention: forward, and with its backward pass, on the same tokens cut into rows of other lengths.
+"""The linear recurrence alone, next to attention, on the same tokens cut into rows of each length.
 
 python -m slmjax.bench recurrence --lengths=4096,16384 --tokens=65536
 
-Projections, convolutions and gates are apart. Shapes have the value width of the config's attention (heads x head_dim; 1024 for
-configs/304m.py): ssm has heads of 64 that share keys of 128, gla half as wide keys as values in heads of 256, gdn and kda heads of 128; all
-of them narrower where the width is. Rows are one document each. `gib` is what the compiled programs take beside their arguments.
+It leaves out projections, convolutions and gates. Values are as wide as the config's attention
+(heads x head_dim; 1024 for configs/304m.py). ssm has heads of 64 that share keys of 128; gla has
+heads of 256 with keys half as wide; gdn and kda have heads of 128. Heads are no wider than the
+model. A row is one document. `gib` is the memory of the compiled program of both passes, without
+its arguments.
 """
 
 import argparse
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from slmjax.bench import shell
 from slmjax.bench.timing import both, wall_ms
@@ -24,17 +27,27 @@ from slmjax.ops.recurrence import recurrence
 from slmjax.ops.softmax_attention import attention
 from slmjax.parallel.mesh import make_mesh
 
-# value head, key head, one query/key head for all, decays and erasing: a number or one for each channel of a key
+
+class RecurrentHeads(NamedTuple):
+    """Head sizes and gates of a recurrent mixer, as published."""
+
+    value_dim: int
+    key_dim: int
+    shared_keys: bool  # one query/key head serves all value heads
+    decays: str  # shape of the decay: a number or channels, one for each channel of a key
+    erases: str | None  # shape of the erasing gate; None: there is none
+
+
 KINDS = {
-    "ssm": (64, 128, True, "number", None),
-    "gla": (256, 128, False, "channels", None),
-    "gdn": (128, 128, False, "number", "number"),
-    "kda": (128, 128, False, "channels", "number"),
+    "ssm": RecurrentHeads(64, 128, True, "number", None),
+    "gla": RecurrentHeads(256, 128, False, "channels", None),
+    "gdn": RecurrentHeads(128, 128, False, "number", "number"),
+    "kda": RecurrentHeads(128, 128, False, "channels", "number"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m slmjax.bench recurrence`."""
+    """Add the flags of `python -m slmjax.bench recurrence`."""
     add = parser.add_argument
     add(
         "--lengths",
@@ -59,82 +72,107 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A row for attention and for each kind and chunk at each length; `times attention` is of the whole, less is better.
+    """Measure attention, and each kind with each chunk, at each length.
 
-    Raises: UserError for a kind that is none, a chunk that is no power of two, and rows longer than the tokens.
+    Returns: {"rows": [...], ...}; `times attention` compares both passes; less is better.
+    Raises: UserError for an unknown kind, a chunk that is not a power of two, and rows longer than
+      the tokens.
     """
     kinds = arguments.kinds.split(",")
-    if bad := [kind for kind in kinds if kind not in KINDS]:
-        raise UserError(f"--kinds={arguments.kinds}: '{bad[0]}' is not among {', '.join(KINDS)}.")
-    if bad := [chunk for chunk in arguments.chunks if chunk & (chunk - 1)]:
-        raise UserError(f"--chunks: {bad[0]} is not a power of two.")
-    if max(arguments.lengths) > arguments.tokens:
-        raise UserError(
-            f"--lengths: a row of {max(arguments.lengths)} tokens is longer than --tokens={arguments.tokens}."
-        )
-    c = arguments.config
-    arch, _ = resolve(
-        c.model, c.precision, make_mesh({"data": 1}, jax.local_devices()[:1]), c.data.vocab_size
-    )
+    _check(arguments, kinds)
+    config = arguments.config
+    # One device: communication is not what is measured.
+    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    arch, _ = resolve(config.model, config.precision, mesh, config.data.vocab_size)
     rows = []
     for length in arguments.lengths:
+        # Rows become fewer as they become longer, so the tokens stay about the same.
         shape = (arguments.tokens // length, length)
-        first = _timed("attention", arch.attention, *attention_case(arch, *shape), arguments.runs)
-        rows.append({**first, "rows": shape[0], "length": length})
-        shell.tell(rows[-1])
-        for kind in kinds:
-            for chunk in arguments.chunks:
-                row = _timed(
-                    kind,
-                    f"{arch.recurrence}, chunks of {chunk}",
-                    *recurrence_case(arch, kind, chunk, *shape),
-                    arguments.runs,
-                )
-                rows.append(
-                    {
-                        **row,
-                        "rows": shape[0],
-                        "length": length,
-                        "times attention": row["both ms"] / first["both ms"],
-                    }
-                )
-                shell.tell(rows[-1])
+        rows += _rows_of_shape(arch, shape, kinds, arguments.chunks, arguments.runs)
     return {"bench": "recurrence", "rows": rows}
 
 
+def _check(arguments: argparse.Namespace, kinds: list[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"--kinds={arguments.kinds}: '{kind}' is not among {', '.join(KINDS)}.")
+    for chunk in arguments.chunks:
+        # A power of two has one bit.
+        if chunk & (chunk - 1):
+            raise UserError(f"--chunks: {chunk} is not a power of two.")
+    longest = max(arguments.lengths)
+    if longest > arguments.tokens:
+        raise UserError(
+            f"--lengths: a row of {longest} tokens is longer than --tokens={arguments.tokens}."
+        )
+
+
+def _rows_of_shape(
+    arch: Architecture, shape: tuple[int, int], kinds: list[str], chunks: list[int], runs: int
+) -> list[dict[str, Any]]:
+    """Return the row of attention and those of all recurrences, on tokens of this shape [B,T]."""
+    batch, length = shape
+    size = {"rows": batch, "length": length}
+    times = _times(*attention_case(arch, batch, length), runs)
+    rows = [{"who": "attention", "how": arch.attention, **times, **size}]
+    shell.tell(rows[-1])
+    for kind in kinds:
+        for chunk in chunks:
+            own_times = _times(*recurrence_case(arch, kind, chunk, batch, length), runs)
+            how = f"{arch.recurrence}, chunks of {chunk}"
+            row = {"who": kind, "how": how, **own_times, **size}
+            row["times attention"] = own_times["both ms"] / times["both ms"]
+            rows.append(row)
+            shell.tell(row)
+    return rows
+
+
 def attention_case(arch: Architecture, batch: int, length: int) -> tuple[Callable, tuple]:
-    """(f, arguments) of causal attention."""
-    N, K, H = arch.heads, arch.kv_heads, arch.head_dim
+    """Return (f, arguments) of causal attention over random rows, each of one document."""
     segments = jnp.ones((batch, length), jnp.int32)
-    call = functools.partial(
+    attend = functools.partial(
         attention,
         query_segments=segments,
         key_segments=segments,
         kernel=arch.attention,
-        places=batch,
+        places=batch,  # a place for each row's one document
     )
-    return call, tuple(
-        _normal(i, (batch, length, n, H), arch.compute) for i, n in enumerate((N, K, K))
-    )
+    query_shape = (batch, length, arch.heads, arch.head_dim)  # [B,T,N,H]
+    key_shape = (batch, length, arch.kv_heads, arch.head_dim)  # [B,T,K,H], the value's too
+    arguments = []
+    for seed, shape in enumerate((query_shape, key_shape, key_shape)):
+        arguments.append(_normal(seed, shape, arch.compute))
+    return attend, tuple(arguments)
 
 
 def recurrence_case(
     arch: Architecture, kind: str, chunk: int, batch: int, length: int
 ) -> tuple[Callable, tuple]:
-    """(f, arguments) of a recurrence with gates as a fresh mixer has them: decays that forget half in some ten to a thousand tokens."""
-    V, K, shared, decays, erases = KINDS[kind]
+    """Return (f, arguments) of a recurrence over random rows, with gates as in a fresh mixer."""
+    heads = KINDS[kind]
     width = arch.heads * arch.head_dim
-    V, K = min(V, width), min(K, width)
+    V = min(heads.value_dim, width)
+    K = min(heads.key_dim, width)
     H = width // V
-    G = 1 if shared else H
-    query, key = (_normal(i, (batch, length, G, K), arch.compute) * K**-0.5 for i in (0, 1))
-    gate = {"number": (batch, length, H), "channels": (batch, length, H, K)}
-    decay = -jnp.exp(jax.random.uniform(jax.random.key(3), gate[decays], minval=-7.0, maxval=-2.0))
-    erase = jax.nn.sigmoid(jax.random.normal(jax.random.key(4), gate[erases])) if erases else None
+    G = 1 if heads.shared_keys else H  # query/key heads
+    # Length about 1, as in a mixer: for longer keys the delta rule diverges.
+    key_shape = (batch, length, G, K)
+    query = _normal(0, key_shape, arch.compute) * K**-0.5
+    key = _normal(1, key_shape, arch.compute) * K**-0.5
+    value = _normal(2, (batch, length, H, V), arch.compute)
+    gate_shapes = {"number": (batch, length, H), "channels": (batch, length, H, K)}
+    # Such decays forget half within some ten to a thousand tokens.
+    decay_shape = gate_shapes[heads.decays]
+    rates = jax.random.uniform(jax.random.key(3), decay_shape, minval=-7.0, maxval=-2.0)
+    decay = -jnp.exp(rates)
+    erase = None
+    if heads.erases:
+        erase = jax.nn.sigmoid(_normal(4, gate_shapes[heads.erases], jnp.float32))
     segments = jnp.ones((batch, length), jnp.int32)
 
-    def call(query, key, value, decay, erase):
-        return recurrence(
+    # Gates are arguments: the backward pass goes through them too, as in training.
+    def outputs(query, key, value, decay, erase) -> Float[Array, "B T H V"]:
+        out, _ = recurrence(
             query,
             key,
             value,
@@ -143,27 +181,26 @@ def recurrence_case(
             segments=segments,
             chunk=chunk,
             kernel=arch.recurrence,
-        )[0]
+        )
+        return out
 
-    return call, (query, key, _normal(2, (batch, length, H, V), arch.compute), decay, erase)
+    return outputs, (query, key, value, decay, erase)
 
 
-def _timed(who: str, how: str, f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
-    """One program a call, not many calls in one program as elsewhere in the bench: these take milliseconds, and compile long."""
+def _times(f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
+    """Return the milliseconds of the forward pass and of both passes, and the memory of both."""
     out = jax.eval_shape(f, *arguments)
     cotangent = _normal(9, out.shape, out.dtype)
-    forward, whole = (
-        jax.jit(f).lower(*arguments).compile(),
-        jax.jit(both(f)).lower(arguments, cotangent).compile(),
-    )
+    # One call a program, unlike timing.device_ms: these take milliseconds, so that launching
+    # hardly counts, and many calls in one program would compile for long.
+    forward = jax.jit(f).lower(*arguments).compile()
+    both_passes = jax.jit(both(f)).lower(arguments, cotangent).compile()
     return {
-        "who": who,
-        "how": how,
         "forward ms": wall_ms(lambda: forward(*arguments), runs=runs),
-        "both ms": wall_ms(lambda: whole(arguments, cotangent), runs=runs),
-        "gib": whole.memory_analysis().temp_size_in_bytes / 2**30,
+        "both ms": wall_ms(lambda: both_passes(arguments, cotangent), runs=runs),
+        "gib": both_passes.memory_analysis().temp_size_in_bytes / 2**30,
     }
 
 
-def _normal(seed: int, shape: tuple, dtype: Any) -> jax.Array:
+def _normal(seed: int, shape: tuple, dtype: Any) -> Array:
     return jax.random.normal(jax.random.key(seed), shape, dtype)

@@ -1,4 +1,7 @@
-"""What the benches share: comma-separated numbers at the shell, a peer in a process of its own, and random tokens. Imports no JAX."""
+"""Parts that the benches share: options, random tokens, peers in their own process, progress.
+
+Imports no JAX, so that a peer may use it on a GPU that JAX must leave alone.
+"""
 
 import json
 import os
@@ -11,23 +14,29 @@ import numpy as np
 
 
 def numbers(least: int) -> Callable[[str], list[int]]:
-    """An argparse type: [1, 64] of "1,64", each number at least `least`."""
+    """Return an argparse type that reads "1,64" as [1, 64]; each number is at least `least`."""
 
     def whole(text: str) -> list[int]:
-        found = [int(part) for part in text.split(",")]
-        if min(found) < least:
+        values = [int(part) for part in text.split(",")]
+        # argparse makes the message of a ValueError itself.
+        if min(values) < least:
             raise ValueError
-        return found
+        return values
 
-    whole.__name__ = f"comma-separated list of whole numbers of {least} or more"  # argparse names it in its message
+    # argparse prints the name of the type: "invalid comma-separated list of ... value: '0'".
+    whole.__name__ = f"comma-separated list of whole numbers of {least} or more"
     return whole
 
 
 def random_tokens(shape: tuple[int, ...], vocab: int, seed: int) -> np.ndarray:
-    """int64 token ids, as unequally frequent as words are (Zipf and Mandelbrot: the r-th has a share proportional to 1 / (r + 2.7)).
+    """Return random int64 token ids, as unequally frequent as words are.
 
-    A GPU adds gradients of one row of the embedding one after the other: with equally frequent tokens a bench would not see it.
+    The r-th most frequent one has a share proportional to 1 / (r + 2.7).
+
+    Source: Mandelbrot 1953, the law of Zipf with an offset.
     """
+    # A GPU adds the gradients of one row of the embedding one after the other. Equally frequent
+    # tokens would hide that.
     shares = 1 / (np.arange(1, vocab + 1) + 2.7)
     return np.random.default_rng(seed).choice(vocab, shape, p=shares / shares.sum())
 
@@ -35,17 +44,19 @@ def random_tokens(shape: tuple[int, ...], vocab: int, seed: int) -> np.ndarray:
 def ask(
     module: str, question: Any, *, seconds: float | None = None, **environment: str
 ) -> tuple[list[Any], str]:
-    """(answers, fault): what `python -m module` prints for the question, which it reads as JSON: JSON values, one a line.
+    """Ask `python -m module` a question, in a process of its own.
 
-    A process of its own, because JAX takes most of a GPU's memory once it has begun.
+    The process reads the question as JSON and prints answers as JSON, one a line.
+
     Args:
-      seconds: after which the process is ended; what it has answered by then counts.
-      environment: variables beside this process's.
-    Returns: fault is "" or one line on how the process failed.
+      seconds: the process is ended after them; its answers until then count.
+      environment: variables in addition to this process's.
+    Returns: (answers, fault); fault is "" or one line on how the process failed.
     """
+    # A process of its own, since JAX takes most of a GPU's memory once it has begun.
     command = [sys.executable, "-m", module]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             input=json.dumps(question).encode(),
             capture_output=True,
@@ -53,22 +64,37 @@ def ask(
             timeout=seconds,
             check=False,
         )
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        printed, fault = (
-            done.stdout,
-            (words or [f"ended with status {done.returncode}"])[-1] if done.returncode else "",
-        )
     except subprocess.TimeoutExpired as late:
-        printed, fault = late.stdout or b"", f"not finished after {seconds:.0f} s"
-    return [
-        json.loads(line) for line in printed.decode().splitlines() if line.startswith(("{", '"'))
-    ], fault
+        return _answers(late.stdout or b""), f"not finished after {seconds:.0f} s"
+    return _answers(process.stdout), _fault(process)
+
+
+def _answers(printed: bytes) -> list[Any]:
+    """Return the objects and strings among printed lines; libraries may print other lines too."""
+    answers = []
+    for line in printed.decode().splitlines():
+        if line.startswith(("{", '"')):
+            answers.append(json.loads(line))
+    return answers
+
+
+def _fault(process: subprocess.CompletedProcess) -> str:
+    if not process.returncode:
+        return ""
+    lines = process.stderr.decode(errors="replace").strip().splitlines()
+    if not lines:
+        return f"ended with status {process.returncode}"
+    return lines[-1]  # the last line of a traceback names the error
 
 
 def tell(row: dict[str, Any]) -> None:
-    """A row as it is found, on stderr: the table comes at the end, and a bench that is stopped had better have said something."""
-    cells = (
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in row.items()
-    )
+    """Print a row on stderr as soon as it is measured.
+
+    The table comes at the end; this is what a bench that is stopped leaves behind.
+    """
+    cells = []
+    for name, value in row.items():
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        cells.append(f"{name} {value}")
     print(", ".join(cells), file=sys.stderr, flush=True)

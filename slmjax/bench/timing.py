@@ -1,4 +1,4 @@
-"""Timing on a device: many runs of a function inside one program, so that launching costs nothing, and the median over several programs."""
+"""Time functions and measure what the device itself gives: FLOP/s and bytes/s."""
 
 import statistics
 import time
@@ -10,54 +10,73 @@ import jax.numpy as jnp
 
 
 def device_ms(f: Callable, *arguments: Any, repeats: int = 8, runs: int = 7) -> float:
-    """Milliseconds of one f(*arguments), all of whose outputs are computed; median over `runs` programs of `repeats` calls each.
+    """Return the milliseconds of one f(*arguments) on the device, all of its outputs computed.
+
+    One program makes `repeats` calls, so that launching it costs next to nothing. The median over
+    `runs` programs counts.
 
     Args:
-      arguments: pytrees of arrays; they must be on the device already.
+      arguments: pytrees of arrays, which are on the device already.
     """
 
     def many(arguments):
-        def once(out, _):
-            # Each call waits for the one before it, and all of its outputs are written: else XLA would call f once, or compute a part.
-            own, _ = jax.lax.optimization_barrier((arguments, out))
+        def once(previous, _):
+            # Each call depends on all outputs of the one before it. Otherwise XLA would call f
+            # once, or leave out what nobody reads.
+            own, _ = jax.lax.optimization_barrier((arguments, previous))
             return f(*own), None
 
-        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, *arguments))
-        return jax.lax.scan(once, empty, None, length=repeats)[0]
+        shapes = jax.eval_shape(f, *arguments)
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        last, _ = jax.lax.scan(once, empty, None, length=repeats)
+        return last
 
+    # Compiled first: the clock sees runs only.
     program = jax.jit(many).lower(arguments).compile()
     return wall_ms(lambda: program(arguments), runs=runs) / repeats
 
 
 def both(f: Callable) -> Callable:
-    """run(arguments, cotangent): f's value and the pull-back of the cotangent, for timing a forward pass with its backward pass."""
+    """Return run(arguments, cotangent), which gives f's value and its gradients.
+
+    It times a forward pass together with its backward pass.
+    """
 
     def run(arguments, cotangent):
-        out, pull = jax.vjp(f, *arguments)
-        return out, pull(cotangent)
+        out, pull_back = jax.vjp(f, *arguments)
+        return out, pull_back(cotangent)
 
     return run
 
 
 def wall_ms(call: Callable[[], Any], *, runs: int = 7, warm: int = 2) -> float:
-    """Milliseconds from a call until its results are there; median over `runs` after `warm` that do not count."""
-    times = []
+    """Return the milliseconds from a call until its results are there.
+
+    The median over `runs` calls counts; `warm` calls before them do not.
+    """
+    seconds = []
     for _ in range(warm + runs):
         began = time.perf_counter()
+        # JAX returns before the device has computed anything.
         jax.block_until_ready(call())
-        times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times[warm:])
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(seconds[warm:])
 
 
 def matmul_flops(dtype: Any = jnp.bfloat16, size: int = 8192) -> float:
-    """FLOP/s of a square matrix product of random numbers: what this device gives, beside what its datasheet says."""
-    a, b = (
-        jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0))
-    )
-    return 2 * size**3 / (device_ms(lambda a, b: a @ b, a, b) / 1e3)
+    """Return the FLOP/s that a square matrix product reaches on this device."""
+    # Random numbers: with zeros a GPU draws less power and clocks higher.
+    first_key, second_key = jax.random.split(jax.random.key(0))
+    shape = (size, size)
+    a = jax.random.normal(first_key, shape, dtype)
+    b = jax.random.normal(second_key, shape, dtype)
+    ms = device_ms(lambda a, b: a @ b, a, b)
+    flops = 2 * size**3
+    return flops / (ms / 1e3)
 
 
 def copy_bytes(size: int = 1 << 30) -> float:
-    """Bytes/s of an elementwise pass, counting those read and those written."""
-    x = jnp.ones(size // 4, jnp.float32)
-    return 2 * size / (device_ms(lambda x: x + 1, x) / 1e3)
+    """Return the bytes/s, read and written, of an elementwise pass over `size` bytes."""
+    x = jnp.ones(size // 4, jnp.float32)  # 4 bytes a number
+    ms = device_ms(lambda x: x + 1, x)
+    return 2 * size / (ms / 1e3)

@@ -1,11 +1,9 @@
-"""Tokens per second of the launcher's own compiled train step, beside what a user would write in PyTorch."""
+"""Tokens per second of the launcher's own compiled train step, next to plain PyTorch."""
 
 import argparse
 import dataclasses
 import itertools
 import math
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,8 +13,8 @@ from jax.sharding import Mesh
 
 from slmjax import config as configs
 from slmjax.bench import shell
-from slmjax.bench.device_kernels import kernels
 from slmjax.bench.ladder import ladder
+from slmjax.bench.trial import WINDOW, Trial, known_values
 from slmjax.data.loader import batch_rows, local_batches
 from slmjax.data.prepare import Prepared
 from slmjax.data.prepare_stage import batch_plan, prepared_text
@@ -28,48 +26,52 @@ from slmjax.parallel import devices, hosts
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.tasks.task import Task
-from slmjax.train.program import Program, make_program
+from slmjax.train.program import make_program
 
-WINDOW = 4  # steps between two looks at the clock
+TURNS = 6  # windows of each feed of packed text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m slmjax.bench train`."""
-    parser.add_argument("--steps", type=int, default=24, help="measured steps")
-    parser.add_argument(
+    """Add the flags of `python -m slmjax.bench train`."""
+    add = parser.add_argument
+    add("--steps", type=int, default=24, help="measured steps")
+    add(
         "--documents",
         type=int,
         default=1,
         help="documents in a row; 1 asks nothing but causality of attention",
     )
-    parser.add_argument(
+    add(
         "--peers",
         action="store_true",
         help="PyTorch under torch.compile first, in a process of its own",
     )
-    parser.add_argument(
+    add(
         "--text",
         action="store_true",
         help="packed rows of config.data.sources too: one batch again and again, and the loader's",
     )
-    parser.add_argument(
-        "--kernels", action="store_true", help="where the device's time goes, of each of our rows"
-    )
-    parser.add_argument("--ladder", action="store_true", help="the pieces of the step too")
+    add("--kernels", action="store_true", help="where the device's time goes, for our rows")
+    add("--ladder", action="store_true", help="the pieces of the step too")
 
 
 def run(arguments: argparse.Namespace) -> dict:
-    """Rows: who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s, first_step_s; `ladder` and `kernels` where asked for.
+    """Measure the step; returns {"rows": [...], ...}.
 
-    With --text, two rows more, of config.data.sources (else the embedded textbook) packed as in training: one batch again and again, and
-    the batches that the launcher's loader reads meanwhile.
+    A row has who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s and first_step_s.
+    `ladder` and `kernels` are there where asked for. With --text there are two rows more, of
+    config.data.sources (else the embedded textbook) packed as in training: one batch again and
+    again, and the batches that the launcher's loader reads meanwhile.
     """
-    config, steps = arguments.config, arguments.steps
-    text = prepared_text(config.data, "runs/bench") if arguments.text else None
-    rows, messages = (
-        peer_rows(config, steps) if arguments.peers else ([], [])
-    )  # first: JAX takes most of a GPU's memory
+    config = arguments.config
+    steps = arguments.steps
+    text = None
+    if arguments.text:
+        text = prepared_text(config.data, "runs/bench")
+    peers, messages = [], []
+    if arguments.peers:
+        # First: JAX takes most of a GPU's memory once it has begun.
+        peers, messages = peer_rows(config, steps)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
         random, pieces = measure(
@@ -80,28 +82,27 @@ def run(arguments: argparse.Namespace) -> dict:
             with_ladder=arguments.ladder,
             with_kernels=arguments.kernels,
         )
-        fastest = max(
-            (row["tokens_per_second"] for row in rows if "tokens_per_second" in row), default=None
-        )
-        if fastest:
-            random["times_the_peer"] = random["tokens_per_second"] / fastest
-        ours = [
-            random,
-            *(
-                measure_text(config, mesh, text, steps, with_kernels=arguments.kernels)
-                if text
-                else []
-            ),
-        ]
-    found = {"windows_ms": {row["who"]: row.pop("windows_ms") for row in ours}}
-    kinds = [{"of": row["who"], **kind} for row in ours for kind in row.pop("kernels", ())]
+        ours = [random]
+        if text:
+            ours += measure_text(config, mesh, text, steps, with_kernels=arguments.kernels)
+    # A peer that could not run has a reason instead of a speed.
+    speeds = [row["tokens_per_second"] for row in peers if "tokens_per_second" in row]
+    if speeds:
+        random["times_the_peer"] = random["tokens_per_second"] / max(speeds)
+    # Lists do not fit into cells: they go into the JSON, or into a table of their own.
+    windows, kinds = {}, []
+    for row in ours:
+        who = row["who"]
+        windows[who] = row.pop("windows_ms")
+        for kind in row.pop("kernels", ()):
+            kinds.append({"of": who, **kind})
     return {
         "bench": "train",
-        "rows": [*rows, *ours],
+        "rows": [*peers, *ours],
         "ladder": pieces,
         "kernels": kinds,
         "messages": messages,
-        **found,
+        "windows_ms": windows,
     }
 
 
@@ -114,125 +115,96 @@ def measure(
     with_ladder: bool = False,
     with_kernels: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(row, ladder) of the train step of a config, compiled as the launcher does, on random tokens; the mesh is set."""
+    """Measure a config's train step on random tokens, compiled as the launcher compiles it.
+
+    The mesh is set.
+    Returns: (row, ladder).
+    """
+    # No text is read, so no tokenizer decides the rows of the embedding.
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
     rows = RandomRows(config, program.arch.vocab_size, documents, program.place_cuts)
-    where, held = field_shardings(rows.shapes(0), mesh), np.arange(config.train.batch)
-    batches = [
-        hosts.global_batch(batch_rows(rows, step, held.tolist()), rows.shapes(step), where, held)
-        for step in (0, 1)
-    ]
-    trial, feed = (
-        Trial(program, LanguageModeling(rows, z_loss=config.train.z_loss), batches[0]),
-        itertools.cycle(batches),
-    )
-    times = [trial.window(feed, WINDOW) for _ in range(max(3, steps // WINDOW))]
+    fields = rows.shapes(0)
+    shardings = field_shardings(fields, mesh)
+    held = np.arange(config.train.batch)  # one process holds all rows
+    batches = []
+    # Two in turn: as in training, no step has the batch of the step before.
+    for step in (0, 1):
+        local = batch_rows(rows, step, held.tolist())
+        batches.append(hosts.global_batch(local, fields, shardings, held))
+    task = LanguageModeling(rows, z_loss=config.train.z_loss)
+    trial = Trial(program, task, batches[0])
+    feed = itertools.cycle(batches)
+    windows = max(3, steps // WINDOW)  # three, or the median means nothing
+    times = [trial.window(feed, WINDOW) for _ in range(windows)]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
-    row |= {"kernels": trial.kernels(feed)} if with_kernels else {}
-    del trial
-    return row, ladder(program, batches[0]) if with_ladder else []
+    if with_kernels:
+        row["kernels"] = trial.kernels(feed)
+    del trial  # the pieces need its memory
+    pieces = []
+    if with_ladder:
+        pieces = ladder(program, batches[0])
+    return row, pieces
 
 
 def measure_text(
     config: configs.Config, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of the step on one packed batch that is there, and on batches that the launcher's loader reads meanwhile, in turns.
+    """Measure the step on packed text, in turns: on one batch, and on the loader's batches.
 
-    The mesh is set. All batches go through the program of the usual number of documents, also the rare ones that training gives to
-    another program.
+    The mesh is set. All batches go through the program of the usual number of documents, also the
+    rare ones that training gives to another program.
     """
     program = make_program(config, mesh, text.tokenizer.vocab_size)
     plan = batch_plan(config.data, config.train, text, seed=config.seed, cuts=program.place_cuts)
-    fields, window = plan.shapes(0), max(WINDOW, steps // 6)
-    where, held = (
-        field_shardings(fields, mesh),
-        hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape),
-    )
+    fields = plan.shapes(0)
+    shardings = field_shardings(fields, mesh)
+    held = hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape)
     reader = local_batches(
-        plan, start_step=0, stop_step=10**6, local_rows=held.tolist(), workers=config.data.workers
+        plan,
+        start_step=0,
+        stop_step=10**6,  # more than are read
+        local_rows=held.tolist(),
+        workers=config.data.workers,
     )
     with reader as batches:
-        read = (hosts.global_batch(batch, fields, where, held) for batch in batches)
-        one = next(read)
-        trial = Trial(program, LanguageModeling(plan, z_loss=config.train.z_loss), one)
-        feeds: dict[str, Iterator] = {"one batch": itertools.repeat(one), "the loader's": read}
-        per_row = (plan.usual_places if plan.cuts else plan.max_segments * len(held)) // len(held)
+        loaded = (hosts.global_batch(batch, fields, shardings, held) for batch in batches)
+        first = next(loaded)
+        task = LanguageModeling(plan, z_loss=config.train.z_loss)
+        trial = Trial(program, task, first)
+        feeds: dict[str, Iterator] = {
+            "one batch": itertools.repeat(first),
+            "the loader's": loaded,
+        }
         times: dict[str, list[float]] = {name: [] for name in feeds}
-        for _ in range(6):
+        window = max(WINDOW, steps // TURNS)
+        # In turns, so that a clock that slows down slows both.
+        for _ in range(TURNS):
             for name, feed in feeds.items():
                 times[name].append(trial.window(feed, window))
-        rows = [
-            trial.row(f"slmjax, packed text, {name}", per_row, seconds)
-            for name, seconds in times.items()
-        ]
-        rows[0] |= {"kernels": trial.kernels(feeds["one batch"])} if with_kernels else {}
-    rows[1]["times_one_batch"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
+        # Documents that the program has room for, not those of these rows.
+        places = plan.usual_places if plan.cuts else plan.max_segments * len(held)
+        documents = places // len(held)
+        rows = []
+        for name, seconds in times.items():
+            rows.append(trial.row(f"slmjax, packed text, {name}", documents, seconds))
+        if with_kernels:
+            rows[0]["kernels"] = trial.kernels(feeds["one batch"])
+    one_batch, from_loader = rows
+    ratio = from_loader["tokens_per_second"] / one_batch["tokens_per_second"]
+    from_loader["times_one_batch"] = ratio
     return rows
 
 
-class Trial:
-    """A program's compiled step and its state, which every window of steps goes on with."""
-
-    def __init__(self, program: Program, task: Task, batch: dict):
-        self.program = program
-        began = time.perf_counter()
-        self.step = program.compile(task)
-        compile_s = time.perf_counter() - began
-        self.state = jax.block_until_ready(program.init())
-        began = time.perf_counter()
-        self.state, metrics = self.step(self.state, batch)
-        loss = float(metrics["loss"])
-        memory = self.step.memory_analysis()
-        peak = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
-        self.facts = {
-            "peak_gib": peak,
-            "compile_s": compile_s,
-            "first_step_s": time.perf_counter() - began,
-            "first_loss": loss,
-        }
-
-    def window(self, batches: Iterator, count: int) -> float:
-        """Seconds a step of `count` steps that the host does not wait for, as in training, but for the last."""
-        began = time.perf_counter()
-        self._go(batches, count)
-        return (time.perf_counter() - began) / count
-
-    def kernels(self, batches: Iterator) -> list[dict[str, Any]]:
-        """See bench/kernels.py."""
-        return kernels(lambda: self._go(batches, WINDOW), WINDOW)
-
-    def row(self, who: str, documents: int, times: list[float]) -> dict[str, Any]:
-        """The table's row for these windows' times, and the times themselves."""
-        ms = 1e3 * statistics.median(times)
-        speed = 1e3 * self.program.config.train.batch * self.program.config.data.seq_len / ms
-        row = {
-            "who": who,
-            "documents": documents,
-            "step_ms": ms,
-            "tokens_per_second": speed,
-            "mfu": self.program.mfu(speed),
-            **self.facts,
-        }
-        row |= {"fastest_ms": 1e3 * min(times), "windows_ms": [1e3 * seconds for seconds in times]}
-        return {name: value for name, value in row.items() if value is not None}
-
-    def _go(self, batches: Iterator, count: int) -> None:
-        for batch in itertools.islice(batches, count):
-            self.state, metrics = self.step(self.state, batch)
-        jax.block_until_ready((self.state, metrics))
-
-
 class RandomRows:
-    """Rows of random tokens, in equal documents."""
+    """Rows of random tokens, in equal documents. See Rows."""
 
     def __init__(
         self, config: configs.Config, vocab: int, documents: int, cuts: tuple[int, int] | None
     ):
-        self.shape, self.vocab, self.documents = (
-            (config.train.batch, config.data.seq_len),
-            vocab,
-            documents,
-        )
+        self.shape = config.train.batch, config.data.seq_len
+        self.vocab = vocab
+        self.documents = documents
+        # Documents in a device's share of a microbatch, where its attention kernel asks.
         self.places = cuts and documents * config.train.batch // math.prod(cuts)
 
     def shapes(self, step: int) -> Fields:
@@ -256,45 +228,57 @@ class RandomRows:
 def random_batch(
     rows: int, length: int, vocab: int, documents: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Random tokens (see shell.random_tokens) in rows of equal documents, without padding."""
+    """Return rows of equal documents without padding; for the tokens see shell.random_tokens."""
+    # One more token than a row has: the last target.
     tokens = shell.random_tokens((rows, length + 1), vocab, seed).astype(np.int32)
     segments = np.arange(length, dtype=np.int32) * documents // length + 1
-    starts = np.searchsorted(segments, segments)
-    whole = {
-        "segments": segments,
-        "positions": (np.arange(length) - starts).astype(np.int32),
-        "weights": np.ones(length, np.float32),
+    starts = np.searchsorted(segments, segments)  # where each token's document begins
+    positions = (np.arange(length) - starts).astype(np.int32)
+    return {
+        "tokens": tokens[:, :-1].copy(),
+        "targets": tokens[:, 1:].copy(),
+        "segments": np.tile(segments, (rows, 1)),
+        "positions": np.tile(positions, (rows, 1)),
+        "weights": np.ones((rows, length), np.float32),
     }
-    batch = {name: np.tile(row, (rows, 1)) for name, row in whole.items()}
-    return {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()} | batch
 
 
 def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the peer's row, or one that says why it could not run; messages)."""
-    shape = {"batch": config.train.batch, "length": config.data.seq_len, "steps": steps}
+    """Return (PyTorch's row, or one with the reason why it could not run; messages)."""
+    batch = config.train.batch
+    length = config.data.seq_len
+    # As measure's program has it.
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
-    answers, fault = shell.ask(
-        "slmjax.bench.peers.torch_decoder",
-        {"config": configs.to_dict(config), "vocab": vocab} | shape,
-    )
+    question = {
+        "config": configs.to_dict(config),
+        "vocab": vocab,
+        "batch": batch,
+        "length": length,
+        "steps": steps,
+    }
+    answers, fault = shell.ask("slmjax.bench.peers.torch_decoder", question)
     if fault:
         return [{"who": "PyTorch", "skipped": fault}], []
-    (found,) = answers
-    speed = 1e3 * shape["batch"] * shape["length"] / found["step_ms"]
-    arch = from_config(config.model, vocab, compute=found["compute"])
-    peak = devices.peak_flops(found["device"], arch.compute)
+    (answer,) = answers
+    speed = 1e3 * batch * length / answer["step_ms"]
+    # The share of the device's peak is counted as for our own step.
+    arch = from_config(config.model, vocab, compute=answer["compute"])
+    flops = sizes.train_flops_per_token(arch, length)
+    peak_flops = devices.peak_flops(answer["device"], arch.compute)
     row = {
-        "who": found["who"],
+        "who": answer["who"],
         "documents": 1,
-        "step_ms": found["step_ms"],
+        "step_ms": answer["step_ms"],
         "tokens_per_second": speed,
-        "mfu": devices.mfu(speed, sizes.train_flops_per_token(arch, shape["length"]), peak),
-        "peak_gib": found["peak_bytes"] and found["peak_bytes"] / 2**30,
-        "first_step_s": found["first_step_s"],
-        "first_loss": found["loss"],
+        "mfu": devices.mfu(speed, flops, peak_flops),
+        "peak_gib": answer["peak_bytes"] and answer["peak_bytes"] / 2**30,
+        "first_step_s": answer["first_step_s"],
+        "first_loss": answer["loss"],
     }
-    attention = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found["attention_ms"].items())
-    messages = (
-        [f"PyTorch's attention, one layer forward and backward: {attention}"] if attention else []
-    )
-    return [{name: value for name, value in row.items() if value is not None}], messages
+    messages = []
+    attention_ms = answer["attention_ms"]
+    # Where PyTorch is slow, its choice of a kernel may be why: all that run here are printed.
+    if attention_ms:
+        times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in attention_ms.items())
+        messages.append(f"PyTorch's attention, one layer forward and backward: {times}")
+    return [known_values(row)], messages

@@ -55,7 +55,7 @@ def test_each_batch_gives_a_row_whose_figures_fit_together():
 
 def test_the_floor_is_the_bytes_of_matrices_and_of_the_cache_over_the_bandwidth(monkeypatch):
     """Those of the arrays that a step reads; the embedding of an untied model is only looked up in."""
-    monkeypatch.setattr(sizes, "memory_bandwidth", lambda kind: 1e9)
+    monkeypatch.setattr(decode.devices, "memory_bandwidth", lambda kind: 1e9)
     asked = arguments("--batch=3")
     asked.config = dataclasses.replace(
         asked.config, model=dataclasses.replace(asked.config.model, tied=False)

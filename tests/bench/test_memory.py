@@ -100,7 +100,7 @@ def test_training_that_does_not_fit_is_tried_again_with_less_kept_and_told(monke
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return {"peak_gib": 1.0, "tokens_per_second": 2.0}, []
 
-    monkeypatch.setattr(memory, "measure_training", full)
+    monkeypatch.setattr(memory, "measure_train", full)
     monkeypatch.setattr(
         memory, "generate", lambda *_: ({"state MB": 1.0, "decode tokens/s": 1.0}, [])
     )

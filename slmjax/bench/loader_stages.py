@@ -1,0 +1,54 @@
+"""What the parts of the loader cost: planning rows, reading their spans, assembling batches."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from slmjax.data.loader import BatchPlan, fold, unfold
+
+
+def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
+    """Return the nanoseconds a token of each part, for the batches of these steps.
+
+    The parts run one after the other in this thread: plan_ns (which spans a row holds), read_ns
+    (their tokens from the shards) and assemble_ns (the five arrays of a batch).
+    """
+    shards = list(plan.train.values())  # spans name their source by its number
+    began = time.perf_counter()
+    planned = []  # a step's [(source, spans of the row)]
+    for step in steps:
+        rows = plan.rows(step)
+        planned.append([(source, plan.row_plans[source].row(row)) for source, row in rows])
+    after_plan = time.perf_counter()
+    texts = []  # a step's [tokens of each span of the row]
+    for rows in planned:
+        row_texts = []
+        for source, spans in rows:
+            row_texts.append([shards[source].read(*span) for span in spans])
+        texts.append(row_texts)
+    after_read = time.perf_counter()
+    for rows, row_texts in zip(planned, texts):
+        # fold reads as it goes: from memory here, as the shards have had their turn.
+        in_memory = []
+        for (_, spans), text in zip(rows, row_texts):
+            in_memory.append((_SpansInMemory(iter(text)), spans))
+        unfold(fold(in_memory, plan.seq_len))
+    after_assemble = time.perf_counter()
+    tokens = len(steps) * plan.batch * plan.seq_len
+    to_ns = 1e9 / tokens  # from seconds of all steps
+    return {
+        "plan_ns": to_ns * (after_plan - began),
+        "read_ns": to_ns * (after_read - after_plan),
+        "assemble_ns": to_ns * (after_assemble - after_read),
+    }
+
+
+class _SpansInMemory:
+    """Takes the place of a ShardSet whose spans are read in the order in which they are held."""
+
+    def __init__(self, texts: Iterator[np.ndarray]):
+        self._texts = texts
+
+    def read(self, doc: int, offset: int, count: int) -> np.ndarray:
+        return next(self._texts)
