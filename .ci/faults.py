@@ -58,7 +58,7 @@ FAULTS = {
         "tests/ops/test_softmax_attention.py tests/models/test_lm.py",
     ),
     "a chunk decays by its first token": (
-        "slmjax/ops/recurrence.py",
+        "slmjax/ops/recurrence_chunks.py",
         "jnp.exp(total[..., -1, :]), 0.0)",
         "jnp.exp(total[..., 0, :]), 0.0)",
         "tests/ops/test_recurrence.py",

@@ -1,22 +1,33 @@
-"""Products of queries and keys in a chunk whose decays differ by channel: sum over K of left_i right_j exp(total_i - total_j) for j <= i.
+"""Products of queries and keys in a chunk whose decays differ by channel.
 
-A decay is no number that a product of matrices could be scaled by, and its two factors exp(total_i) and exp(-total_j) overflow. Here the
-places below the diagonal are cut into squares of 1, 2, 4 ... C/2 tokens, as a tree halves the chunk: all pairs of a square have a token
-between them by way of which both factors only shrink. So each size takes one product of matrices, and no exponent is ever positive.
+For j <= i: the sum over K of left_i right_j exp(total_i - total_j). Such a decay is no number that
+could scale a product of matrices, and its two factors exp(total_i) and exp(-total_j) overflow.
 
-The gradient of total is left x (gradient of left) - right x (gradient of right), channel by channel: decays need no sums of their own.
-Source: Yang et al. 2023 (GLA), sections 4.3 and C; there with two levels of tiles, the inner one without products of matrices.
+Here the places below the diagonal are cut into squares of 1, 2, 4 ... C/2 tokens, as a tree halves
+the chunk. All pairs of a square have a token m between them, the last of the left half, and
+
+    exp(total_i - total_j) = exp(total_i - total_m) exp(total_m - total_j)
+
+where both factors only shrink. So each size takes one product of matrices, and no exponent is ever
+positive.
+
+The gradient of total is left * (gradient of left) - right * (gradient of right), channel by
+channel: decays need no sums of their own.
+
+Axes: P chunks times heads, C tokens, K channels.
+Source: Yang et al. 2023 (GLA), sections 4.3 and C; there with two levels of tiles, the inner one
+without products of matrices.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from slmjax.ops.triton_walk import dot
 
@@ -30,15 +41,16 @@ def decayed(
     right: Float[Array, "_ C K"],
     total: Float[Array, "P C K"],
 ) -> tuple[Float[Array, "P C C"], ...]:
-    """The products, float32, for each of `lefts`; 0 above the diagonal.
+    """Return the products, float32, for each of `lefts`; 0 above the diagonal.
 
-    Only places between which total falls mean something, and the gradients of others must be 0.
+    Only places between which total falls are meaningful, and the gradients of others must be 0.
+    C and K are powers of two, for triton at least 16.
 
     Args:
-      kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (the latter in Pallas' interpreter).
-      lefts, right: neighbours of `total` share them, as many for each; of one type, that of the products.
-      total: float32.
-    C and K are powers of two, for triton at least 16.
+      kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (Triton's kernel, anywhere).
+      lefts, right: each has P entries, or fewer, which as many neighbours of `total` share. All are
+        of one type, that of the products' operands.
+      total: sums of decays, float32.
     """
     return _forward(kernel, lefts, right, total)[0]
 
@@ -46,142 +58,183 @@ def decayed(
 def _forward(kernel, lefts, right, total):
     if kernel == "scan":
         alike = [_repeat(x, total) for x in (*lefts, right)]
-        found = jax.vmap(_products)(alike[:-1], alike[-1], total)
-        return tuple(found), (lefts, right, total)
+        products = jax.vmap(_products)(alike[:-1], alike[-1], total)
+        return tuple(products), (lefts, right, total)
     P, C, K = total.shape
-    share = lambda x: pl.BlockSpec((None, C, K), lambda p: (p // (P // len(x)), 0, 0))  # noqa: E731
-    found = pl.pallas_call(
+
+    def shared(x):
+        return pl.BlockSpec((None, C, K), lambda p: (p // (P // len(x)), 0, 0))
+
+    products = pl.pallas_call(
         _forward_kernel,
         grid=(P,),
-        in_specs=jax.tree.map(share, (lefts, right, total)),
-        out_specs=[pl.BlockSpec((None, C, C), lambda p: (p, 0, 0)) for _ in lefts],
-        out_shape=[jax.ShapeDtypeStruct((P, C, C), jnp.float32) for _ in lefts],
+        in_specs=jax.tree.map(shared, (lefts, right, total)),
+        out_specs=[pl.BlockSpec((None, C, C), lambda p: (p, 0, 0))] * len(lefts),
+        out_shape=[jax.ShapeDtypeStruct((P, C, C), jnp.float32)] * len(lefts),
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=kernel == "interpret",
     )(lefts, right, total)
-    return tuple(found), (lefts, right, total)
+    return tuple(products), (lefts, right, total)
 
 
 def _backward(kernel, kept, gradients):
     lefts, right, total = kept
-    P, C, K = total.shape
     if kernel == "scan":
         alike = [_repeat(x, total) for x in (*lefts, right)]
-        of_lefts, of_right, of_total = jax.vmap(_gradients)(alike[:-1], alike[-1], total, gradients)
+        d_lefts, d_right, d_total = jax.vmap(_gradients)(alike[:-1], alike[-1], total, gradients)
     else:
-        part = min(K, CHANNELS)
-        channels = lambda x: pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))  # noqa: E731
-        like = lambda x: jax.ShapeDtypeStruct(total.shape, x.dtype if len(x) == P else jnp.float32)  # noqa: E731
-        of_lefts, of_right, of_total = pl.pallas_call(
-            _backward_kernel,
-            grid=(P, K // part),
-            in_specs=[
-                *jax.tree.map(channels, (lefts, right, total)),
-                [pl.BlockSpec((None, C, C), lambda p, k: (p, 0, 0)) for _ in lefts],
-            ],
-            out_specs=jax.tree.map(channels, ([total for _ in lefts], total, total)),
-            out_shape=([like(left) for left in lefts], like(right), like(total)),
-            compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
-            interpret=kernel == "interpret",
-        )(lefts, right, total, list(gradients))
-    sum_of = lambda x, like: x.reshape(len(like), -1, C, K).sum(1).astype(like.dtype)  # noqa: E731
-    return tuple(map(sum_of, of_lefts, lefts)), sum_of(of_right, right), of_total
+        d_lefts, d_right, d_total = _backward_call(kernel, lefts, right, total, gradients)
+    d_lefts = tuple(_summed(d_left, left) for d_left, left in zip(d_lefts, lefts, strict=True))
+    return d_lefts, _summed(d_right, right), d_total
+
+
+def _backward_call(kernel, lefts, right, total, gradients):
+    """Return gradients by the kernel, of which each has P entries, as total does."""
+    P, C, K = total.shape
+    part = min(K, CHANNELS)
+
+    def channels(x):
+        return pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))
+
+    def gradient_of(x):
+        dtype = x.dtype if len(x) == P else jnp.float32  # the latter are summed afterwards
+        return jax.ShapeDtypeStruct(total.shape, dtype)
+
+    square = pl.BlockSpec((None, C, C), lambda p, k: (p, 0, 0))
+    return pl.pallas_call(
+        _backward_kernel,
+        grid=(P, K // part),
+        in_specs=[*jax.tree.map(channels, (lefts, right, total)), [square] * len(lefts)],
+        out_specs=jax.tree.map(channels, ([total] * len(lefts), total, total)),
+        out_shape=([gradient_of(left) for left in lefts], gradient_of(right), gradient_of(total)),
+        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+        interpret=kernel == "interpret",
+    )(lefts, right, total, list(gradients))
 
 
 decayed.defvjp(_forward, _backward)
 
 
-def _products(lefts: Sequence, right: Any, total: Any, stored: Any = None) -> list:
-    """Of one chunk; `stored` is total where a kernel can read chosen rows of it."""
+def _forward_kernel(lefts, right, total, *outs):
+    products = _products([left[...] for left in lefts], right[...], total[...], total)
+    for out, product in zip(outs, products, strict=True):
+        out[...] = product
+
+
+def _backward_kernel(lefts, right, total, gradients, *outs):
+    """Write gradients of lefts, right and total into `outs`: a list of lefts, right, total."""
+    d_lefts, d_right, d_total = outs
+    left_values = [left[...] for left in lefts]
+    right_value, total_value = right[...], total[...]
+    gradient_values = [gradient[...] for gradient in gradients]
+    computed = _gradients(left_values, right_value, total_value, gradient_values, total)
+    d_left_values, d_right_value, d_total_value = computed
+    for out, value in zip(d_lefts, d_left_values, strict=True):
+        out[...] = value.astype(out.dtype)
+    d_right[...] = d_right_value.astype(d_right.dtype)
+    d_total[...] = d_total_value.astype(d_total.dtype)
+
+
+class _Square(NamedTuple):
+    """The squares of one size: the pairs of a right half and the left half before it."""
+
+    factor: Any  # [C,K]: decay between each token and the one in the middle of its pair of halves
+    pairs: Any  # [C,C] bool
+
+
+def _products(
+    lefts: Sequence[Float[Array, "C K"]],
+    right: Float[Array, "C K"],
+    total: Float[Array, "C K"],
+    stored: Any = None,
+) -> list[Float[Array, "C C"]]:
+    """Return the products of one chunk.
+
+    Args:
+      stored: total where a kernel can read chosen rows of it; None: total itself.
+    """
     stored = total if stored is None else stored
     row, column = _places(len(total))
-    found = [jnp.where(row == column, dot(left, right.T), 0.0) for left in lefts]
+    products = [jnp.where(row == column, dot(left, right.T), 0.0) for left in lefts]
     for size in _sizes(len(total)):
-        factor, corner = (
-            _factor(total, stored[_via(len(total), size), :], size),
-            _corner(row, column, size),
-        )
-        keys = _scaled(right, factor).T
-        found = [
-            jnp.where(corner, dot(_scaled(left, factor), keys), of)
-            for left, of in zip(lefts, found)
-        ]
-    return found
+        square = _square(total, stored, row, column, size)
+        keys = _scaled(right, square.factor).T
+        for i, left in enumerate(lefts):
+            product = dot(_scaled(left, square.factor), keys)
+            products[i] = jnp.where(square.pairs, product, products[i])
+    return products
 
 
 def _gradients(
-    lefts: Sequence, right: Any, total: Any, gradients: Sequence, stored: Any = None
-) -> tuple:
-    """(of lefts, of right, of total) of one chunk, float32."""
+    lefts: Sequence[Float[Array, "C K"]],
+    right: Float[Array, "C K"],
+    total: Float[Array, "C K"],
+    gradients: Sequence[Float[Array, "C C"]],
+    stored: Any = None,
+) -> tuple[list[Float[Array, "C K"]], Float[Array, "C K"], Float[Array, "C K"]]:
+    """Return gradients of (lefts, right, total) of one chunk, float32; `stored` as in _products."""
     stored = total if stored is None else stored
     row, column = _places(len(total))
-    of_lefts, of_right = [], jnp.zeros(total.shape, jnp.float32)
-    for left, gradient in zip(lefts, gradients):
-        own = jnp.where(row == column, gradient, 0.0).astype(right.dtype)
-        of_lefts.append(dot(own, right))
-        of_right += dot(own, left)
+    d_lefts = []
+    d_right = jnp.zeros(total.shape, jnp.float32)
+    for left, gradient in zip(lefts, gradients, strict=True):
+        diagonal = jnp.where(row == column, gradient, 0.0).astype(right.dtype)
+        d_lefts.append(dot(diagonal, right))
+        d_right += dot(diagonal, left)
     for size in _sizes(len(total)):
-        factor, corner = (
-            _factor(total, stored[_via(len(total), size), :], size),
-            _corner(row, column, size),
-        )
-        keys = _scaled(right, factor)
-        for i, (left, gradient) in enumerate(zip(lefts, gradients)):
-            here = jnp.where(corner, gradient, 0.0).astype(right.dtype)
-            of_lefts[i] += factor * dot(here, keys)
-            of_right += factor * dot(here.T, _scaled(left, factor))
-    of_total = (
-        sum(left.astype(jnp.float32) * of for left, of in zip(lefts, of_lefts))
-        - right.astype(jnp.float32) * of_right
-    )
-    return of_lefts, of_right, of_total
+        square = _square(total, stored, row, column, size)
+        keys = _scaled(right, square.factor)
+        for i, (left, gradient) in enumerate(zip(lefts, gradients, strict=True)):
+            inside = jnp.where(square.pairs, gradient, 0.0).astype(right.dtype)
+            d_lefts[i] += square.factor * dot(inside, keys)
+            d_right += square.factor * dot(inside.T, _scaled(left, square.factor))
+    by_rows = sum(left.astype(jnp.float32) * d for left, d in zip(lefts, d_lefts, strict=True))
+    d_total = by_rows - right.astype(jnp.float32) * d_right
+    return d_lefts, d_right, d_total
 
 
-def _forward_kernel(lefts, right, total, *outs):
-    found = _products([left[...] for left in lefts], right[...], total[...], total)
-    for out, of in zip(outs, found):
-        out[...] = of
-
-
-def _backward_kernel(lefts, right, total, gradients, of_lefts, of_right, of_total):
-    values = (
-        [left[...] for left in lefts],
-        right[...],
-        total[...],
-        [gradient[...] for gradient in gradients],
-    )
-    found = _gradients(*values, total)
-    for out, of in zip((*of_lefts, of_right, of_total), (*found[0], *found[1:])):
-        out[...] = of.astype(out.dtype)
+def _square(total, stored, row, column, size: int) -> _Square:
+    middle = stored[_middles(len(total), size), :]
+    return _Square(_factor(total, middle, size), _pairs(row, column, size))
 
 
 def _sizes(chunk: int) -> list[int]:
     return [1 << level for level in range(chunk.bit_length() - 1)]
 
 
-def _via(chunk: int, size: int) -> Array:
-    """[C]: the last token of the left half of each token's pair of blocks."""
+def _middles(chunk: int, size: int) -> Int[Array, "C"]:
+    """Return the last token of the left half of each token's pair of halves."""
     return jnp.arange(chunk) // (2 * size) * (2 * size) + size - 1
 
 
-def _factor(total, between, size):
-    """exp of the decays between a token and the one by way of which it decays: after it in right halves, from it in left halves."""
+def _factor(
+    total: Float[Array, "C K"], middle: Float[Array, "C K"], size: int
+) -> Float[Array, "C K"]:
+    """Return exp of the decays from the middle on in right halves, up to it in left halves."""
     after = (jax.lax.broadcasted_iota(jnp.int32, total.shape, 0) // size) % 2 == 1
-    return jnp.exp(jnp.minimum(jnp.where(after, total - between, between - total), 0.0))
+    return jnp.exp(jnp.minimum(jnp.where(after, total - middle, middle - total), 0.0))
 
 
-def _corner(row, column, size):
-    """[C,C]: pairs of a right half and the left half before it."""
+def _pairs(row: Int[Array, "C C"], column: Int[Array, "C C"], size: int) -> Bool[Array, "C C"]:
+    """Return where a row of a right half meets a column of the left half before it."""
     return (row // (2 * size) == column // (2 * size)) & (row // size > column // size)
 
 
-def _places(chunk):
-    return (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
+def _places(chunk: int) -> tuple[Int[Array, "C C"], Int[Array, "C C"]]:
+    """Return the number of each place's row, and of its column."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
+    return row, jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
 
 
-def _scaled(x, factor):
+def _scaled(x: Float[Array, "C K"], factor: Float[Array, "C K"]) -> Float[Array, "C K"]:
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
-def _repeat(x, total):
+def _repeat(x: Float[Array, "_ C K"], total: Float[Array, "P C K"]) -> Float[Array, "P C K"]:
     return jnp.repeat(x, len(total) // len(x), axis=0)
+
+
+def _summed(gradient: Float[Array, "P C K"], like: Float[Array, "_ C K"]) -> Float[Array, "_ C K"]:
+    """Return the sum over the entries of total that share one of `like`, in its type."""
+    groups = gradient.reshape(len(like), -1, *like.shape[1:])
+    return groups.sum(1).astype(like.dtype)

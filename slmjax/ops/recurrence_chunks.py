@@ -1,0 +1,216 @@
+"""The gated linear recurrence of ops/recurrence.py in chunks of C tokens, as products of matrices.
+
+With g_i the sum of decays from a chunk's start to token i, S the memory before the chunk, and
+`values` the caller's (for the delta rule, beta v), a chunk computes
+
+    A = tril(Q K^T * exp(g_i - g_j))              what token i reads of token j: `attend`
+    M = tril(beta K K^T * exp(g_i - g_j), -1)     what token i erases of token j
+    T = (I + M)^-1                                the delta rule's UT transform
+    U = T values                                  `written`
+    W = T (beta K exp(g))                         `erased`
+    new = U - W S                                 values after erasing
+    out = (Q exp(g)) S + A new
+    S  <- exp(g_C) S + (K exp(g_C - g))^T new     `whole` and `writing`
+
+Without erase, new = values and M, T, W fall away: the state-space duality of Mamba-2. Where decays
+differ by channel, exp(g) stays inside the sums over K (ops/decayed.py).
+
+Axes: N chunks, B rows, G query/key heads, R value heads for each of them, C tokens of a chunk (two
+of them: i, the later token, then j), K and V channels. k is K, or 1 for a gate without channels.
+
+Source: Dao and Gu 2024 (Mamba-2), section 6; Yang et al. 2024 (parallelizing linear transformers
+with the delta rule), section 3.2; Yang et al. 2024 (gated DeltaNet), section 3.3.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from slmjax.ops import triton_walk
+from slmjax.ops.chunk_products import decayed_products
+from slmjax.ops.chunk_walk import dot, walk
+from slmjax.ops.recurrence_layout import (
+    cut,
+    cut_heads,
+    for_heads,
+    for_value_heads,
+    joined,
+    led,
+    merge_heads,
+    split_heads,
+    widened,
+)
+from slmjax.ops.triangular_inverse import unit_triangular_inverse
+
+
+class Masks(NamedTuple):
+    """Which tokens of a chunk see each other, and which belong to the memory around it."""
+
+    real: Any  # [N,B,C] bool: no padding
+    before: Any  # [N+1,B]: segment of the memory before each chunk, and after the last
+    reads: Any  # [N,B,1,1,C,1] bool: tokens of the segment of the memory before the chunk
+    writes: Any  # [N,B,1,1,C,1] bool: tokens of the segment of the memory after the chunk
+    same: Any  # [N,B,C,C] bool: j <= i, one segment; padding counts to the segment before it
+
+    def visible(self) -> Bool[Array, "N B 1 1 C C"]:
+        """Return which real token i sees which real token j."""
+        both_real = self.same & self.real[..., :, None] & self.real[..., None, :]
+        return both_real[:, :, None, None]
+
+
+class Eraser(NamedTuple):
+    """The keys that a token erases along, and how strongly."""
+
+    key: Any  # [N,B,G,C,K], or [N,B,G,R,C,K] with the strength in it, where it differs by channel
+    strength: Any  # [N,B,G,R,C,1], or 1
+
+
+def run_chunks(
+    query: Float[Array, "B T G K"],
+    key: Float[Array, "B T G K"],
+    value: Float[Array, "B T G R V"],
+    decay: Float[Array, "B T G R ..."],
+    erase: Float[Array, "B T G R ..."] | None,
+    segments: Int[Array, "B T"],
+    state: Float[Array, "B G R K V"],
+    segment: Int[Array, "B"],
+    *,
+    chunk: int,
+    kernel: str,
+) -> tuple[Float[Array, "B T G R V"], Float[Array, "B G R K V"], Int[Array, "B"]]:
+    """Return (outputs, memory after the last token, its segment) of any number of tokens.
+
+    Args:
+      segment: of the memory that comes in, `state`.
+      chunk: tokens of a chunk, a power of two.
+      kernel: as in `recurrence`; sizes that Triton does not take are scanned.
+    """
+    B, T, G, R, V = value.shape
+    K, dtype = key.shape[-1], value.dtype
+    if not _fits_triton(chunk, K, V):
+        kernel = "scan"
+    query, key = cut_heads(query, chunk, axes=1), cut_heads(key, chunk, axes=1)  # [N,B,G,C,K]
+    value, decay = cut_heads(value, chunk, axes=2), cut_heads(decay, chunk, axes=2)
+    masks = _masks(cut(segments, chunk), segment)
+    total = _total_decay(masks, decay)
+    visible = masks.visible()
+    eraser = None
+    if erase is not None:
+        eraser = _eraser(cut_heads(erase, chunk, axes=2), key, dtype)
+
+    # Inside of the chunks.
+    lefts = (query,) if eraser is None else (query, eraser.key)
+    products = decayed_products(kernel, lefts, key, total, masks.same)
+    attend = jnp.where(visible, products[0], 0.0).astype(dtype)
+    total = widened(total, 5)
+    from_start = jnp.where(masks.reads, jnp.exp(total), 0.0)
+    written, erased = value, None
+    if eraser is not None:
+        written, erased = _ut_transform(kernel, eraser, products[1], visible, from_start, value)
+
+    # From chunk to chunk, with the axes B, G, R as one.
+    reading = (query[:, :, :, None] * from_start).astype(dtype)
+    writing, whole = _to_the_end(masks, key, total, dtype)
+    memories, new, state = walk(
+        kernel,
+        merge_heads(written, 1),
+        None if erased is None else merge_heads(erased, 1),
+        merge_heads(writing, 1),
+        merge_heads(whole, 1),
+        merge_heads(state, 0),
+    )
+
+    from_memory = dot("...ik,...kv->...iv", reading, split_heads(memories, (B, G, R)))
+    from_chunk = dot("...ij,...jv->...iv", attend, split_heads(new, (B, G, R)))
+    out = joined((from_memory + from_chunk).astype(dtype), T)
+    return out, state.reshape(B, G, R, K, V), masks.before[-1]
+
+
+def _fits_triton(*sizes: int) -> bool:
+    return all(size >= triton_walk.LEAST and size & (size - 1) == 0 for size in sizes)
+
+
+def _masks(segments: Int[Array, "N B C"], segment: Int[Array, "B"]) -> Masks:
+    """Return the masks of the chunks, with the memory before the first of `segment`."""
+    real = segments != 0
+    filled = _filled(segments)
+    last = jnp.concatenate([segment[None], filled[..., -1]])  # 0 for a chunk of padding
+    before = _latest(last)
+    reads = for_heads((segments == before[:-1, :, None]) & real)
+    writes = for_heads((segments == before[1:, :, None]) & real)
+    one_segment = filled[..., :, None] == filled[..., None, :]
+    causal = led(jnp.tri(segments.shape[2], dtype=bool), 4)
+    same = one_segment & causal
+    return Masks(real, before, reads, writes, same)
+
+
+def _filled(segments: Int[Array, "N B C"]) -> Int[Array, "N B C"]:
+    """Return segments with padding counted to the segment before it; 0 where a chunk begins so."""
+    real = segments != 0
+    index = led(jnp.arange(segments.shape[2]), 3)
+    latest = jax.lax.cummax(jnp.where(real, index, 0), axis=2)
+    return jnp.take_along_axis(segments, latest, axis=2)
+
+
+def _latest(segments: Int[Array, "N B"]) -> Int[Array, "N B"]:
+    """Return segments with each 0 replaced by the number before it along N, where there is one."""
+    known = segments != 0
+    index = jnp.arange(len(segments))[:, None]
+    latest = jax.lax.cummax(jnp.where(known, index, 0), axis=0)
+    return jnp.take_along_axis(segments, latest, axis=0)
+
+
+def _total_decay(
+    masks: Masks, decay: Float[Array, "N B G R C ..."]
+) -> Float[Array, "N B G R C ..."]:
+    """Return g: the sum of decays from the first token of i's segment in the chunk up to i.
+
+    It is a product with a mask and not a running sum over the chunk: so the numbers of other
+    documents do not change even its rounding.
+    """
+    return dot("nbij,nbgrj...->nbgri...", masks.same.astype(jnp.float32), decay)
+
+
+def _eraser(erase: Float[Array, "N B G R C ..."], key: Float[Array, "N B G C K"], dtype) -> Eraser:
+    if erase.ndim == 6:
+        return Eraser((erase * key[:, :, :, None]).astype(dtype), 1.0)
+    return Eraser(key, erase[..., None])
+
+
+def _ut_transform(
+    kernel: str,
+    eraser: Eraser,
+    overlap: Float[Array, "N B G R C C"],
+    visible: Bool[Array, "N B 1 1 C C"],
+    from_start: Float[Array, "N B G R C k"],
+    value: Float[Array, "N B G R C V"],
+) -> tuple[Float[Array, "N B G R C V"], Float[Array, "N B G R C K"]]:
+    """Return U = T value and W = T (beta K exp(g)): a chunk of the delta rule as two products.
+
+    T = (I + M)^-1 solves "each token erases what the tokens before it have written" at once.
+
+    Args:
+      overlap: of the erasing key of i with the key of j, decayed.
+      from_start: exp(g), 0 for tokens that do not see the memory.
+    """
+    dtype = value.dtype
+    strict = visible & led(jnp.tri(value.shape[4], k=-1, dtype=bool), 6)
+    below = jnp.where(strict, eraser.strength * overlap, 0.0)
+    inverse = unit_triangular_inverse(kernel, dtype, below)
+    written = dot("...ij,...jv->...iv", inverse, value, dtype)
+    key = for_value_heads(eraser.key)
+    erasing = (eraser.strength * from_start * key).astype(dtype)
+    return written, dot("...ij,...jk->...ik", inverse, erasing, dtype)
+
+
+def _to_the_end(
+    masks: Masks, key: Float[Array, "N B G C K"], total: Float[Array, "N B G R C k"], dtype: Any
+) -> tuple[Float[Array, "N B G R C K"], Float[Array, "N B G R k"]]:
+    """Return K exp(g_C - g), as tokens enter the next memory, and exp(g_C), as the old one does."""
+    rest = jnp.where(masks.writes, total[..., -1:, :] - total, 0.0)
+    writing = jnp.where(masks.writes, key[:, :, :, None] * jnp.exp(rest), 0.0).astype(dtype)
+    same_segment = for_heads(masks.before[1:] == masks.before[:-1])
+    whole = jnp.where(same_segment, jnp.exp(total[..., -1, :]), 0.0)
+    return writing, whole
