@@ -1,18 +1,25 @@
-"""Cross-entropy from hidden states without float32 logits of the whole batch, with hand-written backward passes.
+"""Cross-entropy from hidden states, without float32 logits of the whole batch.
 
-`token_log_probs` gives every token's log-probability, for evaluation and for tasks that compare tokens. `weighted_nats` gives their
-weighted sum, for training: its gradient is made in the forward pass, while the logits are there, so that they are not kept or made again.
+`token_log_probs` returns every token's log-probability, for evaluation and for tasks that compare
+tokens. `weighted_nats` returns their weighted sum, for training: it computes its gradient in the
+forward pass, while the logits are there, so that they are neither kept nor computed again.
+
+Axes: B rows, T tokens, D width, V vocabulary; t is the tokens of one of the pieces that T is cut
+into ("chunks"), N their number.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+MEMORY = 16e9  # bytes of a device that does not say its memory
+LOGITS_PART = 28  # one piece's logits and their gradient take at most 1/28 of the memory
 
 
 def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsize: int = 4) -> int:
-    """Pieces along T so that one piece's logits and their gradient take at most 1/28 of the device's memory.
+    """Return into how many pieces T is cut, so that one piece's logits take little memory.
 
     Args:
       batch, length: rows and tokens that one device holds.
@@ -20,10 +27,9 @@ def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsi
       itemsize: bytes of a logit.
     """
     needed = batch * length * vocab * 2 * itemsize
+    allowed = (memory or MEMORY) / LOGITS_PART
     chunks = 1
-    while (
-        needed / chunks > (memory or 16e9) / 28 and chunks < length and length % (chunks * 2) == 0
-    ):
+    while needed / chunks > allowed and chunks < length and length % (chunks * 2) == 0:
         chunks *= 2
     return chunks
 
@@ -35,15 +41,16 @@ def token_log_probs(
     *,
     chunks: int = 1,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """(log p(target), logsumexp of the logits), both float32.
+    """Return (log p(target), logsumexp of the logits), both float32.
 
-    Logits are hidden @ head with products in hidden's type and sums in float32. The T axis is cut into `chunks`, so that B stays sharded
-    over devices; a chunk's logits are computed again in the backward pass, except with one chunk, where they are kept in hidden's type.
-    The head's gradient is added up in float32.
+    Logits are hidden @ head with products in hidden's type and sums in float32. T is cut into
+    `chunks` pieces, and not B, which stays sharded over devices. The backward pass computes a
+    piece's logits again; if there is one piece only, it keeps them in hidden's type. The head's
+    gradient is summed in float32.
+
     Raises: ValueError where chunks does not divide T.
     """
-    if hidden.shape[1] % chunks:
-        raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
+    _check_chunks(hidden, chunks)
     return _token_log_probs(hidden, head.astype(hidden.dtype), targets, chunks)
 
 
@@ -56,24 +63,34 @@ def weighted_nats(
     z_loss: float = 0.0,
     chunks: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """(loss, nats, squares): loss = nats + z_loss * squares, nats = sum of weight * -log p(target), squares = sum of weight * logsumexp^2.
+    """Return (loss, nats, squares), of which only the loss has a gradient, to hidden and head.
 
-    Only the loss has a gradient, towards hidden and head. Logits are rounded to hidden's type before the softmax, so that a bfloat16 model
-    writes and reads half the bytes; sums are float32, also the head's gradient over the `chunks` pieces of T.
+        nats = sum of weight * -log p(target)
+        squares = sum of weight * logsumexp^2
+        loss = nats + z_loss * squares
+
+    Logits are rounded to hidden's type before the softmax, so that a bfloat16 model writes and
+    reads half the bytes. Sums are float32, also that of the head's gradient over the pieces of T.
+
     Raises: ValueError where chunks does not divide T.
     """
-    if hidden.shape[1] % chunks:
-        raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
+    _check_chunks(hidden, chunks)
     return _weighted_nats(hidden, head.astype(hidden.dtype), targets, weights, z_loss, chunks)
 
 
-def reference(hidden, head, targets):
-    """The same by log_softmax over full float32 logits: slow, obvious, for tests."""
-    logits = jnp.einsum(
-        "btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+def reference(
+    hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Return token_log_probs by log_softmax over all float32 logits: slow, obvious, for tests."""
+    logits = _logits(hidden, head.astype(hidden.dtype))
+    log_probs = jax.nn.log_softmax(logits)
+    log_p = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
     return log_p, jax.nn.logsumexp(logits, axis=-1)
+
+
+def _check_chunks(hidden: Float[Array, "B T D"], chunks: int) -> None:
+    if hidden.shape[1] % chunks:
+        raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -82,49 +99,37 @@ def _token_log_probs(hidden, head, targets, chunks):
 
 
 def _forward(hidden, head, targets, chunks):
-    def piece(args):
-        h, t = args
-        logits = _logits(h, head)
+    def piece(arrays):
+        hidden, targets = arrays
+        logits = _logits(hidden, head)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        return (
-            jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0] - lse,
-            lse,
-            logits.astype(h.dtype),
-        )
+        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return target_logits - lse, lse, logits.astype(hidden.dtype)
 
     if chunks == 1:
         log_p, lse, logits = piece((hidden, targets))
         return (log_p, lse), (hidden, head, targets, lse, logits)
-    log_p, lse = jax.lax.map(
-        lambda args: piece(args)[:2], (_split(hidden, chunks), _split(targets, chunks))
-    )
+    pieces = _pieces(chunks, hidden, targets)
+    log_p, lse = jax.lax.map(lambda arrays: piece(arrays)[:2], pieces)
     log_p, lse = _join(log_p), _join(lse)
     return (log_p, lse), (hidden, head, targets, lse, None)
 
 
 def _backward(chunks, residuals, gradients):
     hidden, head, targets, lse, logits = residuals
-    g_log_p, g_lse = gradients
-
-    def piece(h, t, z, g, gz, logits):
-        p = jnp.exp(logits.astype(jnp.float32) - z[..., None])
-        hit = jax.nn.one_hot(t, head.shape[1], dtype=jnp.bool_)
-        d_logits = (jnp.where(hit, g[..., None], 0.0) + (gz - g)[..., None] * p).astype(h.dtype)
-        d_hidden = jnp.einsum(
-            "btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32
-        ).astype(h.dtype)
-        return d_hidden, jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+    d_log_p, d_lse = gradients
 
     if chunks == 1:
-        d_hidden, d_head = piece(hidden, targets, lse, g_log_p, g_lse, logits)
+        arrays = (hidden, targets, lse, d_log_p, d_lse)
+        d_hidden, d_head = _gradients(*arrays, logits, head)
         return d_hidden, d_head.astype(head.dtype), None
 
-    def step(d_head, args):
-        h, t, z, g, gz = args
-        d_hidden, more = piece(h, t, z, g, gz, _logits(h, head))
-        return d_head + more, d_hidden
+    def step(d_head, arrays):
+        logits = _logits(arrays[0], head)
+        d_hidden, d_head_piece = _gradients(*arrays, logits, head)
+        return d_head + d_head_piece, d_hidden
 
-    pieces = tuple(_split(x, chunks) for x in (hidden, targets, lse, g_log_p, g_lse))
+    pieces = _pieces(chunks, hidden, targets, lse, d_log_p, d_lse)
     d_head, d_hidden = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), pieces)
     return _join(d_hidden), d_head.astype(head.dtype), None
 
@@ -132,82 +137,125 @@ def _backward(chunks, residuals, gradients):
 _token_log_probs.defvjp(_forward, _backward)
 
 
+def _gradients(
+    hidden: Float[Array, "B t D"],
+    targets: Int[Array, "B t"],
+    lse: Float[Array, "B t"],
+    d_log_p: Float[Array, "B t"],
+    d_lse: Float[Array, "B t"],
+    logits: Float[Array, "B t V"],
+    head: Float[Array, "D V"],
+) -> tuple[Float[Array, "B t D"], Float[Array, "D V"]]:
+    """Return a piece's gradients of (hidden, head) from those of log p(target) and logsumexp."""
+    p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
+    is_target = _one_hot(targets, head.shape[1])
+    # d logits = d_log_p (one_hot - p) + d_lse p
+    at_target = jnp.where(is_target, d_log_p[..., None], 0.0)
+    d_logits = (at_target + (d_lse - d_log_p)[..., None] * p).astype(hidden.dtype)
+    d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32)
+    return d_hidden.astype(hidden.dtype), _head_gradient(hidden, d_logits)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
-    nats, squares = jax.lax.map(
-        lambda args: _sums(*_softmax(args[0], head, args[1])[1:], args[2]),
-        _pieces(chunks, hidden, targets, weights),
-    )
+    def piece(arrays):
+        hidden, targets, weights = arrays
+        _, log_p, lse = _softmax(hidden, head, targets)
+        return _sums(log_p, lse, weights)
+
+    nats, squares = jax.lax.map(piece, _pieces(chunks, hidden, targets, weights))
     return nats.sum() + z_loss * squares.sum(), nats.sum(), squares.sum()
 
 
 def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
-    def piece(h, t, w):
-        logits, log_p, lse = _softmax(h, head, t)
-        p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
-        hit = _hit(t, head.shape[1])
-        slope = w * (1 + 2 * z_loss * lse)  # of the loss in each logsumexp
-        d_logits = (slope[..., None] * p - jnp.where(hit, w[..., None], 0.0)).astype(h.dtype)
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=h.dtype)
-        return (
-            *_sums(log_p, lse, w),
-            d_hidden,
-            jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32),
-        )
-
     if chunks == 1:
-        nats, squares, d_hidden, d_head = piece(hidden, targets, weights)
+        sums, d_hidden, d_head = _weighted_piece(hidden, head, targets, weights, z_loss)
+        nats, squares = sums
     else:
 
-        def step(d_head, args):
-            *rest, more = piece(*args)
-            return d_head + more, rest
+        def step(d_head, arrays):
+            hidden, targets, weights = arrays
+            sums, d_hidden, d_head_piece = _weighted_piece(hidden, head, targets, weights, z_loss)
+            return d_head + d_head_piece, (sums, d_hidden)
 
-        d_head, (nats, squares, d_hidden) = jax.lax.scan(
-            step, jnp.zeros(head.shape, jnp.float32), _pieces(chunks, hidden, targets, weights)
-        )
+        zeros = jnp.zeros(head.shape, jnp.float32)
+        pieces = _pieces(chunks, hidden, targets, weights)
+        d_head, ((nats, squares), d_hidden) = jax.lax.scan(step, zeros, pieces)
         nats, squares, d_hidden = nats.sum(), squares.sum(), _join(d_hidden)
     return (nats + z_loss * squares, nats, squares), (d_hidden, d_head)
 
 
 def _weighted_backward(z_loss, chunks, residuals, gradients):
     d_hidden, d_head = residuals
-    by = gradients[0]
-    return by.astype(d_hidden.dtype) * d_hidden, (by * d_head).astype(d_hidden.dtype), None, None
+    d_loss = gradients[0]
+    d_hidden = d_loss.astype(d_hidden.dtype) * d_hidden
+    return d_hidden, (d_loss * d_head).astype(d_hidden.dtype), None, None
 
 
 _weighted_nats.defvjp(_weighted_forward, _weighted_backward)
 
 
-def _softmax(hidden, head, targets):
-    """(logits in hidden's type, log p(target), logsumexp) of a piece."""
+def _weighted_piece(
+    hidden: Float[Array, "B t D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B t"],
+    weights: Float[Array, "B t"],
+    z_loss: float,
+) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], Float[Array, "B t D"], Float[Array, "D V"]]:
+    """Return ((nats, squares), and the loss's gradients of hidden and head) of a piece."""
+    logits, log_p, lse = _softmax(hidden, head, targets)
+    p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
+    is_target = _one_hot(targets, head.shape[1])
+    d_lse = weights * (1 + 2 * z_loss * lse)
+    everywhere = d_lse[..., None] * p
+    at_target = jnp.where(is_target, weights[..., None], 0.0)
+    d_logits = (everywhere - at_target).astype(hidden.dtype)
+    d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=hidden.dtype)
+    return _sums(log_p, lse, weights), d_hidden, _head_gradient(hidden, d_logits)
+
+
+def _softmax(
+    hidden: Float[Array, "B t D"], head: Float[Array, "D V"], targets: Int[Array, "B t"]
+) -> tuple[Float[Array, "B t V"], Float[Array, "B t"], Float[Array, "B t"]]:
+    """Return (logits in hidden's type, log p(target), logsumexp) of a piece."""
     logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
     wide = logits.astype(jnp.float32)
     lse = jax.nn.logsumexp(wide, axis=-1)
     # A sum with one term and not a look-up: on a CPU the loss and its gradient take 7 % less time.
-    return logits, jnp.where(_hit(targets, head.shape[1]), wide, 0.0).sum(-1) - lse, lse
+    target_logits = jnp.where(_one_hot(targets, head.shape[1]), wide, 0.0).sum(-1)
+    return logits, target_logits - lse, lse
 
 
-def _hit(targets, vocab):
-    return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
-
-
-def _sums(log_p, lse, weights):
+def _sums(
+    log_p: Float[Array, "B t"], lse: Float[Array, "B t"], weights: Float[Array, "B t"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return -(log_p * weights).sum(), (jnp.square(lse) * weights).sum()
 
 
-def _pieces(chunks, *arrays):
-    return tuple(_split(x, chunks) for x in arrays)
-
-
-def _logits(hidden, head):
+def _logits(hidden: Float[Array, "B t D"], head: Float[Array, "D V"]) -> Float[Array, "B t V"]:
     return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _split(x, chunks):
-    return jnp.moveaxis(x.reshape(x.shape[0], chunks, x.shape[1] // chunks, *x.shape[2:]), 1, 0)
+def _head_gradient(
+    hidden: Float[Array, "B t D"], d_logits: Float[Array, "B t V"]
+) -> Float[Array, "D V"]:
+    return jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
 
 
-def _join(x):
+def _one_hot(targets: Int[Array, "B t"], vocab: int) -> Bool[Array, "B t V"]:
+    return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
+
+
+def _pieces(chunks: int, *arrays: Shaped[Array, "B T ..."]) -> tuple[Array, ...]:
+    """Return each array as [N,B,t,...]."""
+    return tuple(_split(x, chunks) for x in arrays)
+
+
+def _split(x: Shaped[Array, "B T ..."], chunks: int) -> Shaped[Array, "N B t ..."]:
+    pieces = x.reshape(x.shape[0], chunks, x.shape[1] // chunks, *x.shape[2:])
+    return jnp.moveaxis(pieces, 1, 0)
+
+
+def _join(x: Shaped[Array, "N B t ..."]) -> Shaped[Array, "B T ..."]:
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
