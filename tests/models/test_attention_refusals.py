@@ -15,7 +15,7 @@ def _call(T, **options):
 
 def test_a_length_that_splash_does_not_take_names_seq_len():
     with pytest.raises(
-        UserError, match="config.data.seq_len is 100; .* multiple of 128 .*blockwise"
+        UserError, match=r"config.data.seq_len is 100; .* multiple of 128 .*blockwise"
     ):
         _call(100, kernel="splash")
 
@@ -25,5 +25,5 @@ def test_a_missing_interface_to_cudnn_names_the_kernel(monkeypatch):
         raise cudnn_attention.NoFusedAttention("this version of JAX has no fused attention here")
 
     monkeypatch.setattr(cudnn_attention, "_private", refuse)
-    with pytest.raises(UserError, match="config.model.attention=cudnn: .* no fused attention here"):
+    with pytest.raises(UserError, match=r"config.model.attention=cudnn: .* no fused attention here"):
         _call(16, kernel="cudnn", places=6)
