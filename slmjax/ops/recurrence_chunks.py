@@ -32,8 +32,8 @@ from slmjax.ops import triton_walk
 from slmjax.ops.chunk_products import decayed_products
 from slmjax.ops.chunk_walk import dot, walk
 from slmjax.ops.recurrence_layout import (
-    cut,
     cut_heads,
+    cut_tokens,
     for_heads,
     for_value_heads,
     joined,
@@ -93,7 +93,7 @@ def run_chunks(
         kernel = "scan"
     query, key = cut_heads(query, chunk, axes=1), cut_heads(key, chunk, axes=1)  # [N,B,G,C,K]
     value, decay = cut_heads(value, chunk, axes=2), cut_heads(decay, chunk, axes=2)
-    masks = _masks(cut(segments, chunk), segment)
+    masks = _masks(cut_tokens(segments, chunk), segment)
     total = _total_decay(masks, decay)
     visible = masks.visible()
     eraser = None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 
-def cut(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "N B C ..."]:
+def cut_tokens(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "N B C ..."]:
     """Return the chunks of a sequence, with zeros behind its end."""
     missing = -x.shape[1] % chunk
     x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
@@ -20,7 +20,7 @@ def cut(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "N B C ..."]:
 
 def cut_heads(x: Float[Array, "B T ..."], chunk: int, *, axes: int) -> Float[Array, "N B ..."]:
     """Return the chunks of a sequence whose `axes` axes behind T are heads, with C behind them."""
-    return jnp.moveaxis(cut(x, chunk), 2, 2 + axes)
+    return jnp.moveaxis(cut_tokens(x, chunk), 2, 2 + axes)
 
 
 def joined(x: Float[Array, "N B G R C V"], length: int) -> Float[Array, "B T G R V"]:

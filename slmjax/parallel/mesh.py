@@ -36,7 +36,8 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
 
     Raises: UserError where the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.devices()
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise UserError(f"config.mesh is {dict(sizes)}; sizes are positive, and at most one is -1.")
@@ -78,7 +79,8 @@ def device_kind(mesh: Mesh) -> DeviceKind:
     capability = None
     if platform == "gpu":
         text = getattr(device, "compute_capability", None)
-        capability = float(text) if text else None
+        if text:
+            capability = float(text)
     try:
         memory = (device.memory_stats() or {}).get("bytes_limit")
     except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):
@@ -140,9 +142,8 @@ def per_device_heads(kernel: Callable) -> Callable:
             return kernel(q, k, v, s)
 
         in_specs = (heads, kv_heads, kv_heads, P(BATCH, None))
-        return jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)(
-            query, key, value, segments
-        )
+        sharded = jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)
+        return sharded(query, key, value, segments)
 
     return run
 

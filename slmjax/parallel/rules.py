@@ -66,14 +66,15 @@ def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) ->
     whole on every device. Optimizer state keeps parameters in flat dicts whose keys are their paths
     ("stack/0/0/mixer/query").
     """
-    shapes = {name: leaf.shape for name, leaf in flatten_tree(params).items()}
-    known = dict(zip(shapes, jax.tree.leaves(param_shardings), strict=True))
+    flat = flatten_tree(params)
+    known = dict(zip(flat, jax.tree.leaves(param_shardings), strict=True))
+    whole = NamedSharding(mesh, P())
 
     def sharding(path, leaf):
         last = getattr(path[-1], "key", None) if path else None
-        if last in known and shapes[last] == leaf.shape:
+        if last in known and flat[last].shape == leaf.shape:
             return known[last]
-        return NamedSharding(mesh, P())
+        return whole
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
