@@ -18,7 +18,22 @@ MEMORY = 16e9  # bytes of a device that does not say its memory
 LOGITS_PART = 28  # one piece's logits and their gradient take at most 1/28 of the memory
 
 
-def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsize: int = 4) -> int:
+Scalar = Float[Array, ""]
+Head = Float[Array, "D V"]
+# Of a piece:
+Hidden = Float[Array, "B t D"]
+Logits = Float[Array, "B t V"]
+PerToken = Float[Array, "B t"]
+Targets = Int[Array, "B t"]
+
+
+def chunks_for(
+    batch: int,
+    length: int,
+    vocab: int,
+    memory: float | None,
+    itemsize: int = 4,
+) -> int:
     """Return into how many pieces T is cut, so that one piece's logits take little memory.
 
     Args:
@@ -26,10 +41,12 @@ def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsi
       memory: bytes of device memory; None (unknown) counts as 16 GB.
       itemsize: bytes of a logit.
     """
-    needed = batch * length * vocab * 2 * itemsize
+    needed = batch * length * vocab * 2 * itemsize  # logits and their gradient
     allowed = (memory or MEMORY) / LOGITS_PART
     chunks = 1
-    while needed / chunks > allowed and chunks < length and length % (chunks * 2) == 0:
+    while needed / chunks > allowed and chunks < length:
+        if length % (chunks * 2):
+            break
         chunks *= 2
     return chunks
 
@@ -51,7 +68,8 @@ def token_log_probs(
     Raises: ValueError where chunks does not divide T.
     """
     _check_chunks(hidden, chunks)
-    return _token_log_probs(hidden, head.astype(hidden.dtype), targets, chunks)
+    head = head.astype(hidden.dtype)
+    return _token_log_probs(hidden, head, targets, chunks)
 
 
 def weighted_nats(
@@ -62,7 +80,7 @@ def weighted_nats(
     *,
     z_loss: float = 0.0,
     chunks: int = 1,
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Scalar, Scalar, Scalar]:
     """Return (loss, nats, squares), of which only the loss has a gradient, to hidden and head.
 
         nats = sum of weight * -log p(target)
@@ -75,16 +93,19 @@ def weighted_nats(
     Raises: ValueError where chunks does not divide T.
     """
     _check_chunks(hidden, chunks)
-    return _weighted_nats(hidden, head.astype(hidden.dtype), targets, weights, z_loss, chunks)
+    head = head.astype(hidden.dtype)
+    return _weighted_nats(hidden, head, targets, weights, z_loss, chunks)
 
 
 def reference(
-    hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"]
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Return token_log_probs by log_softmax over all float32 logits: slow, obvious, for tests."""
     logits = _logits(hidden, head.astype(hidden.dtype))
     log_probs = jax.nn.log_softmax(logits)
-    log_p = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+    log_p = _at_targets(log_probs, targets)
     return log_p, jax.nn.logsumexp(logits, axis=-1)
 
 
@@ -103,16 +124,18 @@ def _forward(hidden, head, targets, chunks):
         hidden, targets = arrays
         logits = _logits(hidden, head)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return target_logits - lse, lse, logits.astype(hidden.dtype)
+        log_p = _at_targets(logits, targets) - lse
+        return log_p, lse, logits.astype(hidden.dtype)
 
     if chunks == 1:
         log_p, lse, logits = piece((hidden, targets))
-        return (log_p, lse), (hidden, head, targets, lse, logits)
+        residuals = (hidden, head, targets, lse, logits)
+        return (log_p, lse), residuals
     pieces = _pieces(chunks, hidden, targets)
     log_p, lse = jax.lax.map(lambda arrays: piece(arrays)[:2], pieces)
     log_p, lse = _join(log_p), _join(lse)
-    return (log_p, lse), (hidden, head, targets, lse, None)
+    residuals = (hidden, head, targets, lse, None)
+    return (log_p, lse), residuals
 
 
 def _backward(chunks, residuals, gradients):
@@ -130,7 +153,8 @@ def _backward(chunks, residuals, gradients):
         return d_head + d_head_piece, d_hidden
 
     pieces = _pieces(chunks, hidden, targets, lse, d_log_p, d_lse)
-    d_head, d_hidden = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), pieces)
+    zeros = jnp.zeros(head.shape, jnp.float32)
+    d_head, d_hidden = jax.lax.scan(step, zeros, pieces)
     return _join(d_hidden), d_head.astype(head.dtype), None
 
 
@@ -138,20 +162,22 @@ _token_log_probs.defvjp(_forward, _backward)
 
 
 def _gradients(
-    hidden: Float[Array, "B t D"],
-    targets: Int[Array, "B t"],
-    lse: Float[Array, "B t"],
-    d_log_p: Float[Array, "B t"],
-    d_lse: Float[Array, "B t"],
-    logits: Float[Array, "B t V"],
-    head: Float[Array, "D V"],
-) -> tuple[Float[Array, "B t D"], Float[Array, "D V"]]:
+    hidden: Hidden,
+    targets: Targets,
+    lse: PerToken,
+    d_log_p: PerToken,
+    d_lse: PerToken,
+    logits: Logits,
+    head: Head,
+) -> tuple[Hidden, Head]:
     """Return a piece's gradients of (hidden, head) from those of log p(target) and logsumexp."""
-    p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
+    p = _probabilities(logits, lse)
     is_target = _one_hot(targets, head.shape[1])
     # d logits = d_log_p (one_hot - p) + d_lse p
     at_target = jnp.where(is_target, d_log_p[..., None], 0.0)
-    d_logits = (at_target + (d_lse - d_log_p)[..., None] * p).astype(hidden.dtype)
+    everywhere = (d_lse - d_log_p)[..., None] * p
+    d_logits = (at_target + everywhere).astype(hidden.dtype)
+    # Summed over V in float32 and rounded once.
     d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32)
     return d_hidden.astype(hidden.dtype), _head_gradient(hidden, d_logits)
 
@@ -163,99 +189,117 @@ def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
         _, log_p, lse = _softmax(hidden, head, targets)
         return _sums(log_p, lse, weights)
 
-    nats, squares = jax.lax.map(piece, _pieces(chunks, hidden, targets, weights))
-    return nats.sum() + z_loss * squares.sum(), nats.sum(), squares.sum()
+    pieces = _pieces(chunks, hidden, targets, weights)
+    nats, squares = jax.lax.map(piece, pieces)
+    loss = nats.sum() + z_loss * squares.sum()
+    return loss, nats.sum(), squares.sum()
 
 
 def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
     if chunks == 1:
-        sums, d_hidden, d_head = _weighted_piece(hidden, head, targets, weights, z_loss)
-        nats, squares = sums
-    else:
+        (nats, squares), *gradients = _weighted_piece(hidden, head, targets, weights, z_loss)
+        return (nats + z_loss * squares, nats, squares), tuple(gradients)
 
-        def step(d_head, arrays):
-            hidden, targets, weights = arrays
-            sums, d_hidden, d_head_piece = _weighted_piece(hidden, head, targets, weights, z_loss)
-            return d_head + d_head_piece, (sums, d_hidden)
+    def step(d_head, arrays):
+        hidden, targets, weights = arrays
+        sums, d_hidden, d_head_piece = _weighted_piece(hidden, head, targets, weights, z_loss)
+        return d_head + d_head_piece, (sums, d_hidden)
 
-        zeros = jnp.zeros(head.shape, jnp.float32)
-        pieces = _pieces(chunks, hidden, targets, weights)
-        d_head, ((nats, squares), d_hidden) = jax.lax.scan(step, zeros, pieces)
-        nats, squares, d_hidden = nats.sum(), squares.sum(), _join(d_hidden)
+    zeros = jnp.zeros(head.shape, jnp.float32)
+    pieces = _pieces(chunks, hidden, targets, weights)
+    d_head, (sums, d_hidden) = jax.lax.scan(step, zeros, pieces)
+    nats, squares = sums
+    nats, squares = nats.sum(), squares.sum()
+    d_hidden = _join(d_hidden)
     return (nats + z_loss * squares, nats, squares), (d_hidden, d_head)
 
 
 def _weighted_backward(z_loss, chunks, residuals, gradients):
     d_hidden, d_head = residuals
-    d_loss = gradients[0]
+    d_loss, _, _ = gradients  # nats and squares are metrics
     d_hidden = d_loss.astype(d_hidden.dtype) * d_hidden
-    return d_hidden, (d_loss * d_head).astype(d_hidden.dtype), None, None
+    d_head = (d_loss * d_head).astype(d_hidden.dtype)
+    return d_hidden, d_head, None, None
 
 
 _weighted_nats.defvjp(_weighted_forward, _weighted_backward)
 
 
 def _weighted_piece(
-    hidden: Float[Array, "B t D"],
-    head: Float[Array, "D V"],
-    targets: Int[Array, "B t"],
-    weights: Float[Array, "B t"],
+    hidden: Hidden,
+    head: Head,
+    targets: Targets,
+    weights: PerToken,
     z_loss: float,
-) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], Float[Array, "B t D"], Float[Array, "D V"]]:
+) -> tuple[tuple[Scalar, Scalar], Hidden, Head]:
     """Return ((nats, squares), and the loss's gradients of hidden and head) of a piece."""
     logits, log_p, lse = _softmax(hidden, head, targets)
-    p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
+    p = _probabilities(logits, lse)
     is_target = _one_hot(targets, head.shape[1])
     d_lse = weights * (1 + 2 * z_loss * lse)
     everywhere = d_lse[..., None] * p
     at_target = jnp.where(is_target, weights[..., None], 0.0)
     d_logits = (everywhere - at_target).astype(hidden.dtype)
+    # Rounded to hidden's type by the product itself, which then writes half the bytes.
     d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=hidden.dtype)
-    return _sums(log_p, lse, weights), d_hidden, _head_gradient(hidden, d_logits)
+    sums = _sums(log_p, lse, weights)
+    return sums, d_hidden, _head_gradient(hidden, d_logits)
 
 
-def _softmax(
-    hidden: Float[Array, "B t D"], head: Float[Array, "D V"], targets: Int[Array, "B t"]
-) -> tuple[Float[Array, "B t V"], Float[Array, "B t"], Float[Array, "B t"]]:
+def _softmax(hidden: Hidden, head: Head, targets: Targets) -> tuple[Logits, PerToken, PerToken]:
     """Return (logits in hidden's type, log p(target), logsumexp) of a piece."""
     logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
     wide = logits.astype(jnp.float32)
     lse = jax.nn.logsumexp(wide, axis=-1)
     # A sum with one term and not a look-up: on a CPU the loss and its gradient take 7 % less time.
-    target_logits = jnp.where(_one_hot(targets, head.shape[1]), wide, 0.0).sum(-1)
+    is_target = _one_hot(targets, head.shape[1])
+    target_logits = jnp.where(is_target, wide, 0.0).sum(-1)
     return logits, target_logits - lse, lse
 
 
-def _sums(
-    log_p: Float[Array, "B t"], lse: Float[Array, "B t"], weights: Float[Array, "B t"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    return -(log_p * weights).sum(), (jnp.square(lse) * weights).sum()
+def _sums(log_p: PerToken, lse: PerToken, weights: PerToken) -> tuple[Scalar, Scalar]:
+    """Return (nats, squares) as weighted_nats defines them."""
+    nats = -(log_p * weights).sum()
+    squares = (jnp.square(lse) * weights).sum()
+    return nats, squares
 
 
-def _logits(hidden: Float[Array, "B t D"], head: Float[Array, "D V"]) -> Float[Array, "B t V"]:
+def _probabilities(logits: Logits, lse: PerToken) -> Logits:
+    wide = logits.astype(jnp.float32)
+    return jnp.exp(wide - lse[..., None])
+
+
+def _at_targets(logits: Logits, targets: Targets) -> PerToken:
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    return chosen[..., 0]
+
+
+def _logits(hidden: Hidden, head: Head) -> Logits:
+    """Return the logits in float32."""
     return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _head_gradient(
-    hidden: Float[Array, "B t D"], d_logits: Float[Array, "B t V"]
-) -> Float[Array, "D V"]:
+def _head_gradient(hidden: Hidden, d_logits: Logits) -> Head:
+    """Return a piece's part of the head's gradient, in float32."""
     return jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
 
 
-def _one_hot(targets: Int[Array, "B t"], vocab: int) -> Bool[Array, "B t V"]:
+def _one_hot(targets: Targets, vocab: int) -> Bool[Array, "B t V"]:
     return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
 
 
 def _pieces(chunks: int, *arrays: Shaped[Array, "B T ..."]) -> tuple[Array, ...]:
     """Return each array as [N,B,t,...]."""
-    return tuple(_split(x, chunks) for x in arrays)
-
-
-def _split(x: Shaped[Array, "B T ..."], chunks: int) -> Shaped[Array, "N B t ..."]:
-    pieces = x.reshape(x.shape[0], chunks, x.shape[1] // chunks, *x.shape[2:])
-    return jnp.moveaxis(pieces, 1, 0)
+    pieces = []
+    for x in arrays:
+        B, T, *rest = x.shape
+        split = x.reshape(B, chunks, T // chunks, *rest)
+        pieces.append(jnp.moveaxis(split, 1, 0))
+    return tuple(pieces)
 
 
 def _join(x: Shaped[Array, "N B t ..."]) -> Shaped[Array, "B T ..."]:
+    """Return the pieces of an array as one."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+    B, _, _, *rest = x.shape
+    return x.reshape(B, -1, *rest)

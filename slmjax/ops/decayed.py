@@ -33,6 +33,12 @@ from slmjax.ops.triton_walk import dot
 
 CHANNELS = 64  # of a key, whose gradients one program of the kernel computes
 
+# Of one chunk: numbers by token and channel, by pairs of tokens i and j, and masks of pairs.
+ByChannel = Float[Array, "C K"]
+ByPair = Float[Array, "C C"]
+PairIndex = Int[Array, "C C"]
+PairMask = Bool[Array, "C C"]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def decayed(
@@ -57,20 +63,23 @@ def decayed(
 
 def _forward(kernel, lefts, right, total):
     if kernel == "scan":
-        alike = [_repeat(x, total) for x in (*lefts, right)]
-        products = jax.vmap(_products)(alike[:-1], alike[-1], total)
+        every_left, every_right = _repeated(lefts, right, total)
+        products = jax.vmap(_products)(every_left, every_right, total)
         return tuple(products), (lefts, right, total)
     P, C, K = total.shape
+    square = pl.BlockSpec((None, C, C), lambda p: (p, 0, 0))
+    square_shape = jax.ShapeDtypeStruct((P, C, C), jnp.float32)
 
     def shared(x):
-        return pl.BlockSpec((None, C, K), lambda p: (p // (P // len(x)), 0, 0))
+        sharers = P // len(x)
+        return pl.BlockSpec((None, C, K), lambda p: (p // sharers, 0, 0))
 
     products = pl.pallas_call(
         _forward_kernel,
         grid=(P,),
         in_specs=jax.tree.map(shared, (lefts, right, total)),
-        out_specs=[pl.BlockSpec((None, C, C), lambda p: (p, 0, 0))] * len(lefts),
-        out_shape=[jax.ShapeDtypeStruct((P, C, C), jnp.float32)] * len(lefts),
+        out_specs=[square] * len(lefts),
+        out_shape=[square_shape] * len(lefts),
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=kernel == "interpret",
     )(lefts, right, total)
@@ -80,12 +89,15 @@ def _forward(kernel, lefts, right, total):
 def _backward(kernel, kept, gradients):
     lefts, right, total = kept
     if kernel == "scan":
-        alike = [_repeat(x, total) for x in (*lefts, right)]
-        d_lefts, d_right, d_total = jax.vmap(_gradients)(alike[:-1], alike[-1], total, gradients)
+        every_left, every_right = _repeated(lefts, right, total)
+        computed = jax.vmap(_gradients)(every_left, every_right, total, gradients)
     else:
-        d_lefts, d_right, d_total = _backward_call(kernel, lefts, right, total, gradients)
-    d_lefts = tuple(_summed(d_left, left) for d_left, left in zip(d_lefts, lefts, strict=True))
-    return d_lefts, _summed(d_right, right), d_total
+        computed = _backward_call(kernel, lefts, right, total, gradients)
+    d_lefts, d_right, d_total = computed
+    summed = []
+    for d_left, left in zip(d_lefts, lefts, strict=True):
+        summed.append(_summed(d_left, left))
+    return tuple(summed), _summed(d_right, right), d_total
 
 
 def _backward_call(kernel, lefts, right, total, gradients):
@@ -94,19 +106,22 @@ def _backward_call(kernel, lefts, right, total, gradients):
     part = min(K, CHANNELS)
 
     def channels(x):
-        return pl.BlockSpec((None, C, part), lambda p, k: (p // (P // len(x)), 0, k))
+        sharers = P // len(x)
+        return pl.BlockSpec((None, C, part), lambda p, k: (p // sharers, 0, k))
 
     def gradient_of(x):
         dtype = x.dtype if len(x) == P else jnp.float32  # the latter are summed afterwards
         return jax.ShapeDtypeStruct(total.shape, dtype)
 
+    inputs = (lefts, right, total)
+    outputs = ([total] * len(lefts), total, total)
     square = pl.BlockSpec((None, C, C), lambda p, k: (p, 0, 0))
     return pl.pallas_call(
         _backward_kernel,
         grid=(P, K // part),
-        in_specs=[*jax.tree.map(channels, (lefts, right, total)), [square] * len(lefts)],
-        out_specs=jax.tree.map(channels, ([total] * len(lefts), total, total)),
-        out_shape=([gradient_of(left) for left in lefts], gradient_of(right), gradient_of(total)),
+        in_specs=[*jax.tree.map(channels, inputs), [square] * len(lefts)],
+        out_specs=jax.tree.map(channels, outputs),
+        out_shape=jax.tree.map(gradient_of, (list(lefts), right, total)),
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=kernel == "interpret",
     )(lefts, right, total, list(gradients))
@@ -116,7 +131,8 @@ decayed.defvjp(_forward, _backward)
 
 
 def _forward_kernel(lefts, right, total, *outs):
-    products = _products([left[...] for left in lefts], right[...], total[...], total)
+    left_values = [left[...] for left in lefts]
+    products = _products(left_values, right[...], total[...], total)
     for out, product in zip(outs, products, strict=True):
         out[...] = product
 
@@ -143,11 +159,11 @@ class _Square(NamedTuple):
 
 
 def _products(
-    lefts: Sequence[Float[Array, "C K"]],
-    right: Float[Array, "C K"],
-    total: Float[Array, "C K"],
+    lefts: Sequence[ByChannel],
+    right: ByChannel,
+    total: ByChannel,
     stored: Any = None,
-) -> list[Float[Array, "C C"]]:
+) -> list[ByPair]:
     """Return the products of one chunk.
 
     Args:
@@ -155,9 +171,11 @@ def _products(
     """
     stored = total if stored is None else stored
     row, column = _places(len(total))
-    products = [jnp.where(row == column, dot(left, right.T), 0.0) for left in lefts]
+    products = []
+    for left in lefts:  # pairs of a token with itself, which do not decay
+        products.append(jnp.where(row == column, dot(left, right.T), 0.0))
     for size in _sizes(len(total)):
-        square = _square(total, stored, row, column, size)
+        square = _square(total, stored, (row, column), size)
         keys = _scaled(right, square.factor).T
         for i, left in enumerate(lefts):
             product = dot(_scaled(left, square.factor), keys)
@@ -166,75 +184,92 @@ def _products(
 
 
 def _gradients(
-    lefts: Sequence[Float[Array, "C K"]],
-    right: Float[Array, "C K"],
-    total: Float[Array, "C K"],
-    gradients: Sequence[Float[Array, "C C"]],
+    lefts: Sequence[ByChannel],
+    right: ByChannel,
+    total: ByChannel,
+    gradients: Sequence[ByPair],
     stored: Any = None,
-) -> tuple[list[Float[Array, "C K"]], Float[Array, "C K"], Float[Array, "C K"]]:
+) -> tuple[list[ByChannel], ByChannel, ByChannel]:
     """Return gradients of (lefts, right, total) of one chunk, float32; `stored` as in _products."""
     stored = total if stored is None else stored
     row, column = _places(len(total))
     d_lefts = []
     d_right = jnp.zeros(total.shape, jnp.float32)
     for left, gradient in zip(lefts, gradients, strict=True):
-        diagonal = jnp.where(row == column, gradient, 0.0).astype(right.dtype)
+        diagonal = jnp.where(row == column, gradient, 0.0)
+        diagonal = diagonal.astype(right.dtype)
         d_lefts.append(dot(diagonal, right))
         d_right += dot(diagonal, left)
     for size in _sizes(len(total)):
-        square = _square(total, stored, row, column, size)
-        keys = _scaled(right, square.factor)
-        for i, (left, gradient) in enumerate(zip(lefts, gradients, strict=True)):
-            inside = jnp.where(square.pairs, gradient, 0.0).astype(right.dtype)
-            d_lefts[i] += square.factor * dot(inside, keys)
-            d_right += square.factor * dot(inside.T, _scaled(left, square.factor))
-    by_rows = sum(left.astype(jnp.float32) * d for left, d in zip(lefts, d_lefts, strict=True))
+        factor, pairs = _square(total, stored, (row, column), size)
+        keys = _scaled(right, factor)
+        for i, left in enumerate(lefts):
+            inside = jnp.where(pairs, gradients[i], 0.0).astype(right.dtype)
+            d_lefts[i] += factor * dot(inside, keys)
+            d_right += factor * dot(inside.T, _scaled(left, factor))
+    by_rows = 0
+    for left, d_left in zip(lefts, d_lefts, strict=True):
+        by_rows += left.astype(jnp.float32) * d_left
     d_total = by_rows - right.astype(jnp.float32) * d_right
     return d_lefts, d_right, d_total
 
 
-def _square(total, stored, row, column, size: int) -> _Square:
+def _square(total: ByChannel, stored: Any, places: tuple, size: int) -> _Square:
     middle = stored[_middles(len(total), size), :]
-    return _Square(_factor(total, middle, size), _pairs(row, column, size))
+    factor = _factor(total, middle, size)
+    return _Square(factor, _pairs(*places, size))
 
 
 def _sizes(chunk: int) -> list[int]:
-    return [1 << level for level in range(chunk.bit_length() - 1)]
+    """Return 1, 2, 4 ... chunk / 2."""
+    levels = chunk.bit_length() - 1
+    return [1 << level for level in range(levels)]
 
 
 def _middles(chunk: int, size: int) -> Int[Array, "C"]:
     """Return the last token of the left half of each token's pair of halves."""
-    return jnp.arange(chunk) // (2 * size) * (2 * size) + size - 1
+    first = jnp.arange(chunk) // (2 * size) * (2 * size)
+    return first + size - 1
 
 
-def _factor(
-    total: Float[Array, "C K"], middle: Float[Array, "C K"], size: int
-) -> Float[Array, "C K"]:
+def _factor(total: ByChannel, middle: ByChannel, size: int) -> ByChannel:
     """Return exp of the decays from the middle on in right halves, up to it in left halves."""
-    after = (jax.lax.broadcasted_iota(jnp.int32, total.shape, 0) // size) % 2 == 1
-    return jnp.exp(jnp.minimum(jnp.where(after, total - middle, middle - total), 0.0))
+    token = jax.lax.broadcasted_iota(jnp.int32, total.shape, 0)
+    in_right_half = (token // size) % 2 == 1
+    decay = jnp.where(in_right_half, total - middle, middle - total)
+    # It is positive only across documents, whose places the caller masks: no exponent overflows.
+    return jnp.exp(jnp.minimum(decay, 0.0))
 
 
-def _pairs(row: Int[Array, "C C"], column: Int[Array, "C C"], size: int) -> Bool[Array, "C C"]:
+def _pairs(row: PairIndex, column: PairIndex, size: int) -> PairMask:
     """Return where a row of a right half meets a column of the left half before it."""
-    return (row // (2 * size) == column // (2 * size)) & (row // size > column // size)
+    same_pair = row // (2 * size) == column // (2 * size)
+    return same_pair & (row // size > column // size)
 
 
-def _places(chunk: int) -> tuple[Int[Array, "C C"], Int[Array, "C C"]]:
+def _places(chunk: int) -> tuple[PairIndex, PairIndex]:
     """Return the number of each place's row, and of its column."""
-    row = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
-    return row, jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
+    shape = (chunk, chunk)
+    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    return row, column
 
 
-def _scaled(x: Float[Array, "C K"], factor: Float[Array, "C K"]) -> Float[Array, "C K"]:
-    return (x.astype(jnp.float32) * factor).astype(x.dtype)
+def _scaled(x: ByChannel, factor: ByChannel) -> ByChannel:
+    scaled = x.astype(jnp.float32) * factor
+    return scaled.astype(x.dtype)
 
 
-def _repeat(x: Float[Array, "_ C K"], total: Float[Array, "P C K"]) -> Float[Array, "P C K"]:
-    return jnp.repeat(x, len(total) // len(x), axis=0)
+def _repeated(lefts: Sequence[Array], right: Array, total: Array) -> tuple[list[Array], Array]:
+    """Return lefts and right with P entries each, as total has."""
+    repeated = []
+    for x in (*lefts, right):
+        repeated.append(jnp.repeat(x, len(total) // len(x), axis=0))
+    return repeated[:-1], repeated[-1]
 
 
-def _summed(gradient: Float[Array, "P C K"], like: Float[Array, "_ C K"]) -> Float[Array, "_ C K"]:
+def _summed(gradient: Array, like: Array) -> Array:
     """Return the sum over the entries of total that share one of `like`, in its type."""
-    groups = gradient.reshape(len(like), -1, *like.shape[1:])
+    _, C, K = like.shape
+    groups = gradient.reshape(len(like), -1, C, K)
     return groups.sum(1).astype(like.dtype)
