@@ -32,14 +32,21 @@ def cached_attention(
     B, T, N, H = query.shape
     K = key.shape[1]
     group = N // K
-    rows = query.reshape(B, T, K, group, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
-    scores = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32) * H**-0.5
+    grouped = query.reshape(B, T, K, group, H)
+    grouped = grouped.transpose(0, 2, 1, 3, 4)  # [B,K,T,group,H]
+    rows = grouped.reshape(B, K, -1, H)
+    products = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32)
+    scores = products * H**-0.5
     visible = _visible(query_segments, key_segments, query_index, key_index, window)
-    visible = jnp.repeat(visible, group, axis=1)[:, None]  # [B,1,T*group,S]
-    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
+    visible = jnp.repeat(visible, group, axis=1)
+    visible = visible[:, None]  # [B,1,T*group,S]
+    masked = jnp.where(visible, scores, MASKED)
+    weights = jax.nn.softmax(masked, axis=-1)
     weights = jnp.where(visible, weights, 0.0)  # zeros for padding
     mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)
-    return mixed.reshape(B, K, T, group, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+    mixed = mixed.reshape(B, K, T, group, H)
+    mixed = mixed.transpose(0, 2, 1, 3, 4)  # [B,T,K,group,H]
+    return mixed.reshape(B, T, N, H)
 
 
 def _visible(
@@ -50,11 +57,13 @@ def _visible(
     window: int,
 ) -> Bool[Array, "B T S"]:
     """Return which query sees which key."""
-    same = query_segments[:, :, None] == key_segments[:, None]
-    visible = same & (query_segments[:, :, None] != 0)
+    same_segment = query_segments[:, :, None] == key_segments[:, None]
+    visible = same_segment & (query_segments[:, :, None] != 0)
     if key_index is None:
-        key_index = jnp.arange(key_segments.shape[1])[None]
+        slots = jnp.arange(key_segments.shape[1])
+        key_index = slots[None]
     visible &= query_index[:, :, None] >= key_index[:, None]
     if window:
-        visible &= query_index[:, :, None] - key_index[:, None] < window
+        back = query_index[:, :, None] - key_index[:, None]
+        visible &= back < window
     return visible

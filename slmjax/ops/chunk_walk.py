@@ -22,16 +22,23 @@ from jaxtyping import Array, Float
 
 from slmjax.ops import triton_walk
 
+# Shapes of the terms of all chunks, and of one memory for each walk.
+Values = Float[Array, "N P C V"]
+Keys = Float[Array, "N P C K"]
+Decays = Float[Array, "N P k"]
+Memories = Float[Array, "N P K V"]
+State = Float[Array, "P K V"]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def walk(
     kernel: str,
-    written: Float[Array, "N P C V"],
-    erased: Float[Array, "N P C K"] | None,
-    writing: Float[Array, "N P C K"],
-    whole: Float[Array, "N P k"],
-    state: Float[Array, "P K V"],
-) -> tuple[Float[Array, "N P K V"], Float[Array, "N P C V"], Float[Array, "P K V"]]:
+    written: Values,
+    erased: Keys | None,
+    writing: Keys,
+    whole: Decays,
+    state: State,
+) -> tuple[Memories, Values, State]:
     """Return (memories before each chunk, new values, memory after the last chunk).
 
     Args:
@@ -69,8 +76,9 @@ def _backward(kernel, kept, gradients):
         )
         d_erased = -dot("npcv,npkv->npck", d_written, memories, dtype)
     d_writing = dot("npcv,npkv->npck", new, later, dtype)
-    d_whole = jnp.sum(memories.astype(jnp.float32) * later.astype(jnp.float32), axis=-1)
-    if whole.shape[-1] == 1:
+    products = memories.astype(jnp.float32) * later.astype(jnp.float32)
+    d_whole = jnp.sum(products, axis=-1)
+    if whole.shape[-1] == 1:  # one decay for all K channels
         d_whole = d_whole.sum(-1, keepdims=True)
     return d_written, d_erased, d_writing, d_whole, d_state
 
@@ -79,15 +87,15 @@ walk.defvjp(_forward, _backward)
 
 
 def scan_chunks(
-    written: Float[Array, "N P C V"] | None,
-    erased: Float[Array, "N P C K"] | None,
-    writing: Float[Array, "N P C K"] | None,
-    whole: Float[Array, "N P k"],
-    added: Float[Array, "N P K V"] | None,
-    state: Float[Array, "P K V"],
+    written: Values | None,
+    erased: Keys | None,
+    writing: Keys | None,
+    whole: Decays,
+    added: Memories | None,
+    state: State,
     *,
     reverse: bool,
-) -> tuple[Float[Array, "N P K V"], Float[Array, "N P C V"] | None, Float[Array, "P K V"]]:
+) -> tuple[Memories, Values | None, State]:
     """Return (memories, new, state) by lax.scan over the chunks. Terms that are None are left out.
 
     In reverse, new = written + erased S and S <- whole S + added - writing^T new.
@@ -97,9 +105,11 @@ def scan_chunks(
 
     def chunk(state, arrays):
         written, erased, writing, whole, added = arrays
-        memory, new = state.astype(dtype), written
+        memory = state.astype(dtype)  # products take the shorter type, the carry stays float32
+        new = written
         if erased is not None:
-            new = (written + sign * dot("pck,pkv->pcv", erased, memory)).astype(dtype)
+            new = written + sign * dot("pck,pkv->pcv", erased, memory)
+            new = new.astype(dtype)
         state = whole[..., None] * state
         if writing is not None:
             state -= sign * dot("pck,pcv->pkv", writing, new)

@@ -53,6 +53,7 @@ GRADIENT = Format(jnp.float8_e5m2, 57344.0, 7168.0, 448.0, 2.0**-10)
 # The maximum is taken over one token in this many. A factor of 2 and more is left above it; values
 # beyond that are cut off.
 EVERY = 8
+Axes = tuple[int, ...]
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100
 
 
@@ -77,7 +78,10 @@ def products(
 
 def initial_scales() -> dict[str, Float[Array, ""]]:
     """Return the scales of a place before the first step."""
-    return {"input": jnp.float32(INPUT.start), "gradient": jnp.float32(GRADIENT.start)}
+    return {
+        "input": jnp.float32(INPUT.start),
+        "gradient": jnp.float32(GRADIENT.start),
+    }
 
 
 def next_scales(scales: dict, seen: dict) -> dict:
@@ -95,27 +99,29 @@ def next_scales(scales: dict, seen: dict) -> dict:
     }
 
 
-def scale_for(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
+def scale_for(x: Float[Array, "..."], axes: Axes) -> Float[Array, "..."]:
     """Return the power of two that scales the largest magnitude along `axes` to e4m3's range.
 
     Divided by it, that magnitude is between half and all of e4m3's largest value. The scale of
     zeros is 1.
     """
-    largest = jnp.max(jnp.abs(x), axis=axes).astype(jnp.float32)
-    _, exponent = jnp.frexp(largest / INPUT.largest)
+    largest = jnp.max(jnp.abs(x), axis=axes)
+    _, exponent = jnp.frexp(largest.astype(jnp.float32) / INPUT.largest)
     return jnp.ldexp(jnp.float32(1), exponent)
 
 
 def quantize(x: Float[Array, "*B"], scale: Float[Array, ""], float8: Format) -> Array:
     """Return x / scale in float8; values that do not fit become the largest one."""
     scaled = x.astype(jnp.float32) * (1 / scale)
-    return jnp.clip(scaled, -float8.largest, float8.largest).astype(float8.dtype)
+    clipped = jnp.clip(scaled, -float8.largest, float8.largest)
+    return clipped.astype(float8.dtype)
 
 
-def _next_scale(
-    scale: Float[Array, "..."], seen: Float[Array, "..."], float8: Format
-) -> Float[Array, "..."]:
-    cut_off, high, low = seen >= float8.largest, seen > float8.high, seen < float8.low
+def _next_scale(scale: Array, seen: Array, float8: Format) -> Array:
+    cut_off = seen >= float8.largest
+    high = seen > float8.high
+    low = seen < float8.low
+    # No comparison holds for NaN, which leaves the scale.
     factor = jnp.where(low, 0.5, 1.0)
     factor = jnp.where(high, 2.0, factor)
     factor = jnp.where(cut_off, 4.0, factor)
@@ -135,28 +141,36 @@ def _forward(x, weights, scales, weight_scales):
     contract = ((x.ndim - 1,), (0,))
     out = []
     for w8, scale in zip(w8s, weight_scales, strict=True):
-        out.append(_dot(x8, w8, contract, scales["input"], scale, x.dtype))
-    return tuple(out), (x8, tuple(w8s), scales, weight_scales)
+        product = _dot(x8, w8, contract, scales["input"], scale, x.dtype)
+        out.append(product)
+    residuals = (x8, tuple(w8s), scales, weight_scales)
+    return tuple(out), residuals
 
 
 def _backward(kept, gradients):
     x8, w8s, scales, weight_scales = kept
-    scale, dtype = scales["gradient"], gradients[0].dtype
+    scale = scales["gradient"]
+    dtype = gradients[0].dtype
     g8s = [_cast(gradient, scale, GRADIENT) for gradient in gradients]
-    rows, last = tuple(range(x8.ndim - 1)), (x8.ndim - 1,)
-    d_x = []
+    # d x = sum of g w^T, over the outputs
+    outputs = ((x8.ndim - 1,), (1,))
+    parts = []
     for g8, w8, w_scale in zip(g8s, w8s, weight_scales, strict=True):
-        d_x.append(_dot(g8, w8, (last, (1,)), scale, w_scale, dtype, precise=True))
+        part = _dot(g8, w8, outputs, scale, w_scale, dtype, precise=True)
+        parts.append(part)
+    # d w = x^T g, over all rows
+    rows = tuple(range(x8.ndim - 1))
     d_weights = []
     for g8 in g8s:
         d_w = _dot(x8, g8, (rows, rows), scales["input"], scale, dtype, precise=True)
         d_weights.append(d_w)
     seen = {
         "input": _largest_seen(x8),
-        "gradient": functools.reduce(jnp.maximum, [_largest_seen(g8) for g8 in g8s]),
+        "gradient": functools.reduce(jnp.maximum, map(_largest_seen, g8s)),
     }
     zeros = jax.tree.map(jnp.zeros_like, weight_scales)
-    return functools.reduce(operator.add, d_x), tuple(d_weights), seen, zeros
+    d_x = functools.reduce(operator.add, parts)
+    return d_x, tuple(d_weights), seen, zeros
 
 
 _products.defvjp(_forward, _backward)
@@ -171,7 +185,7 @@ def _cast(x: Array, scale: Array, float8: Format) -> Array:
 def _dot(
     a: Array,
     b: Array,
-    contract: tuple[tuple[int, ...], tuple[int, ...]],
+    contract: tuple[Axes, Axes],
     scale_a: Array,
     scale_b: Array,
     dtype: Any,
@@ -184,7 +198,7 @@ def _dot(
     up float8 in the tensor cores' short registers; `precise` forbids it. That costs 4 ms of a step
     of 134 and is for gradients, which are sums over all tokens.
     """
-    precision = jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT
+    precision = "highest" if precise else "default"
     a = a.astype(dtype) * scale_a.astype(dtype)
     b = b.astype(dtype) * scale_b.astype(dtype)
     return jax.lax.dot_general(
@@ -198,5 +212,7 @@ def _largest_seen(x8: Array) -> Float[Array, ""]:
     It is read off the float8 bits: without their sign, they grow with the magnitude.
     """
     sample = x8[..., ::EVERY, :] if x8.ndim > 1 else x8
-    largest = jnp.max(jax.lax.bitcast_convert_type(sample, jnp.uint8) & 0x7F)
-    return jax.lax.bitcast_convert_type(largest, x8.dtype).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(sample, jnp.uint8)
+    largest = jnp.max(bits & 0x7F)
+    value = jax.lax.bitcast_convert_type(largest, x8.dtype)
+    return value.astype(jnp.float32)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from slmjax.ops.recurrence_chunks import run_chunks
 from slmjax.ops.recurrence_layout import widened
@@ -45,7 +45,8 @@ class Memory(NamedTuple):
 
 def empty_memory(batch: int, heads: int, key: int, value: int) -> Memory:
     """Return the memory before the first token, for key and value channels of these sizes."""
-    return Memory(jnp.zeros((batch, heads, key, value), jnp.float32), jnp.zeros(batch, jnp.int32))
+    state = jnp.zeros((batch, heads, key, value), jnp.float32)
+    return Memory(state, jnp.zeros(batch, jnp.int32))
 
 
 def recurrence(
@@ -90,20 +91,26 @@ def recurrence(
         run = _step
     else:
         next_power_of_two = 1 << (T - 1).bit_length()
-        run = functools.partial(run_chunks, chunk=min(chunk, next_power_of_two), kernel=kernel)
+        chunk = min(chunk, next_power_of_two)
+        run = functools.partial(run_chunks, chunk=chunk, kernel=kernel)
 
-    def group_heads(x: Float[Array, "B T H ..."] | None) -> Float[Array, "B T G R ..."] | None:
-        return None if x is None else x.reshape(B, T, G, H // G, *x.shape[3:])
+    def group_heads(x):
+        """Return [B,T,H,...] as [B,T,G,R,...]."""
+        _, _, _, *channels = x.shape
+        return x.reshape(B, T, G, H // G, *channels)
 
     @jax.checkpoint
     def whole(query, key, value, decay, erase, segments, memory):
+        # Padding neither decays nor, by its masks, writes.
         padding = jnp.expand_dims(segments == 0, range(2, decay.ndim))
-        decay = jnp.where(padding, 0.0, jnp.maximum(decay, LEAST))
-        value, decay, erase = group_heads(value), group_heads(decay), group_heads(erase)
+        decay = jnp.maximum(decay, LEAST)
+        decay = jnp.where(padding, 0.0, decay)
+        grouped = jax.tree.map(group_heads, (value, decay, erase))
         state = memory.state.reshape(B, G, H // G, K, V)
-        out, state, segment = run(query, key, value, decay, erase, segments, state, memory.segment)
+        out, state, segment = run(query, key, *grouped, segments, state, memory.segment)
         out = out.reshape(B, T, H, V).astype(value.dtype)
-        return out, Memory(state.reshape(B, H, K, V), segment)
+        state = state.reshape(B, H, K, V)
+        return out, Memory(state, segment)
 
     return whole(query, key, value, decay, erase, segments, memory)
 
@@ -140,8 +147,11 @@ def span(
     """
     B, T, _, K = query.shape
     H, V = value.shape[2:]
-    both = jnp.concatenate([value, jnp.zeros((B, T, H, K), value.dtype)], axis=-1)
-    unit = jnp.broadcast_to(jnp.eye(K, V + K, k=V), (B, H, K, V + K))
+    nothing = jnp.zeros((B, T, H, K), value.dtype)
+    both = jnp.concatenate([value, nothing], axis=-1)
+    # [0 1] by rows of K: the first V channels are the span's own, the others start as the unit.
+    unit = jnp.eye(K, V + K, k=V)
+    unit = jnp.broadcast_to(unit, (B, H, K, V + K))
     out, after = recurrence(
         query,
         key,
@@ -152,7 +162,12 @@ def span(
         memory=Memory(unit, segment),
         chunk=chunk,
     )
-    return Span(out[..., :V], out[..., V:], after.state[..., :V], after.state[..., V:])
+    return Span(
+        out=out[..., :V],
+        readout=out[..., V:],
+        state=after.state[..., :V],
+        transition=after.state[..., V:],
+    )
 
 
 def _step(
@@ -166,18 +181,28 @@ def _step(
     segment: Int[Array, "B"],
 ) -> tuple[Float[Array, "B 1 G R V"], Float[Array, "B G R K V"], Int[Array, "B"]]:
     """Return (output, memory, its segment) of one token; R value heads for each query/key head."""
+
+    def token(x):
+        return x[:, 0].astype(jnp.float32)
+
     arrays = (query, key, value, decay, erase)
-    query, key, value, decay, erase = jax.tree.map(lambda x: x[:, 0].astype(jnp.float32), arrays)
+    query, key, value, decay, erase = jax.tree.map(token, arrays)
     now = segments[:, 0]
-    real = (now != 0)[:, None, None, None, None]
+    real = _for_states(now != 0)
     key = key[:, :, None]  # [B,G,1,K]
-    own = (now == segment)[:, None, None, None, None]
-    before = jnp.where(own, state, 0.0) * jnp.exp(widened(decay, 3))[..., None]
+    # A memory of another document is forgotten; padding is treated at the end.
+    own_state = jnp.where(_for_states(now == segment), state, 0.0)
+    before = own_state * jnp.exp(widened(decay, 3))[..., None]
     written = value
     if erase is not None:
-        erased = jnp.einsum("bgrkv,bgrk->bgrv", before, widened(erase, 3) * key)
-        written = value - erased
+        erasing = widened(erase, 3) * key  # [B,G,R,K]
+        written = value - jnp.einsum("bgrkv,bgrk->bgrv", before, erasing)
     after = before + key[..., None] * written[..., None, :]
     out = jnp.einsum("bgrkv,bgk->bgrv", after, query)
-    out = jnp.where(real[..., 0], out, 0.0)[:, None]
+    out = jnp.where(real[..., 0], out, 0.0)
+    out = out[:, None]  # [B,1,G,R,V]
     return out, jnp.where(real, after, state), jnp.where(now == 0, segment, now)
+
+
+def _for_states(rows: Bool[Array, "B"]) -> Bool[Array, "B 1 1 1 1"]:
+    return rows[:, None, None, None, None]

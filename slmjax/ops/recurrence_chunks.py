@@ -44,6 +44,15 @@ from slmjax.ops.recurrence_layout import (
 )
 from slmjax.ops.triangular_inverse import unit_triangular_inverse
 
+# Chunks of keys, of values, of gates by number or by channel, and of masks of rows or tokens.
+Keys = Float[Array, "N B G C K"]
+Values = Float[Array, "N B G R C V"]
+KeysByValueHead = Float[Array, "N B G R C K"]
+Gates = Float[Array, "N B G R C ..."]
+WideGates = Float[Array, "N B G R C k"]
+Pairs = Float[Array, "N B G R C C"]
+PairMask = Bool[Array, "N B 1 1 C C"]
+
 
 class Masks(NamedTuple):
     """Which tokens of a chunk see each other, and which belong to the memory around it."""
@@ -54,10 +63,11 @@ class Masks(NamedTuple):
     writes: Any  # [N,B,1,1,C,1] bool: tokens of the segment of the memory after the chunk
     same: Any  # [N,B,C,C] bool: j <= i, one segment; padding counts to the segment before it
 
-    def visible(self) -> Bool[Array, "N B 1 1 C C"]:
+    def visible(self) -> PairMask:
         """Return which real token i sees which real token j."""
-        both_real = self.same & self.real[..., :, None] & self.real[..., None, :]
-        return both_real[:, :, None, None]
+        visible = self.same & self.real[..., :, None]
+        visible &= self.real[..., None, :]
+        return visible[:, :, None, None]
 
 
 class Eraser(NamedTuple):
@@ -88,22 +98,27 @@ def run_chunks(
       kernel: as in `recurrence`; sizes that Triton does not take are scanned.
     """
     B, T, G, R, V = value.shape
-    K, dtype = key.shape[-1], value.dtype
+    K = key.shape[-1]
+    dtype = value.dtype
     if not _fits_triton(chunk, K, V):
         kernel = "scan"
-    query, key = cut_heads(query, chunk, axes=1), cut_heads(key, chunk, axes=1)  # [N,B,G,C,K]
-    value, decay = cut_heads(value, chunk, axes=2), cut_heads(decay, chunk, axes=2)
+    query = cut_heads(query, chunk, axes=1)  # [N,B,G,C,K]
+    key = cut_heads(key, chunk, axes=1)
+    value = cut_heads(value, chunk, axes=2)  # [N,B,G,R,C,V]
+    decay = cut_heads(decay, chunk, axes=2)
     masks = _masks(cut_tokens(segments, chunk), segment)
     total = _total_decay(masks, decay)
     visible = masks.visible()
     eraser = None
     if erase is not None:
-        eraser = _eraser(cut_heads(erase, chunk, axes=2), key, dtype)
+        erase = cut_heads(erase, chunk, axes=2)
+        eraser = _eraser(erase, key, dtype)
 
     # Inside of the chunks.
     lefts = (query,) if eraser is None else (query, eraser.key)
     products = decayed_products(kernel, lefts, key, total, masks.same)
-    attend = jnp.where(visible, products[0], 0.0).astype(dtype)
+    attend = jnp.where(visible, products[0], 0.0)
+    attend = attend.astype(dtype)
     total = widened(total, 5)
     from_start = jnp.where(masks.reads, jnp.exp(total), 0.0)
     written, erased = value, None
@@ -111,7 +126,7 @@ def run_chunks(
         written, erased = _ut_transform(kernel, eraser, products[1], visible, from_start, value)
 
     # From chunk to chunk, with the axes B, G, R as one.
-    reading = (query[:, :, :, None] * from_start).astype(dtype)
+    reading = (for_value_heads(query) * from_start).astype(dtype)
     writing, whole = _to_the_end(masks, key, total, dtype)
     memories, new, state = walk(
         kernel,
@@ -122,27 +137,38 @@ def run_chunks(
         merge_heads(state, 0),
     )
 
-    from_memory = dot("...ik,...kv->...iv", reading, split_heads(memories, (B, G, R)))
-    from_chunk = dot("...ij,...jv->...iv", attend, split_heads(new, (B, G, R)))
-    out = joined((from_memory + from_chunk).astype(dtype), T)
-    return out, state.reshape(B, G, R, K, V), masks.before[-1]
+    memories = split_heads(memories, (B, G, R))
+    from_memory = dot("...ik,...kv->...iv", reading, memories)
+    new = split_heads(new, (B, G, R))
+    from_chunk = dot("...ij,...jv->...iv", attend, new)
+    out = (from_memory + from_chunk).astype(dtype)
+    out = joined(out, T)
+    state = state.reshape(B, G, R, K, V)
+    return out, state, masks.before[-1]
 
 
 def _fits_triton(*sizes: int) -> bool:
-    return all(size >= triton_walk.LEAST and size & (size - 1) == 0 for size in sizes)
+    for size in sizes:
+        is_power_of_two = size & (size - 1) == 0
+        if size < triton_walk.LEAST or not is_power_of_two:
+            return False
+    return True
 
 
 def _masks(segments: Int[Array, "N B C"], segment: Int[Array, "B"]) -> Masks:
     """Return the masks of the chunks, with the memory before the first of `segment`."""
     real = segments != 0
     filled = _filled(segments)
-    last = jnp.concatenate([segment[None], filled[..., -1]])  # 0 for a chunk of padding
-    before = _latest(last)
-    reads = for_heads((segments == before[:-1, :, None]) & real)
-    writes = for_heads((segments == before[1:, :, None]) & real)
+    # Of the memory that comes in, then at each chunk's end, where 0 is a chunk of padding.
+    ends = jnp.concatenate([segment[None], filled[..., -1]])  # [N+1,B]
+    before = _latest(ends)
+    reads = (segments == before[:-1, :, None]) & real
+    reads = for_heads(reads)
+    writes = (segments == before[1:, :, None]) & real
+    writes = for_heads(writes)
     one_segment = filled[..., :, None] == filled[..., None, :]
-    causal = led(jnp.tri(segments.shape[2], dtype=bool), 4)
-    same = one_segment & causal
+    causal = jnp.tri(segments.shape[2], dtype=bool)
+    same = one_segment & led(causal, 4)
     return Masks(real, before, reads, writes, same)
 
 
@@ -150,7 +176,8 @@ def _filled(segments: Int[Array, "N B C"]) -> Int[Array, "N B C"]:
     """Return segments with padding counted to the segment before it; 0 where a chunk begins so."""
     real = segments != 0
     index = led(jnp.arange(segments.shape[2]), 3)
-    latest = jax.lax.cummax(jnp.where(real, index, 0), axis=2)
+    index = jnp.where(real, index, 0)
+    latest = jax.lax.cummax(index, axis=2)
     return jnp.take_along_axis(segments, latest, axis=2)
 
 
@@ -158,35 +185,36 @@ def _latest(segments: Int[Array, "N B"]) -> Int[Array, "N B"]:
     """Return segments with each 0 replaced by the number before it along N, where there is one."""
     known = segments != 0
     index = jnp.arange(len(segments))[:, None]
-    latest = jax.lax.cummax(jnp.where(known, index, 0), axis=0)
+    index = jnp.where(known, index, 0)
+    latest = jax.lax.cummax(index, axis=0)
     return jnp.take_along_axis(segments, latest, axis=0)
 
 
-def _total_decay(
-    masks: Masks, decay: Float[Array, "N B G R C ..."]
-) -> Float[Array, "N B G R C ..."]:
+def _total_decay(masks: Masks, decay: Gates) -> Gates:
     """Return g: the sum of decays from the first token of i's segment in the chunk up to i.
 
     It is a product with a mask and not a running sum over the chunk: so the numbers of other
     documents do not change even its rounding.
     """
-    return dot("nbij,nbgrj...->nbgri...", masks.same.astype(jnp.float32), decay)
+    same = masks.same.astype(jnp.float32)
+    return dot("nbij,nbgrj...->nbgri...", same, decay)
 
 
-def _eraser(erase: Float[Array, "N B G R C ..."], key: Float[Array, "N B G C K"], dtype) -> Eraser:
+def _eraser(erase: Gates, key: Keys, dtype: Any) -> Eraser:
     if erase.ndim == 6:
-        return Eraser((erase * key[:, :, :, None]).astype(dtype), 1.0)
+        erasing = erase * for_value_heads(key)
+        return Eraser(erasing.astype(dtype), 1.0)
     return Eraser(key, erase[..., None])
 
 
 def _ut_transform(
     kernel: str,
     eraser: Eraser,
-    overlap: Float[Array, "N B G R C C"],
-    visible: Bool[Array, "N B 1 1 C C"],
-    from_start: Float[Array, "N B G R C k"],
-    value: Float[Array, "N B G R C V"],
-) -> tuple[Float[Array, "N B G R C V"], Float[Array, "N B G R C K"]]:
+    overlap: Pairs,
+    visible: PairMask,
+    from_start: WideGates,
+    value: Values,
+) -> tuple[Values, KeysByValueHead]:
     """Return U = T value and W = T (beta K exp(g)): a chunk of the delta rule as two products.
 
     T = (I + M)^-1 solves "each token erases what the tokens before it have written" at once.
@@ -196,21 +224,27 @@ def _ut_transform(
       from_start: exp(g), 0 for tokens that do not see the memory.
     """
     dtype = value.dtype
-    strict = visible & led(jnp.tri(value.shape[4], k=-1, dtype=bool), 6)
+    before = jnp.tri(value.shape[4], k=-1, dtype=bool)  # j < i
+    strict = visible & led(before, 6)
     below = jnp.where(strict, eraser.strength * overlap, 0.0)
     inverse = unit_triangular_inverse(kernel, dtype, below)
     written = dot("...ij,...jv->...iv", inverse, value, dtype)
     key = for_value_heads(eraser.key)
-    erasing = (eraser.strength * from_start * key).astype(dtype)
-    return written, dot("...ij,...jk->...ik", inverse, erasing, dtype)
+    erasing = eraser.strength * from_start * key
+    erasing = erasing.astype(dtype)
+    erased = dot("...ij,...jk->...ik", inverse, erasing, dtype)
+    return written, erased
 
 
 def _to_the_end(
-    masks: Masks, key: Float[Array, "N B G C K"], total: Float[Array, "N B G R C k"], dtype: Any
-) -> tuple[Float[Array, "N B G R C K"], Float[Array, "N B G R k"]]:
+    masks: Masks, key: Keys, total: WideGates, dtype: Any
+) -> tuple[KeysByValueHead, Float[Array, "N B G R k"]]:
     """Return K exp(g_C - g), as tokens enter the next memory, and exp(g_C), as the old one does."""
+    # The exponent of a masked token could be positive, so it is masked before and after exp.
     rest = jnp.where(masks.writes, total[..., -1:, :] - total, 0.0)
-    writing = jnp.where(masks.writes, key[:, :, :, None] * jnp.exp(rest), 0.0).astype(dtype)
+    decayed = for_value_heads(key) * jnp.exp(rest)
+    writing = jnp.where(masks.writes, decayed, 0.0)
+    writing = writing.astype(dtype)
     same_segment = for_heads(masks.before[1:] == masks.before[:-1])
     whole = jnp.where(same_segment, jnp.exp(total[..., -1, :]), 0.0)
     return writing, whole

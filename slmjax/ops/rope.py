@@ -15,10 +15,15 @@ def rope(
     transformers do.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)  # [B,T,1,H/2]
+    pair = jnp.arange(half, dtype=jnp.float32)
+    frequency = theta ** (-pair / half)
+    position = positions[..., None, None].astype(jnp.float32)
+    angle = position * frequency[None, None, None]
+    cos = jnp.cos(angle)  # [B,T,1,H/2]
+    sin = jnp.sin(angle)
     first = x[..., :half].astype(jnp.float32)
     second = x[..., half:].astype(jnp.float32)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    rotated_first = first * cos - second * sin
+    rotated_second = second * cos + first * sin
+    rotated = jnp.concatenate([rotated_first, rotated_second], axis=-1)
+    return rotated.astype(x.dtype)

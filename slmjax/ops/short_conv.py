@@ -29,18 +29,23 @@ def activated(
         other sizes go through XLA). "interpret" runs Triton's kernels anywhere, slowly.
     """
     W, _, c = weight.shape
-    if kernel != "scan" and c >= 16 and c & (c - 1) == 0:
+    fits_triton = c >= triton_conv.LEAST and c & (c - 1) == 0
+    if kernel != "scan" and fits_triton:
         arrays = {"x": x, "weight": weight, "segments": segments}
         if bias is not None:
             arrays["bias"] = bias
         return _by_kernel(unit, kernel == "interpret", arrays)
-    flat, flat_weight = x.reshape(*x.shape[:2], -1), weight.reshape(W, -1)
-    y, _, _ = short_conv(flat, flat_weight, segments)
+    B, T, _, _ = x.shape
+    flat = x.reshape(B, T, -1)
+    y, _, _ = short_conv(flat, weight.reshape(W, -1), segments)
     return activation(y.reshape(x.shape), bias, unit=unit)
 
 
 def activation(
-    y: Float[Array, "B T H c"], bias: Float[Array, "H c"] | None, *, unit: bool
+    y: Float[Array, "B T H c"],
+    bias: Float[Array, "H c"] | None,
+    *,
+    unit: bool,
 ) -> Float[Array, "B T H c"]:
     """Return silu(y + bias), divided by its length by heads where `unit`."""
     if bias is not None:
@@ -50,7 +55,8 @@ def activation(
         return y
     wide = y.astype(jnp.float32)
     square_length = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(square_length + triton_conv.TINY)).astype(y.dtype)
+    scaled = wide * jax.lax.rsqrt(square_length + triton_conv.TINY)
+    return scaled.astype(y.dtype)
 
 
 def short_conv(
@@ -86,13 +92,17 @@ def short_conv(
     real = segments != 0
     same = []
     for j in range(W):
-        shifted = extended_segments[:, W - 1 - j : W - 1 - j + T]
+        first = W - 1 - j
+        shifted = extended_segments[:, first : first + T]
         same.append((shifted == segments) & real)
-    y = _weighted(extended, weight.astype(jnp.float32), jnp.stack(same))
-    # Places of the last W - 1 real tokens.
-    last = (real.sum(1)[:, None] + jnp.arange(W - 1)[None])[..., None]
+    weight = weight.astype(jnp.float32)
+    y = _weighted(extended, weight, jnp.stack(same))
+    # Places of the last W - 1 real tokens; padding stands behind them.
+    count = real.sum(1)
+    last = (count[:, None] + jnp.arange(W - 1)[None])[..., None]
     tail = jnp.take_along_axis(extended, last, axis=1)
-    return y, tail, jnp.take_along_axis(extended_segments, last[..., 0], axis=1)
+    tail_segments = jnp.take_along_axis(extended_segments, last[..., 0], axis=1)
+    return y, tail, tail_segments
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -106,8 +116,10 @@ def _by_kernel_forward(unit, interpret, arrays):
 
 def _by_kernel_backward(unit, interpret, arrays, gradient):
     computed = triton_conv.conv_backward(arrays, gradient, unit=unit, interpret=interpret)
-    gradients = {name: computed[name].astype(arrays[name].dtype) for name in computed}
-    return (gradients | {"segments": None},)
+    gradients = {"segments": None}
+    for name, gradient in computed.items():
+        gradients[name] = gradient.astype(arrays[name].dtype)
+    return (gradients,)
 
 
 _by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
@@ -115,12 +127,15 @@ _by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
 
 @jax.custom_vjp
 def _weighted(
-    extended: Float[Array, "B S C"], weight: Float[Array, "W C"], same: Bool[Array, "W B T"]
+    extended: Float[Array, "B S C"],
+    weight: Float[Array, "W C"],
+    same: Bool[Array, "W B T"],
 ) -> Float[Array, "B T C"]:
     """Return the sum over j of weight_j times the token j before, where `same` holds."""
     total = 0
     for j, x in enumerate(_shifted(extended, same)):
-        total += jnp.where(same[j][..., None], x * weight[j, None, None], 0.0)
+        visible = same[j][..., None]
+        total += jnp.where(visible, x * weight[j, None, None], 0.0)
     return total.astype(extended.dtype)
 
 
@@ -135,14 +150,15 @@ def _weighted_backward(kept, gradient):
     # again what led to it (0.9 instead of 0.4 ms for a layer of 8 x 4096 on an H200).
     gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
     masked = [jnp.where(same[j][..., None], gradient, 0.0) for j in range(W)]
-    d_weight = []
+    d_rows = []
     for part, x in zip(masked, _shifted(extended, same), strict=True):
-        d_weight.append(jnp.sum(part * x, axis=(0, 1)))
-    d_weight = jnp.stack(d_weight)
+        d_rows.append(jnp.sum(part * x, axis=(0, 1)))
+    d_weight = jnp.stack(d_rows)
     d_extended = 0
     for j, part in enumerate(masked):
-        widths = ((0, 0), (W - 1 - j, j), (0, 0))
-        d_extended += jnp.pad(part * weight[j, None, None], widths)
+        # To the places from which _shifted reads.
+        places = ((0, 0), (W - 1 - j, j), (0, 0))
+        d_extended += jnp.pad(part * weight[j, None, None], places)
     return d_extended.astype(extended.dtype), d_weight, None
 
 
@@ -154,4 +170,9 @@ def _shifted(
 ) -> list[Float[Array, "B T C"]]:
     """Return, for each j < W, the token j before each token, float32."""
     W, _, T = same.shape
-    return [extended[:, W - 1 - j : W - 1 - j + T].astype(jnp.float32) for j in range(W)]
+    shifted = []
+    for j in range(W):
+        first = W - 1 - j
+        part = extended[:, first : first + T]
+        shifted.append(part.astype(jnp.float32))
+    return shifted

@@ -21,10 +21,11 @@ TILE = 4096  # numbers that one program computes: tokens times channels of a hea
 LEAST = 16  # tokens of a tile
 PARAMETERS = ("weight", "bias")  # arrays without an axis of tokens
 
+Arrays = dict[str, Array]
+Tile = Float[Array, "tile c"]  # of one row and head
 
-def conv_forward(
-    arrays: dict[str, Array], *, unit: bool, interpret: bool
-) -> Float[Array, "B T H c"]:
+
+def conv_forward(arrays: Arrays, *, unit: bool, interpret: bool) -> Float[Array, "B T H c"]:
     """Return silu(convolution + bias) by heads, scaled to length 1 where `unit`.
 
     Args:
@@ -32,46 +33,46 @@ def conv_forward(
         two.
       interpret: run in Pallas' interpreter, on any device, slowly.
     """
-    return _call(functools.partial(_forward, unit=unit), arrays, ("x",), interpret)["x"]
+    kernel = functools.partial(_forward, unit=unit)
+    return _call(kernel, arrays, ("x",), interpret)["x"]
 
 
 def conv_backward(
-    arrays: dict[str, Array], gradient: Float[Array, "B T H c"], *, unit: bool, interpret: bool
-) -> dict[str, Array]:
+    arrays: Arrays,
+    gradient: Float[Array, "B T H c"],
+    *,
+    unit: bool,
+    interpret: bool,
+) -> Arrays:
     """Return the gradients of x, weight and bias by name; arguments as in conv_forward."""
     names = [name for name in arrays if name != "segments"]
     kernel = functools.partial(_backward, unit=unit)
-    gradients = _call(kernel, arrays | {"gradient": gradient}, names, interpret)
+    inputs = arrays | {"gradient": gradient}
+    gradients = _call(kernel, inputs, names, interpret)
     for name in names:
         if name in PARAMETERS:
             gradients[name] = gradients[name].sum(0)  # over tiles
-    transposed = _call(_transposed, arrays | {"x": gradients["x"]}, ("x",), interpret)
-    return gradients | transposed
+    # A second call, as a token's gradient of x needs those of the tokens behind it.
+    inputs = arrays | {"x": gradients["x"]}
+    return gradients | _call(_transposed, inputs, ("x",), interpret)
 
 
-def _call(
-    kernel: Callable, arrays: dict[str, Array], wanted: Sequence[str], interpret: bool
-) -> dict[str, Array]:
+def _call(kernel: Callable, arrays: Arrays, wanted: Sequence[str], interpret: bool) -> Arrays:
     """Run `kernel` on tiles of tokens of each row and head; return its results by name.
 
     A result is named and shaped like the array whose gradient it is. Those of weight and bias are
     float32 and have an axis of tiles in front, to be summed over.
     """
     B, T, H, c = arrays["x"].shape
-    tile = min(max(TILE // c, LEAST), 1 << (T - 1).bit_length())
+    next_power_of_two = 1 << (T - 1).bit_length()
+    tile = min(max(TILE // c, LEAST), next_power_of_two)
     tiles = -(-T // tile)
     length = tiles * tile
     inputs = {}
     for name, x in arrays.items():
         inputs[name] = x if name in PARAMETERS else _padded(x, length)
 
-    # A program sees all tokens of its row, because neighbours lie in other tiles.
-    row = pl.BlockSpec((None, length, None, c), lambda b, t, h: (b, 0, h, 0))
-    parts = {
-        "segments": pl.BlockSpec((None, length), lambda b, t, h: (b, 0)),
-        "weight": pl.BlockSpec((len(inputs["weight"]), None, c), lambda b, t, h: (0, h, 0)),
-        "bias": pl.BlockSpec((None, c), lambda b, t, h: (h, 0)),
-    }
+    parts = _input_parts(inputs, length)
     out_parts, out_shapes = {}, {}
     for name in wanted:
         x = inputs[name]
@@ -79,12 +80,13 @@ def _call(
             out_parts[name] = pl.BlockSpec((None, tile, None, c), lambda b, t, h: (b, t, h, 0))
             out_shapes[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
         else:
+            shape = (B * tiles, *x.shape)
             out_parts[name] = _for_each_tile(parts[name], tiles)
-            out_shapes[name] = jax.ShapeDtypeStruct((B * tiles, *x.shape), jnp.float32)
+            out_shapes[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
     out = pl.pallas_call(
         functools.partial(kernel, tile=tile),
         grid=(B, tiles, H),
-        in_specs=[{name: parts.get(name, row) for name in inputs}],
+        in_specs=[parts],
         out_specs=out_parts,
         out_shape=out_shapes,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
@@ -97,8 +99,27 @@ def _call(
 
 def _padded(x: Array, length: int) -> Array:
     """Return x [B,T,...] with zeros behind its tokens, up to `length`."""
-    widths = ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
-    return jnp.pad(x, widths)
+    whole = [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *whole])
+
+
+def _input_parts(inputs: Arrays, length: int) -> dict[str, pl.BlockSpec]:
+    """Return the part of each array that the program of row b, tile t and head h sees.
+
+    It sees all tokens of its row, because neighbours lie in other tiles.
+    """
+    W, _, c = inputs["weight"].shape
+    parts = {}
+    for name in inputs:
+        if name == "segments":
+            parts[name] = pl.BlockSpec((None, length), lambda b, t, h: (b, 0))
+        elif name == "weight":
+            parts[name] = pl.BlockSpec((W, None, c), lambda b, t, h: (0, h, 0))
+        elif name == "bias":
+            parts[name] = pl.BlockSpec((None, c), lambda b, t, h: (h, 0))
+        else:
+            parts[name] = pl.BlockSpec((None, length, None, c), lambda b, t, h: (b, 0, h, 0))
+    return parts
 
 
 def _for_each_tile(part: pl.BlockSpec, tiles: int) -> pl.BlockSpec:
@@ -122,8 +143,10 @@ def _backward(inputs, out, *, tile, unit):
     """Write gradients of the convolution's result ("x"), and a tile's part of those of weights."""
     taps, total = _weighted(inputs, tile)
     sigmoid = jax.nn.sigmoid(total)
-    gradient = inputs["gradient"][pl.ds(pl.program_id(1) * tile, tile)].astype(jnp.float32)
+    here = pl.ds(pl.program_id(1) * tile, tile)
+    gradient = inputs["gradient"][here].astype(jnp.float32)
     if unit:
+        # y / |y| changes with y only across its own direction.
         y = total * sigmoid
         shrink = _inverse_length(y)
         y *= shrink
@@ -139,20 +162,22 @@ def _backward(inputs, out, *, tile, unit):
 
 def _transposed(inputs, out, *, tile):
     """Write the gradient of x from that of the convolution's result: taps of the tokens behind."""
-    total = _sum_of_taps(_taps(inputs, tile, 1), inputs["weight"])
+    taps = _taps(inputs, tile, 1)
+    total = _sum_of_taps(taps, inputs["weight"])
     out["x"][...] = total.astype(out["x"].dtype)
 
 
-def _weighted(inputs, tile: int) -> tuple[list[Float[Array, "tile c"]], Float[Array, "tile c"]]:
+def _weighted(inputs, tile: int) -> tuple[list[Tile], Tile]:
     """Return (taps, convolution + bias) of this program's tokens, float32."""
     taps = _taps(inputs, tile, -1)
     total = _sum_of_taps(taps, inputs["weight"])
     if "bias" in inputs:
-        total += inputs["bias"][...].astype(jnp.float32)[None]
+        bias = inputs["bias"][...].astype(jnp.float32)
+        total += bias[None]
     return taps, total
 
 
-def _taps(inputs, tile: int, direction: int) -> list[Float[Array, "tile c"]]:
+def _taps(inputs, tile: int, direction: int) -> list[Tile]:
     """Return x at each token and at its W - 1 neighbours, 0 for those of another document.
 
     Args:
@@ -165,15 +190,21 @@ def _taps(inputs, tile: int, direction: int) -> list[Float[Array, "tile c"]]:
     for j in range(inputs["weight"].shape[0]):
         neighbour = place + direction * j
         inside = jnp.clip(neighbour, 0, x.shape[0] - 1)
-        same = (neighbour == inside) & (segments[inside] == own) & (own != 0)
-        taps.append(jnp.where(same[:, None], x[inside, :].astype(jnp.float32), 0.0))
+        same = (neighbour == inside) & (segments[inside] == own)
+        visible = (same & (own != 0))[:, None]
+        values = x[inside, :].astype(jnp.float32)
+        taps.append(jnp.where(visible, values, 0.0))
     return taps
 
 
-def _sum_of_taps(taps: list[Float[Array, "tile c"]], weight: Any) -> Float[Array, "tile c"]:
-    rows = [weight[j].astype(jnp.float32) for j in range(weight.shape[0])]
-    return sum(tap * row[None] for tap, row in zip(taps, rows, strict=True))
+def _sum_of_taps(taps: list[Tile], weight: Any) -> Tile:
+    rows = [weight[j].astype(jnp.float32) for j in range(len(taps))]
+    total = 0
+    for tap, row in zip(taps, rows, strict=True):
+        total += tap * row[None]
+    return total
 
 
-def _inverse_length(y: Float[Array, "tile c"]) -> Float[Array, "tile 1"]:
-    return jax.lax.rsqrt(jnp.sum(jnp.square(y), axis=1) + TINY)[:, None]
+def _inverse_length(y: Tile) -> Float[Array, "tile 1"]:
+    square_length = jnp.sum(jnp.square(y), axis=1)
+    return jax.lax.rsqrt(square_length + TINY)[:, None]
