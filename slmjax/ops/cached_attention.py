@@ -32,6 +32,7 @@ def cached_attention(
     B, T, N, H = query.shape
     K = key.shape[1]
     group = N // K
+    # Rows of one product: the queries of all tokens and heads that share a key/value head.
     grouped = query.reshape(B, T, K, group, H)
     grouped = grouped.transpose(0, 2, 1, 3, 4)  # [B,K,T,group,H]
     rows = grouped.reshape(B, K, -1, H)

@@ -33,17 +33,22 @@ def decayed_products(
     if total.ndim == 6:
         matrices = tuple(_rows(left) for left in lefts)
         products = decayed(kernel, matrices, _rows(right), _rows(total))
-        return [x.reshape(*total.shape[:-1], -1) for x in products]
+        *chunks, _ = total.shape  # [N,B,G,R,C]
+        return [product.reshape(*chunks, -1) for product in products]
+    # Value heads share a product of query and key; only its decay is their own.
     lefts = tuple(for_value_heads(left) for left in lefts)
     products = []
     for left in lefts:
-        undecayed = dot("...ik,...jk->...ij", left, right[:, :, :, None])
-        products.append(_scaled(undecayed, total, same[:, :, None, None]))
+        undecayed = dot("...ik,...jk->...ij", left, for_value_heads(right))
+        scaled = _scaled(undecayed, total, same[:, :, None, None])
+        products.append(scaled)
     return products
 
 
 def _rows(x: Float[Array, "*N C K"]) -> Float[Array, "P C K"]:
-    return x.reshape(-1, *x.shape[-2:])
+    """Return x with one axis for chunks, rows and heads."""
+    *_, C, K = x.shape
+    return x.reshape(-1, C, K)
 
 
 @jax.custom_vjp
@@ -53,7 +58,10 @@ def _scaled(
     same: Bool[Array, "N B 1 1 C C"],
 ) -> Float[Array, "N B G R C C"]:
     """Return products * exp(total_i - total_j); r is R, or 1 where value heads share a product."""
-    return products * jnp.exp(jnp.where(same, total[..., :, None] - total[..., None, :], 0.0))
+    decay = total[..., :, None] - total[..., None, :]
+    # Masked before exp: above the diagonal a difference is positive and could overflow.
+    decay = jnp.where(same, decay, 0.0)
+    return products * jnp.exp(decay)
 
 
 def _scaled_forward(products, total, same):
@@ -65,11 +73,14 @@ def _scaled_backward(kept, gradient):
     scaled = _scaled(gradient, total, same)
     # Without the barrier, a GPU's program for sums over rows and columns at once is ten times
     # slower than two sums.
-    change = jax.lax.optimization_barrier(jnp.where(same, scaled * products, 0.0))
+    change = jnp.where(same, scaled * products, 0.0)
+    change = jax.lax.optimization_barrier(change)
     d_products = scaled
     if products.shape != scaled.shape:  # the value heads share it
         d_products = scaled.sum(3, keepdims=True)
-    return d_products, change.sum(-1) - change.sum(-2), None
+    # total_i enters row i with plus and column i with minus.
+    d_total = change.sum(-1) - change.sum(-2)
+    return d_products, d_total, None
 
 
 _scaled.defvjp(_scaled_forward, _scaled_backward)

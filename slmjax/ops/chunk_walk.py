@@ -56,6 +56,7 @@ def walk(
 
 def _forward(kernel, written, erased, writing, whole, state):
     run = _walk_of(kernel)
+    # Backward there is an `added` term too, the gradient of each chunk's memory.
     memories, new, state = run(written, erased, writing, whole, None, state, reverse=False)
     return (memories, new, state), (erased, writing, whole, memories, new)
 
@@ -69,6 +70,7 @@ def _backward(kernel, kept, gradients):
     d_erased = None
     if erased is None:
         later, _, d_state = run(None, None, None, whole, d_memories, d_state, reverse=True)
+        # Without erasing no chunk's new values depend on the memory.
         d_written = d_new + dot("npck,npkv->npcv", writing, later, dtype)
     else:
         later, d_written, d_state = run(
@@ -124,7 +126,7 @@ def scan_chunks(
 
 def dot(spec: str, a: Array, b: Array, dtype: Any = jnp.float32) -> Array:
     """Return an einsum with sums of float32, rounded to `dtype`; float32 operands stay float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=dtype)
 
 

@@ -131,6 +131,7 @@ def _forward(hidden, head, targets, chunks):
         log_p, lse, logits = piece((hidden, targets))
         residuals = (hidden, head, targets, lse, logits)
         return (log_p, lse), residuals
+    # Logits are not kept: lax.map would stack those of all pieces.
     pieces = _pieces(chunks, hidden, targets)
     log_p, lse = jax.lax.map(lambda arrays: piece(arrays)[:2], pieces)
     log_p, lse = _join(log_p), _join(lse)
@@ -173,7 +174,7 @@ def _gradients(
     """Return a piece's gradients of (hidden, head) from those of log p(target) and logsumexp."""
     p = _probabilities(logits, lse)
     is_target = _one_hot(targets, head.shape[1])
-    # d logits = d_log_p (one_hot - p) + d_lse p
+    # d logits = d_log_p (one_hot - p) + d_lse p, [B,t,V]
     at_target = jnp.where(is_target, d_log_p[..., None], 0.0)
     everywhere = (d_lse - d_log_p)[..., None] * p
     d_logits = (at_target + everywhere).astype(hidden.dtype)
@@ -205,6 +206,7 @@ def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
         sums, d_hidden, d_head_piece = _weighted_piece(hidden, head, targets, weights, z_loss)
         return d_head + d_head_piece, (sums, d_hidden)
 
+    # The head's gradient is carried in float32: pieces add up to sums over all tokens.
     zeros = jnp.zeros(head.shape, jnp.float32)
     pieces = _pieces(chunks, hidden, targets, weights)
     d_head, (sums, d_hidden) = jax.lax.scan(step, zeros, pieces)
@@ -236,6 +238,7 @@ def _weighted_piece(
     logits, log_p, lse = _softmax(hidden, head, targets)
     p = _probabilities(logits, lse)
     is_target = _one_hot(targets, head.shape[1])
+    # loss = sum of weight (lse - logit of the target + z_loss lse^2)
     d_lse = weights * (1 + 2 * z_loss * lse)
     everywhere = d_lse[..., None] * p
     at_target = jnp.where(is_target, weights[..., None], 0.0)
@@ -293,13 +296,13 @@ def _pieces(chunks: int, *arrays: Shaped[Array, "B T ..."]) -> tuple[Array, ...]
     pieces = []
     for x in arrays:
         B, T, *rest = x.shape
-        split = x.reshape(B, chunks, T // chunks, *rest)
+        split = x.reshape(B, chunks, T // chunks, *rest)  # [B,N,t,...]
         pieces.append(jnp.moveaxis(split, 1, 0))
     return tuple(pieces)
 
 
 def _join(x: Shaped[Array, "N B t ..."]) -> Shaped[Array, "B T ..."]:
     """Return the pieces of an array as one."""
-    x = jnp.moveaxis(x, 0, 1)
+    x = jnp.moveaxis(x, 0, 1)  # [B,N,t,...]
     B, _, _, *rest = x.shape
     return x.reshape(B, -1, *rest)

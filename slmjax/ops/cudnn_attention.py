@@ -48,11 +48,17 @@ def cudnn_attention(
         if places == rows:
             local = (window - 1, 0) if window else None
             return jax.nn.dot_product_attention(
-                q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
+                q,
+                k,
+                v,
+                is_causal=True,
+                local_window_size=local,
+                implementation="cudnn",
             )
         # JAX reads the number of places off a shape [rows, n], with n at least 2.
         places_a_row = -(-max(places, 2 * rows) // rows)
-        return _packed(window, q, k, v, *segment_list(seg, places_a_row * rows))
+        lengths, starts = segment_list(seg, places_a_row * rows)
+        return _packed(window, q, k, v, lengths, starts)
 
     return per_device_heads(kernel)(query, key, value, segments)
 
@@ -66,12 +72,16 @@ def segment_list(
     """
     B, T = segments.shape
     # Padding joins the last segment, and an empty row is one segment.
-    numbers = jnp.maximum(jax.lax.cummax(segments, axis=1), 1)
+    numbers = jax.lax.cummax(segments, axis=1)
+    numbers = jnp.maximum(numbers, 1)
     changes = numbers[:, 1:] != numbers[:, :-1]
+    # A row's first token always begins a segment.
     begins = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
-    (starts,) = jnp.nonzero(begins.reshape(-1), size=places, fill_value=B * T)
+    begins = begins.reshape(-1)  # [B*T]
+    (starts,) = jnp.nonzero(begins, size=places, fill_value=B * T)
     starts = starts.astype(jnp.int32)
-    lengths = jnp.append(starts[1:], B * T) - starts
+    ends = jnp.append(starts[1:], B * T)
+    lengths = ends - starts
     order = jnp.argsort(-lengths, stable=True)
     return lengths[order], starts[order]
 
@@ -83,11 +93,13 @@ def _packed(window, q, k, v, lengths, starts):
 
 def _packed_forward(window, q, k, v, lengths, starts):
     out, statistics = _forward(window, q, k, v, lengths, starts)
-    return out, (q, k, v, lengths, starts, out, statistics)
+    residuals = (q, k, v, lengths, starts, out, statistics)
+    return out, residuals
 
 
 def _packed_backward(window, residuals, gradient):
-    return *_backward(window, *residuals, gradient), None, None
+    d_q, d_k, d_v = _backward(window, *residuals, gradient)
+    return d_q, d_k, d_v, None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
@@ -97,14 +109,17 @@ def _forward(window, q, k, v, lengths, starts):
     """Return (output, softmax statistics), both defined for tokens of the listed segments only."""
     operands, options = _call(window, q, k, lengths, starts)
     primitive = _private()._dot_product_attention_fwd_p
-    return tuple(primitive.bind(q, k, v, *operands, is_training=True, **options))
+    results = primitive.bind(q, k, v, *operands, is_training=True, **options)
+    return tuple(results)
 
 
 def _backward(window, q, k, v, lengths, starts, out, statistics, gradient):
     """Return the gradients of (q, k, v)."""
     operands, options = _call(window, q, k, lengths, starts)
     primitive = _private()._dot_product_attention_bwd_p
-    return tuple(primitive.bind(q, k, v, *operands, statistics, out, gradient, **options))
+    kept = (statistics, out, gradient)
+    results = primitive.bind(q, k, v, *operands, *kept, **options)
+    return tuple(results)
 
 
 def _call(
@@ -119,7 +134,8 @@ def _call(
     K = k.shape[2]
     lengths = lengths.reshape(B, -1)
     # JAX reads the number of places off this shape, less one.
-    first = jnp.pad(starts, (0, B), constant_values=B * T).reshape(B, -1)
+    first = jnp.pad(starts, (0, B), constant_values=B * T)
+    first = first.reshape(B, -1)
     none = jnp.zeros(0, q.dtype)  # no bias, no page tables
     options = {
         "scale": H**-0.5,
@@ -130,8 +146,11 @@ def _call(
         "mask_type": _private().MaskType.PADDING_CAUSAL,
         "layout": _private().AttentionLayout.BTNH.value,
     }
-    query_first, key_first = first * (N * H), first * (K * H)  # in numbers, not tokens
-    return (none, lengths, lengths, query_first, key_first, none, none), options
+    # In numbers, not tokens.
+    query_first = first * (N * H)
+    key_first = first * (K * H)
+    operands = (none, lengths, lengths, query_first, key_first, none, none)
+    return operands, options
 
 
 @functools.cache

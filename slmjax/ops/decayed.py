@@ -63,6 +63,7 @@ def decayed(
 
 def _forward(kernel, lefts, right, total):
     if kernel == "scan":
+        # XLA takes a copy of what neighbours share, the kernels read it in place.
         every_left, every_right = _repeated(lefts, right, total)
         products = jax.vmap(_products)(every_left, every_right, total)
         return tuple(products), (lefts, right, total)
@@ -144,11 +145,11 @@ def _backward_kernel(lefts, right, total, gradients, *outs):
     right_value, total_value = right[...], total[...]
     gradient_values = [gradient[...] for gradient in gradients]
     computed = _gradients(left_values, right_value, total_value, gradient_values, total)
-    d_left_values, d_right_value, d_total_value = computed
-    for out, value in zip(d_lefts, d_left_values, strict=True):
+    # One list of references and one of values.
+    references = (*d_lefts, d_right, d_total)
+    values = (*computed[0], *computed[1:])
+    for out, value in zip(references, values, strict=True):
         out[...] = value.astype(out.dtype)
-    d_right[...] = d_right_value.astype(d_right.dtype)
-    d_total[...] = d_total_value.astype(d_total.dtype)
 
 
 class _Square(NamedTuple):
@@ -271,5 +272,5 @@ def _repeated(lefts: Sequence[Array], right: Array, total: Array) -> tuple[list[
 def _summed(gradient: Array, like: Array) -> Array:
     """Return the sum over the entries of total that share one of `like`, in its type."""
     _, C, K = like.shape
-    groups = gradient.reshape(len(like), -1, C, K)
+    groups = gradient.reshape(len(like), -1, C, K)  # neighbours share
     return groups.sum(1).astype(like.dtype)

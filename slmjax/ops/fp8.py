@@ -112,6 +112,7 @@ def scale_for(x: Float[Array, "..."], axes: Axes) -> Float[Array, "..."]:
 
 def quantize(x: Float[Array, "*B"], scale: Float[Array, ""], float8: Format) -> Array:
     """Return x / scale in float8; values that do not fit become the largest one."""
+    # Exact, as the scale is a power of two.
     scaled = x.astype(jnp.float32) * (1 / scale)
     clipped = jnp.clip(scaled, -float8.largest, float8.largest)
     return clipped.astype(float8.dtype)
@@ -199,6 +200,7 @@ def _dot(
     of 134 and is for gradients, which are sums over all tokens.
     """
     precision = "highest" if precise else "default"
+    # XLA recognises this pattern: convert, scale, multiply.
     a = a.astype(dtype) * scale_a.astype(dtype)
     b = b.astype(dtype) * scale_b.astype(dtype)
     return jax.lax.dot_general(

@@ -29,6 +29,7 @@ def activated(
         other sizes go through XLA). "interpret" runs Triton's kernels anywhere, slowly.
     """
     W, _, c = weight.shape
+    # Triton's products and blocks take powers of two.
     fits_triton = c >= triton_conv.LEAST and c & (c - 1) == 0
     if kernel != "scan" and fits_triton:
         arrays = {"x": x, "weight": weight, "segments": segments}
@@ -53,6 +54,7 @@ def activation(
     y = jax.nn.silu(y)
     if not unit:
         return y
+    # Squares of 16-bit numbers could overflow, and their sum would lose its small terms.
     wide = y.astype(jnp.float32)
     square_length = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     scaled = wide * jax.lax.rsqrt(square_length + triton_conv.TINY)
@@ -154,6 +156,7 @@ def _weighted_backward(kept, gradient):
     for part, x in zip(masked, _shifted(extended, same), strict=True):
         d_rows.append(jnp.sum(part * x, axis=(0, 1)))
     d_weight = jnp.stack(d_rows)
+    # Each tap's gradient goes back to the token j before: the transposed convolution.
     d_extended = 0
     for j, part in enumerate(masked):
         # To the places from which _shifted reads.

@@ -139,9 +139,11 @@ def blockwise(
     causal_prefix = query_index is None
     index = _index(query_segments) if query_index is None else query_index
     # float32 here, so that the blocks' gradients add up in float32.
-    wide_key, wide_value = key.astype(jnp.float32), value.astype(jnp.float32)
+    wide_key = key.astype(jnp.float32)
+    wide_value = value.astype(jnp.float32)
     blocks = -(-T // BLOCK)
-    queries, segments = _split(query, blocks), _split(query_segments, blocks)
+    queries = _split(query, blocks)
+    segments = _split(query_segments, blocks)
     indices = _split(index, blocks)
     blocks_a_group = -(-blocks // GROUPS)
 
@@ -150,7 +152,8 @@ def blockwise(
         start, end = 0, S
         if causal_prefix:
             end = min(last * BLOCK, S)
-            start = max(0, first * BLOCK - window + 1) if window else 0
+            if window:  # the first query sees no key before this one
+                start = max(0, first * BLOCK - window + 1)
 
         @jax.checkpoint
         def attend(block):
@@ -164,10 +167,14 @@ def blockwise(
         group = (queries[first:last], segments[first:last], indices[first:last])
         return jax.lax.map(attend, group)
 
+    # Groups of blocks, as the number of keys must be known when the loop over blocks is compiled.
     out = []
     for first in range(0, blocks, blocks_a_group):
-        out.append(attend_group(first, min(first + blocks_a_group, blocks)))
-    joined = jnp.concatenate(out).swapaxes(0, 1).reshape(B, blocks * BLOCK, N, H)
+        last = min(first + blocks_a_group, blocks)
+        out.append(attend_group(first, last))
+    joined = jnp.concatenate(out)  # [blocks,B,BLOCK,N,H]
+    joined = joined.swapaxes(0, 1)
+    joined = joined.reshape(B, blocks * BLOCK, N, H)
     return joined[:, :T]
 
 
@@ -188,11 +195,14 @@ def _dense(
     products = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
     scores = products * H**-0.5
     visible = _visible(query_segments, key_segments, query_index, window, first_key)
-    masked = jnp.where(visible[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(masked, axis=-1).astype(value.dtype)
+    visible = visible[:, None, None]  # [B,1,1,T,S]
+    masked = jnp.where(visible, scores, MASKED)
+    weights = jax.nn.softmax(masked, axis=-1)
+    weights = weights.astype(value.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, value, preferred_element_type=jnp.float32)
-    real = query_segments != 0
-    return jnp.where(real[:, :, None, None], out.reshape(B, T, N, H), 0.0)
+    real = (query_segments != 0)[:, :, None, None]
+    out = out.reshape(B, T, N, H)
+    return jnp.where(real, out, 0.0)
 
 
 def _visible(
@@ -206,19 +216,22 @@ def _visible(
     same_segment = query_segments[:, :, None] == key_segments[:, None, :]
     visible = same_segment & (query_segments[:, :, None] != 0)
     queries = query_index[:, :, None]
-    keys = (first_key + jnp.arange(key_segments.shape[1]))[None, None, :]
-    back = queries - keys
+    keys = first_key + jnp.arange(key_segments.shape[1])
+    back = queries - keys[None, None, :]
     if window:
         return visible & ((back >= 0) & (back < window))
     return visible & (back >= 0)
 
 
 def _index(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    return jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    _, T = segments.shape
+    return jnp.broadcast_to(jnp.arange(T), segments.shape)
 
 
 def _split(x: Shaped[Array, "B T ..."], blocks: int) -> Shaped[Array, "_ B _ ..."]:
     """Return x in blocks of BLOCK tokens, the last one padded: [blocks,B,BLOCK,...]."""
-    padding = blocks * BLOCK - x.shape[1]
-    padded = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-    return padded.reshape(x.shape[0], blocks, -1, *x.shape[2:]).swapaxes(0, 1)
+    B, T, *rest = x.shape
+    whole = [(0, 0)] * len(rest)
+    padded = jnp.pad(x, [(0, 0), (0, blocks * BLOCK - T), *whole])
+    split = padded.reshape(B, blocks, -1, *rest)
+    return split.swapaxes(0, 1)

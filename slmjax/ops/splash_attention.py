@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from slmjax.parallel.mesh import per_device_heads
 
 TILE = 128  # tokens; T must be a multiple of it
+BLOCKS = (512, 256, TILE)  # tokens of a block of queries or keys
 
 
 class UnfitLength(ValueError):
@@ -38,20 +39,29 @@ def splash_attention(
     T = query.shape[1]
     if T == 1:  # initialisation traces the model with one token, which sees itself alone
         real = (segments != 0)[:, :, None, None]
-        return jnp.where(real, jnp.repeat(value, query.shape[2] // key.shape[2], axis=2), 0)
+        group = query.shape[2] // key.shape[2]
+        repeated = jnp.repeat(value, group, axis=2)
+        return jnp.where(real, repeated, 0)
     if T % TILE:
         raise UnfitLength(f"splash attention needs a multiple of {TILE}")
 
     def kernel(q, k, v, seg):
         B, _, N, H = q.shape  # of this device
         K = k.shape[2]
-        attend = _one_head_kernel(T, N // K, window, interpret)
-        over_rows = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))
-        q = q.reshape(B, T, K, N // K, H) * H**-0.5
-        # [B,K,G,T,H] and [B,K,T,H], of which `attend` takes [G,T,H] and [T,H].
-        q, k, v = q.transpose(0, 2, 3, 1, 4), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        out = over_rows(q, k, v, seg).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-        return jnp.where((seg != 0)[:, :, None, None], out, 0)
+        G = N // K
+        attend = _one_head_kernel(T, G, window, interpret)
+        over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))
+        over_rows = jax.vmap(over_heads)
+        # The kernel does not scale.
+        q = q.reshape(B, T, K, G, H) * H**-0.5
+        q = q.transpose(0, 2, 3, 1, 4)  # [B,K,G,T,H]
+        k = k.transpose(0, 2, 1, 3)  # [B,K,T,H]
+        v = v.transpose(0, 2, 1, 3)
+        out = over_rows(q, k, v, seg)  # [B,K,G,T,H]
+        out = out.transpose(0, 3, 1, 2, 4)  # [B,T,K,G,H]
+        out = out.reshape(B, T, N, H)
+        real = (seg != 0)[:, :, None, None]
+        return jnp.where(real, out, 0)
 
     return per_device_heads(kernel)(query, key, value, segments)
 
@@ -61,7 +71,7 @@ def _one_head_kernel(T: int, group: int, window: int, interpret: bool) -> Callab
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    block = max(size for size in (512, 256, TILE) if T % size == 0)
+    block = max(size for size in BLOCKS if T % size == 0)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -72,13 +82,17 @@ def _one_head_kernel(T: int, group: int, window: int, interpret: bool) -> Callab
         block_q_dq=block,
         block_kv_dq=block,
     )
-    mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
+    # In blocks: what the mask excludes as a whole is not computed.
+    mask = masks.CausalMask((T, T))
+    if window:
+        mask = masks.LocalMask((T, T), (window - 1, 0), 0)
     group_mask = masks.MultiHeadMask([mask] * group)
     run = splash.make_splash_mqa_single_device(
         mask=group_mask, block_sizes=sizes, interpret=interpret
     )
 
     def attend(query, key, value, segments):
-        return run(query, key, value, splash.SegmentIds(segments, segments))
+        ids = splash.SegmentIds(segments, segments)
+        return run(query, key, value, ids)
 
     return attend

@@ -58,6 +58,7 @@ def _doubled(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
         right_after = number[:, None] == number[None, :] + 1
         corner = right_after & (number[:, None] % 2 == 1)  # Z of each pair of blocks
         corner = jnp.where(led(corner, below.ndim), below, 0.0)
+        # inverse holds X^-1 and Y^-1, so this is -Y^-1 Z X^-1 in the corner.
         product = dot("...ij,...jk->...ik", corner, inverse)
         inverse = inverse - dot("...ij,...jk->...ik", inverse, product)
         block *= 2

@@ -68,6 +68,7 @@ def _call(kernel: Callable, arrays: Arrays, wanted: Sequence[str], interpret: bo
     tile = min(max(TILE // c, LEAST), next_power_of_two)
     tiles = -(-T // tile)
     length = tiles * tile
+    # Whole tiles: padding is of segment 0 and gives zeros.
     inputs = {}
     for name, x in arrays.items():
         inputs[name] = x if name in PARAMETERS else _padded(x, length)
@@ -99,8 +100,9 @@ def _call(kernel: Callable, arrays: Arrays, wanted: Sequence[str], interpret: bo
 
 def _padded(x: Array, length: int) -> Array:
     """Return x [B,T,...] with zeros behind its tokens, up to `length`."""
-    whole = [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *whole])
+    _, T, *rest = x.shape
+    whole = [(0, 0)] * len(rest)
+    return jnp.pad(x, [(0, 0), (0, length - T), *whole])
 
 
 def _input_parts(inputs: Arrays, length: int) -> dict[str, pl.BlockSpec]:
@@ -136,7 +138,8 @@ def _forward(inputs, out, *, tile, unit):
     y = total * jax.nn.sigmoid(total)
     if unit:
         y = y * _inverse_length(y)
-    out["x"][...] = y.astype(out["x"].dtype)
+    result = out["x"]
+    result[...] = y.astype(result.dtype)
 
 
 def _backward(inputs, out, *, tile, unit):
@@ -152,8 +155,12 @@ def _backward(inputs, out, *, tile, unit):
         y *= shrink
         along = jnp.sum(gradient * y, axis=1)[:, None]
         gradient = shrink * (gradient - y * along)
-    gradient *= sigmoid * (1.0 + total * (1.0 - sigmoid))
-    out["x"][...] = gradient.astype(out["x"].dtype)
+    # The derivative of silu(total) = total sigmoid(total).
+    slope = sigmoid * (1.0 + total * (1.0 - sigmoid))
+    gradient *= slope
+    result = out["x"]
+    result[...] = gradient.astype(result.dtype)
+    # Parts of this tile; conv_backward sums over tiles.
     for j, tap in enumerate(taps):
         out["weight"][j] = jnp.sum(gradient * tap, axis=0)
     if "bias" in out:
@@ -164,7 +171,8 @@ def _transposed(inputs, out, *, tile):
     """Write the gradient of x from that of the convolution's result: taps of the tokens behind."""
     taps = _taps(inputs, tile, 1)
     total = _sum_of_taps(taps, inputs["weight"])
-    out["x"][...] = total.astype(out["x"].dtype)
+    result = out["x"]
+    result[...] = total.astype(result.dtype)
 
 
 def _weighted(inputs, tile: int) -> tuple[list[Tile], Tile]:
@@ -189,6 +197,7 @@ def _taps(inputs, tile: int, direction: int) -> list[Tile]:
     taps = []
     for j in range(inputs["weight"].shape[0]):
         neighbour = place + direction * j
+        # A place outside of the row is read at its edge, and masked.
         inside = jnp.clip(neighbour, 0, x.shape[0] - 1)
         same = (neighbour == inside) & (segments[inside] == own)
         visible = (same & (own != 0))[:, None]

@@ -32,18 +32,27 @@ AXES = {
     "state": "PKV",
 }
 
+# Shapes of the terms of all chunks, of one memory for each walk, and of one matrix for each chunk.
+Values = Float[Array, "N P C V"]
+Keys = Float[Array, "N P C K"]
+Decays = Float[Array, "N P k"]
+Memories = Float[Array, "N P K V"]
+State = Float[Array, "P K V"]
+Matrices = Float[Array, "M C C"]
+Specs = dict[str, pl.BlockSpec]
+
 
 def walk(
-    written: Float[Array, "N P C V"] | None,
-    erased: Float[Array, "N P C K"] | None,
-    writing: Float[Array, "N P C K"] | None,
-    whole: Float[Array, "N P k"],
-    added: Float[Array, "N P K V"] | None,
-    state: Float[Array, "P K V"],
+    written: Values | None,
+    erased: Keys | None,
+    writing: Keys | None,
+    whole: Decays,
+    added: Memories | None,
+    state: State,
     *,
     reverse: bool,
     interpret: bool = False,
-) -> tuple[Float[Array, "N P K V"], Float[Array, "N P C V"] | None, Float[Array, "P K V"]]:
+) -> tuple[Memories, Values | None, State]:
     """Return (memories, new, state) as chunk_walk.scan_chunks does.
 
     C, K and V are powers of two, at least 16.
@@ -87,20 +96,25 @@ def _channels_of_a_program(walks: int, channels: int) -> int:
     return block
 
 
-def _specs(arrays: dict[str, Any], block: int) -> dict[str, pl.BlockSpec]:
+def _specs(arrays: dict[str, Any], block: int) -> Specs:
     """Return the part of each array that the program of walk p and value channels v sees."""
-    return {name: _spec(AXES[name], x.shape, block) for name, x in arrays.items()}
+    specs = {}
+    for name, x in arrays.items():
+        specs[name] = _spec(AXES[name], x.shape, block)
+    return specs
 
 
 def _spec(axes: str, shape: tuple[int, ...], block: int) -> pl.BlockSpec:
     sizes = {"P": None, "V": block}  # None: the axis falls away
-    part = tuple(sizes.get(axis, size) for axis, size in zip(axes, shape, strict=True))
+    part = []
+    for axis, size in zip(axes, shape, strict=True):
+        part.append(sizes.get(axis, size))
 
     def place(p, v):
         places = {"P": p, "V": v}
         return tuple(places.get(axis, 0) for axis in axes)
 
-    return pl.BlockSpec(part, place)
+    return pl.BlockSpec(tuple(part), place)
 
 
 def _walk(inputs, out, *, chunks, reverse, dtype):
@@ -113,7 +127,8 @@ def _walk(inputs, out, *, chunks, reverse, dtype):
         out["memories"][n] = memory
         new = inputs["written"][n] if "written" in inputs else None
         if "erased" in inputs:
-            new = (new.astype(jnp.float32) + sign * dot(inputs["erased"][n], memory)).astype(dtype)
+            new = new.astype(jnp.float32) + sign * dot(inputs["erased"][n], memory)
+            new = new.astype(dtype)
             out["new"][n] = new
         state = inputs["whole"][n][:, None] * state
         if "writing" in inputs:
@@ -122,16 +137,18 @@ def _walk(inputs, out, *, chunks, reverse, dtype):
             state += inputs["added"][n].astype(jnp.float32)
         return state
 
-    out["state"][...] = jax.lax.fori_loop(0, chunks, chunk, inputs["state"][...])
+    start = inputs["state"][...]
+    out["state"][...] = jax.lax.fori_loop(0, chunks, chunk, start)
 
 
-def unit_inverse(below: Float[Array, "M C C"], *, interpret: bool = False) -> Float[Array, "M C C"]:
+def unit_inverse(below: Matrices, *, interpret: bool = False) -> Matrices:
     """Return (I + below)^-1 by forward substitution.
 
     Args:
       below: strictly lower triangular, float32; C is a power of two.
     """
     M, C, _ = below.shape
+    warps = 4 if C > 64 else 2
     matrix = pl.BlockSpec((None, C, C), lambda m: (m, 0, 0))
     return pl.pallas_call(
         _unit_inverse,
@@ -139,25 +156,27 @@ def unit_inverse(below: Float[Array, "M C C"], *, interpret: bool = False) -> Fl
         in_specs=[matrix],
         out_specs=matrix,
         out_shape=jax.ShapeDtypeStruct(below.shape, jnp.float32),
-        compiler_params=plgpu.CompilerParams(num_warps=4 if C > 64 else 2, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
     )(below)
 
 
 def _unit_inverse(below, out):
     """Invert one matrix [C,C]: row i is that of I, less below[i] times the rows before it."""
-    size = below.shape[0]
-    row = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
-    column = jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
+    size, _ = below.shape
+    row = jax.lax.broadcasted_iota(jnp.int32, below.shape, 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, below.shape, 1)
 
     def substitute(i, inverse):
         change = jnp.sum(below[i][:, None] * inverse, axis=0)
         return inverse - jnp.where(row == i, change[None, :], 0.0)
 
-    out[...] = jax.lax.fori_loop(1, size, substitute, (row == column).astype(jnp.float32))
+    unit = (row == column).astype(jnp.float32)
+    # Row 0 is that of I already.
+    out[...] = jax.lax.fori_loop(1, size, substitute, unit)
 
 
 def dot(a: Array, b: Array) -> Array:
     """Return a @ b inside a kernel, with sums of float32; float32 operands stay float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
