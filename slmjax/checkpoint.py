@@ -80,7 +80,7 @@ class Checkpoints:
         names = (*ITEMS, "rest", "meta")
         try:
             return ocp.CheckpointManager(self.root, item_names=names, options=options)
-        except OSError:
+        except OSError:  # no access, or a full disk: not damage
             raise
         except Exception as error:  # Orbax reads the time of every step from a file of its own
             raise UserError(
@@ -199,6 +199,7 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in steps[: -self.keep]:
+            # A longer run may go on from a trunk, whose learning rate is not decayed yet.
             if step != trunk and not self.meta(step).get("trunk"):
                 self.manager.delete(step)
 
@@ -226,7 +227,7 @@ class Checkpoints:
                 if later > step:
                     _replace(self._folder(later), aside / str(later))
         hosts.barrier("set_aside")
-        self.manager.reload()
+        self.manager.reload()  # it keeps a list of steps
 
     def close(self) -> None:
         """Close Orbax's manager, where there is one."""

@@ -37,7 +37,7 @@ def cached_attention(
     grouped = grouped.transpose(0, 2, 1, 3, 4)  # [B,K,T,group,H]
     rows = grouped.reshape(B, K, -1, H)
     products = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32)
-    scores = products * H**-0.5
+    scores = products * H**-0.5  # [B,K,T*group,S]
     visible = _visible(query_segments, key_segments, query_index, key_index, window)
     visible = jnp.repeat(visible, group, axis=1)
     visible = visible[:, None]  # [B,1,T*group,S]
@@ -59,7 +59,7 @@ def _visible(
 ) -> Bool[Array, "B T S"]:
     """Return which query sees which key."""
     same_segment = query_segments[:, :, None] == key_segments[:, None]
-    visible = same_segment & (query_segments[:, :, None] != 0)
+    visible = same_segment & (query_segments[:, :, None] != 0)  # padding sees nothing
     if key_index is None:
         slots = jnp.arange(key_segments.shape[1])
         key_index = slots[None]

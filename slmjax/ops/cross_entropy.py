@@ -12,19 +12,28 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
+
+from slmjax.ops.cross_entropy_pieces import (
+    Head,
+    Hidden,
+    Logits,
+    PerToken,
+    Scalar,
+    Targets,
+    at_targets,
+    cut_pieces,
+    head_gradient,
+    join_pieces,
+    one_hot,
+    probabilities,
+    rounded_softmax,
+    weighted_sums,
+    wide_logits,
+)
 
 MEMORY = 16e9  # bytes of a device that does not say its memory
 LOGITS_PART = 28  # one piece's logits and their gradient take at most 1/28 of the memory
-
-
-Scalar = Float[Array, ""]
-Head = Float[Array, "D V"]
-# Of a piece:
-Hidden = Float[Array, "B t D"]
-Logits = Float[Array, "B t V"]
-PerToken = Float[Array, "B t"]
-Targets = Int[Array, "B t"]
 
 
 def chunks_for(
@@ -103,9 +112,9 @@ def reference(
     targets: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Return token_log_probs by log_softmax over all float32 logits: slow, obvious, for tests."""
-    logits = _logits(hidden, head.astype(hidden.dtype))
+    logits = wide_logits(hidden, head.astype(hidden.dtype))
     log_probs = jax.nn.log_softmax(logits)
-    log_p = _at_targets(log_probs, targets)
+    log_p = at_targets(log_probs, targets)
     return log_p, jax.nn.logsumexp(logits, axis=-1)
 
 
@@ -122,9 +131,9 @@ def _token_log_probs(hidden, head, targets, chunks):
 def _forward(hidden, head, targets, chunks):
     def piece(arrays):
         hidden, targets = arrays
-        logits = _logits(hidden, head)
+        logits = wide_logits(hidden, head)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        log_p = _at_targets(logits, targets) - lse
+        log_p = at_targets(logits, targets) - lse
         return log_p, lse, logits.astype(hidden.dtype)
 
     if chunks == 1:
@@ -132,9 +141,9 @@ def _forward(hidden, head, targets, chunks):
         residuals = (hidden, head, targets, lse, logits)
         return (log_p, lse), residuals
     # Logits are not kept: lax.map would stack those of all pieces.
-    pieces = _pieces(chunks, hidden, targets)
+    pieces = cut_pieces(chunks, hidden, targets)
     log_p, lse = jax.lax.map(lambda arrays: piece(arrays)[:2], pieces)
-    log_p, lse = _join(log_p), _join(lse)
+    log_p, lse = join_pieces(log_p), join_pieces(lse)
     residuals = (hidden, head, targets, lse, None)
     return (log_p, lse), residuals
 
@@ -149,14 +158,14 @@ def _backward(chunks, residuals, gradients):
         return d_hidden, d_head.astype(head.dtype), None
 
     def step(d_head, arrays):
-        logits = _logits(arrays[0], head)
+        logits = wide_logits(arrays[0], head)
         d_hidden, d_head_piece = _gradients(*arrays, logits, head)
         return d_head + d_head_piece, d_hidden
 
-    pieces = _pieces(chunks, hidden, targets, lse, d_log_p, d_lse)
+    pieces = cut_pieces(chunks, hidden, targets, lse, d_log_p, d_lse)
     zeros = jnp.zeros(head.shape, jnp.float32)
     d_head, d_hidden = jax.lax.scan(step, zeros, pieces)
-    return _join(d_hidden), d_head.astype(head.dtype), None
+    return join_pieces(d_hidden), d_head.astype(head.dtype), None
 
 
 _token_log_probs.defvjp(_forward, _backward)
@@ -172,25 +181,25 @@ def _gradients(
     head: Head,
 ) -> tuple[Hidden, Head]:
     """Return a piece's gradients of (hidden, head) from those of log p(target) and logsumexp."""
-    p = _probabilities(logits, lse)
-    is_target = _one_hot(targets, head.shape[1])
+    p = probabilities(logits, lse)
+    is_target = one_hot(targets, head.shape[1])
     # d logits = d_log_p (one_hot - p) + d_lse p, [B,t,V]
     at_target = jnp.where(is_target, d_log_p[..., None], 0.0)
     everywhere = (d_lse - d_log_p)[..., None] * p
     d_logits = (at_target + everywhere).astype(hidden.dtype)
     # Summed over V in float32 and rounded once.
     d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32)
-    return d_hidden.astype(hidden.dtype), _head_gradient(hidden, d_logits)
+    return d_hidden.astype(hidden.dtype), head_gradient(hidden, d_logits)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
     def piece(arrays):
         hidden, targets, weights = arrays
-        _, log_p, lse = _softmax(hidden, head, targets)
-        return _sums(log_p, lse, weights)
+        _, log_p, lse = rounded_softmax(hidden, head, targets)
+        return weighted_sums(log_p, lse, weights)
 
-    pieces = _pieces(chunks, hidden, targets, weights)
+    pieces = cut_pieces(chunks, hidden, targets, weights)
     nats, squares = jax.lax.map(piece, pieces)
     loss = nats.sum() + z_loss * squares.sum()
     return loss, nats.sum(), squares.sum()
@@ -208,11 +217,11 @@ def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
 
     # The head's gradient is carried in float32: pieces add up to sums over all tokens.
     zeros = jnp.zeros(head.shape, jnp.float32)
-    pieces = _pieces(chunks, hidden, targets, weights)
+    pieces = cut_pieces(chunks, hidden, targets, weights)
     d_head, (sums, d_hidden) = jax.lax.scan(step, zeros, pieces)
     nats, squares = sums
     nats, squares = nats.sum(), squares.sum()
-    d_hidden = _join(d_hidden)
+    d_hidden = join_pieces(d_hidden)
     return (nats + z_loss * squares, nats, squares), (d_hidden, d_head)
 
 
@@ -235,9 +244,9 @@ def _weighted_piece(
     z_loss: float,
 ) -> tuple[tuple[Scalar, Scalar], Hidden, Head]:
     """Return ((nats, squares), and the loss's gradients of hidden and head) of a piece."""
-    logits, log_p, lse = _softmax(hidden, head, targets)
-    p = _probabilities(logits, lse)
-    is_target = _one_hot(targets, head.shape[1])
+    logits, log_p, lse = rounded_softmax(hidden, head, targets)
+    p = probabilities(logits, lse)
+    is_target = one_hot(targets, head.shape[1])
     # loss = sum of weight (lse - logit of the target + z_loss lse^2)
     d_lse = weights * (1 + 2 * z_loss * lse)
     everywhere = d_lse[..., None] * p
@@ -245,64 +254,5 @@ def _weighted_piece(
     d_logits = (everywhere - at_target).astype(hidden.dtype)
     # Rounded to hidden's type by the product itself, which then writes half the bytes.
     d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=hidden.dtype)
-    sums = _sums(log_p, lse, weights)
-    return sums, d_hidden, _head_gradient(hidden, d_logits)
-
-
-def _softmax(hidden: Hidden, head: Head, targets: Targets) -> tuple[Logits, PerToken, PerToken]:
-    """Return (logits in hidden's type, log p(target), logsumexp) of a piece."""
-    logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
-    wide = logits.astype(jnp.float32)
-    lse = jax.nn.logsumexp(wide, axis=-1)
-    # A sum with one term and not a look-up: on a CPU the loss and its gradient take 7 % less time.
-    is_target = _one_hot(targets, head.shape[1])
-    target_logits = jnp.where(is_target, wide, 0.0).sum(-1)
-    return logits, target_logits - lse, lse
-
-
-def _sums(log_p: PerToken, lse: PerToken, weights: PerToken) -> tuple[Scalar, Scalar]:
-    """Return (nats, squares) as weighted_nats defines them."""
-    nats = -(log_p * weights).sum()
-    squares = (jnp.square(lse) * weights).sum()
-    return nats, squares
-
-
-def _probabilities(logits: Logits, lse: PerToken) -> Logits:
-    wide = logits.astype(jnp.float32)
-    return jnp.exp(wide - lse[..., None])
-
-
-def _at_targets(logits: Logits, targets: Targets) -> PerToken:
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return chosen[..., 0]
-
-
-def _logits(hidden: Hidden, head: Head) -> Logits:
-    """Return the logits in float32."""
-    return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
-
-
-def _head_gradient(hidden: Hidden, d_logits: Logits) -> Head:
-    """Return a piece's part of the head's gradient, in float32."""
-    return jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-
-
-def _one_hot(targets: Targets, vocab: int) -> Bool[Array, "B t V"]:
-    return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
-
-
-def _pieces(chunks: int, *arrays: Shaped[Array, "B T ..."]) -> tuple[Array, ...]:
-    """Return each array as [N,B,t,...]."""
-    pieces = []
-    for x in arrays:
-        B, T, *rest = x.shape
-        split = x.reshape(B, chunks, T // chunks, *rest)  # [B,N,t,...]
-        pieces.append(jnp.moveaxis(split, 1, 0))
-    return tuple(pieces)
-
-
-def _join(x: Shaped[Array, "N B t ..."]) -> Shaped[Array, "B T ..."]:
-    """Return the pieces of an array as one."""
-    x = jnp.moveaxis(x, 0, 1)  # [B,N,t,...]
-    B, _, _, *rest = x.shape
-    return x.reshape(B, -1, *rest)
+    sums = weighted_sums(log_p, lse, weights)
+    return sums, d_hidden, head_gradient(hidden, d_logits)

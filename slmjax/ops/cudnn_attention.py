@@ -82,6 +82,7 @@ def segment_list(
     starts = starts.astype(jnp.int32)
     ends = jnp.append(starts[1:], B * T)
     lengths = ends - starts
+    # Unused places, of length 0, come last.
     order = jnp.argsort(-lengths, stable=True)
     return lengths[order], starts[order]
 
@@ -132,7 +133,7 @@ def _call(
     """Return (operands behind q, k and v, parameters) that both primitives take."""
     B, T, N, H = q.shape
     K = k.shape[2]
-    lengths = lengths.reshape(B, -1)
+    lengths = lengths.reshape(B, -1)  # rows have no meaning here
     # JAX reads the number of places off this shape, less one.
     first = jnp.pad(starts, (0, B), constant_values=B * T)
     first = first.reshape(B, -1)

@@ -3,16 +3,8 @@
 For j <= i: the sum over K of left_i right_j exp(total_i - total_j). Such a decay is no number that
 could scale a product of matrices, and its two factors exp(total_i) and exp(-total_j) overflow.
 
-Here the places below the diagonal are cut into squares of 1, 2, 4 ... C/2 tokens, as a tree halves
-the chunk. All pairs of a square have a token m between them, the last of the left half, and
-
-    exp(total_i - total_j) = exp(total_i - total_m) exp(total_m - total_j)
-
-where both factors only shrink. So each size takes one product of matrices, and no exponent is ever
-positive.
-
-The gradient of total is left * (gradient of left) - right * (gradient of right), channel by
-channel: decays need no sums of their own.
+So a chunk is cut into squares with a product each, see decay_squares.py. Here are the
+differentiable function, its Triton kernels and their calls.
 
 Axes: P chunks times heads, C tokens, K channels.
 Source: Yang et al. 2023 (GLA), sections 4.3 and C; there with two levels of tiles, the inner one
@@ -21,23 +13,16 @@ without products of matrices.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from slmjax.ops.triton_walk import dot
+from slmjax.ops.decay_squares import square_gradients, square_products
 
 CHANNELS = 64  # of a key, whose gradients one program of the kernel computes
-
-# Of one chunk: numbers by token and channel, by pairs of tokens i and j, and masks of pairs.
-ByChannel = Float[Array, "C K"]
-ByPair = Float[Array, "C C"]
-PairIndex = Int[Array, "C C"]
-PairMask = Bool[Array, "C C"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -65,7 +50,7 @@ def _forward(kernel, lefts, right, total):
     if kernel == "scan":
         # XLA takes a copy of what neighbours share, the kernels read it in place.
         every_left, every_right = _repeated(lefts, right, total)
-        products = jax.vmap(_products)(every_left, every_right, total)
+        products = jax.vmap(square_products)(every_left, every_right, total)
         return tuple(products), (lefts, right, total)
     P, C, K = total.shape
     square = pl.BlockSpec((None, C, C), lambda p: (p, 0, 0))
@@ -91,10 +76,11 @@ def _backward(kernel, kept, gradients):
     lefts, right, total = kept
     if kernel == "scan":
         every_left, every_right = _repeated(lefts, right, total)
-        computed = jax.vmap(_gradients)(every_left, every_right, total, gradients)
+        computed = jax.vmap(square_gradients)(every_left, every_right, total, gradients)
     else:
         computed = _backward_call(kernel, lefts, right, total, gradients)
     d_lefts, d_right, d_total = computed
+    # A left that value heads share takes the sum of their gradients.
     summed = []
     for d_left, left in zip(d_lefts, lefts, strict=True):
         summed.append(_summed(d_left, left))
@@ -104,7 +90,7 @@ def _backward(kernel, kept, gradients):
 def _backward_call(kernel, lefts, right, total, gradients):
     """Return gradients by the kernel, of which each has P entries, as total does."""
     P, C, K = total.shape
-    part = min(K, CHANNELS)
+    part = min(K, CHANNELS)  # gradients by channel need no sum over channels
 
     def channels(x):
         sharers = P // len(x)
@@ -133,7 +119,7 @@ decayed.defvjp(_forward, _backward)
 
 def _forward_kernel(lefts, right, total, *outs):
     left_values = [left[...] for left in lefts]
-    products = _products(left_values, right[...], total[...], total)
+    products = square_products(left_values, right[...], total[...], total)
     for out, product in zip(outs, products, strict=True):
         out[...] = product
 
@@ -144,121 +130,12 @@ def _backward_kernel(lefts, right, total, gradients, *outs):
     left_values = [left[...] for left in lefts]
     right_value, total_value = right[...], total[...]
     gradient_values = [gradient[...] for gradient in gradients]
-    computed = _gradients(left_values, right_value, total_value, gradient_values, total)
+    computed = square_gradients(left_values, right_value, total_value, gradient_values, total)
     # One list of references and one of values.
     references = (*d_lefts, d_right, d_total)
     values = (*computed[0], *computed[1:])
     for out, value in zip(references, values, strict=True):
         out[...] = value.astype(out.dtype)
-
-
-class _Square(NamedTuple):
-    """The squares of one size: the pairs of a right half and the left half before it."""
-
-    factor: Any  # [C,K]: decay between each token and the one in the middle of its pair of halves
-    pairs: Any  # [C,C] bool
-
-
-def _products(
-    lefts: Sequence[ByChannel],
-    right: ByChannel,
-    total: ByChannel,
-    stored: Any = None,
-) -> list[ByPair]:
-    """Return the products of one chunk.
-
-    Args:
-      stored: total where a kernel can read chosen rows of it; None: total itself.
-    """
-    stored = total if stored is None else stored
-    row, column = _places(len(total))
-    products = []
-    for left in lefts:  # pairs of a token with itself, which do not decay
-        products.append(jnp.where(row == column, dot(left, right.T), 0.0))
-    for size in _sizes(len(total)):
-        square = _square(total, stored, (row, column), size)
-        keys = _scaled(right, square.factor).T
-        for i, left in enumerate(lefts):
-            product = dot(_scaled(left, square.factor), keys)
-            products[i] = jnp.where(square.pairs, product, products[i])
-    return products
-
-
-def _gradients(
-    lefts: Sequence[ByChannel],
-    right: ByChannel,
-    total: ByChannel,
-    gradients: Sequence[ByPair],
-    stored: Any = None,
-) -> tuple[list[ByChannel], ByChannel, ByChannel]:
-    """Return gradients of (lefts, right, total) of one chunk, float32; `stored` as in _products."""
-    stored = total if stored is None else stored
-    row, column = _places(len(total))
-    d_lefts = []
-    d_right = jnp.zeros(total.shape, jnp.float32)
-    for left, gradient in zip(lefts, gradients, strict=True):
-        diagonal = jnp.where(row == column, gradient, 0.0)
-        diagonal = diagonal.astype(right.dtype)
-        d_lefts.append(dot(diagonal, right))
-        d_right += dot(diagonal, left)
-    for size in _sizes(len(total)):
-        factor, pairs = _square(total, stored, (row, column), size)
-        keys = _scaled(right, factor)
-        for i, left in enumerate(lefts):
-            inside = jnp.where(pairs, gradients[i], 0.0).astype(right.dtype)
-            d_lefts[i] += factor * dot(inside, keys)
-            d_right += factor * dot(inside.T, _scaled(left, factor))
-    by_rows = 0
-    for left, d_left in zip(lefts, d_lefts, strict=True):
-        by_rows += left.astype(jnp.float32) * d_left
-    d_total = by_rows - right.astype(jnp.float32) * d_right
-    return d_lefts, d_right, d_total
-
-
-def _square(total: ByChannel, stored: Any, places: tuple, size: int) -> _Square:
-    middle = stored[_middles(len(total), size), :]
-    factor = _factor(total, middle, size)
-    return _Square(factor, _pairs(*places, size))
-
-
-def _sizes(chunk: int) -> list[int]:
-    """Return 1, 2, 4 ... chunk / 2."""
-    levels = chunk.bit_length() - 1
-    return [1 << level for level in range(levels)]
-
-
-def _middles(chunk: int, size: int) -> Int[Array, "C"]:
-    """Return the last token of the left half of each token's pair of halves."""
-    first = jnp.arange(chunk) // (2 * size) * (2 * size)
-    return first + size - 1
-
-
-def _factor(total: ByChannel, middle: ByChannel, size: int) -> ByChannel:
-    """Return exp of the decays from the middle on in right halves, up to it in left halves."""
-    token = jax.lax.broadcasted_iota(jnp.int32, total.shape, 0)
-    in_right_half = (token // size) % 2 == 1
-    decay = jnp.where(in_right_half, total - middle, middle - total)
-    # It is positive only across documents, whose places the caller masks: no exponent overflows.
-    return jnp.exp(jnp.minimum(decay, 0.0))
-
-
-def _pairs(row: PairIndex, column: PairIndex, size: int) -> PairMask:
-    """Return where a row of a right half meets a column of the left half before it."""
-    same_pair = row // (2 * size) == column // (2 * size)
-    return same_pair & (row // size > column // size)
-
-
-def _places(chunk: int) -> tuple[PairIndex, PairIndex]:
-    """Return the number of each place's row, and of its column."""
-    shape = (chunk, chunk)
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    column = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return row, column
-
-
-def _scaled(x: ByChannel, factor: ByChannel) -> ByChannel:
-    scaled = x.astype(jnp.float32) * factor
-    return scaled.astype(x.dtype)
 
 
 def _repeated(lefts: Sequence[Array], right: Array, total: Array) -> tuple[list[Array], Array]:

@@ -23,6 +23,7 @@ def _forward(table, tokens):
 
 def _backward(residuals, gradient):
     table, tokens = residuals
+    # Float32 here only; the result has the table's type.
     zeros = jnp.zeros(table.shape, jnp.float32)
     total = zeros.at[tokens].add(gradient.astype(jnp.float32))
     return total.astype(table.dtype), None

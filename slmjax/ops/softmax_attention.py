@@ -191,9 +191,9 @@ def _dense(
     """Return attention in float32 over keys whose first one has the index `first_key`."""
     B, T, N, H = query.shape
     K = key.shape[2]
-    grouped = query.reshape(B, T, K, N // K, H)
+    grouped = query.reshape(B, T, K, N // K, H)  # g: the queries of one key/value head
     products = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
-    scores = products * H**-0.5
+    scores = products * H**-0.5  # [B,K,G,T,S]
     visible = _visible(query_segments, key_segments, query_index, window, first_key)
     visible = visible[:, None, None]  # [B,1,1,T,S]
     masked = jnp.where(visible, scores, MASKED)
@@ -214,7 +214,7 @@ def _visible(
 ) -> Bool[Array, "B T S"]:
     """Return which query sees which key."""
     same_segment = query_segments[:, :, None] == key_segments[:, None, :]
-    visible = same_segment & (query_segments[:, :, None] != 0)
+    visible = same_segment & (query_segments[:, :, None] != 0)  # padding sees nothing
     queries = query_index[:, :, None]
     keys = first_key + jnp.arange(key_segments.shape[1])
     back = queries - keys[None, None, :]
@@ -232,6 +232,7 @@ def _split(x: Shaped[Array, "B T ..."], blocks: int) -> Shaped[Array, "_ B _ ...
     """Return x in blocks of BLOCK tokens, the last one padded: [blocks,B,BLOCK,...]."""
     B, T, *rest = x.shape
     whole = [(0, 0)] * len(rest)
+    # Padded queries are of segment 0 and are cut off at the end.
     padded = jnp.pad(x, [(0, 0), (0, blocks * BLOCK - T), *whole])
-    split = padded.reshape(B, blocks, -1, *rest)
+    split = padded.reshape(B, blocks, -1, *rest)  # [B,blocks,BLOCK,...]
     return split.swapaxes(0, 1)

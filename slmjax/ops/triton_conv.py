@@ -113,6 +113,7 @@ def _input_parts(inputs: Arrays, length: int) -> dict[str, pl.BlockSpec]:
     W, _, c = inputs["weight"].shape
     parts = {}
     for name in inputs:
+        # None: the axis falls away.
         if name == "segments":
             parts[name] = pl.BlockSpec((None, length), lambda b, t, h: (b, 0))
         elif name == "weight":
@@ -130,6 +131,7 @@ def _for_each_tile(part: pl.BlockSpec, tiles: int) -> pl.BlockSpec:
     def place(b, t, h):
         return (b * tiles + t, *part.index_map(b, t, h))
 
+    # Programs run in any order and must not add to one place.
     return pl.BlockSpec((None, *part.block_shape), place)
 
 

@@ -91,6 +91,7 @@ def walk(
 def _channels_of_a_program(walks: int, channels: int) -> int:
     """Return the value channels of one program: few enough that all multiprocessors have work."""
     block = min(channels, CHANNELS)
+    # Value channels are independent: each has a column of the memory.
     while walks * (channels // block) < MULTIPROCESSORS and block > LEAST:
         block //= 2
     return block
@@ -122,8 +123,8 @@ def _walk(inputs, out, *, chunks, reverse, dtype):
     sign = 1.0 if reverse else -1.0
 
     def chunk(number, state):
-        n = chunks - 1 - number if reverse else number
-        memory = state.astype(dtype)
+        n = chunks - 1 - number if reverse else number  # fori_loop only counts up
+        memory = state.astype(dtype)  # [K,V]; the state stays float32
         out["memories"][n] = memory
         new = inputs["written"][n] if "written" in inputs else None
         if "erased" in inputs:
