@@ -194,6 +194,7 @@ def _gradients(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
+    # Without a gradient: no logits are kept.
     def piece(arrays):
         hidden, targets, weights = arrays
         _, log_p, lse = rounded_softmax(hidden, head, targets)
@@ -228,6 +229,7 @@ def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
 def _weighted_backward(z_loss, chunks, residuals, gradients):
     d_hidden, d_head = residuals
     d_loss, _, _ = gradients  # nats and squares are metrics
+    # The residuals are the gradients themselves; what is left is their scale.
     d_hidden = d_loss.astype(d_hidden.dtype) * d_hidden
     d_head = (d_loss * d_head).astype(d_hidden.dtype)
     return d_hidden, d_head, None, None

@@ -126,6 +126,7 @@ def run_chunks(
         written, erased = _ut_transform(kernel, eraser, products[1], visible, from_start, value)
 
     # From chunk to chunk, with the axes B, G, R as one.
+    # What tokens read of the memory before the chunk: Q exp(g).
     reading = (for_value_heads(query) * from_start).astype(dtype)
     writing, whole = _to_the_end(masks, key, total, dtype)
     memories, new, state = walk(

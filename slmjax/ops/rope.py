@@ -25,5 +25,6 @@ def rope(
     second = x[..., half:].astype(jnp.float32)
     rotated_first = first * cos - second * sin
     rotated_second = second * cos + first * sin
+    # Halves, not neighbours: see the source above.
     rotated = jnp.concatenate([rotated_first, rotated_second], axis=-1)
     return rotated.astype(x.dtype)

@@ -37,7 +37,7 @@ def activated(
             arrays["bias"] = bias
         return _by_kernel(unit, kernel == "interpret", arrays)
     B, T, _, _ = x.shape
-    flat = x.reshape(B, T, -1)
+    flat = x.reshape(B, T, -1)  # each channel has its own taps: heads do not matter
     y, _, _ = short_conv(flat, weight.reshape(W, -1), segments)
     return activation(y.reshape(x.shape), bias, unit=unit)
 
@@ -175,7 +175,7 @@ def _shifted(
     W, _, T = same.shape
     shifted = []
     for j in range(W):
-        first = W - 1 - j
+        first = W - 1 - j  # the extended row begins W - 1 tokens before the row
         part = extended[:, first : first + T]
         shifted.append(part.astype(jnp.float32))
     return shifted
