@@ -25,18 +25,29 @@ from slmjax.errors import UserError, first_line
 from slmjax.parallel import hosts
 from slmjax.text.files import seal_is_broken, sealed
 
-# Orbax logs each save in several lines and, with asyncio, a full disk once for each array; what goes wrong is raised as well.
+# Orbax logs each save in several lines and, with asyncio, a full disk once for each array. Errors
+# are raised as well.
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 FORMAT = 1  # of the items, in the meta item
 ITEMS = ("params", "buffers", "optimizer")
+Items = dict[str, Any]  # trees of arrays by name
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+# Fields of a meta item of versions without a seal, and their types.
+META = {
+    "config": dict,
+    "tokenizer": str,
+    "fingerprint": str,
+    "parents": list,
+    "digests": dict,
+}
+LONGEST_FAULT = 200  # characters of a storage's error
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that does not read, or not as it was saved."""
+    """A checkpoint that cannot be read, or that differs from what was saved."""
 
 
 class RestoredItems(NamedTuple):
@@ -44,7 +55,7 @@ class RestoredItems(NamedTuple):
 
     step: int
     meta: dict
-    items: dict[str, Any]
+    items: Items
 
 
 class Checkpoints:
@@ -52,22 +63,24 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 3):
         folder = epath.Path(workdir)
-        folder = folder if "://" in os.fspath(workdir) else _Local(folder.expanduser().absolute())
+        if "://" not in os.fspath(workdir):
+            folder = _Local(folder.expanduser().absolute())
         self.root = folder / "checkpoints"
         self.keep = keep
 
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager; made with the first save or look, so that asking an empty folder leaves nothing behind.
+        """Orbax's manager.
 
-        Raises: UserError where what Orbax keeps of a step is damaged, so that it finds none.
+        It is made at the first save or look, so that asking an empty folder leaves nothing behind.
+
+        Raises: UserError where what Orbax keeps of a step is damaged, so that it lists none.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
+        names = (*ITEMS, "rest", "meta")
         try:
-            return ocp.CheckpointManager(
-                self.root, item_names=(*ITEMS, "rest", "meta"), options=options
-            )
-        except OSError:
+            return ocp.CheckpointManager(self.root, item_names=names, options=options)
+        except OSError:  # no access, or a full disk: not damage
             raise
         except Exception as error:  # Orbax reads the time of every step from a file of its own
             raise UserError(
@@ -75,49 +88,39 @@ class Checkpoints:
                 "move the folder of that step away, and the step before is used."
             ) from error
 
-    def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
-        """Save items (trees of arrays) in the background; returns once the arrays are copied off the device."""
-        digests = {name: digest(tree) for name, tree in items.items()}
+    def save(self, step: int, items: Items, meta: dict) -> None:
+        """Save items (trees of arrays) in the background.
+
+        It returns once the arrays are copied off the device.
+        """
+        digests, saves = {}, {}
+        for name, tree in items.items():
+            digests[name] = digest(tree)
+            saves[name] = ocp.args.StandardSave(tree)
         meta = sealed({**meta, "format": FORMAT, "step": step, "digests": digests})
-        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self.manager.save(
-            step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)), force=True
-        )
+        args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta))
+        # Orbax has an interval of its own; `force` saves at any step.
+        self.manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Until everything saved so far is on disk."""
+        """Return when everything saved so far is on disk."""
         self.manager.wait_until_finished()
 
-    def prune(self, trunk: int | None) -> None:
-        """Delete all but the newest `keep` checkpoints, the one at `trunk`, and those saved as an earlier run's trunk."""
-        steps = self.steps()
-        for step in steps[: -self.keep]:
-            if step != trunk and not self.meta(step).get("trunk"):
-                self.manager.delete(step)
-
-    def remove_unfinished(self) -> None:
-        """Delete what a kill left of a checkpoint that was being written; only whoever writes here may.
-
-        A bucket has none: there a checkpoint has its name from the start, and counts once it is whole.
-        """
-        if hosts.is_first() and self.root.exists():
-            for place in self.root.iterdir():
-                if UNFINISHED in place.name:
-                    place.rmtree()
-        hosts.barrier("remove_unfinished")  # else another process could be looking at what goes
-
     def steps(self) -> list[int]:
-        """Steps with a finished checkpoint, oldest first."""
-        return sorted(self.manager.all_steps()) if self.root.exists() else []
+        """Return the steps with a finished checkpoint, oldest first."""
+        if not self.root.exists():  # the manager would create it
+            return []
+        return sorted(self.manager.all_steps())
 
     def meta(self, step: int) -> dict:
-        """The meta item of a step; {} where it is damaged or another step's."""
+        """Return the meta item of a step; {} where it is damaged or another step's."""
         return self.read_meta(step)[0]
 
     def read_meta(self, step: int) -> tuple[dict, str]:
-        """(the meta item of a step, "") or ({}, what is wrong with it)."""
+        """Return (the meta item of a step, "") or ({}, its fault)."""
         try:
-            meta = json.loads((self.root / str(step) / "meta" / "metadata").read_text())
+            file = self._folder(step) / "meta" / "metadata"
+            meta = json.loads(file.read_text())
             fault = meta_fault(meta, step)
         except (OSError, ValueError, RecursionError):  # the last one for deep nesting
             return {}, "its meta item cannot be read"
@@ -126,92 +129,126 @@ class Checkpoints:
     def newest(
         self, steps: Iterable[int], read: Callable[[int, dict], Any]
     ) -> tuple[Any, list[str]]:
-        """What `read` makes of the newest of these checkpoints, and which ones were passed over.
+        """Return the result of `read` for the newest checkpoint that it can read on every process.
 
         Args:
-          read: called with a step and its meta item; raises Damaged for a checkpoint that it cannot read.
-        Returns: (its result, or None where it can read none, ["step 30: what is wrong", ...]).
+          steps: the checkpoints to choose from.
+          read: called with a step and its meta item; raises DamagedCheckpoint where it cannot read.
+        Returns: (its result or None, faults of those passed over: ["step 30: its fault", ...]).
         """
         passed_over = []
         for step in sorted(steps, reverse=True):
+            result = None
             meta, fault = self.read_meta(step)
-            found = None
             if not fault:
                 try:
-                    found = read(step, meta)
+                    result = read(step, meta)
                 except DamagedCheckpoint as damage:
                     fault = str(damage)
+            # All processes must go on from the same step.
             if hosts.all_agree(not fault):
-                return found, passed_over
+                return result, passed_over
             passed_over.append(f"step {step}: {fault or 'another process cannot read it'}")
         return None, passed_over
 
-    def restore(self, step: int, shapes: dict[str, Any]) -> RestoredItems:
-        """Items of a step's checkpoint, in the shapes and shardings of trees of ShapeDtypeStructs.
+    def restore(self, step: int, shapes: Items) -> RestoredItems:
+        """Return items of a step's checkpoint.
 
-        Raises: Damaged where it does not read, or a value is not the one that was saved.
+        Args:
+          shapes: each item's tree of ShapeDtypeStructs, with the shardings to restore to.
+
+        Raises: DamagedCheckpoint where it does not read, or a value is not the one that was saved.
         """
         meta, fault = self.read_meta(step)
         if fault:
             raise DamagedCheckpoint(fault)
-        older = meta.get("format", 0) < 1
-        shapes = _as_format_0(shapes) if older else shapes
+        older = meta.get("format", 0) < 1  # the first format had no number
+        if older:
+            shapes = _as_format_0(shapes)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         with _damage():
-            got = dict(self.manager.restore(step, args=ocp.args.Composite(**items)))
+            restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        got = dict(restored)
+        # Orbax compares no values, and older checkpoints may have no digests.
         for name, expected in meta.get("digests", {}).items():
             if name in items and digest(got[name]) != expected:
                 raise DamagedCheckpoint(f"values of '{name}' are not those that were saved")
-        return RestoredItems(step, meta, _from_format_0(got) if older else got)
+        if older:
+            got = _from_format_0(got)
+        return RestoredItems(step, meta, got)
 
     def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
-        """An item of a step's checkpoint as a tree of ShapeDtypeStructs. Raises: Damaged."""
+        """Return an item of a step's checkpoint as a tree of ShapeDtypeStructs.
+
+        Raises: DamagedCheckpoint.
+        """
         with _damage(), ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(self.root / str(step) / item).item_metadata
-            if found is None:
+            saved = reader.metadata(self._folder(step) / item).item_metadata
+            if saved is None:
                 raise DamagedCheckpoint(f"its item '{item}' cannot be read")
-            return jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                found.tree,
-            )
+
+            def described(leaf):
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+            return jax.tree.map(described, saved.tree)
+
+    def prune(self, trunk: int | None) -> None:
+        """Delete all but the newest `keep` checkpoints and the trunks.
+
+        A trunk is the checkpoint at step `trunk`, or one that was saved as an earlier run's.
+        """
+        steps = self.steps()
+        for step in steps[: -self.keep]:
+            # A longer run may go on from a trunk, whose learning rate is not decayed yet.
+            if step != trunk and not self.meta(step).get("trunk"):
+                self.manager.delete(step)
+
+    def remove_unfinished(self) -> None:
+        """Delete the rest of a checkpoint whose writer was killed; only a writer may call it.
+
+        A bucket has no such rest: there a checkpoint has its name from the start, and counts once
+        it is whole.
+        """
+        if hosts.is_first() and self.root.exists():
+            for folder in self.root.iterdir():
+                if UNFINISHED in folder.name:
+                    folder.rmtree()
+        hosts.barrier("remove_unfinished")  # else another process could be looking at what goes
 
     def set_aside(self, step: int) -> None:
-        """Move the checkpoints of later steps out of the way, to `checkpoints-aside/<step>`: a run goes on from an earlier one."""
-        aside = self.root.parent / "checkpoints-aside"
+        """Move checkpoints of later steps to `checkpoints-aside/`: a run goes on from `step`.
+
+        Checkpoints of the same steps that were set aside before are replaced.
+        """
         hosts.barrier("before set_aside")  # else another process could still be reading what moves
-        for later in self.steps() if hosts.is_first() else ():
-            if later > step:
-                aside.mkdir(parents=True, exist_ok=True)
-                if (aside / str(later)).exists():
-                    (aside / str(later)).rmtree()
-                (self.root / str(later)).rename(aside / str(later))
+        if hosts.is_first():
+            aside = self.root.parent / "checkpoints-aside"
+            for later in self.steps():
+                if later > step:
+                    _replace(self._folder(later), aside / str(later))
         hosts.barrier("set_aside")
-        self.manager.reload()
+        self.manager.reload()  # it keeps a list of steps
 
     def close(self) -> None:
-        if "manager" in self.__dict__:
+        """Close Orbax's manager, where there is one."""
+        if "manager" in self.__dict__:  # reading the property would make one
             self.manager.close()
 
-
-def named(tree: Any) -> dict[str, Any]:
-    """Each leaf of a tree by its name, such as "stack/0/0/mixer/query"."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    def _folder(self, step: int) -> epath.Path:
+        return self.root / str(step)
 
 
-@contextlib.contextmanager
-def _damage() -> Iterator[None]:
-    """Inside, whatever the storage raises is Damaged, unless it is the memory that does not suffice."""
-    try:
-        yield
-    except Exception as error:  # storage raises many kinds
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        raise DamagedCheckpoint(first_line(error)[:200]) from error
+def named(tree: Any) -> Items:
+    """Return each leaf of a tree by its name, such as "stack/0/0/mixer/query"."""
+    by_name = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        by_name[name] = leaf
+    return by_name
 
 
 def meta_fault(meta: Any, step: int) -> str:
-    """What is wrong with the meta item of a step's checkpoint; "" for nothing.
+    """Return the fault of the meta item of a step's checkpoint; "" for none.
 
     Checkpoints of versions without a seal are judged by their keys alone.
     """
@@ -223,14 +260,57 @@ def meta_fault(meta: Any, step: int) -> str:
         return "its meta item is not the one that was saved"
     if "seal" in meta:
         return ""
-    wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind)]
-    if not wrong and not isinstance(meta["config"].get("train"), dict):
-        wrong = ["config"]
-    return f"its meta item has no valid '{wrong[0]}'" if wrong else ""
+    for name, kind in META.items():
+        if not isinstance(meta.get(name), kind):
+            return f"its meta item has no valid '{name}'"
+    if not isinstance(meta["config"].get("train"), dict):
+        return "its meta item has no valid 'config'"
+    return ""
 
 
-def _as_format_0(items: dict[str, Any]) -> dict[str, Any]:
-    """Items as checkpoints of format 0 have them; buffers are read together with the optimizer only."""
+def digest(tree: Any) -> str:
+    """Return a digest of every bit of a tree's arrays, however they are spread over devices.
+
+    The storage notices a cut file, but not a flipped bit.
+    """
+    sums = jax.device_get(_sums(jax.tree.leaves(tree)))
+    text = json.dumps([int(number) for number in sums])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _sums(leaves: list) -> list:
+    """Return the sum of each array's bits as integers: exact in any order."""
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+    sums = []
+    for leaf in leaves:
+        x = jnp.asarray(leaf)
+        bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
+        sums.append(jnp.sum(bits, dtype=jnp.uint32))
+    return sums
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Inside, every error of the storage is a DamagedCheckpoint, except a lack of memory."""
+    try:
+        yield
+    except Exception as error:  # storage raises many kinds
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise DamagedCheckpoint(first_line(error)[:LONGEST_FAULT]) from error
+
+
+def _replace(folder: epath.Path, target: epath.Path) -> None:
+    """Move a folder to `target`, which may exist."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rmtree()
+    folder.rename(target)
+
+
+def _as_format_0(items: Items) -> Items:
+    """Return items laid out as in format 0, where buffers can be read with the optimizer only."""
     if "optimizer" not in items:
         return {"params": items["params"]}
     rest = dict(items["optimizer"])
@@ -239,37 +319,23 @@ def _as_format_0(items: dict[str, Any]) -> dict[str, Any]:
     return {"params": items["params"], "rest": rest}
 
 
-def _from_format_0(items: dict[str, Any]) -> dict[str, Any]:
+def _from_format_0(items: Items) -> Items:
     if "rest" not in items:
         return items
     rest = dict(items["rest"])
     buffers = rest.pop("buffers", {})
-    found = {"params": items["params"], "optimizer": rest}
-    return found | ({"buffers": buffers["fp8"]} if buffers else {})
-
-
-META = {"config": dict, "tokenizer": str, "fingerprint": str, "parents": list, "digests": dict}
+    newer = {"params": items["params"], "optimizer": rest}
+    if buffers:
+        newer["buffers"] = buffers["fp8"]
+    return newer
 
 
 class _Local(type(epath.Path("/"))):
-    """A local path whose own name is no pattern: Orbax finds the parts of a checkpoint by glob, in which "[" stands for more."""
+    """A local path whose own name is no pattern.
+
+    Orbax lists the parts of a checkpoint by glob, which reads "[" in a folder's name as a pattern.
+    """
 
     def glob(self, pattern: str) -> Iterator["_Local"]:
         for path in pathlib.Path(os.fspath(self)).glob(pattern):
             yield self._new(os.fspath(path))
-
-
-def digest(tree: Any) -> str:
-    """Of every bit of a tree's arrays, however they are spread over devices: the storage notices a cut file, but not a flipped bit."""
-    sums = [int(n) for n in jax.device_get(_sums(jax.tree.leaves(tree)))]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
-
-
-@jax.jit
-def _sums(leaves: list) -> list:
-    """Each array's bits, summed as integers: exact in any order."""
-    kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-    return [
-        jnp.sum(jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]), dtype=jnp.uint32)
-        for x in map(jnp.asarray, leaves)
-    ]

@@ -6,12 +6,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slmjax.models.architecture import Architecture
+from slmjax.models.attention_refusals import checked_attention as attention
 from slmjax.models.cache import Keys, KVCache, empty_kv
 from slmjax.models.declare import weight
 from slmjax.models.layers import Context, RMSNorm, TokenMixer, project, residual_scale
 from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope as rotate
-from slmjax.ops.softmax_attention import attention
 from slmjax.parallel.mesh import BATCH, ways
 
 # A first piece of a multiple of it takes the training kernel. Splash needs that, and shorter

@@ -1,8 +1,8 @@
-"""Attention of new tokens over a cache: one product per key/value head, which reads keys and values where they are."""
+"""Attention of new tokens over a cache: one product per key/value head, reading keys in place."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from slmjax.ops.softmax_attention import MASKED
 
@@ -18,30 +18,53 @@ def cached_attention(
     key_index: Int[Array, "B S"] | None = None,
     window: int = 0,
 ) -> Float[Array, "B T N H"]:
-    """What ops.attention.reference computes, in the layout of a cache, for one token a row (decoding) or a short piece of a prompt.
+    """Return softmax_attention.reference in the layout of a cache, for few tokens a row.
 
-    All queries of a group are rows of one product, so that each key and value is read once. Products have operands of the cache's type and
-    sums of float32, the softmax is in float32, and all T x S scores exist at once.
+    That is one token (decoding) or a short piece of a prompt. All queries of a group are rows of
+    one product, so that each key and value is read once. Products have operands of the cache's type
+    and sums of float32, the softmax is in float32, and all T x S scores exist at once.
 
     Args:
       query_index: number of each query's token in its row.
-      key_index: of each key's; None: 0, 1, ...
+      key_index: number of each key's token; None: 0, 1, ...
       window: tokens that a query sees, its own among them; 0: all.
     """
     B, T, N, H = query.shape
-    K, S = key.shape[1:3]
-    rows = query.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
-    scores = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32) * H**-0.5
-    visible = (query_segments[:, :, None] == key_segments[:, None]) & (
-        query_segments[:, :, None] != 0
-    )
-    key_index = jnp.arange(S)[None] if key_index is None else key_index
+    K = key.shape[1]
+    group = N // K
+    # Rows of one product: the queries of all tokens and heads that share a key/value head.
+    grouped = query.reshape(B, T, K, group, H)
+    grouped = grouped.transpose(0, 2, 1, 3, 4)  # [B,K,T,group,H]
+    rows = grouped.reshape(B, K, -1, H)
+    products = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32)
+    scores = products * H**-0.5  # [B,K,T*group,S]
+    visible = _visible(query_segments, key_segments, query_index, key_index, window)
+    visible = jnp.repeat(visible, group, axis=1)
+    visible = visible[:, None]  # [B,1,T*group,S]
+    masked = jnp.where(visible, scores, MASKED)
+    weights = jax.nn.softmax(masked, axis=-1)
+    weights = jnp.where(visible, weights, 0.0)  # zeros for padding
+    mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)
+    mixed = mixed.reshape(B, K, T, group, H)
+    mixed = mixed.transpose(0, 2, 1, 3, 4)  # [B,T,K,group,H]
+    return mixed.reshape(B, T, N, H)
+
+
+def _visible(
+    query_segments: Int[Array, "B T"],
+    key_segments: Int[Array, "B S"],
+    query_index: Int[Array, "B T"],
+    key_index: Int[Array, "B S"] | None,
+    window: int,
+) -> Bool[Array, "B T S"]:
+    """Return which query sees which key."""
+    same_segment = query_segments[:, :, None] == key_segments[:, None]
+    visible = same_segment & (query_segments[:, :, None] != 0)  # padding sees nothing
+    if key_index is None:
+        slots = jnp.arange(key_segments.shape[1])
+        key_index = slots[None]
     visible &= query_index[:, :, None] >= key_index[:, None]
     if window:
-        visible &= query_index[:, :, None] - key_index[:, None] < window
-    visible = jnp.repeat(visible, N // K, axis=1)[:, None]
-    weights = jnp.where(
-        visible, jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1), 0.0
-    )  # zeros for padding
-    mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)
-    return mixed.reshape(B, K, T, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+        back = query_index[:, :, None] - key_index[:, None]
+        visible &= back < window
+    return visible

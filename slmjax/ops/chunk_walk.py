@@ -1,15 +1,19 @@
-"""The walk of the gated linear recurrence from chunk to chunk: the only part that one chunk must wait for another with.
+"""The walk of the gated linear recurrence from chunk to chunk, the only part that is sequential.
 
 For each chunk, with the memory S that came before it:
 
     new = written - erased S
     S <- whole S + writing^T new
 
-Backward, the memory's gradient D walks the other way by the same two lines, with writing and erased in each other's place; all other
-gradients are products of what the two walks leave behind, at once for all chunks. Both keep one memory a chunk, in the products' type.
+Backward, the memory's gradient D walks the other way by the same two lines, with writing and erased
+in each other's place. All other gradients are products of what the two walks leave behind, at once
+for all chunks. Both walks keep one memory a chunk, in the products' type.
+
+Axes: N chunks of C tokens, P independent walks (rows times heads), K and V channels; k is K or 1.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,24 +22,33 @@ from jaxtyping import Array, Float
 
 from slmjax.ops import triton_walk
 
+# Shapes of the terms of all chunks, and of one memory for each walk.
+Values = Float[Array, "N P C V"]
+Keys = Float[Array, "N P C K"]
+Decays = Float[Array, "N P k"]
+Memories = Float[Array, "N P K V"]
+State = Float[Array, "P K V"]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def walk(
     kernel: str,
-    written: Float[Array, "N P C V"],
-    erased: Float[Array, "N P C K"] | None,
-    writing: Float[Array, "N P C K"],
-    whole: Float[Array, "N P k"],
-    state: Float[Array, "P K V"],
-) -> tuple[Float[Array, "N P K V"], Float[Array, "N P C V"], Float[Array, "P K V"]]:
-    """(memories before each chunk, new values, memory after the last), of P independent walks over N chunks of C tokens.
+    written: Values,
+    erased: Keys | None,
+    writing: Keys,
+    whole: Decays,
+    state: State,
+) -> tuple[Memories, Values, State]:
+    """Return (memories before each chunk, new values, memory after the last chunk).
 
     Args:
-      kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (the latter in Pallas' interpreter).
-      written: its type is that of the products, of the memories and of the new values.
-      erased: None: nothing is erased; new is then written.
-      whole: float32, 1 or K numbers for each chunk.
+      kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (Triton's kernel, anywhere).
+      written: values before erasing; its type is that of the products, memories and new values.
+      erased: what each token erases along; None: nothing is erased, and new is written.
+      writing: keys, decayed to the end of the chunk.
+      whole: decay of a whole chunk, float32, 1 or K numbers.
       state: float32, before the first chunk.
+
     Source: Yang et al. 2024 (parallelizing linear transformers with the delta rule), section 3.2.
     """
     return _forward(kernel, written, erased, writing, whole, state)[0]
@@ -43,46 +56,62 @@ def walk(
 
 def _forward(kernel, written, erased, writing, whole, state):
     run = _walk_of(kernel)
+    # Backward there is an `added` term too, the gradient of each chunk's memory.
     memories, new, state = run(written, erased, writing, whole, None, state, reverse=False)
     return (memories, new, state), (erased, writing, whole, memories, new)
 
 
 def _backward(kernel, kept, gradients):
     erased, writing, whole, memories, new = kept
-    of_memories, of_new, of_state = gradients
+    d_memories, d_new, d_state = gradients
     dtype = new.dtype
     run = _walk_of(kernel)
-    of_erased = None
+    # `later` holds the gradient of the memory after each chunk, D.
+    d_erased = None
     if erased is None:
-        later, _, of_state = run(None, None, None, whole, of_memories, of_state, reverse=True)
-        of_written = of_new + dot("npck,npkv->npcv", writing, later, dtype)
+        later, _, d_state = run(None, None, None, whole, d_memories, d_state, reverse=True)
+        # Without erasing no chunk's new values depend on the memory.
+        d_written = d_new + dot("npck,npkv->npcv", writing, later, dtype)
     else:
-        later, of_written, of_state = run(
-            of_new, writing, erased, whole, of_memories, of_state, reverse=True
+        later, d_written, d_state = run(
+            d_new, writing, erased, whole, d_memories, d_state, reverse=True
         )
-        of_erased = -dot("npcv,npkv->npck", of_written, memories, dtype)
-    of_writing = dot("npcv,npkv->npck", new, later, dtype)
-    of_whole = jnp.sum(memories.astype(jnp.float32) * later.astype(jnp.float32), axis=-1)
-    of_whole = of_whole if whole.shape[-1] > 1 else of_whole.sum(-1, keepdims=True)
-    return of_written, of_erased, of_writing, of_whole, of_state
+        d_erased = -dot("npcv,npkv->npck", d_written, memories, dtype)
+    d_writing = dot("npcv,npkv->npck", new, later, dtype)
+    products = memories.astype(jnp.float32) * later.astype(jnp.float32)
+    d_whole = jnp.sum(products, axis=-1)
+    if whole.shape[-1] == 1:  # one decay for all K channels
+        d_whole = d_whole.sum(-1, keepdims=True)
+    return d_written, d_erased, d_writing, d_whole, d_state
 
 
 walk.defvjp(_forward, _backward)
 
 
-def scan_chunks(written, erased, writing, whole, added, state, *, reverse: bool):
-    """(memories, new, state) by lax.scan over the chunks; in reverse, new = written + erased S and S <- whole S + added - writing^T new.
+def scan_chunks(
+    written: Values | None,
+    erased: Keys | None,
+    writing: Keys | None,
+    whole: Decays,
+    added: Memories | None,
+    state: State,
+    *,
+    reverse: bool,
+) -> tuple[Memories, Values | None, State]:
+    """Return (memories, new, state) by lax.scan over the chunks. Terms that are None are left out.
 
-    What is None is left out.
+    In reverse, new = written + erased S and S <- whole S + added - writing^T new.
     """
     sign = 1.0 if reverse else -1.0
     dtype = (added if written is None else written).dtype
 
-    def one(state, xs):
-        written, erased, writing, whole, added = xs
-        memory, new = state.astype(dtype), written
+    def chunk(state, arrays):
+        written, erased, writing, whole, added = arrays
+        memory = state.astype(dtype)  # products take the shorter type, the carry stays float32
+        new = written
         if erased is not None:
-            new = (written + sign * dot("pck,pkv->pcv", erased, memory)).astype(dtype)
+            new = written + sign * dot("pck,pkv->pcv", erased, memory)
+            new = new.astype(dtype)
         state = whole[..., None] * state
         if writing is not None:
             state -= sign * dot("pck,pcv->pkv", writing, new)
@@ -90,21 +119,20 @@ def scan_chunks(written, erased, writing, whole, added, state, *, reverse: bool)
             state += added
         return state, (memory, new)
 
-    state, (memories, new) = jax.lax.scan(
-        one, state, (written, erased, writing, whole, added), reverse=reverse
-    )
+    arrays = (written, erased, writing, whole, added)
+    state, (memories, new) = jax.lax.scan(chunk, state, arrays, reverse=reverse)
     return memories, new, state
 
 
-def _walk_of(kernel: str) -> Any:
-    return {
-        "scan": scan_chunks,
-        "triton": triton_walk.walk,
-        "interpret": functools.partial(triton_walk.walk, interpret=True),
-    }[kernel]
+def dot(spec: str, a: Array, b: Array, dtype: Any = jnp.float32) -> Array:
+    """Return an einsum with sums of float32, rounded to `dtype`; float32 operands stay float32."""
+    precision = "highest" if a.dtype == jnp.float32 else None
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=dtype)
 
 
-def dot(spec: str, a: Array, b: Array, to: Any = jnp.float32) -> Array:
-    """A product with sums of float32, of float32 operands not in a shorter type, rounded to the type `to`."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=to)
+def _walk_of(kernel: str) -> Callable:
+    if kernel == "scan":
+        return scan_chunks
+    return functools.partial(
+        triton_walk.walk, interpret={"triton": False, "interpret": True}[kernel]
+    )

@@ -1,7 +1,11 @@
-"""Cross-entropy from hidden states without float32 logits of the whole batch, with hand-written backward passes.
+"""Cross-entropy from hidden states, without float32 logits of the whole batch.
 
-`token_log_probs` gives every token's log-probability, for evaluation and for tasks that compare tokens. `weighted_nats` gives their
-weighted sum, for training: its gradient is made in the forward pass, while the logits are there, so that they are not kept or made again.
+`token_log_probs` returns every token's log-probability, for evaluation and for tasks that compare
+tokens. `weighted_nats` returns their weighted sum, for training: it computes its gradient in the
+forward pass, while the logits are there, so that they are neither kept nor computed again.
+
+Axes: B rows, T tokens, D width, V vocabulary; t is the tokens of one of the pieces that T is cut
+into ("chunks"), N their number.
 """
 
 import functools
@@ -10,20 +14,48 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from slmjax.ops.cross_entropy_pieces import (
+    Head,
+    Hidden,
+    Logits,
+    PerToken,
+    Scalar,
+    Targets,
+    at_targets,
+    cut_pieces,
+    head_gradient,
+    join_pieces,
+    one_hot,
+    probabilities,
+    rounded_softmax,
+    weighted_sums,
+    wide_logits,
+)
 
-def chunks_for(batch: int, length: int, vocab: int, memory: float | None, itemsize: int = 4) -> int:
-    """Pieces along T so that one piece's logits and their gradient take at most 1/28 of the device's memory.
+MEMORY = 16e9  # bytes of a device that does not say its memory
+LOGITS_PART = 28  # one piece's logits and their gradient take at most 1/28 of the memory
+
+
+def chunks_for(
+    batch: int,
+    length: int,
+    vocab: int,
+    memory: float | None,
+    itemsize: int = 4,
+) -> int:
+    """Return into how many pieces T is cut, so that one piece's logits take little memory.
 
     Args:
       batch, length: rows and tokens that one device holds.
       memory: bytes of device memory; None (unknown) counts as 16 GB.
       itemsize: bytes of a logit.
     """
-    needed = batch * length * vocab * 2 * itemsize
+    needed = batch * length * vocab * 2 * itemsize  # logits and their gradient
+    allowed = (memory or MEMORY) / LOGITS_PART
     chunks = 1
-    while (
-        needed / chunks > (memory or 16e9) / 28 and chunks < length and length % (chunks * 2) == 0
-    ):
+    while needed / chunks > allowed and chunks < length:
+        if length % (chunks * 2):
+            break
         chunks *= 2
     return chunks
 
@@ -35,16 +67,18 @@ def token_log_probs(
     *,
     chunks: int = 1,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """(log p(target), logsumexp of the logits), both float32.
+    """Return (log p(target), logsumexp of the logits), both float32.
 
-    Logits are hidden @ head with products in hidden's type and sums in float32. The T axis is cut into `chunks`, so that B stays sharded
-    over devices; a chunk's logits are computed again in the backward pass, except with one chunk, where they are kept in hidden's type.
-    The head's gradient is added up in float32.
+    Logits are hidden @ head with products in hidden's type and sums in float32. T is cut into
+    `chunks` pieces, and not B, which stays sharded over devices. The backward pass computes a
+    piece's logits again; if there is one piece only, it keeps them in hidden's type. The head's
+    gradient is summed in float32.
+
     Raises: ValueError where chunks does not divide T.
     """
-    if hidden.shape[1] % chunks:
-        raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
-    return _token_log_probs(hidden, head.astype(hidden.dtype), targets, chunks)
+    _check_chunks(hidden, chunks)
+    head = head.astype(hidden.dtype)
+    return _token_log_probs(hidden, head, targets, chunks)
 
 
 def weighted_nats(
@@ -55,25 +89,38 @@ def weighted_nats(
     *,
     z_loss: float = 0.0,
     chunks: int = 1,
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """(loss, nats, squares): loss = nats + z_loss * squares, nats = sum of weight * -log p(target), squares = sum of weight * logsumexp^2.
+) -> tuple[Scalar, Scalar, Scalar]:
+    """Return (loss, nats, squares), of which only the loss has a gradient, to hidden and head.
 
-    Only the loss has a gradient, towards hidden and head. Logits are rounded to hidden's type before the softmax, so that a bfloat16 model
-    writes and reads half the bytes; sums are float32, also the head's gradient over the `chunks` pieces of T.
+        nats = sum of weight * -log p(target)
+        squares = sum of weight * logsumexp^2
+        loss = nats + z_loss * squares
+
+    Logits are rounded to hidden's type before the softmax, so that a bfloat16 model writes and
+    reads half the bytes. Sums are float32, also that of the head's gradient over the pieces of T.
+
     Raises: ValueError where chunks does not divide T.
     """
+    _check_chunks(hidden, chunks)
+    head = head.astype(hidden.dtype)
+    return _weighted_nats(hidden, head, targets, weights, z_loss, chunks)
+
+
+def reference(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Return token_log_probs by log_softmax over all float32 logits: slow, obvious, for tests."""
+    logits = wide_logits(hidden, head.astype(hidden.dtype))
+    log_probs = jax.nn.log_softmax(logits)
+    log_p = at_targets(log_probs, targets)
+    return log_p, jax.nn.logsumexp(logits, axis=-1)
+
+
+def _check_chunks(hidden: Float[Array, "B T D"], chunks: int) -> None:
     if hidden.shape[1] % chunks:
         raise ValueError(f"{chunks} chunks do not divide {hidden.shape[1]} tokens")
-    return _weighted_nats(hidden, head.astype(hidden.dtype), targets, weights, z_loss, chunks)
-
-
-def reference(hidden, head, targets):
-    """The same by log_softmax over full float32 logits: slow, obvious, for tests."""
-    logits = jnp.einsum(
-        "btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return log_p, jax.nn.logsumexp(logits, axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -82,132 +129,132 @@ def _token_log_probs(hidden, head, targets, chunks):
 
 
 def _forward(hidden, head, targets, chunks):
-    def piece(args):
-        h, t = args
-        logits = _logits(h, head)
+    def piece(arrays):
+        hidden, targets = arrays
+        logits = wide_logits(hidden, head)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        return (
-            jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0] - lse,
-            lse,
-            logits.astype(h.dtype),
-        )
+        log_p = at_targets(logits, targets) - lse
+        return log_p, lse, logits.astype(hidden.dtype)
 
     if chunks == 1:
         log_p, lse, logits = piece((hidden, targets))
-        return (log_p, lse), (hidden, head, targets, lse, logits)
-    log_p, lse = jax.lax.map(
-        lambda args: piece(args)[:2], (_split(hidden, chunks), _split(targets, chunks))
-    )
-    log_p, lse = _join(log_p), _join(lse)
-    return (log_p, lse), (hidden, head, targets, lse, None)
+        residuals = (hidden, head, targets, lse, logits)
+        return (log_p, lse), residuals
+    # Logits are not kept: lax.map would stack those of all pieces.
+    pieces = cut_pieces(chunks, hidden, targets)
+    log_p, lse = jax.lax.map(lambda arrays: piece(arrays)[:2], pieces)
+    log_p, lse = join_pieces(log_p), join_pieces(lse)
+    residuals = (hidden, head, targets, lse, None)
+    return (log_p, lse), residuals
 
 
 def _backward(chunks, residuals, gradients):
     hidden, head, targets, lse, logits = residuals
-    g_log_p, g_lse = gradients
-
-    def piece(h, t, z, g, gz, logits):
-        p = jnp.exp(logits.astype(jnp.float32) - z[..., None])
-        hit = jax.nn.one_hot(t, head.shape[1], dtype=jnp.bool_)
-        d_logits = (jnp.where(hit, g[..., None], 0.0) + (gz - g)[..., None] * p).astype(h.dtype)
-        d_hidden = jnp.einsum(
-            "btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32
-        ).astype(h.dtype)
-        return d_hidden, jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+    d_log_p, d_lse = gradients
 
     if chunks == 1:
-        d_hidden, d_head = piece(hidden, targets, lse, g_log_p, g_lse, logits)
+        arrays = (hidden, targets, lse, d_log_p, d_lse)
+        d_hidden, d_head = _gradients(*arrays, logits, head)
         return d_hidden, d_head.astype(head.dtype), None
 
-    def step(d_head, args):
-        h, t, z, g, gz = args
-        d_hidden, more = piece(h, t, z, g, gz, _logits(h, head))
-        return d_head + more, d_hidden
+    def step(d_head, arrays):
+        logits = wide_logits(arrays[0], head)
+        d_hidden, d_head_piece = _gradients(*arrays, logits, head)
+        return d_head + d_head_piece, d_hidden
 
-    pieces = tuple(_split(x, chunks) for x in (hidden, targets, lse, g_log_p, g_lse))
-    d_head, d_hidden = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), pieces)
-    return _join(d_hidden), d_head.astype(head.dtype), None
+    pieces = cut_pieces(chunks, hidden, targets, lse, d_log_p, d_lse)
+    zeros = jnp.zeros(head.shape, jnp.float32)
+    d_head, d_hidden = jax.lax.scan(step, zeros, pieces)
+    return join_pieces(d_hidden), d_head.astype(head.dtype), None
 
 
 _token_log_probs.defvjp(_forward, _backward)
 
 
+def _gradients(
+    hidden: Hidden,
+    targets: Targets,
+    lse: PerToken,
+    d_log_p: PerToken,
+    d_lse: PerToken,
+    logits: Logits,
+    head: Head,
+) -> tuple[Hidden, Head]:
+    """Return a piece's gradients of (hidden, head) from those of log p(target) and logsumexp."""
+    p = probabilities(logits, lse)
+    is_target = one_hot(targets, head.shape[1])
+    # d logits = d_log_p (one_hot - p) + d_lse p, [B,t,V]
+    at_target = jnp.where(is_target, d_log_p[..., None], 0.0)
+    everywhere = (d_lse - d_log_p)[..., None] * p
+    d_logits = (at_target + everywhere).astype(hidden.dtype)
+    # Summed over V in float32 and rounded once.
+    d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32)
+    return d_hidden.astype(hidden.dtype), head_gradient(hidden, d_logits)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
-    nats, squares = jax.lax.map(
-        lambda args: _sums(*_softmax(args[0], head, args[1])[1:], args[2]),
-        _pieces(chunks, hidden, targets, weights),
-    )
-    return nats.sum() + z_loss * squares.sum(), nats.sum(), squares.sum()
+    # Without a gradient: no logits are kept.
+    def piece(arrays):
+        hidden, targets, weights = arrays
+        _, log_p, lse = rounded_softmax(hidden, head, targets)
+        return weighted_sums(log_p, lse, weights)
+
+    pieces = cut_pieces(chunks, hidden, targets, weights)
+    nats, squares = jax.lax.map(piece, pieces)
+    loss = nats.sum() + z_loss * squares.sum()
+    return loss, nats.sum(), squares.sum()
 
 
 def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
-    def piece(h, t, w):
-        logits, log_p, lse = _softmax(h, head, t)
-        p = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
-        hit = _hit(t, head.shape[1])
-        slope = w * (1 + 2 * z_loss * lse)  # of the loss in each logsumexp
-        d_logits = (slope[..., None] * p - jnp.where(hit, w[..., None], 0.0)).astype(h.dtype)
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=h.dtype)
-        return (
-            *_sums(log_p, lse, w),
-            d_hidden,
-            jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32),
-        )
-
     if chunks == 1:
-        nats, squares, d_hidden, d_head = piece(hidden, targets, weights)
-    else:
+        (nats, squares), *gradients = _weighted_piece(hidden, head, targets, weights, z_loss)
+        return (nats + z_loss * squares, nats, squares), tuple(gradients)
 
-        def step(d_head, args):
-            *rest, more = piece(*args)
-            return d_head + more, rest
+    def step(d_head, arrays):
+        hidden, targets, weights = arrays
+        sums, d_hidden, d_head_piece = _weighted_piece(hidden, head, targets, weights, z_loss)
+        return d_head + d_head_piece, (sums, d_hidden)
 
-        d_head, (nats, squares, d_hidden) = jax.lax.scan(
-            step, jnp.zeros(head.shape, jnp.float32), _pieces(chunks, hidden, targets, weights)
-        )
-        nats, squares, d_hidden = nats.sum(), squares.sum(), _join(d_hidden)
+    # The head's gradient is carried in float32: pieces add up to sums over all tokens.
+    zeros = jnp.zeros(head.shape, jnp.float32)
+    pieces = cut_pieces(chunks, hidden, targets, weights)
+    d_head, (sums, d_hidden) = jax.lax.scan(step, zeros, pieces)
+    nats, squares = sums
+    nats, squares = nats.sum(), squares.sum()
+    d_hidden = join_pieces(d_hidden)
     return (nats + z_loss * squares, nats, squares), (d_hidden, d_head)
 
 
 def _weighted_backward(z_loss, chunks, residuals, gradients):
     d_hidden, d_head = residuals
-    by = gradients[0]
-    return by.astype(d_hidden.dtype) * d_hidden, (by * d_head).astype(d_hidden.dtype), None, None
+    d_loss, _, _ = gradients  # nats and squares are metrics
+    # The residuals are the gradients themselves; what is left is their scale.
+    d_hidden = d_loss.astype(d_hidden.dtype) * d_hidden
+    d_head = (d_loss * d_head).astype(d_hidden.dtype)
+    return d_hidden, d_head, None, None
 
 
 _weighted_nats.defvjp(_weighted_forward, _weighted_backward)
 
 
-def _softmax(hidden, head, targets):
-    """(logits in hidden's type, log p(target), logsumexp) of a piece."""
-    logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
-    wide = logits.astype(jnp.float32)
-    lse = jax.nn.logsumexp(wide, axis=-1)
-    # A sum with one term and not a look-up: on a CPU the loss and its gradient take 7 % less time.
-    return logits, jnp.where(_hit(targets, head.shape[1]), wide, 0.0).sum(-1) - lse, lse
-
-
-def _hit(targets, vocab):
-    return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
-
-
-def _sums(log_p, lse, weights):
-    return -(log_p * weights).sum(), (jnp.square(lse) * weights).sum()
-
-
-def _pieces(chunks, *arrays):
-    return tuple(_split(x, chunks) for x in arrays)
-
-
-def _logits(hidden, head):
-    return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
-
-
-def _split(x, chunks):
-    return jnp.moveaxis(x.reshape(x.shape[0], chunks, x.shape[1] // chunks, *x.shape[2:]), 1, 0)
-
-
-def _join(x):
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+def _weighted_piece(
+    hidden: Hidden,
+    head: Head,
+    targets: Targets,
+    weights: PerToken,
+    z_loss: float,
+) -> tuple[tuple[Scalar, Scalar], Hidden, Head]:
+    """Return ((nats, squares), and the loss's gradients of hidden and head) of a piece."""
+    logits, log_p, lse = rounded_softmax(hidden, head, targets)
+    p = probabilities(logits, lse)
+    is_target = one_hot(targets, head.shape[1])
+    # loss = sum of weight (lse - logit of the target + z_loss lse^2)
+    d_lse = weights * (1 + 2 * z_loss * lse)
+    everywhere = d_lse[..., None] * p
+    at_target = jnp.where(is_target, weights[..., None], 0.0)
+    d_logits = (everywhere - at_target).astype(hidden.dtype)
+    # Rounded to hidden's type by the product itself, which then writes half the bytes.
+    d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=hidden.dtype)
+    sums = weighted_sums(log_p, lse, weights)
+    return sums, d_hidden, head_gradient(hidden, d_logits)

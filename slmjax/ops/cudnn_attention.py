@@ -1,18 +1,24 @@
-"""cuDNN's fused attention over packed rows: the one place that touches JAX's private interface to it (0.10 and 0.11).
+"""cuDNN's fused attention over packed rows, the one user of JAX's private interface to it.
 
-JAX's public call has no packed rows, and its private one repeats key/value heads wrongly and pays for every document that a row might hold:
-at 16 x 2048 tokens, 16/4 heads of 64, forward and backward on an H200, 1.6 ms for one document a row, then 0.05 ms more for each
-further place that is kept for one. So the two primitives below it are called here with a list of documents of the whole batch.
+That is the interface of JAX 0.10 and 0.11. JAX's public call has no packed rows. Its private one
+repeats key/value heads wrongly, and its cost grows with the number of documents that a row might
+hold: at 16 x 2048 tokens, 16/4 heads of 64, forward and backward on an H200, 1.6 ms for one
+document a row, and 0.05 ms for each further place. So this calls the two primitives below it, with
+a list of documents of the whole batch.
 """
 
 import functools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slmjax.errors import UserError
 from slmjax.parallel.mesh import per_device_heads
+
+
+class NoFusedAttention(ValueError):
+    """This version of JAX has another interface to cuDNN's attention, or none."""
 
 
 def cudnn_attention(
@@ -23,27 +29,36 @@ def cudnn_attention(
     places: int,
     window: int = 0,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention within segments. Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end.
+    """Return causal attention within segments.
 
-    Padding counts as the end of the last segment, so that every output and gradient is written: its outputs are finite and mean nothing,
-    and where its cotangents are zero, so are its gradients.
+    Segments of a row are contiguous and count 1, 2, ...; padding (0) stands at the end. Padding
+    counts as the end of the last segment, so that every output and gradient is written: its outputs
+    are finite and meaningless, and where its cotangents are zero, so are its gradients.
+
     Args:
-      places: segments that are kept place for, of all rows of a device; at least as many as they have (an empty row counts as one). As
-        many as rows: each is one segment, and nothing but causality is asked of cuDNN.
+      places: segments that all rows of a device together can have; an empty row counts as one. As
+        many places as rows: each row is one segment, and cuDNN gets a causal mask only.
       window: tokens that a query sees, its own among them; 0: all.
-    Raises: UserError where this version of JAX has another interface.
+
+    Raises: NoFusedAttention.
     """
 
     def kernel(q, k, v, seg):
-        if places == len(seg):
+        rows = len(seg)
+        if places == rows:
             local = (window - 1, 0) if window else None
             return jax.nn.dot_product_attention(
-                q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
+                q,
+                k,
+                v,
+                is_causal=True,
+                local_window_size=local,
+                implementation="cudnn",
             )
-        whole = -(-max(places, 2 * len(seg)) // len(seg)) * len(
-            seg
-        )  # JAX reads the number of places off a shape [rows, n]
-        return _packed(window, q, k, v, *segment_list(seg, whole))
+        # JAX reads the number of places off a shape [rows, n], with n at least 2.
+        places_a_row = -(-max(places, 2 * rows) // rows)
+        lengths, starts = segment_list(seg, places_a_row * rows)
+        return _packed(window, q, k, v, lengths, starts)
 
     return per_device_heads(kernel)(query, key, value, segments)
 
@@ -51,15 +66,23 @@ def cudnn_attention(
 def segment_list(
     segments: Int[Array, "B T"], places: int
 ) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
-    """Lengths and first tokens (in the flattened batch) of n = `places` segments, longest first; unused ones are (0, B * T)."""
+    """Return (lengths, first tokens in the flattened batch) of n = `places` segments.
+
+    The longest comes first. Unused places are (0, B * T).
+    """
     B, T = segments.shape
-    numbers = jnp.maximum(
-        jax.lax.cummax(segments, axis=1), 1
-    )  # padding joins the last segment; an empty row is one segment
-    begins = jnp.pad(numbers[:, 1:] != numbers[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    (starts,) = jnp.nonzero(begins.reshape(-1), size=places, fill_value=B * T)
+    # Padding joins the last segment, and an empty row is one segment.
+    numbers = jax.lax.cummax(segments, axis=1)
+    numbers = jnp.maximum(numbers, 1)
+    changes = numbers[:, 1:] != numbers[:, :-1]
+    # A row's first token always begins a segment.
+    begins = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
+    begins = begins.reshape(-1)  # [B*T]
+    (starts,) = jnp.nonzero(begins, size=places, fill_value=B * T)
     starts = starts.astype(jnp.int32)
-    lengths = jnp.append(starts[1:], B * T) - starts
+    ends = jnp.append(starts[1:], B * T)
+    lengths = ends - starts
+    # Unused places, of length 0, come last.
     order = jnp.argsort(-lengths, stable=True)
     return lengths[order], starts[order]
 
@@ -71,42 +94,50 @@ def _packed(window, q, k, v, lengths, starts):
 
 def _packed_forward(window, q, k, v, lengths, starts):
     out, statistics = _forward(window, q, k, v, lengths, starts)
-    return out, (q, k, v, lengths, starts, out, statistics)
+    residuals = (q, k, v, lengths, starts, out, statistics)
+    return out, residuals
 
 
 def _packed_backward(window, residuals, gradient):
-    return *_backward(window, *residuals, gradient), None, None
+    d_q, d_k, d_v = _backward(window, *residuals, gradient)
+    return d_q, d_k, d_v, None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
 
 
 def _forward(window, q, k, v, lengths, starts):
-    """(output, softmax statistics); both are defined for the tokens of the listed segments only."""
+    """Return (output, softmax statistics), both defined for tokens of the listed segments only."""
     operands, options = _call(window, q, k, lengths, starts)
-    return tuple(
-        _private()._dot_product_attention_fwd_p.bind(
-            q, k, v, *operands, is_training=True, **options
-        )
-    )
+    primitive = _private()._dot_product_attention_fwd_p
+    results = primitive.bind(q, k, v, *operands, is_training=True, **options)
+    return tuple(results)
 
 
 def _backward(window, q, k, v, lengths, starts, out, statistics, gradient):
+    """Return the gradients of (q, k, v)."""
     operands, options = _call(window, q, k, lengths, starts)
-    return tuple(
-        _private()._dot_product_attention_bwd_p.bind(
-            q, k, v, *operands, statistics, out, gradient, **options
-        )
-    )
+    primitive = _private()._dot_product_attention_bwd_p
+    kept = (statistics, out, gradient)
+    results = primitive.bind(q, k, v, *operands, *kept, **options)
+    return tuple(results)
 
 
-def _call(window, q, k, lengths, starts):
+def _call(
+    window: int,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    lengths: Int[Array, "n"],
+    starts: Int[Array, "n"],
+) -> tuple[tuple[Array, ...], dict]:
+    """Return (operands behind q, k and v, parameters) that both primitives take."""
     B, T, N, H = q.shape
-    lengths = lengths.reshape(B, -1)
-    first = jnp.pad(starts, (0, B), constant_values=B * T).reshape(
-        B, -1
-    )  # JAX reads the number of places off this shape, less one
-    none = jnp.zeros(0, q.dtype)
+    K = k.shape[2]
+    lengths = lengths.reshape(B, -1)  # rows have no meaning here
+    # JAX reads the number of places off this shape, less one.
+    first = jnp.pad(starts, (0, B), constant_values=B * T)
+    first = first.reshape(B, -1)
+    none = jnp.zeros(0, q.dtype)  # no bias, no page tables
     options = {
         "scale": H**-0.5,
         "seed": 0,
@@ -116,22 +147,27 @@ def _call(window, q, k, lengths, starts):
         "mask_type": _private().MaskType.PADDING_CAUSAL,
         "layout": _private().AttentionLayout.BTNH.value,
     }
-    return (none, lengths, lengths, first * (N * H), first * (k.shape[2] * H), none, none), options
+    # In numbers, not tokens.
+    query_first = first * (N * H)
+    key_first = first * (K * H)
+    operands = (none, lengths, lengths, query_first, key_first, none, none)
+    return operands, options
 
 
 @functools.cache
-def _private():
+def _private() -> ModuleType:
+    """Return JAX's private module, with the names that are used here."""
+    needed = (
+        "_dot_product_attention_fwd_p",
+        "_dot_product_attention_bwd_p",
+        "MaskType",
+        "AttentionLayout",
+    )
     try:
         from jax._src.cudnn import fused_attention_stablehlo as private
 
-        _ = (
-            private._dot_product_attention_fwd_p,
-            private._dot_product_attention_bwd_p,
-            private.MaskType,
-            private.AttentionLayout,
-        )
+        for name in needed:
+            getattr(private, name)
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            "config.model.attention=cudnn: this version of JAX has no fused attention here; use blockwise."
-        ) from error
+        raise NoFusedAttention("this version of JAX has no fused attention here") from error
     return private

@@ -7,15 +7,24 @@ from jaxtyping import Array, Float, Int
 def rope(
     x: Float[Array, "B T N H"], positions: Int[Array, "B T"], theta: float
 ) -> Float[Array, "B T N H"]:
-    """Rotate each pair (i, i + H/2) of a head by position * theta^(-2i/H); float32 inside, x's type out.
+    """Return x with each pair (i, i + H/2) of a head rotated by position * theta^(-2i/H).
 
-    Source: Su et al. 2021 (RoFormer), section 3.2.2, with the halves paired as GPT-NeoX and Llama in transformers do.
+    It computes in float32 and returns x's type.
+
+    Source: Su et al. 2021 (RoFormer), section 3.2.2; the halves are paired as GPT-NeoX and Llama in
+    transformers do.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
+    pair = jnp.arange(half, dtype=jnp.float32)
+    frequency = theta ** (-pair / half)
+    position = positions[..., None, None].astype(jnp.float32)
+    angle = position * frequency[None, None, None]
+    cos = jnp.cos(angle)  # [B,T,1,H/2]
+    sin = jnp.sin(angle)
+    first = x[..., :half].astype(jnp.float32)
+    second = x[..., half:].astype(jnp.float32)
+    rotated_first = first * cos - second * sin
+    rotated_second = second * cos + first * sin
+    # Halves, not neighbours: see the source above.
+    rotated = jnp.concatenate([rotated_first, rotated_second], axis=-1)
+    return rotated.astype(x.dtype)

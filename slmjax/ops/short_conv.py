@@ -1,4 +1,7 @@
-"""The short causal convolution before linear mixers: each channel's last few inputs, weighted, of one document only."""
+"""The short causal convolution before linear mixers: a weighted sum of each channel's last inputs.
+
+Only inputs of the same document count.
+"""
 
 import functools
 
@@ -18,54 +21,44 @@ def activated(
     unit: bool = False,
     kernel: str = "scan",
 ) -> Float[Array, "B T H c"]:
-    """silu(short_conv + bias), as linear mixers take their streams; with `unit` divided by its length, by heads.
+    """Return silu(short_conv + bias), as linear mixers take their streams.
 
     Args:
-      kernel: "scan", plain XLA, or "triton", kernels of an NVIDIA GPU, which take powers of two from 16 on for c; other sizes go through
-        XLA. "interpret" runs the same kernels anywhere, slowly, for tests.
+      unit: divide each head by its length.
+      kernel: "scan" (plain XLA) or "triton" (NVIDIA GPUs; c must be a power of two and at least 16,
+        other sizes go through XLA). "interpret" runs Triton's kernels anywhere, slowly.
     """
-    c = x.shape[3]
-    if kernel != "scan" and c >= 16 and c & (c - 1) == 0:
-        given = {"x": x, "weight": weight, "segments": segments} | (
-            {} if bias is None else {"bias": bias}
-        )
-        return _by_kernel(unit, kernel == "interpret", given)
-    y = short_conv(x.reshape(*x.shape[:2], -1), weight.reshape(len(weight), -1), segments)[
-        0
-    ].reshape(x.shape)
-    return activation(y, bias, unit=unit)
+    W, _, c = weight.shape
+    # Triton's products and blocks take powers of two.
+    fits_triton = c >= triton_conv.LEAST and c & (c - 1) == 0
+    if kernel != "scan" and fits_triton:
+        arrays = {"x": x, "weight": weight, "segments": segments}
+        if bias is not None:
+            arrays["bias"] = bias
+        return _by_kernel(unit, kernel == "interpret", arrays)
+    B, T, _, _ = x.shape
+    flat = x.reshape(B, T, -1)  # each channel has its own taps: heads do not matter
+    y, _, _ = short_conv(flat, weight.reshape(W, -1), segments)
+    return activation(y.reshape(x.shape), bias, unit=unit)
 
 
 def activation(
-    y: Float[Array, "B T H c"], bias: Float[Array, "H c"] | None, *, unit: bool
+    y: Float[Array, "B T H c"],
+    bias: Float[Array, "H c"] | None,
+    *,
+    unit: bool,
 ) -> Float[Array, "B T H c"]:
-    """What `activated` does behind the convolution."""
-    y = jax.nn.silu(y if bias is None else y + bias.astype(y.dtype)[None, None])
+    """Return silu(y + bias), divided by its length by heads where `unit`."""
+    if bias is not None:
+        y = y + bias.astype(y.dtype)[None, None]
+    y = jax.nn.silu(y)
     if not unit:
         return y
+    # Squares of 16-bit numbers could overflow, and their sum would lose its small terms.
     wide = y.astype(jnp.float32)
-    return (
-        wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + triton_conv.TINY)
-    ).astype(y.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_kernel(unit, interpret, given):
-    return triton_conv.conv_forward(given, unit=unit, interpret=interpret)
-
-
-def _by_kernel_forward(unit, interpret, given):
-    return _by_kernel(unit, interpret, given), given
-
-
-def _by_kernel_backward(unit, interpret, given, gradient):
-    found = triton_conv.backward(given, gradient, unit=unit, interpret=interpret)
-    return (
-        {name: found[name].astype(x.dtype) if name in found else None for name, x in given.items()},
-    )
-
-
-_by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
+    square_length = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    scaled = wide * jax.lax.rsqrt(square_length + triton_conv.TINY)
+    return scaled.astype(y.dtype)
 
 
 def short_conv(
@@ -76,68 +69,113 @@ def short_conv(
     tail: Float[Array, "B W-1 C"] | None = None,
     tail_segments: Int[Array, "B W-1"] | None = None,
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"], Int[Array, "B W-1"]]:
-    """(y, tail, tail_segments): y_t = sum over j < W of weight_j x_(t-j), where token t - j is of t's segment, and the next call's tail.
+    """Return (y, tail, tail_segments) with y_t = sum over j < W of weight_j x_(t-j).
 
-    W shifted multiplications and not a convolution: XLA fuses them into one pass, and its depthwise convolution knows no documents.
-    Padding (segment 0) gives zeros and takes no place among a document's tokens: it may stand behind a piece of a prompt, not inside.
+    Only tokens t - j of t's segment count. The tail is an argument of the next call. Padding
+    (segment 0) gives zeros and takes no place among a document's tokens; it may follow a piece of a
+    prompt, but not interrupt it.
+
+    These are W shifted multiplications and not a convolution: XLA fuses them into one pass, and its
+    depthwise convolution knows no documents.
+
     Args:
       weight: row j is for the token j before; sums are float32.
-      tail, tail_segments: the last W - 1 real tokens before these, as an earlier call returned them; None: there were none.
+      tail, tail_segments: the last W - 1 real tokens before these, as an earlier call returned
+        them; None: there were none.
     """
-    W, (B, T, C) = weight.shape[0], x.shape
-    tail = jnp.zeros((B, W - 1, C), x.dtype) if tail is None else tail
-    tail_segments = jnp.zeros((B, W - 1), jnp.int32) if tail_segments is None else tail_segments
-    before, of = (
-        jnp.concatenate([tail, x], axis=1),
-        jnp.concatenate([tail_segments, segments], axis=1),
-    )
+    W = weight.shape[0]
+    B, T, C = x.shape
+    if tail is None:
+        tail = jnp.zeros((B, W - 1, C), x.dtype)
+    if tail_segments is None:
+        tail_segments = jnp.zeros((B, W - 1), jnp.int32)
+    extended = jnp.concatenate([tail, x], axis=1)  # [B,W-1+T,C]
+    extended_segments = jnp.concatenate([tail_segments, segments], axis=1)
     real = segments != 0
-    same = [(of[:, W - 1 - j : W - 1 - j + T] == segments) & real for j in range(W)]
-    y = _weighted(before, weight.astype(jnp.float32), jnp.stack(same))
-    last = (real.sum(1)[:, None] + jnp.arange(W - 1)[None])[
-        ..., None
-    ]  # places of the last W - 1 real tokens
-    return (
-        y,
-        jnp.take_along_axis(before, last, axis=1),
-        jnp.take_along_axis(of, last[..., 0], axis=1),
-    )
+    same = []
+    for j in range(W):
+        first = W - 1 - j
+        shifted = extended_segments[:, first : first + T]
+        same.append((shifted == segments) & real)
+    weight = weight.astype(jnp.float32)
+    y = _weighted(extended, weight, jnp.stack(same))
+    # Places of the last W - 1 real tokens; padding stands behind them.
+    count = real.sum(1)
+    last = (count[:, None] + jnp.arange(W - 1)[None])[..., None]
+    tail = jnp.take_along_axis(extended, last, axis=1)
+    tail_segments = jnp.take_along_axis(extended_segments, last[..., 0], axis=1)
+    return y, tail, tail_segments
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_kernel(unit: bool, interpret: bool, arrays: dict[str, Array]) -> Float[Array, "B T H c"]:
+    return triton_conv.conv_forward(arrays, unit=unit, interpret=interpret)
+
+
+def _by_kernel_forward(unit, interpret, arrays):
+    return _by_kernel(unit, interpret, arrays), arrays
+
+
+def _by_kernel_backward(unit, interpret, arrays, gradient):
+    computed = triton_conv.conv_backward(arrays, gradient, unit=unit, interpret=interpret)
+    gradients = {"segments": None}
+    for name, gradient in computed.items():
+        gradients[name] = gradient.astype(arrays[name].dtype)
+    return (gradients,)
+
+
+_by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
 
 
 @jax.custom_vjp
 def _weighted(
-    before: Float[Array, "B S C"], weight: Float[Array, "W C"], same: Bool[Array, "W B T"]
+    extended: Float[Array, "B S C"],
+    weight: Float[Array, "W C"],
+    same: Bool[Array, "W B T"],
 ) -> Float[Array, "B T C"]:
-    terms = (
-        jnp.where(same[j][..., None], x * weight[j, None, None], 0.0)
-        for j, x in enumerate(_shifted(before, same))
-    )
-    return sum(terms).astype(before.dtype)
+    """Return the sum over j of weight_j times the token j before, where `same` holds."""
+    total = 0
+    for j, x in enumerate(_shifted(extended, same)):
+        visible = same[j][..., None]
+        total += jnp.where(visible, x * weight[j, None, None], 0.0)
+    return total.astype(extended.dtype)
 
 
-def _weighted_forward(before, weight, same):
-    return _weighted(before, weight, same), (before, weight, same)
+def _weighted_forward(extended, weight, same):
+    return _weighted(extended, weight, same), (extended, weight, same)
 
 
 def _weighted_backward(kept, gradient):
-    before, weight, same = kept
+    extended, weight, same = kept
     W = len(same)
-    # In memory once: else each of the sums below computes again what led to it (0.9 instead of 0.4 ms for a layer of 8 x 4096 on an H200).
+    # The barrier puts the gradient in memory once. Without it, each of the sums below computes
+    # again what led to it (0.9 instead of 0.4 ms for a layer of 8 x 4096 on an H200).
     gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
-    seen = [jnp.where(same[j][..., None], gradient, 0.0) for j in range(W)]
-    of_weight = jnp.stack(
-        [jnp.sum(part * x, axis=(0, 1)) for part, x in zip(seen, _shifted(before, same))]
-    )
-    of_before = sum(
-        jnp.pad(part * weight[j, None, None], ((0, 0), (W - 1 - j, j), (0, 0)))
-        for j, part in enumerate(seen)
-    )
-    return of_before.astype(before.dtype), of_weight, None
+    masked = [jnp.where(same[j][..., None], gradient, 0.0) for j in range(W)]
+    d_rows = []
+    for part, x in zip(masked, _shifted(extended, same), strict=True):
+        d_rows.append(jnp.sum(part * x, axis=(0, 1)))
+    d_weight = jnp.stack(d_rows)
+    # Each tap's gradient goes back to the token j before: the transposed convolution.
+    d_extended = 0
+    for j, part in enumerate(masked):
+        # To the places from which _shifted reads.
+        places = ((0, 0), (W - 1 - j, j), (0, 0))
+        d_extended += jnp.pad(part * weight[j, None, None], places)
+    return d_extended.astype(extended.dtype), d_weight, None
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
-def _shifted(before, same):
+def _shifted(
+    extended: Float[Array, "B S C"], same: Bool[Array, "W B T"]
+) -> list[Float[Array, "B T C"]]:
+    """Return, for each j < W, the token j before each token, float32."""
     W, _, T = same.shape
-    return [before[:, W - 1 - j : W - 1 - j + T].astype(jnp.float32) for j in range(W)]
+    shifted = []
+    for j in range(W):
+        first = W - 1 - j  # the extended row begins W - 1 tokens before the row
+        part = extended[:, first : first + T]
+        shifted.append(part.astype(jnp.float32))
+    return shifted

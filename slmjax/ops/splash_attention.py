@@ -1,11 +1,22 @@
-"""Splash attention (Pallas) over packed rows on TPU: the one place that touches JAX's experimental interface to it."""
+"""Splash attention (Pallas) over packed rows on TPU, the one user of JAX's interface to it.
+
+That interface is experimental.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slmjax.errors import UserError
 from slmjax.parallel.mesh import per_device_heads
+
+TILE = 128  # tokens; T must be a multiple of it
+BLOCKS = (512, 256, TILE)  # tokens of a block of queries or keys
+
+
+class UnfitLength(ValueError):
+    """A number of tokens that splash attention does not take."""
 
 
 def splash_attention(
@@ -17,28 +28,50 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention within segments, T a multiple of 128.
+    """Return causal attention within segments.
 
     Args:
       window: tokens that a query sees, its own among them; 0: all.
       interpret: run on any device, slowly, for tests.
-    Raises: UserError where T is not a multiple of 128.
+
+    Raises: UnfitLength where T is not a multiple of 128.
     """
+    T = query.shape[1]
+    if T == 1:  # initialisation traces the model with one token, which sees itself alone
+        real = (segments != 0)[:, :, None, None]
+        group = query.shape[2] // key.shape[2]
+        repeated = jnp.repeat(value, group, axis=2)
+        return jnp.where(real, repeated, 0)
+    if T % TILE:
+        raise UnfitLength(f"splash attention needs a multiple of {TILE}")
+
+    def kernel(q, k, v, seg):
+        B, _, N, H = q.shape  # of this device
+        K = k.shape[2]
+        G = N // K
+        attend = _one_head_kernel(T, G, window, interpret)
+        over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))
+        over_rows = jax.vmap(over_heads)
+        # The kernel does not scale.
+        q = q.reshape(B, T, K, G, H) * H**-0.5
+        q = q.transpose(0, 2, 3, 1, 4)  # [B,K,G,T,H]
+        k = k.transpose(0, 2, 1, 3)  # [B,K,T,H]
+        v = v.transpose(0, 2, 1, 3)
+        out = over_rows(q, k, v, seg)  # [B,K,G,T,H]
+        out = out.transpose(0, 3, 1, 2, 4)  # [B,T,K,G,H]
+        out = out.reshape(B, T, N, H)
+        real = (seg != 0)[:, :, None, None]
+        return jnp.where(real, out, 0)
+
+    return per_device_heads(kernel)(query, key, value, segments)
+
+
+def _one_head_kernel(T: int, group: int, window: int, interpret: bool) -> Callable:
+    """Return a function(query [G,T,H], key [T,H], value [T,H], segments [T]) for one key head."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    T = query.shape[1]
-    if T == 1:  # initialisation traces the model with one token, which sees itself alone
-        return jnp.where(
-            (segments != 0)[:, :, None, None],
-            jnp.repeat(value, query.shape[2] // value.shape[2], axis=2),
-            0,
-        )
-    if T % 128:
-        raise UserError(
-            f"config.data.seq_len is {T}; splash attention needs a multiple of 128 (or --config.model.attention=blockwise)."
-        )
-    block = max(size for size in (512, 256, 128) if T % size == 0)
+    block = max(size for size in BLOCKS if T % size == 0)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -49,23 +82,17 @@ def splash_attention(
         block_q_dq=block,
         block_kv_dq=block,
     )
+    # In blocks: what the mask excludes as a whole is not computed.
+    mask = masks.CausalMask((T, T))
+    if window:
+        mask = masks.LocalMask((T, T), (window - 1, 0), 0)
+    group_mask = masks.MultiHeadMask([mask] * group)
+    run = splash.make_splash_mqa_single_device(
+        mask=group_mask, block_sizes=sizes, interpret=interpret
+    )
 
-    def kernel(q, k, v, seg):
-        group = q.shape[2] // k.shape[2]
-        mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
-        mask = masks.MultiHeadMask([mask for _ in range(group)])
-        attend = splash.make_splash_mqa_single_device(
-            mask=mask, block_sizes=sizes, interpret=interpret
-        )
-        q = q.reshape(*q.shape[:2], k.shape[2], group, q.shape[3]) * q.shape[3] ** -0.5
-        ids = splash.SegmentIds(seg, seg)
-        over_heads = jax.vmap(
-            attend, in_axes=(0, 0, 0, None)
-        )  # K: the mask's heads are one group's queries
-        out = jax.vmap(over_heads)(
-            q.transpose(0, 2, 3, 1, 4), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), ids
-        )
-        out = out.transpose(0, 3, 1, 2, 4).reshape(seg.shape[0], T, -1, q.shape[-1])
-        return jnp.where((seg != 0)[:, :, None, None], out, 0)
+    def attend(query, key, value, segments):
+        ids = splash.SegmentIds(segments, segments)
+        return run(query, key, value, ids)
 
-    return per_device_heads(kernel)(query, key, value, segments)
+    return attend

@@ -1,138 +1,221 @@
-"""Triton kernels (through Pallas) of the short convolution and what follows it, on NVIDIA GPUs: each number is read and written once.
+"""Triton kernels (through Pallas) of the short convolution and its activation, for NVIDIA GPUs.
 
-XLA makes a dozen passes of it, and its sums over all tokens for the weights' gradient run at a tenth of memory's speed.
+Each number is read and written once. XLA makes a dozen passes of it, and its sums over all tokens
+for the weights' gradient run at a tenth of memory's speed.
+
+Axes: B rows, T tokens, H heads, c channels of a head, W taps.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
 
 TINY = 1e-6  # inside the root of a length, as in every published implementation
 TILE = 4096  # numbers that one program computes: tokens times channels of a head
+LEAST = 16  # tokens of a tile
+PARAMETERS = ("weight", "bias")  # arrays without an axis of tokens
+
+Arrays = dict[str, Array]
+Tile = Float[Array, "tile c"]  # of one row and head
 
 
-def conv_forward(given, *, unit: bool, interpret: bool):
-    """silu(convolution + bias) by heads, of length 1 where `unit`.
+def conv_forward(arrays: Arrays, *, unit: bool, interpret: bool) -> Float[Array, "B T H c"]:
+    """Return silu(convolution + bias) by heads, scaled to length 1 where `unit`.
 
-    `given` holds x [B,T,H,c], weight [W,H,c], segments [B,T] and, where there is one, bias [H,c]; c is a power of two.
+    Args:
+      arrays: x [B,T,H,c], weight [W,H,c], segments [B,T] and optionally bias [H,c]; c is a power of
+        two.
+      interpret: run in Pallas' interpreter, on any device, slowly.
     """
-    return _call(functools.partial(_forward, unit=unit), given, ("x",), interpret)["x"]
+    kernel = functools.partial(_forward, unit=unit)
+    return _call(kernel, arrays, ("x",), interpret)["x"]
 
 
-def backward(given, gradient, *, unit: bool, interpret: bool):
-    """Gradients of x, weight and bias, as a dict."""
-    names = [name for name in given if name != "segments"]
-    found = _call(
-        functools.partial(_backward, unit=unit), given | {"gradient": gradient}, names, interpret
-    )
-    found |= {name: found[name].sum(0) for name in names if name != "x"}
-    return found | _call(_transposed, given | {"x": found["x"]}, ("x",), interpret)
+def conv_backward(
+    arrays: Arrays,
+    gradient: Float[Array, "B T H c"],
+    *,
+    unit: bool,
+    interpret: bool,
+) -> Arrays:
+    """Return the gradients of x, weight and bias by name; arguments as in conv_forward."""
+    names = [name for name in arrays if name != "segments"]
+    kernel = functools.partial(_backward, unit=unit)
+    inputs = arrays | {"gradient": gradient}
+    gradients = _call(kernel, inputs, names, interpret)
+    for name in names:
+        if name in PARAMETERS:
+            gradients[name] = gradients[name].sum(0)  # over tiles
+    # A second call, as a token's gradient of x needs those of the tokens behind it.
+    inputs = arrays | {"x": gradients["x"]}
+    return gradients | _call(_transposed, inputs, ("x",), interpret)
 
 
-def _call(kernel, given, wanted, interpret):
-    """Runs `kernel` on tiles of tokens of each row and head. Results are named and shaped like what they are gradients of.
+def _call(kernel: Callable, arrays: Arrays, wanted: Sequence[str], interpret: bool) -> Arrays:
+    """Run `kernel` on tiles of tokens of each row and head; return its results by name.
 
-    Those of weight and bias are float32 and have an axis of tiles in front, to be summed over.
+    A result is named and shaped like the array whose gradient it is. Those of weight and bias are
+    float32 and have an axis of tiles in front, to be summed over.
     """
-    B, T, H, c = given["x"].shape
-    tile = min(max(TILE // c, 16), 1 << (T - 1).bit_length())
+    B, T, H, c = arrays["x"].shape
+    next_power_of_two = 1 << (T - 1).bit_length()
+    tile = min(max(TILE // c, LEAST), next_power_of_two)
     tiles = -(-T // tile)
-    widths = {
-        name: ((0, 0), (0, tiles * tile - T)) + ((0, 0),) * (x.ndim - 2)
-        for name, x in given.items()
-    }
-    given = {
-        name: x if name in ("weight", "bias") else jnp.pad(x, widths[name])
-        for name, x in given.items()
-    }
-    places = {  # of a program's part; all of a row's tokens are there to be read, as neighbours lie in other tiles
-        "segments": ((None, tiles * tile), lambda b, t, h: (b, 0)),
-        "weight": ((given["weight"].shape[0], None, c), lambda b, t, h: (0, h, 0)),
-        "bias": ((None, c), lambda b, t, h: (h, 0)),
-    }
-    row = ((None, tiles * tile, None, c), lambda b, t, h: (b, 0, h, 0))
-    outs, shapes = {}, {}
+    length = tiles * tile
+    # Whole tiles: padding is of segment 0 and gives zeros.
+    inputs = {}
+    for name, x in arrays.items():
+        inputs[name] = x if name in PARAMETERS else _padded(x, length)
+
+    parts = _input_parts(inputs, length)
+    out_parts, out_shapes = {}, {}
     for name in wanted:
-        x = given[name]
+        x = inputs[name]
         if name == "x":
-            outs[name] = pl.BlockSpec((None, tile, None, c), lambda b, t, h: (b, t, h, 0))
-            shapes[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
+            out_parts[name] = pl.BlockSpec((None, tile, None, c), lambda b, t, h: (b, t, h, 0))
+            out_shapes[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
         else:
-            block, at = places[name]
-            outs[name] = pl.BlockSpec(
-                (None, *block), lambda b, t, h, at=at: (b * tiles + t, *at(b, t, h))
-            )
-            shapes[name] = jax.ShapeDtypeStruct((B * tiles, *x.shape), jnp.float32)
-    found = pl.pallas_call(
+            shape = (B * tiles, *x.shape)
+            out_parts[name] = _for_each_tile(parts[name], tiles)
+            out_shapes[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    out = pl.pallas_call(
         functools.partial(kernel, tile=tile),
         grid=(B, tiles, H),
-        in_specs=[{name: pl.BlockSpec(*places.get(name, row)) for name in given}],
-        out_specs=outs,
-        out_shape=shapes,
+        in_specs=[parts],
+        out_specs=out_parts,
+        out_shape=out_shapes,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
-    )(given)
-    return found | ({"x": found["x"][:, :T]} if tiles * tile > T else {})
+    )(inputs)
+    if length > T:
+        out["x"] = out["x"][:, :T]
+    return out
 
 
-def _forward(given, out, *, tile, unit):
-    _, total = _weighted(given, tile)
+def _padded(x: Array, length: int) -> Array:
+    """Return x [B,T,...] with zeros behind its tokens, up to `length`."""
+    _, T, *rest = x.shape
+    whole = [(0, 0)] * len(rest)
+    return jnp.pad(x, [(0, 0), (0, length - T), *whole])
+
+
+def _input_parts(inputs: Arrays, length: int) -> dict[str, pl.BlockSpec]:
+    """Return the part of each array that the program of row b, tile t and head h sees.
+
+    It sees all tokens of its row, because neighbours lie in other tiles.
+    """
+    W, _, c = inputs["weight"].shape
+    parts = {}
+    for name in inputs:
+        # None: the axis falls away.
+        if name == "segments":
+            parts[name] = pl.BlockSpec((None, length), lambda b, t, h: (b, 0))
+        elif name == "weight":
+            parts[name] = pl.BlockSpec((W, None, c), lambda b, t, h: (0, h, 0))
+        elif name == "bias":
+            parts[name] = pl.BlockSpec((None, c), lambda b, t, h: (h, 0))
+        else:
+            parts[name] = pl.BlockSpec((None, length, None, c), lambda b, t, h: (b, 0, h, 0))
+    return parts
+
+
+def _for_each_tile(part: pl.BlockSpec, tiles: int) -> pl.BlockSpec:
+    """Return the part of an array that has `part` for each row and tile, along its first axis."""
+
+    def place(b, t, h):
+        return (b * tiles + t, *part.index_map(b, t, h))
+
+    # Programs run in any order and must not add to one place.
+    return pl.BlockSpec((None, *part.block_shape), place)
+
+
+def _forward(inputs, out, *, tile, unit):
+    _, total = _weighted(inputs, tile)
     y = total * jax.nn.sigmoid(total)
-    out["x"][...] = (y * _shrink(y) if unit else y).astype(out["x"].dtype)
-
-
-def _backward(given, out, *, tile, unit):
-    taps, total = _weighted(given, tile)
-    sigmoid = jax.nn.sigmoid(total)
-    gradient = given["gradient"][pl.ds(pl.program_id(1) * tile, tile)].astype(jnp.float32)
     if unit:
+        y = y * _inverse_length(y)
+    result = out["x"]
+    result[...] = y.astype(result.dtype)
+
+
+def _backward(inputs, out, *, tile, unit):
+    """Write gradients of the convolution's result ("x"), and a tile's part of those of weights."""
+    taps, total = _weighted(inputs, tile)
+    sigmoid = jax.nn.sigmoid(total)
+    here = pl.ds(pl.program_id(1) * tile, tile)
+    gradient = inputs["gradient"][here].astype(jnp.float32)
+    if unit:
+        # y / |y| changes with y only across its own direction.
         y = total * sigmoid
-        shrink = _shrink(y)
+        shrink = _inverse_length(y)
         y *= shrink
-        gradient = shrink * (gradient - y * jnp.sum(gradient * y, axis=1)[:, None])
-    gradient *= sigmoid * (1.0 + total * (1.0 - sigmoid))
-    out["x"][...] = gradient.astype(out["x"].dtype)
+        along = jnp.sum(gradient * y, axis=1)[:, None]
+        gradient = shrink * (gradient - y * along)
+    # The derivative of silu(total) = total sigmoid(total).
+    slope = sigmoid * (1.0 + total * (1.0 - sigmoid))
+    gradient *= slope
+    result = out["x"]
+    result[...] = gradient.astype(result.dtype)
+    # Parts of this tile; conv_backward sums over tiles.
     for j, tap in enumerate(taps):
         out["weight"][j] = jnp.sum(gradient * tap, axis=0)
     if "bias" in out:
         out["bias"][...] = jnp.sum(gradient, axis=0)
 
 
-def _transposed(given, out, *, tile):
-    taps = _taps(given, tile, 1)
-    out["x"][...] = sum(
-        tap * weight[None] for tap, weight in zip(taps, _rows(given["weight"]))
-    ).astype(out["x"].dtype)
+def _transposed(inputs, out, *, tile):
+    """Write the gradient of x from that of the convolution's result: taps of the tokens behind."""
+    taps = _taps(inputs, tile, 1)
+    total = _sum_of_taps(taps, inputs["weight"])
+    result = out["x"]
+    result[...] = total.astype(result.dtype)
 
 
-def _weighted(given, tile):
-    """(taps, convolution + bias) of this program's tokens, float32."""
-    taps = _taps(given, tile, -1)
-    total = sum(tap * weight[None] for tap, weight in zip(taps, _rows(given["weight"])))
-    if "bias" in given:
-        total += given["bias"][...].astype(jnp.float32)[None]
+def _weighted(inputs, tile: int) -> tuple[list[Tile], Tile]:
+    """Return (taps, convolution + bias) of this program's tokens, float32."""
+    taps = _taps(inputs, tile, -1)
+    total = _sum_of_taps(taps, inputs["weight"])
+    if "bias" in inputs:
+        bias = inputs["bias"][...].astype(jnp.float32)
+        total += bias[None]
     return taps, total
 
 
-def _taps(given, tile, direction):
-    """x of the token itself and of its W - 1 neighbours before (direction -1) or behind (1), 0 where they are of another document."""
-    x, segments, W = given["x"], given["segments"], given["weight"].shape[0]
+def _taps(inputs, tile: int, direction: int) -> list[Tile]:
+    """Return x at each token and at its W - 1 neighbours, 0 for those of another document.
+
+    Args:
+      direction: -1 for the neighbours before, 1 for those behind.
+    """
+    x, segments = inputs["x"], inputs["segments"]
     place = pl.program_id(1) * tile + jnp.arange(tile)
-    own, found = segments[place], []
-    for j in range(W):
-        at = place + direction * j
-        here = jnp.clip(at, 0, x.shape[0] - 1)
-        same = (at == here) & (segments[here] == own) & (own != 0)
-        found.append(jnp.where(same[:, None], x[here, :].astype(jnp.float32), 0.0))
-    return found
+    own = segments[place]
+    taps = []
+    for j in range(inputs["weight"].shape[0]):
+        neighbour = place + direction * j
+        # A place outside of the row is read at its edge, and masked.
+        inside = jnp.clip(neighbour, 0, x.shape[0] - 1)
+        same = (neighbour == inside) & (segments[inside] == own)
+        visible = (same & (own != 0))[:, None]
+        values = x[inside, :].astype(jnp.float32)
+        taps.append(jnp.where(visible, values, 0.0))
+    return taps
 
 
-def _rows(weight):
-    return [weight[j].astype(jnp.float32) for j in range(weight.shape[0])]
+def _sum_of_taps(taps: list[Tile], weight: Any) -> Tile:
+    rows = [weight[j].astype(jnp.float32) for j in range(len(taps))]
+    total = 0
+    for tap, row in zip(taps, rows, strict=True):
+        total += tap * row[None]
+    return total
 
 
-def _shrink(y):
-    return jax.lax.rsqrt(jnp.sum(jnp.square(y), axis=1) + TINY)[:, None]
+def _inverse_length(y: Tile) -> Float[Array, "tile 1"]:
+    square_length = jnp.sum(jnp.square(y), axis=1)
+    return jax.lax.rsqrt(square_length + TINY)[:, None]

@@ -1,18 +1,26 @@
-"""Triton kernels (through Pallas) of the gated linear recurrence on NVIDIA GPUs: the walk over chunks and the inverse inside a chunk.
+"""Triton kernels (through Pallas) of the gated linear recurrence, for NVIDIA GPUs.
 
-XLA gives each step of a scan kernels of its own, and the steps are too small for that: here one program walks over all chunks of a head
-with the memory in its registers. The inverse is forward substitution, a row a step, which XLA would spread over as many kernels.
+`walk` goes over the chunks, `unit_inverse` inverts a matrix of each chunk. XLA gives each step of a
+scan kernels of its own, and the steps are too small for that: here one program walks over all
+chunks of a head with the memory in its registers. The inverse is forward substitution, a row a
+step, which XLA would spread over as many kernels.
+
+Axes as in ops/chunk_walk.py.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
 
-MULTIPROCESSORS = 132  # of an H100 or H200: the walk is cut into at least as many programs where value channels allow it
+# Of an H100 or H200. Where value channels allow it, a walk has at least as many programs.
+MULTIPROCESSORS = 132
 LEAST = 16  # a side of the smallest product in Triton
+CHANNELS = 64  # value channels of one program, at most
 AXES = {
     "written": "NPCV",
     "erased": "NPCK",
@@ -24,16 +32,36 @@ AXES = {
     "state": "PKV",
 }
 
+# Shapes of the terms of all chunks, of one memory for each walk, and of one matrix for each chunk.
+Values = Float[Array, "N P C V"]
+Keys = Float[Array, "N P C K"]
+Decays = Float[Array, "N P k"]
+Memories = Float[Array, "N P K V"]
+State = Float[Array, "P K V"]
+Matrices = Float[Array, "M C C"]
+Specs = dict[str, pl.BlockSpec]
 
-def walk(written, erased, writing, whole, added, state, *, reverse: bool, interpret: bool = False):
-    """(memories, new, state); arguments and results as of ops/chunk_walk.scan. C, K and V are powers of two, at least 16."""
+
+def walk(
+    written: Values | None,
+    erased: Keys | None,
+    writing: Keys | None,
+    whole: Decays,
+    added: Memories | None,
+    state: State,
+    *,
+    reverse: bool,
+    interpret: bool = False,
+) -> tuple[Memories, Values | None, State]:
+    """Return (memories, new, state) as chunk_walk.scan_chunks does.
+
+    C, K and V are powers of two, at least 16.
+    """
     P, K, V = state.shape
     N = whole.shape[0]
     dtype = (added if written is None else written).dtype
-    block = min(V, 64)
-    while P * (V // block) < MULTIPROCESSORS and block > LEAST:
-        block //= 2
-    given = {
+    block = _channels_of_a_program(P, V)
+    terms = {
         "written": written,
         "erased": erased,
         "writing": writing,
@@ -41,57 +69,87 @@ def walk(written, erased, writing, whole, added, state, *, reverse: bool, interp
         "added": added,
         "state": state,
     }
-    given = {name: x for name, x in given.items() if x is not None}
-    found = {"memories": (N, P, K, V), "state": state.shape} | (
-        {} if erased is None else {"new": written.shape}
-    )
-
-    def spec(name, shape):  # of one walk, and of some of its value channels
-        sizes = {"P": None, "V": block}
-        return pl.BlockSpec(
-            tuple(sizes.get(axis, size) for axis, size in zip(AXES[name], shape)),
-            lambda p, v: tuple({"P": p, "V": v}.get(axis, 0) for axis in AXES[name]),
-        )
-
+    inputs = {name: x for name, x in terms.items() if x is not None}
+    outputs = {
+        "memories": jax.ShapeDtypeStruct((N, P, K, V), dtype),
+        "state": jax.ShapeDtypeStruct(state.shape, jnp.float32),
+    }
+    if erased is not None:
+        outputs["new"] = jax.ShapeDtypeStruct(written.shape, dtype)
     out = pl.pallas_call(
         functools.partial(_walk, chunks=N, reverse=reverse, dtype=dtype),
         grid=(P, V // block),
-        in_specs=[{name: spec(name, x.shape) for name, x in given.items()}],
-        out_specs={name: spec(name, shape) for name, shape in found.items()},
-        out_shape={
-            name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "state" else dtype)
-            for name, shape in found.items()
-        },
+        in_specs=[_specs(inputs, block)],
+        out_specs=_specs(outputs, block),
+        out_shape=outputs,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
-    )(given)
+    )(inputs)
     return out["memories"], out.get("new", written), out["state"]
 
 
-def _walk(given, out, *, chunks, reverse, dtype):
+def _channels_of_a_program(walks: int, channels: int) -> int:
+    """Return the value channels of one program: few enough that all multiprocessors have work."""
+    block = min(channels, CHANNELS)
+    # Value channels are independent: each has a column of the memory.
+    while walks * (channels // block) < MULTIPROCESSORS and block > LEAST:
+        block //= 2
+    return block
+
+
+def _specs(arrays: dict[str, Any], block: int) -> Specs:
+    """Return the part of each array that the program of walk p and value channels v sees."""
+    specs = {}
+    for name, x in arrays.items():
+        specs[name] = _spec(AXES[name], x.shape, block)
+    return specs
+
+
+def _spec(axes: str, shape: tuple[int, ...], block: int) -> pl.BlockSpec:
+    sizes = {"P": None, "V": block}  # None: the axis falls away
+    part = []
+    for axis, size in zip(axes, shape, strict=True):
+        part.append(sizes.get(axis, size))
+
+    def place(p, v):
+        places = {"P": p, "V": v}
+        return tuple(places.get(axis, 0) for axis in axes)
+
+    return pl.BlockSpec(tuple(part), place)
+
+
+def _walk(inputs, out, *, chunks, reverse, dtype):
+    """Walk over all chunks of one walk p, for some value channels; references by name."""
     sign = 1.0 if reverse else -1.0
 
-    def one(number, state):
-        n = chunks - 1 - number if reverse else number
-        memory = state.astype(dtype)
+    def chunk(number, state):
+        n = chunks - 1 - number if reverse else number  # fori_loop only counts up
+        memory = state.astype(dtype)  # [K,V]; the state stays float32
         out["memories"][n] = memory
-        new = given["written"][n] if "written" in given else None
-        if "erased" in given:
-            new = (new.astype(jnp.float32) + sign * dot(given["erased"][n], memory)).astype(dtype)
+        new = inputs["written"][n] if "written" in inputs else None
+        if "erased" in inputs:
+            new = new.astype(jnp.float32) + sign * dot(inputs["erased"][n], memory)
+            new = new.astype(dtype)
             out["new"][n] = new
-        state = given["whole"][n][:, None] * state
-        if "writing" in given:
-            state -= sign * dot(given["writing"][n].T, new)
-        if "added" in given:
-            state += given["added"][n].astype(jnp.float32)
+        state = inputs["whole"][n][:, None] * state
+        if "writing" in inputs:
+            state -= sign * dot(inputs["writing"][n].T, new)
+        if "added" in inputs:
+            state += inputs["added"][n].astype(jnp.float32)
         return state
 
-    out["state"][...] = jax.lax.fori_loop(0, chunks, one, given["state"][...])
+    start = inputs["state"][...]
+    out["state"][...] = jax.lax.fori_loop(0, chunks, chunk, start)
 
 
-def unit_inverse(below, *, interpret: bool = False):
-    """(I + below)^-1 of strictly lower triangular [M,C,C] float32, by forward substitution. C is a power of two."""
+def unit_inverse(below: Matrices, *, interpret: bool = False) -> Matrices:
+    """Return (I + below)^-1 by forward substitution.
+
+    Args:
+      below: strictly lower triangular, float32; C is a power of two.
+    """
     M, C, _ = below.shape
+    warps = 4 if C > 64 else 2
     matrix = pl.BlockSpec((None, C, C), lambda m: (m, 0, 0))
     return pl.pallas_call(
         _unit_inverse,
@@ -99,23 +157,27 @@ def unit_inverse(below, *, interpret: bool = False):
         in_specs=[matrix],
         out_specs=matrix,
         out_shape=jax.ShapeDtypeStruct(below.shape, jnp.float32),
-        compiler_params=plgpu.CompilerParams(num_warps=4 if C > 64 else 2, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
     )(below)
 
 
 def _unit_inverse(below, out):
-    size = below.shape[0]
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+    """Invert one matrix [C,C]: row i is that of I, less below[i] times the rows before it."""
+    size, _ = below.shape
+    row = jax.lax.broadcasted_iota(jnp.int32, below.shape, 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, below.shape, 1)
 
-    def one(i, inverse):
+    def substitute(i, inverse):
         change = jnp.sum(below[i][:, None] * inverse, axis=0)
         return inverse - jnp.where(row == i, change[None, :], 0.0)
 
-    out[...] = jax.lax.fori_loop(1, size, one, (row == column).astype(jnp.float32))
+    unit = (row == column).astype(jnp.float32)
+    # Row 0 is that of I already.
+    out[...] = jax.lax.fori_loop(1, size, substitute, unit)
 
 
-def dot(a, b):
-    """A product of matrices inside a kernel, with sums of float32, of float32 operands not in a shorter type."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+def dot(a: Array, b: Array) -> Array:
+    """Return a @ b inside a kernel, with sums of float32; float32 operands stay float32."""
+    precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -1,29 +1,39 @@
-"""How programs are compiled: XLA's options for a device, and the cache on disk, so that a program is compiled once."""
+"""How programs are compiled: XLA's options for a device, and the cache of programs on disk."""
 
 import os
 from typing import Any
 
 import jax
 
+MIN_COMPILE_SECONDS = 0.5  # a program that compiles faster is not kept
+
 
 def compiler_options(
     platform: str, *, tuned: bool = True, triton: bool = False, deterministic: bool = False
 ) -> dict[str, Any]:
-    """XLA options of one program; measured gains only, all on one H200 with a 304M model unless said.
+    """Return XLA's options for one program.
+
+    Only measured gains are here, all on one H200 with a 304M model unless another is named.
 
     Args:
       platform: "gpu", "tpu" or "cpu", as a mesh's devices say.
-      tuned: try cuBLAS's algorithms for each product, which takes half of the time to compile. Worth nothing in bfloat16 training, 3 % of
-        a step in float8, a tenth of a decode loop.
-      triton: try XLA's own Triton kernels for products too. A fifth of the time of a decode loop, which then compiles in 29 s and not
-        in 10; training is slower with them (171 instead of 159 ms a step on an H100).
-      deterministic: the same bits in every run.
+      tuned: try cuBLAS's algorithms for each product, which takes half of the time to compile. It
+        gains nothing in bfloat16 training, 3 % of a step in float8, a tenth of a decode loop.
+      triton: try XLA's own Triton kernels for products too. They gain a fifth of the time of a
+        decode loop, which then compiles in 29 s and not in 10. Training is slower with them (171
+        instead of 159 ms a step on an H100).
+      deterministic: every run must give the same bits.
     """
     if platform != "gpu":
         return {}
-    options: dict[str, Any] = {} if triton else {"xla_gpu_enable_triton_gemm": False}
-    options |= {} if tuned else {"xla_gpu_autotune_level": 0}
-    return options | ({"xla_gpu_deterministic_ops": True} if deterministic else {})
+    options: dict[str, Any] = {}
+    if not triton:
+        options["xla_gpu_enable_triton_gemm"] = False
+    if not tuned:
+        options["xla_gpu_autotune_level"] = 0
+    if deterministic:
+        options["xla_gpu_deterministic_ops"] = True
+    return options
 
 
 def use_compile_cache() -> None:
@@ -34,6 +44,7 @@ def use_compile_cache() -> None:
     """
     if not jax.config.jax_compilation_cache_dir:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "slmjax", "compiled"))
+        folder = os.path.join(base, "slmjax", "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

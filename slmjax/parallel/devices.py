@@ -1,26 +1,31 @@
-"""What a device can do at best: peak FLOP/s and memory bandwidth from datasheets."""
+"""Peak FLOP/s and memory bandwidth of devices, from datasheets."""
 
 import re
 from typing import NamedTuple
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None) -> float | None:
-    """Model FLOPs utilisation, a share of 1; None where the peak is not known.
+    """Return model FLOPs utilisation, a share of 1; None where the peak is not known.
 
     Args:
       peak: FLOP/s of all devices together: peak_flops times their number.
     """
-    return None if not peak else tokens_per_second * flops_per_token / peak
+    if not peak:
+        return None
+    return tokens_per_second * flops_per_token / peak
 
 
 class Peak(NamedTuple):
-    """Dense FLOP/s of one JAX device."""
+    """Dense FLOP/s of one JAX device.
 
-    pattern: str  # over the whole device_kind, in lower case
-    half: float  # bfloat16, or float16 where there is no bfloat16; sums in float32
-    single: (
-        float  # what XLA uses for float32 by default: TF32 from Ampere on, one bfloat16 pass on TPU
-    )
+    pattern: matches the whole device_kind in lower case.
+    half: bfloat16, or float16 where there is no bfloat16; sums in float32.
+    single: XLA's default for float32: TF32 from Ampere on, one bfloat16 pass on TPU.
+    """
+
+    pattern: str
+    half: float
+    single: float
 
 
 # Without sparsity (datasheets print twice that from Ampere on). The first match counts.
@@ -35,12 +40,12 @@ PEAKS = (
     Peak(r".*\bl4\b.*", 121e12, 60e12),  # NVIDIA L4 datasheet
     Peak(r".*\ba10\b.*", 125e12, 62.5e12),  # NVIDIA A10 datasheet
     Peak(r".*\brtx 4090", 165.2e12, 82.6e12),  # NVIDIA Ada architecture whitepaper, appendix A
-    Peak(
-        r".*\bv100-pcie\b.*", 112e12, 14e12
-    ),  # NVIDIA V100 datasheet, PCIe column; float16, no TF32
-    Peak(r".*\bv100\b.*", 125e12, 15.7e12),  # NVIDIA V100 datasheet, SXM2 column; float16, no TF32
-    Peak(r".*\bt4\b.*", 65e12, 8.1e12),  # NVIDIA T4 datasheet; float16, no TF32
-    # Google Cloud's page of each TPU says a chip's rate. On v2, v3 and 7x a JAX device is one of a chip's two cores.
+    # V100 and T4: float16, no TF32.
+    Peak(r".*\bv100-pcie\b.*", 112e12, 14e12),  # NVIDIA V100 datasheet, PCIe column
+    Peak(r".*\bv100\b.*", 125e12, 15.7e12),  # NVIDIA V100 datasheet, SXM2 column
+    Peak(r".*\bt4\b.*", 65e12, 8.1e12),  # NVIDIA T4 datasheet
+    # Google Cloud's page of each TPU gives a chip's rate. On v2, v3 and 7x a JAX device is one of a
+    # chip's two cores.
     Peak(r"tpu v2", 45e12 / 2, 45e12 / 2),
     Peak(r"tpu v3", 123e12 / 2, 123e12 / 2),
     Peak(r"tpu v4", 275e12, 275e12),
@@ -52,17 +57,20 @@ PEAKS = (
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Peak dense matrix-product FLOP/s of one JAX device; None for devices that are not in the table, such as CPUs.
+    """Return the peak FLOP/s of dense matrix products on one JAX device.
+
+    It is None for devices that are not in the table, such as CPUs.
 
     Args:
       device_kind: as jax.Device.device_kind says, e.g. "NVIDIA H100 80GB HBM3", "TPU v5 lite".
       dtype: "bfloat16", "float16" or "float32".
     """
-    name = device_kind.lower()
-    if " mig " in name:
-        return None  # a slice of a card, whose share the name does not say
-    found = next((peak for peak in PEAKS if re.fullmatch(peak.pattern, name)), None)
-    return found and (found.single if dtype == "float32" else found.half)
+    if _is_slice(device_kind):
+        return None
+    for peak in PEAKS:
+        if re.fullmatch(peak.pattern, device_kind.lower()):
+            return peak.single if dtype == "float32" else peak.half
+    return None
 
 
 # Bytes a second of one JAX device's memory; the first match counts.
@@ -84,14 +92,21 @@ BANDWIDTHS = (
 
 
 def memory_bandwidth(device_kind: str) -> float | None:
-    """Bytes a second that one JAX device reads from its memory at best; None for devices that are not in the table, such as CPUs.
+    """Return the bytes a second that one JAX device reads from its memory at best.
+
+    It is None for devices that are not in the table, such as CPUs.
 
     Args:
       device_kind: as jax.Device.device_kind says.
     """
-    name = device_kind.lower()
-    return (
-        None
-        if " mig " in name
-        else next((rate for pattern, rate in BANDWIDTHS if re.fullmatch(pattern, name)), None)
-    )
+    if _is_slice(device_kind):
+        return None
+    for pattern, rate in BANDWIDTHS:
+        if re.fullmatch(pattern, device_kind.lower()):
+            return rate
+    return None
+
+
+def _is_slice(device_kind: str) -> bool:
+    """True for a slice of a card (MIG), whose share the name does not say."""
+    return " mig " in device_kind.lower()

@@ -1,4 +1,4 @@
-"""Several processes as one program: start, agreement on leaving, gathering small arrays."""
+"""Several processes as one program: start, agreement, and batches put together from their rows."""
 
 import contextlib
 import importlib.util
@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -20,54 +21,54 @@ from slmjax.readable import duration
 # Seconds of waiting for other processes: until the first line that says so, from line to line, and
 # until this process gives up.
 FIRST_LINE, NEXT_LINE, LIMIT = 5.0, 60.0, 300.0
+ESTABLISHED = "01"  # state of a connection in /proc/net/tcp
 
 
 def check_devices() -> None:
     """Raises: UserError where JAX finds no device of the kind that the environment asks for."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # of an empty AssertionError the name
+    except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
+        # An AssertionError without text gives its name.
+        reason = first_line(error).rstrip(".")
         raise UserError(
-            f"JAX finds no device of JAX_PLATFORMS={asked} ({first_line(error).rstrip('.')}); leave it unset to take what is here."
+            f"JAX finds no device of JAX_PLATFORMS={asked} ({reason}); "
+            "leave it unset to take what is here."
         ) from error
 
 
 def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-    """Join the other processes, if there are others; must come before anything else touches a device.
+    """Join the other processes, if there are others; it must come before a device is touched.
 
-    Told by arguments, or by the environment: JAX_COORDINATOR_ADDRESS, Slurm, or a TPU pod's metadata (jax.distributed finds those itself).
-    Raises: UserError where only some of the three arguments are given.
+    The arguments say where they are, or else the environment: JAX_COORDINATOR_ADDRESS, Slurm, or a
+    TPU pod's metadata, which jax.distributed finds itself.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: how many there are.
+      process: number of this one.
+
+    Raises: UserError where only some of the three arguments are given, or joining fails.
     """
     if jax.distributed.is_initialized():
         return
-    given: tuple = ()
+    arguments: tuple = ()
     if coordinator or processes or process >= 0:
-        if not coordinator or not 0 < processes < 2**31 or not 0 <= process < processes:
-            raise UserError(
-                "--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together."
-            )
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(
-                f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476."
-            )
-        given = (coordinator, processes, process)
+        port = _checked_port(coordinator, processes, process)
+        arguments = (coordinator, processes, process)
         if process == 0:
-            _check_port(int(port))
-    if given or is_one_of_several():
+            _check_port_is_free(port)
+    if arguments or is_one_of_several():
         with waiting_is_said():
-            # JAX itself aborts with a stack trace; the sentence comes before.
+            # JAX itself aborts with a stack trace at its limit; our sentence comes before.
             try:
-                jax.distributed.initialize(*given, initialization_timeout=int(LIMIT) + 60)
-            except (
-                RuntimeError,
-                ValueError,
-            ) as error:  # a port that is taken, half of an environment
+                jax.distributed.initialize(*arguments, initialization_timeout=int(LIMIT) + 60)
+            except (RuntimeError, ValueError) as error:
+                # A port that is taken, or half of an environment.
+                reason = first_line(error).rstrip(".")
                 advice = "give --coordinator=HOST:PORT, --processes=N and --process=I"
-                raise UserError(
-                    f"the processes cannot be joined: {first_line(error).rstrip('.')}; {advice}."
-                ) from error
+                raise UserError(f"the processes cannot be joined: {reason}; {advice}.") from error
     check_devices()
 
 
@@ -95,21 +96,7 @@ def waiting_is_said() -> Iterator[None]:
     """
     joined = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
-
-    def follow() -> None:
-        began, pause = time.monotonic(), FIRST_LINE
-        while not joined.wait(min(pause, LIMIT)):
-            waited = time.monotonic() - began
-            if waited >= LIMIT:
-                advice = (
-                    "start the same command once for each process, with --process=0, 1 and so on"
-                )
-                _say(f"slmjax: gave up after {duration(waited)}. {waiting_for()}; {advice}.")
-                os._exit(2)
-            _say(f"{waiting_for()} ({duration(waited)} so far)")
-            pause = min(NEXT_LINE, LIMIT - waited)
-
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=_report_waiting, args=(joined,), daemon=True).start()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main_thread else None
     try:
         yield
@@ -119,8 +106,26 @@ def waiting_is_said() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+def _report_waiting(joined: threading.Event) -> None:
+    """Print lines until `joined` is set; end the process after LIMIT seconds."""
+    began = time.monotonic()
+    pause = FIRST_LINE
+    while not joined.wait(min(pause, LIMIT)):
+        waited = time.monotonic() - began
+        if waited >= LIMIT:
+            _give_up(waited)
+        _say(f"{waiting_for()} ({duration(waited)} so far)")
+        pause = min(NEXT_LINE, LIMIT - waited)
+
+
+def _give_up(waited: float) -> NoReturn:
+    advice = "start the same command once for each process, with --process=0, 1 and so on"
+    _say(f"slmjax: gave up after {duration(waited)}. {waiting_for()}; {advice}.")
+    os._exit(2)
+
+
 def waiting_for() -> str:
-    """Where this process waits and how many others are missing, in words."""
+    """Return where this process waits and how many others are missing, in words."""
     from jax._src.distributed import global_state as state  # knows what Slurm or a pod said
 
     if state.coordinator_address is None:
@@ -138,22 +143,22 @@ def waiting_for() -> str:
 
 
 def connections(port: int) -> int:
-    """Open connections to a port of this machine: one for each process that has joined, this one among them."""
+    """Return the open connections to a port of this machine.
+
+    There is one for each process that has joined, this one among them. It is 1 on systems other
+    than Linux, which do not say.
+    """
     count = 0
     for name in ("tcp", "tcp6"):
         try:
             with open(f"/proc/net/{name}") as table:
-                rows = [line.split() for line in table]
-        except OSError:  # another system than Linux
+                lines = table.readlines()
+        except OSError:
             return 1
-        count += sum(
-            row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows
-        )  # 01: established
+        for line in lines:
+            _, local_address, _, state, *_ = line.split()
+            count += local_address.endswith(f":{port:04X}") and state == ESTABLISHED
     return count
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
 
 
 def is_first() -> bool:
@@ -162,53 +167,15 @@ def is_first() -> bool:
 
 
 def leaving_together(step: int, asked: bool) -> bool:
-    """True at the same step on every process once one of them was asked to leave (SIGTERM); of one process alone, `asked`."""
+    """True at the same step on every process, once one of them was asked to leave (SIGTERM).
+
+    A process alone leaves at once where `asked`.
+    """
     if jax.process_count() == 1:
         return asked
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
-
-
-def _check_port(port: int) -> None:
-    """Raises: UserError where another program listens there; JAX's own attempt may end the process."""
-    try:
-        with socket.create_server(("", port)):
-            pass
-    except OSError as error:
-        reason = f"port {port} of this machine is taken ({error.strerror})"
-        raise UserError(
-            f"the processes cannot be joined: {reason}; give another --coordinator=HOST:PORT."
-        ) from error
-
-
-def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.ndarray:
-    """Sorted numbers of the batch's rows that this process's devices hold."""
-    slices = sharding.addressable_devices_indices_map((rows, length)).values()
-    return np.unique(np.concatenate([np.arange(rows)[index[0]] for index in slices]))
-
-
-def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarray) -> dict:
-    """Device arrays of a batch from this process's rows: arrays[name][i] is row held[i] of the batch.
-
-    Fields without a batch axis are not among `arrays`: they are zeros.
-    """
-    place = {int(row): i for i, row in enumerate(held)}
-
-    def one(name: str, field: Field):
-        def piece(index):
-            first, last, _ = index[0].indices(field.shape[0])
-            start = place[first]
-            return arrays[name][start : start + last - first][(slice(None), *index[1:])]
-
-        def zeros(index):
-            return np.zeros(field.shape, field.dtype)[index]
-
-        return jax.make_array_from_callback(
-            field.shape, shardings[name], piece if field.by_rows else zeros
-        )
-
-    return {name: one(name, field) for name, field in fields.items()}
 
 
 def barrier(name: str) -> None:
@@ -220,7 +187,7 @@ def barrier(name: str) -> None:
 
 
 def all_agree(good: bool) -> bool:
-    """True where every process says so."""
+    """True where `good` is true on every process."""
     if jax.process_count() == 1:
         return good
     from jax.experimental import multihost_utils
@@ -229,9 +196,73 @@ def all_agree(good: bool) -> bool:
 
 
 def agree(value: int) -> int:
-    """The first process's value, on every process."""
+    """Return the first process's value, on every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.ndarray:
+    """Return the sorted numbers of the batch's rows that this process's devices hold."""
+    numbers = np.arange(rows)
+    places = sharding.addressable_devices_indices_map((rows, length)).values()
+    return np.unique(np.concatenate([numbers[index[0]] for index in places]))
+
+
+def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarray) -> dict:
+    """Return device arrays of a batch, from this process's rows.
+
+    Args:
+      arrays: arrays[name][i] is row held[i] of the batch. Fields without a batch axis are not among
+        them: they are zeros.
+    """
+    place = {int(row): i for i, row in enumerate(held)}
+    batch = {}
+    for name, field in fields.items():
+        part = _rows_of(arrays[name], field, place) if field.by_rows else _zeros(field)
+        batch[name] = jax.make_array_from_callback(field.shape, shardings[name], part)
+    return batch
+
+
+def _rows_of(array: np.ndarray, field: Field, place: dict[int, int]) -> Callable:
+    """Return a function from a device's index to its part of a field with rows."""
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        first, last, _ = index[0].indices(field.shape[0])
+        start = place[first]
+        rows = array[start : start + last - first]
+        return rows[(slice(None), *index[1:])]
+
+    return part
+
+
+def _zeros(field: Field) -> Callable:
+    return lambda index: np.zeros(field.shape, field.dtype)[index]
+
+
+def _checked_port(coordinator: str, processes: int, process: int) -> int:
+    """Return the coordinator's port. Raises: UserError where the three arguments do not fit."""
+    if not coordinator or not 0 < processes < 2**31 or not 0 <= process < processes:
+        raise UserError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together.")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, for example host0:8476.")
+    return int(port)
+
+
+def _check_port_is_free(port: int) -> None:
+    """Raises: UserError where another program listens; JAX's own attempt may end the process."""
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        reason = f"port {port} of this machine is taken ({error.strerror})"
+        raise UserError(
+            f"the processes cannot be joined: {reason}; give another --coordinator=HOST:PORT."
+        ) from error
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The device mesh, what its devices can do, and the helpers through which activations meet it."""
+"""The device mesh, facts about its devices, and the helpers through which activations meet it."""
 
 import math
 import os
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from slmjax.errors import UserError
 
@@ -17,7 +18,7 @@ BATCH = ("data", "fsdp")  # the axes that split a batch
 
 
 class DeviceKind(NamedTuple):
-    """What the rest of the library asks of a device."""
+    """The properties of a device that decide about kernels, types and sizes."""
 
     platform: str  # cpu, gpu, tpu
     name: str  # "NVIDIA H100 80GB HBM3", "TPU v5 lite"
@@ -27,14 +28,16 @@ class DeviceKind(NamedTuple):
 
 
 def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp, tensor, sequence, expert (type Auto); one size may be -1.
+    """Return a mesh with the axes data, fsdp, tensor, sequence, expert (type Auto).
 
     Args:
-      sizes: devices along each axis.
+      sizes: devices along each axis; one may be -1, for all that are left.
       devices: default all devices of all processes.
+
     Raises: UserError where the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.devices()
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise UserError(f"config.mesh is {dict(sizes)}; sizes are positive, and at most one is -1.")
@@ -42,10 +45,10 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     if -1 in shape and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
-        raise UserError(
-            f"config.mesh is {dict(sizes)}, which does not multiply to the {len(devices)} devices that are here."
-        )
+        here = f"the {len(devices)} devices that are here"
+        raise UserError(f"config.mesh is {dict(sizes)}, which does not multiply to {here}.")
     if devices[0].platform == "tpu" and len(devices) > 1:
+        # Puts neighbours of the mesh on neighbouring chips.
         from jax.experimental import mesh_utils
 
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
@@ -55,7 +58,7 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
 
 
 def device_memory(device: DeviceKind) -> float | None:
-    """Bytes of memory of a device: what it says, or this machine's for a CPU; None where neither is known."""
+    """Return the bytes of memory of a device, for a CPU this machine's; None if not known."""
     if device.memory or device.platform != "cpu":
         return device.memory
     try:
@@ -65,28 +68,29 @@ def device_memory(device: DeviceKind) -> float | None:
 
 
 def device_kind(mesh: Mesh) -> DeviceKind:
-    """What the mesh's devices are; works for the described devices of an ahead-of-time compile too."""
+    """Return the properties of the mesh's devices, its first one's.
+
+    It works for the described devices of an ahead-of-time compile too.
+    """
     device = mesh.devices.flat[0]
-    platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
+    platform = device.platform
+    if platform in ("cuda", "rocm"):
+        platform = "gpu"
     capability = None
     if platform == "gpu":
         text = getattr(device, "compute_capability", None)
-        capability = float(text) if text else None
+        if text:
+            capability = float(text)
     try:
         memory = (device.memory_stats() or {}).get("bytes_limit")
     except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):
         memory = None
-    return DeviceKind(
-        platform,
-        device.device_kind,
-        capability,
-        memory,
-        len({d.process_index for d in mesh.devices.flat}),
-    )
+    processes = {other.process_index for other in mesh.devices.flat}
+    return DeviceKind(platform, device.device_kind, capability, memory, len(processes))
 
 
 def constrain(x: jax.Array, *spec) -> jax.Array:
-    """`x` with its sharding fixed to `spec` on the mesh in force; x itself where there is none."""
+    """Return `x` with its sharding fixed to `spec` on the current mesh; x itself without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -94,40 +98,55 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
 
 
 def ways(*axes: str) -> int:
-    """Devices along these axes together of the mesh in force; 1 where there is none."""
+    """Return the product of the current mesh's sizes along `axes`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp."""
+    """Return the sharding of rows over data and fsdp."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def per_device_heads(kernel: Callable) -> Callable:
-    """A kernel(query [B,T,N,H], key [B,T,K,H], value, segments [B,T]) that runs on each device's own rows and heads.
+    """Return `kernel` so that it runs on each device's own rows and heads.
 
-    Rows are split over data and fsdp, heads over tensor; where the tensor axis exceeds K, each device takes the one key/value head of its
-    queries. Without a mesh, the kernel itself.
+    Rows are split over data and fsdp, heads over tensor. Where the tensor axis exceeds K, each
+    device takes the one key/value head of its queries. Without a mesh, it is the kernel itself.
+
+    Args:
+      kernel: function of query [B,T,N,H], key [B,T,K,H], value [B,T,K,H] and segments [B,T].
     """
 
-    def run(query, key, value, segments):
+    def run(
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        segments: Int[Array, "B T"],
+    ) -> Float[Array, "B T N H"]:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return kernel(query, key, value, segments)
-        tensor, K = mesh.shape["tensor"], key.shape[2]
-        split = K % tensor == 0
+        N, K = query.shape[2], key.shape[2]
+        split = K % mesh.shape["tensor"] == 0
         heads = P(BATCH, None, "tensor", None)
-        kv = heads if split else P(BATCH, None, None, None)
+        kv_heads = heads if split else P(BATCH, None, None, None)
 
         def local(q, k, v, s):
             if not split:
-                first = jax.lax.axis_index("tensor") * q.shape[2] // (query.shape[2] // K)
-                k, v = (jax.lax.dynamic_slice_in_dim(a, first, 1, axis=2) for a in (k, v))
+                first_query = jax.lax.axis_index("tensor") * q.shape[2]
+                head = first_query // (N // K)
+                k, v = _one_head(k, head), _one_head(v, head)
             return kernel(q, k, v, s)
 
-        return jax.shard_map(
-            local, in_specs=(heads, kv, kv, P(BATCH, None)), out_specs=heads, check_vma=False
-        )(query, key, value, segments)
+        in_specs = (heads, kv_heads, kv_heads, P(BATCH, None))
+        sharded = jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)
+        return sharded(query, key, value, segments)
 
     return run
+
+
+def _one_head(x: Float[Array, "B T K H"], head: Int[Array, ""]) -> Float[Array, "B T 1 H"]:
+    return jax.lax.dynamic_slice_in_dim(x, head, 1, axis=2)

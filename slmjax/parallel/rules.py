@@ -19,91 +19,79 @@ RULES = {
     "rows": "fsdp",
     "expert": "expert",
 }
-WHOLE_IF_FEWER = (
-    "kv_heads",
-)  # whole on each device where the mesh axis is a multiple of the dimension
+# Whole on each device where the mesh axis is a multiple of the dimension.
+WHOLE_IF_FEWER = ("kv_heads",)
 
 
 def shardings(declared: Any, mesh: Mesh) -> Any:
-    """NamedShardings of parameters, laid out as `declared`, their declarations (declare.Weight).
+    """Return the NamedShardings of parameters, laid out as their declarations (declare.Weight).
 
     Raises: ValueError naming the parameter for an unknown axis or a dimension that its mesh axis
       does not divide.
     """
 
-    def one(path, known):
-        return NamedSharding(mesh, spec(path_name(path), known.shape, known.axes, mesh))
+    def sharding(path, weight):
+        return NamedSharding(mesh, spec(path_name(path), weight.shape, weight.axes, mesh))
 
-    return jax.tree_util.tree_map_with_path(one, declared)
+    return jax.tree_util.tree_map_with_path(sharding, declared)
 
 
 def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> P:
-    """The partition of a parameter from its logical axes; a mesh axis is used by the first that names it."""
+    """Return the partition of a parameter from its logical axes.
+
+    A mesh axis is used once, by the first logical axis that names it.
+
+    Raises: ValueError as `shardings` does.
+    """
     entries: list[str | None] = []
-    for i, (size, axis) in enumerate(zip(shape, axes, strict=True)):
-        if axis is not None and axis not in RULES:
-            raise ValueError(
-                f"parameter '{name}': unknown axis '{axis}'; there is {', '.join(RULES)}"
-            )
-        to = RULES.get(axis)
-        ways = 1 if to is None else mesh.shape[to]
-        if to in entries:
-            to = None
-        elif size % ways and not (axis in WHOLE_IF_FEWER and ways % size == 0):
-            if axis in WHOLE_IF_FEWER:
-                raise ValueError(
-                    f"parameter '{name}': {size} key/value heads neither divide nor are divided by the axis {to}={ways}"
-                )
-            raise ValueError(
-                f"parameter '{name}': dimension {i} of {shape} is not divisible by the axis {to}={ways}"
-            )
-        elif size % ways:
-            to = None
-        entries.append(to)
+    for dimension, (_, axis) in enumerate(zip(shape, axes, strict=True)):
+        mesh_axis = _mesh_axis(name, axis)
+        if mesh_axis in entries or not _is_split(name, shape, dimension, axis, mesh):
+            mesh_axis = None
+        entries.append(mesh_axis)
     return P(*entries)
 
 
 def field_shardings(fields: Fields, mesh: Mesh) -> dict:
-    """Where a batch lies: fields with a batch axis by rows, the others whole on every device."""
+    """Return where a batch lies: fields with a batch axis by rows, others whole on every device."""
     whole = NamedSharding(mesh, P())
-    return {
-        name: batch_sharding(mesh) if field.by_rows else whole for name, field in fields.items()
-    }
+    by_rows = batch_sharding(mesh)
+    return {name: by_rows if field.by_rows else whole for name, field in fields.items()}
 
 
 def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) -> Any:
-    """NamedShardings for optimizer state: a leaf under a parameter's path, of its shape, takes its spec; the rest is whole everywhere.
+    """Return the NamedShardings of optimizer state.
 
-    Optimizer state keeps parameters in flat dicts whose keys are parameter paths ("stack/0/0/mixer/query").
+    A leaf under a parameter's path, of its shape, takes the parameter's sharding. Other leaves are
+    whole on every device. Optimizer state keeps parameters in flat dicts whose keys are their paths
+    ("stack/0/0/mixer/query").
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    by_path = {
-        path_name(path): (leaf.shape, s)
-        for (path, leaf), s in zip(leaves, jax.tree.leaves(param_shardings), strict=True)
-    }
+    flat = flatten_tree(params)
+    known = dict(zip(flat, jax.tree.leaves(param_shardings), strict=True))
+    whole = NamedSharding(mesh, P())
 
-    def one(path, leaf):
+    def sharding(path, leaf):
         last = getattr(path[-1], "key", None) if path else None
-        shape, sharding = by_path.get(last, (None, None))
-        return sharding if shape == leaf.shape else NamedSharding(mesh, P())
+        if last in known and flat[last].shape == leaf.shape:
+            return known[last]
+        return whole
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def path_name(path: tuple) -> str:
-    """ "stack/0/0/mixer/query" of a key path."""
-    return "/".join(
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    )
+    """Return a key path as text: "stack/0/0/mixer/query"."""
+    return "/".join(_key_name(key) for key in path)
 
 
 def flatten_tree(tree: dict) -> dict:
-    """{path: leaf}."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Return {path: leaf}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict) -> dict:
-    """The nested dict of {path: leaf}."""
+    """Return the nested dict of {path: leaf}."""
     tree: dict = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")
@@ -112,3 +100,42 @@ def unflatten(flat: dict) -> dict:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
+
+
+def _mesh_axis(name: str, axis: str | None) -> str | None:
+    if axis is None:
+        return None
+    if axis not in RULES:
+        raise ValueError(f"parameter '{name}': unknown axis '{axis}'; there is {', '.join(RULES)}")
+    return RULES[axis]
+
+
+def _is_split(
+    name: str, shape: tuple[int, ...], dimension: int, axis: str | None, mesh: Mesh
+) -> bool:
+    """True where the axis splits its dimension, False where each device holds the whole of it.
+
+    Raises: ValueError where neither is possible.
+    """
+    if axis is None:
+        return False
+    size = shape[dimension]
+    ways = mesh.shape[RULES[axis]]
+    if size % ways == 0:
+        return True
+    mesh_axis = f"the axis {RULES[axis]}={ways}"
+    if axis not in WHOLE_IF_FEWER:
+        place = f"dimension {dimension} of {shape}"
+        raise ValueError(f"parameter '{name}': {place} is not divisible by {mesh_axis}")
+    if ways % size:
+        fault = f"{size} key/value heads neither divide nor are divided by {mesh_axis}"
+        raise ValueError(f"parameter '{name}': {fault}")
+    return False
+
+
+def _key_name(key: Any) -> str:
+    """Return the name of a key of a dict, dataclass or sequence."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

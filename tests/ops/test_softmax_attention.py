@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmjax.errors import UserError
 from slmjax.ops import cudnn_attention
 from slmjax.ops import softmax_attention as ops
 from slmjax.ops.softmax_attention import KernelChoice, attention, choose
@@ -217,7 +216,7 @@ def test_splash_is_the_reference_in_value_and_gradients(T, N, K, window):
 
 def test_splash_refuses_a_length_that_its_blocks_do_not_divide():
     query, key, value, _ = _inputs(100, 2, 1, 8)
-    with pytest.raises(UserError, match="multiple of 128"):
+    with pytest.raises(ValueError, match="multiple of 128"):
         splash_attention(query, key, value, jnp.ones((2, 100), jnp.int32))
 
 
@@ -318,5 +317,5 @@ def test_the_kernel_of_a_device(device, arguments, kernel, reason):
 def test_an_unknown_kernel_is_refused_by_name():
     query, key, value, _ = _inputs(4, 2, 1, 4)
     segments = jnp.ones((2, 4), jnp.int32)
-    with pytest.raises(UserError, match="no kernel 'flash'"):
+    with pytest.raises(ValueError, match="no kernel 'flash'"):
         attention(query, key, value, query_segments=segments, key_segments=segments, kernel="flash")

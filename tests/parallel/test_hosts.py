@@ -197,7 +197,7 @@ def waits(coordinator, process, processes, limit):
     """A process that waits for others, with a line each second."""
     script = (
         f"from slmjax.parallel import hosts; hosts.FIRST_LINE, hosts.NEXT_LINE, hosts.LIMIT = 1, 1, {limit}; "
-        f"hosts.start({coordinator!r}, {processes}, {process})"
+        f"hosts.start_processes({coordinator!r}, {processes}, {process})"
     )
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
 
@@ -264,7 +264,7 @@ def test_a_coordinator_without_port_is_refused():
 
 @pytest.mark.parametrize("kind", ["cuda", "nowhere"])
 def test_a_kind_of_device_that_is_not_here_is_told(kind):
-    program = "from slmjax import cli\nfrom slmjax.parallel import hosts\ncli.script(lambda: cli.entry(lambda words: hosts.start(), []))"
+    program = "from slmjax import cli\nfrom slmjax.parallel import hosts\ncli.script(lambda: cli.entry(lambda words: hosts.start_processes(), []))"
     environment = {**os.environ, "JAX_PLATFORMS": kind}
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -295,7 +295,7 @@ def test_what_keeps_processes_from_joining_is_told(fault):
         )
         given = f"'127.0.0.1:{taken.getsockname()[1]}', 2, 0" if fault == "port in use" else ""
         imports = "from slmjax import cli\nfrom slmjax.parallel import hosts\n"
-        program = f"{imports}cli.script(lambda: cli.entry(lambda words: hosts.start({given}), []))"
+        program = f"{imports}cli.script(lambda: cli.entry(lambda words: hosts.start_processes({given}), []))"
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=environment,

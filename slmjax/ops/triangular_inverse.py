@@ -1,0 +1,65 @@
+"""The inverse of I + L for strictly lower triangular L: the UT transform of the delta rule."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from slmjax.ops import triton_walk
+from slmjax.ops.chunk_walk import dot
+from slmjax.ops.recurrence_layout import led
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def unit_triangular_inverse(
+    kernel: str, dtype: Any, below: Float[Array, "*B C C"]
+) -> Float[Array, "*B C C"]:
+    """Return (I + below)^-1, computed in float32, as `dtype`. Its gradient needs only the result.
+
+    Args:
+      kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (Triton's kernel, anywhere).
+      below: strictly lower triangular; C is a power of two.
+    """
+    if kernel == "scan":
+        return _doubled(below).astype(dtype)
+    matrices = below.reshape(-1, *below.shape[-2:])
+    inverse = triton_walk.unit_inverse(matrices, interpret=kernel == "interpret")
+    return inverse.reshape(below.shape).astype(dtype)
+
+
+def _forward(kernel, dtype, below):
+    inverse = unit_triangular_inverse(kernel, dtype, below)
+    return inverse, inverse
+
+
+def _backward(kernel, dtype, inverse, gradient):
+    # d(X^-1) = -X^-1 dX X^-1
+    half = dot("...ji,...jk->...ik", inverse, gradient, dtype)
+    return (-dot("...ij,...kj->...ik", half, inverse),)
+
+
+unit_triangular_inverse.defvjp(_forward, _backward)
+
+
+def _doubled(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+    """Return the inverse from that of its diagonal blocks, whose size doubles from 1 to C.
+
+    With blocks X and Y on the diagonal and Z below X, the lower left block is -Y^-1 Z X^-1. The
+    series of powers of `below` is no alternative: powers can be huge where their sum is not.
+    """
+    size = below.shape[-1]
+    place = jnp.arange(size)
+    inverse = jnp.broadcast_to(jnp.eye(size), below.shape)
+    block = 1
+    while block < size:
+        number = place // block  # of each token's block
+        right_after = number[:, None] == number[None, :] + 1
+        corner = right_after & (number[:, None] % 2 == 1)  # Z of each pair of blocks
+        corner = jnp.where(led(corner, below.ndim), below, 0.0)
+        # inverse holds X^-1 and Y^-1, so this is -Y^-1 Z X^-1 in the corner.
+        product = dot("...ij,...jk->...ik", corner, inverse)
+        inverse = inverse - dot("...ij,...jk->...ik", inverse, product)
+        block *= 2
+    return inverse
