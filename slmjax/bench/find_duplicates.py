@@ -35,7 +35,7 @@ import numpy as np
 from slmjax.bench import shell
 from slmjax.bench.duplicate_scores import scores, similarities
 from slmjax.bench.peers import minhash_libraries as dedup_peers
-from slmjax.bench.planted_duplicates import read_records, write_planted
+from slmjax.bench.planted_duplicates import write_planted, xz_records
 from slmjax.curate.clusters import candidates, cluster, exact_similarity
 from slmjax.curate.minhash import Scheme, optimal_bands, sketch
 from slmjax.curate.near_duplicates import deduplicate
@@ -99,7 +99,7 @@ def quality(root: Path, arguments: argparse.Namespace) -> list[Row]:
     rows = []
     for name in SETS:
         file = root / "dedup" / f"{name}_docs.jsonl.xz"
-        texts = [record["text"] for record in read_records(file)]
+        texts = [record["text"] for record in xz_records(file)]
         sets = [dedup_peers.word_shingles(text) for text in texts]
         exact = similarities(sets)
         for threshold in THRESHOLDS:

@@ -58,7 +58,7 @@ def write_planted(
     return files
 
 
-def read_records(file: Path) -> Iterator[dict]:
+def xz_records(file: Path) -> Iterator[dict]:
     """Yield the records of a .jsonl.xz file."""
     with lzma.open(file, "rt", encoding="utf8", newline="\n") as lines:
         yield from map(json.loads, lines)
@@ -69,7 +69,7 @@ def _slices(root: Path, length: int, most: int) -> Iterator[str]:
     count = 0
     for domain in DOMAINS:
         for file in sorted((root / "pretrain" / domain).glob("*.jsonl.xz")):
-            for record in read_records(file):
+            for record in xz_records(file):
                 text = record["text"].encode()
                 for start in range(0, len(text) - length + 1, length):
                     # A slice may begin or end inside a character, which is then dropped.

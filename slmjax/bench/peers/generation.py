@@ -55,6 +55,7 @@ def measure_peer(
     arch = _architecture(config.model, config.data.vocab_size)
     llama_config(arch, prompt + tokens)
     question = [configs.to_dict(config), batches, prompt, tokens, runs]
+    # JAX in the other process must leave the GPU to torch.
     answers, fault = shell.ask(
         "slmjax.bench.peers.generation", question, seconds=seconds, JAX_PLATFORMS="cpu"
     )

@@ -146,6 +146,7 @@ def _run(argv: list[str]) -> int:
     config = cli.make_config(options, assignments)
     recipe = options["config"].partition(":")[0]
     workdir = options.get("workdir") or f"runs/{Path(recipe).stem}-llama"
+    # Without the flag the device decides.
     compiles = None if own.compile is None else bool(own.compile)
     result = run(
         config,
@@ -206,6 +207,7 @@ def _write_json(result: Mapping[str, Any], path: Path) -> None:
 
 def _bits_per_byte(losses: Mapping[str, DocumentLosses]) -> dict[str, float | None]:
     """Return bits per byte of held-out text: "total" first, then each source."""
+    # Metrics are "eval/bits_per_byte" and "eval/SOURCE/bits_per_byte".
     by_name = {}
     for metric, value in evaluation.metrics(losses).items():
         name = metric.removeprefix("eval/").removesuffix("/bits_per_byte")

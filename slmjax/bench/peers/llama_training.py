@@ -19,7 +19,6 @@ from slmjax.train import evaluation
 # Steps before the first speed that counts: compilation and the growth of the allocator's pools.
 SETTLED = 20
 
-
 Losses = dict[str, DocumentLosses]  # by source
 
 

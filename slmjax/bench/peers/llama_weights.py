@@ -35,6 +35,7 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
     from transformers import LlamaConfig
 
     lacking = [name for name in ("qk_norm", "output_gate") if getattr(arch, name)]
+    # The default block is plain attention and an MLP.
     if set(arch.blocks) != {Block()}:
         lacking.append("pattern")
     if lacking:

@@ -42,6 +42,7 @@ def packers(
             pieces = Pieces(shards, seq_len)
             dataset = grain.MapDataset.source(pieces)
             datasets.append(dataset.shuffle(seed=seed).repeat())
+            # Grain draws pieces, so that is what the weights count.
             weights.append(len(pieces))
         mixed = grain.MapDataset.mix(datasets, weights=weights)
         return mixed.to_iter_dataset(reading)

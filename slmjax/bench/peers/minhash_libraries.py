@@ -149,7 +149,7 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
     from datatrove.utils.hashing import HashConfig
     from loguru import logger
 
-    logger.remove()  # its lines on stderr would hide the rows of the bench
+    logger.remove()  # fewer lines on stderr, where the bench prints its rows
     # In the folder of an earlier run datatrove would skip the tasks that are done.
     shutil.rmtree(folder, ignore_errors=True)
     _split_lines(file, processes, folder / "text")
