@@ -106,7 +106,7 @@ def test_hidden_states_are_those_of_rounded_inputs_and_weights(params, buffers, 
         )
 
     for module in (attention, mlp):
-        monkeypatch.setattr(module, "products", rounded)
+        monkeypatch.setattr(module, "project", rounded)
     expected = lm.forward(PLAIN, params, {}, _batch())[0]
     assert calls == ["in", "out"] * 10
     np.testing.assert_allclose(found, expected, atol=5e-6)
