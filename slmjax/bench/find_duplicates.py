@@ -194,7 +194,7 @@ def speed(root: Path, arguments: argparse.Namespace) -> list[Row]:
                 "load": load,
             }
             rows.append(row)
-            shell.tell(row)
+            shell.print_row(row)
     return rows
 
 

@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 row |= columns
                 messages += [f"{name}, {length}: {message}" for message in part_messages]
             rows.append(row)
-            shell.tell(row)
+            shell.print_row(row)
     if arguments.figure:
         architectures = {name: resolved(configs[name].model) for name in names}
         Path(arguments.figure).write_text(draw(rows, architectures))

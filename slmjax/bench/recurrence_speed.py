@@ -115,7 +115,7 @@ def _rows_of_shape(
     size = {"rows": batch, "length": length}
     times = _times(*attention_case(arch, batch, length), runs)
     rows = [{"who": "attention", "how": arch.attention, **times, **size}]
-    shell.tell(rows[-1])
+    shell.print_row(rows[-1])
     for kind in kinds:
         for chunk in chunks:
             own_times = _times(*recurrence_case(arch, kind, chunk, batch, length), runs)
@@ -123,7 +123,7 @@ def _rows_of_shape(
             row = {"who": kind, "how": how, **own_times, **size}
             row["times attention"] = own_times["both ms"] / times["both ms"]
             rows.append(row)
-            shell.tell(row)
+            shell.print_row(row)
     return rows
 
 

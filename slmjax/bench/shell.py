@@ -87,7 +87,7 @@ def _fault(process: subprocess.CompletedProcess) -> str:
     return lines[-1]  # the last line of a traceback names the error
 
 
-def tell(row: dict[str, Any]) -> None:
+def print_row(row: dict[str, Any]) -> None:
     """Print a row on stderr as soon as it is measured.
 
     The table comes at the end; this is what a bench that is stopped leaves behind.

@@ -64,7 +64,7 @@ def hash_words(
 ) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
     """Return hashes of the words, and where in the text each begins and ends.
 
-    Words are lower case, letters and digits only. Where `kernels` has loaded them, the compiled
+    Words are lower case, letters and digits only. Where `compiled_kernels` has loaded them, the compiled
     kernels do the work.
     """
     text = text.replace(*DOTTED_I)
@@ -264,7 +264,7 @@ def _shingles_with_kernels(
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
     shingles = np.empty(len(data) + len(texts), np.uint32)  # untouched memory costs nothing
     counts = np.empty(len(texts), np.int64)
-    total = kernels().shingle_hashes(
+    total = compiled_kernels().shingle_hashes(
         data, ends, piece_counts, point_entries(), _character_tables()[0], width, shingles, counts
     )
     return shingles[:total].copy(), counts
@@ -318,7 +318,7 @@ def compiled() -> bool:
 _kernels: Any = None
 
 
-def kernels() -> Any:
+def compiled_kernels() -> Any:
     """Load and return the compiled kernels, `hashing_kernels`; needs numba and a second of time.
 
     From then on `hash_words` uses them, too. It does not load them: for a short text that costs

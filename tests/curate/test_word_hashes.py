@@ -17,14 +17,14 @@ def test_the_kernels_cut_and_hash_as_numpy_does(texts, width, piece):
     pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashing, "PIECE", piece)
-        kernels = hashing.kernels()
+        kernels = hashing.compiled_kernels()
         compiled = [hashing.hash_words(text) for text in texts]
         compiled_shingles = hashing.hash_shingles(texts, width)
         patch.setattr(hashing, "_kernels", None)
         patch.setattr(hashing, "compiled", lambda: False)
         plain = [hashing.hash_words(text) for text in texts]
         plain_shingles = hashing.hash_shingles(texts, width)
-    assert hashing.kernels() is kernels
+    assert hashing.compiled_kernels() is kernels
     for one, other in zip([*compiled, compiled_shingles], [*plain, plain_shingles], strict=True):
         for ours, reference in zip(one, other, strict=True):
             assert ours.dtype == reference.dtype
