@@ -64,8 +64,8 @@ def hash_words(
 ) -> tuple[UInt64[np.ndarray, " words"], Int[np.ndarray, " words"], Int[np.ndarray, " words"]]:
     """Return hashes of the words, and where in the text each begins and ends.
 
-    Words are lower case, letters and digits only. Where `compiled_kernels` has loaded them, the compiled
-    kernels do the work.
+    Words are lower case, letters and digits only. The compiled kernels do the work once
+    `compiled_kernels` has loaded them.
     """
     text = text.replace(*DOTTED_I)
     cut = _hash_piece if _kernels is None else _hash_piece_compiled
