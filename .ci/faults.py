@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# name: (file, what stands there, what the fault makes of it, tests that could see it)
+# name: (file, its right code, the faulty code, tests that could see it)
 FAULTS = {
     "a removed field is ignored": (
         "slmjax/config/saved.py",
@@ -65,8 +65,8 @@ FAULTS = {
     ),
     "a microbatch's weight is lost": (
         "slmjax/train/step.py",
-        "return (jax.tree.map(jnp.add, so_far[0], added),",
-        "return ((so_far[0][0] + added[0], added[1], jax.tree.map(jnp.add, so_far[0][2], added[2])),",
+        "return (jax.tree.map(jnp.add, totals, added),",
+        "return ((totals[0] + added[0], added[1], jax.tree.map(jnp.add, totals[2], added[2])),",
         "tests/train/test_step.py",
     ),
     "two shard axes are swapped": (
@@ -131,8 +131,8 @@ FAULTS = {
     ),
     "float8 scales see the last microbatch only": (
         "slmjax/train/step.py",
-        "combined(declared, so_far[1], seen)",
-        "seen",
+        "combined(declared, seen, seen_here)",
+        "seen_here",
         "tests/train/test_float8.py",
     ),
     "a recurrence splits heads over the axis of its rows": (
