@@ -10,7 +10,7 @@ from slmjax import config
 from slmjax.bench import decode
 from slmjax.errors import UserError
 from slmjax.infer import programs
-from slmjax.models import lm, sizes
+from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 
 COLUMNS = [

@@ -21,7 +21,7 @@ SMALL = Scheme(ngram=2, bands=10, rows=3, seed=3)
 @pytest.fixture(scope="module")
 def texts():
     rng = np.random.default_rng(0)
-    draw = lambda n: [f"w{i}" for i in rng.integers(0, 10**9, n)]  # noqa: E731
+    draw = lambda n: [f"w{i}" for i in rng.integers(0, 10**9, n)]
     bases = [draw(40) for _ in range(5)]
     texts = []
     for number in range(60):

@@ -17,7 +17,7 @@ TEXTS = st.text(st.one_of(st.sampled_from("ab Z9.\n"), st.characters(codec="utf-
 def spelled(text, ngram):
     """The shingles as sets of strings, by the definition."""
     kind = hashing.point_entries() >> 30
-    lower = lambda c: c.lower() if len(c.lower()) == 1 else c  # noqa: E731
+    lower = lambda c: c.lower() if len(c.lower()) == 1 else c
     marked = "".join(
         f" {lower(c)} " if kind[ord(c)] == 2 else lower(c) if kind[ord(c)] == 1 else " "
         for c in text
