@@ -17,7 +17,7 @@ _LIBRARY = tuple(
 _INSTALLED = {"site-packages", "dist-packages"}
 
 # Advice on a file that somebody has deleted.
-ANEW = "the command that trained the run, started again, writes it anew"
+HOW_TO_RESTORE = "the command that trained the run, started again, writes it anew"
 
 
 class UserError(Exception):

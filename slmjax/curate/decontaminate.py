@@ -27,10 +27,11 @@ THRESHOLD = 0.5  # share of an item's words; measured by `python -m slmjax.bench
 # Words in a row that must agree where the item is laid on the document: single words agree
 # everywhere.
 TOUCH = 3
-SCHEME = np.array([1, RUN, TELLING, COMMON, LEAST])  # what an index depends on
+FORMAT = 1  # of the arrays
+SCHEME = np.array([FORMAT, RUN, TELLING, COMMON, LEAST])  # what an index depends on
 # Two values in one 64-bit number: the first in the upper half, the second in the lower one.
-LOW = (1 << 32) - 1
-MIDDLE = 1 << 31
+LOW = (1 << 32) - 1  # mask of the lower half
+MIDDLE = 1 << 31  # added to a lower value that may be negative
 
 # Everything that a damaged archive can raise; its content has checksums.
 UNREADABLE = (
@@ -45,7 +46,7 @@ UNREADABLE = (
 )
 
 
-Places = Int[np.ndarray, " hits"]
+PerKnownRun = Int[np.ndarray, " known_runs"]
 Pointers = Int[np.ndarray, " pointers"]
 
 
@@ -95,8 +96,8 @@ class EvalIndex:
         # The passage of each word.
         self._passage_of = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         # How many words of each passage count.
-        self._counted = offsets[:0]
-        if len(lengths):
+        self._counted = np.zeros(0, np.int64)
+        if len(lengths):  # reduceat needs an offset
             self._counted = np.add.reduceat(self.arrays["counts"], offsets[:-1], dtype=np.int64)
         # How far apart the diagonals of one copy may be: words may be put in, left out or moved by
         # half the length of the passage.
@@ -155,8 +156,8 @@ class EvalIndex:
     def find_all(self, text: str, threshold: float = THRESHOLD) -> list[Hit]:
         """Return every item of which `text` holds enough words, in order and in one place.
 
-        Enough is the share `threshold` and at least LEAST words. Names and numbers may be others.
-        An item is covered by its question alone, too.
+        Enough is the share `threshold` and at least LEAST words. Names and numbers may differ. A
+        text also holds an item if it holds the question alone.
         """
         words, starts, ends = number_words(text)
         places, runs = self._matcher.locate(hash_runs(words, RUN))
@@ -188,11 +189,14 @@ class EvalIndex:
         """Return how many words of passages must agree."""
         return np.maximum(LEAST, threshold * self._counted[passages])
 
-    def _pointed(self, places: Places, runs: Places, threshold: float) -> tuple[Pointers, Pointers]:
-        """Return the passages to which enough runs of one place in the document point, and how.
+    def _pointed(
+        self, places: PerKnownRun, runs: PerKnownRun, threshold: float
+    ) -> tuple[Pointers, Pointers]:
+        """Return (passage, diagonal) of every pointer to a passage that the document may hold.
 
-        Each pointer is a run of the document that a passage holds, too. Its diagonal is its place
-        in the document less its place in the passage: the runs of a copy have about the same.
+        A pointer is a run of the document that a passage holds, too. Its diagonal is its place in
+        the document less its place in the passage: the runs of a copy have about the same. A
+        passage is returned if enough pointers to it are on diagonals near each other.
 
         Args:
           places: where in the document a run of words is known.
@@ -215,10 +219,10 @@ class EvalIndex:
         code = np.sort((passages << 32) + diagonals + MIDDLE)
         passages = code >> 32
         diagonals = (code & LOW) - MIDDLE
-        # Enough pointers are one for every six words that must agree, and one more: about as many
-        # runs are left whole when every sixth word is another. So the pointer that stands so many
-        # places later must be of the same passage and within the slack; a difference of codes is
-        # small only then.
+        # Enough is one pointer for every six words that must agree, plus one: about as many runs
+        # survive in a copy with every sixth word changed. `code` is sorted, so that a group is
+        # large enough if the pointer `steps` places later belongs to the same passage and is within
+        # the slack. Codes differ by so little only then.
         steps = self._needed(passages, threshold) // 6
         ahead = np.arange(len(code)) + steps.astype(np.int64)
         inside = np.flatnonzero(ahead < len(code))
@@ -236,12 +240,12 @@ class EvalIndex:
     ) -> Match:
         """Return the best match of a passage that is laid on a document along diagonals.
 
-        Next to names, which agree with anything, TOUCH words in a row must agree on a diagonal.
-        Diagonals count together where they are within the slack of each other.
+        On a diagonal only words in a run of TOUCH or more that agree are counted; a name agrees
+        with any word. Diagonals within the slack of each other are counted as one place.
         """
         begin, end = self.arrays["offsets"][passage : passage + 2]
         own_words = self.arrays["words"][begin:end]
-        counts = self.arrays["counts"][begin:end]
+        is_counted = self.arrays["counts"][begin:end]
         is_name = self.arrays["names"][begin:end]
         # Axes from here: [diagonals, words of the passage].
         places = diagonals[:, None] + np.arange(end - begin)
@@ -259,8 +263,9 @@ class EvalIndex:
             covered_places = places[first:stop]
             # A word of the passage counts once, and so does a word of the document: a phrase that
             # the passage repeats must be there as often.
-            matched = int((covered.any(0) & counts).sum())
-            matched = min(matched, len(np.unique(covered_places[covered & counts])))
+            passage_words = int((covered.any(0) & is_counted).sum())
+            document_words = len(np.unique(covered_places[covered & is_counted]))
+            matched = min(passage_words, document_words)
             if matched > best.words:
                 document_places = covered_places[covered]
                 start, end = document_places.min(), document_places.max()
@@ -269,13 +274,14 @@ class EvalIndex:
 
 
 def _certainty(hit: Hit) -> tuple[float, int]:
+    """Sort key: the larger coverage first, then the longer hit."""
     return hit.coverage, hit.end - hit.start
 
 
 def _in_runs(
     agree: Bool[np.ndarray, "diagonals words"],
 ) -> Bool[np.ndarray, "diagonals words"]:
-    """Return where a row is True within TOUCH or more places in a row that are."""
+    """Keep the Trues that are in a run of at least TOUCH consecutive Trues of their diagonal."""
     width = agree.shape[1] - TOUCH + 1
     begins_run = np.ones((len(agree), width), bool)
     for k in range(TOUCH):

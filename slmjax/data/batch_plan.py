@@ -17,9 +17,9 @@ from slmjax.data.rows import Arrays, Fields, text_fields
 
 # Rows whose documents are counted for `usual_places`: less than a second of planning.
 SCANNED_ROWS = 32_768
-# Of the fingerprint: raised when the same settings give other batches than before.
+# Version of the fingerprint. It goes up when the same settings give other batches than before.
 FORMAT = 2
-# What is a whole number of rows but for the last bit of a product, is one.
+# Added to epochs x rows before it is rounded down: the product may miss a whole number by a bit.
 ROUNDING = 1e-6
 
 
@@ -34,7 +34,7 @@ class BatchPlan:
       packing: "best_fit" or "concat", see `RowPlan`.
       phases, weights: see `Mixture`.
       max_epochs: how often a source may be read at most; a name left out, or None: without bound.
-        What happens then: see `Mixture`.
+        `Mixture` says what happens at the bound.
       scores: "NAME" for a source whose documents are visited in the order of their scores (see
         `RowPlan`), "-NAME" from high to low.
       max_segments: most documents of a row; None: for each source as many as its text needs (see
@@ -98,23 +98,23 @@ class BatchPlan:
         numbers = range(first, first + self.batch)
         return [self.mixture.pick(number) for number in numbers]
 
-    def crowd(self, step: int, parts: int = 1, ways: int = 1) -> int:
+    def documents_on_device(self, step: int, parts: int = 1, ways: int = 1) -> int:
         """Return the most documents that a device holds at once of a step's batch.
 
-        It is known without reading any text. See the function `crowd`.
+        It is known without reading any text. See `most_documents` for parts and ways.
         """
         documents = []
         for source, row in self.rows(step):
             spans = self.row_plans[source].row(row)
             # A row without documents takes a place too.
             documents.append(max(1, len(spans)))
-        return crowd(np.array(documents), parts, ways)
+        return most_documents(np.array(documents), parts, ways)
 
     @functools.cached_property
     def usual_places(self) -> int:
         """Most documents that a device holds in the steps of the run's first 32,768 rows.
 
-        Rounded up to a whole number for each row that it holds.
+        It is rounded up to a multiple of the rows that a device holds of a microbatch.
         """
         # Rows that a device holds of a microbatch.
         rows = self.batch // math.prod(self.cuts)
@@ -125,7 +125,7 @@ class BatchPlan:
         steps = max(1, scanned // self.batch)
         most = 0
         for step in range(steps):
-            most = max(most, self.crowd(step, *self.cuts))
+            most = max(most, self.documents_on_device(step, *self.cuts))
         return math.ceil(most / rows) * rows
 
     def places(self, step: int) -> int | None:
@@ -136,7 +136,7 @@ class BatchPlan:
         if self.cuts is None:
             return None
         places = self.usual_places
-        documents = self.crowd(step, *self.cuts)
+        documents = self.documents_on_device(step, *self.cuts)
         while places < documents:
             places *= 2
         return places
@@ -156,9 +156,9 @@ class BatchPlan:
         return fold(picked, self.seq_len)
 
     def unpack(self, compact: Mapping[str, np.ndarray]) -> Arrays:
-        """See Rows: tokens, targets, segments, positions int32 and weights float32, each [rows, T].
+        """See Rows and `unfold`.
 
-        See `unfold`.
+        Returns: tokens, targets, segments, positions int32 and weights float32, each [rows, T].
         """
         return unfold(compact)
 
@@ -226,10 +226,11 @@ class BatchPlan:
         Equal for two plans whose earlier batches agree although `steps`, later phases or unused
         sources differ; different where any earlier batch could differ.
         """
+        # (start, weights), and with a ramp (start, weights, rows of the ramp, old weights).
         begun = self.mixture.begun(step * self.batch)
         names = set()
         for _, weights, *ramp in begun:
-            # A source that has only been without a weight so far has decided nothing.
+            # Only sources that have had a weight: the others have decided nothing so far.
             names.update(weights)
             if ramp:
                 _, old_weights = ramp
@@ -301,11 +302,11 @@ class BatchPlan:
 
     def _by_source(self, shares: Sequence | np.ndarray) -> dict[str, list[float]]:
         """Return shares [places, sources] as {source: share at each place}."""
-        of_each = np.transpose(shares).tolist()  # [sources][places]
-        return dict(zip(self.train, of_each))
+        columns = np.transpose(shares).tolist()  # [sources][places]
+        return dict(zip(self.train, columns))
 
 
-def crowd(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int:
+def most_documents(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int:
     """Return the most documents that a device holds at once.
 
     Args:

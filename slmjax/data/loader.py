@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.data.batch_plan import BatchPlan, crowd
+from slmjax.data.batch_plan import BatchPlan, most_documents
 from slmjax.data.folding import fold, unfold
 from slmjax.data.heldout_rows import heldout_batches
 from slmjax.data.rows import Arrays, Rows
@@ -21,7 +21,7 @@ __all__ = [
     "BatchPlan",
     "Batches",
     "batch_rows",
-    "crowd",
+    "most_documents",
     "fold",
     "heldout_batches",
     "local_batches",

@@ -14,7 +14,7 @@ from slmjax.data.batch_plan import BatchPlan
 from slmjax.data.phases import check_phases
 from slmjax.data.prepare import prepare
 from slmjax.data.prepared import Prepared, preparation_summary
-from slmjax.errors import ANEW, UserError
+from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, SPECIAL, load_tokenizer
@@ -180,6 +180,6 @@ def _tokenizer_of(init_from: str) -> str:
     if not path.exists():
         raise UserError(
             f"--init_from={init_from}: there is no tokenizer.json; expected the work directory of "
-            f"a training run. If somebody has deleted it: {ANEW}."
+            f"a training run. If somebody has deleted it: {HOW_TO_RESTORE}."
         )
     return str(path)

@@ -25,7 +25,7 @@ PerSource = Int64[np.ndarray, "sources"]
 
 # A batch needs one block or two; a few more serve threads that read ahead.
 RECENT_BLOCKS = 8
-# Added to a count of 0: where a weight begins at 0, the row at which 0 rows are due is 0 / 0.
+# Takes the place of a count of 0, whose row would be 0 / 0 where a weight begins at 0.
 TINY_COUNT = 2.0**-60
 
 
@@ -79,7 +79,7 @@ class Stretch:
         # Place of each source in the alphabet; it breaks ties.
         alphabet = np.argsort(np.array(names))
         self._alphabetical = np.argsort(alphabet)
-        # Units that rounding leaves go to the source with the largest weight on average.
+        # Units that rounding leaves go to the source with the largest mean of old and new weight.
         both_ends = self.old + self.units
         by_weight = np.lexsort((self._alphabetical, -both_ends))
         self._largest = int(by_weight[0])
@@ -157,7 +157,7 @@ class Stretch:
         block = 1
         while block < last_block and np.all(self._edge(block) < left):
             block = min(2 * block, last_block)
-        self._edge(block)
+        self._edge(block)  # fills self._edges as far as this block
         is_used_up = self._edges >= left  # [edges, sources]
         used_up = np.flatnonzero(is_used_up.any(1))
         if not len(used_up):
@@ -194,8 +194,8 @@ class Stretch:
         due = self.due(rows)
         new_counts = np.maximum(counts, due // UNITS)
         spare_rows = rows - int(new_counts.sum())
-        # Row n + 1 of a source has to come by the time that n + 1 rows are due. It may come early,
-        # but not before more than n are due. The sources whose deadline is next get the spare rows.
+        # Row n + 1 of a source is released when more than n rows are due, and its deadline is where
+        # n + 1 rows are due. Released rows with the earliest deadlines get what is left.
         released = np.flatnonzero(new_counts * UNITS < due)
         deadlines = self._row_when_due(released, new_counts[released] + 1)
         by_deadline = np.lexsort((self._alphabetical[released], deadlines))
@@ -232,6 +232,7 @@ class Stretch:
         return self._blocks.get(block, lambda: self._order(block))
 
     def _order(self, block: int) -> BlockOrder:
+        """Return the order of a block's rows: by their seeded places, ties by name."""
         counts = self._edge(block + 1) - self._edge(block)
         # First all rows of source 0, then those of source 1, ...: [BLOCK_ROWS].
         sources = np.repeat(np.arange(len(counts)), counts)
@@ -239,17 +240,19 @@ class Stretch:
         ranks = np.arange(BLOCK_ROWS) - np.repeat(first_of_source, counts)
 
         first = block * BLOCK_ROWS
-        begin = self.due(first) / UNITS
-        end = self.due(first + BLOCK_ROWS) / UNITS
+        due_at_begin = self.due(first) / UNITS
+        due_at_end = self.due(first + BLOCK_ROWS) / UNITS
         places = np.empty(BLOCK_ROWS)
         for source in np.flatnonzero(counts).tolist():
-            shares = self._random_shares(source, int(counts[source]), block)
+            # In [0, 1) of the block. Only their order counts.
+            source_places = self._random_shares(source, int(counts[source]), block)
             if first < self.ramp:
                 # The source's weight moves: equal parts of its due are unequal numbers of rows.
-                due_in_block = end[source] - begin[source]
-                due = begin[source] + shares * due_in_block
-                shares = np.sort(self._row_when_due(source, due))
-            places[sources == source] = shares
+                # All sources of this block then have rows of the stretch as places.
+                due_in_block = due_at_end[source] - due_at_begin[source]
+                due = due_at_begin[source] + source_places * due_in_block
+                source_places = np.sort(self._row_when_due(source, due))
+            places[sources == source] = source_places
         order = np.lexsort((self._alphabetical[sources], places))
         # Lists: picking one row from them is faster than from arrays.
         return BlockOrder(sources[order].tolist(), ranks[order].tolist())

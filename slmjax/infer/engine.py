@@ -77,7 +77,7 @@ class Engine:
     Compiled programs are shared by all engines of one architecture.
 
     Args:
-      tokenizer: see text/tokenizer.py; used are encode, token_bytes, vocab_size, eot and ends.
+      tokenizer: has encode, token_bytes, vocab_size, eot and ends, see text/tokenizer.py.
       max_batch: most prompts decoded at once; more are taken in turns.
       tuned: compile for speed; False compiles three times as fast on a GPU, for a few prompts.
       xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try besides those of
@@ -106,10 +106,10 @@ class Engine:
         self.max_batch = max_batch
         self.token_bytes = tokenizer.token_bytes()
         self._device = _device_of(params)
-        more = []
+        xla_options = []
         for program, options in (xla or {}).items():
-            more += [(program, name, value) for name, value in options.items()]
-        self.programs = programs(self._device.platform, tuned, tuple(more))
+            xla_options += [(program, name, value) for name, value in options.items()]
+        self.programs = programs(self._device.platform, tuned, tuple(xla_options))
         # The newest stop strings with their automaton on the device.
         no_stops = stopping.token_automaton((), self.token_bytes)
         self._table = ((), jnp.asarray(no_stops))
@@ -142,7 +142,7 @@ class Engine:
             those that end a document or a turn, see Tokenizer.ends.
         Raises: UserError naming the argument that makes no sense.
         """
-        drawing = sampling_of(
+        sampling = sampling_of(
             len(prompts),
             temperature=temperature,
             top_k=top_k,
@@ -155,8 +155,8 @@ class Engine:
         completions = []
         for first in range(0, len(ids), self.max_batch):
             part = slice(first, first + self.max_batch)
-            sampling = Sampling(*(settings[part] for settings in drawing))
-            decoded = self.decode(ids[part], sampling, max_tokens, stop, stop_ids)
+            part_sampling = Sampling(*(settings[part] for settings in sampling))
+            decoded = self.decode(ids[part], part_sampling, max_tokens, stop, stop_ids)
             completions += self._completions(decoded, stop)
         return completions
 
@@ -215,8 +215,6 @@ class Engine:
         rows = len(ids)
         power = 1 << (rows - 1).bit_length()  # the next power of two
         batch = max(self.programs.rows, power)
-        longest = max(map(len, ids))
-        self._check_memory(batch, bucket(longest), max_tokens)
         # The last token of a prompt is the loop's first: its logits draw the first new token.
         lengths = np.zeros(batch, np.int32)
         last = np.zeros(batch, np.int32)
@@ -224,6 +222,7 @@ class Engine:
             lengths[i] = len(row) - 1
             last[i] = row[-1]
         columns = bucket(int(lengths.max()))
+        self._check_memory(batch, columns, max_tokens)
         tokens = np.zeros((batch, columns), np.int32)
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
@@ -280,21 +279,21 @@ class Engine:
 
     def _check_memory(self, batch: int, prompt: int, max_tokens: int) -> None:
         """Raise UserError if the cache of so many rows does not fit this device."""
+        advice = "Ask for fewer tokens."
         size = prompt + bucket(max_tokens)
-        memory = device_memory(self._device)
-        if size < 2**31:
-            # Shapes only: nothing is allocated.
-            cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
-            needed = 0  # bytes
-            for leaf in jax.tree.leaves(cache):
-                needed += math.prod(leaf.shape) * leaf.dtype.itemsize
-            if not memory or needed <= memory:
-                return
-            has = f"more than the {memory / 1e9:,.1f} GB of this device"
-            fault = f"its cache takes {needed / 1e9:,.1f} GB, {has}"
-        else:
-            fault = "positions are 32-bit numbers"
-        raise UserError(f"max_tokens is {max_tokens}; {fault}. Ask for fewer tokens.")
+        if size >= 2**31:
+            raise UserError(f"max_tokens is {max_tokens}; positions are 32-bit numbers. {advice}")
+        # Shapes only: nothing is allocated.
+        cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
+        needed = 0  # bytes
+        for leaf in jax.tree.leaves(cache):
+            needed += math.prod(leaf.shape) * leaf.dtype.itemsize
+        memory = device_memory(self._device)  # None where it is not known
+        if memory and needed > memory:
+            raise UserError(
+                f"max_tokens is {max_tokens}; its cache takes {needed / 1e9:,.1f} GB, more than "
+                f"the {memory / 1e9:,.1f} GB of this device. {advice}"
+            )
 
     def _ends(self, stop_ids: Sequence[int] | None) -> Bool[np.ndarray, "V"]:
         """Return whether each row of the model's vocabulary ends a completion."""
@@ -326,14 +325,14 @@ class Engine:
 def bucket(n: int) -> int:
     """Return the length that `n` tokens are padded to.
 
-    It is a power of two from 16 to 256, and above that the next of four steps an octave. Steps are
-    multiples of 128. Padding is at most half up to 256 tokens, where a step reads mostly weights
-    and little cache, and less than a quarter from 512.
+    It is a power of two from 16 to 256, then 384, 512, and above that one of four equal steps in
+    each octave: 640, 768, 896, 1024, 1280, ... From 8 tokens to 256, where a step reads mostly
+    weights and little cache, padding is at most half; from 512 tokens it is at most a fifth.
     """
     power = 1 << (n - 1).bit_length()  # the next power of two
     if n <= 256:
         return max(16, power)
-    step = max(TILE, power >> 3)
+    step = max(TILE, power // 8)  # a quarter of the octave from power / 2 to power
     return -(-n // step) * step
 
 

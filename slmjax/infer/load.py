@@ -10,7 +10,7 @@ from etils import epath
 
 from slmjax.checkpoint import Checkpoints, DamagedCheckpoint
 from slmjax.config import Config, check_trust, freeze, from_dict
-from slmjax.errors import ANEW, UserError
+from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -39,8 +39,8 @@ def load_model(
 ) -> Loaded:
     """Return the newest model of a work directory, or that of `step`.
 
-    It is resolved for this machine's first device. A newest checkpoint that is damaged is passed
-    over with a line on stderr, as training does.
+    Its compute type and kernels are chosen for this machine's first device. Damaged checkpoints
+    are passed over with a line on stderr, as in training.
 
     Args:
       trust: "module:Class" of code that may be imported although only the checkpoint names it; a
@@ -97,7 +97,7 @@ def _load(
         config = freeze(from_dict(meta["config"]))
         trained_with = meta["tokenizer"]  # the tokenizer's hash; empty without one
     except UserError as error:
-        # It is of another version, or somebody changed it.
+        # The config is of another version, or somebody changed it.
         raise UserError(f"the checkpoint '{place}': {error}") from error
     except Exception as error:
         # A damaged file may hold anything.
@@ -111,11 +111,11 @@ def _load(
         tokenizer = _tokenizer(root, step, trained_with)
         vocab_size = tokenizer.vocab_size
     else:
-        # Without a tokenizer only the checkpoint knows it.
+        # Without a tokenizer only the shape of the embedding says it.
         vocab_size = checkpoints.shapes(step, "params")["embedding"].shape[0]
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    # The compute type and kernels of this machine, which may not be those of training.
     deterministic = config.train.deterministic
+    # With the compute type and kernels of this machine, which may not be those of training.
     arch, _ = resolve(config.model, config.precision, mesh, vocab_size, deterministic)
     # A model without buffers has no such item in its checkpoint.
     items = {"params": _described(lambda: lm.init(arch, jax.random.key(0)))}
@@ -144,7 +144,7 @@ def _tokenizer(
     """Return the work directory's tokenizer, whose hash must be the one of the checkpoint."""
     file = root / "tokenizer.json"
     if not file.exists():
-        raise UserError(f"'{root}' has lost its tokenizer.json; {ANEW}.")
+        raise UserError(f"'{root}' has lost its tokenizer.json; {HOW_TO_RESTORE}.")
     tokenizer = tokenizers.load_tokenizer(str(file))
     if tokenizer.sha256 != trained_with:
         fault = f"is not the tokenizer that the checkpoint of step {step} was trained with"

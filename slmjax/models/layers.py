@@ -37,7 +37,7 @@ from slmjax.parallel.mesh import ways
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The tokens of a batch as a layer may know them, besides their activations.
+    """What a layer may know about the tokens of a batch, besides their activations.
 
     A layer must use `segments`: no token may see another document, in attention, convolutions and
     recurrent states alike.
@@ -45,7 +45,7 @@ class Context:
 
     segments: Any  # [B,T] document of each token in its row, from 1 on; 0 is padding
     positions: Any  # [B,T], counted from 0 in each document
-    ids: Any = None  # ids of each token that were made on the host, such as those of n-grams
+    ids: Any = None  # ids computed on the host for each token, such as n-gram ids
     slots: Any = None  # cache.Slots that the tokens take, with a cache only
     # The most documents that a device holds, for attention kernels; see data/rows.text_fields.
     places: int | None = dataclasses.field(default=None, metadata={"static": True})
@@ -56,8 +56,8 @@ class TokenMixer(nn.Module):
 
     A subclass defines `__call__`. Its further fields are the options that config.model.pattern may
     set (bool, int, float or str), each with its default: "gdn heads=2". To generate text it also
-    defines `empty_cache`. Training, prefill in pieces and decoding of single tokens are the same
-    call, with the cache that the call before returned.
+    defines `empty_cache`. Training, prefill in pieces and decoding of single tokens all use
+    `__call__`; the last two pass the cache that the previous call returned.
     """
 
     arch: Architecture
@@ -70,13 +70,13 @@ class TokenMixer(nn.Module):
         cache: Any = None,
         shared: dict | None = None,
     ) -> tuple[Array, Any, dict | None]:
-        """Return (y [B,T,D], cache, shared); see the classes of the library.
+        """Return (y [B,T,D], cache, shared).
 
         Args:
           x: [B,T,D], normed.
           cache: from `empty_cache`, or from a call before; None in training. A piece may have any
             length, and rows may end with padding, which must change nothing in the cache.
-          shared: {name: value} of what blocks before lend. A lender returns it with its own added.
+          shared: {name: value} that earlier blocks lend. A lender returns it with its own added.
         """
         raise NotImplementedError
 
@@ -127,8 +127,8 @@ class Term(NamedTuple):
 class ChannelMixer(nn.Module):
     """The base class of what mixes the channels of each token: an MLP, experts, or a user's own.
 
-    A subclass defines `__call__(x, *, ctx) -> (y, terms, seen)`: terms is {name: Term}, seen the
-    observation of each buffer with a forward channel by its name (see declare.buffer). Fields are
+    A subclass defines `__call__(x, *, ctx) -> (y, terms, seen)`. terms is {name: Term}. seen is
+    {name: observation} of the buffers with a forward channel (see declare.buffer). Fields are
     options, as in TokenMixer.
     """
 
@@ -188,30 +188,31 @@ def project(
         return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
 
     # Plain matrices: [...I, ...O] -> [I,O] and [B,T,...I] -> [B,T,I].
-    shapes, matrices, widths = [], (), []
+    shapes, matrices, widths = [], [], []
     for w in weights.values():
         matrix = w.reshape(math.prod(w.shape[:inner]), -1)
-        matrices += (matrix,)
+        matrices.append(matrix)
         shapes.append(w.shape[inner:])
         widths.append(matrix.shape[1])
     x = x.reshape(*x.shape[:2], -1)
     if joined:
-        matrices = (jnp.concatenate(matrices, axis=1),)
+        matrices = [jnp.concatenate(matrices, axis=1)]
     if float8:
         weight_scales = tuple(module.get_variable("weight_scales", name) for name in weights)
         if joined:
             # One matrix has one scale. The largest holds every part's values.
             weight_scales = (functools.reduce(jnp.maximum, weight_scales),)
-        made = fp8.products(x, matrices, module.get_variable("buffers", site), weight_scales)
+        scales = module.get_variable("buffers", site)
+        flat_products = fp8.products(x, tuple(matrices), scales, weight_scales)
     else:
         # Here `joined` holds: there is one matrix.
-        made = (x @ matrices[0],)
+        flat_products = (x @ matrices[0],)
     if joined:
-        # One array of all products again as one for each weight.
-        made = jax.lax.split(made[0], widths, axis=2)
+        # Split the joined product [B,T,sum of O] into one for each weight.
+        flat_products = jax.lax.split(flat_products[0], widths, axis=2)
     # [B,T,O] -> [B,T,...O].
     products = []
-    for y, shape in zip(made, shapes):
+    for y, shape in zip(flat_products, shapes):
         products.append(y.reshape(*y.shape[:2], *shape))
     return tuple(products)
 
@@ -229,8 +230,9 @@ def _declare_scales(module: nn.Module, site: str) -> None:
 
 
 def residual_scale(arch: Architecture) -> float:
-    """Return the initial scale of matrices that write into the residual stream.
+    """Return the factor on the initial deviation of matrices that write into the residual stream.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
+    # A block writes twice: its token mixer and its channel mixer.
     return (2 * len(arch.applications)) ** -0.5

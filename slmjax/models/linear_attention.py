@@ -212,7 +212,7 @@ class GatedDeltaNet(LinearAttention):
     """
 
     kind: ClassVar[str] = "gdn"
-    reads: ClassVar[int] = 3
+    state_products: ClassVar[int] = 3
 
 
 class KimiDeltaAttention(LinearAttention):
@@ -222,4 +222,4 @@ class KimiDeltaAttention(LinearAttention):
     """
 
     kind: ClassVar[str] = "kda"
-    reads: ClassVar[int] = 3
+    state_products: ClassVar[int] = 3

@@ -20,12 +20,11 @@ class MLP(ChannelMixer):
         # One site, so that both products share one float8 scale of x.
         inputs = {}
         for name in ("gate", "up"):
-            axes = ("width", "ff")
             inputs[name] = weight(
                 self,
                 name,
                 (D, F),
-                axes=axes,
+                axes=("width", "ff"),
                 inputs=(0,),
                 outputs=(1,),
             )

@@ -24,8 +24,8 @@ TAPS = 4  # of the short convolutions; Dao and Gu 2024, Yang et al. 2024
 class RecurrentMixer(TokenMixer):
     """The base class of mixers whose heads each keep a matrix of `key_dim` x `value_dim`.
 
-    A subclass makes the arguments of `run_recurrence` from x, with `convolved`, `step_sizes` and
-    `decay_of` as it needs them, and returns the recurrence's outputs through a matrix of its own.
+    A subclass computes the arguments of `run_recurrence` from x; `convolved`, `step_sizes` and
+    `decay_of` help. It multiplies the outputs with an output matrix that it declares itself.
     ssm.py is the shortest example.
 
     heads, key_dim, value_dim: 0 takes the mixer's usual size, see `sizes`.
@@ -35,7 +35,8 @@ class RecurrentMixer(TokenMixer):
     key_dim: int = 0
     value_dim: int = 0
 
-    reads: ClassVar[int] = 2  # products with the state that a token takes part in
+    # Products of a token with the state: a write and a read.
+    state_products: ClassVar[int] = 2
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -59,10 +60,10 @@ class RecurrentMixer(TokenMixer):
     def flops(self, seq_len: int, *, causal: bool = True) -> float:
         """Return FLOPs of the recurrence for one token.
 
-        A step writes an outer product into the state and reads it, once more where it erases.
+        A step writes an outer product into the state and reads the state, twice where it erases.
         """
         H, K, V = self.sizes
-        return 2 * H * K * V * self.reads
+        return 2 * H * K * V * self.state_products
 
 
 @jax.tree_util.register_dataclass
@@ -140,18 +141,19 @@ def convolved(
 def _conv_weights(
     module: nn.Module,
     name: str,
-    heads: tuple[int, int],
+    head_shape: tuple[int, int],
     bias: bool,
 ) -> tuple[Float[Array, "W H C"], Float[Array, "H C"] | None]:
-    """Return a stream's taps, and its bias or None."""
+    """Return a stream's taps, and its bias or None; head_shape: (heads, channels of a head)."""
 
     def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         # As PyTorch starts a depthwise convolution, whose fan in is the taps.
         most = TAPS**-0.5
         return jax.random.uniform(key, shape, dtype, -most, most)
 
+    # Not "heads": a stream may have fewer heads than devices (ssm's have one).
     axes = (None, "kv_heads", None)
-    shape = (TAPS, *heads)
+    shape = (TAPS, *head_shape)
     taps = weight(
         module,
         f"conv_{name}",
@@ -162,16 +164,15 @@ def _conv_weights(
     )
     if not bias:
         return taps, None
-    zeros = nn.initializers.zeros
-    name = f"conv_{name}_bias"
-    return taps, weight(
+    shift = weight(
         module,
-        name,
-        heads,
-        init=zeros,
+        f"conv_{name}_bias",
+        head_shape,
+        init=nn.initializers.zeros,
         group="vector",
         axes=axes[1:],
     )
+    return taps, shift
 
 
 def _convolved_rows(
@@ -286,13 +287,26 @@ def run_recurrence(
             kernel=arch.recurrence,
         )
 
-    heads_axis = _split(value.shape[2])
-    heads, rows = P(BATCH, None, heads_axis), P(BATCH)
-    # A query/key head that serves several value heads is whole on every device.
-    keys = heads if key.shape[2] == value.shape[2] else rows
-    memory_spec = ops.Memory(P(BATCH, heads_axis), rows)
-    specs = (keys, keys, heads, heads, heads, rows, memory_spec)
-    local = _by_device(local, specs, (heads, memory_spec), len(value))
+    key_heads, value_heads = key.shape[2], value.shape[2]
+    heads_axis = _split(value_heads)
+    if 1 < key_heads < value_heads:
+        heads_axis = None  # a device would pair its value heads with the wrong key heads
+    heads_spec = P(BATCH, None, heads_axis)  # of [B,T,H,...]
+    rows_spec = P(BATCH)
+    # A query/key head that serves all value heads is whole on every device.
+    keys_spec = heads_spec if key_heads == value_heads else rows_spec
+    memory_spec = ops.Memory(P(BATCH, heads_axis), rows_spec)
+    # In the order of the arguments of `local`.
+    specs = (
+        keys_spec,
+        keys_spec,
+        heads_spec,
+        heads_spec,
+        heads_spec,
+        rows_spec,
+        memory_spec,
+    )
+    local = _by_device(local, specs, (heads_spec, memory_spec), len(value))
     out, memory = local(query, key, value, decay, erase, ctx.segments, memory)
     if cache is not None:
         cache = dataclasses.replace(cache, memory=memory)
@@ -300,8 +314,10 @@ def run_recurrence(
 
 
 def _split(heads: int) -> str | None:
-    """Return the mesh axis that so many heads are split over, or None."""
-    # Heads that do not divide are whole on every device.
+    """Return the mesh axis over which this number of heads is split, or None.
+
+    Heads that the axis does not divide are whole on every device.
+    """
     return "tensor" if heads % ways("tensor") == 0 else None
 
 
@@ -311,9 +327,10 @@ def _by_device(
     out_specs: Any,
     rows: int,
 ) -> Callable:
-    """Return `f` on each device's part, where there are several devices that divide the rows.
+    """Return `f` split over the devices, or `f` itself.
 
-    XLA does not split a device's kernel, so that the split is explicit.
+    It is split where there are several devices and they divide the rows. XLA cannot split a custom
+    kernel, so the split is explicit.
     """
     if ways(*BATCH, "tensor") == 1 or rows % ways(*BATCH):
         return f

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from slmjax.config import FIELDS, as_today
-from slmjax.errors import ANEW, UserError, first_line, nearest
+from slmjax.errors import HOW_TO_RESTORE, UserError, first_line, nearest
 from slmjax.readable import flatten
 from slmjax.record import metrics
 from slmjax.record.paired import Difference, Paired, bootstrap, pair
@@ -218,7 +218,7 @@ def _read_scores(archive: bytes) -> Scores:
 
 def _refuse_without_config(workdir: str, records: metrics.Records) -> NoReturn:
     if metrics.events(records, "finish"):
-        raise UserError(f"{workdir} has lost its config.json; {ANEW}.")
+        raise UserError(f"{workdir} has lost its config.json; {HOW_TO_RESTORE}.")
     raise UserError(f"{workdir} is not a work directory: it has no config.json.")
 
 
@@ -226,7 +226,7 @@ def _refuse_without_scores(workdir: str, records: metrics.Records) -> NoReturn:
     if _held_out_nothing(records):
         raise UserError(_nothing_held_out(workdir))
     if metrics.events(records, "finish"):
-        raise UserError(f"{workdir} has lost its heldout.npz; {ANEW}.")
+        raise UserError(f"{workdir} has lost its heldout.npz; {HOW_TO_RESTORE}.")
     raise UserError(
         f"{workdir} has no heldout.npz: train it to its first evaluation (eval.every), "
         "which scores each held-out document."

@@ -78,7 +78,7 @@ class StatusLine:
             self._live.stop()
 
     def _last_failure(self, tally: Tally) -> str:
-        words = f" (the last: {tally.last})" if tally.last else ""
+        words = f" (the last: {tally.last_fault})" if tally.last_fault else ""
         wait = tally.hold - self._clock()
         if wait > 1:
             words += f", all wait {duration(wait)}"

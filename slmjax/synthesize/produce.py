@@ -1,4 +1,4 @@
-"""Asks a teacher for many documents at once; nothing that is paid for is lost or paid for twice.
+"""Ask a teacher for many documents at once. No paid answer is lost, and none is paid for twice.
 
 `concurrent` workers share one iterator of requests. A worker takes a request and makes attempts,
 until one is answered or another would be in vain; then it takes the next. An attempt keeps
@@ -30,11 +30,11 @@ from slmjax.synthesize.teachers import Answer, Teacher, TeacherFault, TeacherReq
 # together do not come back together.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 
-# Fewest rejected answers, without one that is accepted, that end a run. Where one answer in ten can
-# be used, as many in a row are rejected once in 200 runs.
+# Fewest rejected answers, without one that is accepted, that end a run. If one answer in ten can
+# be used, the first 50 are all rejected in one run of 200 (0.9 ** 50).
 UNUSABLE = 50
 FAILED = 20  # fewest failures in a row that end a run
-LIMIT_PATIENCE = 10  # retries where the teacher says "slower", for each retry after a failure
+LIMIT_PATIENCE = 10  # retries after a rate limit (429), for each retry after a failure
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Tally:
     spent: bool = False  # the run stopped because the budget is spent
     signal: int = 0  # the run stopped because of this signal; 0 without one
     faults: dict[str, int] = field(default_factory=dict)  # failed attempts by reason
-    last: str = ""  # reason of the last fault
+    last_fault: str = ""  # its reason
     hold: float = 0.0  # time.monotonic() until which the teacher asks to wait
 
 
@@ -126,7 +126,7 @@ class _Workers:
     report: Callable[[Tally], None]
     stop: asyncio.Event
     pace: Pace
-    failures_in_a_row: int = 0  # failed attempts since the last answer, without "slower"
+    failures_in_a_row: int = 0  # failed attempts since the last answer, rate limits left out
 
     async def work(self, remaining: Iterator[TeacherRequest]) -> None:
         """Run one worker: settle requests until there are none, the budget is spent, or `stop`."""
@@ -146,7 +146,7 @@ class _Workers:
 
     async def settle(self, request: TeacherRequest) -> None:
         """Make attempts until one is answered, another would be in vain, or `stop` is set."""
-        failures = limits = 0  # attempts that failed, and those to which the teacher said "slower"
+        failures = limits = 0  # attempts that failed, and those that met a rate limit
         while True:
             await self.pace.turn()
             if self.stop.is_set():  # perhaps while it waited for its turn
@@ -159,8 +159,8 @@ class _Workers:
                     limits += 1
                 else:
                     failures += 1
-                patient = failures <= self.retries and limits <= LIMIT_PATIENCE * self.retries
-                if not (fault.again and patient):
+                too_often = failures > self.retries or limits > LIMIT_PATIENCE * self.retries
+                if too_often or not fault.again:
                     break
                 await self.back_off(fault, failures + limits)
             else:
@@ -180,7 +180,7 @@ class _Workers:
         tally = self.tally
         tally.cost = self.attempts.budget.spent_cost
         tally.faults[fault.reason] = tally.faults.get(fault.reason, 0) + 1
-        tally.last = fault.reason
+        tally.last_fault = fault.reason
         if fault.limit:
             tally.hold = max(tally.hold, time.monotonic() + fault.wait)
         self.report(tally)
@@ -197,7 +197,10 @@ class _Workers:
             ) from fault
 
     def count_answer(self, request: TeacherRequest, answer: Answer) -> None:
-        """Count an answer. Raises: UserError where none of so many can be used."""
+        """Count an answer.
+
+        Raises: UserError where the first max(UNUSABLE, 2 * concurrent) are all rejected.
+        """
         self.failures_in_a_row = 0
         tally = self.tally
         tally.cost = self.attempts.budget.spent_cost

@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slmjax.data.loader import crowd, heldout_batches
+from slmjax.data.loader import heldout_batches, most_documents
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, text_fields
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
@@ -156,7 +156,7 @@ class HeldOut:
         for batches in self.batches.values():
             for batch in batches:
                 documents = np.maximum(batch["segments"].max(1), 1)  # [B], in each row
-                most = max(most, crowd(documents, 1, ways))
+                most = max(most, most_documents(documents, 1, ways))
         return max(most, len(self.rows) // ways)
 
     def _nats(self, params: dict, buffers: dict, batch: Arrays) -> jax.Array:

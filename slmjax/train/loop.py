@@ -86,9 +86,12 @@ def train(run: Run) -> int:
         loop.progress,
         Leave() as leave,
     ):
-        status = loop.go(leave)
-        loop.stop_profiling()
-    gc.unfreeze()  # the process may go on, as a study's or a notebook's does
+        try:
+            status = loop.go(leave)
+        finally:
+            # The process may go on, as a study's or a notebook's does.
+            loop.stop_profiling()
+            gc.unfreeze()
     if hosts.is_first():
         report = write_report(run.workdir, defaults=configs.to_dict(Config()))
         print(_last_words(run, status, report))
@@ -106,6 +109,7 @@ class _Loop:
         self.model = run.program.model
         self.total = config.train.steps
         self.tokens_per_step = config.train.batch * config.data.seq_len
+        # The last step that a longer run would share; its checkpoint is kept. None without one.
         self.trunk = schedule.trunk(config.train)
         # Shardings of a batch's fields: names and axes are the same at every step.
         self.where = field_shardings(run.task.rows.shapes(0), run.program.mesh)
@@ -130,20 +134,22 @@ class _Loop:
         self.window = list(run.start.window)  # values of the steps since the last line
         self.last: dict[str, Any] | None = None  # values of the step that was read last
         self.skipped = run.skipped
-        self.profile: tuple[int, ...] = ()  # first and last step to profile
+        self.profile: tuple[int, ...] = ()  # first step to profile, and first one after that
         if config.log.profile:
             self.profile = tuple(map(int, config.log.profile.split(":")))
         self.tracing = False
+        self.clock = (run.start.step, time.monotonic())  # (step, time) at which the speed begins
 
     def go(self, leave: Leave) -> int:
         """Train to the end, or to where the process is told to leave; returns the exit status."""
         run, goodput = self.run, self.run.goodput
         pending: tuple[int, dict] | None = None
-        self.clock = (run.start.step, time.monotonic())
+        self.clock = (run.start.step, time.monotonic())  # where the measured speed begins
         for step in range(run.start.step, self.total):
-            # While the device is busy with a step, time spent here costs nothing.
+            # Only a device that is idle waits for data.
             device_waits = pending is None or pending[1]["loss"].is_ready()
-            with goodput.spent("data_wait") if device_waits else contextlib.nullcontext():
+            waiting = goodput.spent("data_wait") if device_waits else contextlib.nullcontext()
+            with waiting:
                 local = self.next_rows(step)
             self.profiling(step)
             fields = self.task.rows.shapes(step)
@@ -164,7 +170,7 @@ class _Loop:
             else:
                 goodput.step()
             if step == run.start.step:
-                gc.freeze()  # all objects of now stay: later collections need not look at them
+                gc.freeze()  # what exists now stays: later collections need not look at it
             if leaving and done < self.total:
                 run.checkpoints.wait()
                 run.writer.event("preempted", done)
@@ -187,15 +193,16 @@ class _Loop:
         """
         run, shapes = self.run, shape_key(fields)
         if shapes not in run.steps:
-            known = next(iter(run.steps))
-            names = ", ".join(name for name, shape in shapes if (name, shape) not in known)
+            first_shapes = next(iter(run.steps))
+            changed = [name for name, shape in shapes if (name, shape) not in first_shapes]
+            names = ", ".join(changed)
             self.progress.note(f"step {step + 1} has other shapes ({names}): compiling for them")
             with run.goodput.spent("compile"):
                 run.steps[shapes] = run.program.compile(self.task, step)
         return run.steps[shapes]
 
     def is_boundary(self, done: int) -> bool:
-        """Return whether the loop must know the step's metrics before it goes on."""
+        """Return whether logging, evaluation or saving is due: the loop then waits for the step."""
         return self.is_logged(done) or self.is_evaluated(done) or self.is_saved(done)
 
     def is_logged(self, done: int) -> bool:
@@ -259,11 +266,12 @@ class _Loop:
         return f"; its batch holds {named}"
 
     def log(self, done: int) -> None:
-        """Write the means of the window since the last line, and start another."""
+        """Write the means over the steps since the last log line, and begin a new window."""
         since, began = self.clock
         latest = self.window[-1]
-        # Skipped steps would spoil the means; where all were skipped there is nothing else.
-        kept = [values for values in self.window if not values["skips"]] or self.window
+        # Skipped steps would spoil the means. Only if all were skipped are they what is logged.
+        kept = [values for values in self.window if not values["skips"]]
+        kept = kept or self.window
         tokens = done * self.tokens_per_step
         speed = (done - since) * self.tokens_per_step / (time.monotonic() - began)
         metrics: dict[str, Any] = {f"train/{name}": mean_of(name, kept) for name in latest["terms"]}
@@ -286,7 +294,7 @@ class _Loop:
         self.window, self.clock = [], (done, time.monotonic())
 
     def evaluate(self, done: int) -> None:
-        """Run the task's evaluations, but for those of the end."""
+        """Run the task's evaluations, except those that run only at the end (see `finish`)."""
         writer = self.run.writer
         scores, events = self.evaluator.score(
             self.state.params, self.state.buffers, done, self.progress.note
@@ -356,22 +364,27 @@ class _Loop:
             if not hosts.all_agree((run.workdir / "heldout.npz").exists()):
                 # Somebody has deleted it.
                 self.evaluator.score(state.params, state.buffers, self.total, _silent)
-        there = {record["event"]: record for record in past if "event" in record}
-        note = _silent if "finish" in there else self.progress.note
+        recorded = {record["event"]: record for record in past if "event" in record}
+        note = _silent if "finish" in recorded else self.progress.note
         for evaluation in self.task.evaluations:
             if not evaluation.at_end:
                 continue
             evaluated = evaluation(
-                self.model, state.params, state.buffers, step=self.total, note=note, there=there
+                self.model,
+                state.params,
+                state.buffers,
+                step=self.total,
+                note=note,
+                there=recorded,
             )
             for name, facts in evaluated.events.items():
                 run.writer.event(name, self.total, **facts)
-                there[name] = facts
+                recorded[name] = facts
             # A killed session may have written the metrics, but not yet "finish".
             names = evaluated.metrics.keys()
             if names and not any(names <= record.keys() for record in past):
                 run.writer.write(self.total, dict(evaluated.metrics))
-        if "finish" not in there:
+        if "finish" not in recorded:
             run.writer.event("goodput", self.total, **run.goodput.record())
             run.writer.event("finish", self.total)
 
@@ -408,7 +421,7 @@ def _silent(text: str) -> None:
 def _peak_memory() -> int:
     """Return the largest number of bytes in use on the first device.
 
-    Of this process, where the device does not count them.
+    Where the device does not count them, it is the peak memory of this process.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if peak := stats.get("peak_bytes_in_use"):

@@ -23,15 +23,15 @@ def next_commands(
     Args:
       command: the launcher's command that made the run.
     """
-    other = f"{workdir}-2"
+    second_workdir = f"{workdir}-2"
     words = without(shlex.split(command), "--workdir")
     generate = ["python", "-m", "slmjax.generate", f"--checkpoint={workdir}"]
-    # Generation reads no source of text: SeqIO's tasks need no trust.
-    code = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
-    generate += [f"--trust={name}" for name in code]
+    # SeqIO's tasks are sources of text. Generation reads none, so they need no trust.
+    trusted = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
+    generate += [f"--trust={name}" for name in trusted]
     generate += [f"--prompt={first_prompt(task)}"]
-    again = [*words, f"--workdir={other}", other_field(config, arch)]
-    compare = ["python", "-m", "slmjax.compare", str(workdir), other]
+    again = [*words, f"--workdir={second_workdir}", changed_option(config, arch)]
+    compare = ["python", "-m", "slmjax.compare", str(workdir), second_workdir]
     lines = [
         "Next:",
         f"  generate:            {shlex.join(generate)}",
@@ -54,11 +54,8 @@ def first_prompt(task: Task) -> str:
     return "Once"
 
 
-def other_field(config: configs.Config, arch: Architecture) -> str:
-    """Return an option that trains another model.
-
-    It is attention's gate where there is attention, else the learning rate.
-    """
+def changed_option(config: configs.Config, arch: Architecture) -> str:
+    """Return an option that changes the model: attention's gate, or else the learning rate."""
     if any(block.mixer == "attention" for block in arch.blocks):
         return f"--config.model.output_gate={not config.model.output_gate}"
     return f"--config.train.lr={config.train.lr / 2:g}"

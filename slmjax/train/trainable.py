@@ -13,8 +13,9 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
 
     Args:
       declared: the declaration of every parameter.
-      chosen: groups (see models/declare.py), or patterns of paths, such as "stack/*/channel/*". A
-        stacked parameter, of all layers at one place of the pattern, is the smallest unit.
+      chosen: groups (see models/declare.py), or patterns of paths, such as "stack/*/channel/*".
+        Layers at the same position of the model's pattern are stacked in one parameter: they are
+        trained together or not at all.
     Raises: UserError for an entry that matches no parameter.
     """
     groups = {path: weight.group for path, weight in flatten_tree(declared).items()}
@@ -22,7 +23,7 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         return frozenset(groups)
     paths: set[str] = set()
     for entry in chosen:
-        # A group's name, or a pattern as the shell has them.
+        # A group's name, or a pattern. Unlike in a shell, "*" also matches "/".
         matching = {
             path
             for path, group in groups.items()

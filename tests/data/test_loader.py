@@ -541,7 +541,7 @@ def test_the_usual_number_of_documents_is_never_exceeded_where_the_run_was_looke
         )
         assert alone.usual_places == rows < plan.usual_places <= plan.max_segments * rows
         assert {plan.places(step) for step in range(40)} == {plan.usual_places}
-        assert max(plan.crowd(step, *cuts) for step in range(40)) <= plan.usual_places
+        assert max(plan.documents_on_device(step, *cuts) for step in range(40)) <= plan.usual_places
     plan = BatchPlan(train, phases=mixed, cuts=(1, 1), **options)
     counts = [
         np.mean([len(plan.row_plans[source].row(row)) for source, row in plan.rows(step)])
@@ -554,7 +554,7 @@ def test_the_crowd_of_a_step_is_that_of_the_fullest_device_and_microbatch():
     """As train/step.py cuts a batch: microbatches take every second row, devices consecutive rows of those."""
     plan = plan_of({"notes": shards_of(5, documents=200)}, phases=(), batch=8)
     counts = batch_rows(plan, 3, range(8))["segments"].max(1)
-    assert plan.crowd(3) == counts.sum()
-    assert plan.crowd(3, 2, 2) == max(
+    assert plan.documents_on_device(3) == counts.sum()
+    assert plan.documents_on_device(3, 2, 2) == max(
         counts[[0, 2]].sum(), counts[[4, 6]].sum(), counts[[1, 3]].sum(), counts[[5, 7]].sum()
     )

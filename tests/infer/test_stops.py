@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmjax.errors import UserError
-from slmjax.infer.stops import START, STATES, STOPPED, cut, token_automaton
+from slmjax.infer.stops import LEAST_ROWS, START, STOPPED, cut, token_automaton
 
 few_letters = st.text(
     "ab\u00e4", min_size=1, max_size=5
@@ -49,7 +49,7 @@ def test_tokens_of_any_length_work_and_are_not_stored():
         b"need" * 20_000,
     ]
     table = token_automaton(["needle"], tokens)
-    assert table.nbytes == STATES * len(tokens) * 2
+    assert table.nbytes == LEAST_ROWS * len(tokens) * 2
     assert table[START, 0] == STOPPED
     assert table[table[START, 1], 2] == STOPPED
     assert table[table[START, 3], 2] == STOPPED
@@ -60,8 +60,8 @@ def test_other_stop_strings_of_a_bucket_have_a_table_of_the_same_shape():
     tokens = [b"a", b"b"]
     assert {
         token_automaton(stops, tokens).shape for stops in ([], ["a"], ["ab", "bbbb"], ["a" * 30])
-    } == {(STATES, 2)}
-    assert token_automaton(["a" * 31], tokens).shape == (2 * STATES, 2)
+    } == {(LEAST_ROWS, 2)}
+    assert token_automaton(["a" * 31], tokens).shape == (2 * LEAST_ROWS, 2)
     assert not token_automaton([], tokens)[START].any()
 
 

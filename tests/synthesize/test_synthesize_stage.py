@@ -418,7 +418,7 @@ def test_the_live_line_says_documents_speed_share_cost_and_time_left():
     )
     tally.faults["HTTP 500"] = 3
     assert line.text(tally).endswith("3 requests failed")
-    tally.last = "HTTP 500: out of memory"
+    tally.last_fault = "HTTP 500: out of memory"
     assert line.text(tally).endswith("3 requests failed (the last: HTTP 500: out of memory)")
 
 

@@ -90,7 +90,7 @@ def test_a_batch_with_more_documents_than_places_takes_a_program_of_its_own(
 
     def few(plan):
         crowds = sorted(
-            plan.crowd(step, *plan.cuts) for step in range(6)
+            plan.documents_on_device(step, *plan.cuts) for step in range(6)
         )  # a device has one row of a microbatch
         usual.append(crowds[2])
         assert crowds[2] < crowds[-1]  # of six steps at most four fit
@@ -270,7 +270,7 @@ def test_the_field_that_is_suggested_for_a_change_is_one_that_the_model_reads(pa
         )
     )
     assert (
-        next_commands.other_field(
+        next_commands.changed_option(
             config, from_config(config.model, vocab_size=300, compute="float32")
         )
         == field

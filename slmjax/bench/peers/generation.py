@@ -19,7 +19,8 @@ from slmjax.models.pattern import from_config
 Module = Any  # a torch module; torch is imported late, because it is optional
 Cache = str | None  # transformers' cache_implementation
 
-# On a GPU it compiles the step of a static cache.
+# The cache_implementation of transformers by its name in the table. On a GPU it
+# compiles the step of a static cache.
 CACHES = {
     "dynamic cache": None,
     "static cache, compiled": "static",
@@ -27,7 +28,7 @@ CACHES = {
 
 
 class Workload(NamedTuple):
-    """One measurement: `runs` times, `tokens` new tokens after prompts of `prompt` tokens."""
+    """What is measured: generate `tokens` tokens after prompts of `prompt` tokens, `runs` times."""
 
     batch: int
     prompt: int
@@ -51,7 +52,7 @@ def measure_peer(
     if missing:
         names = " and ".join(missing)
         return [], [f"no peers: {names} not installed here; pip install 'slmjax[hf]'"]
-    # What Llama lacks is an error of this process; in the other one it would be a message only.
+    # Raise here if Llama lacks something: an error in the other process would only be a message.
     arch = _architecture(config.model, config.data.vocab_size)
     llama_config(arch, prompt + tokens)
     question = [configs.to_dict(config), batches, prompt, tokens, runs]
@@ -116,8 +117,8 @@ def _row(model: Module, who: str, cache: Cache, workload: Workload) -> dict[str,
 def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
     """Return the columns of a row.
 
-    Prefill is the time of a call for one new token. The time of a whole call without it, over the
-    other tokens, is the time of a token.
+    Prefill is the time of a call for one new token. The time of a token is what a whole call takes
+    longer than that, divided by its other tokens.
     """
     import torch
 
@@ -138,14 +139,14 @@ def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
     prefill = statistics.median(seconds(1) for _ in range(runs))
     whole = statistics.median(seconds(tokens) for _ in range(runs))
     token_seconds = (whole - prefill) / (tokens - 1)
-    loop = token_seconds * tokens  # all new tokens, without the prefill
+
     compile_seconds = None
     if cache:
         compile_seconds = max(0.0, first_calls - prefill - whole)
     return {
         "prefill ms": 1e3 * prefill,
-        "ms a token": 1e3 * loop / tokens,
-        "tokens/s": batch * tokens / loop,
+        "ms a token": 1e3 * token_seconds,
+        "tokens/s": batch / token_seconds,
         # Only our own rows have these two.
         "state MB": None,
         "floor ms": None,

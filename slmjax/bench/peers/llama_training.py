@@ -35,7 +35,7 @@ def train_llama(
     recorder = _Recorder(peer, writer)
     losses: Losses = {}
     pending = None
-    began = recorder.since
+    began = time.monotonic()
     with local_batches(
         plan,
         start_step=0,
@@ -43,13 +43,13 @@ def train_llama(
         local_rows=range(config.train.batch),
         workers=config.data.workers,
     ) as batches:
-        for number in range(steps):
-            launched = peer.step(next(batches), number)
+        for step in range(steps):
+            launched = peer.step(next(batches), step)
             # Losses are read one step late, so that the device always has a step to do.
             if pending is not None:
                 recorder.add(pending)
             pending = launched
-            done = number + 1
+            done = step + 1
             evaluates = done == steps or _due(done, config.eval.every)
             if evaluates or _due(done, log_every):
                 recorder.add(pending)
@@ -61,7 +61,7 @@ def train_llama(
                     _save(losses, prepared, folder / "heldout.npz")
                 # After the evaluation, whose time is not part of the speed.
                 recorder.restart()
-            if number == 0:
+            if step == 0:
                 # The collector need not look through model and libraries again.
                 gc.freeze()
     measured = {
@@ -144,7 +144,7 @@ class _Recorder:
 
 
 def _due(done: int, every: int) -> bool:
-    """Return whether a thing that happens `every` so many steps is due; 0 means never."""
+    """Return whether something that happens every `every` steps is due; 0 means never."""
     return every > 0 and done % every == 0
 
 

@@ -52,7 +52,7 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
         num_key_value_heads=arch.kv_heads,
         head_dim=arch.head_dim,
         rms_norm_eps=arch.norm_eps,
-        # Rotation pairs dimension i with i + H/2 in both, so that weights need no permutation.
+        # Both libraries rotate dimension i with i + head_dim/2: weights need no permutation.
         rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta},
         tie_word_embeddings=arch.tied,
         max_position_embeddings=seq_len,
@@ -94,10 +94,10 @@ def llama_weights(arch: Architecture, params: dict) -> dict[str, np.ndarray]:
     weights = {}
     for name, path, index in llama_names(arch):
         weight = arrays[path] if index is None else arrays[path][index]
-        inputs = len(declared[path].inputs)
-        if inputs:
+        input_axes = len(declared[path].inputs)
+        if input_axes:
             # Our input axes come first; [D, N, H] becomes [N*H, D].
-            matrix = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+            matrix = weight.reshape(math.prod(weight.shape[:input_axes]), -1)
             weight = np.ascontiguousarray(matrix.T)
         weights[name] = weight
     if arch.tied:
