@@ -78,7 +78,7 @@ def _run(argv: list[str]) -> int:
         # A teacher may be somebody else's checkpoint.
         stage_arguments["trust"] = cli.trusted(options)
     run_stage = _stage_function(config.stage)
-    stage_arguments["command"] = cli.shown(["python", "-m", "slmjax.launch", *argv])
+    stage_arguments["command"] = cli.shell_command(["python", "-m", "slmjax.launch", *argv])
     stage_arguments["init_from"] = cli.parent(options)
     workdir = cli.work_directory(options)
     with contextlib.ExitStack() as claims:

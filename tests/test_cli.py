@@ -207,7 +207,7 @@ def test_text_and_names_are_utf8_whatever_the_locale(tmp_path):
 def test_a_suggested_command_means_the_same_in_a_shell():
     words = ["echo", "my run; echo hi", "it's [b]", "$HOME", "--prompt=a\nb"]
     done = subprocess.run(
-        ["bash", "-c", f"printf '%s\\0' {cli.shown(words)}"],
+        ["bash", "-c", f"printf '%s\\0' {cli.shell_command(words)}"],
         capture_output=True,
         text=True,
         check=True,

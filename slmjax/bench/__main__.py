@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
     result = bench.run(options)
     # Figures mean nothing without the machine and the command that they come from.
     result["machine"] = machine()
-    result["command"] = cli.shown(["python", "-m", "slmjax.bench", *arguments])
+    result["command"] = cli.shell_command(["python", "-m", "slmjax.bench", *arguments])
     for part in TABLES:
         if result.get(part):
             print(table(result[part]), end="\n\n")

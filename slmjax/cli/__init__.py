@@ -1,6 +1,6 @@
 """Parts that every command shares: how it runs and fails, how recipe and options are read."""
 
-from slmjax.cli.arguments import Parser, check_utf8, shown
+from slmjax.cli.arguments import Parser, check_utf8, shell_command
 from slmjax.cli.recipe_options import (
     FLAGS,
     apply_overrides,
@@ -23,7 +23,7 @@ __all__ = [
     "parent",
     "read_options",
     "script",
-    "shown",
+    "shell_command",
     "trusted",
     "work_directory",
 ]

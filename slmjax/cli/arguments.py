@@ -1,4 +1,4 @@
-"""Words of a command line: their encoding, an argument parser, and words for a shell."""
+"""Check, parse and quote the words of a command line."""
 
 import argparse
 import itertools
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_empty(self, words: list[str]) -> None:
         """Raises: UserError for an option whose value is empty, as --a= or as --a ''."""
-        # After the last word comes none, which is another mistake.
+        # A value that is missing, not empty, is left to argparse: "--" stands for it.
         for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
             name, equals, value = word.partition("=")
             if not equals:
@@ -64,6 +64,6 @@ def check_utf8(words: Sequence[str]) -> None:
             raise UserError(f"the argument '{escaped}' is not UTF-8.") from None
 
 
-def shown(words: Sequence[Any]) -> str:
+def shell_command(words: Sequence[Any]) -> str:
     """Return a command that can be pasted into a shell, whatever its words hold."""
     return shlex.join(map(str, words))

@@ -57,7 +57,7 @@ def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def make_config(options: dict[str, str], assignments: list[str]) -> configs.Config:
-    """Return the recipe with --params and the overrides applied, checked.
+    """Return the checked config of a recipe, after the overrides and --params.
 
     Raises: UserError for a mistake in the recipe, an unknown stage, or a field that another stage
       reads.
@@ -65,7 +65,7 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     recipe = configs.load_recipe(options["config"], trusted(options))
     config = apply_overrides(recipe, assignments)
     if "params" in options:
-        # Late, as only --params needs it.
+        # Imported late, as only --params needs it.
         from slmjax.models.choose_shape import parse_params, reshape
 
         # After the overrides, as the shape depends on the pattern and the vocabulary.
@@ -80,10 +80,11 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     # A recipe may set fields of other stages; on the command line it is a mistake.
     for name in map(_assigned_field, assignments):
         group = name.partition(".")[0]
-        reader = configs.STAGE_OF.get(group, config.stage)
-        if reader != config.stage:
+        # A group that is not in STAGE_OF is read by every stage.
+        stage = configs.STAGE_OF.get(group, config.stage)
+        if stage != config.stage:
             raise UserError(
-                f"--config.{name}: only the stage {reader} reads it; this is {config.stage}."
+                f"--config.{name}: only the stage {stage} reads it; this is {config.stage}."
             )
     return configs.freeze(config)
 
@@ -115,7 +116,7 @@ def _next_option(words: list[str]) -> tuple[str, str]:
     """Take the next option from the front of `words`. Returns: its name without --, its value."""
     word = words.pop(0)
     if not word.startswith("--"):
-        # Dashes may be what is missing.
+        # Perhaps only the dashes are missing.
         hint = nearest(f"--{word}", [f"--{flag}" for flag in FLAGS])
         raise UserError(f"'{word}' is not an option; options begin with --.{hint}")
     name, equals, value = word.removeprefix("--").partition("=")

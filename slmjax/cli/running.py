@@ -20,7 +20,7 @@ MISTAKE = 2
 INTERRUPTED = 128 + signal.SIGINT
 # Seconds that the program has to clean up after Ctrl-C.
 UNWINDING = 5.0
-# Characters of a sentence on the terminal.
+# Most characters of an error's sentence on the terminal.
 LONGEST = 1500
 # As glibc and the storage of checkpoints word it.
 NO_SPACE = "No space left on device"
@@ -44,7 +44,8 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         return command(words) or 0
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
         return INTERRUPTED
-    except SystemExit as error:  # of argparse, after --help; of rich; of the user's own code
+    except SystemExit as error:  # from argparse after --help, from rich, or from the user's code
+        # rich raises it for a broken pipe.
         if isinstance(error.__context__, BrokenPipeError):
             return _nobody_reads()
         place = line_of_the_user(error)
@@ -65,8 +66,8 @@ def script(main: Callable[[], int]) -> NoReturn:
     """Run `main` as a process of its own and end the process with its status.
 
     Files, names and streams are UTF-8 whatever the locale says. After Ctrl-C the process ends
-    in a few seconds, and without Python's own ending: XLA may still be compiling in threads
-    that neither an exception nor the interpreter's end can stop.
+    within a few seconds and skips Python's shutdown, which would wait for XLA: nothing stops its
+    compiling threads.
     """
     if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
         # Python reads this variable only as it starts.
@@ -125,7 +126,7 @@ def _storage_sentence(text: str) -> str:
         if NO_SPACE not in text:
             return ""
         return f"the work directory cannot be written: {NO_SPACE}."
-    # "Failed to write", "Error writing"
+    # The storage says "Failed to write" or "Error writing".
     action = "written" if "writ" in text else "used"
     return f"the work directory cannot be {action}: {os.strerror(int(code[1]))}."
 
@@ -146,7 +147,7 @@ def _nobody_reads() -> int:
 
 def _printable(sentence: str) -> str:
     """Return a sentence as one line of bounded length: a file that it quotes may hold anything."""
-    # Such as control sequences of the terminal, or half a surrogate pair.
+    # Escapes what does not print: control sequences of the terminal, half a surrogate pair.
     characters = []
     for character in sentence:
         if not character.isprintable():
@@ -172,8 +173,8 @@ def _unraisable_hook(usual_hook: Callable[[Any], None]) -> Callable[[Any], None]
     def hook(problem: Any) -> None:
         if isinstance(problem.exc_value, KeyboardInterrupt):  # raised in a callback, which loses it
             _end(INTERRUPTED)
-        # Where reading or writing one array fails, tensorstore's callbacks for others meet a
-        # closed loop; the failure itself is an exception.
+        # After one array has failed, tensorstore calls back for the others when their event loop
+        # is closed. That is noise: the failure itself is raised in the usual way.
         if str(problem.exc_value) != "Event loop is closed":
             usual_hook(problem)
 
@@ -181,7 +182,7 @@ def _unraisable_hook(usual_hook: Callable[[Any], None]) -> Callable[[Any], None]
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
-    """Handle Ctrl-C: raise, and end the process where that does not lead out in time."""
+    """Handle Ctrl-C: raise, and end the process if it still runs UNWINDING seconds later."""
     # Somebody's code may catch the exception, or compile for minutes.
     timer = threading.Timer(UNWINDING, _end, (128 + number,))
     timer.daemon = True

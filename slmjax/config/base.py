@@ -17,7 +17,7 @@ GROUPS = tuple(dict.fromkeys(field.group for field in FIELDS.values() if field.g
 # Fields whose keys are the user's own, such as data.sources.
 MAPPINGS = tuple(name for name, field in FIELDS.items() if field.kind is dict)
 
-# Functions from text to a mapping, by field.
+# {field: function that parses the short form of its mapping}.
 Readers = Mapping[str, Callable[[str], dict]]
 
 
@@ -69,7 +69,8 @@ def help_text() -> str:
     lines = []
     for group in ("", *GROUPS):
         if group:
-            meaning = Config.__dataclass_fields__[group].type.__doc__ or ""
+            group_class = Config.__dataclass_fields__[group].type
+            meaning = group_class.__doc__ or ""
             lines.append(f"\n{group}: {meaning.strip()}")
         for field in FIELDS.values():
             if field.group == group:
@@ -85,7 +86,7 @@ def _help_line(field: ConfigField) -> str:
 def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     """Set one field, or one entry of a mapping, to what a text means."""
     if name in REMOVED:
-        # An old command that asks for what holds now still runs.
+        # An old command still runs if it asks for the value that is now fixed.
         if literal(text) == REMOVED[name]:
             return
         raise UserError(f"--config.{name}: {removed_sentence(name)}")
@@ -93,9 +94,16 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     if name not in FIELDS and not mapping:
         _refuse_unknown(name)
     group, _, leaf = name.rpartition(".")
-    source = group.removeprefix("data.sources.")
-    if mapping == "data.sources" and leaf == "path" and source not in config.data.sources:
-        config.data.sources[source] = ConfigDict()  # a path makes a new source
+    if mapping == "data.sources" and leaf == "path":
+        # A path makes a new source.
+        source = group.removeprefix("data.sources").removeprefix(".")
+        if not source or "." in source:
+            raise UserError(
+                f"--config.{name}: expected --config.data.sources.NAME.path, with a NAME without "
+                "dots."
+            )
+        if source not in config.data.sources:
+            config.data.sources[source] = ConfigDict()
     node = _node(config, group, name)
     if not text.strip():
         _check_empty(name, node.get(leaf), mapping)
@@ -149,13 +157,15 @@ def _refuse_unknown(name: str) -> NoReturn:
 
 
 def _check_empty(name: str, current: Any, mapping: str) -> None:
-    """Raises: UserError for an empty value that takes nothing away.
+    """Raises: UserError for an empty value that is more likely a shell variable that is not set.
 
-    An empty value may take away what a recipe says. Else it is a mistake, such as a shell variable
-    that is not set.
+    An empty value may clear what a recipe sets, except all of data.sources. An entry of the user's
+    own, such as curate.rules.books, may be empty too.
     """
-    of_user = mapping and mapping != "data.sources"  # such as curate.rules.books
-    if name == "data.sources" or not (current or of_user):
+    if name == "data.sources":
+        raise empty_value(f"--config.{name}")
+    is_own_entry = mapping and mapping != "data.sources"
+    if not current and not is_own_entry:
         raise empty_value(f"--config.{name}")
 
 
@@ -167,13 +177,16 @@ def _field_value(field: ConfigField, text: str) -> Any:
 
 
 def _source_value(leaf: str, text: str) -> Any:
-    """Return a field of a source; names of files and fields may look like numbers."""
-    return literal(text) if leaf in ("weight", "max_epochs") else quoted_literal(text)
+    """Return the value of a field of a source."""
+    if leaf in ("weight", "max_epochs"):
+        return literal(text)
+    # The name of a file or field may look like a number.
+    return quoted_literal(text)
 
 
 def _parsed_mapping(name: str, text: str, readers: Readers) -> dict:
     if name in readers:
-        # A short form, which may be a literal too.
+        # This reader takes both the short form and a literal.
         return readers[name](text)
     value = literal(text)
     if isinstance(value, dict):

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-# Whole numbers are 32-bit in arrays of steps, rows and tokens.
+# Largest whole number of a training field: arrays of steps, rows and tokens are int32.
 LARGEST = 2**31 - 1
 
 
@@ -18,7 +18,7 @@ class Check(NamedTuple):
     must: str
 
 
-# No check holds for NaN, and none for infinity.
+# All of them refuse NaN and infinity.
 POSITIVE = Check(lambda value: 0 < value < math.inf, "be positive")
 NOT_NEGATIVE = Check(lambda value: 0 <= value < math.inf, "not be negative")
 SHARE = Check(lambda value: 0 <= value < 1, "be at least 0 and less than 1")
@@ -50,7 +50,7 @@ class ConfigField(NamedTuple):
     affects: str
     # The value of runs that were saved before the field was there.
     before: Any
-    # On the command line its text is one entry, commas and all.
+    # For a tuple of texts: a word of the command line is one entry, even with commas in it.
     one_text: bool
 
     @property
@@ -77,7 +77,7 @@ def setting(
     """Declare a field of a group, see ConfigField. The annotation next to it is its type.
 
     Args:
-      before: None where runs without the field had its default.
+      before: the value of runs saved before the field was there; None: its default.
     Raises: ValueError for an unknown `affects`.
     """
     if affects not in AFFECTS:
@@ -140,22 +140,23 @@ def typed_text(field: ConfigField, text: str) -> Any:
     Raises: TypeError, see `typed`.
     """
     kind = _base_kind(field)
-    value = literal(text)
     if kind is str:
         # A name such as 12 or None is a text.
-        value = text
-    elif kind is bool:
+        return typed(field, text)
+    if kind is bool:
         # 1 and 0 are refused: they are more often a mistake for another field.
-        value = {"true": True, "false": False}.get(text.lower())
-    elif kind is int and isinstance(value, float) and value.is_integer():
+        # Any word but true and false gives None, which `typed` refuses.
+        return typed(field, {"true": True, "false": False}.get(text.lower()))
+    if kind is tuple:
+        return typed(field, _entries_of_text(field, text))
+    value = literal(text)
+    if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 2e3
-    elif kind is tuple:
-        value = _entries_of_text(field, text)
     return typed(field, value)
 
 
 def literal(text: str) -> Any:
-    """Return the Python literal that a text is, else the text."""
+    """Return the value of a text that is a Python literal, and any other text as it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -163,7 +164,7 @@ def literal(text: str) -> Any:
 
 
 def quoted_literal(text: str) -> Any:
-    """Return the literal of a text with brackets or quotation marks around it, else the text."""
+    """Like `literal`, but only for text that begins with a bracket or a quotation mark."""
     return literal(text) if text[:1] in ("[", "(", "{", "'", '"') else text
 
 
@@ -180,20 +181,20 @@ def _entry_kind(field: ConfigField) -> Any:
 
 def _typed_entries(field: ConfigField, values: list | tuple) -> tuple:
     kind = _entry_kind(field)
-    # Of a tuple without a kind of entries, the stage checks the entries.
     if kind is str and not all(isinstance(value, str) for value in values):
         raise TypeError("texts, such as ('attention', 'gdn')")
     if kind is float:
         if not all(map(_is_number, values)):
             raise TypeError("numbers, such as (0.001, 0.01)")
         return tuple(map(float, values))
+    # Entries of any other kind are checked by the stage that reads them.
     return tuple(values)
 
 
 def _entries_of_text(field: ConfigField, text: str) -> Any:
-    """Return the entries that a text names; anything but a list or tuple if it names none.
+    """Return the entries that a text names, or a value that `typed` refuses where it names none.
 
-    A literal list is its entries. Else a text is one entry, or several with commas between them.
+    A literal list gives its entries. Any other text is one entry, or several between commas.
     """
     value = literal(text)
     is_list = isinstance(value, list | tuple)
@@ -202,7 +203,8 @@ def _entries_of_text(field: ConfigField, text: str) -> Any:
             return value
         if not text.strip():
             return ()
-        return (value if isinstance(value, str) else text,)
+        entry = value if isinstance(value, str) else text
+        return (entry,)
     if is_list:
         return value
     if _entry_kind(field) is float:

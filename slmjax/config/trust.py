@@ -14,7 +14,8 @@ from slmjax.errors import UserError
 
 # How the path of a SeqIO task begins.
 SEQIO = "seqio://"
-HARMLESS_BEAM = re.compile(r"(--runner=\w+)?")  # no options, or a runner of Beam's own
+# No options, or only a runner of Beam's own: one with a dot would be imported from its module.
+HARMLESS_BEAM = re.compile(r"(--runner=\w+)?")
 
 
 def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -> None:
@@ -34,7 +35,8 @@ def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -
         if name == config.curate.beam:
             action = "Apache Beam, which imports and installs what its options name,"
         else:
-            module = name.removeprefix(SEQIO).partition("/")[0].partition(":")[0]
+            # Of "module:Class" or "seqio://module/task".
+            module = re.split("[/:]", name.removeprefix(SEQIO), maxsplit=1)[0]
             action = f"importing the module {module} ({_file_of(module)})"
         raise UserError(
             f"'{place}' names '{name}': {action} would run its code. "
@@ -45,21 +47,21 @@ def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -
 def named_code(config: ConfigDict | Config) -> list[str]:
     """Return the names in a config that would import a module.
 
-    They are mixers, channels, a task and readers of sources "module:Name", SeqIO's tasks, and
-    Beam's options.
+    They are "module:Name" of mixers, channels, the task and sources' readers;
+    "seqio://module/task"; and Beam's options.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dataclasses.asdict(config)
-    # Names without a colon are the library's own.
-    names = _mixers_and_channels(config)
-    names.append(_first_word(config.task))
+    candidates = _mixers_and_channels(config)
+    candidates.append(_first_word(config.task))
     for source in values["data"]["sources"].values():
         if isinstance(source, dict):
-            names.append(source.get("reader", ""))
-    named = [name for name in names if ":" in name]
+            candidates.append(source.get("reader", ""))
+    # Names without a colon are the library's own.
+    named = [name for name in candidates if ":" in name]
     # SeqIO's tasks may be named in any field that names text.
     for text in _texts(values):
-        # A source's path may be one of several, and may follow its name.
-        parts = re.split(r"[,=]", text)
+        # As in "name=path, path"; the reader of sources strips blanks, too.
+        parts = [part.strip() for part in re.split(r"[,=]", text)]
         named += [part for part in parts if part.startswith(SEQIO)]
     if not HARMLESS_BEAM.fullmatch(config.curate.beam):
         named.append(config.curate.beam)

@@ -9,15 +9,17 @@ from etils import epath
 from slmjax.curate.clean import CurationUnit
 from slmjax.curate.curate_settings import Settings, refuse_unknown_sources, rules_of, scheme_of
 from slmjax.curate.decontaminate import EvalIndex, build_index
+from slmjax.curate.eval_items import EvalSets, eval_files
 from slmjax.curate.index import FORMAT
 from slmjax.errors import UserError
 from slmjax.text.files import write_atomic
+from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.source_files import bundles, list_files
 
 Listed = Sequence[tuple[Source, Sequence[SourceFile]]]  # sources with their files
 
-# Settings that decide what a unit leaves.
+# Settings that the content of `work` depends on.
 DECIDING = ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
 
 
@@ -34,20 +36,20 @@ def curation_units(
     refuse_unknown_sources(asked, [source.name for source in sources])
     # Listed once: files that appear later belong to the next run.
     listed = [(source, list_files(source)) for source in sources]
-    evals = str(work / "evals.npz") if asked["evals"] else ""
-    _prepare(work, _identity(asked, listed), asked["evals"], evals)
+    index_file = str(work / "evals.npz") if asked["evals"] else ""
+    _prepare(work, _identity(asked, listed), asked["evals"], index_file)
     units = []
     for source, files in listed:
         rules = rules_of(asked, source.name)
-        for number, together in bundles(files):
+        for first, bundle in bundles(files):
             unit = CurationUnit(
                 source=source,
-                files=together,
-                number=number,
+                files=bundle,
+                number=first,
                 folder=str(work),
                 rules=rules,
                 scheme=scheme_of(asked),
-                evals=evals,
+                evals=index_file,
                 samples=asked["samples"],
             )
             units.append(unit)
@@ -64,48 +66,52 @@ def work_key(work: epath.Path) -> str:
 
 def _identity(asked: Settings, listed: Listed) -> str:
     """Return a hash of everything that decides the content of `work`."""
-    decides = {name: asked[name] for name in DECIDING}
-    decides["format"] = FORMAT  # of the sketches
-    read = []
+    settings = {name: asked[name] for name in DECIDING}
+    settings["format"] = FORMAT  # of the sketches
+    # A file's version changes with its content, so no file need be read for this.
+    versions = []
     for source, files in listed:
+        reader = reader_identity(source) if source.reader else []
         for file in files:
-            # The version changes with the content, so a file need not be read for this.
-            read.append((source.name, source.field, file.name, file.size, file.version))
-    text = json.dumps([decides, read], sort_keys=True)
+            version = (source.name, source.field, *reader, file.name, file.size, file.version)
+            versions.append(version)
+    for name, file in eval_files(asked["evals"]):
+        versions.append((name, file.path, file.size, file.version))
+    text = json.dumps([settings, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _prepare(work: epath.Path, key: str, sets: Settings, evals: str) -> None:
-    """Make `work` anew, with the index of evaluation sets, unless it is there already.
+def _prepare(work: epath.Path, key: str, sets: EvalSets, index_file: str) -> None:
+    """Empty `work` and build the index of evaluation sets, unless it has both for this key.
 
     Args:
       key: its identity.
-      evals: path of the index; "" without evaluation sets.
+      index_file: path of the index; "" without evaluation sets.
     """
-    if work_key(work) == key and (not evals or _can_be_loaded(evals)):
+    if work_key(work) == key and (not index_file or _can_be_loaded(index_file)):
         return
     if work.exists():
         work.rmtree()
     work.mkdir(parents=True)
-    if evals:
+    if index_file:
         index = build_index(sets)
         _refuse_undecided(index)
-        index.save(evals)
+        index.save(index_file)
     # Written last: without it all of `work` is made again.
     write_atomic(work / "key", key)
 
 
-def _can_be_loaded(evals: str) -> bool:
+def _can_be_loaded(index_file: str) -> bool:
     try:
-        EvalIndex.load(evals)
+        EvalIndex.load(index_file)
     except UserError:
         return False
     return True
 
 
-def _refuse_undecided(evals: EvalIndex) -> None:
+def _refuse_undecided(index: EvalIndex) -> None:
     """Raise a UserError for an evaluation set of which no item would be looked for."""
-    for name, (undecided, items) in evals.undecided().items():
+    for name, (undecided, items) in index.undecided().items():
         if not items:
             raise UserError(f"config.curate.evals.{name}: its files hold no item.")
         if len(undecided) == items:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int, UInt32, UInt64
 from slmjax.errors import UserError, nearest
 from slmjax.text.hashing import hash_words
 from slmjax.text.readers import read_records
-from slmjax.text.records import DAMAGED, Fault, Source
+from slmjax.text.records import DAMAGED, Fault, Source, SourceFile
 from slmjax.text.source_files import list_files
 
 NUMBER = np.uint64(0)  # in place of the hash of any number
@@ -157,6 +157,19 @@ def _names(text: str, words: Words) -> WordFlags:
             between = text[words.ends[i - 1] : words.starts[i]]
             names[i] = SENTENCE_ENDS.isdisjoint(between)
     return names
+
+
+def eval_files(sets: EvalSets) -> list[tuple[str, SourceFile]]:
+    """Return (name of the set, file) of every file of evaluation sets, without reading any.
+
+    Raises: UserError for invalid settings, and for a path without a file.
+    """
+    files = []
+    for name, settings in sets.items():
+        paths, _ = _checked(name, settings)
+        for file in list_files(Source(f"config.curate.evals.{name}", paths)):
+            files.append((name, file))
+    return files
 
 
 def _read_items(name: str, settings: Fields) -> Iterator[tuple[int, list[str]]]:

@@ -12,7 +12,7 @@ from etils import epath
 from slmjax.curate.clusters import EXACT, THROUGH, Clusters
 from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme, sketch
-from slmjax.curate.sketch_files import SketchWriter, sketched
+from slmjax.curate.sketch_files import SketchWriter, count_sketches
 from slmjax.text.readers import read_documents
 from slmjax.text.records import Document, Source, SourceFile
 from slmjax.text.source_files import list_files
@@ -59,7 +59,7 @@ def deduplicate(
         units = []
         for number, name in enumerate(names):
             place = work / f"{number:05d}"
-            files = [(name, sketched(place))]
+            files = [(name, count_sketches(place))]
             units.append((files, place))
         index.add(batch, units)
         work.rmtree()

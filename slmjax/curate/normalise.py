@@ -1,6 +1,6 @@
 """Normalises every text before any rule looks at it.
 
-What looks the same becomes one form, and nothing stays that cannot be seen.
+Texts that look the same become equal, and characters that change nothing visible are removed.
 """
 
 import re
@@ -21,11 +21,11 @@ _UNSEEN = re.compile(
 def normalise(text: str) -> str:
     """Return a text in Unicode NFC with line feeds as line ends and without unseen characters.
 
-    There are no spaces at line ends, at most two blank lines in a row, and none at both ends.
+    It has no spaces at line ends, at most two blank lines in a row, and none at its start or end.
     Indentation and all white space within lines stay. Doing it twice changes nothing.
 
-    Wrongly decoded text ("donâ€™t") stays as it is: its meaning is a guess, and a wrong one in a
-    text about encodings.
+    Wrongly decoded text ("donâ€™t") stays as it is: to repair it is a guess, and a wrong one in
+    a text about encodings.
     """
     text = _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))
     lines = unicodedata.normalize("NFC", text).split("\n")

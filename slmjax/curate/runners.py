@@ -10,7 +10,7 @@ from etils import epath
 from slmjax.curate.clusters import Pairs, bucket_pairs
 from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme, sketch
-from slmjax.curate.sketch_files import COLUMNS, read_column, sketched
+from slmjax.curate.sketch_files import COLUMNS, count_sketches, read_column
 from slmjax.errors import UserError
 from slmjax.text.units import Progress, run_units
 
@@ -117,7 +117,7 @@ def _pieces(index: Index, batch: str, folders: Folders) -> Iterator[Piece]:
     parts = [(held, 0, first, 0)]
     parts.append((held, end, len(index) - end, end))
     for folder in folders:
-        rows = sketched(folder)
+        rows = count_sketches(folder)
         parts.append((str(folder), 0, rows, first))
         first += rows
     for folder, row, rows, number in parts:

@@ -9,9 +9,10 @@ from etils import epath
 from slmjax.curate.minhash import Scheme, sketch
 from slmjax.text.records import Document
 
-PIECE = 1 << 22  # bytes that are copied or checked at once
-CHUNK = 4_000_000  # characters that are sketched at once
-# Columns and their types. Each document has one value, but `counts` shingles and a hash per band.
+PIECE = 1 << 22  # bytes that are read at once to copy or check a file
+CHUNK = 4_000_000  # characters that are collected before they are sketched
+# Columns and their types. A document has one value in each, except for "shingles" (as many as its
+# "counts" says) and "bands" (one for each band).
 COLUMNS = {
     "keys": "<u8",
     "lines": "<i8",
@@ -23,14 +24,14 @@ COLUMNS = {
 
 
 class SketchWriter:
-    """Writes the sketches of documents, in their order, to COLUMNS under a folder.
+    """Writes the sketches of documents, in their order, to one file per column in a folder.
 
-    A context manager: the files are whole once it is left without an exception. It holds no more
-    than CHUNK characters, and one document.
+    A context manager: the files are complete once its block ends without an exception. It holds
+    at most CHUNK characters, and one document.
     """
 
     def __init__(self, folder: epath.Path, scheme: Scheme):
-        # What a stopped run has left there is no part of this one.
+        # Files that a stopped run left there do not belong to this run.
         if folder.exists():
             folder.rmtree()
         folder.mkdir(parents=True)
@@ -41,7 +42,7 @@ class SketchWriter:
         self._files = {name: Checked((folder / name).open("wb")) for name in COLUMNS}
 
     def add(self, document: Document) -> None:
-        """Take a document."""
+        """Collect a document; its sketch is written with the next full chunk."""
         self._texts.append(document.text)
         self._waiting["keys"].append(document.key)
         self._waiting["lines"].append(document.line)
@@ -59,8 +60,8 @@ class SketchWriter:
     def __enter__(self) -> "SketchWriter":
         return self
 
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        if kind is None:
+    def __exit__(self, error_type: type | None, *rest: object) -> None:
+        if error_type is None:
             self._flush()
         for file in self._files.values():
             file.close()
@@ -106,8 +107,8 @@ class Checked:
         self.close()
 
 
-def sketched(folder: epath.Path) -> int:
-    """Return how many documents a SketchWriter has left in a folder."""
+def count_sketches(folder: epath.Path) -> int:
+    """Return how many documents a SketchWriter has written to a folder."""
     return (folder / "keys").stat().length // np.dtype(COLUMNS["keys"]).itemsize
 
 

@@ -15,10 +15,10 @@ from slmjax.data.preparation_plan import Crew
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.units import run_units, wait_for
 
-# Below so many bytes, starting processes costs more time than hashing.
+# With fewer bytes to hash, starting processes takes longer than hashing in this one.
 IN_PROCESS_HASHED = 400_000_000
 
-# {entry in the cache: (local files of a unit, its source)}
+# {path in the cache of a unit's hashes: (its local files, its source)}
 Entries = dict[Path, tuple[list[SourceFile], Source]]
 
 
@@ -40,7 +40,7 @@ def file_identities(
     identities = {}
     for unit in units:
         for file in unit.files:
-            # Replaced below for local files: an mtime says nothing to other machines.
+            # Of a local file this is its mtime, which a hash replaces below.
             identities[file] = file.version
     for entry, (files, _) in entries.items():
         digests = entry.read_text().split("\n")
@@ -86,9 +86,9 @@ def _hash_missing(entries: Entries, crew: Crew) -> None:
     )
 
 
-def _is_written(entry: Path, files: int) -> bool:
-    """Whether an entry has one SHA-256 for each of so many files."""
+def _is_written(entry: Path, file_count: int) -> bool:
+    """Whether an entry holds one SHA-256 for each of its unit's files."""
     if not entry.exists():
         return False
-    digests = rb"[0-9a-f]{64}(\n[0-9a-f]{64}){%d}" % (files - 1)
-    return re.fullmatch(digests, entry.read_bytes()) is not None
+    pattern = rb"[0-9a-f]{64}(\n[0-9a-f]{64}){%d}" % (file_count - 1)
+    return re.fullmatch(pattern, entry.read_bytes()) is not None

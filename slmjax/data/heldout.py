@@ -9,13 +9,13 @@ from jaxtyping import Bool, UInt64
 
 from slmjax.text.hashing import Matcher, shingles
 
-# Most bytes of a source; more would cost evaluation time and show no more.
+# Most held-out bytes of a source; more would cost evaluation time and show no more.
 MAX_BYTES = 10_000_000
-# Groups of a file that a GroupCounter keeps at least.
+# A GroupCounter keeps at least this many groups of a file.
 KEPT = 4096
-# A counter is pruned when it has this many times KEPT groups: pruning sorts all of them.
+# It is pruned at PRUNED_AT * KEPT groups, which is seldom: pruning sorts all of them.
 PRUNED_AT = 8
-# Groups are forgotten behind so many times MAX_BYTES of text in one file.
+# It keeps groups, in the order of their ids, until they hold MARGIN * MAX_BYTES of text.
 MARGIN = 4
 # A row of a table of groups.
 GROUP = np.dtype(
@@ -32,7 +32,7 @@ GroupIds = UInt64[np.ndarray, " groups"]
 def group_id(group: str, seed: int) -> int:
     """Return a 64-bit hash that orders groups at random by `seed`.
 
-    A group of two sources has one id, so it falls on one side in both.
+    A group that occurs in two sources has the same id in both.
     """
     # A field may hold half a surrogate pair, which strict UTF-8 refuses.
     content = f"{seed}\n{group}".encode("utf-8", "surrogatepass")
@@ -41,10 +41,10 @@ def group_id(group: str, seed: int) -> int:
 
 
 class GroupCounter:
-    """Bytes and documents of a file's groups; only those that can ever be held out are kept.
+    """Bytes and documents of a file's groups; groups that are unlikely to be held out are dropped.
 
-    Groups are taken in the order of their ids until MAX_BYTES, so what comes after four times that
-    in one file cannot be reached.
+    Groups are held out in the order of their ids until they hold MAX_BYTES. So a file's groups
+    behind MARGIN * MAX_BYTES of its text are hardly ever reached.
     Attributes: complete, False once groups were forgotten.
     """
 
@@ -74,6 +74,7 @@ class GroupCounter:
         return np.array(rows, GROUP)
 
     def _prune(self) -> None:
+        """Drop the groups behind MARGIN * MAX_BYTES of text, but keep the first KEPT."""
         table = self.table()
         bytes_so_far = np.cumsum(table["bytes"])
         reachable = np.searchsorted(bytes_so_far, MARGIN * MAX_BYTES)
@@ -103,11 +104,11 @@ def choose_groups(
     totals: Mapping[str, int],
     share: float,
 ) -> HeldoutChoice:
-    """Choose groups in the order of their ids until `share` of a source's bytes.
+    """Choose groups in the order of their ids until they hold `share` of a source's bytes.
 
-    They are at most MAX_BYTES, at least one group and never over half of the source. A group that
-    is held out in one source is held out in all, unless that would take more than half of a
-    source's groups.
+    They hold at most MAX_BYTES, and at most half of the source's bytes and groups; where no group
+    is small enough, none is chosen. A group that is held out in one source is held out in all,
+    unless that would take more than half of a source's groups.
 
     Args:
       tables: of each source, its groups (dtype GROUP; a group may be in several rows, one for each
@@ -117,6 +118,7 @@ def choose_groups(
     no_groups = np.zeros(0, np.uint64)
     if share <= 0:
         return HeldoutChoice(dict.fromkeys(tables, no_groups), ())
+    # Of each source: all its groups, and the ids that it would hold out by itself.
     merged = {}
     own = {}
     warnings = []
@@ -134,7 +136,7 @@ def choose_groups(
     held_out_anywhere = np.unique(np.concatenate([no_groups, *own.values()]))
     chosen = {}
     for name, groups in merged.items():
-        # The source's own groups, and those of its groups that other sources hold out.
+        # The source's groups that this source or another one holds out.
         wider = np.intersect1d(groups["id"], held_out_anywhere)
         if 2 * len(wider) <= len(groups):
             chosen[name] = wider

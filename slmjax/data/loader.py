@@ -21,10 +21,10 @@ __all__ = [
     "BatchPlan",
     "Batches",
     "batch_rows",
-    "most_documents",
     "fold",
     "heldout_batches",
     "local_batches",
+    "most_documents",
     "unfold",
 ]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-# The arrays of a batch of text, each [B, T].
+# The arrays of a batch of text and their types, each [B, T].
 TEXT = {
     "tokens": "int32",
     "targets": "int32",
@@ -38,13 +38,13 @@ Arrays = dict[str, np.ndarray]
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows for training. It is pickled and read by worker processes, which must not import jax."""
+    """Training data by rows. Worker processes unpickle and read it, and must not import jax."""
 
     def shapes(self, step: int) -> Fields:
-        """Return the global batch of a step: a pure function with few different values.
+        """Return the fields of a step's global batch. This is a pure function of the step.
 
-        All hosts agree on it without reading; a program is compiled for each value. Names and axes
-        are the same in all of them.
+        All hosts compute the same fields without reading data. A program is compiled for each
+        different result, so there should be few. Names and axes are the same at every step.
         """
 
     def read(self, step: int, rows: Sequence[int]) -> Any:
@@ -75,12 +75,13 @@ def text_fields(batch: int, seq_len: int, places: int | None = None) -> Fields:
     segments [B,T] int32: the document of a token, counted from 1 in each row; 0 is padding, and
       every other token is real. No token sees another segment.
     positions [B,T] int32: from 0 in each document.
-    weights [B,T] float32: of the token's loss.
+    weights [B,T] float32: factor of the token's loss.
 
     Args:
-      places: documents that a device has to keep places for, in the rows that it holds of a
-        microbatch. Only an attention kernel over lists of documents asks, see
-        ops/cudnn_attention.py. The field's length is this number; its values mean nothing.
+      places: how many documents a device makes room for in its rows of a microbatch. Only an
+        attention kernel over lists of documents needs it, see ops/cudnn_attention.py. It becomes
+        the length of a field, so that the step knows it when it is compiled; the values mean
+        nothing.
     """
     # Rows are split over devices, tokens of a row are not.
     fields = {name: Field((batch, seq_len), dtype, ("batch", None)) for name, dtype in TEXT.items()}

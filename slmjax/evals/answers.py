@@ -22,8 +22,8 @@ def exact_answers(
     """Ask every question and compare each completion's answer with the right one, exactly.
 
     Args:
-      generate: prompts to completions, one each and in order, without the prompts; called once with
-        all of them, so that it can batch.
+      generate: returns one completion for each prompt, in order and without the prompt. It is
+        called once with all prompts, so that it can batch.
       extract: the answer that a completion gives; None where it gives none.
     Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing,
       "count": questions}; a kind without questions is left out.

@@ -24,7 +24,7 @@ def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserN
 
     Args:
       documents: the model reads `eot t1 .. tn` and predicts `t1 .. tn eot`; no context reaches past
-        a document's start, where it is the eot alone.
+        a document's start; that of the first token is the eot alone.
       order: 2 or more; the longest context has order - 1 tokens.
     Raises: ValueError on a smaller order, on no documents, and on ids outside the vocabulary.
     """
@@ -32,11 +32,13 @@ def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserN
     has_documents = len(ages) > 0
     in_vocabulary = stream.min() >= 0 and stream.max() < vocab_size
     if order < 2 or not has_documents or not in_vocabulary:
-        needed = f"an order of 2 or more (here {order}), a document, and token ids below"
-        raise ValueError(f"Kneser-Ney needs {needed} {vocab_size}")
+        raise ValueError(
+            f"Kneser-Ney needs an order of 2 or more (here {order}), a document, and token ids "
+            f"below {vocab_size}"
+        )
     counted = _count_ngrams(stream, ages, vocab_size, order)
     levels = [_level(ngrams, vocab_size) for ngrams in counted]
-    # What single tokens leave over is shared by the whole vocabulary.
+    # The weight that discounts take from single tokens is spread evenly over the vocabulary.
     single_tokens, *longer = levels
     left_over = single_tokens.left_over[0]
     unigram = np.full(vocab_size, left_over / vocab_size)
@@ -72,15 +74,16 @@ class KneserNey:
         stream, ages = _stream(documents, self.eot)
         targets = stream[1:]
         probability = self._unigram[targets]
-        # The positions whose context was seen in training, and the index of that context.
+        # Positions whose context was seen in training, and the index of that context. At first
+        # these are all positions, with the empty context.
         positions = np.arange(len(ages))
         contexts = np.zeros(len(ages), np.int64)
         for length, level in enumerate(self._levels, start=1):
-            reaching = ages[positions] >= length
-            positions, contexts = positions[reaching], contexts[reaching]
+            is_long_enough = ages[positions] >= length
+            positions, contexts = positions[is_long_enough], contexts[is_long_enough]
             oldest = stream[positions + 1 - length]
             contexts, is_known = _find(level.contexts, contexts * vocab + oldest)
-            # A context that was never seen has no longer one that was.
+            # Where a context was never seen, neither was any longer context that ends with it.
             positions, contexts = positions[is_known], contexts[is_known]
             keys = contexts * vocab + targets[positions]
             grams, was_seen = _find(level.grams, keys)
@@ -93,17 +96,17 @@ class KneserNey:
     def distribution(self, tokens: Sequence[int]) -> Float[np.ndarray, " vocab"]:
         """Return the probabilities of the token that follows a document's first `tokens`."""
         probability = self._unigram.copy()
-        # The empty context, of which every other one is an extension to the left.
+        # The index of the empty context. Each level puts one older token before the context.
         context = 0
         so_far = [self.eot, *tokens]
         recent = so_far[-len(self._levels) :]
         for level, token in zip(self._levels, reversed(recent)):
             key = context * self.vocab_size + int(token)
             context = int(np.searchsorted(level.contexts, key))
-            # Beyond the last one, or another one that was seen: this context was not.
+            # searchsorted gives a place for any key; without this key there, it was never seen.
             if context == len(level.contexts) or level.contexts[context] != key:
                 break
-            # The n-grams of a context stand together.
+            # Keys are sorted by context first, so a context's n-grams are one slice.
             first_key = context * self.vocab_size
             end_key = first_key + self.vocab_size
             first, last = np.searchsorted(level.grams, (first_key, end_key))
@@ -153,6 +156,8 @@ def discounts(counts: Int[np.ndarray, " grams"]) -> Float[np.ndarray, "4"]:
     for count in (1, 2, 3, 4):
         counts_of_counts[count] = int((counts == count).sum())
     once, twice = counts_of_counts[1], counts_of_counts[2]
+    # Without n-grams that were counted once Ney's estimate would be 0, and leave nothing to unseen
+    # tokens. Half a count is our choice.
     single = 0.5
     if once:
         single = once / (once + 2 * twice)
@@ -174,8 +179,8 @@ class _Stream(NamedTuple):
 
     Attributes:
       tokens: `eot doc eot doc .. eot`.
-      ages: for each token but the first how many tokens of its own document precede it, with the
-        eot at its start: the length of the longest context that it can have.
+      ages: for each token after the first, how many tokens of its own document precede it, the eot
+        at the document's start included. This is the length of its longest context.
     """
 
     tokens: Int[np.ndarray, " tokens"]
@@ -185,8 +190,12 @@ class _Stream(NamedTuple):
 class _Ngrams(NamedTuple):
     """The n-grams of one length, as sorted keys, and the count of each.
 
-    A context's key is the index of the context without its oldest token * vocabulary + that token;
-    an n-gram's key is the index of its context * vocabulary + its last token.
+    A count is of distinct left neighbours, except where the module's docstring says raw.
+
+    context key = index of the context without its oldest token * vocab_size + the oldest token
+    n-gram key = index of the n-gram's context * vocab_size + the n-gram's last token
+
+    The index of a context is its place among the contexts of its own length.
     """
 
     contexts: Int[np.ndarray, " contexts"]
@@ -199,8 +208,8 @@ class _Level:
     """The n-grams of one length with their probabilities; keys as in _Ngrams.
 
     Attributes:
-      left_over: weight that the shorter context gets in each context.
-      shares: (count - discount) / count of the context, of each n-gram.
+      left_over: for each context, the weight of the probabilities under the next shorter one.
+      shares: for each n-gram, (count - discount) / (sum of the counts in its context).
     """
 
     contexts: Int[np.ndarray, " contexts"]
@@ -215,21 +224,22 @@ def _count_ngrams(
     vocab_size: int,
     order: int,
 ) -> list[_Ngrams]:
-    """Return the n-grams of one token, of two, and so on; all but the longest count neighbours."""
+    """Return the n-grams of each length, 1 to `order` tokens. See _Ngrams for their counts."""
     targets = stream[1:]
     positions = np.arange(len(ages))
-    # The index of each position's context, and of its n-gram of the length before.
+    # The index of the context at each of `positions`, which become fewer.
     context_at = np.zeros(len(ages), np.int64)
+    # The index of the latest n-gram at every position of the stream.
     gram_at = np.zeros(len(ages), np.int64)
-    # From single tokens, whose context is empty, to n-grams of `order` tokens.
+    # `length` is the context's: 0 for single tokens, order - 1 for the longest n-grams.
     levels: list[_Ngrams] = []
     for length in range(order):
         contexts = np.zeros(1, np.int64)
         if length:
-            reaching = ages[positions] >= length
-            positions = positions[reaching]
+            is_long_enough = ages[positions] >= length
+            positions = positions[is_long_enough]
             oldest = stream[positions + 1 - length]
-            keys = context_at[reaching] * vocab_size + oldest
+            keys = context_at[is_long_enough] * vocab_size + oldest
             contexts, context_at = np.unique(keys, return_inverse=True)
         # first: a position of each n-gram; gram: the n-gram of each position
         grams, first, gram, counts = np.unique(
@@ -243,7 +253,7 @@ def _count_ngrams(
             shorter = levels[-1]
             owner = gram_at[positions[first]]
             neighbours = np.bincount(owner, minlength=len(shorter.counts))
-            # Without one it begins where a document begins, and keeps its count.
+            # An n-gram without left neighbours begins where a document begins: it keeps its count.
             kept = np.where(neighbours, neighbours, shorter.counts)
             levels[-1] = shorter._replace(counts=kept)
         gram_at[positions] = gram
@@ -254,11 +264,11 @@ def _count_ngrams(
 def _level(ngrams: _Ngrams, vocab_size: int) -> _Level:
     contexts, grams, counts = ngrams
     context_of_gram = grams // vocab_size
-    # Counts of more than 3 share a discount.
+    # Counts of 3 and more share a discount.
     discount_of_count = discounts(counts)
     discount = discount_of_count[np.minimum(counts, 3)]
     size = len(contexts)
-    # [contexts]: the counts of a context's n-grams together, and the discounts.
+    # [contexts]: sums of the counts, and of the discounts, over each context's n-grams.
     total = np.bincount(context_of_gram, weights=counts, minlength=size)
     taken = np.bincount(context_of_gram, weights=discount, minlength=size)
     shares = (counts - discount) / total[context_of_gram]

@@ -55,9 +55,9 @@ def document_losses(
     """Score batches and add the nats up by document.
 
     Args:
-      score: numpy batch -> nats [B,T], whole on every process.
-      batches: numpy batches with `documents` [B,T] (-1 is padding), the whole batch on every
-        process.
+      score: numpy batch -> nats [B,T]; each process gets those of the whole batch.
+      batches: numpy batches, the same on every process, with `documents` [B,T]: the number of each
+        token's document, -1 on padding.
       sizes: bytes of every document of the shards.
     """
     nats = np.zeros(len(sizes))

@@ -84,7 +84,7 @@ class MetricsWriter:
         except OSError as error:
             raise _unwritable(folder, error) from error
         if resume_step is not None:
-            # First of all, so that readers drop what it makes invalid.
+            # The session's first record, so that readers drop the records that it makes invalid.
             self.event("resume", resume_step)
         if tensorboard:
             self._board = _open_tensorboard(folder, resume_step)
@@ -95,7 +95,7 @@ class MetricsWriter:
                 resume="allow",
                 config=dict(config or {}),
             )
-            # Without it W&B drops the steps that a resumed run does again.
+            # By W&B's own counter a resumed run would repeat steps, and W&B would drop them.
             self._wandb.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class MetricsWriter:
         self._guard(self._lines.put, to_line(record))
 
     def _guard(self, call, *args) -> None:
-        """Call a method of the files; Raises: UserError for an error of the disk or the store."""
+        """Call a method of the files. Raises: UserError for an error of the disk or the store."""
         try:
             call(*args)
         except OSError as error:
@@ -162,7 +162,7 @@ class MetricsWriter:
 
     def _wandb_identity(self, folder: epath.Path) -> str:
         """Return the W&B id that the run has recorded, or record a new one."""
-        # From all records: a run that goes on from step 0 is still the same run.
+        # It is recorded at step 0, so that no resume drops it.
         identity = ""
         for record in read(folder).all:
             if record.get("event") == "wandb":
@@ -198,7 +198,7 @@ def _open_tensorboard(folder: epath.Path, resume_step: int | None) -> Any:
     logdir = os.fspath(folder / "tensorboard")
     if resume_step is None:
         return SummaryWriter(logdir=logdir)
-    # TensorBoard drops what an earlier session wrote about later steps.
+    # From this step on, the first that is done again, TensorBoard drops what it has.
     return SummaryWriter(logdir=logdir, purge_step=resume_step + 1)
 
 

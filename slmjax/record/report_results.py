@@ -25,21 +25,22 @@ def heldout_section(records: metrics.Records) -> list[str]:
     baseline = metrics.last_event(records, "baseline").get("kneser_ney", {})
     orders = sorted(baseline, key=str)
     sources = evaluated_sources(records, "bits_per_byte")
-    rows, strong = [], []
+    rows, bold_rows = [], []
     for source in [*sources, "total"]:
         if source == "total" and len(sources) == 1:
-            # It would say the same once more.
+            # The total of one source is that source.
             continue
         rivals = [baseline[order].get(source) for order in orders]
         row = _heldout_row(records, source, rivals)
         if row is None:
             continue
         if source == "total":
-            strong.append(len(rows))
+            bold_rows.append(len(rows))
         rows.append(row)
     if not rows:
         return []
-    # These columns stay; the others only where some source has a value.
+    # The first heading names the table; its column holds the sources. The fixed columns always
+    # stay, the others only where some source has a value.
     fixed = ["bits per byte", "final", "best", "at step"]
     head = [*fixed, "exact answers"]
     for order in orders:
@@ -49,7 +50,7 @@ def heldout_section(records: metrics.Records) -> list[str]:
     note = HELDOUT_NOTE
     if orders:
         note += NGRAM_NOTE
-    return [page.html_table(head, rows, strong=strong), page.note(note)]
+    return [page.html_table(head, rows, strong=bold_rows), page.note(note)]
 
 
 def answers_section(records: metrics.Records) -> list[str]:
@@ -59,7 +60,7 @@ def answers_section(records: metrics.Records) -> list[str]:
     for kind, result in _answered_kinds(records).items():
         rival = rivals.get(kind)
         if isinstance(rival, Mapping):
-            # The share alone is recorded, or other facts with it.
+            # A record holds the share alone, or a dict of the share and other facts.
             rival = rival.get("accuracy")
         accuracy = result.get("accuracy")
         shares = (accuracy, result.get("chance"), rival)
@@ -83,7 +84,7 @@ def samples_section(records: metrics.Records) -> list[str]:
         boxes.append(f"<pre><b>{prompt}</b><span>{text}</span></pre>")
     if not boxes:
         return []
-    note = f"Step {event.get('step', 0):,}. Strong: the prompt; the rest is the model's."
+    note = f"Step {event.get('step', 0):,}. Bold: the prompt; the rest is the model's."
     return [f'<div class="samples">{"".join(boxes)}</div>', page.note(note)]
 
 
@@ -93,14 +94,14 @@ def _heldout_row(
     """Return the cells of one source, None where it was not evaluated.
 
     Args:
-      rivals: bits per byte of n-gram models, by their order.
+      rivals: bits per byte of each n-gram model, by rising n; None where it has none.
     """
     steps, values = metrics.series(records, bits_metric(source))
     if not len(values):
         return None
     final = values[-1]
     best = 0
-    # Of NaNs only, no value is the lowest.
+    # nanargmin fails where all values are NaN; then the first one is shown.
     if np.isfinite(values).any():
         best = int(np.nanargmin(values))
     cells = [source, f"{final:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
@@ -108,7 +109,7 @@ def _heldout_row(
     cells.append(_known_percent(accuracy))
     for rival in rivals:
         cells.append(None if rival is None else f"{rival:.3f}")
-    # None or 0 is no score.
+    # Leave out models without a value, and 0, which cannot be divided by.
     scored_rivals = list(filter(None, rivals))
     to_best = None
     if scored_rivals:
@@ -118,7 +119,7 @@ def _heldout_row(
 
 def _answered_kinds(records: metrics.Records) -> dict[str, Mapping[str, Any]]:
     """Return the newest answers by kind of question."""
-    # The kinds lie in a field of their own, or next to the event's other fields.
+    # Some records hold the kinds under "kinds", others as fields of the event itself.
     event = metrics.last_event(records, "answers")
     fields = {**event, **event.get("kinds", {})}
     kinds = {}

@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
     validation: {step: accuracy on validation rows}.
     test: accuracy on test rows after the last step.
-    diverged: why the run was stopped; then it has no right answers.
+    diverged: why training gave up, "" where it did not. Its answers then all count as wrong.
     """
 
     validation: dict[int, float]
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 class StudyStopped(Exception):
-    """A run was told to leave, with this exit status; it is saved and goes on from there."""
+    """A run was asked to stop and was saved; `status` is its exit status."""
 
     def __init__(self, status: int):
         self.status = status
@@ -57,7 +57,7 @@ class StudyStopped(Exception):
 def run_recall(
     config: configs.Config, workdir: str, *, init_from: str = "", command: str = ""
 ) -> int:
-    """Train every variant on every task; returns the exit status.
+    """Train every variant on every task, and return the exit status.
 
     Rows are written to study.json one by one. A study that was stopped goes on with the run in
     which it was stopped.
@@ -87,8 +87,8 @@ def run_recall(
                 return stopped.status
             rows.append(row)
             _write(file, results)
-            place = f"at {row['rate']:g}, {row['steps']} steps"
-            print(f"{task:20} {name:12} {scored(row)}  {place}", flush=True)
+            details = f"at {row['rate']:g}, {row['steps']} steps"
+            print(f"{task:20} {name:12} {accuracy_text(row)}  {details}", flush=True)
     print("\n" + recall_table(rows))
     chosen = "at the learning rate that is best on validation rows"
     print(f"\nTest accuracy, mean over {study['seeds']} seeds, {chosen}. Rows: {file}")
@@ -96,24 +96,26 @@ def run_recall(
 
 
 def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
-    """Return the study's results so far, with the settings that decide its rows.
+    """Return the study's results so far, completed with this config's settings and variants.
 
-    More tasks and more variants may join.
-    Raises: UserError where its rows are of other settings, or cannot be read.
+    A later start may have more tasks and more variants.
+    Raises: UserError where the file's rows are of other settings, or cannot be read.
     """
     values = configs.to_dict(config)
     study = values["study"]
     variants = study["variants"]
-    decide = {name: values[name] for name in ("seed", "train", "model", "precision")}
+    row_settings = {name: values[name] for name in ("seed", "train", "model", "precision")}
     # Tasks and variants may be added later without changing the rows that are there.
-    decide |= {name: study[name] for name in study if name not in ("tasks", "variants")}
+    for name in study:
+        if name not in ("tasks", "variants"):
+            row_settings[name] = study[name]
     results: dict[str, Any] = {}
     changed = []
     if file.exists():
         try:
             results = json.loads(file.read_text())
-            earlier = results.get("settings", decide)
-            changed = [name for name in decide if earlier[name] != decide[name]]
+            earlier = results.get("settings", row_settings)
+            changed = [name for name in row_settings if earlier[name] != row_settings[name]]
             known = results.get("variants", {})
             for name, pattern in variants.items():
                 if known.get(name, pattern) != pattern:
@@ -126,11 +128,11 @@ def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
         raise UserError(
             f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir."
         )
-    return {**results, "settings": decide, "variants": variants}
+    return {**results, "settings": row_settings, "variants": variants}
 
 
 def study_settings(config: configs.Config) -> dict[str, Any]:
-    """Return config.study as the stage reads it; config.train describes each run.
+    """Return config.study, checked, with every variant's pattern as a list or tuple.
 
     Raises: UserError for an empty setting, and for a pattern or task that does not parse.
     """
@@ -168,8 +170,8 @@ def measure_recall(
     """Return the row of a task and a variant.
 
     It has the test accuracy of each rate and seed, and of the rate that is best on validation rows.
-    Rates are tried in their order, up to the first that has enough.
-    Raises: StudyStopped where a run was told to leave.
+    Rates are tried in order, up to the first whose mean validation accuracy is study["enough"].
+    Raises: StudyStopped where a run was asked to stop.
     """
     last_step = config.train.steps
     tried: dict[float, list[Outcome]] = {}
@@ -179,19 +181,24 @@ def measure_recall(
         for seed in range(study["seeds"]):
             # A variant's name may hold any character.
             place = folder / "runs" / task.replace(":", "-") / f"{quote(name)}-{rate:g}-{seed}"
-            what = f"{name} on {task}, rate {rate:g}, seed {seed}"
-            run = cell(config, study, task, pattern, rate, seed)
-            outcome = outcome_of(run, place, what, command)
+            run_name = f"{name} on {task}, rate {rate:g}, seed {seed}"
+            settings = run_config(config, study, task, pattern, rate, seed)
+            outcome = outcome_of(settings, place, run_name, command)
             sentence = outcome.diverged
             if not sentence:
                 sentence = f"{outcome.validation[last_step]:.3f} on validation rows"
-            print(f"  {what}: {sentence}", flush=True)
+            print(f"  {run_name}: {sentence}", flush=True)
             tried[rate].append(outcome)
-        means[rate] = looks(tried[rate], last_step)
+        means[rate] = validation_means(tried[rate], last_step)
         if means[rate][last_step] >= study["enough"]:
             break
     best = max(tried, key=lambda rate: means[rate][last_step])
-    enough = [step for step, accuracy in means[best].items() if accuracy >= study["enough"]]
+    # The first evaluation with enough right answers; the last step where there is none.
+    steps = last_step
+    for step, accuracy in means[best].items():
+        if accuracy >= study["enough"]:
+            steps = step
+            break
     accuracies = [outcome.test for outcome in tried[best]]
     by_rate = {}
     for rate, outcomes in tried.items():
@@ -207,53 +214,53 @@ def measure_recall(
         "accuracy": float(np.mean(accuracies)),
         "deviation": float(np.std(accuracies)),
         "rate": best,
-        "steps": enough[0] if enough else last_step,
+        "steps": steps,
         "parameters": sizes.parameters(arch).total,
         "state_bytes": sizes.cache_bytes(arch, puzzle.length),
         "by_rate": by_rate,
     }
 
 
-def looks(outcomes: Sequence[Outcome], steps: int) -> dict[int, float]:
-    """Return {step: accuracy on validation rows, mean over the runs}.
+def validation_means(outcomes: Sequence[Outcome], last_step: int) -> dict[int, float]:
+    """Return {step: accuracy on validation rows, mean over the runs}, also at the last step.
 
-    A run that diverged has no right answers.
+    The answers of a run that diverged all count as wrong.
     """
-    every = {steps}
+    steps = {last_step}
     for outcome in outcomes:
-        every |= outcome.validation.keys()
+        steps |= outcome.validation.keys()
     means = {}
-    for step in sorted(every):
+    for step in sorted(steps):
         accuracies = [outcome.validation.get(step, 0.0) for outcome in outcomes]
         means[step] = float(np.mean(accuracies))
     return means
 
 
-def outcome_of(config: configs.Config, folder: epath.Path, what: str, command: str) -> Outcome:
-    """Return the outcome of a config's run, which is begun, gone on with, or only read.
+def outcome_of(config: configs.Config, folder: epath.Path, name: str, command: str) -> Outcome:
+    """Return the outcome of a config's run; train it, or the rest of it, where it has not ended.
 
     What the run prints is dropped: all of it is in its own records and report.
-    Raises: StudyStopped where it was told to leave.
+    Raises: StudyStopped where it was asked to stop.
     """
     steps = config.train.steps
-    outcome = recorded(folder, steps)
+    outcome = recorded_outcome(folder, steps)
     if outcome:
         return outcome
-    # The line must reach the terminal although the run's own output is dropped.
+    # The line of said_if_long must reach the terminal; the run's own output is dropped.
     terminal = functools.partial(print, file=sys.stdout, flush=True)
-    with said_if_long(f"training {what}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
+    with said_if_long(f"training {name}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
         try:
             status = training.run_train(config, str(folder), command=command)
         except UserError:
-            if recorded(folder, steps) is None:  # it is not the model that failed
+            if recorded_outcome(folder, steps) is None:  # it is not the model that failed
                 raise
             status = 0  # it diverged; its records say how
     if status:
         raise StudyStopped(status)
-    return recorded(folder, steps)
+    return recorded_outcome(folder, steps)
 
 
-def recorded(folder: epath.Path, steps: int) -> Outcome | None:
+def recorded_outcome(folder: epath.Path, steps: int) -> Outcome | None:
     """Return the outcome that a run's records hold; None before its end."""
     past = records.read(folder)
     if stopped := records.events(past, "stopped"):
@@ -263,7 +270,7 @@ def recorded(folder: epath.Path, steps: int) -> Outcome | None:
     return Outcome(_curve(past, VALIDATION), _curve(past, TEST)[steps])
 
 
-def cell(
+def run_config(
     config: configs.Config,
     study: Mapping[str, Any],
     task: str,
@@ -271,7 +278,7 @@ def cell(
     rate: float,
     seed: int,
 ) -> configs.Config:
-    """Return the config of a run, whose task names all that decides its rows."""
+    """Return the config of one run; the options of its task decide its rows."""
     options = [f"{name}={study[name]}" for name in ("vocab", "examples", "tested")]
     length = parse_puzzle(task, study["vocab"]).length
     return dataclasses.replace(
@@ -291,7 +298,7 @@ def with_pattern(config: configs.Config, pattern: Sequence[str]) -> configs.Conf
     return dataclasses.replace(config, model=model)
 
 
-def scored(row: Mapping[str, Any]) -> str:
+def accuracy_text(row: Mapping[str, Any]) -> str:
     """Return a row's accuracy, with the deviation over seeds where there are several."""
     seeds = next(iter(row["by_rate"].values()))
     accuracy = f"{row['accuracy']:.3f}"
@@ -302,10 +309,11 @@ def recall_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table: a line for each variant, a column for each task."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    cells = {(row["variant"], row["task"]): scored(row) for row in rows}
+    cells = {(row["variant"], row["task"]): accuracy_text(row) for row in rows}
     lines = [["mixer", *tasks], ["---"] * (1 + len(tasks))]
     for variant in variants:
-        lines.append([variant, *(cells.get((variant, task), "") for task in tasks)])
+        accuracies = [cells.get((variant, task), "") for task in tasks]
+        lines.append([variant, *accuracies])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -4,7 +4,7 @@ import json
 import zlib
 from typing import Any, NamedTuple
 
-# The index lets a request end once: a second answer to it is an error.
+# The unique index refuses a second end (answer or fault) of one request.
 TABLES = """
 CREATE TABLE IF NOT EXISTS events (
   n INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, request INTEGER,
@@ -15,7 +15,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_end ON events (request) WHERE request IS N
 # One value for each field of Event.
 INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
-# A request counts for what it did cost where that is known, else for its reservation.
+# A request counts with its actual cost, or with its reservation while it has no end.
 SPENT = """
 SELECT COALESCE(SUM(COALESCE(ends.tokens, asked.tokens)), 0),
   COALESCE(SUM(COALESCE(ends.cost, asked.cost)), 0.0)
@@ -37,7 +37,8 @@ SELECT n FROM events WHERE
 LIMIT 1
 """
 
-# Number, checksum and checked fields of every event.
+# Of every event: its number, the checksum of its fields ("row" in its body), and those fields in
+# the order of `fields_checksum`.
 CHECKED = "SELECT n, json_extract(body, '$.row'), kind, key, request, tokens, cost FROM events"
 
 
@@ -47,10 +48,10 @@ class Event(NamedTuple):
     n: int  # counts from 1, without a gap
     time: float  # seconds since 1970
     kind: str  # "request", "answer" or "fault"
-    key: str  # of the request: plan.key of model, prompt and parameters
+    key: str  # the request's plan.key, a hash of its model, prompt and parameters
     request: int | None  # number of the request that this event ends; None for a request
-    tokens: int  # reserved by a request, or used by one that ended
-    cost: float  # dollars, as `tokens`
+    tokens: int  # of a request: reserved; of an answer or fault: used
+    cost: float  # dollars, reserved or used in the same way
     # A JSON object. On disk it also holds "crc32", its own checksum, and "row", that of the fields.
     body: str
 
@@ -75,7 +76,7 @@ def open_body(event: Event) -> dict[str, Any]:
         body = json.loads(event.body)
         body.pop("row", None)
         checksum = body.pop("crc32", None)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"event {event.n}: {error}") from error
     # The first version of the journal wrote no checksums.
     if checksum is not None and checksum != _body_checksum(body):

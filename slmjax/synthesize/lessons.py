@@ -1,7 +1,8 @@
 """Sentences with which the embedded teacher explains problems; the text is lessons.json.
 
 The sentences hold no numbers, names or examples, so that nothing in them can contradict a problem.
-A change of the text changes what a seed writes: count up program_teacher.MODEL with it.
+A change of the text changes the documents of every seed: also raise the number in
+program_teacher.MODEL.
 """
 
 import json
@@ -14,7 +15,7 @@ class Lesson:
     """Sentences about one kind of problem; each makes sense alone."""
 
     titles: tuple[str, ...]
-    ideas: tuple[str, ...]  # in an order in which some of them can follow each other
+    ideas: tuple[str, ...]  # any selection reads well in this order
     methods: tuple[str, ...]
     mistakes: tuple[str, ...]
     checks: tuple[str, ...]  # how a reader can verify an answer
@@ -31,14 +32,14 @@ def _lesson(parts: dict[str, list[str]]) -> Lesson:
 
 
 _FILE = resources.files(__package__) / "lessons.json"
-_TEXT = json.loads(_FILE.read_text("utf-8"))
+_SENTENCES = json.loads(_FILE.read_text("utf-8"))
 
 # First sentences of a document for each audience of plan.AUDIENCES.
 GREETINGS: dict[str, tuple[str, ...]] = {
-    audience: tuple(sentences) for audience, sentences in _TEXT["greetings"].items()
+    audience: tuple(sentences) for audience, sentences in _SENTENCES["greetings"].items()
 }
 # Last sentences of a section.
-CLOSINGS: tuple[str, ...] = tuple(_TEXT["closings"])
+CLOSINGS: tuple[str, ...] = tuple(_SENTENCES["closings"])
 
 # The lesson of each kind of problem in subjects.KINDS.
-LESSONS: dict[str, Lesson] = {kind: _lesson(parts) for kind, parts in _TEXT["lessons"].items()}
+LESSONS: dict[str, Lesson] = {kind: _lesson(parts) for kind, parts in _SENTENCES["lessons"].items()}

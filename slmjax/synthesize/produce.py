@@ -126,6 +126,7 @@ class _Workers:
     report: Callable[[Tally], None]
     stop: asyncio.Event
     pace: Pace
+    unusable: int = 0  # rejected answers; tally.rejected counts given up requests, too
     failures_in_a_row: int = 0  # failed attempts since the last answer, rate limits left out
 
     async def work(self, remaining: Iterator[TeacherRequest]) -> None:
@@ -207,15 +208,16 @@ class _Workers:
         reason = self.judge(request, answer)
         if reason:
             tally.rejected += 1
+            self.unusable += 1
         else:
             tally.accepted += 1
         if answer.tokens:
             tally.tokens += answer.tokens[1]
         tally.settled += 1
         self.report(tally)
-        if not tally.accepted and tally.rejected >= max(UNUSABLE, 2 * self.concurrent):
+        if not tally.accepted and self.unusable >= max(UNUSABLE, 2 * self.concurrent):
             raise UserError(
-                f"config.synthesize: the first {tally.rejected} answers of "
+                f"config.synthesize: the first {self.unusable} answers of "
                 f"{self.attempts.teacher.model} cannot be used (the last: {reason}); "
                 "rejects.jsonl has them. What was answered is kept."
             )

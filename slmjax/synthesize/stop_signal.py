@@ -1,4 +1,4 @@
-"""Lets a run end in good order when it is interrupted."""
+"""Turns the first interruption of a run into a request to stop, so that it can finish cleanly."""
 
 import asyncio
 import signal
@@ -11,10 +11,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
-    """Inside, the first SIGINT or SIGTERM calls `stop(number)`; a second one has its usual effect.
+    """A context in which the first SIGINT or SIGTERM calls `stop(number)`.
 
-    `stop` runs in the event loop that runs now. In another thread than the main one, as in a
-    notebook, Python handles no signals, and nothing is changed.
+    `stop` is called by the event loop in which the context was entered. From then on a signal has
+    its usual effect. Only the main thread can handle signals: in any other one, as in a notebook,
+    nothing is changed.
     """
 
     def __init__(self, stop: Callable[[int], None]):
@@ -27,8 +28,8 @@ class StopOnSignal:
         loop = asyncio.get_running_loop()
 
         def handle(number: int, frame: FrameType | None) -> None:
-            # A handler may interrupt the loop anywhere, so that only the loop itself may act.
-            loop.call_soon_threadsafe(self._first, number)
+            # A handler may interrupt the loop anywhere, so it only schedules a call.
+            loop.call_soon_threadsafe(self._stop_once, number)
 
         for number in SIGNALS:
             self._earlier[number] = signal.getsignal(number)
@@ -39,6 +40,6 @@ class StopOnSignal:
             signal.signal(number, handler)
         self._earlier = {}
 
-    def _first(self, number: int) -> None:
+    def _stop_once(self, number: int) -> None:
         self._stop(number)
         self.__exit__()

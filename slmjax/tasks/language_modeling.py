@@ -13,7 +13,7 @@ from slmjax.tasks.task import Evaluation, Loss, Totals, with_terms_of_layers
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModeling:
-    """Mean cross-entropy over the tokens with weight.
+    """Mean cross-entropy of the next tokens, weighted by the batch's "weights".
 
     z_loss: coefficient of each token's squared logsumexp. Source: Chowdhery et al. 2022 (PaLM),
       section 5.
@@ -38,7 +38,7 @@ class LanguageModeling:
         key: Array,
         step: Array,
     ) -> Loss:
-        """Return the loss of `of_hidden` and of the layers, in nats."""
+        """Return the loss of `of_hidden` plus the terms of the layers, in nats."""
         hidden, out = model.forward(params, buffers, batch)
         loss = self.of_hidden(model, params, hidden, batch, totals)
         return with_terms_of_layers(loss._replace(seen=out.seen), out, batch, totals)
@@ -53,7 +53,7 @@ class LanguageModeling:
     ) -> Loss:
         """Return the loss of the model's hidden states.
 
-        A subclass may add terms with `Loss.plus`.
+        A subclass may add terms with `Loss.plus`, which needs `totals`.
 
         Terms: "loss" without the z-loss, "z" the mean squared logsumexp.
         """
@@ -67,4 +67,5 @@ class LanguageModeling:
             chunks=model.chunks,
         )
         weight = weights.sum()
-        return Loss(total, weight, {"loss": (nats, weight), "z": (squares, weight)}, {})
+        terms = {"loss": (nats, weight), "z": (squares, weight)}
+        return Loss(sum=total, weight=weight, terms=terms, seen={})

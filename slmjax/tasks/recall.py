@@ -98,22 +98,23 @@ class Accuracy:
         """Args: program: see TaskBuilder.task."""
         config, mesh = program.config, program.mesh
         self.metric, self.questions, self.at_end = metric, questions, at_end
-        self.declared = program.declared[1]
+        _, self.declared_buffers = program.declared
         # As large as a microbatch, so that it fits where training fits.
-        self.rows = config.train.batch // config.train.microbatches
+        self.batch_size = config.train.batch // config.train.microbatches
         places = None
         if program.place_cuts:
             _, ways = program.place_cuts
-            places = self.rows // ways
-        self.fields = puzzle_fields(puzzle, self.rows, places)
-        self.where = field_shardings(self.fields, mesh)
+            # Each row that a device holds is one document, see `text_fields`.
+            places = self.batch_size // ways
+        self.fields = puzzle_fields(puzzle, self.batch_size, places)
+        self.shardings = field_shardings(self.fields, mesh)
 
-        def right(params: dict, buffers: dict, batch: dict) -> Float[Array, "B A"]:
+        def is_right(params: dict, buffers: dict, batch: dict) -> Float[Array, "B A"]:
             return answered(program.model, params, buffers, batch)[1]
 
-        self.right = jax.jit(
-            right,
-            in_shardings=(program.where.params, None, self.where),
+        self.compiled = jax.jit(
+            is_right,
+            in_shardings=(program.where.params, None, self.shardings),
             out_shardings=NamedSharding(mesh, P()),
             compiler_options=compiler_options(
                 program.device.platform, deterministic=config.train.deterministic
@@ -122,8 +123,9 @@ class Accuracy:
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """See Evaluation."""
-        if not self.at_end:  # the test has the same program
-            self._right(params, buffers, 0)
+        # The program of the test is equal, and comes from the compile cache.
+        if not self.at_end:
+            self._right_answers(params, buffers, 0)
 
     def __call__(
         self,
@@ -137,21 +139,23 @@ class Accuracy:
     ) -> Evaluated:
         """See Evaluation."""
         count = len(self.questions.answers)
-        parts = [self._right(params, buffers, first) for first in range(0, count, self.rows)]
+        parts = []
+        for first in range(0, count, self.batch_size):
+            parts.append(self._right_answers(params, buffers, first))
         accuracy = float(np.concatenate(parts)[:count].mean())
         note(f"step {step}: {self.metric} {accuracy:.4f}")
         return Evaluated({self.metric: accuracy})
 
-    def _right(self, params: dict, buffers: dict, first: int) -> Float[np.ndarray, "B A"]:
+    def _right_answers(self, params: dict, buffers: dict, first: int) -> Float[np.ndarray, "B A"]:
         """Return which answers of one batch of rows, from `first` on, are right.
 
         After the last row comes the first again, so that every batch has one shape.
         """
-        picked = np.arange(first, first + self.rows) % len(self.questions.answers)
+        picked = np.arange(first, first + self.batch_size) % len(self.questions.answers)
         batch = puzzle_batch(Questions(*(array[picked] for array in self.questions)))
-        placed = hosts.global_batch(batch, self.fields, self.where, np.arange(self.rows))
-        forward = keep_channel(self.declared, buffers, "forward")
-        return np.asarray(self.right(params, forward, placed))
+        placed = hosts.global_batch(batch, self.fields, self.shardings, np.arange(self.batch_size))
+        forward = keep_channel(self.declared_buffers, buffers, "forward")
+        return np.asarray(self.compiled(params, forward, placed))
 
 
 class RecallBuilder(TaskBuilder):
@@ -159,9 +163,9 @@ class RecallBuilder(TaskBuilder):
 
     Args:
       puzzle: see `parse_puzzle`.
-      vocab: tokens of the vocabulary, where the puzzle does not say it.
+      vocab: tokens of the vocabulary of recall; the other puzzles have their own.
       examples: training rows, read over and over.
-      tested: rows of the validation, and of the test at the end.
+      tested: rows of the validation, and as many of the test at the end.
     """
 
     def __init__(
@@ -191,16 +195,19 @@ class RecallBuilder(TaskBuilder):
     def task(self, program: Any) -> Recall:
         """See TaskBuilder."""
         config, puzzle = self.config, self.puzzle
-        batch, cuts = config.train.batch, program.place_cuts
+        batch = config.train.batch
+        places = None
+        if program.place_cuts:
+            places = batch // math.prod(program.place_cuts)
         rows = PuzzleRows(
             puzzle.name,
             self.vocab,
             examples=self.examples,
             batch=batch,
             seed=config.seed,
-            places=batch // math.prod(cuts) if cuts else None,
+            places=places,
         )
-        # Seeds that training rows do not use: (seed, 2, ...).
+        # PuzzleRows draws from (seed, 0) and (seed, 1, epoch); no other rows may have those seeds.
         valid = puzzle.draw(self.tested, seed=[config.seed, 2, 0])
         test = puzzle.draw(self.tested, seed=[config.seed, 2, 1])
         evaluations = [

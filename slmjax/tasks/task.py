@@ -11,18 +11,18 @@ from slmjax.models.block import Out
 from slmjax.models.lm import Model
 from slmjax.text.tokenizer import Tokenizer
 
-Totals = Mapping[str, Array]
+Totals = Mapping[str, Array]  # denominators of a whole batch, see Task.totals
 
 
 class Loss(NamedTuple):
     """The loss of a microbatch.
 
-    sum: in units of totals["main"]; divided by it once, when all microbatches are added up. A part
-      with another denominator enters as coefficient * part * totals["main"] / totals[its name].
-    weight: this microbatch's share of totals["main"].
+    sum: of the losses. The step adds up all microbatches and divides once by totals["main"]; a term
+      with another denominator is rescaled for that, see `plus`.
+    weight: this microbatch's part of totals["main"]; the parts add up to it.
     terms: {metric name: (sum, weight)}, logged as "train/<name>". "loss" is what the progress line
       and the report show.
-    seen: observations of buffers with a forward channel, as the model's `Out.seen`.
+    seen: the model's `Out.seen`, observations of its forward buffers (models/declare.py).
     """
 
     sum: Array
@@ -90,10 +90,11 @@ class Evaluation(Protocol):
         """Run it after `step` steps, on every process.
 
         Args:
-          params: masters; of several processes each holds a part. The mesh is in force, so that
+          params: the master weights, of which each process may hold only a part. The mesh is set:
             `jax.jit(f, out_shardings=PartitionSpec())` gives each process the whole result.
           note: prints a line for the person at the terminal.
-          there: {name: facts} of the events that the run's records hold already after this step.
+          there: {name: facts} of the events that are on record for this step, from a killed session
+            or from an evaluation before this one.
         """
 
 
@@ -146,9 +147,9 @@ class DrawingTask(Task, Protocol):
 class Facts(NamedTuple):
     """Facts about the data of a run, for the terminal and the records.
 
-    lines: {name: sentence}, printed as it starts.
-    record: the event "data" of metrics.jsonl, of values as JSON has them; the names event, name,
-      step and time are taken.
+    lines: {name: sentence}, printed as the run starts.
+    record: fields of the event "data" in metrics.jsonl, in JSON's types. The names event, name,
+      step and time are reserved.
     """
 
     lines: Mapping[str, str] = {}
@@ -190,8 +191,8 @@ class TaskBuilder(Protocol):
         """Return the task.
 
         Args:
-          program: the train.program.Program, not compiled yet: its config, mesh, model (as `loss`
-            gets it), `where` (shardings of the state) and `place_cuts` (see `text_fields`).
+          program: the train.program.Program, not compiled yet. Of use are its config, mesh, device,
+            `declared`, `place_cuts`, model (as `loss` gets it) and `where` (the state's shardings).
         """
 
     def facts(self, task: Task) -> Facts:
@@ -210,17 +211,19 @@ def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> L
     # Most layers add nothing, and then the program has no trace of this.
     if not any(out.terms.values()):
         return loss
-    added, sums, layers = jnp.zeros(()), {}, {}
-    for group in out.terms.values():
-        for position in group.values():
-            # A term's arrays have an axis for the repeats of the pattern.
-            for name, term in position.items():
-                added += (term.coefficient * term.sum).sum()
+    weighted_sum = jnp.zeros(())
+    sums: dict[str, Array] = {}
+    layers: dict[str, int] = {}
+    for group_terms in out.terms.values():
+        for block_terms in group_terms.values():
+            for name, term in block_terms.items():
+                # term.sum [repeats]: one value for each repeat of the pattern.
+                weighted_sum += (term.coefficient * term.sum).sum()
                 sums[name] = sums.get(name, 0.0) + term.sum.sum()
                 layers[name] = layers.get(name, 0) + len(term.sum)
     tokens = (batch["segments"] > 0).sum()
     # Logged as a mean over tokens and layers.
     terms = {name: (total, layers[name] * tokens) for name, total in sums.items()}
     # A term is a mean over tokens: the same rescaling as in `Loss.plus`.
-    whole = added * totals["main"] / totals["tokens"]
-    return loss._replace(sum=loss.sum + whole, terms=loss.terms | terms)
+    rescaled = weighted_sum * totals["main"] / totals["tokens"]
+    return loss._replace(sum=loss.sum + rescaled, terms=loss.terms | terms)

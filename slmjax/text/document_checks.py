@@ -17,7 +17,8 @@ _METACHARACTER = re.compile(r"[.^$*+?{}\[\]|()\\]")
 class Grouping(NamedTuple):
     """How documents are grouped: by a function of one of their fields.
 
-    `group_of` returns None for a value that does not match; it is None without grouping.
+    `group_of` returns None for a value that does not match. Without grouping there is no function:
+    `group_of` is None.
     """
 
     field: str
@@ -80,21 +81,30 @@ def checked_document(
         value = _describe_value(fields, source.score_field, "a finite number")
         return Fault(line, "no score", f"'{source.score_field}' is {value}")
     key = content_key(data)
-    field, group_of = grouping
-    if group_of is None:
+    if grouping.group_of is None:
         # A document is a group by itself, together with exact copies of it.
         group, matched = f"{key:016x}", True
     else:
-        value = fields.get(field)
+        value = fields.get(grouping.field)
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            described = _describe_value(fields, field)
-            detail = f"data.group_by needs '{field}', which is {described}"
+            described = _describe_value(fields, grouping.field)
+            detail = f"data.group_by needs '{grouping.field}', which is {described}"
             return Fault(line, "no group", detail)
+        group = grouping.group_of(str(value))
+        matched = group is not None
         # A document that the pattern does not match is grouped by the whole value, and counted.
-        name = group_of(str(value))
-        matched = name is not None
-        group = str(value) if name is None else name
-    return Document(text, group, line, len(data), key, matched, float(score), fields)
+        if group is None:
+            group = str(value)
+    return Document(
+        text,
+        group,
+        line,
+        bytes=len(data),
+        key=key,
+        matched=matched,
+        score=float(score),
+        record=fields,
+    )
 
 
 def _decoded(text: str | bytes, line: int) -> tuple[str, bytes] | Fault:
@@ -106,7 +116,7 @@ def _decoded(text: str | bytes, line: int) -> tuple[str, bytes] | Fault:
         text = text.removeprefix("\ufeff")
         return text, text.encode()
     except UnicodeDecodeError as error:
-        # 1-based, since a .txt file is often a single document.
+        # Counted within the text (from 1): `line` is 1 for all of a .txt file.
         line_of_text = error.object.count(b"\n", 0, error.start) + 1
         detail = f"byte {error.start + 1}, line {line_of_text} of the text"
         return Fault(line, "invalid UTF-8", detail)
@@ -132,7 +142,7 @@ def describe_missing_text(fields: Mapping, field: str) -> str:
 
 
 def suggest_most_text(sizes: Mapping[str, int]) -> str:
-    """Return a sentence that names the field with the most text; "" where none has any."""
+    """Return ". Most text is in 'FIELD'", to be appended; "" where no field has any text."""
     largest = max(sizes, key=sizes.__getitem__, default="")
     return f". Most text is in '{largest}'" if sizes.get(largest) else ""
 
@@ -147,6 +157,6 @@ def _describe_value(fields: Mapping[str, Any], field: str, wanted: str = "a stri
     value = fields[field]
     kind = type(value).__name__
     if isinstance(value, dict):
-        inner_names = map(str, [*value][:SHOWN_FIELDS])
+        inner_names = [str(name) for name in value][:SHOWN_FIELDS]
         kind += f" with the fields {', '.join(inner_names)}"
     return f"{kind}, not {wanted}"

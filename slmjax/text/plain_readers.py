@@ -17,7 +17,7 @@ def read_txt(
 ) -> Iterator[Document | Fault]:
     """Yield the file as one document, or as several where it is very long.
 
-    Its only field is its name, as `id` and as the field that groups.
+    The file's name is its `id`, and the value of the field that the grouping asks for.
     """
     fields = {"id": file.name}
     if grouping.field:
@@ -40,7 +40,7 @@ def read_jsonl(stream: Any) -> Iterator[Record | Fault]:
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         try:
-            # A file that holds only a byte-order mark has an empty line, which is a fault.
+            # Only a byte-order mark alone leaves an empty line; read as null, it is a fault.
             content = json.loads(line.decode() or "null")
         except UnicodeDecodeError as error:
             yield Fault(number, "invalid UTF-8", f"byte {error.start + 1} of the line")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Reasons of faults. They are counted, so every reader of files uses the same words.
+# Reasons of faults that several readers give. They are counted, so the words are the same.
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 
@@ -25,8 +25,8 @@ class Source:
       score: a field that holds a number: each epoch visits documents from low to high, or from
         high to low as "-field".
       reader: "module:function" of your own for files of any other kind. It gets a file as a stream
-        of bytes, decompressed by the ending, and yields a Record for each document and a Fault for
-        each one that is broken.
+        of bytes (.gz, .xz and .zst are decompressed) and yields a Record for each document and a
+        Fault for each one that is broken.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Source:
     @property
     def where(self) -> str:
         """The config field that errors name."""
+        # Another field than data.sources names this source, such as config.curate.evals.NAME.
         if self.name.startswith("config."):
             return self.name
         return f"data.sources.{self.name}"

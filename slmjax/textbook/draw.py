@@ -69,8 +69,9 @@ class Draw:
     """Seeded choices for one passage, which remember what was given.
 
     `numbers` and `names` hold what was drawn, in order. A training draw yields nothing that is
-    reserved; a held-out draw yields only reserved names and words, and a reserved number every
-    second time. What is drawn depends on the order of the calls.
+    reserved. A held-out draw yields only reserved names and words; where a range has reserved
+    numbers, it yields one of them at least every other time on average. All calls share one random
+    sequence, so a change in their order changes the book.
     """
 
     def __init__(self, rng: random.Random, heldout: bool):
@@ -97,23 +98,24 @@ class Draw:
         return self.rng.choice(self._usable_words)
 
     def number(self, low: int, high: int) -> int:
-        """Return a given number between low and high, both included."""
+        """Return a number for the prompt to give, between low and high, both included."""
         reserved = [number for number in RESERVED_NUMBERS if low <= number <= high]
-        # The coin is thrown only where there is a choice: another throw would change the book.
+        # No coin without a choice: one throw more or less would change all that is drawn later.
         if self.heldout and reserved and self.coin():
             number = self.rng.choice(reserved)
         else:
             number = self.rng.randint(low, high)
-            # A held-out passage may repeat a reserved number; training has none.
+            # A held-out draw may be reserved here too; a training draw never is.
             while number in reserved and not self.heldout:
                 number = self.rng.randint(low, high)
         self.numbers.append(number)
         return number
 
     def summands(self, small: int | None = None) -> tuple[int, int]:
-        """Return a given number of two digits and one of one digit, or `small` where it is known.
+        """Return a number of two digits and one of one digit, whose sum does not carry.
 
-        Their sum stays within the same ten.
+        Args:
+          small: the second number; None: it is drawn.
         """
         while True:
             large = self.number(10, 99)
@@ -121,6 +123,7 @@ class Draw:
             # A drawn second number is at least 2.
             if units + (small or 2) <= 9:
                 return large, small or self.number(2, 9 - units)
+            # The prompt does not give a number that did not fit.
             self.numbers.pop()
 
     def apart(self, count: int) -> list[int]:
@@ -132,7 +135,7 @@ class Draw:
             numbers = [self.number(10, 99) for _ in range(count)]
             if len({number // 10 for number in numbers}) == count:
                 return numbers
-            # What was drawn in vain was not given.
+            # The prompt does not give numbers that did not fit.
             del self.numbers[-count:]
 
     def choice(self, options: Sequence):

@@ -1,8 +1,9 @@
 """The textbook's problems about numbers: word problems, units, comparison, sequences.
 
-Each is drawn, solved, and solved again in another way (counted one by one, by ranks, by closed
-forms). No sum carries from one digit to the next, so that a model of a million parameters can learn
-to compute in a minute or two. The fields of a problem are those of its templates in templates.json.
+Each function draws a problem, solves it, and solves it again in another way (counting, ranks, a
+closed form). No sum carries from one digit to the next, so a model of a million parameters learns
+to add within a minute or two of training. A problem has the fields that its templates in
+templates.json use.
 """
 
 import operator
@@ -12,12 +13,17 @@ from slmjax.textbook.draw import NOUNS, Draw, Problem
 # Fields that the templates share:
 #   x, y, z   people
 #   t         a sort of thing
-#   a, b, c   given numbers; n, k: a number of units or groups, and the size of a group
+#   a, b, c   given numbers
+#   n         how many units or groups
+#   k         how many things in a group
 #   d         a difference
 #   p, s      a product and a sum on the way to the result
 #   r         the result
-#   u, us, v  the large unit, its plural, the plural of the small unit; f: small ones in a large one
+#   u, us, v  the large unit, its plural, the plural of the small unit
+#   f         how many small units make a large one
 #   w, who    what is asked for, in a word, and the person who has it
+#   o         the working's list: owners in order, or terms
+#   first, second, third   numbers in the order that is asked for
 
 # Large unit, its plural, the small unit's plural, how many small ones make a large one.
 ROUND_UNITS = (
@@ -59,8 +65,9 @@ def change(draw: Draw) -> Problem:
 def groups(draw: Draw) -> Problem:
     """Some things and a few equal groups."""
     n, k = draw.choice(FEW_GROUPS)
-    # The product is computed, not given; the two numbers that make it are.
+    # A number to which the product can be added without a carry.
     a, _ = draw.summands(n * k)
+    # The prompt gives both factors, but not their product.
     draw.numbers += [n, k]
     result = a + n * k
     fields = {
@@ -94,6 +101,7 @@ def to_small(draw: Draw) -> Problem:
         "p": product,
         "r": result,
     }
+    # Counted: b small units below 0 and the product's above.
     return Problem(fields, result, len(range(-b, product)))
 
 
@@ -122,20 +130,27 @@ def extreme(draw: Draw) -> Problem:
     """Who of three has the most or the fewest."""
     numbers = draw.apart(3)
     names = [draw.name() for _ in range(3)]
-    if draw.coin():
-        word, order, best = "most", sorted(numbers, reverse=True), max(numbers)
-    else:
-        word, order, best = "fewest", sorted(numbers), min(numbers)
+    asks_for_most = draw.coin()
+    word = "most" if asks_for_most else "fewest"
+    order = sorted(numbers, reverse=asks_for_most)
     owner = dict(zip(numbers, names))
     winner = owner[order[0]]
-    fields = dict(zip("abcxyz", (*numbers, *names)))
-    fields |= {
+    fields = {
+        "a": numbers[0],
+        "b": numbers[1],
+        "c": numbers[2],
+        "x": names[0],
+        "y": names[1],
+        "z": names[2],
         "t": draw.choice(NOUNS),
         "w": word,
         "who": winner,
         "o": ", ".join(f"{number} of {owner[number]}" for number in order),
     }
-    return Problem(fields, winner, names[numbers.index(best)], tuple(names))
+    # Without sorting: the place of the largest or smallest number.
+    best = max(numbers) if asks_for_most else min(numbers)
+    again = names[numbers.index(best)]
+    return Problem(fields, winner, again, tuple(names))
 
 
 def more(draw: Draw) -> Problem:
@@ -167,11 +182,14 @@ def more(draw: Draw) -> Problem:
 
 def arrange(draw: Draw) -> Problem:
     """Three numbers in order."""
-    a, b, c = numbers = draw.apart(3)
-    if draw.coin():
-        word, order, comes_before = "largest", sorted(numbers, reverse=True), operator.gt
+    numbers = draw.apart(3)
+    a, b, c = numbers
+    asks_for_largest = draw.coin()
+    if asks_for_largest:
+        word, comes_before = "largest", operator.gt
     else:
-        word, order, comes_before = "smallest", sorted(numbers), operator.lt
+        word, comes_before = "smallest", operator.lt
+    order = sorted(numbers, reverse=asks_for_largest)
     fields = {
         "a": a,
         "b": b,
@@ -207,7 +225,7 @@ def difference(draw: Draw) -> Problem:
 
 def rising(draw: Draw) -> Problem:
     """The next term where each term adds the same."""
-    a, d = sequence_steps(draw, 1)
+    a, d = sequence_steps(draw, sign=1)
     fields = {
         "x": draw.name(),
         "a": a,
@@ -221,8 +239,7 @@ def rising(draw: Draw) -> Problem:
 
 def falling(draw: Draw) -> Problem:
     """The next term where each term takes away the same."""
-    # The steps go down to the result, which is positive.
-    a, d = sequence_steps(draw, -1)
+    a, d = sequence_steps(draw, sign=-1)
     fields = {
         "x": draw.name(),
         "a": a,
@@ -231,12 +248,14 @@ def falling(draw: Draw) -> Problem:
         "d": d,
         "r": a - 3 * d,
     }
+    # The fourth step on the way down to 0; the result is positive.
     return Problem(fields, a - 3 * d, range(a, 0, -d)[3])
 
 
 def doubling(draw: Draw) -> Problem:
     """The first doubled term above a bound."""
     a = draw.number(2, 9)
+    # Above every start, so that at least one doubling is needed.
     bound = draw.number(12, 70)
     terms = [a]
     while terms[-1] <= bound:
@@ -263,17 +282,23 @@ def taking_turns(draw: Draw) -> Problem:
 
 
 def sequence_steps(draw: Draw, sign: int) -> tuple[int, int]:
-    """Return a start and a difference; three steps change the units only, or the tens only."""
+    """Return a start and a step; three steps change the units only, or the tens only.
+
+    Args:
+      sign: 1 for steps up, -1 for steps down.
+    """
     while True:
         start = draw.number(10, 99)
-        difference = draw.choice((1, 2, 3, 10, 20))
-        end = start + sign * 3 * difference
-        same_tens = end // 10 == start // 10
-        changes_tens_only = difference >= 10 and 10 <= end <= 99
-        if changes_tens_only or (difference < 10 and same_tens):
-            draw.numbers.append(difference)
-            return start, difference
-        # What was drawn in vain was not given.
+        step = draw.choice((1, 2, 3, 10, 20))
+        end = start + sign * 3 * step
+        if step < 10:
+            changes_one_digit = end // 10 == start // 10
+        else:
+            changes_one_digit = 10 <= end <= 99
+        if changes_one_digit:
+            draw.numbers.append(step)
+            return start, step
+        # The prompt does not give a start that did not fit.
         draw.numbers.pop()
 
 

@@ -32,7 +32,7 @@ from slmjax.textbook.templates import KINDS, TEMPLATES
 
 SPLITS = ("train", "heldout")
 VERSION = 1  # counts up when the same seed would write other passages
-GUESSED_FROM = 500  # training passages of a kind from which its most frequent answers are known
+GUESSED_FROM = 500  # training passages of a kind in which its answers are counted, for guessing
 
 _ANSWER = re.compile(r"Answer: ([^\n]+?)\.(?:\n|$)")
 _INTEGER = re.compile(r"\d+")
@@ -93,7 +93,7 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
         prompt = template.prompt.format_map(problem.fields)
         working = template.working.format_map(problem.fields)
         text = f"{prompt}\n{working}\nAnswer: {problem.answer}."
-        # Computed numbers may be reserved ones, so some draws are thrown away.
+        # Draw again where a computed number is reserved, or a held-out passage gives none that is.
         if _belongs(text, draw, heldout):
             break
     answer, again = str(problem.answer), str(problem.again)
@@ -124,7 +124,7 @@ def documents(kind: str, count: int, *, seed: int, split: str) -> Iterator[Passa
             seen.add(candidate.text)
             yield candidate
         index += 1
-        # By then new passages have become so rare that there are no more.
+        # Give up: with so many repetitions there is hardly a new passage left.
         if index > 100 * count + 10_000:
             passages = f"{count} different {split} passages of the kind {kind}"
             raise ValueError(f"the textbook has fewer than {passages}")
@@ -133,10 +133,10 @@ def documents(kind: str, count: int, *, seed: int, split: str) -> Iterator[Passa
 def questions(kind: str, count: int, seed: int) -> list[Question]:
     """Return the first `count` held-out passages of a kind as questions.
 
-    A model writes the working and "Answer: X." after the prompt. The chance of a question is the
-    better of two guessers that know only what sort of problem it is: one says what is most often
-    the answer of such problems among 500 training passages, the other picks one of the answers that
-    the prompt offers (its names, or yes and no).
+    A model writes the working and "Answer: X." after the prompt. The chance of a question is that
+    of the better of two guessers. One always gives the problem's most frequent answer among
+    GUESSED_FROM training passages. The other picks at random from the answers that the prompt
+    offers (its names, or yes and no).
     """
     constant_guess = _constant_guess(kind, seed)
     asked = []
@@ -159,14 +159,14 @@ def write_corpus(
 ) -> dict[str, dict[str, str]]:
     """Write `<kind>.jsonl` and `<kind>.heldout.jsonl`, one {"text", "id", "template"} a line.
 
-    The same arguments again reuse what is there.
+    Files that the same arguments have written before are kept if they are unchanged.
     Returns: kind -> {"path": training file, "heldout": held-out file}, as `config.data.sources`
       takes it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The stamp says what the files were made from; see `_read_stamp`.
-    made = {
+    settings = {
         "version": VERSION,
         "seed": seed,
         "train_per_kind": train_per_kind,
@@ -179,14 +179,14 @@ def write_corpus(
         files[kind] = {"path": str(train), "heldout": str(heldout)}
         paths += [train, heldout]
     stamp = folder / "textbook.json"
-    if _read_stamp(stamp) == made | {"sha256": _digest(paths)}:
+    if _read_stamp(stamp) == settings | {"sha256": _digest(paths)}:
         return files
-    # Without its stamp a half-written corpus is not taken for a whole one.
+    # Removed first, so that a half-written corpus has no stamp.
     stamp.unlink(missing_ok=True)
     for kind, pair in files.items():
         _write_passages(Path(pair["path"]), kind, train_per_kind, seed, "train")
         _write_passages(Path(pair["heldout"]), kind, heldout_per_kind, seed, "heldout")
-    write_atomic(stamp, json.dumps(made | {"sha256": _digest(paths)}))
+    write_atomic(stamp, json.dumps(settings | {"sha256": _digest(paths)}))
     return files
 
 

@@ -186,6 +186,23 @@ def test_what_a_stopped_run_left_is_made_again_where_it_is_damaged(raw, tmp_path
         assert digests(tmp_path / "one" / "run") == digests(tmp_path / "stopped" / "run")
 
 
+def test_a_changed_evaluation_set_is_read_again_by_a_run_that_was_stopped(
+    raw, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(raw, tmp_path / "raw")
+    monkeypatch.setattr(stage, "Index", None)
+    with pytest.raises(TypeError):
+        launch.main(command(copy, tmp_path / "stopped" / "run"))
+    monkeypatch.undo()
+    key = (tmp_path / "stopped" / "run" / "work" / "key").read_text()
+    sets = copy / "eval.jsonl"
+    sets.write_text(sets.read_text() + sets.read_text().replace("a", "e"))
+    monkeypatch.setattr(stage, "Index", None)
+    with pytest.raises(TypeError):
+        launch.main(command(copy, tmp_path / "stopped" / "run"))
+    assert (tmp_path / "stopped" / "run" / "work" / "key").read_text() != key
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Small files, of them a copy, some that rules drop, an evaluation item and faults; and a larger one."""

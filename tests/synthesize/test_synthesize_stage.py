@@ -426,7 +426,7 @@ def test_a_long_wait_that_the_teacher_asks_for_is_said_at_once_and_once():
     now = [0.0]
     console = Console(file=io.StringIO(), soft_wrap=True)
     line = StatusLine(console=console, clock=lambda: now[0])
-    tally = Tally(10, faults={"HTTP 429": 1}, last="HTTP 429: slower", hold=600.0)
+    tally = Tally(10, faults={"HTTP 429": 1}, last_fault="HTTP 429: slower", hold=600.0)
     line(tally)
     tally.hold = 601.0  # of another request
     line(tally)

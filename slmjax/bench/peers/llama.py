@@ -153,7 +153,7 @@ def _run(argv: list[str]) -> int:
         workdir,
         Choices(own.attention, compiles, own.init),
         out=own.out,
-        command=cli.shown([*PROGRAM.split(), *argv]),
+        command=cli.shell_command([*PROGRAM.split(), *argv]),
     )
     # The loss curve is too long for a terminal.
     del result["loss"]
