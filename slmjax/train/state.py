@@ -73,15 +73,17 @@ def judge_step(
     bounded = jnp.where(spiked, jnp.minimum(above, REACH * limit), above)
     distance = jnp.where(finite, bounded, 0.0)
     variance = (1 - share) * (spikes.variance + share * jnp.square(distance))
-
+    variance = jnp.where(finite, variance, spikes.variance)
+    skips = jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32)
     # float16 only: half the loss scale after a step that overflowed, and slowly back to 1.
     risen = jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0)
+    exponent = jnp.where(finite, risen, spikes.exponent - 1)
     return keep, Spikes(
         count=spikes.count + finite,
         mean=spikes.mean + share * distance,
-        variance=jnp.where(finite, variance, spikes.variance),
-        skips=jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32),
-        exponent=jnp.where(finite, risen, spikes.exponent - 1),
+        variance=variance,
+        skips=skips,
+        exponent=exponent,
     )
 
 
