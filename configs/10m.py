@@ -6,7 +6,7 @@ Size: 10.03M parameters in all, 6.89M without the embedding, 10.03M in matrix pr
 Time: 197M tokens are 1.37e16 FLOPs, 0.01 H100-hours at an assumed 40 % of 989 TFLOP/s. So small a
 model reaches less: 86 s at the 2.3M tokens/s of `python -m slmjax.bench train
 --config=configs/10m.py --text` on one H200. Two CPU cores (0.75k tokens/s were measured at this
-size) need three days; take configs/tiny.py there.
+size) need three days; use configs/tiny.py there.
 Score: not yet measured.
 """
 
@@ -15,7 +15,7 @@ from slmjax import config
 
 def get_config():
     c = config.base()
-    # Also where a small text fills fewer, so that the size stays the name's.
+    # Fixed, so that the model has its named size even if a small text gives fewer tokens.
     c.model.vocab_size = 16384
     c.model.width, c.model.layers = 192, 16
     c.model.heads, c.model.kv_heads, c.model.head_dim = 3, 1, 64

@@ -2,9 +2,10 @@
 
 python -m slmjax.launch --config=configs/1b.py --workdir=gs://BUCKET/1b
 
-Run the command on every host of eight GPUs or a TPU slice.
-Data: HuggingFaceFW/fineweb-edu, sample 100BT (Penedo et al. 2024); needs the extra `hub`. Prepare
-it first on a machine without accelerators (--config.stage=prepare), with about 0.3 TB of disk.
+Run the command on a host with eight GPUs, or on every host of a TPU slice.
+Data: HuggingFaceFW/fineweb-edu, sample 100BT (Penedo et al. 2024); needs the extra `hub`
+and about 0.3 TB of disk. On a shared file system, prepare it first on a machine without
+accelerators (--config.stage=prepare); on a TPU slice every host prepares it on its own disk.
 Parameters and optimizer state are split over all devices (fsdp); only matrix products are kept for
 the backward pass (remat dots).
 Size: 1.002B parameters in all, 0.981B without the embedding, 1.002B in matrix products.

@@ -10,7 +10,8 @@ Data: $SLMJAX_SHARED/pretrain/<domain>/*.jsonl.xz (SLMJAX_SHARED is ../shared/da
 books, textbooks, mathematics, documentation, code and reference. 75.5M training tokens with a
 tokenizer of 16,384 that is trained on the text; 4,400 steps of 65,536 tokens read 288M, 3.8 epochs.
 Held out: whole books, chapters of mathematics, modules, pages, countries, and code problems in all
-their languages; 935 documents, 5.5 MB, after 63 were removed that training has seen.
+their languages; 935 documents, 5.5 MB; 63 more were removed because their text occurs in
+training.
 Size: 29.9M parameters, of them 6.3M in the embedding. Without a norm on queries and keys and
 without an output gate, so that every block is a Llama block.
 Time: 171 s for half of the run on one H200 at 859k tokens/s (2026-11-22); 1.36M tokens/s since

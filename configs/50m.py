@@ -13,7 +13,7 @@ from slmjax import config
 
 def get_config():
     c = config.base()
-    # Also where a small text fills fewer, so that the size stays the name's.
+    # Fixed, so that the model has its named size even if a small text gives fewer tokens.
     c.model.vocab_size = 16384
     c.model.width, c.model.layers = 384, 28
     c.model.heads, c.model.kv_heads, c.model.head_dim = 6, 2, 64

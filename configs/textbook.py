@@ -12,8 +12,8 @@ reserved.
 Time: 16 s for 3,600 documents of 0.75M tokens (at four bytes each) on two shared cores, 86 s for
 40,000 of 8.3M.
 Score: every answer was compared with a computed one and nothing was rejected; no two of 1,000
-documents are near-duplicates (Jaccard 0.75 of word 5-grams, which other names and numbers are
-enough to avoid). New 5-grams for each token fall from 0.33 in the first tenth of 8.3M tokens to
+documents are near-duplicates (Jaccard 0.75 of word 5-grams; other names and numbers are enough to
+be below it). New 5-grams for each token fall from 0.33 in the first tenth of 8.3M tokens to
 0.18 in the last. What a model learns from it, and what that costs on real text: docs/studies.md.
 """
 

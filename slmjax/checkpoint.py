@@ -31,11 +31,11 @@ for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-FORMAT = 1  # of the items, in the meta item
+FORMAT = 1  # number of today's layout of items; each meta item says its own
 ITEMS = ("params", "buffers", "optimizer")
 Items = dict[str, Any]  # trees of arrays by name
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
-# Fields of a meta item of versions without a seal, and their types.
+# The fields, and their types, that a meta item without a seal (older versions) must have.
 META = {
     "config": dict,
     "tokenizer": str,
@@ -74,7 +74,7 @@ class Checkpoints:
 
         It is made at the first save or look, so that asking an empty folder leaves nothing behind.
 
-        Raises: UserError where what Orbax keeps of a step is damaged, so that it lists none.
+        Raises: UserError where one step's _CHECKPOINT_METADATA is damaged: Orbax then lists none.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
         names = (*ITEMS, "rest", "meta")
@@ -134,7 +134,8 @@ class Checkpoints:
         Args:
           steps: the checkpoints to choose from.
           read: called with a step and its meta item; raises DamagedCheckpoint where it cannot read.
-        Returns: (its result or None, faults of those passed over: ["step 30: its fault", ...]).
+        Returns: (what `read` returned, or None; the faults of checkpoints that were passed over,
+          each as "step 30: its fault").
         """
         passed_over = []
         for step in sorted(steps, reverse=True):
@@ -168,7 +169,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         with _damage():
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
-        got = dict(restored)
+        got = dict(restored)  # items by name
         # Orbax compares no values, and older checkpoints may have no digests.
         for name, expected in meta.get("digests", {}).items():
             if name in items and digest(got[name]) != expected:

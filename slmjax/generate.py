@@ -40,9 +40,9 @@ def generate_texts(options: argparse.Namespace) -> None:
 
     from slmjax.infer import sampling
 
-    # Refused before a model is loaded.
-    drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-    sampling.check_sampling(**drawing)
+    # Wrong values are refused before a model is loaded.
+    settings = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    sampling.check_sampling(**settings)
     from slmjax.infer.engine import Engine
     from slmjax.infer.load import load_model
     from slmjax.parallel.compiling import use_compile_cache
@@ -52,7 +52,8 @@ def generate_texts(options: argparse.Namespace) -> None:
     with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):
         model = load_model(workdir, options.step, options.trust)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer, tuned=False)
-    step, trained = model.step, model.config.data.seq_len
+    step = model.step
+    trained_length = model.config.data.seq_len
     del model  # the engine has weights of its own
     compiling = []  # seconds of each compilation
 
@@ -68,11 +69,11 @@ def generate_texts(options: argparse.Namespace) -> None:
             max_tokens=options.max_tokens,
             stop=options.stop,
             seed=options.seed,
-            **drawing,
+            **settings,
         )
     seconds = time.perf_counter() - start
     _print_texts(prompts, completions)
-    _warn_if_longer(engine, prompts, completions, trained)
+    _warn_if_longer(engine, prompts, completions, trained_length)
     count = sum(len(completion.tokens) for completion in completions)
     # Compilation would hide the speed of a short run.
     compiled = sum(compiling)
@@ -127,16 +128,16 @@ def make_parser() -> cli.Parser:
     default = "(default: %(default)s)"
     add("--max_tokens", type=int, default=128, help=f"longest completion in tokens {default}")
     add("--temperature", type=float, default=0.8, help=f"0 takes the likeliest token {default}")
-    top_k = "draw among the k likeliest tokens; 0: all"
-    add("--top_k", type=int, default=0, help=f"{top_k} {default}")
-    top_p = "draw among the likeliest tokens that hold this share; 1: all"
-    add("--top_p", type=float, default=1.0, help=f"{top_p} {default}")
-    stop = "end before this text; repeatable; $'\\n' is a newline in most shells"
-    add("--stop", metavar="TEXT", help=stop, **repeatable)
-    seed = "of the draws: the same seed, prompts and model give the same text"
-    add("--seed", type=int, default=0, help=f"{seed} {default}")
-    trust = "a mixer that the checkpoint names and that may be imported"
-    add("--trust", metavar="MODULE:CLASS", help=trust, **repeatable)
+    top_k_help = "draw among the k likeliest tokens; 0: all"
+    add("--top_k", type=int, default=0, help=f"{top_k_help} {default}")
+    top_p_help = "draw among the likeliest tokens that hold this share; 1: all"
+    add("--top_p", type=float, default=1.0, help=f"{top_p_help} {default}")
+    stop_help = "end before this text; repeatable; $'\\n' is a newline in most shells"
+    add("--stop", metavar="TEXT", help=stop_help, **repeatable)
+    seed_help = "of the draws: the same seed, prompts and model give the same text"
+    add("--seed", type=int, default=0, help=f"{seed_help} {default}")
+    trust_help = "a mixer that the checkpoint names and that may be imported"
+    add("--trust", metavar="MODULE:CLASS", help=trust_help, **repeatable)
     return parser
 
 
@@ -176,15 +177,15 @@ def _warn_if_longer(
     engine: Any,
     prompts: Sequence[str],
     completions: Sequence,
-    trained: int,
+    trained_length: int,
 ) -> None:
     """Warn on stderr about a text of more tokens than the model was trained on."""
     longest = 0
     for prompt, completion in zip(prompts, completions):
         longest = max(longest, len(engine.encode(prompt)) + len(completion.tokens))
-    if longest > trained:
-        limit = f"the model was trained on {trained} and knows no positions beyond"
-        _say(f"warning: a text has {longest} tokens; {limit}.")
+    if longest > trained_length:
+        reason = f"the model was trained on {trained_length} and knows no positions beyond"
+        _say(f"warning: a text has {longest} tokens; {reason}.")
 
 
 def _say(text: str) -> None:

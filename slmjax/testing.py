@@ -1,4 +1,4 @@
-"""Checks that a user runs on an own token mixer before training with it.
+"""Checks that users run on their own token mixer before training with it.
 
 The library's mixers pass them in its tests.
 """
@@ -23,10 +23,10 @@ from slmjax.models.pattern import parse_block
 from slmjax.parallel.mesh import batch_sharding, make_mesh
 from slmjax.parallel.rules import shardings
 
-# Lengths: a document of one token, an edge at tokens 64 and 65 where recurrences cut their chunks,
-# and documents across more than one cut.
+# Lengths, which end at 17, 18, 65, 70 and 100: one document has one token, and the third has its
+# last token alone (64) behind the cut between chunks of 64.
 DOCUMENTS = (17, 1, 47, 5, 30)
-# (slots, tokens in each of three rows) of each piece of a prompt, then single tokens.
+# The pieces in which three rows are decoded: (slots, real tokens of each row; the rest is padding).
 PIECES = (
     (66, (66, 60, 1)),
     (8, (8, 3, 0)),
@@ -215,7 +215,7 @@ def _decoded(arch: Architecture, params: dict) -> str:
     whole, _ = forward(batch)
     step = jax.jit(functools.partial(_with_cache, arch, params))
     rows = len(lengths)
-    cache = lm.init_cache(arch, rows, 96)
+    cache = lm.init_cache(arch, rows, 96)  # slots: more than the longest row has tokens
     done = np.zeros(rows, int)  # tokens of each row in the cache
     for piece, counts in PIECES:
         slots = np.arange(piece)[None]
@@ -234,7 +234,7 @@ def _decoded(arch: Architecture, params: dict) -> str:
             start = done[row]
             end = start + n
             expected = whole[row, start:end]
-            off = _off(out[row, :n], expected)
+            off = _off(expected, out[row, :n])
             assert off < NEAR, (
                 f"decoding is not the forward pass: tokens {start} to {end - 1} of row {row}, in a "
                 f"piece of {piece}, differ by {off:.1e}; padding (segment 0) must change nothing "
@@ -274,6 +274,7 @@ def _sharded(arch: Architecture, params: dict) -> str:
             # The first key chooses between loss and gradients.
             name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
             name = name or "the loss"
+            # Gradients are sums over all tokens: longer ones than the outputs.
             assert off < 10 * NEAR, (
                 f"on {sizes} devices it is not what it is on one: {name} differs by {off:.1e}"
             )
@@ -361,8 +362,8 @@ def _random(shapes: dict) -> dict:
         fan_in = 1
         if shape.ndim > 2:
             fan_in = int(np.prod(shape.shape[1:-1]))
-        values = draw * min(0.5, fan_in**-0.5)
-        if path[-1].key in ("scale", "skip"):
+        values = draw * min(0.5, fan_in**-0.5)  # vectors have no fan-in: 0.5
+        if path[-1].key in ("scale", "skip"):  # they start at one
             values = 1 + 0.2 * draw
         return jnp.asarray(values, shape.dtype)
 

@@ -1,4 +1,4 @@
-r"""Which mixer languages best at equal parameters and tokens: 10M parameters, 100M tokens.
+r"""Which mixer models text best at equal parameters and tokens: 10M parameters, 100M tokens.
 
 python -m slmjax.launch --config=configs/30m.py --config.stage=prepare --workdir=runs/30m
 text=$(dirname runs/prepared/books-*/manifest.json)
@@ -22,7 +22,7 @@ applied twice, so it has twice the FLOPs.
 Time on one H200, training alone: attention 45 s, shared_keys 46, gla 75, shared_blocks 78, hybrid
 83, ssm 91, gdn 92, kda 128 (2026-11-29, with the faster chunks and products that docs/studies.md
 names).
-Score, bits per byte at the best rate that ran: hybrid 1.1725 (0.012), attention 1.1752 (0.006), ssm
+Score, bits per byte at the best rate that ran: hybrid 1.1725 (0.012), attention 1.1752 (0.006; as good at 0.012), ssm
 1.1800 (0.024), kda 1.1831 (0.012), gdn 1.1917 (0.024), gla 1.2832 (0.024). Not run: 0.048 with any,
 and shared keys and blocks above 0.003. Tables with intervals: docs/studies.md.
 """

@@ -7,15 +7,15 @@ python -m slmjax.launch --config=configs/studies/recall.py --workdir=runs/recall
 
 Tasks: Zoology (Arora et al. 2023) and Mamba (Gu and Dao 2023). Models have two blocks of width 64
 without feed-forward layers, as in Zoology's figure 2. Recurrent mixers have two heads of 32 key and
-value channels. Mamba-2 has four heads of 64 and 32, a memory four times as large, or of 16 and 32
-(ssm-16), one as large. The hybrid is a gated DeltaNet block under an attention block.
+value channels. Mamba-2 has four heads with 64 key and 32 value channels (four times the memory), or
+16 and 32 (ssm-16, the same memory). The hybrid is a gated DeltaNet block under an attention block.
 
 Each model is a run of its own, below the work directory's `runs`, with its metrics, report and
 checkpoints. A study that was killed goes on with the run in which it was killed. Learning rates are
 tried in their order; after the first whose mean over seeds has `study.enough` on validation rows,
 no further one is tried. `steps` in study.json is the first look (every config.eval.every steps) at
-which the chosen rate had enough. Every run trains to config.train.steps, for which its cosine is
-made.
+which the chosen rate had enough. Every run trains to config.train.steps, the length of its cosine
+schedule.
 
 Published: attention recalls everything at width 64 (Zoology, figure 2); of recurrences KDA >= gated
 DeltaNet > Mamba-2 (Kimi Linear, section 5.1); selection makes copying possible, 99.8 % against

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from slmjax import config
 
-# Millions of tokens, about.
+# Proportions: millions of tokens, about.
 TOKENS = {"books": 24, "textbooks": 11, "math": 13, "docs": 17, "code": 4, "reference": 2}
 
 

@@ -92,11 +92,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     arch, reasons = resolve(config.model, config.precision, mesh, config.data.vocab_size)
     # Speed does not depend on what the weights are.
     params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed))
-    engine = Engine(arch, params, {}, Numbers(arch), xla=xla)
+    engine = Engine(arch, params, {}, BareIds(arch), xla=xla)
     ours = []
     for batch in arguments.batch:
         try:
             ours.append(measure(engine, batch, prompt, tokens, arguments.runs))
+        except UserError as error:  # the engine knows that the cache does not fit
+            messages.append(f"slmjax, batch {batch}: {error}")
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" in str(error):
                 raise UserError(f"--xla: {str(error).partition(': ')[2]}.") from None
@@ -130,7 +132,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
     random = np.random.default_rng(0)
     ids = random.integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
     batch = engine.prepare(ids, sampling_of(rows), tokens)
-    # The first run compiles; its times are not the median's.
+    # The first run compiles: the medians leave it out.
     first = _timed_run(engine, batch, rows, tokens)
     later = [_timed_run(engine, batch, rows, tokens) for _ in range(runs)]
     prefill = statistics.median(times.prefill for times in later)
@@ -180,16 +182,21 @@ def _timed_run(engine: Engine, batch: Batch, rows: int, tokens: int) -> _Run:
 
 
 def _floor_ms(arch: Architecture, device_kind: str, rows: int, context: float) -> float | None:
-    """Return the milliseconds in which the memory can give what a step reads at this context.
+    """Return the least milliseconds of a decode step: the bytes that it reads over the bandwidth.
 
     None where the device's bandwidth is not known.
+
+    Args:
+      context: tokens in each row's cache.
     """
     bandwidth = devices.memory_bandwidth(device_kind)
-    # A step reads all matrices once, and each row's cache. Its products are left out.
-    return bandwidth and 1e3 * sizes.decode_bytes(arch, rows, context) / bandwidth
+    if bandwidth is None:
+        return None
+    # A step reads all matrices once, and each row's cache. Arithmetic is not counted.
+    return 1e3 * sizes.decode_bytes(arch, rows, context) / bandwidth
 
 
-class Numbers:
+class BareIds:
     """A tokenizer of bare token ids, none of which ends a completion: no row stops early."""
 
     ends = ()

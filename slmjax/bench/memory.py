@@ -43,7 +43,7 @@ VARIANTS = {
     "kda": "Kimi delta attention",
     **{f"{kind}-hybrid": f"three {kind} to one attention (gqa)" for kind in KINDS},
 }
-# Without --variants. One hybrid is enough to show what mixing does; each variant compiles for long.
+# The default of --variants. One hybrid shows what mixing does, and each variant compiles slowly.
 USUAL = ("mha", "gqa", "mqa", "shared", *KINDS, "gdn-hybrid")
 
 
@@ -109,11 +109,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train = dataclasses.replace(recipe.train, batch=max(1, arguments.tokens // length))
         for name in names:
             config = dataclasses.replace(configs[name], data=data, train=train)
-            described = _described(config.model, data.vocab_size)
+            counted = _architecture(config.model, data.vocab_size)
             row = {
                 "variant": name,
                 "context": length,
-                "parameters": sizes.parameters(described).total,
+                "parameters": sizes.parameters(counted).total,
             }
             parts = []
             if arguments.measure != "decode":
@@ -143,10 +143,10 @@ def _check(names: list[str], arguments: argparse.Namespace) -> None:
             near = nearest(name, VARIANTS)
             raise UserError(f"--variants: '{name}' is not among {', '.join(VARIANTS)}.{near}")
     shortest = min(arguments.lengths)
-    if shortest <= arguments.drawn:
+    if shortest <= bucket(arguments.drawn):
         raise UserError(
-            f"--lengths: a context of {shortest} tokens has no room for a prompt"
-            f" and --drawn={arguments.drawn}."
+            f"--lengths: a context of {shortest} tokens has no room for a prompt and"
+            f" --drawn={arguments.drawn}, for which {bucket(arguments.drawn)} are kept."
         )
 
 
@@ -177,13 +177,13 @@ def variant_model(model: ModelConfig, vocab_size: int, name: str) -> ModelConfig
         share_kv=2 if name == "shared" else 1,
     )
     # All parameters count, those of embedding and norms too.
-    budget = sizes.parameters(_described(model, vocab_size)).total
-    width = sizes.ff_width_for(_described(mixed, vocab_size), budget)
+    budget = sizes.parameters(_architecture(model, vocab_size)).total
+    width = sizes.ff_width_for(_architecture(mixed, vocab_size), budget)
     return dataclasses.replace(mixed, ff_width=width)
 
 
 def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
-    """Measure training, first with all activations kept, then with each block rematerialised.
+    """Measure training, first as config.model.remat says, then with each block rematerialised.
 
     Returns: (columns of the first that fits, messages about those that do not).
     """
@@ -218,11 +218,13 @@ def generate(
     Returns: (columns, messages).
     """
     params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(seed))
-    engine = Engine(arch, params, {}, decode.Numbers(arch))
+    engine = Engine(arch, params, {}, decode.BareIds(arch))
     # The engine keeps a whole bucket free for the drawn tokens.
     prompt = length - bucket(drawn)
     try:
         row = decode.measure(engine, rows, prompt, drawn, runs=2)
+    except UserError as error:  # the engine knows before it tries
+        return {"state MB": None, "decode tokens/s": None}, [f"decoding does not fit: {error}"]
     except jax.errors.JaxRuntimeError as error:
         message = f"decoding does not fit: {_out_of_memory(error)}"
         return {"state MB": None, "decode tokens/s": None}, [message]
@@ -230,24 +232,24 @@ def generate(
 
 
 def _out_of_memory(error: jax.errors.JaxRuntimeError) -> str:
-    """Return the first line of an error of missing memory; raise any other error again."""
+    """Return the first line of an out-of-memory error; raise any other error again."""
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message:
         raise error
     return message.splitlines()[0][:120]
 
 
-def _described(model: ModelConfig, vocab_size: int) -> Architecture:
-    """Return the architecture whose parameters are counted; no device is asked."""
+def _architecture(model: ModelConfig, vocab_size: int) -> Architecture:
+    """Return a model's architecture, for counting parameters: it does not depend on the device."""
     return from_config(model, model.vocab_size or vocab_size, compute="bfloat16")
 
 
 def _recurrent_block(kind: str, width: int) -> str:
     """Return a recurrent block with heads of the published size, as wide as the model."""
-    heads = KINDS[kind]
-    value_dim = min(heads.value_dim, width)
-    key_dim = min(heads.key_dim, width)
-    count = width // value_dim
+    published = KINDS[kind]
+    value_dim = min(published.value_dim, width)
+    key_dim = min(published.key_dim, width)
+    heads = width // value_dim
     if kind == "ssm":
-        count = 2 * width // value_dim  # Mamba-2 expands the model's width by two
-    return f"{kind} heads={count} key_dim={key_dim} value_dim={value_dim}"
+        heads = 2 * width // value_dim  # Mamba-2 expands the model's width by two
+    return f"{kind} heads={heads} key_dim={key_dim} value_dim={value_dim}"

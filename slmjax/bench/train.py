@@ -28,7 +28,7 @@ from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.train.program import make_program
 
-TURNS = 6  # windows of each feed of packed text
+TURNS = 6  # timed windows of packed text, for the repeated batch and for the loader's each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--documents",
         type=int,
         default=1,
-        help="documents in a row; 1 asks nothing but causality of attention",
+        help="documents packed into each row; with 1, attention needs only its causal mask",
     )
     add(
         "--peers",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="packed rows of config.data.sources too: one batch again and again, and the loader's",
     )
     add("--kernels", action="store_true", help="where the device's time goes, for our rows")
-    add("--ladder", action="store_true", help="the pieces of the step too")
+    add("--ladder", action="store_true", help="measure the pieces of the step too")
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict:
         peers, messages = peer_rows(config, steps)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
-        random, pieces = measure(
+        random_row, pieces = measure(
             config,
             mesh,
             steps,
@@ -82,25 +82,25 @@ def run(arguments: argparse.Namespace) -> dict:
             with_ladder=arguments.ladder,
             with_kernels=arguments.kernels,
         )
-        ours = [random]
+        ours = [random_row]
         if text:
             ours += measure_text(config, mesh, text, steps, with_kernels=arguments.kernels)
     # A peer that could not run has a reason instead of a speed.
     speeds = [row["tokens_per_second"] for row in peers if "tokens_per_second" in row]
     if speeds:
-        random["times_the_peer"] = random["tokens_per_second"] / max(speeds)
+        random_row["times_the_peer"] = random_row["tokens_per_second"] / max(speeds)
     # Lists do not fit into cells: they go into the JSON, or into a table of their own.
-    windows, kinds = {}, []
+    windows, kernel_rows = {}, []
     for row in ours:
         who = row["who"]
         windows[who] = row.pop("windows_ms")
-        for kind in row.pop("kernels", ()):
-            kinds.append({"of": who, **kind})
+        for kernel_row in row.pop("kernels", ()):
+            kernel_rows.append({"of": who, **kernel_row})
     return {
         "bench": "train",
         "rows": [*peers, *ours],
         "ladder": pieces,
-        "kernels": kinds,
+        "kernels": kernel_rows,
         "messages": messages,
         "windows_ms": windows,
     }
@@ -117,7 +117,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure a config's train step on random tokens, compiled as the launcher compiles it.
 
-    The mesh is set.
+    The caller has set the mesh (jax.set_mesh).
     Returns: (row, ladder).
     """
     # No text is read, so no tokenizer decides the rows of the embedding.
@@ -149,10 +149,10 @@ def measure(
 def measure_text(
     config: configs.Config, mesh: Mesh, text: Prepared, steps: int, *, with_kernels: bool = False
 ) -> list[dict[str, Any]]:
-    """Measure the step on packed text, in turns: on one batch, and on the loader's batches.
+    """Measure the step on packed text, in turns on one repeated batch and on the loader's batches.
 
-    The mesh is set. All batches go through the program of the usual number of documents, also the
-    rare ones that training gives to another program.
+    The caller has set the mesh. All batches go through the program for the usual number of
+    documents, also the rare ones for which training compiles another program.
     """
     program = make_program(config, mesh, text.tokenizer.vocab_size)
     plan = batch_plan(config.data, config.train, text, seed=config.seed, cuts=program.place_cuts)
@@ -181,9 +181,10 @@ def measure_text(
         for _ in range(TURNS):
             for name, feed in feeds.items():
                 times[name].append(trial.window(feed, window))
-        # Documents that the program has room for, not those of these rows.
-        places = plan.usual_places if plan.cuts else plan.max_segments * len(held)
-        documents = places // len(held)
+        # Documents in a row that the program has room for, not those of these rows.
+        documents = plan.max_segments
+        if plan.cuts:
+            documents = plan.usual_places // (plan.batch // math.prod(plan.cuts))
         rows = []
         for name, seconds in times.items():
             rows.append(trial.row(f"slmjax, packed text, {name}", documents, seconds))
@@ -205,7 +206,9 @@ class RandomRows:
         self.vocab = vocab
         self.documents = documents
         # Documents in a device's share of a microbatch, where its attention kernel asks.
-        self.places = cuts and documents * config.train.batch // math.prod(cuts)
+        self.places = None
+        if cuts:
+            self.places = documents * config.train.batch // math.prod(cuts)
 
     def shapes(self, step: int) -> Fields:
         """See Rows."""
@@ -247,7 +250,7 @@ def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]],
     """Return (PyTorch's row, or one with the reason why it could not run; messages)."""
     batch = config.train.batch
     length = config.data.seq_len
-    # As measure's program has it.
+    # The rows of the embedding in `measure`'s program.
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
     question = {
         "config": configs.to_dict(config),

@@ -94,7 +94,7 @@ class PrecisionConfig:
     products: str = setting(
         "compute",
         "training's products in projections and MLP: compute, or float8 (GPUs of capability 8.9 "
-        "or newer)",
+        "or newer, TPUs from generation 7; a CPU emulates it)",
         choices=("compute", "float8"),
     )
 
@@ -109,7 +109,8 @@ class DataConfig:
     sources: dict = setting(
         {},
         "{name: {path, weight, field, revision, heldout, max_epochs (read at most so often), "
-        "score (a field; documents in its order, '-field' from high to low)}} or "
+        "score (a field; documents in its order, '-field' from high to low), reader "
+        "(module:function)}} or "
         "'name:weight=path,...'; empty: embedded textbook",
         affects="order",
     )
@@ -141,7 +142,7 @@ class DataConfig:
     phases: tuple = setting(
         (),
         "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': "
-        "0.05}]: until and ramp are shares of the run, over ramp the weights change in a line; "
+        "0.05}]: until and ramp are shares of the run, during ramp they change linearly; "
         "empty: the sources' weights",
         affects="order",
     )
@@ -183,7 +184,7 @@ class TrainConfig:
         "groups (embedding, head, matrix, vector, own) or path patterns that are trained, e.g. "
         "'stack/*'; empty: all",
     )
-    weight_decay: float = setting(0.1, "decoupled, on matrices", NOT_NEGATIVE)
+    weight_decay: float = setting(0.1, "decoupled, on matrices and an untied head", NOT_NEGATIVE)
     b2: float = setting(0.95, "decay of AdamW's second moment", SHARE)
     eps: float = setting(1e-8, "added to the root of the second moment", NOT_NEGATIVE)
     clip: float = setting(1.0, "largest global gradient norm; 0: none", NOT_NEGATIVE)

@@ -106,11 +106,10 @@ class CurateConfig:
 
     rules: dict = setting(
         {},
-        "{source: names of quality rules}, such as rules.web=gopher_quality; none for other "
-        "sources",
+        "{source: names of quality rules}, such as rules.web=gopher_quality; others: the rest",
     )
     languages: dict = setting(
-        {}, "{source: ISO 639 codes that stay}, such as languages.web=en; all stay in other sources"
+        {}, "{source: ISO 639 codes that stay}, such as languages.web=en; others: the rest"
     )
     evals: dict = setting(
         {}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"
@@ -126,7 +125,7 @@ class CurateConfig:
     )
     max_dropped: float = setting(
         0.5,
-        "share of a source that may go for one reason, as unreadable or by a rule, before an alarm",
+        "share of a source that may go by one rule, or as unreadable, before an alarm",
         PART,
     )
     index: str = setting(

@@ -5,9 +5,10 @@ For each chunk, with the memory S that came before it:
     new = written - erased S
     S <- whole S + writing^T new
 
-Backward, the memory's gradient D walks the other way by the same two lines, with writing and erased
-in each other's place. All other gradients are products of what the two walks leave behind, at once
-for all chunks. Both walks keep one memory a chunk, in the products' type.
+Backward, the memory's gradient D walks the other way by two lines alike: writing and erased are in
+each other's place, the signs are flipped, and each chunk's own gradient is added (`scan_chunks`).
+All other gradients are products of what the two walks leave behind, at once for all chunks. Both
+walks keep one memory a chunk, in the products' type.
 
 Axes: N chunks of C tokens, P independent walks (rows times heads), K and V channels; k is K or 1.
 """
@@ -56,8 +57,8 @@ def walk(
 
 def _forward(kernel, written, erased, writing, whole, state):
     run = _walk_of(kernel)
-    # Backward there is an `added` term too, the gradient of each chunk's memory.
-    memories, new, state = run(written, erased, writing, whole, None, state, reverse=False)
+    added = None  # only the backward walk has it: the gradient of each chunk's memory
+    memories, new, state = run(written, erased, writing, whole, added, state, reverse=False)
     return (memories, new, state), (erased, writing, whole, memories, new)
 
 
@@ -69,12 +70,26 @@ def _backward(kernel, kept, gradients):
     # `later` holds the gradient of the memory after each chunk, D.
     d_erased = None
     if erased is None:
-        later, _, d_state = run(None, None, None, whole, d_memories, d_state, reverse=True)
+        later, _, d_state = run(
+            written=None,
+            erased=None,
+            writing=None,
+            whole=whole,
+            added=d_memories,
+            state=d_state,
+            reverse=True,
+        )
         # Without erasing no chunk's new values depend on the memory.
         d_written = d_new + dot("npck,npkv->npcv", writing, later, dtype)
     else:
         later, d_written, d_state = run(
-            d_new, writing, erased, whole, d_memories, d_state, reverse=True
+            written=d_new,
+            erased=writing,
+            writing=erased,
+            whole=whole,
+            added=d_memories,
+            state=d_state,
+            reverse=True,
         )
         d_erased = -dot("npcv,npkv->npck", d_written, memories, dtype)
     d_writing = dot("npcv,npkv->npck", new, later, dtype)
@@ -102,7 +117,9 @@ def scan_chunks(
 
     In reverse, new = written + erased S and S <- whole S + added - writing^T new.
     """
+    # Forward: new = written - ..., S += ...; in reverse both signs flip.
     sign = 1.0 if reverse else -1.0
+    # A reverse walk that erases nothing has no `written`.
     dtype = (added if written is None else written).dtype
 
     def chunk(state, arrays):
@@ -133,6 +150,5 @@ def dot(spec: str, a: Array, b: Array, dtype: Any = jnp.float32) -> Array:
 def _walk_of(kernel: str) -> Callable:
     if kernel == "scan":
         return scan_chunks
-    return functools.partial(
-        triton_walk.walk, interpret={"triton": False, "interpret": True}[kernel]
-    )
+    interpret = {"triton": False, "interpret": True}[kernel]
+    return functools.partial(triton_walk.walk, interpret=interpret)

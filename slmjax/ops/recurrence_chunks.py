@@ -44,7 +44,8 @@ from slmjax.ops.recurrence_layout import (
 )
 from slmjax.ops.triangular_inverse import unit_triangular_inverse
 
-# Chunks of keys, of values, of gates by number or by channel, and of masks of rows or tokens.
+# Chunks of keys, values and gates (one number for a token, or one for each channel), and of pairs
+# of tokens (i, j).
 Keys = Float[Array, "N B G C K"]
 Values = Float[Array, "N B G R C V"]
 KeysByValueHead = Float[Array, "N B G R C K"]
@@ -93,7 +94,7 @@ def run_chunks(
     """Return (outputs, memory after the last token, its segment) of any number of tokens.
 
     Args:
-      segment: of the memory that comes in, `state`.
+      segment: the segment that the incoming memory, `state`, belongs to.
       chunk: tokens of a chunk, a power of two.
       kernel: as in `recurrence`; sizes that Triton does not take are scanned.
     """
@@ -116,10 +117,11 @@ def run_chunks(
 
     # Inside of the chunks.
     lefts = (query,) if eraser is None else (query, eraser.key)
+    # [N,B,G,R,C,C] of the query with the key, then of the erasing key with the key.
     products = decayed_products(kernel, lefts, key, total, masks.same)
     attend = jnp.where(visible, products[0], 0.0)
     attend = attend.astype(dtype)
-    total = widened(total, 5)
+    total = widened(total, 5)  # [N,B,G,R,C,k]
     from_start = jnp.where(masks.reads, jnp.exp(total), 0.0)
     written, erased = value, None
     if eraser is not None:
@@ -157,10 +159,10 @@ def _fits_triton(*sizes: int) -> bool:
 
 
 def _masks(segments: Int[Array, "N B C"], segment: Int[Array, "B"]) -> Masks:
-    """Return the masks of the chunks, with the memory before the first of `segment`."""
+    """Return the masks of the chunks; the memory before the first chunk belongs to `segment`."""
     real = segments != 0
     filled = _filled(segments)
-    # Of the memory that comes in, then at each chunk's end, where 0 is a chunk of padding.
+    # The segment of the incoming memory, then that of each chunk's end; 0: the chunk is padding.
     ends = jnp.concatenate([segment[None], filled[..., -1]])  # [N+1,B]
     before = _latest(ends)
     reads = (segments == before[:-1, :, None]) & real
@@ -174,7 +176,7 @@ def _masks(segments: Int[Array, "N B C"], segment: Int[Array, "B"]) -> Masks:
 
 
 def _filled(segments: Int[Array, "N B C"]) -> Int[Array, "N B C"]:
-    """Return segments with padding counted to the segment before it; 0 where a chunk begins so."""
+    """Return segments with padding counted to the segment before it; 0 before a chunk's first."""
     real = segments != 0
     index = led(jnp.arange(segments.shape[2]), 3)
     index = jnp.where(real, index, 0)
@@ -202,7 +204,8 @@ def _total_decay(masks: Masks, decay: Gates) -> Gates:
 
 
 def _eraser(erase: Gates, key: Keys, dtype: Any) -> Eraser:
-    if erase.ndim == 6:
+    """Return the Eraser of a gate; a gate by channel is multiplied into the key."""
+    if erase.ndim == 6:  # [N,B,G,R,C,K]
         erasing = erase * for_value_heads(key)
         return Eraser(erasing.astype(dtype), 1.0)
     return Eraser(key, erase[..., None])
@@ -225,8 +228,8 @@ def _ut_transform(
       from_start: exp(g), 0 for tokens that do not see the memory.
     """
     dtype = value.dtype
-    before = jnp.tri(value.shape[4], k=-1, dtype=bool)  # j < i
-    strict = visible & led(before, 6)
+    earlier = jnp.tri(value.shape[4], k=-1, dtype=bool)  # [C,C]: j < i
+    strict = visible & led(earlier, 6)
     below = jnp.where(strict, eraser.strength * overlap, 0.0)
     inverse = unit_triangular_inverse(kernel, dtype, below)
     written = dot("...ij,...jv->...iv", inverse, value, dtype)
@@ -240,7 +243,10 @@ def _ut_transform(
 def _to_the_end(
     masks: Masks, key: Keys, total: WideGates, dtype: Any
 ) -> tuple[KeysByValueHead, Float[Array, "N B G R k"]]:
-    """Return K exp(g_C - g), as tokens enter the next memory, and exp(g_C), as the old one does."""
+    """Return (K exp(g_C - g), the keys that write the next memory; exp(g_C), the old one's decay).
+
+    Both are 0 where a token, or the old memory, is not of the next memory's segment.
+    """
     # The exponent of a masked token could be positive, so it is masked before and after exp.
     rest = jnp.where(masks.writes, total[..., -1:, :] - total, 0.0)
     decayed = for_value_heads(key) * jnp.exp(rest)

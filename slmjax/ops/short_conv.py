@@ -21,16 +21,17 @@ def activated(
     unit: bool = False,
     kernel: str = "scan",
 ) -> Float[Array, "B T H c"]:
-    """Return silu(short_conv + bias), as linear mixers take their streams.
+    """Return silu(short_conv(x) + bias): the queries, keys or values of a linear mixer.
 
     Args:
-      unit: divide each head by its length.
+      unit: normalise each head's vector to Euclidean length 1.
       kernel: "scan" (plain XLA) or "triton" (NVIDIA GPUs; c must be a power of two and at least 16,
         other sizes go through XLA). "interpret" runs Triton's kernels anywhere, slowly.
     """
     W, _, c = weight.shape
     # Triton's products and blocks take powers of two.
-    fits_triton = c >= triton_conv.LEAST and c & (c - 1) == 0
+    is_power_of_two = c & (c - 1) == 0
+    fits_triton = c >= triton_conv.LEAST and is_power_of_two
     if kernel != "scan" and fits_triton:
         arrays = {"x": x, "weight": weight, "segments": segments}
         if bias is not None:
@@ -48,7 +49,7 @@ def activation(
     *,
     unit: bool,
 ) -> Float[Array, "B T H c"]:
-    """Return silu(y + bias), divided by its length by heads where `unit`."""
+    """Return silu(y + bias); where `unit`, each head's vector is normalised to length 1."""
     if bias is not None:
         y = y + bias.astype(y.dtype)[None, None]
     y = jax.nn.silu(y)
@@ -71,9 +72,9 @@ def short_conv(
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"], Int[Array, "B W-1"]]:
     """Return (y, tail, tail_segments) with y_t = sum over j < W of weight_j x_(t-j).
 
-    Only tokens t - j of t's segment count. The tail is an argument of the next call. Padding
-    (segment 0) gives zeros and takes no place among a document's tokens; it may follow a piece of a
-    prompt, but not interrupt it.
+    A token t - j of another segment counts as zero. The next call takes the returned tail.
+    Padding (segment 0) gives zeros and takes no place among a document's tokens; it may follow a
+    piece of a prompt, but not interrupt it.
 
     These are W shifted multiplications and not a convolution: XLA fuses them into one pass, and its
     depthwise convolution knows no documents.
@@ -99,7 +100,7 @@ def short_conv(
         same.append((shifted == segments) & real)
     weight = weight.astype(jnp.float32)
     y = _weighted(extended, weight, jnp.stack(same))
-    # Places of the last W - 1 real tokens; padding stands behind them.
+    # `extended` holds W - 1 + count tokens, then padding: the last W - 1 tokens begin at `count`.
     count = real.sum(1)
     last = (count[:, None] + jnp.arange(W - 1)[None])[..., None]
     tail = jnp.take_along_axis(extended, last, axis=1)
@@ -119,8 +120,8 @@ def _by_kernel_forward(unit, interpret, arrays):
 def _by_kernel_backward(unit, interpret, arrays, gradient):
     computed = triton_conv.conv_backward(arrays, gradient, unit=unit, interpret=interpret)
     gradients = {"segments": None}
-    for name, gradient in computed.items():
-        gradients[name] = gradient.astype(arrays[name].dtype)
+    for name, d_array in computed.items():
+        gradients[name] = d_array.astype(arrays[name].dtype)
     return (gradients,)
 
 
@@ -135,7 +136,7 @@ def _weighted(
 ) -> Float[Array, "B T C"]:
     """Return the sum over j of weight_j times the token j before, where `same` holds."""
     total = 0
-    for j, x in enumerate(_shifted(extended, same)):
+    for j, x in enumerate(_shifted(extended, taps=len(same))):
         visible = same[j][..., None]
         total += jnp.where(visible, x * weight[j, None, None], 0.0)
     return total.astype(extended.dtype)
@@ -151,31 +152,28 @@ def _weighted_backward(kept, gradient):
     # The barrier puts the gradient in memory once. Without it, each of the sums below computes
     # again what led to it (0.9 instead of 0.4 ms for a layer of 8 x 4096 on an H200).
     gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
-    masked = [jnp.where(same[j][..., None], gradient, 0.0) for j in range(W)]
-    d_rows = []
-    for part, x in zip(masked, _shifted(extended, same), strict=True):
-        d_rows.append(jnp.sum(part * x, axis=(0, 1)))
-    d_weight = jnp.stack(d_rows)
-    # Each tap's gradient goes back to the token j before: the transposed convolution.
+    tap_gradients = [jnp.where(same[j][..., None], gradient, 0.0) for j in range(W)]
+    d_weight_rows = []
+    for tap_gradient, x in zip(tap_gradients, _shifted(extended, taps=W), strict=True):
+        d_weight_rows.append(jnp.sum(tap_gradient * x, axis=(0, 1)))
+    d_weight = jnp.stack(d_weight_rows)
+    # The transposed convolution: each tap's gradient goes back to where _shifted read its input.
     d_extended = 0
-    for j, part in enumerate(masked):
-        # To the places from which _shifted reads.
-        places = ((0, 0), (W - 1 - j, j), (0, 0))
-        d_extended += jnp.pad(part * weight[j, None, None], places)
+    for j, tap_gradient in enumerate(tap_gradients):
+        padding = ((0, 0), (W - 1 - j, j), (0, 0))
+        d_extended += jnp.pad(tap_gradient * weight[j, None, None], padding)
     return d_extended.astype(extended.dtype), d_weight, None
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
-def _shifted(
-    extended: Float[Array, "B S C"], same: Bool[Array, "W B T"]
-) -> list[Float[Array, "B T C"]]:
-    """Return, for each j < W, the token j before each token, float32."""
-    W, _, T = same.shape
+def _shifted(extended: Float[Array, "B S C"], *, taps: int) -> list[Float[Array, "B T C"]]:
+    """Return, for each j < taps, the token j before each token, float32."""
+    T = extended.shape[1] - (taps - 1)  # the extended row begins taps - 1 tokens before the row
     shifted = []
-    for j in range(W):
-        first = W - 1 - j  # the extended row begins W - 1 tokens before the row
+    for j in range(taps):
+        first = taps - 1 - j
         part = extended[:, first : first + T]
         shifted.append(part.astype(jnp.float32))
     return shifted

@@ -30,7 +30,7 @@ class Peak(NamedTuple):
 
 # Without sparsity (datasheets print twice that from Ampere on). The first match counts.
 PEAKS = (
-    Peak(r".*\bb200\b.*", 2250e12, 1125e12),  # NVIDIA HGX B200 datasheet, an eighth of it
+    Peak(r".*\bb200\b.*", 2250e12, 1125e12),  # NVIDIA HGX B200 datasheet, one of eight GPUs
     Peak(r".*\bh[12]00 nvl\b.*", 835.5e12, 417.5e12),  # NVIDIA H100 and H200 datasheets, NVL column
     Peak(r".*\bh200\b.*", 989.4e12, 494.7e12),  # NVIDIA H200 datasheet, SXM column
     Peak(r".*\bh100 pcie\b.*", 756.5e12, 378e12),  # NVIDIA H100 datasheet of 2022, PCIe column

@@ -91,19 +91,19 @@ def is_one_of_several() -> bool:
 def waiting_is_said() -> Iterator[None]:
     """Inside, jax.distributed waits for all processes; a thread says where and for how many.
 
-    After LIMIT seconds it ends the process with status 2, as Ctrl-C ends it at once: what JAX does
-    there can be interrupted in no other way.
+    After LIMIT seconds the thread ends the process with status 2. Ctrl-C ends it at once, by the
+    system's own handler: Python's cannot interrupt JAX while it waits.
     """
     joined = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
     threading.Thread(target=_report_waiting, args=(joined,), daemon=True).start()
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main_thread else None
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main_thread else None
     try:
         yield
     finally:
         joined.set()
         if in_main_thread:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, handler)
 
 
 def _report_waiting(joined: threading.Event) -> None:
@@ -153,12 +153,12 @@ def connections(port: int) -> int:
         try:
             with open(f"/proc/net/{name}") as table:
                 lines = table.readlines()
-        except OSError:
-            return 1
+        except OSError:  # another system than Linux, or one without IPv6
+            continue
         for line in lines:
             _, local_address, _, state, *_ = line.split()
             count += local_address.endswith(f":{port:04X}") and state == ESTABLISHED
-    return count
+    return max(1, count)
 
 
 def is_first() -> bool:
@@ -218,7 +218,7 @@ def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarr
       arrays: arrays[name][i] is row held[i] of the batch. Fields without a batch axis are not among
         them: they are zeros.
     """
-    place = {int(row): i for i, row in enumerate(held)}
+    place = {int(row): i for i, row in enumerate(held)}  # of a row of the batch in `arrays`
     batch = {}
     for name, field in fields.items():
         part = _rows_of(arrays[name], field, place) if field.by_rows else _zeros(field)
@@ -233,6 +233,7 @@ def _rows_of(array: np.ndarray, field: Field, place: dict[int, int]) -> Callable
         first, last, _ = index[0].indices(field.shape[0])
         start = place[first]
         rows = array[start : start + last - first]
+        # The rows are chosen; what is left of the index are the other axes.
         return rows[(slice(None), *index[1:])]
 
     return part
@@ -244,7 +245,8 @@ def _zeros(field: Field) -> Callable:
 
 def _checked_port(coordinator: str, processes: int, process: int) -> int:
     """Return the coordinator's port. Raises: UserError where the three arguments do not fit."""
-    if not coordinator or not 0 < processes < 2**31 or not 0 <= process < processes:
+    has_processes = 0 < processes < 2**31
+    if not coordinator or not has_processes or not 0 <= process < processes:
         raise UserError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together.")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:

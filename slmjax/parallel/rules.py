@@ -19,7 +19,8 @@ RULES = {
     "rows": "fsdp",
     "expert": "expert",
 }
-# Whole on each device where the mesh axis is a multiple of the dimension.
+# A dimension with one of these axes is kept whole on each device where it is smaller than the mesh
+# axis and divides it.
 WHOLE_IF_FEWER = ("kv_heads",)
 
 
@@ -46,9 +47,9 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
     entries: list[str | None] = []
     for dimension, (_, axis) in enumerate(zip(shape, axes, strict=True)):
         mesh_axis = _mesh_axis(name, axis)
-        if mesh_axis in entries or not _is_split(name, shape, dimension, axis, mesh):
-            mesh_axis = None
-        entries.append(mesh_axis)
+        is_used = mesh_axis in entries
+        is_split = not is_used and _is_split(name, shape, dimension, axis, mesh)
+        entries.append(mesh_axis if is_split else None)
     return P(*entries)
 
 
@@ -71,6 +72,7 @@ def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) ->
     whole = NamedSharding(mesh, P())
 
     def sharding(path, leaf):
+        # The key of the innermost dict; there is no path where the state is one array.
         last = getattr(path[-1], "key", None) if path else None
         if last in known and flat[last].shape == leaf.shape:
             return known[last]

@@ -52,6 +52,7 @@ def inherit(
         if forward and "buffers" in meta["digests"]:
             # Shapes as stored, whole on every device.
             theirs = checkpoints.shapes(step, "buffers", shapes.step.sharding)
+            # Nothing to take where the parent only has buffers that start anew.
             if named(theirs).keys() - named(cotangent).keys():
                 _check_fit(init_from, "buffers", forward, theirs, parent_may_have_more=True)
                 same = _described(theirs) == _described(shapes.buffers)
@@ -62,7 +63,8 @@ def inherit(
     checkpoint, damaged = checkpoints.newest(checkpoints.steps(), read)
     if checkpoint is None:
         raise _unreadable(init_from, damaged)
-    faults = [f"--init_from={init_from}, {fault}" for fault in damaged]
+    faults = [f"--init_from={init_from}, {fault}" for fault in damaged]  # for the run's records
+    # For the terminal.
     notes = [f"{fault}; this checkpoint is damaged and was passed over" for fault in faults]
     buffers = state.buffers
     if "buffers" in checkpoint.items:
@@ -99,7 +101,7 @@ def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict
 def parents(init_from: str) -> list[dict]:
     """Return the ancestors of a run that starts from another one, nearest first; see `inherit`.
 
-    They are asked for before text is prepared.
+    Reads meta items only, so that a wrong --init_from ends a run before text is prepared.
     Raises: UserError where no checkpoint can be read.
     """
     checkpoints = Checkpoints(init_from)
@@ -128,11 +130,14 @@ def _is_parent(init_from: str, recorded: dict) -> bool:
 def _check_fit(
     init_from: str, what: str, own: dict, theirs: dict, *, parent_may_have_more: bool = False
 ) -> None:
-    """Raises: UserError naming an array that parent and child do not both have in one form."""
-    own, theirs = _described(own), _described(theirs)
-    names = own.keys() if parent_may_have_more else own.keys() | theirs.keys()
+    """Raises: UserError naming an array that one lacks, or whose type or shape differs."""
+    here_forms, there_forms = _described(own), _described(theirs)
+    names = set(here_forms)
+    if not parent_may_have_more:
+        names |= set(there_forms)
     for name in sorted(names):
-        there, here = theirs.get(name, "missing"), own.get(name, "missing")
+        there = there_forms.get(name, "missing")
+        here = here_forms.get(name, "missing")
         if there != here:
             raise UserError(
                 f"--init_from={init_from}: its {what} do not fit config.model: {name} is {there} "

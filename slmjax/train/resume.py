@@ -68,14 +68,15 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
     return Start("extend", usable[-1], before)
 
 
-def fits(saved: dict, config: Config) -> None:
+def fits(stored: dict, config: Config) -> None:
     """Check that a run can go on with this config.
 
     A field that is younger than the checkpoint had its default.
     Raises: UserError naming every field that differs from the checkpoint's and may not.
     """
     try:
-        then, now = to_dict(freeze(from_dict(saved))), to_dict(config)
+        then = to_dict(freeze(from_dict(stored)))
+        now = to_dict(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the config of the newest checkpoint cannot be read ({error}).") from error
     differences = []
@@ -102,8 +103,8 @@ def restore(
       nothing can be read.
     """
 
-    def read(step: int, found: dict) -> RestoredItems:
-        check_identity(found, step, rows, meta["tokenizer"])
+    def read(step: int, checkpoint_meta: dict) -> RestoredItems:
+        check_identity(checkpoint_meta, step, rows, meta["tokenizer"])
         return checkpoints.restore(step, saved(shapes))
 
     steps = (step for step in checkpoints.steps() if step <= start.step)
@@ -116,7 +117,7 @@ def restore(
         for fault in damaged:
             print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over")
     state = restored(checkpoint.items)
-    # Later checkpoints are of another future; they are kept aside, not deleted.
+    # Later checkpoints are damaged, or of the run's other length: kept aside, not deleted.
     if damaged or start.kind == "extend":
         checkpoints.set_aside(checkpoint.step)
     # Where the newest was damaged, a finished run is unfinished again.
@@ -124,15 +125,15 @@ def restore(
     if kind != "extend":
         total = meta["config"]["train"]["steps"]
         kind = "finished" if checkpoint.step == total else "resume"
-    window = tuple(of_window(step) for step in checkpoint.meta.get("window", ()))
+    window = tuple(window_step(stored) for stored in checkpoint.meta.get("window", ()))
     return state, start._replace(kind=kind, step=checkpoint.step, window=window), damaged
 
 
-def of_window(saved: dict | list) -> dict:
-    """Return a step of the checkpoint's window; older ones have (cross-entropy, skips)."""
-    if isinstance(saved, dict):
-        return saved
-    loss, skips = saved
+def window_step(stored: dict | list) -> dict:
+    """Return a step of a checkpoint's window; older checkpoints have (cross-entropy, skips)."""
+    if isinstance(stored, dict):
+        return stored
+    loss, skips = stored
     return {"terms": {"loss": loss}, "skips": skips}
 
 
@@ -164,7 +165,7 @@ def _decides(name: str) -> bool:
 def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
     """Return the dotted names of values that differ; a group that only one has does not count."""
     names = []
-    below_group = "." in prefix  # a whole group may be younger than the checkpoint
+    below_group = bool(prefix)  # else a group, which may be younger than the checkpoint
     for name in sorted(a.keys() | b.keys()):
         x, y = a.get(name), b.get(name)
         in_both = name in a and name in b

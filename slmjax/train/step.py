@@ -58,8 +58,8 @@ def make_step(
     def loss(trained, cotangents, frozen, forward, batch, totals, key, step, scale):
         params = jax.tree.map(ready, declared_params, merged(trained, frozen), where.params)
         buffers = merged(cotangents, forward)
-        found = task.loss(model, params, buffers, batch, totals, key=key, step=step)
-        return found.sum * scale, found
+        task_loss = task.loss(model, params, buffers, batch, totals, key=key, step=step)
+        return task_loss.sum * scale, task_loss
 
     # The "gradient" of a buffer with a cotangent channel is its observation.
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -76,19 +76,23 @@ def make_step(
         forward = keep_channel(declared_buffers, state.buffers, "forward")
 
         def sums(part, key):
-            (total, found), (gradients, observed) = gradient(
+            (total, task_loss), (gradients, cotangent_seen) = gradient(
                 trained, cotangents, frozen, forward, part, totals, key, state.step, scale
             )
-            seen = {"stack": found.seen} if any(found.seen.values()) else {}
-            return (total, found.terms, gradients), merged(observed, seen)
+            # Laid out as the buffers, which lie below "stack"; {} for a model without forward ones.
+            forward_seen = {}
+            if any(task_loss.seen.values()):
+                forward_seen = {"stack": task_loss.seen}
+            return (total, task_loss.terms, gradients), merged(cotangent_seen, forward_seen)
 
         (total, terms, gradients), seen = _accumulate(
             sums, batch, by_rows, key, train.microbatches, declared_buffers
         )
         # Sums of all parts, divided once.
-        whole = totals["main"] * scale
-        mean = total / whole
-        gradients, norm = clip(jax.tree.map(lambda g: g / whole, gradients), train.clip)
+        divisor = totals["main"] * scale
+        mean = total / divisor
+        gradients = jax.tree.map(lambda g: g / divisor, gradients)
+        gradients, norm = clip(gradients, train.clip)
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
 
         # Computed also for a rejected step: a mask chooses the result, without a branch.
@@ -96,7 +100,11 @@ def make_step(
         changed, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(changed, frozen)
         buffers = updated(declared_buffers, state.buffers, seen)
-        kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(keep, new, old))
+
+        def kept(new, old):
+            """Return the new leaves; the old ones where the step is rejected."""
+            return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+
         new_state = TrainState(
             step=state.step + 1,
             params=kept(params, state.params),
@@ -104,7 +112,9 @@ def make_step(
             optimizer=kept(moments, state.optimizer),
             spikes=spikes,
         )
-        means = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in terms.items()}
+        means = {}
+        for name, (term_sum, weight) in terms.items():
+            means[name] = term_sum / jnp.maximum(weight, 1e-9)  # 0 where no token has a weight
         metrics = {
             "terms": means,
             "loss": mean,
@@ -166,7 +176,7 @@ def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState
         params=of_params,
         buffers=whole(state.buffers),  # small, and read by every device
         optimizer=like_parameters(state.optimizer, state.params, of_params, mesh),
-        spikes=whole(state.spikes),  # two numbers: whole on every device
+        spikes=whole(state.spikes),  # a few numbers
     )
 
 
@@ -181,7 +191,7 @@ def _accumulate(
       declared: the declaration of every buffer.
     Returns: what `sums` returns, for the whole batch.
     """
-    if parts == 1:  # the key is not folded, so that one part and no parts are the same run
+    if parts == 1:  # an uncut batch: it takes the step's own key
         return sums(batch, key)
 
     def cut(x):
@@ -190,17 +200,20 @@ def _accumulate(
         return jax.lax.with_sharding_constraint(x, P(None, BATCH))
 
     rows = {name: cut(x) for name, x in batch.items() if name in by_rows}
-    same = {name: x for name, x in batch.items() if name not in by_rows}
+    uncut = {name: x for name, x in batch.items() if name not in by_rows}
 
     def add_part(so_far, numbered_part):
         number, part = numbered_part
         totals, seen = so_far
-        added, seen_here = sums(part | same, jax.random.fold_in(key, number))
-        return (jax.tree.map(jnp.add, totals, added), combined(declared, seen, seen_here)), None
+        added, seen_here = sums(part | uncut, jax.random.fold_in(key, number))
+        totals = jax.tree.map(jnp.add, totals, added)
+        seen = combined(declared, seen, seen_here)
+        return (totals, seen), None
 
     # The sums start at zeros of the shapes that the first part would give.
     first = jax.tree.map(lambda x: x[0], rows)
-    shapes, seen = jax.eval_shape(sums, first | same, key)
+    shapes, seen_shapes = jax.eval_shape(sums, first | uncut, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = (zeros, nothing_seen(declared, seen))
-    return jax.lax.scan(add_part, start, (jnp.arange(parts), rows))[0]
+    start = (zeros, nothing_seen(declared, seen_shapes))
+    summed, _ = jax.lax.scan(add_part, start, (jnp.arange(parts), rows))
+    return summed
