@@ -7,9 +7,9 @@ Run the first command on a host with eight GPUs, or on every host of a TPU slice
 Data: HuggingFaceFW/fineweb-edu, sample 350BT (Penedo et al. 2024); cosmopedia-v2 of
 HuggingFaceTB/smollm-corpus (28B tokens); finemath-4plus of HuggingFaceTB/finemath (about 10B
 tokens). The last phase takes 15B and 7.5B of the last two, so nothing is seen twice. Needs the
-extra `hub` and about 0.8 TB of disk: shards hold two bytes a token. On a shared file system, prepare
-it first on a machine without accelerators (--config.stage=prepare); on a TPU slice every host
-prepares it on its own disk (docs/hardware.md).
+extra `hub` and about 0.8 TB of disk: shards hold two bytes a token. On a shared file system,
+prepare it first on a machine without accelerators (--config.stage=prepare); on a TPU slice every
+host prepares it on its own disk (docs/hardware.md).
 The last 95,368 of 476,840 steps of 524,288 tokens, 50.0B tokens, decay and have weights of their
 own: web text, synthetic textbooks and mathematics (annealing on better data: Hu et al. 2024,
 MiniCPM).

@@ -22,9 +22,9 @@ applied twice, so it has twice the FLOPs.
 Time on one H200, training alone: attention 45 s, shared_keys 46, gla 75, shared_blocks 78, hybrid
 83, ssm 91, gdn 92, kda 128 (2026-11-29, with the faster chunks and products that docs/studies.md
 names).
-Score, bits per byte at the best rate that ran: hybrid 1.1725 (0.012), attention 1.1752 (0.006; as good at 0.012), ssm
-1.1800 (0.024), kda 1.1831 (0.012), gdn 1.1917 (0.024), gla 1.2832 (0.024). Not run: 0.048 with any,
-and shared keys and blocks above 0.003. Tables with intervals: docs/studies.md.
+Score, bits per byte at the best rate that ran: hybrid 1.1725 (0.012), attention 1.1752 (0.006; as
+good at 0.012), ssm 1.1800 (0.024), kda 1.1831 (0.012), gdn 1.1917 (0.024), gla 1.2832 (0.024). Not
+run: 0.048 with any, and shared keys and blocks above 0.003. Tables with intervals: docs/studies.md.
 """
 
 from slmjax import config
