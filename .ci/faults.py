@@ -65,8 +65,8 @@ FAULTS = {
     ),
     "a microbatch's weight is lost": (
         "slmjax/train/step.py",
-        "return (jax.tree.map(jnp.add, totals, added),",
-        "return ((totals[0] + added[0], added[1], jax.tree.map(jnp.add, totals[2], added[2])),",
+        "totals = jax.tree.map(jnp.add, totals, added)",
+        "totals = (totals[0] + added[0], added[1], jax.tree.map(jnp.add, totals[2], added[2]))",
         "tests/train/test_step.py",
     ),
     "two shard axes are swapped": (
@@ -143,8 +143,8 @@ FAULTS = {
     ),
     "the loss scale is undone for one microbatch": (
         "slmjax/train/step.py",
-        "mean = total / whole",
-        "mean = total / whole * t.microbatches",
+        "mean = total / divisor",
+        "mean = total / divisor * train.microbatches",
         "tests/train/test_step.py",
     ),
     "a block borrows from the first lender": (

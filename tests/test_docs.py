@@ -103,7 +103,6 @@ NOT_HERE = {
     "pip install": "needs a network; .ci/run executes the README's two",
     "python -m pytest": "is this",
     "ruff check": "a stage of .ci/run",
-    ".ci/run": "would run this",
     "slmjax.bench": "a GPU, another library or minutes; tests/bench runs every bench",
     "base_url": "a server that is paid for; tests/synthesize has one of its own",
     "--coordinator": "several machines; tests/parallel starts several processes",
@@ -117,7 +116,6 @@ NOT_HERE = {
     "sources=books": "a variable for one of these",
     "sources=$sources": "a variable for one of these",
     "half=": "a variable for one of these",
-    "--workdir=runs/recall --": "a GPU; runs/recall-small is run",
     "documents=50000": "minutes; the same command with fewer documents is run",
 }
 # What makes a recipe small, before the command's own fields; and what a command asks for that is

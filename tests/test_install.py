@@ -178,7 +178,7 @@ def test_a_package_that_was_replaced_while_in_use_asks_for_a_restart(evening):
     before = "import sys, types; sys.modules['numpy'] = types.SimpleNamespace(__version__='1.0')\n"
     done = run_cell(*evening, before, SLMJAX_SOURCE="git+https://host.test/owner/slmjax")
     assert done.returncode == 1
-    assert "with it another numpy than the one that is in use. Restart the session" in done.stderr
+    assert "with it another numpy than the one in use. Restart the session" in done.stderr
 
 
 def test_an_accelerator_that_jax_does_not_use_is_said(evening):
