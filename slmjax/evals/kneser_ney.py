@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 # Token ids of each document, without eot.
-Documents = Iterable[Sequence[int]]
+Documents = Iterable[Sequence[int] | np.ndarray]
 
 
 def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserNey":
