@@ -1,9 +1,10 @@
 """Measure the shape of a Python package: its rooms, its arrows and how dense its lines are.
 
-    python .ci/house.py [folder of the package] [--by-room] [--check]
+    python .ci/house.py [folder of the package] [--by-room] [--config] [--check]
 
-Prints one figure a line. `--by-room` adds a table with one row for each room. `--check` ends with
-status 1 where a figure is past its limit, and names the places.
+Prints one figure a line. `--by-room` adds a table with one row for each room, `--config` the
+functions that take the whole config. `--check` lists circles, arrows that run up, names that two
+rooms have and lines that are too long, and ends with status 1 where there are any.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import io
 import sys
 import tokenize
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 # A room imports only rooms that stand before it.
@@ -97,7 +99,11 @@ class File:
     def public_names(self) -> set[str]:
         kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         names = {node.name for node in self.tree.body if isinstance(node, kinds)}
-        return {name for name in names if not name.startswith("_")}
+        return {name for name in names if not name.startswith("_")} - {"main"}
+
+    def stem(self) -> set[str]:
+        """Return the file's name, as a set for `House.in_several_rooms`."""
+        return {self.path.stem} - {"__init__", "__main__"}
 
     def takes_whole_config(self) -> list[str]:
         """Functions with an argument that holds the settings of more than one room."""
@@ -108,7 +114,8 @@ class File:
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             for argument in arguments:
                 annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-                whole = annotation.split(" | ")[0] in ("Config", "ConfigDict")
+                kind = annotation.split(" | ")[0].rpartition(".")[2]
+                whole = kind in ("Config", "ConfigDict")
                 if whole or (argument.arg == "config" and not annotation):
                     found.append(f"{self.path}:{node.lineno} {node.name}({argument.arg})")
         return found
@@ -160,82 +167,86 @@ def figures(counts: Counter) -> dict[str, float]:
     }
 
 
+class House:
+    """A package: its files, which of them imports which, and where each name is defined."""
+
+    def __init__(self, root: Path):
+        self.files = [File(root, path) for path in sorted(root.rglob("*.py"))]
+        modules = {file.module for file in self.files}
+        room_of = {file.module: file.room for file in self.files}
+        self.imports = {file.module: file.imports(modules) for file in self.files}
+        self.rooms: dict[str, set[str]] = defaultdict(set)
+        self.upward = []
+        for module, others in self.imports.items():
+            for other in others:
+                here, there = room_of[module], room_of[other]
+                if here == there:
+                    continue
+                self.rooms[here].add(there)
+                known = here in ORDER and there in ORDER
+                if not known or ORDER.index(there) > ORDER.index(here):
+                    self.upward.append(f"{module} -> {other}")
+
+    def in_several_rooms(self, names_of: Callable[[File], set[str]]) -> dict[str, set[str]]:
+        """Return {name: its rooms} of the names that more than one room has."""
+        homes = defaultdict(set)
+        for file in self.files:
+            for name in names_of(file):
+                homes[name].add(file.room)
+        return {name: rooms for name, rooms in homes.items() if len(rooms) > 1}
+
+    def faults(self) -> list[str]:
+        """Return a line for each circle, arrow that runs up, repeated name and long line."""
+        lines = [f"circle: {' <-> '.join(group)}" for group in circles(self.imports)]
+        lines += [f"circle: {' <-> '.join(group)}" for group in circles(self.rooms)]
+        lines += [f"arrow up: {arrow}" for arrow in self.upward]
+        for kind, names_of in (("name", File.public_names), ("file", File.stem)):
+            for name, rooms in sorted(self.in_several_rooms(names_of).items()):
+                lines.append(f"{kind} in rooms {', '.join(sorted(rooms))}: {name}")
+        for file in self.files:
+            for number, line in enumerate(file.text.splitlines(), 1):
+                if len(line) > WIDTH:
+                    lines.append(f"{file.path}:{number}: {len(line)} columns")
+        return lines
+
+    def print_figures(self, by_room: bool) -> None:
+        per_room: dict[str, Counter] = defaultdict(Counter)
+        for file in self.files:
+            per_room[file.room].update(file.counts())
+        values = {
+            "circles between files": len(circles(self.imports)),
+            "circles between rooms": len(circles(self.rooms)),
+            "arrows that run up": len(self.upward),
+            **figures(sum(per_room.values(), Counter())),
+            "public names in two rooms": len(self.in_several_rooms(File.public_names)),
+            "file names in two rooms": len(self.in_several_rooms(File.stem)),
+        }
+        for name, value in values.items():
+            print(f"{name:48}{value}")
+        if not by_room:
+            return
+        heads = ("files", "lines", "tok/line", "cond", "compr", "long", "comm %", "config")
+        print(f"\n{'room':14}" + "".join(f"{head:>9}" for head in heads))
+        for room in sorted(per_room, key=lambda name: ORDER.index(name) if name in ORDER else 99):
+            row = figures(per_room[room])
+            del row["tokens"]
+            print(f"{room:14}" + "".join(f"{value:9}" for value in row.values()))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", nargs="?", type=Path, default=Path("slmjax"))
     parser.add_argument("--by-room", action="store_true")
+    parser.add_argument("--config", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    root = options.package.resolve()
-    files = [File(root, path) for path in sorted(root.rglob("*.py"))]
-    modules = {file.module for file in files}
-    room_of = {file.module: file.room for file in files}
-
-    graph = {file.module: file.imports(modules) for file in files}
-    rooms = defaultdict(set)
-    upward = []
-    for module, others in graph.items():
-        for other in others:
-            a, b = room_of[module], room_of[other]
-            if a == b:
-                continue
-            rooms[a].add(b)
-            known = a in ORDER and b in ORDER
-            if not known or ORDER.index(b) > ORDER.index(a):
-                upward.append(f"{module} -> {other}")
-    file_circles, room_circles = circles(graph), circles(rooms)
-
-    homes = defaultdict(set)
-    for file in files:
-        for name in file.public_names() - {"main"}:
-            homes[name].add(file.room)
-    twice = {name: where for name, where in homes.items() if len(where) > 1}
-    stems = defaultdict(set)
-    for file in files:
-        if file.path.stem not in ("__init__", "__main__"):
-            stems[file.path.stem].add(file.room)
-    files_twice = {stem: where for stem, where in stems.items() if len(where) > 1}
-
-    per_room = defaultdict(Counter)
-    for file in files:
-        per_room[file.room].update(file.counts())
-    total = sum(per_room.values(), Counter())
-
-    print(f"{'circles between files':48}{len(file_circles)}")
-    print(f"{'circles between rooms':48}{len(room_circles)}")
-    print(f"{'arrows that run up':48}{len(upward)}")
-    for name, value in figures(total).items():
-        print(f"{name:48}{value}")
-    print(f"{'public names in two rooms':48}{len(twice)} of {len(homes)}")
-    print(f"{'file names in two rooms':48}{len(files_twice)} of {len(stems)}")
-    if options.by_room:
-        heads = ("files", "lines", "tok/line", "cond", "compr", "long", "comm %", "config")
-        print(f"\n{'room':14}" + "".join(f"{head:>9}" for head in heads))
-        for room in sorted(per_room, key=lambda name: ORDER.index(name) if name in ORDER else 99):
-            values = list(figures(per_room[room]).values())
-            del values[2]  # tokens
-            print(f"{room:14}" + "".join(f"{value:9}" for value in values))
-    if not options.check:
-        return 0
-    places = [
-        *(f"circle: {' <-> '.join(group)}" for group in file_circles + room_circles),
-        *(f"arrow up: {arrow}" for arrow in upward),
-        *(
-            f"name in rooms {', '.join(sorted(where))}: {name}"
-            for name, where in sorted(twice.items())
-        ),
-        *(
-            f"file in rooms {', '.join(sorted(where))}: {stem}.py"
-            for stem, where in sorted(files_twice.items())
-        ),
-    ]
-    for file in files:
-        places += [f"whole config: {place}" for place in file.takes_whole_config()]
-        for number, line in enumerate(file.text.splitlines(), 1):
-            if len(line) > WIDTH:
-                places.append(f"{file.path}:{number}: {len(line)} columns")
-    print("\n".join(places))
-    return 1 if places else 0
+    house = House(options.package.resolve())
+    house.print_figures(options.by_room)
+    if options.config:
+        print(*(place for file in house.files for place in file.takes_whole_config()), sep="\n")
+    faults = house.faults() if options.check else []
+    print(*faults, sep="\n", end="\n" if faults else "")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
