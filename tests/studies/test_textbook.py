@@ -4,7 +4,7 @@ import pytest
 
 from slmjax import config as configs
 from slmjax.errors import UserError
-from slmjax.train import evaluation
+from slmjax.train import textbook_evaluation as evaluation
 from tests import runs
 
 

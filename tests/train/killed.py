@@ -11,7 +11,7 @@ import sys
 import threading
 
 from slmjax.data import prepare_stage as stage
-from slmjax.train import evaluation
+from slmjax.train import textbook_evaluation as evaluation
 
 stage.TRAIN_PER_KIND, stage.HELDOUT_PER_KIND, evaluation.QUESTIONS = 40, 10, 2
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
@@ -47,9 +47,9 @@ class Killer:
 
     def start(self) -> None:
         """Count from now on."""
-        from slmjax.record import metrics
+        from slmjax.record import metric_files
 
-        metrics._Lines.put = lambda lines, line: self.put(lines, line)
+        metric_files.LocalFile.put = lambda lines, line: self.put(lines, line)
         sys.addaudithook(self)
 
     def _is_below(self, path: str) -> bool:
