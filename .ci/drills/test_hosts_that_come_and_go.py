@@ -9,6 +9,7 @@ from tests.parallel.test_hosts import (
     STEPS,
     batches_read,
     ends,
+    expected,  # noqa: F401 (a fixture)
     go_on_alone,
     start_all,
     stop_all_by_one,
@@ -16,7 +17,12 @@ from tests.parallel.test_hosts import (
 
 
 def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(
-    corpus, undisturbed, expected, tmp_path, monkeypatch, capsys
+    corpus,
+    undisturbed,
+    expected,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
 ):
     four = tmp_path / "run"
     fields = {
