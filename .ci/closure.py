@@ -29,12 +29,22 @@ def closure(start: Path) -> list[Path]:
 
 
 def digest(files: list[Path]) -> str:
-    """Return a hash of the files' names and contents."""
-    lines = [
-        f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n"
-        for file in files
-    ]
+    """Return a hash of the files' names and contents; of Python files without comments."""
+    lines = []
+    for file in files:
+        content = _code(file) if file.suffix == ".py" else file.read_bytes()
+        lines.append(f"{file.relative_to(ROOT)} {hashlib.sha256(content).hexdigest()}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def _code(file: Path) -> bytes:
+    """Return a Python file without comments, docstrings and layout."""
+    tree = ast.parse(file.read_text())
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.unparse(tree).encode()
 
 
 def _named_by(file: Path) -> set[Path]:

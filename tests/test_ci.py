@@ -54,6 +54,9 @@ def test_the_hash_changes_with_a_files_content_and_name(tmp_path, monkeypatch):
     assert closure.digest([one]) != first
     one.write_text("x = 1")
     assert closure.digest([one]) == first
+    # A drill need not run again for a comment.
+    one.write_text('"""What it is."""\n\nx  = 1  # why\n')
+    assert closure.digest([one]) == first
 
 
 @pytest.mark.parametrize("name", script("faults").FAULTS)
