@@ -169,7 +169,7 @@ def _sample(hashes: Hashes, one_in: int) -> Hashes:
 
     The same n-grams are chosen in every document, so that the share of new ones stays as it is.
     """
-    # The low bits are left out, for a choice that does not depend on them.
+    # The hashes are mixed, so that any of their bits choose evenly; 20 is arbitrary.
     return hashes[(hashes >> np.uint64(20)) % np.uint64(one_in) == 0]
 
 
