@@ -6,13 +6,13 @@ from typing import Any
 
 from slmjax.errors import UserError
 from slmjax.synthesize.plan import Item, opening
-from slmjax.synthesize.teachers import Answer, TeacherRequest, TeacherSampling
+from slmjax.synthesize.teachers import Answer, SamplingTeacher, TeacherRequest
 
 # Wait before the first batch, so that other workers can add their requests to it.
 GATHER_SECONDS = 0.05
 
 
-class CheckpointTeacher(TeacherSampling):
+class CheckpointTeacher(SamplingTeacher):
     """A trained model; requests that wait at the same time are generated as one batch.
 
     Args:

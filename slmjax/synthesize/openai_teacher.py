@@ -9,7 +9,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.synthesize.chat_completion import parse_answer
 from slmjax.synthesize.plan import Item
 from slmjax.synthesize.provider_errors import Complaint, error_words, retry_after, shortened
-from slmjax.synthesize.teachers import Answer, TeacherFault, TeacherRequest, TeacherSampling
+from slmjax.synthesize.teachers import Answer, SamplingTeacher, TeacherFault, TeacherRequest
 
 OWN_URL = "https://api.openai.com/v1"
 # Most bytes of an answer's body: 400,000 tokens at 10 bytes each (JSON escapes).
@@ -28,7 +28,7 @@ PASSING = (408, 409, 425)
 MODELS_SHOWN = 8  # most models that an error message lists
 
 
-class OpenAITeacher(TeacherSampling):
+class OpenAITeacher(SamplingTeacher):
     """A model of an OpenAI-compatible endpoint; the key is $OPENAI_API_KEY.
 
     Args:
