@@ -105,7 +105,7 @@ def count_document_words(text: str) -> int:
 
 
 def _incomplete(text: str, document: str, finish: str) -> str:
-    """Return why an answer (`text`; `document` is without thoughts) is not whole, or ""."""
+    """Return why an answer is not whole, or "". `document` is the answer without thoughts."""
     if not document.strip():
         if not text.strip():
             return "empty"

@@ -18,7 +18,7 @@ SHINGLE = 5  # words, as in MinHash deduplication (FineWeb; Penedo et al. 2024)
 NEAR = 0.75  # Jaccard similarity of word 5-grams from which two documents count as near-duplicates
 COMPARED = 1000  # documents among which near-duplicates are counted, evenly spread over the run
 PARTS = 10  # of the novelty curve, with about equal tokens
-# Most words whose n-grams are all held in memory. Of a longer text a sample is held.
+# Most words of a run whose n-grams are all held in memory. Of a longer run a sample is held.
 HELD = 10_000_000
 WORDS = 400  # of a document, about; with it the number of documents says how long the text will be
 

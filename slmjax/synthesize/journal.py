@@ -184,6 +184,7 @@ class Journal(JournalFile):
                 )
             try:
                 self._insert([event for event in events if event.n > last], copied=True)
+            # Events whose fields the table does not take, or that `_insert` finds invalid.
             except (
                 sqlite3.ProgrammingError,
                 sqlite3.IntegrityError,

@@ -35,6 +35,7 @@ class StatusLine:
         self._shown_hold = self._start  # the latest `Tally.hold` that was shown
         self._live: Live | None = None
         if self._console.is_terminal:
+            # transient: the line disappears at the end, before the summary.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __call__(self, tally: Tally) -> None:
@@ -52,8 +53,9 @@ class StatusLine:
             self._console.print(self.text(tally))
 
     def text(self, tally: Tally) -> str:
-        """Return the line, for instance
-        "1,204/4,000 documents  3.1k tokens/s  97.2 % accepted  $0.42  5 min 10 s left".
+        """Return the line.
+
+        Such as "1,204/4,000 documents  3.1k tokens/s  97.2 % accepted  $0.42  5 min 10 s left".
         """
         seconds = max(self._clock() - self._start, 1e-9)
         parts = [

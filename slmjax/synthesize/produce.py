@@ -152,7 +152,10 @@ class _Workers:
                 return
 
     async def settle(self, request: TeacherRequest) -> None:
-        """Make attempts until one is answered, another would be in vain, or `stop` is set."""
+        """Make attempts until one is answered, another would not help, or `stop` is set.
+
+        Raises: BudgetSpent where the budget has no room for another one.
+        """
         failures = limits = 0  # attempts that failed, and those that met a rate limit
         while True:
             await self.pace.turn()
@@ -230,8 +233,8 @@ class _Workers:
 
     async def back_off(self, fault: TeacherFault, attempts: int) -> None:
         """Wait before the next attempt: longer with each, and as long as the teacher asks."""
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
-        seconds = longest * random.uniform(0.5, 1.0)
-        if fault.limit:  # a limit of the server holds for all requests
+        doubled = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
+        seconds = doubled * random.uniform(0.5, 1.0)
+        if fault.limit:  # a rate limit holds for all requests together
             self.pace.hold(fault.wait)
         await self.pace.pause(max(fault.wait, seconds))

@@ -84,12 +84,12 @@ def run_synthesize(
             "--init_from names the model of the teacher checkpoint; config.synthesize.teacher is "
             f"{settings.teacher}."
         )
-    planned = make_plan(config.seed, settings)
+    plan = make_plan(config.seed, settings)
     journal_folder, copies = _journal_folders(workdir, settings)
     teacher = make_teacher(config.seed, settings, init_from, trust)
     # The first line that writes: a mistake in the settings leaves nothing behind.
     journal = Journal(journal_folder, copies=copies)
-    run = _Run(epath.Path(workdir), settings, planned, teacher, journal)
+    run = _Run(epath.Path(workdir), settings, plan, teacher, journal)
     try:
         saved = configs.to_dict(config) | {"synthesize": dataclasses.asdict(settings)}
         write_atomic(run.folder / "config.json", saved)
@@ -111,13 +111,13 @@ def make_plan(seed: int, settings: SynthesizeConfig) -> DocumentPlan:
     Raises: UserError for topics or passages that do not exist, and for topics that the embedded
       teacher does not know.
     """
-    program = settings.teacher == "program"
+    is_embedded = settings.teacher == "program"
     known = tuple(subjects.KINDS.values())  # the topics with a kind of problem
-    if program and not settings.topics:
+    if is_embedded and not settings.topics:
         topics = known
     else:
         topics = read_topics(settings.topics)
-    if program:
+    if is_embedded:
         for topic in topics:
             if topic not in known:
                 raise UserError(
@@ -131,7 +131,7 @@ def make_plan(seed: int, settings: SynthesizeConfig) -> DocumentPlan:
         audiences=settings.audiences,
         formats=settings.formats,
         passages=read_seeds(settings.passages),
-        solved=program,
+        solved=is_embedded,
     )
 
 
@@ -166,10 +166,14 @@ def make_teacher(
     )
 
 
-def requests(planned: DocumentPlan, teacher: Teacher, documents: int) -> Iterator[TeacherRequest]:
-    """Yield the requests of the first items of a plan."""
+def requests(plan: DocumentPlan, teacher: Teacher, documents: int) -> Iterator[TeacherRequest]:
+    """Yield a request to a teacher for each of the first items of a plan, in order.
+
+    Args:
+      documents: how many.
+    """
     for number in range(documents):
-        item = planned.item(number)
+        item = plan.item(number)
         text, parameters = teacher.prompt(item), teacher.parameters(item)
         yield TeacherRequest(key(teacher.model, text, parameters), text, parameters, item)
 
