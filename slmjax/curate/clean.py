@@ -23,7 +23,7 @@ from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, apply_rules
-from slmjax.curate.sketch_files import Checked, SketchWriter, checksum_of
+from slmjax.curate.sketch_files import ChecksummedFile, SketchWriter, checksum_of
 from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.text.readers import read_documents
 from slmjax.text.records import Document, Fault, Source, SourceFile, content_key
@@ -142,8 +142,8 @@ def clean(unit: CurationUnit) -> None:
     reports = []
     with (
         SketchWriter(unit.path(SKETCHES), unit.scheme) as sketches,
-        Checked(unit.path(".jsonl").open("wb")) as kept,
-        Checked(unit.path(".dropped.jsonl").open("wb")) as dropped,
+        ChecksummedFile(unit.path(".jsonl").open("wb")) as kept,
+        ChecksummedFile(unit.path(".dropped.jsonl").open("wb")) as dropped,
     ):
         for file, name in zip(unit.files, unit.names):
             counts = DropCounts(unit.samples)

@@ -8,7 +8,7 @@ from typing import Any
 from slmjax.config import CurateConfig
 from slmjax.curate.language import language_rule
 from slmjax.curate.minhash import Scheme, enough_bands
-from slmjax.curate.quality import Rule, known
+from slmjax.curate.quality import Rule, rule_named
 from slmjax.errors import UserError, nearest
 
 Settings = Mapping[str, Any]  # as `curate_settings` returns them
@@ -25,9 +25,9 @@ def curate_settings(chosen: CurateConfig) -> dict[str, Any]:
     for field in BY_SOURCE:
         for source, value in settings[field].items():
             settings[field][source] = _names(f"{field}.{source}", value)
-    # Refused here, and not only once the first document meets the rule.
-    for rule in itertools.chain(*settings["rules"].values()):
-        known(rule)
+    # An unknown rule is refused here, and not only once the first document comes to it.
+    for name in itertools.chain(*settings["rules"].values()):
+        rule_named(name)
     return settings
 
 

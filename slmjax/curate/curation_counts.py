@@ -36,7 +36,7 @@ def count_first_pass(settings: Settings, units: Units) -> dict[str, dict[str, An
         entry = sources.setdefault(unit.source.name, curation_report.empty_counts())
         try:
             for file_counts in reports_of(unit):
-                curation_report.add(entry, file_counts, settings["samples"])
+                curation_report.add_file_counts(entry, file_counts, settings["samples"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
@@ -73,7 +73,7 @@ def _losses(settings: Settings, name: str, entry: Entry) -> list[str]:
                 f"({entry['examples'][reason]}), more than {limit_text}"
             )
     # By kind: the reasons of one rule count together, or each might stay below the limit.
-    for kind, count in curation_report.kinds(entry).items():
+    for kind, count in curation_report.dropped_by_kind(entry).items():
         if count > limit * read:
             alarms.append(
                 f"source '{name}' loses {count / read:.1%} of its documents to {kind}, more than "
