@@ -79,9 +79,9 @@ class Verdict(NamedTuple):
 
 
 class DropCounts:
-    """Documents and bytes of a file by what became of them, with samples for each reason.
+    """Documents and bytes of a file by what became of them, with samples of those dropped.
 
-    The samples are the documents with the smallest keys, so that content alone decides.
+    The samples of a reason are the documents with the smallest keys, so that content alone decides.
     """
 
     def __init__(self, samples: int):

@@ -83,7 +83,7 @@ def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: Keys) -> Pair
       bands: hashes, as `Sketches` has them; may be memory-mapped, as one band is read at a time.
       keys: 64-bit hashes of the texts; of equal texts only the first takes part.
     """
-    texts = _first_of_each(keys)
+    texts = _first_of_each(keys)  # documents; from here on a text is given by its index in them
     size = len(keys)
     band_count = bands.shape[1]
     # A pair is one number, high * size + low, so that a sort brings equal pairs together.
@@ -98,7 +98,7 @@ def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: Keys) -> Pair
             pair_bands.append(np.full(len(low), band, np.uint8))
         is_last = band == band_count - 1
         if is_last or sum(map(len, pair_numbers)) > BLOCK:
-            # Equal pairs become one; np.unique gives the place of the first, of the lowest band.
+            # Equal pairs become one. np.unique gives the place of the first, whose band is lowest.
             different, where = np.unique(np.concatenate(pair_numbers), return_index=True)
             pair_numbers = [different]
             pair_bands = [np.concatenate(pair_bands)[where]]
@@ -144,7 +144,7 @@ def _part_count(hashes: UInt64[np.ndarray, " texts"]) -> int:
 def _bucket_pairs(
     hashes: UInt64[np.ndarray, " texts"], random: UInt64[np.ndarray, " texts"], part: int
 ) -> tuple[PairMembers, PairMembers]:
-    """Return (low, high) of the pairs of one band and one part of its hashes, as places of texts.
+    """Return (low, high) of the pairs of one band and one part of its hashes, as indices of texts.
 
     Args:
       hashes: of all texts in the band.
@@ -186,10 +186,10 @@ def cluster(pairs: Pairs, keys: Keys, similarity: Similarity, threshold: float) 
     """Return the clusters of all documents, decided in their order.
 
     A document is removed for the most similar kept document before it that it was compared with,
-    if that reaches the threshold. Exact comparisons are slow, so the first round compares each
-    document with its earliest candidate only. Each later round, of ROUNDS in all, compares the
-    documents that are still kept with their other candidates, and with the keepers of candidates
-    that are removed themselves.
+    if their similarity reaches the threshold. Exact comparisons are slow, so the first round
+    compares each document with its earliest candidate only. Each later round, of ROUNDS in all,
+    compares the documents that are still kept with their other candidates, and with the keepers of
+    candidates that are removed themselves.
 
     The first of equal documents is kept, and no decision changes when documents are added.
 

@@ -20,8 +20,8 @@ Entry = Mapping[str, Any]  # counts of a source, see `curation_report.empty_coun
 Units = Sequence[CurationUnit]
 # For each unit which of its documents are duplicates ("_": units differ in their documents).
 RemovedOfUnits = Sequence[Bool[np.ndarray, " _"]]
-SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
-LARGEST = 10  # clusters in the report
+SIMILARITIES = 50  # bars in the histogram of the similarities of removed documents
+LARGEST = 10  # largest clusters that the report lists
 
 
 def count_first_pass(settings: Settings, units: Units) -> dict[str, dict[str, Any]]:
@@ -52,11 +52,12 @@ def loss_alarms(settings: Settings, sources: Mapping[str, Entry]) -> list[str]:
     """Return alarms about sources that lose too much in the first pass."""
     alarms = []
     for name, entry in sources.items():
-        alarms += _losses(settings, name, entry)
+        alarms += _source_alarms(settings, name, entry)
     return alarms
 
 
-def _losses(settings: Settings, name: str, entry: Entry) -> list[str]:
+def _source_alarms(settings: Settings, name: str, entry: Entry) -> list[str]:
+    """Return the alarms about what one source loses in the first pass."""
     limit = settings["max_dropped"]
     limit_text = f"config.curate.max_dropped, {limit:.0%}"
     read = entry["documents"].get("read", 0)
@@ -103,7 +104,10 @@ def count_duplicates(
 
 
 def duplicate_alarms(settings: Settings, sources: Mapping[str, Entry]) -> list[str]:
-    """Return alarms about sources that lose too many documents as duplicates, or about all."""
+    """Return alarms about sources that lose too many documents as duplicates.
+
+    There is also one if no source has a document left.
+    """
     limit = settings["max_removed"]
     alarms = []
     for name, entry in sources.items():
@@ -127,7 +131,7 @@ def report_counts(
     sources: Mapping[str, Any],
     alarms: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the content of report.json, as if there were no duplicates."""
+    """Return the content of report.json, with `cluster_counts` as if there were no duplicates."""
     evals = {}
     if units[0].evals_file:
         index = EvalIndex.load(units[0].evals_file)
@@ -152,13 +156,14 @@ def cluster_counts(
     """Return what report.json says of duplicates: similarities and sizes of clusters.
 
     Args:
-      clusters: of all documents in the index.
-      removed_of_units: of the batch, whose documents are the last ones in the index.
+      clusters: of all documents in the index, those of earlier batches, too.
+      removed_of_units: of the documents of this batch.
       first: number of the batch's first document in the index.
     """
     removed = first + np.flatnonzero(np.concatenate(removed_of_units))
     similarity = clusters.similarity[removed]
     bars, _ = np.histogram(similarity, SIMILARITIES, (0, 1))
+    # How many documents are removed for each kept one.
     _, sizes = np.unique(clusters.keeper[removed], return_counts=True)
     largest_first = np.sort(sizes)[::-1]
     return {

@@ -17,7 +17,7 @@ from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.source_files import bundles, list_files
 
-Listed = Sequence[tuple[Source, Sequence[SourceFile]]]  # sources with their files
+SourcesWithFiles = Sequence[tuple[Source, Sequence[SourceFile]]]
 
 # Settings that the content of `work` depends on.
 DECIDING = ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
@@ -37,7 +37,7 @@ def curation_units(
     # Listed once: files that appear later belong to the next run.
     listed = [(source, list_files(source)) for source in sources]
     index_file = str(work / "evals.npz") if settings["evals"] else ""
-    _prepare(work, _work_identity(settings, listed), settings["evals"], index_file)
+    _prepare(work, _key_for(settings, listed), settings["evals"], index_file)
     units = []
     for source, files in listed:
         rules = rules_of(settings, source.name)
@@ -64,8 +64,8 @@ def work_key(work: epath.Path) -> str:
     return file.read_bytes().decode(errors="replace")
 
 
-def _work_identity(settings: Settings, listed: Listed) -> str:
-    """Return a hash of everything that decides the content of `work`."""
+def _key_for(settings: Settings, listed: SourcesWithFiles) -> str:
+    """Return the key that `work` must have: a hash of everything that decides its content."""
     deciding = {name: settings[name] for name in DECIDING}
     deciding["format"] = FORMAT  # of the sketches
     # A file's version changes with its content, so no file need be read for this.

@@ -14,9 +14,10 @@ from slmjax.text.records import DAMAGED, Fault, Source, SourceFile
 from slmjax.text.source_files import list_files
 
 NUMBER = np.uint64(0)  # in place of the hash of any number
-SENTENCE_ENDS = frozenset('.?!:;\n"“')
+SENTENCE_ENDS = frozenset('.?!:;\n"“')  # after these a capital does not make a name
 SEPARATOR = " a\n"  # a word between two texts, so that numbers on both sides stay two
-SETTINGS = ("path", "fields")
+SETTINGS = ("path", "fields")  # of each evaluation set
+# In errors about other settings.
 EXPECTED = "expected a .jsonl file as path and the names of its text fields as fields"
 
 
@@ -61,12 +62,14 @@ def read_passages(sets: EvalSets, min_telling: int) -> Passages:
     """
     texts, owners = _read_texts(sets)
     # All texts are cut into words together: whether a word is a name depends on all of them.
-    text = SEPARATOR.join(texts)
-    words = words_and_numbers(text)
-    names = _names(text, words)
-    telling = ~(names | _single_letters(text, words) | (words.hashes == NUMBER))
+    joined_texts = SEPARATOR.join(texts)
+    words = words_and_numbers(joined_texts)
+    names = _names(joined_texts, words)
+    is_letter = _single_letters(joined_texts, words)
+    telling = ~(names | is_letter | (words.hashes == NUMBER))
 
-    # Where the words of each text begin and stop in the row of all words.
+    # Where the words of each text begin and stop in the row of all words. Lengths and bounds are in
+    # characters.
     lengths = [len(text) + len(SEPARATOR) for text in texts]
     bounds = np.cumsum([0, *lengths])
     begins = np.searchsorted(words.starts, bounds[:-1])
@@ -75,17 +78,17 @@ def read_passages(sets: EvalSets, min_telling: int) -> Passages:
     telling_inside = telling_before[stops] - telling_before[begins]
 
     # Texts of the same words are one passage.
-    texts_alike: dict[bytes, list[int]] = {}
+    texts_by_words: dict[bytes, list[int]] = {}
     for i in np.flatnonzero(telling_inside >= min_telling).tolist():
         own_words = words.hashes[begins[i] : stops[i]]
-        texts_alike.setdefault(own_words.tobytes(), []).append(i)
+        texts_by_words.setdefault(own_words.tobytes(), []).append(i)
     origins = np.full((len(texts), 3), -1)
     origins[:, :2] = owners
     spans = [np.zeros(0, np.int64)]  # begins with an empty one, as offsets begin with 0
     # Sorted by the hashes of their words, so that the order of items does not matter.
-    for passage, (_, alike) in enumerate(sorted(texts_alike.items())):
-        origins[alike, 2] = passage
-        first = alike[0]
+    for passage, (_, equal_texts) in enumerate(sorted(texts_by_words.items())):
+        origins[equal_texts, 2] = passage
+        first = equal_texts[0]
         spans.append(np.arange(begins[first], stops[first]))
     kept = np.concatenate(spans)
     offsets = np.cumsum([len(span) for span in spans])
