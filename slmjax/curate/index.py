@@ -21,7 +21,7 @@ from slmjax.text.files import seal_is_broken, sealed, write_atomic
 
 FORMAT = 2  # format 1 had another rule for what a word is
 KEPT = ("keys", "lines", "counts", "shingles", "bands")  # columns that an index holds
-Files = Sequence[tuple[str, int]]  # name of each file, number of its documents
+NamedSizes = Sequence[tuple[str, int]]  # name of each file, how many documents it has
 MOST = 1 << 48  # no batch has so many documents or shingles
 
 
@@ -40,8 +40,8 @@ class Index:
 
     def __init__(self, folder: Path, scheme: Scheme):
         self.folder, self.scheme = folder, scheme
-        # A batch is {"name", "units": [{"name", "documents", "shingles"} of each file],
-        # "crc32": {column: checksum}}.
+        # A batch is {"name", "units", "crc32": {column: checksum}}; its "units" are files, each
+        # {"name", "documents", "shingles"}.
         empty_manifest = {"format": FORMAT, "scheme": asdict(scheme), "batches": []}
         self._manifest = empty_manifest
         file = folder / "index.json"
@@ -72,7 +72,7 @@ class Index:
 
     def __len__(self) -> int:
         """How many documents the index holds."""
-        return _total(self.units(), "documents")
+        return _total(self.files(), "documents")
 
     def __contains__(self, batch: str) -> bool:
         """Whether a batch of this name was added."""
@@ -86,18 +86,18 @@ class Index:
         """
         first = 0
         for entry in self._manifest["batches"]:
-            sizes = [unit["documents"] for unit in entry["units"]]
+            sizes = [file["documents"] for file in entry["units"]]
             if entry["name"] == batch:
                 break
             first += sum(sizes)
         return first, np.array(sizes, np.int64)
 
-    def units(self) -> Iterator[dict]:
-        """Yield {name, documents, shingles} of every file, in order."""
+    def files(self) -> Iterator[dict]:
+        """Yield {"name", "documents", "shingles"} of every file in the index, in order."""
         for batch in self._manifest["batches"]:
             yield from batch["units"]
 
-    def add(self, batch: str, units: Sequence[tuple[Files, epath.Path]]) -> None:
+    def add(self, batch: str, units: Sequence[tuple[NamedSizes, epath.Path]]) -> None:
         """Add the sketches of a batch of files, unless a batch of this name is there already.
 
         Args:
@@ -110,7 +110,7 @@ class Index:
         entries = []
         for files, folder in units:
             entries += self._file_entries(files, folder)
-        sizes = self._column_sizes(list(self.units()))
+        sizes = self._column_sizes(list(self.files()))
         folders = [folder for _, folder in units]
         checksums = {}
         for column, size in sizes.items():
@@ -141,7 +141,7 @@ class Index:
             bands = self._column("bands", size * self.scheme.bands)
             pairs = candidates(bands.reshape(size, self.scheme.bands), keys)
         counts = self._column("counts", size)
-        shingles = self._column("shingles", _total(self.units(), "shingles"))
+        shingles = self._column("shingles", _total(self.files(), "shingles"))
         similarity = exact_similarity(shingles, counts)
         return cluster(pairs, keys, similarity, threshold)
 
@@ -158,12 +158,12 @@ class Index:
 
     def places(self, documents: Int64[np.ndarray, " some"]) -> Iterator[tuple[str, int]]:
         """Yield (name of the file, line) of each of the documents, given by their numbers."""
-        units = list(self.units())
-        ends = np.cumsum([unit["documents"] for unit in units])
-        unit_of = np.searchsorted(ends, documents, "right")
+        files = list(self.files())
+        ends = np.cumsum([file["documents"] for file in files])
+        file_of = np.searchsorted(ends, documents, "right")
         lines = self._column("lines", len(self))
-        for unit, line in zip(unit_of, lines[documents].tolist()):
-            yield units[unit]["name"], line
+        for file, line in zip(file_of, lines[documents].tolist()):
+            yield files[file]["name"], line
 
     def _column(self, name: str, size: int) -> np.ndarray:
         """Return the first `size` values of a column, mapped into memory."""
@@ -176,7 +176,7 @@ class Index:
         text = json.dumps(sealed(self._manifest), indent=1)
         write_atomic(self.folder / "index.json", text)
 
-    def _file_entries(self, files: Files, folder: epath.Path) -> list[dict[str, Any]]:
+    def _file_entries(self, files: NamedSizes, folder: epath.Path) -> list[dict[str, Any]]:
         """Return the entries in the manifest of files whose sketches are in a folder.
 
         Raises: UserError for damaged sketches.
@@ -199,12 +199,12 @@ class Index:
             entries.append({"name": name, "documents": size, "shingles": shingles})
         return entries
 
-    def _column_sizes(self, units: Sequence[dict]) -> dict[str, int]:
+    def _column_sizes(self, files: Sequence[dict]) -> dict[str, int]:
         """Return how many bytes of each column the documents of these files take."""
-        documents = _total(units, "documents")
+        documents = _total(files, "documents")
         sizes = {column: documents * _width(column) for column in KEPT}
         sizes["bands"] *= self.scheme.bands
-        sizes["shingles"] = _total(units, "shingles") * _width("shingles")
+        sizes["shingles"] = _total(files, "shingles") * _width("shingles")
         return sizes
 
     def _verify(self) -> None:
@@ -236,9 +236,9 @@ def _is_empty(folder: Path) -> bool:
     return set(os.listdir(folder)) <= {LOCK}
 
 
-def _total(units: Iterable[dict], field: str) -> int:
+def _total(files: Iterable[dict], field: str) -> int:
     """Return how many "documents" or "shingles" files have together."""
-    return sum(unit[field] for unit in units)
+    return sum(file[field] for file in files)
 
 
 def _width(column: str) -> int:
@@ -285,9 +285,9 @@ def _read_manifest(file: Path) -> dict[str, Any]:
 def _check_batch(batch: dict[str, Any]) -> None:
     """Raise an error where a batch in index.json is not as `Index.add` writes it."""
     names = [batch["name"]]
-    for unit in batch["units"]:
-        names.append(unit["name"])
-        for count in (unit["documents"], unit["shingles"]):
+    for file in batch["units"]:
+        names.append(file["name"])
+        for count in (file["documents"], file["shingles"]):
             # Not isinstance: true and false are no counts.
             if type(count) is not int or not 0 <= count < MOST:
                 raise ValueError(f"{count!r} is not a count")

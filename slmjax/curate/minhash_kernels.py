@@ -79,25 +79,27 @@ def jaccard(shingles, starts, low, high, threshold, out):
     # The pair that last met each place, so that a shingle counts once.
     met = np.empty(places, np.int64)
     guests = np.empty(longest, np.int64)  # the places of guests
-    # The document in the table, how many different shingles it has, and the table's size less one.
+    # The document in the table, how many different shingles it has, and the size of the part of
+    # `table` in use, a power of two, less one: & mask keeps a number inside.
     laid_out, own, mask = -1, 0, 3
     for i in range(len(low)):
-        first, last = starts[low[i]], starts[low[i] + 1]
-        own_first, own_last = starts[high[i]], starts[high[i] + 1]
-        count = own_last - own_first + last - first
-        # Laid out again also where a longer low[i] would fill more than half of the table.
+        low_begin, low_end = starts[low[i]], starts[low[i] + 1]
+        high_begin, high_end = starts[high[i]], starts[high[i] + 1]
+        count = high_end - high_begin + low_end - low_begin
+        # high[i] is laid out once for all of its pairs, and again if the shingles of both could
+        # fill more than half of the table.
         if high[i] != laid_out or 2 * count > mask + 1:
-            mask = 4
-            while mask < 3 * count:  # room for other documents of about this length
-                mask *= 2
-            mask -= 1
-            table[: mask + 1] = 0
-            own = _lay_out(shingles[own_first:own_last], table, met, mask)
+            size = 4
+            while size < 3 * count:  # room for other documents of about the length of low[i]
+                size *= 2
+            mask = size - 1
+            table[:size] = 0
+            own = _lay_out(shingles[high_begin:high_end], table, met, mask)
             laid_out = high[i]
         # With more guests than this the union is too large: own / (own + guests) < threshold.
         most_guests = own * (1 - threshold) / threshold
         guest_count, common = 0, 0
-        for j in range(first, last):
+        for j in range(low_begin, low_end):
             value = max(shingles[j], np.uint32(1))  # 0 marks an empty place
             at = _place(table, mask, value)
             if table[at] == 0:
