@@ -104,21 +104,23 @@ def gopher_repetition(
 ) -> tuple[str, str | None]:
     """Drop text that repeats itself: lines, paragraphs (between blank lines) and n-grams of words.
 
-    A repetition is a line, paragraph or n-gram that occurred before in the text. All limits are
-    shares.
+    A repetition is a line, paragraph or n-gram that occurred before in the text. Each limit is a
+    largest share.
 
     Args:
-      max_lines, max_paragraphs: lines, or paragraphs, that are repetitions, of all.
-      max_line_characters, max_paragraph_characters: characters in them, of the text's characters.
-      max_top: for each n, characters in all occurrences of the commonest n-gram (of several, the
-        one that comes first), of the text's characters.
-      max_repeated: for each n, characters in n-grams that are repetitions, without white space and
-        with none counted twice, of the text's characters.
+      max_lines, max_paragraphs: share of the lines, or paragraphs, that are repetitions.
+      max_line_characters, max_paragraph_characters: share of the text's characters in such lines,
+        or paragraphs.
+      max_top: for each n, share of the text's characters in all occurrences of the commonest
+        n-gram. Among equally common ones the one that comes first is taken.
+      max_repeated: for each n, share of the text's characters in n-grams that are repetitions.
+        White space in them is left out, and no character is counted twice.
     Returns: the text as it is, and the reason to drop it or None, see quality.py.
     Source: all defaults from Rae et al. 2021, table A1.
     """
     if not text.strip():
         return text, "gopher_repetition: empty"
+    # Name, pattern between two items, text to split, and the two limits.
     parts = (
         ("paragraphs", r"\n{2,}", text.strip(), max_paragraphs, max_paragraph_characters),
         ("lines", r"\n+", text, max_lines, max_line_characters),

@@ -72,6 +72,9 @@ def _cut_affixes(piece: str, special: Mapping[str, object]) -> tuple[list[str], 
 
     The parts are punctuation marks, currencies and units. At most one is cut from each end at a
     time, until there is none to cut, or a special word is left.
+
+    Args:
+      special: the special words; {} to cut by the rules alone.
     """
     front, back = [], []
     start, end = 0, len(piece)  # of what is left
