@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     arch, _ = resolve(config.model, config.precision, mesh, config.data.vocab_size)
     batch = config.train.batch
     length = config.data.seq_len
-    inputs = _random_inputs((batch, length), arch)
+    inputs = _random_inputs((batch, length), arch)  # the same for all kernels
     heads = f"{arch.heads}/{arch.kv_heads} heads of {arch.head_dim}"
     kernels = [arch.attention]  # what training takes here
     if arguments.kernels:
@@ -99,24 +99,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _random_inputs(shape: tuple[int, int], arch: Architecture) -> _Inputs:
     """Return queries, keys, values and the output's cotangent for rows of this shape [B,T]."""
-    # One set for all kernels, so that they do the same work.
-    keys = jax.random.split(jax.random.key(0), 4)
+    random_keys = jax.random.split(jax.random.key(0), 4)
+    # Heads of query, key, value and cotangent.
     heads = (arch.heads, arch.kv_heads, arch.kv_heads, arch.heads)
     arrays = []
-    for key, count in zip(keys, heads):
-        arrays.append(jax.random.normal(key, (*shape, count, arch.head_dim), arch.compute))
+    for random_key, count in zip(random_keys, heads):
+        arrays.append(jax.random.normal(random_key, (*shape, count, arch.head_dim), arch.compute))
     return _Inputs(*arrays)
 
 
 def _measure(
     inputs: _Inputs, segments: np.ndarray, documents: int, kernel: str, runs: int
 ) -> dict[str, Any]:
-    """Return the columns of one kernel on rows of some documents, see run."""
-    on_device = jnp.asarray(segments)
+    """Time one kernel on rows with these segments [B,T]; return the columns that `run` names.
+
+    Raises: UserError if the kernel does not run here.
+    """
+    device_segments = jnp.asarray(segments)
     attend = functools.partial(
         attention,
-        query_segments=on_device,
-        key_segments=on_device,
+        query_segments=device_segments,
+        key_segments=device_segments,
         kernel=kernel,
         places=len(segments) * documents,  # cudnn reserves a place for each document
     )
@@ -128,14 +131,14 @@ def _measure(
         forward_ms = device_ms(attend, *forward_arguments, runs=runs)
         both_ms = device_ms(both_passes, forward_arguments, inputs.cotangent, runs=runs)
     except FAULTS as error:
-        lines = str(error).splitlines() or [""]
         # The first line names the reason; XLA may add pages of its program.
+        lines = str(error).splitlines() or [""]
         raise UserError(f"--kernels: {kernel} does not run here: {lines[0][:200]}") from error
     _, _, heads, head_dim = inputs.query.shape
     flops = attention_flops(segments, heads, head_dim)
     return {
         "forward ms": forward_ms,
         "both ms": both_ms,
-        "TFLOP/s": flops / both_ms / 1e9,  # ms and tera: 1e3 / 1e12
+        "TFLOP/s": flops / both_ms / 1e9,  # FLOP/ms is 1e3 FLOP/s, or 1e-9 TFLOP/s
         "gib": memory / 2**30,
     }

@@ -102,7 +102,7 @@ def test_training_that_does_not_fit_is_tried_again_with_less_kept_and_told(monke
 
     monkeypatch.setattr(memory, "measure_train", full)
     monkeypatch.setattr(
-        memory, "generate", lambda *_: ({"state MB": 1.0, "decode tokens/s": 1.0}, [])
+        memory, "measure_decoding", lambda *_: ({"state MB": 1.0, "decode tokens/s": 1.0}, [])
     )
     found = memory.run(arguments("--variants=gqa", "--lengths=64,128"))
     assert tried == ["none", "full"] * 2
