@@ -91,20 +91,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = arguments.variants.split(",")
     # Before anything is compiled, so that every mistake shows at once.
     _check_arguments(names, arguments)
-    variants = {name: variant(arguments.config, name) for name in names}
+    models = {name: variant(arguments.config, name).model for name in names}
     use_compile_cache()
     # One device: mixers are compared, not shardings.
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     rows, messages = [], []
     for length in arguments.lengths:
         for name in names:
-            row, row_messages = _measure_variant(variants[name], length, mesh, arguments)
+            row, row_messages = _measure_model(models[name], length, mesh, arguments)
             row = {"variant": name, "context": length, **row}
             rows.append(row)
             shell.print_row(row)
             messages += [f"{name}, {length}: {message}" for message in row_messages]
     if arguments.figure:
-        architectures = {name: _resolved(variants[name], mesh) for name in names}
+        architectures = {name: _resolved(models[name], mesh, arguments) for name in names}
         Path(arguments.figure).write_text(draw(rows, architectures))
     return {
         "bench": "memory",
@@ -127,37 +127,40 @@ def _check_arguments(names: list[str], arguments: argparse.Namespace) -> None:
         )
 
 
-def _measure_variant(
-    config: Config, length: int, mesh: Mesh, arguments: argparse.Namespace
+def _measure_model(
+    model: ModelConfig, length: int, mesh: Mesh, arguments: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
-    """Measure a variant at one context length.
+    """Measure the recipe with a variant's model at one context length.
 
     Returns: (parameters and the columns of what is measured, messages).
     """
-    data = dataclasses.replace(config.data, seq_len=length)
-    train = dataclasses.replace(config.train, batch=max(1, arguments.tokens // length))
-    config = dataclasses.replace(config, data=data, train=train)
-    arch = _architecture_to_count(config.model, data.vocab_size)
-    row: dict[str, Any] = {"parameters": sizes.parameters(arch).total}
+    recipe = arguments.config
+    data = dataclasses.replace(recipe.data, seq_len=length)
+    train = dataclasses.replace(recipe.train, batch=max(1, arguments.tokens // length))
+    config = dataclasses.replace(recipe, model=model, data=data, train=train)
+    counted = _architecture_to_count(model, data.vocab_size)
+    row: dict[str, Any] = {"parameters": sizes.parameters(counted).total}
     messages = []
     if arguments.measure != "decode":
         columns, training_messages = measure_training(config, mesh, arguments.steps)
         row |= columns
         messages += training_messages
     if arguments.measure != "train":
+        arch = _resolved(model, mesh, arguments)
         columns, decoding_messages = measure_decoding(
-            _resolved(config, mesh), config.seed, length, arguments.drawn, arguments.rows
+            arch, config.seed, length, arguments.drawn, arguments.rows
         )
         row |= columns
         messages += decoding_messages
     return row, messages
 
 
-def _resolved(config: Config, mesh: Mesh) -> Architecture:
-    """Return a config's architecture with the kernels and types that it gets on this device."""
-    vocab_size = config.data.vocab_size
-    deterministic = config.train.deterministic
-    arch, _ = resolve(config.model, config.precision, mesh, vocab_size, deterministic)
+def _resolved(model: ModelConfig, mesh: Mesh, arguments: argparse.Namespace) -> Architecture:
+    """Return a model's architecture with the kernels and types that it gets on this device."""
+    recipe = arguments.config
+    vocab_size = recipe.data.vocab_size
+    deterministic = recipe.train.deterministic
+    arch, _ = resolve(model, recipe.precision, mesh, vocab_size, deterministic)
     return arch
 
 
