@@ -160,7 +160,8 @@ def _scale(axes: Any, shortest: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
 
-    def tick_label(tokens: float, _: int) -> str:
+    # Any: matplotlib's ticks are Python or numpy numbers.
+    def tick_label(tokens: Any, _: Any) -> str:
         if tokens >= 1024:
             return f"{tokens / 1024:.0f}k"
         return f"{tokens:.0f}"
