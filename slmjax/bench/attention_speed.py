@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from slmjax.bench import shell
 from slmjax.bench.step_pieces import attention_flops
-from slmjax.bench.timing import both, device_ms
+from slmjax.bench.timing import device_ms, forward_and_backward
 from slmjax.bench.train import random_batch
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
@@ -123,7 +123,7 @@ def _measure(
         kernel=kernel,
         places=len(segments) * documents,  # cudnn reserves a place for each document
     )
-    both_passes = both(attend)
+    both_passes = forward_and_backward(attend)
     forward_arguments = inputs[:3]
     try:
         compiled = jax.jit(both_passes).lower(forward_arguments, inputs.cotangent).compile()

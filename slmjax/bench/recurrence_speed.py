@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slmjax.bench import shell
-from slmjax.bench.timing import both, wall_ms
+from slmjax.bench.timing import forward_and_backward, wall_ms
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -195,7 +195,7 @@ def _costs(f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
     # One call a program, unlike timing.device_ms: a call takes milliseconds, so launching it hardly
     # counts, and a program of many calls would take long to compile.
     forward = jax.jit(f).lower(*arguments).compile()
-    both_passes = jax.jit(both(f)).lower(arguments, cotangent).compile()
+    both_passes = jax.jit(forward_and_backward(f)).lower(arguments, cotangent).compile()
     return {
         "forward ms": wall_ms(lambda: forward(*arguments), runs=runs),
         "both ms": wall_ms(lambda: both_passes(arguments, cotangent), runs=runs),

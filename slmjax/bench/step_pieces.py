@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from slmjax.bench.timing import both
+from slmjax.bench.timing import forward_and_backward
 from slmjax.models import lm, sizes
 from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
@@ -156,7 +156,7 @@ class _Pieces:
         return Piece(
             "attention",
             arch.layers,
-            both(attend),
+            forward_and_backward(attend),
             ((query, key, value), cotangent),
             flops=attention_flops(jax.device_get(segments), N, H),
             # Both passes over queries, outputs, keys, values and their gradients; no T x T array.
@@ -179,7 +179,7 @@ class _Pieces:
         return Piece(
             "mlp",
             self.arch.layers,
-            both(run),
+            forward_and_backward(run),
             (inputs, self.x),
             flops=18 * self.tokens * D * F,  # three matrices, each with 2 forward and 4 backward
             bytes=3 * self.item_bytes * forward_numbers,  # the backward pass moves twice as much
@@ -200,7 +200,7 @@ class _Pieces:
         return Piece(
             "embedding",
             1,
-            both(look_up),
+            forward_and_backward(look_up),
             ((table,), self.x),
             flops=0.0,
             bytes=forward_bytes + backward_bytes,
@@ -220,7 +220,7 @@ class _Pieces:
         return Piece(
             "layer",
             arch.layers,
-            both(run),
+            forward_and_backward(run),
             ((self.layer_params, self.x), self.x),
             flops=self.stack_flops / arch.layers,
             bytes=3 * self.item_bytes * forward_numbers,

@@ -36,7 +36,7 @@ def device_ms(f: Callable, *arguments: Any, repeats: int = 8, runs: int = 7) -> 
     return wall_ms(lambda: program(arguments), runs=runs) / repeats
 
 
-def both(f: Callable) -> Callable:
+def forward_and_backward(f: Callable) -> Callable:
     """Return run(arguments, cotangent), which gives f's value and its gradients.
 
     It times a forward pass together with its backward pass.
