@@ -116,7 +116,8 @@ def test_training_that_does_not_fit_is_tried_again_with_less_kept_and_told(monke
     )
 
 
-def test_the_picture_takes_more_variants_than_there_are_colors():
+def test_the_picture_takes_more_variants_than_there_are_colors(monkeypatch):
+    monkeypatch.setattr(memory_figure, "POINTS", 2)  # of each line: 33 would take 10 s
     recipe = configs.freeze(configs.load_recipe("configs/304m.py"))
     architectures, rows = {}, []
     for name in memory.VARIANTS:
