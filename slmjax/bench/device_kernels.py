@@ -101,7 +101,7 @@ def _events(data: Any) -> Iterator[tuple[str, float, float]]:
 
 
 def _busy(events: list[tuple[str, float, float]]) -> float:
-    """Return the nanoseconds that the union of the events covers."""
+    """Return the nanoseconds in which at least one event ran."""
     covered, end = 0.0, 0.0
     # In the order of starts, each event adds its part after the latest end so far.
     for _, start, stop in sorted(events, key=lambda event: event[1]):

@@ -114,17 +114,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     show = arguments.show
     messages = [
-        f"index of {len(settings)} sets: built in {seconds:.1f} s, " + _sizes(all_sets),
+        f"index of {len(settings)} sets: built in {seconds:.1f} s, " + _size_of(all_sets),
         f"\n{len(scan.gsm8k)} documents of the corpus flagged for GSM8K test:",
         *scan.gsm8k[:show],
         f"\n{len(scan.any_set)} for any set, the surest first:",
         *scan.any_set[:show],
         f"\n{len(train)} problems of GSM8K train cover one of GSM8K test:",
     ]
-    for hit in train[:show]:
+    for row in train[:show]:
         messages.append(
-            f"{hit['coverage']:.2f} train {hit['line']}: {hit['train']}\n"
-            f"     test {hit['item']}: {hit['test']}"
+            f"{row['coverage']:.2f} train {row['line']}: {row['train']}\n"
+            f"     test {row['item']}: {row['test']}"
         )
     return {
         "bench": "decontaminate",
@@ -152,7 +152,7 @@ def _data_folder() -> Path:
     return root
 
 
-def _sizes(index: EvalIndex) -> str:
+def _size_of(index: EvalIndex) -> str:
     """Return a text that says how large an index is on disk and in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.npz"
@@ -189,14 +189,14 @@ def _hide_and_find(
     for kind, meaning in planted.KINDS.items():
         # The same seed for each kind, so that kinds differ only by what they do to the items.
         draw = random.Random(arguments.seed)
-        numbers = range(len(items))
+        item_numbers = range(len(items))
         if kind.startswith("names"):
             # An item without a name would stay as it is.
-            numbers = [number for number in numbers if planted.names_in(items[number])]
+            item_numbers = [number for number in item_numbers if planted.names_in(items[number])]
         coverages, documents_with_gram = [], 0
-        for turn, number in enumerate(draw.choices(numbers, k=arguments.planted)):
+        for turn, number in enumerate(draw.choices(item_numbers, k=arguments.planted)):
             text = planted.variant(items[number], kind, draw)
-            # Domains take turns, so that each gets as many items.
+            # Domains take turns, so that each gets the same number of items.
             host = draw.choice(hosts[turn % len(hosts)])
             document, place = planted.plant(text, host, kind, draw)
             for hit in index.find_all(document, arguments.threshold):
@@ -212,7 +212,7 @@ def _hide_and_find(
                 "items": arguments.planted,
                 "found": len(coverages),
                 "share": len(coverages) / arguments.planted,
-                "median": float(np.median(coverages or 0)),
+                "median": float(np.median(coverages or 0)),  # 0 if nothing is found
                 "least": min(coverages, default=0.0),
                 "13-gram": documents_with_gram / arguments.planted,
                 "how": meaning,

@@ -159,8 +159,8 @@ def curve(pairs: int = 2000) -> list[Row]:
 def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
     """Return, for each text, the number of the text that slmjax keeps in its place."""
     sketches = sketch(texts, scheme)
-    # `deduplicate` takes hashes of the texts as keys. Any keys will do that equal texts share.
-    text_numbers = np.unique(texts, return_inverse=True)[1]
+    # `deduplicate` takes hashes of the texts as keys. Here equal texts only need the same key.
+    _, text_numbers = np.unique(texts, return_inverse=True)
     keys = mix(text_numbers.astype(np.uint64))
     pairs = candidates(sketches.bands, keys)
     similarity = exact_similarity(sketches.shingles, sketches.counts)

@@ -1,8 +1,8 @@
 """The pieces of a training step, each next to its own ceiling: they show where speed is lost.
 
-The ceiling of a piece is the shortest time that this device allows. It is the larger of two times:
-that of its matrix products at the FLOP/s of a large product, and that of the bytes that it must
-read and write at the bandwidth of a copy.
+The ceiling of a piece is the shortest time that this device allows. It is the larger of two: the
+time of its matrix products at the FLOP/s of a large product, and the time in which the bytes that
+it must read and write could be copied.
 """
 
 from typing import Any

@@ -19,21 +19,22 @@ SHINGLE_WORDS = 5
 def write_planted(
     root: Path, folder: Path, documents: int, length: int, seed: int = 0
 ) -> list[Path]:
-    """Write documents of `length` bytes to 0.jsonl, 1.jsonl, ... in a new folder.
+    """Write documents of about `length` bytes to 0.jsonl, 1.jsonl, ... in a new folder.
 
     Half of them are unique. The others are in clusters, whose sizes follow Zipf's law and whose
     members have a Jaccard similarity of 0.5 to 1 to the first.
 
     Args:
       root: the folder that holds the shared pretrain/.
-      length: of the slice that a document is or begins as; a near-duplicate may differ from it.
+      length: bytes of a slice of text. A unique document is a slice. A near-duplicate is a slice
+        with other words, so it may be longer or shorter.
     Returns: the files.
     Raises: UserError where there is not enough text.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     slices = list(_slices(root, length, 2 * documents))
-    # Half of the documents are unique slices; the rest is for the clusters, which share slices.
+    # Half of the documents are unique slices. A tenth more, at least, is for the clusters.
     needed = 0.6 * documents
     if len(slices) < needed:
         raise UserError(
@@ -81,7 +82,7 @@ def _slices(root: Path, length: int, most: int) -> Iterator[str]:
 
 
 def _cluster(first: str, spare: Sequence[str], random: np.random.Generator) -> list[str]:
-    """Return a text and near-duplicates of it, a random number in all."""
+    """Return `first` and a random number of its near-duplicates."""
     size = min(LARGEST_CLUSTER, random.zipf(ZIPF))
     texts = [first]
     for _ in range(size - 1):

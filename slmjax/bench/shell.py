@@ -1,6 +1,6 @@
 """Parts that the benches share: options, random tokens, peers in their own process, progress.
 
-Imports no JAX, so that a peer may use it on a GPU that JAX must leave alone.
+It imports no JAX, so that a peer may use it on a GPU that JAX must leave alone.
 """
 
 import json
@@ -93,7 +93,7 @@ def _fault(process: subprocess.CompletedProcess) -> str:
 def print_row(row: dict[str, Any]) -> None:
     """Print a row on stderr as soon as it is measured.
 
-    The table is printed at the end. These lines remain of a bench that is stopped before.
+    The table is printed at the end. If a bench is stopped earlier, these lines remain.
     """
     cells = []
     for name, value in row.items():

@@ -26,6 +26,7 @@ def device_ms(f: Callable, *arguments: Any, repeats: int = 8, runs: int = 7) -> 
             inputs, _ = jax.lax.optimization_barrier((arguments, previous_outputs))
             return f(*inputs), None
 
+        # The first call depends on zeros instead.
         shapes = jax.eval_shape(f, *arguments)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         last_outputs, _ = jax.lax.scan(call_once, zeros, None, length=repeats)
@@ -37,9 +38,9 @@ def device_ms(f: Callable, *arguments: Any, repeats: int = 8, runs: int = 7) -> 
 
 
 def forward_and_backward(f: Callable) -> Callable:
-    """Return run(arguments, cotangent), which gives f's value and its gradients.
+    """Return run(arguments, cotangent), which returns (f(*arguments), gradients of the arguments).
 
-    It times a forward pass together with its backward pass.
+    It serves to time a forward pass together with its backward pass.
     """
 
     def run(arguments, cotangent):

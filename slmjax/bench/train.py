@@ -28,7 +28,7 @@ from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.train.program import make_program
 
-TURNS = 6  # timed windows of packed text: 6 of the repeated batch and 6 of the loader's batches
+TURNS = 6  # timed windows of the repeated batch, and as many of the loader's batches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,7 @@ def measure(
     The caller has set the mesh (jax.set_mesh).
 
     Args:
-      documents: in a row, equally long.
+      documents: equally long documents in a row.
     Returns: (the table's row, see Trial.row, with "kernels" if asked for; the rows of the ladder,
       none unless asked for).
     """
@@ -138,7 +138,7 @@ def measure(
     task = LanguageModeling(rows, z_loss=config.train.z_loss)
     trial = Trial(program, task, batches[0])
     feed = itertools.cycle(batches)
-    windows = max(3, steps // WINDOW)  # three, or the median means nothing
+    windows = max(3, steps // WINDOW)  # of fewer than three a median means nothing
     times = [trial.window(feed, WINDOW) for _ in range(windows)]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
     if with_kernels:
@@ -183,12 +183,12 @@ def measure_text(
             "the loader's": loaded,
         }
         times: dict[str, list[float]] = {name: [] for name in feeds}
-        window = max(WINDOW, steps // TURNS)
+        window_steps = max(WINDOW, steps // TURNS)
         # In turns: if the GPU lowers its clock, both feeds get slower.
         for _ in range(TURNS):
             for name, feed in feeds.items():
-                times[name].append(trial.window(feed, window))
-        # For how many documents a row the program has room, not how many these rows hold.
+                times[name].append(trial.window(feed, window_steps))
+        # The documents a row that the program has room for; these rows may hold fewer.
         documents = plan.max_segments
         if plan.cuts:
             # `usual_places` counts the documents of a device's rows of a microbatch.
@@ -265,7 +265,7 @@ def random_batch(
 
 
 def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return (one row: PyTorch's figures, or why it could not run; messages to print)."""
+    """Return ([PyTorch's row, or one that says why it could not run], messages to print)."""
     batch = config.train.batch
     length = config.data.seq_len
     # As many rows as the embedding has in the program of `measure`.
