@@ -32,10 +32,12 @@ FAULTS = (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueEr
 
 
 class _Inputs(NamedTuple):
+    """What attention takes: N query heads and K key/value heads of H channels."""
+
     query: Float[Array, "B T N H"]
     key: Float[Array, "B T K H"]
     value: Float[Array, "B T K H"]
-    cotangent: Float[Array, "B T N H"]
+    cotangent: Float[Array, "B T N H"]  # of the output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"--kernels={arguments.kernels}: '{kernel}' is not among {', '.join(KERNELS)}."
             )
         for documents in arguments.documents:
-            # Of this batch only the segments count, so two tokens are vocabulary enough.
+            # Only the segments of this batch are used, so any vocabulary will do, such as 2.
             segments = random_batch(batch, length, 2, documents, 0)["segments"]
             row = {
                 "kernel": kernel,

@@ -143,7 +143,7 @@ def _our_columns(plan: BatchPlan, workers: int, reading: _Reading) -> dict[str, 
     columns["max_segments"] = plan.max_segments
     if workers:
         return columns
-    # Later steps than those above, whose text may still be in the page cache.
+    # Other steps than above: text that was read there may still be in the page cache.
     first_unread = reading.repeats * steps
     stages_of_repeats = []
     for repeat in range(reading.repeats):
@@ -167,7 +167,7 @@ def _timed(
       count_tokens: from a batch to the number of its tokens, without padding.
     """
     load, *_ = os.getloadavg()
-    speeds, costs = [], []
+    speeds, cpu_ns = [], []  # of each repeat
     for repeat in range(reading.repeats):
         with open_batches(repeat) as batches:
             # Batches that may be ready before the clock starts do not count.
@@ -179,7 +179,7 @@ def _timed(
             seconds = time.perf_counter() - began
             cpu_seconds = time.process_time() - cpu_began
         speeds.append(tokens / seconds)
-        costs.append(cpu_seconds / tokens * 1e9)
+        cpu_ns.append(cpu_seconds / tokens * 1e9)
     columns = {
         "workers": workers,
         "tokens_per_second": statistics.median(speeds),
@@ -189,7 +189,7 @@ def _timed(
     }
     # Processor time is that of this process, and with workers others do most of the reading.
     if not workers:
-        columns["cpu_ns"] = statistics.median(costs)
+        columns["cpu_ns"] = statistics.median(cpu_ns)
     return columns
 
 
@@ -207,6 +207,7 @@ def _count_peer_tokens(batch: Mapping[str, np.ndarray]) -> int:
 def _sources(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str, ShardSet]]:
     """Return ("prepared" or "made up", the training text of each source)."""
     if not arguments.made_up:
+        # None if `run` is called without a recipe, as by its tests.
         config = getattr(arguments, "config", None)
         if config is None or not config.data.sources:
             config = _six_domains()

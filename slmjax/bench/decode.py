@@ -125,7 +125,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
       rows: decoded at once.
       prompt, tokens: tokens of each prompt, and tokens drawn after it.
       runs: timed, after one that is not.
-    Its columns:
+    Returns: a dict with these columns.
       prefill ms, ms a token: of the whole batch; all rows draw a token in one step.
       tokens/s: drawn by all rows together.
       state MB: the cache of one row, with room for its tokens.

@@ -239,13 +239,13 @@ def measure_decoding(
     engine = Engine(arch, params, {}, decode.BareIds(arch))
     # The engine keeps a whole bucket free for the drawn tokens.
     prompt = length - bucket(drawn)
-    nothing = {"state MB": None, "decode tokens/s": None}
+    empty_columns = {"state MB": None, "decode tokens/s": None}
     try:
         row = decode.measure(engine, rows, prompt, drawn, runs=2)
     except UserError as error:  # the engine foresees that its cache does not fit
-        return nothing, [f"decoding does not fit: {error}"]
+        return empty_columns, [f"decoding does not fit: {error}"]
     except jax.errors.JaxRuntimeError as error:
-        return nothing, [f"decoding does not fit: {_out_of_memory(error)}"]
+        return empty_columns, [f"decoding does not fit: {_out_of_memory(error)}"]
     return {"state MB": row["state MB"], "decode tokens/s": row["tokens/s"]}, []
 
 

@@ -33,12 +33,12 @@ MARKS = ",.;:?!'’\"$"
 NUMBER = re.compile(r"\d+|\b(?:" + "|".join(NUMBER_WORDS) + r")\b", re.IGNORECASE)
 SECOND_NAME = 0.1  # share of new names that get a second one
 
-# In all functions the order of draws is part of the bench: another order would hide other texts
-# for the same seed, and earlier figures could not be compared.
+# `draw` is always the random generator. The order of its draws is part of the bench: another order
+# would hide other texts for the same seed, and earlier figures could not be compared.
 
 
 def variant(item: Mapping[str, str], kind: str, draw: random.Random) -> str:
-    """Return an item (its question and answer) as one of KINDS hides it."""
+    """Return the text of an item, changed in the way that `kind`, one of KINDS, says."""
     text = item_text(item)
     if kind == "question":
         text = item["question"]
@@ -91,8 +91,8 @@ def names_in(item: Mapping[str, str]) -> set[str]:
     # After a small letter or a comma, and a space: the first word of a sentence is always
     # capitalised, so it need not be a name.
     inside_sentences = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
-    common = set(NAMES) & set(re.findall(r"[A-Z][a-z]+", text))
-    return (inside_sentences | common) - OF_THE_CALENDAR
+    common_names = set(NAMES) & set(re.findall(r"[A-Z][a-z]+", text))
+    return (inside_sentences | common_names) - OF_THE_CALENDAR
 
 
 def _other_names(text: str, names: Sequence[str], draw: random.Random) -> str:
@@ -150,7 +150,9 @@ def _other_marks(text: str, draw: random.Random) -> str:
     def replace(match: re.Match) -> str:
         mark = match.group()
         if mark.isspace():
-            return draw.choice([" ", "  ", "\n", "\n\n"]) if draw.random() < 0.2 else " "
+            if draw.random() < 0.2:
+                return draw.choice([" ", "  ", "\n", "\n\n"])
+            return " "
         if mark == "-":
             return draw.choice(["-", " ", "\u2013"])
         if draw.random() < 0.5:

@@ -39,10 +39,10 @@ class RecurrentHeads(NamedTuple):
 
 
 KINDS = {
-    "ssm": RecurrentHeads(64, 128, True, "number", None),
-    "gla": RecurrentHeads(256, 128, False, "channels", None),
-    "gdn": RecurrentHeads(128, 128, False, "number", "number"),
-    "kda": RecurrentHeads(128, 128, False, "channels", "number"),
+    "ssm": RecurrentHeads(64, 128, shared_keys=True, decays="number", erases=None),
+    "gla": RecurrentHeads(256, 128, shared_keys=False, decays="channels", erases=None),
+    "gdn": RecurrentHeads(128, 128, shared_keys=False, decays="number", erases="number"),
+    "kda": RecurrentHeads(128, 128, shared_keys=False, decays="channels", erases="number"),
 }
 
 

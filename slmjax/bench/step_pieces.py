@@ -81,8 +81,10 @@ class _Pieces:
         if "places" in batch:
             self.places = len(batch["places"])
         self.context = Context(batch["segments"], batch["positions"], places=self.places)
-        self.keys = iter(jax.random.split(jax.random.key(1), 16))  # more than all pieces take
-        self.x = self.normal(*self.shape, arch.width)  # residual stream [B,T,D]
+        # 16 are more than all pieces take.
+        self.random_keys = iter(jax.random.split(jax.random.key(1), 16))
+        # The residual stream [B,T,D]; it also serves as the cotangent of pieces that return one.
+        self.x = self.normal(*self.shape, arch.width)
         _, length = self.shape
         step_flops = sizes.train_flops_per_token(arch, length) * self.tokens
         # One product forward and two backward, with 2 FLOPs for a multiplication and its addition.
@@ -91,7 +93,7 @@ class _Pieces:
 
     def normal(self, *shape: int) -> Array:
         """Return random numbers in the compute type."""
-        return jax.random.normal(next(self.keys), shape, self.arch.compute)
+        return jax.random.normal(next(self.random_keys), shape, self.arch.compute)
 
     # Created at first use, so that the earlier pieces have the device's memory to themselves.
     @functools.cached_property
