@@ -225,7 +225,7 @@ class _Pieces:
             forward_and_backward(run),
             ((self.layer_params, self.x), self.x),
             flops=self.stack_flops / arch.layers,
-            bytes=3 * self.item_bytes * forward_numbers,
+            bytes=3 * self.item_bytes * forward_numbers,  # the backward pass moves twice as much
         )
 
     def head(self) -> Piece:
@@ -285,8 +285,10 @@ class _Pieces:
         )
 
         def run(gradients, optimizer_state, params):
-            return optimizer.update(gradients, optimizer_state, params, jnp.float32(1))
+            factor = jnp.float32(1)  # of the peak learning rate
+            return optimizer.update(gradients, optimizer_state, params, factor)
 
+        # Any gradients will do that have the parameters' shapes and types.
         gradients = jax.tree.map(lambda parameter: 1e-3 * parameter, state.params)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         # Reads gradient, parameter and two moments, and writes all but the gradient: 7 numbers of
