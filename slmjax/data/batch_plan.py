@@ -232,6 +232,7 @@ class BatchPlan:
         stretches = self.mixture.stretches_before(step * self.batch)
         # Only sources that have had a weight: the others have decided nothing so far.
         names = set()
+        # (start, weights), or with a ramp (start, weights, rows of the ramp, old weights).
         for _, weights, *ramp in stretches:
             names.update(weights)
             if ramp:
@@ -311,8 +312,8 @@ class BatchPlan:
         return scores
 
     def _by_source(self, shares: Sequence | np.ndarray) -> dict[str, list[float]]:
-        """Return shares [places, sources] as {source: share at each place}."""
-        columns = np.transpose(shares).tolist()  # [sources][places]
+        """Return shares [points, sources] as {source: [its share at each point]}."""
+        columns = np.transpose(shares).tolist()  # [sources][points]
         return dict(zip(self.train, columns))
 
 

@@ -71,10 +71,10 @@ class _PackingState:
     def __init__(self, lengths: np.ndarray, rows: int, capacity: int, max_segments: int):
         self.rows = rows
         self.longest_closing = capacity // CLOSING_DIVISOR
-        # Places of a row except its last one, which is for a piece that fills the row.
-        self.places = max_segments - 1
+        # The last place of a row is kept for a piece that fills the row.
+        self.places_before_last = max_segments - 1
         # A row should need no more pieces than this.
-        self.target_count = max(1, self.places - max_segments // 8)
+        self.target_count = max(1, self.places_before_last - max_segments // 8)
         # waiting[length]: pieces of this length that are not placed, the first one at the end.
         self.waiting: list[list[int]] = [[] for _ in range(capacity + 1)]
         piece_lengths = lengths.tolist()
@@ -105,7 +105,7 @@ class _PackingState:
         # Two pieces of at most this length can fill the gap, and two places are left for them.
         two_can_fill = 1 < gap <= 2 * length
         is_short = length <= self.longest_closing
-        if two_can_fill and is_short and self.count[row] < self.places:
+        if two_can_fill and is_short and self.count[row] < self.places_before_last:
             self._fill_with_two(row, length)
         self._enlist(row)
 
@@ -129,7 +129,7 @@ class _PackingState:
         while self.needy:
             negative_need, row, gap = self.needy[0]
             is_stale = gap != self.gap[row]
-            if is_stale or self.count[row] >= self.places:
+            if is_stale or self.count[row] >= self.places_before_last:
                 heapq.heappop(self.needy)
                 continue
             if -negative_need >= NEEDY_SHARE * length and gap >= length:
@@ -191,8 +191,8 @@ class _PackingState:
     def _enlist(self, row: int) -> None:
         """Put a row into `open` (and `needy`) or into `last`; a full row into none."""
         gap = self.gap[row]
-        places = self.places - self.count[row]
-        if gap and places > 0:
+        free_before_last = self.places_before_last - self.count[row]
+        if gap and free_before_last > 0:
             insort(self.open, gap * self.rows + row)
             pieces_to_come = max(1, self.target_count - self.count[row])
             heapq.heappush(self.needy, (-gap / pieces_to_come, row, gap))

@@ -52,7 +52,7 @@ def finish_folder(
       document of a held-out file.
     """
     # Held-out units leave no such report: their documents were collected two steps earlier.
-    reports_of_units = plan.result_files("train", ".json", kind="train")
+    reports_of_units = plan.result_files("train", ".json", split="train")
     plan.wait(reports_of_units, "tokenize their files")
     jobs = plan.jobs(all_hosts=True)
     test = _heldout_test(plan, jobs)
@@ -143,8 +143,8 @@ def _write_heldout(
 ) -> dict[str, Any]:
     """Write the held-out shards of a source, one for each unit that has some.
 
-    Returns: the fields of the source's entry in the manifest that say what was kept, what was
-      removed, and in which shards the rest is.
+    Returns: the fields of the source's entry in the manifest that say how much was kept, how much
+      was removed, and in which shards the kept documents are.
     """
     # Shards are numbered by files: first the source's training files, then its held-out files.
     train_files = 0

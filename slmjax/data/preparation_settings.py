@@ -20,9 +20,9 @@ from slmjax.text.source_files import list_files
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, Tokenizer, load_tokenizer
 
-# A folder's name has at most this many characters of its sources' names,
+# Characters of a folder's name: at most so many for the names of its sources, and so many of the
+# hash of its settings.
 NAMES_LENGTH = 40
-# and this many of the hash of its settings.
 DIGEST_LENGTH = 12
 
 
@@ -38,6 +38,7 @@ def plan_preparation(
         raise UserError(
             "data.sources is empty; expected name=path, where path is a file, folder or pattern."
         )
+    # Called for its error: the expression may not compile.
     grouping(data.group_by)
     # The parts of the sources that are prepared already, in other folders.
     prepared_parts = {}
@@ -51,15 +52,17 @@ def plan_preparation(
     # The number of processes depends on the size of the text.
     crew = crew.sized(text_size(units))
     identities = file_identities(units, cache, crew)
+    source_settings = {}
+    for source in sources:
+        parts = prepared_parts.get(source.name, ())
+        source_settings[source.name] = _source_settings(source, units, identities, parts)
+    tokenizer_setting = _trained_tokenizer(data, special)
+    if tokenizer:
+        tokenizer_setting = tokenizer.sha256
     settings = {
         "format": FORMAT,
-        "sources": {
-            source.name: _source_settings(
-                source, units, identities, prepared_parts.get(source.name, ())
-            )
-            for source in sources
-        },
-        "tokenizer": tokenizer.sha256 if tokenizer else _trained_tokenizer(data, special),
+        "sources": source_settings,
+        "tokenizer": tokenizer_setting,
         "group_by": data.group_by,
         "heldout": data.heldout,
         "seed": seed,
@@ -165,8 +168,8 @@ def _without_heldout(
     Raises: UserError where no file remains.
     """
     # By real paths: the same file may be reached through a link.
-    places = {os.path.realpath(file.path) for file in heldout}
-    train = [file for file in files if os.path.realpath(file.path) not in places]
+    heldout_paths = {os.path.realpath(file.path) for file in heldout}
+    train = [file for file in files if os.path.realpath(file.path) not in heldout_paths]
     if not train:
         raise UserError(
             f"data.sources.{source.name}: each of its files is held out too, "
