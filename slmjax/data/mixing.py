@@ -219,7 +219,7 @@ class Mixture:
             if ramp:
                 is_wanted |= phase_old > 0
             for source in np.flatnonzero(is_wanted & is_spent):
-                # Only the first row counts from which on the other sources take its share.
+                # An entry that is there stays: it has the first row without this source.
                 self.spent.setdefault(self.names[source], start)
 
             if not ramp:

@@ -70,11 +70,12 @@ def associative_recall(
             f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}."
         )
     random = np.random.default_rng(seed)
-    keys = 1 + _distinct(random, rows, pairs, half - 1)  # [rows, pairs], as the next two
+    keys = 1 + _distinct(random, rows, pairs, half - 1)  # [rows, pairs], as `values`
     values = half + _distinct(random, rows, pairs, vocab - half)
     end_of_pairs = 2 * pairs
     n = np.arange(1, (length - end_of_pairs) // 2 + 1)
     log_weights = np.log(n) * (power - 1)
+    # Indices into n, one for each key: [rows, pairs].
     n_minus_1 = _weighted(random, rows, pairs, log_weights)
     shape = (rows, length)
     tokens = random.integers(0, vocab, shape, dtype=np.int32)
