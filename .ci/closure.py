@@ -1,8 +1,8 @@
 """Print the files that a Python file can reach, and their hash: python .ci/closure.py FILE.
 
-A file reaches what it imports (anywhere in it), what a string constant names as `module:attribute`
-or as a module of the library, and what a string constant names as a path. That is more than what
-runs, never less, as long as names are not put together at run time.
+A file reaches what it imports (anywhere in it), and what one of its string constants names as
+`module`, `module:attribute` or a path. These are at least the files that it uses, as long as no
+name is put together at run time.
 """
 
 import ast
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULE = re.compile(r"((?:slmjax|tests)(?:\.\w+)*)(?::\w+)?")
+MODULE = re.compile(r"((?:slmjax|tests)(?:\.\w+)*)(?::\w+)?")  # group 1: without the attribute
 
 
 def closure(start: Path) -> list[Path]:
@@ -48,6 +48,7 @@ def _code(file: Path) -> bytes:
 
 
 def _named_by(file: Path) -> set[Path]:
+    """Return the files that a Python file itself imports or names."""
     found: set[Path] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -66,13 +67,19 @@ def _named_by(file: Path) -> set[Path]:
 
 
 def _of_module(name: str) -> set[Path]:
-    """Return the files of a dotted name (its last part may be an attribute) and its packages."""
-    found, parts = set(), name.split(".")
+    """Return the files of a module and of the packages around it; none for a library's module.
+
+    Args:
+      name: dotted; its last part may also be an attribute of the module.
+    """
+    found = set()
+    parts = name.split(".")
+    # Importing a.b.c also runs a and a.b.
     for count in range(1, len(parts) + 1):
         base = ROOT.joinpath(*parts[:count])
-        found |= {
-            file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()
-        }
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                found.add(file)
     return found
 
 

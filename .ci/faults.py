@@ -2,9 +2,10 @@
 
     python .ci/faults.py [--tests=CHECKOUT] [NAME ...]
 
-Run it after tests were removed or merged. `--tests` takes the tests of another checkout, such as an
-earlier commit's, against the same faults in that checkout's library. A fault names the test files
-that could see it; they run with every marker until the first failure.
+Run it after tests were removed or merged. With `--tests` library and tests are those of another
+checkout, such as an earlier commit's. A fault names the test files that could see it; their tests
+run until the first failure, those with markers too (except "beam"). The status is 1 if no test
+fails for one of the faults.
 """
 
 import argparse
@@ -162,29 +163,36 @@ def main() -> int:
     )
     parser.add_argument("--tests", type=Path, default=ROOT, metavar="CHECKOUT")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    asked = parser.parse_args()
-    unseen = 0
-    with tempfile.TemporaryDirectory() as compiled:  # most programs are the same with another fault
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-        for name in asked.names or FAULTS:
+    options = parser.parse_args()
+    unseen = 0  # faults for which no test fails
+    # One compile cache for all faults: most programs are the same with another fault.
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+        for name in options.names or FAULTS:
             began = time.monotonic()
-            red = first_failure(asked.tests.resolve(), *FAULTS[name])
-            unseen += not red
-            print(
-                f"{name}: {red or 'NO TEST IS RED'} ({time.monotonic() - began:.0f} s)", flush=True
-            )
+            red_test = first_failure(options.tests.resolve(), *FAULTS[name])
+            if not red_test:
+                unseen += 1
+            seconds = time.monotonic() - began
+            print(f"{name}: {red_test or 'NO TEST IS RED'} ({seconds:.0f} s)", flush=True)
     return int(unseen > 0)
 
 
 def first_failure(checkout: Path, file: str, right: str, wrong: str, tests: str) -> str:
-    """The first test that fails with the fault in a copy of the checkout; empty where all pass."""
+    """Put a fault into a copy of a checkout; return the first test that fails, "" where all pass.
+
+    Args:
+      file, right, wrong, tests: the values of FAULTS.
+    Raises: SystemExit where the file does not hold the right code exactly once, and where pytest
+      itself fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "slmjax"
         left_out = shutil.ignore_patterns(".*", "runs", "__pycache__")
         shutil.copytree(checkout, copy, ignore=left_out)
         text = (copy / file).read_text()
-        if text.count(right) != 1:
-            times = text.count(right)
+        times = text.count(right)
+        if times != 1:
             raise SystemExit(f"{file} holds {times} times, not once: {right}")
         (copy / file).write_text(text.replace(right, wrong))
         command = [
@@ -196,12 +204,13 @@ def first_failure(checkout: Path, file: str, right: str, wrong: str, tests: str)
             "-n",
             "2",
             "-m",
-            "not beam",
+            "not beam",  # the tests of apache-beam need an environment of their own
             *tests.split(),
         ]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-    if red := re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE):
-        return red[0]
+    red_tests = re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if red_tests:
+        return red_tests[0]
     if done.returncode:
         raise SystemExit(f"pytest ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
     return ""

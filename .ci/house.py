@@ -1,6 +1,10 @@
-"""Measure the shape of a Python package: its rooms, its arrows and how dense its lines are.
+"""Measure the shape of a Python package: what its rooms import, and how dense its lines are.
 
     python .ci/house.py [folder of the package] [--by-room] [--config] [--check]
+
+A room is a subpackage, or a module directly in the package. An arrow is an import of another room;
+it runs up where that room stands later in ORDER. A circle is a group of files, or of rooms, that
+import each other.
 
 Prints one figure a line. `--by-room` adds a table with one row for each room, `--config` the
 functions that take the whole config. `--check` lists circles, arrows that run up, names that two
@@ -16,12 +20,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-# A room imports only rooms that stand before it.
+# Room by room, each of which imports only earlier ones.
 ORDER = """
 errors readable config text textbook data parallel ops models checkpoint infer record curate
 synthesize evals tasks train studies cli mixture compare generate testing launch bench
 """.split()  # noqa: SIM905
-WIDTH = 100
+WIDTH = 100  # most characters of a line
+# Tokens that are not counted as code.
 SILENT = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -36,7 +41,11 @@ COMPREHENSION = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 class File:
-    """One source file, read once."""
+    """One source file of a package, with what can be measured in it.
+
+    Args:
+      root: folder of the package.
+    """
 
     def __init__(self, root: Path, path: Path):
         self.path = path
@@ -44,39 +53,43 @@ class File:
         if parts[-1] == "__init__":
             parts = parts[:-1]
         self.module = ".".join((root.name, *parts))
+        # The package's own __init__.py counts as part of the first room.
         self.room = parts[0] if parts else "errors"
         self.text = path.read_text()
         self.tree = ast.parse(self.text)
 
     def imports(self, modules: set[str]) -> set[str]:
-        """Modules of the package that this file imports anywhere, late imports included."""
+        """Return which of the package's `modules` this file imports, inside functions too."""
         found = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                found.update(name.name for name in node.names)
+                found.update(alias.name for alias in node.names)
+            # The package has no relative imports (level 0).
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                for name in node.names:
-                    inner = f"{node.module}.{name.name}"
+                for alias in node.names:
+                    # "from a import b" imports the module a.b, or a name that a defines.
+                    inner = f"{node.module}.{alias.name}"
                     found.add(inner if inner in modules else node.module)
         return {name for name in found if name in modules and name != self.module}
 
     def docstring_lines(self) -> set[int]:
+        """Return the numbers of the lines that docstrings take, from 1."""
         lines = set()
         for node in ast.walk(self.tree):
-            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            if not isinstance(node, kinds) or not node.body:
+            owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            if not isinstance(node, owners) or not node.body:
                 continue
             first = node.body[0]
             value = getattr(first, "value", None)
-            text = isinstance(value, ast.Constant) and isinstance(value.value, str)
-            if isinstance(first, ast.Expr) and text:
+            is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+            if isinstance(first, ast.Expr) and is_text:
                 lines.update(range(first.lineno, first.end_lineno + 1))
         return lines
 
     def counts(self) -> Counter:
-        """Lines, code lines, tokens, comment lines, long lines and expressions of this file."""
+        """Return what `figures` needs of this file, as sums that add up over files."""
         docstrings = self.docstring_lines()
-        code = set()
+        code = set()  # numbers of the lines that hold code
         counts = Counter()
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
             if token.type == tokenize.COMMENT:
@@ -97,6 +110,7 @@ class File:
         return counts
 
     def public_names(self) -> set[str]:
+        """Return the names of the file's classes and functions that other rooms may import."""
         kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         names = {node.name for node in self.tree.body if isinstance(node, kinds)}
         return {name for name in names if not name.startswith("_")} - {"main"}
@@ -106,7 +120,10 @@ class File:
         return {self.path.stem} - {"__init__", "__main__"}
 
     def takes_whole_config(self) -> list[str]:
-        """Functions with an argument that holds the settings of more than one room."""
+        """Return a line for each argument of a function that holds the whole config.
+
+        By its type, Config or ConfigDict (also with "| None"), or by the name "config" without one.
+        """
         found = []
         for node in ast.walk(self.tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -114,16 +131,22 @@ class File:
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             for argument in arguments:
                 annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-                kind = annotation.split(" | ")[0].rpartition(".")[2]
-                whole = kind in ("Config", "ConfigDict")
+                type_name = annotation.split(" | ")[0].rpartition(".")[2]
+                whole = type_name in ("Config", "ConfigDict")
                 if whole or (argument.arg == "config" and not annotation):
                     found.append(f"{self.path}:{node.lineno} {node.name}({argument.arg})")
         return found
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Strongly connected components of more than one node (Tarjan 1972)."""
-    index, low, stack, result = {}, {}, [], []
+    """Return the strongly connected components of more than one node (Tarjan 1972).
+
+    Args:
+      graph: {node: nodes to which it has an edge}.
+    """
+    index = {}  # order in which nodes were visited
+    low = {}  # smallest index on the stack that was reached from a node
+    stack, result = [], []
 
     def visit(node: str) -> None:
         index[node] = low[node] = len(index)
@@ -134,6 +157,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
                 low[node] = min(low[node], low[other])
             elif other in stack:
                 low[node] = min(low[node], index[other])
+        # Nothing earlier was reached: the nodes on the stack from here on are one component.
         if low[node] == index[node]:
             group = []
             while not group or group[-1] != node:
@@ -147,20 +171,23 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return result
 
 
-def rate(part: int, whole: int) -> float:
+def per_thousand(part: int, whole: int) -> float:
     return round(1000 * part / max(1, whole), 1)
 
 
 def figures(counts: Counter) -> dict[str, float]:
+    """Return {name of a figure: its value} from the sum of `File.counts` over some files."""
     return {
         "files": counts["files"],
         "lines": counts["lines"],
         "tokens": counts["tokens"],
         "tokens a code line": round(counts["tokens"] / max(1, counts["code"]), 2),
-        "conditional expressions per 1,000 code lines": rate(
+        "conditional expressions per 1,000 code lines": per_thousand(
             counts["conditionals"], counts["code"]
         ),
-        "comprehensions per 1,000 code lines": rate(counts["comprehensions"], counts["code"]),
+        "comprehensions per 1,000 code lines": per_thousand(
+            counts["comprehensions"], counts["code"]
+        ),
         "lines over 100 columns": counts["long"],
         "comment lines, % of lines": round(100 * counts["comments"] / max(1, counts["lines"]), 1),
         "functions that take the whole config": counts["whole config"],
@@ -168,7 +195,14 @@ def figures(counts: Counter) -> dict[str, float]:
 
 
 class House:
-    """A package: its files, which of them imports which, and where each name is defined."""
+    """A package.
+
+    Attributes:
+      files: its files.
+      imports: {module: modules of the package that it imports}.
+      rooms: {room: other rooms that it imports}.
+      upward: imports of a later room, as "module -> module".
+    """
 
     def __init__(self, root: Path):
         self.files = [File(root, path) for path in sorted(root.rglob("*.py"))]
@@ -183,12 +217,17 @@ class House:
                 if here == there:
                     continue
                 self.rooms[here].add(there)
+                # An import of a room that ORDER does not have counts as upward, too.
                 known = here in ORDER and there in ORDER
                 if not known or ORDER.index(there) > ORDER.index(here):
                     self.upward.append(f"{module} -> {other}")
 
     def in_several_rooms(self, names_of: Callable[[File], set[str]]) -> dict[str, set[str]]:
-        """Return {name: its rooms} of the names that more than one room has."""
+        """Return {name: its rooms} of the names that more than one room has.
+
+        Args:
+          names_of: returns the names of a file.
+        """
         homes = defaultdict(set)
         for file in self.files:
             for name in names_of(file):
@@ -196,7 +235,7 @@ class House:
         return {name: rooms for name, rooms in homes.items() if len(rooms) > 1}
 
     def faults(self) -> list[str]:
-        """Return a line for each circle, arrow that runs up, repeated name and long line."""
+        """Return a line of text for everything that --check lists."""
         lines = [f"circle: {' <-> '.join(group)}" for group in circles(self.imports)]
         lines += [f"circle: {' <-> '.join(group)}" for group in circles(self.rooms)]
         lines += [f"arrow up: {arrow}" for arrow in self.upward]
@@ -210,6 +249,7 @@ class House:
         return lines
 
     def print_figures(self, by_room: bool) -> None:
+        """Print the figures of the package, and a table of each room's with `by_room`."""
         per_room: dict[str, Counter] = defaultdict(Counter)
         for file in self.files:
             per_room[file.room].update(file.counts())
@@ -225,6 +265,7 @@ class House:
             print(f"{name:48}{value}")
         if not by_room:
             return
+        # The figures in their order, but for the number of tokens.
         heads = ("files", "lines", "tok/line", "cond", "compr", "long", "comm %", "config")
         print(f"\n{'room':14}" + "".join(f"{head:>9}" for head in heads))
         for room in sorted(per_room, key=lambda name: ORDER.index(name) if name in ORDER else 99):

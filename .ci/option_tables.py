@@ -1,7 +1,8 @@
 """Write the option tables of docs/*.md from the library: python .ci/option_tables.py [--check].
 
-A table follows a line `<!-- options: GROUP ... -->` ("." holds the fields of no group) or
-`<!-- generate options -->`. With --check nothing is written, and a stale page is status 1.
+A table follows a line `<!-- options: GROUP ... -->` (fields of the config's groups; "." for those
+of no group) or `<!-- generate options -->` (options of slmjax.generate). With --check nothing is
+written, and the status is 1 if a page is stale.
 """
 
 import argparse
@@ -12,43 +13,51 @@ from pathlib import Path
 from slmjax import config, generate
 
 DOCS = Path(__file__).parent.parent / "docs"
+# The marking line (its words are group 2), and the table after it, if there is one.
 TABLE = re.compile(
     r"(<!-- (options: [^>]*|generate options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?"
 )
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def field_rows(group: str) -> list[tuple[str, ...]]:
+    """Return (field, default, meaning) of each field of a group of the config."""
     rows = []
     for name, field in config.FIELDS.items():
-        if name.rpartition(".")[0] == group.strip("."):
-            choices = f" ({', '.join(field.choices)})" if field.choices else ""
-            meaning = f"{field.meaning}{choices}".replace("|", "\\|")
-            rows.append((f"`{name}`", f"`{field.default!r}`", meaning))
+        if name.rpartition(".")[0] != group.strip("."):
+            continue
+        meaning = field.meaning
+        if field.choices:
+            meaning += f" ({', '.join(field.choices)})"
+        # "|" would begin another cell.
+        meaning = meaning.replace("|", "\\|")
+        rows.append((f"`{name}`", f"`{field.default!r}`", meaning))
     return rows
 
 
 def generate_rows() -> list[tuple[str, ...]]:
+    """Return (option, default, meaning) of each option of slmjax.generate."""
     rows = []
     for action in generate.make_parser()._actions:
         if "--help" in action.option_strings:
             continue
-        default = (
-            "" if action.required or action.default in (None, [], "") else f"`{action.default!r}`"
-        )
+        has_default = not action.required and action.default not in (None, [], "")
+        default = f"`{action.default!r}`" if has_default else ""
+        # The default has a column of its own.
         meaning = (action.help or "").replace(" (default: %(default)s)", "").replace("|", "\\|")
         rows.append((f"`{action.option_strings[0]}`", default, meaning))
     return rows
 
 
-def written(page: str) -> str:
-    """Return a page with its tables as they are today."""
+def with_new_tables(page: str) -> str:
+    """Return a page's text with its tables written anew."""
 
-    def insert(match: re.Match) -> str:
+    def new_table(match: re.Match) -> str:
         words = match[2].split()
         if words[0] == "generate":
             body = table(("option", "default", "meaning"), generate_rows())
@@ -57,7 +66,7 @@ def written(page: str) -> str:
             body = table(("field", "default", "meaning"), rows)
         return f"{match[1]}\n{body}"
 
-    return TABLE.sub(insert, page)
+    return TABLE.sub(new_table, page)
 
 
 def main() -> int:
@@ -67,7 +76,8 @@ def main() -> int:
     stale = []
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text()
-        if (new := written(text)) != text:
+        new = with_new_tables(text)
+        if new != text:
             stale.append(page.name)
             if not check:
                 page.write_text(new)

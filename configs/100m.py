@@ -1,7 +1,7 @@
 """100M parameters on 10B tokens of FineWeb-Edu, about 100 tokens a parameter.
 
 python -m slmjax.launch --config=configs/100m.py                                  # one GPU of 80 GB
-python -m slmjax.launch --config=configs/100m.py --config.train.microbatches=1    # eight
+python -m slmjax.launch --config=configs/100m.py --config.train.microbatches=1    # eight GPUs
 
 Data: HuggingFaceFW/fineweb-edu, sample 10BT (Penedo et al. 2024); needs the extra `hub`. Its commit
 is pinned in the manifest.

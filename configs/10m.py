@@ -15,7 +15,8 @@ from slmjax import config
 
 def get_config():
     c = config.base()
-    # Fixed, so that the model has its named size even if a small text gives fewer tokens.
+    # The model's vocabulary is set apart from the tokenizer's, so that the model has its named size
+    # even if a small text gives a tokenizer of fewer tokens.
     c.model.vocab_size = 16384
     c.model.width, c.model.layers = 192, 16
     c.model.heads, c.model.kv_heads, c.model.head_dim = 3, 1, 64

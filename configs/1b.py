@@ -6,8 +6,8 @@ Run the command on a host with eight GPUs, or on every host of a TPU slice.
 Data: HuggingFaceFW/fineweb-edu, sample 100BT (Penedo et al. 2024); needs the extra `hub`
 and about 0.3 TB of disk. On a shared file system, prepare it first on a machine without
 accelerators (--config.stage=prepare); on a TPU slice every host prepares it on its own disk.
-Parameters and optimizer state are split over all devices (fsdp); only matrix products are kept for
-the backward pass (remat dots).
+Memory: parameters and optimizer state are split over all devices (fsdp), and of the activations
+only the results of matrix products are kept for the backward pass (remat dots).
 Size: 1.002B parameters in all, 0.981B without the embedding, 1.002B in matrix products.
 Time: 100B tokens are 6.91e20 FLOPs, 485 H100-hours at an assumed 40 % of 989 TFLOP/s: 61 hours on
 eight.
@@ -34,5 +34,5 @@ def get_config():
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.z_loss = "muon", 6e-4, 2000, 1e-4
     c.eval.every, c.eval.tokens = 5000, 1_000_000
     c.checkpoint.every = 2000
-    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.mesh.data, c.mesh.fsdp = 1, -1  # -1: all devices
     return c

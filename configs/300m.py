@@ -6,13 +6,13 @@ python -m slmjax.launch --config=configs/300m.py --config.train.microbatches=16 
 Run the first command on a host with eight GPUs, or on every host of a TPU slice.
 Data: HuggingFaceFW/fineweb-edu, sample 350BT (Penedo et al. 2024); cosmopedia-v2 of
 HuggingFaceTB/smollm-corpus (28B tokens); finemath-4plus of HuggingFaceTB/finemath (about 10B
-tokens). The last phase takes 15B and 7.5B of the last two, so nothing is seen twice. Needs the
-extra `hub` and about 0.8 TB of disk: shards hold two bytes a token. On a shared file system,
-prepare it first on a machine without accelerators (--config.stage=prepare); on a TPU slice every
-host prepares it on its own disk (docs/hardware.md).
-The last 95,368 of 476,840 steps of 524,288 tokens, 50.0B tokens, decay and have weights of their
-own: web text, synthetic textbooks and mathematics (annealing on better data: Hu et al. 2024,
-MiniCPM).
+tokens). The last phase takes 15B and 7.5B of the last two, so nothing is seen twice. The recipe
+needs the extra `hub` and about 0.8 TB of disk: shards hold two bytes a token. On a shared file
+system, prepare it first on a machine without accelerators (--config.stage=prepare); on a TPU slice
+every host prepares it on its own disk (docs/hardware.md).
+Phases: a step has 524,288 tokens. In the last 95,368 of 476,840 steps (50.0B tokens) the learning
+rate decays, and the batches mix web text, synthetic textbooks and mathematics (annealing on better
+data: Hu et al. 2024, MiniCPM).
 Size: 302.1M parameters in all, 289.5M without the embedding, 302.0M in matrix products.
 Time: 250B tokens are 5.62e20 FLOPs, 394 H100-hours at an assumed 40 % of 989 TFLOP/s: 49 hours on
 eight.
@@ -48,7 +48,7 @@ def get_config():
     c.data.vocab_size, c.data.seq_len = 16384, 2048
     c.train.steps, c.train.batch, c.train.microbatches = 476_840, 256, 4  # 524,288 tokens a step
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.z_loss = "muon", 1e-3, 1000, 1e-4
-    c.train.decay = 0.2  # the decay begins with the second phase
+    c.train.decay = 0.2  # the share of the second phase, so that both begin together
     c.eval.every, c.eval.tokens = 5000, 1_000_000
     c.checkpoint.every = 2000
     return c

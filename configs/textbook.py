@@ -5,9 +5,9 @@ python -m slmjax.launch --config=configs/tiny.py --workdir=runs/taught \
     --config.data.sources=runs/textbook/documents
 
 The default teacher is embedded: it computes its answers and needs no network. The work directory
-gets the documents, the rejects with their reasons, and the coverage report. A request reserves its
-prompt's bytes and max_tokens; its answer frees what it did not use; what is never answered stays
-reserved.
+gets the documents, the rejects with their reasons, and the coverage report. In the budget, a
+request counts with the most tokens that it can cost (its prompt's bytes, 64 for a chat template,
+and max_tokens) until its answer says how many it had; without an answer it stays counted so.
 
 Time: 16 s for 3,600 documents of 0.75M tokens (at four bytes each) on two shared cores, 86 s for
 40,000 of 8.3M.
@@ -25,11 +25,13 @@ def get_config():
     c.stage = "synthesize"
     # `python -m slmjax.launch --help` lists every setting; these say who writes, and how much.
     s = c.synthesize
-    # Or openai (any OpenAI-compatible endpoint), or checkpoint (of the run --init_from).
+    # The embedded program; or openai (any OpenAI-compatible endpoint), or checkpoint (the model of
+    # the run that --init_from names).
     s.teacher = "program"
     # openai: the model that the endpoint serves, for example meta-llama/Llama-3.1-70B-Instruct.
     s.model = ""
-    # openai: http://127.0.0.1:8000/v1 for a server of your own; empty: OpenAI with $OPENAI_API_KEY.
+    # openai: http://127.0.0.1:8000/v1 for a server of your own; empty: OpenAI's own endpoint. The
+    # key is read from $OPENAI_API_KEY.
     s.base_url = ""
     s.documents = 3600  # to ask for; more later keep the earlier ones
     # A file with a topic on each line, "subject > area > topic" or any text; empty: all topics.

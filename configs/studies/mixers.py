@@ -14,10 +14,10 @@ for mixer in attention ssm gla gdn kda hybrid shared_keys shared_blocks; do
 done
 python -m slmjax.compare runs/mixers/*
 
-The feed-forward width is chosen so that all have the 10.0M parameters of configs/10m.py. Heads are
-three of 64 channels, Mamba-2's six. hybrid: three gated DeltaNet blocks to one of attention.
-shared_keys: two attention layers to one set of keys and values. shared_blocks: every block is
-applied twice, so it has twice the FLOPs.
+The feed-forward width is chosen so that all variants have the 10.0M parameters of configs/10m.py.
+Each has three heads of 64 channels, but Mamba-2 (ssm) has six. hybrid: one block of attention after
+three of gated DeltaNet. shared_keys: two attention layers share one set of keys and values.
+shared_blocks: every block is applied twice, so the model has twice the FLOPs.
 
 Time on one H200, training alone: attention 45 s, shared_keys 46, gla 75, shared_blocks 78, hybrid
 83, ssm 91, gdn 92, kda 128 (2026-11-29, with the faster chunks and products that docs/studies.md
@@ -55,6 +55,7 @@ def get_config(variant="attention"):
     c.train.steps, c.train.batch = 1526, 128
     c.train.optimizer, c.train.lr, c.train.warmup = "muon", 3e-3, 150
     c.eval.every, c.eval.tokens, c.eval.samples = 500, 1_000_000, 0
+    # The feed-forward width that gives a variant as many parameters as plain attention has.
     budget = sizes.parameters(from_config(config.freeze(c).model, c.model.vocab_size)).total
     c.model.pattern = PATTERNS[variant]
     c.model.share_kv = 2 if variant == "shared_keys" else 1

@@ -12,10 +12,10 @@ value channels. Mamba-2 has four heads with 64 key and 32 value channels (four t
 
 Each model is a run of its own, below the work directory's `runs`, with its metrics, report and
 checkpoints. A study that was killed goes on with the run in which it was killed. Learning rates are
-tried in their order; after the first whose mean over seeds has `study.enough` on validation rows,
-no further one is tried. `steps` in study.json is the first look (every config.eval.every steps) at
-which the chosen rate had enough. Every run trains to config.train.steps, the length of its cosine
-schedule.
+tried in their order, up to the first whose accuracy on validation rows, mean over seeds, is
+`study.enough`. `steps` in study.json is the step of the first evaluation (every config.eval.every
+steps) at which the chosen rate had this accuracy. Every run trains to config.train.steps, the
+length of its cosine schedule.
 
 Published: attention recalls everything at width 64 (Zoology, figure 2); of recurrences KDA >= gated
 DeltaNet > Mamba-2 (Kimi Linear, section 5.1); selection makes copying possible, 99.8 % against
@@ -31,6 +31,7 @@ def get_config():
     c.stage = "recall"
     c.model.width, c.model.layers = 64, 2
     c.model.heads, c.model.kv_heads, c.model.head_dim = 2, 2, 32
+    # "+none": without a feed-forward layer.
     recurrent = {
         "ssm": "ssm+none key_dim=64",
         "ssm-16": "ssm+none key_dim=16",

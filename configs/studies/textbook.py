@@ -18,15 +18,15 @@ Time: 75 s from first to last step on one H200 (1.36M tokens/s, 2026-11-29), wit
 --config.eval.samples=0 --config.checkpoint.every=1526.
 Score: a share of 0.2 costs 1.9 % of bits per byte on real text and answers 37 % of the questions
 instead of none; 0.5 costs 7.1 % and answers 36 %. Tables and the control: docs/studies.md.
-The control of fewer real tokens is a share of 0 with --config.train.steps=1221 (as 0.2) or 763 (as
-0.5), and --config.checkpoint.every as many.
+The control reads only as many real tokens as a run with a textbook does: a share of 0 with
+--config.train.steps=1221 (for 0.2) or 763 (for 0.5), and --config.checkpoint.every as many.
 """
 
 from pathlib import Path
 
 from slmjax import config
 
-# Proportions: millions of tokens, about.
+# Millions of tokens of each domain, rounded; their proportions are the weights of the domains.
 TOKENS = {"books": 24, "textbooks": 11, "math": 13, "docs": 17, "code": 4, "reference": 2}
 
 

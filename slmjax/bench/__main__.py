@@ -33,7 +33,8 @@ MODULES = {
 }
 WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
-TABLES = ("rows", "curve", "ladder", "kernels", "clean", "sets")  # of a bench's result, printed
+# Keys of a bench's result whose rows are printed as a table.
+TABLES = ("rows", "curve", "ladder", "kernels", "clean", "sets")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,34 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    # The first word that is not a flag names the bench.
     name = next((word for word in arguments if not word.startswith("-")), "")
-    # Without a bench there is no parser yet that could answer --help.
     if name not in BENCHES:
+        # Each bench has its own parser. Without a bench, --help is answered here.
         if "-h" in arguments or "--help" in arguments:
             print(f"{__doc__}\n")
-            for bench, meaning in BENCHES.items():
-                print(f"  {bench:14}{meaning}")
+            for known_name, meaning in BENCHES.items():
+                print(f"  {known_name:14}{meaning}")
             return 0
         near = nearest(name, BENCHES)
         raise UserError(f"expected one of {', '.join(BENCHES)}, found '{name}'.{near}")
-    # Only the bench that runs is imported: each needs other packages.
+    # Only the bench that runs is imported: the others may need packages that are missing here.
     bench = importlib.import_module(f"slmjax.bench.{MODULES.get(name, name)}")
-    own, fields = _split(arguments)
-    own.remove(name)
-    if fields and name in WITHOUT_RECIPE:
-        field, _, _ = fields[0].partition("=")
+    bench_arguments, assignments = _split_off_fields(arguments)
+    bench_arguments.remove(name)
+    if assignments and name in WITHOUT_RECIPE:
+        field, _, _ = assignments[0].partition("=")
         raise UserError(f"{name} reads no recipe; it takes no --config.{field}.")
-    options = _parser(name, bench).parse_args(own)
+    options = _parser(name, bench).parse_args(bench_arguments)
     if name not in WITHOUT_RECIPE:
         recipe = configs.load_recipe(options.config, options.trust)
-        options.config = configs.freeze(cli.apply_overrides(recipe, fields))
+        # The config itself takes the place of the recipe's path.
+        options.config = configs.freeze(cli.apply_overrides(recipe, assignments))
     result = bench.run(options)
     # Figures mean nothing without the machine and the command that they come from.
     result["machine"] = machine()
     result["command"] = cli.shell_command(["python", "-m", "slmjax.bench", *arguments])
-    for part in TABLES:
-        if result.get(part):
-            print(table(result[part]), end="\n\n")
+    for key in TABLES:
+        if result.get(key):
+            print(table(result[key]), end="\n\n")
     for message in result.get("messages", ()):
         print(message)
     print(", ".join(f"{fact} {value}" for fact, value in result["machine"].items()))
@@ -79,16 +82,16 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parser(name: str, bench: Any) -> cli.Parser:
-    """Return the options of a bench: those that all have, and its own."""
+    """Return a bench's parser, with the options that all benches share and its own."""
     parser = cli.Parser(
         prog=f"python -m slmjax.bench {name}",
         description=bench.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name not in WITHOUT_RECIPE:
-        what = "data.sources are read" if name == "data" else "model is measured"
+        use = "data.sources are read" if name == "data" else "model is measured"
         parser.add_argument(
-            "--config", default=RECIPE, help=f"recipe whose {what} (default {RECIPE})"
+            "--config", default=RECIPE, help=f"recipe whose {use} (default {RECIPE})"
         )
     parser.add_argument("--out", default="", help="write the figures to this JSON file")
     parser.add_argument(
@@ -101,35 +104,46 @@ def _parser(name: str, bench: Any) -> cli.Parser:
     return parser
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return (the bench's own arguments, FIELD=VALUE of those that begin with --config.)."""
-    own, fields = [], []
+def _split_off_fields(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return (the bench's own arguments, the FIELD=VALUE of each --config.FIELD=VALUE)."""
+    bench_arguments, assignments = [], []
     for argument in arguments:
         if argument.startswith("--config."):
-            fields.append(argument.removeprefix("--config."))
+            assignments.append(argument.removeprefix("--config."))
         else:
-            own.append(argument)
-    return own, fields
+            bench_arguments.append(argument)
+    return bench_arguments, assignments
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return rows as text, with the columns that any of them has, right-aligned."""
+    """Return rows as text, with every column that any of them has.
+
+    The first column is left-aligned, the others are right-aligned.
+    """
     # A dict as an ordered set: the first row that has a column decides its place.
     columns: dict[str, None] = {}
     for row in rows:
         columns.update(dict.fromkeys(row))
-    lines = [[column.replace("_", " ") for column in columns]]
+    grid = [[column.replace("_", " ") for column in columns]]  # the heading, then the rows
     for row in rows:
-        lines.append([_cell(row.get(column)) for column in columns])
+        grid.append([_cell(row.get(column)) for column in columns])
     widths = []
-    for cells in zip(*lines):
-        widths.append(max(map(len, cells)))
-    texts = []
-    for first, *others in lines:
+    for column_cells in zip(*grid):
+        widths.append(max(map(len, column_cells)))
+    lines = []
+    for first, *others in grid:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(others, widths[1:])]
-        texts.append("  ".join(cells))
-    return "\n".join(texts)
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def machine() -> dict[str, Any]:
@@ -145,16 +159,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 if __name__ == "__main__":
     from slmjax.launch import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory()  # before JAX starts its threads
     cli.script(main)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from slmjax.bench import shell
 from slmjax.bench.step_pieces import attention_flops
-from slmjax.bench.timing import both, device_ms
+from slmjax.bench.timing import device_ms, forward_and_backward
 from slmjax.bench.train import random_batch
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
@@ -32,10 +32,12 @@ FAULTS = (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueEr
 
 
 class _Inputs(NamedTuple):
+    """What attention takes: N query heads and K key/value heads of H channels."""
+
     query: Float[Array, "B T N H"]
     key: Float[Array, "B T K H"]
     value: Float[Array, "B T K H"]
-    cotangent: Float[Array, "B T N H"]
+    cotangent: Float[Array, "B T N H"]  # of the output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     arch, _ = resolve(config.model, config.precision, mesh, config.data.vocab_size)
     batch = config.train.batch
     length = config.data.seq_len
-    inputs = _random_inputs((batch, length), arch)
+    inputs = _random_inputs((batch, length), arch)  # the same for all kernels
     heads = f"{arch.heads}/{arch.kv_heads} heads of {arch.head_dim}"
     kernels = [arch.attention]  # what training takes here
     if arguments.kernels:
@@ -86,7 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"--kernels={arguments.kernels}: '{kernel}' is not among {', '.join(KERNELS)}."
             )
         for documents in arguments.documents:
-            # Of this batch only the segments count, so two tokens are vocabulary enough.
+            # Only the segments of this batch are used, so any vocabulary will do, such as 2.
             segments = random_batch(batch, length, 2, documents, 0)["segments"]
             row = {
                 "kernel": kernel,
@@ -99,28 +101,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _random_inputs(shape: tuple[int, int], arch: Architecture) -> _Inputs:
     """Return queries, keys, values and the output's cotangent for rows of this shape [B,T]."""
-    # One set for all kernels, so that they do the same work.
-    keys = jax.random.split(jax.random.key(0), 4)
+    random_keys = jax.random.split(jax.random.key(0), 4)
+    # Heads of query, key, value and cotangent.
     heads = (arch.heads, arch.kv_heads, arch.kv_heads, arch.heads)
     arrays = []
-    for key, count in zip(keys, heads):
-        arrays.append(jax.random.normal(key, (*shape, count, arch.head_dim), arch.compute))
+    for random_key, count in zip(random_keys, heads):
+        arrays.append(jax.random.normal(random_key, (*shape, count, arch.head_dim), arch.compute))
     return _Inputs(*arrays)
 
 
 def _measure(
     inputs: _Inputs, segments: np.ndarray, documents: int, kernel: str, runs: int
 ) -> dict[str, Any]:
-    """Return the columns of one kernel on rows of some documents, see run."""
-    on_device = jnp.asarray(segments)
+    """Time one kernel on rows with these segments [B,T]; return the columns that `run` names.
+
+    Raises: UserError if the kernel does not run here.
+    """
+    device_segments = jnp.asarray(segments)
     attend = functools.partial(
         attention,
-        query_segments=on_device,
-        key_segments=on_device,
+        query_segments=device_segments,
+        key_segments=device_segments,
         kernel=kernel,
         places=len(segments) * documents,  # cudnn reserves a place for each document
     )
-    both_passes = both(attend)
+    both_passes = forward_and_backward(attend)
     forward_arguments = inputs[:3]
     try:
         compiled = jax.jit(both_passes).lower(forward_arguments, inputs.cotangent).compile()
@@ -128,14 +133,14 @@ def _measure(
         forward_ms = device_ms(attend, *forward_arguments, runs=runs)
         both_ms = device_ms(both_passes, forward_arguments, inputs.cotangent, runs=runs)
     except FAULTS as error:
-        lines = str(error).splitlines() or [""]
         # The first line names the reason; XLA may add pages of its program.
+        lines = str(error).splitlines() or [""]
         raise UserError(f"--kernels: {kernel} does not run here: {lines[0][:200]}") from error
     _, _, heads, head_dim = inputs.query.shape
     flops = attention_flops(segments, heads, head_dim)
     return {
         "forward ms": forward_ms,
         "both ms": both_ms,
-        "TFLOP/s": flops / both_ms / 1e9,  # ms and tera: 1e3 / 1e12
+        "TFLOP/s": flops / both_ms / 1e9,  # FLOP/ms is 1e3 FLOP/s, or 1e-9 TFLOP/s
         "gib": memory / 2**30,
     }

@@ -4,9 +4,9 @@ python -m slmjax.bench data
 
 Where $SLMJAX_SHARED (../shared/data unless set) has pretrain/, the sources are the six domains of
 configs/30m.py, prepared as a run prepares them. Another --config with data.sources brings its own.
-Otherwise six made-up sources take their place, each with documents of another usual length. A batch
-is all that a step gets: tokens, targets, segments, positions and weights. The process and its
-workers use two cores unless --cores says otherwise. Each repeat reads batches of its own.
+Otherwise six made-up sources take their place, which differ in the length of their documents. A
+batch is all that a step gets: tokens, targets, segments, positions and weights. The process and its
+workers use two cores unless --cores says otherwise. No two repeats read the same batches.
 """
 
 import argparse
@@ -32,8 +32,9 @@ from slmjax.errors import UserError
 
 RECIPE = Path(__file__).parents[2] / "configs" / "30m.py"
 VOCAB_SIZE = 16_384  # of made-up text
-# Lengths of made-up documents are log-normal: median in tokens, spread of the logarithm; then the
-# number of documents. They are near the six domains, and fewer.
+# Made-up sources: (median length of a document in tokens, standard deviation of its logarithm,
+# number of documents). Lengths are log-normal. They are close to those of the six domains, which
+# have more documents.
 MADE_UP = {
     "books": (4000, 0.8, 700),
     "textbooks": (3500, 0.8, 400),
@@ -45,7 +46,7 @@ MADE_UP = {
 
 
 class _Reading(NamedTuple):
-    """How long to read."""
+    """How much is read."""
 
     batches: int  # of one repeat
     repeats: int
@@ -87,10 +88,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the loader and its peers; returns {"bench": "data", "rows": [...]}.
 
     A row has loader ("slmjax" or a peer's name), sources ("prepared" or "made up"), seq_len, batch
-    (rows of it), workers, tokens_per_second (median; padding is not counted) with the slowest and
-    fastest repeat, and load, the machine's load average before: 1 or more means that other work
-    shared the machine. Our rows have max_segments. Where no worker reads, rows have cpu_ns, the
-    processor time a token; ours then also have its parts, see loader_stages.
+    (rows of a batch), workers, tokens_per_second (median; padding is not counted), slowest and
+    fastest (the same of single repeats), and load, the machine's load average beforehand: 1 or more
+    means that other work shared the machine. Our rows have max_segments. Without workers, rows have
+    cpu_ns, the processor time a token; ours then also have its parts, see loader_stages.
 
     Raises: UserError for numbers out of range and for text that cannot be prepared.
     """
@@ -101,31 +102,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with contextlib.ExitStack() as stack:
         folder = arguments.cache or stack.enter_context(tempfile.TemporaryDirectory())
-        kind, train = _sources(arguments, Path(folder))
-        # After the text is prepared, which may use all cores.
-        stack.enter_context(_cores(arguments.cores))
+        sources_name, train = _sources(arguments, Path(folder))
+        # Only now, as preparing the text may use all cores.
+        stack.enter_context(_on_cores(arguments.cores))
         for seq_len in arguments.seq_lens:
             batch = max(1, arguments.tokens // seq_len)
-            # More steps than are ever read.
+            # 10**6 are more steps than are ever read.
             plan = BatchPlan(train, seq_len=seq_len, batch=batch, steps=10**6, seed=0)
-            shape = {"sources": kind, "seq_len": seq_len, "batch": batch}
+            case = {"sources": sources_name, "seq_len": seq_len, "batch": batch}
             for workers in arguments.workers:
                 columns = _our_columns(plan, workers, reading)
-                rows.append({"loader": "slmjax", **shape, **columns})
+                rows.append({"loader": "slmjax", **case, **columns})
             if arguments.no_peers:
                 continue
             peers = data_peers.packers(train, seq_len=seq_len, batch=batch)
-            for name, make in peers.items():
-                columns = _timed(make, _text_of_peer, 0, reading)
-                rows.append({"loader": name, **shape, **columns})
+            for name, open_batches in peers.items():
+                columns = _timed(open_batches, _count_peer_tokens, 0, reading)
+                rows.append({"loader": name, **case, **columns})
     return {"bench": "data", "rows": rows}
 
 
 def _our_columns(plan: BatchPlan, workers: int, reading: _Reading) -> dict[str, Any]:
-    """Return the columns of the launcher's loader."""
+    """Return the columns of the launcher's loader: its speed and, without workers, its parts."""
     steps = reading.batches + _read_ahead(workers)  # of one repeat
 
-    def batches(repeat: int) -> Any:
+    def open_batches(repeat: int) -> Any:
         first = repeat * steps
         return local_batches(
             plan,
@@ -135,46 +136,50 @@ def _our_columns(plan: BatchPlan, workers: int, reading: _Reading) -> dict[str, 
             workers=workers,
         )
 
-    def text(batch: Mapping[str, np.ndarray]) -> int:
+    def count_tokens(batch: Mapping[str, np.ndarray]) -> int:
         return int(batch["weights"].sum())  # padding has weight 0
 
-    columns = _timed(batches, text, workers, reading)
+    columns = _timed(open_batches, count_tokens, workers, reading)
     columns["max_segments"] = plan.max_segments
     if workers:
         return columns
-    # Steps that no repeat has read: read text may still be in the page cache.
-    unread = reading.repeats * steps
-    repeats = []
-    for first in range(unread, 2 * unread, steps):
-        repeats.append(loader_stages(plan, range(first, first + steps)))
-    for name in repeats[0]:
-        columns[name] = statistics.median(stages[name] for stages in repeats)
+    # Other steps than above: text that was read there may still be in the page cache.
+    first_unread = reading.repeats * steps
+    stages_of_repeats = []
+    for repeat in range(reading.repeats):
+        first = first_unread + repeat * steps
+        stages_of_repeats.append(loader_stages(plan, range(first, first + steps)))
+    for name in stages_of_repeats[0]:
+        columns[name] = statistics.median(stages[name] for stages in stages_of_repeats)
     return columns
 
 
 def _timed(
-    make: Callable[[int], Any], text: Callable[[Any], int], workers: int, reading: _Reading
+    open_batches: Callable[[int], Any],
+    count_tokens: Callable[[Any], int],
+    workers: int,
+    reading: _Reading,
 ) -> dict[str, Any]:
-    """Return the speed of reading.
+    """Read batches and return the columns of speed.
 
     Args:
-      make: a context manager over the batches of a repeat.
-      text: number of tokens of a batch, without padding.
+      open_batches: from the number of a repeat to a context manager over an iterator of batches.
+      count_tokens: from a batch to the number of its tokens, without padding.
     """
     load, *_ = os.getloadavg()
-    speeds, costs = [], []
+    speeds, cpu_ns = [], []  # of each repeat
     for repeat in range(reading.repeats):
-        with make(repeat) as batches:
-            # What was read before the clock starts does not count.
+        with open_batches(repeat) as batches:
+            # Batches that may be ready before the clock starts do not count.
             for _ in range(_read_ahead(workers)):
                 next(batches)
             began = time.perf_counter()
             cpu_began = time.process_time()
-            tokens = sum(text(next(batches)) for _ in range(reading.batches))
+            tokens = sum(count_tokens(next(batches)) for _ in range(reading.batches))
             seconds = time.perf_counter() - began
             cpu_seconds = time.process_time() - cpu_began
         speeds.append(tokens / seconds)
-        costs.append(cpu_seconds / tokens * 1e9)
+        cpu_ns.append(cpu_seconds / tokens * 1e9)
     columns = {
         "workers": workers,
         "tokens_per_second": statistics.median(speeds),
@@ -182,32 +187,34 @@ def _timed(
         "fastest": max(speeds),
         "load": load,
     }
-    # Of this process only: where others read, it would be a part.
+    # Processor time is that of this process, and with workers others do most of the reading.
     if not workers:
-        columns["cpu_ns"] = statistics.median(costs)
+        columns["cpu_ns"] = statistics.median(cpu_ns)
     return columns
 
 
 def _read_ahead(workers: int) -> int:
     """Return the most batches that may be ready before anyone asks for them."""
-    # Twice the buffers of the loader, which hold two batches for each reader.
+    # The loader's buffers hold two batches for each reader; twice as many, to be safe.
     return 4 * max(1, workers)
 
 
-def _text_of_peer(batch: Mapping[str, np.ndarray]) -> int:
+def _count_peer_tokens(batch: Mapping[str, np.ndarray]) -> int:
     # Grain's segments count from 1, as ours; 0 is padding.
     return int((batch["tokens_segment_ids"] > 0).sum())
 
 
 def _sources(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str, ShardSet]]:
     """Return ("prepared" or "made up", the training text of each source)."""
-    config = getattr(arguments, "config", None)
-    if not arguments.made_up and (config is None or not config.data.sources):
-        config = _six_domains()
-    if arguments.made_up or config is None:
-        sources = {name: _made_up(folder, name, *shape) for name, shape in MADE_UP.items()}
-        return "made up", sources
-    return "prepared", prepare(config.data, seed=config.seed, cache=folder).train
+    if not arguments.made_up:
+        # None if `run` is called without a recipe, as by its tests.
+        config = getattr(arguments, "config", None)
+        if config is None or not config.data.sources:
+            config = _six_domains()
+        if config is not None:
+            return "prepared", prepare(config.data, seed=config.seed, cache=folder).train
+    sources = {name: _made_up(folder, name, *shape) for name, shape in MADE_UP.items()}
+    return "made up", sources
 
 
 def _six_domains() -> configs.Config | None:
@@ -221,23 +228,25 @@ def _six_domains() -> configs.Config | None:
 
 
 def _made_up(folder: Path, name: str, median: float, spread: float, documents: int) -> ShardSet:
-    """Write random documents of a source; for the numbers see MADE_UP."""
+    """Write random documents of a source and return them; for the numbers see MADE_UP."""
     # Seeded by the name, so that a source's text does not depend on the others.
     rng = np.random.default_rng(list(name.encode()))
-    lengths = np.exp(rng.normal(np.log(median), spread, documents)).astype(int) + 1
+    log_lengths = rng.normal(np.log(median), spread, documents)
+    lengths = np.exp(log_lengths).astype(int) + 1
     path = f"made-up/{name}.arrayrecord"
     with ShardWriter(folder, path, name, vocab_size=VOCAB_SIZE, eot=0) as writer:
         for line, length in enumerate(lengths.tolist()):
             tokens = rng.integers(1, VOCAB_SIZE, length).tolist()  # 0 ends a document
-            writer.add(tokens, 4 * length, line, line)  # about 4 bytes a token, as in English
+            size = 4 * length  # bytes; about 4 a token, as in English
+            writer.add(tokens, size, line, line)
     folders = [str(folder)] * len(writer.shards)
     return ShardSet(writer.shards, folders, vocab_size=VOCAB_SIZE)
 
 
 @contextlib.contextmanager
-def _cores(count: int) -> Iterator[None]:
+def _on_cores(count: int) -> Iterator[None]:
     """Keep this process, and those that it starts, on `count` cores; 0: on all."""
-    # Only Linux can; elsewhere the figures are those of all cores.
+    # Only Linux can do this; elsewhere the figures are those of all cores.
     if not count or not hasattr(os, "sched_setaffinity"):
         yield
         return

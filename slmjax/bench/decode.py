@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure each batch.
 
     Returns: {"rows": [...], ...}; for the columns of a row see measure. The peers' rows come last.
+      A batch that does not fit has a message instead of a row.
     Raises: UserError for options out of range, and for compiler options that XLA does not have.
     """
     config = arguments.config
@@ -81,32 +82,33 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         value = getattr(arguments, name)
         if value < least:
             raise UserError(f"--{name}={value}: expected at least {least}.")
-    rows, messages = [], []
+    peer_rows, messages = [], []
     if arguments.peers:
-        # First: JAX takes most of a GPU's memory once it has begun.
-        rows, messages = decode_peers.measure_peer(
+        # Before our own runs: JAX takes most of a GPU's memory once it has begun.
+        peer_rows, messages = decode_peers.measure_peer(
             config, arguments.batch, prompt, tokens, arguments.runs, arguments.peer_seconds
         )
     use_compile_cache()
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     arch, reasons = resolve(config.model, config.precision, mesh, config.data.vocab_size)
-    # Speed does not depend on what the weights are.
+    # Random weights: speed does not depend on them.
     params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(config.seed))
     engine = Engine(arch, params, {}, BareIds(arch), xla=xla)
     ours = []
     for batch in arguments.batch:
         try:
             ours.append(measure(engine, batch, prompt, tokens, arguments.runs))
-        except UserError as error:  # the engine knows that the cache does not fit
+        except UserError as error:  # the engine foresees that its cache does not fit
             messages.append(f"slmjax, batch {batch}: {error}")
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" in str(error):
-                raise UserError(f"--xla: {str(error).partition(': ')[2]}.") from None
-            # Out of memory, for instance: smaller batches keep their rows.
+                _, _, reason = str(error).partition(": ")
+                raise UserError(f"--xla: {reason}.") from None
+            # Such as too little memory: other batches keep their rows.
             messages.append(f"slmjax, batch {batch}: {str(error).splitlines()[0]}")
     return {
         "bench": "decode",
-        "rows": ours + rows,
+        "rows": ours + peer_rows,
         "model": sizes.describe(arch),
         "choices": reasons,
         "xla": xla,
@@ -119,24 +121,29 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> dict[str, Any]:
     """Return the table's row of one batch.
 
-    Its columns:
+    Args:
+      rows: decoded at once.
+      prompt, tokens: tokens of each prompt, and tokens drawn after it.
+      runs: timed, after one that is not.
+    Returns: a dict with these columns.
       prefill ms, ms a token: of the whole batch; all rows draw a token in one step.
       tokens/s: drawn by all rows together.
       state MB: the cache of one row, with room for its tokens.
       floor ms: the bytes of a step (sizes.decode_bytes, in the middle of the loop) over the
-        memory's bandwidth, where the device is known.
-      compile s: how much longer the first run took. An earlier process may have left the compiled
-        programs on disk.
-      peak GiB: most memory of the device that this process has taken so far, where JAX reports it.
+        memory's bandwidth; None where the bandwidth is not known.
+      compile s: how much longer the first run took than the others. It is short if an earlier
+        process has left the compiled programs on disk.
+      peak GiB: most memory of the device that this process has taken so far; None where JAX does
+        not report it.
     """
     random = np.random.default_rng(0)
     ids = random.integers(0, engine.arch.vocab_size, (rows, prompt)).tolist()
     batch = engine.prepare(ids, sampling_of(rows), tokens)
     # The first run compiles: the medians leave it out.
     first = _timed_run(engine, batch, rows, tokens)
-    later = [_timed_run(engine, batch, rows, tokens) for _ in range(runs)]
-    prefill = statistics.median(times.prefill for times in later)
-    loop = statistics.median(times.loop for times in later)
+    later_runs = [_timed_run(engine, batch, rows, tokens) for _ in range(runs)]
+    prefill = statistics.median(run.prefill for run in later_runs)
+    loop = statistics.median(run.loop for run in later_runs)
     device = next(iter(engine.params["embedding"].devices()))
     # Not every platform reports its memory: a CPU gives None.
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
@@ -155,11 +162,11 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
 
 
 class _Run(NamedTuple):
-    """Seconds of one run of the engine's programs, and the size of its cache."""
+    """One run of the engine's two programs."""
 
-    prefill: float
-    loop: float
-    row_bytes: float  # of the cache, a row
+    prefill: float  # seconds
+    loop: float  # seconds that decoding took
+    row_bytes: float  # size of the cache of one row
 
 
 def _timed_run(engine: Engine, batch: Batch, rows: int, tokens: int) -> _Run:
@@ -171,11 +178,12 @@ def _timed_run(engine: Engine, batch: Batch, rows: int, tokens: int) -> _Run:
     cache = jax.block_until_ready(engine.prefill(batch))
     filled = time.perf_counter()
     # The loop takes over the cache's memory, so its size is read before.
-    row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers)) / cache.length.size
+    cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers))
+    row_bytes = cache_bytes / cache.length.size  # there is a length for each row
     started = time.perf_counter()
     state = jax.device_get(engine.loop(batch, cache))
     ended = time.perf_counter()
-    counts = state.counts[:rows]  # a batch is padded to a power of two
+    counts = state.counts[:rows]  # of drawn tokens; a batch is padded to a power of two rows
     if not (counts == tokens).all():
         raise RuntimeError(f"rows drew {counts.tolist()} tokens, not {tokens} each")
     return _Run(filled - began, ended - started, row_bytes)
@@ -210,9 +218,11 @@ class BareIds:
 
 
 def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:
-    """Return {"prefill": {name: value}, "decode": {...}} of the words that --xla was given.
+    """Return the compiler options of both programs, {"prefill": {name: value}, "decode": {...}}.
 
-    A word is "name=value,prefill.name=value". A value may hold commas itself (lists of names).
+    Args:
+      words: the values of --xla, such as "name=value,prefill.name=value". An option's value may
+        hold commas itself (lists of names).
 
     Raises: UserError for a word without a value.
     """
@@ -226,7 +236,7 @@ def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:
             )
         program = "prefill" if name.startswith("prefill.") else "decode"
         value: Any = text
-        # True, False and numbers get their types; any other text is a value as it stands.
+        # True, False and numbers get their types; any other text stays a text.
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text)
         options[program][name.removeprefix("prefill.")] = value
@@ -234,6 +244,7 @@ def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _assignments(words: Sequence[str]) -> Iterator[str]:
+    """Yield each "name=value" of the words."""
     for word in words:
         # A comma ends an assignment only where the next one, "name=", follows it.
         yield from re.split(r",(?=[\w.]+=)", word)

@@ -24,29 +24,29 @@ OTHERS = "elementwise and the rest"
 def kernels(run: Callable[[], Any], steps: int) -> list[dict[str, Any]]:
     """Profile run(), which takes `steps` steps.
 
-    Returns: rows with the kind of kernel, its ms and calls a step, and the slowest kernel's name.
-      The last row is the time in which any kernel ran. On a CPU, XLA's operations take the place
-      of kernels, and those of several threads overlap.
+    Returns: a row for each kind of kernel: its ms and calls in a step, and the kernel of this kind
+      that takes most time. The last row is the time in which any kernel ran. On a CPU, XLA's
+      operations take the place of kernels, and those of several threads overlap.
     """
     events = _profiled(run)
     totals: dict[str, dict[str, float]] = {}  # {kind: {kernel's name without numbers: ns}}
     calls = Counter()
     for name, start, stop in events:
         kind = _kind(name)
-        # XLA numbers the copies of a kernel: fusion_3 and fusion_17 are one.
+        # XLA numbers the copies of a kernel: fusion_3 and fusion_17 count as one.
         unnumbered = re.sub(r"[._]?\d+", "", name)
-        of_kind = totals.setdefault(kind, defaultdict(float))
-        of_kind[unnumbered] += stop - start
+        kernel_ns = totals.setdefault(kind, defaultdict(float))
+        kernel_ns[unnumbered] += stop - start
         calls[kind] += 1
-    to_ms = 1 / steps / 1e6  # from nanoseconds of all steps
+    to_ms = 1 / steps / 1e6  # from ns of all steps to ms of one
     rows = []
-    for kind, of_kind in totals.items():
-        slowest = max(of_kind, key=of_kind.__getitem__)
-        slowest_ms = of_kind[slowest] * to_ms
+    for kind, kernel_ns in totals.items():
+        slowest = max(kernel_ns, key=kernel_ns.__getitem__)
+        slowest_ms = kernel_ns[slowest] * to_ms
         rows.append(
             {
                 "kernels": kind,
-                "ms": sum(of_kind.values()) * to_ms,
+                "ms": sum(kernel_ns.values()) * to_ms,
                 "calls": calls[kind] / steps,
                 "slowest": f"{slowest_ms:.3g} ms {slowest[:50]}",
             }
@@ -64,7 +64,7 @@ def _profiled(run: Callable[[], Any]) -> list[tuple[str, float, float]]:
         with jax.profiler.trace(folder):
             # The profile ends with the block, also for kernels that still run.
             jax.block_until_ready(run())
-        (file,) = Path(folder).rglob("*.xplane.pb")
+        (file,) = Path(folder).rglob("*.xplane.pb")  # one for each host, and this is the only one
         data = jax.profiler.ProfileData.from_file(str(file))
         return list(_events(data))
 
@@ -79,8 +79,9 @@ def _kind(name: str) -> str:
 def _events(data: Any) -> Iterator[tuple[str, float, float]]:
     """Yield (name, start, stop) in ns of every kernel on the first device.
 
-    XLA's operations take their place where the platform's profile has no device.
+    Where the profile has no device, as on a CPU, XLA's operations on the host take their place.
     """
+    # A plane of the profile is a device or the host; its lines are streams or threads.
     planes = {plane.name: plane for plane in data.planes}
     device = None
     for name in sorted(planes):
@@ -93,16 +94,16 @@ def _events(data: Any) -> Iterator[tuple[str, float, float]]:
     streams = [line for line in lines if line.name.startswith("Stream")]
     for line in streams or lines:
         for event in line.events:
-            # The host's events are Python's and XLA's runtime too; operations have an hlo_op.
-            if device or any(name == "hlo_op" for name, _ in event.stats):
+            # The host has events of Python and of XLA's runtime too; only operations have hlo_op.
+            if device or any(stat == "hlo_op" for stat, _ in event.stats):
                 stop = event.start_ns + event.duration_ns
                 yield event.name, event.start_ns, stop
 
 
 def _busy(events: list[tuple[str, float, float]]) -> float:
-    """Return the nanoseconds that the union of the events covers."""
+    """Return the nanoseconds in which at least one event ran."""
     covered, end = 0.0, 0.0
-    # In order of their starts, an event adds what lies behind all ends so far.
+    # In the order of starts, each event adds its part after the latest end so far.
     for _, start, stop in sorted(events, key=lambda event: event[1]):
         covered += max(0.0, stop - max(start, end))
         end = max(end, stop)

@@ -30,9 +30,10 @@ from slmjax.curate.decontaminate import THRESHOLD, EvalIndex, build_index
 from slmjax.errors import UserError
 from slmjax.text.hashing import Matcher, shingles
 
+# Fields of an item in two common formats: multiple choice, and a text with its continuation.
 CHOICES = ("query", "choices")
 CONTINUED = ("context", "continuation")
-# Evaluation sets: (file below the data without its ending, fields of an item).
+# Evaluation sets: (file in the data folder, without ENDING; fields whose text makes an item).
 SETS = {
     "gsm8k": ("gsm8k/test", ("question", "answer")),
     "svamp": ("svamp/svamp", ("Body", "Question")),
@@ -80,14 +81,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure.
+    """Hide items and look for them, scan the corpus, and compare GSM8K train with GSM8K test.
 
-    A hidden item is found when it, not another, covers at least the threshold; `least` is the
-    smallest coverage of those that are found. The column 13-gram is what the common rule would
-    flag: one run of 13 words of any item is in the document. Speed is that of `find_all` alone, in
-    processor time, with documents counted as 3,000 characters each.
+    A hidden item is found if the hit is this item, not another one, and covers at least the
+    threshold; `least` is the smallest coverage of the items that are found. The column 13-gram is
+    the share, or in the corpus the number, of documents that the common rule would flag: any run of
+    13 words of any item is in the document. Speed is that of `find_all` alone, in documents per
+    second of processor time, with 3,000 characters counted as one document.
 
-    Returns: {"bench", "rows" (kinds), "clean" (domains), "sets", "train" (hits), "messages"}.
+    Returns: {"bench", "rows" (one for each way of hiding), "clean" (one for each domain), "sets",
+      "train" (hits), "messages"}.
     Raises: UserError where the data is missing or numbers are out of range.
     """
     _check_arguments(arguments)
@@ -97,31 +100,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         settings[name] = {"path": str(root / f"{path}{ENDING}"), "fields": list(fields)}
     gsm8k = build_index({"gsm8k": settings["gsm8k"]})
     started = time.perf_counter()
-    every = build_index(settings)
+    all_sets = build_index(settings)
     seconds = time.perf_counter() - started
 
-    items, hashes = [], []
+    items, item_grams = [], []
     for record in records_of(root / "gsm8k" / f"test{ENDING}"):
         items.append(record.fields)
-        hashes.append(shingles(planted.item_text(record.fields)))
-    grams = Matcher(np.unique(np.concatenate(hashes)))
+        item_grams.append(shingles(planted.item_text(record.fields)))
+    grams = Matcher(np.unique(np.concatenate(item_grams)))
     rows = _hide_and_find(gsm8k, grams, items, root, arguments)
-    scan = scan_corpus(gsm8k, every, grams, root, arguments)
+    scan = scan_corpus(gsm8k, all_sets, grams, root, arguments)
     train = _train_problems(gsm8k, items, root, arguments.threshold)
 
     show = arguments.show
     messages = [
-        f"index of {len(settings)} sets: built in {seconds:.1f} s, " + _sizes(every),
+        f"index of {len(settings)} sets: built in {seconds:.1f} s, " + _size_of(all_sets),
         f"\n{len(scan.gsm8k)} documents of the corpus flagged for GSM8K test:",
         *scan.gsm8k[:show],
         f"\n{len(scan.any_set)} for any set, the surest first:",
         *scan.any_set[:show],
         f"\n{len(train)} problems of GSM8K train cover one of GSM8K test:",
     ]
-    for hit in train[:show]:
+    for row in train[:show]:
         messages.append(
-            f"{hit['coverage']:.2f} train {hit['line']}: {hit['train']}\n"
-            f"     test {hit['item']}: {hit['test']}"
+            f"{row['coverage']:.2f} train {row['line']}: {row['train']}\n"
+            f"     test {row['item']}: {row['test']}"
         )
     return {
         "bench": "decontaminate",
@@ -149,8 +152,8 @@ def _data_folder() -> Path:
     return root
 
 
-def _sizes(index: EvalIndex) -> str:
-    """Return how large an index is on disk and in memory."""
+def _size_of(index: EvalIndex) -> str:
+    """Return a text that says how large an index is on disk and in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.npz"
         index.save(path)
@@ -171,39 +174,47 @@ def _hide_and_find(
     root: Path,
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Hide items in documents of every domain and look for them; return a row for each kind."""
-    hosts = []  # texts of each domain
+    """Hide items in documents of every domain and look for them.
+
+    Args:
+      index: of the items.
+      grams: all runs of 13 words of the items.
+    Returns: a row for each of planted.KINDS.
+    """
+    hosts = []  # for each domain, the texts of the documents in which items are hidden
     for domain in DOMAINS:
         documents = itertools.islice(records_of(root / "pretrain" / domain), HOSTS)
         hosts.append([record.fields["text"] for record in documents])
     rows = []
     for kind, meaning in planted.KINDS.items():
-        # Each kind begins with the same draws, so that kinds differ by what they do to the items.
+        # The same seed for each kind, so that kinds differ only by what they do to the items.
         draw = random.Random(arguments.seed)
-        numbers = range(len(items))
-        if kind.startswith("names"):  # an item without a name would stay as it is
-            numbers = [number for number in numbers if planted.names_in(items[number])]
-        coverages, with_gram = [], 0
-        for turn, number in enumerate(draw.choices(numbers, k=arguments.planted)):
+        item_numbers = range(len(items))
+        if kind.startswith("names"):
+            # An item without a name would stay as it is.
+            item_numbers = [number for number in item_numbers if planted.names_in(items[number])]
+        coverages, documents_with_gram = [], 0
+        for turn, number in enumerate(draw.choices(item_numbers, k=arguments.planted)):
             text = planted.variant(items[number], kind, draw)
-            # Domains take turns, so that each gets as many items.
+            # Domains take turns, so that each gets the same number of items.
             host = draw.choice(hosts[turn % len(hosts)])
             document, place = planted.plant(text, host, kind, draw)
             for hit in index.find_all(document, arguments.threshold):
                 overlaps = hit.start < place + len(text) and place < hit.end
-                if hit.item == number + 1 and overlaps:  # an index counts lines from 1
+                # An index counts items from 1.
+                if hit.item == number + 1 and overlaps:
                     coverages.append(hit.coverage)
             if len(grams.find(shingles(document))):
-                with_gram += 1
+                documents_with_gram += 1
         rows.append(
             {
                 "hidden": kind,
                 "items": arguments.planted,
                 "found": len(coverages),
                 "share": len(coverages) / arguments.planted,
-                "median": float(np.median(coverages or 0)),
+                "median": float(np.median(coverages or 0)),  # 0 if nothing is found
                 "least": min(coverages, default=0.0),
-                "13-gram": with_gram / arguments.planted,
+                "13-gram": documents_with_gram / arguments.planted,
                 "how": meaning,
             }
         )
@@ -213,7 +224,10 @@ def _hide_and_find(
 def _train_problems(
     index: EvalIndex, items: list[dict[str, Any]], root: Path, threshold: float
 ) -> list[dict[str, Any]]:
-    """Return the problems of GSM8K train that cover one of GSM8K test, the surest first."""
+    """Return a row for each problem of GSM8K train that covers one of GSM8K test.
+
+    Rows are in the order of their coverage, the largest first.
+    """
     rows = []
     for record in records_of(root / "gsm8k" / f"train{ENDING}"):
         problem = record.fields

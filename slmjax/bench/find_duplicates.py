@@ -8,11 +8,11 @@ python -m slmjax.bench dedup --documents=100000
 Quality: real near-duplicates of $SLMJAX_SHARED/dedup, compared with the exact similarity of all
 pairs.
 
-Speed: slices of 3,000 bytes of $SLMJAX_SHARED/pretrain (textbooks, books, docs) in eight
-uncompressed .jsonl files. Half of them are unique. The others are in clusters of Zipf size up to
-1,000, whose members have a Jaccard similarity of 0.5 to 1 to the first. The time is that from
-reading the files to clusters. All use the same word 5-grams, 14 bands of 8 and --processes
-processes.
+Speed: documents are slices of 3,000 bytes of $SLMJAX_SHARED/pretrain (textbooks, books, docs) in
+eight uncompressed .jsonl files. Half of them are unique. The others are in clusters, whose sizes
+follow Zipf's law up to 1,000 and whose members have a Jaccard similarity of 0.5 to 1 to the first.
+The time is from reading the files to the finished clusters. All libraries use the same word
+5-grams, 14 bands of 8 hashes and --processes processes.
 
 SLMJAX_SHARED is ../shared/data unless set.
 """
@@ -46,9 +46,9 @@ from slmjax.text.records import Source
 LENGTH = 3000  # bytes of a document
 SETS = ("docversions", "editions")  # of real near-duplicates
 THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.9)
-FINEWEB_BANDS = (14, 8)  # bands of so many hashes each; Penedo et al. 2024
-HASHES = 112  # as many as 14 x 8 are
-REPEATED = 20_000  # documents up to which the peers are fast enough to run several times
+FINEWEB_BANDS = (14, 8)  # (bands, hashes of a band); Penedo et al. 2024
+HASHES = 112  # 14 x 8
+REPEATED = 20_000  # with more documents the peers are too slow to run more than once
 
 Row = dict[str, Any]
 
@@ -74,13 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return rows of quality, or of speed.
+    """Return {"bench", "rows"}, with rows of quality or of speed.
 
-    Quality: set, bands, threshold and who, and the columns of `duplicate_scores.scores`. The key
-    "curve" has the rows of `curve`.
+    Quality: set, bands, threshold and who, and the columns of `duplicate_scores.scores`. There is
+    also "curve", the rows of `curve`.
 
     Speed: who, documents, bytes, processes, documents_per_second (median), seconds, removed,
-    peak_GiB of all processes together (an upper bound), and load, the machine's before the runs.
+    peak_GiB of all processes together (an upper bound), and load (the machine's load average before
+    the runs).
 
     Raises: UserError without the shared text.
     """
@@ -95,55 +96,60 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def quality(root: Path, arguments: argparse.Namespace) -> list[Row]:
-    """Return rows for each set and threshold, with 14 x 8 and with the optimal bands of 112."""
+    """Return rows for each set and threshold.
+
+    Each is searched with FineWeb's bands and with those that are optimal for the threshold.
+    """
     rows = []
     for name in SETS:
         file = root / "dedup" / f"{name}_docs.jsonl.xz"
         texts = [record["text"] for record in xz_records(file)]
-        sets = [dedup_peers.word_shingles(text) for text in texts]
-        exact = similarities(sets)
+        shingle_sets = [dedup_peers.word_shingles(text) for text in texts]
+        exact = similarities(shingle_sets)
         for threshold in THRESHOLDS:
-            # For some thresholds the optimal bands are 14 x 8 too: one entry then.
-            shapes = dict.fromkeys([FINEWEB_BANDS, optimal_bands(threshold, HASHES)])
-            for bands, hashes in shapes:
+            # For some thresholds FineWeb's bands are optimal: the dict keeps them once.
+            band_shapes = dict.fromkeys([FINEWEB_BANDS, optimal_bands(threshold, HASHES)])
+            for bands, hashes in band_shapes:
                 scheme = Scheme(bands=bands, rows=hashes)
                 keepers = {"slmjax": ours(texts, scheme, threshold)}
                 if not arguments.no_peers:
-                    keepers |= dedup_peers.keepers(sets, scheme)
-                shape = {"set": name, "bands": f"{bands} x {hashes}", "threshold": threshold}
+                    keepers |= dedup_peers.keepers(shingle_sets, scheme)
+                case = {"set": name, "bands": f"{bands} x {hashes}", "threshold": threshold}
                 for who, keeper in keepers.items():
-                    rows.append({**shape, "who": who, **scores(keeper, exact, threshold)})
+                    rows.append({**case, "who": who, **scores(keeper, exact, threshold)})
     return rows
 
 
 def curve(pairs: int = 2000) -> list[Row]:
-    """Return how often pairs of a similarity meet in a band, measured on made-up pairs.
+    """Return how often two texts of a given similarity share a band, by formula and as measured.
 
-    A row has the similarity, the share by the formula, the share that is measured, and the standard
-    deviation of the latter.
+    Args:
+      pairs: made-up pairs of texts for each similarity.
+    Returns: rows with the similarity, the share of pairs by the formula, the share that is measured
+      and the standard deviation of the measured share.
     """
     random = np.random.default_rng(0)
     # Single words: the similarity of two texts then follows from the number of common words.
     scheme = Scheme(ngram=1)
     rows = []
-    # Two texts of 100 different words, of which `common` are in both.
     for common in range(50, 100, 5):
         texts = []
         for _ in range(pairs):
+            # Two texts of 100 words, of which `common` are in both. Words hardly ever repeat.
             numbers = random.integers(0, 10**12, 200 - common)
             words = [f"w{number}" for number in numbers]
             texts.append(" ".join(words[:100]))
             texts.append(" ".join(words[100 - common :]))
         bands = sketch(texts, scheme).bands  # [2 * pairs, bands]
-        # Texts 0 and 1 are a pair, 2 and 3 are one, and so on.
-        meet = (bands[::2] == bands[1::2]).any(1)
+        # Texts 0 and 1 are a pair, 2 and 3 are the next, and so on.
+        meet = (bands[::2] == bands[1::2]).any(1)  # [pairs]
         similarity = common / (200 - common)
         formula = float(scheme.candidate_probability(similarity))
         row = {
             "similarity": similarity,
             "formula": formula,
             "measured": float(meet.mean()),
-            # Of a binomial share.
+            # The measured share is binomial.
             "deviation": (formula * (1 - formula) / pairs) ** 0.5,
         }
         rows.append(row)
@@ -151,10 +157,10 @@ def curve(pairs: int = 2000) -> list[Row]:
 
 
 def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
-    """Return, for each text, the number of the one that slmjax keeps for it."""
+    """Return, for each text, the number of the text that slmjax keeps in its place."""
     sketches = sketch(texts, scheme)
-    # `deduplicate` hashes the texts; here equal texts only need equal keys.
-    text_numbers = np.unique(texts, return_inverse=True)[1]
+    # `deduplicate` takes hashes of the texts as keys. Here equal texts only need the same key.
+    _, text_numbers = np.unique(texts, return_inverse=True)
     keys = mix(text_numbers.astype(np.uint64))
     pairs = candidates(sketches.bands, keys)
     similarity = exact_similarity(sketches.shingles, sketches.counts)
@@ -162,25 +168,25 @@ def ours(texts: Sequence[str], scheme: Scheme, threshold: float) -> np.ndarray:
 
 
 def speed(root: Path, arguments: argparse.Namespace) -> list[Row]:
-    """Return a row for slmjax and each peer.
+    """Return a row for slmjax and for each peer.
 
-    Each run reads the files anew in a process of its own, which starts the other processes.
+    Each run is a new process, which reads the files and starts its own worker processes.
     """
     processes = arguments.processes
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_planted(root, Path(folder) / "text", arguments.documents, arguments.length)
-        # Other programs on the machine would falsify the figures.
+        # Other programs on the machine would falsify the figures: the load shows them.
         load = os.getloadavg()[0]
-        functions = {"slmjax": functools.partial(_own, files, processes, folder)}
+        searches = {"slmjax": functools.partial(_count_removed, files, processes, folder)}
         if not arguments.no_peers:
-            functions |= dedup_peers.makers(files, Scheme(), processes, Path(folder))
-        for who, function in functions.items():
+            searches |= dedup_peers.searches(files, Scheme(), processes, Path(folder))
+        for who, search in searches.items():
             repeats = who == "slmjax" or arguments.documents <= REPEATED
-            runs = _runs(function, processes, arguments.runs if repeats else 1)
+            runs = _runs(search, processes, arguments.runs if repeats else 1)
             documents = arguments.documents
             if who == "datatrove":
-                documents //= len(files)  # it reads one file: all would take minutes
+                documents //= len(files)  # it searches one file only: all would take minutes
             seconds = statistics.median(run.seconds for run in runs)
             row = {
                 "who": who,
@@ -199,42 +205,43 @@ def speed(root: Path, arguments: argparse.Namespace) -> list[Row]:
 
 
 class _Run(NamedTuple):
-    """One run of a search: duration, documents removed, memory of all processes at most."""
+    """One run of a search."""
 
     seconds: float
-    removed: int
-    peak_gib: float
+    removed: int  # documents
+    peak_gib: float  # of all processes together; an upper bound
 
 
-def _runs(function: Callable[[], int], processes: int, count: int) -> list[_Run]:
+def _runs(search: Callable[[], int], processes: int, count: int) -> list[_Run]:
     """Measure a search `count` times, each time in a process of its own."""
     runs = []
     for _ in range(count):
-        # A process that has read the files before would keep its memory and its imports.
+        # A new process: an old one would still have its memory and its imports.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            runs.append(pool.submit(_measured, function, processes).result())
+            runs.append(pool.submit(_measured_run, search, processes).result())
     return runs
 
 
-def _measured(function: Callable[[], int], processes: int) -> _Run:
-    """Call the function; its memory is an upper bound.
+def _measured_run(search: Callable[[], int], processes: int) -> _Run:
+    """Run a search, which returns how many documents it removes, and measure it.
 
-    That is the peak of this process, and for each process that it started the largest of theirs.
+    The peak memory is that of this process, and for each worker process that of the largest one.
     """
     started = time.perf_counter()
-    removed = function()
+    removed = search()
     seconds = time.perf_counter() - started
-    # Both in KiB on Linux.
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = own + processes * largest
+    # Linux gives both in KiB.
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest_worker_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = own_peak + processes * largest_worker_peak
     return _Run(seconds, removed, peak / 2**20)
 
 
-def _own(files: Sequence[Path], processes: int, folder: str) -> int:
-    """Return how many documents slmjax removes."""
+def _count_removed(files: Sequence[Path], processes: int, folder: str) -> int:
+    """Return how many documents slmjax removes; the index is in `folder` meanwhile."""
     paths = tuple(str(file) for file in files)
     with tempfile.TemporaryDirectory(dir=folder) as index:
         source = Source("slices", paths)
+        # With the defaults of Scheme, which the peers get too.
         _, clusters = deduplicate([source], Path(index), processes=processes)
         return len(clusters.removed)

@@ -1,7 +1,8 @@
 """The pieces of a training step, each next to its own ceiling: they show where speed is lost.
 
-The ceiling of a piece is the larger of two times: its matrix products at the rate of a large
-product on this device, and the bytes that it must at least read and write at the rate of a copy.
+The ceiling of a piece is the shortest time that this device allows. It is the larger of two: the
+time of its matrix products at the FLOP/s of a large product, and the time in which the bytes that
+it must read and write could be copied.
 """
 
 from typing import Any
@@ -18,19 +19,26 @@ def ladder(program: Program, batch: dict) -> list[dict[str, Any]]:
 
     Args:
       batch: as the train step takes it.
-    Returns: rows with piece, times, ms of one run, step_ms (of all its runs in a step), ceiling_ms,
-      and reached, the share of the ceiling. The first row names the device's rates.
+    Returns: rows with piece, times (runs in a step), ms of one run, step_ms of all runs in a step,
+      ceiling_ms of one run, and reached, which is ceiling_ms / ms. The first row names the device's
+      FLOP/s and bandwidth.
     """
-    # A CPU would need minutes for the sizes at which a GPU reaches its rate.
-    small = program.device.platform == "cpu"
-    rate = matmul_flops(program.arch.compute, 512 if small else 8192)
-    bandwidth = copy_bytes(1 << 24 if small else 1 << 30)
-    ceilings = f"ceilings: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"
+    matrix_size = 8192
+    copied_bytes = 1 << 30
+    if program.device.platform == "cpu":
+        # A CPU would need minutes for the sizes at which a GPU reaches its full speed.
+        matrix_size = 512
+        copied_bytes = 1 << 24
+    flops_per_second = matmul_flops(program.arch.compute, matrix_size)
+    bytes_per_second = copy_bytes(copied_bytes)
+    tera_flops = flops_per_second / 1e12
+    tera_bytes = bytes_per_second / 1e12
+    ceilings = f"ceilings: {tera_flops:.3g} TFLOP/s, {tera_bytes:.3g} TB/s"
     rows = [{"piece": ceilings}]
     for piece in step_pieces(program, batch):
         repeats = 1 if piece.name in LONG else 8
         ms = device_ms(piece.run, *piece.arguments, repeats=repeats)
-        least_seconds = max(piece.flops / rate, piece.bytes / bandwidth)
+        least_seconds = max(piece.flops / flops_per_second, piece.bytes / bytes_per_second)
         ceiling_ms = 1e3 * least_seconds
         rows.append(
             {

@@ -14,14 +14,14 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
     The parts run one after the other in this thread: plan_ns (which spans a row holds), read_ns
     (their tokens from the shards) and assemble_ns (the five arrays of a batch).
     """
-    shards = list(plan.train.values())  # spans name their source by its number
+    shards = list(plan.train.values())  # a plan's rows give the number of their source in this list
     began = time.perf_counter()
-    planned = []  # a step's [(source, spans of the row)]
+    planned = []  # for each step: [(source, spans of a row), ...]
     for step in steps:
         rows = plan.rows(step)
         planned.append([(source, plan.row_plans[source].row(row)) for source, row in rows])
     after_plan = time.perf_counter()
-    texts = []  # a step's [tokens of each span of the row]
+    texts = []  # for each step: [[tokens of each span of a row], ...]
     for rows in planned:
         row_texts = []
         for source, spans in rows:
@@ -29,14 +29,14 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
         texts.append(row_texts)
     after_read = time.perf_counter()
     for rows, row_texts in zip(planned, texts):
-        # fold reads as it goes: from memory here, as the shards have had their turn.
+        # `fold` reads the spans itself, here from memory: reading shards is timed above.
         in_memory = []
-        for (_, spans), text in zip(rows, row_texts):
-            in_memory.append((_SpansInMemory(iter(text)), spans))
+        for (_, spans), span_texts in zip(rows, row_texts):
+            in_memory.append((_SpansInMemory(iter(span_texts)), spans))
         unfold(fold(in_memory, plan.seq_len))
     after_assemble = time.perf_counter()
     tokens = len(steps) * plan.batch * plan.seq_len
-    to_ns = 1e9 / tokens  # from seconds of all steps
+    to_ns = 1e9 / tokens  # from seconds of all tokens to ns of one
     return {
         "plan_ns": to_ns * (after_plan - began),
         "read_ns": to_ns * (after_read - after_plan),
@@ -45,7 +45,7 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
 
 
 class _SpansInMemory:
-    """Takes the place of a ShardSet whose spans are read in the order in which they are held."""
+    """Takes the place of a ShardSet for a reader that asks for the spans in their order."""
 
     def __init__(self, texts: Iterator[np.ndarray]):
         self._texts = texts

@@ -84,50 +84,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure each variant at each length.
 
     Returns: {"rows": [...], ...}; a row has variant, context, parameters, and the columns of
-      measure_training and generate.
+      measure_training and measure_decoding.
     Raises: UserError for an unknown variant, a context without room for what is drawn, and mixers
       that leave no parameters to the feed-forward layers.
     """
-    # Before anything is compiled: every mistake ends at once.
     names = arguments.variants.split(",")
-    _check(names, arguments)
+    # Before anything is compiled, so that every mistake shows at once.
+    _check_arguments(names, arguments)
+    models = {name: variant(arguments.config, name).model for name in names}
     use_compile_cache()
-    recipe = arguments.config
-    configs = {name: variant(recipe, name) for name in names}
     # One device: mixers are compared, not shardings.
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-
-    def resolved(model: ModelConfig) -> Architecture:
-        vocab_size = recipe.data.vocab_size
-        deterministic = recipe.train.deterministic
-        arch, _ = resolve(model, recipe.precision, mesh, vocab_size, deterministic)
-        return arch
-
     rows, messages = [], []
     for length in arguments.lengths:
-        data = dataclasses.replace(recipe.data, seq_len=length)
-        train = dataclasses.replace(recipe.train, batch=max(1, arguments.tokens // length))
         for name in names:
-            config = dataclasses.replace(configs[name], data=data, train=train)
-            counted = _architecture(config.model, data.vocab_size)
-            row = {
-                "variant": name,
-                "context": length,
-                "parameters": sizes.parameters(counted).total,
-            }
-            parts = []
-            if arguments.measure != "decode":
-                parts.append(measure_training(config, mesh, arguments.steps))
-            if arguments.measure != "train":
-                arch = resolved(config.model)
-                parts.append(generate(arch, config.seed, length, arguments.drawn, arguments.rows))
-            for columns, part_messages in parts:
-                row |= columns
-                messages += [f"{name}, {length}: {message}" for message in part_messages]
+            row, row_messages = _measure_model(models[name], length, mesh, arguments)
+            row = {"variant": name, "context": length, **row}
             rows.append(row)
             shell.print_row(row)
+            messages += [f"{name}, {length}: {message}" for message in row_messages]
     if arguments.figure:
-        architectures = {name: resolved(configs[name].model) for name in names}
+        architectures = {name: _resolved(models[name], mesh, arguments) for name in names}
         Path(arguments.figure).write_text(draw(rows, architectures))
     return {
         "bench": "memory",
@@ -137,7 +114,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check(names: list[str], arguments: argparse.Namespace) -> None:
+def _check_arguments(names: list[str], arguments: argparse.Namespace) -> None:
     for name in names:
         if name not in VARIANTS:
             near = nearest(name, VARIANTS)
@@ -150,6 +127,43 @@ def _check(names: list[str], arguments: argparse.Namespace) -> None:
         )
 
 
+def _measure_model(
+    model: ModelConfig, length: int, mesh: Mesh, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure the recipe with a variant's model at one context length.
+
+    Returns: (parameters and the columns of what is measured, messages).
+    """
+    recipe = arguments.config
+    data = dataclasses.replace(recipe.data, seq_len=length)
+    train = dataclasses.replace(recipe.train, batch=max(1, arguments.tokens // length))
+    config = dataclasses.replace(recipe, model=model, data=data, train=train)
+    counted = _architecture_to_count(model, data.vocab_size)
+    row: dict[str, Any] = {"parameters": sizes.parameters(counted).total}
+    messages = []
+    if arguments.measure != "decode":
+        columns, training_messages = measure_training(config, mesh, arguments.steps)
+        row |= columns
+        messages += training_messages
+    if arguments.measure != "train":
+        arch = _resolved(model, mesh, arguments)
+        columns, decoding_messages = measure_decoding(
+            arch, config.seed, length, arguments.drawn, arguments.rows
+        )
+        row |= columns
+        messages += decoding_messages
+    return row, messages
+
+
+def _resolved(model: ModelConfig, mesh: Mesh, arguments: argparse.Namespace) -> Architecture:
+    """Return a model's architecture with the kernels and types that it gets on this device."""
+    recipe = arguments.config
+    vocab_size = recipe.data.vocab_size
+    deterministic = recipe.train.deterministic
+    arch, _ = resolve(model, recipe.precision, mesh, vocab_size, deterministic)
+    return arch
+
+
 def variant(config: Config, name: str) -> Config:
     """Return the config with this variant's model, see variant_model."""
     model = variant_model(config.model, config.data.vocab_size, name)
@@ -157,13 +171,13 @@ def variant(config: Config, name: str) -> Config:
 
 
 def variant_model(model: ModelConfig, vocab_size: int, name: str) -> ModelConfig:
-    """Return the model with a variant's mixers and as many parameters as before.
+    """Return the model with a variant's mixers and about as many parameters as before.
 
-    The feed-forward width, a multiple of 8, makes up for the mixers.
+    The feed-forward width, a multiple of 8, makes up for larger or smaller mixers.
 
     Raises: UserError where the mixers alone have more parameters.
     """
-    kind, _, hybrid = name.partition("-")
+    kind, _, hybrid = name.partition("-")  # "gdn-hybrid": ("gdn", "-", "hybrid")
     block = _recurrent_block(kind, model.width) if kind in KINDS else "attention"
     # Published hybrids have three recurrent layers to one of attention (Kimi Linear, Qwen3-Next).
     pattern = (block, block, block, "attention") if hybrid else (block,)
@@ -172,29 +186,30 @@ def variant_model(model: ModelConfig, vocab_size: int, name: str) -> ModelConfig
         model,
         pattern=pattern,
         kv_heads=kv_heads.get(name, model.kv_heads),
-        # Multiples of four, so that the pattern of a hybrid divides them.
+        # A multiple of four, the length of a hybrid's pattern.
         layers=max(4, 4 * round(model.layers / 4)),
         share_kv=2 if name == "shared" else 1,
     )
     # All parameters count, those of embedding and norms too.
-    budget = sizes.parameters(_architecture(model, vocab_size)).total
-    width = sizes.ff_width_for(_architecture(mixed, vocab_size), budget)
-    return dataclasses.replace(mixed, ff_width=width)
+    budget = sizes.parameters(_architecture_to_count(model, vocab_size)).total
+    ff_width = sizes.ff_width_for(_architecture_to_count(mixed, vocab_size), budget)
+    return dataclasses.replace(mixed, ff_width=ff_width)
 
 
 def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, Any], list[str]]:
-    """Measure training, first as config.model.remat says, then with each block rematerialised.
+    """Measure training with config.model.remat; if that does not fit, with remat="full".
 
-    Returns: (columns of the first that fits, messages about those that do not).
+    Returns: (the columns, empty if neither fits; a message about each remat that does not fit).
+    Raises: any error of the device but that of too little memory.
     """
     messages = []
-    for remat in dict.fromkeys((config.model.remat, "full")):  # once where they are the same
+    for remat in dict.fromkeys((config.model.remat, "full")):  # a dict: the same remat counts once
         model = dataclasses.replace(config.model, remat=remat)
         try:
             with jax.set_mesh(mesh):
                 row, _ = measure_train(dataclasses.replace(config, model=model), mesh, steps)
         except jax.errors.JaxRuntimeError as error:
-            # The compiler refuses a program that is too large, or the device while it runs.
+            # The compiler refuses a program that needs too much memory, or the program fails.
             reason = _out_of_memory(error)
             messages.append(f"training with remat={remat} does not fit: {reason}")
             continue
@@ -204,30 +219,33 @@ def measure_training(config: Config, mesh: Mesh, steps: int) -> tuple[dict[str, 
             "train tokens/s": row["tokens_per_second"],
         }
         return columns, messages
-    # Empty cells: every row has the same columns.
+    # Empty cells, so that every row has the same columns.
     return {"remat": "", "train GiB": None, "train tokens/s": None}, messages
 
 
-def generate(
+def measure_decoding(
     arch: Architecture, seed: int, length: int, drawn: int, rows: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure decoding with random weights.
 
     Args:
-      length: of the context, in tokens: the prompt, and a bucket for the `drawn` ones.
-    Returns: (columns, messages).
+      length: tokens of the context, which holds the prompt and a bucket for the drawn tokens.
+      drawn: tokens drawn in each row.
+      rows: decoded at once.
+    Returns: (the columns, empty if it does not fit; a message if it does not fit).
+    Raises: any error of the device but that of too little memory.
     """
     params = jax.jit(lm.init, static_argnums=0)(arch, jax.random.key(seed))
     engine = Engine(arch, params, {}, decode.BareIds(arch))
     # The engine keeps a whole bucket free for the drawn tokens.
     prompt = length - bucket(drawn)
+    empty_columns = {"state MB": None, "decode tokens/s": None}
     try:
         row = decode.measure(engine, rows, prompt, drawn, runs=2)
-    except UserError as error:  # the engine knows before it tries
-        return {"state MB": None, "decode tokens/s": None}, [f"decoding does not fit: {error}"]
+    except UserError as error:  # the engine foresees that its cache does not fit
+        return empty_columns, [f"decoding does not fit: {error}"]
     except jax.errors.JaxRuntimeError as error:
-        message = f"decoding does not fit: {_out_of_memory(error)}"
-        return {"state MB": None, "decode tokens/s": None}, [message]
+        return empty_columns, [f"decoding does not fit: {_out_of_memory(error)}"]
     return {"state MB": row["state MB"], "decode tokens/s": row["tokens/s"]}, []
 
 
@@ -239,13 +257,13 @@ def _out_of_memory(error: jax.errors.JaxRuntimeError) -> str:
     return message.splitlines()[0][:120]
 
 
-def _architecture(model: ModelConfig, vocab_size: int) -> Architecture:
-    """Return a model's architecture, for counting parameters: it does not depend on the device."""
+def _architecture_to_count(model: ModelConfig, vocab_size: int) -> Architecture:
+    """Return an architecture for counting parameters, whose number no device changes."""
     return from_config(model, model.vocab_size or vocab_size, compute="bfloat16")
 
 
 def _recurrent_block(kind: str, width: int) -> str:
-    """Return a recurrent block with heads of the published size, as wide as the model."""
+    """Return a recurrent block with heads of the published size, as many as fill `width`."""
     published = KINDS[kind]
     value_dim = min(published.value_dim, width)
     key_dim = min(published.key_dim, width)

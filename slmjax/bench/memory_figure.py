@@ -1,6 +1,7 @@
 """The picture of the memory bench: training memory as bars, the state of decoding as lines."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,11 @@ from slmjax.models.architecture import Architecture
 from slmjax.readable import count
 from slmjax.record.figures import LIGHT
 
-LONGEST = 1 << 16  # last context of the lines, in tokens
+LONGEST = 1 << 16  # tokens of the context at which lines end
 POINTS = 33  # of a line
 TICKS = (64, 256, 1024, 4096, 16_384, 65_536)  # tokens
 COLORS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "ink")  # of the report's light theme
-SAME_PLACE = 0.15  # lines that end this close, in natural logarithms of bytes, share a label
+SAME_PLACE = 0.15  # lines share a label if the logarithms (base e) of their ends differ by less
 
 
 def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
@@ -25,14 +26,14 @@ def draw(rows: list[dict[str, Any]], variants: dict[str, Architecture]) -> str:
     Right: the state that decoding keeps of one row, by context. Lines are the closed form
     (sizes.cache_bytes), dots are measured.
     """
-    # Only here: the bench runs without matplotlib where no figure is asked for.
+    # Imported here: the bench needs matplotlib only if a figure is asked for.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     colors = {}
-    for name, color in zip(variants, COLORS):
+    for name, color in zip(variants, itertools.cycle(COLORS)):
         colors[name] = LIGHT[color]
-    # The salt and the empty metadata make equal figures equal files.
+    # With a fixed salt and without metadata, equal figures are equal files.
     style = {"font.size": 9.5, "svg.hashsalt": "slmjax"}
     metadata = {"Date": None, "Creator": None}
     with rc_context(style):
@@ -78,13 +79,13 @@ def _longest_that_fits(rows: list[dict[str, Any]]) -> int:
     fits = {}
     for row in rows:
         context = row["context"]
-        # A variant that did not fit has an empty cell. Bars without it would mislead.
+        # A variant that did not fit has an empty cell. To leave its bar out would mislead.
         fits[context] = fits.get(context, True) and bool(row.get("train GiB"))
     return max((context for context in fits if fits[context]), default=0)
 
 
 def _bar_label(row: dict[str, Any]) -> str:
-    """Return the memory, and how it was reached where activations were not kept."""
+    """Return the memory in GiB, and the remat if activations were rematerialised."""
     label = f"{row['train GiB']:.3g}"
     if row["remat"] != "none":
         label += f" ({row['remat']})"
@@ -99,9 +100,9 @@ def _draw_states(
 ) -> None:
     """Draw a line for each variant, and a dot for each measured state."""
     shortest = min(1024, *(row["context"] for row in rows))
-    # Equal steps of the logarithmic axis.
+    # In equal steps on the logarithmic axis.
     contexts = np.geomspace(shortest, LONGEST, POINTS).round()
-    ends = {}  # height of each line at its right end
+    ends = {}  # MB of each line at its right end
     for name, arch in variants.items():
         state_bytes = [sizes.cache_bytes(arch, int(tokens)) for tokens in contexts]
         states = np.array(state_bytes) / 1e6
@@ -136,11 +137,11 @@ def _measured_states(rows: list[dict[str, Any]], variant: str) -> list[tuple[int
 
 
 def _line_labels(ends: dict[str, float]) -> Sequence[tuple[float, str]]:
-    """Return (height, text) of each label; lines that end at nearly one height share one."""
+    """Return (height in MB, text) of each label; lines with nearly the same end share a label."""
     labels: list[tuple[float, str]] = []
     for name, end in ends.items():
         for i, (height, text) in enumerate(labels):
-            # The axis is logarithmic: distances on it are ratios.
+            # The axis is logarithmic: equal distances on it are equal ratios.
             if abs(np.log(height / end)) < SAME_PLACE:
                 labels[i] = (height, f"{text}, {name}")
                 break
@@ -159,12 +160,12 @@ def _scale(axes: Any, shortest: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
 
-    # The value is a Python or a numpy number.
-    def tokens(value: Any, _: Any) -> str:
-        if value >= 1024:
-            return f"{value / 1024:.0f}k"
-        return f"{value:.0f}"
+    # Any: matplotlib's ticks are Python or numpy numbers.
+    def tick_label(tokens: Any, _: Any) -> str:
+        if tokens >= 1024:
+            return f"{tokens / 1024:.0f}k"
+        return f"{tokens:.0f}"
 
-    axes.xaxis.set_major_formatter(FuncFormatter(tokens))
-    # Plain numbers: matplotlib would print powers of ten.
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_label))
+    # Plain numbers instead of matplotlib's powers of ten.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -11,15 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
-# How an item can be hidden, and what that means.
+# {a way in which an item is hidden: what happens to it}
 KINDS = {
     "verbatim": "on lines of its own",
     "case and punctuation": (
         "upper, lower or title case; marks left out or exchanged, other white space"
     ),
     "mid-line": "without line breaks, inside a sentence of the document",
-    "names": "each name another one, the same all through",
-    "names and numbers": "and every number, in figures or words, another one",
+    "names": "each name replaced by the same other name throughout",
+    "names and numbers": "also every number replaced, in figures or in words",
     "question": "without the answer",
     "reworded": "one word in eight left out, or a word put in before it",
 }
@@ -28,21 +28,21 @@ _WORDS_FILE = resources.files(__package__) / "planted_words.json"
 _WORDS = json.loads(_WORDS_FILE.read_text("utf-8"))
 NAMES: list[str] = _WORDS["names"]  # common first names of several languages
 NUMBER_WORDS: list[str] = _WORDS["numbers"]
-OF_THE_CALENDAR = {*calendar.day_name, *calendar.month_name}  # capitals, but no names of people
+OF_THE_CALENDAR = {*calendar.day_name, *calendar.month_name}  # capitalised, but not people's names
 MARKS = ",.;:?!'’\"$"
 NUMBER = re.compile(r"\d+|\b(?:" + "|".join(NUMBER_WORDS) + r")\b", re.IGNORECASE)
 SECOND_NAME = 0.1  # share of new names that get a second one
 
-# In all functions the order of draws is part of the bench: another order would hide other texts
-# for the same seed, and earlier figures could not be compared.
+# `draw` is always the random generator. The order of its draws is part of the bench: another order
+# would hide other texts for the same seed, and earlier figures could not be compared.
 
 
 def variant(item: Mapping[str, str], kind: str, draw: random.Random) -> str:
-    """Return an item (its question and answer) as one of KINDS hides it."""
+    """Return the text of an item, changed in the way that `kind`, one of KINDS, says."""
     text = item_text(item)
     if kind == "question":
         text = item["question"]
-    if kind.startswith("names"):
+    if kind in ("names", "names and numbers"):
         text = _other_names(text, sorted(names_in(item)), draw)
     if kind == "names and numbers":
         text = _other_numbers(text, draw)
@@ -57,18 +57,21 @@ def variant(item: Mapping[str, str], kind: str, draw: random.Random) -> str:
 
 
 def item_text(item: Mapping[str, str]) -> str:
-    """Return the question and the answer of an item, each on lines of its own."""
+    """Return the question of an item and then its answer, on a new line."""
     return f"{item['question']}\n{item['answer']}"
 
 
 def plant(text: str, document: str, kind: str, draw: random.Random) -> tuple[str, int]:
-    """Return a document with `text` at a random place, and the place where it begins.
+    """Insert `text` at a random place of a document.
 
     The place is between two words of a line for the kind "mid-line", else between two lines.
+
+    Returns: (the new document, the index in it at which `text` begins).
     """
     if kind == "mid-line":
         places = [match.start() + 1 for match in re.finditer(r"\w \w", document)]
         place = draw.choice(places or [len(document)])
+        # Spaces, parentheses, quotation marks or dashes surround the text.
         before, after = draw.choice([(" ", " "), (" (", ") "), (', "', '" '), ("\u2014", "\u2014")])
     else:
         places = [match.start() for match in re.finditer("\n", document)]
@@ -81,18 +84,19 @@ def plant(text: str, document: str, kind: str, draw: random.Random) -> tuple[str
 def names_in(item: Mapping[str, str]) -> set[str]:
     """Return the names in an item.
 
-    They are words with a capital inside a sentence, and common first names; days and months are
-    not among them.
+    They are capitalised words inside a sentence, and common first names anywhere; days and months
+    are not among them.
     """
     text = item_text(item)
-    # A capital after a small letter or a comma: the first word of a sentence says nothing.
+    # After a small letter or a comma, and a space: the first word of a sentence is always
+    # capitalised, so it need not be a name.
     inside_sentences = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
-    common = set(NAMES) & set(re.findall(r"[A-Z][a-z]+", text))
-    return (inside_sentences | common) - OF_THE_CALENDAR
+    common_names = set(NAMES) & set(re.findall(r"[A-Z][a-z]+", text))
+    return (inside_sentences | common_names) - OF_THE_CALENDAR
 
 
 def _other_names(text: str, names: Sequence[str], draw: random.Random) -> str:
-    """Return a text in which each name is replaced by another that it does not hold."""
+    """Return a text in which each name is replaced by a name that the text does not hold."""
     if not names:
         return text
     new_names = draw.sample([name for name in NAMES if name not in text], len(names))
@@ -106,14 +110,18 @@ def _other_names(text: str, names: Sequence[str], draw: random.Random) -> str:
 
 
 def _other_numbers(text: str, draw: random.Random) -> str:
-    """Return a text in which each number is another: words by words, digits by as many digits."""
+    """Return a text in which each number is replaced by another one.
+
+    Words are replaced by words, and digits by as many digits. Numbers of more than four digits,
+    which are rare, become 0: listing all candidates would take too long.
+    """
 
     def replace(match: re.Match) -> str:
         number = match.group()
         if not number.isdigit():
             return draw.choice([word for word in NUMBER_WORDS if word != number.lower()])
-        # Numbers of more than four digits, which are rare, become 0: the list stays short.
         digits = len(number)
+        # Empty for more than four digits.
         candidates = range(10 ** (digits - 1), 10 ** min(digits, 4))
         others = [candidate for candidate in candidates if candidate != int(number)]
         return str(draw.choice(others or [0]))
@@ -122,7 +130,7 @@ def _other_numbers(text: str, draw: random.Random) -> str:
 
 
 def _reworded(text: str, draw: random.Random) -> str:
-    """Return a text in which one word in eight is left out or follows the word "other"."""
+    """Return a text in which one word in eight is left out, or the word "other" put before it."""
 
     def replace(match: re.Match) -> str:
         word = match.group()
@@ -134,7 +142,7 @@ def _reworded(text: str, draw: random.Random) -> str:
 
 
 def _other_marks(text: str, draw: random.Random) -> str:
-    """Return a text with other marks (not inside numbers), hyphens and white space.
+    """Return a text with other marks, hyphens and white space; numbers keep their marks.
 
     One mark in two is left out or exchanged.
     """
@@ -142,12 +150,15 @@ def _other_marks(text: str, draw: random.Random) -> str:
     def replace(match: re.Match) -> str:
         mark = match.group()
         if mark.isspace():
-            return draw.choice([" ", "  ", "\n", "\n\n"]) if draw.random() < 0.2 else " "
+            if draw.random() < 0.2:
+                return draw.choice([" ", "  ", "\n", "\n\n"])
+            return " "
         if mark == "-":
             return draw.choice(["-", " ", "\u2013"])
         if draw.random() < 0.5:
-            # The inner draw comes first: an exchanged mark is drawn even where it is left out.
+            # The inner draw comes first: a new mark is drawn even if the old one is left out.
             return draw.choice(["", draw.choice(MARKS)])
         return mark
 
+    # A mark without a digit next to it, a hyphen, or white space.
     return re.sub(r"(?<!\d)[" + re.escape(MARKS) + r"](?!\d)|-|\s+", replace, text)

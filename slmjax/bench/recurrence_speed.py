@@ -2,11 +2,11 @@
 
 python -m slmjax.bench recurrence --lengths=4096,16384 --tokens=65536
 
-It leaves out projections, convolutions and gates. Values are as wide as the config's attention
-(heads x head_dim; 1024 for configs/304m.py). ssm has heads of 64 that share keys of 128; gla has
-heads of 256 with keys half as wide; gdn and kda have heads of 128. Heads are no wider than the
-model. A row is one document. `gib` is the memory of the compiled program of both passes, without
-its arguments.
+Projections, convolutions and the computation of gates are left out. Values are as wide as the
+config's attention (heads x head_dim; 1024 for configs/304m.py). ssm has heads of 64 that share keys
+of 128; gla has heads of 256 with keys half as wide; gdn and kda have heads of 128. If the config's
+attention is narrower than such a head, the head is as wide as attention. A row is one document.
+`gib` is the memory of the compiled program of both passes, without its arguments.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slmjax.bench import shell
-from slmjax.bench.timing import both, wall_ms
+from slmjax.bench.timing import forward_and_backward, wall_ms
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -34,15 +34,15 @@ class RecurrentHeads(NamedTuple):
     value_dim: int
     key_dim: int
     shared_keys: bool  # one query/key head serves all value heads
-    decays: str  # shape of the decay: a number or channels, one for each channel of a key
-    erases: str | None  # shape of the erasing gate; None: there is none
+    decays: str  # "number": a decay for each head; "channels": for each channel of a head's key
+    erases: str | None  # the same of the gate that erases old values; None: there is no such gate
 
 
 KINDS = {
-    "ssm": RecurrentHeads(64, 128, True, "number", None),
-    "gla": RecurrentHeads(256, 128, False, "channels", None),
-    "gdn": RecurrentHeads(128, 128, False, "number", "number"),
-    "kda": RecurrentHeads(128, 128, False, "channels", "number"),
+    "ssm": RecurrentHeads(64, 128, shared_keys=True, decays="number", erases=None),
+    "gla": RecurrentHeads(256, 128, shared_keys=False, decays="channels", erases=None),
+    "gdn": RecurrentHeads(128, 128, shared_keys=False, decays="number", erases="number"),
+    "kda": RecurrentHeads(128, 128, shared_keys=False, decays="channels", erases="number"),
 }
 
 
@@ -72,14 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure attention, and each kind with each chunk, at each length.
+    """Measure attention, and each kind of recurrence with each chunk size, at each length.
 
-    Returns: {"rows": [...], ...}; `times attention` compares both passes; less is better.
+    Returns: {"rows": [...], ...}; `times attention` is the time of both passes divided by that of
+      attention.
     Raises: UserError for an unknown kind, a chunk that is not a power of two, and rows longer than
       the tokens.
     """
     kinds = arguments.kinds.split(",")
-    _check(arguments, kinds)
+    _check_arguments(arguments, kinds)
     config = arguments.config
     # One device: communication is not what is measured.
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"bench": "recurrence", "rows": rows}
 
 
-def _check(arguments: argparse.Namespace, kinds: list[str]) -> None:
+def _check_arguments(arguments: argparse.Namespace, kinds: list[str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"--kinds={arguments.kinds}: '{kind}' is not among {', '.join(KINDS)}.")
@@ -113,15 +114,15 @@ def _rows_of_shape(
     """Return the row of attention and those of all recurrences, on tokens of this shape [B,T]."""
     batch, length = shape
     size = {"rows": batch, "length": length}
-    times = _times(*attention_case(arch, batch, length), runs)
-    rows = [{"who": "attention", "how": arch.attention, **times, **size}]
+    attention_costs = _costs(*attention_case(arch, batch, length), runs)
+    rows = [{"who": "attention", "how": arch.attention, **attention_costs, **size}]
     shell.print_row(rows[-1])
     for kind in kinds:
         for chunk in chunks:
-            own_times = _times(*recurrence_case(arch, kind, chunk, batch, length), runs)
+            costs = _costs(*recurrence_case(arch, kind, chunk, batch, length), runs)
             how = f"{arch.recurrence}, chunks of {chunk}"
-            row = {"who": kind, "how": how, **own_times, **size}
-            row["times attention"] = own_times["both ms"] / times["both ms"]
+            row = {"who": kind, "how": how, **costs, **size}
+            row["times attention"] = costs["both ms"] / attention_costs["both ms"]
             rows.append(row)
             shell.print_row(row)
     return rows
@@ -138,7 +139,7 @@ def attention_case(arch: Architecture, batch: int, length: int) -> tuple[Callabl
         places=batch,  # a place for each row's one document
     )
     query_shape = (batch, length, arch.heads, arch.head_dim)  # [B,T,N,H]
-    key_shape = (batch, length, arch.kv_heads, arch.head_dim)  # [B,T,K,H], the value's too
+    key_shape = (batch, length, arch.kv_heads, arch.head_dim)  # [B,T,K,H], of values too
     arguments = []
     for seed, shape in enumerate((query_shape, key_shape, key_shape)):
         arguments.append(_normal(seed, shape, arch.compute))
@@ -148,29 +149,29 @@ def attention_case(arch: Architecture, batch: int, length: int) -> tuple[Callabl
 def recurrence_case(
     arch: Architecture, kind: str, chunk: int, batch: int, length: int
 ) -> tuple[Callable, tuple]:
-    """Return (f, arguments) of a recurrence over random rows, with gates as in a fresh mixer."""
+    """Return (f, arguments) of a recurrence over random rows, with gates as in a new mixer."""
     heads = KINDS[kind]
     width = arch.heads * arch.head_dim
     V = min(heads.value_dim, width)
     K = min(heads.key_dim, width)
-    H = width // V
+    H = width // V  # value heads
     G = 1 if heads.shared_keys else H  # query/key heads
-    # Length about 1, as in a mixer: for longer keys the delta rule diverges.
+    # Keys have a norm of about 1, as in a mixer: for larger ones the delta rule diverges.
     key_shape = (batch, length, G, K)
     query = _normal(0, key_shape, arch.compute) * K**-0.5
     key = _normal(1, key_shape, arch.compute) * K**-0.5
     value = _normal(2, (batch, length, H, V), arch.compute)
     gate_shapes = {"number": (batch, length, H), "channels": (batch, length, H, K)}
-    # Such decays forget half within some ten to a thousand tokens.
     decay_shape = gate_shapes[heads.decays]
-    rates = jax.random.uniform(jax.random.key(3), decay_shape, minval=-7.0, maxval=-2.0)
-    decay = -jnp.exp(rates)
+    log_rates = jax.random.uniform(jax.random.key(3), decay_shape, minval=-7.0, maxval=-2.0)
+    # The logarithm of a decay. Half of the memory is lost after log(2) / rate, 5 to 760 tokens.
+    decay = -jnp.exp(log_rates)
     erase = None
     if heads.erases:
         erase = jax.nn.sigmoid(_normal(4, gate_shapes[heads.erases], jnp.float32))
     segments = jnp.ones((batch, length), jnp.int32)
 
-    # Gates are arguments: the backward pass goes through them too, as in training.
+    # The gates are arguments too, so that the backward pass computes their gradients as well.
     def outputs(query, key, value, decay, erase) -> Float[Array, "B T H V"]:
         out, _ = recurrence(
             query,
@@ -187,14 +188,14 @@ def recurrence_case(
     return outputs, (query, key, value, decay, erase)
 
 
-def _times(f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
+def _costs(f: Callable, arguments: tuple, runs: int) -> dict[str, Any]:
     """Return the milliseconds of the forward pass and of both passes, and the memory of both."""
     out = jax.eval_shape(f, *arguments)
     cotangent = _normal(9, out.shape, out.dtype)
-    # One call a program, unlike timing.device_ms: these take milliseconds, so that launching
-    # hardly counts, and many calls in one program would compile for long.
+    # One call a program, unlike timing.device_ms: a call takes milliseconds, so launching it hardly
+    # counts, and a program of many calls would take long to compile.
     forward = jax.jit(f).lower(*arguments).compile()
-    both_passes = jax.jit(both(f)).lower(arguments, cotangent).compile()
+    both_passes = jax.jit(forward_and_backward(f)).lower(arguments, cotangent).compile()
     return {
         "forward ms": wall_ms(lambda: forward(*arguments), runs=runs),
         "both ms": wall_ms(lambda: both_passes(arguments, cotangent), runs=runs),

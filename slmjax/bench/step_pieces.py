@@ -1,7 +1,7 @@
-"""The pieces of a training step, with the least that each of them costs.
+"""The pieces of a training step, with the FLOPs and bytes that each of them needs at least.
 
-Pieces are nested. Product, attention and mlp lie inside a layer, layers and embedding inside the
-stack; stack, head and optimizer make the step.
+Pieces are nested: product, attention and mlp are parts of a layer, layers and the embedding are
+parts of the stack, and stack, head and optimizer together are the step.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from slmjax.bench.timing import both
+from slmjax.bench.timing import forward_and_backward
 from slmjax.models import lm, sizes
 from slmjax.models.layers import Context
 from slmjax.models.mlp import MLP
@@ -25,20 +25,23 @@ from slmjax.train.program import Program
 
 
 class Piece(NamedTuple):
-    """A part of the step and the least that one run of it costs."""
+    """A part of the step, and what one run of it needs at least."""
 
     name: str
-    times: int  # in a step
+    times: int  # runs in a step
     run: Callable
-    arguments: tuple
-    flops: float
-    bytes: float
+    arguments: tuple  # of `run`
+    flops: float  # of matrix products
+    bytes: float  # read and written
 
 
 def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
-    """Yield the parts of a step, forward with backward, on random activations."""
+    """Yield the parts of a step, on random activations.
+
+    All but the product and the optimizer are a forward with its backward pass.
+    """
     pieces = _Pieces(program, batch)
-    # One after the other: a large model leaves no room for the arrays of several.
+    # One after the other: next to a large model there is no room for the arrays of several pieces.
     yield pieces.product()
     yield pieces.attention()
     yield pieces.mlp()
@@ -52,15 +55,15 @@ def step_pieces(program: Program, batch: dict) -> Iterator[Piece]:
 def attention_flops(segments: np.ndarray, heads: int, head_dim: int) -> float:
     """Return the FLOPs of causal attention inside segments [B,T], forward with backward.
 
-    Each pair of a query and a key that it sees takes part in two products forward (scores and
-    values) and five backward, one of which computes the scores again.
+    Each pair of a query and a visible key takes part in two products forward (scores and values)
+    and in five backward, one of which computes the scores again.
     """
-    pairs = 0
+    pairs = 0  # (query, visible key)
     for row in segments:
         lengths = np.bincount(row)[1:]  # segment 0 is padding
         pairs += sum(n * (n + 1) // 2 for n in lengths.tolist())
-    forward = 4 * pairs * heads * head_dim  # a product takes 2 FLOPs a pair and channel
-    return 3.5 * forward
+    product_flops = 2 * pairs * heads * head_dim
+    return 7.0 * product_flops
 
 
 class _Pieces:
@@ -73,26 +76,29 @@ class _Pieces:
         self.shape = batch["tokens"].shape  # [B,T]
         self.tokens = batch["tokens"].size
         self.item_bytes = jnp.dtype(arch.compute).itemsize
+        # For the cudnn kernel: how many documents it reserves places for.
         self.places = None
         if "places" in batch:
             self.places = len(batch["places"])
         self.context = Context(batch["segments"], batch["positions"], places=self.places)
-        self.keys = iter(jax.random.split(jax.random.key(1), 16))
-        self.x = self.normal(*self.shape, arch.width)  # residual stream [B,T,D]
+        # 16 are more than all pieces take.
+        self.random_keys = iter(jax.random.split(jax.random.key(1), 16))
+        # The residual stream [B,T,D]; it also serves as the cotangent of pieces that return one.
+        self.x = self.normal(*self.shape, arch.width)
         _, length = self.shape
         step_flops = sizes.train_flops_per_token(arch, length) * self.tokens
-        # The head's product forward, and two backward, of 2 FLOPs each.
+        # One product forward and two backward, with 2 FLOPs for a multiplication and its addition.
         self.head_flops = 6 * self.tokens * arch.width * arch.vocab_size
         self.stack_flops = step_flops - self.head_flops
 
     def normal(self, *shape: int) -> Array:
         """Return random numbers in the compute type."""
-        return jax.random.normal(next(self.keys), shape, self.arch.compute)
+        return jax.random.normal(next(self.random_keys), shape, self.arch.compute)
 
-    # Made at first use, so that product and attention have the device to themselves.
+    # Created at first use, so that the earlier pieces have the device's memory to themselves.
     @functools.cached_property
     def state(self) -> Any:
-        """The train state: parameters and optimizer."""
+        """The train state, of which parameters and optimizer state are used."""
         return self.program.init()
 
     @functools.cached_property
@@ -101,12 +107,13 @@ class _Pieces:
 
         def first_layer(stacked: Array) -> Array:
             # The first axis counts layers. Matrices are cast; vectors (norms) stay float32.
-            own = stacked[0]
-            if own.ndim > 1:
-                own = own.astype(self.arch.compute)
-            return own
+            parameter = stacked[0]
+            if parameter.ndim > 1:
+                parameter = parameter.astype(self.arch.compute)
+            return parameter
 
-        layers = self.state.params["stack"]["0"]["0"]  # the pattern's first block
+        # ["stack"][group][position in the group's pattern]: the first block of the first group.
+        layers = self.state.params["stack"]["0"]["0"]
         return jax.tree.map(first_layer, layers)
 
     def product(self) -> Piece:
@@ -120,7 +127,7 @@ class _Pieces:
 
         return Piece(
             "product",
-            6 * self.arch.layers,  # gate and up: one product forward, two backward
+            6 * self.arch.layers,  # (gate, up) x (one forward, two backward)
             multiply,
             (self.x, self.normal(D, F)),
             flops=2 * tokens * D * F,
@@ -151,7 +158,7 @@ class _Pieces:
         return Piece(
             "attention",
             arch.layers,
-            both(attend),
+            forward_and_backward(attend),
             ((query, key, value), cotangent),
             flops=attention_flops(jax.device_get(segments), N, H),
             # Both passes over queries, outputs, keys, values and their gradients; no T x T array.
@@ -167,26 +174,26 @@ class _Pieces:
             y, *_ = MLP(self.arch).apply({"params": weights}, x, ctx=self.context)
             return y
 
-        # Inputs and outputs of the three products, and gate, up and hidden once more for the
-        # activation.
+        # Inputs and outputs of the three products (3 D + 3 F). The activation reads gate and up and
+        # writes its output (3 F).
         forward_numbers = self.tokens * (3 * D + 6 * F)
         inputs = (self.layer_params["channel"], self.x)
         return Piece(
             "mlp",
             self.arch.layers,
-            both(run),
+            forward_and_backward(run),
             (inputs, self.x),
-            flops=18 * self.tokens * D * F,  # three matrices, each 2 forward and 4 backward
+            flops=18 * self.tokens * D * F,  # three matrices, each with 2 forward and 4 backward
             bytes=3 * self.item_bytes * forward_numbers,  # the backward pass moves twice as much
         )
 
     def embedding(self) -> Piece:
-        """Return the look-up in the embedding, and the sum of its gradient."""
+        """Return the look-up in the embedding, with the gradient of the table."""
         D = self.arch.width
         V = self.arch.vocab_size
-        forward = self.item_bytes * self.tokens * D
-        # Reads the cotangents, adds them up, writes the table.
-        backward = self.item_bytes * D * (2 * self.tokens + V)
+        forward_bytes = self.item_bytes * self.tokens * D
+        # Reads the cotangents and the sums that they are added to, and writes the table's gradient.
+        backward_bytes = self.item_bytes * D * (2 * self.tokens + V)
 
         def look_up(table):
             return embed(table, self.batch["tokens"])
@@ -195,17 +202,17 @@ class _Pieces:
         return Piece(
             "embedding",
             1,
-            both(look_up),
+            forward_and_backward(look_up),
             ((table,), self.x),
             flops=0.0,
-            bytes=forward + backward,
+            bytes=forward_bytes + backward_bytes,
         )
 
     def layer(self) -> Piece:
         """Return the first layer as a whole."""
         arch = self.arch
         block = arch.blocks[0]
-        # Next to the MLP's: norms, projections, attention and the residual stream.
+        # 3 D + 6 F of the MLP, and 7 D of norms, projections, attention and the residual stream.
         forward_numbers = self.tokens * (10 * arch.width + 6 * arch.ff_width)
 
         def run(params, x):
@@ -215,14 +222,14 @@ class _Pieces:
         return Piece(
             "layer",
             arch.layers,
-            both(run),
+            forward_and_backward(run),
             ((self.layer_params, self.x), self.x),
             flops=self.stack_flops / arch.layers,
-            bytes=3 * self.item_bytes * forward_numbers,
+            bytes=3 * self.item_bytes * forward_numbers,  # the backward pass moves twice as much
         )
 
     def head(self) -> Piece:
-        """Return the loss from hidden states, with the gradients of both its inputs."""
+        """Return the loss from hidden states, with the gradients of hidden states and matrix."""
         D = self.arch.width
         V = self.arch.vocab_size
         matrix = self.normal(D, V)
@@ -241,7 +248,7 @@ class _Pieces:
             jax.grad(loss, argnums=(0, 1)),
             (self.x, matrix),
             flops=self.head_flops,
-            # Logits and their gradient, hidden states and theirs: each written and read.
+            # Logits, hidden states, and the gradients of both: each is written and read once.
             bytes=self.item_bytes * self.tokens * (4 * V + 4 * D),
         )
 
@@ -250,21 +257,21 @@ class _Pieces:
         arch = self.arch
         x = self.x
 
-        def run(params):
+        def scalar(params):
             hidden, _ = lm.forward(arch, params, {}, self.batch)
-            # Any scalar that depends on all layers will do. One token's is cheap.
+            # Any scalar that depends on all layers will do. That of each row's last token is cheap.
             last = hidden[:, -1].astype(jnp.float32)  # [B,D]
             cotangent = x[:, -1].astype(jnp.float32)
             return jnp.vdot(last, cotangent)
 
-        def cast(known, parameter):
-            if known.in_compute_type:
+        def cast(declaration, parameter):
+            if declaration.in_compute_type:
                 return parameter.astype(arch.compute)
             return parameter
 
         params = jax.tree.map(cast, lm.declare(arch), self.state.params)
-        # Bound by its products: no bytes are counted.
-        return Piece("stack", 1, jax.grad(run), (params,), flops=self.stack_flops, bytes=0.0)
+        # Its matrix products decide its time, so no bytes are counted.
+        return Piece("stack", 1, jax.grad(scalar), (params,), flops=self.stack_flops, bytes=0.0)
 
     def optimizer(self) -> Piece:
         """Return the update of all parameters."""
@@ -278,11 +285,14 @@ class _Pieces:
         )
 
         def run(gradients, optimizer_state, params):
-            return optimizer.update(gradients, optimizer_state, params, jnp.float32(1))
+            factor = jnp.float32(1)  # of the peak learning rate
+            return optimizer.update(gradients, optimizer_state, params, factor)
 
+        # Any gradients will do that have the parameters' shapes and types.
         gradients = jax.tree.map(lambda parameter: 1e-3 * parameter, state.params)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        # All in float32: reads gradient, parameter and two moments, writes all but the gradient.
+        # Reads gradient, parameter and two moments, and writes all but the gradient: 7 numbers of
+        # float32.
         update_bytes = 28.0 * count
         return Piece(
             "optimizer",

@@ -10,36 +10,37 @@ import jax.numpy as jnp
 
 
 def device_ms(f: Callable, *arguments: Any, repeats: int = 8, runs: int = 7) -> float:
-    """Return the milliseconds of one f(*arguments) on the device, all of its outputs computed.
+    """Return the milliseconds that the device takes for f(*arguments) with all of its outputs.
 
-    One program makes `repeats` calls, so that launching it costs next to nothing. The median over
-    `runs` programs counts.
+    One program makes `repeats` calls, so that launching it costs next to nothing. It runs `runs`
+    times, of which the median counts.
 
     Args:
       arguments: pytrees of arrays, which are on the device already.
     """
 
-    def many(arguments):
-        def once(previous, _):
+    def repeated_calls(arguments):
+        def call_once(previous_outputs, _):
             # Each call depends on all outputs of the one before it. Otherwise XLA would call f
-            # once, or leave out what nobody reads.
-            own, _ = jax.lax.optimization_barrier((arguments, previous))
-            return f(*own), None
+            # once, or leave out the outputs that nobody reads.
+            inputs, _ = jax.lax.optimization_barrier((arguments, previous_outputs))
+            return f(*inputs), None
 
+        # The first call depends on zeros instead.
         shapes = jax.eval_shape(f, *arguments)
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        last, _ = jax.lax.scan(once, empty, None, length=repeats)
-        return last
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        last_outputs, _ = jax.lax.scan(call_once, zeros, None, length=repeats)
+        return last_outputs
 
-    # Compiled first: the clock sees runs only.
-    program = jax.jit(many).lower(arguments).compile()
+    # Compiled beforehand, so that only runs are timed.
+    program = jax.jit(repeated_calls).lower(arguments).compile()
     return wall_ms(lambda: program(arguments), runs=runs) / repeats
 
 
-def both(f: Callable) -> Callable:
-    """Return run(arguments, cotangent), which gives f's value and its gradients.
+def forward_and_backward(f: Callable) -> Callable:
+    """Return run(arguments, cotangent), which returns (f(*arguments), gradients of the arguments).
 
-    It times a forward pass together with its backward pass.
+    It serves to time a forward pass together with its backward pass.
     """
 
     def run(arguments, cotangent):
@@ -50,14 +51,14 @@ def both(f: Callable) -> Callable:
 
 
 def wall_ms(call: Callable[[], Any], *, runs: int = 7, warm: int = 2) -> float:
-    """Return the milliseconds from a call until its results are there.
+    """Return the milliseconds from a call until its results are ready.
 
-    The median over `runs` calls counts; `warm` calls before them do not.
+    It is the median over `runs` calls. The `warm` calls before them do not count.
     """
     seconds = []
     for _ in range(warm + runs):
         began = time.perf_counter()
-        # JAX returns before the device has computed anything.
+        # JAX returns before the device has finished.
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - began)
     return 1e3 * statistics.median(seconds[warm:])

@@ -28,7 +28,7 @@ from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.train.program import make_program
 
-TURNS = 6  # timed windows of packed text, for the repeated batch and for the loader's each
+TURNS = 6  # timed windows of the repeated batch, and as many of the loader's batches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> dict:
     """Measure the step; returns {"rows": [...], ...}.
 
     A row has who, step_ms (median), tokens_per_second, mfu, peak_gib, compile_s and first_step_s.
-    `ladder` and `kernels` are there where asked for. With --text there are two rows more, of
-    config.data.sources (else the embedded textbook) packed as in training: one batch again and
-    again, and the batches that the launcher's loader reads meanwhile.
+    "ladder" and "kernels" are empty lists unless they are asked for. With --text there are two more
+    rows, on text of config.data.sources (else the embedded textbook) that is packed as in training:
+    one batch again and again, and the batches that the launcher's loader reads meanwhile.
     """
     config = arguments.config
     steps = arguments.steps
@@ -70,11 +70,11 @@ def run(arguments: argparse.Namespace) -> dict:
         text = prepared_text(config.data, "runs/bench")
     peers, messages = [], []
     if arguments.peers:
-        # First: JAX takes most of a GPU's memory once it has begun.
+        # Before our own step: JAX takes most of a GPU's memory once it has begun.
         peers, messages = peer_rows(config, steps)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
-        random_row, pieces = measure(
+        random_row, ladder_rows = measure(
             config,
             mesh,
             steps,
@@ -90,19 +90,19 @@ def run(arguments: argparse.Namespace) -> dict:
     if speeds:
         random_row["times_the_peer"] = random_row["tokens_per_second"] / max(speeds)
     # Lists do not fit into cells: they go into the JSON, or into a table of their own.
-    windows, kernel_rows = {}, []
+    windows_ms, kernel_rows = {}, []
     for row in ours:
         who = row["who"]
-        windows[who] = row.pop("windows_ms")
+        windows_ms[who] = row.pop("windows_ms")
         for kernel_row in row.pop("kernels", ()):
             kernel_rows.append({"of": who, **kernel_row})
     return {
         "bench": "train",
         "rows": [*peers, *ours],
-        "ladder": pieces,
+        "ladder": ladder_rows,
         "kernels": kernel_rows,
         "messages": messages,
-        "windows_ms": windows,
+        "windows_ms": windows_ms,
     }
 
 
@@ -118,32 +118,36 @@ def measure(
     """Measure a config's train step on random tokens, compiled as the launcher compiles it.
 
     The caller has set the mesh (jax.set_mesh).
-    Returns: (row, ladder).
+
+    Args:
+      documents: equally long documents in a row.
+    Returns: (the table's row, see Trial.row, with "kernels" if asked for; the rows of the ladder,
+      none unless asked for).
     """
-    # No text is read, so no tokenizer decides the rows of the embedding.
+    # No text is read, so there is no tokenizer that could decide the rows of the embedding.
     program = make_program(config, mesh, config.model.vocab_size or config.data.vocab_size)
     rows = RandomRows(config, program.arch.vocab_size, documents, program.place_cuts)
     fields = rows.shapes(0)
     shardings = field_shardings(fields, mesh)
-    held = np.arange(config.train.batch)  # one process holds all rows
+    local_rows = np.arange(config.train.batch)  # one process holds all rows
     batches = []
     # Two in turn: as in training, no step has the batch of the step before.
     for step in (0, 1):
-        local = batch_rows(rows, step, held.tolist())
-        batches.append(hosts.global_batch(local, fields, shardings, held))
+        arrays = batch_rows(rows, step, local_rows.tolist())
+        batches.append(hosts.global_batch(arrays, fields, shardings, local_rows))
     task = LanguageModeling(rows, z_loss=config.train.z_loss)
     trial = Trial(program, task, batches[0])
     feed = itertools.cycle(batches)
-    windows = max(3, steps // WINDOW)  # three, or the median means nothing
+    windows = max(3, steps // WINDOW)  # of fewer than three a median means nothing
     times = [trial.window(feed, WINDOW) for _ in range(windows)]
     row = trial.row(f"slmjax, {program.arch.attention} attention", documents, times)
     if with_kernels:
         row["kernels"] = trial.kernels(feed)
-    del trial  # the pieces need its memory
-    pieces = []
+    del trial  # the ladder needs its memory
+    ladder_rows = []
     if with_ladder:
-        pieces = ladder(program, batches[0])
-    return row, pieces
+        ladder_rows = ladder(program, batches[0])
+    return row, ladder_rows
 
 
 def measure_text(
@@ -151,23 +155,26 @@ def measure_text(
 ) -> list[dict[str, Any]]:
     """Measure the step on packed text, in turns on one repeated batch and on the loader's batches.
 
-    The caller has set the mesh. All batches go through the program for the usual number of
-    documents, also the rare ones for which training compiles another program.
+    The caller has set the mesh (jax.set_mesh). All batches go through the program for the usual
+    number of documents, even the rare ones for which training compiles another program.
+
+    Returns: the rows of the repeated batch and of the loader's batches, see Trial.row. The first
+      has "kernels" if asked for, the second has times_one_batch, a ratio of speeds.
     """
     program = make_program(config, mesh, text.tokenizer.vocab_size)
     plan = batch_plan(config.data, config.train, text, seed=config.seed, cuts=program.place_cuts)
     fields = plan.shapes(0)
     shardings = field_shardings(fields, mesh)
-    held = hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape)
+    local_rows = hosts.local_rows(batch_sharding(mesh), *fields["tokens"].shape)
     reader = local_batches(
         plan,
         start_step=0,
-        stop_step=10**6,  # more than are read
-        local_rows=held.tolist(),
+        stop_step=10**6,  # more steps than are read
+        local_rows=local_rows.tolist(),
         workers=config.data.workers,
     )
     with reader as batches:
-        loaded = (hosts.global_batch(batch, fields, shardings, held) for batch in batches)
+        loaded = (hosts.global_batch(batch, fields, shardings, local_rows) for batch in batches)
         first = next(loaded)
         task = LanguageModeling(plan, z_loss=config.train.z_loss)
         trial = Trial(program, task, first)
@@ -176,15 +183,17 @@ def measure_text(
             "the loader's": loaded,
         }
         times: dict[str, list[float]] = {name: [] for name in feeds}
-        window = max(WINDOW, steps // TURNS)
-        # In turns, so that a clock that slows down slows both.
+        window_steps = max(WINDOW, steps // TURNS)
+        # In turns: if the GPU lowers its clock, both feeds get slower.
         for _ in range(TURNS):
             for name, feed in feeds.items():
-                times[name].append(trial.window(feed, window))
-        # Documents in a row that the program has room for, not those of these rows.
+                times[name].append(trial.window(feed, window_steps))
+        # The documents a row that the program has room for; these rows may hold fewer.
         documents = plan.max_segments
         if plan.cuts:
-            documents = plan.usual_places // (plan.batch // math.prod(plan.cuts))
+            # `usual_places` counts the documents of a device's rows of a microbatch.
+            device_rows = plan.batch // math.prod(plan.cuts)
+            documents = plan.usual_places // device_rows
         rows = []
         for name, seconds in times.items():
             rows.append(trial.row(f"slmjax, packed text, {name}", documents, seconds))
@@ -197,7 +206,13 @@ def measure_text(
 
 
 class RandomRows:
-    """Rows of random tokens, in equal documents. See Rows."""
+    """Rows of random tokens, each row cut into equally long documents; implements data.rows.Rows.
+
+    Args:
+      documents: in a row.
+      cuts: (microbatches, devices that a microbatch's rows are split over); None where the
+        attention kernel needs no places for documents.
+    """
 
     def __init__(
         self, config: configs.Config, vocab: int, documents: int, cuts: tuple[int, int] | None
@@ -205,7 +220,7 @@ class RandomRows:
         self.shape = config.train.batch, config.data.seq_len
         self.vocab = vocab
         self.documents = documents
-        # Documents in a device's share of a microbatch, where its attention kernel asks.
+        # Documents in a device's rows of a microbatch, for which its kernel keeps places.
         self.places = None
         if cuts:
             self.places = documents * config.train.batch // math.prod(cuts)
@@ -231,7 +246,10 @@ class RandomRows:
 def random_batch(
     rows: int, length: int, vocab: int, documents: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return rows of equal documents without padding; for the tokens see shell.random_tokens."""
+    """Return a batch of equally long documents without padding, arrays as in data.rows.text_fields.
+
+    For the tokens see shell.random_tokens.
+    """
     # One more token than a row has: the last target.
     tokens = shell.random_tokens((rows, length + 1), vocab, seed).astype(np.int32)
     segments = np.arange(length, dtype=np.int32) * documents // length + 1
@@ -247,10 +265,10 @@ def random_batch(
 
 
 def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return (PyTorch's row, or one with the reason why it could not run; messages)."""
+    """Return ([PyTorch's row, or one that says why it could not run], messages to print)."""
     batch = config.train.batch
     length = config.data.seq_len
-    # The rows of the embedding in `measure`'s program.
+    # As many rows as the embedding has in the program of `measure`.
     vocab = vocab_rows(config.model.vocab_size, config.model.vocab_size or config.data.vocab_size)
     question = {
         "config": configs.to_dict(config),
@@ -264,7 +282,7 @@ def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]],
         return [{"who": "PyTorch", "skipped": fault}], []
     (answer,) = answers
     speed = 1e3 * batch * length / answer["step_ms"]
-    # The share of the device's peak is counted as for our own step.
+    # mfu counts the FLOPs of our own step, so that both rows compare.
     arch = from_config(config.model, vocab, compute=answer["compute"])
     flops = sizes.train_flops_per_token(arch, length)
     peak_flops = devices.peak_flops(answer["device"], arch.compute)
@@ -280,7 +298,7 @@ def peer_rows(config: configs.Config, steps: int) -> tuple[list[dict[str, Any]],
     }
     messages = []
     attention_ms = answer["attention_ms"]
-    # Where PyTorch is slow, its choice of a kernel may be why: all that run here are printed.
+    # If PyTorch is slow, its kernel may be the reason: the times of all of them are printed.
     if attention_ms:
         times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in attention_ms.items())
         messages.append(f"PyTorch's attention, one layer forward and backward: {times}")

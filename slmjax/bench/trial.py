@@ -16,7 +16,11 @@ WINDOW = 4  # steps between two looks at the clock
 
 
 class Trial:
-    """A program's compiled step and its state, which every window of steps goes on with."""
+    """A program's compiled train step with its state.
+
+    The constructor compiles the step, initialises the state and takes a first step on `batch`.
+    Each window of steps then goes on from the state that the window before it left.
+    """
 
     def __init__(self, program: Program, task: Task, batch: dict):
         self.program = program
@@ -28,7 +32,7 @@ class Trial:
         self.state, metrics = self.step(self.state, batch)
         loss = float(metrics["loss"])  # waits for the step
         ended = time.perf_counter()
-        # By the compiler: a device's own peak would hold what other programs took before.
+        # From the compiler: the device's own peak would include earlier programs.
         memory = self.step.memory_analysis()
         peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         self.facts = {
@@ -39,20 +43,25 @@ class Trial:
         }
 
     def window(self, batches: Iterator, count: int) -> float:
-        """Return the seconds of a step, over `count` steps.
+        """Take `count` steps and return the mean seconds of one.
 
-        As in training, the host waits for the last one only.
+        As in training, the host waits for the last step only.
         """
         began = time.perf_counter()
-        self._go(batches, count)
+        self._take_steps(batches, count)
         return (time.perf_counter() - began) / count
 
     def kernels(self, batches: Iterator) -> list[dict[str, Any]]:
-        """See bench/device_kernels.py."""
-        return kernels(lambda: self._go(batches, WINDOW), WINDOW)
+        """Profile WINDOW steps; for the rows see kernels in bench/device_kernels.py."""
+        return kernels(lambda: self._take_steps(batches, WINDOW), WINDOW)
 
     def row(self, who: str, documents: int, times: list[float]) -> dict[str, Any]:
-        """Return the table's row for these windows' times, with the times themselves."""
+        """Return the table's row, with the time of every window.
+
+        Args:
+          documents: in a row of the batch.
+          times: seconds a step of each window.
+        """
         config = self.program.config
         tokens = config.train.batch * config.data.seq_len
         ms = 1e3 * statistics.median(times)
@@ -69,13 +78,13 @@ class Trial:
         }
         return known_values(row)
 
-    def _go(self, batches: Iterator, count: int) -> None:
+    def _take_steps(self, batches: Iterator, count: int) -> None:
         for batch in itertools.islice(batches, count):
-            # The step takes over the old state's memory, so the new one is kept.
+            # The step reuses the memory of the old state, so only the new one is valid.
             self.state, metrics = self.step(self.state, batch)
         jax.block_until_ready((self.state, metrics))
 
 
 def known_values(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without the values that are not known here."""
+    """Return a row without its unknown values, which are None."""
     return {name: value for name, value in row.items() if value is not None}

@@ -26,10 +26,10 @@ def c4(
 ) -> tuple[str, str | None]:
     """Keep lines that look like prose, without citation marks, and drop texts without prose.
 
-    Dropped are texts with "lorem ipsum", a curly bracket or too few sentences. Lines lose their
-    indentation, and blank ones go: this is a rule for web pages, not for code or poems. Lines that
-    mention JavaScript or one of POLICY are dropped, too. C4's list of bad words is not part of this
-    rule.
+    Dropped are texts with "lorem ipsum", a curly bracket or too few sentences. Lines that mention
+    JavaScript or a phrase of POLICY are taken out. Lines lose their indentation, and blank lines
+    go: this is a rule for web pages, not for code or poems. C4's list of bad words is not part of
+    this rule.
 
     Args:
       terminal_punctuation: drop lines that do not end in . ? ! or a quotation mark, or end in
@@ -37,17 +37,19 @@ def c4(
       min_sentences: in the lines kept.
       min_words: drop lines with fewer, between white space.
       max_word_length: drop lines with a longer word, in characters.
+    Returns: the lines kept, and the reason to drop the document or None, see quality.py.
     Source: Raffel et al. 2020, section 2.2; max_word_length and POLICY from the code of TensorFlow
       Datasets.
     """
     kept, sentence_count = [], 0
-    for line in text.splitlines():
-        pieces = line.split()
-        line = CITATION.sub("", line.strip())
-        # C4 looks for words in any case, but for marks in the line as it is.
-        lower = line.lower()
-        if len(pieces) < min_words or max(map(len, pieces), default=0) > max_word_length:
+    for line_as_read in text.splitlines():
+        # Citation marks still count here, as words or as parts of words.
+        words = line_as_read.split()
+        if len(words) < min_words or max(map(len, words), default=0) > max_word_length:
             continue
+        line = CITATION.sub("", line_as_read.strip())
+        # Phrases are looked for in any case.
+        lower = line.lower()
         if terminal_punctuation and not _ends_sentence(line):
             continue
         if "lorem ipsum" in lower:
@@ -59,7 +61,7 @@ def c4(
         if any(phrase in lower for phrase in POLICY):
             continue
         kept.append(line)
-        # Counting sentences is slow: it ends with enough of them.
+        # Counting sentences is slow: it ends once there are enough.
         if sentence_count < min_sentences:
             sentence_count += sentences(line, min_sentences - sentence_count)
     if sentence_count < min_sentences:

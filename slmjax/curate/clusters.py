@@ -16,13 +16,13 @@ from slmjax.text.hash_mix import mix
 from slmjax.text.hashing import compiled
 from slmjax.text.units import cores
 
-BLOCK = 1 << 24  # bucket entries sorted at once: 400 MB
+BLOCK = 1 << 24  # hashes or pairs that are sorted at once: 400 MB
 THROUGH = 254  # in place of a band: found through a removed document
 EXACT = 255  # in place of a band: the same text
 PART = 1 << 14  # pairs that a thread compares at once
-ROUNDS = 4  # of looking at further candidates
+ROUNDS = 4  # in which a document looks for one to go to, see `cluster`
 
-
+# Documents are given by their numbers: their places in the order of all documents.
 PairMembers = Int64[np.ndarray, " pairs"]
 PairBands = UInt8[np.ndarray, " pairs"]
 PairSimilarities = Float32[np.ndarray, " pairs"]
@@ -44,7 +44,7 @@ class Clusters(NamedTuple):
 
     keeper: Int64[np.ndarray, " documents"]  # itself where it is kept
     similarity: Float32[np.ndarray, " documents"]
-    band: UInt8[np.ndarray, " documents"]  # also THROUGH or EXACT
+    band: UInt8[np.ndarray, " documents"]  # the first that both share, or THROUGH or EXACT
 
     @property
     def is_removed(self) -> Bool[np.ndarray, " documents"]:
@@ -58,7 +58,7 @@ class Clusters(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Pairs with their exact similarity."""
+    """Pairs that are similar enough, with their exact similarity; bands as in Clusters."""
 
     high: Int64[np.ndarray, " edges"]
     low: Int64[np.ndarray, " edges"]
@@ -66,60 +66,63 @@ class Edges(NamedTuple):
     band: UInt8[np.ndarray, " edges"]
 
 
-# (low, high, threshold) -> Jaccard similarity of those pairs.
+# (low, high, threshold) -> Jaccard similarity of those pairs. It must be exact from the threshold
+# on; a pair below the threshold may get any value below it.
 Similarity = Callable[[PairMembers, PairMembers, float], PairSimilarities]
 
 
 def candidates(bands: UInt64[np.ndarray, "documents bands"], keys: Keys) -> Pairs:
     """Return pairs of different texts that share a band hash.
 
-    A bucket of m documents gives at most 2 (m - 1) pairs, so that a large one costs only its size:
-    each member is paired with the first of its bucket, and with one before it that is drawn at
-    random, another in every band. Together the bands connect a cluster in many ways, and a pair
-    depends on nothing that comes after it.
+    The documents with one hash in a band are a bucket. A bucket of m documents gives at most
+    2 (m - 1) pairs, so that a large one costs only its size: each member is paired with the first
+    member, and with one before it that is drawn at random. Every band draws anew. Together the
+    bands connect a cluster in many ways, and a pair depends on nothing that comes after it.
 
     Args:
-      bands: hashes, as `Sketches` has them; may be memory-mapped, a band is read at once.
+      bands: hashes, as `Sketches` has them; may be memory-mapped, as one band is read at a time.
       keys: 64-bit hashes of the texts; of equal texts only the first takes part.
     """
-    first = _first_of_each(keys)
+    texts = _first_of_each(keys)  # documents; from here on a text is given by its index in them
     size = len(keys)
     band_count = bands.shape[1]
-    # A pair is one number, high x size + low, so that a sort brings equal pairs together.
-    numbers = [np.zeros(0, np.int64)]
-    met = [np.zeros(0, np.uint8)]
+    # A pair is one number, high * size + low, so that a sort brings equal pairs together.
+    pair_numbers = [np.zeros(0, np.int64)]
+    pair_bands = [np.zeros(0, np.uint8)]
     for band in range(band_count):
-        hashes = np.array(bands[:, band])[first]
-        salted = mix(keys[first] + np.uint64(band))
-        for part in range(_parts(hashes)):
-            low, high = _bucket_pairs(hashes, salted, part)
-            numbers.append(first[high] * size + first[low])
-            met.append(np.full(len(low), band, np.uint8))
+        hashes = np.array(bands[:, band])[texts]
+        random = _random_numbers(keys[texts], band)
+        for part in range(_part_count(hashes)):
+            low, high = _bucket_pairs(hashes, random, part)
+            pair_numbers.append(texts[high] * size + texts[low])
+            pair_bands.append(np.full(len(low), band, np.uint8))
         is_last = band == band_count - 1
-        if is_last or sum(map(len, numbers)) > BLOCK:
-            # Equal pairs become one; np.unique gives the place of the first, of the lowest band.
-            pairs, where = np.unique(np.concatenate(numbers), return_index=True)
-            numbers = [pairs]
-            met = [np.concatenate(met)[where]]
+        if is_last or sum(map(len, pair_numbers)) > BLOCK:
+            # Equal pairs become one. np.unique gives the place of the first, whose band is lowest.
+            different, where = np.unique(np.concatenate(pair_numbers), return_index=True)
+            pair_numbers = [different]
+            pair_bands = [np.concatenate(pair_bands)[where]]
+    (numbers,), (first_bands,) = pair_numbers, pair_bands
     if not size:
-        return Pairs(numbers[0], numbers[0], met[0])
-    high, low = np.divmod(numbers[0], size)
-    return Pairs(low, high, met[0])
+        return Pairs(numbers, numbers, first_bands)
+    high, low = np.divmod(numbers, size)
+    return Pairs(low, high, first_bands)
 
 
 def bucket_pairs(
     documents: Int64[np.ndarray, " documents"], keys: Keys, band: int
 ) -> tuple[PairMembers, PairMembers]:
-    """Return (low, high) of one bucket: the pairs that `candidates` finds for all at once.
+    """Return (low, high) of the pairs that `candidates` makes of one bucket of a band.
 
     Args:
-      documents: the members, sorted.
+      documents: the members of the bucket, sorted.
+      keys: of the members.
     """
-    once = _first_of_each(keys)
-    one_bucket = np.zeros(len(once), np.uint64)
-    salted = mix(keys[once] + np.uint64(band))
-    low, high = _bucket_pairs(one_bucket, salted, 0)
-    return documents[once[low]], documents[once[high]]
+    texts = _first_of_each(keys)
+    equal_hashes = np.zeros(len(texts), np.uint64)
+    random = _random_numbers(keys[texts], band)
+    low, high = _bucket_pairs(equal_hashes, random, 0)
+    return documents[texts[low]], documents[texts[high]]
 
 
 def _first_of_each(keys: Keys) -> Int64[np.ndarray, " texts"]:
@@ -128,93 +131,100 @@ def _first_of_each(keys: Keys) -> Int64[np.ndarray, " texts"]:
     return np.sort(first)
 
 
-def _parts(hashes: UInt64[np.ndarray, " texts"]) -> int:
-    """Return in how many parts of at most about BLOCK hashes they are sorted."""
+def _random_numbers(keys: UInt64[np.ndarray, " texts"], band: int) -> UInt64[np.ndarray, " texts"]:
+    """Return a pseudo-random number for each text, which its key and the band decide."""
+    return mix(keys + np.uint64(band))
+
+
+def _part_count(hashes: UInt64[np.ndarray, " texts"]) -> int:
+    """Return the number of parts, of about BLOCK hashes at most, in which hashes are sorted."""
     return -(-len(hashes) // BLOCK)
 
 
 def _bucket_pairs(
-    hashes: UInt64[np.ndarray, " texts"], salted: UInt64[np.ndarray, " texts"], part: int
+    hashes: UInt64[np.ndarray, " texts"], random: UInt64[np.ndarray, " texts"], part: int
 ) -> tuple[PairMembers, PairMembers]:
-    """Return the pairs of one band among the hashes of one part of their range.
+    """Return (low, high) of the pairs of one band and one part of its hashes, as indices of texts.
 
     Args:
-      salted: random numbers that decide who is drawn.
-      part: which part; a bucket is whole within one.
+      hashes: of all texts in the band.
+      random: for each text the number that decides which member before it is drawn.
+      part: number of the part, below `_part_count`; a bucket lies in one part.
     """
-    parts = _parts(hashes)
-    which = np.arange(len(hashes))
-    if parts > 1:
+    part_count = _part_count(hashes)
+    members = np.arange(len(hashes))
+    if part_count > 1:
         # By the remainder: equal hashes are in the same part.
-        which = np.flatnonzero(hashes % np.uint64(parts) == part)
-    # A stable sort: members of a bucket stay in the order of documents.
-    order = np.argsort(hashes[which], kind="stable")
-    which = which[order]
-    values = hashes[which]
-    # Most hashes are alone; they go before anything else is computed.
+        members = np.flatnonzero(hashes % np.uint64(part_count) == part)
+    # Sorted by hash, buckets lie end to end. The sort is stable: members stay in their order.
+    order = np.argsort(hashes[members], kind="stable")
+    members = members[order]
+    values = hashes[members]
+    # Most texts are alone with their hash; they go before anything else is computed.
     is_same = values[1:] == values[:-1]
-    in_bucket = np.append(is_same, False)
-    in_bucket[1:] |= is_same
-    values, which = values[in_bucket], which[in_bucket]
-    if not len(which):
-        return which, which
-    begins = np.append(True, values[1:] != values[:-1])
-    bucket = np.cumsum(begins) - 1
-    first_of_bucket = np.flatnonzero(begins)
-    # From here one value for each member that is not the first of its bucket.
-    later = np.flatnonzero(~begins)
+    is_shared = np.append(is_same, False)
+    is_shared[1:] |= is_same
+    values, members = values[is_shared], members[is_shared]
+    if not len(members):
+        return members, members
+    begins_bucket = np.append(True, values[1:] != values[:-1])
+    bucket = np.cumsum(begins_bucket) - 1
+    first_of_bucket = np.flatnonzero(begins_bucket)
+    # From here one value for each member that is not the first of its bucket: its place, that of
+    # the first, and that of the one drawn from those before it.
+    later = np.flatnonzero(~begins_bucket)
     first = first_of_bucket[bucket[later]]
-    before = (later - first).astype(np.uint64)
-    drawn = salted[which[later]] % before
-    other = first + drawn.astype(np.int64)
-    low = which[np.append(first, other)]
-    high = which[np.append(later, later)]
+    members_before = (later - first).astype(np.uint64)
+    steps = random[members[later]] % members_before
+    drawn = first + steps.astype(np.int64)
+    low = members[np.append(first, drawn)]
+    high = members[np.append(later, later)]
     return low, high
 
 
 def cluster(pairs: Pairs, keys: Keys, similarity: Similarity, threshold: float) -> Clusters:
     """Return the clusters of all documents, decided in their order.
 
-    The first of equal documents is kept, and no decision changes when documents are added. A
-    document goes to the most similar kept one among its verified candidates. At first that is the
-    earliest candidate only; a document that is kept after that looks at its other candidates, then
-    at the documents that are kept for candidates that are removed themselves. After ROUNDS it is
-    kept.
+    A document is removed for the most similar kept document before it that it was compared with,
+    if their similarity reaches the threshold. Exact comparisons are slow, so the first round
+    compares each document with its earliest candidate only. Each later round, of ROUNDS in all,
+    compares the documents that are still kept with their other candidates, and with the keepers of
+    candidates that are removed themselves.
+
+    The first of equal documents is kept, and no decision changes when documents are added.
 
     Args:
       pairs: `candidates` of all documents.
-      similarity: gets pairs that are sorted by high; must be exact from the threshold on, else
-        anything below it.
-      threshold: of similarity, in (0, 1].
+      similarity: gets pairs that are sorted by high.
+      threshold: least similarity of a duplicate, in (0, 1].
     """
     documents = np.arange(len(keys))
     decide = _compile(_greedy)
     keeper = documents
-    through = np.zeros((2, 0), np.int64)  # (document, keeper of its candidate)
+    through = np.zeros((2, 0), np.int64)  # (document, keeper of its removed candidate)
     edges = _no_edges()
     is_waiting = np.ones(len(pairs.low), bool)
     for number in range(ROUNDS):
         is_kept = keeper[pairs.high] == pairs.high
-        now = is_waiting & is_kept
+        is_due = is_waiting & is_kept
         if number == 0:
             # Only the earliest candidate of each document: most need no other.
-            now[1:] &= pairs.high[1:] != pairs.high[:-1]
-        is_waiting &= ~now
-        asked = _asked_pairs(pairs, now, through)
-        edges = _joined(edges, _verified(asked, similarity, threshold))
+            is_due[1:] &= pairs.high[1:] != pairs.high[:-1]
+        is_waiting &= ~is_due
+        due_pairs = _due_pairs(pairs, is_due, through)
+        edges = _joined(edges, _verified(due_pairs, similarity, threshold))
         # All documents are decided anew, with the edges of all rounds.
-        start = documents.copy()
-        keeper, best, through = decide(edges.high, edges.low, edges.similarity, start)
+        keeper, best, through = decide(edges.high, edges.low, edges.similarity, documents.copy())
     is_removed = keeper != documents
     deciding = best[is_removed]
-    value = np.ones(len(keys), np.float32)
-    band = np.full(len(keys), EXACT, np.uint8)
-    value[is_removed] = edges.similarity[deciding]
-    band[is_removed] = edges.band[deciding]
+    keeper_similarity = np.ones(len(keys), np.float32)
+    keeper_band = np.full(len(keys), EXACT, np.uint8)
+    keeper_similarity[is_removed] = edges.similarity[deciding]
+    keeper_band[is_removed] = edges.band[deciding]
     # Copies go where the first document of the same text goes.
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    text = first[which]
-    return Clusters(keeper[text], value[text], band[text])
+    _, first, text = np.unique(keys, return_index=True, return_inverse=True)
+    first_copy = first[text]
+    return Clusters(keeper[first_copy], keeper_similarity[first_copy], keeper_band[first_copy])
 
 
 def _no_edges() -> Edges:
@@ -224,15 +234,15 @@ def _no_edges() -> Edges:
     return Edges(documents, documents, similarity, band)
 
 
-def _asked_pairs(
-    pairs: Pairs, now: Bool[np.ndarray, " candidates"], through: Int64[np.ndarray, "2 found"]
+def _due_pairs(
+    pairs: Pairs, is_due: Bool[np.ndarray, " candidates"], through: Int64[np.ndarray, "2 found"]
 ) -> Pairs:
-    """Return the candidates of a round and the pairs through removed documents, sorted."""
-    other_high, other_low = np.unique(through, axis=1)
-    other_band = np.full(len(other_low), THROUGH, np.uint8)
-    low = np.append(pairs.low[now], other_low)
-    high = np.append(pairs.high[now], other_high)
-    band = np.append(pairs.band[now], other_band)
+    """Return the pairs that a round compares: candidates, and `through`; sorted by (high, low)."""
+    through_high, through_low = np.unique(through, axis=1)
+    through_band = np.full(len(through_low), THROUGH, np.uint8)
+    low = np.append(pairs.low[is_due], through_low)
+    high = np.append(pairs.high[is_due], through_high)
+    band = np.append(pairs.band[is_due], through_band)
     order = np.lexsort((low, high))
     return Pairs(low[order], high[order], band[order])
 
@@ -240,14 +250,14 @@ def _asked_pairs(
 def _verified(pairs: Pairs, similarity: Similarity, threshold: float) -> Edges:
     """Return the pairs that are at least as similar as the threshold."""
     exact = similarity(pairs.low, pairs.high, threshold)
-    near = exact >= np.float32(threshold)
+    is_similar = exact >= np.float32(threshold)
     edges = Edges(pairs.high, pairs.low, exact, pairs.band)
-    return Edges(*(column[near] for column in edges))
+    return Edges(*(column[is_similar] for column in edges))
 
 
 def _joined(edges: Edges, others: Edges) -> Edges:
-    """Return both, sorted by (high, low)."""
-    columns = [np.append(mine, more) for mine, more in zip(edges, others)]
+    """Return all edges of both, sorted by (high, low)."""
+    columns = [np.append(own, more) for own, more in zip(edges, others)]
     joined = Edges(*columns)
     order = np.lexsort((joined.low, joined.high))
     return Edges(*(column[order] for column in joined))
@@ -257,30 +267,36 @@ def _joined(edges: Edges, others: Edges) -> Edges:
 def _greedy(high, low, exact, keeper):
     """Decide documents in their order, given edges that are sorted by (high, low).
 
+    Args:
+      exact: [edges] similarities.
+      keeper: [documents] each its own; it is overwritten.
     Returns:
-      keeper: [documents] who is kept for each; the argument is changed, too.
+      keeper: [documents] the document that is kept for each.
       best: [documents] the edge that decided, or -1.
       through: [2, pairs] (document, keeper of a candidate), for each document that is kept because
         all of its candidates are removed.
     """
     best = np.full(len(keeper), -1)
     through = np.empty((2, len(high)), np.int64)
-    count, begin = 0, 0
+    through_count, begin = 0, 0
     while begin < len(high):
-        doc, end = high[begin], begin
-        while end < len(high) and high[end] == doc:
+        # The edges of one document are begin to end.
+        document, end = high[begin], begin
+        while end < len(high) and high[end] == document:
             other = low[end]
-            if keeper[other] == other and (best[doc] < 0 or exact[end] > exact[best[doc]]):
-                best[doc] = end
+            is_better = best[document] < 0 or exact[end] > exact[best[document]]
+            if keeper[other] == other and is_better:
+                best[document] = end
             end += 1
-        if best[doc] >= 0:
-            keeper[doc] = low[best[doc]]
+        if best[document] >= 0:
+            keeper[document] = low[best[document]]
         else:
             for edge in range(begin, end):
-                through[0, count], through[1, count] = doc, keeper[low[edge]]
-                count += 1
+                through[0, through_count] = document
+                through[1, through_count] = keeper[low[edge]]
+                through_count += 1
         begin = end
-    return keeper, best, through[:, :count]
+    return keeper, best, through[:, :through_count]
 
 
 def _compile(function: Callable) -> Callable:
@@ -293,7 +309,7 @@ def _compile(function: Callable) -> Callable:
 
 
 def exact_similarity(shingles: Shingles, counts: Counts) -> Callable[..., PairSimilarities]:
-    """Return the function (low, high, threshold=0.0) -> similarity that `cluster` asks for.
+    """Return the function (low, high, threshold=0.0) -> similarity that `cluster` takes.
 
     Args:
       shingles, counts: as `Sketches` has them; may be memory-mapped.
@@ -315,25 +331,28 @@ def _jaccard(
 ) -> PairSimilarities:
     """Return the Jaccard similarity of pairs of documents, exact from the threshold on.
 
-    The shingles of document d begin at starts[d].
+    Args:
+      starts: the shingles of document d are shingles[starts[d] : starts[d + 1]].
     """
     result = np.empty(len(low), np.float32)
     if not compiled():
-        for i, (one, other) in enumerate(zip(low, high)):
-            a = np.unique(shingles[starts[one] : starts[one + 1]])
-            b = np.unique(shingles[starts[other] : starts[other + 1]])
-            common = len(np.intersect1d(a, b, assume_unique=True))
-            result[i] = common / (len(a) + len(b) - common)
+        for i, (a, b) in enumerate(zip(low, high)):
+            shingles_a = np.unique(shingles[starts[a] : starts[a + 1]])
+            shingles_b = np.unique(shingles[starts[b] : starts[b + 1]])
+            common = len(np.intersect1d(shingles_a, shingles_b, assume_unique=True))
+            result[i] = common / (len(shingles_a) + len(shingles_b) - common)
         return result
     from slmjax.curate import minhash_kernels
 
-    # The kernel gives up a pair that cannot reach the threshold. A little lower, it gives up no
-    # pair by rounding; it divides by it, so it must not be 0.
-    lower = max(threshold - 1e-6, 1e-9)
+    # The kernel gives up on pairs that cannot reach its threshold. Ours is lowered a little, so
+    # that rounding drops no pair, and stays above 0, as the kernel divides by it.
+    safe_threshold = max(threshold - 1e-6, 1e-9)
 
     def compare(start: int) -> None:
         part = slice(start, start + PART)
-        minhash_kernels.jaccard(shingles, starts, low[part], high[part], lower, result[part])
+        minhash_kernels.jaccard(
+            shingles, starts, low[part], high[part], safe_threshold, result[part]
+        )
 
     with ThreadPoolExecutor(cores()) as pool:  # the kernel releases the interpreter's lock
         list(pool.map(compare, range(0, len(low), PART)))

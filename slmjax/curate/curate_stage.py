@@ -1,9 +1,9 @@
 """The stage `curate`: raw text becomes a clean corpus.
 
-Quality rules, decontamination, deduplication, and a report of what went and why. Each pass over a
-file is one unit of work in one of the processes. The order of sources, files and lines decides
-everything, so the result is the same however many processes there are; of near-duplicates the first
-one is kept.
+It applies quality rules, decontaminates, deduplicates, and reports what was dropped and why. Each
+pass over a file is one unit of work, done by one of several processes. Of near-duplicates the first
+one is kept, in the order of sources, files and lines, so the number of processes does not change
+the result.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from etils import epath
 
 from slmjax import config as configs
 from slmjax.curate import curation_report
-from slmjax.curate.clean import clean, is_done, left_of, publish, reports_of
+from slmjax.curate.clean import clean, count_kept, is_done, publish, reports_of
 from slmjax.curate.curate_settings import Settings, curate_settings, warnings
 from slmjax.curate.curation_counts import (
-    Gone,
+    RemovedOfUnits,
     Units,
     cluster_counts,
     count_duplicates,
@@ -43,7 +43,7 @@ from slmjax.text.sources import parse_sources
 from slmjax.text.units import cores, terminal_progress
 from slmjax.text.walk import SKETCHES
 
-FileSizes = Sequence[Sequence[int]]  # documents of each file of each unit
+KeptOfFiles = Sequence[Sequence[int]]  # for each unit: how many documents of each file are kept
 
 
 def run_curate(
@@ -57,8 +57,11 @@ def run_curate(
 ) -> None:
     """Curate config.data.sources into workdir/documents/<source>/*.jsonl.zst.
 
-    The same command goes on after it was stopped.
+    After it was stopped, the same command goes on where it was.
 
+    Args:
+      init_from, processes: refused unless they have their defaults.
+      command: the command line, for the report.
     Raises: UserError for settings and sources that make no sense, and, after the report is written,
       where a source loses too much, see `curate`.
     """
@@ -67,26 +70,26 @@ def run_curate(
             "the stage curate takes neither --init_from nor --processes; "
             "config.curate.processes are those of this machine."
         )
-    asked = curate_settings(config.curate)
+    settings = curate_settings(config.curate)
     sources = parse_sources(config.data.sources)
     folder = epath.Path(workdir)
     _refuse_sources(sources)
-    if "://" in workdir and not (asked["beam"] and asked["index"]):
+    if "://" in workdir and not (settings["beam"] and settings["index"]):
         raise UserError(
             f"--workdir={workdir} needs config.curate.beam, and in config.curate.index a folder of "
             "this machine for the index."
         )
-    for warning in warnings(asked):
+    for warning in warnings(settings):
         print(f"WARNING: {warning}")
-    with writable(workdir, "--workdir"), _claim(asked["index"]), terminal_progress() as progress:
-        if asked["beam"]:
-            runner = Beam(asked["beam"])
+    with writable(workdir, "--workdir"), _claim(settings["index"]), terminal_progress() as progress:
+        if settings["beam"]:
+            runner = Beam(settings["beam"])
         else:
-            runner = Local(asked["processes"] or cores(), progress)
+            runner = Local(settings["processes"] or cores(), progress)
         folder.mkdir(parents=True, exist_ok=True)
-        _record(folder, configs.to_dict(config) | {"curate": asked})
-        # With alarms, too, there is a report; the error comes after it.
-        result = curate(asked, sources, folder, runner)
+        _write_config(folder, configs.to_dict(config) | {"curate": settings})
+        # The report is written in spite of alarms: `_print_result` raises the error after it.
+        result = curate(settings, sources, folder, runner)
         write_atomic(folder / "report.json", result | {"command": command})
         curation_report.write_curation_report(folder, result, command)
     _print_result(folder, result)
@@ -113,10 +116,10 @@ def _claim(index: str) -> contextlib.AbstractContextManager:
     return claimed(str(Path(index).expanduser()), field="config.curate.index")
 
 
-def _record(folder: epath.Path, settings: Mapping[str, Any]) -> None:
-    """Write config.json; documents that were made with other settings are removed first."""
+def _write_config(folder: epath.Path, config: Mapping[str, Any]) -> None:
+    """Write config.json; documents that were made with another config are removed first."""
     file = folder / "config.json"
-    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    text = json.dumps(config, indent=1, ensure_ascii=False)
     data = text.encode("utf-8", "surrogateescape")
     if not file.exists() or file.read_bytes() != data:
         _remove(folder / "documents")
@@ -142,67 +145,69 @@ def _print_result(folder: epath.Path, result: Mapping[str, Any]) -> None:
 
 
 def curate(
-    asked: Settings, sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
+    settings: Settings, sources: Sequence[Source], folder: epath.Path, runner: Local | Beam
 ) -> dict[str, Any]:
     """Run the passes and return the content of report.json.
 
-    `folder` gets documents/, dropped.jsonl, duplicates.jsonl and, unless another is named, index/.
-    With alarms there are no documents, and the index does not hold this batch. An alarm is raised
-    by a source that is mostly unreadable, loses more than max_dropped for one reason or max_removed
-    as duplicates, or has nothing left.
+    The passes write documents/, dropped.jsonl, duplicates.jsonl and, unless settings name another
+    index, index/ to `folder`. If there are alarms they write no documents, and the index does not
+    keep this batch. There is an alarm for a source that is mostly unreadable, loses more than
+    max_dropped for one kind of reason or max_removed as duplicates, or has nothing left.
 
     Args:
-      asked: see `curate_settings`.
+      settings: see `curate_settings`.
       runner: does the passes.
     """
     work = folder / "work"
-    unfinished = work_key(work)
-    units = curation_units(asked, sources, work)
+    unfinished = work_key(work)  # the batch of a run that was stopped, if any
+    units = curation_units(settings, sources, work)
+    batch = work_key(work)
     # Units that a stopped run has finished are not done again.
     waiting = [(unit.size, (unit,)) for unit in units if not is_done(unit)]
     runner.each(clean, waiting, "clean")
-    counts = count_first_pass(asked, units)
+    counts = count_first_pass(settings, units)
     _join_dropped(units, folder / "dropped.jsonl")
-    if alarms := loss_alarms(asked, counts):
-        # Nothing stays of an earlier run that would seem to belong to this report.
+    if alarms := loss_alarms(settings, counts):
+        # Files of an earlier run would seem to belong to this report.
         _remove(folder / "documents")
         (folder / "duplicates.jsonl").unlink(missing_ok=True)
-        if not asked["index"]:
+        if not settings["index"]:
             _remove(folder / "index")
-        return report_counts(asked, units, counts, alarms)
+        return report_counts(settings, units, counts, alarms)
 
-    index = _open_index(asked["index"], folder, units)
-    batch = work_key(work)
+    index = _open_index(settings["index"], folder, units)
     if unfinished != batch:
-        # A run that was stopped, with other settings: it left no documents.
+        # The stopped run had other settings or files. It has published no documents, so those that
+        # it added to the index do not count as seen.
         index.forget(unfinished)
-    file_sizes = _file_sizes(units)
-    _add_units(index, batch, units, file_sizes)
+    kept_of_files = _kept_of_files(units)
+    _add_units(index, batch, units, kept_of_files)
     sketches = [unit.path(SKETCHES) for unit in units]
     pairs = runner.pairs(index, batch, sketches, work)
-    clusters = index.clusters(asked["threshold"], pairs)
-    # The index may hold earlier batches: this one's documents are `numbers` of all.
+    clusters = index.clusters(settings["threshold"], pairs)
+    # The index may hold earlier batches: the documents of this batch have the numbers `numbers`.
     first, sizes = index.span(batch)
     numbers = slice(first, first + int(sizes.sum()))
-    # For each unit which of its documents are duplicates.
-    ends = np.cumsum([sum(sizes) for sizes in file_sizes])
-    gone = np.split(clusters.is_removed[numbers], ends[:-1])
-    count_duplicates(units, gone, counts)
-    alarms = duplicate_alarms(asked, counts)
-    report = report_counts(asked, units, counts, alarms) | cluster_counts(clusters, gone, first)
+    ends = np.cumsum([sum(kept) for kept in kept_of_files])
+    removed_of_units = np.split(clusters.is_removed[numbers], ends[:-1])
+    count_duplicates(units, removed_of_units, counts)
+    alarms = duplicate_alarms(settings, counts)
+    report = report_counts(settings, units, counts, alarms)
+    report |= cluster_counts(clusters, removed_of_units, first)
     with (folder / "duplicates.jsonl").open("w") as out:
         for decision in decisions(index, clusters, numbers):
             out.write(json.dumps(decision) + "\n")
     _remove(folder / "documents")
     if alarms:
-        # The documents do not count as seen, so that they can be curated with other settings.
+        # So that the same documents can be curated with other settings.
         index.forget(batch)
         return report
-    _publish_all(units, file_sizes, gone, folder, runner)
+    _publish_all(units, kept_of_files, removed_of_units, folder, runner)
     return report
 
 
 def _join_dropped(units: Units, file: epath.Path) -> None:
+    """Write the lines about dropped documents of all units to one file."""
     with file.open("wb") as out:
         for unit in units:
             with unit.path(".dropped.jsonl").open("rb") as part:
@@ -213,45 +218,46 @@ def _open_index(named: str, folder: epath.Path, units: Units) -> Index:
     """Return the named index, or a new one in the work directory."""
     place = Path(named or folder / "index").expanduser()
     if not named:
-        # What an earlier run of this work directory has left does not count as seen.
+        # Documents of an earlier run in this work directory do not count as seen.
         shutil.rmtree(place, ignore_errors=True)
     return Index(place, units[0].scheme)
 
 
-def _file_sizes(units: Units) -> list[list[int]]:
+def _kept_of_files(units: Units) -> list[list[int]]:
     """Return how many documents of each file of each unit the first pass has kept."""
-    return [[left_of(report) for report in reports_of(unit)] for unit in units]
+    return [[count_kept(report) for report in reports_of(unit)] for unit in units]
 
 
-def _add_units(index: Index, batch: str, units: Units, file_sizes: FileSizes) -> None:
+def _add_units(index: Index, batch: str, units: Units, kept_of_files: KeptOfFiles) -> None:
     added = []
-    for unit, sizes in zip(units, file_sizes, strict=True):
-        files = list(zip(unit.names, sizes, strict=True))
+    for unit, kept in zip(units, kept_of_files, strict=True):
+        files = list(zip(unit.names, kept, strict=True))
         added.append((files, unit.path(SKETCHES)))
     index.add(batch, added)
 
 
 def _publish_all(
     units: Units,
-    file_sizes: FileSizes,
-    gone: Gone,
+    kept_of_files: KeptOfFiles,
+    removed_of_units: RemovedOfUnits,
     folder: epath.Path,
     runner: Local | Beam,
 ) -> None:
-    """Write the documents that are left to `folder`, and remove its work."""
+    """Write the documents that are left to folder/documents, and remove folder/work."""
     work = folder / "work"
-    # A folder in a bucket cannot be renamed: there documents appear one file after another.
+    # Elsewhere all documents appear at once; a folder in a bucket cannot be renamed, so there they
+    # appear one file after another.
     is_bucket = "://" in str(folder)
-    whole = folder / "documents" if is_bucket else work / "documents"
-    _remove(whole)
+    target = folder / "documents" if is_bucket else work / "documents"
+    _remove(target)
     tasks = []
-    for unit, sizes, removed in zip(units, file_sizes, gone):
-        place = str(whole / unit.source.name)
-        tasks.append((unit.size, (unit, sizes, removed, place)))
+    for unit, kept, removed in zip(units, kept_of_files, removed_of_units):
+        source_folder = str(target / unit.source.name)
+        tasks.append((unit.size, (unit, kept, removed, source_folder)))
     runner.each(publish, tasks, "write")
     (work / "key").unlink()  # from here on the batch counts as seen
     if not is_bucket:
-        whole.rename(folder / "documents")
+        target.rename(folder / "documents")
     work.rmtree()
 
 

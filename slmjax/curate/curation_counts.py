@@ -18,60 +18,67 @@ from slmjax.text.walk import SKETCHES
 
 Entry = Mapping[str, Any]  # counts of a source, see `curation_report.empty_counts`
 Units = Sequence[CurationUnit]
-Gone = Sequence[Bool[np.ndarray, " _"]]  # for each unit which of its documents are duplicates
-SIMILARITIES = 50  # bars of the histogram of removed pairs' similarities
-LARGEST = 10  # clusters in the report
+# For each unit which of its documents are duplicates ("_": units differ in their documents).
+RemovedOfUnits = Sequence[Bool[np.ndarray, " _"]]
+SIMILARITIES = 50  # bars in the histogram of the similarities of removed documents
+LARGEST = 10  # largest clusters that the report lists
 
 
-def count_first_pass(asked: Settings, units: Units) -> dict[str, dict[str, Any]]:
-    """Return for each source the counts of its files' first pass; what is kept counts as left."""
+def count_first_pass(settings: Settings, units: Units) -> dict[str, dict[str, Any]]:
+    """Return the counts of the first pass for each source.
+
+    All documents that the pass has kept count as left, until duplicates are known.
+
+    Raises: UserError for damaged counts.
+    """
     sources: dict[str, dict] = {}
     for unit in units:
         entry = sources.setdefault(unit.source.name, curation_report.empty_counts())
         try:
             for file_counts in reports_of(unit):
-                curation_report.add(entry, file_counts, asked["samples"])
+                curation_report.add_file_counts(entry, file_counts, settings["samples"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             file = unit.path(".json")
             raise UserError(f"{file} is damaged; delete {file.parent} and start again.") from error
-        # Sizes after normalising and rules; those in the report are of the text as it was read.
-        kept = unit.path(SKETCHES) / "bytes"
-        sizes = np.frombuffer(kept.read_bytes(), COLUMNS["bytes"])
+        # Bytes of each kept document; those in the unit's counts are of the text as it was read.
+        column = unit.path(SKETCHES) / "bytes"
+        sizes = np.frombuffer(column.read_bytes(), COLUMNS["bytes"])
         entry["left"]["documents"] += len(sizes)
         entry["left"]["bytes"] += int(sizes.sum())
     return sources
 
 
-def loss_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]:
-    """Return alarms about sources before duplicates are looked for."""
+def loss_alarms(settings: Settings, sources: Mapping[str, Entry]) -> list[str]:
+    """Return alarms about sources that lose too much in the first pass."""
     alarms = []
     for name, entry in sources.items():
-        alarms += _losses(asked, name, entry)
+        alarms += _source_alarms(settings, name, entry)
     return alarms
 
 
-def _losses(asked: Settings, name: str, entry: Entry) -> list[str]:
-    limit = asked["max_dropped"]
-    most = f"config.curate.max_dropped, {limit:.0%}"
+def _source_alarms(settings: Settings, name: str, entry: Entry) -> list[str]:
+    """Return the alarms about what one source loses in the first pass."""
+    limit = settings["max_dropped"]
+    limit_text = f"config.curate.max_dropped, {limit:.0%}"
     read = entry["documents"].get("read", 0)
     records = read + sum(entry["faults"].values())
     if not read:
         # One alarm is enough: the first fault says why.
-        first = next(iter(entry["examples"].values()), "its files hold no record")
-        return [f"none of the {records:,} records of source '{name}' can be used ({first})"]
+        reason = next(iter(entry["examples"].values()), "its files hold no record")
+        return [f"none of the {records:,} records of source '{name}' can be used ({reason})"]
     alarms = []
     for reason, count in entry["faults"].items():
         if count > limit * records:
             alarms.append(
                 f"{count / records:.1%} of the records of source '{name}' cannot be used "
-                f"({entry['examples'][reason]}), more than {most}"
+                f"({entry['examples'][reason]}), more than {limit_text}"
             )
-    # By kind: a rule with several reasons must not hide behind each of them.
-    for kind, count in curation_report.kinds(entry).items():
+    # By kind: the reasons of one rule count together, or each might stay below the limit.
+    for kind, count in curation_report.dropped_by_kind(entry).items():
         if count > limit * read:
             alarms.append(
                 f"source '{name}' loses {count / read:.1%} of its documents to {kind}, more than "
-                f"{most} (raise it, or take out what drops them)"
+                f"{limit_text} (raise it, or take out what drops them)"
             )
     if not alarms and not entry["left"]["documents"]:
         alarms.append(f"source '{name}' loses all of its documents for one reason or another")
@@ -80,11 +87,11 @@ def _losses(asked: Settings, name: str, entry: Entry) -> list[str]:
 
 def count_duplicates(
     units: Units,
-    gone: Gone,
+    removed_of_units: RemovedOfUnits,
     sources: Mapping[str, dict],
 ) -> None:
-    """Move duplicates from what is left; `gone` says which of each unit's documents they are."""
-    for unit, removed in zip(units, gone):
+    """Count the duplicates as such, and no longer as left, in the counts of their sources."""
+    for unit, removed in zip(units, removed_of_units):
         entry = sources[unit.source.name]
         column = unit.path(SKETCHES) / "bytes"
         sizes = read_column(column, COLUMNS["bytes"], 0, len(removed))
@@ -96,9 +103,12 @@ def count_duplicates(
         entry["left"]["bytes"] -= size
 
 
-def duplicate_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]:
-    """Return alarms about the sources' duplicates."""
-    limit = asked["max_removed"]
+def duplicate_alarms(settings: Settings, sources: Mapping[str, Entry]) -> list[str]:
+    """Return alarms about sources that lose too many documents as duplicates.
+
+    There is also one if no source has a document left.
+    """
+    limit = settings["max_removed"]
     alarms = []
     for name, entry in sources.items():
         duplicates = entry["duplicate"]["documents"]
@@ -116,22 +126,22 @@ def duplicate_alarms(asked: Settings, sources: Mapping[str, Entry]) -> list[str]
 
 
 def report_counts(
-    asked: Settings,
+    settings: Settings,
     units: Units,
     sources: Mapping[str, Any],
     alarms: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the content of report.json, as if there were no duplicates."""
+    """Return the content of report.json, with `cluster_counts` as if there were no duplicates."""
     evals = {}
-    if units[0].evals:
-        index = EvalIndex.load(units[0].evals)
+    if units[0].evals_file:
+        index = EvalIndex.load(units[0].evals_file)
         for name, (undecided, items) in index.undecided().items():
             evals[name] = {"items": items, "undecided": len(undecided)}
     return {
         "sources": sources,
         "alarms": list(alarms),
-        "warnings": warnings(asked),
-        "threshold": asked["threshold"],
+        "warnings": warnings(settings),
+        "threshold": settings["threshold"],
         "scheme": dataclasses.asdict(units[0].scheme),
         "similarity": [0] * SIMILARITIES,
         "seen_before": 0,
@@ -140,15 +150,20 @@ def report_counts(
     }
 
 
-def cluster_counts(clusters: Clusters, gone: Gone, first: int) -> dict[str, Any]:
+def cluster_counts(
+    clusters: Clusters, removed_of_units: RemovedOfUnits, first: int
+) -> dict[str, Any]:
     """Return what report.json says of duplicates: similarities and sizes of clusters.
 
     Args:
-      first: number of the batch's first document; `gone` is about those from there on.
+      clusters: of all documents in the index, those of earlier batches, too.
+      removed_of_units: of the documents of this batch.
+      first: number of the batch's first document in the index.
     """
-    removed = first + np.flatnonzero(np.concatenate(gone))
+    removed = first + np.flatnonzero(np.concatenate(removed_of_units))
     similarity = clusters.similarity[removed]
     bars, _ = np.histogram(similarity, SIMILARITIES, (0, 1))
+    # How many documents are removed for each kept one.
     _, sizes = np.unique(clusters.keeper[removed], return_counts=True)
     largest_first = np.sort(sizes)[::-1]
     return {

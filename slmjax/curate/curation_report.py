@@ -16,9 +16,9 @@ UNDECIDED = (
     "An undecided item is too short, or too much like many others of its set, to be told from "
     "common phrases: it was not looked for."
 )
-Counts = Mapping[str, Any]  # parts of report.json
+Counts = Mapping[str, Any]  # report.json, or the entry of one source in it
 DUPLICATE, LEFT = "duplicate", "left"
-COUNTED = ("documents", "bytes", "faults")
+BY_REASON = ("documents", "bytes", "faults")  # fields of an entry: {reason: number}
 
 
 def empty_counts() -> dict[str, Any]:
@@ -38,16 +38,17 @@ def empty_counts() -> dict[str, Any]:
     }
 
 
-def add(entry: dict[str, Any], file_counts: Counts, samples: int) -> None:
-    """Add the counts of one file's pass to a source's entry.
+def add_file_counts(entry: dict[str, Any], file_counts: Counts, samples: int) -> None:
+    """Add the counts of one file's first pass to its source's entry.
 
     Args:
+      file_counts: see `DropCounts.report`.
       samples: how many are kept of each reason; those of the first files stay.
     """
-    for what in COUNTED:
-        totals = entry[what]
-        # Sorted: the order of files does not decide the order of reasons.
-        for reason, number in sorted(file_counts[what].items()):
+    for field in BY_REASON:
+        totals = entry[field]
+        # Sorted, as the reasons of a file come in the order of its documents.
+        for reason, number in sorted(file_counts[field].items()):
             totals[reason] = totals.get(reason, 0) + number
     for reason, example in file_counts["examples"].items():
         entry["examples"].setdefault(reason, example)
@@ -56,8 +57,11 @@ def add(entry: dict[str, Any], file_counts: Counts, samples: int) -> None:
         entry["samples"][reason] = [*before, *shown][:samples]
 
 
-def kinds(entry: Counts) -> Counter:
-    """Return a source's dropped documents by kind of reason: the part before its colon."""
+def dropped_by_kind(entry: Counts) -> Counter:
+    """Return how many documents of a source each kind of reason has dropped.
+
+    The kind of a reason is the part before its colon, such as the name of a rule.
+    """
     totals: Counter = Counter()
     for reason, number in entry["documents"].items():
         if reason != "read":
@@ -76,15 +80,15 @@ def curation_summary(result: Counts) -> str:
     Its columns are documents read, dropped by each kind of reason, removed as duplicates and left.
     """
     sources = result["sources"]
-    names = set()
+    kinds_seen = set()
     for entry in sources.values():
-        names |= set(kinds(entry))
-    every = sorted(names)
-    lines = [["source", "read", "faults", *every, DUPLICATE, LEFT, "bytes left"]]
+        kinds_seen |= set(dropped_by_kind(entry))
+    kinds = sorted(kinds_seen)
+    lines = [["source", "read", "faults", *kinds, DUPLICATE, LEFT, "bytes left"]]
     for name, entry in sources.items():
-        dropped = kinds(entry)
+        dropped = dropped_by_kind(entry)
         numbers = [_read(entry), sum(entry["faults"].values())]
-        numbers += [dropped[kind] for kind in every]
+        numbers += [dropped[kind] for kind in kinds]
         numbers.append(entry[DUPLICATE]["documents"])
         numbers.append(entry[LEFT]["documents"])
         share = entry[LEFT]["bytes"] / max(1, _read(entry, "bytes"))
@@ -94,7 +98,7 @@ def curation_summary(result: Counts) -> str:
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
-    """Return lines whose columns are as wide as their widest cell; the first is flush left."""
+    """Return lines of text whose cells stand in columns; the first column is flush left."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     aligned = []
     for line in lines:
@@ -108,9 +112,9 @@ def write_curation_report(folder: epath.Path, result: Counts, command: str) -> N
     """Write report.html and its figure."""
     sources = result["sources"]
     svg = match_curve(result)
-    place = folder / "figures"
-    place.mkdir(exist_ok=True)
-    write_atomic(place / "similarity.svg", figures.standalone(svg))
+    figure_folder = folder / "figures"
+    figure_folder.mkdir(exist_ok=True)
+    write_atomic(figure_folder / "similarity.svg", figures.standalone(svg))
     read = sum(map(_read, sources.values()))
     bytes_note = page.note("Bytes are of the text, before and after normalising.")
     undecided_note = page.note(UNDECIDED) if result["evals"] else ""
@@ -119,13 +123,13 @@ def write_curation_report(folder: epath.Path, result: Counts, command: str) -> N
         page.tiles(_tiles(result, read)),
         page.section("Alarm", *map(page.note, result["alarms"])),
         page.section("Warning", *map(page.note, result["warnings"])),
-        page.section("Before and after", _counts(sources), bytes_note),
-        page.section("Why documents were dropped", _reasons(sources)),
+        page.section("Before and after", _size_table(sources), bytes_note),
+        page.section("Why documents were dropped", _reason_table(sources)),
         page.section("Duplicates", page.figures(svg), explanation),
-        page.section("Evaluation sets", _evals(result["evals"]), undecided_note),
+        page.section("Evaluation sets", _evals_table(result["evals"]), undecided_note),
     ]
     for name, entry in sources.items():
-        body.append(page.section(f"Dropped from {name}", _samples(entry)))
+        body.append(page.section(f"Dropped from {name}", _sample_table(entry)))
     command_text = f"<pre>{page.escape(command)}</pre>" if command else ""
     body.append(page.section("Command", command_text))
     title = f"{folder.name}: curation"
@@ -148,19 +152,19 @@ def _tiles(result: Counts, read: int) -> dict[str, str]:
 
 
 def match_curve(result: Counts) -> str:
-    """Return an SVG of how likely a pair is compared at all, over its similarity.
+    """Return an SVG of the probability that a pair is compared at all, over its similarity.
 
-    Its bars are the similarities of the pairs that were removed.
+    Bars show the similarities at which documents were removed.
     """
     similarity = np.linspace(0, 1, 201)
     probability = Scheme(**result["scheme"]).candidate_probability(similarity)
     lines = [figures.Line("shares a band", similarity, probability)]
-    # A histogram over [0, 1].
-    height = np.array(result["similarity"], float)
-    if height.any():
-        bars = np.arange(len(height))
-        middle = (bars + 0.5) / len(height)
-        share = height / height.max()
+    # Bins of equal width over the similarities from 0 to 1.
+    removed_pairs = np.array(result["similarity"], float)
+    if removed_pairs.any():
+        bins = np.arange(len(removed_pairs))
+        middle = (bins + 0.5) / len(removed_pairs)
+        share = removed_pairs / removed_pairs.max()
         lines.append(figures.Line("removed pairs", middle, share, color=1, bars=True))
     return figures.curves(
         lines,
@@ -172,7 +176,8 @@ def match_curve(result: Counts) -> str:
     )
 
 
-def _counts(sources: Counts) -> str:
+def _size_table(sources: Counts) -> str:
+    # The last column holds a bar, which needs no name.
     head = ["source", "documents read", "bytes", "documents left", "bytes", "of the bytes", ""]
     rows = []
     for name, entry in sources.items():
@@ -186,13 +191,12 @@ def _counts(sources: Counts) -> str:
     return page.html_table(head, rows)
 
 
-def _reasons(sources: Counts) -> str:
+def _reason_table(sources: Counts) -> str:
     rows = []
     for name, entry in sources.items():
         read = max(1, _read(entry))
-        # The most frequent reason first.
-        by_number = sorted(_dropped(entry), key=lambda row: -row[1])
-        for reason, number, size in by_number:
+        most_frequent_first = sorted(_losses_by_reason(entry), key=lambda row: -row[1])
+        for reason, number, size in most_frequent_first:
             if not number:
                 continue
             share = percent(number / read)
@@ -201,31 +205,32 @@ def _reasons(sources: Counts) -> str:
     return page.html_table(head, rows, left=2)
 
 
-def _dropped(entry: Counts) -> list[tuple[str, int, int]]:
-    """Return (reason, documents, bytes) of what a source has lost."""
+def _losses_by_reason(entry: Counts) -> list[tuple[str, int, int]]:
+    """Return (reason, documents, bytes) of dropped documents, faults and duplicates of a source."""
     rows = []
     for reason, number in entry["documents"].items():
         if reason != "read":
             rows.append((reason, number, entry["bytes"][reason]))
     for reason, number in entry["faults"].items():
+        # The size of a record that cannot be read is not known.
         rows.append((f"unreadable: {reason}", number, 0))
     duplicate = entry[DUPLICATE]
     rows.append(("near or exact duplicate", duplicate["documents"], duplicate["bytes"]))
     return rows
 
 
-def _samples(entry: Counts) -> str:
+def _sample_table(entry: Counts) -> str:
     rows = []
     for reason, samples in sorted(entry["samples"].items()):
         for sample in samples:
             place = f"{sample['file']} line {sample['line']}"
-            # Of a contaminated document the place of the item says more than its beginning.
+            # Of a contaminated document the item's passage says more than the first lines.
             shown = sample["detail"] or sample["text"]
             rows.append([reason, place, shown])
     return page.html_table(["reason", "where", "text"], rows, left=3)
 
 
-def _evals(sets: Mapping[str, Any]) -> str:
+def _evals_table(sets: Mapping[str, Any]) -> str:
     rows = []
     for name, counts in sets.items():
         rows.append([name, f"{counts['items']:,}", f"{counts['undecided']:,}"])
@@ -233,6 +238,7 @@ def _evals(sets: Mapping[str, Any]) -> str:
 
 
 def _explanation(result: Counts) -> str:
+    """Return the sentences below the figure of duplicates."""
     scheme = result["scheme"]
     largest = ", ".join(map(str, result["largest_clusters"])) or "none"
     return (

@@ -17,30 +17,30 @@ from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import Source, SourceFile
 from slmjax.text.source_files import bundles, list_files
 
-Listed = Sequence[tuple[Source, Sequence[SourceFile]]]  # sources with their files
+SourcesWithFiles = Sequence[tuple[Source, Sequence[SourceFile]]]
 
 # Settings that the content of `work` depends on.
 DECIDING = ("rules", "languages", "evals", "ngram", "bands", "rows", "samples")
 
 
 def curation_units(
-    asked: Settings, sources: Sequence[Source], work: epath.Path
+    settings: Settings, sources: Sequence[Source], work: epath.Path
 ) -> list[CurationUnit]:
-    """Return the units over the files of all sources, and write to `work` what all of them need.
+    """Return the units over the files of all sources, and write to `work` what they share.
 
-    What an earlier run with other settings or files has left there is removed.
+    Files in `work` of an earlier run with other settings or other text are removed.
 
     Raises: UserError for settings that name an unknown source, and for an evaluation set that
       cannot be looked for.
     """
-    refuse_unknown_sources(asked, [source.name for source in sources])
+    refuse_unknown_sources(settings, [source.name for source in sources])
     # Listed once: files that appear later belong to the next run.
     listed = [(source, list_files(source)) for source in sources]
-    index_file = str(work / "evals.npz") if asked["evals"] else ""
-    _prepare(work, _identity(asked, listed), asked["evals"], index_file)
+    index_file = str(work / "evals.npz") if settings["evals"] else ""
+    _prepare(work, _key_for(settings, listed), settings["evals"], index_file)
     units = []
     for source, files in listed:
-        rules = rules_of(asked, source.name)
+        rules = rules_of(settings, source.name)
         for first, bundle in bundles(files):
             unit = CurationUnit(
                 source=source,
@@ -48,26 +48,26 @@ def curation_units(
                 number=first,
                 folder=str(work),
                 rules=rules,
-                scheme=scheme_of(asked),
-                evals=index_file,
-                samples=asked["samples"],
+                scheme=scheme_of(settings),
+                evals_file=index_file,
+                samples=settings["samples"],
             )
             units.append(unit)
     return units
 
 
 def work_key(work: epath.Path) -> str:
-    """Return the identity of the settings and files of `work`; "" where there is none."""
+    """Return the key of `work`: a hash of its settings and files; "" where it has none."""
     file = work / "key"
     if not file.exists():
         return ""
     return file.read_bytes().decode(errors="replace")
 
 
-def _identity(asked: Settings, listed: Listed) -> str:
-    """Return a hash of everything that decides the content of `work`."""
-    settings = {name: asked[name] for name in DECIDING}
-    settings["format"] = FORMAT  # of the sketches
+def _key_for(settings: Settings, listed: SourcesWithFiles) -> str:
+    """Return the key that `work` must have: a hash of everything that decides its content."""
+    deciding = {name: settings[name] for name in DECIDING}
+    deciding["format"] = FORMAT  # of the sketches
     # A file's version changes with its content, so no file need be read for this.
     versions = []
     for source, files in listed:
@@ -75,9 +75,9 @@ def _identity(asked: Settings, listed: Listed) -> str:
         for file in files:
             version = (source.name, source.field, *reader, file.name, file.size, file.version)
             versions.append(version)
-    for name, file in eval_files(asked["evals"]):
+    for name, file in eval_files(settings["evals"]):
         versions.append((name, file.path, file.size, file.version))
-    text = json.dumps([settings, versions], sort_keys=True)
+    text = json.dumps([deciding, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -85,7 +85,7 @@ def _prepare(work: epath.Path, key: str, sets: EvalSets, index_file: str) -> Non
     """Empty `work` and build the index of evaluation sets, unless it has both for this key.
 
     Args:
-      key: its identity.
+      key: see `work_key`.
       index_file: path of the index; "" without evaluation sets.
     """
     if work_key(work) == key and (not index_file or _can_be_loaded(index_file)):

@@ -17,23 +17,24 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int, UInt64
 
-from slmjax.curate.eval_items import EvalSets, number_words
+from slmjax.curate.eval_items import EvalSets, words_and_numbers
 from slmjax.curate.eval_runs import COMMON, LEAST, RUN, TELLING, index_arrays
 from slmjax.errors import UserError
 from slmjax.text.files import write_atomic
 from slmjax.text.hashing import Matcher, hash_runs
 
 THRESHOLD = 0.5  # share of an item's words; measured by `python -m slmjax.bench decontaminate`
-# Words in a row that must agree where the item is laid on the document: single words agree
-# everywhere.
-TOUCH = 3
+# Least number of words in a row that count as agreeing where an item is laid on a document: single
+# words agree everywhere.
+AGREE_IN_ROW = 3
 FORMAT = 1  # of the arrays
-SCHEME = np.array([FORMAT, RUN, TELLING, COMMON, LEAST])  # what an index depends on
-# Two values in one 64-bit number: the first in the upper half, the second in the lower one.
+SCHEME = np.array([FORMAT, RUN, TELLING, COMMON, LEAST])  # an index of another one is refused
+# Some 64-bit numbers hold two values: the first in the upper half, the second in the lower one.
 LOW = (1 << 32) - 1  # mask of the lower half
 MIDDLE = 1 << 31  # added to a lower value that may be negative
 
-# Everything that a damaged archive can raise; its content has checksums.
+# Everything that reading a damaged archive can raise. Changed bytes inside it are noticed by the
+# archive's checksums.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -66,9 +67,9 @@ class Hit:
 class Match(NamedTuple):
     """How well a passage agrees with a document."""
 
-    words: int  # of the passage that agree
-    first: int  # place in the document of the first one
-    last: int  # and of the last one
+    words: int  # how many words of the passage agree
+    first: int  # the first word of the document that agrees
+    last: int  # the last one
 
 
 def build_index(sets: EvalSets) -> "EvalIndex":
@@ -159,15 +160,15 @@ class EvalIndex:
         Enough is the share `threshold` and at least LEAST words. Names and numbers may differ. A
         text also holds an item if it holds the question alone.
         """
-        words, starts, ends = number_words(text)
+        words, starts, ends = words_and_numbers(text)
         places, runs = self._matcher.locate(hash_runs(words, RUN))
         if not len(places):  # as in three of four documents
             return []
-        passages, diagonals = self._pointed(places, runs, threshold)
+        passages, diagonals = self._pointers(places, runs, threshold)
         hits: dict[int, Hit] = {}
         for passage in np.unique(passages).tolist():
             own_diagonals = np.unique(diagonals[passages == passage])
-            match = self._lay(passage, words, own_diagonals)
+            match = self._best_match(passage, words, own_diagonals)
             if match.words < self._needed(passage, threshold):
                 continue
             item = int(self.arrays["item"][passage])
@@ -178,61 +179,60 @@ class EvalIndex:
                 start=int(starts[match.first]),
                 end=int(ends[match.last]),
             )
-            # An item's question and the whole of it are passages of their own.
-            other = hits.get(item, hit)
-            hits[item] = max(other, hit, key=_certainty)
+            # An item may have two passages, its question and all of it: the better hit counts.
+            earlier = hits.get(item, hit)
+            hits[item] = max(earlier, hit, key=_certainty)
         return list(hits.values())
 
     def _needed(
         self, passages: int | Int[np.ndarray, " n"], threshold: float
     ) -> np.floating | Float[np.ndarray, " n"]:
-        """Return how many words of passages must agree."""
+        """Return how many words of each passage must agree."""
         return np.maximum(LEAST, threshold * self._counted[passages])
 
-    def _pointed(
+    def _pointers(
         self, places: PerKnownRun, runs: PerKnownRun, threshold: float
     ) -> tuple[Pointers, Pointers]:
         """Return (passage, diagonal) of every pointer to a passage that the document may hold.
 
         A pointer is a run of the document that a passage holds, too. Its diagonal is its place in
-        the document less its place in the passage: the runs of a copy have about the same. A
-        passage is returned if enough pointers to it are on diagonals near each other.
+        the document less its place in the passage: the runs of a copy have about the same diagonal.
+        The pointers to a passage are returned if enough of them are on diagonals near each other.
 
         Args:
-          places: where in the document a run of words is known.
-          runs: which run of the index it is.
+          places: the words at which a run of the index begins in the document.
+          runs: which run of the index that is.
         """
-        # Each place becomes as many pointers as there are passages with its run. Their rows in
-        # `at` are consecutive: they are counted up from the run's first row.
+        # Each place becomes as many pointers as its run has words to begin at in the passages. The
+        # rows of these words in `at` follow each other, from the run's first row on.
         first_rows = self.arrays["first"]
         first = first_rows[runs]
         counts = first_rows[runs + 1] - first
-        before = np.cumsum(counts) - counts
-        rows = np.repeat(first - before, counts) + np.arange(counts.sum())
+        pointers_before = np.cumsum(counts) - counts
+        rows = np.repeat(first - pointers_before, counts) + np.arange(counts.sum())
         at = self.arrays["at"][rows]
         passages = self._passage_of[at].astype(np.int64)
-        begins = self.arrays["offsets"][passages]
-        place_in_passage = at - begins
+        place_in_passage = at - self.arrays["offsets"][passages]
         diagonals = np.repeat(places, counts) - place_in_passage
-        # Sort by passage, then by diagonal: both in one number, as diagonals may be negative moved
-        # up by 2^31.
-        code = np.sort((passages << 32) + diagonals + MIDDLE)
-        passages = code >> 32
-        diagonals = (code & LOW) - MIDDLE
+        # Sort by passage, then by diagonal. Both are in one number; diagonals may be negative, so
+        # they are moved up by 2^31.
+        codes = np.sort((passages << 32) + diagonals + MIDDLE)
+        passages = codes >> 32
+        diagonals = (codes & LOW) - MIDDLE
         # Enough is one pointer for every six words that must agree, plus one: about as many runs
-        # survive in a copy with every sixth word changed. `code` is sorted, so that a group is
-        # large enough if the pointer `steps` places later belongs to the same passage and is within
-        # the slack. Codes differ by so little only then.
+        # survive in a copy with every sixth word changed. As codes are sorted, enough pointers are
+        # near each other if the one `steps` places later is of the same passage and within the
+        # slack. Codes of different passages always differ by more than the slack.
         steps = self._needed(passages, threshold) // 6
-        ahead = np.arange(len(code)) + steps.astype(np.int64)
-        inside = np.flatnonzero(ahead < len(code))
-        distance = code[ahead[inside]] - code[inside]
-        is_near = distance <= self._slack[passages[inside]]
-        pointed = passages[inside[is_near]]
-        keep = np.isin(passages, pointed)
+        ahead = np.arange(len(codes)) + steps.astype(np.int64)
+        has_ahead = np.flatnonzero(ahead < len(codes))
+        distance = codes[ahead[has_ahead]] - codes[has_ahead]
+        is_near = distance <= self._slack[passages[has_ahead]]
+        enough = passages[has_ahead[is_near]]
+        keep = np.isin(passages, enough)
         return passages[keep], diagonals[keep]
 
-    def _lay(
+    def _best_match(
         self,
         passage: int,
         words: UInt64[np.ndarray, " words"],
@@ -240,8 +240,8 @@ class EvalIndex:
     ) -> Match:
         """Return the best match of a passage that is laid on a document along diagonals.
 
-        On a diagonal only words in a run of TOUCH or more that agree are counted; a name agrees
-        with any word. Diagonals within the slack of each other are counted as one place.
+        Words of a diagonal count if AGREE_IN_ROW or more in a row agree; a name agrees with any
+        word. Diagonals within the slack of each other are counted together, as one place.
         """
         begin, end = self.arrays["offsets"][passage : passage + 2]
         own_words = self.arrays["words"][begin:end]
@@ -250,13 +250,15 @@ class EvalIndex:
         # Axes from here: [diagonals, words of the passage].
         places = diagonals[:, None] + np.arange(end - begin)
         inside = (places >= 0) & (places < len(words))
+        # Clipped places give a wrong word, but they are not inside.
         is_equal = words[np.clip(places, 0, len(words) - 1)] == own_words
         agree = _in_runs(inside & (is_name | is_equal))
         best, last_stop = Match(0, 0, 0), 0
         for first, diagonal in enumerate(diagonals.tolist()):
+            # Diagonals first to stop are within the slack of the first one.
             farthest = diagonal + self._slack[passage]
             stop = int(np.searchsorted(diagonals, farthest, "right"))
-            if stop == last_stop:  # the diagonals are some of those that were just looked at
+            if stop == last_stop:  # all of them were in the group before this one
                 continue
             last_stop = stop
             covered = agree[first:stop]
@@ -281,12 +283,12 @@ def _certainty(hit: Hit) -> tuple[float, int]:
 def _in_runs(
     agree: Bool[np.ndarray, "diagonals words"],
 ) -> Bool[np.ndarray, "diagonals words"]:
-    """Keep the Trues that are in a run of at least TOUCH consecutive Trues of their diagonal."""
-    width = agree.shape[1] - TOUCH + 1
+    """Keep the Trues that are among AGREE_IN_ROW or more consecutive Trues of their diagonal."""
+    width = agree.shape[1] - AGREE_IN_ROW + 1
     begins_run = np.ones((len(agree), width), bool)
-    for k in range(TOUCH):
+    for k in range(AGREE_IN_ROW):
         begins_run &= agree[:, k : k + width]
     in_run = np.zeros_like(agree)
-    for k in range(TOUCH):
+    for k in range(AGREE_IN_ROW):
         in_run[:, k : k + width] |= begins_run
     return in_run

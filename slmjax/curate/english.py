@@ -4,9 +4,11 @@ The facts are those of the rule-based English tokenizer of spaCy 3 and of datatr
 decisions the quality rules reproduce.
 """
 
+# Heads with the same contractions: "who'll", "what'll", "there'll", ...
 WHO = "who what when where why how there"
 
-# Heads of contractions, and the tails that they take; the parts of a tail are split, too.
+# Heads of contractions, and the tails that they take. A tail may have two parts, which split, too:
+# "I'd've" is three words.
 TAILS = {
     f"i you he she it we they {WHO} that this these those": ("'ll", "'ll 've", "'d", "'d 've"),
     f"i you we they {WHO} this these those": ("'ve",),
@@ -19,7 +21,7 @@ TAILS = {
     "not": ("'ve",),
 }
 
-# Words that look like a contraction without its apostrophe, and are words of their own.
+# Contractions without an apostrophe are split, too ("dont"), but not these: words of their own.
 NOT_SPLIT = ("ill", "its", "hell", "shell", "shed", "were", "well", "whore")
 
 
@@ -65,15 +67,18 @@ def _contractions() -> dict[str, tuple[str, ...]]:
     for heads, tails in TAILS.items():
         for head in heads.split():
             splits += [(head, *tail.split()) for tail in tails]
+    # The same without apostrophes.
     for head, *tail in list(splits):
         splits.append((head, *(part.replace("'", "") for part in tail)))
     splits += [("can", "not"), ("gon", "na"), ("got", "ta"), ("let", "'s"), ("c'm", "on")]
+    # The same with a capital.
     for head, *tail in list(splits):
-        capitalised = "C'm" if "'" in head else head.title()
+        capitalised = "C'm" if "'" in head else head.title()  # title() would make it C'M
         splits.append((capitalised, *tail))
     splits += [("y'", "all"), ("y", "all"), ("how", "'d", "'y"), ("How", "'d", "'y")]
     for hour in range(1, 13):
         splits += [(str(hour), half) for half in ("am", "pm", "a.m.", "p.m.")]
+    # Degrees with a full stop: "°C."
     splits += [("°", unit, ".") for unit in "cfkCFK"]
 
     table = {}
@@ -84,7 +89,7 @@ def _contractions() -> dict[str, tuple[str, ...]]:
     return table
 
 
-# Whole words although they hold or touch punctuation: abbreviations, clipped words, faces.
+# Whole words although they hold or touch punctuation: abbreviations, clipped words, emoticons.
 _WHOLE = r"""
 ' '' \") <space> C++ — \t \n and/or w/o ma'am Ma'am o'clock O'clock em ll nuff 'em 'll 'nuff ol ol'
 Ol Ol' 's 'S ‘s ‘S 're 'd 'bout 'cause 'Cause 'cos 'Cos 'coz 'Coz 'cuz 'Cuz doin doin' Doin Doin'
@@ -108,6 +113,7 @@ def _special() -> dict[str, tuple[str, ...]]:
     """Return the words that do not split by the general rules, and their parts."""
     table = {word: (word,) for word in _WHOLE.split()}
     table |= _contractions()
+    # Apostrophes may be curly.
     for word, parts in list(table.items()):
         curly = tuple(part.replace("'", "’") for part in parts)
         table[word.replace("'", "’")] = curly

@@ -14,9 +14,10 @@ from slmjax.text.records import DAMAGED, Fault, Source, SourceFile
 from slmjax.text.source_files import list_files
 
 NUMBER = np.uint64(0)  # in place of the hash of any number
-SENTENCE_ENDS = frozenset('.?!:;\n"“')
+SENTENCE_ENDS = frozenset('.?!:;\n"“')  # after these a capital does not make a name
 SEPARATOR = " a\n"  # a word between two texts, so that numbers on both sides stay two
-SETTINGS = ("path", "fields")
+SETTINGS = ("path", "fields")  # of each evaluation set
+# In errors about other settings.
 EXPECTED = "expected a .jsonl file as path and the names of its text fields as fields"
 
 
@@ -40,33 +41,35 @@ class Passages:
     """Passages, all different, in one row of words."""
 
     words: WordHashes  # passage p is words[offsets[p] : offsets[p + 1]]
-    names: WordFlags  # which words may be others in a copy
+    names: WordFlags  # which words are names: a copy may have other ones
     telling: WordFlags  # which words are no names, numbers or single letters
     offsets: Int[np.ndarray, " bounds"]
-    # For each text that was read the position of its set, the line of its item, and its passage
-    # (-1: too short).
+    # For each text that was read: the position of its set, the line of its item, and its passage
+    # (-1: it has too few telling words).
     origins: Int[np.ndarray, "texts 3"]
 
 
-def read_passages(sets: EvalSets, least: int) -> Passages:
-    """Return the passages of {name: {"path", "fields"}}, without those of few telling words.
+def read_passages(sets: EvalSets, min_telling: int) -> Passages:
+    """Return the passages of evaluation sets, without those of few telling words.
 
-    An item gives two passages: its first field alone, which asks, and all its fields together. The
-    order of items does not change the order of passages.
+    An item gives up to two passages: its first field alone, which is the question, and all its
+    fields together. The order of items does not change the order of passages.
 
     Args:
-      least: telling words that a passage must have.
+      min_telling: least number of words of a passage that are no names, numbers or single letters.
     Raises: UserError for a file or field that is not there, a damaged file, or a field without
       text.
     """
     texts, owners = _read_texts(sets)
-    # All texts are cut at once: whether a word is a name depends on all of them.
-    text = SEPARATOR.join(texts)
-    words = number_words(text)
-    names = _names(text, words)
-    telling = ~(names | _single_letters(text, words) | (words.hashes == NUMBER))
+    # All texts are cut into words together: whether a word is a name depends on all of them.
+    joined_texts = SEPARATOR.join(texts)
+    words = words_and_numbers(joined_texts)
+    names = _names(joined_texts, words)
+    is_letter = _single_letters(joined_texts, words)
+    telling = ~(names | is_letter | (words.hashes == NUMBER))
 
-    # Where the words of each text begin and stop in the row of all words.
+    # Where the words of each text begin and stop in the row of all words. Lengths and bounds are in
+    # characters.
     lengths = [len(text) + len(SEPARATOR) for text in texts]
     bounds = np.cumsum([0, *lengths])
     begins = np.searchsorted(words.starts, bounds[:-1])
@@ -75,17 +78,17 @@ def read_passages(sets: EvalSets, least: int) -> Passages:
     telling_inside = telling_before[stops] - telling_before[begins]
 
     # Texts of the same words are one passage.
-    texts_alike: dict[bytes, list[int]] = {}
-    for i in np.flatnonzero(telling_inside >= least).tolist():
+    texts_by_words: dict[bytes, list[int]] = {}
+    for i in np.flatnonzero(telling_inside >= min_telling).tolist():
         own_words = words.hashes[begins[i] : stops[i]]
-        texts_alike.setdefault(own_words.tobytes(), []).append(i)
+        texts_by_words.setdefault(own_words.tobytes(), []).append(i)
     origins = np.full((len(texts), 3), -1)
     origins[:, :2] = owners
-    spans = [np.zeros(0, np.int64)]
-    # Sorted by their words, so that the order of items does not matter.
-    for passage, (_, alike) in enumerate(sorted(texts_alike.items())):
-        origins[alike, 2] = passage
-        first = alike[0]
+    spans = [np.zeros(0, np.int64)]  # begins with an empty one, as offsets begin with 0
+    # Sorted by the hashes of their words, so that the order of items does not matter.
+    for passage, (_, equal_texts) in enumerate(sorted(texts_by_words.items())):
+        origins[equal_texts, 2] = passage
+        first = equal_texts[0]
         spans.append(np.arange(begins[first], stops[first]))
     kept = np.concatenate(spans)
     offsets = np.cumsum([len(span) for span in spans])
@@ -100,21 +103,21 @@ def _read_texts(
     owners: list[tuple[int, int]] = []
     for number, (name, settings) in enumerate(sets.items()):
         for line, fields in _read_items(name, settings):
-            own = [fields[0]]
+            item_texts = [fields[0]]
             if len(fields) > 1:
-                own.append("\n".join(fields))
-            texts += own
-            owners += [(number, line)] * len(own)
+                item_texts.append("\n".join(fields))
+            texts += item_texts
+            owners += [(number, line)] * len(item_texts)
     return texts, np.array(owners, np.int64).reshape(-1, 2)
 
 
-def number_words(text: str) -> Words:
-    """Return the words of a text; numbers in a row (also 1,000 or 3/4 - 2) are one NUMBER."""
+def words_and_numbers(text: str) -> Words:
+    """Return the words of a text; a row of numbers (also 1,000 or 3/4 - 2) is one word, NUMBER."""
     hashes, starts, ends = hash_words(text)
-    first_letter = _code_points(text)[starts]
-    is_number = (first_letter >= ord("0")) & (first_letter <= ord("9"))
-    hashes[is_number] = NUMBER
-    # A number after another one is left out; the first one then ends where the last one does.
+    first_character = _code_points(text)[starts]
+    begins_with_digit = (first_character >= ord("0")) & (first_character <= ord("9"))
+    hashes[begins_with_digit] = NUMBER
+    # The first number of a row stays and ends where the last one does; the others are left out.
     keep = np.ones(len(hashes), bool)
     is_number = hashes == NUMBER
     keep[1:] = ~(is_number[1:] & is_number[:-1])
@@ -125,6 +128,7 @@ def number_words(text: str) -> Words:
 
 
 def _code_points(text: str) -> UInt32[np.ndarray, " characters"]:
+    # surrogatepass: half a surrogate pair is a character, too.
     data = text.encode("utf-32-le", "surrogatepass")
     return np.frombuffer(data, np.uint32)
 
@@ -138,21 +142,22 @@ def _single_letters(text: str, words: Words) -> WordFlags:
 def _names(text: str, words: Words) -> WordFlags:
     """Return which words are names.
 
-    A name has a capital inside a sentence, or at its beginning if it has one nine times in ten over
-    all sets.
+    A word with a capital is a name inside a sentence. At the beginning of one it is a name only if
+    it has a capital nine times in ten over all sets.
     """
-    first_letters = _code_points(text)[words.starts]
-    letters, letter = np.unique(first_letters, return_inverse=True)
-    letter_is_capital = np.array([chr(code).isupper() for code in letters], bool)
-    capital = letter_is_capital[letter]
+    first_characters = _code_points(text)[words.starts]
+    # isupper is called once for each different character.
+    characters, character = np.unique(first_characters, return_inverse=True)
+    is_capital_character = np.array([chr(code).isupper() for code in characters], bool)
+    has_capital = is_capital_character[character]
     # One number for each different word, and how often it is written in either way.
     _, word = np.unique(words.hashes, return_inverse=True)
-    times_small = np.bincount(word, ~capital)
-    times_capital = np.bincount(word, capital)
+    times_small = np.bincount(word, ~has_capital)
+    times_capital = np.bincount(word, has_capital)
     is_mostly_capital = times_small * 9 <= times_capital
-    names = capital & is_mostly_capital[word]
-    # The rest may be names where they are: a loop, as few words are left.
-    for i in np.flatnonzero(capital & ~names).tolist():
+    names = has_capital & is_mostly_capital[word]
+    # The others are names if no sentence ends before them. They are few: a loop will do.
+    for i in np.flatnonzero(has_capital & ~names).tolist():
         if i > 0:
             between = text[words.ends[i - 1] : words.starts[i]]
             names[i] = SENTENCE_ENDS.isdisjoint(between)
@@ -173,12 +178,15 @@ def eval_files(sets: EvalSets) -> list[tuple[str, SourceFile]]:
 
 
 def _read_items(name: str, settings: Fields) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, text of each field) of each item; lines are counted on over several files."""
+    """Yield (line, text of each field) of each item.
+
+    Where a set has several files, the lines of a file are numbered after those before it.
+    """
     paths, fields = _checked(name, settings)
     source = Source(f"config.curate.evals.{name}", paths)
     lines_before = 0
     for file in list_files(source):
-        line = 0  # of an empty file
+        line = 0  # stays 0 in an empty file
         for record in read_records(file, source):
             line = record.line
             if isinstance(record, Fault):
@@ -189,7 +197,7 @@ def _read_items(name: str, settings: Fields) -> Iterator[tuple[int, list[str]]]:
 
 
 def _checked(name: str, settings: Fields) -> list[tuple[str, ...]]:
-    """Return [paths, fields] of a set. Raises: UserError for other settings."""
+    """Return [paths, fields] of a set. Raises: UserError for any other settings than these two."""
     where = f"config.curate.evals.{name}"
     for key in SETTINGS:
         if not isinstance(settings, Mapping) or not settings.get(key):
@@ -223,6 +231,11 @@ def _refuse_fault(where: str, path: Any, fault: Fault) -> None:
 
 
 def _text(record: Fields, field: str, place: str) -> str:
+    """Return the text of a field; the entries of a list, such as choices, are its lines.
+
+    Args:
+      place: file and line, for the errors.
+    """
     if field not in record:
         raise UserError(
             f"{place} has no field '{field}' (fields: {', '.join(record)}).{nearest(field, record)}"

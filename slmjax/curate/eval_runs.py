@@ -1,4 +1,4 @@
-"""Which short runs of words point to which passages of evaluation sets: the arrays of an index."""
+"""The arrays of an index of evaluation sets: which short runs of words point to which passages."""
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
@@ -6,12 +6,12 @@ from jaxtyping import Bool, Int, UInt64
 from slmjax.curate.eval_items import EvalSets, Passages, WordPlaces, read_passages
 from slmjax.text.hashing import hash_runs
 
-RUN = 5  # words that point to an item
-TELLING = 2  # of them at least so many that are no names, numbers or single letters
-# A run that is in more items than this is a template ("which of the following is").
+RUN = 5  # words in a run that points to passages
+TELLING = 2  # least words of such a run that are no names, numbers or single letters
+# Most items that a run may point to; one in more is a template ("which of the following is").
 COMMON = 64
-# Words that must agree (no names, numbers or template); GPT-3's length of an overlap: shorter ones
-# are common phrases.
+# Least words that must agree, without names, numbers and templates. It is GPT-3's length of an
+# overlap: shorter ones are common phrases.
 LEAST = 13
 
 
@@ -22,13 +22,19 @@ RunPlaces = Int[np.ndarray, " runs"]  # where a run begins in the row of words
 def index_arrays(sets: EvalSets) -> dict[str, np.ndarray]:
     """Return the arrays of the index of evaluation sets, see `decontaminate.build_index`.
 
-    An item is its set's position and, in the lower 32 bits, its line. Returned are:
-      words, names, counts: [words] of all passages end to end: hashes, which are names, and which
-        count because a rare run holds them.
-      offsets: [passages + 1] where each passage begins; item: [passages] whose it is.
-      runs: [runs] hashes, ascending; first: [runs + 1] and at: [pointers], the run i begins at the
-        words at[first[i] : first[i + 1]].
-      sets: [sets] names; items: [sets] how many items each has.
+    An item is one number: its set's position in the upper 32 bits, its line in the lower ones.
+
+    Returns:
+      words: [words] hashes of the words of all passages, end to end.
+      names: [words] which of them are names.
+      counts: [words] which of them count towards the words that must agree: telling words in a run
+        that few items hold.
+      offsets: [passages + 1] where each passage begins in `words`, and the end of the last one.
+      item: [passages] the item that each passage belongs to.
+      runs: [runs] hashes of the runs, ascending.
+      first, at: [runs + 1] and [pointers]. The run i begins at words at[first[i] : first[i + 1]].
+      sets: [sets] names.
+      items: [sets] how many items each set has.
       undecided: items without a passage that can be looked for.
     """
     passages = read_passages(sets, LEAST)
@@ -36,8 +42,9 @@ def index_arrays(sets: EvalSets) -> dict[str, np.ndarray]:
     passage_of = np.repeat(np.arange(len(lengths)), lengths)
     set_of_text, line_of_text, text_passages = passages.origins.T
     text_items = (set_of_text << 32) + line_of_text
-    # A passage belongs to the item of the first text that reads so. The -1 in front makes sure that
-    # there is a value of short texts, the first one, to leave out.
+    # A passage belongs to the item of the first text with its words. Texts without a passage have
+    # -1. One more -1 in front makes sure that it is the first value, which is left out; it moves
+    # all indices by one.
     _, first_text = np.unique(np.append(-1, text_passages), return_index=True)
     passage_items = text_items[first_text[1:] - 1]
     runs, at = _rare_runs(passages, passage_of, passage_items)
@@ -50,22 +57,22 @@ def index_arrays(sets: EvalSets) -> dict[str, np.ndarray]:
     # Passages with too few words that count, or that too many texts share, are left out.
     texts_alike = np.bincount(text_passages + 1, minlength=1)[1:]
     counted = np.bincount(passage_of, counts, len(lengths))
-    enough = (counted >= LEAST) & (texts_alike <= COMMON)
-    keep = enough[passage_of]
-    new_place = np.cumsum(keep) - 1
-    keep_run = keep[at]
+    keep_passage = (counted >= LEAST) & (texts_alike <= COMMON)
+    keep_word = keep_passage[passage_of]
+    new_place = np.cumsum(keep_word) - 1
+    keep_run = keep_word[at]
     kept_runs = runs[keep_run]
     kept_at = new_place[at[keep_run]]
     unique_runs, first = np.unique(kept_runs, return_index=True)
     set_of_item = np.unique(text_items) >> 32
-    # The value at the end is that of short texts, whose passage is -1.
-    is_decided = np.append(enough, False)[text_passages]
+    # The False at the end is for texts without a passage: their -1 is its index.
+    is_decided = np.append(keep_passage, False)[text_passages]
     return {
-        "words": passages.words[keep],
-        "names": passages.names[keep],
-        "counts": counts[keep],
-        "offsets": np.cumsum(np.append(0, lengths[enough])),
-        "item": passage_items[enough],
+        "words": passages.words[keep_word],
+        "names": passages.names[keep_word],
+        "counts": counts[keep_word],
+        "offsets": np.cumsum(np.append(0, lengths[keep_passage])),
+        "item": passage_items[keep_passage],
         "runs": unique_runs,
         "first": np.append(first, len(kept_at)),
         "at": kept_at.astype(np.int32),
@@ -78,7 +85,10 @@ def index_arrays(sets: EvalSets) -> dict[str, np.ndarray]:
 def _rare_runs(
     passages: Passages, passage_of: WordPlaces, items: Int[np.ndarray, " passages"]
 ) -> tuple[RunHashes, RunPlaces]:
-    """Return the runs of RUN words that at most COMMON items hold: hashes, ascending, and places.
+    """Return the runs of RUN words that at most COMMON items hold.
+
+    Runs across two passages and those with few telling words are left out. Returned are a hash for
+    each occurrence of a run, ascending, and where it begins.
 
     Args:
       passage_of: the passage of each word.
@@ -92,14 +102,14 @@ def _rare_runs(
     order = np.argsort(runs[at], kind="stable")
     at = at[order]
     # Number the different runs, and count the different items of each.
-    kind = np.cumsum(_changes(runs[at])) - 1
+    number = np.cumsum(_changes(runs[at])) - 1
     item = items[passage_of[at]]
-    order = np.lexsort((item, kind))
-    kind_in_order, item_in_order = kind[order], item[order]
-    is_new_item = _changes(kind_in_order) | _changes(item_in_order)
-    items_of_kind = np.bincount(kind_in_order[is_new_item])
-    is_rare = items_of_kind <= COMMON
-    at = at[is_rare[kind]]
+    order = np.lexsort((item, number))
+    sorted_number, sorted_item = number[order], item[order]
+    is_new_item = _changes(sorted_number) | _changes(sorted_item)
+    item_counts = np.bincount(sorted_number[is_new_item])
+    is_rare = item_counts <= COMMON
+    at = at[is_rare[number]]
     return runs[at], at
 
 

@@ -17,15 +17,15 @@ def fineweb(
     """Drop lists, menus and tables.
 
     They have few lines that end a sentence, many short lines, repeated lines, or many line breaks
-    for their words.
+    for their words. Blank lines are not counted as lines.
 
     Args:
-      min_punctuated_lines: share of the lines that are not blank which end in a mark that ends a
-        sentence.
-      max_short_lines: share of these lines with at most `short_line` characters.
-      max_line_characters: characters in lines that occurred before over all characters but line
-        breaks.
+      min_punctuated_lines: share of the lines that end in a mark that ends a sentence.
+      max_short_lines: share of the lines with at most `short_line` characters.
+      max_line_characters: characters in lines that occurred before, as a share of all characters
+        but line breaks.
       max_line_breaks: line breaks per word.
+    Returns: the text as it is, and the reason to drop it or None, see quality.py.
     Source: the defaults are those of datatrove 0.10, the library of FineWeb's authors.
     """
     lines = [line for line in text.split("\n") if line.strip()]
@@ -38,7 +38,6 @@ def fineweb(
     if short / len(lines) > max_short_lines:
         return text, "fineweb: too many short lines"
     breaks = text.count("\n")
-    # Characters in lines that occurred before.
     _, repeated_characters = repetitions(lines)
     if repeated_characters / (len(text) - breaks) > max_line_characters:
         return text, "fineweb: repeated lines by characters"

@@ -19,6 +19,7 @@ from slmjax.curate.words import split_words
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 ELLIPSES = ("...", "…")
 BULLETS = ("•", "-")
+# n of an n-gram to the largest share of the text's characters, see `gopher_repetition`.
 TOP_GRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED_GRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
@@ -50,19 +51,21 @@ def gopher_quality(
       min_alphabetic: share of words with a letter; punctuation marks count as words, so dialogue
         and formulas fail it first.
       min_stop_words: how many of STOP_WORDS must occur, in lower case.
+    Returns: the text as it is, and the reason to drop it or None, see quality.py.
     Source: all defaults from Rae et al. 2021, appendix A.1.1.
     """
-    every = split_words(text)
-    counts = Counter(every)
-    proper = {word: count for word, count in counts.items() if not SYMBOLS.issuperset(word)}
-    # Words with more than punctuation in them, and those with a letter.
-    total = sum(proper.values())
+    words = split_words(text)
+    counts = Counter(words)
+    # Words with more than punctuation in them.
+    proper_words = {word: count for word, count in counts.items() if not SYMBOLS.issuperset(word)}
+    total = sum(proper_words.values())
     if total < max(1, min_words):
         return text, "gopher_quality: too few words"
     if total > max_words:
         return text, "gopher_quality: too many words"
+    # Characters of these words, and how many of them have a letter.
     characters, alphabetic = 0, 0
-    for word, count in proper.items():
+    for word, count in proper_words.items():
         characters += len(word) * count
         if any(map(str.isalpha, word)):
             alphabetic += count
@@ -70,11 +73,11 @@ def gopher_quality(
         return text, "gopher_quality: words too short"
     if characters / total > max_word_length:
         return text, "gopher_quality: words too long"
-    if text.count("#") / len(every) > max_symbols:
+    if text.count("#") / len(words) > max_symbols:
         return text, "gopher_quality: too many hashes"
-    if sum(map(text.count, ELLIPSES)) / len(every) > max_symbols:
+    if sum(map(text.count, ELLIPSES)) / len(words) > max_symbols:
         return text, "gopher_quality: too many ellipses"
-    # Lists and teasers of other pages.
+    # Lists, and first sentences of other pages ("read more ...").
     lines = text.splitlines()
     bullets = sum(line.lstrip().startswith(BULLETS) for line in lines)
     if bullets / len(lines) > max_bullet_lines:
@@ -82,7 +85,7 @@ def gopher_quality(
     cut = sum(line.rstrip().endswith(ELLIPSES) for line in lines)
     if cut / len(lines) > max_ellipsis_lines:
         return text, "gopher_quality: too many lines end in an ellipsis"
-    if alphabetic / len(every) < min_alphabetic:
+    if alphabetic / len(words) < min_alphabetic:
         return text, "gopher_quality: too few words with a letter"
     if len(STOP_WORDS & counts.keys()) < min_stop_words:
         return text, "gopher_quality: too few stop words"
@@ -101,34 +104,39 @@ def gopher_repetition(
 ) -> tuple[str, str | None]:
     """Drop text that repeats itself: lines, paragraphs (between blank lines) and n-grams of words.
 
+    A repetition is a line, paragraph or n-gram that occurred before in the text. Each limit is a
+    largest share.
+
     Args:
-      max_lines, max_paragraphs: share of them that are repetitions.
-      max_line_characters, max_paragraph_characters: characters in repetitions over those of the
-        text.
-      max_top: n to the share of the text's characters in all occurrences of the commonest n-gram
-        (of several, the one that comes first).
-      max_repeated: n to the share of characters, white space left out, in n-grams that occurred
-        before, none counted twice.
+      max_lines, max_paragraphs: share of the lines, or paragraphs, that are repetitions.
+      max_line_characters, max_paragraph_characters: share of the text's characters in such lines,
+        or paragraphs.
+      max_top: for each n, share of the text's characters in all occurrences of the commonest
+        n-gram. Among equally common ones the one that comes first is taken.
+      max_repeated: for each n, share of the text's characters in n-grams that are repetitions.
+        White space in them is left out, and no character is counted twice.
+    Returns: the text as it is, and the reason to drop it or None, see quality.py.
     Source: all defaults from Rae et al. 2021, table A1.
     """
     if not text.strip():
         return text, "gopher_repetition: empty"
+    # Name, pattern between two items, text to split, and the two limits.
     parts = (
         ("paragraphs", r"\n{2,}", text.strip(), max_paragraphs, max_paragraph_characters),
         ("lines", r"\n+", text, max_lines, max_line_characters),
     )
-    for name, separator, whole, most, most_characters in parts:
-        items = re.split(separator, whole)
+    for name, separator, split_text, max_share, max_characters in parts:
+        items = re.split(separator, split_text)
         count, characters = repetitions(items)
-        if count / len(items) > most:
+        if count / len(items) > max_share:
             return text, f"gopher_repetition: repeated {name}"
-        if characters / len(text) > most_characters:
+        if characters / len(text) > max_characters:
             return text, f"gopher_repetition: repeated {name} by characters"
-    every = split_words(text)
+    words = split_words(text)
     longest = max((*max_top, *max_repeated))
-    # Where each word begins in the text without white space.
-    starts = [0, *accumulate(map(len, every))]
-    for grams in _repeated_grams(every, longest):
+    # Where each word begins in the text without white space, and where the last one ends.
+    starts = [0, *accumulate(map(len, words))]
+    for grams in _repeated_grams(words, longest):
         n = grams.n
         if n in max_top:
             characters = _top_characters(starts, grams)
@@ -154,57 +162,66 @@ class RepeatedGrams(NamedTuple):
 
     n: int
     places: list[int]  # the first word of each occurrence, in order
-    names: list[int]  # a number for each occurrence; equal n-grams have the same
+    ids: list[int]  # a number for each occurrence; equal n-grams have the same
 
 
-def _repeated_grams(every: Sequence[str], longest: int) -> Iterator[RepeatedGrams]:
+def _repeated_grams(words: Sequence[str], longest: int) -> Iterator[RepeatedGrams]:
     """Yield the repeated n-grams for n from 2 to `longest`.
 
     An n-gram that occurs twice begins with an (n-1)-gram that does, so each n looks only at the
-    places left by the one before.
+    places of repeated (n-1)-grams.
     """
-    different = dict.fromkeys(every)
-    numbers = {word: i for i, word in enumerate(different)}
-    size = len(every)
-    ids = np.fromiter(map(numbers.__getitem__, every), np.int64, size)
-    places, names = np.arange(size), ids
+    different = dict.fromkeys(words)
+    id_of_word = {word: i for i, word in enumerate(different)}
+    size = len(words)
+    word_ids = np.fromiter(map(id_of_word.__getitem__, words), np.int64, size)
+    places, ids = np.arange(size), word_ids
     for n in range(2, longest + 1):
         inside = places + n <= size
         places = places[inside]
-        last_words = ids[places + n - 1]
-        # An n-gram is the name of the (n-1)-gram that begins it, and its last word.
-        pairs = names[inside] * size + last_words
-        _, names, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-        is_repeated = counts[names] > 1
+        last_words = word_ids[places + n - 1]
+        # An n-gram is the (n-1)-gram that begins it, and its last word: both ids in one number.
+        pairs = ids[inside] * size + last_words
+        _, ids, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+        is_repeated = counts[ids] > 1
         places = places[is_repeated]
-        names = names[is_repeated]
-        yield RepeatedGrams(n, places.tolist(), names.tolist())
+        ids = ids[is_repeated]
+        yield RepeatedGrams(n, places.tolist(), ids.tolist())
 
 
 def _top_characters(starts: list[int], grams: RepeatedGrams) -> int:
     """Return the characters of the commonest n-gram, with its spaces, times its occurrences.
 
-    Where none occurs twice it is the text's first n-gram.
+    If none occurs twice, the text's first n-gram is taken; a text shorter than n words gives 0.
+
+    Args:
+      starts: where each word begins in the text without white space, and where the last one ends.
     """
     if len(starts) <= grams.n:
         return 0
     first, count = 0, 1
-    if grams.names:
-        name, count = Counter(grams.names).most_common(1)[0]
-        first = grams.places[grams.names.index(name)]
+    if grams.ids:
+        commonest, count = Counter(grams.ids).most_common(1)[0]
+        first = grams.places[grams.ids.index(commonest)]
     letters = starts[first + grams.n] - starts[first]
     return (letters + grams.n - 1) * count
 
 
 def _repeated_characters(starts: list[int], grams: RepeatedGrams) -> int:
-    """Return the characters of n-grams that occurred before, from left to right, each once."""
-    seen, characters, resume = set(), 0, 0
-    for place, name in zip(grams.places, grams.names):
-        if place < resume:
+    """Return the characters in n-grams that occurred before, none counted twice.
+
+    The n-grams are taken from left to right; one that overlaps a counted one is passed over.
+
+    Args:
+      starts: as of `_top_characters`.
+    """
+    seen, characters, counted_up_to = set(), 0, 0
+    for place, gram in zip(grams.places, grams.ids):
+        if place < counted_up_to:
             continue
         end = place + grams.n
-        if name in seen:
+        if gram in seen:
             characters += starts[end] - starts[place]
-            resume = end
-        seen.add(name)
+            counted_up_to = end
+        seen.add(gram)
     return characters

@@ -19,32 +19,36 @@ from slmjax.errors import UserError
 from slmjax.text.claims import LOCK
 from slmjax.text.files import seal_is_broken, sealed, write_atomic
 
-FORMAT = 2  # of format 1 were the sketches of another rule for words
+FORMAT = 2  # format 1 had another rule for what a word is
 KEPT = ("keys", "lines", "counts", "shingles", "bands")  # columns that an index holds
-Files = Sequence[tuple[str, int]]  # name of each file, number of its documents
+NamedSizes = Sequence[tuple[str, int]]  # name of each file, how many documents it has
 MOST = 1 << 48  # no batch has so many documents or shingles
 
 
 class Index:
     """Sketches of documents, which are numbered in the order in which they were added.
 
-    The folder holds the columns KEPT and index.json, which names the batches and their files.
+    The folder holds a file for each column in KEPT, and index.json, which names the batches and
+    their files.
 
     Args:
       folder: made if it is not there.
       scheme: of the sketches.
-    Raises: UserError where the folder holds sketches of another scheme, and where it is damaged.
+    Raises: UserError where the folder holds sketches of another scheme or format, is damaged, or
+      holds something else.
     """
 
     def __init__(self, folder: Path, scheme: Scheme):
         self.folder, self.scheme = folder, scheme
-        # batches: {name, units: {name, documents, shingles} of each file, crc32 of each column}.
-        self._manifest = {"format": FORMAT, "scheme": asdict(scheme), "batches": []}
+        # A batch is {"name", "units", "crc32": {column: checksum}}; its "units" are files, each
+        # {"name", "documents", "shingles"}.
+        empty_manifest = {"format": FORMAT, "scheme": asdict(scheme), "batches": []}
+        self._manifest = empty_manifest
         file = folder / "index.json"
         if file.exists():
             manifest = _read_manifest(file)
             for name in ("format", "scheme"):
-                self._refuse_other(name, manifest[name], self._manifest[name])
+                self._refuse_other(name, manifest[name], empty_manifest[name])
             self._manifest = manifest
             self._verify()
         elif folder.exists() and not _is_empty(folder):
@@ -55,6 +59,7 @@ class Index:
             self._save()
 
     def _refuse_other(self, name: str, value: Any, expected: Any) -> None:
+        """Raise a UserError if the format or scheme of index.json is not the expected one."""
         if value == expected:
             return
         advice = f"Use another index, or its {name}."
@@ -66,48 +71,54 @@ class Index:
         )
 
     def __len__(self) -> int:
-        return _total(self.units(), "documents")
+        """How many documents the index holds."""
+        return _total(self.files(), "documents")
 
     def __contains__(self, batch: str) -> bool:
-        names = [known["name"] for known in self._manifest["batches"]]
+        """Whether a batch of this name was added."""
+        names = [entry["name"] for entry in self._manifest["batches"]]
         return batch in names
 
-    def span(self, batch: str) -> tuple[int, Int64[np.ndarray, " units"]]:
-        """Return the number of a batch's first document, and the sizes of its files."""
+    def span(self, batch: str) -> tuple[int, Int64[np.ndarray, " files"]]:
+        """Return the number of a batch's first document, and how many documents each file has.
+
+        The batch must be in the index.
+        """
         first = 0
-        for known in self._manifest["batches"]:
-            sizes = [unit["documents"] for unit in known["units"]]
-            if known["name"] == batch:
+        for entry in self._manifest["batches"]:
+            sizes = [file["documents"] for file in entry["units"]]
+            if entry["name"] == batch:
                 break
             first += sum(sizes)
         return first, np.array(sizes, np.int64)
 
-    def units(self) -> Iterator[dict]:
-        """Yield {name, documents, shingles} of every file, in order."""
+    def files(self) -> Iterator[dict]:
+        """Yield {"name", "documents", "shingles"} of every file in the index, in order."""
         for batch in self._manifest["batches"]:
             yield from batch["units"]
 
-    def add(self, batch: str, units: Sequence[tuple[Files, epath.Path]]) -> None:
+    def add(self, batch: str, units: Sequence[tuple[NamedSizes, epath.Path]]) -> None:
         """Add the sketches of a batch of files, unless a batch of this name is there already.
 
         Args:
-          units: (name and number of documents of each file, folder of the SketchWriter of them
-            all).
-        Raises: UserError where sketches are not whole.
+          units: for each unit its files (name, number of documents), and the folder to which a
+            SketchWriter has written the sketches of them all.
+        Raises: UserError for damaged sketches.
         """
         if batch in self:
             return
         entries = []
         for files, folder in units:
-            entries += self._measured(files, folder)
-        sizes = self._column_sizes(list(self.units()))
+            entries += self._file_entries(files, folder)
+        sizes = self._column_sizes(list(self.files()))
         folders = [folder for _, folder in units]
         checksums = {}
         for column, size in sizes.items():
             checksums[column] = _append(self.folder / column, size, folders)
-        # The batch is there from here on: until then its columns are bytes after the last batch.
-        known = {"name": batch, "units": entries, "crc32": checksums}
-        self._manifest["batches"].append(known)
+        # Saving the manifest adds the batch: until then the columns only have bytes after the last
+        # batch, which nothing reads.
+        entry = {"name": batch, "units": entries, "crc32": checksums}
+        self._manifest["batches"].append(entry)
         self._save()
 
     def forget(self, batch: str) -> None:
@@ -122,7 +133,7 @@ class Index:
         """Return the clusters of all documents, see `clusters.cluster`.
 
         Args:
-          pairs: candidates of all documents, where something else has found them.
+          pairs: candidates of all documents; None: they are found here.
         """
         size = len(self)
         keys = self._column("keys", size)
@@ -130,7 +141,7 @@ class Index:
             bands = self._column("bands", size * self.scheme.bands)
             pairs = candidates(bands.reshape(size, self.scheme.bands), keys)
         counts = self._column("counts", size)
-        shingles = self._column("shingles", _total(self.units(), "shingles"))
+        shingles = self._column("shingles", _total(self.files(), "shingles"))
         similarity = exact_similarity(shingles, counts)
         return cluster(pairs, keys, similarity, threshold)
 
@@ -142,17 +153,17 @@ class Index:
         own_counts = np.array(counts[start:stop])
         first = int(counts[:start].sum())
         last = first + int(own_counts.sum())
-        every = self._column("shingles", last)
-        return np.array(every[first:]), own_counts
+        up_to_last = self._column("shingles", last)
+        return np.array(up_to_last[first:]), own_counts
 
     def places(self, documents: Int64[np.ndarray, " some"]) -> Iterator[tuple[str, int]]:
-        """Yield (name of the file, line) of documents."""
-        units = list(self.units())
-        ends = np.cumsum([unit["documents"] for unit in units])
-        unit_of = np.searchsorted(ends, documents, "right")
+        """Yield (name of the file, line) of each of the documents, given by their numbers."""
+        files = list(self.files())
+        ends = np.cumsum([file["documents"] for file in files])
+        file_of = np.searchsorted(ends, documents, "right")
         lines = self._column("lines", len(self))
-        for unit, line in zip(unit_of, lines[documents].tolist()):
-            yield units[unit]["name"], line
+        for file, line in zip(file_of, lines[documents].tolist()):
+            yield files[file]["name"], line
 
     def _column(self, name: str, size: int) -> np.ndarray:
         """Return the first `size` values of a column, mapped into memory."""
@@ -165,35 +176,35 @@ class Index:
         text = json.dumps(sealed(self._manifest), indent=1)
         write_atomic(self.folder / "index.json", text)
 
-    def _measured(self, files: Files, folder: epath.Path) -> list[dict[str, Any]]:
-        """Return the files' entries in the manifest.
+    def _file_entries(self, files: NamedSizes, folder: epath.Path) -> list[dict[str, Any]]:
+        """Return the entries in the manifest of files whose sketches are in a folder.
 
-        Raises: UserError where their sketches are not whole.
+        Raises: UserError for damaged sketches.
         """
         sizes = [size for _, size in files]
         documents = sum(sizes)
         lengths = {column: (folder / column).stat().length for column in KEPT}
         shingles = lengths["shingles"] // _width("shingles")
-        # What the columns should have; how many shingles there should be the counts say.
         expected = self._column_sizes([{"documents": documents, "shingles": shingles}])
+        # Any length of this column will do here: the counts say how many shingles there are.
         expected["shingles"] = lengths["shingles"]
         counts = read_column(folder / "counts", COLUMNS["counts"], 0, documents)
         if lengths != expected or not _adds_up(counts, shingles):
             raise UserError(f"{folder} is damaged; delete {folder.parent} and start again.")
         entries = []
         ends = np.cumsum(sizes)
-        counts_of_file = np.split(counts, ends[:-1])
-        for (name, size), own in zip(files, counts_of_file):
-            shingles = int(own.sum())
+        counts_of_files = np.split(counts, ends[:-1])
+        for (name, size), own_counts in zip(files, counts_of_files):
+            shingles = int(own_counts.sum())
             entries.append({"name": name, "documents": size, "shingles": shingles})
         return entries
 
-    def _column_sizes(self, units: Sequence[dict]) -> dict[str, int]:
-        """Return the bytes of each column that files take."""
-        documents = _total(units, "documents")
+    def _column_sizes(self, files: Sequence[dict]) -> dict[str, int]:
+        """Return how many bytes of each column the documents of these files take."""
+        documents = _total(files, "documents")
         sizes = {column: documents * _width(column) for column in KEPT}
         sizes["bands"] *= self.scheme.bands
-        sizes["shingles"] = _total(units, "shingles") * _width("shingles")
+        sizes["shingles"] = _total(files, "shingles") * _width("shingles")
         return sizes
 
     def _verify(self) -> None:
@@ -205,12 +216,12 @@ class Index:
         for batch in self._manifest["batches"]:
             for column, size in self._column_sizes(batch["units"]).items():
                 file = self.folder / column
-                checksum = _checksum(file, starts[column], size)
+                checksum = _checksum_of_part(file, starts[column], size)
                 if checksum is None:
                     raise _damaged(file, f"it ends before batch {batch['name']} does")
-                # Older indices have no checksums.
-                checksums = batch.get("crc32", {})
-                if checksum != checksums.get(column, checksum):
+                # Older indices have no checksums: nothing is compared there.
+                expected = batch.get("crc32", {}).get(column, checksum)
+                if checksum != expected:
                     raise _damaged(file, f"batch {batch['name']} is not what was written")
                 starts[column] += size
         shingles = starts["shingles"] // _width("shingles")
@@ -219,25 +230,28 @@ class Index:
 
 
 def _is_empty(folder: Path) -> bool:
+    """Return whether a folder holds nothing but, maybe, the lock of this run."""
     if not folder.is_dir():
         return False
     return set(os.listdir(folder)) <= {LOCK}
 
 
-def _total(units: Iterable[dict], name: str) -> int:
-    """Return the documents or the shingles of files."""
-    return sum(unit[name] for unit in units)
+def _total(files: Iterable[dict], field: str) -> int:
+    """Return how many "documents" or "shingles" files have together."""
+    return sum(file[field] for file in files)
 
 
 def _width(column: str) -> int:
+    """Return the bytes of one value of a column."""
     return np.dtype(COLUMNS[column]).itemsize
 
 
 def _append(file: Path, size: int, folders: Sequence[epath.Path]) -> int:
-    """Append the column of this name in folders to a file; return the CRC-32 of what was added.
+    """Append the columns of the same name in `folders` to a file; return their CRC-32.
 
     Args:
-      size: of the file, in bytes. What a killed call has written after that is cut off.
+      size: bytes of the file that stay. What comes after them is of a killed run or of a batch that
+        was taken out, and is cut off.
     """
     checksum = 0
     with open(file, "ab") as column:
@@ -271,9 +285,9 @@ def _read_manifest(file: Path) -> dict[str, Any]:
 def _check_batch(batch: dict[str, Any]) -> None:
     """Raise an error where a batch in index.json is not as `Index.add` writes it."""
     names = [batch["name"]]
-    for unit in batch["units"]:
-        names.append(unit["name"])
-        for count in (unit["documents"], unit["shingles"]):
+    for file in batch["units"]:
+        names.append(file["name"])
+        for count in (file["documents"], file["shingles"]):
             # Not isinstance: true and false are no counts.
             if type(count) is not int or not 0 <= count < MOST:
                 raise ValueError(f"{count!r} is not a count")
@@ -292,8 +306,8 @@ def _damaged(file: Path, reason: str) -> UserError:
     )
 
 
-def _checksum(file: Path, start: int, size: int) -> int | None:
-    """Return the CRC-32 of a part of a file; None where the file ends before it does."""
+def _checksum_of_part(file: Path, start: int, size: int) -> int | None:
+    """Return the CRC-32 of `size` bytes of a file; None where the file ends before they do."""
     checksum = 0
     if not size:
         return checksum
@@ -311,9 +325,9 @@ def _checksum(file: Path, start: int, size: int) -> int | None:
 
 
 def _adds_up(counts: np.ndarray, shingles: int) -> bool:
-    """Return whether every document has shingles and all together have so many."""
+    """Return whether every document has shingles, and all together have this many."""
     if not len(counts):
         return shingles == 0
     # The sum alone may be right by an overflow.
-    is_sane = counts.min() >= 1 and counts.max() <= shingles
-    return bool(is_sane and counts.sum() == shingles)
+    is_in_range = counts.min() >= 1 and counts.max() <= shingles
+    return bool(is_in_range and counts.sum() == shingles)

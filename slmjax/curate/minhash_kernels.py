@@ -1,15 +1,15 @@
 """Compiled kernels of deduplication (numba, the extra `curate`): signatures and exact Jaccard."""
 
 import functools
-from typing import (
-    no_type_check,
-)  # numba compiles these functions as they are: nothing may wrap them
+from typing import no_type_check
 
 import numpy as np
 from numba import njit
 
 from slmjax.text.hashing_kernels import mix
 
+# Compiles a function, once. All functions here are marked `no_type_check`, since nothing may wrap
+# what numba compiles.
 compile = functools.cache(njit(cache=True, nogil=True))
 
 
@@ -59,42 +59,48 @@ def sketch(shingles, counts, a, b, bands, signatures):
 def jaccard(shingles, starts, low, high, threshold, out):
     """Write the Jaccard similarity of documents low[i] and high[i], exact from the threshold on.
 
-    Below the threshold it may write 0. Pairs must be sorted by `high`: the shingles of a document
-    are laid out once, in an open-addressed table. Those that only low[i] has are guests: they are
-    put into the same table and taken away again.
+    Below the threshold it may write 0. Pairs should be sorted by `high`: the shingles of high[i]
+    are laid out once for all of its pairs, in an open-addressed hash table. Shingles that only
+    low[i] has are guests: they are put into the same table and taken out again.
 
     Args:
       shingles: uint32, of all documents end to end; document d begins at starts[d].
-      low, high: int64 [pairs]; out: float32 [pairs].
+      low, high: int64 [pairs].
+      threshold: above 0.
+      out: float32 [pairs], written.
     """
     longest = _longest(starts, low, high)
+    # A power of two, and enough for the largest table below.
     places = 4
     while places < 6 * longest:
         places *= 2
-    # Places of a table hold a shingle or 0.
+    # A place holds a shingle or 0.
     table = np.zeros(places, np.uint32)
     # The pair that last met each place, so that a shingle counts once.
     met = np.empty(places, np.int64)
-    guests = np.empty(longest, np.int64)
+    guests = np.empty(longest, np.int64)  # the places of guests
+    # The document in the table, how many different shingles it has, and the size of the part of
+    # `table` in use, a power of two, less one: & mask keeps a number inside.
     laid_out, own, mask = -1, 0, 3
     for i in range(len(low)):
-        first, last = starts[low[i]], starts[low[i] + 1]
-        own_first, own_last = starts[high[i]], starts[high[i] + 1]
-        count = own_last - own_first + last - first
-        # A document is laid out once, and again where the table is too small for a guest.
+        low_begin, low_end = starts[low[i]], starts[low[i] + 1]
+        high_begin, high_end = starts[high[i]], starts[high[i] + 1]
+        count = high_end - high_begin + low_end - low_begin
+        # high[i] is laid out once for all of its pairs, and again if the shingles of both could
+        # fill more than half of the table.
         if high[i] != laid_out or 2 * count > mask + 1:
-            mask = 4
-            while mask < 3 * count:  # room for other documents of about this length
-                mask *= 2
-            mask -= 1
-            table[: mask + 1] = 0
-            own = _lay_out(shingles[own_first:own_last], table, met, mask)
+            size = 4
+            while size < 3 * count:  # room for other documents of about the length of low[i]
+                size *= 2
+            mask = size - 1
+            table[:size] = 0
+            own = _lay_out(shingles[high_begin:high_end], table, met, mask)
             laid_out = high[i]
-        # With more guests than this the union is too large for the threshold.
+        # With more guests than this the union is too large: own / (own + guests) < threshold.
         most_guests = own * (1 - threshold) / threshold
         guest_count, common = 0, 0
-        for j in range(first, last):
-            value = max(shingles[j], np.uint32(1))
+        for j in range(low_begin, low_end):
+            value = max(shingles[j], np.uint32(1))  # 0 marks an empty place
             at = _place(table, mask, value)
             if table[at] == 0:
                 table[at], met[at] = value, i
@@ -140,7 +146,7 @@ def _lay_out(shingles, table, met, mask):
 @njit(cache=True, inline="always")
 def _place(table, mask, value):
     """Return where a shingle is in the table, or the empty place where it belongs."""
-    # Multiplied by an odd constant, as neighbours would fill neighbouring places.
+    # Multiplied by an odd constant: otherwise close values would crowd into neighbouring places.
     mixed = value * np.uint32(0x9E3779B1)
     at = np.int64(mixed >> np.uint32(7)) & mask
     while table[at] != value and table[at] != 0:

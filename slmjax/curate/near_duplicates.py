@@ -18,6 +18,7 @@ from slmjax.text.records import Document, Source, SourceFile
 from slmjax.text.source_files import list_files
 from slmjax.text.units import Progress, run_units
 
+# How a pair was found, for the values that `Clusters.band` may have in place of a band.
 FOUND = {EXACT: "same text", THROUGH: "through a duplicate"}
 
 
@@ -32,8 +33,8 @@ def deduplicate(
 ) -> tuple[Index, Clusters]:
     """Add the documents of all sources to the index in `folder`; return it with all its clusters.
 
-    What is in the index already comes before the new documents; within them the order of sources
-    and files counts.
+    The first of near-duplicates is kept. Documents in the index come before new ones, which come
+    in the order of sources and files. The same files are added only once.
 
     Args:
       threshold: exact Jaccard similarity of word shingles from which on a document is a duplicate.
@@ -42,25 +43,24 @@ def deduplicate(
     """
     index = Index(folder, scheme)
     work = epath.Path(folder) / "work"
-    names, identity, tasks = [], [], []
+    sketch_folders, identity, tasks = [], [], []
     for source in sources:
         for file in list_files(source):
             name = f"{source.name}/{file.name}"
-            place = work / f"{len(names):05d}"
-            names.append(name)
+            sketch_folder = work / f"{len(sketch_folders):05d}"
+            sketch_folders.append((name, sketch_folder))
             identity.append((name, file.size, file.version))
-            tasks.append((file.size, (source, file, place, scheme)))
-    text = json.dumps(identity)
-    batch = hashlib.sha256(text.encode()).hexdigest()[:16]
+            tasks.append((file.size, (source, file, sketch_folder, scheme)))
+    identity_text = json.dumps(identity)
+    batch = hashlib.sha256(identity_text.encode()).hexdigest()[:16]
     if batch not in index:
         # Kernels are compiled or loaded here once: processes that are forked have them, too.
         sketch([""], scheme)
         run_units(sketch_file, tasks, processes, stage="sketch", progress=progress, fork=True)
         units = []
-        for number, name in enumerate(names):
-            place = work / f"{number:05d}"
-            files = [(name, count_sketches(place))]
-            units.append((files, place))
+        for name, sketch_folder in sketch_folders:
+            files = [(name, count_sketches(sketch_folder))]
+            units.append((files, sketch_folder))
         index.add(batch, units)
         work.rmtree()
     return index, index.clusters(threshold)
@@ -77,16 +77,16 @@ def sketch_file(source: Source, file: SourceFile, folder: epath.Path, scheme: Sc
 def decisions(
     index: Index, clusters: Clusters, numbers: slice = slice(None)
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each removed document where it is, the one that is kept for it, and why.
+    """Yield for each removed document where it is, where the one kept for it is, and why.
 
-    `found` is the first band that both share, "same text", or "through a duplicate": both are near
-    a third, which is removed, too.
+    The value of "found" says how the two met: in "band 3", the first band that both share; as the
+    "same text"; or "through a duplicate", a third document that is removed for the kept one.
 
     Args:
-      numbers: of the documents to report.
+      numbers: which documents to report on.
     """
-    asked = np.arange(len(index))[numbers]
-    removed = np.intersect1d(clusters.removed, asked)
+    reported = np.arange(len(index))[numbers]
+    removed = np.intersect1d(clusters.removed, reported)
     places = index.places(removed)
     kept_places = index.places(clusters.keeper[removed])
     for document, (file, line), (kept_file, kept_line) in zip(removed, places, kept_places):

@@ -1,7 +1,7 @@
 """The quality rules by name.
 
-A rule is a function of a text. It returns what it keeps of the text, and why the document is
-dropped (None: it is not).
+A rule is a function of a text. It returns the part of the text that it keeps, and the reason to
+drop the whole document, or None.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,18 +35,19 @@ def apply_rules(text: str, rules: Sequence[str | Rule]) -> tuple[str, str | None
     Raises: UserError for an unknown name.
     """
     for rule in rules:
-        apply = RULES[known(rule)] if isinstance(rule, str) else rule
-        text, reason = apply(text)
+        if isinstance(rule, str):
+            rule = rule_named(rule)
+        text, reason = rule(text)
         if reason:
             return text, reason
     return text, None
 
 
-def known(name: str) -> str:
-    """Return the name itself. Raises: UserError if there is no rule of that name."""
+def rule_named(name: str) -> Rule:
+    """Return the rule of this name. Raises: UserError if there is none."""
     if name not in RULES:
         raise UserError(
             f"there is no quality rule '{name}'; expected some of {', '.join(RULES)}."
             f"{nearest(name, RULES)}"
         )
-    return name
+    return RULES[name]

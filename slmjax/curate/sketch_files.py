@@ -36,10 +36,11 @@ class SketchWriter:
             folder.rmtree()
         folder.mkdir(parents=True)
         self._scheme = scheme
+        # The documents that wait to be sketched: characters, texts, and columns that are known.
         self._size = 0
         self._texts: list[str] = []
         self._waiting: dict[str, list[int]] = {"keys": [], "lines": [], "bytes": []}
-        self._files = {name: Checked((folder / name).open("wb")) for name in COLUMNS}
+        self._files = {name: ChecksummedFile((folder / name).open("wb")) for name in COLUMNS}
 
     def add(self, document: Document) -> None:
         """Collect a document; its sketch is written with the next full chunk."""
@@ -48,7 +49,7 @@ class SketchWriter:
         self._waiting["lines"].append(document.line)
         self._waiting["bytes"].append(document.bytes)
         self._size += len(document.text)
-        # Many documents at once: the kernels are called with large arrays.
+        # Many documents are sketched at once, as the kernels are fast with large arrays.
         if self._size >= CHUNK:
             self._flush()
 
@@ -85,7 +86,7 @@ class SketchWriter:
             values.clear()
 
 
-class Checked:
+class ChecksummedFile:
     """A file that is being written, with the CRC-32 of its content so far. A context manager."""
 
     def __init__(self, file: Any):
@@ -100,7 +101,7 @@ class Checked:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> "Checked":
+    def __enter__(self) -> "ChecksummedFile":
         return self
 
     def __exit__(self, *rest: object) -> None:
@@ -113,7 +114,7 @@ def count_sketches(folder: epath.Path) -> int:
 
 
 def read_column(file: epath.Path, dtype: str, start: int, count: int) -> np.ndarray:
-    """Return `count` values of a raw array from number `start` on."""
+    """Return `count` values of a raw array, from value `start` on; fewer if the file ends first."""
     size = np.dtype(dtype).itemsize
     with file.open("rb") as stream:
         stream.seek(start * size)

@@ -1,21 +1,26 @@
-"""Patterns of spaCy's English tokenizer: where a piece of text between two spaces is cut."""
+"""Patterns of spaCy's English tokenizer: where a piece of text between two spaces is cut.
+
+words.py first cuts affixes from both ends of a piece (PREFIX; END, UNIT, STOP), and then what is
+left in its middle (INFIX).
+"""
 
 import re
 import unicodedata
 
 
-def _class(category: str, first: int, last: int) -> str:
+def _characters(category: str, first: int, last: int) -> str:
     """Return the characters of a Unicode category between two code points."""
     characters = map(chr, range(first, last + 1))
     return "".join(c for c in characters if unicodedata.category(c) == category)
 
 
-# The insides of character classes.
-LOWER, UPPER = _class("Ll", 0, 0x5FF), _class("Lu", 0, 0x5FF)
+# The insides of character classes, such as [{LOWER}]. The letters are Latin, Greek, Cyrillic and
+# Armenian ones, whose code points are below 0x600.
+LOWER, UPPER = _characters("Ll", 0, 0x5FF), _characters("Lu", 0, 0x5FF)
 QUOTES = r"'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉\u2329\u232a⟦⟧"
 MARKS = r"…,:;!?¿؟¡()\[\]{}<>_#*&。？！，、；：～·।،۔؛٪"
 # Single characters beyond 0xFFFF would slow every search; ranges of them do not.
-SIGNS = _class("So", 0, 0xFFFF) + "\U0001f000-\U0001f3fa\U0001f400-\U0001fa6d"
+SIGNS = _characters("So", 0, 0xFFFF) + "\U0001f000-\U0001f3fa\U0001f400-\U0001fa6d"
 
 LETTER = r"[^\W\d_]"
 CURRENCY = r"[$£€¥฿﷼₠-₿]"
@@ -33,8 +38,9 @@ END = re.compile(rf"[{MARKS}{QUOTES}{SIGNS}—–]")
 UNIT = re.compile(rf"[0-9](\+|{DOLLARS}|{CURRENCY}|{UNITS})$")
 STOP = re.compile(rf"(?:[0-9%²|\-+{LOWER}{MARKS}{QUOTES}]|[{UPPER}][{UPPER}])\.$")
 
-# Cut out of the middle: first a character that may cut, then its surroundings. A search for one
-# class of characters is many times faster than a search for look-behinds.
+# Cut out of the middle: a character that may cut, and then a check of what stands around it. The
+# look-behinds include that character. A search for one class of characters first is many times
+# faster than a search for look-behinds.
 _BETWEEN_ANY = (
     r"(?<=\.)\.+",
     rf"(?<=[…{SIGNS}])",
@@ -53,7 +59,7 @@ INFIX = re.compile(
     rf"(?:{'|'.join(_BETWEEN_ANY)}|(?:{'|'.join(_BEFORE_LETTER)})(?={LETTER}))"
 )
 
-# The address of a page or a person is not cut in its middle.
+# The address of a web page or an e-mail account is not cut in its middle.
 _HOST = r"(?:(?:[A-Za-z0-9¡-\uffff][A-Za-z0-9¡-\uffff_-]{0,62})?[A-Za-z0-9¡-\uffff]\.)+"
 _TOP_LEVEL = rf"[{LOWER}]{{2,63}}"
 ADDRESS = re.compile(

@@ -15,11 +15,11 @@ from slmjax.data.mixing import Mixture
 from slmjax.data.packing import RowPlan
 from slmjax.data.rows import Arrays, Fields, text_fields
 
-# Rows whose documents are counted for `usual_places`: less than a second of planning.
+# Rows at the start of the run whose documents `usual_places` counts, in less than a second.
 SCANNED_ROWS = 32_768
 # Version of the fingerprint. It goes up when the same settings give other batches than before.
 FORMAT = 2
-# Added to epochs x rows before it is rounded down: the product may miss a whole number by a bit.
+# Added to epochs x rows before rounding down: the float product may lie just below a whole number.
 ROUNDING = 1e-6
 
 
@@ -29,18 +29,19 @@ class BatchPlan:
     Args:
       train: {name: ShardSet}.
       seq_len, batch: tokens of a row and rows of a global batch.
-      steps: of the run; it only places the boundaries of `phases`, which fall on whole steps.
+      steps: of the run. They only decide where `phases` begin and end, which is on whole steps.
       seed: of the order of documents and sources.
       packing: "best_fit" or "concat", see `RowPlan`.
       phases, weights: see `Mixture`.
       max_epochs: how often a source may be read at most; a name left out, or None: without bound.
         `Mixture` says what happens at the bound.
-      scores: "NAME" for a source whose documents are visited in the order of their scores (see
-        `RowPlan`), "-NAME" from high to low.
+      scores: {source: "NAME"}: its documents are visited from low to high score, see `RowPlan`;
+        {source: "-NAME"}: from high to low. The names enter the fingerprint.
       max_segments: most documents of a row; None: for each source as many as its text needs (see
         `RowPlan`).
-      cuts: (microbatches, devices that a microbatch's rows are split over), where an attention
-        kernel wants to know how many documents a device holds (see `text_fields`); None elsewhere.
+      cuts: (microbatches, devices that a microbatch's rows are split over). It is for attention
+        kernels that need to know how many documents a device holds (see `text_fields`); None for
+        all others.
     Attributes: max_segments, which no row of any step exceeds. It follows from the text, seq_len,
       packing and seed, and does not change with `steps`, phases or weights.
     Raises: UserError for a source shorter than one row and for what `Mixture` refuses.
@@ -67,7 +68,7 @@ class BatchPlan:
         self.seq_len = seq_len
         self.total_rows = steps * batch
         self.cuts = cuts
-        # Recipes list every source: those without a score or a cap are left out here.
+        # Callers list every source: those without a score or a bound are left out here.
         self.scores = _without_empty(scores)
         self.max_epochs = _without_empty(max_epochs)
         # The same for all sources, and part of the fingerprint.
@@ -98,40 +99,41 @@ class BatchPlan:
         numbers = range(first, first + self.batch)
         return [self.mixture.pick(number) for number in numbers]
 
-    def documents_on_device(self, step: int, parts: int = 1, ways: int = 1) -> int:
-        """Return the most documents that a device holds at once of a step's batch.
+    def documents_on_device(self, step: int, microbatches: int = 1, devices: int = 1) -> int:
+        """Return the most documents that one device holds of one microbatch of a step.
 
-        It is known without reading any text. See `most_documents` for parts and ways.
+        It is known without reading any text. See `most_documents` for the arguments.
         """
         documents = []
         for source, row in self.rows(step):
             spans = self.row_plans[source].row(row)
-            # A row without documents takes a place too.
+            # A row that is all padding counts as one document.
             documents.append(max(1, len(spans)))
-        return most_documents(np.array(documents), parts, ways)
+        return most_documents(np.array(documents), microbatches, devices)
 
     @functools.cached_property
     def usual_places(self) -> int:
-        """Most documents that a device holds in the steps of the run's first 32,768 rows.
+        """Most documents that a device holds of a microbatch in the run's first 32,768 rows.
 
-        It is rounded up to a multiple of the rows that a device holds of a microbatch.
+        It is rounded up to a multiple of the rows that a device holds of a microbatch. Only plans
+        with `cuts` have it.
         """
-        # Rows that a device holds of a microbatch.
-        rows = self.batch // math.prod(self.cuts)
+        rows_on_device = self.batch // math.prod(self.cuts)
         if self.max_segments == 1:
             # Nothing to count: every row is one document.
-            return rows
-        scanned = min(self.total_rows, SCANNED_ROWS)
-        steps = max(1, scanned // self.batch)
+            return rows_on_device
+        scanned_rows = min(self.total_rows, SCANNED_ROWS)
+        steps = max(1, scanned_rows // self.batch)
         most = 0
         for step in range(steps):
             most = max(most, self.documents_on_device(step, *self.cuts))
-        return math.ceil(most / rows) * rows
+        return math.ceil(most / rows_on_device) * rows_on_device
 
     def places(self, step: int) -> int | None:
-        """Return the documents that a device keeps places for in a step.
+        """Return how many documents a device makes room for in a step; None without `cuts`.
 
-        It is the usual number, or that times a power of two: few different programs are compiled.
+        It is `usual_places`, doubled until the step's documents fit: there are few different
+        numbers, because a program is compiled for each.
         """
         if self.cuts is None:
             return None
@@ -147,13 +149,13 @@ class BatchPlan:
 
     def read(self, step: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """See Rows: some rows in the compact form of `fold`."""
-        shards = list(self.train.values())
-        picked = []
+        shard_sets = list(self.train.values())
+        rows_to_read = []
         for row in rows:
             source, source_row = self.mixture.pick(step * self.batch + row)
             spans = self.row_plans[source].row(source_row)
-            picked.append((shards[source], spans))
-        return fold(picked, self.seq_len)
+            rows_to_read.append((shard_sets[source], spans))
+        return fold(rows_to_read, self.seq_len)
 
     def unpack(self, compact: Mapping[str, np.ndarray]) -> Arrays:
         """See Rows and `unfold`.
@@ -168,7 +170,7 @@ class BatchPlan:
         Each is like "books: novels.jsonl line 17".
         """
         names = list(self.train)
-        documents = {}  # a dict keeps the order of what is put into it
+        documents = {}  # used as a set that keeps the order of its entries
         for source, row in self.rows(step):
             name = names[source]
             shards = self.train[name]
@@ -180,25 +182,26 @@ class BatchPlan:
     def epochs(self, step: int | None = None) -> dict[str, float]:
         """Return how often each source has been read when `step` begins.
 
-        It is rows taken over rows of an epoch. None: at the end of the run.
+        It is the source's rows so far over the rows of its epoch. None: at the end of the run.
         """
         row = self.total_rows
         if step is not None:
             row = step * self.batch
-        taken = self.mixture.rows_before(row)
+        rows_read = self.mixture.rows_before(row)
         epochs = {}
-        for name, rows, plan in zip(self.train, taken, self.row_plans):
+        for name, rows, plan in zip(self.train, rows_read, self.row_plans):
             epochs[name] = int(rows) / plan.rows_per_epoch
         return epochs
 
     def shares(self, points: int = 40) -> dict[str, Any]:
-        """Return shares of the run's rows, for a figure: as planned, and as the rows fall.
+        """Return each source's share of the rows over the run, planned and realised, for a figure.
 
-        Returns: {
-          "planned": {"tokens": where shares bend or jump, "shares": {source: its shares there}},
-          "realised": {"steps": where each of `points` parts of whole steps ends, "tokens": the
-            middle of each, "shares": {source: its share of each}}}.
-          Planned shares are exact; between two places they move in a line.
+        Returns: {"planned": {"tokens", "shares"}, "realised": {"steps", "tokens", "shares"}}.
+          planned: corners of a piecewise linear curve. "tokens" of the run before each corner, and
+            "shares" {source: its share at each corner}. At a jump there are two corners.
+          realised: averages over `points` equal parts of the run (fewer in a run of fewer steps).
+            "steps" at the end of each part, "tokens" at its middle, "shares" {source: its share of
+            each part's rows}.
         """
         corners = self.mixture.weights()
         planned = {
@@ -206,15 +209,15 @@ class BatchPlan:
             "shares": self._by_source([weights for _, weights in corners]),
         }
         steps = self.total_rows // self.batch
-        # A run of fewer steps than points has one part for each step.
-        ends = np.unique(np.linspace(0, steps, points + 1).round())
-        ends = ends.astype(int) * self.batch  # [parts + 1], in rows
-        rows_before = [self.mixture.rows_before(int(row)) for row in ends]
+        # Parts begin and end on whole steps, so a short run has fewer of them than `points`.
+        edge_steps = np.unique(np.linspace(0, steps, points + 1).round())
+        edges = edge_steps.astype(int) * self.batch  # [parts + 1], in rows
+        rows_before = [self.mixture.rows_before(int(row)) for row in edges]
         rows_of_part = np.diff(rows_before, axis=0)  # [parts, sources]
-        shares = rows_of_part / np.diff(ends)[:, None]
-        middles = (ends[1:] + ends[:-1]) * self.seq_len // 2
+        shares = rows_of_part / np.diff(edges)[:, None]
+        middles = (edges[1:] + edges[:-1]) * self.seq_len // 2
         realised = {
-            "steps": (ends[1:] // self.batch).tolist(),
+            "steps": (edges[1:] // self.batch).tolist(),
             "tokens": middles.tolist(),
             "shares": self._by_source(shares),
         }
@@ -226,11 +229,11 @@ class BatchPlan:
         Equal for two plans whose earlier batches agree although `steps`, later phases or unused
         sources differ; different where any earlier batch could differ.
         """
-        # (start, weights), and with a ramp (start, weights, rows of the ramp, old weights).
-        begun = self.mixture.begun(step * self.batch)
+        stretches = self.mixture.stretches_before(step * self.batch)
+        # Only sources that have had a weight: the others have decided nothing so far.
         names = set()
-        for _, weights, *ramp in begun:
-            # Only sources that have had a weight: the others have decided nothing so far.
+        # (start, weights), or with a ramp (start, weights, rows of the ramp, old weights).
+        for _, weights, *ramp in stretches:
             names.update(weights)
             if ramp:
                 _, old_weights = ramp
@@ -241,25 +244,28 @@ class BatchPlan:
             fingerprints[name] = self.train[name].fingerprint
             if name in self.scores:
                 scores[name] = self.scores[name]
-        decides = {
+        content = {
             "format": FORMAT,
             "batch": self.batch,
             "settings": self.row_settings,
-            "phases": begun,
+            "phases": stretches,
             "sources": fingerprints,
         }
         # Left out where there are none, so that the fingerprints of runs that began before there
         # were scores stay the same.
         if scores:
-            decides["scores"] = scores
-        # Nothing has been read before step 0, so any plan may begin there.
-        content = json.dumps(decides if step else {}, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+            content["scores"] = scores
+        if not step:
+            # Nothing has been read before step 0, so any plan may begin there.
+            content = {}
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __getstate__(self) -> dict:
-        """Return the state without row plans: their tables are large, a worker makes its own.
+        """Return the state for a pickle, with only `max_segments` of each row plan.
 
-        Their bounds on documents take time to compute, so these are kept.
+        The plans' tables are large, so a worker process makes its own. The bound `max_segments`
+        takes time to compute, so it is kept.
         """
         bounds = {}
         for name, plan in zip(self.train, self.row_plans):
@@ -267,12 +273,17 @@ class BatchPlan:
         return self.__dict__ | {"row_plans": bounds}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, row_plans=[])
-        # They are made from the rest of the state, which is there now.
-        self.row_plans = self._row_plans(state["row_plans"])
+        bounds = state["row_plans"]
+        self.__dict__.update(state)
+        # Row plans are made from the attributes that have just been set.
+        self.row_plans = self._row_plans(bounds)
 
     def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
-        """Return the plan of each source's rows; bounds: most documents of a row of each."""
+        """Return the plan of each source's rows.
+
+        Args:
+          bounds: {source: most documents of a row}; None: as many as its text needs.
+        """
         plans = []
         for name, shards in self.train.items():
             settings = self.row_settings | {"max_segments": bounds[name]}
@@ -301,21 +312,22 @@ class BatchPlan:
         return scores
 
     def _by_source(self, shares: Sequence | np.ndarray) -> dict[str, list[float]]:
-        """Return shares [places, sources] as {source: share at each place}."""
-        columns = np.transpose(shares).tolist()  # [sources][places]
+        """Return shares [points, sources] as {source: [its share at each point]}."""
+        columns = np.transpose(shares).tolist()  # [sources][points]
         return dict(zip(self.train, columns))
 
 
-def most_documents(documents: Int[np.ndarray, "B"], parts: int = 1, ways: int = 1) -> int:
-    """Return the most documents that a device holds at once.
+def most_documents(documents: Int[np.ndarray, "B"], microbatches: int = 1, devices: int = 1) -> int:
+    """Return the most documents that any device holds of any microbatch.
 
     Args:
-      documents: in each row of a batch.
-      parts: microbatches; row i is in microbatch i % parts.
-      ways: devices over which each microbatch is cut.
+      documents: how many each row of the batch holds.
+      microbatches: how many the batch is cut into; row i is in microbatch i % microbatches.
+      devices: how many share the rows of each microbatch.
     """
-    by_part = documents.reshape(-1, parts).T  # [parts, rows of a part]
-    by_device = by_part.reshape(parts, ways, -1)  # [parts, ways, rows of a device]
+    # [microbatches, rows of a microbatch], then [microbatches, devices, rows of a device].
+    by_microbatch = documents.reshape(-1, microbatches).T
+    by_device = by_microbatch.reshape(microbatches, devices, -1)
     return int(by_device.sum(-1).max())
 
 

@@ -1,8 +1,8 @@
 """Building a folder of shards, step by step.
 
 The steps: scan, choose held-out groups, train the tokenizer, collect held-out text, tokenize,
-finish. Every step leaves its results under `work~/`, one file a unit, so a killed run continues and
-several hosts see each other's.
+finish. Steps write intermediate results under `work~/`, one file for each unit of work, so a killed
+run continues where it stopped and several hosts share the work.
 """
 
 import contextlib
@@ -30,9 +30,12 @@ from slmjax.text.walk import WORK
 
 
 def build_shards(plan: PreparationPlan, alone: bool) -> None:
-    """Take all steps; what is already there is kept.
+    """Build the plan's folder; intermediate results that are already there are kept.
 
-    Only a process that is known to be `alone` removes anything.
+    Args:
+      alone: no other process works on this folder, so leftovers and damaged files may be removed.
+    Raises: UserError for text that cannot be prepared; DamagedPart for a damaged intermediate
+      result where other processes may be reading it too.
     """
     work = plan.folder / WORK
     if alone:
@@ -41,45 +44,49 @@ def build_shards(plan: PreparationPlan, alone: bool) -> None:
         work.mkdir(parents=True, exist_ok=True)
         _take_steps(plan)
     except (FileNotFoundError, FileExistsError):
-        # Another process without a lock finished first and cleaned up. (mkdir says "exists" of a
-        # folder that is removed at that moment.)
+        # Another process may have finished first and removed `work`. (While it does, mkdir may
+        # raise FileExistsError.)
         if not ready(plan):
             raise
         shutil.rmtree(work, ignore_errors=True)
     except DamagedPart as error:
         if not alone:
             raise
-        # No part of the work can be trusted now: begin anew.
+        # The other intermediate results may be damaged too, so all are made again.
         plan.crew.say(f"{error.path} is damaged; preparing again")
         shutil.rmtree(plan.folder)
         build_shards(plan, alone)
     except UserError as error:
-        # Hours of tokenizing are kept for another try, unless no other try can use them.
-        is_tokenized = any(work.glob("*.train.json"))
-        is_useless = isinstance(error, Unusable) or not is_tokenized
+        # Tokenized units, perhaps hours of work, are kept for the next try. An Unusable error says
+        # that a try with the same settings fails again.
+        has_tokenized_units = any(work.glob("*.train.json"))
+        is_useless = isinstance(error, Unusable) or not has_tokenized_units
         if alone and is_useless:
             shutil.rmtree(plan.folder, ignore_errors=True)
         raise
 
 
 def ready(plan: PreparationPlan) -> bool:
-    """Whether the folder is complete: a manifest, and every shard with its size and its table."""
+    """Whether the folder is complete: a manifest, and all files as the manifest says.
+
+    The manifest of a damaged folder is removed: other processes then see that it is unfinished.
+    """
     manifest = plan.folder / "manifest.json"
     if not manifest.exists():
         return False
     names = [source.name for source in plan.sources]
     broken = broken_file(plan.folder, names, plan.settings)
-    if broken:
-        # Without a manifest the folder counts as unfinished for every other process too.
-        plan.crew.say(f"{broken} is missing or damaged; preparing again")
-        manifest.unlink(missing_ok=True)
-    return not broken
+    if not broken:
+        return True
+    plan.crew.say(f"{broken} is missing or damaged; preparing again")
+    manifest.unlink(missing_ok=True)
+    return False
 
 
 def _remove_leftovers(folder: Path, work: Path) -> None:
-    """Remove what an earlier preparation of the folder left and nobody can use."""
+    """Remove the files of an earlier preparation that this one cannot use."""
     if not work.exists():
-        # The folder was finished once and is damaged since.
+        # The folder was finished before, since `work` is removed at the end, but is damaged now.
         shutil.rmtree(folder, ignore_errors=True)
     for leftover in folder.rglob(".tmp-*"):
         leftover.unlink(missing_ok=True)
@@ -98,7 +105,7 @@ def _take_steps(plan: PreparationPlan) -> None:
         _collect(plan, choice)
     with _timed(seconds, "tokenize"):
         _tokenize(plan, choice)
-    # One host writes what is of all hosts; the others wait for it.
+    # The files that all hosts share are written by one; the others wait for it.
     if plan.crew.host == 0:
         finish_folder(plan, reports, choice, seconds)
     plan.wait({plan.folder / "manifest.json": 0}, "finish")
@@ -106,7 +113,7 @@ def _take_steps(plan: PreparationPlan) -> None:
 
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note how many seconds a step takes."""
+    """Store in `seconds` how long the step `name` takes, if it does not raise."""
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 2)
@@ -119,37 +126,37 @@ def _scan(plan: PreparationPlan) -> dict[str, Report]:
         if not job.path("scan", ".json").exists():
             tasks.append((job, ()))
     plan.run("scan", passes.scan_files, tasks)
-    plan.wait(plan.parts("scan", ".json"), "scan their files")
+    plan.wait(plan.result_files("scan", ".json"), "scan their files")
     return added_reports(plan)
 
 
 def _choose(plan: PreparationPlan, reports: dict[str, Report]) -> HeldoutChoice:
     """Choose the held-out groups of each source that has no held-out files of its own."""
     # Sources of text; the others are prepared folders.
-    names = []
-    # Tables of groups by file, of the sources without held-out files.
-    tables = {}
+    text_names = []
+    # The tables of groups of each source that has no held-out files, one for each unit.
+    tables_of_units = {}
     for source in plan.sources:
-        if source.name in plan.shards:
+        if source.name in plan.prepared_parts:
             continue
-        names.append(source.name)
+        text_names.append(source.name)
         if not source.heldout:
-            tables[source.name] = []
-    unmatched = _unmatched(plan, names, reports)
-    for job in plan.jobs("train", own=False):
+            tables_of_units[source.name] = []
+    unmatched = _unmatched(plan, text_names, reports)
+    for job in plan.jobs("train", all_hosts=True):
         name = job.unit.source.name
-        if name in tables:
-            tables[name].append(job.table("groups", GROUP))
-    merged = {}
+        if name in tables_of_units:
+            tables_of_units[name].append(job.table("groups", GROUP))
+    tables = {}
     sizes = {}
-    for name, parts in tables.items():
-        merged[name] = np.concatenate(parts)
+    for name, unit_tables in tables_of_units.items():
+        tables[name] = np.concatenate(unit_tables)
         sizes[name] = reports[name]["bytes"]
-    choice = choose_groups(merged, sizes, plan.data.heldout)
+    choice = choose_groups(tables, sizes, plan.data.heldout)
 
     # Sources with held-out files have no held-out groups.
     no_groups = np.zeros(0, np.uint64)
-    groups = dict.fromkeys(names, no_groups) | choice.groups
+    groups = dict.fromkeys(text_names, no_groups) | choice.groups
     warnings = []
     for name in unmatched:
         warnings.append(
@@ -164,15 +171,16 @@ def _unmatched(
     names: list[str],
     reports: dict[str, Report],
 ) -> list[str]:
-    """Return the sources of which `group_by`, where it is an expression, matches no id.
+    """Return the names of the sources in which `group_by` matches the id of no document.
 
-    Raises: UserError where it matches none of any source.
+    Empty unless `group_by` is a regular expression.
+    Raises: UserError where it matches none in any source.
     """
     group_by = plan.data.group_by
     if not group_by:
         return []
     field, _ = grouping(group_by)
-    # A plain field groups by its own value: every document has one.
+    # `group_by` names a field, whose value is the group: there is nothing to match.
     if field == group_by:
         return []
     unmatched = [name for name in names if not reports[name]["matched"]]
@@ -185,25 +193,25 @@ def _unmatched(
 
 
 def _collect(plan: PreparationPlan, choice: HeldoutChoice) -> None:
-    """Gather the held-out documents of every unit that has some, and the set of their shingles."""
+    """Write the held-out documents of this host's units; host 0 writes the set of all shingles."""
     tasks = []
     for job in plan.jobs():
         if job.path("heldout", ".jsonl").exists():
             continue
-        chosen = choice.groups[job.unit.source.name]
-        if passes.holding(job, chosen):
-            tasks.append((job, (chosen,)))
+        heldout_groups = choice.groups[job.unit.source.name]
+        if passes.heldout_file_numbers(job, heldout_groups):
+            tasks.append((job, (heldout_groups,)))
         else:
-            # No need to read the unit once more.
+            # The unit has no held-out document, so its text need not be read again.
             write_part(job.path("heldout", ".jsonl"), "")
     plan.run("collect", passes.collect, tasks)
-    plan.wait(plan.parts("heldout", ".jsonl"), "collect held-out text")
+    plan.wait(plan.result_files("heldout", ".jsonl"), "collect held-out text")
 
-    # All hosts look for these shingles in the training text.
+    # While they tokenize, all hosts look for these shingles in the training text.
     path = plan.folder / WORK / "shingles.bin"
     if plan.crew.host == 0 and not path.exists():
         hashes = [np.zeros(0, np.uint64)]
-        for job in plan.jobs(own=False):
+        for job in plan.jobs(all_hosts=True):
             for document in job.lines("heldout"):
                 hashes.append(shingles(document["text"]))
         unique = np.unique(np.concatenate(hashes))
@@ -216,15 +224,15 @@ def _tokenize(plan: PreparationPlan, choice: HeldoutChoice) -> None:
     tasks = []
     for job in plan.jobs("train"):
         if not _is_tokenized(plan, job):
-            chosen = choice.groups[job.unit.source.name]
-            tasks.append((job, (chosen,)))
+            heldout_groups = choice.groups[job.unit.source.name]
+            tasks.append((job, (heldout_groups,)))
     plan.run("tokenize", passes.tokenize, tasks)
 
 
 def _is_tokenized(plan: PreparationPlan, job: Job) -> bool:
-    """Whether all shards of a unit are there, as they were written."""
+    """Whether all training shards of a unit are there, as they were written."""
     if not job.path("train", ".json").exists():
         return False
-    # The report alone proves nothing: a shard may be lost or damaged since.
+    # The report alone is not enough: a shard may have been lost or damaged since.
     entries = job.report("train")["shards"]
     return not any(Shard(**entry).fault(plan.folder) for entry in entries)

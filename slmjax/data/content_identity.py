@@ -1,6 +1,6 @@
 """The identity of each file's content: a hash that is remembered in the cache.
 
-Sizes and mtimes alone would differ between machines that hold the same text, and hashing costs a
+Sizes and mtimes would not do: the mtimes of the same text differ between machines. Hashing costs a
 hundredth of tokenizing.
 """
 
@@ -18,7 +18,7 @@ from slmjax.text.units import run_units, wait_for
 # With fewer bytes to hash, starting processes takes longer than hashing in this one.
 IN_PROCESS_HASHED = 400_000_000
 
-# {path in the cache of a unit's hashes: (its local files, its source)}
+# {path of an entry in the cache: (the unit's local files, the unit's source)}
 Entries = dict[Path, tuple[list[SourceFile], Source]]
 
 
@@ -27,20 +27,19 @@ def file_identities(
 ) -> dict[SourceFile, str]:
     """Return the identity of every file: the SHA-256 of a local one, the version of a remote one.
 
-    The hashes of a unit's files are an entry in the cache. Its name is a hash of their paths, sizes
-    and mtimes, so an unchanged file is hashed once.
+    A unit's hashes are kept in an entry of the cache, a file named by a hash of the paths, sizes
+    and mtimes of the unit's files. So files are hashed once, and again only after a change.
     """
     entries = _entries(units, cache)
     _hash_missing(entries, crew)
-    # The host that writes each entry.
-    owners = {}
+    host_of_entry = {}
     for number, entry in enumerate(entries):
-        owners[entry] = number % crew.hosts
-    wait_for(owners, timeout=crew.timeout, what="hash the text", say=crew.say)
+        host_of_entry[entry] = number % crew.hosts
+    wait_for(host_of_entry, timeout=crew.timeout, what="hash the text", say=crew.say)
     identities = {}
     for unit in units:
         for file in unit.files:
-            # Of a local file this is its mtime, which a hash replaces below.
+            # The version of a local file is its mtime; the hash replaces it below.
             identities[file] = file.version
     for entry, (files, _) in entries.items():
         digests = entry.read_text().split("\n")
@@ -58,18 +57,18 @@ def _entries(units: Sequence[PreparationUnit], cache: Path) -> Entries:
         rows = "\n".join(f"{file.path}\n{file.size}\n{file.version}" for file in files)
         # Names of files need not be UTF-8.
         content = rows.encode("utf-8", "surrogateescape")
-        tag = hashlib.sha256(content).hexdigest()
-        entries[cache / ".identity" / tag[:32]] = files, unit.source
+        digest = hashlib.sha256(content).hexdigest()
+        entries[cache / ".identity" / digest[:32]] = files, unit.source
     return entries
 
 
 def _hash_missing(entries: Entries, crew: Crew) -> None:
-    """Write those of this host's entries that are not there."""
+    """Write the missing entries that are this host's to write."""
     tasks = []
     total = 0
     for number, (entry, (files, source)) in enumerate(entries.items()):
-        is_elsewhere = number % crew.hosts != crew.host
-        if is_elsewhere or _is_written(entry, len(files)):
+        is_of_other_host = number % crew.hosts != crew.host
+        if is_of_other_host or _is_written(entry, len(files)):
             continue
         size = sum(file.size for file in files)
         total += size

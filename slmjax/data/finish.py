@@ -19,15 +19,16 @@ from slmjax.text.records import Source
 from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer
 from slmjax.text.walk import WORK
 
-# A source is warned about with one end-of-text mark in so many documents.
+# A source that has at least one end-of-text mark for this many documents gets a warning.
 DOCUMENTS_PER_MARK = 10
 
 
 class HeldoutTest(NamedTuple):
-    """The test that decides whether a held-out document stays.
+    """What decides whether a held-out document stays.
 
-    seen: which of the matcher's shingles training has.
-    may_change: whether the tokenizer is a given one, which may not keep every text.
+    matcher: finds the shingles of all held-out documents.
+    seen: for each of those shingles, whether training text has it.
+    may_change: whether the tokenizer was given by the user, so that decoding may change some texts.
     """
 
     tokenizer: Tokenizer
@@ -42,35 +43,35 @@ def finish_folder(
     choice: HeldoutChoice,
     seconds: dict[str, float],
 ) -> None:
-    """Write held-out shards without what training has seen, and the manifest.
+    """Write the held-out shards without documents that training has seen, and then the manifest.
 
     Args:
       reports: of the scan, for each source.
       seconds: that each step has taken.
-    Raises: Unusable where a source has nothing left to train on, or a held-out file nothing that
-      training has not seen.
+    Raises: Unusable where a source has nothing left to train on, or where training has seen every
+      document of a held-out file.
     """
-    # Only training units are tokenized; held-out documents are collected already.
-    reports_of_units = plan.parts("train", ".json", kind="train")
+    # Held-out units leave no such report: their documents were collected two steps earlier.
+    reports_of_units = plan.result_files("train", ".json", split="train")
     plan.wait(reports_of_units, "tokenize their files")
-    jobs = plan.jobs(own=False)
+    jobs = plan.jobs(all_hosts=True)
     test = _heldout_test(plan, jobs)
     tokenizer = test.tokenizer
     warnings = [*_mark_warnings(reports), *choice.warnings]
     warnings += _tokenizer_warnings(plan, tokenizer)
     sources = {}
     for source in plan.sources:
-        # None for a source that is a prepared folder: its shards stay where they are.
-        own = [job for job in jobs if job.unit.source.name == source.name]
-        entry = _source_entry(plan, source, own, reports[source.name], test)
-        if own and not entry["shards"]:
+        # Empty for a source that is a prepared folder: its shards stay where they are.
+        source_jobs = [job for job in jobs if job.unit.source.name == source.name]
+        entry = _source_entry(plan, source, source_jobs, reports[source.name], test)
+        if source_jobs and not entry["shards"]:
             raise Unusable(
                 f"data.sources.{source.name}: nothing is left to train on after holding out; "
                 "add text or lower data.heldout."
             )
-        warnings += _source_warnings(source.name, entry, is_text=bool(own))
+        warnings += _source_warnings(source.name, entry, is_text=bool(source_jobs))
         sources[source.name] = entry
-    # What the settings say of the sources is in the sources' entries.
+    # The settings of each source are in its entry already.
     settings = {name: value for name, value in plan.settings.items() if name != "sources"}
     manifest = {
         "format": FORMAT,
@@ -92,13 +93,13 @@ def finish_folder(
 
 
 def _heldout_test(plan: PreparationPlan, jobs: list[Job]) -> HeldoutTest:
-    """Return the tokenizer and the shingles of all units as the steps before have left them."""
+    """Read the tokenizer and the shingles from the intermediate results of earlier steps."""
     work = plan.folder / WORK
     tokenizer = Tokenizer(read_part(work / "tokenizer.json").decode())
     hashes = np.frombuffer(read_part(work / "shingles.bin"), "<u8")
     seen = np.zeros(len(hashes), bool)
     for job in jobs:
-        if job.unit.kind == "train":
+        if job.unit.split == "train":
             seen[job.table("seen", "<i8")] = True
     # A tokenizer that was trained here is byte-level: it keeps every text.
     is_given = plan.tokenizer is not None
@@ -115,12 +116,12 @@ def _source_entry(
     """Write a source's held-out shards and return its entry in the manifest."""
     settings = plan.settings["sources"][source.name]
     files = []
-    for kind in ("train", "heldout"):
-        for row in settings[kind]:
-            files.append([kind, *row])
+    for split in ("train", "heldout"):
+        for row in settings[split]:
+            files.append([split, *row])
     shards = []
     for job in jobs:
-        if job.unit.kind == "train":
+        if job.unit.split == "train":
             shards += job.report("train")["shards"]
     return {
         "path": source.path,
@@ -142,20 +143,21 @@ def _write_heldout(
 ) -> dict[str, Any]:
     """Write the held-out shards of a source, one for each unit that has some.
 
-    Returns: the fields of its entry in the manifest that say what was kept and what removed.
+    Returns: the fields of the source's entry in the manifest that say how much was kept, how much
+      was removed, and in which shards the kept documents are.
     """
-    # Files of a source's own held-out text are numbered behind those of its training text.
+    # Shards are numbered by files: first the source's training files, then its held-out files.
     train_files = 0
     for job in jobs:
-        if job.unit.kind == "train":
+        if job.unit.split == "train":
             train_files += len(job.unit.files)
     shards = []
     tally = Counter()
     for job in jobs:
-        first = job.unit.index
-        if job.unit.kind == "heldout":
-            first += train_files
-        shards += _write_unit(plan, job, first, test, tally)
+        shard_number = job.unit.index
+        if job.unit.split == "heldout":
+            shard_number += train_files
+        shards += _write_unit(plan, job, shard_number, test, tally)
     removed = {"documents": tally["removed documents"], "bytes": tally["removed bytes"]}
     for field in ("documents", "bytes"):
         total = removed[field] + tally[f"kept {field}"]
@@ -172,33 +174,32 @@ def _write_heldout(
 def _write_unit(
     plan: PreparationPlan,
     job: Job,
-    first: int,
+    shard_number: int,
     test: HeldoutTest,
     tally: Counter,
 ) -> list[dict]:
     """Write a unit's held-out shards and count its documents in `tally`.
 
-    Args:
-      first: number of its first file, for the name.
     Returns: the shards' entries in the manifest.
     """
     unit = job.unit
     tokenizer = test.tokenizer
-    # Documents of each of the unit's files, and those of them that were written.
+    # {number of a file in the unit: its documents}, all of them and those that were written.
     documents = Counter()
     written = Counter()
     with ShardWriter(
         plan.folder,
-        f"{unit.source.name}/heldout-{first:05d}.arrayrecord",
+        f"{unit.source.name}/heldout-{shard_number:05d}.arrayrecord",
         unit.files[0].name,
         vocab_size=tokenizer.vocab_size,
         eot=tokenizer.eot,
     ) as writer:
         for document in job.lines("heldout"):
-            number = document.get("file", 0)
-            if number and not documents[number]:
-                writer.next_file(unit.files[number].name)
-            documents[number] += 1
+            # The number is left out for the unit's first file.
+            file_number = document.get("file", 0)
+            if file_number and not documents[file_number]:
+                writer.next_file(unit.files[file_number].name)
+            documents[file_number] += 1
             text = document["text"]
             (ids,) = tokenizer.encode_arrays([text])
             # Bits per byte of a changed text would be those of another text.
@@ -206,19 +207,19 @@ def _write_unit(
                 tally["changed"] += 1
                 continue
             is_seen = seen_in_training(text, test.matcher, test.seen)
-            # Removed documents are counted, so that a report can say how much was known already.
-            side = "removed" if is_seen else "kept"
-            tally[f"{side} documents"] += 1
-            tally[f"{side} bytes"] += document["bytes"]
+            # Both are counted, so that a report can say which share of the text was removed.
+            outcome = "removed" if is_seen else "kept"
+            tally[f"{outcome} documents"] += 1
+            tally[f"{outcome} bytes"] += document["bytes"]
             if not is_seen:
-                written[number] += 1
+                written[file_number] += 1
                 writer.add(ids, document["bytes"], document["key"], document["line"])
-    # A user who names a file of held-out text means to have a number for it.
-    for number, count in documents.items():
-        if unit.kind == "heldout" and not written[number]:
+    # A user who names a file of held-out text expects an evaluation of it.
+    for file_number, count in documents.items():
+        if unit.split == "heldout" and not written[file_number]:
             raise Unusable(
                 f"data.sources.{unit.source.name}.heldout: every document of "
-                f"{unit.files[number].name} occurs in training too ({count:,}); "
+                f"{unit.files[file_number].name} occurs in training too ({count:,}); "
                 "name a file of other text."
             )
     return [shard_entry(shard) for shard in writer.shards]
@@ -227,7 +228,7 @@ def _write_unit(
 def _mark_warnings(reports: dict) -> list[str]:
     """Return a warning for each source whose text holds end-of-text marks.
 
-    They are plain text there, which ends no document.
+    A mark in the text is plain text to the tokenizer and does not end a document.
     """
     warnings = []
     for name, report in reports.items():
@@ -235,12 +236,13 @@ def _mark_warnings(reports: dict) -> list[str]:
         marks = report["marks"]
         # A text about tokenizers may hold a few marks; many mean that documents were joined.
         if marks and DOCUMENTS_PER_MARK * marks >= documents:
-            held = f"{documents:,} documents with"
+            document_count = f"{documents:,} documents"
             if documents == 1:
-                held = "1 document with"
+                document_count = "1 document"
             warnings.append(
-                f"source '{name}' is {held} {marks:,} marks {EOT} in the text, which end no "
-                "document; cut it there: one document a line in a .jsonl, or a .txt for each"
+                f"source '{name}' is {document_count} with {marks:,} marks {EOT} in the text, "
+                "which end no document; cut it there: one document a line in a .jsonl, or a .txt "
+                "for each"
             )
     return warnings
 
@@ -248,6 +250,7 @@ def _mark_warnings(reports: dict) -> list[str]:
 def _tokenizer_warnings(plan: PreparationPlan, tokenizer: Tokenizer) -> list[str]:
     wanted = plan.data.vocab_size
     if plan.tokenizer is None:
+        # The tokenizer was trained here; it is smaller where the text has no more pairs to merge.
         if tokenizer.vocab_size < wanted:
             return [
                 f"the text has pairs for {tokenizer.vocab_size} tokens only, "
@@ -280,8 +283,8 @@ def _source_warnings(
             f"data.tokenizer does not give back {entry['changed']} held-out documents of source "
             f"'{name}' as they are; they are left out of bits per byte"
         )
-    nothing_left = entry["removed"]["documents"] and not entry["heldout_shards"]
-    if is_text and nothing_left:
+    all_removed = entry["removed"]["documents"] and not entry["heldout_shards"]
+    if is_text and all_removed:
         warnings.append(
             f"all held-out text of source '{name}' occurs in training too, so all of it was removed"
         )

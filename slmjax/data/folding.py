@@ -15,72 +15,75 @@ RowSpans = tuple[Any, Sequence[DocumentSpan]]
 def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
     """Read rows, given as (ShardSet, spans), into a compact form.
 
-    The five arrays of a batch follow from it (`unfold`), and it is a fifth of their size.
+    `unfold` makes the five arrays of a batch from it. It has a fifth of their size.
 
     Returns:
       tokens: int32 [rows, T], spans end to end and zeros behind them.
-      spans: int32 [rows], how many each row has.
-      lengths, last: int32 [spans of all rows], length and last target of every span in order.
+      spans: int32 [rows], how many spans each row has.
+      lengths: int32 [spans of all rows], tokens of each span, row by row.
+      last: int32 [spans of all rows], target of each span's last token.
     """
     shape = (len(rows), seq_len)
     tokens = np.zeros(shape, np.int32)
     counts = []
     lengths = []
-    last = []
-    for line, (shards, spans) in zip(tokens, rows):
+    last_targets = []
+    for row_tokens, (shards, spans) in zip(tokens, rows):
         counts.append(len(spans))
         start = 0
         for doc, offset, length in spans:
-            # One token more than the span has: the target of its last one.
-            text = shards.read(doc, offset, length)
-            line[start : start + length] = text[:-1]
+            # [length + 1]: the last one is the target of the span's last token.
+            span_tokens = shards.read(doc, offset, length)
+            row_tokens[start : start + length] = span_tokens[:-1]
             lengths.append(length)
-            last.append(text[-1])
+            last_targets.append(span_tokens[-1])
             start += length
     return {
         "tokens": tokens,
         "spans": np.array(counts, np.int32),
         "lengths": np.array(lengths, np.int32),
-        "last": np.array(last, np.int32),
+        "last": np.array(last_targets, np.int32),
     }
 
 
 def unfold(folded: Mapping[str, np.ndarray]) -> Arrays:
-    """Return the batch that `fold` has read: tokens, targets, segments, positions and weights.
+    """Return the arrays of the batch that `fold` has read.
 
-    Each is [rows, T]. Behind a row's spans is padding: zeros, segment 0, weight 0.
+    They are tokens, targets, segments, positions and weights, each [rows, T]. Behind a row's spans
+    is padding, which is 0 in all of them.
     """
     tokens = folded["tokens"]
     counts = folded["spans"]
     rows, seq_len = tokens.shape
 
-    # Every row gets one more span for its padding, which may be empty: then the spans together
-    # cover all places of the batch, and each array is one `repeat` over their lengths.
+    # Append to every row a span for its padding, which may be empty. Then the spans together cover
+    # all rows x T tokens, and each array is one `repeat` over the lengths of the spans.
     lengths = folded["lengths"]
     row_of_span = np.repeat(np.arange(rows), counts)
-    # Tokens that the spans of each row have together: [rows].
+    # Tokens of all spans of each row: [rows].
     used = np.bincount(row_of_span, lengths, rows).astype(np.int64)
-    behind_row = np.cumsum(counts)
+    span_ends = np.cumsum(counts)  # [rows], index behind each row's last span
     all_text = np.ones(len(lengths), bool)
-    is_text = np.insert(all_text, behind_row, False)  # [spans and paddings]
-    lengths = np.insert(lengths, behind_row, seq_len - used)
+    is_text = np.insert(all_text, span_ends, False)  # [spans and paddings]
+    lengths = np.insert(lengths, span_ends, seq_len - used)  # the same axis
     stops = np.cumsum(lengths)
     starts = stops - lengths
 
-    # Spans are numbered from 1 in each row; padding is 0.
-    first_of_row = behind_row - counts + np.arange(rows)
-    number = np.arange(1, len(lengths) + 1)
-    number -= np.repeat(first_of_row, counts + 1)
-    number = np.where(is_text, number, 0).astype(np.int32)
-    segments = np.repeat(number, lengths).reshape(rows, seq_len)
+    # Segments: spans are numbered from 1 in each row; padding is 0.
+    first_span = span_ends - counts + np.arange(rows)  # [rows], in the list with paddings
+    segment = np.arange(1, len(lengths) + 1)
+    segment -= np.repeat(first_span, counts + 1)
+    segment = np.where(is_text, segment, 0).astype(np.int32)
+    segments = np.repeat(segment, lengths).reshape(rows, seq_len)
 
-    # Positions count from the start of each span. They are flat until the end: [rows x T].
-    start_of_place = np.repeat(starts.astype(np.int32), lengths)
-    positions = np.arange(tokens.size, dtype=np.int32) - start_of_place
+    # Positions count from the start of each span: [rows * T], reshaped at the end.
+    start_of_token = np.repeat(starts.astype(np.int32), lengths)
+    positions = np.arange(tokens.size, dtype=np.int32) - start_of_token
     if used.sum() < tokens.size:
+        # There is padding, whose positions are 0.
         positions *= segments.reshape(-1) > 0
 
-    # The target of a token is its neighbour, except at the end of a span: there it was read.
+    # The target of a token is the next one, but that of a span's last token was read by `fold`.
     targets = np.zeros_like(tokens)
     targets[:, :-1] = tokens[:, 1:]
     last_of_span = stops[is_text] - 1

@@ -1,4 +1,4 @@
-"""Held-out text: which groups are held out, and which documents training has seen all the same."""
+"""Held-out text: which groups of documents are held out, and which of them training has seen."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from slmjax.text.hashing import Matcher, shingles
 
 # Most held-out bytes of a source; more would cost evaluation time and show no more.
 MAX_BYTES = 10_000_000
-# A GroupCounter keeps at least this many groups of a file.
+# A GroupCounter that is pruned keeps the groups with the smallest ids: at least KEPT groups, and as
+# many as hold MARGIN * MAX_BYTES of text.
 KEPT = 4096
-# It is pruned at PRUNED_AT * KEPT groups, which is seldom: pruning sorts all of them.
-PRUNED_AT = 8
-# It keeps groups, in the order of their ids, until they hold MARGIN * MAX_BYTES of text.
 MARGIN = 4
+# It is pruned when it has PRUNED_AT * KEPT groups: seldom, because pruning sorts all of them.
+PRUNED_AT = 8
 # A row of a table of groups.
 GROUP = np.dtype(
     [
@@ -41,30 +41,30 @@ def group_id(group: str, seed: int) -> int:
 
 
 class GroupCounter:
-    """Bytes and documents of a file's groups; groups that are unlikely to be held out are dropped.
+    """Counts the bytes and documents of each group of a file, in bounded memory.
 
-    Groups are held out in the order of their ids until they hold MAX_BYTES. So a file's groups
-    behind MARGIN * MAX_BYTES of its text are hardly ever reached.
-    Attributes: complete, False once groups were forgotten.
+    Groups are held out in the order of their ids until they hold MAX_BYTES. So the groups that
+    follow after MARGIN * MAX_BYTES of the file's text are unlikely to be held out, and are dropped.
+    Attributes: complete, False once groups were dropped.
     """
 
     def __init__(self) -> None:
         self.complete = True
         self._groups: dict[int, list[int]] = {}  # id: [bytes, documents]
-        self._limit = 1 << 64  # ids from here on are forgotten
-        self._full = PRUNED_AT * KEPT
+        self._dropped_from = 1 << 64  # this id and all larger ones are dropped
+        self._prune_above = PRUNED_AT * KEPT  # groups
 
     def add(self, group: int, size: int) -> None:
-        """Count one document of `size` bytes."""
-        if group >= self._limit:
+        """Count one document of `size` bytes in the group with this id."""
+        if group >= self._dropped_from:
             return
         entry = self._groups.setdefault(group, [0, 0])
         entry[0] += size
         entry[1] += 1
-        if len(self._groups) > self._full:
+        if len(self._groups) > self._prune_above:
             self._prune()
-            # Doubled where many groups have to stay, so that pruning does not come too often.
-            self._full = max(PRUNED_AT * KEPT, 2 * len(self._groups))
+            # Doubled where many groups have to stay, so that pruning stays seldom.
+            self._prune_above = max(PRUNED_AT * KEPT, 2 * len(self._groups))
 
     def table(self) -> np.ndarray:
         """Return the groups sorted by id, dtype GROUP."""
@@ -74,14 +74,14 @@ class GroupCounter:
         return np.array(rows, GROUP)
 
     def _prune(self) -> None:
-        """Drop the groups behind MARGIN * MAX_BYTES of text, but keep the first KEPT."""
+        """Drop the groups that follow after MARGIN * MAX_BYTES of text, but keep the first KEPT."""
         table = self.table()
         bytes_so_far = np.cumsum(table["bytes"])
-        reachable = np.searchsorted(bytes_so_far, MARGIN * MAX_BYTES)
-        keep = max(KEPT, int(reachable) + 1)
+        last_needed = np.searchsorted(bytes_so_far, MARGIN * MAX_BYTES)
+        keep = max(KEPT, int(last_needed) + 1)
         if keep >= len(table):
             return
-        self._limit = int(table["id"][keep])
+        self._dropped_from = int(table["id"][keep])
         self.complete = False
         self._groups = {}
         for group, size, documents in table[:keep].tolist():
@@ -90,9 +90,10 @@ class GroupCounter:
 
 @dataclass(frozen=True)
 class HeldoutChoice:
-    """Held-out group ids of each source.
+    """The groups to hold out.
 
-    warnings: a sentence for each source where the choice is not what the settings asked for.
+    groups: {source: ids of its held-out groups}.
+    warnings: a sentence for each source that could not be held out as the settings ask.
     """
 
     groups: dict[str, GroupIds]
@@ -104,66 +105,67 @@ def choose_groups(
     totals: Mapping[str, int],
     share: float,
 ) -> HeldoutChoice:
-    """Choose groups in the order of their ids until they hold `share` of a source's bytes.
+    """Choose each source's held-out groups.
 
-    They hold at most MAX_BYTES, and at most half of the source's bytes and groups; where no group
-    is small enough, none is chosen. A group that is held out in one source is held out in all,
-    unless that would take more than half of a source's groups.
+    Groups are taken in the order of their ids until they hold `share` of the source's bytes. They
+    hold at most MAX_BYTES, and at most half of the source's bytes and groups; where no group is
+    small enough, none is chosen. A group that is held out in one source is held out in all, except
+    in a source that would lose more than half of its groups: that keeps to its own choice.
 
     Args:
-      tables: of each source, its groups (dtype GROUP; a group may be in several rows, one for each
-        file).
-      totals: bytes of each source.
+      tables: {source: its groups} (dtype GROUP; a group has one row for each file that it is in).
+      totals: {source: bytes}.
+      share: of a source's bytes; 0 or less holds out nothing.
     """
     no_groups = np.zeros(0, np.uint64)
     if share <= 0:
         return HeldoutChoice(dict.fromkeys(tables, no_groups), ())
-    # Of each source: all its groups, and the ids that it would hold out by itself.
-    merged = {}
-    own = {}
+    merged_tables = {}
+    own_choices = {}
     warnings = []
     for name, table in tables.items():
         groups = _merge(table)
-        merged[name] = groups
-        own[name] = _take(groups, totals[name], share)
+        merged_tables[name] = groups
+        own_choices[name] = _own_choice(groups, totals[name], share)
         if len(groups) < 2:
             warnings.append(f"source '{name}' is a single group, so nothing of it is held out")
-        elif not len(own[name]):
+        elif not len(own_choices[name]):
             warnings.append(
                 f"each group of source '{name}' is over half of its text or over {MAX_BYTES:,} "
                 "bytes, so nothing is held out"
             )
-    held_out_anywhere = np.unique(np.concatenate([no_groups, *own.values()]))
-    chosen = {}
-    for name, groups in merged.items():
-        # The source's groups that this source or another one holds out.
-        wider = np.intersect1d(groups["id"], held_out_anywhere)
-        if 2 * len(wider) <= len(groups):
-            chosen[name] = wider
+    chosen_anywhere = np.unique(np.concatenate([no_groups, *own_choices.values()]))
+    choices = {}
+    for name, groups in merged_tables.items():
+        # The groups of this source that any source has chosen.
+        shared_choice = np.intersect1d(groups["id"], chosen_anywhere)
+        if 2 * len(shared_choice) <= len(groups):
+            choices[name] = shared_choice
             continue
-        chosen[name] = own[name]
-        if len(own[name]) < len(wider):
+        choices[name] = own_choices[name]
+        if len(own_choices[name]) < len(shared_choice):
             warnings.append(
                 f"source '{name}' trains on groups that another source holds out; "
                 "holding out all would leave less than half"
             )
-    return HeldoutChoice(chosen, tuple(warnings))
+    return HeldoutChoice(choices, tuple(warnings))
 
 
 def seen_in_training(text: str, matcher: Matcher, seen: Bool[np.ndarray, " m"]) -> bool:
-    """Whether training has more than half of a held-out text's shingles.
+    """Whether training text has more than half of a held-out text's shingles.
 
     Args:
       matcher: of all held-out shingles.
-      seen: which of them training has.
+      seen: for each of them, whether training text has it.
     """
-    places = matcher.find(shingles(text))
-    in_training = int(seen[places].sum())
-    return 2 * in_training > len(places)
+    # All shingles are found, since the text is held out.
+    indices = matcher.find(shingles(text))
+    seen_count = int(seen[indices].sum())
+    return 2 * seen_count > len(indices)
 
 
 def _merge(table: np.ndarray) -> np.ndarray:
-    """Return a table with one row for each group."""
+    """Return a table with one row for each group, sorted by id."""
     ids, inverse = np.unique(table["id"], return_inverse=True)
     merged = np.zeros(len(ids), GROUP)
     merged["id"] = ids
@@ -172,18 +174,23 @@ def _merge(table: np.ndarray) -> np.ndarray:
     return merged
 
 
-def _take(groups: np.ndarray, total: int, share: float) -> GroupIds:
-    """Return the ids of a source's own held-out groups; total: bytes of the source."""
-    limit = min(MAX_BYTES, total / 2)
-    target = min(MAX_BYTES, share * total)
+def _own_choice(groups: np.ndarray, total: int, share: float) -> GroupIds:
+    """Return the groups that a source holds out by itself.
+
+    Args:
+      groups: all groups of the source, sorted by id.
+      total: bytes of the source.
+    """
+    most_bytes = min(MAX_BYTES, total / 2)
+    target_bytes = min(MAX_BYTES, share * total)
     taken = []
-    size = 0
-    for group, count, _ in groups:
-        would_be_most_groups = len(taken) + 1 > len(groups) // 2
-        if size >= target or would_be_most_groups:
+    taken_bytes = 0
+    for group, group_bytes, _ in groups:
+        has_half_of_groups = len(taken) + 1 > len(groups) // 2
+        if taken_bytes >= target_bytes or has_half_of_groups:
             break
         # A group that is too large is passed over: a smaller one may follow.
-        if size + count <= limit:
+        if taken_bytes + group_bytes <= most_bytes:
             taken.append(group)
-            size += count
+            taken_bytes += group_bytes
     return np.array(taken, np.uint64)

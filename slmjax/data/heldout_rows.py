@@ -22,26 +22,26 @@ def heldout_batches(
 ) -> "HeldoutBatches":
     """Return held-out documents in their order as fixed-shape batches.
 
-    They may be iterated again and again, and have a length. Pieces of documents (cut every
-    `seq_len` tokens) go first-fit into rows; the last batch ends in empty rows. Which row holds
-    what does not depend on the number of processes. Batches are as in training, with one array
-    more: `documents` int32 [len(local_rows), T], the index into the ShardSet, -1 in padding.
+    The result has a length and may be iterated any number of times. Documents are cut every
+    `seq_len` tokens and their pieces go first-fit into rows; the last batch ends in empty rows.
+    Which row holds what does not depend on the number of processes. Batches have the arrays of
+    training batches and one more: `documents` int32 [len(local_rows), T], the index of each token's
+    document in the ShardSet, -1 in padding.
 
     Args:
       shards: a ShardSet.
       seq_len, batch: shape of every batch.
-      max_tokens: whole documents are taken from the first on while they fit into this many tokens,
-        at least one; None: all.
-      local_rows: which rows of each batch to read; None: all.
       max_segments: most documents of a row.
+      max_tokens: only the first documents are taken, as many whole ones as fit into this many
+        tokens, but at least one; None: all.
+      local_rows: which rows of each batch to read; None: all.
     """
-    # Documents are taken in order, not by size: the first ones are the same whatever the limit.
-    documents = len(shards.lengths)
+    document_count = len(shards.lengths)
     if max_tokens is not None:
         ends = np.cumsum(shards.lengths)
         fitting = int(np.searchsorted(ends, max_tokens, "right"))
-        documents = max(1, fitting)
-    rows = packing.first_fit(shards.lengths[:documents], seq_len, max_segments)
+        document_count = max(1, fitting)
+    rows = packing.first_fit(shards.lengths[:document_count], seq_len, max_segments)
     if local_rows is None:
         local_rows = range(batch)
     return HeldoutBatches(shards, rows, seq_len, batch, local_rows)
@@ -65,7 +65,7 @@ class HeldoutBatches:
         self._local_rows = local_rows
 
     def __len__(self) -> int:
-        # The last batch may have fewer rows than the others.
+        # Rounded up: the last batch is filled with empty rows.
         return -(-len(self._rows) // self._batch)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -77,18 +77,17 @@ class HeldoutBatches:
             yield batch
 
     def _row(self, number: int) -> tuple[DocumentSpan, ...]:
-        """Return the spans of a row; none behind the last one."""
-        # Every process yields the same number of batches, so some of its rows may be empty.
+        """Return the spans of a row; an empty tuple for a number behind the last row."""
         if number < len(self._rows):
             return self._rows[number]
         return ()
 
     def _documents(self, rows: list[tuple[DocumentSpan, ...]]) -> Int32[np.ndarray, "rows T"]:
-        """Return the document of each token, -1 in padding."""
+        """Return the index of each token's document, -1 in padding."""
         shape = (len(rows), self._seq_len)
         documents = np.full(shape, -1, np.int32)
         for row, spans in enumerate(rows):
-            # Spans are end to end, as in `fold`.
+            # Spans follow each other without gaps, as in `fold`.
             start = 0
             for span in spans:
                 documents[row, start : start + span.length] = span.doc

@@ -1,4 +1,4 @@
-"""Units of preparation, and the intermediate results that each pass over a unit leaves."""
+"""Units of preparation, and the intermediate results that the passes over a unit write."""
 
 import json
 from collections.abc import Sequence
@@ -16,22 +16,25 @@ from slmjax.text.walk import WORK
 
 @dataclass(frozen=True)
 class PreparationUnit:
-    """A file of a source, or several of them in order, see `bundles`.
+    """One or several files of a source that one call works through, see `bundles`.
 
-    kind: "train", or "heldout" for a source's own held-out files.
-    index: the first file's number among the source's files of this kind.
+    split: "heldout" for files that the source names as held-out text, "train" for all others (of
+      which groups may be held out all the same).
+    index: the first file's number among the source's files of this split.
     """
 
     source: Source
     files: tuple[SourceFile, ...]
-    kind: str
+    split: str
     index: int
 
     @property
     def name(self) -> str:
-        """The name of the unit in its files: unique within a prepared folder."""
-        # A unit of several files names its first and its last one: bundled otherwise, another name.
-        name = f"{self.source.name}-{self.kind}-{self.index:05d}"
+        """Name that begins the names of the unit's intermediate results.
+
+        It is unique within a prepared folder, also where files are bundled in another way.
+        """
+        name = f"{self.source.name}-{self.split}-{self.index:05d}"
         if len(self.files) > 1:
             last = self.index + len(self.files) - 1
             name += f"-{last:05d}"
@@ -46,13 +49,12 @@ class PreparationUnit:
 def units_of(
     source: Source,
     files: Sequence[SourceFile],
-    kind: str,
+    split: str,
 ) -> list[PreparationUnit]:
-    """Return the units of a source's files."""
-    # Small files are bundled where there are many.
+    """Return the units of a source's files of one split; many small files share a unit."""
     units = []
-    for index, together in bundles(files):
-        units.append(PreparationUnit(source, together, kind, index))
+    for index, bundle in bundles(files):
+        units.append(PreparationUnit(source, bundle, split, index))
     return units
 
 
@@ -60,7 +62,12 @@ def units_of(
 class Job:
     """A unit with all that a pass over it needs; it is sent to worker processes.
 
-    folder: the prepared folder, whose intermediate results are under `work~`.
+    The passes write these intermediate results under `work~` in the prepared folder:
+      scan.json, groups.bin, sample.jsonl: counts, table of groups, sample of text (`scan_files`).
+      heldout.jsonl: the held-out documents (`collect`).
+      train.json, seen.bin: shards, and the held-out shingles in their text (`tokenize`).
+
+    folder: the prepared folder.
     seed, group_by: see `prepare`.
     samples: characters of text that each of the unit's files gives to the tokenizer.
     """
@@ -71,27 +78,27 @@ class Job:
     group_by: str
     samples: tuple[int, ...]
 
-    def path(self, step: str, ending: str) -> Path:
-        """Return the path of an intermediate result."""
-        return Path(self.folder) / WORK / f"{self.unit.name}.{step}{ending}"
+    def path(self, result: str, suffix: str) -> Path:
+        """Return the path of an intermediate result, such as ("scan", ".json")."""
+        return Path(self.folder) / WORK / f"{self.unit.name}.{result}{suffix}"
 
-    def table(self, step: str, dtype: Any) -> np.ndarray:
-        """Return an intermediate result that is an array."""
-        content = read_part(self.path(step, ".bin"))
+    def table(self, result: str, dtype: Any) -> np.ndarray:
+        """Return an intermediate result that is an array (.bin)."""
+        content = read_part(self.path(result, ".bin"))
         return np.frombuffer(content, dtype)
 
-    def report(self, step: str) -> dict[str, Any]:
-        """Return an intermediate result that is an object."""
-        content = read_part(self.path(step, ".json"))
+    def report(self, result: str) -> dict[str, Any]:
+        """Return an intermediate result that is an object (.json)."""
+        content = read_part(self.path(result, ".json"))
         return json.loads(content)
 
-    def lines(self, step: str) -> list[Any]:
-        """Return an intermediate result that is a list."""
-        content = read_part(self.path(step, ".jsonl"))
+    def lines(self, result: str) -> list[Any]:
+        """Return an intermediate result that is a list (.jsonl)."""
+        content = read_part(self.path(result, ".jsonl"))
         return [json.loads(line) for line in content.splitlines()]
 
-    def scanned(self) -> list[dict[str, Any]]:
-        """Return the scan's report of each file."""
+    def scan_reports(self) -> list[dict[str, Any]]:
+        """Return the scan's report of each of the unit's files."""
         report = self.report("scan")
-        # A unit of a single file has its report alone.
+        # For a unit of a single file, the report of this file is not in a list.
         return report.get("files", [report])

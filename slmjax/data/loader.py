@@ -1,4 +1,4 @@
-"""The loader: this process's share of the batches, read ahead in a thread or in workers."""
+"""The loader: this process's rows of every batch, read ahead in a thread or in workers."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ from slmjax.data.folding import fold, unfold
 from slmjax.data.heldout_rows import heldout_batches
 from slmjax.data.rows import Arrays, Rows
 
-# The other names are what the trainer and the benches need of the files behind the loader.
+# Names from other files of the room are what the trainer and the benches need to read batches.
 __all__ = [
     "BatchPlan",
     "Batches",
@@ -28,14 +28,14 @@ __all__ = [
     "unfold",
 ]
 
-# Batches that are ready before they are asked for, of the thread or of each worker.
+# Batches that the thread, or each worker, reads before they are asked for.
 AHEAD = 2
 
 
 def local_batches(
     rows: Rows, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0
 ) -> "Batches":
-    """Return this process's share of the global batches of steps [start_step, stop_step), in order.
+    """Return this process's rows of the global batch of every step in [start_step, stop_step).
 
     The arrays are those of `batch_rows`, whatever the number of workers. Reading starts at once, so
     that it overlaps with compilation.
@@ -44,18 +44,18 @@ def local_batches(
       local_rows: which rows of the global batch this process holds.
       workers: processes that read ahead; 0 reads ahead in one thread. Workers are spawned,
         therefore a script that uses them needs `if __name__ == "__main__":`.
-    Returns: an iterator and context manager; close it or leave its `with`.
+    Returns: an iterator over batches, which is a context manager; use it in a `with`, or close it.
     """
     return Batches(rows, start_step, stop_step, local_rows, workers)
 
 
 def batch_rows(rows: Rows, step: int, local_rows: Sequence[int]) -> Arrays:
-    """Return some rows of a global batch, read here and now."""
+    """Return some rows of a step's global batch, read in this thread."""
     return rows.unpack(rows.read(step, local_rows))
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Batches that are read ahead, see `local_batches`."""
+    """An iterator over batches that are read ahead, see `local_batches`."""
 
     def __init__(
         self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int
@@ -67,19 +67,20 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         else:
             iterator = _read_in_thread(steps, rows)
         iterator.start_prefetch()
-        # The iterator is closed and let go also where the program ends without closing: Grain's own
-        # clean-up comes when the modules that it needs are gone.
-        self._held = [iterator]
-        self._close = weakref.finalize(self, _close, self._held)
+        # Grain's iterator until it is closed, then empty: a list that `finalize` can empty without
+        # a reference to this object. It is closed even where the program ends without `close`:
+        # Grain's own clean-up would run after the modules that it needs are gone.
+        self._iterators = [iterator]
+        self._finalizer = weakref.finalize(self, _close, self._iterators)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if not self._held:
+        if not self._iterators:
             raise StopIteration
-        return next(self._held[0])
+        return next(self._iterators[0])
 
     def close(self) -> None:
         """Stop reading ahead and end the workers."""
-        self._close()
+        self._finalizer()
 
     def __enter__(self) -> "Batches":
         return self
@@ -89,7 +90,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 class _Steps:
-    """The batches of steps [start, stop), in their compact form, as a Grain data source."""
+    """The batches of steps [start_step, stop_step), in compact form, as a Grain data source."""
 
     def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int]):
         self._rows = rows
@@ -107,8 +108,8 @@ class _Steps:
 def _read_in_thread(steps: _Steps, rows: Rows) -> Any:
     """Return Grain's iterator over batches that one thread of this process reads ahead."""
     grain = _grain()
-    # An element is a whole batch: one thread reads far enough ahead, and more would fight for the
-    # interpreter's lock with the training loop.
+    # An element of the dataset is a whole batch, so one thread reads far enough ahead. More of them
+    # would compete with the training loop for the interpreter's lock.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.source(steps).map(rows.unpack).to_iter_dataset(options))
 
@@ -117,8 +118,8 @@ def _read_in_workers(steps: _Steps, rows: Rows, workers: int) -> Any:
     """Return Grain's iterator over batches that worker processes read ahead."""
     grain = _grain()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-    # Compact batches come through pipes: fast enough, and unlike shared memory (64 MB in many
-    # containers) nothing can be left behind.
+    # Never use shared memory, which is 64 MB in many containers and may outlive the process. Pipes
+    # are fast enough for compact batches.
     piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
     # Workers read ahead, so the dataset inside them need not.
     unbuffered = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -126,34 +127,37 @@ def _read_in_workers(steps: _Steps, rows: Rows, workers: int) -> Any:
     data = grain.experimental.WithOptionsIterDataset(data, piped)
     data = data.mp_prefetch(options, worker_init_fn=_start_worker).map(rows.unpack)
     iterator = iter(data)
-    # This makes the interleaved iterators, without which start_prefetch has nothing to start.
+    # Grain makes the workers' iterators here; without them start_prefetch has nothing to start.
     iterator.get_state()
     return iterator
 
 
 def _grain() -> Any:
-    """Import Grain: a second, most of it jax, paid by who reads and not by who plans."""
+    """Import Grain here: it takes a second (it imports jax), which a plan alone does not need."""
     import grain
     from absl import flags
 
-    # Grain asks absl for its flags when it starts workers, which fails in a program that is not run
-    # through absl's app.
+    # Grain reads absl's flags when it starts workers. That fails where they are not parsed, as in
+    # a program that absl's app does not run.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return grain
 
 
-def _close(held: list[Any]) -> None:
-    held.pop().close()
+def _close(iterators: list[Any]) -> None:
+    iterators.pop().close()
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Leave stopping to the parent, which saves first, but do not outlive it."""
+    """Make a worker ignore signals to stop, and exit when its parent does.
+
+    The parent saves a checkpoint first, and needs batches until then.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)

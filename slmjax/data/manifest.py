@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: what it must hold, and whether the folder is as it says."""
+"""The manifest of a prepared folder: read it, and check the folder's files against it."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from typing import Any
 from slmjax.data.shard_files import Shard
 from slmjax.errors import UserError
 
-# Of manifests and shards: raised when a folder of an earlier version cannot be read any more.
+# Version of manifests and shards: raised when folders of earlier versions cannot be read any more.
 FORMAT = 2
 
 
 def read_manifest(folder: Path) -> dict:
     """Return the manifest of a prepared folder.
 
-    Raises: UserError where it cannot be read, has another format or is damaged.
+    Raises: UserError where it cannot be read, has another format or lacks a field.
     """
     path = folder / "manifest.json"
     try:
@@ -24,12 +24,12 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(
             f"{path} cannot be read ({error}); delete the folder and prepare again."
         ) from error
-    stored = None
+    version = None
     if isinstance(manifest, dict):
-        stored = manifest.get("format")
-    if stored != FORMAT:
+        version = manifest.get("format")
+    if version != FORMAT:
         raise UserError(
-            f"{path} has format {stored}; expected {FORMAT}: delete the folder and prepare again."
+            f"{path} has format {version}; expected {FORMAT}: delete the folder and prepare again."
         )
     if not _is_complete(manifest):
         raise UserError(f"{path} is damaged; delete the folder and prepare again.")
@@ -37,9 +37,12 @@ def read_manifest(folder: Path) -> dict:
 
 
 def check_shards(source: dict, folder: Path) -> None:
-    """Check the shards of a prepared source, given as its entry in the manifest.
+    """Check the shards of a prepared source.
 
-    Raises: UserError where one is missing or damaged.
+    Args:
+      source: its entry in the manifest.
+      folder: the prepared folder.
+    Raises: UserError where a shard is missing or damaged.
     """
     broken = _broken_shard(source, folder)
     if broken:
@@ -49,25 +52,26 @@ def check_shards(source: dict, folder: Path) -> None:
 
 
 def broken_file(folder: Path, names: list[str], settings: dict) -> str:
-    """Return the first file of a folder that is not as it was written; "" where all are.
+    """Return the path of the first file that is missing or damaged; "" where there is none.
 
     Args:
+      folder: a prepared folder that has a manifest.
       names: of the sources that it must hold, in order.
-      settings: that it was prepared with.
+      settings: that it must have been prepared with, see `PreparationPlan`.
     """
     manifest_path = str(folder / "manifest.json")
     try:
         manifest = read_manifest(folder)
     except UserError:
         return manifest_path
-    # What is hashed below are the plan's settings: the manifest's own names are compared here.
     sources = manifest["sources"]
+    # The fingerprint below does not hash the names in the manifest, so they are compared here.
     if list(sources) != names:
         return manifest_path
-    tokenizer = manifest["tokenizer"]["sha256"]
-    if manifest["fingerprint"] != prepared_fingerprint(settings, tokenizer, sources):
+    tokenizer_hash = manifest["tokenizer"]["sha256"]
+    if manifest["fingerprint"] != prepared_fingerprint(settings, tokenizer_hash, sources):
         return manifest_path
-    if _text_hash(folder / "tokenizer.json") != tokenizer:
+    if _text_hash(folder / "tokenizer.json") != tokenizer_hash:
         return str(folder / "tokenizer.json")
     for source in sources.values():
         broken = _broken_shard(source, folder)
@@ -76,30 +80,29 @@ def broken_file(folder: Path, names: list[str], settings: dict) -> str:
     return ""
 
 
-def prepared_fingerprint(settings: dict, tokenizer: str, sources: dict[str, dict]) -> str:
-    """Return a hash of the settings and of everything that was prepared with them.
+def prepared_fingerprint(settings: dict, tokenizer_hash: str, sources: dict[str, dict]) -> str:
+    """Return a hash of the settings, the tokenizer's SHA-256 and all documents.
 
     Args:
-      tokenizer: its SHA-256.
-      sources: as the manifest has them.
+      sources: their entries in the manifest.
     """
-    # Hashes of tables: a table has the content hash of every document.
+    # Hashes of the shards' tables, which have the content hash of every document.
     digests = []
     for source in sources.values():
         for shard in _shards_of(source):
             digests += shard.prints
-    content = json.dumps([tokenizer, settings, digests], sort_keys=True)
+    content = json.dumps([tokenizer_hash, settings, digests], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _shards_of(source: dict) -> list[Shard]:
-    """Return the shards of a source's entry: those for training, then those held out."""
+    """Return the shards in a source's entry: those for training, then the held-out ones."""
     entries = source["shards"] + source["heldout_shards"]
     return [Shard(**entry) for entry in entries]
 
 
 def _broken_shard(source: dict, folder: Path) -> str:
-    """Return the first file of a source that is not as the manifest says; "" where all are."""
+    """Return the path of a source's first missing or damaged file; "" where there is none."""
     for shard in _shards_of(source):
         fault = shard.fault(folder)
         if fault:
@@ -108,7 +111,8 @@ def _broken_shard(source: dict, folder: Path) -> str:
 
 
 def _text_hash(path: Path) -> str:
-    """Return the SHA-256 of a text file, as a Tokenizer has it; "" where it cannot be read."""
+    """Return the SHA-256 of a text file; "" where it cannot be read."""
+    # Read as text, not bytes: the manifest has the hash of the Tokenizer's text.
     try:
         return hashlib.sha256(path.read_text().encode()).hexdigest()
     except (OSError, ValueError):
@@ -116,9 +120,9 @@ def _text_hash(path: Path) -> str:
 
 
 def _is_complete(manifest: dict) -> bool:
-    """Whether all that is read from a manifest is there, with the right types."""
-    # Somebody may have edited the file: reading on with a value of another type would fail much
-    # later, with an error that names no file.
+    """Whether a manifest has all fields that are read from it, with the right types."""
+    # Somebody may have edited the file. A value of another type would fail much later, with an
+    # error that does not name the file.
     try:
         texts: list[Any] = [manifest["fingerprint"], manifest["tokenizer"]["sha256"]]
         texts += manifest["warnings"]

@@ -1,4 +1,4 @@
-"""The mixture as a schedule: which source, and which of its rows, is row g of the whole run."""
+"""The mixture of sources: which source, and which of its rows, is row g of the whole run."""
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,36 +11,35 @@ from slmjax.data.phases import Phase, own_weights, parse_phases, units_without, 
 from slmjax.data.stretch import UNITS, PerSource, Stretch
 from slmjax.errors import UserError
 
-# A cap that no run reaches, so that sources without one need no other arithmetic.
+# The cap of a source without one: no run has so many rows.
 NO_CAP = np.iinfo(np.int64).max
 
 
 class Mixture:
-    """Row g of a run -> (source, row of that source). Weights are shares of rows, thus of tokens.
+    """Maps row g of a run to (source, row of that source).
 
-    A phase starts at row `round(until * total_rows / align) * align` of the phase before it and is
-    one `Stretch` of rows, which decides counts and order. Where a source has given all the rows of
-    its cap, the stretch ends and another begins with the next row. In it the source's share goes to
-    the others in proportion to their weights, and a ramp goes on to what is left of the phase's
-    weights.
+    Weights are shares of the rows, and therefore of the tokens. Each phase is a `Stretch` of rows,
+    which decides counts and order. It ends at row `round(until * total_rows / align) * align`. A
+    source that has given as many rows as its cap allows is spent. Then the stretch ends early, and
+    the phase goes on with another one, in which the others take the source's share in proportion to
+    their weights. A ramp goes on as well, to the phase's weights without the spent source.
 
-    A source's rows are taken in order, 0, 1, 2, ..., across phase boundaries. Picks depend only on
-    the stretches begun so far. With constant phases a longer run begins with the picks of a shorter
-    one; with several phases the picks agree up to the earlier one of the two boundaries.
+    A source's rows are taken in order, 0, 1, 2, ..., across phase boundaries. What row g is depends
+    only on the stretches that begin at or before it. So two runs of different length, or with
+    different later phases, agree up to the first boundary that differs.
 
     Args:
       names: the sources.
-      tokens: tokens of each source; their proportions are the weights where nothing else says so.
+      tokens: tokens of each source; its weight where neither `phases` nor `weights` has one.
       phases: see `parse_phases`; a name left out has weight 0. Empty: one phase.
-      total_rows: rows of the run; only phase boundaries, ramps and how far caps are planned depend
-        on it.
-      seed: of the order inside blocks.
-      weights: of the one phase where `phases` is empty: one for each name, or None for all.
-      align: phases and ramps begin and end on multiples of this many rows (the batch, so that a
-        step has one set of weights).
-      caps: most rows of a source in the run; a name left out has no cap.
+      total_rows: rows of the run.
+      seed: of the order inside blocks of rows.
+      weights: {source: weight} where `phases` is empty. All are numbers, or all are None.
+      align: phases and ramps begin and end on multiples of this many rows. It is the batch, so that
+        the weights do not jump within a step.
+      caps: {source: most of its rows in the run}; a name left out has no cap.
       row_tokens: tokens of a row, for errors about caps.
-    Attributes: names, total_rows, spent ({source: row from which on its cap leaves nothing of it}).
+    Attributes: names; total_rows; spent, {source: row of the run from which on it is spent}.
     Raises: UserError for unknown or missing names, weights that are negative or all zero, shares
       that do not increase to 1, a ramp longer than its phase, and caps that leave nothing to train
       on before the end of the run.
@@ -67,28 +66,30 @@ class Mixture:
         caps = caps or {}
         self._caps = np.array([caps.get(name, NO_CAP) for name in names], np.int64)
         self._stretches: list[Stretch] = []
-        # Rows of each source before each stretch, and after the last one: one entry more.
+        # Rows of each source before each stretch, and a last entry: those of the whole run.
         self._before = [np.zeros(len(self.names), np.int64)]
 
-        planned = parse_phases(phases)
-        fields = [f"data.phases[{number}]" for number in range(len(planned))]
-        if not planned:
+        parsed_phases = parse_phases(phases)
+        # Fields of the config that an error about a phase names.
+        fields = [f"data.phases[{number}]" for number in range(len(parsed_phases))]
+        if not parsed_phases:
             # One phase for the whole run.
             constant = own_weights(self.names, tokens, weights or {})
-            planned = (Phase(1.0, constant),)
+            parsed_phases = (Phase(1.0, constant),)
             fields = ["data.sources"]
-        self._add_phases(planned, fields, align)
+        self._add_phases(parsed_phases, fields, align)
         self._starts = [stretch.start for stretch in self._stretches]
 
     def __len__(self) -> int:
         return self.total_rows
 
     def __getitem__(self, g: int) -> tuple[int, int]:
-        """Return `pick` of a row inside the run.
+        """Return `pick(g)`.
 
-        A Mixture therefore serves as the selection map of `grain.MapDataset.select_from_datasets`.
-        The datasets are then one of rows for each source; a row beyond the end of one is Grain's
-        index into its next epoch.
+        With `len` this makes a Mixture a selection map of `grain.MapDataset.select_from_datasets`,
+        for one dataset of rows for each source. A row beyond the end of a dataset means, in Grain
+        as here, a row of its next epoch.
+        Raises: IndexError for a row outside the run.
         """
         if not 0 <= g < self.total_rows:
             raise IndexError(f"row {g} of a run of {self.total_rows}")
@@ -108,11 +109,11 @@ class Mixture:
         return self._before[i] + counts
 
     def planned(self, g: int) -> Float64[np.ndarray, "sources"]:
-        """Return each source's weights summed over the first g rows of the run.
+        """Return the sum of each source's weights over the first g rows of the run.
 
-        It is what `rows_before` rounds to whole rows.
+        It is the exact share that `rows_before` rounds to whole rows.
         """
-        # The first is for g = 0, which no stretch begins before.
+        # Zeros, because no stretch begins before row 0.
         sums = [np.zeros(len(self.names))]
         for stretch, stop in self._stretches_with_stops(g):
             if stretch.start < g:
@@ -121,9 +122,9 @@ class Mixture:
         return np.sum(sums, 0)
 
     def weights(self) -> list[tuple[int, Float64[np.ndarray, "sources"]]]:
-        """Return (row, weights) wherever the line of the weights begins, bends or ends.
+        """Return the corners of the weights, which are piecewise linear in the row of the run.
 
-        At a jump there are two of the same row.
+        A corner is (row, weight of each source). Where the weights jump there are two for one row.
         """
         corners = []
         for stretch, stop in self._stretches_with_stops(self.total_rows):
@@ -134,25 +135,24 @@ class Mixture:
                 corners.append((stretch.start + row, weights))
         return corners
 
-    def begun(self, g: int) -> list[tuple]:
-        """Return everything but the seed that decides the first g rows.
+    def stretches_before(self, g: int) -> list[tuple]:
+        """Return every stretch that begins before row g: with the seed, they decide these g rows.
 
-        Returns: (start, weights in units of 2^-30) of every stretch that they reach; with a ramp
-          (start, weights, its rows, old weights).
+        Returns: (start, {source: weight}) for each; with a ramp (start, {source: weight}, rows of
+          the ramp, {source: old weight}). Weights are in units of 2^-30.
         """
-        reached = []
+        entries = []
         for stretch in self._stretches:
-            # What begins later has decided nothing yet.
             if stretch.start >= g:
-                continue
+                break
             entry = (stretch.start, self._by_name(stretch.units))
             if stretch.ramp:
                 entry += (stretch.ramp, self._by_name(stretch.old))
-            reached.append(entry)
-        return reached
+            entries.append(entry)
+        return entries
 
     def _by_name(self, units: PerSource) -> dict[str, int]:
-        """Return weights that are not 0 as {source: weight}, in the order of the alphabet."""
+        """Return the weights that are not 0 as {source: weight}, in alphabetical order."""
         by_name = {}
         for name, weight in sorted(zip(self.names, units)):
             if weight:
@@ -160,6 +160,7 @@ class Mixture:
         return by_name
 
     def _stretch_at(self, g: int) -> int:
+        """Return the index of the stretch that row g is in."""
         return bisect.bisect_right(self._starts, g) - 1
 
     def _stretches_with_stops(self, last_stop: int) -> Iterator[tuple[Stretch, int]]:
@@ -168,9 +169,14 @@ class Mixture:
         return zip(self._stretches, stops)
 
     def _add_phases(self, phases: Sequence[Phase], fields: Sequence[str], align: int) -> None:
-        """Append the stretches of all phases; fields: of the config, for errors."""
+        """Append the stretches of all phases.
 
-        def aligned(share: float) -> int:
+        Args:
+          fields: the name of each phase in the config, for errors.
+          align: see `Mixture`.
+        """
+
+        def aligned_rows(share: float) -> int:
             return round(share * self.total_rows / align) * align
 
         # All weights are checked before the first stretch is made.
@@ -182,10 +188,10 @@ class Mixture:
             # The last phase ends with the run, also where this is no multiple of `align`.
             stop = self.total_rows
             if number < len(phases) - 1:
-                stop = min(self.total_rows, aligned(phase.until))
+                stop = min(self.total_rows, aligned_rows(phase.until))
             # The first phase has no ramp, so its old weights do not matter.
             old = units[max(0, number - 1)]
-            ramp = aligned(phase.ramp)
+            ramp = aligned_rows(phase.ramp)
             self._add_phase(fields[number], old, units[number], ramp, start, stop)
             start = stop
 
@@ -198,33 +204,33 @@ class Mixture:
         start: int,
         stop: int,
     ) -> None:
-        """Append rows [start, stop): a stretch, and another one after each cap that is reached.
+        """Append the stretches of rows [start, stop): one, and another whenever a source is spent.
 
         Args:
-          field: of the config, for errors.
-          old, new: weights before the ramp and after it, in units.
-          ramp: rows of the phase in which the weights move.
+          field: the phase's name in the config, for errors.
+          old, new: weights before the ramp and after it, in units of 2^-30.
+          ramp: rows at the beginning of the phase in which the weights move from old to new.
         """
-        given_old, given_new = old, new
+        phase_old, phase_new = old, new
         while start < stop:
-            before = self._before[-1]
-            spent = self._caps <= before
-            wanted = given_new > 0
+            rows_so_far = self._before[-1]
+            is_spent = self._caps <= rows_so_far
+            is_wanted = phase_new > 0
             if ramp:
-                wanted |= given_old > 0
-            for source in np.flatnonzero(wanted & spent):
-                # A report names the first row from which on the others take its share.
+                is_wanted |= phase_old > 0
+            for source in np.flatnonzero(is_wanted & is_spent):
+                # An entry that is there stays: it has the first row without this source.
                 self.spent.setdefault(self.names[source], start)
 
             if not ramp:
                 old = new
             # The shares of spent sources go to the others.
-            old = units_without(old, spent)
-            new = units_without(new, spent)
+            old = units_without(old, is_spent)
+            new = units_without(new, is_spent)
             if not (old.any() or new.any()):
-                raise self._all_spent(field, wanted, start)
+                raise self._all_spent_error(field, is_wanted, start)
 
-            # Where a cap leaves one end of a ramp without any weights, those of the other end hold
+            # If all sources of one end of a ramp are spent, the weights of the other end hold
             # until the ramp is over.
             end = stop
             if not new.any():
@@ -237,25 +243,26 @@ class Mixture:
                 old=old if old.any() else new,
                 ramp=ramp,
             )
-            # A source without a weight cannot reach its cap here.
+            # A source without a weight gives no rows here, so its cap does not matter.
             has_weight = old + new > 0
-            left = np.where(has_weight, self._caps - before, NO_CAP)
-            # Up to the next cap, or to the end.
-            rows = stretch.reached(left, end - start)
+            rows_left = np.where(has_weight, self._caps - rows_so_far, NO_CAP)
+            rows = stretch.rows_until_spent(rows_left, end - start)
             self._stretches.append(stretch)
-            self._before.append(before + stretch.counts(rows))
+            self._before.append(rows_so_far + stretch.counts(rows))
             # The next stretch goes on from the weights that the ramp has reached.
             old = stretch.units_at(rows)
             ramp = max(0, ramp - rows)
             start += rows
 
-    def _all_spent(self, field: str, wanted: Bool[np.ndarray, "sources"], row: int) -> UserError:
-        """Return the error that nothing is left to train on from a row of the run on."""
-        names = [self.names[source] for source in np.flatnonzero(wanted)]
-        asked = self.total_rows * self._row_tokens
+    def _all_spent_error(
+        self, field: str, is_wanted: Bool[np.ndarray, "sources"], row: int
+    ) -> UserError:
+        """Return the error that from this row of the run on all wanted sources are spent."""
+        names = [self.names[source] for source in np.flatnonzero(is_wanted)]
+        run_tokens = self.total_rows * self._row_tokens
         readable = row * self._row_tokens
         return UserError(
-            f"{field}: of the {asked:,} tokens that the run asks for, only {readable:,} can be "
-            f"read: after them every source with a weight ({', '.join(names)}) has reached its "
+            f"{field}: of the {run_tokens:,} tokens that the run asks for, only {readable:,} can "
+            f"be read: after them every source with a weight ({', '.join(names)}) has reached its "
             "max_epochs; raise it, add text, or lower train.steps."
         )

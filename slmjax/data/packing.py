@@ -1,4 +1,4 @@
-"""Packing as a plan: the pieces of documents in row r of a source, for any r, without any text."""
+"""Packing as a plan: which pieces of documents are in row r of a source, known without any text."""
 
 import math
 
@@ -11,44 +11,46 @@ from slmjax.data.spans import DocumentSpan, PackedRows, Spans, longest, packed_r
 from slmjax.errors import UserError, nearest
 
 PACKINGS = ("best_fit", "concat")
-# Part of the data order: another value gives other rows. 512 rows are enough for best-fit to close
-# nearly every row with whole documents, and few enough that a window is packed in milliseconds.
+# Rows that are packed together. Part of the data order: another value gives other rows. 512 rows
+# are enough for best-fit to fill nearly every row with whole documents, and few enough to be packed
+# in milliseconds.
 WINDOW_ROWS = 512
-# Below this bound attention costs nearly the same, and more documents would be cut.
-LEAST_BOUND = 8
-# The two settings of an epoch that visits documents in the order of a score. Each document may move
-# forward by SCORE_NOISE of the epoch's tokens, so that neighbours are mixed anew in every epoch. A
-# tenth keeps the order (rank correlation of row and score 0.99) and lets a row's documents differ.
+# Two settings for epochs that visit documents in the order of a score. A document may come later by
+# up to SCORE_NOISE of the epoch's tokens, so that neighbours are mixed anew in every epoch. A tenth
+# keeps the order (rank correlation of row and score 0.99) and lets a row's documents differ.
 SCORE_NOISE = 0.1
-# The rows of a window are shuffled, so a window is at most a sixteenth of such an epoch.
+# The rows of a window are shuffled, so such an epoch has at least this many windows.
 SCORE_WINDOWS = 16
-# A bound on documents is tried on so many windows; the rest keeps to it all the same.
-SAMPLE_WINDOWS = 4
-# First bound that is tried, as a multiple of the average number of documents in a row.
+# `RowPlan.bound` returns at least this many documents for a row: with fewer, attention would cost
+# nearly the same and more documents would be cut.
+LEAST_BOUND = 8
+# First bound that it tries, as a multiple of the average number of documents in a row.
 FIRST_BOUND = 1.25
+# Windows on which it tries each bound.
+SAMPLE_WINDOWS = 4
 
 
 class RowPlan:
     """Row r of one source, for every r >= 0, as a pure function of (document lengths, seed, r).
 
-    An epoch is a seeded permutation of the documents. They are laid end to end and used up in rows
-    of `seq_len` tokens; row `rows_per_epoch` starts the next epoch with another permutation. Less
-    than one row is left over at the end of an epoch.
+    An epoch is a seeded permutation of the documents, laid end to end as a stream of tokens. It has
+    `rows_per_epoch` rows of `seq_len` tokens; the rest of the stream, less than one row, is not
+    read. The next row begins the next epoch, with another permutation.
 
-    "concat" cuts the stream at row edges. "best_fit" takes windows of 512 rows' worth of it and
-    packs each window by best-fit-decreasing (see `best_fit_decreasing`): most documents stay whole
-    and short ones are spread over all rows. Documents longer than a row are cut in rows first. The
-    few that do not fit whole fill the remaining gaps, so that every row is full.
+    "concat" cuts the stream at row edges. "best_fit" cuts it into windows of 512 rows' worth of
+    tokens. Documents longer than a row are cut into rows. Then each window is packed by
+    `best_fit_decreasing`: most documents stay whole, short ones are spread over all rows, and a few
+    are split to fill the remaining gaps, so that every row is full.
 
     Args:
       lengths: tokens of each stored document, its leading end-of-text token included.
       seq_len: tokens of a row.
-      seed, name: with the epoch they decide the order; errors call the source by `name`.
+      seed, name: with the number of the epoch they decide its order. `name` is the source's.
       packing: "best_fit" or "concat".
-      scores: a number for each document. An epoch visits documents from low to high, mixed over a
-        tenth of it (equal scores wholly); None: in random order.
-      max_segments: most spans of a row; None: as many as the text needs (`bound`). Where more would
-        fall into a row, the shortest are left out and the row ends in padding (`dropped_share`).
+      max_segments: most spans of a row; None: as many as the text needs (`bound`). Where a row
+        would have more, the shortest are left out and it ends in padding (`dropped_share`).
+      scores: a number for each document. An epoch visits documents roughly from low to high score,
+        see SCORE_NOISE; None: in random order.
     Attributes: max_segments (the given one, or the bound), rows_per_epoch, tokens.
     Raises: UserError where all documents together are shorter than one row, or for an unknown
       packing.
@@ -73,8 +75,8 @@ class RowPlan:
         self._lengths = np.asarray(lengths, np.int64)
         self._seq_len = seq_len
         self._packing = packing
-        self._key = (seed, name)
-        self._scores = scores
+        self._random_key = (seed, name)
+        self._scores = scores  # [docs] or None
         self.tokens = int(self._lengths.sum())
         self.rows_per_epoch = self.tokens // seq_len
         if not self.rows_per_epoch:
@@ -87,7 +89,7 @@ class RowPlan:
             rows = self.rows_per_epoch // SCORE_WINDOWS
             self._window_rows = max(1, min(WINDOW_ROWS, rows))
         self._windows_per_epoch = math.ceil(self.rows_per_epoch / self._window_rows)
-        # A batch lies in two epochs at most, and in few windows.
+        # Most batches lie in one or two epochs, and in few windows.
         self._epochs = Recent(2)
         self._windows = Recent(8)
         self.max_segments = max_segments or self.bound()
@@ -97,7 +99,7 @@ class RowPlan:
         epoch, row = divmod(r, self.rows_per_epoch)
         if self._packing == "concat":
             return tuple(self._cut_row(epoch, row).tuples())
-        # Rows are mostly asked for in order, and a window is packed as a whole.
+        # A window is packed as a whole, and kept: its other rows are likely to be read next.
         window, row = divmod(row, self._window_rows)
         packed = self._windows.get(
             (epoch, window), lambda: self._pack(epoch, window, self.max_segments)
@@ -108,27 +110,27 @@ class RowPlan:
     def mean_segments(self) -> float:
         """Spans of a row, on average over an epoch."""
         if self._packing == "concat":
-            # Every document starts one span, and every row edge cuts one in two.
+            # Every document begins a span, and so does every row (with the rest of a document).
             return 1 + len(self._lengths) / self.rows_per_epoch
         pieces = -(-self._lengths // self._seq_len)
         return int(pieces.sum()) / self.rows_per_epoch
 
     def bound(self) -> int:
-        """Return a small multiple of 4 that the spans of no row need exceed.
+        """Return a bound on the spans of a row, a multiple of 4 with which little text is left out.
 
-        For "best_fit" it is the least one, tried in steps of an eighth from 1.25 x the average of a
-        row, at which a sample of windows leaves nothing out. For "concat" it is the most that any
-        row of the first epoch holds.
+        For "concat" it is the most spans of any row of the first epoch. For "best_fit" it begins at
+        1.25 x the average of a row and grows by an eighth until a sample of windows leaves nothing
+        out.
         """
         if self._packing == "concat":
             _, edges = self._epoch(0)
             row_of_start = edges[:-1] // self._seq_len
             starts = np.bincount(row_of_start)[: self.rows_per_epoch]
-            # One more for the end of a document that started in an earlier row.
+            # One more for the rest of a document that starts in an earlier row.
             return _multiple_of_four(int(starts.max()) + 1)
         sample = _spread(self._windows_per_epoch, SAMPLE_WINDOWS)
         if self._scores is not None:
-            # Scores may go with length: then the last window is the one that needs most.
+            # Scores may be related to length: then the last window may need the most spans.
             sample.append(self._windows_per_epoch - 1)
         first_bound = int(FIRST_BOUND * self.mean_segments) + 1
         bound = _multiple_of_four(max(LEAST_BOUND, first_bound))
@@ -137,9 +139,9 @@ class RowPlan:
         return bound
 
     def dropped_share(self, rows: int = 4096) -> float:
-        """Return the share of tokens that `max_segments` leaves out.
+        """Return the share of tokens that are left out because of `max_segments`.
 
-        It is that of the first epoch where this has at most `rows` rows, else of an even sample.
+        It is measured on about `rows` rows, evenly spaced in the first epoch.
         """
         tokens = dropped = 0
         if self._packing == "concat":
@@ -156,26 +158,28 @@ class RowPlan:
         return dropped / tokens
 
     def _cut_row(self, epoch: int, row: int) -> Spans:
-        """Return a row of "concat": the stream between two row edges."""
+        """Return the spans of a row of "concat": the stream between two row edges."""
         start = row * self._seq_len
         spans = self._stream(epoch, start, start + self._seq_len)
         return spans.pick(longest(spans.lengths, self.max_segments))
 
     def _pack(self, epoch: int, window: int, max_segments: int) -> PackedRows:
-        """Return the packed rows of one window of "best_fit"."""
-        size = self._seq_len
+        """Return the rows of one window of "best_fit"."""
+        seq_len = self._seq_len
         first_row = window * self._window_rows
         rows = min(self._window_rows, self.rows_per_epoch - first_row)
-        start = first_row * size
-        stream = self._stream(epoch, start, start + rows * size)
-        pieces = stream.cut(size)
-        # For each span of the packed rows: [spans].
-        row, piece, inside, length = best_fit_decreasing(pieces.lengths, rows, size, max_segments)
+        start = first_row * seq_len
+        stream = self._stream(epoch, start, start + rows * seq_len)
+        pieces = stream.cut(seq_len)
+        # Row, piece, offset inside the piece and length of each packed span: [spans].
+        row, piece, inside, length = best_fit_decreasing(
+            pieces.lengths, rows, seq_len, max_segments
+        )
 
-        # Packing puts the longest documents into the first rows and the shortest into the last.
-        # Rows are shuffled, and the spans of a row stand in the order of the stream, so that
-        # neither place nor batch says anything about length.
-        bits = random_bits(rows, "rows", *self._key, epoch, window)
+        # Packing puts the longest documents into the first rows and the shortest into the last. So
+        # rows are shuffled, and the spans of a row are sorted as in the stream: the length of a
+        # document does not depend on its place.
+        bits = random_bits(rows, "rows", *self._random_key, epoch, window)
         new_row = np.argsort(bits, kind="stable")
         row = new_row[row]
         order = np.lexsort((inside, piece, row))
@@ -186,19 +190,19 @@ class RowPlan:
             spans,
             row[order],
             rows=rows,
-            capacity=size,
+            capacity=seq_len,
             max_segments=max_segments,
         )
 
     def _stream(self, epoch: int, start: int, stop: int) -> Spans:
         """Return the pieces of documents that make up tokens [start, stop) of an epoch's stream."""
         order, edges = self._epoch(epoch)
-        # Places in the order of the first document, and of the one behind the last.
+        # Indices into `order` of the first document, and of the one behind the last.
         first = int(np.searchsorted(edges, start, "right")) - 1
         last = int(np.searchsorted(edges, stop, "left"))
         begins = edges[first:last]
         ends = np.minimum(edges[first + 1 : last + 1], stop)
-        # Only the first document may begin before `start`.
+        # 0 except for the first document, which may begin before `start`.
         offsets = np.maximum(start - begins, 0)
         lengths = ends - begins - offsets
         spans = Spans(order[first:last], offsets, lengths)
@@ -206,29 +210,33 @@ class RowPlan:
         return spans.pick(lengths > 0)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the documents of an epoch in order, and the token at which each begins.
+        """Return (order, edges) of an epoch, from memory where it is recent.
 
-        The last edge, one more than documents, is where the stream ends.
+        order: [docs], the documents in the order of the stream.
+        edges: [docs + 1], the token of the stream at which each begins, and the stream's end.
         """
         return self._epochs.get(epoch, lambda: self._permute(epoch))
 
     def _permute(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        bits = random_bits(len(self._lengths), "documents", *self._key, epoch)
+        bits = random_bits(len(self._lengths), "documents", *self._random_key, epoch)
         if self._scores is None:
             order = np.argsort(bits, kind="stable")
         else:
             order = self._order_by_score(bits)
-        # In tokens of the stream, [docs + 1]; a row is found in them by bisection.
         ends = np.cumsum(self._lengths[order])
         edges = np.concatenate([[0], ends])
         return order, edges
 
     def _order_by_score(self, bits: np.ndarray) -> np.ndarray:
-        """Return the documents from low to high score, each moved forward by some noise."""
-        # Documents with equal scores are in random order.
+        """Return the documents from low to high score, each moved towards the end by some noise.
+
+        Args:
+          bits: a random number for each document.
+        """
+        # Sorted by score; documents with equal scores are in random order.
         ranked = np.lexsort((bits, self._scores))
         noise = unit_floats(bits[ranked]) * SCORE_NOISE
-        # Where each document ends in the epoch, as a share of its tokens.
+        # Where each document ends, as a share of the epoch's tokens.
         place = np.cumsum(self._lengths[ranked]) / self.tokens
         order = np.argsort(place + noise, kind="stable")
         return ranked[order]
@@ -239,25 +247,26 @@ def first_fit(
 ) -> list[tuple[DocumentSpan, ...]]:
     """Return rows that hold every document once.
 
-    Documents are cut every `seq_len` tokens, and each piece goes into the first row that takes it.
-    Only the latest `open_rows` rows are tried, so that time stays linear in the documents.
+    Documents are cut every `seq_len` tokens, and each piece goes into the first row that has room
+    for it and fewer than `max_segments` pieces. Only the latest `open_rows` rows are tried, so that
+    the time stays linear in the documents.
     """
-    documents = len(lengths)
-    whole = Spans(
-        docs=np.arange(documents),
-        offsets=np.zeros(documents, np.int64),
+    document_count = len(lengths)
+    whole_documents = Spans(
+        docs=np.arange(document_count),
+        offsets=np.zeros(document_count, np.int64),
         lengths=np.asarray(lengths, np.int64),
     )
     rows: list[list[DocumentSpan]] = []
     free: list[int] = []  # tokens that each row still takes
-    for span in whole.cut(seq_len).tuples():
+    for span in whole_documents.cut(seq_len).tuples():
         oldest = max(0, len(rows) - open_rows)
         for row in range(oldest, len(rows)):
             has_place = len(rows[row]) < max_segments
             if has_place and free[row] >= span.length:
                 break
         else:
-            # No open row takes it.
+            # No open row takes the span: begin another row.
             row = len(rows)
             rows.append([])
             free.append(seq_len)
@@ -267,7 +276,8 @@ def first_fit(
 
 
 def _multiple_of_four(count: int) -> int:
-    """Return the next multiple of 4: a little more text does not mean another compiled program."""
+    """Return `count` rounded up to a multiple of 4."""
+    # A step is compiled for its bound; a little more text should not need another program.
     return -(-count // 4) * 4
 
 

@@ -1,7 +1,7 @@
 """The three passes over text: scan it, collect its held-out documents, tokenize the rest.
 
-One call is one unit of work: a file, or small files together, as every unit costs several files and
-a shard. What is counted, sampled, held out and hashed is that of each file, as if it were alone.
+One call works on one unit, which is a file or several small ones: every unit costs a shard and
+several intermediate files. Documents are counted, sampled and held out as if each file were a unit.
 """
 
 import functools
@@ -31,12 +31,17 @@ from slmjax.text.walk import WORK
 
 # Characters that are encoded at once.
 CHUNK = 1_000_000
-# Documents that are read between two looks at whether another unit has failed.
-LOOK_EVERY = 4096
+# Documents that are read between two checks whether another unit has failed.
+CHECK_EVERY = 4096
 
 
 class FileScan(NamedTuple):
-    """The scan of a file: its report, its groups (dtype GROUP) and a sample as (group, text)."""
+    """What the scan of a file found.
+
+    report: counts and faults, see `added_reports`.
+    groups: table of its groups, dtype GROUP.
+    sample: pieces of its text as (id of the group, text).
+    """
 
     report: dict[str, Any]
     groups: np.ndarray
@@ -44,72 +49,73 @@ class FileScan(NamedTuple):
 
 
 def scan_files(job: Job) -> None:
-    """Count a unit's documents, bytes and faults; write its groups and a sample of its text."""
-    # Each file by itself: what comes out must not depend on how files are bundled.
+    """Write the unit's counts of documents and faults, its groups and a sample of its text."""
+    # Each file is scanned by itself: the result must not depend on how files share units.
     scans = []
     for file, sample_size in zip(job.unit.files, job.samples, strict=True):
         scans.append(_scan(job, file, sample_size))
     groups = np.concatenate([scan.groups for scan in scans])
-    lines = []
+    sample_lines = []
     for scan in scans:
-        for entry in scan.sample:
-            lines.append(json.dumps(entry) + "\n")
+        for piece in scan.sample:
+            sample_lines.append(json.dumps(piece) + "\n")
     write_part(job.path("groups", ".bin"), groups.tobytes())
-    write_part(job.path("sample", ".jsonl"), "".join(lines))
-    # The report comes last: a unit that has one is scanned.
+    write_part(job.path("sample", ".jsonl"), "".join(sample_lines))
+    # The report comes last: a unit that has a report has been scanned.
     report = scans[0].report
     if len(scans) > 1:
         report = {"files": [scan.report for scan in scans]}
     write_part(job.path("scan", ".json"), report)
 
 
-def holding(job: Job, chosen: np.ndarray) -> list[int]:
-    """Return the numbers of the unit's files that may have documents of `chosen` groups.
+def heldout_file_numbers(job: Job, heldout_groups: np.ndarray) -> list[int]:
+    """Return the numbers of the unit's files that may have held-out documents.
 
-    All files of a held-out unit are among them.
+    Args:
+      heldout_groups: ids of the source's held-out groups.
     """
-    if job.unit.kind == "heldout":
+    if job.unit.split == "heldout":
         return list(range(len(job.unit.files)))
-    reports = job.scanned()
+    reports = job.scan_reports()
     groups = job.table("groups", GROUP)
-    is_chosen = np.isin(groups["id"], chosen)
-    # The tables of the files follow each other: cut them apart.
+    is_held_out = np.isin(groups["id"], heldout_groups)
+    # The table has the groups of the first file, then those of the second, ...
     group_counts = [report["groups"] for report in reports]
     ends = np.cumsum(group_counts[:-1], dtype=int)
-    of_each_file = np.split(is_chosen, ends)
+    parts = np.split(is_held_out, ends)
     numbers = []
-    for number, (report, own) in enumerate(zip(reports, of_each_file, strict=True)):
-        # An incomplete table has forgotten groups that the file may hold all the same.
-        if own.any() or not report["complete"]:
+    for number, (report, part) in enumerate(zip(reports, parts, strict=True)):
+        # Groups are missing from an incomplete table, so the file may have held-out ones.
+        if part.any() or not report["complete"]:
             numbers.append(number)
     return numbers
 
 
-def collect(job: Job, chosen: np.ndarray) -> None:
-    """Write the unit's held-out documents: those of `chosen` groups, or all of a held-out file."""
-    # A set: its look-up is much faster than a search in the array for each document.
-    chosen_ids = set(chosen.tolist())
-    takes_all = job.unit.kind == "heldout"
+def collect(job: Job, heldout_groups: np.ndarray) -> None:
+    """Write the unit's held-out documents: those of held-out groups, or all of a held-out unit."""
+    # Looking up each document in a set is much faster than in an array.
+    heldout_ids = set(heldout_groups.tolist())
+    takes_all = job.unit.split == "heldout"
     lines = []
-    for number in holding(job, chosen):
+    for number in heldout_file_numbers(job, heldout_groups):
         for item in _read(job, job.unit.files[number]):
             if not isinstance(item, Document):
                 continue
-            if takes_all or group_id(item.group, job.seed) in chosen_ids:
+            if takes_all or group_id(item.group, job.seed) in heldout_ids:
                 entry = {
                     "line": item.line,
                     "bytes": item.bytes,
                     "key": item.key,
                     "text": item.text,
                 }
-                # Left out for the first file, so that units of one file look as they always did.
+                # Left out for the first file: units of one file never had this field.
                 if number:
                     entry["file"] = number
                 lines.append(json.dumps(entry) + "\n")
     write_part(job.path("heldout", ".jsonl"), "".join(lines))
 
 
-def tokenize(job: Job, chosen: np.ndarray) -> None:
+def tokenize(job: Job, heldout_groups: np.ndarray) -> None:
     """Write the unit's training documents as shards, and which held-out shingles they contain."""
     unit = job.unit
     tokenizer = _tokenizer(job.folder)
@@ -124,28 +130,32 @@ def tokenize(job: Job, chosen: np.ndarray) -> None:
         eot=tokenizer.eot,
         scored=bool(unit.source.score),
     ) as writer:
-        for chunk in _chunks(job, chosen):
+        for chunk in _chunks(job, heldout_groups):
             go_on()
             texts = [document.text for _, document in chunk]
             encoded = tokenizer.encode_arrays(texts)
             for (file, document), ids in zip(chunk, encoded, strict=True):
-                # A file without training documents is not named in the shard.
+                # A file gets its name into the shard with its first training document.
                 if file is not current_file:
                     writer.next_file(file.name)
                     current_file = file
                 writer.add(ids, document.bytes, document.key, document.line, document.score)
                 if shingle_count:
-                    # In parts: a long document needs little memory.
+                    # In parts, so that a long document needs little memory.
                     for hashes in shingle_parts(document.text):
                         seen[matcher.find(hashes)] = True
-    places = np.flatnonzero(seen).astype("<i8")
-    write_part(job.path("seen", ".bin"), places.tobytes())
+    seen_indices = np.flatnonzero(seen).astype("<i8")
+    write_part(job.path("seen", ".bin"), seen_indices.tobytes())
+    # The report comes last: a unit that has one is tokenized.
     entries = [shard_entry(shard) for shard in writer.shards]
     write_part(job.path("train", ".json"), {"shards": entries})
 
 
 def content_hash(files: Sequence[SourceFile], source: Source, entry: Path) -> None:
-    """Write the SHA-256 of each local file's content to `entry`, one a line."""
+    """Write the SHA-256 of each local file's content to the file `entry`, one a line.
+
+    Raises: UserError for a file that cannot be read, or that changes meanwhile.
+    """
     digests = []
     for file in files:
         try:
@@ -154,7 +164,7 @@ def content_hash(files: Sequence[SourceFile], source: Source, entry: Path) -> No
         except OSError as error:
             raise unreadable(file, source, error) from error
         digests.append(digest.hexdigest())
-        # A file that somebody is still writing would get the hash of no version of it.
+        # While somebody writes the file, its hash would be that of a mixture of two versions.
         _check_unchanged(file)
     write_atomic(entry, "\n".join(digests))
 
@@ -178,7 +188,7 @@ def _scan(job: Job, file: SourceFile, sample_size: int) -> FileScan:
         counts["bytes"] += item.bytes
         counts["matched"] += item.matched
         counts["marks"] += item.text.count(EOT)
-        # Which groups are held out is chosen later, when those of all files are known.
+        # All groups are counted. Held-out ones are chosen once the groups of all files are known.
         group = group_id(item.group, job.seed)
         groups.add(group, item.bytes)
         sample.add(item, group)
@@ -187,7 +197,7 @@ def _scan(job: Job, file: SourceFile, sample_size: int) -> FileScan:
         "lines": lines,
         "faults": faults,
         "first_faults": first_faults,
-        # Of a file that is cut short nobody knows how much is missing: all of it counts.
+        # Nobody knows how much of a damaged file is missing, so all its bytes count.
         "damaged": file.size if faults[DAMAGED] else 0,
         "complete": groups.complete,
         **counts,
@@ -203,12 +213,13 @@ def _fault_sentence(file: SourceFile, fault: Fault) -> str:
     return sentence
 
 
-def _chunks(job: Job, chosen: np.ndarray) -> Iterator[list[tuple[SourceFile, Document]]]:
-    """Yield the unit's training documents with their files, CHUNK characters or more at once.
+def _chunks(job: Job, heldout_groups: np.ndarray) -> Iterator[list[tuple[SourceFile, Document]]]:
+    """Yield lists of the unit's training documents with their files.
 
-    The list is emptied when the next one is asked for, so that one chunk is in memory.
+    A list has CHUNK characters or a little more, the last one fewer. It is emptied when the next
+    one is asked for, so that only one chunk is in memory.
     """
-    chosen_ids = set(chosen.tolist())
+    heldout_ids = set(heldout_groups.tolist())
     chunk = []
     size = 0
     for file in job.unit.files:
@@ -216,7 +227,7 @@ def _chunks(job: Job, chosen: np.ndarray) -> Iterator[list[tuple[SourceFile, Doc
             # The scan has counted the faults.
             if isinstance(item, Fault):
                 continue
-            if group_id(item.group, job.seed) in chosen_ids:
+            if group_id(item.group, job.seed) in heldout_ids:
                 continue
             chunk.append((file, item))
             size += len(item.text)
@@ -234,7 +245,7 @@ def _read(job: Job, file: SourceFile) -> Iterator[Document | Fault]:
     """
     documents = read_documents(file, job.unit.source, job.group_by)
     for number, item in enumerate(documents):
-        if number % LOOK_EVERY == 0:
+        if number % CHECK_EVERY == 0:
             go_on()
         yield item
     _check_unchanged(file)
@@ -243,14 +254,14 @@ def _read(job: Job, file: SourceFile) -> Iterator[Document | Fault]:
 def _check_unchanged(file: SourceFile) -> None:
     if file.remote:
         return
-    # Compared with what the file was when it was listed.
+    # `file` has the size and mtime of the time when the files were listed.
     status = os.stat(file.path)
     version = str(status.st_mtime_ns)
     if (status.st_size, version) != (file.size, file.version):
         raise UserError(f"{file.path} changed while it was being prepared; run again.")
 
 
-# Both caches keep what the next unit of the same folder needs too.
+# Both functions keep their result, because the next unit of the same folder needs it too.
 @functools.lru_cache(2)
 def _tokenizer(folder: str) -> Tokenizer:
     content = read_part(Path(folder) / WORK / "tokenizer.json")

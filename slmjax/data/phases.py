@@ -1,4 +1,4 @@
-"""Phases of the mixture: the parts of a run, each with the weights of its sources."""
+"""Phases of the mixture: the parts of a run, each with its own weights of the sources."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +10,18 @@ from slmjax.data.stretch import UNITS, PerSource
 from slmjax.errors import UserError, nearest
 
 EXPECTED = "expected {'until': 0.8, 'weights': {'books': 1}} and, for a smooth change, 'ramp': 0.05"
-# Shares are typed as decimals: a ramp may exceed its phase by the rounding of their difference.
+# How far a ramp may exceed its phase. Shares are decimal fractions, such as 0.9 - 0.8, and their
+# difference is rounded.
 ROUNDING = 1e-9
 
 
 class Phase(NamedTuple):
-    """A part of the run, which ends at the share `until` of it.
+    """A part of the run with its own weights.
 
-    The weights, {source: weight}, are reached in a line over the share `ramp` at its beginning.
+    until: share of the run at which the phase ends.
+    weights: {source: weight}.
+    ramp: share of the run, at the beginning of the phase, over which the weights move linearly from
+      those of the phase before to these.
     """
 
     until: float
@@ -29,9 +33,8 @@ def parse_phases(value: Sequence[Any]) -> tuple[Phase, ...]:
     """Return the phases that a config lists.
 
     Args:
-      value: ({"until": 0.8, "weights": {"web": 1.0}, "ramp": 0.05}, ...), or short as (until,
-        weights) or Phases. `until` and `ramp` are shares of the run; over `ramp` the weights move
-        in a line from the previous phase's to this one's.
+      value: a sequence of {"until": 0.8, "weights": {"web": 1.0}, "ramp": 0.05}, see `Phase`; or of
+        (until, weights) or (until, weights, ramp).
     Raises: UserError for an invalid phase, shares that do not increase to 1, and a ramp longer than
       its phase or without a phase before it.
     """
@@ -58,8 +61,10 @@ def check_phases(value: Sequence[Any], names: Sequence[str]) -> None:
 def weight_units(names: Sequence[str], weights: Mapping[str, float], where: str) -> PerSource:
     """Return weights as integers that sum to UNITS; a source that is left out has weight 0.
 
-    Raises: UserError, which calls the weights `where`, for an unknown source, a weight that is
-      negative or infinite, and weights that are all 0.
+    Args:
+      where: what an error calls the weights.
+    Raises: UserError for an unknown source, a weight that is negative or infinite, and weights that
+      are all 0.
     """
     for name, weight in weights.items():
         if name not in names:
@@ -71,7 +76,7 @@ def weight_units(names: Sequence[str], weights: Mapping[str, float], where: str)
             raise UserError(
                 f"{where} gives '{name}' the weight {weight}; expected a number of 0 or more."
             )
-    # Any scale will do: weights are proportions.
+    # Weights are proportions: their sum may be any number.
     given = np.array([float(weights.get(name, 0)) for name in names])
     if not given.sum():
         raise UserError(
@@ -82,7 +87,7 @@ def weight_units(names: Sequence[str], weights: Mapping[str, float], where: str)
 
 
 def units_without(units: PerSource, spent: Bool[np.ndarray, "sources"]) -> PerSource:
-    """Return weights without the sources that are spent.
+    """Return weights that are 0 for the sources in `spent`.
 
     The others keep their proportions and sum to UNITS; all are 0 where no other source has any.
     """
@@ -95,14 +100,14 @@ def units_without(units: PerSource, spent: Bool[np.ndarray, "sources"]) -> PerSo
 def own_weights(
     names: Sequence[str], tokens: Sequence[int], weights: Mapping[str, float | None]
 ) -> dict[str, float]:
-    """Return the weights that the sources have of their own, or their tokens where none has one.
+    """Return {source: weight}: the given weights, or the tokens of each source where none is given.
 
     Raises: UserError where some sources have a weight and others have none.
     """
     given = {name: weight for name, weight in weights.items() if weight is not None}
-    # A weight next to a size has no meaning, so it is all of them or none.
     if not given:
         return dict(zip(names, tokens, strict=True))
+    # A weight cannot be compared with a number of tokens, so all sources need one.
     for name in names:
         if name not in given:
             raise UserError(
@@ -137,7 +142,7 @@ def _parse_phase(given: Any, field: str) -> Phase:
 
 
 def _named_fields(given: Any) -> dict[Any, Any]:
-    """Return a phase as {field: value}; empty for what is no phase at all."""
+    """Return a phase as {field: value}; empty for a value that cannot be a phase."""
     # A ConfigDict is a mapping by its methods, not by its class.
     if hasattr(given, "items"):
         return dict(given.items())
@@ -158,24 +163,22 @@ def _check_ends(ends: Sequence[float]) -> None:
 
 
 def _check_ramp(number: int, phase: Phase, start: float) -> None:
-    room = phase.until - start
+    longest = phase.until - start
     reason = ""
     if number == 0:
         # There are no weights before it that a ramp could begin with.
-        room = 0.0
+        longest = 0.0
         reason = " (the first has no weights to come from)"
-    if not 0 <= phase.ramp <= room + ROUNDING:
+    if not 0 <= phase.ramp <= longest + ROUNDING:
         raise UserError(
             f"config.data.phases[{number}].ramp is {phase.ramp}; "
-            f"expected 0 to {room:.3g}, the phase's own share{reason}."
+            f"expected 0 to {longest:.3g}, the phase's own share{reason}."
         )
 
 
-def _whole_units(
-    weights: Shaped[np.ndarray, "sources"],
-) -> np.ndarray:
+def _whole_units(weights: Shaped[np.ndarray, "sources"]) -> PerSource:
     """Return weights as integers that sum to UNITS, in the same proportions."""
     units = np.rint(weights / weights.sum() * UNITS).astype(np.int64)
-    # What rounding has left over goes to the largest weight, where it matters least.
+    # The rounding error of the sum goes to the largest weight, where it matters least.
     units[int(np.argmax(units))] += UNITS - int(units.sum())
     return units

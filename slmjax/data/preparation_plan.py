@@ -14,11 +14,11 @@ from slmjax.text.source_files import text_bytes
 from slmjax.text.tokenizer import Tokenizer
 from slmjax.text.units import Progress, cores, run_units, wait_for
 
-# Below this, starting processes (1 to 2 s) costs more than it saves.
+# With fewer bytes of text, starting processes (1 to 2 s) costs more than it saves.
 IN_PROCESS_BYTES = 8_000_000
-# Text that a tokenizer is trained on: merges up to 32k change little beyond it.
+# Bytes of text that a tokenizer is trained on: with more, up to 32k merges change little.
 SAMPLE_BYTES = 20_000_000
-# Characters of a source's text that a given tokenizer must give back.
+# Characters of each source's text that a given tokenizer is tested with.
 TRIAL_CHARS = 500_000
 
 # A prepared folder that a source names: (folder, manifest, names of the sources in it).
@@ -28,7 +28,7 @@ PreparedPart = tuple[Path, dict, tuple[str, ...]]
 class Unusable(UserError):
     """Text that cannot be prepared with these settings.
 
-    Nothing of the work is of use to another try.
+    Intermediate results are of no use to another try, so they are removed.
     """
 
 
@@ -37,7 +37,7 @@ class Crew:
     """The processes that share a preparation, and how they report. See `prepare`.
 
     processes: of this host; None: chosen by the size of the text.
-    host, hosts: number of this host, and how many there are.
+    host, hosts: number of this host, from 0, and how many there are.
     """
 
     processes: int | None
@@ -48,27 +48,31 @@ class Crew:
     timeout: float
 
     def sized(self, text_size: float) -> "Crew":
-        """Return the crew with a number of processes for so many bytes of text."""
+        """Return the crew with its number of processes chosen for so many bytes of text."""
         if self.processes is not None:
             return self
-        return replace(self, processes=1 if text_size < IN_PROCESS_BYTES else cores())
+        processes = cores()
+        if text_size < IN_PROCESS_BYTES:
+            processes = 1
+        return replace(self, processes=processes)
 
 
 @dataclass(frozen=True)
 class PreparationPlan:
-    """The plan of a preparation: what is prepared and where; only content hashes are read for it.
+    """The plan of a preparation: what is prepared, from which files, into which folder.
 
     data, seed: see `prepare`.
-    shards: the parts of each source that is prepared already.
-    units: of the other sources, in the order in which hosts share them.
-    settings: all that decides what the folder holds.
+    prepared_parts: {source: its parts} for sources that are prepared already, in other folders.
+    units: of the other sources. Hosts take them in turns, in this order.
+    settings: all that decides what the folder holds; the manifest stores them.
+    folder: the prepared folder; its name has a hash of the settings.
     tokenizer: the given one; None: one is trained, with the `special` tokens.
     """
 
     data: Any
     seed: int
     sources: tuple[Source, ...]
-    shards: dict[str, list[PreparedPart]]
+    prepared_parts: dict[str, list[PreparedPart]]
     units: tuple[PreparationUnit, ...]
     settings: dict
     folder: Path
@@ -76,18 +80,16 @@ class PreparationPlan:
     special: tuple[str, ...]
     crew: Crew
 
-    def jobs(self, kind: str = "", own: bool = True) -> list[Job]:
-        """Return the jobs of this host's units, or of all hosts'.
+    def jobs(self, split: str = "", all_hosts: bool = False) -> list[Job]:
+        """Return the jobs of this host's units, or those of all hosts'.
 
         Args:
-          kind: "train" or "heldout"; "": both.
-          own: only those of this host.
+          split: of units, "train" or "heldout"; "": both.
         """
         jobs = []
-        # Units go to the hosts in turns, so every host knows who writes what.
         for number, unit in enumerate(self.units):
-            is_elsewhere = number % self.crew.hosts != self.crew.host
-            if kind not in ("", unit.kind) or (own and is_elsewhere):
+            is_own = number % self.crew.hosts == self.crew.host
+            if split not in ("", unit.split) or not (all_hosts or is_own):
                 continue
             samples = tuple(self._sample_size(unit, file) for file in unit.files)
             job = Job(str(self.folder), unit, self.seed, self.data.group_by, samples)
@@ -95,27 +97,34 @@ class PreparationPlan:
         return jobs
 
     def run(self, stage: str, function: Callable, tasks: list[tuple[Job, tuple]]) -> None:
-        """Call `function(job, *arguments)` for each task in the processes of this host."""
-        # Sizes decide the order (largest first) and move the progress line.
+        """Call `function(job, *arguments)` for each task in the processes of this host.
+
+        Args:
+          stage: what the progress line calls it.
+          tasks: (job, arguments).
+        """
+        # `run_units` uses the sizes for the order (largest first) and for the progress line.
         sized = [(job.unit.size, (job, *arguments)) for job, arguments in tasks]
         run_units(function, sized, self.crew.processes, stage=stage, progress=self.crew.progress)
 
-    def parts(self, step: str, suffix: str, kind: str = "") -> dict[Path, int]:
-        """Return the files that a step writes: {path: number of the host that writes it}.
+    def result_files(self, result: str, suffix: str, split: str = "") -> dict[Path, int]:
+        """Return {path of an intermediate result: number of the host that writes it}.
 
         Args:
-          kind: of units, "train" or "heldout"; "": both.
+          result, suffix: such as ("scan", ".json"), see `Job.path`.
+          split: of units, "train" or "heldout"; "": both.
         """
-        parts = {}
-        for number, job in enumerate(self.jobs(own=False)):
-            if kind in ("", job.unit.kind):
-                parts[job.path(step, suffix)] = number % self.crew.hosts
-        return parts
+        files = {}
+        for number, job in enumerate(self.jobs(all_hosts=True)):
+            if split in ("", job.unit.split):
+                files[job.path(result, suffix)] = number % self.crew.hosts
+        return files
 
     def wait(self, paths: dict[Path, int], what: str) -> None:
-        """Wait for the files of other hosts, see `wait_for`.
+        """Wait until the files of other hosts are there, see `wait_for`.
 
-        Not where there are no others, or all has been finished (and cleaned up) meanwhile.
+        Raises: FileNotFoundError for a file that will not come: where there are no other hosts, or
+          the folder has a manifest, since intermediate results are removed once it has one.
         """
         manifest = self.folder / "manifest.json"
         wait_for(
@@ -128,27 +137,27 @@ class PreparationPlan:
 
     @functools.cached_property
     def text_size(self) -> float:
-        """Bytes of text of all units, about."""
+        """Estimated bytes of text of all units."""
         return text_size(self.units)
 
     @property
     def is_large(self) -> bool:
-        """Whether preparing takes long enough for a person to wonder."""
+        """Whether preparing takes so long that a person should be told."""
         return self.text_size > IN_PROCESS_BYTES
 
     def _sample_size(self, unit: PreparationUnit, file: SourceFile) -> int:
-        """Return the characters of a file that the tokenizer is trained on, or tried with."""
+        """Return how many characters of a file the tokenizer is trained on or tested with."""
         if self.tokenizer:
-            # Files of a source share alike, whatever their sizes.
+            # The same for each file of a source, whatever its size.
             return max(1, TRIAL_CHARS // self._file_counts[unit.source.name])
-        if unit.kind == "train":
+        if unit.split == "train":
             return int(self._sample_share * text_bytes(file))
         # A tokenizer must not learn from held-out text.
         return 0
 
     @functools.cached_property
     def _file_counts(self) -> Counter:
-        """Files of each source, held-out ones included."""
+        """{source: number of its files}, held-out files included."""
         counts = Counter()
         for unit in self.units:
             counts[unit.source.name] += len(unit.files)
@@ -156,11 +165,11 @@ class PreparationPlan:
 
     @functools.cached_property
     def _sample_share(self) -> float:
-        """Share of all training text that makes a sample of SAMPLE_BYTES."""
-        training = [unit for unit in self.units if unit.kind == "train"]
+        """Share of all training text that makes a sample of SAMPLE_BYTES; may exceed 1."""
+        training = [unit for unit in self.units if unit.split == "train"]
         return SAMPLE_BYTES / max(1, text_size(training))
 
 
 def text_size(units: Sequence[PreparationUnit]) -> float:
-    """Return the bytes of text of some units, about: compressed files are taken for larger."""
+    """Return the estimated bytes of text of some units; compressed files count as larger."""
     return sum(text_bytes(file) for unit in units for file in unit.files)

@@ -1,4 +1,4 @@
-"""From the settings of a preparation to its plan: what is to be prepared, in which folder."""
+"""From config.data to the plan of a preparation: what is to be prepared, in which folder."""
 
 import hashlib
 import json
@@ -20,7 +20,8 @@ from slmjax.text.source_files import list_files
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, Tokenizer, load_tokenizer
 
-# Characters of a folder's name that come from its sources, and from the hash of its settings.
+# Characters of a folder's name: at most so many for the names of its sources, and so many of the
+# hash of its settings.
 NAMES_LENGTH = 40
 DIGEST_LENGTH = 12
 
@@ -37,35 +38,44 @@ def plan_preparation(
         raise UserError(
             "data.sources is empty; expected name=path, where path is a file, folder or pattern."
         )
+    # Called for its error: the expression may not compile.
     grouping(data.group_by)
-    # Some sources may be prepared already, in folders of their own.
-    prepared = {source.name: _prepared_parts(source) for source in sources}
-    shards = {name: parts for name, parts in prepared.items() if parts}
-    tokenizer = _given_tokenizer(data, shards)
-    text = [source for source in sources if source.name not in shards]
-    units = _units(text, crew.say)
-    # How many processes pay is known once the files are listed.
+    # The parts of the sources that are prepared already, in other folders.
+    prepared_parts = {}
+    for source in sources:
+        parts = _prepared_parts(source)
+        if parts:
+            prepared_parts[source.name] = parts
+    tokenizer = _given_tokenizer(data, prepared_parts)
+    text_sources = [source for source in sources if source.name not in prepared_parts]
+    units = _units(text_sources, crew.say)
+    # The number of processes depends on the size of the text.
     crew = crew.sized(text_size(units))
     identities = file_identities(units, cache, crew)
+    source_settings = {}
+    for source in sources:
+        parts = prepared_parts.get(source.name, ())
+        source_settings[source.name] = _source_settings(source, units, identities, parts)
+    tokenizer_setting = _trained_tokenizer(data, special)
+    if tokenizer:
+        tokenizer_setting = tokenizer.sha256
     settings = {
         "format": FORMAT,
-        "sources": {
-            source.name: _source_settings(source, units, identities, shards.get(source.name, ()))
-            for source in sources
-        },
-        "tokenizer": tokenizer.sha256 if tokenizer else _trained_tokenizer(data, special),
+        "sources": source_settings,
+        "tokenizer": tokenizer_setting,
         "group_by": data.group_by,
         "heldout": data.heldout,
         "seed": seed,
     }
     if tokenizer and units:
-        # The text of a given tokenizer is checked; folders of versions that did not are not used.
+        # This version tests a given tokenizer on the text. The setting gives the folder another
+        # name, so that folders of versions without the test are not reused.
         settings["round_trip"] = True
     return PreparationPlan(
         data=data,
         seed=seed,
         sources=sources,
-        shards=shards,
+        prepared_parts=prepared_parts,
         units=tuple(units),
         settings=settings,
         folder=cache / _folder_name(sources, settings),
@@ -76,7 +86,7 @@ def plan_preparation(
 
 
 def _folder_name(sources: Sequence[Source], settings: dict) -> str:
-    # The names are for people, the digest is what tells folders apart.
+    # The names are for people; the digest makes the folder's name unique.
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     names = "-".join(source.name for source in sources)
     return f"{names[:NAMES_LENGTH].rstrip('-.')}-{digest[:DIGEST_LENGTH]}"
@@ -88,18 +98,24 @@ def _source_settings(
     identities: dict[SourceFile, str],
     parts: Sequence[PreparedPart],
 ) -> dict[str, Any]:
-    """Return all of a source that decides what the folder holds."""
+    """Return everything about a source that decides what the folder holds.
+
+    Args:
+      identities: see `file_identities`.
+      parts: of a source that is prepared already; else empty.
+    """
     files: dict[str, list] = {"train": [], "heldout": []}
     for unit in units:
         if unit.source.name == source.name:
-            files[unit.kind] += [[file.name, file.size, identities[file]] for file in unit.files]
+            files[unit.split] += [[file.name, file.size, identities[file]] for file in unit.files]
     settings = {
         "field": source.field,
         "train": files["train"],
         "heldout": files["heldout"],
         "prepared": [[manifest["fingerprint"], *names] for _, manifest, names in parts],
     }
-    # Left out where none is asked for, so that folders of versions without them are found.
+    # Fields of later versions are left out where they are empty: folders of earlier versions, whose
+    # settings have no such fields, are then found.
     if source.score_field:
         settings["score"] = source.score_field
     if source.reader:
@@ -110,7 +126,8 @@ def _source_settings(
 def _trained_tokenizer(data: Any, special: tuple[str, ...]) -> str:
     """Return a description of the tokenizer that is trained."""
     description = f"byte-level BPE of {data.vocab_size}"
-    # Runs that began without reserved ids find their folders by the name without them.
+    # Folders that were prepared before there were other special tokens than EOT have this
+    # description without them.
     if special != (EOT,):
         description += f" with {' '.join(special)}"
     return description
@@ -119,7 +136,7 @@ def _trained_tokenizer(data: Any, special: tuple[str, ...]) -> str:
 def _units(sources: Sequence[Source], say: Callable[[str], None]) -> list[PreparationUnit]:
     """Return the units of all sources of text, in the order in which hosts share them."""
     units = []
-    # By name: the order of the settings does not matter.
+    # By name, so that the order in which the config lists sources does not matter.
     for source in sorted(sources, key=lambda source: source.name):
         units += _units_of_source(source, say)
     return units
@@ -127,28 +144,32 @@ def _units(sources: Sequence[Source], say: Callable[[str], None]) -> list[Prepar
 
 def _units_of_source(source: Source, say: Callable[[str], None]) -> list[PreparationUnit]:
     """Return the units of a source: those to train on, then its own held-out files."""
-    # Held-out documents are read in their own order, so they need no score.
-    own = replace(source, path=source.heldout, heldout=(), score="")
-    heldout = ()
-    if own.path:
-        heldout = list_files(replace(own, name=f"{source.name}.heldout"), say)
-    train = _without(list_files(source, say), heldout, source, say)
-    return units_of(source, train, "train") + units_of(own, heldout, "heldout")
+    # The source's held-out files as a source. Held-out documents are read in their own order, so
+    # they need no score.
+    heldout_source = replace(source, path=source.heldout, heldout=(), score="")
+    heldout_files = ()
+    if heldout_source.path:
+        # An error about these files names the field data.sources.NAME.heldout.
+        named = replace(heldout_source, name=f"{source.name}.heldout")
+        heldout_files = list_files(named, say)
+    train_files = _without_heldout(list_files(source, say), heldout_files, source, say)
+    train = units_of(source, train_files, "train")
+    return train + units_of(heldout_source, heldout_files, "heldout")
 
 
-def _without(
+def _without_heldout(
     files: Sequence[SourceFile],
     heldout: Sequence[SourceFile],
     source: Source,
     say: Callable[[str], None],
 ) -> list[SourceFile]:
-    """Return the files of a source that are not held out.
+    """Return the files of a source without those in `heldout`, which may lie in the same folder.
 
-    A held-out file may lie in the source's folder.
+    Raises: UserError where no file remains.
     """
     # By real paths: the same file may be reached through a link.
-    places = {os.path.realpath(file.path) for file in heldout}
-    train = [file for file in files if os.path.realpath(file.path) not in places]
+    heldout_paths = {os.path.realpath(file.path) for file in heldout}
+    train = [file for file in files if os.path.realpath(file.path) not in heldout_paths]
     if not train:
         raise UserError(
             f"data.sources.{source.name}: each of its files is held out too, "
@@ -164,9 +185,11 @@ def _without(
 
 
 def _prepared_parts(source: Source) -> list[PreparedPart]:
-    """Return a part for each path of a source, if they are prepared folders or sources in them.
+    """Return the prepared folder, or source in it, that each path of a source names.
 
-    Empty where the paths are text.
+    Empty for paths of text.
+    Raises: UserError for shards that are missing or damaged, another score than the source asks
+      for, and a source that has both prepared folders and text.
     """
     parts = []
     for path in source.path:
@@ -186,11 +209,13 @@ def _prepared_parts(source: Source) -> list[PreparedPart]:
 
 
 def _prepared_part(source: Source, path: str) -> PreparedPart | None:
-    """Return the prepared folder that a path names, or the one source of it; None for text."""
+    """Return the prepared folder that a path names, with all its sources; None for text.
+
+    The path may also be the folder of one source in a prepared folder: then with this source alone.
+    """
     if "://" in path:
         return None
     place = Path(os.path.expanduser(path)).absolute()
-    # The path may be a prepared folder, or the folder of one source in it.
     if (place / "manifest.json").is_file():
         manifest = read_manifest(place)
         return place, manifest, tuple(manifest["sources"])
@@ -210,28 +235,33 @@ def _check_score(source: Source, place: Path, entry: dict) -> None:
     """Check that a prepared source has the score that is asked for.
 
     Args:
+      place: folder of the prepared source.
       entry: of the prepared source in its manifest.
+    Raises: UserError where it has another score or none.
     """
-    # Folders of versions without scores do not say.
+    # Manifests of versions without scores have no such field.
     stored = entry.get("score", "")
     if source.score_field in ("", stored):
         return
-    has = f"the score {stored!r}" if stored else "no score"
+    description = f"the score {stored!r}" if stored else "no score"
     raise UserError(
         f"data.sources.{source.name}.score is '{source.score}', but {place} was prepared with "
-        f"{has}; prepare its text again with this score."
+        f"{description}; prepare its text again with this score."
     )
 
 
-def _given_tokenizer(data: Any, shards: dict[str, list[PreparedPart]]) -> Tokenizer | None:
-    """Return the tokenizer that is given, or that of the prepared folders; None: train one."""
+def _given_tokenizer(data: Any, prepared_parts: dict[str, list[PreparedPart]]) -> Tokenizer | None:
+    """Return the tokenizer of the config, or else of the prepared folders; None: train one.
+
+    Raises: UserError where a folder was prepared with another tokenizer.
+    """
     tokenizer = None
-    origin = data.tokenizer
+    origin = data.tokenizer  # where the tokenizer comes from, for the error
     if origin:
         tokenizer = load_tokenizer(origin)
-    for name, parts in shards.items():
+    for name, parts in prepared_parts.items():
         for folder, manifest, _ in parts:
-            # Without a given tokenizer the first folder's counts.
+            # Without a tokenizer in the config, all folders must have that of the first.
             if tokenizer is None:
                 tokenizer = load_tokenizer(folder / "tokenizer.json")
                 origin = str(folder)

@@ -1,9 +1,9 @@
 """Preparation: named sources of text become a folder of token shards, once; later runs reuse it.
 
-The folder's name carries a hash of everything that decides its content: each source's file names,
-sizes and content (SHA-256 of local files, remembered in the cache by path, size and mtime; a
-store's own checksum or a commit hash for remote ones), fields, tokenizer, grouping, held-out share
-and seed.
+The folder's name has a hash of everything that decides its content: the tokenizer, grouping,
+held-out share and seed; of each source, the fields that are read; of each file, its name, size and
+content. The content is the SHA-256 of a local file (remembered in the cache by path, size and
+mtime), and the store's checksum or commit hash of a remote one.
 """
 
 import os
@@ -40,19 +40,19 @@ def prepare(
 ) -> Prepared:
     """Tokenize text into shards under `cache`, or reuse what is there.
 
-    A killed call continues, and two at once give one result.
+    Called again after it was killed, it continues. Two calls at once give one result.
 
     Args:
-      data: has sources, tokenizer, vocab_size, group_by, heldout (share) and max_bad_share, as
-        config.data.
+      data: config.data, or any object with its fields sources, tokenizer, vocab_size, group_by,
+        heldout (a share) and max_bad_share.
       seed: decides which groups are held out and which text the tokenizer is trained on.
       processes: 1 works in this process; None takes all cores for more than 8 MB of text.
       process_index, process_count: this host among those that share the work; `cache` and the text
         must be on a shared file system.
       progress: called with (stage, bytes done, bytes in all); None shows a line where stderr is a
         terminal.
-      say: is given the few sentences that a person should read.
-      timeout: seconds without any sign of the other hosts before it is an error.
+      say: called with each message that a person should read.
+      timeout: seconds without progress of the other hosts after which a UserError is raised.
       special: special tokens of a tokenizer that is trained.
     Raises: UserError for sources, tokenizer, grouping or cache that cannot be used, and for more
       than max_bad_share bad records.
@@ -78,14 +78,15 @@ def prepare(
             )
     cache = Path(os.path.expanduser(cache)).absolute()
     crew = Crew(processes, process_index, process_count, progress, say, timeout)
-    # Inside, a full disk or a folder that cannot be written is an error that names the cache.
+    # In this block, an OSError for a full disk or a read-only folder becomes a UserError that names
+    # the cache.
     with writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
         plan = plan_preparation(data, seed=seed, cache=cache, special=special, crew=crew)
         if not ready(plan):
             _build_alone(plan, cache)
         prepared = open_prepared(plan)
-    # The limit may be stricter now than when the folder was prepared.
+    # Checked again: the limit may be stricter now than when the folder was prepared.
     check_faults(prepared.manifest["sources"], data.max_bad_share)
     # Printed by every run that uses the folder, not only by the one that prepared it.
     for warning in prepared.manifest["warnings"]:
@@ -96,11 +97,11 @@ def prepare(
 def _build_alone(plan: PreparationPlan, cache: Path) -> None:
     """Build the folder under a lock, unless another process has done so meanwhile."""
     crew = plan.crew
-    # Hosts that share the work must not wait for each other: each has a lock of its own.
+    # Hosts that share the work must not wait for each other, so each has a lock of its own.
     suffix = f"-{crew.host}" if crew.hosts > 1 else ""
     lock = cache / f".{plan.folder.name}{suffix}.lock"
     with locked(lock, crew.say) as held:
-        # Whoever held the lock before may have prepared the same text.
+        # The process that held the lock before may have prepared the same text.
         if ready(plan):
             return
         if plan.is_large:

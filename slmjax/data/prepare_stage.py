@@ -24,8 +24,8 @@ from slmjax.textbook import passages as textbook
 # and a half on two cores.
 TRAIN_PER_KIND = 4000
 HELDOUT_PER_KIND = 300
-# Of the text. Runs that differ in config.seed share text, tokenizer and held-out documents, so that
-# they can be compared.
+# Seed of every preparation. It is not config.seed: runs with different seeds share text, tokenizer
+# and held-out documents, so that they can be compared.
 SEED = 0
 
 
@@ -38,16 +38,17 @@ def run_prepare(
     process: int = 0,
     processes: int = 1,
 ) -> None:
-    """Prepare config.data and print a table of what came out.
+    """Prepare config.data and print a table of the result.
 
     Args:
-      init_from: a work directory that gives the tokenizer, see `prepared_text`.
-      process, processes: this process among those that share the work.
+      workdir, init_from: see `prepared_text`.
+      command: not used; every stage is called with it.
+      process, processes: number of this process among those that share the work, and how many.
     """
     prepared = prepared_text(
         config.data, workdir, init_from=init_from, process=process, processes=processes
     )
-    # Once for all hosts.
+    # One table for all hosts.
     if process == 0:
         print(preparation_summary(prepared))
 
@@ -58,19 +59,20 @@ def prepared_text(
     """Return the prepared text of config.data: the embedded textbook where it names no sources.
 
     Args:
-      workdir: `prepared` next to it is the cache unless config.data.cache names one.
+      workdir: the run's. Without config.data.cache, the cache is the folder `prepared` next to it.
       init_from: a work directory whose tokenizer is used where config.data.tokenizer is empty.
-      process, processes: of several hosts, which share the work through a common file system.
+      process, processes: number of this process and how many there are. They share the work
+        through a common file system.
     Raises: UserError for a tokenizer that is not there, invalid phases, and what `prepare` refuses.
     """
     _check_tokenizer(data.tokenizer)
-    is_first = process == 0
     cache = data.cache or str(epath.Path(workdir).parent / "prepared")
     if not data.cache and "://" in workdir:
-        # Shards are read from a disk of the host: each prepares all of the text by itself, and all
-        # get the same.
+        # Shards cannot be read from a bucket. Each host prepares all of the text on its own disk,
+        # and all get the same result.
         cache, process, processes = "runs/prepared", 0, 1
-        is_first = True
+    # Only the first process prints messages.
+    is_first = process == 0
     if not data.sources:
         with said_if_long("writing the embedded textbook", active=is_first):
             sources = textbook.write_corpus(
@@ -82,9 +84,9 @@ def prepared_text(
         data = dataclasses.replace(data, sources=sources)
     if init_from and not data.tokenizer:
         data = dataclasses.replace(data, tokenizer=_tokenizer_of(init_from))
-    # A mistake in the phases shows now, and not after an hour of preparing.
+    # Checked now, so that a mistake in the phases does not show after an hour of preparing.
     check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
-    # They matter where a tokenizer is trained; a given one has its own.
+    # Only a tokenizer that is trained gets these special tokens; a given one has its own.
     special = tuple(SPECIAL)
     if not data.tokenizer:
         special = special_tokens(workdir)
@@ -100,15 +102,15 @@ def prepared_text(
 
 
 def special_tokens(workdir: str) -> tuple[str, ...]:
-    """Return the special tokens of the tokenizer that a run trains: those that it began with.
+    """Return the special tokens of the tokenizer that a run trains.
 
-    A new run has all of SPECIAL. A run that began before ids were reserved has the end of text
-    only.
+    A new run gets all of SPECIAL. A run that goes on keeps those that it began with, which was EOT
+    alone before ids were reserved for the others.
     """
     try:
         ids = load_tokenizer(f"{workdir}/tokenizer.json").special
     except UserError:
-        # A new run, or a file that the run writes anew.
+        # The run is new, or its file is damaged and will be written again.
         return tuple(SPECIAL)
     names = tuple(sorted(ids, key=ids.get))
     # A tokenizer with another first special token was not trained here.
@@ -123,11 +125,11 @@ def batch_plan(
     seed: int,
     cuts: tuple[int, int] | None = None,
 ) -> BatchPlan:
-    """Return the batches of every step of a run.
+    """Return the plan of the batches of a run on prepared text.
 
     Args:
-      seed: of the order of documents and sources.
-      cuts: see BatchPlan.
+      data, train: groups of the config.
+      seed, cuts: see BatchPlan.
     """
     sources = parse_sources(data.sources)
     return BatchPlan(
@@ -146,15 +148,15 @@ def batch_plan(
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Return what a report prints of each source.
+    """Return {source: {name of a fact: value}} for a run's report.
 
     Args:
-      epochs: how often the run reads each source.
+      epochs: {source: how often the run reads it}.
     """
-    of_source = {}
+    facts_of_sources = {}
     for name, entry in prepared.manifest["sources"].items():
         train = prepared.train[name]
-        of_source[name] = {
+        facts_of_sources[name] = {
             "documents": len(train),
             "tokens": int(train.tokens),
             "epochs": epochs[name],
@@ -163,11 +165,11 @@ def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, A
             "heldout_documents": len(prepared.heldout[name]),
             "removed_as_duplicates_share": float(entry["removed"]["bytes_share"]),
         }
-    return of_source
+    return facts_of_sources
 
 
 def _check_tokenizer(path: str) -> None:
-    """Raise a UserError for a file of this machine that is not there."""
+    """Raise a UserError for the path of a local file that does not exist."""
     if not path or path.startswith(("gs://", "hf://")):
         return
     if not Path(path).expanduser().exists():
@@ -175,7 +177,10 @@ def _check_tokenizer(path: str) -> None:
 
 
 def _tokenizer_of(init_from: str) -> str:
-    """Return the path of a run's tokenizer."""
+    """Return the path of the tokenizer in a run's work directory.
+
+    Raises: UserError where it has none.
+    """
     path = epath.Path(init_from) / "tokenizer.json"
     if not path.exists():
         raise UserError(

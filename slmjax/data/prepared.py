@@ -1,4 +1,4 @@
-"""A prepared folder as a run reads it, and a table of what is in it."""
+"""A prepared folder as a run reads it, and a table that summarizes it."""
 
 import hashlib
 import json
@@ -12,12 +12,17 @@ from slmjax.data.shard_files import Shard
 from slmjax.data.shards import ShardSet
 from slmjax.text.tokenizer import Tokenizer, load_tokenizer
 
+# Headings of the summary.
 COLUMNS = ("source", "documents", "tokens", "bytes/token", "bad", "held out", "removed")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder: tokens of each source for training and held out, and the manifest."""
+    """A prepared folder, ready to be read.
+
+    train, heldout: {source: its documents}, those for training and those held out.
+    fingerprint: hash of the tokenizer and all documents.
+    """
 
     folder: Path
     manifest: dict
@@ -28,7 +33,7 @@ class Prepared:
 
 
 def open_prepared(plan: PreparationPlan) -> Prepared:
-    """Return the folder that a plan has prepared.
+    """Open the folder of a plan once it is prepared.
 
     Raises: UserError where the manifest or the tokenizer cannot be read.
     """
@@ -36,31 +41,33 @@ def open_prepared(plan: PreparationPlan) -> Prepared:
     tokenizer = load_tokenizer(plan.folder / "tokenizer.json")
     train = {}
     heldout = {}
-    prints: list[Any] = [tokenizer.sha256]
+    fingerprints: list[Any] = [tokenizer.sha256]
     for source in plan.sources:
         name = source.name
         # A source that was prepared before has its shards in other folders.
-        parts = plan.shards.get(name) or [(plan.folder, manifest, (name,))]
+        parts = plan.prepared_parts.get(name) or [(plan.folder, manifest, (name,))]
         train[name] = _shard_set(parts, "shards", tokenizer)
         heldout[name] = _shard_set(parts, "heldout_shards", tokenizer)
-        prints.append((name, train[name].fingerprint, heldout[name].fingerprint))
-    fingerprint = hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+        fingerprints.append((name, train[name].fingerprint, heldout[name].fingerprint))
+    fingerprint = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
     return Prepared(plan.folder, manifest, tokenizer, train, heldout, fingerprint)
 
 
 def preparation_summary(prepared: Prepared) -> str:
-    """Return a table of what was prepared.
+    """Return a table with a line for each source and one for all together.
 
-    Its columns: documents, tokens, bytes a token, bad records, held-out documents and those of them
-    that were removed as duplicates.
+    Columns are the training documents, their tokens, UTF-8 bytes per token, bad records, held-out
+    documents, and held-out documents that were removed because training has seen them.
     """
     table = [COLUMNS]
     counts = []
     for name, entry in prepared.manifest["sources"].items():
-        source = _counts(prepared, name)
-        counts.append(source)
+        source_counts = _counts(prepared, name)
+        counts.append(source_counts)
         share = entry["removed"]["bytes_share"]
-        table.append(_cells(name, source, removed=f"{source.removed} ({share:.1%})"))
+        removed = f"{source_counts.removed} ({share:.1%})"
+        table.append(_cells(name, source_counts, removed=removed))
+    # The sum of each field over the sources.
     total = _Counts(*map(sum, zip(*counts)))
     table.append(_cells("all", total, removed=str(total.removed)))
     # Names are flush left, numbers flush right.
@@ -77,7 +84,7 @@ def preparation_summary(prepared: Prepared) -> str:
 
 
 class _Counts(NamedTuple):
-    """Numbers of a source, or of all together."""
+    """The numbers of a line of the summary, see `preparation_summary`."""
 
     documents: int
     tokens: int
@@ -112,18 +119,18 @@ def _cells(name: str, counts: _Counts, *, removed: str) -> tuple[str, ...]:
     )
 
 
-def _shard_set(parts: list[PreparedPart], kind: str, tokenizer: Tokenizer) -> ShardSet:
+def _shard_set(parts: list[PreparedPart], field: str, tokenizer: Tokenizer) -> ShardSet:
     """Return the documents of a source: those of all its parts, in order.
 
     Args:
-      kind: "shards" or "heldout_shards", the field of the manifest.
+      field: of a source's entry in the manifest: "shards" (for training) or "heldout_shards".
     """
     shards = []
     folders = []
-    # Documents are numbered in this order, so it is part of a run's data order.
+    # The order of the shards numbers the documents, so it is part of a run's data order.
     for folder, manifest, names in parts:
         for name in names:
-            for entry in manifest["sources"][name][kind]:
+            for entry in manifest["sources"][name][field]:
                 shards.append(Shard(**entry))
                 folders.append(str(folder))
     return ShardSet(shards, folders, vocab_size=tokenizer.vocab_size, salt=tokenizer.sha256)

@@ -1,6 +1,7 @@
-"""Rows that show what a token mixer can remember: recall, selective copying, induction heads.
+"""Synthetic rows that test what a token mixer remembers: recall, selective copying, induction.
 
-A pure function of the seed. numpy only: worker processes read these rows.
+They are pure functions of the seed. This file needs numpy only, because worker processes that read
+the rows must not import jax.
 """
 
 import functools
@@ -16,19 +17,21 @@ from slmjax.data.rows import Arrays, Field, Fields, text_fields
 from slmjax.errors import UserError
 
 Seed = int | Sequence[int]
-# Of the fingerprint: raised when the same settings give other rows than before.
+# Version of the fingerprint: raised when the same settings give other rows than before.
 FORMAT = 1
-# Numbers behind the kind of a puzzle: a length, and pairs or tokens.
-NUMBERS = {"recall": 2, "copy": 2, "induction": 1}
+# How many numbers follow the kind in a puzzle's name, see FORMS.
+NUMBER_COUNTS = {"recall": 2, "copy": 2, "induction": 1}
 FORMS = "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
 # Vocabulary of copying and induction, from the paper (see `selective_copy`).
 SMALL_VOCAB = 16
 
 
 class Questions(NamedTuple):
-    """Rows of tokens, the places in them where something is asked, and the answers.
+    """Rows of tokens with questions at some of their places.
 
-    What it takes to answer precedes each place. Every row asks equally many.
+    tokens: the rows. What a model needs to know for an answer is at or before its question.
+    asked: places of the questions in each row; all rows have equally many.
+    answers: the token that is the right answer to each.
     """
 
     tokens: Int[np.ndarray, "rows length"]
@@ -45,40 +48,40 @@ def associative_recall(
     vocab: int = 8192,
     power: float = 0.01,
 ) -> Questions:
-    """Return rows of multi-query associative recall: keys with values, then each key once more.
+    """Return rows of multi-query associative recall: pairs of key and value, then each key again.
 
-    The question at the second key is its value. Keys are of the lower half of the vocabulary and
-    values of the upper, none twice in a row. A key comes again at an even distance from the end of
-    the pairs. Distances are drawn without repetition with weights n ** (power - 1): most soon, a
-    few late. All other tokens are random.
+    The answer at a key's second place is its value. Keys are from the lower half of the vocabulary
+    and values from the upper half; a row has no key and no value twice. The second place of a key
+    is 2 (n - 1) tokens after the pairs. The n of a row differ, and are drawn with weights
+    n ** (power - 1): most keys come again soon, a few late. All other tokens are random.
 
     Source: Arora et al. 2023 (Zoology), section 4; figure 2 has (length, pairs) = (64, 4),
       (128, 8), (256, 16) of a vocabulary of 8,192.
-    Raises: ValueError where the pairs and their queries do not fit into the length or the
-      vocabulary.
+    Raises: ValueError for an odd length, and where the pairs and the second keys do not fit into
+      the length or the vocabulary.
     """
     if length % 2 or 4 * pairs > length:
         needed = f"need an even length of at least {4 * pairs}; it is {length}"
         raise ValueError(f"{pairs} pairs and {pairs} queries {needed}.")
-    # Keys are 1 to half - 1, values from half on.
+    # Keys are from 1 to half - 1, values from half to vocab - 1.
     half = vocab // 2
     if pairs > half - 1:
         raise ValueError(
             f"{pairs} pairs need a vocabulary of at least {2 * pairs + 2} tokens; it is {vocab}."
         )
     random = np.random.default_rng(seed)
-    keys = 1 + _distinct(random, rows, pairs, half - 1)  # [rows, pairs]
+    keys = 1 + _distinct(random, rows, pairs, half - 1)  # [rows, pairs], as `values`
     values = half + _distinct(random, rows, pairs, vocab - half)
     end_of_pairs = 2 * pairs
-    # A key comes again `gap` pairs of places behind the end of the pairs.
-    places = np.arange(1, (length - end_of_pairs) // 2 + 1)
-    log_weights = np.log(places) * (power - 1)
-    gaps = _weighted(random, rows, pairs, log_weights)
+    n = np.arange(1, (length - end_of_pairs) // 2 + 1)
+    log_weights = np.log(n) * (power - 1)
+    # Indices into n, one for each key: [rows, pairs].
+    n_minus_1 = _weighted(random, rows, pairs, log_weights)
     shape = (rows, length)
     tokens = random.integers(0, vocab, shape, dtype=np.int32)
     tokens[:, 0:end_of_pairs:2] = keys
     tokens[:, 1:end_of_pairs:2] = values
-    asked = end_of_pairs + 2 * gaps
+    asked = end_of_pairs + 2 * n_minus_1
     np.put_along_axis(tokens, asked, keys, axis=1)
     return Questions(tokens, asked.astype(np.int32), values.astype(np.int32))
 
@@ -91,13 +94,13 @@ def selective_copy(
     seed: Seed,
     vocab: int = SMALL_VOCAB,
 ) -> Questions:
-    """Return rows with `copied` tokens scattered among noise, then as many marks.
+    """Return rows with `copied` random tokens scattered among noise, then as many marks.
 
-    The questions at the marks are the tokens in their order. Token 0 is noise and vocab - 1 the
-    mark.
+    The answers at the marks are these tokens, in their order. Noise is token 0, a mark is token
+    vocab - 1.
 
     Source: Gu and Dao 2023 (Mamba), section 4.1.1: 16 of 4,096 tokens, a vocabulary of 16.
-    Raises: ValueError where they do not fit.
+    Raises: ValueError where tokens and marks do not fit into the length.
     """
     if 2 * copied > length:
         needed = f"need a length of at least {2 * copied}; it is {length}"
@@ -107,13 +110,13 @@ def selective_copy(
     places = _distinct(random, rows, copied, first_mark)
     places = np.sort(places, axis=1)
     shape = (rows, copied)
-    drawn = random.integers(1, vocab - 1, shape, dtype=np.int32)
+    answers = random.integers(1, vocab - 1, shape, dtype=np.int32)
     tokens = np.zeros((rows, length), np.int32)
-    np.put_along_axis(tokens, places, drawn, axis=1)
+    np.put_along_axis(tokens, places, answers, axis=1)
     tokens[:, first_mark:] = vocab - 1
     marks = np.arange(first_mark, length, dtype=np.int32)
     asked = np.tile(marks, (rows, 1))
-    return Questions(tokens, asked, drawn)
+    return Questions(tokens, asked, answers)
 
 
 def induction(
@@ -125,7 +128,7 @@ def induction(
 ) -> Questions:
     """Return rows of random tokens with one special token twice, the second time at the end.
 
-    The question is what followed the first. The special token is vocab - 1.
+    The answer at the end is the token after the first special one. The special token is vocab - 1.
 
     Source: Gu and Dao 2023 (Mamba), section 4.1.2: trained on 256 tokens of a vocabulary of 16.
     Raises: ValueError for rows that are too short.
@@ -146,11 +149,11 @@ def induction(
 
 
 class Puzzle(NamedTuple):
-    """A task of the study, such as "recall:64:4".
+    """One of the three kinds of rows with its numbers, such as "recall:64:4".
 
-    draw: draw(rows, seed=) -> Questions.
-    length, answers: tokens and questions of a row.
-    vocab: tokens of the vocabulary.
+    draw: function (rows, seed=...) -> Questions.
+    length, answers: number of tokens and of questions in a row.
+    vocab: size of the vocabulary.
     """
 
     name: str
@@ -161,21 +164,22 @@ class Puzzle(NamedTuple):
 
 
 def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Puzzle:
-    """Return the puzzle of a name.
+    """Return the puzzle that a name describes.
 
     Args:
       name: "recall:LENGTH:PAIRS", "copy:LENGTH:TOKENS" or "induction:LENGTH".
-      vocab: of recall; the others have 16 tokens.
-      field: of the config, for errors.
-    Raises: UserError for another name, and for rows that cannot be made.
+      vocab: size of the vocabulary for recall; the other kinds have 16 tokens.
+      field: the name's field in the config, for errors.
+    Raises: UserError for another name, and for numbers with which no row can be made.
     """
     kind, *words = name.split(":")
     numbers = []
     for word in words:
         if word.isdecimal() and int(word) > 0:
             numbers.append(int(word))
-    has_all = NUMBERS.get(kind) == len(words)
-    if not has_all or len(numbers) != len(words):
+    right_count = NUMBER_COUNTS.get(kind) == len(words)
+    all_are_numbers = len(numbers) == len(words)
+    if not (right_count and all_are_numbers):
         raise UserError(f"{field}: '{name}' is none of {FORMS}.")
     length = numbers[0]
     answers = 1
@@ -189,7 +193,7 @@ def parse_puzzle(name: str, vocab: int, field: str = "config.study.tasks") -> Pu
     else:
         answers = numbers[1]
         draw = functools.partial(associative_recall, length=length, pairs=answers, vocab=vocab)
-    # Whether the numbers fit shows in the first row.
+    # Drawing a row shows whether the numbers fit together.
     try:
         draw(1, seed=0)
     except ValueError as error:
@@ -203,7 +207,7 @@ def puzzle_fields(puzzle: Puzzle, batch: int, places: int | None = None) -> Fiel
     See `text_fields` for places.
     """
     fields = dict(text_fields(batch, puzzle.length, places))
-    # The questions say what the loss is of.
+    # The loss is of the answers, not of the next token.
     del fields["targets"], fields["weights"]
     shape = (batch, puzzle.answers)
     asked = Field(shape, "int32", ("batch", None))
@@ -211,8 +215,7 @@ def puzzle_fields(puzzle: Puzzle, batch: int, places: int | None = None) -> Fiel
 
 
 def puzzle_batch(questions: Questions) -> Arrays:
-    """Return the arrays of `puzzle_fields`: each row is one document."""
-    # One document a row, without padding.
+    """Return the arrays of `puzzle_fields`: each row is one document without padding."""
     tokens = questions.tokens
     positions = np.arange(tokens.shape[1], dtype=np.int32)
     return {
@@ -225,11 +228,11 @@ def puzzle_batch(questions: Questions) -> Arrays:
 
 
 class PuzzleRows:
-    """Rows of a puzzle: `examples` of them, read over and over, each time in another order.
-
-    See Rows.
+    """Training data from a puzzle, see `Rows`: its examples in another order in every epoch.
 
     Args:
+      name, vocab: of the puzzle, see `parse_puzzle`.
+      examples: number of rows in an epoch.
       batch: rows of a step.
       places: see `text_fields`.
     """
@@ -253,17 +256,17 @@ class PuzzleRows:
 
     @functools.cached_property
     def puzzle(self) -> Puzzle:
-        """The puzzle that the name describes."""
+        """The parsed name."""
         return parse_puzzle(self.name, self.vocab)
 
     @functools.cached_property
     def questions(self) -> Questions:
-        """All examples; each process draws them for itself."""
+        """All examples. Each process draws them again, see `__getstate__`."""
         return self.puzzle.draw(self.examples, seed=[self.seed, 0])
 
     @functools.cached_property
     def _orders(self) -> dict[int, np.ndarray]:
-        """The order of the examples in the latest epochs."""
+        """{epoch: order of the examples}, for the latest two epochs."""
         return {}
 
     def shapes(self, step: int) -> Fields:
@@ -272,7 +275,7 @@ class PuzzleRows:
 
     def read(self, step: int, rows: Sequence[int]) -> Questions:
         """See Rows."""
-        # Rows of the run are numbered on over steps, and over epochs.
+        # Rows are numbered over the whole run.
         first = step * self.batch
         picked = np.array([self._example(first + row) for row in rows])
         questions = self.questions
@@ -289,18 +292,18 @@ class PuzzleRows:
     def fingerprint(self, step: int) -> str:
         """See Rows."""
         # Nothing has been read before step 0, so any rows may begin there.
-        decides = {}
+        content = {}
         if step:
             settings = [self.name, self.vocab, self.examples, self.batch, self.seed]
-            decides = {"format": FORMAT, "rows": settings}
-        content = json.dumps(decides)
-        return hashlib.sha256(content.encode()).hexdigest()
+            content = {"format": FORMAT, "rows": settings}
+        text = json.dumps(content)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _example(self, number: int) -> int:
         """Return the example that is row `number` of the run."""
         epoch, place = divmod(number, self.examples)
         if epoch not in self._orders:
-            # A batch lies in two epochs at most, unless they are short.
+            # Two are kept: a batch lies in at most two epochs, unless these are shorter than it.
             while len(self._orders) > 1:
                 del self._orders[min(self._orders)]
             random = np.random.default_rng([self.seed, 1, epoch])
@@ -308,7 +311,7 @@ class PuzzleRows:
         return int(self._orders[epoch][place])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the settings alone: what is drawn is large, and follows from them."""
+        """Return the settings for a pickle: what is drawn is large and follows from them."""
         drawn = ("puzzle", "questions", "_orders")
         return {name: value for name, value in self.__dict__.items() if name not in drawn}
 
@@ -319,7 +322,7 @@ def _distinct(
     count: int,
     choices: int,
 ) -> Int[np.ndarray, "rows count"]:
-    """Return numbers below `choices`, none twice in a row, in random order.
+    """Return rows of `count` different random numbers below `choices`, in random order.
 
     Source: Floyd's algorithm (Bentley and Floyd 1987).
     """
@@ -328,7 +331,7 @@ def _distinct(
     for i in range(count):
         largest = first_largest + i
         number = random.integers(0, largest + 1, rows)
-        # A number that is drawn already makes room for the one that was not possible before.
+        # A row that has the number already gets `largest`, which no earlier draw could give.
         is_equal = drawn[:, :i] == number[:, None]
         is_drawn = is_equal.any(1)
         drawn[:, i] = np.where(is_drawn, largest, number)
@@ -341,8 +344,8 @@ def _weighted(
     count: int,
     log_weights: Float[np.ndarray, "choices"],
 ) -> Int[np.ndarray, "rows count"]:
-    """Return numbers as `_distinct` does, in the order of a draw by weights."""
-    # Gumbel's trick: the largest sums of log weight and noise are such a draw.
+    """Return rows of `count` different indices into `log_weights`, drawn with these weights."""
+    # The Gumbel-top-k trick: the k largest sums of log weight and Gumbel noise are such a draw.
     shape = (rows, len(log_weights))
     sums = random.gumbel(size=shape) + log_weights
     largest_first = np.argsort(-sums, axis=1)

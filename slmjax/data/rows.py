@@ -1,11 +1,11 @@
-"""The contract of training data: rows of global batches, as pure functions of (seed, step, row)."""
+"""The contract of training data: the rows of each step's global batch, and the arrays they make."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-# The arrays of a batch of text and their types, each [B, T].
+# The arrays of a batch of text and their types, each [B, T], see `text_fields`.
 TEXT = {
     "tokens": "int32",
     "targets": "int32",
@@ -16,10 +16,10 @@ TEXT = {
 
 
 class Field(NamedTuple):
-    """An array of a global batch.
+    """Shape, type and axes of one array of a global batch.
 
-    axes: the logical axis of each dimension; "batch" for the first of an array that has one entry
-      for each row. An array without it is the same on every device.
+    axes: name of each dimension's logical axis, or None. An array that has one entry for each row
+      has "batch" first; any other array is the same on every device.
     """
 
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Field(NamedTuple):
 
     @property
     def by_rows(self) -> bool:
-        """Whether it has one entry for each row of the batch."""
+        """Whether the array has one entry for each row of the batch."""
         return self.axes[:1] == ("batch",)
 
 
@@ -38,20 +38,24 @@ Arrays = dict[str, np.ndarray]
 
 @runtime_checkable
 class Rows(Protocol):
-    """Training data by rows. Worker processes unpickle and read it, and must not import jax."""
+    """Training data. The rows of a batch are pure functions of (seed, step, row).
+
+    Worker processes unpickle and read it, so its code must not import jax.
+    """
 
     def shapes(self, step: int) -> Fields:
-        """Return the fields of a step's global batch. This is a pure function of the step.
+        """Return {name: field} of a step's global batch, a pure function of the step.
 
-        All hosts compute the same fields without reading data. A program is compiled for each
-        different result, so there should be few. Names and axes are the same at every step.
+        All hosts compute the same fields without reading data. Names and axes are the same at every
+        step. Shapes may differ, but a program is compiled for each different result, so there
+        should be few.
         """
 
     def read(self, step: int, rows: Sequence[int]) -> Any:
         """Return some rows of a step's global batch, in a compact form that is quick to send."""
 
     def unpack(self, compact: Any) -> Arrays:
-        """Return the arrays of those rows; each has a leading axis of rows.
+        """Return the arrays of the rows that `read` returned; each has a leading axis of rows.
 
         It is called in the trainer's process.
         """
@@ -62,7 +66,7 @@ class Rows(Protocol):
 
 @runtime_checkable
 class NamedRows(Rows, Protocol):
-    """Rows that can name their documents, for the message about steps that were skipped."""
+    """Rows that can name their documents, for a message about steps whose update was skipped."""
 
     def documents(self, step: int) -> list[str]:
         """Return the documents that the global batch of a step holds, in order, each once."""
@@ -71,19 +75,20 @@ class NamedRows(Rows, Protocol):
 def text_fields(batch: int, seq_len: int, places: int | None = None) -> Fields:
     """Return the fields of a batch of text.
 
-    tokens, targets [B,T] int32.
-    segments [B,T] int32: the document of a token, counted from 1 in each row; 0 is padding, and
-      every other token is real. No token sees another segment.
+    tokens, targets [B,T] int32: ids; the target of a token is the one that follows it.
+    segments [B,T] int32: the document of a token, counted from 1 in each row; 0 is padding.
+      Attention and mixers see tokens of the same segment only.
     positions [B,T] int32: from 0 in each document.
     weights [B,T] float32: factor of the token's loss.
 
     Args:
+      batch, seq_len: B and T.
       places: how many documents a device makes room for in its rows of a microbatch. Only an
         attention kernel over lists of documents needs it, see ops/cudnn_attention.py. It becomes
-        the length of a field, so that the step knows it when it is compiled; the values mean
-        nothing.
+        the length of a field `places`, because the step must know it when it is compiled; the
+        values of this field are not used.
     """
-    # Rows are split over devices, tokens of a row are not.
+    # Rows are split over devices, the tokens of a row are not.
     fields = {name: Field((batch, seq_len), dtype, ("batch", None)) for name, dtype in TEXT.items()}
     if places is not None:
         fields["places"] = Field((places,), "int8", (None,))

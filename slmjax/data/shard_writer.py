@@ -1,4 +1,4 @@
-"""Writing token shards: documents go in one by one, and files get their names once complete."""
+"""Writing token shards: documents are added one by one, and files get their names once complete."""
 
 import contextlib
 import errno
@@ -22,9 +22,9 @@ from slmjax.data.shard_files import (
 from slmjax.text.files import temporary
 
 MAX_SHARD_TOKENS = 1 << 27
-# Blocks of tokens that are gathered before they are written.
+# Blocks of tokens that are collected before they are written.
 BUFFERED_BLOCKS = 64
-# What array_record's RuntimeError can quote.
+# System errors whose words may be quoted in a RuntimeError of array_record.
 SYSTEM_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -36,7 +36,10 @@ SYSTEM_ERRORS = (
 
 
 class InputFile(NamedTuple):
-    """An input file in the shard that is being written, and where its documents begin there."""
+    """An input file with documents in the open shard.
+
+    first_row, first_token: where these begin, in the shard's table and in its tokens.
+    """
 
     name: str
     first_row: int
@@ -46,15 +49,15 @@ class InputFile(NamedTuple):
 class ShardWriter:
     """Writes documents into shards of at most MAX_SHARD_TOKENS.
 
-    The stream of a shard is `eot document eot document ... eot`, cut into records of BLOCK tokens
-    (uint16 or uint32, little endian). Use the writer as a context manager; `shards` lists what was
-    written. Small files may share a shard, see `next_file`; a file is cut where it would be cut
-    alone.
+    The tokens of a shard are `eot document eot document ... eot`, cut into records of BLOCK tokens
+    (uint16 or uint32, little endian). Use the writer as a context manager; after its block without
+    an exception, `shards` describes the shards that were written. Small input files may share a
+    shard, see `next_file`. A file that needs several shards is cut as if it were the only file.
 
     Args:
       folder: the prepared folder.
-      path: of the first shard under it; the following ones get numbers.
-      file: name of the input file, for people.
+      path: of the first shard in this folder; the names of later ones get a number.
+      file: name of the first input file, for people.
       vocab_size, eot: of the tokenizer; they decide the tokens' type and what leads a document.
       max_tokens: a shard is closed once the current input file has so many tokens in it.
       scored: whether the table has the score of every document.
@@ -71,26 +74,26 @@ class ShardWriter:
         max_tokens: int = MAX_SHARD_TOKENS,
         scored: bool = False,
     ):
-        self._columns = SCORED if scored else DOCUMENT
+        self._row_dtype = SCORED if scored else DOCUMENT
         self._folder = Path(folder)
         self._path = path
         self._file = file
         self._dtype = token_dtype(vocab_size)
         self._eot = eot
         self._max = max_tokens
-        # ArrayRecord's writer of the shard that is open; None between shards.
+        # ArrayRecord's writer of the open shard; None between shards.
         self._writer: Any = None
         self._temporary = temporary(self._folder)
-        # Whether the next document is the first of its file in its shard.
-        self._begins = True
+        # Whether the next document is the first of its input file in its shard.
+        self._file_begins = True
         self.shards: list[Shard] = []
 
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, error_type: Any, error: Any, trace: Any) -> None:
         try:
-            if kind is None:
+            if error_type is None:
                 self._close()
         finally:
             self._writer = None
@@ -98,31 +101,40 @@ class ShardWriter:
                 Path(leftover).unlink(missing_ok=True)
 
     def next_file(self, file: str) -> None:
-        """Name the input file of the documents that are added from now on."""
-        # A shard of small files is full between two of them, so that none is cut.
+        """Set the name of the input file of the documents that are added from now on."""
+        # The shard is closed here if it is full: between two files, so that no small file is cut.
         if self._writer is not None and self._count >= self._max:
             self._close()
         self._file = file
-        self._begins = True
+        self._file_begins = True
 
     def add(
         self, ids: Sequence[int] | np.ndarray, size: int, key: int, line: int, score: float = 0.0
     ) -> None:
-        """Append one document of `size` UTF-8 bytes."""
+        """Append one document.
+
+        Args:
+          ids: its tokens, without end-of-text.
+          size: of its text, in UTF-8 bytes.
+          key: hash of its text.
+          line: of the input file.
+          score: of the document; only for a writer with `scored`.
+        """
         if self._writer is None:
             self._open()
-        if self._begins:
+        if self._file_begins:
             self._files.append(InputFile(self._file, len(self._rows), self._count))
-            self._begins = False
-        length = len(ids) + 1  # its leading end-of-text token included
+            self._file_begins = False
+        length = len(ids) + 1  # with the end-of-text token that leads it
         row = (self._count, length, size, key, line, score)
-        self._rows.append(row[: len(self._columns)])
-        self._parts += [np.array([self._eot], self._dtype), np.asarray(ids, self._dtype)]
+        # The score is the last column, which a table without scores does not have.
+        self._rows.append(row[: len(self._row_dtype)])
+        self._buffer += [np.array([self._eot], self._dtype), np.asarray(ids, self._dtype)]
         self._count += length
         self._buffered += length
         if self._buffered >= BUFFERED_BLOCKS * shard_files.BLOCK:
-            self._write(whole=False)
-        # Counted from the start of the current file, which is cut where it would be cut alone.
+            self._write(with_rest=False)
+        # Only the tokens of the current file count: it is cut as if it were the only file.
         if self._count - self._files[-1].first_token >= self._max:
             self._close()
 
@@ -134,49 +146,49 @@ class ShardWriter:
             self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
         self._rows: list[tuple] = []  # of the table
         self._files: list[InputFile] = []
-        self._begins = True
-        self._parts: list[np.ndarray] = []  # tokens that are not written yet
+        self._file_begins = True
+        self._buffer: list[np.ndarray] = []  # tokens that are not written yet
         self._count = 0  # tokens of the shard
-        self._buffered = 0  # tokens of `_parts`
+        self._buffered = 0  # tokens of `_buffer`
 
-    def _write(self, whole: bool) -> None:
-        """Write the gathered tokens; those that fill no block stay, unless `whole`."""
-        tokens = np.concatenate(self._parts)
+    def _write(self, with_rest: bool) -> None:
+        """Write the buffered tokens in blocks, and the rest that fills no block if `with_rest`."""
+        tokens = np.concatenate(self._buffer)
         block = shard_files.BLOCK
         end = len(tokens)
-        if not whole:
+        if not with_rest:
             end -= end % block
         with _system_errors(self._temporary):
             for start in range(0, end, block):
                 self._writer.write(tokens[start : min(end, start + block)].tobytes())
-        self._parts = [tokens[end:]]
+        self._buffer = [tokens[end:]]
         self._buffered = len(tokens) - end
 
     def _close(self) -> None:
         """Finish the open shard and give its files their names."""
         if self._writer is None:
             return
-        # The stream ends with end-of-text: the target of the last document's last token.
-        self._parts.append(np.array([self._eot], self._dtype))
-        self._write(whole=True)
+        # The tokens end with end-of-text, the target of the last document's last token.
+        self._buffer.append(np.array([self._eot], self._dtype))
+        self._write(with_rest=True)
         with _system_errors(self._temporary):
             self._writer.close()
         self._writer = None
-        table = np.array(self._rows, self._columns)
+        table = np.array(self._rows, self._row_dtype)
         with open(table_path(self._temporary), "wb") as stream:
             np.save(stream, table, allow_pickle=False)
         shard = self._describe(table)
-        # The table first: a token file with its final name has a table.
+        # The table gets its name first, so that every token file with its final name has a table.
         os.replace(table_path(self._temporary), table_path(self._folder / shard.path))
         os.replace(self._temporary, self._folder / shard.path)
         self.shards.append(shard)
 
     def _describe(self, table: np.ndarray) -> Shard:
-        """Return the manifest's entry of the shard whose files are written."""
+        """Return the description of the shard whose temporary files are written."""
         path = self._path
         if self.shards:
             path = path.replace(".arrayrecord", f"-{len(self.shards):03d}.arrayrecord")
-        # The common shard has one file, which needs no parts.
+        # Only a shard of several input files has parts.
         parts = []
         if len(self._files) > 1:
             pieces = np.split(table, [file.first_row for file in self._files[1:]])

@@ -1,4 +1,4 @@
-"""Spans of documents: as arrays while a plan is made, as tuples once a row is read."""
+"""Spans of documents: many of them as arrays, or each as a tuple."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 
 class DocumentSpan(NamedTuple):
-    """`length` tokens of document `doc` from its token `offset` on.
+    """`length` tokens of document `doc`, from token `offset` of the document on.
 
     Token 0 is the end-of-text token that leads the document.
     """
@@ -18,41 +18,41 @@ class DocumentSpan(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Many spans, one entry each in three arrays of the same length."""
+    """Many spans as three arrays: entry i of each is from span i."""
 
     docs: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
 
     def pick(self, index: np.ndarray | slice) -> "Spans":
-        """Return the spans of an index, a mask or a slice."""
+        """Return the spans that an array of indices, a mask or a slice selects."""
         return Spans(self.docs[index], self.offsets[index], self.lengths[index])
 
     def tuples(self) -> list[DocumentSpan]:
-        """Return the spans one by one."""
-        # Lists of Python's integers: a span that is read again and again is faster with them.
+        """Return the spans as a list of tuples."""
+        # Converted to Python's integers, which are faster than numpy's to read one by one.
         columns = self.docs.tolist(), self.offsets.tolist(), self.lengths.tolist()
         return list(map(DocumentSpan, *columns))
 
     def cut(self, size: int) -> "Spans":
         """Return the spans with those longer than `size` cut into parts of `size` and a rest."""
-        # How many parts each span is cut into: [spans]. What follows is [parts of all spans].
-        parts = -(-self.lengths // size)
-        # Number of each part within its span: 0, 1, ..., 0, 1, ...
-        first_part = np.cumsum(parts) - parts
-        number = np.arange(parts.sum()) - np.repeat(first_part, parts)
+        part_counts = -(-self.lengths // size)  # [spans], rounded up
+        first_part = np.cumsum(part_counts) - part_counts  # [spans]
+        # Number of each part within its span, such as 0, 1, 2, 0, 0, 1: [parts of all spans].
+        number = np.arange(part_counts.sum()) - np.repeat(first_part, part_counts)
         start = number * size
         return Spans(
-            np.repeat(self.docs, parts),
-            np.repeat(self.offsets, parts) + start,
-            np.minimum(np.repeat(self.lengths, parts) - start, size),
+            np.repeat(self.docs, part_counts),
+            np.repeat(self.offsets, part_counts) + start,
+            np.minimum(np.repeat(self.lengths, part_counts) - start, size),
         )
 
 
 class PackedRows(NamedTuple):
-    """Packed rows: the spans of row r are spans[edges[r] : edges[r + 1]].
+    """Rows of spans.
 
-    `dropped` tokens of the `tokens` that were to be packed were left out.
+    spans, edges: the spans of row r are spans[edges[r] : edges[r + 1]].
+    tokens, dropped: number of tokens that were to be packed, and how many of them were left out.
     """
 
     spans: list[DocumentSpan]
@@ -77,17 +77,17 @@ def packed_rows(
 
     Args:
       spans: sorted by row.
-      row: of each span.
+      row: the row of each span.
       rows, capacity: number of rows, and tokens of each.
     """
     counts = np.bincount(row, minlength=rows)
     keep = np.ones(len(row), bool)
-    # Few rows are crowded where `max_segments` follows from the text.
-    for crowded in np.flatnonzero(counts > max_segments):
-        inside = np.flatnonzero(row == crowded)
-        kept = longest(spans.lengths[inside], max_segments)
-        keep[inside] = False
-        keep[inside[kept]] = True
+    # A loop is fast enough: few rows have too many spans.
+    for crowded_row in np.flatnonzero(counts > max_segments):
+        indices = np.flatnonzero(row == crowded_row)
+        kept = longest(spans.lengths[indices], max_segments)
+        keep[indices] = False
+        keep[indices[kept]] = True
     kept_counts = np.bincount(row[keep], minlength=rows)
     edges = [0, *np.cumsum(kept_counts).tolist()]
     dropped = int(spans.lengths[~keep].sum())
@@ -95,9 +95,9 @@ def packed_rows(
 
 
 def longest(lengths: Int[np.ndarray, "spans"], count: int) -> np.ndarray | slice:
-    """Return the index of the `count` longest spans, in their order."""
+    """Return an index of the `count` longest spans, in their old order; a slice if it is all."""
     if len(lengths) <= count:
         return slice(None)
-    # Stable: of equally long spans the first stay, on every machine.
+    # A stable sort, so that on every machine the first of equally long spans are kept.
     by_length = np.argsort(-lengths, kind="stable")
     return np.sort(by_length[:count])

@@ -1,10 +1,10 @@
-"""A stretch of a run's rows: how many rows each source gives up to any row, and in which order.
+"""A stretch of a run's rows: which source gives each row, in proportion to changing weights.
 
-Words of this file, for one source:
-  weight: its share at a row, as an integer in units of 1 / UNITS.
-  due: the sum of its weights over the first rows, as an integer in the same units.
-  count: how many of the first rows it gives, a whole number next to its due.
-  edge: the counts of all sources at the border between two blocks.
+Words of this file:
+  weight: a source's share of a row, as an integer in units of 1 / UNITS.
+  due: the sum of a source's weights over the first n rows of the stretch, in the same units.
+  count: how many of the first n rows the source gives: its due, rounded down or up to whole rows.
+  edge: the border between two blocks of rows; also the counts of all sources there.
 """
 
 from collections.abc import Sequence
@@ -15,46 +15,46 @@ from jaxtyping import Float64, Int64
 
 from slmjax.data.seeded import Recent, random_bits, unit_floats
 
-# Both constants are part of the data order, as WINDOW_ROWS is: another value gives other rows.
+# These two constants are part of the data order: with other values a run reads other rows.
+# Counts follow the weights at every edge of a block; within a block the order is random.
 BLOCK_ROWS = 1024
-# Weights are integers with this denominator, so that counts are exact on every machine.
+# A weight of 1. Weights are integers, so that counts are the same on every machine.
 UNITS = 2**30
 
 # Integers, one for each source: weights, dues or counts.
 PerSource = Int64[np.ndarray, "sources"]
 
-# A batch needs one block or two; a few more serve threads that read ahead.
+# Orders of blocks that are kept: a batch needs one or two, threads that read ahead some more.
 RECENT_BLOCKS = 8
-# Takes the place of a count of 0, whose row would be 0 / 0 where a weight begins at 0.
+# Replaces a count of 0 in `_row_when_due`, which would be 0 / 0 where a ramp begins with weight 0.
 TINY_COUNT = 2.0**-60
 
 
 class BlockOrder(NamedTuple):
-    """The rows of one block: the source of each, and how many of that source precede it there."""
+    """The rows of one block: the source of each, and how many rows of it precede in the block."""
 
     sources: list[int]
     ranks: list[int]
 
 
 class Stretch:
-    """Rows of a run from `start` on.
+    """Rows of a run from `start` on, whose weights move from `old` to `units` in a ramp.
 
-    Their weights move linearly from `old` to `units` over the first `ramp` rows and then stay.
-
-    The stretch is cut in blocks of 1,024 rows. Invariant: at every block edge the count of a source
-    is its due rounded down or up, and all counts sum to the rows. Earliest deadline first keeps it
-    for any number of sources and any weights (Tijdeman 1980, "The chairman assignment problem").
-    Inside a block the j-th of a source's c rows falls at a seeded random place in the j-th of c
-    equal parts of what is due to the source there. Therefore a source is at *every* row within
-    2 + largest weight x number of sources of its due. Nothing depends on where the stretch ends:
-    the last block is cut short, not squeezed.
+    The weights move linearly over the first `ramp` rows and then stay. Rows are planned in blocks
+    of 1,024. Invariant: at every block edge the count of a source is its due rounded down or up,
+    and all counts sum to the rows. Earliest deadline first keeps it for any number of sources and
+    any weights (Tijdeman 1980, "The chairman assignment problem"). Inside a block, a source that
+    gives c rows has one at a seeded random place in each of c equal parts of its due there. So the
+    count of a source differs from its due, at *any* row, by at most 2 + largest weight x number of
+    sources. Nothing depends on where the stretch ends: its last block is the beginning of a whole
+    one.
 
     Args:
-      names: the sources. Ties and random places follow names, not numbers: a source that comes or
-        goes with weight 0 leaves the order of the others alone.
+      names: the sources. Ties and random places depend on names, not on numbers of sources: adding
+        or removing a source of weight 0 does not change the order of the others.
       seed: of the order inside blocks.
-      start: row of the run; part of the seed.
-      units, old: weights in units of 2^-30, each summing to 2^30; old: None without a ramp.
+      start: first row of the stretch in the run; part of the seed.
+      units, old: weights in units of 2^-30, each summing to 2^30. old: None without a ramp.
       ramp: rows, less than 2^31.
     """
 
@@ -76,19 +76,19 @@ class Stretch:
             self.old = old
         self._names = tuple(names)
         self._seed = seed
-        # Place of each source in the alphabet; it breaks ties.
-        alphabet = np.argsort(np.array(names))
-        self._alphabetical = np.argsort(alphabet)
-        # Units that rounding leaves go to the source with the largest mean of old and new weight.
-        both_ends = self.old + self.units
-        by_weight = np.lexsort((self._alphabetical, -both_ends))
+        # Rank of each source's name in the alphabet; it breaks ties.
+        by_name = np.argsort(np.array(names))
+        self._alphabetical = np.argsort(by_name)
+        # The source with the largest mean of old and new weight gets the units left by rounding.
+        sum_of_ends = self.old + self.units
+        by_weight = np.lexsort((self._alphabetical, -sum_of_ends))
         self._largest = int(by_weight[0])
-        # Row b holds the counts after b blocks. It grows when a later block is asked for.
+        # Row b holds the counts after b blocks. Rows are appended when later blocks are asked for.
         self._edges = np.zeros((1, len(names)), np.int64)
         self._blocks = Recent(RECENT_BLOCKS)
 
     def pick(self, row: int) -> tuple[int, int]:
-        """Return the source of a row, and how many rows of that source precede it here."""
+        """Return the source of a row, and how many of that source's rows precede in the stretch."""
         block, inside = divmod(row, BLOCK_ROWS)
         sources, ranks = self._block(block)
         source = sources[inside]
@@ -101,36 +101,36 @@ class Stretch:
         counts = self._edge(block)
         if not inside:
             return counts
-        begun = self._block(block).sources[:inside]
-        counts_inside = np.bincount(begun, minlength=len(self.units))
+        sources_inside = self._block(block).sources[:inside]
+        counts_inside = np.bincount(sources_inside, minlength=len(self.units))
         return counts + counts_inside
 
     def due(self, rows: int) -> PerSource:
         """Return the sum of each source's weights over the first `rows` rows, in units of 2^-30.
 
-        Together they are exactly 2^30 x `rows`.
+        All together are exactly 2^30 x `rows`.
         """
         if not self.ramp:
             return self.units * rows
-        # With m rows inside the ramp the integral of the line is
-        #   old x m + (units - old) x m^2 / (2 ramp).
-        # The square needs more than 64 bits, so one factor m is divided by 2 ramp first. The
-        # remainder is below 2^32 and m below 2^31: their product fits.
-        inside = min(rows, self.ramp)
+        # The sum over the first m rows of the ramp is taken as an integral:
+        #   old x m + change x m^2 / (2 ramp).
+        # change x m^2 needs more than 64 bits, so change x m is divided by 2 ramp before the second
+        # factor m. The remainder is below 2^32 and m below 2^31, so their product fits.
+        ramp_rows = min(rows, self.ramp)
         divisor = 2 * self.ramp
         change = self.units - self.old
-        quotient, remainder = np.divmod(change * inside, divisor)
-        due = (self.old + quotient) * inside
-        due += remainder * inside // divisor
-        # Behind the ramp the weights stay.
-        due += self.units * (rows - inside)
+        quotient, remainder = np.divmod(change * ramp_rows, divisor)
+        due = (self.old + quotient) * ramp_rows
+        due += remainder * ramp_rows // divisor
+        # After the ramp the weights stay.
+        due += self.units * (rows - ramp_rows)
         # Rounding down has left a few units.
         missing = UNITS * rows - int(due.sum())
         due[self._largest] += missing
         return due
 
     def units_at(self, row: int) -> PerSource:
-        """Return the weights at a row of the stretch, in units of 2^-30, summing to 2^30."""
+        """Return the weights at a row of the stretch, in units of 2^-30; their sum is 2^30."""
         if row >= self.ramp:
             return self.units
         change = (self.units - self.old) * row // self.ramp
@@ -139,45 +139,45 @@ class Stretch:
         units[self._largest] += missing
         return units
 
-    def reached(self, left: PerSource, rows: int) -> int:
-        """Return after how many rows some source has given all rows that it has left.
+    def rows_until_spent(self, rows_left: PerSource, rows: int) -> int:
+        """Return after how many rows the first source is spent, but at most `rows`.
 
         Args:
-          left: rows that each source may still give, at least 1.
-          rows: the answer where no source has given all of its rows earlier.
+          rows_left: how many rows of each source are left, at least 1. A source that has given all
+            of them is spent.
         """
-        # A count is below due + 1 at the edge after `rows`. Most stretches end here, without a
-        # look at any block.
-        most = self.due(rows + BLOCK_ROWS) // UNITS + 1
-        if np.all(left > most):
+        # The count at an edge is below due + 1, and the next edge is at most BLOCK_ROWS away. So
+        # most calls return here, without planning any block.
+        largest_counts = self.due(rows + BLOCK_ROWS) // UNITS + 1
+        if np.all(rows_left > largest_counts):
             return rows
 
-        # Double the number of blocks until some source is used up at an edge.
+        # Double the number of blocks until some source is spent at an edge.
         last_block = -(-rows // BLOCK_ROWS)
         block = 1
-        while block < last_block and np.all(self._edge(block) < left):
+        while block < last_block and np.all(self._edge(block) < rows_left):
             block = min(2 * block, last_block)
-        self._edge(block)  # fills self._edges as far as this block
-        is_used_up = self._edges >= left  # [edges, sources]
-        used_up = np.flatnonzero(is_used_up.any(1))
-        if not len(used_up):
+        self._edge(block)  # fills self._edges up to this block
+        is_spent = self._edges >= rows_left  # [edges, sources]
+        edges_with_spent = np.flatnonzero(is_spent.any(1))
+        if not len(edges_with_spent):
             return rows
 
-        # The first such edge ends the block in which it happened: find the row inside.
-        block = int(used_up[0]) - 1
+        # The source was spent in the block before the first such edge: find the row.
+        block = int(edges_with_spent[0]) - 1
         order = self._block(block)
-        sources = np.array(order.sources)
+        sources = np.array(order.sources)  # [BLOCK_ROWS], as the next two
         before_block = self._edge(block)[sources]
-        # How many rows the source of each row has given by then, this one included.
+        # How many rows the source of each row has given after it.
         given = np.array(order.ranks) + before_block + 1
-        last_of_source = np.flatnonzero(given == left[sources])
-        row = block * BLOCK_ROWS + int(last_of_source[0])
+        last_rows = np.flatnonzero(given == rows_left[sources])
+        row = block * BLOCK_ROWS + int(last_rows[0])
         return min(rows, row + 1)
 
     def _edge(self, block: int) -> PerSource:
         """Return the rows of each source in the first `block` blocks."""
         if block >= len(self._edges):
-            # At least doubled, so that walking through a run copies each edge a few times only.
+            # At least doubled: a walk through the run then copies each edge only a few times.
             last = max(block, 2 * len(self._edges))
             edges = list(self._edges)
             while len(edges) <= last:
@@ -189,26 +189,29 @@ class Stretch:
     def _next_edge(self, counts: PerSource, rows: int) -> PerSource:
         """Return the counts at the next block edge, `rows` rows into the stretch.
 
-        Each is its due, rounded down or up, and never less than `counts`, those of the edge before.
+        Each is its due rounded down or up.
+
+        Args:
+          counts: at the edge before, which no new count is below.
         """
         due = self.due(rows)
         new_counts = np.maximum(counts, due // UNITS)
         spare_rows = rows - int(new_counts.sum())
-        # Row n + 1 of a source is released when more than n rows are due, and its deadline is where
-        # n + 1 rows are due. Released rows with the earliest deadlines get what is left.
-        released = np.flatnonzero(new_counts * UNITS < due)
-        deadlines = self._row_when_due(released, new_counts[released] + 1)
-        by_deadline = np.lexsort((self._alphabetical[released], deadlines))
-        earliest = released[by_deadline[:spare_rows]]
+        # A source with n rows so far may give another one when more than n rows are due, and must
+        # have given it when n + 1 are due. The spare rows go to those with the earliest deadlines.
+        candidates = np.flatnonzero(new_counts * UNITS < due)
+        deadlines = self._row_when_due(candidates, new_counts[candidates] + 1)
+        by_deadline = np.lexsort((self._alphabetical[candidates], deadlines))
+        earliest = candidates[by_deadline[:spare_rows]]
         new_counts[earliest] += 1
         return new_counts
 
     def _row_when_due(
         self, source: np.ndarray | int, count: np.ndarray
     ) -> Float64[np.ndarray, "counts"]:
-        """Return after how many rows, as a fraction, `count` rows of a source are due.
+        """Return after how many rows of the stretch `count` rows of a source are due.
 
-        It is the inverse of `due`, in floating point; infinite where they never are.
+        It is the inverse of `due`: a float, and infinite where so many are never due.
         """
         new = self.units[source] / UNITS
         if not self.ramp:
@@ -217,18 +220,18 @@ class Stretch:
         ramp = self.ramp
         count = np.maximum(count, TINY_COUNT)
         due_in_ramp = (old + new) / 2 * ramp
-        # In the ramp x solves old x + (new - old) x^2 / (2 ramp) = count. This form of the root
-        # divides by a sum, so that nothing cancels where old and new are nearly equal.
+        # In the ramp the row x solves old x + (new - old) x^2 / (2 ramp) = count. The solution has
+        # the root in its denominator: the other form loses digits where old and new nearly agree.
         with np.errstate(divide="ignore", invalid="ignore"):
             discriminant = old * old + 2 * (new - old) * count / ramp
-            # Beyond the ramp it may be negative; the value is not used there.
+            # After the ramp it may be negative; `in_ramp` is not used there.
             root = np.sqrt(np.maximum(discriminant, 0))
             in_ramp = 2 * count / (old + root)
             after_ramp = ramp + (count - due_in_ramp) / new
             return np.where(count <= due_in_ramp, in_ramp, after_ramp)
 
     def _block(self, block: int) -> BlockOrder:
-        """Return the order of a block's rows."""
+        """Return the order of a block's rows, from memory where it is recent."""
         return self._blocks.get(block, lambda: self._order(block))
 
     def _order(self, block: int) -> BlockOrder:
@@ -239,16 +242,17 @@ class Stretch:
         first_of_source = np.cumsum(counts) - counts
         ranks = np.arange(BLOCK_ROWS) - np.repeat(first_of_source, counts)
 
-        first = block * BLOCK_ROWS
-        due_at_begin = self.due(first) / UNITS
-        due_at_end = self.due(first + BLOCK_ROWS) / UNITS
+        # Every row gets a place, a float by which the rows are sorted.
+        first_row = block * BLOCK_ROWS
+        due_at_begin = self.due(first_row) / UNITS
+        due_at_end = self.due(first_row + BLOCK_ROWS) / UNITS
         places = np.empty(BLOCK_ROWS)
         for source in np.flatnonzero(counts).tolist():
-            # In [0, 1) of the block. Only their order counts.
-            source_places = self._random_shares(source, int(counts[source]), block)
-            if first < self.ramp:
-                # The source's weight moves: equal parts of its due are unequal numbers of rows.
-                # All sources of this block then have rows of the stretch as places.
+            # With constant weights a place is a share of the block.
+            source_places = self._random_places(source, int(counts[source]), block)
+            if first_row < self.ramp:
+                # The weights move, so equal parts of a source's due are unequal numbers of rows.
+                # In such a block the place is the row at which that part of its due is reached.
                 due_in_block = due_at_end[source] - due_at_begin[source]
                 due = due_at_begin[source] + source_places * due_in_block
                 source_places = np.sort(self._row_when_due(source, due))
@@ -257,8 +261,8 @@ class Stretch:
         # Lists: picking one row from them is faster than from arrays.
         return BlockOrder(sources[order].tolist(), ranks[order].tolist())
 
-    def _random_shares(self, source: int, count: int, block: int) -> Float64[np.ndarray, "count"]:
-        """Return a random place in each of `count` equal parts of [0, 1)."""
+    def _random_places(self, source: int, count: int, block: int) -> Float64[np.ndarray, "count"]:
+        """Return a random number in each of `count` equal parts of [0, 1), in ascending order."""
         name = self._names[source]
         bits = random_bits(count, "mixture", self._seed, name, self.start, block)
         place_in_part = unit_floats(bits)

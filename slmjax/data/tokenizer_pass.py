@@ -7,19 +7,20 @@ from slmjax.text.files import write_part
 from slmjax.text.tokenizer import Tokenizer, train_bpe
 from slmjax.text.walk import WORK
 
-# Characters of one document that a given tokenizer is tried with.
+# Characters of one piece of text that a given tokenizer is tested with.
 TRIAL_PIECE = 5_000
-# Share of the documents that may change. Held-out ones that do are left out of bits per byte.
+# Share of the texts that encoding and decoding may change. Held-out documents that change are left
+# out of bits per byte.
 MAX_CHANGED = 0.05
-# Characters that an error shows before the first difference, and in all.
+# Characters of a changed text that an error shows: before the first difference, and in all.
 SHOWN_BEFORE = 20
 SHOWN = 40
 
 
 def write_tokenizer(plan: PreparationPlan, choice: HeldoutChoice) -> None:
-    """Write the tokenizer: the given one, or one trained on the sample.
+    """Write the tokenizer: the given one, or one that is trained on the sample.
 
-    Held-out groups are left out of the sample.
+    It is trained without held-out groups. Host 0 writes it, the other hosts wait for it.
     Raises: UserError where the given one loses text.
     """
     path = plan.folder / WORK / "tokenizer.json"
@@ -33,9 +34,9 @@ def write_tokenizer(plan: PreparationPlan, choice: HeldoutChoice) -> None:
 
 
 def _trained(plan: PreparationPlan, choice: HeldoutChoice) -> Tokenizer:
-    # The samples of all hosts' units, which are in the shared folder.
+    # The scan of all hosts has written samples into the shared folder.
     texts = []
-    for job in plan.jobs("train", own=False):
+    for job in plan.jobs("train", all_hosts=True):
         held_out = set(choice.groups[job.unit.source.name].tolist())
         for group, text in job.lines("sample"):
             if group not in held_out:
@@ -47,10 +48,10 @@ def _trained(plan: PreparationPlan, choice: HeldoutChoice) -> Tokenizer:
 
 
 def _check_round_trip(plan: PreparationPlan, tokenizer: Tokenizer, source: str) -> None:
-    """Check that the tokens of a source's text give it back.
+    """Check that a tokenizer decodes the tokens of a source's text to the same text.
 
-    Bits per byte of tokens that do not would be those of another text.
-    Raises: UserError where more than MAX_CHANGED of the documents change.
+    Otherwise bits per byte would be those of another text.
+    Raises: UserError where more than MAX_CHANGED of the tested texts change.
     """
     texts = _trial_texts(plan, source)
     changed = []
@@ -71,29 +72,30 @@ def _check_round_trip(plan: PreparationPlan, tokenizer: Tokenizer, source: str) 
 
 
 def _gives_back(tokenizer: Tokenizer, text: str, ids: list[int]) -> bool:
-    # A tokenizer may put a blank before a text: that loses nothing.
+    # A tokenizer may put a blank before a text, which loses nothing.
     return tokenizer.keeps(text, ids) and tokenizer.decode(ids) in (text, f" {text}")
 
 
 def _trial_texts(plan: PreparationPlan, source: str) -> list[str]:
-    """Return the beginnings of the sample's pieces of a source."""
+    """Return the beginning of each piece in a source's sample."""
     texts = []
-    for job in plan.jobs("train", own=False):
+    for job in plan.jobs("train", all_hosts=True):
         if job.unit.source.name != source:
             continue
         for _, text in job.lines("sample"):
-            # A piece out of a document may begin with a blank, which many tokenizers take for
-            # their own.
+            # A piece may begin with a blank. Many tokenizers put one there and remove it again when
+            # they decode, so it would seem lost.
             texts.append(text[:TRIAL_PIECE].lstrip(" "))
     return texts
 
 
 def _around_difference(text: str, decoded: str) -> tuple[str, str]:
-    """Return both texts around the first place where they differ."""
-    same = min(len(text), len(decoded))
+    """Return SHOWN characters of both texts around the first place where they differ."""
+    # Where neither differs, the shorter text is the beginning of the longer one.
+    difference = min(len(text), len(decoded))
     for place, (character, other) in enumerate(zip(text, decoded)):
         if character != other:
-            same = place
+            difference = place
             break
-    start = max(0, same - SHOWN_BEFORE)
+    start = max(0, difference - SHOWN_BEFORE)
     return text[start : start + SHOWN], decoded[start : start + SHOWN]

@@ -24,7 +24,8 @@ def exact_answers(
     Args:
       generate: returns one completion for each prompt, in order and without the prompt. It is
         called once with all prompts, so that it can batch.
-      extract: the answer that a completion gives; None where it gives none.
+      questions_by_kind: {kind: its questions}; accuracies are reported for each kind.
+      extract: returns the answer that a completion gives; None where it gives none.
     Returns: kind -> {"accuracy": share of exact answers, "chance": mean chance of guessing,
       "count": questions}; a kind without questions is left out.
     Raises: ValueError where the number of completions is not the number of prompts.
@@ -42,7 +43,7 @@ def exact_answers(
     for kind, questions in questions_by_kind.items():
         if not questions:
             continue
-        # One completion a question, in the order of the prompts.
+        # Takes one completion for each question, in the order of the prompts.
         right = sum(extract(next(remaining)) == question.answer for question in questions)
         chance = sum(question.chance for question in questions)
         count = len(questions)

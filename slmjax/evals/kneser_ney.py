@@ -23,8 +23,8 @@ def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserN
     """Fit a model of n-grams of up to `order` tokens.
 
     Args:
-      documents: the model reads `eot t1 .. tn` and predicts `t1 .. tn eot`; no context reaches past
-        a document's start; that of the first token is the eot alone.
+      documents: the model reads `eot t1 .. tn` and predicts `t1 .. tn eot`. No context reaches past
+        a document's start: the first token has the eot alone as its context.
       order: 2 or more; the longest context has order - 1 tokens.
     Raises: ValueError on a smaller order, on no documents, and on ids outside the vocabulary.
     """

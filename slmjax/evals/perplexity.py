@@ -29,12 +29,16 @@ class DocumentLosses(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits of all documents over the bytes of their text."""
         nats, size = self.nats.sum(), self.bytes.sum()
         return float(nats / (size * math.log(2)))
 
 
 def scorer(model: Model) -> Callable:
-    """Return score(params, buffers, batch) -> nats of each token [B,T], zero on padding."""
+    """Return a function score(params, buffers, batch) -> nats of each token [B,T].
+
+    Nats are -log p(target) times the batch's "weights", so zero on padding.
+    """
 
     def score(params: dict, buffers: dict, batch: dict) -> Float[Array, "B T"]:
         # hidden [B,T,D]. Logits [B,T,V] never exist: the head is applied in chunks.
@@ -58,7 +62,7 @@ def document_losses(
       score: numpy batch -> nats [B,T]; each process gets those of the whole batch.
       batches: numpy batches, the same on every process, with `documents` [B,T]: the number of each
         token's document, -1 on padding.
-      sizes: bytes of every document of the shards.
+      sizes: bytes of every document of the shards, by its number.
     """
     nats = np.zeros(len(sizes))
     tokens = np.zeros(len(sizes), np.int64)
@@ -68,25 +72,26 @@ def document_losses(
         inputs = {name: array for name, array in batch.items() if name != "documents"}
         pending.append((batch["documents"], score(inputs)))
         if len(pending) > 1:
-            _add(*pending.pop(0), nats, tokens)
+            documents, scores = pending.pop(0)
+            _add_batch(documents, scores, nats, tokens)
     for documents, scores in pending:
-        _add(documents, scores, nats, tokens)
+        _add_batch(documents, scores, nats, tokens)
     # Documents that no batch held are left out.
     scored = np.flatnonzero(tokens)
-    size = np.asarray(sizes)[scored]
-    return DocumentLosses(scored, nats[scored], size, tokens[scored])
+    scored_sizes = np.asarray(sizes)[scored]
+    return DocumentLosses(scored, nats[scored], scored_sizes, tokens[scored])
 
 
-def _add(
+def _add_batch(
     documents: Int[np.ndarray, "B T"],
     scores: Float[Array, "B T"],
     nats: Float[np.ndarray, " documents"],
     tokens: Int[np.ndarray, " documents"],
 ) -> None:
     """Add a batch's nats and tokens to those of its documents, in place."""
-    real = documents >= 0
+    is_real = documents >= 0
     # float64, since a sum of many float32 values loses digits.
-    values = np.asarray(scores, np.float64)[real]
-    owners = documents[real]
+    values = np.asarray(scores, np.float64)[is_real]
+    owners = documents[is_real]
     nats += np.bincount(owners, values, len(nats))
     tokens += np.bincount(owners, minlength=len(tokens))

@@ -6,8 +6,8 @@ Three invariants keep paid answers from being lost, paid for twice or paid for b
    a "request" to the journal, and is sent once that is on disk.
 2. The end of an attempt is on disk before anybody learns of it: an "answer" before it is judged
    and counted, a "fault" before the request is sent again.
-3. A reservation is settled once: for what the attempt did cost, or in full where that is not known
-   (the teacher reports no tokens, or the attempt was cancelled while it was open).
+3. A reservation is settled once: at what the attempt cost, or in full where that is not known (the
+   teacher reports no tokens, or the attempt was cancelled while it was open).
 """
 
 import asyncio
@@ -36,15 +36,17 @@ class Attempts:
     async def make(self, request: TeacherRequest) -> Answer:
         """Send a request once and return its answer.
 
-        Raises: BudgetSpent where the budget has no room for it, TeacherFault where it fails.
+        Raises: BudgetSpent where the budget has no room for the request, TeacherFault where the
+          request fails.
         """
-        most = reservation(request)
-        reserved = (sum(most), self._dollars(most))
+        most_tokens = reservation(request)  # (prompt, answer)
+        reserved = (sum(most_tokens), self._dollars(most_tokens))
         await self.budget.reserve(*reserved)
-        used = reserved  # until more is known, also where this task is cancelled
+        # The whole reservation counts as used until the cost is known. A task that is cancelled
+        # before that leaves it so.
+        used = reserved
         try:
             number = await self._journal_request(request, reserved)
-            # From here on the attempt may cost something, whatever happens to it.
             try:
                 answer = await self.teacher.ask(request)
             except TeacherFault as fault:
@@ -58,7 +60,7 @@ class Attempts:
             self.budget.settle(reserved, used)
 
     async def _journal_request(self, request: TeacherRequest, reserved: Cost) -> int:
-        """Return the number of a request, once it is on disk."""
+        """Write a request to the journal; return its event's number, once it is on disk."""
         body = {
             "model": self.teacher.model,
             "prompt": request.prompt,
@@ -86,13 +88,13 @@ class Attempts:
         await asyncio.wrap_future(written)
 
     def _cost(self, tokens: tuple[int, int] | None, reserved: Cost) -> Cost:
-        """Return what an attempt did cost: all that was reserved where its tokens are not known."""
+        """Return what an attempt cost: all that was reserved where its tokens are not known."""
         if tokens is None:
             return reserved
         return sum(tokens), self._dollars(tokens)
 
     def _dollars(self, tokens: tuple[int, int]) -> float:
-        """Return the price of the tokens of a prompt and of its answer."""
+        """Return the price of (prompt, answer) tokens."""
         prompt_tokens, answer_tokens = tokens
         prompt_price, answer_price = self.price
         # Prices are for a million tokens.

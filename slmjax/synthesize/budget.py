@@ -1,6 +1,6 @@
-"""How much may be spent and how fast: a budget that cannot be overdrawn, and a pace of requests.
+"""Limits of a run: a budget of tokens and dollars, and a pace of requests.
 
-Both belong to one event loop: their methods do not run at the same time except where they wait.
+Both belong to one event loop: two of their methods overlap only where one of them awaits.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import time
 
 
 class BudgetSpent(Exception):
-    """A reservation does not fit, and no open reservation could make room for it."""
+    """A reservation does not fit, and there is no open one whose settling could make room."""
 
 
 class Budget:
@@ -19,8 +19,7 @@ class Budget:
 
     Args:
       tokens, cost: the limits; cost in dollars.
-      spent: (tokens, dollars) that the journal has at the start. The requests of a process that
-        was killed are part of it.
+      spent: (tokens, dollars) of earlier starts, from `Journal.spent`.
     """
 
     def __init__(self, *, tokens: int = 0, cost: float = 0.0, spent: tuple[int, float] = (0, 0.0)):
@@ -28,14 +27,14 @@ class Budget:
         self.cost = cost
         self.spent_tokens, self.spent_cost = spent
         self._open = 0  # reservations that are not settled
-        self._settled = asyncio.Event()
+        self._settled = asyncio.Event()  # wakes those who wait for room
 
     async def reserve(self, tokens: int, cost: float) -> None:
-        """Take a reservation; wait for open ones to be settled where that could make room.
+        """Take a reservation, as soon as it fits.
 
-        Raises: BudgetSpent where it does not fit and none is open.
+        Raises: BudgetSpent where it does not fit and no reservation is open.
         """
-        # Settling frees what a request did not use, so that open ones are worth waiting for.
+        # An open reservation is worth waiting for: settling frees what its request did not use.
         while not self._fits(tokens, cost):
             if not self._open:
                 raise BudgetSpent
@@ -46,7 +45,7 @@ class Budget:
         self._open += 1
 
     def settle(self, reserved: tuple[int, float], used: tuple[int, float]) -> None:
-        """Replace a reservation by what its request did cost, both as (tokens, dollars)."""
+        """Replace a reservation by what its request cost, both as (tokens, dollars)."""
         self.spent_tokens += used[0] - reserved[0]
         self.spent_cost += used[1] - reserved[1]
         self._open -= 1
@@ -59,33 +58,34 @@ class Budget:
 
 
 class Pace:
-    """At most so many requests a minute, evenly spaced, and none while the server asks to wait.
+    """Spaces requests evenly, and starts none while the server asks to wait.
 
     Args:
-      per_minute: 0 for no limit.
-      stop: no wait lasts longer than until this is set.
+      per_minute: most requests a minute; 0 for no limit.
+      stop: ends every wait when it is set.
     """
 
     def __init__(self, per_minute: float, stop: asyncio.Event):
         self._gap = 60.0 / per_minute if per_minute else 0.0  # seconds between two requests
         self._stop = stop
-        self._next = 0.0  # time.monotonic() at which the next request may start
+        self._next_start = 0.0  # time.monotonic() at which the next request may start
 
     async def turn(self) -> None:
-        """Wait until this request may start."""
+        """Wait until the caller's request may start."""
+        # A loop: while this task waited, another request may have started or `hold` been called.
         while not self._stop.is_set():
-            wait = self._next - time.monotonic()
+            wait = self._next_start - time.monotonic()
             if wait <= 0:
                 break
             await self.pause(wait)
-        self._next = time.monotonic() + self._gap
+        self._next_start = time.monotonic() + self._gap
 
     async def pause(self, seconds: float) -> None:
-        """Let one request wait; the others go on."""
+        """Wait, without delaying other requests."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
 
     def hold(self, seconds: float) -> None:
         """Let no request start for so long: a server's limit applies to all of them together."""
-        # max: of several answers "wait", the longest counts.
-        self._next = max(self._next, time.monotonic() + seconds)
+        # max: where several answers ask to wait, the longest wait counts.
+        self._next_start = max(self._next_start, time.monotonic() + seconds)

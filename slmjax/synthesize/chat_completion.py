@@ -7,11 +7,12 @@ from typing import Any
 from slmjax.synthesize.provider_errors import raise_complaint, shortened
 from slmjax.synthesize.teachers import Answer, TeacherFault
 
-# Finish reasons of a whole answer and of a cut one (OpenAI, TGI, Anthropic, Gemini, Mistral).
-WHOLE = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
-CUT = ("length", "max_tokens", "model_length")
-MOST_TOKENS = 10**9  # a larger count is an endpoint's mistake, not a usage
-SHOWN_BYTES = 10_000  # of a body that is not a completion, from which its words are taken
+# Finish reasons, in lower case, of OpenAI, TGI, Anthropic, Gemini and Mistral.
+WHOLE = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # the answer is whole
+CUT = ("length", "max_tokens", "model_length")  # the answer was cut at a limit
+TOKENS_LIMIT = 10**9  # an endpoint that reports so many tokens for one answer is mistaken
+SHOWN_BYTES = 10_000  # of a body that is not a completion; an error message quotes from them
+UNEXPLAINED = "empty answer"  # why a request failed whose answer is empty and ended by "stop"
 
 
 def parse_answer(body: bytes) -> Answer:
@@ -19,8 +20,8 @@ def parse_answer(body: bytes) -> Answer:
 
     Raises:
       Complaint: the provider reports an error inside the body.
-      TeacherFault: the body is not a completion, or it has no text. The second kind is paid for,
-        as far as its usage says.
+      TeacherFault: the body is not a completion, or its text is empty or cannot be written to a
+        file. Such a text is paid for; the fault has its tokens where the body reports them.
     """
     data = _parse_body(body)
     try:
@@ -31,21 +32,23 @@ def parse_answer(body: bytes) -> Answer:
         text = _text(message.get("content"))
     except (LookupError, TypeError, AttributeError) as error:
         raise TeacherFault(f"no chat completion: {_shown(body)}") from error
-    # What follows rejects the answer, which is paid for all the same.
+    # An answer that is rejected below is paid for all the same, so that each fault has the tokens.
     tokens = _used_tokens(data.get("usage"))
-    # JSON can escape half of a surrogate pair, which UTF-8 cannot write.
+    # JSON can escape half of a surrogate pair, which UTF-8 cannot write. encode puts "?" there.
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
         raise TeacherFault("half a surrogate pair in the text, which no file can hold", tokens)
     if not text.strip():
         reason = _why_empty(message, finish)
-        # Without a reason for it, an empty answer is an accident; with one it would come again.
-        raise TeacherFault(reason, tokens, again=reason == "empty answer")
+        # An answer that is empty without a reason is an accident, and worth another attempt. With
+        # a reason, such as a refusal, the same request would fail again.
+        raise TeacherFault(reason, tokens, again=reason == UNEXPLAINED)
     return Answer(text, finish, tokens)
 
 
-def finish_of(value: Any) -> str:
+def finish_of(finish_reason: Any) -> str:
     """Return "stop" for a whole answer, "length" for a cut one, else the provider's own word."""
-    word = str(value or "stop").lower()
+    # Some servers leave the reason out; their answer then counts as whole.
+    word = str(finish_reason or "stop").lower()
     if word in WHOLE:
         return "stop"
     return "length" if word in CUT else word
@@ -55,7 +58,8 @@ def _parse_body(body: bytes) -> Any:
     """Return the parsed JSON of a body. Raises: Complaint, or TeacherFault for broken JSON."""
     content = body.lstrip()
     try:
-        data = _join_stream(body) if content.startswith(b"data:") else json.loads(body)
+        is_stream = content.startswith(b"data:")
+        data = _join_stream(body) if is_stream else json.loads(body)
         raise_complaint(data)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if not content:
@@ -72,11 +76,14 @@ def _join_stream(body: bytes) -> dict[str, Any]:
     """Return a completion that came in pieces (server-sent events) as one that came whole.
 
     Some gateways stream although nobody asked for it.
-    Raises: ValueError for a broken piece and for a stream that was cut.
+    Raises: Complaint that a piece reports; ValueError for broken JSON and for a stream that was
+      cut; LookupError, TypeError or AttributeError for a piece of another shape.
     """
-    text, finish, usage, done = "", None, None, False
+    text = ""
+    finish = usage = None
+    done = False
     for line in body.splitlines():
-        if not line.startswith(b"data:"):
+        if not line.startswith(b"data:"):  # a comment, an event's name, or the blank line after one
             continue
         event = line.removeprefix(b"data:").strip()
         if event == b"[DONE]":
@@ -94,47 +101,50 @@ def _join_stream(body: bytes) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str:
-    """Return the text of a message's content, which may come in parts.
+    """Return the text of a message's content: a string, one part, a list of parts, or None.
 
-    Raises: TypeError for content that is neither text nor parts; TeacherFault for a part that is
-      neither text nor thoughts.
+    Parts with the model's thoughts are left out.
+    Raises: TeacherFault for a part that is neither text nor thoughts; TypeError, AttributeError or
+      LookupError for content of another shape.
     """
     if content is None or isinstance(content, str):
         return content or ""
     parts = [content] if isinstance(content, dict) else content
     texts = []
     for part in parts:
-        kind = part.get("type", "text")
-        if kind in ("text", "output_text"):
+        part_type = part.get("type", "text")
+        if part_type in ("text", "output_text"):
             texts.append(part["text"])
-        elif kind not in ("thinking", "reasoning"):
-            reason = f"the answer holds a part of type '{kind}', which is no text"
+        elif part_type not in ("thinking", "reasoning"):
+            reason = f"the answer holds a part of type '{part_type}', which is no text"
             raise TeacherFault(reason, again=False)
     return "".join(texts)
 
 
 def _used_tokens(usage: Any) -> tuple[int, int] | None:
-    """Return the tokens of prompt and answer; None where the usage is missing or makes no sense."""
+    """Return the tokens of (prompt, answer); None where the usage is missing or makes no sense."""
     if not isinstance(usage, dict):
         return None
     prompt_tokens, answer_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
     for count in (prompt_tokens, answer_tokens):
         # isinstance would take true and false for counts.
-        if type(count) is not int or not 0 <= count < MOST_TOKENS:
+        if type(count) is not int or not 0 <= count < TOKENS_LIMIT:
             return None
     return prompt_tokens, answer_tokens
 
 
 def _why_empty(message: Mapping[str, Any], finish: str) -> str:
+    """Return why a message has no text; UNEXPLAINED where the provider gives no reason."""
     if message.get("refusal"):
         return f"refusal: {shortened(str(message['refusal']))}"
     if message.get("reasoning_content") or message.get("reasoning"):
         used_up = " (the thoughts used up max_tokens)" if finish == "length" else ""
         return f"only thoughts, no answer{used_up}"
     if finish == "stop":
-        return "empty answer"
-    return f"empty answer, finish_reason {finish}"
+        return UNEXPLAINED
+    return f"{UNEXPLAINED}, finish_reason {finish}"
 
 
 def _shown(body: bytes) -> str:
+    """Return the beginning of a body as text in one line, for an error message."""
     return shortened(body[:SHOWN_BYTES].decode(errors="replace"))

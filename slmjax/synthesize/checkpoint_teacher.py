@@ -1,4 +1,4 @@
-"""A teacher that is a model of this library: it continues the opening of each document."""
+"""A teacher that is a model trained with this library; it continues an opening to a document."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,21 @@ from typing import Any
 
 from slmjax.errors import UserError
 from slmjax.synthesize.plan import Item, opening
-from slmjax.synthesize.teachers import Answer, TeacherRequest, TeacherSampling
+from slmjax.synthesize.teachers import Answer, SamplingTeacher, TeacherRequest
 
-GATHER_SECONDS = 0.05  # time in which other workers add their requests to the first batch
+# Wait before the first batch, so that other workers can add their requests to it.
+GATHER_SECONDS = 0.05
 
 
-class CheckpointTeacher(TeacherSampling):
+class CheckpointTeacher(SamplingTeacher):
     """A trained model; requests that wait at the same time are generated as one batch.
 
     Args:
-      workdir: of a training run.
+      workdir: of the training run whose model answers.
+      sampling: {"max_tokens", "temperature", "top_p"}.
+      seed: of the run; each request gets a seed of its own from it.
       batch: most requests that are generated together.
+      licence: note on every document; "" for one that names the work directory.
       trust: names of code that the checkpoint may name, see config.check_trust.
     Raises: UserError where no work directory is given, or the model cannot be loaded.
     """
@@ -78,7 +82,7 @@ class CheckpointTeacher(TeacherSampling):
             requests = [request for request, _ in batch]
             try:
                 answers = await asyncio.to_thread(self._generate, requests)
-            except Exception as error:  # without it the callers of `ask` would wait for ever
+            except Exception as error:  # else the callers of `ask` would wait for ever
                 for _, future in batch:
                     future.set_exception(error)
                 raise
@@ -96,8 +100,9 @@ class CheckpointTeacher(TeacherSampling):
         )
         answers = []
         for request, completion in zip(requests, completions):
-            # An id that ends a text is "stop" here, too: the document is whole.
+            # The engine also has "end", for a token that ends a text: the document is whole.
             finish = "length" if completion.finish == "length" else "stop"
             tokens = (len(self._engine.encode(request.prompt)), len(completion.tokens))
+            # The document includes the opening that was sent as its prompt.
             answers.append(Answer(request.prompt + completion.text, finish, tokens))
         return answers

@@ -17,31 +17,35 @@ from slmjax.textbook.passages import Passage
 # problem is a whole document with fewer.
 WORDS = {"section": 80, "problems": 50, "reasoning": 15, "faq": 50, "table": 30, "dialogue": 50}
 
+# What follows "Answer:", up to the end of the line or of a table's cell, without emphasis.
 _ANSWER = re.compile(r"\banswer:[*_ ]*(.*?)[*_ ]*(?:\||$)", re.IGNORECASE | re.MULTILINE)
+# How refusals begin.
 _REFUSAL = re.compile(
     r"\W*(?:i'm sorry|i am sorry|i apologi[sz]e|sorry, but|i can(?:no|')t "
     r"|as an ai\b|as a language)",
     re.IGNORECASE,
 )
-_SPECIAL = re.compile(r"<\|\w+\|>")  # of a chat template, such as <|im_end|>
+_SPECIAL = re.compile(r"<\|\w+\|>")  # a token of a chat template, such as <|im_end|>
 # In Markdown a line may begin with marks of emphasis and headings, as in "**Q:** ...".
 _MARKS = "*#_ "
-_BAR = re.compile(r"(?<!\\)\|")  # between two cells of a table; "\|" is a bar inside one
+_BAR = re.compile(r"(?<!\\)\|")  # at an edge of a table's cell; "\|" is a bar inside a cell
 
-# Letters of scripts that set no spaces between words, and these with their own punctuation.
+# Letters of scripts that set no spaces between words, such as Chinese and Thai.
 _ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE)
 _ALONE_LETTERS = re.compile(f"[{_ALONE}]")
+# These letters, their punctuation (U+3000 to U+303F), and full-width forms (U+FF00 to U+FFEF).
 _ALONE_OR_SIGNS = re.compile(f"[{_ALONE}\u3000-\u303f\uff00-\uffef]")
 
 
 def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
     """Return (reason to reject an answer, what was checked in it).
 
-    The reason is "" for a document that is accepted. Checked is "answers" where all answers were
-    compared with computed ones, "equations" where the document's own calculations were done again,
-    and "" where it holds nothing that could be checked.
+    The reason is "" for a document that is accepted. What was checked is then "answers" where all
+    answers were compared with computed ones, "equations" where the document's own calculations were
+    done again, and "" where it holds nothing that could be checked. It is "" for a rejected one.
 
     Args:
+      item: what was asked for.
       text: the answer; thoughts before it are not part of the document, see `without_thoughts`.
       finish: "stop" where the teacher ended by itself, "length" where it was cut, else the
         provider's word for why it ended.
@@ -50,10 +54,10 @@ def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
     reason = _incomplete(text, document, finish) or _unclean(document)
     if reason:
         return reason, ""
-    document = document.replace("：", ":")  # Chinese and Japanese texts also write "Q：" with it
-    if length(document) < WORDS[item.format]:
+    document = document.replace("：", ":")  # the full-width colon of Chinese and Japanese
+    if count_document_words(document) < WORDS[item.format]:
         return "too short", ""
-    reason = structure(item.format, document)
+    reason = format_fault(item.format, document)
     if reason:
         return reason, ""
     equations = calculations(document)
@@ -69,10 +73,10 @@ def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
     return "", "answers"
 
 
-def structure(form: str, text: str) -> str:
+def format_fault(form: str, text: str) -> str:
     """Return why a text is not in its format (a key of plan.FORMATS); "" where it is."""
     lines = [line.strip() for line in text.split("\n")]
-    reason, is_well_formed = _STRUCTURES[form]
+    reason, is_well_formed = _FORMAT_CHECKS[form]
     return "" if is_well_formed(lines) else reason
 
 
@@ -81,27 +85,27 @@ def answers(text: str) -> list[str]:
     return [answer.strip().removesuffix(".") for answer in _ANSWER.findall(text)]
 
 
-def same(answer: str, expected: str) -> bool:
+def same_answer(answer: str, expected: str) -> bool:
     """Return whether two answers agree: as numbers if both are numbers, else as words.
 
     Letter case, "$", Markdown's marks and final points do not matter.
     """
     answer, expected = _plain(answer), _plain(expected)
-    # Fraction reads "42", "42.0" and "1/2"; commas separate thousands.
+    # Fraction reads "42", "42.0" and "1/2"; commas separate thousands. It refuses words.
     try:
         return Fraction(answer.replace(",", "")) == Fraction(expected.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return answer == expected
 
 
-def length(text: str) -> int:
-    """Return the words of a text; in scripts without spaces two characters count as one."""
+def count_document_words(text: str) -> int:
+    """Return how many words a text has; in scripts without spaces, two letters count as a word."""
     words = _ALONE_OR_SIGNS.sub(" ", text).split()
     return len(words) + len(_ALONE_LETTERS.findall(text)) // 2
 
 
 def _incomplete(text: str, document: str, finish: str) -> str:
-    """Return why an answer is not a whole document, or ""."""
+    """Return why an answer is not whole, or "". `document` is the answer without thoughts."""
     if not document.strip():
         if not text.strip():
             return "empty"
@@ -131,7 +135,7 @@ def _wrong_answer(given: Sequence[str], problems: Sequence[Passage]) -> str:
     if len(given) != len(problems):
         return f"{len(given)} answers to {len(problems)} problems"
     for answer, problem in zip(given, problems):
-        if not same(answer, problem.answer):
+        if not same_answer(answer, problem.answer):
             return f"wrong answer: {answer[:40]} instead of {problem.answer}"
     return ""
 
@@ -140,8 +144,12 @@ def _plain(answer: str) -> str:
     return re.sub(r"[$*_`]", "", answer).strip().rstrip(".").casefold()
 
 
-def _starting(lines: Sequence[str], word: str) -> int:
-    """Return how many lines start with a word, whatever Markdown's marks before it."""
+# The functions below take a document's lines, stripped. They may ask for less than the prompt in
+# plan.FORMATS does.
+
+
+def _count_starting(lines: Sequence[str], word: str) -> int:
+    """Return how many lines start with a word in lower case, after any of Markdown's marks."""
     return sum(line.lstrip(_MARKS).lower().startswith(word) for line in lines)
 
 
@@ -150,32 +158,34 @@ def _is_section(lines: Sequence[str]) -> bool:
 
 
 def _is_problem_set(lines: Sequence[str]) -> bool:
-    return _starting(lines, "problem") >= 1 and len(answers("\n".join(lines))) >= 1
+    return _count_starting(lines, "problem") >= 1 and len(answers("\n".join(lines))) >= 1
 
 
 def _is_reasoning(lines: Sequence[str]) -> bool:
+    # At least the problem, one step and the answer.
     written = [line for line in lines if line]
     return len(written) >= 3 and len(answers("\n".join(lines))) == 1
 
 
 def _is_faq(lines: Sequence[str]) -> bool:
-    questions = _starting(lines, "q:")
-    return questions >= 3 and _starting(lines, "a:") >= questions
+    questions = _count_starting(lines, "q:")
+    return questions >= 3 and _count_starting(lines, "a:") >= questions
 
 
 def _has_table(lines: Sequence[str]) -> bool:
-    """Return whether all rows have as many cells; the first two are the header and its rule."""
-    # Rows with a missing or an extra cell have another number of bars.
+    # A row with a missing or an extra cell has another number of bars than the others.
     bars = [len(_BAR.findall(line)) for line in lines if line.startswith("|")]
+    # The header, the line of dashes and three rows; two cells have three bars.
     return len(bars) >= 5 and len(set(bars)) == 1 and bars[0] >= 3
 
 
 def _is_dialogue(lines: Sequence[str]) -> bool:
-    return _starting(lines, "teacher:") >= 3 and _starting(lines, "student:") >= 2
+    # One turn of the student may be missing.
+    return _count_starting(lines, "teacher:") >= 3 and _count_starting(lines, "student:") >= 2
 
 
-# The reason to reject a text of each format, and whether its stripped lines are in that format.
-_STRUCTURES: dict[str, tuple[str, Callable[[Sequence[str]], bool]]] = {
+# For each format: the reason to reject a text that is not in it, and the check of its lines.
+_FORMAT_CHECKS: dict[str, tuple[str, Callable[[Sequence[str]], bool]]] = {
     "section": ("no title or heading", _is_section),
     "problems": ("no numbered problems with answers", _is_problem_set),
     "reasoning": ("no steps with one answer", _is_reasoning),

@@ -1,6 +1,7 @@
-"""Coverage of a synthesized text: topics x formats, how much of it is new, and at what price.
+"""Coverage of a synthesized text: topics x formats, near-duplicates, and how much of it is new.
 
-The novelty curve shows how novelty falls with the tokens that were paid for.
+The novelty curve shows how much new text each teacher token buys, from the first part of a run to
+the last.
 """
 
 import itertools
@@ -16,33 +17,33 @@ from slmjax.text.hashing import hash_runs, hash_words
 SHINGLE = 5  # words, as in MinHash deduplication (FineWeb; Penedo et al. 2024)
 NEAR = 0.75  # Jaccard similarity of word 5-grams from which two documents count as near-duplicates
 COMPARED = 1000  # documents among which near-duplicates are counted, evenly spread over the run
-PARTS = 10  # of the run, in tokens, for the novelty curve
-# Words whose n-grams are all held; a longer text is measured on the n-grams whose hash falls into a
-# share of all.
+PARTS = 10  # of the novelty curve, with about equal tokens
+# Most words of a run whose n-grams are all held in memory. Of a longer run a sample is held.
 HELD = 10_000_000
-WORDS = 400  # of a document, about, to know whether there will be more than that
+WORDS = 400  # of a document, about; with it the number of documents says how long the text will be
 
 Hashes = UInt64[np.ndarray, "_"]
 
 
 def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str, Any]:
-    """Return the figures of documents in the order in which they were made.
-
-    Each document is looked at once.
+    """Return the figures of a run's documents for coverage.json. Reads the documents once.
 
     Args:
-      documents: {"text", "topic", "format", "tokens"}; tokens are those of the teacher.
-      expected: at most so many; decides how much of a very long text is looked at.
-    Returns:
+      documents: {"text", "topic", "format", "tokens"} of each, in the order in which they were
+        made; tokens are those of the teacher's answer.
+      expected: most documents that may come; decides how much of a very long text is measured.
+    Returns: a dictionary with
+      documents, tokens: how many.
       counts: {topic: {format: documents}}.
       distinct: {"1".."5": share of different word n-grams over all of them}.
-      near_duplicates: share of the `compared` documents that are at least NEAR alike with an
-        earlier one of them.
-      novelty: see `novelty`.
+      near_duplicates: share of the compared documents that are near an earlier one of them.
+      compared: number of documents that were compared.
+      novelty: the list that the function `novelty` returns.
       falls: the tokens after which per_token is first under half of the first part's, or None.
     """
-    share = max(1, -(-expected * WORDS // HELD))
-    stride = max(1, -(-expected // COMPARED))
+    # -(-a // b) rounds a / b up.
+    sampled_1_in = max(1, -(-expected * WORDS // HELD))
+    compared_1_in = max(1, -(-expected // COMPARED))
     grams: dict[int, list[Hashes]] = {n: [] for n in range(1, SHINGLE + 1)}
     tokens: list[int] = []
     compared: list[Hashes] = []
@@ -50,14 +51,14 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
     for number, document in enumerate(documents):
         words = hash_words(document["text"])[0]
         for n, sampled in grams.items():
-            every = hash_runs(words, n)
-            sampled.append(_sampled(every, share))
-        if number % stride == 0:
+            hashes = hash_runs(words, n)
+            sampled.append(_sample(hashes, sampled_1_in))
+        if number % compared_1_in == 0:
             compared.append(hash_runs(words, SHINGLE))
         tokens.append(document["tokens"])
-        forms = counts.setdefault(document["topic"], Counter())
-        forms[document["format"]] += 1
-    curve = novelty(grams[SHINGLE], tokens, share)
+        formats = counts.setdefault(document["topic"], Counter())
+        formats[document["format"]] += 1
+    curve = novelty(grams[SHINGLE], tokens, sampled_1_in)
     return {
         "documents": len(tokens),
         "tokens": sum(tokens),
@@ -66,12 +67,15 @@ def coverage(documents: Iterable[Mapping[str, Any]], expected: int) -> dict[str,
         "near_duplicates": near_duplicates(compared),
         "compared": len(compared),
         "novelty": curve,
-        "falls": _falls(curve),
+        "falls": _tokens_before_fall(curve),
     }
 
 
-def _falls(curve: Sequence[Mapping[str, float]]) -> float | None:
-    """Return the tokens before the first part with less than half of the first part's novelty."""
+def _tokens_before_fall(curve: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the tokens before the first part with less than half of the first part's novelty.
+
+    None where no part has less.
+    """
     for before, part in itertools.pairwise(curve):
         if part["per_token"] < curve[0]["per_token"] / 2:
             return before["tokens"]
@@ -79,7 +83,7 @@ def _falls(curve: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def ngram_hashes(text: str, n: int) -> Hashes:
-    """Return a 64-bit hash of every n words in a row; none for shorter texts."""
+    """Return a 64-bit hash of every n words in a row; none where the text has fewer than n."""
     return hash_runs(hash_words(text)[0], n)
 
 
@@ -95,69 +99,78 @@ def distinct(grams: Sequence[Hashes]) -> float:
 def near_duplicates(hashed: Sequence[Hashes]) -> float:
     """Return the share of documents that are near an earlier one.
 
-    Near are two documents whose sets of shingles have a Jaccard similarity, exactly, of at least
+    Two documents are near if the exact Jaccard similarity of their sets of shingles is at least
     NEAR.
+
+    Args:
+      hashed: the shingles' hashes of each document.
     """
+    if not hashed:
+        return 0.0
     sets = [np.unique(shingles) for shingles in hashed]
-    holders: dict[int, list[int]] = {}  # the documents so far of each shingle
+    holders: dict[int, list[int]] = {}  # shingle -> numbers of the documents so far that hold it
     near = 0
-    for number, members in enumerate(sets):
-        common: Counter = Counter()
-        for shingle in members.tolist():
+    for number, shingles in enumerate(sets):
+        common: Counter = Counter()  # earlier document -> number of shingles that it shares
+        for shingle in shingles.tolist():
             earlier = holders.setdefault(shingle, [])
             common.update(earlier)
             earlier.append(number)
-        for other, size in common.items():
-            union = len(members) + len(sets[other]) - size
-            if size >= NEAR * union:
+        for other, shared in common.items():
+            union = len(shingles) + len(sets[other]) - shared
+            if shared >= NEAR * union:
                 near += 1
                 break
-    return near / len(sets) if sets else 0.0
+    return near / len(sets)
 
 
 def novelty(
-    grams: Sequence[Hashes], tokens: Sequence[int], share: int = 1
+    grams: Sequence[Hashes], tokens: Sequence[int], sampled_1_in: int = 1
 ) -> list[dict[str, float]]:
     """Return the novelty curve over PARTS parts of about equal teacher tokens.
 
     Args:
-      grams: 5-grams of each document, one in `share` of all.
-      tokens: of the teacher, for each document.
-    Returns: for each part {tokens: until here, share: of the part's 5-grams that no earlier part
-      had, per_token: such 5-grams for each teacher token of the part}.
+      grams: 5-grams of each document, all of them or a sample of one in `sampled_1_in`.
+      tokens: of the teacher's answer, for each document.
+    Returns: for each part {tokens: from the start to the end of this part, share: of the part's
+      5-grams, those that no earlier part had, per_token: different 5-grams that no earlier part
+      had, for each teacher token of the part}.
     """
+    if not len(tokens):
+        return []
     ends = np.cumsum(tokens)
-    part_of = ends
-    if len(ends):
-        part_of = (ends - 1) * PARTS // max(1, ends[-1])
-    known, curve = np.zeros(0, np.uint64), []
+    # A document belongs to the part in which its last token falls.
+    part_of = (ends - 1) * PARTS // max(1, ends[-1])
+    known = np.zeros(0, np.uint64)
+    curve = []
     for part in np.unique(part_of):
         members = np.flatnonzero(part_of == part)
-        spent = sum(tokens[i] for i in members)
-        own = np.concatenate([grams[i] for i in members])
-        fresh = np.setdiff1d(own, known)
+        part_tokens = sum(tokens[i] for i in members)
+        occurrences = np.concatenate([grams[i] for i in members])
+        fresh = np.setdiff1d(occurrences, known)  # different 5-grams that no earlier part had
         known = np.union1d(known, fresh)
-        new = 0.0
-        if len(own):
-            # Occurrences, not different ones: a part may repeat what it says first.
-            new = np.isin(own, fresh).sum() / len(own)
+        new_share = 0.0
+        if len(occurrences):
+            # Counts occurrences: a new 5-gram that its part repeats is new each time.
+            new_share = np.isin(occurrences, fresh).sum() / len(occurrences)
         last = members[-1]
         curve.append(
             {
                 "tokens": int(ends[last]),
-                "share": float(new),
-                "per_token": len(fresh) * share / max(1, spent),
+                "share": float(new_share),
+                "per_token": len(fresh) * sampled_1_in / max(1, part_tokens),
             }
         )
     return curve
 
 
-def _sampled(hashes: Hashes, share: int) -> Hashes:
-    """Return one in `share` of all possible hashes.
+def _sample(hashes: Hashes, one_in: int) -> Hashes:
+    """Return about one in so many of the hashes.
 
-    They are the same n-grams in every document, so that new and known stay in proportion.
+    The same n-grams are chosen in every document, so that the share of new ones stays as it is.
     """
-    return hashes[(hashes >> np.uint64(20)) % np.uint64(share) == 0]
+    # The hashes are mixed, so that any of their bits choose evenly; 20 is arbitrary.
+    return hashes[(hashes >> np.uint64(20)) % np.uint64(one_in) == 0]
 
 
 def markdown(figures: Mapping[str, Any], rejected: Mapping[str, int]) -> str:
@@ -188,14 +201,14 @@ def markdown(figures: Mapping[str, Any], rejected: Mapping[str, int]) -> str:
 
 def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     names: set[str] = set()
-    for row in counts.values():
-        names |= set(row)
-    forms = sorted(names)
+    for documents in counts.values():
+        names |= set(documents)
+    formats = sorted(names)
     rows = []
-    for topic, row in counts.items():
-        numbers = [row.get(form, 0) for form in forms]
+    for topic, documents in counts.items():
+        numbers = [documents.get(form, 0) for form in formats]
         rows.append([topic, *numbers])
-    return _table(["topic", *forms], rows)
+    return _table(["topic", *formats], rows)
 
 
 def _novelty_table(curve: Sequence[Mapping[str, float]]) -> list[str]:
@@ -214,6 +227,7 @@ def _falls_sentence(tokens: float | None) -> str:
 
 
 def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return the lines of a Markdown table."""
     rule = ["---"] * len(header)
     lines = []
     for row in (header, rule, *rows):

@@ -23,32 +23,38 @@ BYTES_A_TOKEN = 4  # estimate for answers whose teacher reports no tokens
 def records(
     requests: Iterable[TeacherRequest], journal: Journal, teacher: Teacher
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record for every request that was answered or given up, in order.
+    """Yield a record for every request that was answered or has only failed, in order.
 
-    "reason" is "" for accepted documents. What is accepted follows from the answers in the journal
-    alone: a change of the checks asks for nothing again.
+    A record is a line of the files, see `_empty_record`; its "reason" is why it is rejected, "" for
+    an accepted document. Answers are judged anew each time: after a change of the checks, nothing
+    has to be asked for again.
     Raises: UserError for an event of the journal that is not an answer.
     """
     first_ids: dict[bytes, str] = {}  # hash of an accepted text -> id of its first record
     for request in requests:
         event = journal.read(request.key)
-        if event is not None:
-            record = _record_of_answer(request, event, journal, teacher)
-            if not record["reason"]:
-                digest = hashlib.sha256(record["text"].encode()).digest()
-                first = first_ids.setdefault(digest, record["id"])
-                if first != record["id"]:
-                    record["reason"] = f"same text as {first}"
-            yield record
+        if event is None:
+            faults = Counter(journal.faults(request.key))
+            if faults:
+                counts = [f"{reason} ({times})" for reason, times in faults.items()]
+                reason = f"no answer: {', '.join(counts)}"
+                yield _empty_record(request, teacher) | {"reason": reason}
             continue
-        faults = Counter(journal.faults(request.key))
-        if faults:
-            counts = [f"{reason} ({times})" for reason, times in faults.items()]
-            yield _empty_record(request, teacher) | {"reason": f"no answer: {', '.join(counts)}"}
+        record = _record_of_answer(request, event, journal, teacher)
+        if not record["reason"]:
+            digest = hashlib.sha256(record["text"].encode()).digest()
+            first = first_ids.setdefault(digest, record["id"])
+            if first != record["id"]:
+                record["reason"] = f"same text as {first}"
+        yield record
 
 
 class DocumentWriter:
     """Writes documents/00000.jsonl, ... and rejects.jsonl, each file whole or not at all.
+
+    Attributes:
+      rejected: {kind of reason: rejected records}; a kind is the reason without its details.
+      examples: {kind of reason: the first full reason of that kind}.
 
     Args:
       folder: the work directory.
@@ -61,16 +67,17 @@ class DocumentWriter:
         self._shard = shard
         self._folder.mkdir(parents=True, exist_ok=True)
         self._documents: list[str] = []  # lines of the next file
-        self._rejects: list[str] = []
-        self._names: list[str] = []  # files that are written
-        self.rejected: Counter[str] = Counter()  # by reason, without its details
-        self.examples: dict[str, str] = {}  # for each of them the first reason with its details
+        self._rejects: list[str] = []  # lines of rejects.jsonl
+        self._names: list[str] = []  # names of the document files that are written
+        self.rejected: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take the next record."""
+        """Take the next record; every `shard` accepted ones are written as a file."""
         reason = record["reason"]
         if reason:
             self._rejects.append(json.dumps(record, ensure_ascii=False) + "\n")
+            # The details follow a colon, or are the id in "same text as ID".
             kind = reason.partition(":")[0].partition(" as ")[0]
             self.rejected[kind] += 1
             self.examples.setdefault(kind, reason)
@@ -81,7 +88,7 @@ class DocumentWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and delete files of an earlier, longer run."""
+        """Write the last documents and all rejects, and delete files of an earlier, longer run."""
         if self._documents:
             self._flush()
         write_atomic(self._rejects_file, "".join(self._rejects))
@@ -100,6 +107,7 @@ class DocumentWriter:
 
 def _empty_record(request: TeacherRequest, teacher: Teacher) -> dict[str, Any]:
     """Return the record of a request without an answer, its fields in the order of the files."""
+    # "prompt" is a hash, "checked" the second result of judge_text, and "tokens" the answer's.
     return {
         "text": "",
         "id": request.key[:20],
@@ -121,21 +129,25 @@ def _empty_record(request: TeacherRequest, teacher: Teacher) -> dict[str, Any]:
 def _record_of_answer(
     request: TeacherRequest, event: Event, journal: Journal, teacher: Teacher
 ) -> dict[str, Any]:
+    """Return the record of an answer. Raises: UserError for an event of another shape."""
     answer = json.loads(event.body)
     if not isinstance(answer.get("text"), str) or not {"finish", "tokens"} <= {*answer}:
         raise UserError(
             f"config.synthesize.journal: event {event.n} of {journal.file} is no answer."
         )
     text, tokens = answer["text"], answer["tokens"]
-    # Judged anew each time, so that the files follow the present checks.
     reason, checked = judge_text(request.item, text, answer["finish"])
     date = teacher.date
-    if not date:
+    if not date:  # the texts are written when they are asked for
         date = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds")
+    if tokens:
+        _, answer_tokens = tokens
+    else:
+        answer_tokens = len(text.encode()) // BYTES_A_TOKEN
     return _empty_record(request, teacher) | {
         "text": without_thoughts(text),
         "date": date,
         "checked": checked,
-        "tokens": tokens[1] if tokens else len(text.encode()) // BYTES_A_TOKEN,
+        "tokens": answer_tokens,
         "reason": reason,
     }

@@ -1,4 +1,4 @@
-"""Finds the calculations in a text and does them again."""
+"""Finds the calculations in a text and computes them again."""
 
 import re
 from fractions import Fraction
@@ -6,13 +6,14 @@ from fractions import Fraction
 # Digits with commas between thousands, or without; decimals after a point.
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _SIGN = r"[-+*/x×÷·−]"
-# Number, sign, number, ... = number, which nothing continues: no further sign, percent or power.
+# "number sign number ... = number". After the last number comes neither a further sign nor a
+# bracket, "=", percent, degree or power: the right side would be more than that number.
 _EQUATION = re.compile(
     rf"({_NUMBER}(?: ?{_SIGN} ?{_NUMBER})+) ?= ?(-?{_NUMBER})(?!\w|[.,]\d| ?[-+*/×÷·^(=%°]| x )"
 )
-# What makes the numbers after it a part of something longer, such as "2x", "(1 + 2)" or "n x".
-_PART_OF_MORE = re.compile(r"(?:[\w.,)%°^]|[=<>+*/×÷·−-] ?|\bx )$")
-_LONGEST_PART = 3  # characters that _PART_OF_MORE looks at
+# The text before an equation, where it makes the equation a part of a longer one: "y + ", "(y) x ".
+_CONTINUED = re.compile(r"(?:[\w.,)%°^]|[=<>+*/×÷·−-] ?|\bx )$")
+_LOOK_BACK = 3  # characters before an equation that _CONTINUED may need: a blank, "x", a blank
 
 
 def calculations(text: str) -> list[tuple[str, bool]]:
@@ -24,20 +25,21 @@ def calculations(text: str) -> list[tuple[str, bool]]:
     """
     equations = []
     for match in _EQUATION.finditer(text):
-        before = text[max(0, match.start() - _LONGEST_PART) : match.start()]
-        if _PART_OF_MORE.search(before):
+        before = text[max(0, match.start() - _LOOK_BACK) : match.start()]
+        if _CONTINUED.search(before):
             continue
         expression, result = match.groups()
         value = _value(expression)
         if value is not None:
             error = abs(value - _fraction(result))
-            equations.append((match[0], error <= _rounding(expression, result)))
+            holds = error <= _rounding(expression, result)
+            equations.append((match[0], holds))
     return equations
 
 
 def _value(expression: str) -> Fraction | None:
     """Return the value of numbers joined by signs, products first; None for a division by zero."""
-    # Numbers and signs take turns; a product changes the last term, a sum adds one.
+    # Numbers and signs alternate. A plus or minus adds a term, any other sign changes the last one.
     pieces = re.findall(rf"{_NUMBER}|{_SIGN}", expression)
     terms = [_fraction(pieces[0])]
     for sign, number in zip(pieces[1::2], pieces[2::2]):
@@ -56,7 +58,10 @@ def _value(expression: str) -> Fraction | None:
 
 
 def _rounding(expression: str, result: str) -> Fraction:
-    """Return how far a result may be from the exact value: half a unit of its last digit."""
+    """Return how far a result may be from the exact value.
+
+    After a division that is half a unit of the result's last digit; else nothing.
+    """
     if not re.search("[/÷]", expression):
         return Fraction(0)
     decimals = len(result.partition(".")[2])

@@ -1,9 +1,8 @@
 """The journal of paid requests (SQLite, one writer).
 
-A request is on disk before it is sent, and its answer before anybody sees it.
 The journal is one growing table of events. A "request" reserves the most that it can cost. An
-"answer" or a "fault" ends it and says what it did cost. A request without an end, because the
-process was killed or the line was cut, stays counted at its reservation for ever.
+"answer" or a "fault" ends it and has its actual cost. A request without an end, because the process
+was killed, stays counted at its reservation for ever.
 """
 
 import json
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from etils import epath
 
 from slmjax.errors import UserError
-from slmjax.synthesize import journal_events as stored
+from slmjax.synthesize import journal_events
 from slmjax.synthesize.journal_copies import (
     SegmentCopier,
     damaged_segment,
@@ -32,27 +31,30 @@ from slmjax.synthesize.journal_file import JournalFile
 
 
 class _Waiting(NamedTuple):
-    """An event that the writer thread will write; the future is done once it is on disk."""
+    """An event that the writer thread will write."""
 
     event: Event
-    written: "Future[None]"
+    written: "Future[None]"  # done once the event is on disk
 
 
 class Journal(JournalFile):
-    """The events of one work directory; one process holds it, until `close` or until it ends.
+    """The journal of a run. One process holds it, until `close` or until the process ends.
 
     Every write is a transaction that is flushed to disk (synchronous=FULL). Events that wait while
     the disk is busy share the next transaction, so that hundreds of requests cost a few flushes.
 
+    Attributes:
+      answered: {key of a request: number of its answer's event}, of answers that are on disk.
+
     Args:
       folder: on a local disk; made if it is missing.
-      copies: a folder, local or remote, that gets all new events as a closed segment. Where it has
-        events that `folder` lacks (a new disk), they are restored first. Events that were not
-        copied when a disk was lost are lost with it: what they spent is not known.
-      every: seconds between two segments.
-      say: gets a line where a segment could not be copied.
+      copies: a folder, local or remote, to which new events are copied, "" for none. If it has
+        events that `folder` lacks, because the disk is new, they are restored first. Events that
+        were not yet copied are lost with a disk, and with them the record of what they cost.
+      every: seconds between two copies.
+      say: called with a line where events could not be copied.
     Raises: UserError for a remote folder, a journal that another process holds, a full disk, a
-      damaged journal (whole or one of its events), or copies of another journal.
+      damaged journal (the file or one of its events), damaged copies, or copies of another journal.
     """
 
     def __init__(
@@ -64,19 +66,20 @@ class Journal(JournalFile):
         say: Callable[[str], None] = print,
     ):
         super().__init__(folder, restorable=bool(copies))
-        self.answered: dict[str, int] = {}  # key -> number of its answer
+        self.answered: dict[str, int] = {}
         self._copies = epath.Path(copies) if copies else None
         self._say = say
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # None: end
+        # None asks the writer thread to end.
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None  # why nothing can be written any more
         try:
             copied = self._check_and_restore()
         except UserError:
             self._db.close()
             raise
-        self._next = self._last_number() + 1
+        self._next_number = self._last_number() + 1
         self.answered.update(self._query("SELECT key, n FROM events WHERE kind = 'answer'"))
-        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer = threading.Thread(target=self._write_until_closed, daemon=True)
         self._writer.start()
         self._copier: SegmentCopier | None = None
         if self._copies:
@@ -89,20 +92,29 @@ class Journal(JournalFile):
     ) -> tuple[int, "Future[None]"]:
         """Journal a request before it is sent.
 
-        Returns: its number, and a future that is done once it is on disk.
+        Args:
+          key: of plan.key.
+          tokens, cost: the most that the request can cost; cost in dollars.
+        Returns: the number of its event, and a future that is done once it is on disk.
         """
         return self._append("request", key, None, tokens, cost, body)
 
     def answer(
         self, key: str, request: int, *, tokens: int, cost: float, body: dict
     ) -> "Future[None]":
-        """Journal a request's answer and its cost; the future is done once it is on disk."""
+        """Journal the answer to the request of a number, with what the request cost.
+
+        Returns: a future that is done once the answer is on disk.
+        """
         return self._append("answer", key, request, tokens, cost, body)[1]
 
     def fault(
         self, key: str, request: int, *, tokens: int, cost: float, body: dict
     ) -> "Future[None]":
-        """Journal that a request failed and its cost; the future is done once it is on disk."""
+        """Journal that the request of a number failed, with what it cost.
+
+        Returns: a future that is done once the fault is on disk.
+        """
         return self._append("fault", key, request, tokens, cost, body)[1]
 
     def read(self, key: str) -> Event | None:
@@ -111,16 +123,16 @@ class Journal(JournalFile):
             return None
         rows = self._query("SELECT * FROM events WHERE n = ?", self.answered[key])
         event = Event(*rows[0])
-        return event._replace(body=json.dumps(self._opened(event)))
+        return event._replace(body=json.dumps(self._open_body(event)))
 
     def faults(self, key: str) -> list[str]:
         """Return the reasons why requests of a key failed, in order."""
         rows = self._query("SELECT * FROM events WHERE kind = 'fault' AND key = ? ORDER BY n", key)
-        return [str(self._opened(Event(*row)).get("reason")) for row in rows]
+        return [str(self._open_body(Event(*row)).get("reason")) for row in rows]
 
     def spent(self) -> tuple[int, float]:
         """Return the tokens and dollars that count as spent, open reservations included."""
-        return self._query(stored.SPENT)[0]
+        return self._query(journal_events.SPENT)[0]
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Return all events with a number larger than `after`, in order."""
@@ -128,7 +140,7 @@ class Journal(JournalFile):
         return map(Event._make, rows)
 
     def close(self) -> None:
-        """Write the events that wait, copy them, and let go of the file."""
+        """Write the events that wait, copy them, and close the file."""
         self._waiting.put(None)
         self._writer.join()
         if self._copier:
@@ -144,7 +156,8 @@ class Journal(JournalFile):
         if not self._copies:
             return 0
         copied = self._restore(self._copies)
-        self._verify()  # what the copies brought
+        self._verify()  # again, with the restored events
+        # A last check: all events up to this number should have been restored.
         if copied > self._last_number():
             raise UserError(
                 f"config.synthesize.copies: '{self._copies}' ends before its own last event; is a "
@@ -154,22 +167,24 @@ class Journal(JournalFile):
 
     def _restore(self, copies: epath.Path) -> int:
         """Insert the events that this journal lacks; return the number of the last copied event."""
-        last, copied = self._last_number(), 0
+        last = self._last_number()  # of this journal's events
+        copied = 0
         segments = list_segments(copies)
         for segment in segments:
             first, copied = segment_range(segment)
-            # The last segment is read even where it has nothing new: it proves whose copies
-            # these are.
+            # A segment without new events is skipped, but not the last one: comparing its events
+            # shows whether these are copies of this journal.
             if copied <= last and segment is not segments[-1]:
                 continue
             events = read_segment(segment)
-            self._compare(segment, [event for event in events if event.n <= last])
+            self._refuse_other_journal(segment, [event for event in events if event.n <= last])
             if first > last + 1:
                 raise UserError(
                     f"config.synthesize.copies: the segment before {segment} is missing."
                 )
             try:
                 self._insert([event for event in events if event.n > last], copied=True)
+            # Events whose fields the table does not take, or that `_insert` finds invalid.
             except (
                 sqlite3.ProgrammingError,
                 sqlite3.IntegrityError,
@@ -180,8 +195,8 @@ class Journal(JournalFile):
             last = max(last, copied)
         return copied
 
-    def _compare(self, segment: epath.Path, events: list[Event]) -> None:
-        """Raise UserError where copied events differ from those of this journal."""
+    def _refuse_other_journal(self, segment: epath.Path, events: list[Event]) -> None:
+        """Raise UserError where one of a segment's events differs from this journal's."""
         for event in events:
             rows = self._query("SELECT * FROM events WHERE n = ?", event.n)
             if not rows or Event(*rows[0]) != event:
@@ -193,17 +208,20 @@ class Journal(JournalFile):
     def _append(
         self, kind: str, key: str, request: int | None, tokens: int, cost: float, body: dict
     ) -> tuple[int, "Future[None]"]:
-        """Give an event the next number and hand it to the writer thread."""
-        n = self._next
-        self._next += 1
-        checksum = stored.fields_checksum(kind, key, request, tokens, cost)
-        text = stored.seal_body(body, checksum)
-        event = Event(n, time.time(), kind, key, request, tokens, cost, text)
+        """Give an event the next number and hand it to the writer thread.
+
+        Returns: the number, and a future that is done once the event is on disk.
+        """
+        number = self._next_number
+        self._next_number += 1
+        checksum = journal_events.fields_checksum(kind, key, request, tokens, cost)
+        text = journal_events.seal_body(body, checksum)
+        event = Event(number, time.time(), kind, key, request, tokens, cost, text)
         written: Future[None] = Future()
         self._waiting.put(_Waiting(event, written))
-        return n, written
+        return number, written
 
-    def _write(self) -> None:
+    def _write_until_closed(self) -> None:
         """Run the writer thread: all events that wait go into one transaction."""
         ending = False
         while not ending:
@@ -215,9 +233,9 @@ class Journal(JournalFile):
 
     def _write_batch(self, batch: list[_Waiting]) -> None:
         """Write events in one transaction, and end their futures."""
-        # An event is written even where its future was cancelled: an answer that nobody waits for
-        # any more has been paid for all the same.
         events = [waiting.event for waiting in batch]
+        # An event is written even where its future was cancelled: an answer that nobody waits for
+        # any more has been paid for all the same. Only the future is left out.
         futures = [
             waiting.written for waiting in batch if waiting.written.set_running_or_notify_cancel()
         ]
@@ -227,9 +245,9 @@ class Journal(JournalFile):
             with self._lock:
                 self._insert(events)
         except Exception as error:  # whatever it is, those who wait must get it
-            # Numbers are given in order: after a transaction that failed, none may follow.
+            # After a failed transaction nothing more is written, since numbers have no gaps.
             is_sqlite = isinstance(error, sqlite3.Error)
-            self._broken = self._write_error(error) if is_sqlite else error
+            self._broken = self._user_error(error) if is_sqlite else error
             for future in futures:
                 future.set_exception(self._broken)
             return

@@ -16,7 +16,7 @@ from slmjax.errors import UserError
 from slmjax.synthesize.journal_events import Event, open_body
 from slmjax.text.files import write_atomic
 
-# Errors that reading a damaged segment can raise.
+# Errors of zstandard, JSON and Event(...) for the bytes of a damaged segment.
 DAMAGE = (zstandard.ZstdError, ValueError, TypeError, RecursionError)
 
 
@@ -32,7 +32,10 @@ def list_segments(folder: epath.Path) -> list[epath.Path]:
 
 
 def segment_range(segment: epath.Path) -> tuple[int, int]:
-    """Return the numbers of a segment's first and last event, as its name has them."""
+    """Return the numbers of a segment's first and last event, which its name has.
+
+    Raises: UserError for a file with another name.
+    """
     numbers = re.fullmatch(r"events-(\d+)-(\d+)\.jsonl\.zst", segment.name)
     if not numbers:
         raise UserError(f"config.synthesize.copies: {segment} is no segment of a journal.")
@@ -57,7 +60,7 @@ def read_segment(segment: epath.Path) -> list[Event]:
 
 
 def write_segment(folder: epath.Path, events: list[Event]) -> None:
-    """Write events, which follow each other, as one segment."""
+    """Write events with consecutive numbers as one segment."""
     lines = "".join(json.dumps(event) + "\n" for event in events)
     # The checksum lets a reader notice damage that would still decompress.
     compressor = zstandard.ZstdCompressor(write_checksum=True)
@@ -73,11 +76,14 @@ def damaged_segment(segment: epath.Path, error: Exception) -> UserError:
 class SegmentCopier:
     """A thread that copies new events every `every` seconds, and once more when it is closed.
 
+    Events of a copy that failed are part of the next one.
+
     Args:
+      folder: gets the segments.
       copied: number of the last event that the folder has.
-      events_after: returns all events with a larger number.
-      report_failure: called with the error of a copy that failed. Of failures in a row it gets the
-        first, and the one at the end; what was not copied is part of the next segment.
+      events_after: called with a number, returns all events with a larger one, in order.
+      report_failure: called with the error of a copy that failed: the first of several in a row,
+        and that of the last copy, in `close`.
     """
 
     def __init__(
@@ -103,9 +109,11 @@ class SegmentCopier:
         self._thread.join()
 
     def _copy_until_closed(self) -> None:
-        closing, failing = False, False
+        closing = False
+        failing = False  # whether the copy before failed
         while not closing:
-            # Read before copying: events that were written before `close` are in the last copy.
+            # Waits for `close`, but only until the next copy is due; then it returns False. This
+            # stands before the copy, so that the last copy has all events from before `close`.
             closing = self._closing.wait(self._every)
             try:
                 self._copy()

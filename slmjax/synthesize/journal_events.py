@@ -1,4 +1,4 @@
-"""Events of the journal: their fields, their checksums and the SQL that stores them."""
+"""Events of the journal: their fields, their checksums and the SQL that stores and checks them."""
 
 import json
 import zlib
@@ -15,7 +15,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_end ON events (request) WHERE request IS N
 # One value for each field of Event.
 INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
-# A request counts with its actual cost, or with its reservation while it has no end.
+# The tokens and dollars that count as spent. A request counts with its actual cost, which is in the
+# event that ends it, or with its reservation while it has no end.
 SPENT = """
 SELECT COALESCE(SUM(COALESCE(ends.tokens, asked.tokens)), 0),
   COALESCE(SUM(COALESCE(ends.cost, asked.cost)), 0.0)
@@ -23,8 +24,8 @@ FROM events AS asked LEFT JOIN events AS ends ON ends.request = asked.n
 WHERE asked.kind = 'request'
 """
 
-# The first invalid event: a field of another type, an end without its request, or a body that is
-# not JSON. What is in a body is checked where it is read.
+# The number of an invalid event, if there is one: a field of another type, an end without its
+# request, or a body that is not JSON. `open_body` checks what is in a body.
 INVALID = """
 SELECT n FROM events WHERE
   typeof(time) NOT IN ('real', 'integer') OR typeof(key) != 'text' OR typeof(body) != 'text'
@@ -43,7 +44,7 @@ CHECKED = "SELECT n, json_extract(body, '$.row'), kind, key, request, tokens, co
 
 
 class Event(NamedTuple):
-    """A row of the journal."""
+    """A row of the journal, its fields in the order of the table's columns."""
 
     n: int  # counts from 1, without a gap
     time: float  # seconds since 1970
@@ -52,7 +53,8 @@ class Event(NamedTuple):
     request: int | None  # number of the request that this event ends; None for a request
     tokens: int  # of a request: reserved; of an answer or fault: used
     cost: float  # dollars, reserved or used in the same way
-    # A JSON object. On disk it also holds "crc32", its own checksum, and "row", that of the fields.
+    # A JSON object. On disk it also holds "crc32", the checksum of the rest of the body, and "row",
+    # the checksum of the other fields (see `fields_checksum`).
     body: str
 
 
@@ -63,7 +65,7 @@ def fields_checksum(kind: str, key: str, request: int | None, tokens: int, cost:
 
 
 def seal_body(body: dict[str, Any], checksum: int) -> str:
-    """Return a body as it is stored, with its own checksum and the checksum of the fields."""
+    """Return a body as it is stored: JSON with its own checksum and the given one of the fields."""
     return json.dumps({**body, "crc32": _body_checksum(body), "row": checksum})
 
 

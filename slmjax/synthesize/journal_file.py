@@ -1,4 +1,4 @@
-"""The SQLite file of a journal: held by one process, checked when it is opened, written whole."""
+"""The SQLite file of a journal: locked by one process, with all checks and error messages."""
 
 import sqlite3
 import threading
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError
-from slmjax.synthesize import journal_events as stored
+from slmjax.synthesize import journal_events
 from slmjax.synthesize.journal_events import Event
 
 FILE = "journal.sqlite"
@@ -15,10 +15,11 @@ FILE = "journal.sqlite"
 class JournalFile:
     """The table of events in a folder on a local disk, locked until the process ends.
 
-    Several threads may use it; `_lock` is held while one of them uses the connection.
+    Several threads may use it; `_lock` is held while one of them uses the connection. `_insert`
+    leaves the lock to its caller.
 
     Args:
-      restorable: the events have copies, which an error about damage points to.
+      restorable: whether the events have copies, which an error about damage then mentions.
     Raises: UserError for a remote folder, a journal that another process holds, or a full disk.
     """
 
@@ -35,9 +36,12 @@ class JournalFile:
         self._db = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
+        """Open and lock the file, and create the table if it is missing."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # check_same_thread: self._lock lets one thread at a time use the connection.
+            # isolation_level None: transactions begin and end where the code says so.
+            # check_same_thread False: self._lock lets one thread at a time use the connection.
+            # timeout 0: a file that another process holds is an error at once.
             database = sqlite3.connect(
                 self.file, isolation_level=None, check_same_thread=False, timeout=0
             )
@@ -47,9 +51,9 @@ class JournalFile:
             # A write-ahead log is flushed once for each transaction; FULL waits for the disk.
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
-            database.executescript(stored.TABLES)
+            database.executescript(journal_events.TABLES)
         except (sqlite3.Error, OSError) as error:
-            raise self._write_error(error) from error
+            raise self._user_error(error) from error
         return database
 
     def _last_number(self) -> int:
@@ -61,39 +65,40 @@ class JournalFile:
         verdict = self._query("PRAGMA integrity_check(1)")[0][0]
         if verdict != "ok":
             raise self._damaged(verdict.replace("\n", " "))
-        invalid = self._query(stored.INVALID)
+        invalid = self._query(journal_events.INVALID)
         if invalid:
             raise self._damaged(f"event {invalid[0][0]} is invalid")
-        for n, checksum, *fields in self._query(stored.CHECKED):
+        for n, checksum, *fields in self._query(journal_events.CHECKED):
             # The first version of the journal wrote no checksums.
-            if checksum is not None and checksum != stored.fields_checksum(*fields):
+            if checksum is not None and checksum != journal_events.fields_checksum(*fields):
                 raise self._damaged(f"event {n} is not what was written")
 
-    def _query(self, question: str, *values: Any) -> list[tuple]:
-        """Return the rows of a question. Raises: UserError where the file is damaged."""
+    def _query(self, sql: str, *values: Any) -> list[tuple]:
+        """Return the rows of a SELECT or PRAGMA. Raises: UserError for an error of SQLite."""
         try:
             with self._lock:
-                return self._db.execute(question, values).fetchall()
+                return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise self._write_error(error) from error
+            raise self._user_error(error) from error
 
-    def _opened(self, event: Event) -> dict[str, Any]:
+    def _open_body(self, event: Event) -> dict[str, Any]:
         """Return an event's body without the checksums. Raises: UserError where it is damaged."""
         try:
-            return stored.open_body(event)
+            return journal_events.open_body(event)
         except ValueError as error:
             raise self._damaged(str(error)) from error
 
     def _insert(self, events: list[Event], copied: bool = False) -> None:
-        """Write events, all or none.
+        """Write events in one transaction, all or none. The caller holds `_lock`, or is alone.
 
-        Raises: ValueError where they come from a copy and one of them is invalid.
+        Raises: ValueError where the events are `copied` and the journal then has an invalid one;
+          sqlite3.Error where SQLite refuses them.
         """
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._db.executemany(stored.INSERT, events)
+            self._db.executemany(journal_events.INSERT, events)
             if copied:
-                invalid = self._db.execute(stored.INVALID).fetchone()
+                invalid = self._db.execute(journal_events.INVALID).fetchone()
                 if invalid:
                     raise ValueError(f"event {invalid[0]} is invalid")
             self._db.execute("COMMIT")
@@ -103,23 +108,25 @@ class JournalFile:
             raise
 
     def _damaged(self, damage: str) -> UserError:
+        """Return the error for a damaged file."""
         advice = "name another folder"
         if self._restorable:
             advice = "move it away, and it is restored from config.synthesize.copies"
         return UserError(f"config.synthesize.journal: {self.file} is damaged ({damage}); {advice}.")
 
-    def _write_error(self, error: Exception) -> UserError:
-        """Return what an error of SQLite means for the user."""
+    def _user_error(self, error: Exception) -> UserError:
+        """Return the error for the user that an error of SQLite or of the system means."""
         text = str(error)
         if "locked" in text:
             return UserError(
                 f"config.synthesize.journal: another process writes {self.file}; wait for it, or "
                 "choose another work directory."
             )
-        # SQLite has no error of its own for damage: it is what none of the usual errors explains.
+        # Python has no exception for a damaged file: it raises a plain DatabaseError, or one of its
+        # usual subclasses with such words.
         usual = (sqlite3.OperationalError, sqlite3.IntegrityError)
         unusual = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, usual)
-        if unusual or any(word in text for word in ("decode", "no such column", "malformed")):
+        if unusual or any(words in text for words in ("decode", "no such column", "malformed")):
             return self._damaged(text)
         if "full" in text or "disk I/O" in text:
             advice = "free some space and start again: nothing that was answered before is lost"

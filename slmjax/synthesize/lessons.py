@@ -34,12 +34,12 @@ def _lesson(parts: dict[str, list[str]]) -> Lesson:
 _FILE = resources.files(__package__) / "lessons.json"
 _SENTENCES = json.loads(_FILE.read_text("utf-8"))
 
-# First sentences of a document for each audience of plan.AUDIENCES.
+# {audience of plan.AUDIENCES: sentences, one of which begins a document}.
 GREETINGS: dict[str, tuple[str, ...]] = {
     audience: tuple(sentences) for audience, sentences in _SENTENCES["greetings"].items()
 }
-# Last sentences of a section.
+# Sentences, one of which ends a section.
 CLOSINGS: tuple[str, ...] = tuple(_SENTENCES["closings"])
 
-# The lesson of each kind of problem in subjects.KINDS.
+# {kind of problem in subjects.KINDS: its lesson}.
 LESSONS: dict[str, Lesson] = {kind: _lesson(parts) for kind, parts in _SENTENCES["lessons"].items()}

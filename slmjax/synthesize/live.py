@@ -15,9 +15,14 @@ PRINTED = 30.0  # seconds between two plain lines
 
 
 class StatusLine:
-    """Documents, tokens a second, accepted share, cost and time left.
+    """A line with documents, tokens a second, accepted share, cost, time left and failures.
 
-    Call it with the tally after every answer; it draws or prints as often as a person can read.
+    Call it with the tally after every answer or fault; it shows the line as often as a person can
+    read. A context manager: on a terminal the live line is there while the block runs.
+
+    Args:
+      console: where the line is shown; None for the standard output.
+      clock: seconds, on the clock of `Tally.hold`.
     """
 
     def __init__(
@@ -25,29 +30,32 @@ class StatusLine:
     ):
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._clock = clock
-        self._start = self._shown = clock()
-        self._hold = self._start  # the latest end of a wait that was shown
+        self._start = clock()
+        self._last_shown = self._start
+        self._shown_hold = self._start  # the latest `Tally.hold` that was shown
         self._live: Live | None = None
         if self._console.is_terminal:
+            # transient: the line disappears at the end, before the summary.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __call__(self, tally: Tally) -> None:
         now = self._clock()
         interval = DRAWN if self._live else PRINTED
-        # A long wait is shown at once, and only once, though many requests report it.
-        long_wait = tally.hold - max(now, self._hold) > PRINTED
-        if now - self._shown < interval and not long_wait:
+        # A long wait is shown at once, but only once: many requests report the same wait.
+        long_wait = tally.hold - max(now, self._shown_hold) > PRINTED
+        if now - self._last_shown < interval and not long_wait:
             return
-        self._shown = now
-        self._hold = max(self._hold, tally.hold)
+        self._last_shown = now
+        self._shown_hold = max(self._shown_hold, tally.hold)
         if self._live:
             self._live.update(Text(self.text(tally), style="bold"), refresh=True)
         else:
             self._console.print(self.text(tally))
 
     def text(self, tally: Tally) -> str:
-        """Return the line, for instance
-        "1,204/4,000 documents  3.1k tokens/s  97.2 % accepted  $0.42  5 min 10 s left".
+        """Return the line.
+
+        Such as "1,204/4,000 documents  3.1k tokens/s  97.2 % accepted  $0.42  5 min 10 s left".
         """
         seconds = max(self._clock() - self._start, 1e-9)
         parts = [
@@ -59,10 +67,11 @@ class StatusLine:
             parts.append(f"{percent(tally.accepted / judged)} accepted")
         if tally.cost:
             parts.append(f"${tally.cost:.2f}")
-        done = tally.settled - tally.known
-        left = tally.total - tally.settled
-        if done and left > 0:
-            parts.append(f"{duration(left * seconds / done)} left")
+        # Requests that an earlier start answered took no time in this one.
+        settled_now = tally.settled - tally.known
+        remaining = tally.total - tally.settled
+        if settled_now and remaining > 0:
+            parts.append(f"{duration(remaining * seconds / settled_now)} left")
         failed = sum(tally.faults.values())
         if failed:
             parts.append(f"{failed:,} requests failed{self._last_failure(tally)}")
@@ -78,6 +87,7 @@ class StatusLine:
             self._live.stop()
 
     def _last_failure(self, tally: Tally) -> str:
+        """Return the reason of the last failure and how long the teacher asks to wait, or ""."""
         words = f" (the last: {tally.last_fault})" if tally.last_fault else ""
         wait = tally.hold - self._clock()
         if wait > 1:

@@ -9,12 +9,12 @@ from slmjax.errors import UserError, nearest
 from slmjax.synthesize.chat_completion import parse_answer
 from slmjax.synthesize.plan import Item
 from slmjax.synthesize.provider_errors import Complaint, error_words, retry_after, shortened
-from slmjax.synthesize.teachers import Answer, TeacherFault, TeacherRequest, TeacherSampling
+from slmjax.synthesize.teachers import Answer, SamplingTeacher, TeacherFault, TeacherRequest
 
 OWN_URL = "https://api.openai.com/v1"
 # Most bytes of an answer's body: 400,000 tokens at 10 bytes each (JSON escapes).
 MAX_BYTES = 4_000_000
-# Parameters that are sent. config.synthesize.names says what the endpoint calls them.
+# The parameters of a request. An endpoint may call them otherwise (config.synthesize.names).
 NAMES = ("max_tokens", "temperature", "top_p", "seed")
 # Statuses with which an endpoint refuses every request, and what the user should check then.
 REFUSED = {
@@ -23,17 +23,23 @@ REFUSED = {
     403: "OPENAI_API_KEY and what it may use",
     404: "config.synthesize.base_url, model and OPENAI_API_KEY",
 }
-# Client errors that may pass: request timeout, conflict, too early.
+# Client errors after which the same request may succeed: request timeout, conflict, too early.
 PASSING = (408, 409, 425)
+MODELS_SHOWN = 8  # most models that an error message lists
 
 
-class OpenAITeacher(TeacherSampling):
+class OpenAITeacher(SamplingTeacher):
     """A model of an OpenAI-compatible endpoint; the key is $OPENAI_API_KEY.
 
     Args:
+      model: as the endpoint names it.
       base_url: "" for OpenAI's own; "http://127.0.0.1:8000/v1" for a server such as vLLM.
+      sampling: {"max_tokens", "temperature", "top_p"}.
+      seed: of the run; each request gets a seed of its own from it.
       timeout: seconds for one answer, from the request to the last byte.
-      names: {parameter of NAMES: what the endpoint calls it, "" where it takes none}.
+      licence: note on every document; "" for one that names the model.
+      names: {parameter of NAMES: what the endpoint calls it, "" where it does not take it}; the
+        other parameters keep their names.
     Raises: UserError where the package or the key is missing, or the address is not valid.
     """
 
@@ -76,8 +82,8 @@ class OpenAITeacher(TeacherSampling):
 
     def parameters(self, item: Item) -> dict[str, Any]:
         parameters = super().parameters(item)
-        for name, called in self._names.items():
-            if called == "":
+        for name, sent_name in self._names.items():
+            if sent_name == "":
                 parameters.pop(name, None)
         return parameters
 
@@ -99,7 +105,7 @@ class OpenAITeacher(TeacherSampling):
         try:
             return await self._read_body(request)
         except openai.APIStatusError as error:
-            # OpenAI reports missing credit as 429, with which the run would go on and wait.
+            # OpenAI reports missing credit as 429 (a rate limit), after which a run would wait.
             status = 402 if error.code == "insufficient_quota" else error.status_code
             words = error_words(error.body) or shortened(str(error.message))
             if status == 404:
@@ -110,11 +116,15 @@ class OpenAITeacher(TeacherSampling):
             raise TeacherFault(f"no answer in {self._timeout:g} s") from error
         except (openai.APIConnectionError, httpx2.RequestError) as error:
             if isinstance(error.__cause__, httpx2.ConnectError):
-                # Nothing was sent, so that nothing was paid for.
+                # (0, 0) tokens: nothing was sent, so that nothing was paid for.
                 raise TeacherFault(f"no connection to {self._url}", (0, 0)) from error
             raise TeacherFault("the connection was cut") from error
 
     async def _read_body(self, request: TeacherRequest) -> bytes:
+        """Send a request and return the whole body of the response.
+
+        Raises: TeacherFault for a body of more than MAX_BYTES, and the client's errors.
+        """
         messages = [{"role": "user", "content": request.prompt}]
         parameters = {}
         for name, value in request.parameters.items():
@@ -144,11 +154,12 @@ class OpenAITeacher(TeacherSampling):
             return ""
         if not names:
             return ""
-        more = ", ..." if len(names) > 8 else ""
-        return f" The endpoint serves {', '.join(names[:8])}{more}.{nearest(self.model, names)}"
+        shown = ", ".join(names[:MODELS_SHOWN])
+        more = ", ..." if len(names) > MODELS_SHOWN else ""
+        return f" The endpoint serves {shown}{more}.{nearest(self.model, names)}"
 
     def _fault(self, status: int, words: str, wait: float = 0.0) -> TeacherFault:
-        """Return what an error means for the request, its tokens and the run.
+        """Return the fault that an error of the endpoint means.
 
         Args:
           status: HTTP status; 0 where it is not known.
@@ -156,8 +167,8 @@ class OpenAITeacher(TeacherSampling):
           wait: seconds that it asks to wait.
         """
         reason = f"HTTP {status}: {words}" if status else f"error: {words}"
-        # Only errors that may pass can come after the model has begun to write; the others cost
-        # nothing.
+        # (0, 0) tokens: the endpoint refused the request before the model wrote anything. After the
+        # last kind of error the model may have begun to write, so that the tokens are not known.
         if status in REFUSED:
             ends = (
                 f"config.synthesize: {self._url} refuses model '{self.model}' ({reason}); "
@@ -172,7 +183,10 @@ class OpenAITeacher(TeacherSampling):
 
 
 def _key_of_the_environment(base_url: str) -> str:
-    """Return OPENAI_API_KEY. Raises: UserError where it is not valid, or OpenAI's own needs it."""
+    """Return $OPENAI_API_KEY, or "" where a server with a `base_url` may need none.
+
+    Raises: UserError where it is not ASCII, and where it is missing for OpenAI's own endpoint.
+    """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key.isascii():
         raise UserError("OPENAI_API_KEY holds characters that no key has; set it again.")
@@ -188,14 +202,14 @@ def _check_address(base_url: str) -> None:
     """Raise UserError for a base_url that no client can use."""
     if not base_url:
         return
-    field = f"config.synthesize.base_url is '{base_url}'"
-    scheme, separator, place = base_url.partition("://")
+    setting = f"config.synthesize.base_url is '{base_url}'"
+    scheme, separator, host_and_path = base_url.partition("://")
     if not separator:
-        raise UserError(f"{field}; it has no scheme. Did you mean 'http://{base_url}'?")
-    blank = any(map(str.isspace, place))
-    if scheme not in ("http", "https") or not place.strip("/") or blank:
-        raise UserError(f"{field}; expected an address such as http://127.0.0.1:8000/v1.")
+        raise UserError(f"{setting}; it has no scheme. Did you mean 'http://{base_url}'?")
+    has_blanks = any(map(str.isspace, host_and_path))
+    if scheme not in ("http", "https") or not host_and_path.strip("/") or has_blanks:
+        raise UserError(f"{setting}; expected an address such as http://127.0.0.1:8000/v1.")
     for ending in ("/chat/completions", "/completions"):
         if base_url.rstrip("/").endswith(ending):
             root = base_url.rstrip("/").removesuffix(ending)
-            raise UserError(f"{field}; the client adds {ending}. Did you mean '{root}'?")
+            raise UserError(f"{setting}; the client adds {ending}. Did you mean '{root}'?")

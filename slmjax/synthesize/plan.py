@@ -1,6 +1,6 @@
 """The plan of a run: which documents are asked for, and the prompt of each.
 
-A document is an item (topic x audience x format x seed passage), a function of seed and number.
+A document that is asked for is an item: topic, audience, format, problems and seed passage.
 """
 
 import hashlib
@@ -41,6 +41,7 @@ FORMATS = {
         "the end. Write at least six turns."
     ),
 }
+# How a prompt describes each audience, after "Write for".
 AUDIENCES = {
     "children": "children of about nine, in short sentences and plain words",
     "students": "school students of about fifteen, who know the basics",
@@ -49,8 +50,9 @@ AUDIENCES = {
 }
 # Problems in a document of each format; `reasoning` has one, so that its steps can be many.
 PROBLEMS = {"section": 2, "problems": 4, "reasoning": 1, "faq": 3, "table": 4, "dialogue": 2}
-MOST_PROBLEMS = 10  # more than any document has
-PASSAGE_CHARACTERS = 800  # of a seed passage in a prompt
+# Numbers of problems that each item has for itself; more than any value of PROBLEMS.
+PROBLEM_STRIDE = 10
+PASSAGE_CHARACTERS = 800  # most of a seed passage in a prompt
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,23 @@ class Item:
     aspect: str  # one of subjects.ASPECTS
     audience: str  # a key of AUDIENCES, or the user's own description
     format: str  # a key of FORMATS
-    kind: str  # of its problems, a key of subjects.KINDS; "" where the topic has none
-    problems: tuple[Passage, ...]  # which the document must hold, in this order
-    passage: str  # text from which ideas are taken; "" without one
+    kind: str  # the topic's kind of problem, a key of subjects.KINDS; "" where it has none
+    problems: tuple[Passage, ...]  # which the document must hold, in this order; may be empty
+    passage: str  # a seed passage, a text from which ideas are taken; "" without one
 
 
 class DocumentPlan:
-    """The items of a run, for any number: more documents leave the earlier ones as they are.
+    """The items of a run. There are any number; asking for more leaves the earlier ones unchanged.
 
     A cycle goes through all combinations of topic, audience and format once, in an order of its
-    own, so that each comes up equally often. An item's aspect and its passage are drawn.
+    own, so that each comes up equally often. An item's aspect and its passage are drawn at random.
 
     Args:
+      seed: of the run; decides every item.
+      topics, audiences, formats: what Item has in the fields of these names.
       passages: texts of which a piece is put into each prompt; empty for none.
-      solved: draw problems for every format of a topic that has some, not only for problem sets
-        and reasoning.
+      solved: draw problems for every format of a topic that has a kind of problem, not only for
+        problem sets and reasoning.
     """
 
     def __init__(
@@ -94,11 +98,12 @@ class DocumentPlan:
         self.solved = solved
         self.combinations = list(itertools.product(topics, audiences, formats))
         self._kinds = {topic: kind for kind, topic in subjects.KINDS.items()}
-        self._cycle = -1  # whose order `_order` is
+        # The cycle that was asked for last, and its order of the combinations.
+        self._cycle = -1
         self._order: list[int] = []
 
     def item(self, number: int) -> Item:
-        """Return the item of a number, 0-based: a pure function of seed and number."""
+        """Return the item of a number, 0-based; it depends only on number and arguments."""
         cycle, place = divmod(number, len(self.combinations))
         topic, audience, form = self.combinations[self._order_of(cycle)[place]]
         # The order of draws is part of the plan: another order would change every prompt.
@@ -110,7 +115,7 @@ class DocumentPlan:
         return Item(number, topic, aspect, audience, form, kind, problems, seed_passage)
 
     def _order_of(self, cycle: int) -> list[int]:
-        """Return the combinations of a cycle in its own order."""
+        """Return the positions of the combinations, in the order of a cycle."""
         # Items are asked for in order, so that keeping the last cycle is enough.
         if cycle != self._cycle:
             order = list(range(len(self.combinations)))
@@ -119,21 +124,23 @@ class DocumentPlan:
         return self._order
 
     def _problems(self, kind: str, form: str, number: int) -> tuple[Passage, ...]:
+        """Return the problems of an item; none where its topic or its format has none."""
         if not kind or not (self.solved or form in ("problems", "reasoning")):
             return ()
-        # The stride is more than any document has, so that no two documents share a problem.
-        first = MOST_PROBLEMS * number
+        # Numbers of their own, so that no two documents share a problem.
+        first = PROBLEM_STRIDE * number
         numbers = range(first, first + PROBLEMS[form])
         return tuple(passage(kind, index, seed=self.seed, split="train") for index in numbers)
 
 
 def prompt(item: Item) -> str:
     """Return the prompt for a teacher that follows instructions; a function of the item alone."""
-    *area, topic = item.topic.split(" > ")
-    place = f" (in {', '.join(reversed(area))})" if area else ""
+    # "mathematics > algebra > equations" becomes "equations (in algebra, mathematics)".
+    *parents, topic = item.topic.split(" > ")
+    context = f" (in {', '.join(reversed(parents))})" if parents else ""
     lines = [
         FORMATS[item.format],
-        f"The topic is {topic}{place}.",
+        f"The topic is {topic}{context}.",
         f"Write for {AUDIENCES.get(item.audience, item.audience)}.",
     ]
     if len(item.problems) > 1:
@@ -162,10 +169,13 @@ def opening(item: Item) -> str:
 
 
 def key(model: str, text: str, parameters: dict) -> str:
-    """Return the hash by which a request is known: of model, prompt and parameters.
+    """Return the hash that identifies a request: of model, prompt and parameters.
 
-    It depends on nothing else, so that a request that was paid for is known again after the code
-    has changed.
+    It depends on nothing else, so that a request that was paid for is recognised after a change of
+    the code.
+
+    Args:
+      text: the prompt.
     """
     identity = json.dumps([model, text, parameters], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
@@ -173,12 +183,13 @@ def key(model: str, text: str, parameters: dict) -> str:
 
 def _piece(text: str, rng: random.Random) -> str:
     """Return a piece of a text, from one blank to another, at most PASSAGE_CHARACTERS long."""
-    # The start is drawn from the whole text and then moved behind the next blank.
+    # The start is drawn from the whole text and then moved behind the next blank, to a whole word.
     start = rng.randrange(max(1, len(text) - PASSAGE_CHARACTERS))
     blank = text.find(" ", start)
     if start and blank >= 0:
         start = blank + 1
     piece = text[start : start + PASSAGE_CHARACTERS]
     whole_words = piece.rpartition(" ")[0].strip()
-    # A text without blanks, such as a Chinese one, is cut anywhere.
+    # A piece without blanks, such as a Chinese one, is cut anywhere. For a piece of blanks alone,
+    # the text's beginning is taken.
     return whole_words or piece.strip() or text[:PASSAGE_CHARACTERS].strip()

@@ -1,4 +1,4 @@
-"""Reads what a user gives to the plan: a file of topics, and texts for seed passages."""
+"""Reads the plan's two inputs: a file of topics, and texts for seed passages."""
 
 import os
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from slmjax.text.records import Document, Fault, Source
 from slmjax.text.source_files import list_files
 from slmjax.text.sources import parse_sources
 
-# Seed passages that are kept in memory, and characters of each.
-PASSAGES, PASSAGE_KEPT = 10_000, 20_000
+MOST_TEXTS = 10_000  # documents that are kept in memory for seed passages
+KEPT_CHARACTERS = 20_000  # from the beginning of each of them
 
 
 def read_topics(path: str) -> list[str]:
@@ -37,29 +37,31 @@ def read_topics(path: str) -> list[str]:
 
 
 def read_seeds(value: str) -> list[str]:
-    """Return texts for seed passages: the first documents of the sources.
+    """Return texts for seed passages: the first MOST_TEXTS documents of the sources, shortened.
 
     Args:
-      value: a file, folder or pattern, or several with names, as data.sources has them; "" for
-        none.
-    Raises: UserError for what cannot be read, and for a source most of whose records cannot be
-      used.
+      value: config.synthesize.passages: a file, folder or pattern, or several with names, as
+        data.sources has them; "" for none.
+    Raises: UserError for a source that cannot be read, has no record, or has more records that
+      cannot be used than documents.
     """
     texts: list[str] = []
     for source in parse_sources(value):
-        before, faults = len(texts), []
-        for place, record in _read_source(source):
+        earlier = len(texts)
+        faults = []
+        for file_name, record in _read_source(source):
             if isinstance(record, Document):
-                texts.append(record.text[:PASSAGE_KEPT])
+                texts.append(record.text[:KEPT_CHARACTERS])
             else:
-                faults.append(f"{place} line {record.line}: {record.reason}: {record.detail}")
-            if len(texts) == PASSAGES:
+                faults.append(f"{file_name} line {record.line}: {record.reason}: {record.detail}")
+            if len(texts) == MOST_TEXTS:
                 return texts
-        _check_usable(source.name, len(texts) - before, faults)
+        _check_usable(source.name, len(texts) - earlier, faults)
     return texts
 
 
 def _read_text(path: str) -> str:
+    """Return the text of the topics' file. Raises: UserError where it cannot be read."""
     try:
         # utf-8-sig: editors on Windows begin a file with a byte-order mark.
         return Path(os.path.expanduser(path)).read_text("utf-8-sig")
@@ -72,7 +74,8 @@ def _read_text(path: str) -> str:
 
 
 def _read_source(source: Source) -> Iterator[tuple[str, Document | Fault]]:
-    """Yield (name of the file, document or fault); errors name the field of the config."""
+    """Yield (name of the file, document or fault) for every record of a source."""
+    # Errors show the source's name, which here begins with the field of the config.
     source = replace(source, name=f"config.synthesize.passages.{source.name}")
     for file in list_files(source):
         for record in read_documents(file, source):

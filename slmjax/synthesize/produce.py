@@ -1,15 +1,16 @@
 """Ask a teacher for many documents at once. No paid answer is lost, and none is paid for twice.
 
 `concurrent` workers share one iterator of requests. A worker takes a request and makes attempts,
-until one is answered or another would be in vain; then it takes the next. An attempt keeps
-invariants of its own (attempts.py). Two more hold for the whole:
+until one is answered or another would not help; then it takes the next. A run may take several
+starts of the same command. An attempt keeps invariants of its own (attempts.py). Two more hold for
+the whole run:
 
 1. A request counts once in `Tally.settled`: as known, accepted or rejected. A request that the
    budget or a signal prevented does not count, and the next start asks for it.
-2. After the first signal no attempt starts, and no wait goes on; open attempts are still answered.
+2. After the first signal no attempt starts, and every wait ends; open attempts are still answered.
    After an error open attempts are cancelled, and stay counted as reserved.
 
-All of it runs in one event loop, so that code between two awaits needs no lock.
+Everything runs in one event loop, so that code between two awaits needs no lock.
 """
 
 import asyncio
@@ -39,19 +40,19 @@ LIMIT_PATIENCE = 10  # retries after a rate limit (429), for each retry after a 
 
 @dataclass
 class Tally:
-    """Counts of a run so far, for the person who waits and for the last lines."""
+    """Counts of a run so far, for the status line (live.py) and the summary at the end."""
 
     total: int  # requests of the run
     settled: int = 0  # requests that need no further attempt: known, accepted or rejected
     known: int = 0  # answered in an earlier start
     accepted: int = 0  # in this start
     rejected: int = 0  # in this start, with requests that were given up
-    tokens: int = 0  # of the answers of this start
+    tokens: int = 0  # of the answers of this start, without their prompts
     cost: float = 0.0  # dollars that count as spent in all starts
     spent: bool = False  # the run stopped because the budget is spent
     signal: int = 0  # the run stopped because of this signal; 0 without one
-    faults: dict[str, int] = field(default_factory=dict)  # failed attempts by reason
-    last_fault: str = ""  # its reason
+    faults: dict[str, int] = field(default_factory=dict)  # failed attempts of this start by reason
+    last_fault: str = ""  # reason of the last failed attempt
     hold: float = 0.0  # time.monotonic() until which the teacher asks to wait
 
 
@@ -71,7 +72,11 @@ async def produce(
 ) -> Tally:
     """Ask for every request that has no answer in the journal; close the teacher at the end.
 
+    It ends early where the budget is spent, and at the first SIGINT or SIGTERM.
+
     Args:
+      requests: all requests of the run; those with an answer are skipped.
+      budget: for this and all earlier starts.
       tally: is counted up and returned.
       price: dollars for a million tokens of prompts and of answers.
       per_minute: most attempts a minute; 0 for no limit.
@@ -126,7 +131,7 @@ class _Workers:
     report: Callable[[Tally], None]
     stop: asyncio.Event
     pace: Pace
-    unusable: int = 0  # rejected answers; tally.rejected counts given up requests, too
+    unusable: int = 0  # rejected answers; tally.rejected also counts requests that were given up
     failures_in_a_row: int = 0  # failed attempts since the last answer, rate limits left out
 
     async def work(self, remaining: Iterator[TeacherRequest]) -> None:
@@ -134,7 +139,8 @@ class _Workers:
         for request in remaining:
             if self.stop.is_set():
                 return
-            # The key is a hash of all that the answer depends on: it was paid for before.
+            # The key is a hash of everything that an answer depends on, so that an answer with the
+            # same key is the one to this request.
             if request.key in self.attempts.journal.answered:
                 self.tally.settled += 1
                 self.tally.known += 1
@@ -146,7 +152,10 @@ class _Workers:
                 return
 
     async def settle(self, request: TeacherRequest) -> None:
-        """Make attempts until one is answered, another would be in vain, or `stop` is set."""
+        """Make attempts until one is answered, another would not help, or `stop` is set.
+
+        Raises: BudgetSpent where the budget has no room for another one.
+        """
         failures = limits = 0  # attempts that failed, and those that met a rate limit
         while True:
             await self.pace.turn()
@@ -167,7 +176,7 @@ class _Workers:
             else:
                 self.count_answer(request, answer)
                 return
-        # Given up. A request that `stop` interrupts is not: another start may have better luck.
+        # The request is given up. One that `stop` interrupted is not: the next start asks again.
         if not self.stop.is_set():
             self.tally.settled += 1
             self.tally.rejected += 1
@@ -187,7 +196,7 @@ class _Workers:
         self.report(tally)
         if fault.ends:
             raise UserError(fault.ends) from fault
-        if fault.limit:  # the teacher does answer
+        if fault.limit:  # the teacher is there, and only asks to wait
             return
         self.failures_in_a_row += 1
         if self.failures_in_a_row >= max(FAILED, 2 * self.concurrent):
@@ -224,8 +233,8 @@ class _Workers:
 
     async def back_off(self, fault: TeacherFault, attempts: int) -> None:
         """Wait before the next attempt: longer with each, and as long as the teacher asks."""
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
-        seconds = longest * random.uniform(0.5, 1.0)
-        if fault.limit:  # a limit of the server holds for all requests
+        doubled = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
+        seconds = doubled * random.uniform(0.5, 1.0)
+        if fault.limit:  # a rate limit holds for all requests together
             self.pace.hold(fault.wait)
         await self.pace.pause(max(fault.wait, seconds))

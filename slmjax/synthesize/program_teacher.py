@@ -1,8 +1,8 @@
 """The embedded teacher: it draws, solves and writes up problems, without model or network.
 
 Problems, working and answers are training passages of the embedded textbook
-(slmjax/textbook/passages.py). Each answer was computed in two ways, and the names, numbers and
-wordings that the textbook holds out are held out here too.
+(slmjax/textbook/passages.py). Names, numbers and wordings that the textbook holds out for its test
+questions do not appear here either.
 """
 
 import random
@@ -17,14 +17,14 @@ from slmjax.textbook.passages import VERSION, Passage
 
 # The second number counts changes of what this file and lessons.json write for the same seed.
 MODEL = f"slmjax-program-{VERSION}.1"
-# A text is a function of version and seed, so that its date is the date of the version.
+# The date of the version: a document depends on version and seed, not on when it is asked for.
 DATE = "2026-11-28"
 LICENCE = "written by slmjax's own program (Apache-2.0); holds no text of others"
-MAX_TOKENS = 4096  # more than any document has; the journal reserves as many
+MAX_TOKENS = 4096  # more than any document has; a request reserves as many
 
 
 class ProgramTeacher(Teacher):
-    """The embedded teacher. Tokens are estimated at four bytes each."""
+    """The embedded teacher. It counts one token for every four bytes of a document."""
 
     name, model, licence, date = "program", MODEL, LICENCE, DATE
 
@@ -55,7 +55,7 @@ def write_document(item: Item, seed: int) -> str:
 
 
 def working(problem: Passage) -> str:
-    """Return the lines between question and answer."""
+    """Return how a problem is solved: the lines between its question and its answer."""
     after_question = problem.text.removeprefix(problem.prompt + "\n")
     return after_question.removesuffix(f"\nAnswer: {problem.answer}.")
 
@@ -64,7 +64,7 @@ def worked_steps(problem: Passage) -> list[str]:
     """Return the working as single steps: sentences, equations and conclusions."""
     steps = []
     for sentence in re.split(r"(?<=\.) (?=[A-Z0-9])", working(problem)):
-        # Equations in a row, joined by commas or "and", and a conclusion after ", so".
+        # A sentence is split before each equation that follows a comma or "and", and before ", so".
         pieces = re.split(r",? and (?=\d+ [-+x/] \d+ =)|, (?=\d+ [-+x/] \d+ =)|, (?=so )", sentence)
         for piece in pieces:
             steps.append(piece[0].upper() + piece[1:].rstrip(".") + ".")
@@ -195,12 +195,12 @@ _FORMATS: dict[str, Callable[[Item, Lesson, random.Random], str]] = {
 
 
 def _introduction(item: Item, lesson: Lesson, rng: random.Random, sentences: int) -> str:
-    """Return so many of a lesson's ideas in their order, after a greeting of the audience."""
+    """Return a greeting of the audience and so many of the lesson's ideas, in their order."""
     parts = []
     if item.audience in GREETINGS:  # an audience that the user describes has none
         parts.append(rng.choice(GREETINGS[item.audience]))
-    drawn = rng.sample(range(len(lesson.ideas)), sentences)
-    parts += [lesson.ideas[place] for place in sorted(drawn)]
+    positions = rng.sample(range(len(lesson.ideas)), sentences)
+    parts += [lesson.ideas[position] for position in sorted(positions)]
     return " ".join(parts)
 
 

@@ -6,11 +6,11 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-SHOWN = 300  # characters of a provider's words that a message repeats
+SHOWN = 300  # most characters of a provider's words that an error message repeats
 MAX_WAIT = 600.0  # longest Retry-After that is honoured, in seconds
 
-# Parts of the names that providers give to errors, by HTTP status. The first match counts, so that
-# 400, whose parts are the most general, comes last.
+# {HTTP status: parts of the names that providers give to such errors}. The first match counts, so
+# that 400, whose parts are the most general, comes last.
 CODES = {
     401: ("api_key", "authentication", "unauthorized"),
     402: ("insufficient_quota", "insufficient_credits", "payment"),
@@ -38,18 +38,18 @@ class Complaint(Exception):
 
 
 def raise_complaint(data: Any) -> None:
-    """Raise the error that a parsed body reports, if it does so in one of the usual forms.
+    """Raise Complaint where a parsed body, or one choice of it, reports an error.
 
-    The forms: {"error": {...}} or {"error": "words"}, {"object": "error", ...}, a list of these,
-    and an object with neither "choices" nor "message", which is then no completion.
-    Raises: Complaint.
+    The usual forms are {"error": {...}}, {"error": "words"}, {"object": "error", ...} and a list of
+    these. An object with neither "choices" nor "message" is no completion, so that its words are
+    those of an error, too.
     """
     if isinstance(data, list):
         data = next((entry for entry in data if isinstance(entry, dict)), {})
     if not isinstance(data, dict):
         return
     error = data.get("error")
-    # Errors without the field "error" have their words and codes at the top.
+    # An error without the field "error" has its words and codes in the object itself.
     is_completion = "choices" in data or "message" in data
     if not error and (data.get("object") == "error" or not is_completion):
         error = data
@@ -65,8 +65,10 @@ def raise_complaint(data: Any) -> None:
 
 def status_of(code: Any) -> int:
     """Return the HTTP status that an error's code means: a number, or a name in CODES; else 0."""
-    if isinstance(code, int | float) or str(code).isdecimal():
-        return int(code) if 400 <= int(code) < 600 else 0
+    if isinstance(code, str) and code.isdecimal():
+        code = float(code)
+    if isinstance(code, int | float):  # infinity and NaN, which JSON can hold, are in no range
+        return int(code) if 400 <= code < 600 else 0
     name = str(code).lower()
     for status, parts in CODES.items():
         if any(part in name for part in parts):
@@ -90,7 +92,8 @@ def error_words(error: Any) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of a text in one line, without markup."""
+    """Return the beginning of a text in one line, without HTML."""
+    # Elements whose content a browser does not show, and all other tags.
     text = re.sub(r"(?s)<(script|style|head)\b.*?</\1>|<[^>]*>", " ", text)
     # Half a surrogate pair could be neither printed nor written.
     printable = text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Checks config.synthesize: which settings fit each other, and which names exist."""
+"""Checks config.synthesize: its names exist, and its settings fit each other."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from slmjax.synthesize.plan import AUDIENCES, FORMATS
 
 
 def check_settings(config: SynthesizeConfig) -> SynthesizeConfig:
-    """Return the settings as the stage reads them, the formats one by one.
+    """Return the settings with `formats` as a tuple of names.
 
-    Raises: UserError for settings that do not fit each other.
+    Raises: UserError for unknown names, and for settings that do not fit each other.
     """
     _check_fields_of_openai(config)
     _check_prices(config)
@@ -30,6 +30,7 @@ def chosen(field: str, value: str | Sequence[str], known: Sequence[str]) -> tupl
     """Return the names that a field of config.synthesize chooses among `known`.
 
     Args:
+      field: its name, for the error.
       value: the names in a sequence, or in a text with commas.
     Raises: UserError for an unknown name, and where there is none.
     """
@@ -47,7 +48,11 @@ def chosen(field: str, value: str | Sequence[str], known: Sequence[str]) -> tupl
 
 
 def _check_fields_of_openai(config: SynthesizeConfig) -> None:
-    """Raise UserError for invalid names, and for fields that the chosen teacher ignores."""
+    """Check the fields that only the teacher openai reads.
+
+    Raises: UserError where another teacher is chosen and one of them is set, and for invalid
+      config.synthesize.names.
+    """
     other_teacher = config.teacher != "openai"
     for field, value in (("base_url", config.base_url), ("model", config.model)):
         if value and other_teacher:
@@ -60,10 +65,10 @@ def _check_fields_of_openai(config: SynthesizeConfig) -> None:
             f"config.synthesize.passages: the teacher {config.teacher} reads no passages; leave "
             "them out, or take the teacher openai."
         )
-    for name, called in config.names.items():
-        if name not in NAMES or not isinstance(called, str):
+    for name, sent_name in config.names.items():
+        if name not in NAMES or not isinstance(sent_name, str):
             raise UserError(
-                f"config.synthesize.names: {name}={called!r}; expected what the endpoint calls "
+                f"config.synthesize.names: {name}={sent_name!r}; expected what the endpoint calls "
                 f"{', '.join(NAMES)} ('': it takes none).{nearest(name, NAMES)}"
             )
     if config.names.get("max_tokens") == "":

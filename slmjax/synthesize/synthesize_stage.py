@@ -1,7 +1,8 @@
 """The stage synthesize: a teacher writes a textbook, document by document.
 
-Every request and answer is journalled, so that the same command started again goes on: nothing
-that was paid for is lost or paid for again. The files are written anew from the journal each time.
+Every request and answer is journalled, so that the same command started again continues the run:
+nothing that was paid for is lost or paid for again. Each start writes all files anew from the
+journal.
 """
 
 import asyncio
@@ -32,13 +33,13 @@ from slmjax.synthesize.plan_inputs import read_seeds, read_topics
 from slmjax.synthesize.produce import Tally, produce
 from slmjax.synthesize.program_teacher import ProgramTeacher
 from slmjax.synthesize.synthesize_settings import check_settings
-from slmjax.synthesize.synthesize_summary import nothing_written, summary_lines
+from slmjax.synthesize.synthesize_summary import summary_lines, why_nothing_written
 from slmjax.synthesize.teachers import Answer, Teacher, TeacherRequest
 from slmjax.text.files import write_atomic
 
 
 class _Run(NamedTuple):
-    """A run of the stage."""
+    """What the steps of a run share."""
 
     folder: epath.Path  # the work directory
     settings: SynthesizeConfig
@@ -64,6 +65,7 @@ def run_synthesize(
     """Write documents/, rejects.jsonl, coverage.json and coverage.md into a work directory.
 
     Args:
+      process, processes: number of this process, and of all; only one process is allowed.
       init_from: with the teacher `checkpoint`, the work directory of the run whose model writes.
       trust: names of code that this checkpoint may name, see config.check_trust.
     Returns: 0, or 128 + signal where one ended it early.
@@ -82,24 +84,24 @@ def run_synthesize(
             "--init_from names the model of the teacher checkpoint; config.synthesize.teacher is "
             f"{settings.teacher}."
         )
-    planned = make_plan(config.seed, settings)
-    journal_folder, copies = _journal_places(workdir, settings)
+    plan = make_plan(config.seed, settings)
+    journal_folder, copies = _journal_folders(workdir, settings)
     teacher = make_teacher(config.seed, settings, init_from, trust)
     # The first line that writes: a mistake in the settings leaves nothing behind.
     journal = Journal(journal_folder, copies=copies)
-    run = _Run(epath.Path(workdir), settings, planned, teacher, journal)
+    run = _Run(epath.Path(workdir), settings, plan, teacher, journal)
     try:
         saved = configs.to_dict(config) | {"synthesize": dataclasses.asdict(settings)}
         write_atomic(run.folder / "config.json", saved)
-        tally = _ask(run)
+        tally = _ask_for_documents(run)
         figures = _write_files(run)
     finally:
         journal.close()
     for line in summary_lines(run.folder, settings, tally, figures):
         print(line)
     if not figures["documents"] and not tally.signal:
-        raise UserError(nothing_written(run.folder, settings, figures))
-    # As a shell reports a process that a signal ended.
+        raise UserError(why_nothing_written(run.folder, settings, figures))
+    # A shell, too, reports a process that a signal ended as 128 + signal.
     return 128 + tally.signal if tally.signal else 0
 
 
@@ -107,12 +109,15 @@ def make_plan(seed: int, settings: SynthesizeConfig) -> DocumentPlan:
     """Return the plan of a run.
 
     Raises: UserError for topics or passages that do not exist, and for topics that the embedded
-      teacher does not know; it knows those with problems alone.
+      teacher does not know.
     """
-    program = settings.teacher == "program"
-    known = tuple(subjects.KINDS.values())
-    topics = known if program and not settings.topics else read_topics(settings.topics)
-    if program:
+    is_embedded = settings.teacher == "program"
+    known = tuple(subjects.KINDS.values())  # the topics with a kind of problem
+    if is_embedded and not settings.topics:
+        topics = known
+    else:
+        topics = read_topics(settings.topics)
+    if is_embedded:
         for topic in topics:
             if topic not in known:
                 raise UserError(
@@ -126,7 +131,7 @@ def make_plan(seed: int, settings: SynthesizeConfig) -> DocumentPlan:
         audiences=settings.audiences,
         formats=settings.formats,
         passages=read_seeds(settings.passages),
-        solved=program,
+        solved=is_embedded,
     )
 
 
@@ -161,16 +166,23 @@ def make_teacher(
     )
 
 
-def requests(planned: DocumentPlan, teacher: Teacher, documents: int) -> Iterator[TeacherRequest]:
-    """Yield the requests of the first items of a plan."""
+def requests(plan: DocumentPlan, teacher: Teacher, documents: int) -> Iterator[TeacherRequest]:
+    """Yield a request to a teacher for each of the first items of a plan, in order.
+
+    Args:
+      documents: how many.
+    """
     for number in range(documents):
-        item = planned.item(number)
+        item = plan.item(number)
         text, parameters = teacher.prompt(item), teacher.parameters(item)
         yield TeacherRequest(key(teacher.model, text, parameters), text, parameters, item)
 
 
-def _journal_places(workdir: str, settings: SynthesizeConfig) -> tuple[str, str]:
-    """Return the journal's folder and the folder of its copies ("" for none)."""
+def _journal_folders(workdir: str, settings: SynthesizeConfig) -> tuple[str, str]:
+    """Return the journal's folder and the folder of its copies ("" for none).
+
+    Raises: UserError for a remote work directory without config.synthesize.journal.
+    """
     remote = "://" in workdir
     if remote and not settings.journal:
         raise UserError(
@@ -183,14 +195,18 @@ def _journal_places(workdir: str, settings: SynthesizeConfig) -> tuple[str, str]
     return settings.journal or str(epath.Path(workdir) / "journal"), copies
 
 
-def _ask(run: _Run) -> Tally:
-    """Ask for all documents. Raises: UserError, after the files of earlier answers are written."""
+def _ask_for_documents(run: _Run) -> Tally:
+    """Ask for all documents that have no answer yet.
+
+    Raises: UserError of `produce`, after the files are written from the answers so far.
+    """
     try:
-        return _in_a_loop(lambda: _produce(run))
+        return _run_coroutine(lambda: _produce(run))
     except UserError as error:
         answered = any(request.key in run.journal.answered for request in run.all_requests())
         documents = run.folder / "documents"
-        # Without an answer to these settings, the files of other settings are worth more than none.
+        # Without any answer to these settings the files would be empty. Documents that an earlier
+        # run with other settings wrote are better left there.
         if not answered and documents.exists():
             raise UserError(
                 f"{error} {documents} is what an earlier run with other settings wrote."
@@ -225,10 +241,14 @@ def _reason_to_reject(request: TeacherRequest, answer: Answer) -> str:
 
 
 def _write_files(run: _Run) -> dict[str, Any]:
-    """Write documents, rejects and the coverage report from the journal; return its figures."""
+    """Write documents, rejects and the coverage report from the journal.
+
+    Returns: the figures of coverage.json.
+    """
     writer = DocumentWriter(run.folder, run.settings.shard)
     checked = Counter(answers=0, equations=0, nothing=0)
 
+    # Writes each record when `coverage` asks for the next one, so that no list of them is held.
     def accepted() -> Iterator[dict[str, Any]]:
         for record in records(run.all_requests(), run.journal, run.teacher):
             writer.add(record)
@@ -239,10 +259,10 @@ def _write_files(run: _Run) -> dict[str, Any]:
     figures = coverage(accepted(), run.settings.documents)
     writer.close()
     tokens, dollars = run.journal.spent()
-    # The reason of most rejects is shown with the details of one of them.
-    most = max(writer.rejected, key=writer.rejected.get, default="")
+    # "why" is the most frequent reason, with the details of its first reject.
+    most_frequent = max(writer.rejected, key=writer.rejected.get, default="")
     figures |= {
-        "why": writer.examples.get(most, ""),
+        "why": writer.examples.get(most_frequent, ""),
         "rejected": dict(writer.rejected),
         "checked": dict(checked),
         "spent": {"tokens": tokens, "dollars": dollars},
@@ -252,10 +272,10 @@ def _write_files(run: _Run) -> dict[str, Any]:
     return figures
 
 
-def _in_a_loop(make: Callable[[], Coroutine[Any, Any, Tally]]) -> Tally:
-    """Return the result of a coroutine.
+def _run_coroutine(make: Callable[[], Coroutine[Any, Any, Tally]]) -> Tally:
+    """Run the coroutine that `make` returns in a new event loop, and return its result.
 
-    In a notebook, where a loop runs already, the coroutine gets a loop in another thread.
+    In a notebook, where this thread has a loop already, the new loop runs in another thread.
     """
     try:
         asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The last words of the stage synthesize: what it wrote, why it stopped, what to do next."""
+"""The last lines of the stage synthesize: what it wrote, why it stopped, what to do next."""
 
 from typing import Any
 
@@ -17,7 +17,8 @@ def summary_lines(
 
     Args:
       folder: the work directory.
-      figures: those of coverage.json.
+      tally: counts of this start.
+      figures: those of coverage.json, for all starts.
     """
     written = figures["documents"]
     rejected = sum(figures["rejected"].values())
@@ -48,8 +49,10 @@ def summary_lines(
     return lines
 
 
-def nothing_written(folder: epath.Path, settings: SynthesizeConfig, figures: dict[str, Any]) -> str:
-    """Return why a run has no document, with the words of the server where there are some."""
+def why_nothing_written(
+    folder: epath.Path, settings: SynthesizeConfig, figures: dict[str, Any]
+) -> str:
+    """Return an error message with the reason why a run has no document."""
     rejected = sum(figures["rejected"].values())
     if not rejected:
         return (
@@ -64,7 +67,7 @@ def nothing_written(folder: epath.Path, settings: SynthesizeConfig, figures: dic
 
 
 def _advice(reason: str, settings: SynthesizeConfig) -> str:
-    """Return which setting helps against a reason of rejects, or ""."""
+    """Return a clause that says which setting helps against a reason of rejects, or ""."""
     # A provider that rejects a parameter quotes its name.
     for name in NAMES:
         if any(quote + name + quote in reason for quote in "'\"`"):

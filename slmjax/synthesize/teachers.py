@@ -16,12 +16,12 @@ TEMPLATE_TOKENS = 64
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """A prompt with its parameters."""
+    """A request for one document: a prompt with its parameters."""
 
     key: str  # plan.key of model, prompt and parameters
     prompt: str
     parameters: dict[str, Any]  # "max_tokens" among them
-    item: Item
+    item: Item  # the document that is asked for
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,21 @@ class Answer:
 
     text: str
     finish: str  # "stop" for a whole answer, "length" for one that was cut, else why it ended
-    tokens: tuple[int, int] | None  # (of the prompt, of the answer); None where it does not say
+    # (of the prompt, of the answer); None where the teacher does not report them.
+    tokens: tuple[int, int] | None
 
 
 class TeacherFault(Exception):
-    """A request failed.
+    """An attempt at a request failed.
 
     Args:
+      reason: for rejects.jsonl and messages.
       tokens: (prompt, answer) that the failed request cost; None where only the teacher knows, so
         that everything that was reserved counts as spent.
       wait: seconds that the teacher asks to wait.
       again: whether the same request may succeed later.
-      limit: the teacher asks for fewer requests a minute; it does not refuse this one.
-      ends: error message with which the whole run ends, where no request can succeed; else "".
+      limit: whether the teacher only asks for fewer requests a minute.
+      ends: error message for the whole run, where no request can succeed; else "".
     """
 
     def __init__(
@@ -65,19 +67,19 @@ class TeacherFault(Exception):
 
 
 class Teacher:
-    """Base class of teachers."""
+    """Base class of teachers. A subclass sets the four attributes."""
 
     name = ""  # as config.synthesize.teacher has it
     model = ""  # part of every request's key
     licence = ""  # note on every document
-    date = ""  # when the texts were written; "" takes the time of each answer
+    date = ""  # when all its texts were written; "": each when it was answered
 
     def prompt(self, item: Item) -> str:
         """Return the text that is sent for an item."""
         return prompt(item)
 
     def parameters(self, item: Item) -> dict[str, Any]:
-        """Return everything else that the answer depends on, with "max_tokens"."""
+        """Return what an answer depends on apart from model and prompt, with "max_tokens"."""
         raise NotImplementedError
 
     async def ask(self, request: TeacherRequest) -> Answer:
@@ -88,16 +90,21 @@ class Teacher:
         """Close connections and end tasks."""
 
 
-class TeacherSampling(Teacher):
-    """A teacher that samples its answers; each item has a seed of its own."""
+class SamplingTeacher(Teacher):
+    """Base class of teachers that sample their answers; each item has a seed of its own.
+
+    Args:
+      sampling: parameters that all requests have, with "max_tokens".
+      seed: of the run.
+    """
 
     def __init__(self, sampling: Mapping[str, Any], seed: int):
         self._sampling = dict(sampling)
         self._seed = seed
 
     def parameters(self, item: Item) -> dict[str, Any]:
-        # The stride is longer than any plan, so that two runs share no seed. The remainder fits
-        # into the signed 32-bit integer of most endpoints.
+        # The factor is larger than the number of any item, so that runs with neighbouring seeds
+        # share none. The remainder fits into the signed 32-bit integer of most endpoints.
         seed = (self._seed * 1_000_003 + item.number) % 2**31
         return {**self._sampling, "seed": seed}
 
@@ -105,8 +112,8 @@ class TeacherSampling(Teacher):
 def reservation(request: TeacherRequest) -> tuple[int, int]:
     """Return the most tokens that a request can cost: (prompt, answer).
 
-    A prompt has at most as many tokens as bytes, whatever the tokenizer. A teacher that reports
-    more than this is believed; by so much the budget can be exceeded.
+    A prompt has at most as many tokens as bytes, whatever the tokenizer. Where a teacher reports
+    more tokens than this, the report counts, and the budget can be exceeded by the difference.
     """
     prompt_bytes = len(request.prompt.encode())
     return prompt_bytes + TEMPLATE_TOKENS, request.parameters["max_tokens"]

@@ -1,4 +1,4 @@
-"""The thoughts that a reasoning model writes before its answer, in the tags of the usual models."""
+"""Finds the thoughts that a reasoning model writes before its answer, by the usual models' tags."""
 
 import re
 
@@ -8,20 +8,20 @@ _CLOSING = re.compile(rf"</{_TAGS}>|◁/think▷|\[/THINK\]|<\|channel\|>final<\
 
 
 def without_thoughts(text: str) -> str:
-    """Return an answer without the thoughts before it; "" where there is nothing else.
+    """Return an answer without the thoughts before it; "" where it holds nothing else.
 
-    Thoughts inside the document stay, so that the checks find them there. A closing tag alone also
-    ends thoughts: some servers put the opening tag into the prompt.
+    Thoughts inside the document stay, so that the checks find them there.
     """
-    rest = text
-    while closing := _CLOSING.search(rest):
-        opening = _OPENING.search(rest, 0, closing.start())
-        if opening and rest[: opening.start()].strip():
-            return rest
-        rest = rest[closing.end() :].lstrip()
-    if _OPENING.match(rest.lstrip()):  # the answer was cut before the thoughts ended
+    document = text
+    while closing := _CLOSING.search(document):
+        opening = _OPENING.search(document, 0, closing.start())
+        if opening and document[: opening.start()].strip():  # the thoughts are inside the document
+            return document
+        # Also without an opening tag: some servers put it into the prompt.
+        document = document[closing.end() :].lstrip()
+    if _OPENING.match(document.lstrip()):  # the answer was cut before the thoughts ended
         return ""
-    return rest
+    return document
 
 
 def has_thoughts(document: str) -> bool:

@@ -41,7 +41,9 @@ class LanguageModeling:
         """Return the loss of `of_hidden` plus the terms of the layers, in nats."""
         hidden, out = model.forward(params, buffers, batch)
         loss = self.of_hidden(model, params, hidden, batch, totals)
-        return with_terms_of_layers(loss._replace(seen=out.seen), out, batch, totals)
+        # `of_hidden` does not see `out`, so its loss has no observations of buffers yet.
+        loss = loss._replace(seen=out.seen)
+        return with_terms_of_layers(loss, out, batch, totals)
 
     def of_hidden(
         self,
@@ -51,13 +53,14 @@ class LanguageModeling:
         batch: dict,
         totals: Totals,
     ) -> Loss:
-        """Return the loss of the model's hidden states.
+        """Return the loss of the model's hidden states, without the terms of the layers.
 
-        A subclass may add terms with `Loss.plus`, which needs `totals`.
+        A subclass may extend it and add terms with `Loss.plus`, which needs `totals`.
 
-        Terms: "loss" without the z-loss, "z" the mean squared logsumexp.
+        Terms: "loss", the cross-entropy without the z-loss; "z", the mean squared logsumexp.
         """
         weights = batch["weights"]
+        # total = nats + z_loss * squares
         total, nats, squares = weighted_nats(
             hidden,
             model.head(params),

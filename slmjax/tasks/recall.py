@@ -39,11 +39,12 @@ from slmjax.tasks.task import (
     with_terms_of_layers,
 )
 
+# Names of the metrics: while the model trains, and after the last step.
 VALIDATION, TEST = "eval/validation/accuracy", "eval/test/accuracy"
 
 
 class Recall:
-    """Mean cross-entropy of the answers, where they are asked for. See Task."""
+    """The task of a puzzle: its loss is the mean cross-entropy of the answers. See Task."""
 
     def __init__(self, rows: Rows, evaluations: Sequence[Evaluation] = ()):
         self.rows, self.evaluations = rows, evaluations
@@ -68,49 +69,60 @@ class Recall:
 
         Terms: "loss", "accuracy" (share of right answers), and those of the layers.
         """
-        nats, right, out = answered(model, params, buffers, batch)
+        nats, right, out = score_answers(model, params, buffers, batch)
         count = jnp.float32(batch["answers"].size)
         terms = {"loss": (nats.sum(), count), "accuracy": (right.sum(), count)}
-        return with_terms_of_layers(Loss(nats.sum(), count, terms, out.seen), out, batch, totals)
+        loss = Loss(sum=nats.sum(), weight=count, terms=terms, seen=out.seen)
+        return with_terms_of_layers(loss, out, batch, totals)
 
 
-def answered(
+def score_answers(
     model: Model, params: dict, buffers: dict, batch: dict
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"], Out]:
-    """Return (nats of each answer, 1 where it is the likeliest, Out).
+    """Return (nats of each right answer, 1 where the model finds it likeliest else 0, Out).
 
     Logits are computed only at the A positions of a row where something is asked.
     """
     hidden, out = model.forward(params, buffers, batch)
-    asked = jnp.take_along_axis(hidden, batch["asked"][..., None], axis=1)  # [B, A, D]
-    logits = model.logits(params, asked)
+    # hidden [B,T,D] at batch["asked"] [B,A] gives [B,A,D].
+    hidden_asked = jnp.take_along_axis(hidden, batch["asked"][..., None], axis=1)
+    logits = model.logits(params, hidden_asked)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["answers"])
     right = logits.argmax(-1) == batch["answers"]
     return nats, right.astype(jnp.float32), out
 
 
 class Accuracy:
-    """Share of right answers to `questions`. See Evaluation."""
+    """An evaluation: the share of right answers to `questions`. See Evaluation."""
 
     def __init__(
         self, metric: str, questions: Questions, program: Any, puzzle: Puzzle, *, at_end: bool
     ):
-        """Args: program: see TaskBuilder.task."""
+        """Take the questions, and set up the program that answers a batch of them.
+
+        Args:
+          metric: name of the share in metrics.jsonl.
+          program: see TaskBuilder.task.
+        """
         config, mesh = program.config, program.mesh
-        self.metric, self.questions, self.at_end = metric, questions, at_end
+        self.metric = metric
+        self.questions = questions
+        self.at_end = at_end
         _, self.declared_buffers = program.declared
         # As large as a microbatch, so that it fits where training fits.
         self.batch_size = config.train.batch // config.train.microbatches
-        places = None
+        # How many documents a device holds, if the attention kernel asks, see `text_fields`. Here
+        # each row is one document.
+        documents_per_device = None
         if program.place_cuts:
-            _, ways = program.place_cuts
-            # Each row that a device holds is one document, see `text_fields`.
-            places = self.batch_size // ways
-        self.fields = puzzle_fields(puzzle, self.batch_size, places)
+            _, ways = program.place_cuts  # in which a batch is split over devices
+            documents_per_device = self.batch_size // ways
+        self.fields = puzzle_fields(puzzle, self.batch_size, documents_per_device)
         self.shardings = field_shardings(self.fields, mesh)
 
         def is_right(params: dict, buffers: dict, batch: dict) -> Float[Array, "B A"]:
-            return answered(program.model, params, buffers, batch)[1]
+            _, right, _ = score_answers(program.model, params, buffers, batch)
+            return right
 
         self.compiled = jax.jit(
             is_right,
@@ -123,7 +135,7 @@ class Accuracy:
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """See Evaluation."""
-        # The program of the test is equal, and comes from the compile cache.
+        # The evaluation at the end has an equal program, which then comes from the compile cache.
         if not self.at_end:
             self._right_answers(params, buffers, 0)
 
@@ -142,30 +154,36 @@ class Accuracy:
         parts = []
         for first in range(0, count, self.batch_size):
             parts.append(self._right_answers(params, buffers, first))
+        # The last batch may end with rows that were asked before.
         accuracy = float(np.concatenate(parts)[:count].mean())
         note(f"step {step}: {self.metric} {accuracy:.4f}")
         return Evaluated({self.metric: accuracy})
 
     def _right_answers(self, params: dict, buffers: dict, first: int) -> Float[np.ndarray, "B A"]:
-        """Return which answers of one batch of rows, from `first` on, are right.
+        """Return which answers of one batch of rows, from `first` on, are right: 1, else 0.
 
         After the last row comes the first again, so that every batch has one shape.
         """
-        picked = np.arange(first, first + self.batch_size) % len(self.questions.answers)
-        batch = puzzle_batch(Questions(*(array[picked] for array in self.questions)))
-        placed = hosts.global_batch(batch, self.fields, self.shardings, np.arange(self.batch_size))
-        forward = keep_channel(self.declared_buffers, buffers, "forward")
-        return np.asarray(self.compiled(params, forward, placed))
+        rows = np.arange(first, first + self.batch_size) % len(self.questions.answers)
+        questions = Questions(*(array[rows] for array in self.questions))
+        # This process has all rows of the batch.
+        held = np.arange(self.batch_size)
+        batch = hosts.global_batch(puzzle_batch(questions), self.fields, self.shardings, held)
+        # The other buffers are for gradients, which an evaluation does not compute.
+        forward_buffers = keep_channel(self.declared_buffers, buffers, "forward")
+        return np.asarray(self.compiled(params, forward_buffers, batch))
 
 
 class RecallBuilder(TaskBuilder):
-    """Makes the task of one puzzle; its rows follow from config.seed.
+    """Makes the task of one puzzle; its rows follow from config.seed. See TaskBuilder.
 
     Args:
       puzzle: see `parse_puzzle`.
-      vocab: tokens of the vocabulary of recall; the other puzzles have their own.
+      vocab: size of the vocabulary of "recall"; the other puzzles have their own.
       examples: training rows, read over and over.
-      tested: rows of the validation, and as many of the test at the end.
+      tested: rows of the validation, and as many other ones of the test at the end.
+    Raises: UserError for an unknown puzzle, for vocab, examples or tested below 1, and for rows of
+      another length than config.data.seq_len.
     """
 
     def __init__(
@@ -184,7 +202,10 @@ class RecallBuilder(TaskBuilder):
                 raise UserError(
                     f"config.task: {name} is {count!r}; expected a whole number of at least 1."
                 )
-        self.config, self.examples, self.tested, self.vocab = config, examples, tested, vocab
+        self.config = config
+        self.vocab = vocab
+        self.examples = examples
+        self.tested = tested
         self.puzzle = parse_puzzle(puzzle, vocab, "config.task")
         self.vocab_size = self.puzzle.vocab
         length = config.data.seq_len
@@ -196,18 +217,19 @@ class RecallBuilder(TaskBuilder):
         """See TaskBuilder."""
         config, puzzle = self.config, self.puzzle
         batch = config.train.batch
-        places = None
+        # As in Accuracy, for each microbatch.
+        documents_per_device = None
         if program.place_cuts:
-            places = batch // math.prod(program.place_cuts)
+            documents_per_device = batch // math.prod(program.place_cuts)
         rows = PuzzleRows(
             puzzle.name,
             self.vocab,
             examples=self.examples,
             batch=batch,
             seed=config.seed,
-            places=places,
+            places=documents_per_device,
         )
-        # PuzzleRows draws from (seed, 0) and (seed, 1, epoch); no other rows may have those seeds.
+        # Seeds that PuzzleRows does not draw from: it has (seed, 0) and (seed, 1, epoch).
         valid = puzzle.draw(self.tested, seed=[config.seed, 2, 0])
         test = puzzle.draw(self.tested, seed=[config.seed, 2, 1])
         evaluations = [
@@ -222,6 +244,5 @@ class RecallBuilder(TaskBuilder):
         epochs = self.config.train.steps * rows.batch / rows.examples
         size = f"{rows.examples:,} rows of {puzzle.length} tokens"
         line = f"{puzzle.name}: {size}, read {epochs:.2f} times"
-        return Facts(
-            {"data": line}, {"task": puzzle.name, "examples": rows.examples, "epochs": epochs}
-        )
+        record = {"task": puzzle.name, "examples": rows.examples, "epochs": epochs}
+        return Facts(lines={"data": line}, record=record)

@@ -11,17 +11,19 @@ from slmjax.models.block import Out
 from slmjax.models.lm import Model
 from slmjax.text.tokenizer import Tokenizer
 
-Totals = Mapping[str, Array]  # denominators of a whole batch, see Task.totals
+# Denominators of a whole batch by name, such as the number of its tokens. See Task.totals.
+Totals = Mapping[str, Array]
 
 
 class Loss(NamedTuple):
     """The loss of a microbatch.
 
-    sum: of the losses. The step adds up all microbatches and divides once by totals["main"]; a term
-      with another denominator is rescaled for that, see `plus`.
-    weight: this microbatch's part of totals["main"]; the parts add up to it.
-    terms: {metric name: (sum, weight)}, logged as "train/<name>". "loss" is what the progress line
-      and the report show.
+    sum: the losses of all rows or tokens, added up. The step adds up the sums of all microbatches
+      and divides once by totals["main"]; a term with another denominator is rescaled for that, see
+      `plus`.
+    weight: this microbatch's part of totals["main"]: the weights of all microbatches add up to it.
+    terms: {name: (sum, weight)}; the mean sum / weight is logged as "train/<name>". The progress
+      line and the report show the term "loss".
     seen: the model's `Out.seen`, observations of its forward buffers (models/declare.py).
     """
 
@@ -39,13 +41,14 @@ class Loss(NamedTuple):
     ) -> "Loss":
         """Return the loss with coefficient * (the batch's mean of another term) added.
 
-        Exact however a batch is cut into microbatches.
+        The result is exact however a batch is cut into microbatches.
 
         Args:
           name: of the term in the metrics, and of its denominator in `totals`.
-          part: (sum, weight) over this microbatch; the weights of all add up to totals[name].
+          part: (sum, weight) of the term over this microbatch; the weights of all microbatches add
+            up to totals[name].
         """
-        # The step divides by totals["main"], which cancels here.
+        # The step will divide by totals["main"]: multiplied by it here, the two cancel.
         total, _ = part
         added = coefficient * total * totals["main"] / jnp.maximum(totals[name], 1)
         return self._replace(sum=self.sum + added, terms=self.terms | {name: part})
@@ -55,8 +58,8 @@ class Evaluated(NamedTuple):
     """The result of an evaluation.
 
     metrics: {name: value} for metrics.jsonl.
-    documents: {source: {"keys", "nats", "bytes", "tokens": one value for each document}} for
-      heldout.npz, which `slmjax.compare` reads.
+    documents: {source: arrays} for heldout.npz, which `slmjax.compare` reads. The arrays "keys",
+      "nats", "bytes" and "tokens" have one value for each document.
     events: {name: facts} for metrics.jsonl.
     """
 
@@ -93,8 +96,8 @@ class Evaluation(Protocol):
           params: the master weights, of which each process may hold only a part. The mesh is set:
             `jax.jit(f, out_shardings=PartitionSpec())` gives each process the whole result.
           note: prints a line for the person at the terminal.
-          there: {name: facts} of the events that are on record for this step, from a killed session
-            or from an evaluation before this one.
+          there: {name: facts} of the events of this step that are in metrics.jsonl already, from a
+            killed session or from an evaluation before this one.
         """
 
 
@@ -134,7 +137,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class DrawingTask(Task, Protocol):
-    """A task whose rows depend on the model. Its Rows say only which shapes they have."""
+    """A task whose rows depend on the model: `prepare` draws them, and `rows` only has shapes."""
 
     def prepare(self, step: int, params: dict, buffers: dict) -> Arrays:
         """Draw the global batch of a step: {name: array [B, ...]}, equal on every process.
@@ -213,17 +216,17 @@ def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> L
         return loss
     weighted_sum = jnp.zeros(())
     sums: dict[str, Array] = {}
-    layers: dict[str, int] = {}
+    layer_counts: dict[str, int] = {}
     for group_terms in out.terms.values():
         for block_terms in group_terms.values():
             for name, term in block_terms.items():
-                # term.sum [repeats]: one value for each repeat of the pattern.
+                # term.sum [repeats]: one value for each repeat of the pattern, which is a layer.
                 weighted_sum += (term.coefficient * term.sum).sum()
                 sums[name] = sums.get(name, 0.0) + term.sum.sum()
-                layers[name] = layers.get(name, 0) + len(term.sum)
+                layer_counts[name] = layer_counts.get(name, 0) + len(term.sum)
     tokens = (batch["segments"] > 0).sum()
     # Logged as a mean over tokens and layers.
-    terms = {name: (total, layers[name] * tokens) for name, total in sums.items()}
-    # A term is a mean over tokens: the same rescaling as in `Loss.plus`.
+    terms = {name: (total, layer_counts[name] * tokens) for name, total in sums.items()}
+    # In the loss a term is a mean over tokens: the same rescaling as in `Loss.plus`.
     rescaled = weighted_sum * totals["main"] / totals["tokens"]
     return loss._replace(sum=loss.sum + rescaled, terms=loss.terms | terms)

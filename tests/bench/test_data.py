@@ -107,7 +107,7 @@ def test_peers_give_batches_of_the_same_shape_with_segments_and_positions(small,
     assert {"tokens", "tokens_segment_ids", "tokens_positions"} <= set(batch)
     assert (
         all(array.shape == (4, 64) for array in batch.values())
-        and data._text_of_peer(batch) > 3 * 64
+        and data._count_peer_tokens(batch) > 3 * 64
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from slmjax import config as configs
-from slmjax.bench import memory
+from slmjax.bench import memory, memory_figure
 from slmjax.errors import UserError
 from slmjax.infer.engine import bucket
 from slmjax.models import sizes
@@ -102,7 +102,7 @@ def test_training_that_does_not_fit_is_tried_again_with_less_kept_and_told(monke
 
     monkeypatch.setattr(memory, "measure_train", full)
     monkeypatch.setattr(
-        memory, "generate", lambda *_: ({"state MB": 1.0, "decode tokens/s": 1.0}, [])
+        memory, "measure_decoding", lambda *_: ({"state MB": 1.0, "decode tokens/s": 1.0}, [])
     )
     found = memory.run(arguments("--variants=gqa", "--lengths=64,128"))
     assert tried == ["none", "full"] * 2
@@ -114,3 +114,15 @@ def test_training_that_does_not_fit_is_tried_again_with_less_kept_and_told(monke
         len(found["messages"]) == 3
         and "gqa, 64: training with remat=none does not fit" in found["messages"][0]
     )
+
+
+def test_the_picture_takes_more_variants_than_there_are_colors(monkeypatch):
+    monkeypatch.setattr(memory_figure, "POINTS", 2)  # of each line: 33 would take 10 s
+    recipe = configs.freeze(configs.load_recipe("configs/304m.py"))
+    architectures, rows = {}, []
+    for name in memory.VARIANTS:
+        model = memory.variant(recipe, name).model
+        architectures[name] = from_config(model, 32_768, compute="bfloat16")
+        rows.append({"variant": name, "context": 1024, "remat": "none", "train GiB": 1.0})
+    assert len(architectures) > len(memory_figure.COLORS)
+    assert memory_figure.draw(rows, architectures).count("</svg>") == 1

@@ -84,7 +84,7 @@ def test_picks_agree_up_to_the_earlier_boundary_and_differ_after_it():
     assert (
         sources_of(short, 2500, 1500).mean() > 0.88 and sources_of(long, 2500, 1500).mean() < 0.12
     )
-    assert short.begun(1500) == long.begun(1500) and short.begun(1501) != long.begun(1501)
+    assert short.stretches_before(1500) == long.stretches_before(1500) and short.stretches_before(1501) != long.stretches_before(1501)
 
 
 def test_phases_have_their_own_shares_and_rows_go_on_over_the_boundary():
@@ -184,7 +184,7 @@ def test_phases_without_ramps_and_caps_have_the_order_that_this_format_promises(
 ):
     """Golden, recorded before there were ramps and caps: another order would silently break the resume of every run."""
     mixture = Mixture(NAMES, [500, 300, 100, 70, 31], phases, 20_000, 7, align=24)
-    found = ([mixture.pick(g) for g in range(20_000)], mixture.begun(15_000))
+    found = ([mixture.pick(g) for g in range(20_000)], mixture.stretches_before(15_000))
     assert tuple(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in found) == (
         picks,
         begun,
@@ -273,7 +273,7 @@ def test_any_schedule_gives_every_source_its_rows_in_order_near_what_is_planned_
     assert all(
         counts[-1][mixture.names.index(name)] == schedule["caps"][name] for name in mixture.spent
     )
-    starts = [start for start, *_ in mixture.begun(total)]
+    starts = [start for start, *_ in mixture.stretches_before(total)]
     for start, stop in zip(starts, [*starts[1:], total]):
         for g in {*range(start, stop, 31), stop}:
             off = counts[g] - counts[start] - (mixture.planned(g) - mixture.planned(start))
@@ -286,19 +286,19 @@ def test_caps_and_ramps_are_of_no_matter_before_they_are_reached(schedule, data)
     """A plan without them agrees, in picks and in what is fingerprinted, up to the row where the first of them begins to tell."""
     mixture, plain = Mixture(**schedule), Mixture(**schedule | {"caps": {}})
     first = min(mixture.spent.values(), default=schedule["total_rows"])
-    assert mixture.begun(first) == plain.begun(first)
+    assert mixture.stretches_before(first) == plain.stretches_before(first)
     if first:
         g = data.draw(st.integers(0, first - 1))
         assert mixture.pick(g) == plain.pick(g)
     if first < schedule["total_rows"]:
-        assert mixture.begun(first + 1) != plain.begun(first + 1)
+        assert mixture.stretches_before(first + 1) != plain.stretches_before(first + 1)
     steep = Mixture(
         **schedule | {"phases": [phase | {"ramp": 0.0} for phase in schedule["phases"]], "caps": {}}
     )
-    ramps = [entry[0] for entry in plain.begun(schedule["total_rows"]) if len(entry) > 2]
+    ramps = [entry[0] for entry in plain.stretches_before(schedule["total_rows"]) if len(entry) > 2]
     begin = min(ramps, default=schedule["total_rows"])
-    assert steep.begun(begin) == plain.begun(begin)
-    assert not ramps or steep.begun(begin + 1) != plain.begun(begin + 1)
+    assert steep.stretches_before(begin) == plain.stretches_before(begin)
+    assert not ramps or steep.stretches_before(begin + 1) != plain.stretches_before(begin + 1)
 
 
 def test_a_cap_gives_the_rest_of_a_sources_share_to_the_others_in_proportion():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from slmjax.synthesize.checks import (
     answers,
     calculations,
+    format_fault,
     judge_text,
-    same,
-    structure,
+    same_answer,
     without_thoughts,
 )
 from slmjax.synthesize.plan import FORMATS, DocumentPlan, Item
@@ -151,7 +151,7 @@ FORMED = {
 @pytest.mark.parametrize("form", FORMATS)
 def test_each_format_is_known_by_its_form(form):
     good, bad = FORMED[form]
-    assert structure(form, good) == "" != structure(form, bad)
+    assert format_fault(form, good) == "" != format_fault(form, bad)
 
 
 def test_answers_are_read_from_lines_cells_and_ends_of_turns():
@@ -176,7 +176,7 @@ def test_answers_are_read_from_lines_cells_and_ends_of_turns():
     ],
 )
 def test_answers_agree_as_numbers_or_as_words(one, other, agree):
-    assert same(one, other) is agree
+    assert same_answer(one, other) is agree
 
 
 CALCULATIONS = {

@@ -309,6 +309,11 @@ COMPLAINTS = {
         True,
         False,
     ),
+    '200 {"choices": [{"error": {"code": 1e999, "message": "bad luck"}}]}': (
+        "error: bad luck",
+        True,
+        False,
+    ),
     '200 {"detail": [{"msg": "no such field"}]}': ("error: no such field", True, False),
     "200 ": ("broken JSON: the body is empty", True, False),
     "200 <html><head><title>x</title></head><body>Log in</body></html>": (

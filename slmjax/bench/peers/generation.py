@@ -19,8 +19,8 @@ from slmjax.models.pattern import from_config
 Module = Any  # a torch module; torch is imported late, because it is optional
 Cache = str | None  # transformers' cache_implementation
 
-# The cache_implementation of transformers by its name in the table. On a GPU it
-# compiles the step of a static cache.
+# {name in the table: cache_implementation of transformers}. On a GPU transformers compiles the step
+# of a static cache.
 CACHES = {
     "dynamic cache": None,
     "static cache, compiled": "static",
@@ -28,12 +28,12 @@ CACHES = {
 
 
 class Workload(NamedTuple):
-    """What is measured: generate `tokens` tokens after prompts of `prompt` tokens, `runs` times."""
+    """One measurement."""
 
-    batch: int
-    prompt: int
-    tokens: int
-    runs: int
+    batch: int  # prompts at once
+    prompt: int  # tokens of each prompt
+    tokens: int  # generated after each prompt
+    runs: int  # of which the median counts
 
 
 def measure_peer(
@@ -42,9 +42,10 @@ def measure_peer(
     """Measure each cache of transformers at each batch size.
 
     Args:
-      seconds: time limit for all of it.
-    Returns: (rows with the columns of bench/decode.py; a message for each thing that could not be
-      measured, also for what the time limit cut off).
+      prompt, tokens, runs: see Workload.
+      seconds: time limit for all measurements together.
+    Returns: (rows with the columns of bench/decode.py; a message for each measurement that failed,
+      and one if the time limit ended them).
     Raises: UserError where the config asks for something that Llama lacks.
     """
     libraries = ("torch", "transformers")
@@ -68,9 +69,9 @@ def measure_peer(
 
 
 def main() -> None:
-    """Measure what stdin asks for and print one line of JSON for each row or message.
+    """Answer the question of `measure_peer`, which comes as JSON from stdin.
 
-    A row is an object, a message is a string.
+    Prints a line of JSON for each row (an object) or message (a string).
     """
     import torch
     import transformers
@@ -102,8 +103,8 @@ def _row(model: Module, who: str, cache: Cache, workload: Workload) -> dict[str,
     """Return a row, or a message if the measurement failed."""
     try:
         figures = _measure(model, cache, workload)
-    # Errors of torch.compile and those for too little memory are RuntimeErrors as well.
     except (RuntimeError, ValueError) as error:
+        # torch.compile's errors and too little memory are RuntimeErrors as well.
         lines = str(error).splitlines() or [type(error).__name__]
         return f"{who}, batch {workload.batch}: {lines[0]}"
     return {
@@ -115,10 +116,10 @@ def _row(model: Module, who: str, cache: Cache, workload: Workload) -> dict[str,
 
 
 def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
-    """Return the columns of a row.
+    """Return the measured columns of a row.
 
-    Prefill is the time of a call for one new token. The time of a token is what a whole call takes
-    longer than that, divided by its other tokens.
+    Prefill is the time of a call that generates one token. A call for all tokens takes longer; the
+    difference, divided by the other tokens, is the time of a token.
     """
     import torch
 
@@ -130,19 +131,19 @@ def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
 
-    def seconds(new: int) -> float:
-        return _generate_seconds(model, ids, cache, new)
+    def seconds(new_tokens: int) -> float:
+        return _generate_seconds(model, ids, cache, new_tokens)
 
     first_calls = seconds(1) + seconds(tokens)
     # A compiled step records its CUDA graph in its second call, which must not count.
     seconds(tokens)
     prefill = statistics.median(seconds(1) for _ in range(runs))
-    whole = statistics.median(seconds(tokens) for _ in range(runs))
-    token_seconds = (whole - prefill) / (tokens - 1)
+    whole_call = statistics.median(seconds(tokens) for _ in range(runs))
+    token_seconds = (whole_call - prefill) / (tokens - 1)
 
     compile_seconds = None
     if cache:
-        compile_seconds = max(0.0, first_calls - prefill - whole)
+        compile_seconds = max(0.0, first_calls - prefill - whole_call)
     return {
         "prefill ms": 1e3 * prefill,
         "ms a token": 1e3 * token_seconds,
@@ -155,8 +156,11 @@ def _measure(model: Module, cache: Cache, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _generate_seconds(model: Module, ids: Any, cache: Cache, new: int) -> float:
-    """Generate `new` tokens greedily after the prompts [batch, prompt]; returns the seconds."""
+def _generate_seconds(model: Module, ids: Any, cache: Cache, new_tokens: int) -> float:
+    """Generate tokens greedily after the prompts `ids` [batch, prompt]; return the seconds.
+
+    Raises: ValueError if a row has too few tokens: its time would mean nothing.
+    """
     import torch
 
     batch, prompt = ids.shape
@@ -165,8 +169,8 @@ def _generate_seconds(model: Module, ids: Any, cache: Cache, new: int) -> float:
         ids,
         attention_mask=torch.ones_like(ids),
         # Both, so that no end-of-text token ends a row early.
-        max_new_tokens=new,
-        min_new_tokens=new,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
         do_sample=False,
         use_cache=True,
         cache_implementation=cache,
@@ -174,7 +178,7 @@ def _generate_seconds(model: Module, ids: Any, cache: Cache, new: int) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    if output.shape != (batch, prompt + new):
+    if output.shape != (batch, prompt + new_tokens):
         raise ValueError(f"generate returned {tuple(output.shape)}")
     return seconds
 

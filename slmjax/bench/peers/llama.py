@@ -8,8 +8,8 @@ document-masked attention, positions that restart with each document, the loss, 
 documents.
 
 Different: PyTorch's own numerics (automatic mixed precision: bfloat16 products, the residual
-stream in float32), transformers' own initial weights unless --init=ours, and no step is ever
-skipped. Held-out text is scored with the head's product in float32.
+stream in float32), and transformers' own initial weights unless --init=ours. The peer never skips a
+step. It scores held-out text with the head's product in float32.
 
 The work directory holds config.json, metrics.jsonl and heldout.npz in our formats, so that
 `python -m slmjax.compare OURS PEER` reads it.
@@ -51,9 +51,11 @@ def run(
     """Train and evaluate the peer, and write its results as JSON.
 
     Args:
+      choices: what only the peer can choose, such as its kind of attention.
       out: file of the results; "" means peer.json in the work directory.
       command: the command line, for the record.
-    Returns: the results.
+    Returns: the results: bits per byte of held-out text, speed, the loss curve, memory and what
+      ran.
     Raises: UserError where torch or transformers is missing, the config asks for something that
       the peer lacks, or the work directory is in use.
     """
@@ -68,7 +70,7 @@ def run(
     peer = Peer(config, arch, choices)
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Our own config.json with one more group: `compare` lists it among the differences.
+    # Our own config.json with one more group, which `compare` lists among the differences.
     peer_facts = {"model": "transformers LlamaForCausalLM", **peer.facts()}
     saved = configs.to_dict(config) | {"peer": peer_facts}
     config_text = json.dumps(saved, indent=1, sort_keys=True)
@@ -108,7 +110,10 @@ def check_peer(
     precision: configs.PrecisionConfig,
     choices: Choices,
 ) -> None:
-    """Raises: UserError for a setting with which the peer would not train as our run does."""
+    """Check that the peer is installed and would train as our run does.
+
+    Raises: UserError if not.
+    """
     libraries = ("torch", "transformers")
     missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
@@ -117,7 +122,7 @@ def check_peer(
         )
     import torch
 
-    # With one of these settings the peer would train another model than our run, silently.
+    # With such a setting the peer would silently train another model than our run.
     if train.optimizer != "adamw":
         raise UserError(f"config.train.optimizer is '{train.optimizer}'; the peer has adamw only.")
     if train.z_loss:
@@ -141,18 +146,19 @@ def check_peer(
 
 def _run(argv: list[str]) -> int:
     # The peer's own flags first. The launcher's parser reads the others.
-    own, launcher_words = _parser().parse_known_args(argv)
-    options, assignments = cli.read_options(launcher_words)
-    config = cli.make_config(options, assignments)
-    recipe = options["config"].partition(":")[0]
-    workdir = options.get("workdir") or f"runs/{Path(recipe).stem}-llama"
-    # Without the flag the device decides.
-    compiles = None if own.compile is None else bool(own.compile)
+    peer_options, launcher_words = _parser().parse_known_args(argv)
+    launcher_options, assignments = cli.read_options(launcher_words)
+    config = cli.make_config(launcher_options, assignments)
+    # --config may be "recipe.py:argument".
+    recipe = launcher_options["config"].partition(":")[0]
+    workdir = launcher_options.get("workdir") or f"runs/{Path(recipe).stem}-llama"
+    # Without --compile the device decides.
+    compiles = None if peer_options.compile is None else bool(peer_options.compile)
     result = run(
         config,
         workdir,
-        Choices(own.attention, compiles, own.init),
-        out=own.out,
+        Choices(peer_options.attention, compiles, peer_options.init),
+        out=peer_options.out,
         command=cli.shell_command([*PROGRAM.split(), *argv]),
     )
     # The loss curve is too long for a terminal.
@@ -191,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _unused_folder(workdir: str) -> Path:
+    """Return the work directory. Raises: UserError if there is a run in it."""
     folder = Path(workdir)
     if (folder / "metrics.jsonl").exists():
         raise UserError(

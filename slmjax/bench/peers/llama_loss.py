@@ -14,7 +14,7 @@ def train_nats(model: Module, batch: Tensors, mask: Any) -> Tensor:
     Logits are computed in the compute type and then cast to float32, as in transformers' own loss.
 
     Args:
-      mask: FlexAttention's mask; None for a dense mask, which is made from batch["segments"].
+      mask: FlexAttention's BlockMask; None for a dense mask, which is made from batch["segments"].
     """
     hidden = _hidden_states(model, batch, mask)
     logits = model.lm_head(hidden)
@@ -22,11 +22,11 @@ def train_nats(model: Module, batch: Tensors, mask: Any) -> Tensor:
 
 
 def score_nats(model: Module, batch: Tensors, mask: Any) -> Tensor:
-    """Return the nats of each held-out token [B,T]; as `train_nats`, but with float32 logits."""
+    """Return the nats of each held-out token [B,T]: `train_nats`, but with logits in float32."""
     import torch
 
     hidden = _hidden_states(model, batch, mask)
-    # bfloat16 keeps two to three digits of a logit: too few to compare models by.
+    # bfloat16 keeps two to three digits of a logit, which are too few to compare models.
     with torch.autocast(hidden.device.type, enabled=False):
         logits = model.lm_head(hidden.float())
         return _weighted_nats(logits, batch)
@@ -50,6 +50,7 @@ def _hidden_states(model: Module, batch: Tensors, mask: Any) -> Tensor:
 
 
 def _weighted_nats(logits: Tensor, batch: Tensors) -> Tensor:
+    """Return the nats of each token [B,T] times its weight."""
     from torch.nn.functional import cross_entropy
 
     # cross_entropy takes logits [B*T, V] and int64 targets [B*T].

@@ -48,7 +48,7 @@ class Peer:
 
     `step` trains on a global batch, `score` returns the nats of held-out tokens.
 
-    Raises: ValueError if it has another number of parameters than our model.
+    Raises: ValueError if it does not have as many parameters as our model.
     """
 
     def __init__(self, config: configs.Config, arch: Architecture, choices: Choices):
@@ -76,9 +76,11 @@ class Peer:
             self._score_nats = torch.compile(score_nats, dynamic=False)
 
     def step(self, batch: Batch, number: int) -> Tensor:
-        """Take one optimizer step, the 0-based `number`, on a global batch.
+        """Take one optimizer step on a global batch.
 
-        Returns: [2], loss and gradient norm before clipping; on the device and not waited for.
+        Args:
+          number: of the step, counted from 0.
+        Returns: [loss, gradient norm before clipping], on the device and not waited for.
         """
         import torch
 
@@ -87,7 +89,8 @@ class Peer:
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.rates[number])
         arrays = self._put(batch)
-        # Each microbatch is divided by the weight of the whole batch, so that their sum is exact.
+        # The nats of a microbatch are divided by the weight of the whole batch: the sum over
+        # microbatches is then the batch's mean, however padding is spread.
         weight = arrays["weights"].sum()
         total_nats = torch.zeros((), device=self.device)
         for first in range(train.microbatches):
@@ -114,11 +117,11 @@ class Peer:
         with torch.no_grad(), self._autocast():
             mask = self._block_mask(arrays["segments"])
             nats = self._score_nats(self.model, arrays, mask)
-        # evals.perplexity takes the arrays of our own scorer.
+        # A JAX array, as evals.perplexity gets from our own scorer.
         return jax.numpy.asarray(nats.cpu().numpy())
 
     def facts(self) -> dict[str, Any]:
-        """Return the peer's own choices, as they came out on this device."""
+        """Return the peer's choices, with what this device decided."""
         return {
             "attention": self.choices.attention,
             "compile": self.compiled,
@@ -127,7 +130,7 @@ class Peer:
         }
 
     def environment(self) -> dict[str, Any]:
-        """Return the versions of the software and the device."""
+        """Return the device, the system, and the versions of the software."""
         import torch
         import transformers
 
@@ -144,7 +147,7 @@ class Peer:
         }
 
     def peak_memory(self) -> int:
-        """Return the most bytes that tensors took on the GPU; without a GPU, this process."""
+        """Return the peak in bytes: of tensors on the GPU, or of this process without a GPU."""
         import torch
 
         if self.on_gpu:
@@ -166,7 +169,7 @@ class Peer:
         return tensors
 
     def _block_mask(self, segments: Tensor) -> Any:
-        """Return FlexAttention's mask; None for sdpa, which gets a dense mask later."""
+        """Return FlexAttention's mask; None for sdpa, whose dense mask llama_loss makes."""
         if self.choices.attention != "flex":
             return None
         from torch.nn.attention.flex_attention import create_block_mask
@@ -176,11 +179,11 @@ class Peer:
             return (q >= k) & same_document
 
         batch, length = segments.shape
-        # The mask is the same for all heads: None.
+        # None in the place of heads: all heads have the same mask.
         return create_block_mask(sees, batch, None, length, length, device=segments.device)
 
-    def _clip(self, largest: float) -> Tensor:
-        """Clip gradients to a global norm (0: not at all); returns the norm before that."""
+    def _clip(self, max_norm: float) -> Tensor:
+        """Clip gradients to a global norm (0: no clipping); return the norm before clipping."""
         import torch
 
         # In the optimizer's order: the order decides how the norm is rounded.
@@ -189,8 +192,8 @@ class Peer:
             weights += group["params"]
         gradients = [weight.grad for weight in weights]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if largest:
-            torch.nn.utils.clip_grads_with_norm_(weights, largest, norm)
+        if max_norm:
+            torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
         return norm
 
     def _autocast(self) -> Any:
@@ -200,12 +203,12 @@ class Peer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
 
 
-def _compute_type(asked: str, on_gpu: bool) -> str:
-    """Return the type of products: as asked, else bfloat16 where the hardware has it."""
+def _compute_type(setting: str, on_gpu: bool) -> str:
+    """Return the type of products: the setting; for "auto", bfloat16 where the hardware has it."""
     import torch
 
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     # Capability 8.0 is Ampere, the first with bfloat16 in its matrix units.
     if on_gpu and torch.cuda.get_device_capability() >= (8, 0):
         return "bfloat16"
@@ -220,7 +223,7 @@ def _initial_model(arch: Architecture, seq_len: int, seed: int, choices: Choices
     attention = ATTENTION[choices.attention]
     model = LlamaForCausalLM(llama_config(arch, seq_len, attention))
     if choices.init == "ours":
-        # Compiled as a whole, as in our run.
+        # Compiled as a whole, as in our run: compiled in parts, numbers could be rounded otherwise.
         init = jax.jit(lm.init, static_argnums=0)
         params = init(arch, jax.random.key(seed))
         state = {}
@@ -231,7 +234,8 @@ def _initial_model(arch: Architecture, seq_len: int, seed: int, choices: Choices
 
 
 def _count_parameters(model: Any, arch: Architecture) -> int:
-    # `parameters` has a tied head once, as our count does.
+    """Return the number of parameters. Raises: ValueError if our model has another number."""
+    # `parameters` yields a tied head once, and our count has it once too.
     count = sum(weight.numel() for weight in model.parameters())
     expected = sizes.parameters(arch).total
     if count != expected:
@@ -240,7 +244,7 @@ def _count_parameters(model: Any, arch: Architecture) -> int:
 
 
 def _adamw(model: Any, arch: Architecture, train: configs.TrainConfig) -> Any:
-    """Return the optimizer; the weights that decay are those that our declarations name."""
+    """Return AdamW; the weights that decay are those that decay in our own model."""
     import torch
 
     weights = dict(model.named_parameters())

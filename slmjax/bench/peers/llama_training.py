@@ -16,7 +16,7 @@ from slmjax.models import sizes
 from slmjax.record.metrics import MetricsWriter
 from slmjax.train import evaluation
 
-# Steps before the first speed that counts: compilation and the growth of the allocator's pools.
+# Steps at the beginning whose speed does not count: they compile, and the allocator's pools grow.
 SETTLED = 20
 
 Losses = dict[str, DocumentLosses]  # by source
@@ -27,14 +27,15 @@ def train_llama(
 ) -> tuple[dict[str, Any], Losses]:
     """Train the peer for all steps of its config.
 
-    Returns: (speed, duration and the loss curve [(step, loss), ...]; held-out losses of the end).
+    Returns: (tokens_per_second, seconds, steps, tokens and loss, the curve [(step, loss), ...];
+      held-out losses at the end).
     """
     config = peer.config
     steps = config.train.steps
     log_every = config.log.every
     recorder = _Recorder(peer, writer)
     losses: Losses = {}
-    pending = None
+    pending = None  # [loss, gradient norm] of the last step, until it is read
     began = time.monotonic()
     with local_batches(
         plan,
@@ -45,7 +46,8 @@ def train_llama(
     ) as batches:
         for step in range(steps):
             launched = peer.step(next(batches), step)
-            # Losses are read one step late, so that the device always has a step to do.
+            # Reading a loss waits for its step. It is read one step late, so that the device always
+            # has the next step to do.
             if pending is not None:
                 recorder.add(pending)
             pending = launched
@@ -54,15 +56,15 @@ def train_llama(
             if evaluates or _due(done, log_every):
                 recorder.add(pending)
                 pending = None
-                recorder.log(done, shows=evaluates or _due(done, 10 * log_every))
+                recorder.log(done, prints=evaluates or _due(done, 10 * log_every))
                 if evaluates:
                     losses = _evaluate(peer, prepared)
                     recorder.log_heldout(done, losses)
                     _save(losses, prepared, folder / "heldout.npz")
-                # After the evaluation, whose time is not part of the speed.
+                # After the evaluation, so that its time does not lower the speed.
                 recorder.restart()
             if step == 0:
-                # The collector need not look through model and libraries again.
+                # The garbage collector need not look through model and libraries again.
                 gc.freeze()
     measured = {
         "tokens_per_second": recorder.median_speed(),
@@ -75,7 +77,7 @@ def train_llama(
 
 
 class _Recorder:
-    """Log the steps since the last log line, and keep the loss curve and the speeds."""
+    """Logs windows of steps, from one log line to the next; keeps the loss curve and the speeds."""
 
     def __init__(self, peer: Peer, writer: MetricsWriter):
         train = peer.config.train
@@ -85,30 +87,30 @@ class _Recorder:
         self.steps = train.steps
         self.step_tokens = train.batch * seq_len
         self.token_flops = sizes.train_flops_per_token(peer.arch, seq_len)
-        # (step, mean loss of the window that ends there)
+        # (last step of a window, mean loss of the window)
         self.curve: list[tuple[int, float]] = []
-        self.speeds: list[float] = []
+        self.speeds: list[float] = []  # tokens per second of each window that counts
         self.restart()
 
     def restart(self) -> None:
         """Begin a new window of steps."""
         self.window_losses: list[float] = []
         self.gradient_norm = 0.0  # of the last step
-        self.since = time.monotonic()
+        self.window_began = time.monotonic()
 
-    def add(self, values: Tensor) -> None:
+    def add(self, loss_and_norm: Tensor) -> None:
         """Wait for a step's [loss, gradient norm] and add it to the window."""
-        loss, self.gradient_norm = values.tolist()
+        loss, self.gradient_norm = loss_and_norm.tolist()
         self.window_losses.append(loss)
 
-    def log(self, done: int, shows: bool) -> None:
-        """Write the window's metrics after `done` steps; print a line if it `shows`."""
-        seconds = time.monotonic() - self.since
+    def log(self, done: int, prints: bool) -> None:
+        """Write the metrics of the window that ends after `done` steps; print a line if asked."""
+        seconds = time.monotonic() - self.window_began
         window_steps = len(self.window_losses)
         speed = window_steps * self.step_tokens / seconds
         loss = float(np.mean(self.window_losses))
         self.curve.append((done, loss))
-        # In a run that is too short to settle, the second half counts.
+        # In a short run the windows of the second half count.
         settled = min(SETTLED, self.steps // 2)
         if done - window_steps >= settled:
             self.speeds.append(speed)
@@ -120,7 +122,7 @@ class _Recorder:
             "perf/peak_memory_bytes": self.peer.peak_memory(),
         }
         self.writer.write(done, row | self._axes(done))
-        if shows:
+        if prints:
             progress = f"step {done}/{self.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
             print(progress, flush=True)
 
@@ -132,24 +134,24 @@ class _Recorder:
         print(f"step {done}: held-out bits per byte {total:.4f}", flush=True)
 
     def median_speed(self) -> float | None:
-        """Return the median tokens per second once settled; None for too short a run."""
+        """Return the median tokens per second of the windows that count; None if there is none."""
         if not self.speeds:
             return None
         return float(np.median(self.speeds))
 
     def _axes(self, done: int) -> dict[str, int | float]:
-        """Return the quantities against which a report plots the others."""
+        """Return tokens and FLOPs so far, against which a report plots the other metrics."""
         tokens = done * self.step_tokens
         return {"train/tokens": tokens, "train/flops": tokens * self.token_flops}
 
 
 def _due(done: int, every: int) -> bool:
-    """Return whether something that happens every `every` steps is due; 0 means never."""
+    """Return whether `done` steps are a multiple of `every`; with 0, nothing is ever due."""
     return every > 0 and done % every == 0
 
 
 def _evaluate(peer: Peer, prepared: Prepared) -> Losses:
-    """Score the documents and batches of train.evaluation.HeldOut."""
+    """Return the losses of held-out documents, in the batches of train.evaluation.HeldOut."""
     config = peer.config
     losses = {}
     for name, shards in prepared.heldout.items():

@@ -11,7 +11,7 @@ from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
 from slmjax.parallel.rules import flatten_tree
 
-# Inside a layer: Llama's name of a weight, and our path.
+# {Llama's name of a weight inside a layer: our path inside a layer}
 PARTS = {
     "input_layernorm": "mixer_norm/scale",
     "self_attn.q_proj": "mixer/query",
@@ -34,6 +34,7 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
     """
     from transformers import LlamaConfig
 
+    # Names of config.model's fields.
     lacking = [name for name in ("qk_norm", "output_gate") if getattr(arch, name)]
     # The default block is plain attention and an MLP.
     if set(arch.blocks) != {Block()}:
@@ -65,13 +66,13 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
 
 
 def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
-    """Yield every parameter: (name in LlamaForCausalLM, our path, index on our "layers" axis).
+    """Yield (name in LlamaForCausalLM, our path, index on our "layers" axis) of every parameter.
 
     The index is None for a weight that is not stacked. A tied head is not a parameter of its own.
     """
     yield "model.embed_tokens.weight", "embedding", None
     layer = 0
-    # Weights at one position of a pattern are stacked over its repeats.
+    # Our weights at one position of a group's pattern are stacked over its repeats.
     for group, (pattern, repeats) in enumerate(arch.stack):
         for repeat in range(repeats):
             for position in range(len(pattern)):
@@ -85,9 +86,9 @@ def llama_names(arch: Architecture) -> Iterator[tuple[str, str, int | None]]:
 
 
 def llama_weights(arch: Architecture, params: dict) -> dict[str, np.ndarray]:
-    """Return our parameters as a whole state dict of LlamaForCausalLM.
+    """Return our parameters as a complete state dict of LlamaForCausalLM.
 
-    Matrices are [outputs, inputs] there. A tied head appears a second time under its own name.
+    Its matrices are [outputs, inputs]. A tied head appears under its own name too.
     """
     arrays = {path: np.asarray(leaf) for path, leaf in flatten_tree(params).items()}
     declared = flatten_tree(lm.declare(arch))

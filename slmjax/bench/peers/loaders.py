@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-OPEN_ROWS = 64  # rows that first-fit tries for a document
-READ_AHEAD = 64  # pieces
+OPEN_ROWS = 64  # unfinished rows into which first-fit tries to put a piece
+READ_AHEAD = 64  # pieces (see Pieces) that Grain may read before they are needed
 
 
 def packers(
     train: Mapping[str, Any], *, seq_len: int, batch: int
 ) -> dict[str, Callable[[int], Any]]:
-    """Return Grain's packers by name; {} where Grain is missing or has none.
+    """Return Grain's packers by name; {} where Grain is missing or has no packers.
 
     A packer is a function from a seed to a context manager, whose value iterates over batches
     [batch, seq_len]. Documents are cut every `seq_len` tokens, and sources are mixed in proportion
-    to their pieces.
+    to the number of their pieces.
 
     Args:
       train: the ShardSet of each source.
@@ -42,7 +42,7 @@ def packers(
             pieces = Pieces(shards, seq_len)
             dataset = grain.MapDataset.source(pieces)
             datasets.append(dataset.shuffle(seed=seed).repeat())
-            # Grain draws pieces, so that is what the weights count.
+            # Grain draws pieces, so the weights count pieces.
             weights.append(len(pieces))
         mixed = grain.MapDataset.mix(datasets, weights=weights)
         return mixed.to_iter_dataset(reading)
@@ -74,11 +74,12 @@ class Pieces:
         lengths = np.asarray(shards.lengths)
         documents = np.arange(len(lengths))
         counts = -(-lengths // seq_len)  # pieces of each document, rounded up
-        first_pieces = np.cumsum(counts) - counts
-        # From here on one entry for each piece: its document, its offset there and its length.
+        first_pieces = np.cumsum(counts) - counts  # number of the first piece of each document
+        # From here on arrays have an entry for each piece: its document, its offset in the document
+        # and its length.
         self._documents = np.repeat(documents, counts)
-        first_piece = np.repeat(first_pieces, counts)
-        number_in_document = np.arange(len(first_piece)) - first_piece
+        first_of_document = np.repeat(first_pieces, counts)
+        number_in_document = np.arange(len(first_of_document)) - first_of_document
         self._offsets = number_in_document * seq_len
         tokens_left = lengths[self._documents] - self._offsets
         self._lengths = np.minimum(tokens_left, seq_len)
@@ -96,7 +97,7 @@ class Pieces:
 
 
 class _Closing:
-    """An iterator that ends its read-ahead when its `with` block ends."""
+    """Context manager over an iterator, whose reading ahead ends with the `with` block."""
 
     def __init__(self, iterator: Any):
         self._iterator = iterator

@@ -21,47 +21,54 @@ from jaxtyping import Int64
 
 from slmjax.curate.minhash import Scheme
 
-WORDS = re.compile(r"[^\W_]+")
+WORDS = re.compile(r"[^\W_]+")  # letters and digits
 SHINGLE_WORDS = 5  # as in FineWeb (Penedo et al. 2024)
 LIBRARIES = ("rensa", "datasketch")
 
-Keeper = Int64[np.ndarray, " documents"]  # for each document, the number of the one that is kept
+# For each document, the number of the document that is kept in its place.
+Keeper = Int64[np.ndarray, " documents"]
 
 
 def word_shingles(text: str) -> set[str]:
-    """Return the word 5-grams of a text; all of its words together where there are fewer."""
+    """Return the word 5-grams of a text; a text of fewer words is one shingle."""
     words = WORDS.findall(text.lower())
     starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
     return {" ".join(words[start : start + SHINGLE_WORDS]) for start in starts}
 
 
 def keepers(sets: Sequence[set[str]], scheme: Scheme) -> dict[str, Keeper]:
-    """Return what each library keeps.
+    """Return, for each library, which document is kept in place of each document.
 
-    For a document that is the first kept one before it which the library's index names. Whether
-    they are similar is not checked.
+    It is the first of the earlier kept documents that the library's index returns, or else the
+    document itself. Whether the two are similar is not checked.
+
+    Args:
+      sets: the shingles of each document.
     """
-    keeper_of = {}
+    keeper_by_library = {}
     for name in _installed():
         sketches = _sketch(name, sets, scheme)
-        keeper_of[name] = _greedy(_candidates(name, sketches, scheme))
-    return keeper_of
+        keeper_by_library[name] = _greedy(_candidates(name, sketches, scheme))
+    return keeper_by_library
 
 
-def makers(
+def searches(
     files: Sequence[Path], scheme: Scheme, processes: int, folder: Path
 ) -> dict[str, Callable[[], int]]:
     """Return {library: function that reads and clusters the files}.
 
-    A function returns how many documents it would remove. It can be pickled.
+    A function returns how many documents the library would remove. It can be pickled.
+
+    Args:
+      folder: datatrove writes its files in there.
     """
     functions = {}
     for name in _installed():
-        functions[name] = functools.partial(_removed_in_files, name, files, scheme, processes)
+        functions[name] = functools.partial(_search_files, name, files, scheme, processes)
     if importlib.util.find_spec("datatrove"):
-        # One file only: it would take minutes for all of them.
+        # One file only: datatrove would take minutes for all of them.
         functions["datatrove"] = functools.partial(
-            _datatrove, files[0], scheme, processes, folder / "datatrove"
+            _search_with_datatrove, files[0], scheme, processes, folder / "datatrove"
         )
     return functions
 
@@ -71,11 +78,11 @@ def _installed() -> list[str]:
 
 
 def _greedy(candidates: Iterator[list[int]]) -> Keeper:
-    """Return, for each document, the first kept one among its candidates, or else itself."""
+    """Return, for each document, the first kept document among its candidates, or else itself."""
     keeper: list[int] = []
-    for document, before in enumerate(candidates):
-        kept = [other for other in before if keeper[other] == other]
-        keeper.append(min(kept) if kept else document)
+    for document, earlier in enumerate(candidates):
+        kept = [other for other in earlier if keeper[other] == other]
+        keeper.append(min(kept, default=document))
     return np.array(keeper, np.int64)
 
 
@@ -97,30 +104,31 @@ def _sketch(name: str, sets: Sequence[set[str]], scheme: Scheme) -> list[Any]:
 
 
 def _candidates(name: str, sketches: Sequence[Any], scheme: Scheme) -> Iterator[list[int]]:
-    """Yield, for each document, those before it that share a band with it."""
+    """Yield, for each document, the earlier documents that share a band with it."""
     if name == "rensa":
         import rensa
 
-        # Its first argument, the threshold, serves only its method is_similar.
+        # The first argument, a threshold, is only read by the method is_similar.
         index = rensa.RMinHashLSH(0.5, scheme.hashes, scheme.bands)
     else:
         import datasketch
 
         shape = (scheme.bands, scheme.rows)
         index = datasketch.MinHashLSH(num_perm=scheme.hashes, params=shape)
-    # A document is asked about before it is inserted, so that it does not find itself.
+    # The index is asked before the document is inserted, so that it does not return itself.
     for document, document_sketch in enumerate(sketches):
         yield index.query(document_sketch)
         index.insert(document, document_sketch)
 
 
-def _removed_in_files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> int:
+def _search_files(name: str, files: Sequence[Path], scheme: Scheme, processes: int) -> int:
+    """Search the documents of all files; return how many would be removed."""
     sketch_file = functools.partial(_sketch_file, name, scheme)
     sketches = []
-    # Forked processes could inherit a lock that a thread of this one holds.
+    # Forked processes could inherit a lock that one of our threads holds; spawned ones do not.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for part in pool.map(sketch_file, files):
-            sketches += part
+        for file_sketches in pool.map(sketch_file, files):
+            sketches += file_sketches
     keeper = _greedy(_candidates(name, sketches, scheme))
     removed = keeper != np.arange(len(keeper))
     return int(removed.sum())
@@ -135,8 +143,11 @@ def _sketch_file(name: str, scheme: Scheme, file: Path) -> list[Any]:
     return _sketch(name, sets, scheme)
 
 
-def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
-    """Run datatrove's blocks on one of the files, cut into one part for each process."""
+def _search_with_datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
+    """Run datatrove's blocks on a file, cut into one part for each process.
+
+    Returns: how many documents they remove.
+    """
     os.environ["DATATROVE_COLORIZE_LOGS"] = "0"  # read when datatrove is imported
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup.minhash import (
@@ -150,7 +161,7 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
     from loguru import logger
 
     logger.remove()  # fewer lines on stderr, where the bench prints its rows
-    # In the folder of an earlier run datatrove would skip the tasks that are done.
+    # In the folder of an earlier run datatrove would skip the tasks that were done there.
     shutil.rmtree(folder, ignore_errors=True)
     _split_lines(file, processes, folder / "text")
     config = MinhashConfig(
@@ -166,7 +177,7 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
     sketching = [reader, MinhashDedupSignature(signatures, config)]
     bucketing = [MinhashDedupBuckets(signatures, buckets, config=config)]
     clustering = [MinhashDedupCluster(buckets, str(removed), config=config)]
-    # (pipeline, tasks): one task for each part, one for each band, and one that clusters all.
+    # (pipeline, tasks): a task for each part of the file, one for each band, one that clusters all.
     blocks = [
         (sketching, processes),
         (bucketing, scheme.bands),
@@ -176,7 +187,7 @@ def _datatrove(file: Path, scheme: Scheme, processes: int, folder: Path) -> int:
         logs = str(folder / "logs" / str(number))
         executor = LocalPipelineExecutor(pipeline, tasks=tasks, workers=processes, logging_dir=logs)
         executor.run()
-    # A removed document is one uint32 in one of these files.
+    # Each removed document is one uint32, 4 bytes, in one of these files.
     removed_bytes = sum(path.stat().st_size for path in removed.glob("*.remove"))
     return removed_bytes // 4
 

@@ -1,6 +1,6 @@
 """Train our decoder as a user would write it in PyTorch: the peer of bench/train.py. Needs torch.
 
-It has torch.compile, fused attention and fused AdamW.
+It uses torch.compile, fused attention and fused AdamW.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config
 
-# Names of torch.nn.attention.SDPBackend.
+# Members of torch.nn.attention.SDPBackend.
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
-WINDOW = 4  # steps between two waits for the device, when timing
+WINDOW = 4  # timed steps between two waits for the device
 
 Call = Callable[[], Any]
 
@@ -30,13 +30,14 @@ def train_peer(
 ) -> dict[str, Any]:
     """Train on random tokens, one document a row, and measure.
 
-    With torch.compile, the fastest attention backend, bfloat16 autocast over float32 masters on a
-    GPU (float32 elsewhere), fused AdamW, and gradients clipped to norm 1.
+    It uses torch.compile, the fastest attention backend, fused AdamW and gradients clipped to norm
+    1. Parameters are float32, with bfloat16 autocast on a GPU.
 
     Args:
       steps: measured, after two that are not.
-    Returns: first_step_s (compilation included), step_ms (median over windows of 4 steps),
-      peak_bytes, and what ran.
+    Returns: a dict with who (a name that says what ran), attention_ms (see `attention_ms`),
+      first_step_s (with compilation), step_ms (median over windows of 4 steps), loss (of the first
+      step), peak_bytes (None without a GPU), device and compute (the type of products).
     Raises: UserError where torch is not installed.
     """
     torch = import_torch()
@@ -44,7 +45,7 @@ def train_peer(
     device = "cuda" if on_gpu else "cpu"
     backend_ms = attention_ms(arch, batch, length)
     backend = min(backend_ms, key=backend_ms.get, default="")
-    # TF32 for what stays in float32: PyTorch itself recommends it when it compiles for such a GPU.
+    # TF32 for products that stay in float32. torch.compile itself recommends this on such a GPU.
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(seed)
     model = Decoder(torch, arch).to(device)
@@ -63,7 +64,7 @@ def train_peer(
         # One more step that does not count, as the allocator may still grow.
         step()
         if on_gpu:
-            # The peak is that of training alone, without compiling.
+            # The peak then counts training alone, without compilation.
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         window_seconds = _seconds(torch, window, max(3, steps // WINDOW))
@@ -84,21 +85,21 @@ def train_peer(
 
 
 def attention_ms(arch: Architecture, batch: int, length: int) -> dict[str, float]:
-    """Return {backend: ms} of scaled_dot_product_attention, forward and backward.
+    """Return {backend: ms} of scaled_dot_product_attention, forward with backward.
 
-    It is causal and grouped. Only those of BACKENDS are there that run on this device, so none
-    without a GPU.
+    Attention is causal, with grouped queries. A backend of BACKENDS that does not run on this
+    device is left out; without a GPU, all are.
     """
     torch = import_torch()
     if not torch.cuda.is_available():
         return {}
     milliseconds = {}
     for name in BACKENDS:
-        once = _attention_call(torch, arch, batch, length)
+        attend_once = _attention_call(torch, arch, batch, length)
         try:
             with _attention_backend(name):
-                once()  # loads the kernels
-                seconds = _seconds(torch, once, 10)
+                attend_once()  # loads the kernels
+                seconds = _seconds(torch, attend_once, 10)
         except RuntimeError:
             continue  # this backend does not take these shapes on this device
         milliseconds[name] = 1e3 * statistics.median(seconds)
@@ -131,7 +132,7 @@ def main() -> None:
 
 
 def _train_step(torch: Torch, model: Any, tokens: Tensor) -> Call:
-    """Return a function that takes a step on tokens [B,T+1] and returns the loss."""
+    """Return a function that takes a training step on `tokens` [B,T+1] and returns the loss."""
     optimizer = _adamw(torch, model)
     # All batches have one shape, and a program for fixed shapes is faster.
     compiled_loss = torch.compile(model.loss, dynamic=False)
@@ -153,7 +154,7 @@ def _train_step(torch: Torch, model: Any, tokens: Tensor) -> Call:
 
 
 def _adamw(torch: Torch, model: Any) -> Any:
-    """Return the optimizer; matrices decay, norms do not."""
+    """Return AdamW with weight decay for matrices and none for norms."""
     matrices = []
     vectors = []
     for weight in model.parameters():
@@ -187,11 +188,11 @@ def _attention_call(torch: Torch, arch: Architecture, batch: int, length: int) -
     v = random_heads(arch.kv_heads)
     gradient = random_heads(arch.heads)
 
-    def once() -> None:
+    def attend_once() -> None:
         mixed = attend(q, k, v, is_causal=True, enable_gqa=True)
         mixed.backward(gradient)
 
-    return once
+    return attend_once
 
 
 def _attention_backend(name: str) -> contextlib.AbstractContextManager:
@@ -204,12 +205,12 @@ def _attention_backend(name: str) -> contextlib.AbstractContextManager:
 
 
 def _seconds(torch: Torch, call: Call, runs: int) -> list[float]:
-    """Return the duration of each of so many calls, until the device has done its work."""
+    """Call `runs` times; return the seconds that each call and its work on the device took."""
     seconds = []
     for _ in range(runs):
         began = time.perf_counter()
         call()
-        # A call returns as soon as its kernels are in the queue.
+        # On a GPU a call returns as soon as its kernels are in the queue.
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)

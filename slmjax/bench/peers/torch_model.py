@@ -1,6 +1,6 @@
 """Our decoder as a user would write it in PyTorch.
 
-The classes are made inside functions, because torch is imported late: it is optional.
+torch is optional, so the caller imports it late and passes it in; classes are made in functions.
 """
 
 import functools
@@ -19,7 +19,7 @@ def Decoder(torch: Torch, arch: Architecture) -> Any:
     Its method loss(tokens, targets) takes int64 ids [B,T] and returns the mean nats of a token.
 
     Args:
-      torch: the module.
+      torch: the imported module torch.
     """
     nn = torch.nn
     D = arch.width
@@ -32,7 +32,7 @@ def Decoder(torch: Torch, arch: Architecture) -> Any:
             self.layers = nn.ModuleList([Layer() for _ in range(arch.layers)])
             self.final_norm = nn.RMSNorm(D, eps=arch.norm_eps)
             self.head = nn.Linear(D, arch.vocab_size, bias=False)
-            # Norms keep their ones.
+            # Norms, which are vectors, keep their initial ones.
             for weight in self.parameters():
                 if weight.ndim > 1:
                     nn.init.normal_(weight, std=0.02)
@@ -42,7 +42,7 @@ def Decoder(torch: Torch, arch: Architecture) -> Any:
         def loss(self, tokens, targets):
             x = self.embedding(tokens)  # [B,T,D]
             if x.is_cuda:
-                # Autocast leaves a look-up in float32, and with it the whole residual stream.
+                # Autocast would leave the look-up, and so the whole residual stream, in float32.
                 x = x.to(torch.bfloat16)
             cos, sin = _rotations(torch, arch, tokens.shape[1], x)
             for layer in self.layers:
@@ -57,7 +57,7 @@ def Decoder(torch: Torch, arch: Architecture) -> Any:
 
 
 def _layer_class(torch: Torch, arch: Architecture) -> type:
-    """Return the class of a block: attention, then a gated MLP, each behind an RMSNorm."""
+    """Return the class of a layer: attention, then a gated MLP, each with an RMSNorm before it."""
     nn = torch.nn
     attend = nn.functional.scaled_dot_product_attention
     linear = functools.partial(nn.Linear, bias=False)
@@ -89,7 +89,7 @@ def _layer_class(torch: Torch, arch: Architecture) -> type:
             q = self.query(x).view(B, T, N, H)
             k = self.key(x).view(B, T, K, H)
             v = self.value(x).view(B, T, K, H)
-            # PyTorch's attention has the heads before time: [B,N,T,H].
+            # PyTorch's attention wants heads before time: [B,N,T,H].
             q = _rotate(torch, q.transpose(1, 2), cos, sin)
             k = _rotate(torch, k.transpose(1, 2), cos, sin)
             v = v.transpose(1, 2)
@@ -107,12 +107,12 @@ def _layer_class(torch: Torch, arch: Architecture) -> type:
 
 def _rotations(torch: Torch, arch: Architecture, length: int, like: Tensor) -> tuple:
     """Return (cos, sin) [T,H/2] of the rotary embedding; device and type are those of `like`."""
-    # In float32: bfloat16 cannot count positions beyond 256.
-    kind = {"device": like.device, "dtype": torch.float32}
+    # Angles in float32: bfloat16 cannot count positions beyond 256.
+    options = {"device": like.device, "dtype": torch.float32}
     half = arch.head_dim // 2
-    exponents = torch.arange(half, **kind) / half
+    exponents = torch.arange(half, **options) / half
     frequencies = arch.rope_theta**-exponents
-    positions = torch.arange(length, **kind)
+    positions = torch.arange(length, **options)
     angles = positions[:, None] * frequencies
     cos = angles.cos().to(like.dtype)
     sin = angles.sin().to(like.dtype)
