@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slmjax.data.encode import encode_documents
 from slmjax.data.heldout import HeldoutChoice, seen_in_training
 from slmjax.data.jobs import Job
 from slmjax.data.manifest import FORMAT, prepared_fingerprint
@@ -13,6 +14,8 @@ from slmjax.data.preparation_plan import PreparationPlan, Unusable
 from slmjax.data.scan_reports import Report
 from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
+from slmjax.text.chat_documents import TEXT, parts_from_json
+from slmjax.text.chat_template import Part
 from slmjax.text.files import read_part, write_atomic
 from slmjax.text.hashing import Matcher
 from slmjax.text.records import Source
@@ -123,7 +126,10 @@ def _source_entry(
     for job in jobs:
         if job.unit.split == "train":
             shards += job.report("train")["shards"]
+    # Left out for running text, so that manifests without conversations stay as they were.
+    kind = {} if source.kind == TEXT else {"kind": source.kind}
     return {
+        **kind,
         "path": source.path,
         "field": source.field,
         "revision": source.revision,
@@ -201,9 +207,12 @@ def _write_unit(
                 writer.next_file(unit.files[file_number].name)
             documents[file_number] += 1
             text = document["text"]
-            (ids,) = tokenizer.encode_arrays([text])
+            parts = None
+            if "parts" in document:
+                parts = parts_from_json(document["parts"])
+            (ids,) = encode_documents(tokenizer, [text], [parts])
             # Bits per byte of a changed text would be those of another text.
-            if test.may_change and not tokenizer.keeps(text, ids):
+            if test.may_change and not _keeps(tokenizer, text, parts, ids):
                 tally["changed"] += 1
                 continue
             is_seen = seen_in_training(text, test.matcher, test.seen)
@@ -223,6 +232,17 @@ def _write_unit(
                 "name a file of other text."
             )
     return [shard_entry(shard) for shard in writer.shards]
+
+
+def _keeps(
+    tokenizer: Tokenizer, text: str, parts: list[Part] | None, ids: np.ndarray
+) -> bool:
+    """Whether the ids of a document have all bytes of its texts."""
+    if parts is None:
+        return tokenizer.keeps(text, ids)
+    return all(
+        tokenizer.keeps(part, tokenizer.encode(part)) for part in parts if isinstance(part, str)
+    )
 
 
 def _mark_warnings(reports: dict) -> list[str]:

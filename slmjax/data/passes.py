@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slmjax.data.encode import encode_documents
 from slmjax.data.heldout import GROUP, GroupCounter, group_id
 from slmjax.data.jobs import Job
 from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
 from slmjax.data.text_sample import TextSample
 from slmjax.errors import UserError
+from slmjax.text.chat_documents import parts_to_json
 from slmjax.text.files import read_part, write_atomic, write_part
 from slmjax.text.hashing import Matcher, shingle_parts
 from slmjax.text.readers import read_documents, unreadable
@@ -108,6 +110,9 @@ def collect(job: Job, heldout_groups: np.ndarray) -> None:
                     "key": item.key,
                     "text": item.text,
                 }
+                # Left out for running text.
+                if item.parts is not None:
+                    entry["parts"] = parts_to_json(item.parts)
                 # Left out for the first file: units of one file never had this field.
                 if number:
                     entry["file"] = number
@@ -133,7 +138,8 @@ def tokenize(job: Job, heldout_groups: np.ndarray) -> None:
         for chunk in _chunks(job, heldout_groups):
             go_on()
             texts = [document.text for _, document in chunk]
-            encoded = tokenizer.encode_arrays(texts)
+            parts = [document.parts for _, document in chunk]
+            encoded = encode_documents(tokenizer, texts, parts)
             for (file, document), ids in zip(chunk, encoded, strict=True):
                 # A file gets its name into the shard with its first training document.
                 if file is not current_file:
