@@ -198,7 +198,7 @@ def _reasons(sources: Counts) -> str:
             share = percent(number / read)
             rows.append([name, reason, f"{number:,}", share, count(size)])
     head = ["source", "reason", "documents", "of those read", "bytes"]
-    return page.html_table(head, rows, left=2)
+    return page.html_table(head, rows, text_columns=2)
 
 
 def _dropped(entry: Counts) -> list[tuple[str, int, int]]:
@@ -222,7 +222,7 @@ def _samples(entry: Counts) -> str:
             # Of a contaminated document the place of the item says more than its beginning.
             shown = sample["detail"] or sample["text"]
             rows.append([reason, place, shown])
-    return page.html_table(["reason", "where", "text"], rows, left=3)
+    return page.html_table(["reason", "where", "text"], rows, text_columns=3)
 
 
 def _evals(sets: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class Comparison:
     # Indices of the runs, those of one config together.
     groups: list[list[int]]
     # For each source and "total", each group's difference to the first group.
-    found: dict[str, list[Difference]]
+    group_differences: dict[str, list[Difference]]
 
     @property
     def labels(self) -> list[str]:

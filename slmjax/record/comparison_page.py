@@ -85,7 +85,8 @@ def score_table(comparison: Comparison) -> Table:
     paired = comparison.paired
     rows = []
     # "total" sorts first; the other sources keep their order.
-    by_source = sorted(comparison.found.items(), key=lambda item: item[0] != "total")
+    items = comparison.group_differences.items()
+    by_source = sorted(items, key=lambda item: item[0] != "total")
     for source, group_differences in by_source:
         bits = bits_per_byte(paired, source)
         number = paired.documents
@@ -135,10 +136,10 @@ def _sections(comparison: Comparison) -> list[str]:
     caution = warning(comparison)
     if caution:
         sentences.append(f'<p class="warn">{page.escape(caution)}</p>')
-    scores = page.html_table(*score_table(comparison), left=2, strong=range(len(groups)))
+    scores = page.html_table(*score_table(comparison), text_columns=2, strong=range(len(groups)))
     note = page.note(f"{coverage_sentence(comparison)} {method(comparison)}")
     curves = page.figures(*_draw_curves(comparison))
-    configs = page.html_table(*config_table(comparison), left=2)
+    configs = page.html_table(*config_table(comparison), text_columns=2)
     return [
         page.section("Verdict", *sentences),
         page.section("Held-out bits per byte", scores, note),

@@ -72,7 +72,7 @@ def html_table(
     head: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
-    left: int = 1,
+    text_columns: int = 1,
     strong: Iterable[int] = (),
 ) -> str:
     """Return a table, or "" without rows.
@@ -80,7 +80,7 @@ def html_table(
     Args:
       head: titles of the columns; without any the table has no head.
       rows: cells are plain text, or HTML where they are `Markup`; None is an empty cell.
-      left: the first columns, so many of them, hold text; the others hold numbers, which are set
+      text_columns: number of first columns that hold text; the others hold numbers, which are set
         flush right.
       strong: indices of rows that stand out.
     """
@@ -88,10 +88,10 @@ def html_table(
     lines = []
     for index, row in enumerate(rows):
         opening = '<tr class="strong">' if index in strong else "<tr>"
-        lines.append(f"{opening}{_cells('td', row, left)}</tr>")
+        lines.append(f"{opening}{_cells('td', row, text_columns)}</tr>")
     if not lines:
         return ""
-    titles = _cells("th", head, left)
+    titles = _cells("th", head, text_columns)
     if titles:
         titles = f"<thead><tr>{titles}</tr></thead>"
     # A table that is wider than a phone scrolls by itself, so that the page does not.
@@ -129,11 +129,11 @@ def escape(value: object) -> str:
     return _html.escape(str(value))
 
 
-def _cells(tag: str, values: Sequence[object], left: int) -> str:
-    """Return the cells of one row; the first `left` hold text."""
+def _cells(tag: str, values: Sequence[object], text_columns: int) -> str:
+    """Return the cells of one row; the first `text_columns` hold text."""
     cells = []
     for column, value in enumerate(values):
-        opening = f'<{tag} class="text">' if column < left else f"<{tag}>"
+        opening = f'<{tag} class="text">' if column < text_columns else f"<{tag}>"
         cells.append(f"{opening}{_inner(value)}</{tag}>")
     return "".join(cells)
 

@@ -43,7 +43,7 @@ def lineage_section(records: metrics.Records) -> list[str]:
         values = map(parent.get, keys)
         rows.append([_cell("", value) for value in values])
     head = map(_spaced, keys)
-    return [page.html_table(list(head), rows, left=len(keys))]
+    return [page.html_table(list(head), rows, text_columns=len(keys))]
 
 
 def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[str]:
@@ -67,9 +67,12 @@ def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
             changed_rows.append([name, text, default])
             strong.append(len(rows))
         rows.append([name, text])
-    table = page.html_table(["field", "value"], rows, left=2, strong=strong)
+    table = page.html_table(["field", "value"], rows, text_columns=2, strong=strong)
     folded = f"<details><summary>All {len(rows)} fields</summary>{table}</details>"
-    return [page.html_table(["changed field", "value", "default"], changed_rows, left=3), folded]
+    return [
+        page.html_table(["changed field", "value", "default"], changed_rows, text_columns=3),
+        folded,
+    ]
 
 
 def environment_section(records: metrics.Records) -> list[str]:
@@ -114,7 +117,7 @@ def _facts_table(facts: Mapping[str, Any]) -> str:
     for key, value in facts.items():
         if value not in (None, "", [], {}):
             rows.append([_spaced(key), _cell(key, value)])
-    return page.html_table([], rows, left=2)
+    return page.html_table([], rows, text_columns=2)
 
 
 def _cell(key: str, value: Any) -> str:

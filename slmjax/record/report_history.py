@@ -45,7 +45,9 @@ def time_section(records: metrics.Records) -> list[str]:
             before.append(f"{cause.replace('_', ' ')} {duration(seconds)}")
     if before:
         note += f" Before the first step, and not in the wall time: {', '.join(before)}."
-    table = page.html_table(["", "", "time", "share"], rows, left=2, strong=[0, len(rows) - 1])
+    table = page.html_table(
+        ["", "", "time", "share"], rows, text_columns=2, strong=[0, len(rows) - 1]
+    )
     return [table, page.note(note)]
 
 
@@ -76,7 +78,7 @@ def history_section(records: metrics.Records) -> list[str]:
             eventful = eventful or sentence not in ("started", "finished")
     sections = []
     if eventful:
-        sections.append(page.html_table(["when", "what", "step"], rows, left=2))
+        sections.append(page.html_table(["when", "what", "step"], rows, text_columns=2))
     if records.torn:
         count = f"{records.torn:,}"
         note = f"Lines of metrics.jsonl that cannot be read, and are left out: {count}."

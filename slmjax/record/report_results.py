@@ -70,7 +70,7 @@ def answers_section(records: metrics.Records) -> list[str]:
         return []
     head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
     head, rows = page.without_empty_columns(head, rows)
-    return [page.html_table(head, rows, left=2)]
+    return [page.html_table(head, rows, text_columns=2)]
 
 
 def samples_section(records: metrics.Records) -> list[str]:

@@ -44,7 +44,7 @@ def verdicts(comparison: Comparison) -> list[str]:
             )
             continue
         # All sources that are compared decide together.
-        difference = comparison.found["total"][index]
+        difference = comparison.group_differences["total"][index]
         several_seeds = min(len(baseline), len(members)) > 1
         sentences.append(
             _verdict(labels[index], labels[0], difference, baseline_bits, several_seeds)

@@ -49,7 +49,7 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
         )
     config_then = checkpoints.meta(readable[-1])["config"]
     # Two lengths of one run fit: config.train.steps is not compared.
-    fits(config_then, config)
+    check_config_fits(config_then, config)
     before, now = config_then["train"]["steps"], config.train.steps
     if before == now:
         return Start("finished" if newest == now else "resume", newest)
@@ -68,7 +68,7 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
     return Start("extend", usable[-1], before)
 
 
-def fits(stored: dict, config: Config) -> None:
+def check_config_fits(stored: dict, config: Config) -> None:
     """Check that a run can go on with this config.
 
     A field that is younger than the checkpoint had its default.
