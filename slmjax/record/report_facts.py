@@ -69,10 +69,8 @@ def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
         rows.append([name, text])
     table = page.html_table(["field", "value"], rows, text_columns=2, strong=strong)
     folded = f"<details><summary>All {len(rows)} fields</summary>{table}</details>"
-    return [
-        page.html_table(["changed field", "value", "default"], changed_rows, text_columns=3),
-        folded,
-    ]
+    head = ["changed field", "value", "default"]
+    return [page.html_table(head, changed_rows, text_columns=3), folded]
 
 
 def environment_section(records: metrics.Records) -> list[str]:

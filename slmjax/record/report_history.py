@@ -45,9 +45,8 @@ def time_section(records: metrics.Records) -> list[str]:
             before.append(f"{cause.replace('_', ' ')} {duration(seconds)}")
     if before:
         note += f" Before the first step, and not in the wall time: {', '.join(before)}."
-    table = page.html_table(
-        ["", "", "time", "share"], rows, text_columns=2, strong=[0, len(rows) - 1]
-    )
+    head = ["", "", "time", "share"]
+    table = page.html_table(head, rows, text_columns=2, strong=[0, len(rows) - 1])
     return [table, page.note(note)]
 
 
