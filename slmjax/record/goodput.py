@@ -59,9 +59,9 @@ class Goodput:
         self._totals = dict.fromkeys(SPENT, 0.0)
         self._totals["start"] = now - self._began
         # Seconds outside any cause since the last step.
-        self._free = 0.0
+        self._outside_causes = 0.0
         # Totals at the start of the first step, and at the end of the last one.
-        self._before = self._within = dict(self._totals)
+        self._totals_at_first_start = self._totals_at_last_end = dict(self._totals)
         # The clock's time at those two moments; None before the first step has ended.
         self._first_start = self._last_end = None
         # Seconds in steps, and their number.
@@ -92,15 +92,15 @@ class Goodput:
         """
         self._assign_time()
         if seconds is None:
-            seconds = self._free
-        self._free = 0.0
+            seconds = self._outside_causes
+        self._outside_causes = 0.0
         if self._first_start is None:
             self._first_start = self._assigned_until - seconds
-            self._before = dict(self._totals)
+            self._totals_at_first_start = dict(self._totals)
         self._last_end = self._assigned_until
         self._kept += seconds
         self._steps += 1
-        self._within = dict(self._totals)
+        self._totals_at_last_end = dict(self._totals)
 
     def record(self) -> dict[str, Any]:
         """Return this session so far, for the event "goodput".
@@ -118,7 +118,7 @@ class Goodput:
         if self._first_start is not None:
             first = self._first_start + self._unix_offset
             last = self._last_end + self._unix_offset
-            before, within = self._before, self._within
+            before, within = self._totals_at_first_start, self._totals_at_last_end
         return {
             "session": f"{self._began:.3f}",
             "began": self._began,
@@ -149,13 +149,13 @@ class Goodput:
         passed = now - self._assigned_until
         self._assigned_until = now
         if not self._open_causes:
-            self._free += passed
+            self._outside_causes += passed
             return
         self._totals[self._open_causes[-1]] += passed
         if self._first_start is None:
-            # A cause has begun before any step ended, so the free time was no step.
-            self._totals["start"] += self._free
-            self._free = 0.0
+            # A cause has begun before any step ended, so the time outside causes was no step.
+            self._totals["start"] += self._outside_causes
+            self._outside_causes = 0.0
 
 
 def summarise(records: Records) -> dict[str, Any] | None:

@@ -169,7 +169,8 @@ class HeldOut:
         most = 1
         for batches in self.batches.values():
             for batch in batches:
-                documents = np.maximum(batch["segments"].max(1), 1)  # [B]: number in each row
+                # [B]: number of documents in each row, which its segments count from 1.
+                documents = np.maximum(batch["segments"].max(1), 1)
                 most = max(most, most_documents(documents, 1, ways))
         # Without batches, each of a device's rows still has one place.
         return max(most, len(self.rows) // ways)

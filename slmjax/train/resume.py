@@ -1,4 +1,4 @@
-"""Where a run starts: anew, from its newest checkpoint, from a shorter run's trunk, or nowhere."""
+"""Where a run starts: anew, at its newest checkpoint, or at one that two lengths of it share."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from slmjax.parallel import hosts
 from slmjax.train import schedule
 from slmjax.train.state import TrainState, restored, saved
 
-ANOTHER = "use another --workdir"
+ANOTHER_WORKDIR = "use another --workdir"
 
 
 class Start(NamedTuple):
@@ -41,12 +41,12 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
     if not steps:
         return Start("fresh", 0)
     newest = steps[-1]
-    # `restore` reports the other ones.
+    # `restore` reports those that cannot be read.
     readable = [step for step in steps if checkpoints.meta(step)]
     if not readable:
         raise UserError(
             f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or "
-            f"{ANOTHER}."
+            f"{ANOTHER_WORKDIR}."
         )
     config_then = checkpoints.meta(readable[-1])["config"]
     # This does not compare config.train.steps: a run may change its length.
@@ -65,7 +65,9 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
     shared = min(schedule.trunk(config.train), schedule.decay_start(before, config.train.decay))
     usable = [step for step in steps if step <= shared]
     if not usable:
-        raise UserError(f"{new_length}, but no checkpoint up to step {shared} is left: {ANOTHER}.")
+        raise UserError(
+            f"{new_length}, but no checkpoint up to step {shared} is left: {ANOTHER_WORKDIR}."
+        )
     return Start("extend", usable[-1], before)
 
 
@@ -145,12 +147,12 @@ def check_identity(meta: dict, step: int, rows: Rows, tokenizer: str) -> None:
     """Raises: UserError where a checkpoint was trained on other text or with another tokenizer."""
     if meta["tokenizer"] != tokenizer:
         raise UserError(
-            f"the tokenizer is not the one that the checkpoint was trained with; {ANOTHER}."
+            f"the tokenizer is not the one that the checkpoint was trained with; {ANOTHER_WORKDIR}."
         )
     if meta["fingerprint"] != rows.fingerprint(step):
         raise UserError(
             f"the data of the first {step} steps is not what the checkpoint was trained on; "
-            f"{ANOTHER}."
+            f"{ANOTHER_WORKDIR}."
         )
 
 
@@ -164,6 +166,7 @@ def _decides(name: str) -> bool:
         # The dots keep "data.seq" from matching "data.seq_len".
         if f"{name}.".startswith(f"{field.name}."):
             return field.affects in ("learning", "chance")
+    # Of no known field, so perhaps of one that decides.
     return True
 
 

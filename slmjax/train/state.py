@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Steps over which the running mean and deviation forget; OLMo's window is as long (Groeneveld et
-# al. 2024).
+# Steps in the window of the running mean and deviation; OLMo's is as long (Groeneveld et al. 2024).
 WINDOW = 128
 RECOVERY = 1000  # finite steps after which float16's loss scale has doubled again
 WARM = 64  # finite steps before anything counts as a spike
-REACH = 4  # times `limit`, the largest distance of a kept step: what a skipped step counts at most
+REACH = 4  # times the distance at which a spike begins: as far as a spike counts in the statistics
 
 
 @jax.tree_util.register_dataclass
@@ -72,6 +71,7 @@ def judge_step(
     keep = finite & ~spiked
 
     # Exponential mean and variance, whose window grows to WINDOW steps (Welford's update).
+    # `share` is the weight of this step.
     share = 1.0 / jnp.minimum(spikes.count + 1, WINDOW).astype(jnp.float32)
     bounded = jnp.where(spiked, jnp.minimum(above, REACH * limit), above)
     distance = jnp.where(finite, bounded, 0.0)

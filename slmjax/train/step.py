@@ -57,6 +57,7 @@ def make_step(
         return jax.lax.with_sharding_constraint(param.astype(compute), sharding)
 
     def loss(trained, cotangents, frozen, forward, batch, totals, key, step, scale):
+        """Return the scaled sum of a part's losses, to be differentiated, and its Loss."""
         params = jax.tree.map(cast, declared_params, merged(trained, frozen), where.params)
         buffers = merged(cotangents, forward)
         task_loss = task.loss(model, params, buffers, batch, totals, key=key, step=step)
@@ -78,6 +79,7 @@ def make_step(
         forward = keep_channel(declared_buffers, state.buffers, "forward")
 
         def sums(part, key):
+            """Return sums over one part of the batch, and the observations of buffers in it."""
             (total, task_loss), (gradients, cotangent_seen) = gradient(
                 trained, cotangents, frozen, forward, part, totals, key, state.step, scale
             )

@@ -148,9 +148,7 @@ def textbook_baseline(
         nats = {}
         for name, source_documents in documents.items():
             nats[name] = -float(models[order].log_probabilities(source_documents).sum())
-        scores = {name: nats[name] / sizes[name] / math.log(2) for name in nats}
-        scores["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
-        bits[str(order)] = scores
+        bits[str(order)] = _bits_per_byte(nats, sizes)
     best = models[min(ORDERS, key=lambda order: bits[str(order)]["total"])]
 
     def complete(prompts: list[str]) -> list[str]:
@@ -163,6 +161,13 @@ def textbook_baseline(
     answers = exact_answers(complete, _questions(seed), extract=textbook.extract_answer)
     accuracies = {kind: answer["accuracy"] for kind, answer in answers.items()}
     return {"kneser_ney": bits, "answers": accuracies}
+
+
+def _bits_per_byte(nats: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Return the bits per byte of each source and of all, as "total"."""
+    bits = {name: nats[name] / sizes[name] / math.log(2) for name in nats}
+    bits["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
+    return bits
 
 
 def _questions(seed: int) -> dict[str, list]:
