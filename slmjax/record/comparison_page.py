@@ -85,7 +85,7 @@ def score_table(comparison: Comparison) -> Table:
     paired = comparison.paired
     rows = []
     by_source = comparison.group_differences
-    # False sorts first, and with it "total"; the other sources keep their order.
+    # "total" first, since False sorts before True; the other sources keep their order.
     for source in sorted(by_source, key=lambda source: source != "total"):
         bits = bits_per_byte(paired, source)
         document_count = paired.documents

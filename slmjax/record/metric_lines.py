@@ -87,7 +87,7 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
     if not isinstance(value, dict | list):
         return value, {}
     is_list = isinstance(value, list)
-    # A list is a dict from positions for as long as it is taken apart.
+    # A list is handled as a dict of its positions.
     items = dict(enumerate(value)) if is_list else value
     finite, paths = {}, {}
     for key, item in items.items():

@@ -58,10 +58,11 @@ def pair(heldout: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Paired:
     left_out = 0
     # Each source once, in the order in which the runs have them.
     for source in dict.fromkeys(itertools.chain.from_iterable(heldout)):
+        # For each run {document: nats}, and the documents alone.
         tables = [_by_document(run.get(source)) for run in heldout]
-        documents = list(map(set, tables))
-        common = sorted(set.intersection(*documents))
-        left_out += len(set.union(*documents)) - len(common)
+        document_sets = list(map(set, tables))
+        common = sorted(set.intersection(*document_sets))
+        left_out += len(set.union(*document_sets)) - len(common)
         if not common:
             continue
         rows = [_nats_in_each_run(tables, document) for document in common]
@@ -107,7 +108,8 @@ def bootstrap(
     Source: Efron & Tibshirani 1993, chapters 8 and 13; Berg-Kirkpatrick, Burkett & Klein 2012; the
       widening is from Hesterberg 2015.
     """
-    with np.errstate(invalid="ignore"):  # scores that are not finite give differences that are not
+    # Scores that are not finite give differences that are not finite, without a warning.
+    with np.errstate(invalid="ignore"):
         return _bootstrap(paired, groups, seed, resamples)
 
 
@@ -122,11 +124,12 @@ def _bootstrap(
     even_weights = _run_weights(groups, None, 1)
     differences = {}
     for source in [*paired.nats, "total"]:
-        total = 0
+        # [resamples, runs + 1]: each run's nats, and bytes in the last column.
+        totals = 0
         for part in _parts(paired, source):
-            total = total + sums[part]
-        # [resamples, runs]: each run's nats over the bytes, which are the last column.
-        bits = total[:, :-1] / total[:, -1:] / math.log(2)
+            totals = totals + sums[part]
+        # [resamples, runs]: bits per byte.
+        bits = totals[:, :-1] / totals[:, -1:] / math.log(2)
         # [resamples, groups]
         means = _group_means(weights, bits, groups)
         lows, highs = np.quantile(means - means[:, :1], INTERVAL, axis=0)
@@ -145,12 +148,12 @@ def _resampled_sums(
 ) -> Float[np.ndarray, "resamples columns"]:
     """Return sums over documents drawn with replacement: each run's nats, and bytes last."""
     table = np.column_stack([paired.nats[source], paired.bytes[source]])
-    number = len(table)
+    document_count = len(table)
     sums = []
     for _ in range(resamples):
-        drawn = chance.integers(number, size=number)
+        drawn = chance.integers(document_count, size=document_count)
         # The sums as a product with counts: gathering the rows would copy the table each time.
-        times_drawn = np.bincount(drawn, minlength=number)
+        times_drawn = np.bincount(drawn, minlength=document_count)
         sums.append(times_drawn @ table)
     return np.stack(sums)
 
