@@ -76,7 +76,7 @@ class Line:
     y: Num[np.ndarray, "points"]
     # Counts from 0 and wraps after COLORS.
     color: int = 0
-    # For raw values behind a smoothed line.
+    # Thin and pale, without a name in the legend: for raw values behind a smoothed line.
     faint: bool = False
     # Whether to mark the points; None: at most FEW points of a line that is not faint. A faint line
     # with dots is drawn as dots alone.
@@ -153,6 +153,7 @@ def smooth(values: Num[np.ndarray, "points"], share: float = 0.02) -> Num[np.nda
     index = np.arange(len(values))
     # Points on each side of the middle one.
     half = np.minimum(index, int(share * len(values) / 2))
+    # Each window is [low, high).
     low = index - half
     high = np.minimum(index + half + 1, len(values))
     number = counts[high] - counts[low]

@@ -18,14 +18,16 @@ from slmjax.parallel.rules import flatten_tree, unflatten
 from slmjax.train.trainable import split, trainable_paths
 
 ADAM_B1 = 0.9  # decay of the first moment, as everywhere (Loshchilov and Hutter 2019)
-MUON_BETA = 0.95  # Jordan 2024
+MUON_BETA = 0.95  # decay of Muon's momentum (Jordan 2024)
 # Root mean square of Muon's updates: AdamW's usual size, so that both share a learning rate. Liu et
 # al. 2025 (Muon is scalable), section 2.2.
 MUON_RMS = 0.2
 
 
 class Optimizer:
-    """init(params) -> state; update(gradients, state, params, factor) -> (params, state).
+    """Updates parameters with AdamW, or with AdamW and Muon, as config.train.optimizer says.
+
+    init(params) -> state; update(gradients, state, params, factor) -> (params, state).
 
     Only trainable parameters have state, and `update` takes these alone; `trainable` holds their
     paths, see train/trainable.py. Stacked layers are independent matrices for Muon. Weight decay is
@@ -42,7 +44,7 @@ class Optimizer:
         declared: dict,
         moment_dtype: str = "float32",
     ):
-        """Choose the update rule of each parameter.
+        """Make the two update rules.
 
         Args:
           multipliers: {group: {"lr": ..., "decay": ...}}, see config.model.multipliers.
