@@ -659,7 +659,7 @@ def _compared(folder: Path) -> Any:
 
     comparison = compare.compare([str(folder / "run"), str(folder / "other")])
     compare.print_comparison(comparison)
-    return compare.verdicts(comparison), [found.value for found in comparison.found["total"]]
+    return compare.verdicts(comparison), [found.value for found in comparison.group_differences["total"]]
 
 
 def _loaded(folder: Path) -> Any:

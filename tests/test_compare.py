@@ -121,7 +121,7 @@ def test_the_verdict_follows_the_interval(tmp_path):
     base = make(tmp_path / "base", lr=0.1)
     better, same = make(tmp_path / "better", lr=0.2, gain=0.05), make(tmp_path / "same", lr=0.3)
     found = compare.compare([base, better, same])
-    assert found.found["total"][1].value == pytest.approx(-0.05 / np.log(2), abs=0.005)
+    assert found.group_differences["total"][1].value == pytest.approx(-0.05 / np.log(2), abs=0.005)
     first, second = compare.verdicts(found)
     assert first.startswith("better scored 0.07") and "less than base on these documents" in first
     assert second.startswith("same and base cannot be told apart")

@@ -202,7 +202,7 @@ def _reason_table(sources: Counts) -> str:
             share = percent(number / read)
             rows.append([name, reason, f"{number:,}", share, count(size)])
     head = ["source", "reason", "documents", "of those read", "bytes"]
-    return page.html_table(head, rows, left=2)
+    return page.html_table(head, rows, text_columns=2)
 
 
 def _losses_by_reason(entry: Counts) -> list[tuple[str, int, int]]:
@@ -227,7 +227,7 @@ def _sample_table(entry: Counts) -> str:
             # Of a contaminated document the item's passage says more than the first lines.
             shown = sample["detail"] or sample["text"]
             rows.append([reason, place, shown])
-    return page.html_table(["reason", "where", "text"], rows, left=3)
+    return page.html_table(["reason", "where", "text"], rows, text_columns=3)
 
 
 def _evals_table(sets: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ REPETITIONS = frozenset(
     field.name for field in FIELDS.values() if field.affects in ("chance", "bookkeeping")
 )
 
-# Columns of heldout.npz that a comparison needs, with the kinds of numpy types that they can have.
+# Columns of heldout.npz that a comparison needs, with numpy's letters for the types that each can
+# have: u unsigned, i signed, f floating point.
 SCORE_KINDS = {"keys": "u", "nats": "f", "bytes": "iu"}
 
 # {source: {column of heldout.npz: one value for each document}}
@@ -48,14 +49,14 @@ class Comparison:
 
     runs: list[ComparedRun]
     paired: Paired
-    # Indices of the runs, those of one config together.
+    # Each group as indices of its runs: those of one config, see `group`.
     groups: list[list[int]]
     # For each source and "total", each group's difference to the first group.
-    found: dict[str, list[Difference]]
+    group_differences: dict[str, list[Difference]]
 
     @property
     def labels(self) -> list[str]:
-        """A name for each group: its first run's, and how many runs it is the mean of."""
+        """A name for each group: its first run's, and the number of runs if several."""
         labels = []
         for members in self.groups:
             label = self.runs[members[0]].name
@@ -65,22 +66,22 @@ class Comparison:
         return labels
 
     def names(self, members: Sequence[int]) -> str:
-        """Return the names of some runs, with commas."""
+        """Return the names of the runs with these indices, joined by commas."""
         return ", ".join(self.runs[index].name for index in members)
 
 
 def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int = 0) -> Comparison:
-    """Read the work directories and set their held-out scores against those of the first.
+    """Read work directories and compare their held-out scores with those of the first.
 
-    Runs that differ only in the seed are one group; if that is true of all, each is a group of its
-    own.
+    Runs that differ only in the seed are one group. If all runs differ only in the seed, each run
+    is a group of its own.
 
     Args:
-      sources: whose held-out documents count; empty: all. Where runs differ in whether they read a
-        source, its own documents would decide the total.
+      sources: whose held-out documents count; empty: all. Leave out a source that only some of
+        the runs trained on: its documents would decide the total.
       seed: of the bootstrap.
-    Raises: UserError for fewer than two work directories, one without config.json or heldout.npz,
-      a source that a run lacks, or no document in common.
+    Raises: UserError for fewer than two work directories, for one that `load_run` refuses, for a
+      source that a run lacks, and where the runs have no document in common.
     """
     if len(workdirs) < 2:
         raise UserError(
@@ -92,11 +93,11 @@ def compare(workdirs: Sequence[str], *, sources: Sequence[str] = (), seed: int =
         run = load_run(workdir, name)
         runs.append(run)
         configs.append(run.config)
-    # A mistake in `sources` is found before any scores are paired.
+
     paired = pair([_chosen_scores(run, sources) for run in runs])
     groups = group(configs)
     if len(groups) == 1:
-        # Repetitions of one config: what is left to compare is the noise between them.
+        # All runs have one config: only the noise between them can be compared.
         groups = [[index] for index in range(len(runs))]
     return Comparison(runs, paired, groups, bootstrap(paired, groups, seed=seed))
 
@@ -105,8 +106,9 @@ def load_run(workdir: str, name: str) -> ComparedRun:
     """Read one work directory.
 
     Args:
-      name: what the comparison calls it.
-    Raises: UserError where it is not a work directory, is damaged, or has no held-out scores.
+      name: what the comparison calls the run.
+    Raises: UserError where it is not a work directory, is damaged, or has no held-out scores;
+      OSError where the disk fails.
     """
     folder = epath.Path(work_place(workdir, "RUN"))
     config_file, scores_file = folder / "config.json", folder / "heldout.npz"
@@ -119,7 +121,7 @@ def load_run(workdir: str, name: str) -> ComparedRun:
         config = _read_config(config_file.read_text("utf-8"))
         heldout = _read_scores(scores_file.read_bytes())
     except OSError:
-        # Of the disk: the command says so itself.
+        # The disk failed, which is no damage; the command reports it itself.
         raise
     except Exception as error:  # a damaged archive raises many kinds
         raise UserError(
@@ -150,7 +152,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Return indices of the runs, those of one config together; the first run's group is first.
+    """Return one list of run indices for each config; the first run's group is first.
 
     Runs of one config differ in `REPETITIONS` only.
     """
@@ -165,11 +167,11 @@ def group(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def distinct_names(workdirs: Sequence[str]) -> list[str]:
-    """Return the shortest endings of the paths that tell them apart."""
+    """Return the shortest endings of the paths that differ; equal paths are numbered."""
     paths = []
     for workdir in workdirs:
         if "://" not in workdir:
-            # "." has no name of its own.
+            # A relative path such as "." has no name of its own.
             workdir = os.path.abspath(workdir)
         paths.append(PurePosixPath(workdir).parts)
     longest = max(map(len, paths))
@@ -177,12 +179,15 @@ def distinct_names(workdirs: Sequence[str]) -> list[str]:
         names = ["/".join(path[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return names
-    # The same work directory twice.
+    # A work directory was given twice: even whole paths are equal.
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _chosen_scores(run: ComparedRun, sources: Sequence[str]) -> Scores:
-    """Return the run's scores of some sources; of all where none is chosen."""
+    """Return the run's scores of the named sources, of all its sources where none is named.
+
+    Raises: UserError for a source that the run lacks.
+    """
     for name in sources:
         if name not in run.heldout:
             hint = nearest(name, run.heldout)
@@ -199,6 +204,7 @@ def _read_config(text: str) -> dict[str, Any]:
 
 def _read_scores(archive: bytes) -> Scores:
     """Return the columns of heldout.npz. Raises: many kinds of errors for a damaged archive."""
+    # The archive names an array "source/column"; a source's name may have slashes too.
     columns: Scores = {}
     with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
         for name in arrays.files:

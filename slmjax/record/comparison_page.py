@@ -15,7 +15,7 @@ from slmjax.record.paired import Difference, bits_per_byte
 from slmjax.record.verdicts import coverage_sentence, method, verdicts, warning
 from slmjax.text.files import write_atomic
 
-# Characters of a config field's value in a table.
+# Most characters of a config field's value in a table; longer ones are cut.
 LONGEST_VALUE = 60
 
 
@@ -31,7 +31,7 @@ class _Curve(NamedTuple):
     """A metric that is drawn for every run."""
 
     metric: str
-    # The figure's title, before its axis.
+    # The beginning of the figure's title; "against tokens" follows.
     title: str
     unit: str
 
@@ -42,7 +42,7 @@ class _Axis(NamedTuple):
     # As `metrics.along` knows it.
     name: str
     label: str
-    # Its name in a title.
+    # What a figure's title calls it.
     title: str
 
 
@@ -68,7 +68,7 @@ def write_page(comparison: Comparison, out: str) -> None:
     title = " · ".join(names)
     html = page.page(title, lead, "".join(_sections(comparison)))
     place = epath.Path(out)
-    # A bucket has no folders.
+    # A bucket has no folders, so nothing can be missing there.
     if not place.parent.exists() and "://" not in out:
         raise UserError(f"Cannot write {out}: there is no folder '{place.parent}'.")
     try:
@@ -80,23 +80,23 @@ def write_page(comparison: Comparison, out: str) -> None:
 def score_table(comparison: Comparison) -> Table:
     """Return a row for each source and group, the total first.
 
-    So the table is as wide for any number of groups.
+    Groups are rows, so that the table has the same width for any number of them.
     """
     paired = comparison.paired
     rows = []
-    # "total" sorts first; the other sources keep their order.
-    by_source = sorted(comparison.found.items(), key=lambda item: item[0] != "total")
-    for source, group_differences in by_source:
+    by_source = comparison.group_differences
+    # "total" first, since False sorts before True; the other sources keep their order.
+    for source in sorted(by_source, key=lambda source: source != "total"):
         bits = bits_per_byte(paired, source)
-        number = paired.documents
+        document_count = paired.documents
         if source != "total":
-            number = len(paired.bytes[source])
-        # The source is named once, in the row of the first group.
-        title, documents = source, f"{number:,}"
+            document_count = len(paired.bytes[source])
+        # Only the row of the first group names the source and the number of documents.
+        title, documents = source, f"{document_count:,}"
         for index, members in enumerate(comparison.groups):
             name = comparison.runs[members[0]].name
             spread = _mean_and_spread(bits[members])
-            cells = _difference_cells(group_differences[index], is_first=index == 0)
+            cells = _difference_cells(by_source[source][index], is_first=index == 0)
             rows.append([title, name, documents, spread, *cells])
             title = documents = ""
     head = ["source", "run", "documents", "bits per byte", "difference", "95 % interval"]
@@ -104,10 +104,10 @@ def score_table(comparison: Comparison) -> Table:
 
 
 def config_table(comparison: Comparison) -> Table:
-    """Return a row for each group; without rows where all configs are the same.
+    """Return a row of config fields for each group; no rows where all configs are the same.
 
-    The first row has all fields that differ between groups, the others only what differs from the
-    first.
+    The first row has all fields that differ between groups, the other rows only those that differ
+    from the first group's.
     """
     head = ["runs", "config"]
     # Runs of one group have one config, up to the seed.
@@ -135,10 +135,11 @@ def _sections(comparison: Comparison) -> list[str]:
     caution = warning(comparison)
     if caution:
         sentences.append(f'<p class="warn">{page.escape(caution)}</p>')
-    scores = page.html_table(*score_table(comparison), left=2, strong=range(len(groups)))
+    # The rows of "total" come first, one for each group, and stand out.
+    scores = page.html_table(*score_table(comparison), text_columns=2, strong=range(len(groups)))
     note = page.note(f"{coverage_sentence(comparison)} {method(comparison)}")
     curves = page.figures(*_draw_curves(comparison))
-    configs = page.html_table(*config_table(comparison), left=2)
+    configs = page.html_table(*config_table(comparison), text_columns=2)
     return [
         page.section("Verdict", *sentences),
         page.section("Held-out bits per byte", scores, note),
@@ -149,7 +150,7 @@ def _sections(comparison: Comparison) -> list[str]:
 
 
 def _color_key(comparison: Comparison) -> str:
-    """Return which colour belongs to which runs, as HTML."""
+    """Return the legend of all figures as HTML: the colour of each group's runs."""
     chips = []
     for number, members in enumerate(comparison.groups):
         names = comparison.names(members)
@@ -159,7 +160,7 @@ def _color_key(comparison: Comparison) -> str:
 
 
 def _run_table(comparison: Comparison) -> Table:
-    """Return how far each run is."""
+    """Return a row for each run: how far it has come, and whether it is finished."""
     rows = []
     for run in comparison.runs:
         last_step = "-"
@@ -175,14 +176,14 @@ def _run_table(comparison: Comparison) -> Table:
 
 
 def _reached(run: ComparedRun, metric: str) -> str:
-    """Return the newest value of a metric that only grows."""
+    """Return the newest value of a metric that only grows, "-" where it was not recorded."""
     value = metrics.last_value(run.records, metric)
     return "-" if value is None else count(value)
 
 
 def _draw_curves(comparison: Comparison) -> list[str]:
     """Draw every metric against every axis, the runs of one group in one colour."""
-    # Of each run, by its index.
+    # {index of a run: number of its group, which is its colour}
     colors = {}
     for number, members in enumerate(comparison.groups):
         colors.update(dict.fromkeys(members, number))
@@ -192,7 +193,7 @@ def _draw_curves(comparison: Comparison) -> list[str]:
             lines = []
             for index, run in enumerate(comparison.runs):
                 lines += _run_lines(run, curve.metric, axis.name, colors[index])
-            # A run of another library may lack the metric or the axis.
+            # Runs that another library recorded may lack the metric or the axis.
             if lines:
                 title = f"{curve.title} against {axis.title}"
                 svg = figures.curves(lines, title=title, x=axis.label, y=curve.unit, legend=False)
@@ -207,7 +208,7 @@ def _run_lines(run: ComparedRun, metric: str, axis: str, color: int) -> list[fig
     if not len(steps) or x is None:
         return []
     if metric == "train/loss":
-        # Of one batch, so it is noisy; the other metrics are not.
+        # The loss of one batch is noisy; the held-out metrics are not.
         values = figures.smooth(values)
     return [figures.Line(run.name, x, values, color=color)]
 
@@ -218,13 +219,13 @@ def _mean_and_spread(bits: Float[np.ndarray, "_runs"]) -> str:
         return "not finite"
     text = f"{bits.mean():.4f}"
     if len(bits) > 1:
-        # Of the seeds, not of the mean.
+        # The deviation of single runs, not the standard error of their mean.
         text += f" ± {bits.std(ddof=1):.4f}"
     return text
 
 
 def _difference_cells(difference: Difference, is_first: bool) -> list[str]:
-    """Return the difference to the first group and its interval."""
+    """Return two cells: a group's difference to the first group, and its interval."""
     if not np.isfinite(difference.value):
         return ["-", "-"]
     if is_first:

@@ -7,8 +7,8 @@ TOTAL_BITS = "eval/bits_per_byte"
 
 
 def evaluated_sources(records: Records, measure: str) -> list[str]:
-    """Return the sources with a recorded measure, by first record."""
-    # Names in the order of their first record: a dict keeps it, a set would not.
+    """Return the sources with a recorded measure, in the order of their first record."""
+    # A dict, as it keeps the order.
     names: dict[str, None] = {}
     for record in records.kept:
         if "event" not in record:
@@ -16,7 +16,7 @@ def evaluated_sources(records: Records, measure: str) -> list[str]:
     prefix, suffix = "eval/", f"/{measure}"
     sources = []
     for name in names:
-        # "eval/<measure>" has the prefix and the suffix too: both match its one slash.
+        # The total has the prefix and the suffix too: its one slash matches both.
         is_total = name == f"eval/{measure}"
         if name.startswith(prefix) and name.endswith(suffix) and not is_total:
             sources.append(name[len(prefix) : -len(suffix)])

@@ -40,25 +40,26 @@ DARK = {
     "c7": "#c2ae98",
 }
 
-# Of lines: c0 to c7.
+# Number of colours for lines: c0 to c7.
 COLORS = 8
-# Points of a line that are marked, so that it shows where something was measured.
+# A line of at most this many points gets dots, which show where something was measured.
 FEW = 12
-# Characters of a name in a legend.
+# Most characters of a name in a legend; longer ones are cut.
 LONGEST_NAME = 22
-# Share of the horizontal axis that may leave the frame at the top.
+# Share of the horizontal axis, from its start, in which lines may leave the frame at the top.
 EARLY = 0.05
-# Quantile of raw values that the frame holds.
+# Quantile of a faint line's values that the frame still holds.
 RAW_HELD = 0.995
 # Space above and below the lines, as a share of their height.
 MARGIN = 0.06
 
 _NAMES = list(LIGHT)
-# Colours that nothing else uses; they are replaced by the CSS variables after drawing.
+# Matplotlib knows no CSS variables. It draws in these colours, which nothing else uses, and
+# `_themed` replaces them.
 _STAND_IN = {name: f"#0a0b{index:02x}" for index, name in enumerate(_NAMES)}
 _SETTINGS = {
     "font.size": 9.5,
-    # Text stays text, in the page's font.
+    # Text stays text instead of paths, so that it takes the page's font.
     "svg.fonttype": "none",
     # The same figure has the same identifiers whenever it is drawn.
     "svg.hashsalt": "slmjax",
@@ -75,10 +76,10 @@ class Line:
     y: Num[np.ndarray, "points"]
     # Counts from 0 and wraps after COLORS.
     color: int = 0
-    # For raw values behind a smoothed line.
+    # Thin and pale, without a name in the legend: for raw values behind a smoothed line.
     faint: bool = False
-    # Marks the points too, by default where there are few. Those of a faint line are alone,
-    # without the line.
+    # Whether to mark the points; None: at most FEW points of a line that is not faint. A faint line
+    # with dots is drawn as dots alone.
     dots: bool | None = None
     # Draws a bar at each point instead: a histogram, whose x are the middles of its bins.
     bars: bool = False
@@ -100,8 +101,8 @@ def curves(
       x: the name of the horizontal axis; "seconds" is labelled in minutes and hours, others with
         k, M, B.
       y: the label of the vertical axis.
-      clip: the first steps of training lie far above the rest, so the first 5 % of the horizontal
-        axis may leave the frame at the top.
+      clip: lines may leave the frame at the top in the first 5 % of the horizontal axis, where
+        losses lie far above the rest.
       marks: places on the horizontal axis that get a thin upright line (restarts).
     """
     from matplotlib import rc_context
@@ -115,9 +116,9 @@ def curves(
         for mark in marks:
             axes.axvline(mark, color=_STAND_IN["muted"], lw=0.8, ls=(0, (2, 3)), zorder=1)
         if clip:
-            _limit(axes, lines)
+            _set_vertical_limits(axes, lines)
         _label_axes(axes, title, x, y)
-        # The page's own paper shows through.
+        # Transparent, so that the page's own background shows.
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         if legend:
@@ -142,15 +143,17 @@ def smooth(values: Num[np.ndarray, "points"], share: float = 0.02) -> Num[np.nda
     """Return the moving average over `share` of the points; NaNs are passed over.
 
     The window is centred, so that the average does not lag where the loss falls fast. Near the
-    start it is narrower.
+    start it is narrower on both sides, and at the end it stops at the last point.
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
-    # Sums and counts before each point, so that a window's are a difference of two.
+    # Sums and counts of all points before each one: those of a window are a difference of two.
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     index = np.arange(len(values))
+    # Points on each side of the middle one.
     half = np.minimum(index, int(share * len(values) / 2))
+    # Each window is [low, high).
     low = index - half
     high = np.minimum(index + half + 1, len(values))
     number = counts[high] - counts[low]
@@ -176,16 +179,17 @@ def _draw_line(axes: Any, line: Line, legend: bool) -> None:
         style = {"lw": 0.8, "alpha": 0.3, "zorder": 2}
     else:
         style = {"lw": 1.7, "alpha": 1, "zorder": 3}
+    # Dots of a faint line stand alone.
     if not (line.faint and dots):
         axes.plot(line.x, line.y, color=color, label=label, **style)
     if dots:
         axes.plot(line.x, line.y, ls="", marker="o", ms=3, color=color, zorder=4)
 
 
-def _limit(axes: Any, lines: Sequence[Line]) -> None:
-    """Frame what comes after the first part of the horizontal axis.
+def _set_vertical_limits(axes: Any, lines: Sequence[Line]) -> None:
+    """Frame the values after the first EARLY of the horizontal axis.
 
-    Of raw values the highest half percent may leave the frame too.
+    The highest half percent of a faint line's values may leave the frame too.
     """
     ends = [np.max(line.x) for line in lines if len(line.x)]
     lows, highs = [], []
@@ -202,7 +206,7 @@ def _limit(axes: Any, lines: Sequence[Line]) -> None:
     if not highs:
         return
     low, high = min(lows), max(highs)
-    # A flat line has no height: its distance from 0 serves, and 1 for a line at 0.
+    # A flat line has no height: take its distance from 0 instead, and 1 for a line at 0.
     margin = MARGIN * (high - low) or MARGIN * abs(high) or 1.0
     axes.set_ylim(low - margin, high + margin)
 
@@ -223,7 +227,7 @@ def _label_axes(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def _draw_legend(figure: Any, axes: Any, lines: Sequence[Line], clip: bool) -> None:
-    """Name the lines where there are several."""
+    """Add a legend, unless a single line would be in it."""
     named = len([line for line in lines if not line.faint])
     if named < 2:
         return
@@ -246,7 +250,7 @@ def _tick(value: float, axis: str) -> str:
         return "0"
     if axis != "seconds":
         return count(value)
-    # Ticks are whole minutes or hours, mostly.
+    # Most ticks are whole minutes or hours: leave out the zeros.
     return duration(value).replace(" min 00 s", " min").replace(" h 00 min", " h")
 
 
@@ -258,13 +262,14 @@ def _short(name: str) -> str:
 
 def _themed(svg: str, title: str) -> str:
     """Return matplotlib's SVG with CSS variables as colours and the page's font."""
-    # Without the XML head, since the SVG is put into HTML.
+    # Without the XML declaration, since the SVG is put into HTML.
     svg = svg[svg.index("<svg") :]
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     # Without width and height, so that the page decides on its size.
     box = re.search(r'viewBox="[^"]*"', svg)[0]
     svg = re.sub(r"<svg[^>]*>", f'<svg {box} role="img" aria-label="{label}">', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Only the size of matplotlib's font stays; the page names the family.
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"#0a0b([0-9a-f]{2})", _variable, svg)
     return re.sub(r"\n\s*", "\n", svg).strip()

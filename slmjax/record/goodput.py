@@ -44,26 +44,27 @@ class Goodput:
         if past:
             self._past = read_sessions(past.all)
         self._clock = clock
-        # When the last turn was, on the clock.
-        self._mark = clock()
+        # All time up to here, on the clock, has been assigned.
+        self._assigned_until = clock()
         now = time.time()
-        # From the clock to Unix time.
-        self._offset = now - self._mark
+        # Unix time minus the clock's time.
+        self._unix_offset = now - self._assigned_until
         self._began = now
         if began is not None:
             # A clock that was set back must not give negative seconds.
             self._began = min(began, now)
-        # Causes that are open, the innermost last.
-        self._stack: list[str] = []
+        # Causes whose `with` block is running, the innermost last.
+        self._open_causes: list[str] = []
         # Seconds of each cause.
         self._totals = dict.fromkeys(SPENT, 0.0)
         self._totals["start"] = now - self._began
         # Seconds outside any cause since the last step.
-        self._free = 0.0
+        self._outside_causes = 0.0
         # Totals at the start of the first step, and at the end of the last one.
-        self._before = self._within = dict(self._totals)
-        # When that was, on the clock.
+        self._totals_at_first_start = self._totals_at_last_end = dict(self._totals)
+        # The clock's time at those two moments; None before the first step has ended.
         self._first_start = self._last_end = None
+        # Seconds in steps, and their number.
         self._kept = 0.0
         self._steps = 0
 
@@ -75,31 +76,31 @@ class Goodput:
         """
         if cause not in SPENT:
             raise ValueError(f"goodput knows no cause '{cause}'; the causes are {', '.join(SPENT)}")
-        self._turn()
-        self._stack.append(cause)
+        self._assign_time()
+        self._open_causes.append(cause)
         try:
             yield
         finally:
-            self._turn()
-            self._stack.pop()
+            self._assign_time()
+            self._open_causes.pop()
 
     def step(self, seconds: float | None = None) -> None:
         """End one training step.
 
         Args:
-          seconds: of the step; by default the time since the last step that no cause took.
+          seconds: length of the step; by default the time outside any cause since the last step.
         """
-        self._turn()
+        self._assign_time()
         if seconds is None:
-            seconds = self._free
-        self._free = 0.0
+            seconds = self._outside_causes
+        self._outside_causes = 0.0
         if self._first_start is None:
-            self._first_start = self._mark - seconds
-            self._before = dict(self._totals)
-        self._last_end = self._mark
+            self._first_start = self._assigned_until - seconds
+            self._totals_at_first_start = dict(self._totals)
+        self._last_end = self._assigned_until
         self._kept += seconds
         self._steps += 1
-        self._within = dict(self._totals)
+        self._totals_at_last_end = dict(self._totals)
 
     def record(self) -> dict[str, Any]:
         """Return this session so far, for the event "goodput".
@@ -110,20 +111,20 @@ class Goodput:
           in three parts: `before` the first step, `seconds` from the first step's start to the
           last step's end, `after` it.
         """
-        self._turn()
+        self._assign_time()
         first = last = None
         # Without a step, everything so far is before the first one.
         before = within = dict(self._totals)
         if self._first_start is not None:
-            first = self._first_start + self._offset
-            last = self._last_end + self._offset
-            before, within = self._before, self._within
+            first = self._first_start + self._unix_offset
+            last = self._last_end + self._unix_offset
+            before, within = self._totals_at_first_start, self._totals_at_last_end
         return {
             "session": f"{self._began:.3f}",
             "began": self._began,
             "first": first,
             "last": last,
-            "now": self._mark + self._offset,
+            "now": self._assigned_until + self._unix_offset,
             "from_step": self.from_step,
             "steps": self._steps,
             "kept": self._kept,
@@ -134,28 +135,27 @@ class Goodput:
 
     def share(self) -> float:
         """Return goodput of the run so far, earlier sessions included; NaN before a first step."""
-        # Two points are enough: nobody has gone on from a step in between.
+        # Two points are enough: no later session has gone on from a step between them.
         steps = [self.from_step, self.from_step + self._steps]
         session = Session(self.from_step, steps, [0.0, self._kept], self.record())
         return combine_sessions([*self._past, session])["goodput"]
 
-    def _turn(self) -> None:
-        """Give the time since the last turn to its owner.
+    def _assign_time(self) -> None:
+        """Assign the time since the last call to the innermost open cause.
 
-        That is the innermost open cause; without one it is the step, or `start` before the first
-        step.
+        Without an open cause it belongs to the step, or to `start` before the first step.
         """
         now = self._clock()
-        passed = now - self._mark
-        self._mark = now
-        if not self._stack:
-            self._free += passed
+        passed = now - self._assigned_until
+        self._assigned_until = now
+        if not self._open_causes:
+            self._outside_causes += passed
             return
-        self._totals[self._stack[-1]] += passed
+        self._totals[self._open_causes[-1]] += passed
         if self._first_start is None:
-            # A cause before the first step shows that the free time was no step.
-            self._totals["start"] += self._free
-            self._free = 0.0
+            # A cause has begun before any step ended, so the time outside causes was no step.
+            self._totals["start"] += self._outside_causes
+            self._outside_causes = 0.0
 
 
 def summarise(records: Records) -> dict[str, Any] | None:
@@ -164,12 +164,12 @@ def summarise(records: Records) -> dict[str, Any] | None:
     Wall time goes from the first step's start to the last step's end. What came before the first
     step is reported as `before` in the first session and is outside the wall time; in later
     sessions it is inside. After a killed session the wall clock runs on ("down" until the next
-    session begins; steps after its last record count there too, as nobody saw them). After a
-    finished one it stops until somebody extends the run; steps that the extension replaced are
+    session begins; steps after its last record count there too, as nobody recorded them). After a
+    finished session it stops until somebody extends the run; steps that the extension replaced are
     "extended".
 
     Returns: goodput (share), kept and wall (seconds), lost {cause: seconds}, before
-      {cause: seconds}, sessions; None without records.
+      {cause: seconds}, sessions (their number); None where no session has recorded a step.
     """
     result = combine_sessions(read_sessions(records.all))
     return result if result["wall"] > 0 else None

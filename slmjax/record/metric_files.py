@@ -18,6 +18,7 @@ class LocalFile:
         # Open for the life of the writer.
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         if self._file.seek(0, os.SEEK_END) == 0:
+            # A new file has no last line.
             return
         self._file.seek(-1, os.SEEK_END)
         if self._file.read(1) != b"\n":
@@ -40,12 +41,13 @@ class LocalFile:
 class Segments:
     """A folder of an object store, where an object can be replaced but not appended to.
 
-    The newest segment is rewritten whole in a thread, now and then and at `flush`, until it is
-    long enough and the next number begins. A restart begins a new segment too, so nothing is read
-    back.
+    A thread uploads the newest segment whole, again and again: every PAUSE seconds or later, and
+    at `flush`. Once it has LIMIT characters, the segment of the next number begins. A restart
+    begins a new segment too, so nothing is read back.
     """
 
-    LIMIT = 256 * 1024  # characters of a segment
+    # Characters after which a segment is full.
+    LIMIT = 256 * 1024
     # Seconds between two uploads: a store takes about one write a second of the same object.
     PAUSE = 10.0
 
@@ -57,7 +59,7 @@ class Segments:
         # Lines of the newest segment, and how many characters they have.
         self._segment: list[str] = []
         self._size = 0
-        # Whether the store has all of them, or an upload of all is under way.
+        # Whether the store has all of these lines, or an upload of all is under way.
         self._uploaded = True
         self._last_upload = time.monotonic()
         # One thread, so that uploads of one segment cannot overtake each other.
@@ -70,7 +72,7 @@ class Segments:
         self._size += len(line)
         self._uploaded = False
         if self._size >= self.LIMIT:
-            # It is never uploaded again.
+            # The last upload of a full segment: later lines go to the next one.
             self.flush()
             self._segment = []
             self._size = 0
@@ -87,7 +89,7 @@ class Segments:
         self._wait()
 
     def close(self) -> None:
-        """Upload the rest and end the thread."""
+        """Upload the lines that the store lacks, and end the thread."""
         self.flush()
         self._thread.shutdown()
 
@@ -99,7 +101,7 @@ class Segments:
         self._last_upload = time.monotonic()
 
     def _wait(self) -> None:
-        """Wait for the upload that is under way; an error of it is raised here, once."""
+        """Wait for the upload that is under way. Raises: its error, once."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

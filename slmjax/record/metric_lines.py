@@ -18,7 +18,7 @@ UNREADABLE = (
     OverflowError,
 )
 
-
+# Joins the keys and list positions that lead to a number, see `_split_nonfinite`.
 PATH_JOIN = " > "
 
 
@@ -26,7 +26,7 @@ class ReadLine(NamedTuple):
     """A record that was read."""
 
     record: dict
-    # Whether the line carried one; it is not part of the record.
+    # Whether the line carried a checksum; `record` does not hold it.
     has_checksum: bool
 
 
@@ -38,7 +38,7 @@ def to_line(record: dict) -> str:
     finite, nonfinite = _split_nonfinite(record)
     if nonfinite:
         finite["nonfinite"] = nonfinite
-    # Of everything else, so it comes last.
+    # Added last: it covers all other fields.
     finite["crc32"] = _checksum(finite)
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -49,7 +49,7 @@ def from_line(line: str) -> ReadLine:
     Raises: one of UNREADABLE for a line that was cut, has changed, or was never a record.
     """
     record = json.loads(line)
-    # Whether it fits comes next; a line of an earlier version has none.
+    # Asked here, as `_check_unchanged` removes it. Lines of earlier versions have none.
     has_checksum = "crc32" in record
     _check_unchanged(record)
     _restore_nonfinite(record)
@@ -87,13 +87,13 @@ def _split_nonfinite(value: Any) -> tuple[Any, dict[str, str]]:
     if not isinstance(value, dict | list):
         return value, {}
     is_list = isinstance(value, list)
-    # A list is a dict from positions for as long as it is taken apart.
+    # A list is handled as a dict of its positions.
     items = dict(enumerate(value)) if is_list else value
     finite, paths = {}, {}
     for key, item in items.items():
         finite[key], inner_paths = _split_nonfinite(item)
         for path, text in inner_paths.items():
-            # The path of a number itself is empty.
+            # An item that is a number itself has an empty path.
             names = filter(None, [str(key), path])
             paths[PATH_JOIN.join(names)] = text
     if is_list:
@@ -112,17 +112,17 @@ def _restore_nonfinite(record: dict) -> None:
 
 
 def _key(place: Any, name: str) -> str | int:
-    """Return the key of one name of a path: lists are indexed by positions."""
+    """Return a name of a path as a key of `place`: an int where `place` is a list."""
     return int(name) if isinstance(place, list) else name
 
 
 def _checksum(record: dict) -> int:
-    """CRC-32 of a record without its checksum; the order of its fields does not matter."""
+    """Return the CRC-32 of a record that holds no checksum, for any order of its fields."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _check_unchanged(record: dict) -> None:
-    """Remove the checksum. Raises: ValueError where it does not fit; old versions wrote none."""
+    """Remove the checksum, if there is one. Raises: ValueError where it is not the record's."""
     checksum = record.pop("crc32", None)
     if checksum is not None and checksum != _checksum(record):
         raise ValueError("it is not what was written")

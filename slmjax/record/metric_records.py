@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, Num
 from slmjax.record.metric_files import read_texts
 from slmjax.record.metric_lines import UNREADABLE, ReadLine, from_line
 
-# The first events of a session: of a new run "start", else "resume" and then "start".
+# Events that begin a session: a new run's begins with "start", a later one with "resume" and then
+# "start".
 SESSION_STARTS = ("start", "resume")
 
 
@@ -35,13 +36,13 @@ def read(workdir: str | os.PathLike) -> Records:
     A directory without metrics gives empty records.
     """
     lines, torn = _read_lines(epath.Path(workdir))
-    # A line without the checksum that it should have counts as changed.
+    # A line without the checksum that it should have was changed: it counts as torn.
     records = _without_lost_checksums(lines)
     torn += len(lines) - len(records)
     kept: list[dict] = []
     for record in records:
         if record.get("event") == "resume":
-            # The session goes on from here, so what lies beyond is done again.
+            # The steps beyond this one are done again.
             resume_step = record["step"]
             kept = [earlier for earlier in kept if earlier.get("step", 0) <= resume_step]
         kept.append(record)
@@ -125,19 +126,20 @@ def _read_lines(folder: epath.Path) -> tuple[list[ReadLine], int]:
 def _without_lost_checksums(lines: list[ReadLine]) -> list[dict]:
     """Return the records without those that should have a checksum and have none.
 
-    Earlier versions wrote no checksums. So a run may begin without, up to a start or resume of a
-    version that writes them.
+    Earlier versions wrote no checksums. So the lines of a run may have none, up to the start or
+    resume of the first session whose version writes them.
     """
-    older = len(lines)  # how many lines an earlier version wrote
+    # How many lines an earlier version wrote.
+    old_lines = len(lines)
     for index, line in enumerate(lines):
         if line.has_checksum:
             begins_session = line.record.get("event") in SESSION_STARTS
-            older = index if begins_session else 0
+            # In the middle of a session: the lines before it have lost theirs.
+            old_lines = index if begins_session else 0
             break
-    # A line from there on lost its checksum to some damage.
     records = []
     for index, line in enumerate(lines):
-        if line.has_checksum or index < older:
+        if line.has_checksum or index < old_lines:
             records.append(line.record)
     return records
 
@@ -157,7 +159,6 @@ def _seconds(records: Records) -> dict[int, float]:
     The time between one session's last record and the next session's first one does not count.
     """
     elapsed, previous_time = 0.0, None
-    # At each step with metrics.
     seconds = {}
     for record in records.kept:
         now = record.get("time")
@@ -165,7 +166,7 @@ def _seconds(records: Records) -> dict[int, float]:
             continue
         begins_session = record.get("event") in SESSION_STARTS
         if previous_time is not None and not begins_session:
-            # A clock may be set back.
+            # A clock may be set back: no time is taken away.
             elapsed += max(0.0, now - previous_time)
         previous_time = now
         if "event" not in record:

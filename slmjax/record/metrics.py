@@ -75,10 +75,10 @@ class MetricsWriter:
         if not active:
             return
         folder = epath.Path(workdir)
-        package = None
+        wandb_package = None
         if wandb:
             # Before anything is written: the package may be missing.
-            package = import_wandb(wandb)
+            wandb_package = import_wandb(wandb)
         try:
             self._lines = _open_lines(folder)
         except OSError as error:
@@ -88,8 +88,8 @@ class MetricsWriter:
             self.event("resume", resume_step)
         if tensorboard:
             self._board = _open_tensorboard(folder, resume_step)
-        if package:
-            self._wandb = package.init(
+        if wandb_package:
+            self._wandb = wandb_package.init(
                 project=wandb,
                 id=self._wandb_identity(folder),
                 resume="allow",
@@ -154,21 +154,21 @@ class MetricsWriter:
         self._guard(self._lines.put, to_line(record))
 
     def _guard(self, call, *args) -> None:
-        """Call a method of the files. Raises: UserError for an error of the disk or the store."""
+        """Call a method of `_lines`. Raises: UserError for an error of the disk or the store."""
         try:
             call(*args)
         except OSError as error:
             raise _unwritable(self._lines.path, error) from error
 
     def _wandb_identity(self, folder: epath.Path) -> str:
-        """Return the W&B id that the run has recorded, or record a new one."""
-        # It is recorded at step 0, so that no resume drops it.
+        """Return the W&B id that the run has recorded; record a new one where it has none."""
         identity = ""
         for record in read(folder).all:
             if record.get("event") == "wandb":
                 identity = record["id"]
         if not identity:
             identity = uuid.uuid4().hex[:12]
+            # At step 0, so that no resume drops it.
             self.event("wandb", 0, id=identity)
         return identity
 
@@ -198,7 +198,7 @@ def _open_tensorboard(folder: epath.Path, resume_step: int | None) -> Any:
     logdir = os.fspath(folder / "tensorboard")
     if resume_step is None:
         return SummaryWriter(logdir=logdir)
-    # From this step on, the first that is done again, TensorBoard drops what it has.
+    # TensorBoard drops what it has from the first step that is done again.
     return SummaryWriter(logdir=logdir, purge_step=resume_step + 1)
 
 
@@ -207,7 +207,7 @@ def _is_remote(folder: epath.Path) -> bool:
 
 
 def _now() -> float:
-    """Unix seconds, to the millisecond."""
+    """Return the Unix time in seconds, to the millisecond."""
     return round(time.time(), 3)
 
 

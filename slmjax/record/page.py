@@ -50,7 +50,7 @@ def note(text: str) -> str:
 
 
 def tiles(values: Mapping[str, str]) -> str:
-    """Return headline numbers; empty ones are left out."""
+    """Return headline numbers by their names; empty values are left out."""
     cells = []
     for name, value in values.items():
         if value:
@@ -72,7 +72,7 @@ def html_table(
     head: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
-    left: int = 1,
+    text_columns: int = 1,
     strong: Iterable[int] = (),
 ) -> str:
     """Return a table, or "" without rows.
@@ -80,7 +80,7 @@ def html_table(
     Args:
       head: titles of the columns; without any the table has no head.
       rows: cells are plain text, or HTML where they are `Markup`; None is an empty cell.
-      left: the first columns, so many of them, hold text; the others hold numbers, which are set
+      text_columns: number of first columns that hold text; the others hold numbers, which are set
         flush right.
       strong: indices of rows that stand out.
     """
@@ -88,10 +88,10 @@ def html_table(
     lines = []
     for index, row in enumerate(rows):
         opening = '<tr class="strong">' if index in strong else "<tr>"
-        lines.append(f"{opening}{_cells('td', row, left)}</tr>")
+        lines.append(f"{opening}{_cells('td', row, text_columns)}</tr>")
     if not lines:
         return ""
-    titles = _cells("th", head, left)
+    titles = _cells("th", head, text_columns)
     if titles:
         titles = f"<thead><tr>{titles}</tr></thead>"
     # A table that is wider than a phone scrolls by itself, so that the page does not.
@@ -104,7 +104,7 @@ def without_empty_columns(
     """Return head and rows without the columns in which every cell is None.
 
     Args:
-      always: the first columns, so many of them, stay in any case.
+      always: number of first columns that stay in any case.
     """
     # Indices of the columns that stay.
     kept = []
@@ -117,7 +117,7 @@ def without_empty_columns(
 
 
 def bar(share: float, color: int = 0) -> Markup:
-    """Return a bar of `share` of the cell's width."""
+    """Return a bar of `share` of the cell's width, in one of the colours of lines."""
     # Rounding may leave a share a little below 0 or above 1.
     width = 100 * min(1.0, max(0.0, share))
     style = f"width:{width:.2f}%;background:var(--c{color % COLORS})"
@@ -125,15 +125,15 @@ def bar(share: float, color: int = 0) -> Markup:
 
 
 def escape(value: object) -> str:
-    """Return text as HTML shows it."""
+    """Return a value's text with HTML's special characters escaped."""
     return _html.escape(str(value))
 
 
-def _cells(tag: str, values: Sequence[object], left: int) -> str:
-    """Return the cells of one row; the first `left` hold text."""
+def _cells(tag: str, values: Sequence[object], text_columns: int) -> str:
+    """Return the cells of one row; the first `text_columns` hold text."""
     cells = []
     for column, value in enumerate(values):
-        opening = f'<{tag} class="text">' if column < left else f"<{tag}>"
+        opening = f'<{tag} class="text">' if column < text_columns else f"<{tag}>"
         cells.append(f"{opening}{_inner(value)}</{tag}>")
     return "".join(cells)
 
@@ -154,7 +154,7 @@ def _at(row: Sequence[Any], columns: Sequence[int]) -> list[Any]:
 @functools.cache
 def _style() -> str:
     """Return the colours of both schemes and the rules of slmjax/record/page.css."""
-    # The rules name colours as variables only, so one set serves both schemes.
+    # The rules name colours only as variables, so the same rules serve both schemes.
     rules = Path(__file__).with_name("page.css").read_text("utf-8")
     light, dark = _variables(LIGHT), _variables(DARK)
     scheme = f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"

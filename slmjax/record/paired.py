@@ -14,7 +14,7 @@ RESAMPLES = 2000
 # Quantiles at the ends of the interval: it is the middle 95 %.
 INTERVAL = (0.025, 0.975)
 
-# A held-out document: its content key and its bytes.
+# A held-out document: its content key and its number of bytes.
 Document = tuple[int, int]
 
 
@@ -22,11 +22,11 @@ Document = tuple[int, int]
 class Paired:
     """The documents that every run scored, by source."""
 
-    # With a column for each run.
+    # The cross-entropy of each document, with a column for each run.
     nats: dict[str, Float[np.ndarray, "_documents _runs"]]
     # The size of each document.
     bytes: dict[str, Float[np.ndarray, "_documents"]]
-    # How many documents some run lacked.
+    # Number of documents that some run lacked.
     left_out: int
 
     @property
@@ -47,7 +47,7 @@ class Difference:
 def pair(heldout: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Paired:
     """Match held-out documents by source and content key.
 
-    Only those stay that every run scored over the same number of bytes.
+    Documents that some run did not score, or scored over another number of bytes, are left out.
 
     Args:
       heldout: for each run {source: {"keys": uint64, "nats": float64, "bytes": int64}}, one entry
@@ -58,13 +58,14 @@ def pair(heldout: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Paired:
     left_out = 0
     # Each source once, in the order in which the runs have them.
     for source in dict.fromkeys(itertools.chain.from_iterable(heldout)):
+        # For each run {document: nats}, and the documents alone.
         tables = [_by_document(run.get(source)) for run in heldout]
-        documents = list(map(set, tables))
-        common = sorted(set.intersection(*documents))
-        left_out += len(set.union(*documents)) - len(common)
+        document_sets = list(map(set, tables))
+        common = sorted(set.intersection(*document_sets))
+        left_out += len(set.union(*document_sets)) - len(common)
         if not common:
             continue
-        rows = [_row(tables, document) for document in common]
+        rows = [_nats_in_each_run(tables, document) for document in common]
         nats[source] = np.array(rows, np.float64)
         sizes[source] = np.array([size for _, size in common], np.float64)
     if not nats:
@@ -93,12 +94,12 @@ def bootstrap(
 ) -> dict[str, list[Difference]]:
     """Return each group's difference in bits per byte to the first group, by source and "total".
 
-    Documents are resampled within each source, the same for all runs. Bits per byte is a ratio of
-    sums, so a resampled document brings its nats and its bytes. A group's value is the mean of its
-    runs; where it has several, they are resampled too, and their spread is widened by
+    Documents are resampled within each source, the same ones for all runs. Bits per byte is a ratio
+    of sums, so a resampled document brings its nats and its bytes. A group's value is the mean of
+    its runs. Where a group has k > 1 runs, they are resampled too, and their spread is widened by
     sqrt(k / (k - 1)), since k resampled runs vary too little. The interval is the middle 95 % of
-    the resamples; where seed noise dominates it held the truth in 89, 91, 93 and 95 % of simulated
-    comparisons of 2, 3, 5 and 8 seeds a group.
+    the resamples. In simulated comparisons where seed noise dominates, it held the truth in 89, 91,
+    93 and 95 % of cases with 2, 3, 5 and 8 seeds a group.
 
     Args:
       groups: column indices of `paired.nats`, one list for each group; together they are all
@@ -107,7 +108,8 @@ def bootstrap(
     Source: Efron & Tibshirani 1993, chapters 8 and 13; Berg-Kirkpatrick, Burkett & Klein 2012; the
       widening is from Hesterberg 2015.
     """
-    with np.errstate(invalid="ignore"):  # scores that are not finite give differences that are not
+    # Scores that are not finite give differences that are not finite, without a warning.
+    with np.errstate(invalid="ignore"):
         return _bootstrap(paired, groups, seed, resamples)
 
 
@@ -122,11 +124,12 @@ def _bootstrap(
     even_weights = _run_weights(groups, None, 1)
     differences = {}
     for source in [*paired.nats, "total"]:
-        total = 0
+        # [resamples, runs + 1]: each run's nats, and bytes in the last column.
+        totals = 0
         for part in _parts(paired, source):
-            total = total + sums[part]
-        # The last column is bytes; before it is one of nats for each run.
-        bits = total[:, :-1] / total[:, -1:] / math.log(2)
+            totals = totals + sums[part]
+        # [resamples, runs]: bits per byte.
+        bits = totals[:, :-1] / totals[:, -1:] / math.log(2)
         # [resamples, groups]
         means = _group_means(weights, bits, groups)
         lows, highs = np.quantile(means - means[:, :1], INTERVAL, axis=0)
@@ -145,12 +148,12 @@ def _resampled_sums(
 ) -> Float[np.ndarray, "resamples columns"]:
     """Return sums over documents drawn with replacement: each run's nats, and bytes last."""
     table = np.column_stack([paired.nats[source], paired.bytes[source]])
-    number = len(table)
+    document_count = len(table)
     sums = []
     for _ in range(resamples):
-        drawn = chance.integers(number, size=number)
-        # A product with counts, since gathering the rows would copy the table each time.
-        times_drawn = np.bincount(drawn, minlength=number)
+        drawn = chance.integers(document_count, size=document_count)
+        # The sums as a product with counts: gathering the rows would copy the table each time.
+        times_drawn = np.bincount(drawn, minlength=document_count)
         sums.append(times_drawn @ table)
     return np.stack(sums)
 
@@ -161,7 +164,8 @@ def _run_weights(
     """Return how much each run counts in its group's mean.
 
     Args:
-      chance: draws runs with replacement, their spread widened; None: runs count evenly.
+      chance: draws runs with replacement, and their spread is widened as `bootstrap` says; None:
+        all runs of a group count the same.
     """
     runs = sum(map(len, groups))
     weights = np.zeros((resamples, len(groups), runs))
@@ -169,12 +173,12 @@ def _run_weights(
         k = len(members)
         columns = list(members)
         weights[:, index, columns] = 1 / k
-        # A single run cannot be drawn otherwise than once.
+        # A single run is drawn once in every resample.
         if chance is not None and k > 1:
-            # [resamples, k]: how often each run is drawn, as a share.
-            drawn = chance.multinomial(k, [1 / k] * k, size=resamples) / k
+            # [resamples, k]: each run's share of the k draws.
+            drawn_shares = chance.multinomial(k, [1 / k] * k, size=resamples) / k
             widening = math.sqrt(k / (k - 1))
-            weights[:, index, columns] += widening * (drawn - 1 / k)
+            weights[:, index, columns] += widening * (drawn_shares - 1 / k)
     return weights
 
 
@@ -194,14 +198,15 @@ def _group_means(
 
 
 def _parts(paired: Paired, source: str) -> list[str]:
-    """Return the sources that a name means."""
+    """Return all sources for "total", else the named one alone."""
     if source == "total":
         return list(paired.nats)
     return [source]
 
 
-def _row(tables: Sequence[Mapping[Document, float]], document: Document) -> list[float]:
-    """Return the nats of one document in each run."""
+def _nats_in_each_run(
+    tables: Sequence[Mapping[Document, float]], document: Document
+) -> list[float]:
     return [table[document] for table in tables]
 
 

@@ -15,7 +15,7 @@ from slmjax.readable import count, duration, percent
 # Seconds between two drawings of the live line: drawing costs about a millisecond, a step of a
 # small model not much more.
 REFRESH = 0.25
-# Updates over which the pace is measured.
+# Number of latest updates over which the pace is measured.
 PACE = 200
 
 
@@ -23,10 +23,10 @@ class _Shown(NamedTuple):
     """A metric of the live line."""
 
     metric: str
-    # Before the value; "" where the value says it.
+    # Printed before the value; "" where the value's text says what it is.
     label: str
-    # The value as text.
-    form: Callable[[float], str]
+    # Returns the value as text.
+    to_text: Callable[[float], str]
 
 
 SHOWN = (
@@ -68,7 +68,7 @@ class Progress:
         self._console = console or Console(highlight=False, soft_wrap=True)
         # The newest value of each metric.
         self._values: dict[str, float] = {}
-        # (time, step) of the last updates.
+        # (time, step) of the latest updates.
         self._history: collections.deque[tuple[float, int]] = collections.deque(maxlen=PACE)
         # When the live line was last drawn.
         self._drawn = -math.inf
@@ -104,7 +104,7 @@ class Progress:
             self._console.print(Text(text))
 
     def close(self) -> None:
-        """Take the live line away; the terminal is as before."""
+        """Remove the live line; lines that were printed stay."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -116,13 +116,13 @@ class Progress:
         self.close()
 
     def _text(self, step: int) -> Text:
-        # A log file gets no styles.
+        # A plain line may go to a log file, so it has no styles.
         step_style = label_style = ""
         if self._live:
             step_style, label_style = "bold", "dim"
         width = len(str(self._total))
         text = Text(f"step {step:>{width}}/{self._total}", style=step_style)
-        for metric, label, form in SHOWN:
+        for metric, label, to_text in SHOWN:
             value = self._values.get(metric)
             if value is None:
                 continue
@@ -132,16 +132,16 @@ class Progress:
             text.append("  ")
             if label:
                 text.append(f"{label} ", style=label_style)
-            text.append(form(float(value)))
-        left = self._seconds_left(step)
-        if left is not None:
-            text.append(f"  {duration(left)} left")
+            text.append(to_text(float(value)))
+        seconds_left = self._seconds_left(step)
+        if seconds_left is not None:
+            text.append(f"  {duration(seconds_left)} left")
         return text
 
     def _seconds_left(self, step: int) -> float | None:
-        """Return the seconds to the end at the pace of the last updates, everything included.
+        """Return the seconds to the end at the pace of the latest updates, evaluations included.
 
-        None before a pace is known.
+        None before a pace is known, and at the end.
         """
         if len(self._history) < 2 or step >= self._total:
             return None
@@ -157,9 +157,9 @@ class Progress:
 def banner(
     title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None
 ) -> None:
-    """Print the start lines: a title and one aligned "name  value" line for each row.
+    """Print the lines of a run's start: a title, and one aligned "name  value" line for each row.
 
-    Rows that are None or "" are left out.
+    Rows whose value is None or "" are left out. With `active=False` nothing is printed.
     """
     if not active:
         return
@@ -177,16 +177,16 @@ def banner(
 
 
 def answer_table(answers: Mapping[str, Mapping[str, float]], rivals: Mapping[str, float]) -> str:
-    """Return a table: the share of exact answers to held-out questions of each kind.
+    """Return a table as text: the model's share of exact answers to each kind of question.
 
-    Chance and an n-gram model are next to it.
+    Next to it are the shares of chance and, where it was asked, of an n-gram model.
 
     Args:
-      answers: kind -> "accuracy", "chance" and "count", as `evaluation.textbook_answers` returns
+      answers: {kind: {"accuracy", "chance" and "count"}}, as `evals.answers.exact_answers` returns
         them.
-      rivals: kind -> the n-gram model's share; empty where none was asked.
+      rivals: {kind: the n-gram model's share}; empty where no such model was asked.
     """
-    # Of the names of kinds, which form the first column.
+    # Width of the first column, the names of kinds.
     width = max(map(len, answers), default=0)
     lines = ["exact answers to held-out questions:"]
     for kind, result in answers.items():

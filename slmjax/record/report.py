@@ -39,8 +39,8 @@ def write_report(
 ) -> epath.Path:
     """Write `report.html` and `figures/*.svg` into a work directory, from its config and metrics.
 
-    A part that the run did not record leaves its section out, so that a report can be written at
-    any moment and after any stage.
+    Sections whose facts the run did not record are left out, so that a report can be written at any
+    moment and after any stage.
 
     Args:
       title: heading; by default the name of the work directory.
@@ -66,7 +66,7 @@ def write_report(
         page.section("Config", *config_section(config, default_values)),
         page.section("Environment", *environment_section(records)),
     ]
-    # As files of their own too, for a paper or a talk.
+    # Each figure also becomes a file of its own, for a paper or a talk.
     for name, svg in drawn.items():
         write_atomic(folder / "figures" / f"{name}.svg", figures.standalone(svg))
     report = folder / "report.html"
@@ -76,7 +76,7 @@ def write_report(
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
-    """Return its fields by dotted names; {} where it is missing or damaged."""
+    """Return the config's fields by dotted names; {} where the file is missing or damaged."""
     try:
         return flatten(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -84,7 +84,7 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
 
 
 def _result_sections(records: metrics.Records, drawn: Mapping[str, str]) -> list[str]:
-    """Return the sections on learning, its measures, and the time that it took."""
+    """Return the sections between headline numbers and data: curves, scores, samples and time."""
     recorded_steps, _ = metrics.series(records, "train/loss")
     legend = figure_legend(drawn, len(recorded_steps))
     if legend:
@@ -102,7 +102,7 @@ def _result_sections(records: metrics.Records, drawn: Mapping[str, str]) -> list
 
 
 def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
-    """Return the line below the heading, as HTML: how far the run is, its seed and its date."""
+    """Return the line below the heading, as HTML: how far the run is, its seed, its last record."""
     steps = [record["step"] for record in records.kept if "event" not in record]
     total = config.get("train.steps")
     parts = []
@@ -116,7 +116,7 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
     if "seed" in config:
         parts.append(f"seed {config['seed']}")
     if records.all and records.all[-1].get("time"):
-        # When anything was last recorded, kept or not.
+        # The time of the last record, even if a later resume dropped it.
         parts.append(moment(records.all[-1]["time"]))
     for event in metrics.events(records, "extended"):
         parts.append(page.escape(extension_sentence(event)))
@@ -125,7 +125,7 @@ def _lead(records: metrics.Records, config: Mapping[str, Any]) -> str:
 
 def _headline(records: metrics.Records) -> dict[str, str]:
     """Return the headline numbers that the run recorded, by their names."""
-    # In the order in which the page shows them.
+    # The page shows them in this order.
     tiles = {}
     size = metrics.last_event(records, "start").get("parameters", {}).get("total")
     if size:
@@ -136,15 +136,15 @@ def _headline(records: metrics.Records) -> dict[str, str]:
     bits = metrics.last_value(records, TOTAL_BITS)
     if bits is not None:
         tiles["bits per byte, held-out"] = f"{bits:.3f}"
-    spent = goodput.summarise(records)
-    if spent:
-        tiles["goodput"] = percent(spent["goodput"])
-        tiles["wall time"] = duration(spent["wall"])
+    summary = goodput.summarise(records)
+    if summary:
+        tiles["goodput"] = percent(summary["goodput"])
+        tiles["wall time"] = duration(summary["wall"])
     # The median, as steps that write a checkpoint or meet a slow disk are outliers.
     _, speeds = metrics.series(records, "perf/tokens_per_second")
     if len(speeds):
         tiles["tokens a second"] = count(_finite_median(speeds))
-    # A device whose peak is not known records none.
+    # A run on a device whose peak is not known records no MFU.
     _, utilisation = metrics.series(records, "perf/mfu")
     if np.isfinite(utilisation).any():
         tiles["MFU"] = percent(_finite_median(utilisation))

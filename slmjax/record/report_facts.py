@@ -7,12 +7,12 @@ from typing import Any
 from slmjax.readable import percent
 from slmjax.record import metrics, page
 
-# Fields of an event "data" that the report shows elsewhere, or not at all.
-SHOWN_ELSEWHERE = ("event", "step", "time", "sources", "told", "shares")
+# Fields of an event "data" that are no rows of the table of other facts.
+NO_FACTS = ("event", "step", "time", "sources", "told", "shares")
 
 
 def data_section(records: metrics.Records) -> list[str]:
-    """Return the table of sources, notes on caps and orders, and the other facts on the text."""
+    """Return the table of sources, notes on caps and orders, and a table of the other facts."""
     event = metrics.last_event(records, "data")
     sources = event.get("sources", {})
     keys = _keys(sources.values())
@@ -24,14 +24,15 @@ def data_section(records: metrics.Records) -> list[str]:
         rows.append(row)
     head = ["source", *map(_column_title, keys)]
     notes = []
+    # "told" holds the sentences of `shares.reading_sentences`.
     for name, sentence in event.get("told", {}).items():
-        # A sentence that ends with the tokens says no more than the table.
+        # Without a cap or an order it ends with the tokens, which the table shows too.
         if not sentence.endswith(" tokens"):
             notes.append(page.note(f"{name}: {sentence}."))
-    rest = dict(event)
-    for key in SHOWN_ELSEWHERE:
-        rest.pop(key, None)
-    return [page.html_table(head, rows), *notes, _facts_table(rest)]
+    other_facts = dict(event)
+    for key in NO_FACTS:
+        other_facts.pop(key, None)
+    return [page.html_table(head, rows), *notes, _facts_table(other_facts)]
 
 
 def lineage_section(records: metrics.Records) -> list[str]:
@@ -43,7 +44,7 @@ def lineage_section(records: metrics.Records) -> list[str]:
         values = map(parent.get, keys)
         rows.append([_cell("", value) for value in values])
     head = map(_spaced, keys)
-    return [page.html_table(list(head), rows, left=len(keys))]
+    return [page.html_table(list(head), rows, text_columns=len(keys))]
 
 
 def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[str]:
@@ -55,8 +56,8 @@ def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
     if not config:
         return []
     rows, changed_rows = [], []
-    # Indices of changed fields among all.
-    strong = []
+    # Indices of the changed fields in `rows`.
+    changed_indices = []
     for name, value in sorted(config.items()):
         text = json.dumps(value, ensure_ascii=False)
         # As JSON, since a default may be a tuple and the saved value a list.
@@ -65,11 +66,12 @@ def config_section(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
             if name in defaults:
                 default = json.dumps(defaults[name])
             changed_rows.append([name, text, default])
-            strong.append(len(rows))
+            changed_indices.append(len(rows))
         rows.append([name, text])
-    table = page.html_table(["field", "value"], rows, left=2, strong=strong)
+    table = page.html_table(["field", "value"], rows, text_columns=2, strong=changed_indices)
     folded = f"<details><summary>All {len(rows)} fields</summary>{table}</details>"
-    return [page.html_table(["changed field", "value", "default"], changed_rows, left=3), folded]
+    head = ["changed field", "value", "default"]
+    return [page.html_table(head, changed_rows, text_columns=3), folded]
 
 
 def environment_section(records: metrics.Records) -> list[str]:
@@ -77,12 +79,12 @@ def environment_section(records: metrics.Records) -> list[str]:
     start = metrics.last_event(records, "start")
     facts = dict(start.get("environment", {}))
     for kind, number in start.get("parameters", {}).items():
-        # "non-embedding parameters"
+        # A row such as "non-embedding parameters".
         facts[f"{kind.replace('_', '-')} parameters"] = number
     facts["choices"] = start.get("choices")
     command = start.get("command", "")
     if not isinstance(command, str):
-        # It is recorded as one text, or as its words.
+        # Some runs recorded the command as a list of its words.
         command = " ".join(command)
     if not command:
         return [_facts_table(facts)]
@@ -114,11 +116,11 @@ def _facts_table(facts: Mapping[str, Any]) -> str:
     for key, value in facts.items():
         if value not in (None, "", [], {}):
             rows.append([_spaced(key), _cell(key, value)])
-    return page.html_table([], rows, left=2)
+    return page.html_table([], rows, text_columns=2)
 
 
 def _cell(key: str, value: Any) -> str:
-    """Return a recorded value as the text of a table's cell; `key` decides on its form."""
+    """Return a recorded value as the text of a cell; `key` decides on percent and digits."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -134,14 +136,14 @@ def _cell(key: str, value: Any) -> str:
         if is_share:
             return percent(value, 2)
         return f"{value:,.4g}"
-    # To Python, True is an int.
+    # In Python, True is an int too.
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
 
 
 def _mapping_cell(key: str, values: Mapping[str, Any]) -> str:
-    """Return "3 (empty 1, short 2)" for counts, "a 1, b 2" for other values."""
+    """Return "3 (empty 1, short 2)" where all values are counts, else "a 0.1, b 0.2"."""
     parts = []
     are_counts = bool(values)
     for name, item in values.items():

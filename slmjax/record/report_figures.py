@@ -13,11 +13,11 @@ from slmjax.record.evaluation_names import bits_metric, evaluated_sources
 class _Curve(NamedTuple):
     """A figure of one metric."""
 
-    # Its name in figures/, without .svg.
+    # Name of its file in figures/, without .svg.
     file: str
     metric: str
     title: str
-    # Of the vertical axis.
+    # Label of the vertical axis.
     unit: str
 
 
@@ -40,7 +40,7 @@ class _ReportAxis:
             self.name = "steps"
 
     def place(self, steps: Num[np.ndarray, "points"]) -> Num[np.ndarray, "points"]:
-        """Return where steps lie on the axis."""
+        """Return the places of steps on the axis."""
         if self.name == "steps":
             return steps
         return metrics.along(self._records, steps, "train/tokens")
@@ -51,7 +51,7 @@ def report_figures(records: metrics.Records) -> dict[str, str]:
     axis = _ReportAxis(records)
     marks = []
     for event in metrics.events(records, "resume"):
-        # A restart from the beginning leaves no line to be marked.
+        # A restart from step 0 replaces the whole line, so there is nothing to mark.
         if event["step"]:
             places = axis.place(np.array([event["step"]]))
             marks.append(float(places[0]))
@@ -65,27 +65,28 @@ def report_figures(records: metrics.Records) -> dict[str, str]:
         drawn["bits_per_byte"] = figures.curves(
             lines, title="Held-out text", x=axis.name, y="bits per byte", marks=marks
         )
-    planned = metrics.last_event(records, "data").get("shares")
-    if planned:
+    recorded_shares = metrics.last_event(records, "data").get("shares")
+    if recorded_shares:
         steps = [record["step"] for record in records.kept]
-        drawn["shares"] = shares.figure(planned, max(steps, default=0))
+        drawn["shares"] = shares.figure(recorded_shares, max(steps, default=0))
     return drawn
 
 
 def figure_legend(drawn: Mapping[str, str], points: int) -> str:
-    """Return a sentence or more on how to read the loss curve.
+    """Return sentences on how to read the loss curve; "" where it is not drawn.
 
     Args:
+      drawn: SVGs by name, see `report_figures`.
       points: number of recorded losses.
     """
     if "loss" not in drawn:
         return ""
     sentences = []
-    if points >= 100:  # of fewer, 2 % are one point
+    if points >= 100:  # of fewer, 2 % are a single point
         sentences.append("Pale: every recorded step; strong: moving average over 2 % of them.")
-    if points >= 20:
+    if points >= 20:  # of fewer, the 5 % that may leave the frame are no point
         sentences.append("The first steps lie above the frame.")
-    # Only a mark of a restart is dashed.
+    # Only the marks of restarts are dashed lines.
     if "stroke-dasharray" in "".join(drawn.values()):
         sentences.append("Dotted vertical lines: restarts.")
     return " ".join(sentences)
@@ -102,7 +103,7 @@ def _single_curve(
     noisy = curve.file not in EXACT
     lines = [figures.Line(curve.metric, x, values)]
     if noisy:
-        # The raw values lie behind.
+        # The moving average, and the raw values faintly behind it.
         lines = [
             figures.Line(curve.metric, x, figures.smooth(values)),
             figures.Line(curve.metric, x, values, faint=True),
@@ -119,11 +120,11 @@ def _single_curve(
 
 
 def _bits_lines(records: metrics.Records, axis: _ReportAxis) -> list[figures.Line]:
-    """Return a line of bits per byte for each source and the total; of one source, the total."""
+    """Return lines of bits per byte: each source and the total, or the total of a single source."""
     sources = evaluated_sources(records, "bits_per_byte")
     dots = None
     if len(sources) < 2:
-        # The total is the same line; with dots, as there are few evaluations.
+        # The total is the source's own line. It has dots for the few evaluations.
         sources, dots = [], True
     lines = []
     for color, source in enumerate([*sources, "total"]):

@@ -20,32 +20,34 @@ CAUSES = {
     "down": "between a stop and the next start",
     "other": "everything else in the loop",
 }
-# Seconds; less would read "0.0 s".
+# Seconds; less would print as "0.0 s".
 LEAST_SHOWN = 0.05
 
 
 def time_section(records: metrics.Records) -> list[str]:
     """Return the table of kept and lost seconds by cause, and a note on the first start."""
-    spent = goodput.summarise(records)
-    if spent is None:
+    summary = goodput.summarise(records)
+    if summary is None:
         return []
-    wall, kept_share = spent["wall"], spent["goodput"]
-    kept_cells = [page.bar(kept_share, 2), duration(spent["kept"]), percent(kept_share)]
+    wall, kept_share = summary["wall"], summary["goodput"]
+    kept_cells = [page.bar(kept_share, color=2), duration(summary["kept"]), percent(kept_share)]
     rows = [["training steps that were kept", *kept_cells]]
     # The largest loss first.
-    for cause, seconds in sorted(spent["lost"].items(), key=lambda item: -item[1]):
+    for cause, seconds in sorted(summary["lost"].items(), key=lambda item: -item[1]):
         share = seconds / wall
-        rows.append([CAUSES[cause], page.bar(share, 1), duration(seconds), percent(share, 2)])
+        bar = page.bar(share, color=1)
+        rows.append([CAUSES[cause], bar, duration(seconds), percent(share, 2)])
     rows.append(["wall time, first to last step", "", duration(wall), "100 %"])
     # What came before the first step is outside the wall time, so it has no share.
     note = "Goodput is the share of the first row."
     before = []
-    for cause, seconds in spent["before"].items():
+    for cause, seconds in summary["before"].items():
         if seconds >= LEAST_SHOWN:
             before.append(f"{cause.replace('_', ' ')} {duration(seconds)}")
     if before:
         note += f" Before the first step, and not in the wall time: {', '.join(before)}."
-    table = page.html_table(["", "", "time", "share"], rows, left=2, strong=[0, len(rows) - 1])
+    head = ["", "", "time", "share"]
+    table = page.html_table(head, rows, text_columns=2, strong=[0, len(rows) - 1])
     return [table, page.note(note)]
 
 
@@ -55,7 +57,7 @@ def history_section(records: metrics.Records) -> list[str]:
     A run that was only started and finished has no table.
     """
     rows = []
-    # The last step that was recorded in the session so far.
+    # The highest step that the session has recorded so far.
     reached = 0
     # Whether anything happened between start and finish.
     eventful = False
@@ -66,7 +68,7 @@ def history_section(records: metrics.Records) -> list[str]:
             reached = step
         elif name is None or name == "goodput":
             reached = max(reached, step)
-        # A later session says where it went on, so its start is no news.
+        # A later session has a row "went on from step ..." already, so its "started" is no news.
         later_start = name == "start" and rows
         if sentence and not later_start:
             when = ""
@@ -76,7 +78,7 @@ def history_section(records: metrics.Records) -> list[str]:
             eventful = eventful or sentence not in ("started", "finished")
     sections = []
     if eventful:
-        sections.append(page.html_table(["when", "what", "step"], rows, left=2))
+        sections.append(page.html_table(["when", "what", "step"], rows, text_columns=2))
     if records.torn:
         count = f"{records.torn:,}"
         note = f"Lines of metrics.jsonl that cannot be read, and are left out: {count}."
@@ -104,7 +106,7 @@ def _event_sentence(record: Mapping[str, Any], reached: int) -> str:
     """Return an event as a sentence of the run's history; "" for what is no news.
 
     Args:
-      reached: the last step that had been recorded before.
+      reached: the highest step that the session before had recorded.
     """
     match record.get("event"):
         case "start":

@@ -40,7 +40,7 @@ def heldout_section(records: metrics.Records) -> list[str]:
     if not rows:
         return []
     # The first heading names the table; its column holds the sources. The fixed columns always
-    # stay, the others only where some source has a value.
+    # stay, the other columns only where some source has a value.
     fixed = ["bits per byte", "final", "best", "at step"]
     head = [*fixed, "exact answers"]
     for order in orders:
@@ -60,7 +60,7 @@ def answers_section(records: metrics.Records) -> list[str]:
     for kind, result in _answered_kinds(records).items():
         rival = rivals.get(kind)
         if isinstance(rival, Mapping):
-            # A record holds the share alone, or a dict of the share and other facts.
+            # Some records hold a dict of the share and other facts instead of the share.
             rival = rival.get("accuracy")
         accuracy = result.get("accuracy")
         shares = (accuracy, result.get("chance"), rival)
@@ -70,13 +70,12 @@ def answers_section(records: metrics.Records) -> list[str]:
         return []
     head = ["kind", "", "exact answers", "chance", "n-gram model", "questions"]
     head, rows = page.without_empty_columns(head, rows)
-    return [page.html_table(head, rows, left=2)]
+    return [page.html_table(head, rows, text_columns=2)]
 
 
 def samples_section(records: metrics.Records) -> list[str]:
     """Return the newest completions with their prompts, and a note on them."""
     event = metrics.last_event(records, "samples")
-    # A prompt in bold, and the model's text behind it.
     boxes = []
     for sample in event.get("samples", []):
         prompt = page.escape(sample.get("prompt", ""))
@@ -94,14 +93,14 @@ def _heldout_row(
     """Return the cells of one source, None where it was not evaluated.
 
     Args:
-      rivals: bits per byte of each n-gram model, by rising n; None where it has none.
+      rivals: bits per byte of each n-gram model, by rising n; None for a model without a value.
     """
     steps, values = metrics.series(records, bits_metric(source))
     if not len(values):
         return None
     final = values[-1]
     best = 0
-    # nanargmin fails where all values are NaN; then the first one is shown.
+    # nanargmin fails where all values are NaN; then the first value is shown.
     if np.isfinite(values).any():
         best = int(np.nanargmin(values))
     cells = [source, f"{final:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
@@ -109,7 +108,7 @@ def _heldout_row(
     cells.append(_known_percent(accuracy))
     for rival in rivals:
         cells.append(None if rival is None else f"{rival:.3f}")
-    # Leave out models without a value, and 0, which cannot be divided by.
+    # Without the models that have no value, and without 0, which cannot be divided by.
     scored_rivals = list(filter(None, rivals))
     to_best = None
     if scored_rivals:

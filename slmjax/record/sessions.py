@@ -24,14 +24,14 @@ ROUNDING = 1e-6
 class Session:
     """One session of a run: from one start of the process to its end."""
 
-    # The step that it went on from.
+    # The step that the session went on from.
     from_step: int
-    # For each of its records, the step and the seconds in steps so far.
+    # At its start and at each of its records: the step, and the session's seconds in steps so far.
     steps: list[int]
     kept: list[float]
     # Its newest record, as `Goodput.record` returns it.
     latest: dict[str, Any]
-    # Whether the run was finished in it.
+    # Whether the run was finished in this session.
     finished: bool = False
 
 
@@ -44,7 +44,7 @@ def read_sessions(records: Iterable[dict]) -> list[Session]:
         if event == "goodput":
             name = record["session"]
             if name not in sessions:
-                # Before its first step it has kept nothing.
+                # The session starts here, with no seconds in steps.
                 first_step = record["from_step"]
                 sessions[name] = Session(first_step, [first_step], [0.0], record)
             current = sessions[name]
@@ -71,19 +71,20 @@ def combine_sessions(sessions: list[Session]) -> dict[str, Any]:
             "before": {},
             "sessions": len(sessions),
         }
+    # Seconds by cause; `update` of a Counter adds.
     lost: collections.Counter[str] = collections.Counter()
     kept = wall = 0.0
     for index, session in enumerate(counted):
         later = counted[index + 1 :]
-        # Time after the last step counts only where a killed session goes on in a later one.
-        closed = not later or session.finished
-        begins, ends = _span(session, is_first=index == 0, closed=closed)
+        # A session that was killed, and that a later one continues.
+        was_killed = bool(later) and not session.finished
+        begins, ends = _span(session, is_first=index == 0, was_killed=was_killed)
         wall += ends - begins
         lost.update(session.latest["seconds"])
         if index:
             # The first session's start is outside the wall time.
             lost.update(session.latest["before"])
-        if not closed:
+        if was_killed:
             lost.update(session.latest["after"])
             # Clocks of two hosts may differ a little.
             down = max(0.0, later[0].latest["began"] - ends)
@@ -93,22 +94,23 @@ def combine_sessions(sessions: list[Session]) -> dict[str, Any]:
         kept += kept_here
         lost.update(redone)
     lost["other"] = wall - kept - sum(lost.values())
-    shown = {}
+    lost_by_cause = {}
     for cause in (*SPENT, *DERIVED):
         if lost[cause] > ROUNDING:
-            shown[cause] = lost[cause]
+            lost_by_cause[cause] = lost[cause]
     return {
         "goodput": kept / wall if wall > 0 else math.nan,
         "kept": kept,
         "wall": wall,
-        "lost": shown,
+        "lost": lost_by_cause,
         "before": dict(counted[0].latest["before"]),
         "sessions": len(sessions),
     }
 
 
 def _from_first_to_last_step(sessions: list[Session]) -> list[Session]:
-    """Return the sessions without those before the first step and after the last one."""
+    """Return the sessions from the first one with a step to the last one with a step."""
+    # Indices of the sessions with a step.
     stepped = []
     for index, session in enumerate(sessions):
         if session.latest["first"] is not None:
@@ -118,19 +120,23 @@ def _from_first_to_last_step(sessions: list[Session]) -> list[Session]:
     return sessions[stepped[0] : stepped[-1] + 1]
 
 
-def _span(session: Session, *, is_first: bool, closed: bool) -> tuple[float, float]:
-    """Return the Unix times between which a session's wall time lies."""
+def _span(session: Session, *, is_first: bool, was_killed: bool) -> tuple[float, float]:
+    """Return the Unix times between which a session's wall time lies.
+
+    The first session begins with its first step. A session that was not killed ends with its last
+    step.
+    """
     record = session.latest
     begins, ends = record["began"], record["now"]
     if is_first:
         begins = record["first"]
-    if closed and record["last"] is not None:
+    if not was_killed and record["last"] is not None:
         ends = record["last"]
     return begins, ends
 
 
 def _kept_and_redone(session: Session, later: list[Session]) -> tuple[float, dict[str, float]]:
-    """Return the seconds of the session's steps that stayed, and of those that did not, by cause.
+    """Return the seconds in steps that stayed, and {cause: seconds in steps that did not stay}.
 
     A later session that goes on from an earlier step does the steps from there on again. Seconds
     at a step without a record are interpolated.
@@ -141,7 +147,7 @@ def _kept_and_redone(session: Session, later: list[Session]) -> tuple[float, dic
     for follower in later:
         kept_until = float(np.interp(follower.from_step, session.steps, session.kept))
         if kept_until < kept:
-            # A finished run is not killed, so somebody made it longer.
+            # A finished session was not killed: somebody made the run longer.
             cause = "extended" if previous.finished else "repeated"
             redone[cause] += kept - kept_until
             kept = kept_until

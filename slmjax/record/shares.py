@@ -11,7 +11,7 @@ from slmjax.record.figures import Line, curves
 
 
 def reading_sentences(plan: BatchPlan) -> dict[str, str]:
-    """Return {source: "2.30 epochs of 11M tokens; cap 4"}, of the whole run."""
+    """Return what the whole run reads: {source: "2.30 epochs of 11M tokens; cap 4"}."""
     sentences = {}
     for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans):
         sentences[name] = _reading_sentence(plan, name, epochs, rows.tokens)
@@ -19,15 +19,16 @@ def reading_sentences(plan: BatchPlan) -> dict[str, str]:
 
 
 def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
-    """Draw planned shares as lines, and as dots the shares of the rows in each part of the run.
+    """Draw planned shares as lines, and the shares that each part of the run reads as dots.
 
     Args:
       shares: as `BatchPlan.shares` returns them.
-      step: leave out dots of parts that end later; None: draw all.
+      step: leave out the dots of parts that end later; None: draw all.
+    Returns: an SVG, see `figures.curves`.
     """
     planned, realised = shares["planned"], shares["realised"]
     last_step = np.inf if step is None else step
-    # For each part of the run.
+    # [parts of the run]
     is_done = np.array(realised["steps"]) <= last_step
     planned_tokens = np.array(planned["tokens"])
     realised_tokens = np.array(realised["tokens"])[is_done]
@@ -36,7 +37,7 @@ def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
         planned_shares = np.array(planned["shares"][name])
         lines.append(Line(name, planned_tokens, planned_shares, color=color, dots=False))
         realised_shares = np.array(realised["shares"][name])[is_done]
-        # Faint, so that there are dots without a line.
+        # A faint line with dots is drawn as dots alone.
         lines.append(
             Line(
                 name,
@@ -61,13 +62,13 @@ def _reading_sentence(plan: BatchPlan, name: str, epochs: float, tokens: int) ->
     text = f"{epochs:.2f} epochs of {count(tokens)} tokens"
     score = plan.scores.get(name)
     if score:
-        # A minus before the name of the score turns the order.
+        # A minus before the score's name reverses the order.
         direction = "high to low" if score.startswith("-") else "low to high"
         text += f" in the order of {score.removeprefix('-')}, {direction}"
     if name in plan.max_epochs:
         text += f"; cap {plan.max_epochs[name]:g}"
     if name in plan.mixture.spent:
-        # The row of the run at which the source reaches its cap.
+        # `spent` is the run's row at which the source reaches its cap.
         share = percent(plan.mixture.spent[name] / plan.total_rows)
         text += f", reached at {share} of the run, from where on the other sources take its share"
     return text

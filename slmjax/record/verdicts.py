@@ -23,28 +23,27 @@ METHOD_RUNS = (
 def verdicts(comparison: Comparison) -> list[str]:
     """Return one sentence for each group on how it does against the first.
 
-    It goes by the interval over all sources compared. "Better" and "worse" are said of configs,
-    and only where both have several seeds and all scores are finite.
+    The interval over all compared sources decides. "Better" and "worse" are said only where both
+    configs have several seeds.
     """
     labels = comparison.labels
-    # Of each run, over all sources that are compared.
+    # [runs], over all compared sources together.
     bits = bits_per_byte(comparison.paired)
     baseline = comparison.groups[0]
     baseline_bits = float(np.mean(bits[baseline]))
     sentences = []
-    # The first group is what the others are compared with.
+    # From the second group on: the first one is the baseline.
     for index in range(1, len(labels)):
         members = comparison.groups[index]
         names = f"{labels[index]} and {labels[0]}"
-        broken = [number for number in [*baseline, *members] if not np.isfinite(bits[number])]
-        if broken:
-            runs = comparison.names(broken)
+        not_finite = [run for run in [*baseline, *members] if not np.isfinite(bits[run])]
+        if not_finite:
+            runs = comparison.names(not_finite)
             sentences.append(
                 f"{names} cannot be told apart: held-out scores of {runs} are not finite numbers."
             )
             continue
-        # All sources that are compared decide together.
-        difference = comparison.found["total"][index]
+        difference = comparison.group_differences["total"][index]
         several_seeds = min(len(baseline), len(members)) > 1
         sentences.append(
             _verdict(labels[index], labels[0], difference, baseline_bits, several_seeds)
@@ -60,13 +59,13 @@ def warning(comparison: Comparison) -> str:
             "These runs have one config: what tells them apart is noise from run to run, which is "
             "not in the intervals."
         )
-    single = []
+    single_runs = []
     for members in comparison.groups:
         if len(members) == 1:
-            single += members
-    if not single:
+            single_runs += members
+    if not single_runs:
         return ""
-    names = comparison.names(single)
+    names = comparison.names(single_runs)
     return (
         f"One seed only: {names}. The interval covers the choice of held-out documents, not the "
         "noise from run to run: another seed of the same config may differ by more. Train each "
@@ -87,7 +86,7 @@ def coverage_sentence(comparison: Comparison) -> str:
 
 
 def method(comparison: Comparison) -> str:
-    """Return how the intervals were made."""
+    """Return sentences on how the intervals were made."""
     largest_group = max(map(len, comparison.groups))
     if largest_group > 1:
         return METHOD + METHOD_RUNS
@@ -101,11 +100,12 @@ def _verdict(
     baseline_bits: float,
     several_seeds: bool,
 ) -> str:
-    """Return the sentence on one group whose scores are finite.
+    """Return the sentence on how one group does against the first; all scores are finite.
 
     Args:
+      label, baseline: names of the group and of the first group.
       baseline_bits: bits per byte of the first group.
-      several_seeds: both configs have several.
+      several_seeds: whether both configs have several seeds.
     """
     size = abs(difference.value)
     amount = f"{size:.4f} bits per byte ({100 * size / baseline_bits:.2f} %)"

@@ -12,16 +12,17 @@ from slmjax.tasks.task import Task, TaskBuilder
 from slmjax.train.program import Program
 
 TASKS = {"lm": "slmjax.train.text:TextBuilder", "recall": "slmjax.tasks.recall:RecallBuilder"}
-# The parts of each contract that a user's code must have, and the file that describes it.
+# Attributes that a user's objects must have, and the class that describes them.
 BUILDER = ("vocab_size", "tokenizer", "task", "facts"), "TaskBuilder of slmjax/tasks/task.py"
 TASK = ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py"
 ROWS = ("shapes", "read", "unpack", "fingerprint"), "Rows of slmjax/data/rows.py"
 
 
 def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
-    """Return what makes the task of a run, see TaskBuilder.
+    """Return the builder of the task that config.task names.
 
-    Raises: UserError for an unknown name, and where the user's own code fails or lacks a part.
+    Raises: UserError for an unknown name, and where the user's own code fails or lacks an
+      attribute.
     """
     name, options = parse_task(config.task)
     if name not in TASKS and ":" not in name:
@@ -46,7 +47,7 @@ def builder_of(config: Config, workdir: str, init_from: str) -> TaskBuilder:
 def task_of(builder: TaskBuilder, program: Program) -> Task:
     """Return the builder's task for a program.
 
-    Raises: UserError where the user's own code fails, lacks a part, or has batches of another
+    Raises: UserError where the user's own code fails, lacks an attribute, or has batches of another
       number of rows than config.train.batch.
     """
     name, _ = parse_task(program.config.task)
@@ -58,7 +59,7 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
     with _explained(name, "has no shapes"):
         fields = task.rows.shapes(0)
     for field, (shape, _, axes) in fields.items():
-        # A field without rows, such as places for documents, may have any length.
+        # A field without a batch axis, such as "places" of `text_fields`, may have any length.
         if axes[:1] == ("batch",) and shape[0] != batch:
             raise UserError(
                 f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; "
@@ -70,9 +71,10 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
 def parse_task(text: str) -> tuple[str, dict[str, Any]]:
     """Return (name, options) of "name [option=value ...]".
 
-    Values are Python literals, or else texts.
-    Raises: UserError for a word that is no option.
+    Values that are no Python literals stay texts.
+    Raises: UserError for a word without "=".
     """
+    # An empty text has an empty name, which `builder_of` refuses.
     name, *words = text.split() or [""]
     options = {}
     for word in words:
@@ -86,18 +88,21 @@ def parse_task(text: str) -> tuple[str, dict[str, Any]]:
 def _check_options(name: str, options: dict[str, Any], make: Callable) -> None:
     """Raises: UserError for an option that is not among the keyword-only parameters of `make`."""
     parameters = inspect.signature(make).parameters.values()
+    # Code that takes **options checks them itself.
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = [parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
-            there = f"there is {', '.join(known)}" if known else "there are none"
+            known_options = f"there is {', '.join(known)}" if known else "there are none"
             near = nearest(option, known)
-            raise UserError(f"config.task: '{name}' has no option '{option}'; {there}.{near}")
+            raise UserError(
+                f"config.task: '{name}' has no option '{option}'; {known_options}.{near}"
+            )
 
 
 def _check_parts(name: str, made: Any, parts: Sequence[str], contract: str) -> None:
-    """Raises: UserError where an object of a user's code lacks a part of a contract."""
+    """Raises: UserError where an object that a user's code made lacks one of `parts`."""
     missing = [part for part in parts if not hasattr(made, part)]
     if missing:
         raise UserError(
@@ -108,7 +113,12 @@ def _check_parts(name: str, made: Any, parts: Sequence[str], contract: str) -> N
 
 @contextlib.contextmanager
 def _explained(name: str, what: str) -> Iterator[None]:
-    """Run a task's code inside: an error of a user's own code becomes one sentence."""
+    """Context manager: an error of a user's own code in its block becomes a UserError.
+
+    Args:
+      name: the task's; errors of the library's own tasks stay as they are.
+      what: says in the error what failed, such as "cannot be made".
+    """
     try:
         yield
     except UserError:

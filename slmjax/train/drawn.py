@@ -14,24 +14,26 @@ from slmjax.train.state import TrainState
 
 
 class DrawnBatches:
-    """The batches that `task.prepare` drew.
+    """The batches that `task.prepare` drew, as files `<step>.npz` in a folder.
 
     A batch is on disk before the update that uses it, so that a run that was killed in between goes
-    on with the same one.
+    on with the same batch.
     """
 
     def __init__(self, folder: epath.Path, task: DrawingTask):
         self.folder, self.task = folder, task
 
     def rows(self, step: int, state: TrainState, held: np.ndarray) -> Arrays:
-        """Return this process's rows of a step's batch: those recorded, or drawn now and recorded.
+        """Return this process's rows of a step's batch; draw and write it where it has no file.
 
-        Raises: UserError where the record is damaged.
+        Args:
+          held: the rows of the global batch that this process holds.
+        Raises: UserError where the file is damaged.
         """
         file = self.folder / f"{step}.npz"
         # On a slow file system one process may see the file before another does.
-        recorded = hosts.all_agree(file.exists())
-        if not recorded:
+        is_on_disk = hosts.all_agree(file.exists())
+        if not is_on_disk:
             drawn = self.task.prepare(step, state.params, state.buffers)
             if hosts.is_first():
                 self._write(file, drawn)
@@ -39,15 +41,15 @@ class DrawnBatches:
         fields = self.task.rows.shapes(step)
         try:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-                whole = {name: arrays[name] for name, field in fields.items() if field.by_rows}
+                batch = {name: arrays[name] for name, field in fields.items() if field.by_rows}
         except Exception as error:  # a damaged archive fails in many ways
             raise UserError(
                 f"'{file}' cannot be read ({error}); remove it, and its rows are drawn again."
             ) from error
-        return {name: array[held] for name, array in whole.items()}
+        return {name: array[held] for name, array in batch.items()}
 
     def prune(self, step: int) -> None:
-        """Delete the records of steps that no checkpoint goes back to."""
+        """Delete the batches of earlier steps than `step`, the oldest that a run can go back to."""
         if not (hosts.is_first() and self.folder.exists()):
             return
         for file in self.folder.glob("*.npz"):

@@ -25,12 +25,16 @@ from slmjax.tasks.task import Evaluated, Task
 from slmjax.text.files import write_atomic
 from slmjax.train.program import Program
 
-PROMPT = 400  # characters of a first line that can be a prompt
-SHORT, LONG = 20, 200  # characters of a prompt that is cut from running text
+LONGEST_LINE = 400  # characters; a document's first line below that is a prompt as it is
+SHORTEST_CUT, LONGEST_CUT = 20, 200  # characters of a prompt that is cut from running text
 
 
 class Evaluator:
-    """Runs a task's evaluations; values of each document go to a file for `slmjax.compare`."""
+    """Runs a task's evaluations while it trains.
+
+    Args:
+      file: heldout.npz, which gets the scores of each document for `slmjax.compare`.
+    """
 
     def __init__(self, task: Task, model: Model, file: epath.Path):
         self.task, self.model, self.file = task, model, file
@@ -38,22 +42,26 @@ class Evaluator:
     def score(
         self, params: dict, buffers: dict, step: int, note: Callable
     ) -> tuple[dict[str, float], dict[str, dict]]:
-        """Run all evaluations but those of the end; returns (metrics, events)."""
+        """Run all evaluations but those of the end, and save the scores of documents.
+
+        Returns: ({metric: value}, {event: its facts}), see Evaluated.
+        """
         scores, events, documents = {}, {}, {}
         for evaluation in self.task.evaluations:
             if evaluation.at_end:
                 continue
+            # Only evaluations of the end read what is on record already (`there`).
             evaluated = evaluation(self.model, params, buffers, step=step, note=note, there={})
             scores |= evaluated.metrics
             events |= evaluated.events
             documents |= evaluated.documents
-        # Every process has all scores; one file is enough.
+        # Every process has the scores of all documents, so one of them writes the file.
         if hosts.is_first():
             self.save(documents)
         return scores, events
 
     def save(self, documents: Mapping[str, Arrays]) -> None:
-        """Write the values of each document."""
+        """Write the scores of each document, as arrays named "source/score"."""
         arrays = {}
         for source, values in documents.items():
             for name, array in values.items():
@@ -69,15 +77,15 @@ class HeldOut:
     at_end = False
 
     def __init__(self, program: Program, prepared: Prepared, max_segments: int):
-        """Make the batches and the program that scores them.
+        """Make the batches, and the function that scores one, not compiled yet.
 
         Args:
-          max_segments: most documents of a row.
+          max_segments: most documents in a row.
         """
         config, mesh = program.config, program.mesh
         self.prepared = prepared
-        self.declared = program.declared[1]
-        # A batch is as large as a microbatch, so that it fits where training fits.
+        _, self.declared_buffers = program.declared
+        # A batch is as large as a microbatch, so that it fits into memory where training fits.
         self.rows = np.arange(config.train.batch // config.train.microbatches)
         self.batches = {}
         for name, shards in prepared.heldout.items():
@@ -89,15 +97,15 @@ class HeldOut:
                     batch=len(self.rows),
                     max_segments=max_segments,
                 )
-                self.batches[name] = list(batches)  # the same at every evaluation
+                self.batches[name] = list(batches)  # kept: every evaluation reads the same
         self.fields = text_fields(
             len(self.rows), config.data.seq_len, self._places(program.place_cuts)
         )
-        self.where = field_shardings(self.fields, mesh)
+        self.shardings = field_shardings(self.fields, mesh)
         # Compiled without trying algorithms: it runs seldom, and a start should be quick.
         self.score = jax.jit(
             scorer(program.model),
-            in_shardings=(program.where.params, None, self.where),
+            in_shardings=(program.where.params, None, self.shardings),
             out_shardings=NamedSharding(mesh, P()),
             compiler_options=compiler_options(
                 program.device.platform, tuned=False, deterministic=config.train.deterministic
@@ -106,10 +114,12 @@ class HeldOut:
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """See Evaluation."""
-        for batches in self.batches.values():
-            batch = {name: array for name, array in batches[0].items() if name != "documents"}
-            self._nats(params, buffers, batch).block_until_ready()
-            return  # all batches have one shape
+        if not self.batches:
+            return
+        # All batches have one shape, so the first one compiles for all.
+        first_batch = next(iter(self.batches.values()))[0]
+        batch = {name: array for name, array in first_batch.items() if name != "documents"}
+        self._nats(params, buffers, batch).block_until_ready()
 
     def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
         """Return the losses of each source's held-out documents."""
@@ -148,21 +158,29 @@ class HeldOut:
         return Evaluated(scores, documents)
 
     def _places(self, place_cuts: tuple[int, int] | None) -> int | None:
-        """Return the places for documents that a device needs, see `text_fields`."""
+        """Return the places for documents that a device needs, see `text_fields`.
+
+        None where the attention kernel needs no places.
+        """
         if not place_cuts:
             return None
+        # Devices over which the rows are split.
         _, ways = place_cuts
         most = 1
         for batches in self.batches.values():
             for batch in batches:
-                documents = np.maximum(batch["segments"].max(1), 1)  # [B], in each row
+                # [B]: number of documents in each row, which its segments count from 1.
+                documents = np.maximum(batch["segments"].max(1), 1)
                 most = max(most, most_documents(documents, 1, ways))
+        # Without batches, each of a device's rows still has one place.
         return max(most, len(self.rows) // ways)
 
     def _nats(self, params: dict, buffers: dict, batch: Arrays) -> jax.Array:
         """Return the nats of each token, [B,T]."""
-        batch = hosts.global_batch(batch, self.fields, self.where, self.rows)
-        return self.score(params, keep_channel(self.declared, buffers, "forward"), batch)
+        batch = hosts.global_batch(batch, self.fields, self.shardings, self.rows)
+        # Scoring is a forward pass: it reads no other buffers.
+        forward_buffers = keep_channel(self.declared_buffers, buffers, "forward")
+        return self.score(params, forward_buffers, batch)
 
 
 class Samples:
@@ -177,18 +195,18 @@ class Samples:
         self.config, self.prepared = program.config, prepared
 
     def prompts(self) -> list[str]:
-        """Return the prompts; those of held-out documents take one source after the other."""
-        chosen = self.config.eval
-        if chosen.prompts:
-            return list(chosen.prompts)[: chosen.samples]
-        held = {name: shards for name, shards in self.prepared.heldout.items() if len(shards)}
-        names = list(held)
-        if not names:
+        """Return the prompts; without config.eval.prompts the sources take turns to give one."""
+        options = self.config.eval
+        if options.prompts:
+            return list(options.prompts)[: options.samples]
+        heldout = [shards for shards in self.prepared.heldout.values() if len(shards)]
+        if not heldout:
             return []
         prompts = []
-        for number in range(chosen.samples):
-            shards = held[names[number % len(names)]]
-            document = (number // len(names)) % len(shards)
+        for number in range(options.samples):
+            # The first document of each source, then the second of each, and so on.
+            shards = heldout[number % len(heldout)]
+            document = (number // len(heldout)) % len(shards)
             # Without the end-of-text tokens around the document.
             tokens = shards.read(document, 0, int(shards.lengths[document]))[1:-1]
             prompts.append(_beginning(self.prepared.tokenizer.decode(tokens.tolist())))
@@ -221,7 +239,7 @@ class Samples:
         prompts = self.prompts()
         if not prompts:
             return []
-        # A new engine each time: it casts the weights of now.
+        # A new engine each time, as an engine copies the weights into the compute type.
         engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
         completions = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens)
         pairs = zip(prompts, completions, strict=True)
@@ -240,8 +258,8 @@ def metrics(losses: Mapping[str, DocumentLosses]) -> dict[str, float]:
 
 
 def _beginning(text: str) -> str:
-    """Return a text's first line, or a part of it where it is long or has one line only."""
-    first, _, more = text.partition("\n")
-    if more and len(first) < PROMPT:
-        return first
-    return text[: max(SHORT, min(LONG, len(text) // 2))]
+    """Return a text's first line; its first half, cut, where that is long or the only line."""
+    first_line, _, more = text.partition("\n")
+    if more and len(first_line) < LONGEST_LINE:
+        return first_line
+    return text[: max(SHORTEST_CUT, min(LONGEST_CUT, len(text) // 2))]

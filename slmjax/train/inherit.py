@@ -21,16 +21,17 @@ def inherit(
     """Return a new run's state with parameters and buffers of another run's newest checkpoint.
 
     Buffers with a forward channel are part of the model, as parameters are: all that this model
-    declares are taken. Where the parent has no such buffers they start anew, and a line says so.
+    declares are taken. Where the parent has no such buffers, they start anew, and a line says so.
     Buffers with a cotangent channel (the scales of float8) always start anew: they follow this
     run's batches within its first steps, and parent and child may differ in
     config.precision.products. Buffers that only the parent has are left behind.
 
     Args:
-      state: before the first step.
+      init_from: work directory of the other run, the parent.
+      state: the new run's before its first step.
       shapes: the state's shapes and shardings.
       declared: declarations of the buffers.
-      tokenizer: the hash of the new run's.
+      tokenizer: hash of the new run's tokenizer.
     Returns: (state, the run's ancestors, sentences on damaged checkpoints that were passed over).
     Raises: UserError where the parent's parameters or buffers have other names or shapes, its
       tokenizer is another one, or none of its checkpoints can be read.
@@ -50,21 +51,21 @@ def inherit(
         items = {"params": shapes.params}
         _check_fit(init_from, "parameters", shapes.params, checkpoints.shapes(step, "params"))
         if forward and "buffers" in meta["digests"]:
-            # Shapes as stored, whole on every device.
-            theirs = checkpoints.shapes(step, "buffers", shapes.step.sharding)
-            # Nothing to take where the parent only has buffers that start anew.
-            if named(theirs).keys() - named(cotangent).keys():
-                _check_fit(init_from, "buffers", forward, theirs, parent_may_have_more=True)
-                same = _described(theirs) == _described(shapes.buffers)
+            # The parent's buffers as stored, whole on every device.
+            stored = checkpoints.shapes(step, "buffers", shapes.step.sharding)
+            # There is nothing to take where the parent only has buffers that start anew.
+            if named(stored).keys() - named(cotangent).keys():
+                _check_fit(init_from, "buffers", forward, stored, parent_may_have_more=True)
                 # Storage knows no named tuples: equal buffers are read in this model's structure.
-                items["buffers"] = shapes.buffers if same else theirs
+                are_equal = _types_and_shapes(stored) == _types_and_shapes(shapes.buffers)
+                items["buffers"] = shapes.buffers if are_equal else stored
         return checkpoints.restore(step, items)
 
     checkpoint, damaged = checkpoints.newest(checkpoints.steps(), read)
     if checkpoint is None:
         raise _unreadable(init_from, damaged)
-    faults = [f"--init_from={init_from}, {fault}" for fault in damaged]  # for the run's records
-    # For the terminal.
+    # Sentences for the run's records, and notes for the terminal.
+    faults = [f"--init_from={init_from}, {fault}" for fault in damaged]
     notes = [f"{fault}; this checkpoint is damaged and was passed over" for fault in faults]
     buffers = state.buffers
     if "buffers" in checkpoint.items:
@@ -82,7 +83,7 @@ def inherit(
 def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict]:
     """Return the run's ancestors, nearest first.
 
-    They are those of its checkpoint, or of a new run's --init_from.
+    A new run has those that --init_from gives it, a later start those in its checkpoint.
     Raises: UserError where --init_from names another run than the one that this run started from.
     """
     if not start.step:
@@ -119,7 +120,7 @@ def parents(init_from: str) -> list[dict]:
 def _is_parent(init_from: str, recorded: dict) -> bool:
     """Return whether a work directory is the recorded parent.
 
-    The checkpoint decides; where there is none any more, the directory's name.
+    The checkpoint's hash decides; where the checkpoint is gone, the directory's name.
     """
     meta = Checkpoints(init_from).meta(recorded["step"])
     if meta:
@@ -130,14 +131,14 @@ def _is_parent(init_from: str, recorded: dict) -> bool:
 def _check_fit(
     init_from: str, what: str, own: dict, theirs: dict, *, parent_may_have_more: bool = False
 ) -> None:
-    """Raises: UserError naming an array that one lacks, or whose type or shape differs."""
-    here_forms, there_forms = _described(own), _described(theirs)
-    names = set(here_forms)
+    """Raises: UserError naming an array that one run lacks, or whose type or shape differs."""
+    own_shapes, their_shapes = _types_and_shapes(own), _types_and_shapes(theirs)
+    names = set(own_shapes)
     if not parent_may_have_more:
-        names |= set(there_forms)
+        names |= set(their_shapes)
     for name in sorted(names):
-        there = there_forms.get(name, "missing")
-        here = here_forms.get(name, "missing")
+        there = their_shapes.get(name, "missing")
+        here = own_shapes.get(name, "missing")
         if there != here:
             raise UserError(
                 f"--init_from={init_from}: its {what} do not fit config.model: {name} is {there} "
@@ -145,19 +146,20 @@ def _check_fit(
             )
 
 
-def _described(tree: dict) -> dict[str, str]:
-    """Return type and shape of each array by its name."""
+def _types_and_shapes(tree: dict) -> dict[str, str]:
+    """Return {name of an array: its type and shape, such as "float32[8, 4]"}."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named(tree).items()}
 
 
 def _like(tree: dict, values: dict) -> dict:
-    """Return the values that have a tree's names, in its structure."""
+    """Return, in the structure of `tree`, the leaves of `values` that have its names."""
     by_name = named(values)
-    return jax.tree.unflatten(jax.tree.structure(tree), [by_name[name] for name in named(tree)])
+    leaves = [by_name[name] for name in named(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
-    """Return work directory, step and hash of a checkpoint; then those of its own ancestors."""
+    """Return work directory, step and hash of a checkpoint, then those of its ancestors."""
     return [{"workdir": init_from, "step": step, "hash": _hash(meta)}, *meta.get("parents", [])]
 
 

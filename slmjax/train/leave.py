@@ -7,19 +7,22 @@ import jax
 
 
 class Leave:
-    """Inside, SIGTERM and Ctrl-C ask the loop to save and leave; a second Ctrl-C leaves at once.
+    """Context manager: SIGTERM and Ctrl-C in its block only ask the loop to save and leave.
 
-    asked: whether a signal has come; status: the exit status that it asks for.
+    A second Ctrl-C leaves at once.
+
+    asked: whether a signal has come.
+    status: the exit status for it, 128 + the signal's number.
     """
 
     def __init__(self):
         self.asked = False
         self.status = 128 + signal.SIGTERM
-        self._handlers = {}
+        self._handlers = {}  # {signal: its handler before the block}
 
     def __enter__(self):
         numbers = [signal.SIGINT]
-        # Several processes agree through JAX's own service, which catches SIGTERM below Python.
+        # Several processes agree through JAX's preemption service, which catches SIGTERM in C++.
         if jax.process_count() == 1:
             numbers.append(signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._ask) for number in numbers}
@@ -32,6 +35,8 @@ class Leave:
     def _ask(self, number, frame):
         self.asked = True
         self.status = 128 + number
+        # The next Ctrl-C raises KeyboardInterrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if jax.process_count() > 1:  # Ctrl-C becomes the signal that JAX's service catches
+        if jax.process_count() > 1:
+            # Ctrl-C becomes the signal that JAX's service catches.
             os.kill(os.getpid(), signal.SIGTERM)

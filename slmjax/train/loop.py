@@ -38,19 +38,21 @@ from slmjax.train.program import Program
 from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
 
-DOCUMENTS_NAMED = 5  # of a batch whose step ends the run
+# Most documents that an error about a batch names.
+DOCUMENTS_NAMED = 5
 
 
 @dataclasses.dataclass
 class Run:
     """A training run, ready to go on from `start.step`.
 
-    held: rows of the global batch that this process holds.
-    steps: compiled steps by the batch's shapes; empty where only the last records are missing.
+    held: indices of the rows of the global batch that this process holds.
+    state: the loop takes it over, and sets it to None here.
+    steps: {shape_key of a batch: the compiled step}; empty where only the last records are missing.
     meta: what each checkpoint records of the run.
     command: the launcher's command.
-    skipped: steps skipped in earlier sessions and not done again since.
-    claim: on the work directory.
+    skipped: number of steps skipped in earlier sessions and not done again since.
+    claim: this process's claim on the work directory.
     """
 
     config: Config
@@ -72,12 +74,12 @@ class Run:
 
 
 def train(run: Run) -> int:
-    """Train from run.start.step to config.train.steps.
+    """Train from run.start.step to config.train.steps, and write the report.
 
-    Returns: 0, or 128 + signal when told to leave (then it is saved, and can go on).
+    Returns: 0, or 128 + signal where a signal asked to leave (then the run is saved and can go on).
     """
     loop = _Loop(run)
-    # Closed also where the loop ends in an error: a checkpoint that is being written in the
+    # All are closed even where the loop ends in an error: a checkpoint that is being written in the
     # background is finished first.
     with (
         contextlib.closing(run.writer),
@@ -89,8 +91,8 @@ def train(run: Run) -> int:
         try:
             status = loop.go(leave)
         finally:
-            # The process may go on, as a study's or a notebook's does.
-            loop.stop_profiling()
+            # The process may live on, as a study's or a notebook's does.
+            loop.stop_profiler()
             gc.unfreeze()
     if hosts.is_first():
         report = write_report(run.workdir, defaults=configs.to_dict(Config()))
@@ -99,23 +101,29 @@ def train(run: Run) -> int:
 
 
 class _Loop:
+    """The loop over steps, and what it knows between them.
+
+    A method's `step` is the 0-based number of a step, `done` the number of steps done.
+    """
+
     def __init__(self, run: Run):
         config = run.config
         self.run = run
         self.config = config
         self.state = run.state
-        run.state = None  # donated to the first step
+        run.state = None  # the first step takes its memory over
         self.task = run.task
         self.model = run.program.model
         self.total = config.train.steps
         self.tokens_per_step = config.train.batch * config.data.seq_len
-        # The last step that a longer run would share; its checkpoint is kept. None without one.
+        # Number of steps that a longer run would share; the checkpoint after them is kept. None for
+        # schedules that cannot be made longer.
         self.trunk = schedule.trunk(config.train)
         # Shardings of a batch's fields: names and axes are the same at every step.
-        self.where = field_shardings(run.task.rows.shapes(0), run.program.mesh)
+        self.batch_shardings = field_shardings(run.task.rows.shapes(0), run.program.mesh)
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
 
-        # A batch is read ahead of its step, unless its rows depend on the model.
+        # Batches are read ahead of their steps, unless the rows depend on the model (`drawn`).
         self.drawn = None
         self.batches: Any = contextlib.nullcontext()
         if isinstance(self.task, DrawingTask):
@@ -131,46 +139,52 @@ class _Loop:
         self.progress = Progress(
             self.total, start=run.start.step, every=config.log.every, active=hosts.is_first()
         )
-        self.window = list(run.start.window)  # values of the steps since the last line
-        self.last: dict[str, Any] | None = None  # values of the step that was read last
+        # Metrics of each step since the last line of metrics, and of the newest step.
+        self.window = list(run.start.window)
+        self.last_values: dict[str, Any] | None = None
         self.skipped = run.skipped
-        self.profile: tuple[int, ...] = ()  # first step to profile, and first one after that
+        # The first step to profile, and the first one after those.
+        self.profiled_steps: tuple[int, ...] = ()
         if config.log.profile:
-            self.profile = tuple(map(int, config.log.profile.split(":")))
-        self.tracing = False
-        self.clock = (run.start.step, time.monotonic())  # (step, time) at which the speed begins
+            self.profiled_steps = tuple(map(int, config.log.profile.split(":")))
+        self.is_profiling = False
+        # (steps done, time) from which the next line's speed is measured.
+        self.speed_start = (run.start.step, time.monotonic())
 
     def go(self, leave: Leave) -> int:
-        """Train to the end, or to where the process is told to leave; returns the exit status."""
+        """Train to the end, or to where the process is asked to leave; return the exit status."""
         run, goodput = self.run, self.run.goodput
+        # The step that was dispatched last, and its metrics on the device.
         pending: tuple[int, dict] | None = None
-        self.clock = (run.start.step, time.monotonic())  # where the measured speed begins
+        self.speed_start = (run.start.step, time.monotonic())
         for step in range(run.start.step, self.total):
-            # Only a device that is idle waits for data.
-            device_waits = pending is None or pending[1]["loss"].is_ready()
-            waiting = goodput.spent("data_wait") if device_waits else contextlib.nullcontext()
-            with waiting:
-                local = self.next_rows(step)
-            self.profiling(step)
+            # Waiting for data is lost time only where the device has nothing to do.
+            is_idle = pending is None or pending[1]["loss"].is_ready()
+            data_wait = goodput.spent("data_wait") if is_idle else contextlib.nullcontext()
+            with data_wait:
+                local_rows = self.next_rows(step)
+            self.start_or_stop_profiler(step)
             fields = self.task.rows.shapes(step)
             # Dispatch returns at once; the device works while this thread prepares the next step.
-            batch = hosts.global_batch(local, fields, self.where, run.held)
+            batch = hosts.global_batch(local_rows, fields, self.batch_shardings, run.held)
             self.state, metrics = self.step_for(step, fields)(self.state, batch)
             if pending is not None:
-                self.read(*pending)  # one step late, so that the device always has a step to do
+                # One step late, so that the device always has a step to do.
+                self.read_metrics(*pending)
             pending = (step, metrics)
             done = step + 1
             # All processes leave after the same step, or the others would wait in a collective.
             leaving = hosts.leaving_together(done, leave.asked)
             if leaving or self.is_boundary(done):
-                self.read(*pending)
+                self.read_metrics(*pending)
                 pending = None
                 goodput.step()
                 self.at_boundary(done, leaving)
             else:
                 goodput.step()
             if step == run.start.step:
-                gc.freeze()  # what exists now stays: later collections need not look at it
+                # What exists after the first step stays: later collections need not look at it.
+                gc.freeze()
             if leaving and done < self.total:
                 run.checkpoints.wait()
                 run.writer.event("preempted", done)
@@ -189,7 +203,7 @@ class _Loop:
     def step_for(self, step: int, fields: Fields) -> Callable:
         """Return the compiled step for batches of these shapes.
 
-        Rare shapes are compiled when the first such batch comes.
+        Shapes other than the first batch's are compiled when the first such batch comes.
         """
         run, shapes = self.run, shape_key(fields)
         if shapes not in run.steps:
@@ -202,7 +216,7 @@ class _Loop:
         return run.steps[shapes]
 
     def is_boundary(self, done: int) -> bool:
-        """Return whether logging, evaluation or saving is due: the loop then waits for the step."""
+        """Return whether to log, evaluate or save now; the loop then waits for the device."""
         return self.is_logged(done) or self.is_evaluated(done) or self.is_saved(done)
 
     def is_logged(self, done: int) -> bool:
@@ -216,7 +230,7 @@ class _Loop:
         return done % self.config.checkpoint.every == 0 or done in (self.trunk, self.total)
 
     def at_boundary(self, done: int, leaving: bool) -> None:
-        """Log, evaluate and save, as far as they are due after `done` steps."""
+        """Do what is due of logging, evaluating and saving; a process that leaves saves."""
         goodput = self.run.goodput
         if self.is_logged(done):
             self.log(done)
@@ -226,10 +240,10 @@ class _Loop:
         if leaving or self.is_saved(done):
             with goodput.spent("checkpoint"):
                 self.save(done)
-            self.clock = (done, time.monotonic())
+            self.speed_start = (done, time.monotonic())
 
-    def read(self, step: int, metrics: dict) -> None:
-        """Take a step's metrics from the device.
+    def read_metrics(self, step: int, metrics: dict) -> None:
+        """Take a step's metrics from the device, and record it where it was skipped.
 
         Raises: UserError where too many steps in a row were skipped.
         """
@@ -241,22 +255,22 @@ class _Loop:
             self.progress.note(f"step {step + 1} skipped: {reason}")
             most = self.config.train.max_skips
             if values["skips"] >= most:
-                self.stop(
+                self.end_with_error(
                     step + 1,
                     f"{most} steps in a row were skipped (config.train.max_skips), the last one, "
-                    f"step {step + 1}, for {reason}{self.batch_of(step)}.",
+                    f"step {step + 1}, for {reason}{self.describe_batch(step)}.",
                 )
-        self.last = values
+        self.last_values = values
         self.window.append(values)
 
-    def stop(self, step: int, sentence: str) -> None:
-        """Record why the run ends, and end it. Raises: UserError with the sentence."""
-        self.run.writer.event("stopped", step, reason=sentence)
+    def end_with_error(self, done: int, sentence: str) -> None:
+        """Record why the run ends, and end it. Raises: UserError with the sentence, always."""
+        self.run.writer.event("stopped", done, reason=sentence)
         self.run.writer.flush()
         raise UserError(sentence)
 
-    def batch_of(self, step: int) -> str:
-        """Return what a step's batch holds, in words, where its rows can say it."""
+    def describe_batch(self, step: int) -> str:
+        """Return in words which documents a step's batch holds, "" where its rows have no names."""
         if not isinstance(self.task.rows, NamedRows):
             return ""
         documents = self.task.rows.documents(step)
@@ -266,15 +280,17 @@ class _Loop:
         return f"; its batch holds {named}"
 
     def log(self, done: int) -> None:
-        """Write the means over the steps since the last log line, and begin a new window."""
-        since, began = self.clock
+        """Write means over the steps since the last line of metrics, and begin a new window."""
+        start_step, start_time = self.speed_start
         latest = self.window[-1]
-        # Skipped steps would spoil the means. Only if all were skipped are they what is logged.
+        # Skipped steps would spoil the means; they are logged only where all steps were skipped.
         kept = [values for values in self.window if not values["skips"]]
         kept = kept or self.window
         tokens = done * self.tokens_per_step
-        speed = (done - since) * self.tokens_per_step / (time.monotonic() - began)
-        metrics: dict[str, Any] = {f"train/{name}": mean_of(name, kept) for name in latest["terms"]}
+        speed = (done - start_step) * self.tokens_per_step / (time.monotonic() - start_time)
+        metrics: dict[str, Any] = {}
+        for name in latest["terms"]:
+            metrics[f"train/{name}"] = mean_of_term(name, kept)
         metrics |= {
             "train/tokens": tokens,
             "train/flops": tokens * self.run.program.flops_per_token,
@@ -291,7 +307,7 @@ class _Loop:
         self.run.writer.write(done, metrics)
         self.run.writer.event("goodput", done, **self.run.goodput.record())
         self.progress.update(done, metrics)
-        self.window, self.clock = [], (done, time.monotonic())
+        self.window, self.speed_start = [], (done, time.monotonic())
 
     def evaluate(self, done: int) -> None:
         """Run the task's evaluations, except those that run only at the end (see `finish`)."""
@@ -304,19 +320,19 @@ class _Loop:
         writer.write(done, scores | spent)
         for name, facts in events.items():
             writer.event(name, done, **facts)
-        # The time of an evaluation does not count in the next line's speed.
-        self.clock = (done, time.monotonic())
+        # The next line's speed leaves out the time of this evaluation.
+        self.speed_start = (done, time.monotonic())
         if done == self.total:
-            self.refuse_what_is_not_finite(scores)
+            self.refuse_nonfinite_end(scores)
 
-    def refuse_what_is_not_finite(self, scores: dict[str, float]) -> None:
+    def refuse_nonfinite_end(self, scores: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a score that is not finite."""
         values = dict(scores)
-        if self.last["skips"]:
-            values = {"loss": self.last["loss"], **values}
+        if self.last_values["skips"]:
+            values = {"loss": self.last_values["loss"], **values}
         for name, value in values.items():
             if not math.isfinite(value):
-                self.stop(
+                self.end_with_error(
                     self.total,
                     f"after the last step, {self.total}, {name} is {value:g}, so the run is not "
                     f"finished and its last step is not saved; {self.skipped} of its steps were "
@@ -327,24 +343,24 @@ class _Loop:
     def save(self, done: int) -> None:
         """Save a checkpoint in the background and prune older ones."""
         run = self.run
-        # In a bucket nothing locks the directory: a later start may own it by now.
+        # Nothing locks a directory in a bucket: a later start may have claimed it by now.
         if not hosts.all_agree(run.claim.mine()):
             raise UserError(
                 f"--workdir={run.workdir}: another start has taken the work directory over, or it "
                 f"was deleted, so this run stops before step {done} is saved; use another "
                 "--workdir."
             )
-        # A resumed run averages over the same steps in its next line as an undisturbed one.
+        # With it, a resumed run's next line is a mean over the same steps as an undisturbed run's.
         window = [{"terms": values["terms"], "skips": values["skips"]} for values in self.window]
         meta = run.meta | {
             "fingerprint": run.task.rows.fingerprint(done),
-            "trunk": done == self.trunk,  # never pruned
+            "trunk": done == self.trunk,  # such a checkpoint is never pruned
             "window": window,
         }
         run.checkpoints.save(done, saved(self.state), meta)
         run.checkpoints.prune(self.trunk)
         if self.drawn is not None:
-            # Checkpoint `done` is still being written: a kill goes back to the one before.
+            # Checkpoint `done` is still being written: after a kill, the run needs an older one.
             on_disk = [step for step in run.checkpoints.steps() if step != done]
             self.drawn.prune(min(on_disk, default=0))
         run.writer.event("goodput", done, **run.goodput.record())
@@ -353,18 +369,19 @@ class _Loop:
     def finish(self) -> None:
         """Run the evaluations of the end, and record that the run is finished.
 
-        Records that a killed session has written already stay; "finish" comes last.
+        What a killed session has recorded already is not recorded again; "finish" comes last.
         """
         run, state = self.run, self.state
-        past = []  # records of the last step that are on disk already
+        # Records of the last step that an earlier session has written.
+        last_records = []
         if run.start.kind == "finished":
             kept = records.read(run.workdir).kept
-            past = [record for record in kept if record["step"] == self.total]
+            last_records = [record for record in kept if record["step"] == self.total]
             run.checkpoints.prune(self.trunk)
             if not hosts.all_agree((run.workdir / "heldout.npz").exists()):
-                # Somebody has deleted it.
+                # Somebody has deleted it: this writes it again.
                 self.evaluator.score(state.params, state.buffers, self.total, _silent)
-        recorded = {record["event"]: record for record in past if "event" in record}
+        recorded = {record["event"]: record for record in last_records if "event" in record}
         note = _silent if "finish" in recorded else self.progress.note
         for evaluation in self.task.evaluations:
             if not evaluation.at_end:
@@ -380,38 +397,40 @@ class _Loop:
             for name, facts in evaluated.events.items():
                 run.writer.event(name, self.total, **facts)
                 recorded[name] = facts
-            # A killed session may have written the metrics, but not yet "finish".
+            # A killed session may have written these metrics, but not yet "finish".
             names = evaluated.metrics.keys()
-            if names and not any(names <= record.keys() for record in past):
+            is_written = any(names <= record.keys() for record in last_records)
+            if names and not is_written:
                 run.writer.write(self.total, dict(evaluated.metrics))
         if "finish" not in recorded:
             run.writer.event("goodput", self.total, **run.goodput.record())
             run.writer.event("finish", self.total)
 
-    def profiling(self, step: int) -> None:
-        """Start or stop JAX's profiler: config.log.profile is "first:last", without the last."""
-        if not self.profile:
+    def start_or_stop_profiler(self, step: int) -> None:
+        """Start or stop JAX's profiler before a step, where config.log.profile says so."""
+        if not self.profiled_steps:
             return
-        first, last = self.profile
-        if not self.tracing and first <= step < last:
+        first, end = self.profiled_steps
+        if not self.is_profiling and first <= step < end:
             jax.profiler.start_trace(os.fspath(self.run.workdir / "profile"))
-            self.tracing = True
-        elif self.tracing and step >= last:
-            self.stop_profiling()
+            self.is_profiling = True
+        elif self.is_profiling and step >= end:
+            self.stop_profiler()
 
-    def stop_profiling(self) -> None:
-        """Write the profile where one was begun."""
-        if self.tracing:
+    def stop_profiler(self) -> None:
+        """Write the profile if one was begun; no other one is begun."""
+        if self.is_profiling:
             jax.profiler.stop_trace()
-            self.tracing, self.profile = False, ()
+            self.is_profiling, self.profiled_steps = False, ()
 
 
-def mean_of(name: str, window: Sequence[dict]) -> float:
+def mean_of_term(name: str, window: Sequence[dict]) -> float:
     """Return the mean of a term over the steps that have it.
 
-    Checkpoints of older versions have the loss only.
+    Steps from a checkpoint of an older version have only the loss.
     """
-    return float(np.mean([values["terms"][name] for values in window if name in values["terms"]]))
+    values = [step["terms"][name] for step in window if name in step["terms"]]
+    return float(np.mean(values))
 
 
 def _silent(text: str) -> None:
@@ -419,9 +438,9 @@ def _silent(text: str) -> None:
 
 
 def _peak_memory() -> int:
-    """Return the largest number of bytes in use on the first device.
+    """Return the most bytes that were in use on the first device.
 
-    Where the device does not count them, it is the peak memory of this process.
+    Where the device does not count them: the peak memory of this process.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if peak := stats.get("peak_bytes_in_use"):
@@ -430,12 +449,14 @@ def _peak_memory() -> int:
 
 
 def _last_words(run: Run, status: int, report: str | os.PathLike) -> str:
+    """Return what is printed after training: where the report is, and what to do next."""
     if status:
         return (
             f"Saved and left as asked; the same command goes on from here. Report so far: {report}"
         )
     lines = [f"Report: {report}"]
-    if run.tokenizer is not None:  # the commands are about text
+    # The commands are about text, which other tasks do not have.
+    if run.tokenizer is not None:
         lines += next_commands(
             run.config, run.program.arch, run.task, workdir=run.workdir, command=run.command
         )

@@ -20,6 +20,8 @@ def next_commands(
 ) -> list[str]:
     """Return lines with commands that can be pasted into a shell.
 
+    The user's own text is proposed only to a run on the embedded textbook.
+
     Args:
       command: the launcher's command that made the run.
     """
@@ -30,23 +32,23 @@ def next_commands(
     trusted = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
     generate += [f"--trust={name}" for name in trusted]
     generate += [f"--prompt={first_prompt(task)}"]
-    again = [*words, f"--workdir={second_workdir}", changed_option(config, arch)]
+    train_again = [*words, f"--workdir={second_workdir}", changed_option(config, arch)]
     compare = ["python", "-m", "slmjax.compare", str(workdir), second_workdir]
     lines = [
         "Next:",
         f"  generate:            {shlex.join(generate)}",
-        f"  change and compare:  {shlex.join(again)} && {shlex.join(compare)}",
+        f"  change and compare:  {shlex.join(train_again)} && {shlex.join(compare)}",
     ]
     if config.task == "lm" and not config.data.sources:
-        mine = without(words, "--config.data.sources")
-        mine += ["--workdir=runs/mine", "--config.data.sources=PATH"]
+        own_text = without(words, "--config.data.sources")
+        own_text += ["--workdir=runs/mine", "--config.data.sources=PATH"]
         files = "(.txt, .jsonl, .parquet; file, folder, pattern)"
-        lines.append(f"  your own text:       {shlex.join(mine)}  {files}")
+        lines.append(f"  your own text:       {shlex.join(own_text)}  {files}")
     return lines
 
 
 def first_prompt(task: Task) -> str:
-    """Return the first prompt of the run's samples."""
+    """Return the first prompt of the run's samples, "Once" without samples."""
     for evaluation in task.evaluations:
         if isinstance(evaluation, Samples):
             for prompt in evaluation.prompts():
@@ -55,14 +57,14 @@ def first_prompt(task: Task) -> str:
 
 
 def changed_option(config: configs.Config, arch: Architecture) -> str:
-    """Return an option that changes the model: attention's gate, or else the learning rate."""
+    """Return an option to try next: attention's output gate flipped, or half the learning rate."""
     if any(block.mixer == "attention" for block in arch.blocks):
         return f"--config.model.output_gate={not config.model.output_gate}"
     return f"--config.train.lr={config.train.lr / 2:g}"
 
 
 def without(words: Sequence[str], flag: str) -> list[str]:
-    """Return a command's words without a flag, its value, and flags below it.
+    """Return a command's words without a flag, its value, and flags below it (--flag.key=value).
 
     Both --flag=value and --flag value are left out.
     """

@@ -18,18 +18,20 @@ from slmjax.parallel.rules import flatten_tree, unflatten
 from slmjax.train.trainable import split, trainable_paths
 
 ADAM_B1 = 0.9  # decay of the first moment, as everywhere (Loshchilov and Hutter 2019)
-MUON_BETA = 0.95  # Jordan 2024
-# Updates of AdamW's usual size, so that both share a learning rate: Liu et al. 2025 (Muon is
-# scalable), section 2.2.
+MUON_BETA = 0.95  # decay of Muon's momentum (Jordan 2024)
+# Root mean square of Muon's updates: AdamW's usual size, so that both share a learning rate. Liu et
+# al. 2025 (Muon is scalable), section 2.2.
 MUON_RMS = 0.2
 
 
 class Optimizer:
-    """init(params) -> state; update(gradients, state, params, factor) -> (params, state).
+    """Updates parameters with AdamW, or with AdamW and Muon, as config.train.optimizer says.
 
-    There is state for trainable parameters only (`trainable`, their paths), and `update` takes
-    these alone, see train/trainable.py. Stacked layers are independent matrices for Muon. Weight
-    decay is decoupled and multiplied by the learning rate.
+    init(params) -> state; update(gradients, state, params, factor) -> (params, state).
+
+    Only trainable parameters have state, and `update` takes these alone; `trainable` holds their
+    paths, see train/trainable.py. Stacked layers are independent matrices for Muon. Weight decay is
+    decoupled and multiplied by the learning rate.
 
     Source: AdamW: Loshchilov and Hutter 2019. Muon: Jordan 2024, with the update's size matched to
     AdamW's (Liu et al. 2025).
@@ -42,7 +44,7 @@ class Optimizer:
         declared: dict,
         moment_dtype: str = "float32",
     ):
-        """Describe the update.
+        """Make the two update rules.
 
         Args:
           multipliers: {group: {"lr": ..., "decay": ...}}, see config.model.multipliers.
@@ -52,7 +54,7 @@ class Optimizer:
         self.train = train
         self.declared = flatten_tree(declared)
         self.trainable = trainable_paths(declared, train.trainable)
-        self.multipliers = {group: dict(of) for group, of in multipliers.items()}
+        self.multipliers = {group: dict(values) for group, values in multipliers.items()}
         self.adam = optax.scale_by_adam(
             b1=ADAM_B1, b2=train.b2, eps=train.eps, mu_dtype=moment_dtype
         )
@@ -71,7 +73,7 @@ class Optimizer:
     def update(
         self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]
     ) -> tuple[dict, dict]:
-        """Take one step at `factor` times the peak learning rate; returns (params, state)."""
+        """Take one step at `factor` times the peak learning rate; return (params, state)."""
         old = flatten_tree(params)
         new, new_state = {}, {}
         for name, part in self._parts(gradients).items():
@@ -84,7 +86,7 @@ class Optimizer:
                 decay = 0.0
                 if weight.decays:
                     decay = self.train.weight_decay * self._multiplier(weight.group, "decay")
-                # Decoupled decay, in float32 also for moments or masters of another type.
+                # Decoupled decay. In float32 even where moments or parameters have another type.
                 value = old[path].astype(jnp.float32)
                 value = value - rate * (update.astype(jnp.float32) + decay * value)
                 new[path] = value.astype(old[path].dtype)
@@ -96,19 +98,19 @@ class Optimizer:
     def _parts(self, tree: dict) -> dict[str, dict]:
         """Split leaves into those of "adam" and of "muon"; a part without leaves is left out."""
         parts: dict[str, dict] = {"adam": {}, "muon": {}}
-        # The optimizer's name is the same for all; Muon takes matrices of hidden layers only.
+        # With train.optimizer=muon, AdamW still takes all but the matrices of hidden layers.
         for path, leaf in flatten_tree(tree).items():
             by_muon = self.train.optimizer == "muon" and self.declared[path].takes_muon
             parts["muon" if by_muon else "adam"][path] = leaf
         return {name: part for name, part in parts.items() if part}
 
-    def _multiplier(self, group: str, what: str) -> float:
-        return float(self.multipliers.get(group, {}).get(what, 1.0))
+    def _multiplier(self, group: str, name: str) -> float:
+        return float(self.multipliers.get(group, {}).get(name, 1.0))
 
     def _matrix_axes(self, flat: dict) -> dict:
-        """Return the axes of each parameter that are a matrix's inputs and outputs.
+        """Return for each parameter which axes are a matrix's inputs and which its outputs.
 
-        Stacked axes are neither.
+        The axis of stacked layers is neither.
         """
         axes = {}
         for path in flat:
@@ -120,7 +122,7 @@ class Optimizer:
 def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:
     """Scale gradients to a global norm of at most `largest`; 0 leaves them as they are.
 
-    Returns: (gradients, the norm before).
+    Returns: (gradients, their norm before scaling).
     Source: Pascanu et al. 2013.
     """
     norm = optax.tree.norm(gradients)

@@ -27,19 +27,19 @@ from slmjax.train.optimizer import Optimizer
 from slmjax.train.state import TrainState
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
-KERNEL_PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # attention kernels of one kind of device
+# Attention kernels that run on one kind of device only; the others run on all.
+KERNEL_PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A train step that is described and not yet compiled.
+    """Everything that a train step is made of, not compiled yet.
 
-    reasons: what was chosen for these devices and why, one line each.
-    make: the function that computes the initial state.
+    reasons: what was chosen for these devices and why, one line for each choice.
+    make: computes the state before the first step.
     shapes: the state as ShapeDtypeStructs with shardings.
-    where: the shardings alone.
-    declared: declarations of the parameters and of the buffers, see models/declare.py.
-    optimizer: for these parameters.
+    where: the state's shardings alone.
+    declared: (declarations of the parameters, declarations of the buffers), see models/declare.py.
     """
 
     config: Config
@@ -59,7 +59,10 @@ class Program:
 
     @property
     def place_cuts(self) -> tuple[int, int] | None:
-        """`cuts` where the attention kernel asks how many documents a device holds, else None."""
+        """`cuts`, where the attention kernel needs to know how many documents a device holds.
+
+        None for the other kernels.
+        """
         if self.arch.attention != "cudnn":
             return None
         return cuts(self.config.train, self.mesh)
@@ -70,11 +73,10 @@ class Program:
         return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        """Return the share of the devices' peak in the compute type, also under float8.
+        """Return the share of the devices' peak FLOPs, None where the peak is not known.
 
-        None where the peak is not known.
+        It is the peak of the compute type, under float8 too, so that runs can be compared.
         """
-        # float8 products count as well: a figure against the float8 peak would not be comparable.
         peak = devices.peak_flops(self.device.name, self.arch.compute)
         if peak:
             peak *= self.mesh.size
@@ -116,10 +118,10 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         config.model, config.precision, mesh, tokenizer_size, config.train.deterministic
     )
     check_kernel(arch.attention, device)
-    parts, ways = cuts(config.train, mesh)
-    # Pieces of a row in which logits are made, from the bytes that a device would need for all.
+    microbatches, ways = cuts(config.train, mesh)
+    # Logits are made in this many pieces of a row: all at once may not fit into a device's memory.
     chunks = chunks_for(
-        config.train.batch // (parts * ways),  # rows of a microbatch on one device
+        config.train.batch // (microbatches * ways),  # rows of a microbatch on one device
         config.data.seq_len,
         arch.vocab_size // mesh.shape["tensor"],  # columns of the logits on one device
         device.memory,
@@ -145,7 +147,7 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
     except ValueError as error:
         raise UserError(f"config.mesh does not fit config.model: {error}.") from error
 
-    # The executable is compiled for these shardings before any state exists.
+    # With shardings, so that the step can be compiled before any state exists.
     def placed(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -164,7 +166,7 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
 
 
 def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:
-    """Return (microbatches, ways in which the rows of each are split over devices)."""
+    """Return how a batch is cut: (microbatches, devices over which the rows of each are split)."""
     return train.microbatches, math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
 
 
@@ -184,12 +186,13 @@ def check_model(
 
     Raises: UserError where they do not.
     """
-    # The tokenizer is not known yet; its size decides nothing here.
-    arch, _ = resolve(model, precision, mesh, 1, deterministic)
+    # The tokenizer is not known yet, and any size of it will do here.
+    arch, _ = resolve(model, precision, mesh, tokenizer_size=1, deterministic=deterministic)
     check_kernel(arch.attention, device_kind(mesh))
-    lm.remat(arch.remat)  # raises for an unknown name
+    # Both raise for an unknown name, the second also where a user's own mixer cannot be imported.
+    lm.remat(arch.remat)
     for block in arch.blocks:
-        mixer_class(block.mixer)  # imports a user's own, which may fail
+        mixer_class(block.mixer)
 
 
 def check_kernel(attention: str, device: DeviceKind) -> None:

@@ -1,6 +1,6 @@
-"""Where a run starts: anew, from its newest checkpoint, from a shorter run's trunk, or nowhere."""
+"""Where a run starts: anew, at its newest checkpoint, or at one that two lengths of it share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from slmjax.checkpoint import Checkpoints, RestoredItems
 from slmjax.config import FIELDS, Config, freeze, from_dict, to_dict
@@ -10,17 +10,17 @@ from slmjax.parallel import hosts
 from slmjax.train import schedule
 from slmjax.train.state import TrainState, restored, saved
 
-ANOTHER = "use another --workdir"
+ANOTHER_WORKDIR = "use another --workdir"
 
 
 class Start(NamedTuple):
     """How a run starts.
 
     kind: fresh, resume, extend or finished.
-    step: of the checkpoint to go on from.
+    step: the checkpoint's step to go on from; 0 for a fresh run.
     before: total steps of the run that is extended.
-    window: {"terms": ..., "skips": ...} of each step since the last line of metrics, as the
-      checkpoint has them.
+    window: the checkpoint's {"terms": ..., "skips": ...} of each step since the last line of
+      metrics.
     """
 
     kind: str
@@ -30,49 +30,53 @@ class Start(NamedTuple):
 
 
 def decide(checkpoints: Checkpoints, config: Config) -> Start:
-    """Return what the checkpoints of the work directory and the config together ask for.
+    """Return how a run with this config starts in a work directory with these checkpoints.
 
-    A run of another length goes back to the newest checkpoint that both lengths share: at or before
-    both decays' starts.
-    Raises: UserError for a config that does not fit, naming the fields, and for another length
-      where nothing is shared.
+    A run of another length goes back to the newest checkpoint that both lengths share: one at or
+    before the start of both decays.
+    Raises: UserError for a config that does not fit, naming the fields; where no checkpoint can be
+      read; and for another length where no checkpoint is shared.
     """
     steps = checkpoints.steps()
     if not steps:
         return Start("fresh", 0)
     newest = steps[-1]
-    readable = [step for step in steps if checkpoints.meta(step)]  # restore reports the others
+    # `restore` reports those that cannot be read.
+    readable = [step for step in steps if checkpoints.meta(step)]
     if not readable:
         raise UserError(
             f"none of the checkpoints in '{checkpoints.root}' can be read; remove them or "
-            f"{ANOTHER}."
+            f"{ANOTHER_WORKDIR}."
         )
     config_then = checkpoints.meta(readable[-1])["config"]
-    # Two lengths of one run fit: config.train.steps is not compared.
-    fits(config_then, config)
+    # This does not compare config.train.steps: a run may change its length.
+    check_config_fits(config_then, config)
     before, now = config_then["train"]["steps"], config.train.steps
     if before == now:
         return Start("finished" if newest == now else "resume", newest)
-    changed = f"config.train.steps was {before} and is {now}"
+    new_length = f"config.train.steps was {before} and is {now}"
     if config.train.schedule != "wsd":
         raise UserError(
-            f"{changed}: a {config.train.schedule} schedule knows its length from the first step. "
-            "Use another --workdir, or train with --config.train.schedule=wsd, which can be made "
-            "longer."
+            f"{new_length}: a {config.train.schedule} schedule knows its length from the first "
+            "step. Use another --workdir, or train with --config.train.schedule=wsd, which can be "
+            "made longer."
         )
-    # On the trunk both schedules have the same learning rates.
+    # Up to here both schedules have the same learning rates.
     shared = min(schedule.trunk(config.train), schedule.decay_start(before, config.train.decay))
     usable = [step for step in steps if step <= shared]
     if not usable:
-        raise UserError(f"{changed}, but no checkpoint up to step {shared} is left: {ANOTHER}.")
+        raise UserError(
+            f"{new_length}, but no checkpoint up to step {shared} is left: {ANOTHER_WORKDIR}."
+        )
     return Start("extend", usable[-1], before)
 
 
-def fits(stored: dict, config: Config) -> None:
+def check_config_fits(stored: dict, config: Config) -> None:
     """Check that a run can go on with this config.
 
-    A field that is younger than the checkpoint had its default.
-    Raises: UserError naming every field that differs from the checkpoint's and may not.
+    Args:
+      stored: the checkpoint's config. A field that is younger than the checkpoint had its default.
+    Raises: UserError naming every field that may not change and has.
     """
     try:
         then = to_dict(freeze(from_dict(stored)))
@@ -96,11 +100,13 @@ def restore(
     """Restore the newest checkpoint that can be read.
 
     Args:
-      shapes: of the state, with shardings.
-      meta: this run's; its config and tokenizer are compared.
-    Returns: (state, where it starts, sentences on damaged checkpoints that were passed over).
+      start: as `decide` returned it: no checkpoint after its step is read.
+      shapes: the state's shapes, with shardings.
+      meta: this run's; its tokenizer is compared with the checkpoint's.
+    Returns: (state, the start from that checkpoint, sentences on damaged checkpoints that were
+      passed over).
     Raises: UserError where the data or the tokenizer is not what the checkpoint was trained on, or
-      nothing can be read.
+      no checkpoint can be read.
     """
 
     def read(step: int, checkpoint_meta: dict) -> RestoredItems:
@@ -117,10 +123,10 @@ def restore(
         for fault in damaged:
             print(f"slmjax: the checkpoint of {fault}; it is damaged and was passed over")
     state = restored(checkpoint.items)
-    # Later checkpoints are damaged, or of the run's other length: kept aside, not deleted.
+    # Later checkpoints are damaged or belong to the other length: they are moved, not deleted.
     if damaged or start.kind == "extend":
         checkpoints.set_aside(checkpoint.step)
-    # Where the newest was damaged, a finished run is unfinished again.
+    # A finished run whose newest checkpoint is damaged is unfinished again.
     kind = start.kind
     if kind != "extend":
         total = meta["config"]["train"]["steps"]
@@ -141,12 +147,12 @@ def check_identity(meta: dict, step: int, rows: Rows, tokenizer: str) -> None:
     """Raises: UserError where a checkpoint was trained on other text or with another tokenizer."""
     if meta["tokenizer"] != tokenizer:
         raise UserError(
-            f"the tokenizer is not the one that the checkpoint was trained with; {ANOTHER}."
+            f"the tokenizer is not the one that the checkpoint was trained with; {ANOTHER_WORKDIR}."
         )
     if meta["fingerprint"] != rows.fingerprint(step):
         raise UserError(
             f"the data of the first {step} steps is not what the checkpoint was trained on; "
-            f"{ANOTHER}."
+            f"{ANOTHER_WORKDIR}."
         )
 
 
@@ -154,18 +160,21 @@ def _decides(name: str) -> bool:
     """Return whether a run goes on only with the same value of a field.
 
     Args:
-      name: of a field, or of a key below a field.
+      name: dotted, of a field or of a key below a field, such as "data.sources.books".
     """
     for field in FIELDS.values():
+        # The dots keep "data.seq" from matching "data.seq_len".
         if f"{name}.".startswith(f"{field.name}."):
             return field.affects in ("learning", "chance")
+    # Of no known field, so perhaps of one that decides.
     return True
 
 
 def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
     """Return the dotted names of values that differ; a group that only one has does not count."""
     names = []
-    below_group = bool(prefix)  # else a group, which may be younger than the checkpoint
+    # Names at the top are groups, which may be younger than the checkpoint.
+    below_group = bool(prefix)
     for name in sorted(a.keys() | b.keys()):
         x, y = a.get(name), b.get(name)
         in_both = name in a and name in b
@@ -176,7 +185,8 @@ def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
     return names
 
 
-def _value(tree: dict, name: str):
+def _value(tree: dict, name: str) -> Any:
+    """Return the value of a dotted name, "not set" where a nested dict has none."""
     for part in name.split("."):
         tree = tree.get(part, {}) if isinstance(tree, dict) else {}
     return "not set" if tree == {} else tree

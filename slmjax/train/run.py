@@ -1,4 +1,4 @@
-"""The stage `train`: everything that a run needs is built here; `loop.train` runs it."""
+"""The stage `train`: build all that a run needs, then call the loop (loop.py)."""
 
 import dataclasses
 import os
@@ -48,13 +48,20 @@ def run_train(
     began: float | None = None,
     claim: Claim | None = None,
 ) -> int:
-    """Train, or print that the run is finished; returns the exit status."""
+    """Train, or print that the run is finished; return the exit status.
+
+    Args:
+      command: the launcher's command, for the records.
+      began: Unix time at which the process started, see Goodput.
+      claim: this process's claim on the work directory; None: nothing is claimed.
+    Raises: UserError for a config that cannot be trained here, see `build_run` and `loop.train`.
+    """
     use_compile_cache()
     folder = epath.Path(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
-    ready = build_run(
+    run = build_run(
         config,
         folder,
         checkpoints,
@@ -64,11 +71,11 @@ def run_train(
         began=began,
         claim=claim or Claim(),
     )
-    if ready is None:
+    if run is None:
         _print_finished(folder, config.train.steps)
         return 0
-    with jax.set_mesh(ready.program.mesh):
-        return loop.train(ready)
+    with jax.set_mesh(run.program.mesh):
+        return loop.train(run)
 
 
 def build_run(
@@ -84,11 +91,13 @@ def build_run(
 ) -> Run | None:
     """Build task, model, step and state of a run; restore what can be restored.
 
-    The step is compiled and the first records are written.
-    Returns: None for a run that is finished and has its last records.
+    The step is compiled, and the records of the start are written.
+    Returns: the run; None where it is finished and has its last records.
+    Raises: UserError where config, devices, checkpoints and --init_from do not fit.
     """
     # Whatever can be refused is refused before text is prepared, which may take hours.
     parents = lineage(checkpoints, start, init_from)
+    # Records of earlier sessions; None for a new run.
     past = records.read(folder)
     past = past if past.all else None
     mesh = make_mesh(dataclasses.asdict(config.mesh))
@@ -96,7 +105,7 @@ def build_run(
     check_model(config.model, config.precision, mesh, config.train.deterministic)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
-    # Time since the process began counts, also that before this line.
+    # It counts the time since the process began, so the time before this line too.
     goodput = Goodput(past, from_step=start.step, began=began)
 
     # Text is prepared here; its vocabulary gives the embedding's size.
@@ -111,16 +120,18 @@ def build_run(
         "parents": parents,
     }
     with jax.set_mesh(mesh):
-        state, damaged = None, []  # the sentences go to the records, once they are open
+        state = None
+        # Sentences on damaged checkpoints; they go to the records, once these are open.
+        damaged = []
         with goodput.spent("restore"):
             if start.step:
                 state, start, damaged = resume.restore(
                     checkpoints, start, program.shapes, task.rows, meta
                 )
                 goodput.from_step = start.step
-        # Every process must take the same branch: what follows is collective.
-        complete = has_last_records(folder, past, start.step, tokenizer)
-        if start.kind == "finished" and hosts.all_agree(complete):
+        # All processes must return here or none: what follows is collective.
+        is_complete = has_last_records(folder, past, start.step, tokenizer)
+        if start.kind == "finished" and hosts.all_agree(is_complete):
             return None
         if state is None:
             state = program.init()
@@ -133,7 +144,7 @@ def build_run(
     # Nothing is written before the step has compiled: a run that cannot start leaves no trace.
     facts = builder.facts(task)
     writer = open_records(config, folder, tokenizer, start.step, resumed=past is not None)
-    ready = Run(
+    run = Run(
         config=config,
         workdir=folder,
         program=program,
@@ -151,8 +162,9 @@ def build_run(
         skipped=_skipped_before(past, start.step),
         claim=claim,
     )
-    begin_records(ready, facts, damaged)
-    return ready
+    _record_start(run, facts, damaged)
+    _print_banner(run, facts)
+    return run
 
 
 def compile_all(
@@ -162,107 +174,120 @@ def compile_all(
 
     Returns: {shape_key of a batch: the step for it}; {} where only the last records are missing.
     """
-    what = "compiling the training step and the evaluations; later starts are faster"
-    with said_if_long(what, active=hosts.is_first()), ThreadPoolExecutor(1) as pool:
-        # XLA compiles outside of Python, so that the evaluations compile next to the step.
-        compiling = None
+    message = "compiling the training step and the evaluations; later starts are faster"
+    with said_if_long(message, active=hosts.is_first()), ThreadPoolExecutor(1) as pool:
+        # XLA compiles outside of Python, so that a thread compiles the step at the same time as
+        # this one compiles the evaluations.
+        compiled_step = None
         if start.kind != "finished":
-            compiling = pool.submit(program.compile, task, start.step)
+            compiled_step = pool.submit(program.compile, task, start.step)
         for evaluation in task.evaluations:
             evaluation.warm(program.model, state.params, state.buffers)
         for item in saved(state).values():
-            digest(item)  # compiles the checksum of a checkpoint's item
-        if compiling is None:
+            # Compiles the checksum of a checkpoint's item.
+            digest(item)
+        if compiled_step is None:
             return {}
-        return {shape_key(task.rows.shapes(start.step)): compiling.result()}
+        return {shape_key(task.rows.shapes(start.step)): compiled_step.result()}
 
 
-def begin_records(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
-    """Write the events of a session's start, and print its banner.
+def _record_start(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
+    """Write the events of a session's start.
 
     Args:
       facts: about the task's data.
       damaged: sentences on damaged checkpoints that were passed over.
     """
-    start, program, event = run.start, run.program, run.writer.event
-    parents = run.meta["parents"]
+    step, program, event = run.start.step, run.program, run.writer.event
     event(
         "start",
-        start.step,
+        step,
         command=run.command,
         environment=environment(program.device),
         parameters=sizes.parameters(program.arch)._asdict(),
         choices=program.reasons,
     )
-    event("data", start.step, **facts.record)
-    event("lineage", start.step, parents=parents)
+    event("data", step, **facts.record)
+    event("lineage", step, parents=run.meta["parents"])
     for message in damaged:
-        event("damaged", start.step, message=message)
-    if start.kind == "extend":
+        event("damaged", step, message=message)
+    if run.start.kind == "extend":
         steps = run.config.train.steps
-        event("extended", start.step, from_step=start.step, steps=steps, before=start.before)
+        event("extended", step, from_step=step, steps=steps, before=run.start.before)
 
-    mesh = program.mesh
+
+def _print_banner(run: Run, facts: Facts) -> None:
+    """Print what the run is: model, devices, choices, data, start and ancestors."""
+    program, mesh = run.program, run.program.mesh
     axes = "".join(f", {axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    pieces = program.model.chunks
     lines = {
         "model": sizes.describe(program.arch),
         "devices": f"{mesh.size} x {program.device.name}{axes}",
     }
-    # A reason begins with the name of what was chosen.
+    # A reason's first word is the name of what was chosen.
     for reason in program.reasons:
         name, _, sentence = reason.partition(" ")
         lines[name] = sentence
-    lines["loss"] = f"logits in {pieces} piece{'s' * (pieces > 1)} along a row"
+    pieces = program.model.chunks
+    lines["loss"] = f"logits in {pieces} pieces along a row"
+    if pieces == 1:
+        lines["loss"] = "logits in 1 piece along a row"
     lines |= facts.lines
-    lines["start"] = start_sentence(start)
-    lines["parents"] = ", ".join(
-        f"{parent['workdir']} step {parent['step']} ({parent['hash']})" for parent in parents
-    )
+    lines["start"] = start_sentence(run.start)
+    parents = []
+    for parent in run.meta["parents"]:
+        parents.append(f"{parent['workdir']} step {parent['step']} ({parent['hash']})")
+    lines["parents"] = ", ".join(parents)
     banner(f"slmjax {slmjax.__version__}: {run.workdir}", lines, active=hosts.is_first())
 
 
 def open_records(
     config: Config, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool
 ) -> records.MetricsWriter:
-    """Write config.json and tokenizer.json and open metrics.jsonl, on the first process."""
+    """Write config.json and tokenizer.json and open metrics.jsonl, on the first process.
+
+    Args:
+      step: the step that the run goes on from.
+      resumed: whether an earlier session has written records.
+    """
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
         if tokenizer:
             tokenizer.save(os.fspath(folder / "tokenizer.json"))
-        if not step:  # it belongs to a run that this one replaces
+        if not step:
+            # A file that is there belongs to a run that this one replaces.
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
         folder,
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb,
         config=configs.to_dict(config),
-        resume_step=step if resumed else None,  # later records are marked as repeated
+        # Readers drop what an earlier session recorded about later steps.
+        resume_step=step if resumed else None,
         active=hosts.is_first(),
     )
 
 
 def check_batch(train: TrainConfig, mesh: Mesh) -> None:
     """Raises: UserError where a microbatch's rows do not divide over the devices."""
-    parts, ways = cuts(train, mesh)
-    unit = parts * ways
-    if train.batch % unit:
-        nearest = max(1, round(train.batch / unit)) * unit
+    microbatches, ways = cuts(train, mesh)
+    smallest = microbatches * ways
+    if train.batch % smallest:
+        nearest = max(1, round(train.batch / smallest)) * smallest
         raise UserError(
-            f"config.train.batch is {train.batch}, which does not divide into {parts} microbatches "
-            f"over {ways} devices (mesh data x fsdp); the nearest that does is {nearest}."
+            f"config.train.batch is {train.batch}, which does not divide into {microbatches} "
+            f"microbatches over {ways} devices (mesh data x fsdp); the nearest that does is "
+            f"{nearest}."
         )
 
 
 def has_last_records(
     folder: epath.Path, past: records.Records | None, total: int, tokenizer: Tokenizer | None
 ) -> bool:
-    """Return whether a finished run has its files and the records of its end.
-
-    "finish" is the last of these records.
-    """
+    """Return whether a finished run of `total` steps has its files and the records of its end."""
     if past is None:
         return False
+    # "finish" is the last of these records, so that it stands for all of them.
     if not any(event["step"] == total for event in records.events(past, "finish")):
         return False
     names = ["config.json", "heldout.npz"]

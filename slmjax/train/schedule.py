@@ -50,21 +50,22 @@ def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> F
 def decay_start(total: int, decay: float) -> int:
     """Return the first step of the decay.
 
-    From there on a checkpoint is no longer on the trunk that longer runs share.
+    A checkpoint after that many steps is the last one that longer runs share.
     """
     return total - round(decay * total)
 
 
 def trunk(train: TrainConfig) -> int | None:
-    """Return the last step that a longer run of the same config would share.
+    """Return the number of steps that a longer run of the same config would share.
 
-    None for schedules that know their length from the start.
+    None for schedules that depend on the run's length from the first step on.
     """
     if train.schedule != "wsd":
         return None
     return decay_start(train.steps, train.decay)
 
 
-def _warmup(step, warmup):
+def _warmup(step: Array, warmup: int) -> Array:
+    """Return the factor of the warmup: a linear rise to 1 over `warmup` steps."""
     # The first step has 1 / warmup of the peak, not 0: a step at rate 0 would be wasted.
     return jnp.minimum(1.0, (step + 1.0) / max(warmup, 1))

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Steps over which the running mean and deviation forget; OLMo's window is as long (Groeneveld et
-# al. 2024).
+# Steps in the window of the running mean and deviation; OLMo's is as long (Groeneveld et al. 2024).
 WINDOW = 128
 RECOVERY = 1000  # finite steps after which float16's loss scale has doubled again
-WARM = 64  # steps before anything counts as a spike
-REACH = 4  # a skipped step counts as at most this many times the largest distance that is kept
+WARM = 64  # finite steps before anything counts as a spike
+REACH = 4  # times the distance at which a spike begins: as far as a spike counts in the statistics
 
 
 @jax.tree_util.register_dataclass
@@ -50,10 +49,13 @@ def judge_step(
 ) -> tuple[Bool[Array, ""], Spikes]:
     """Decide whether to keep a step with these (loss, gradient norm).
 
-    A step is skipped when either is not finite, or lies more than `sigma` deviations above its
-    running mean after WARM steps (sigma 0: only when not finite). A skipped step counts in the
-    statistics too; otherwise a lasting rise in gradient norm would be skipped forever. It counts as
-    REACH * sigma deviations at most, so that one spike hides few others.
+    A step is skipped when either is not finite, or, after WARM steps, lies more than `sigma`
+    standard deviations above its running mean (sigma 0: only when not finite). A spike counts in
+    the statistics too, or a lasting rise of the gradient norm would be skipped forever. It counts
+    as REACH * sigma deviations at most, so that one spike hides few others.
+
+    Args:
+      seen: (loss, gradient norm) of the step.
 
     Returns: (whether to keep it, the statistics after it).
     Source: the skip-step optimizers of OLMo-core (Groeneveld et al. 2024), whose window holds
@@ -65,17 +67,18 @@ def judge_step(
     if sigma:
         spiked = jnp.any(above > limit) & (spikes.count >= WARM)
     finite = jnp.all(jnp.isfinite(seen))
-    # A comparison with NaN is false, so that "not finite" must be asked for itself.
+    # Comparisons with NaN are false: a step that is not finite does not count as spiked.
     keep = finite & ~spiked
 
-    # An exponential mean whose window grows to WINDOW steps (Welford's update of the variance).
+    # Exponential mean and variance, whose window grows to WINDOW steps (Welford's update).
+    # `share` is the weight of this step.
     share = 1.0 / jnp.minimum(spikes.count + 1, WINDOW).astype(jnp.float32)
     bounded = jnp.where(spiked, jnp.minimum(above, REACH * limit), above)
     distance = jnp.where(finite, bounded, 0.0)
     variance = (1 - share) * (spikes.variance + share * jnp.square(distance))
     variance = jnp.where(finite, variance, spikes.variance)
     skips = jnp.where(keep, 0, spikes.skips + 1).astype(jnp.int32)
-    # float16 only: half the loss scale after a step that overflowed, and slowly back to 1.
+    # For float16 only: half the loss scale after a step that is not finite, and slowly back to 1.
     risen = jnp.minimum(spikes.exponent + 1 / RECOVERY, 0.0)
     exponent = jnp.where(finite, risen, spikes.exponent - 1)
     return keep, Spikes(
@@ -101,9 +104,9 @@ def no_spikes() -> Spikes:
 def loss_scale(spikes: Spikes) -> Float[Array, ""]:
     """Return the power of two that float16 multiplies the summed loss with.
 
-    It keeps gradients below float16's largest number, 65,504. A loss that is summed over tokens
-    gives gradients that fill that range by itself. So the scale starts at 1 and only falls: by half
-    with each step that is not finite, and slowly back.
+    It keeps gradients below float16's largest number, 65,504. The loss is a sum over tokens, whose
+    gradients fill float16's range without a larger scale. So the scale starts at 1, halves with
+    each step that is not finite, and slowly comes back.
     Source: Micikevicius et al. 2018 (mixed precision training), section 3.2.
     """
     return jnp.exp2(jnp.floor(spikes.exponent))

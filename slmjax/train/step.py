@@ -38,37 +38,40 @@ def make_step(
     whole batch. Observations of buffers combine over the parts as each buffer declares. A step that
     `state.judge_step` rejects changes no parameter, moment or buffer.
 
+    The metrics are {"terms": {name: sum / weight of a task's term}} and scalars by their names.
+
     Args:
       where: shardings of the state.
       declared: declarations of the parameters and of the buffers.
-    Returns: metrics: {"terms": the task's terms as sum / weight, and scalars}.
     """
     compute = model.arch.compute
     declared_params, declared_buffers = declared
     fields = task.rows.shapes(0)
-    # Fields of rows are cut into microbatches; all others go whole to each.
+    # Fields with a batch axis are cut into microbatches; all others go whole to each.
     by_rows = frozenset(name for name, field in fields.items() if field.by_rows)
 
-    def ready(weight, param, sharding):
-        """Cast one parameter in its own sharding, so that devices gather the compute type."""
+    def cast(weight, param, sharding):
+        """Cast one parameter before devices gather it: the compute type is less to send."""
         if not weight.in_compute_type:
             return param
         return jax.lax.with_sharding_constraint(param.astype(compute), sharding)
 
     def loss(trained, cotangents, frozen, forward, batch, totals, key, step, scale):
-        params = jax.tree.map(ready, declared_params, merged(trained, frozen), where.params)
+        """Return the scaled sum of a part's losses, to be differentiated, and its Loss."""
+        params = jax.tree.map(cast, declared_params, merged(trained, frozen), where.params)
         buffers = merged(cotangents, forward)
         task_loss = task.loss(model, params, buffers, batch, totals, key=key, step=step)
         return task_loss.sum * scale, task_loss
 
-    # The "gradient" of a buffer with a cotangent channel is its observation.
+    # With respect to `trained` and `cotangents`. The "gradient" of a buffer with a cotangent
+    # channel is its observation.
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: dict):
-        # Pure in (seed, step): a resumed run draws what it would have drawn.
+        # A function of seed and step alone, so that a resumed run draws the same.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
-        # Of the whole batch, before it is cut: means are exact for unequal microbatches.
+        # Denominators of the whole batch: means are exact even where microbatches are unequal.
         totals = task.totals(batch)
         # Gradient and optimizer state exist for the trained leaves only.
         trained, frozen = split(state.params, optimizer.trainable)
@@ -76,10 +79,11 @@ def make_step(
         forward = keep_channel(declared_buffers, state.buffers, "forward")
 
         def sums(part, key):
+            """Return sums over one part of the batch, and the observations of buffers in it."""
             (total, task_loss), (gradients, cotangent_seen) = gradient(
                 trained, cotangents, frozen, forward, part, totals, key, state.step, scale
             )
-            # Laid out as the buffers, which lie below "stack"; {} for a model without forward ones.
+            # Laid out as the buffers, which lie below "stack"; {} without forward buffers.
             forward_seen = {}
             if any(task_loss.seen.values()):
                 forward_seen = {"stack": task_loss.seen}
@@ -88,21 +92,21 @@ def make_step(
         (total, terms, gradients), seen = _accumulate(
             sums, batch, by_rows, key, train.microbatches, declared_buffers
         )
-        # Sums of all parts, divided once.
+        # The only division: `total` and `gradients` are sums over all parts.
         divisor = totals["main"] * scale
         mean = total / divisor
         gradients = jax.tree.map(lambda g: g / divisor, gradients)
         gradients, norm = clip(gradients, train.clip)
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
 
-        # Computed also for a rejected step: a mask chooses the result, without a branch.
+        # The update is computed for a rejected step too: `kept` chooses, without a branch.
         factor = schedule.factor(train, state.step)
-        changed, moments = optimizer.update(gradients, state.optimizer, trained, factor)
-        params = merged(changed, frozen)
+        updated_params, moments = optimizer.update(gradients, state.optimizer, trained, factor)
+        params = merged(updated_params, frozen)
         buffers = updated(declared_buffers, state.buffers, seen)
 
         def kept(new, old):
-            """Return the new leaves; the old ones where the step is rejected."""
+            """Return the new leaves, or the old leaves where the step is rejected."""
             return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
         new_state = TrainState(
@@ -169,21 +173,21 @@ def state_shardings(state: TrainState, declared: dict, mesh: Mesh) -> TrainState
       state: may hold ShapeDtypeStructs.
       declared: the declaration of every parameter.
     """
-    of_params = shardings(declared, mesh)
-    whole = functools.partial(jax.tree.map, lambda _: NamedSharding(mesh, P()))
+    param_shardings = shardings(declared, mesh)
+    replicated = functools.partial(jax.tree.map, lambda _: NamedSharding(mesh, P()))
     return TrainState(
-        step=whole(state.step),
-        params=of_params,
-        buffers=whole(state.buffers),  # small, and read by every device
-        optimizer=like_parameters(state.optimizer, state.params, of_params, mesh),
-        spikes=whole(state.spikes),  # a few numbers
+        step=replicated(state.step),
+        params=param_shardings,
+        buffers=replicated(state.buffers),  # small, and read by every device
+        optimizer=like_parameters(state.optimizer, state.params, param_shardings, mesh),
+        spikes=replicated(state.spikes),  # a few numbers
     )
 
 
 def _accumulate(
     sums: Callable, batch: dict, by_rows: frozenset, key: jax.Array, parts: int, declared: dict
 ) -> tuple:
-    """Sum over a batch, one part after the other.
+    """Sum over a batch, one of its `parts` microbatches after the other.
 
     Args:
       sums: (part of the batch, key) -> ((loss sum, terms, gradients), observations of buffers).
@@ -191,7 +195,7 @@ def _accumulate(
       declared: the declaration of every buffer.
     Returns: what `sums` returns, for the whole batch.
     """
-    if parts == 1:  # an uncut batch: it takes the step's own key
+    if parts == 1:
         return sums(batch, key)
 
     def cut(x):
@@ -199,6 +203,7 @@ def _accumulate(
         x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(x, P(None, BATCH))
 
+    # [parts, rows of a part, ...]
     rows = {name: cut(x) for name, x in batch.items() if name in by_rows}
     uncut = {name: x for name, x in batch.items() if name not in by_rows}
 
@@ -210,7 +215,7 @@ def _accumulate(
         seen = combined(declared, seen, seen_here)
         return (totals, seen), None
 
-    # The sums start at zeros of the shapes that the first part would give.
+    # The sums start at zeros, in the shapes of the first part's sums; nothing is computed here.
     first = jax.tree.map(lambda x: x[0], rows)
     shapes, seen_shapes = jax.eval_shape(sums, first | uncut, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -36,7 +36,7 @@ class TextBuilder(TaskBuilder):
         )
         heldout = HeldOut(program, prepared, plan.max_segments)
         evaluations = [heldout, Samples(program, prepared)]
-        # Without sources the text is the embedded textbook, whose questions it can answer.
+        # Without sources the text is the embedded textbook, whose questions the model can answer.
         embedded = not config.data.sources
         if embedded or config.eval.textbook:
             evaluations.append(TextbookAnswers(prepared, compared=embedded))
@@ -63,11 +63,11 @@ class TextBuilder(TaskBuilder):
 
 
 def left_out(plan: BatchPlan) -> str:
-    """Return, in words, the sources whose text does not all fit the rows' bound on documents."""
-    sentences = []
+    """Return the sources that lose text to the bound on documents in a row, and how much."""
+    losses = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
         share = rows.dropped_share()
         if share:
-            bound = f"more than {rows.max_segments} documents in a row"
-            sentences.append(f"{name} {share:.2%} ({bound})")
-    return ", ".join(sentences)
+            reason = f"more than {rows.max_segments} documents in a row"
+            losses.append(f"{name} {share:.2%} ({reason})")
+    return ", ".join(losses)

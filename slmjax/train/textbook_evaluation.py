@@ -20,8 +20,11 @@ from slmjax.tasks.task import Evaluated
 from slmjax.textbook import passages as textbook
 from slmjax.train.evaluation import HeldOut
 
-QUESTIONS = 25  # of each kind; a standard error of at most 10 points
+# Questions of each kind: a share of exact answers has a standard error of at most 0.1.
+QUESTIONS = 25
+# Most tokens of an answer.
 ANSWER_TOKENS = 128
+# Orders of the n-gram models.
 ORDERS = (2, 3, 4, 5)
 
 
@@ -31,7 +34,7 @@ class TextbookAnswers:
     at_end = True
 
     def __init__(self, prepared: Prepared, compared: bool):
-        """Args: compared: a TextbookBaseline follows, which prints these answers with its own."""
+        """Args: compared: whether a TextbookBaseline follows, which prints these answers too."""
         self.prepared, self.compared = prepared, compared
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
@@ -51,7 +54,8 @@ class TextbookAnswers:
         if jax.process_count() > 1:
             return Evaluated()
         # A killed session may have asked already; the answers would be the same.
-        answers, events = there.get("answers", {}).get("kinds"), {}
+        answers = there.get("answers", {}).get("kinds")
+        events = {}
         if not answers:
             with said_if_long("asking the textbook's held-out questions", say=note):
                 engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
@@ -87,7 +91,9 @@ class TextbookBaseline:
         """See Evaluation."""
         if jax.process_count() > 1:
             return Evaluated()
-        baseline, events = there.get("baseline"), {}
+        # A killed session may have trained the models already.
+        baseline = there.get("baseline")
+        events = {}
         if baseline is None:
             with said_if_long("training n-gram models on the same text, for comparison", say=note):
                 losses = self.heldout.losses(params, buffers)
@@ -100,7 +106,12 @@ class TextbookBaseline:
 
 
 def textbook_answers(engine: Engine, seed: int) -> dict[str, dict]:
-    """Return exact answers to held-out questions of the textbook, by kind, at temperature 0."""
+    """Ask the model the textbook's held-out questions, at temperature 0; see `exact_answers`.
+
+    Args:
+      seed: chooses the questions.
+    Returns: {kind of question: {"accuracy", "chance", "count"}}.
+    """
 
     def complete(prompts: list[str]) -> list[str]:
         completions = engine.generate(prompts, max_tokens=ANSWER_TOKENS)
@@ -114,12 +125,16 @@ def textbook_baseline(
 ) -> dict[str, dict]:
     """Train Kneser-Ney models of several orders on the training tokens, and score them.
 
-    Returns: {"kneser_ney": {order: {source: bits per byte on the documents of `losses`}},
-      "answers": {kind: exact answers of the model with the fewest bits per byte}}.
+    Args:
+      losses: the model's, whose documents are scored.
+      seed: chooses the questions.
+    Returns: {"kneser_ney": {order: {source or "total": bits per byte on these documents}},
+      "answers": {kind: share of exact answers of the order with the fewest bits per byte}}.
     """
     tokenizer, eot = prepared.tokenizer, prepared.tokenizer.eot
-    # All models see the same tokens, without the end-of-text tokens around documents.
+    # All orders learn from the same tokens, without the end-of-text tokens around documents.
     training = [tokens[1:-1] for shards in prepared.train.values() for tokens in shards]
+    # By source: the tokens of each document, and the bytes of all.
     documents, sizes = {}, {}
     for name, loss in losses.items():
         documents[name] = [
@@ -131,12 +146,9 @@ def textbook_baseline(
     for order in ORDERS:
         models[order] = kneser_ney.fit(training, vocab_size, order, eot)
         nats = {}
-        for name, held in documents.items():
-            # Natural logarithms, as the model's losses are.
-            nats[name] = -float(models[order].log_probabilities(held).sum())
-        scores = {name: nats[name] / sizes[name] / math.log(2) for name in nats}
-        scores["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
-        bits[str(order)] = scores
+        for name, source_documents in documents.items():
+            nats[name] = -float(models[order].log_probabilities(source_documents).sum())
+        bits[str(order)] = _bits_per_byte(nats, sizes)
     best = models[min(ORDERS, key=lambda order: bits[str(order)]["total"])]
 
     def complete(prompts: list[str]) -> list[str]:
@@ -151,7 +163,15 @@ def textbook_baseline(
     return {"kneser_ney": bits, "answers": accuracies}
 
 
+def _bits_per_byte(nats: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Return the bits per byte of each source and of all, as "total"."""
+    bits = {name: nats[name] / sizes[name] / math.log(2) for name in nats}
+    bits["total"] = sum(nats.values()) / sum(sizes.values()) / math.log(2)
+    return bits
+
+
 def _questions(seed: int) -> dict[str, list]:
+    """Return the held-out questions of each kind."""
     return {kind: textbook.questions(kind, QUESTIONS, seed) for kind in textbook.KINDS}
 
 

@@ -23,7 +23,7 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         return frozenset(groups)
     paths: set[str] = set()
     for entry in chosen:
-        # A group's name, or a pattern. Unlike in a shell, "*" also matches "/".
+        # An entry is a group's name or a pattern, in which "*" also matches "/", unlike in a shell.
         matching = {
             path
             for path, group in groups.items()

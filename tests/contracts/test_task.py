@@ -271,7 +271,7 @@ def test_a_task_is_code_that_only_its_user_may_name_and_a_run_does_not_go_on_wit
     with pytest.raises(
         UserError, match="does not fit the checkpoint: task was lm and is mine:Pictures brighter=3"
     ):
-        resume.fits(configs.to_dict(configs.Config()), config)
+        resume.check_config_fits(configs.to_dict(configs.Config()), config)
     earlier = configs.to_dict(configs.Config())
     del earlier["task"]  # a run of a version that had no such field
-    resume.fits(earlier, configs.Config())
+    resume.check_config_fits(earlier, configs.Config())

@@ -216,9 +216,9 @@ def frozen(*assignments):
 def test_a_checkpoint_from_before_a_field_existed_fits_its_default():
     saved = configs.to_dict(configs.Config())
     del saved["precision"]["products"]
-    resume.fits(saved, configs.Config())
+    resume.check_config_fits(saved, configs.Config())
     with pytest.raises(UserError, match=r"precision\.products was compute and is float8"):
-        resume.fits(saved, frozen("precision.products=float8"))
+        resume.check_config_fits(saved, frozen("precision.products=float8"))
 
 
 def test_phases_are_judged_by_the_order_that_they_give_not_by_how_they_are_written():
@@ -227,7 +227,7 @@ def test_phases_are_judged_by_the_order_that_they_give_not_by_how_they_are_writt
         [0.8, {"a": 1.0}],
         [1.0, {"b": 1.0}],
     ]  # as before phases had names for their parts
-    resume.fits(
+    resume.check_config_fits(
         saved, frozen("data.phases=[{'until': 0.8, 'weights': {'a': 1.0}}, (1.0, {'b': 1.0})]")
     )
 
