@@ -23,6 +23,7 @@ from slmjax.data.scan_reports import Report, added_reports, check_faults
 from slmjax.data.shard_files import Shard
 from slmjax.data.tokenizer_pass import write_tokenizer
 from slmjax.errors import UserError
+from slmjax.text.chat_documents import TEXT
 from slmjax.text.document_checks import grouping
 from slmjax.text.files import DamagedPart, write_part
 from slmjax.text.hashing import shingles
@@ -152,11 +153,15 @@ def _choose(plan: PreparationPlan, reports: dict[str, Report]) -> HeldoutChoice:
     for name, unit_tables in tables_of_units.items():
         tables[name] = np.concatenate(unit_tables)
         sizes[name] = reports[name]["bytes"]
-    choice = choose_groups(tables, sizes, plan.data.heldout)
+    choice = choose_groups(tables, sizes, _heldout_shares(plan))
 
-    # Sources with held-out files have no held-out groups.
+    # Sources with held-out files have no held-out groups of their own.
     no_groups = np.zeros(0, np.uint64)
     groups = dict.fromkeys(text_names, no_groups) | choice.groups
+    questions = _heldout_questions(plan)
+    for source in plan.sources:
+        if source.name in groups and source.kind != TEXT:
+            groups[source.name] = np.union1d(groups[source.name], questions)
     warnings = []
     for name in unmatched:
         warnings.append(
@@ -164,6 +169,24 @@ def _choose(plan: PreparationPlan, reports: dict[str, Report]) -> HeldoutChoice:
             "so each id is a group there"
         )
     return HeldoutChoice(groups, (*warnings, *choice.warnings))
+
+
+def _heldout_shares(plan: PreparationPlan) -> dict[str, float]:
+    """Return the share of each source that is held out: its own, or that of all sources."""
+    shares = {}
+    for source in plan.sources:
+        own = source.heldout_share
+        shares[source.name] = plan.data.heldout if own is None else own
+    return shares
+
+
+def _heldout_questions(plan: PreparationPlan) -> np.ndarray:
+    """Return the groups in held-out files of conversations and pairs: no source trains on them."""
+    groups = [np.zeros(0, np.uint64)]
+    for job in plan.jobs("heldout", all_hosts=True):
+        if job.unit.source.kind != TEXT:
+            groups.append(job.table("groups", GROUP)["id"])
+    return np.unique(np.concatenate(groups))
 
 
 def _unmatched(

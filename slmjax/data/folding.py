@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from slmjax.data.answer_mask import answer_mask, next_is
 from slmjax.data.rows import Arrays
 from slmjax.data.spans import DocumentSpan
+from slmjax.text.chat_documents import PAIRS, TEXT
+from slmjax.text.chat_template import ChatIds
 
 # A row to read: its ShardSet, and the spans of its documents.
 RowSpans = tuple[Any, Sequence[DocumentSpan]]
@@ -22,35 +25,54 @@ def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
       spans: int32 [rows], how many spans each row has.
       lengths: int32 [spans of all rows], tokens of each span, row by row.
       last: int32 [spans of all rows], target of each span's last token.
+      is_chat: bool [rows], only there where a row is not running text.
+
+    A document of kind "pairs" gives two spans: its two dialogues.
     """
     shape = (len(rows), seq_len)
     tokens = np.zeros(shape, np.int32)
     counts = []
     lengths = []
     last_targets = []
+    is_chat = [shards.kind != TEXT for shards, _ in rows]
     for row_tokens, (shards, spans) in zip(tokens, rows):
         counts.append(len(spans))
         start = 0
+        if shards.kind == PAIRS:
+            counts[-1] = 2 * len(spans)
         for doc, offset, length in spans:
             # [length + 1]: the last one is the target of the span's last token.
             span_tokens = shards.read(doc, offset, length)
             row_tokens[start : start + length] = span_tokens[:-1]
+            start += length
+            if shards.kind == PAIRS:
+                # The second dialogue begins with an end-of-text of its own.
+                (first_length,) = np.flatnonzero(span_tokens[1:-1] == shards.chat.eot) + 1
+                lengths.append(first_length)
+                last_targets.append(shards.chat.eot)
+                length -= first_length
             lengths.append(length)
             last_targets.append(span_tokens[-1])
-            start += length
-    return {
+    folded = {
         "tokens": tokens,
         "spans": np.array(counts, np.int32),
         "lengths": np.array(lengths, np.int32),
         "last": np.array(last_targets, np.int32),
     }
+    if any(is_chat):
+        folded["is_chat"] = np.array(is_chat)
+    return folded
 
 
-def unfold(folded: Mapping[str, np.ndarray]) -> Arrays:
+def unfold(folded: Mapping[str, np.ndarray], chat: ChatIds | None = None) -> Arrays:
     """Return the arrays of the batch that `fold` has read.
 
     They are tokens, targets, segments, positions and weights, each [rows, T]. Behind a row's spans
-    is padding, which is 0 in all of them.
+    is padding, which is 0 in all of them. Weights are 1 where the target is a token of running
+    text, or of an answer in a dialogue.
+
+    Args:
+      chat: the ids that mark turns, where a row is not running text.
     """
     tokens = folded["tokens"]
     counts = folded["spans"]
@@ -88,10 +110,14 @@ def unfold(folded: Mapping[str, np.ndarray]) -> Arrays:
     targets[:, :-1] = tokens[:, 1:]
     last_of_span = stops[is_text] - 1
     targets.reshape(-1)[last_of_span] = folded["last"]
+    weights = (segments > 0).astype(np.float32)
+    if "is_chat" in folded:
+        dialogues = folded["is_chat"]
+        weights[dialogues] = next_is(answer_mask(tokens[dialogues], chat))
     return {
         "tokens": tokens,
         "targets": targets,
         "segments": segments,
         "positions": positions.reshape(rows, seq_len),
-        "weights": (segments > 0).astype(np.float32),
+        "weights": weights,
     }

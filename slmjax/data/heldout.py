@@ -103,11 +103,11 @@ class HeldoutChoice:
 def choose_groups(
     tables: Mapping[str, np.ndarray],
     totals: Mapping[str, int],
-    share: float,
+    shares: Mapping[str, float],
 ) -> HeldoutChoice:
     """Choose each source's held-out groups.
 
-    Groups are taken in the order of their ids until they hold `share` of the source's bytes. They
+    Groups are taken in the order of their ids until they hold a share of the source's bytes. They
     hold at most MAX_BYTES, and at most half of the source's bytes and groups; where no group is
     small enough, none is chosen. A group that is held out in one source is held out in all, except
     in a source that would lose more than half of its groups: that keeps to its own choice.
@@ -115,18 +115,19 @@ def choose_groups(
     Args:
       tables: {source: its groups} (dtype GROUP; a group has one row for each file that it is in).
       totals: {source: bytes}.
-      share: of a source's bytes; 0 or less holds out nothing.
+      shares: {source: share of its bytes}; 0 or less holds out nothing of its own choice.
     """
     no_groups = np.zeros(0, np.uint64)
-    if share <= 0:
-        return HeldoutChoice(dict.fromkeys(tables, no_groups), ())
     merged_tables = {}
     own_choices = {}
     warnings = []
     for name, table in tables.items():
         groups = _merge(table)
         merged_tables[name] = groups
-        own_choices[name] = _own_choice(groups, totals[name], share)
+        own_choices[name] = no_groups
+        if shares[name] <= 0:
+            continue
+        own_choices[name] = _own_choice(groups, totals[name], shares[name])
         if len(groups) < 2:
             warnings.append(f"source '{name}' is a single group, so nothing of it is held out")
         elif not len(own_choices[name]):

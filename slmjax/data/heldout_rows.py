@@ -9,6 +9,8 @@ from jaxtyping import Int32
 from slmjax.data import packing
 from slmjax.data.folding import fold, unfold
 from slmjax.data.spans import DocumentSpan
+from slmjax.data.whole_rows import SEGMENTS
+from slmjax.text.chat_documents import PAIRS, TEXT
 
 
 def heldout_batches(
@@ -26,7 +28,9 @@ def heldout_batches(
     `seq_len` tokens and their pieces go first-fit into rows; the last batch ends in empty rows.
     Which row holds what does not depend on the number of processes. Batches have the arrays of
     training batches and one more: `documents` int32 [len(local_rows), T], the index of each token's
-    document in the ShardSet, -1 in padding.
+    document in the ShardSet, -1 in padding. Of dialogues only whole ones are read, and only tokens
+    of answers have a document; of the pair with index i, 2i is the chosen and 2i + 1 the rejected
+    one.
 
     Args:
       shards: a ShardSet.
@@ -36,12 +40,17 @@ def heldout_batches(
         tokens, but at least one; None: all.
       local_rows: which rows of each batch to read; None: all.
     """
-    document_count = len(shards.lengths)
+    lengths = shards.lengths
+    if shards.kind != TEXT:
+        # Dialogues are not cut: longer ones are left out.
+        lengths = np.where(lengths <= seq_len, lengths, 0)
+        max_segments //= SEGMENTS[shards.kind]
+    document_count = len(lengths)
     if max_tokens is not None:
-        ends = np.cumsum(shards.lengths)
+        ends = np.cumsum(lengths)
         fitting = int(np.searchsorted(ends, max_tokens, "right"))
         document_count = max(1, fitting)
-    rows = packing.first_fit(shards.lengths[:document_count], seq_len, max_segments)
+    rows = packing.first_fit(lengths[:document_count], seq_len, max_segments)
     if local_rows is None:
         local_rows = range(batch)
     return HeldoutBatches(shards, rows, seq_len, batch, local_rows)
@@ -72,8 +81,10 @@ class HeldoutBatches:
         for first in range(0, len(self._rows), self._batch):
             rows = [self._row(first + i) for i in self._local_rows]
             folded = fold([(self._shards, spans) for spans in rows], self._seq_len)
-            batch = unfold(folded)
+            batch = unfold(folded, self._shards.chat)
             batch["documents"] = self._documents(rows)
+            if self._shards.kind != TEXT:
+                batch["documents"] = self._answers(batch)
             yield batch
 
     def _row(self, number: int) -> tuple[DocumentSpan, ...]:
@@ -81,6 +92,18 @@ class HeldoutBatches:
         if number < len(self._rows):
             return self._rows[number]
         return ()
+
+    def _answers(self, batch: dict[str, np.ndarray]) -> Int32[np.ndarray, "rows T"]:
+        """Return the document of each token that is scored, -1 elsewhere.
+
+        The dialogues of a pair are numbered 2 * document (chosen) and 2 * document + 1.
+        """
+        documents = batch["documents"]
+        if self._shards.kind == PAIRS:
+            # Segments count from 1, so the chosen dialogues are the odd ones.
+            is_rejected = batch["segments"] % 2 == 0
+            documents = 2 * documents + is_rejected
+        return np.where(batch["weights"] > 0, documents, -1).astype(np.int32)
 
     def _documents(self, rows: list[tuple[DocumentSpan, ...]]) -> Int32[np.ndarray, "rows T"]:
         """Return the index of each token's document, -1 in padding."""

@@ -94,6 +94,15 @@ class RowPlan:
         self._windows = Recent(8)
         self.max_segments = max_segments or self.bound()
 
+    segments_per_document = 1
+
+    def left_out(self) -> str:
+        """Return in words what of the text no row has; "" for nothing."""
+        share = self.dropped_share()
+        if not share:
+            return ""
+        return f"{share:.2%} (more than {self.max_segments} documents in a row)"
+
     def row(self, r: int) -> tuple[DocumentSpan, ...]:
         """Return the spans of row r in order: `seq_len` tokens, fewer where some were left out."""
         epoch, row = divmod(r, self.rows_per_epoch)
@@ -105,6 +114,11 @@ class RowPlan:
             (epoch, window), lambda: self._pack(epoch, window, self.max_segments)
         )
         return packed.row(row)
+
+    @property
+    def size(self) -> int:
+        """Tokens of an epoch, by which sources are weighted where no weight is given."""
+        return self.tokens
 
     @property
     def mean_segments(self) -> float:

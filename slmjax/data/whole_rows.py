@@ -1,28 +1,63 @@
 """Rows that hold whole documents: what does not fit begins another row, and rows end in padding."""
 
 from bisect import bisect_left, insort
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from slmjax.data.answer_mask import complete_turns
 from slmjax.data.seeded import Recent, random_bits
 from slmjax.data.spans import DocumentSpan
 from slmjax.errors import UserError
+from slmjax.text.chat_documents import CHAT, PAIRS
+
+# Segments of a document of each kind.
+SEGMENTS = {CHAT: 1, PAIRS: 2}
+
+
+def whole_row_plan(shards: Any, seq_len: int, *, seed: int, name: str) -> "WholeRowPlan":
+    """Return the rows of a source of dialogues or pairs.
+
+    A dialogue that is longer than a row is cut behind the last answer that fits; one whose first
+    answer does not fit, and a pair, are left out.
+
+    Args:
+      shards: a ShardSet. Only documents that are longer than a row are read.
+    """
+    lengths = shards.lengths.copy()
+    for doc in np.flatnonzero(lengths > seq_len):
+        kept = 0
+        if shards.kind == CHAT:
+            tokens = shards.read(doc, 0, lengths[doc])[:-1]
+            kept = complete_turns(tokens, shards.chat, seq_len)
+        lengths[doc] = kept
+    is_used = lengths > 0
+    return WholeRowPlan(
+        lengths,
+        seq_len,
+        seed=seed,
+        name=name,
+        dropped=int((~is_used).sum()),
+        cut=int((is_used & (lengths < shards.lengths)).sum()),
+        segments_per_document=SEGMENTS[shards.kind],
+    )
 
 
 class WholeRowPlan:
-    """Row r of one source, for every r >= 0, where no document is cut.
+    """Row r of one source, for every r >= 0, where no document is cut at the end of a row.
 
     Documents are packed into as few rows as best-fit-decreasing finds. An epoch has all rows, in a
     seeded order of its own; which documents share a row is the same in every epoch. It has the
     interface of `packing.RowPlan`.
 
     Args:
-      lengths: tokens to use of each document, counted from its start; 0 leaves it out.
+      lengths: tokens to use of each document, from its start; 0 leaves it out.
       seq_len: tokens of a row; no length is above it.
       seed, name: with the epoch they decide the order; errors call the source by `name`.
-      max_segments: most documents of a row; None: as many as fit.
-    Attributes: max_segments (the most of any row), rows_per_epoch, tokens (of an epoch).
+      dropped, cut: documents that are too long and were left out, or cut.
+      segments_per_document: how many segments a document has.
+    Attributes: max_segments (of any row), rows_per_epoch, tokens (of an epoch, without padding).
     Raises: UserError where no document is left.
     """
 
@@ -33,16 +68,23 @@ class WholeRowPlan:
         *,
         seed: int,
         name: str = "the text",
-        max_segments: int | None = None,
+        dropped: int = 0,
+        cut: int = 0,
+        segments_per_document: int = 1,
     ):
         if not lengths.any():
-            raise UserError(f"{name} has no document that fits into data.seq_len={seq_len} tokens.")
+            raise UserError(
+                f"{name} has no document that fits into data.seq_len={seq_len} tokens."
+            )
+        self.dropped, self.cut = dropped, cut
+        self.segments_per_document = segments_per_document
         self.tokens = int(lengths.sum())
         self._lengths = lengths
+        self._seq_len = seq_len
         self._key = (seed, name)
-        self._rows = fill_rows(lengths, seq_len, max_segments or seq_len)
+        self._rows = fill_rows(lengths, seq_len)
         self.rows_per_epoch = len(self._rows)
-        self.max_segments = max(map(len, self._rows))
+        self.max_segments = max(map(len, self._rows)) * segments_per_document
         # A batch lies in two epochs at most.
         self._orders = Recent(2)
 
@@ -50,34 +92,40 @@ class WholeRowPlan:
         """Return the spans of row r in order; together at most `seq_len` tokens."""
         epoch, place = divmod(r, self.rows_per_epoch)
         order = self._orders.get(epoch, lambda: self._order(epoch))
-        return tuple(
-            DocumentSpan(doc, 0, int(self._lengths[doc])) for doc in self._rows[order[place]]
-        )
+        spans = []
+        for doc in self._rows[order[place]]:
+            spans.append(DocumentSpan(doc, 0, int(self._lengths[doc])))
+        return tuple(spans)
 
     @property
-    def mean_segments(self) -> float:
-        """Documents of a row, on average."""
-        return int((self._lengths > 0).sum()) / self.rows_per_epoch
+    def size(self) -> int:
+        """Tokens of an epoch's rows, padding included, so that weights mean shares of rows."""
+        return self.rows_per_epoch * self._seq_len
 
-    def dropped_share(self) -> float:
-        """Return 0: every document with a length has a place."""
-        return 0.0
+    def left_out(self) -> str:
+        """Return in words what of the documents no row has; "" for nothing."""
+        words = []
+        if self.cut:
+            words.append(f"{self.cut:,} cut behind an answer")
+        if self.dropped:
+            words.append(f"{self.dropped:,} left out")
+        if not words:
+            return ""
+        return f"{' and '.join(words)} (longer than {self._seq_len:,} tokens)"
 
     def _order(self, epoch: int) -> np.ndarray:
         bits = random_bits(self.rows_per_epoch, "whole rows", *self._key, epoch)
         return np.argsort(bits, kind="stable")
 
 
-def fill_rows(
-    lengths: Int[np.ndarray, "docs"], capacity: int, max_segments: int
-) -> list[list[int]]:
+def fill_rows(lengths: Int[np.ndarray, "docs"], capacity: int) -> list[list[int]]:
     """Return rows as lists of document numbers, each document whole in one row.
 
     Best-fit-decreasing: the longest first, each into the fullest row that takes it. Documents of
     length 0 are left out.
     """
     rows: list[list[int]] = []
-    gaps: list[tuple[int, int]] = []  # (free tokens, row) of rows that take more, sorted
+    gaps: list[tuple[int, int]] = []  # (free tokens, row) of rows that are not full, sorted
     longest_first = np.argsort(-lengths, kind="stable")
     for doc in longest_first[: np.count_nonzero(lengths)].tolist():
         length = int(lengths[doc])
@@ -88,6 +136,6 @@ def fill_rows(
         else:
             gap, row = gaps.pop(tightest)
         rows[row].append(doc)
-        if gap > length and len(rows[row]) < max_segments:
+        if gap > length:
             insort(gaps, (gap - length, row))
     return rows

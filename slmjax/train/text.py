@@ -63,11 +63,10 @@ class TextBuilder(TaskBuilder):
 
 
 def left_out(plan: BatchPlan) -> str:
-    """Return the sources that lose text to the bound on documents in a row, and how much."""
+    """Return the sources of which some text is in no row, and how much."""
     losses = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
-        share = rows.dropped_share()
-        if share:
-            reason = f"more than {rows.max_segments} documents in a row"
-            losses.append(f"{name} {share:.2%} ({reason})")
+        words = rows.left_out()
+        if words:
+            losses.append(f"{name} {words}")
     return ", ".join(losses)
