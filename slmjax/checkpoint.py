@@ -169,7 +169,8 @@ class Checkpoints:
             shapes = _as_format_0(shapes)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         with _errors_as_damage():
-            restored = dict(self.manager.restore(step, args=ocp.args.Composite(**items)))
+            restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        restored = dict(restored)
         # Orbax compares no values. Older checkpoints may have no digests.
         for name, expected in meta.get("digests", {}).items():
             if name in items and digest(restored[name]) != expected:
@@ -332,6 +333,7 @@ def _from_format_0(items: Items) -> Items:
     """Return the items of format 0 as today's."""
     if "rest" not in items:
         return items
+    # Buffers are those of float8, the only ones that format 0 had.
     rest = dict(items["rest"])
     buffers = rest.pop("buffers", {})
     newer = {"params": items["params"], "optimizer": rest}

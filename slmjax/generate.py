@@ -39,7 +39,7 @@ def generate_texts(options: argparse.Namespace) -> None:
     workdir = work_place(options.checkpoint, "--checkpoint")
     if "://" not in workdir and not Path(workdir).is_dir():
         raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
-    # Modules that import jax, which takes seconds: --help and the errors above do not need it.
+    # These modules import jax, which takes seconds: --help and the errors above do not need it.
     from slmjax.infer import sampling
 
     # Wrong values are refused before a model is loaded.
@@ -57,6 +57,7 @@ def generate_texts(options: argparse.Namespace) -> None:
     step = model.step
     trained_length = model.config.data.seq_len
     del model  # the engine has its own copy of the weights
+    # Measured from here: loading the model is not a matter of the prompts.
     compile_times = _record_compile_times()
     start = time.perf_counter()
     with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
@@ -144,6 +145,7 @@ def _record_compile_times() -> list[float]:
     compile_times = []
 
     def note_compilation(event: str, seconds: float, **_) -> None:
+        # Such as "/jax/core/compile/backend_compile_duration".
         if "/compile/" in event:
             compile_times.append(seconds)
 

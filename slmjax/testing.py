@@ -203,11 +203,13 @@ def _check_seen_tokens(
     index = np.arange(len(segments))
     # Exactly zero: a masked value that is only small would still leak.
     is_seen = np.abs(gradient).max(-1) != 0
-    seen_later = index[is_seen & (index > position)]
+    comes_later = index > position
+    seen_later = index[is_seen & comes_later]
     assert not seen_later.size, (
         f"not causal: {output} depends on token {seen_later[0]}, which comes later"
     )
-    seen_elsewhere = index[is_seen & (segments != segments[position])]
+    is_elsewhere = segments != segments[position]
+    seen_elsewhere = index[is_seen & is_elsewhere]
     assert not seen_elsewhere.size, (
         f"documents are not apart: {output}, of document {segments[position]}, depends on token "
         f"{seen_elsewhere[0]}, of document {segments[seen_elsewhere[0]]}; see ctx.segments"
@@ -282,7 +284,8 @@ def _check_sharding(arch: Architecture, params: dict) -> str:
         for (path, on_one), on_four in zip(expected_leaves, jax.tree.leaves(actual)):
             difference = _relative_difference(on_one, on_four)
             # The first key chooses between the loss, which has no further key, and the gradients.
-            name = jax.tree_util.keystr(path[1:], simple=True, separator="/") or "the loss"
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            name = name or "the loss"
             # A gradient sums over all tokens: more terms than an output has.
             assert difference < 10 * NEAR, (
                 f"on {sizes} devices it is not what it is on one: {name} differs by "

@@ -99,7 +99,7 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     leaf = name.rpartition(".")[2]
     if mapping == "data.sources" and leaf == "path":
         # Only its path can introduce a source that the recipe lacks.
-        _add_source(config, name)
+        _add_source(config.data.sources, name)
     node = _node_around(config, name)
     if not text.strip():
         _check_empty(name, node.get(leaf), mapping)
@@ -122,16 +122,16 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     _open_mappings(config)
 
 
-def _add_source(config: ConfigDict, name: str) -> None:
-    """Add the source of data.sources.NAME.path, unless there is one of that name."""
-    group = name.rpartition(".")[0]
-    source = group.removeprefix("data.sources").removeprefix(".")
+def _add_source(sources: Any, name: str) -> None:
+    """Add the source of data.sources.NAME.path to data.sources, unless it is there."""
+    source = name.removeprefix("data.sources.").removesuffix("path")
+    source = source.removesuffix(".")
     if not source or "." in source:
         raise UserError(
             f"--config.{name}: expected --config.data.sources.NAME.path, with a NAME without dots."
         )
-    if source not in config.data.sources:
-        config.data.sources[source] = ConfigDict()
+    if source not in sources:
+        sources[source] = ConfigDict()
 
 
 def _open_mappings(config: ConfigDict) -> None:

@@ -54,7 +54,8 @@ def bound(draw: Draw) -> Problem:
         "not": _negation(b > a),
     }
     # Counted: a range that goes up has members only where b is larger.
-    return Problem(fields, _yes_no(b > a), _yes_no(len(range(a, b)) > 0), YES_NO)
+    b_is_larger = len(range(a, b)) > 0
+    return Problem(fields, _yes_no(b > a), _yes_no(b_is_larger), YES_NO)
 
 
 def chain(draw: Draw) -> Problem:
@@ -86,9 +87,9 @@ def lamp(draw: Draw) -> Problem:
     present = [draw.coin(), draw.coin()]
     x, y = draw.name(), draw.name()
     if needs_both:
-        rule, is_on = f"{x} and {y} are in", all(present)
+        rule, is_on, needed = f"{x} and {y} are in", all(present), 2
     else:
-        rule, is_on = f"{x} or {y} is in", any(present)
+        rule, is_on, needed = f"{x} or {y} is in", any(present), 1
     states = ["in" if is_present else "out" for is_present in present]
     fields = {
         "x": x,
@@ -99,8 +100,7 @@ def lamp(draw: Draw) -> Problem:
         "q": states[1],
         "on": "on" if is_on else "off",
     }
-    # Counted: "or" needs one who is in, "and" needs two.
-    needed = 2 if needs_both else 1
+    # Counted: how many are in.
     enough_are_in = states.count("in") >= needed
     return Problem(fields, _yes_no(is_on), _yes_no(enough_are_in), YES_NO)
 
@@ -137,7 +137,8 @@ def quality_of_word(draw: Draw) -> Problem:
         "not": _negation(b > a),
     }
     # Counted, as in `bound`.
-    return Problem(fields, _yes_no(b > a), _yes_no(len(range(a, b)) > 0), YES_NO)
+    b_is_larger = len(range(a, b)) > 0
+    return Problem(fields, _yes_no(b > a), _yes_no(b_is_larger), YES_NO)
 
 
 def look(draw: Draw) -> Problem:
