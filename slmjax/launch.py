@@ -121,12 +121,12 @@ def check_stage(workdir: str, stage: str) -> None:
 
     try:
         config = json.loads((epath.Path(workdir) / "config.json").read_text())
-        earlier = config.get("stage", stage)
+        earlier_stage = config.get("stage", stage)
     except (OSError, ValueError, AttributeError):  # no config.json, or a damaged one
         return
-    if earlier != stage:
+    if earlier_stage != stage:
         raise UserError(
-            f"--workdir={workdir} holds what the stage {earlier} wrote; "
+            f"--workdir={workdir} holds what the stage {earlier_stage} wrote; "
             f"use another for the stage {stage}."
         )
 

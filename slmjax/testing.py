@@ -111,7 +111,7 @@ def _check_causal_and_packed(arch: Architecture, params: dict) -> tuple[str, str
         packed = np.asarray(gradient[0])
         _check_seen_tokens(packed, position, segments)
 
-    # Padding is not chosen: its outputs may be anything.
+    # All tokens but padding, whose outputs may be anything.
     real = batch["segments"] != 0
     outputs, gradients = run(real)
     _check_alone("outputs", outputs, spans)

@@ -43,8 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def _check_empty(self, words: list[str]) -> None:
         """Raises: UserError for an option whose value is empty, as --a= or as --a ''."""
-        # The last word has nothing after it. "--" is not empty, so that a missing value is left to
-        # argparse.
+        # `following` is "--" after the last word: not empty, so that argparse reports the missing
+        # value.
         for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
             name, equals, value = word.partition("=")
             if not equals:

@@ -98,7 +98,7 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
         _refuse_unknown(name)
     leaf = name.rpartition(".")[2]
     if mapping == "data.sources" and leaf == "path":
-        # Only its path can introduce a source that the recipe lacks.
+        # A source that the recipe lacks is added by giving its path.
         _add_source(config.data.sources, name)
     node = _node_around(config, name)
     if not text.strip():
@@ -124,6 +124,7 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
 
 def _add_source(sources: Any, name: str) -> None:
     """Add the source of data.sources.NAME.path to data.sources, unless it is there."""
+    # NAME is empty where the field is data.sources.path.
     source = name.removeprefix("data.sources.").removesuffix("path")
     source = source.removesuffix(".")
     if not source or "." in source:

@@ -212,7 +212,7 @@ class Engine:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
     ) -> Batch:
-        """Return the arguments of `decode`, padded to their buckets.
+        """Return the arguments of `decode` as the programs take them, padded to their buckets.
 
         Raises: UserError if max_tokens is not positive, its cache is larger than the device's
           memory, or the tokenizer lacks one of stop_ids.
@@ -234,8 +234,8 @@ class Engine:
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
         # Rows that only fill the batch have temperature 0, so they need no random bits.
-        missing = batch_rows - rows
-        padded = Sampling(*(np.pad(settings, (0, missing)) for settings in sampling))
+        filling = batch_rows - rows
+        padded = Sampling(*(np.pad(settings, (0, filling)) for settings in sampling))
         request = Request(
             real=np.arange(batch_rows) < rows,
             lengths=lengths,
@@ -291,18 +291,18 @@ class Engine:
             completions.append(Completion(readable, drawn, FINISH[finish], end))
         return completions
 
-    def _check_memory(self, batch: int, prompt: int, max_tokens: int) -> None:
-        """Raise UserError if the cache of `batch` rows does not fit this device.
+    def _check_memory(self, rows: int, columns: int, max_tokens: int) -> None:
+        """Raise UserError if the cache does not fit this device.
 
         Args:
-          prompt: tokens of a padded prompt.
+          rows, columns: the shape of the padded prompts.
         """
         advice = "Ask for fewer tokens."
-        size = prompt + bucket(max_tokens)
+        size = columns + bucket(max_tokens)
         if size >= 2**31:
             raise UserError(f"max_tokens is {max_tokens}; positions are 32-bit numbers. {advice}")
         # Shapes only: nothing is allocated.
-        cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
+        cache = jax.eval_shape(lambda: lm.init_cache(self.arch, rows, size))
         needed = 0  # bytes
         for leaf in jax.tree.leaves(cache):
             needed += math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -314,7 +314,7 @@ class Engine:
             )
 
     def _ends(self, stop_ids: Sequence[int] | None) -> Bool[np.ndarray, "V"]:
-        """Return whether each row of the model's vocabulary ends a completion."""
+        """Return, for each id of the model's vocabulary, whether it ends a completion."""
         if stop_ids is None:
             stop_ids = self.tokenizer.ends
         ids = [int(token) for token in stop_ids]
@@ -344,8 +344,8 @@ def bucket(n: int) -> int:
     """Return the length that `n` tokens are padded to.
 
     It is a power of two from 16 to 256, then 384, 512, and above that one of four equal steps in
-    each octave: 640, 768, 896, 1024, 1280, ... Padding is at most half of it from 8 to 256 tokens,
-    where a step reads mostly weights and little cache, and at most a fifth from 512 tokens.
+    each octave: 640, 768, 896, 1024, 1280, ... From 8 to 256 tokens, where a step reads mostly
+    weights and little cache, at most half of that length is padding; from 512 tokens, a fifth.
     """
     power = 1 << (n - 1).bit_length()  # the next power of two
     if n <= 256:

@@ -54,8 +54,8 @@ class Programs(NamedTuple):
 
     prefill: Callable  # as prefill below
     decode: Callable  # as decode_loop below; its cache is donated
-    # Rows of the smallest batch. For a single row XLA makes multiplications and sums of a matrix
-    # product, which are 7 more kernels a layer on a GPU.
+    # Rows of the smallest batch. XLA compiles matrix products of a single row to multiplications
+    # and sums, which are 7 more kernels a layer on a GPU.
     rows: int
 
 
@@ -163,7 +163,7 @@ def decode_loop(
     cache: Cache,
     request: Request,
 ) -> tuple[State, Cache]:
-    """Return the state and cache after drawing one token a row and step until all rows finished.
+    """Draw one token a step for each running row until all have finished; return state and cache.
 
     Args:
       room: columns of the returned tokens.
@@ -203,7 +203,7 @@ def decode_loop(
 
 def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     """Return the state with one more token in each running row."""
-    # Rows that only round up the embedding are never drawn.
+    # Ids beyond the tokenizer's, which only round up the embedding, are never drawn.
     known = jnp.arange(logits.shape[1]) < request.vocab_size
     logits = jnp.where(known, logits, -jnp.inf)
     token = sample(logits, request.sampling, state.step)

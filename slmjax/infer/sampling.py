@@ -116,7 +116,8 @@ def sample(
     def draw_truncated() -> Array:
         return draw(lambda scaled: truncate(scaled, sampling.top_k, sampling.top_p))
 
-    # Random bits and the sort of `truncate` take time: the cheapest branch that serves all rows.
+    # Random bits and the sort of `truncate` take time: only the cheapest branch that all rows can
+    # use is run.
     is_truncated = is_random & ((sampling.top_k > 0) | (sampling.top_p < 1))
     any_random = jnp.any(is_random).astype(jnp.int32)
     branch = jnp.where(jnp.any(is_truncated), 2, any_random)

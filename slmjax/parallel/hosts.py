@@ -65,7 +65,7 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
             try:
                 jax.distributed.initialize(*arguments, initialization_timeout=int(LIMIT) + 60)
             except (RuntimeError, ValueError) as error:
-                # Such as a port that is taken, or an environment that says only half.
+                # Such as a port that is taken, or an environment that says only some of it.
                 reason = first_line(error).rstrip(".")
                 advice = "give --coordinator=HOST:PORT, --processes=N and --process=I"
                 raise UserError(f"the processes cannot be joined: {reason}; {advice}.") from error
@@ -98,6 +98,7 @@ def waiting_reported() -> Iterator[None]:
     joined = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
     threading.Thread(target=_report_waiting, args=(joined,), daemon=True).start()
+    # Only the main thread may set signal handlers.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main_thread else None
     try:
         yield

@@ -60,7 +60,7 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
 
 
 def device_memory(device: DeviceKind) -> float | None:
-    """Return the bytes of memory of a device, for a CPU this machine's; None if not known."""
+    """Return a device's memory in bytes, that of the machine for a CPU; None if not known."""
     if device.memory or device.platform != "cpu":
         return device.memory
     try:
@@ -85,7 +85,7 @@ def device_kind(mesh: Mesh) -> DeviceKind:
             capability = float(text)
     try:
         memory = (device.memory_stats() or {}).get("bytes_limit")
-    except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):
+    except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):  # as from a description
         memory = None
     processes = {other.process_index for other in mesh.devices.flat}
     return DeviceKind(platform, device.device_kind, capability, memory, len(processes))

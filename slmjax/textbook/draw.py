@@ -22,7 +22,7 @@ def read_data(name: str) -> Any:
 def _combinations(
     onsets: Sequence[str], endings: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (those for training, one in five that is reserved) of all onsets with all endings."""
+    """Return every onset with every ending: (four in five for training, one in five reserved)."""
     for_training: list[str] = []
     reserved: list[str] = []
     for i, onset in enumerate(onsets):
