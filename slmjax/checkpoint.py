@@ -159,13 +159,13 @@ class Checkpoints:
         Args:
           shapes: each item's tree of ShapeDtypeStructs, with the shardings to restore to.
 
-        Raises: DamagedCheckpoint where it does not read, or a value is not the one that was saved.
+        Raises: DamagedCheckpoint where it cannot be read, or a value is not the one that was saved.
         """
         meta, fault = self.read_meta(step)
         if fault:
             raise DamagedCheckpoint(fault)
-        older = meta.get("format", 0) < 1  # the first format had no number
-        if older:
+        is_format_0 = meta.get("format", 0) < 1  # the first format had no number
+        if is_format_0:
             shapes = _as_format_0(shapes)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         with _errors_as_damage():
@@ -175,7 +175,7 @@ class Checkpoints:
         for name, expected in meta.get("digests", {}).items():
             if name in items and digest(restored[name]) != expected:
                 raise DamagedCheckpoint(f"values of '{name}' are not those that were saved")
-        if older:
+        if is_format_0:
             restored = _from_format_0(restored)
         return RestoredItems(step, meta, restored)
 
@@ -210,8 +210,8 @@ class Checkpoints:
     def remove_unfinished(self) -> None:
         """Delete incomplete checkpoints, whose writer was killed; only a writer may call it.
 
-        A bucket has none under this name: there a checkpoint has its final name from the start, and
-        counts once it is complete.
+        In a bucket there is nothing to delete: a checkpoint has its final name from the start, and
+        counts only once it is complete.
         """
         if hosts.is_first() and self.root.exists():
             for folder in self.root.iterdir():

@@ -56,7 +56,9 @@ class ModelConfig:
     output_gate: bool = setting(False, "sigmoid gate on attention's output")
     tied: bool = setting(True, "the head is the embedding, transposed")
     multipliers: dict = setting(
-        {}, "{group: {init, lr, decay}} for embedding, head, matrix, vector, own; 1 where not named"
+        {},
+        "{group: {init, lr, decay}} for embedding, head, matrix, vector, own (parameters of your "
+        "own mixers that are not declared); 1 where not named",
     )
     attention: str = setting(
         "auto",

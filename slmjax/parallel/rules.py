@@ -45,6 +45,7 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
     Raises: ValueError as `shardings` does.
     """
     entries: list[str | None] = []
+    # Strict: a parameter has as many logical axes as dimensions.
     for dimension, (_, axis) in enumerate(zip(shape, axes, strict=True)):
         mesh_axis = _mesh_axis(name, axis)
         is_used = mesh_axis in entries  # by an earlier dimension
@@ -54,7 +55,7 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
 
 
 def field_shardings(fields: Fields, mesh: Mesh) -> dict:
-    """Return where a batch lies: fields with a batch axis by rows, others whole on every device."""
+    """Return {field: sharding} of a batch: by rows, or whole where a field has no batch axis."""
     whole = NamedSharding(mesh, P())
     by_rows = batch_sharding(mesh)
     return {name: by_rows if field.by_rows else whole for name, field in fields.items()}

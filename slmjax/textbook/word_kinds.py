@@ -8,17 +8,20 @@ from slmjax.textbook.draw import COLOURS, JOBS, NOUNS, TRAITS, Draw, Problem
 
 # Fields that the templates share:
 #   x, y, z  people
-#   n        the number of a place, which only makes passages differ
+#   n        the number of a place, or of things: it only makes passages differ
+#   t        a sort of thing
+#   j        a job
+#   w        an invented word, or the quality that is compared
+#   q        a trait or colour; in `lamp`, p and q are "in" or "out"
+#   a, b     given numbers
 #   k        how many things an invented noun stands for
 #   d, r     a number that is added, and the result
-#   t        a sort of thing; j: a job; w: an invented word, or the quality that is compared
-#   q        a trait or colour
-#   a, b     given numbers
 #   not      "not " or nothing, before what may not hold
 #   every    "all" or "no"
-#   rule     who must be in for the lamp to be on; p, q: whether x and y are "in" or "out"
+#   rule     who must be in for the lamp to be on
 #   on       "on" or "off"
-#   first, second  facts, in the order in which they are told
+#   first, second   facts in the order of the prompt
+
 YES_NO = ("yes", "no")  # the answers that a prompt offers
 
 
