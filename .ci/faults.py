@@ -102,7 +102,7 @@ FAULTS = {
     ),
     "a checkpoint's digest is not compared": (
         "slmjax/checkpoint.py",
-        "if name in items and digest(got[name]) != expected:",
+        "if name in items and digest(restored[name]) != expected:",
         "if False:",
         "tests/test_checkpoint.py tests/train/test_resume.py",
     ),
