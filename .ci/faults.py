@@ -125,8 +125,8 @@ FAULTS = {
     ),
     "padding changes a recurrent state": (
         "slmjax/ops/recurrence.py",
-        "return out, jnp.where(real, after, state), jnp.where(now == 0, segment, now)",
-        "return out, after, jnp.where(now == 0, segment, now)",
+        "state = jnp.where(real, after, state)",
+        "state = after",
         "tests/ops/test_recurrence.py tests/test_testing.py",
     ),
     "float8 scales see the last microbatch only": (
