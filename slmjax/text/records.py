@@ -9,7 +9,7 @@ from typing import Any
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 
-SEQIO = "seqio://"
+SEQIO = "seqio://"  # how the path of a SeqIO task or mixture begins
 
 
 @dataclass(frozen=True)
