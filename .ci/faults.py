@@ -83,7 +83,7 @@ FAULTS = {
     ),
     "pieces of a model's vocabulary give special tokens": (
         "slmjax/text/tokenizer.py",
-        "if names := self._named_by_text():\n            first_letters",
+        "if names := self._names_read_as_special():\n            first_letters",
         "if names := []:\n            first_letters",
         "tests/text/test_tokenizer.py",
     ),

@@ -6,8 +6,8 @@ These squares fill everything below the diagonal. With m the last token of the l
 
     exp(total_i - total_j) = exp(total_i - total_m) exp(total_m - total_j)
 
-for all pairs of a square, where neither factor exceeds 1, as total falls within a document. So each
-size of squares takes one product of matrices, and no exponent is ever positive.
+for all pairs of a square, and neither factor exceeds 1, as total never rises within a document. So
+each size of squares takes one product of matrices, and no exponent is ever positive.
 
 The gradient of total is left * (gradient of left) - right * (gradient of right), channel by
 channel: decays need no sums of their own.
@@ -44,7 +44,8 @@ def square_products(
 
     Args:
       total: sums of the decays' logarithms, float32.
-      stored: in a kernel, the reference to total, which alone can be read by row; else None.
+      stored: in a kernel the reference to total, as a loaded array cannot be read by row; else
+        None.
     """
     stored = total if stored is None else stored
     row, column = _pair_indices(len(total))

@@ -2,8 +2,8 @@
 
 A tensor is kept as float8 values times one scale. The scale is a power of two, so that scaling is
 exact and only the cast rounds. Inputs and gradients are cast with scales from earlier steps; this
-step's largest value decides about the next step's scale. So a cast never waits for a pass over its
-own tensor.
+step's largest value sets the next step's scale. So a cast never waits for a pass over its own
+tensor.
 
 Bytes moved for an element of an input (bfloat16 in the plain product):
   1 written by the cast, which XLA fuses with what computes the element, in place of 2;

@@ -125,10 +125,9 @@ def recurrence(
 
 
 class Span(NamedTuple):
-    """The outputs and the last memory of a span of tokens, as functions of the memory S before it.
+    """A span of tokens as a linear map of the memory S before it.
 
-    outputs = out + S^T readout
-    memory after the span = state + transition S
+    The outputs are out + S^T readout, the memory after the span is state + transition S.
     """
 
     out: Any  # [B,T,H,V]
@@ -193,7 +192,7 @@ def _step(
     state: Float[Array, "B G R K V"],
     segment: Int[Array, "B"],
 ) -> tuple[Float[Array, "B 1 G R V"], Float[Array, "B G R K V"], Int[Array, "B"]]:
-    """Return (output, memory after it, that memory's segment) of one token."""
+    """Return (outputs, memory after them, that memory's segment) for one token of each row."""
 
     def token(x):
         return x[:, 0].astype(jnp.float32)
@@ -206,8 +205,7 @@ def _step(
     # A memory of another document is forgotten. Padding too has another segment: its results are
     # replaced at the end.
     own_state = jnp.where(_with_state_axes(token_segment == segment), state, 0.0)
-    # [B,G,R,K or 1,1]
-    factor = jnp.exp(with_channel_axis(decay, 3))[..., None]
+    factor = jnp.exp(with_channel_axis(decay, 3))[..., None]  # [B,G,R,k,1], k = K or 1
     before = own_state * factor
     written = value
     if erase is not None:

@@ -26,7 +26,7 @@ def read_documents(
     Args:
       group_by: "" (a document is its own group), a field, or a regular expression on the field `id`
         ("re:" prefix or any metacharacter).
-    Raises: UserError where the file cannot be opened or has no such column.
+    Raises: UserError where the file cannot be opened, or has no column of a name that is needed.
     """
     document_groups = grouping(group_by)
     file_format = ""  # of a SeqIO task, which has no ending
@@ -77,7 +77,7 @@ def _read(
     Raises: UserError where the system refuses to read the file.
     """
     kind = file_kind(file.path, source)
-    # Empty text, when compressed, still has a header: such a file was cut.
+    # Even empty text has a header once it is compressed: a file without any bytes was cut.
     if kind.compression and not file.size:
         yield _damage(1, EOFError("it is empty"))
         return

@@ -34,7 +34,7 @@ _ZSTD_REPEATED = 1  # type of a block that stores one byte, to be repeated
 
 
 class DamagedStream(Exception):
-    """A file that cannot be read to its end."""
+    """A file cannot be read to its end; the message says what is wrong with it."""
 
 
 def open_stream(path: str, compression: str) -> Any:
@@ -110,8 +110,7 @@ def text_pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
         yield line, data[:cut]
         line += data.count(b"\n", 0, cut)
         carried = data[cut:]
-    if data or line == 1:
-        yield line, data
+    yield line, data
 
 
 def broken_errors() -> tuple[type[BaseException], ...]:
@@ -139,7 +138,7 @@ def _between_characters(data: bytes, place: int) -> int:
     for back in range(4):
         if data[place - back] & 0xC0 != 0x80:
             return place - back
-    return place
+    return place  # it is not UTF-8
 
 
 class _Chunks(io.RawIOBase):

@@ -23,7 +23,7 @@ SPECIAL = {
     TURN_END: "ends a turn, and so a completion; ChatML",
     IMAGE: "the place of a piece of an image; Llama 3.2",
     CALC: "begins <|calc|>48/2<|result|>24<|/calc|>; Cobbe et al. 2021 write <<48/2=24>>",
-    RESULT: "ends what the model writes of it; the calculator writes what follows",
+    RESULT: "ends what the model writes of a calculation; the calculator writes the rest",
     CALC_END: "ends the calculator's result",
     **{f"<|reserved_special_token_{i}|>": "spare, as Llama 3 has them" for i in range(9)},
 }
@@ -84,7 +84,7 @@ class Tokenizer:
             problem = f"{where} is no tokenizer.json of the tokenizers library: {error}"
             raise UserError(f"data.tokenizer: {problem}") from error
         self._text = text
-        # As plain text, that is: their names get ordinary tokens.
+        # The library's name for this: special tokens' names in a text get ordinary tokens.
         self._library.encode_special_tokens = True
         # Some published files cut every text at 512 tokens.
         self._library.no_truncation()
@@ -251,17 +251,17 @@ class Tokenizer:
         """
         from tokenizers import Regex, pre_tokenizers
 
-        if names := self._named_by_text():
+        if names := self._names_read_as_special():
             first_letters = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names]
             cuts = pre_tokenizers.Split(Regex("|".join(first_letters)), "isolated")
             splitters = [splitter for splitter in (self._library.pre_tokenizer, cuts) if splitter]
             self._library.pre_tokenizer = pre_tokenizers.Sequence(splitters)
-        if names := self._named_by_text():
+        if names := self._names_read_as_special():
             problem = f"takes the text '{names[0]}' for its special token of that name"
             advice = "use one whose special tokens never stand for text"
             raise UserError(f"data.tokenizer: {where} {problem}; {advice}.")
 
-    def _named_by_text(self) -> list[str]:
+    def _names_read_as_special(self) -> list[str]:
         """Return the names of special tokens that, encoded as a text, give a special token."""
         special_ids = set(self._special.values())
         names = []

@@ -94,7 +94,7 @@ class _Walk:
     """One search: the files that it has taken, and the folders that it has been to."""
 
     def __init__(self, supported: Callable[[str], bool], where: str):
-        # The pattern's fixed part: names are relative to it.
+        # The folder before the pattern's first wildcard: names are relative to it.
         self.base = ""
         self.found_files = FoundFiles()
         self._supported = supported
@@ -170,7 +170,12 @@ class _Walk:
             raise UserError(f"{self._where}: {problem}.") from error
 
     def _take_match(self, path: str, rest: list[str], named: bool = False) -> bool:
-        """Take a path that matched one piece of a pattern, if the rest matches below it."""
+        """Take a path that matched one piece of a pattern, if the rest matches below it.
+
+        Args:
+          named: whether the piece has no wildcards, so that the user has named this path.
+        Returns: whether anything was taken, or noted as left out.
+        """
         if rest:
             return os.path.isdir(path) and self.expand(path, rest)
         if os.path.isdir(path):
@@ -183,16 +188,16 @@ class _Walk:
         """Take the files below a folder; only one that the user named may be a work directory."""
         waiting = [folder]
         while waiting:
-            place = waiting.pop()
-            real = os.path.realpath(place)
+            current = waiting.pop()
+            real = os.path.realpath(current)
             # Two links, or a pattern and a folder, may lead to the same place.
             if (real, 0) in self._seen:
                 continue
             self._seen.add((real, 0))
-            entries = self.entries(place)
-            own = _written_by_slmjax(place, {entry.name for entry in entries})
-            if own and not (named and place == folder):
-                self._leave_out("written by slmjax", place)
+            entries = self.entries(current)
+            own_folder = _written_by_slmjax(current, {entry.name for entry in entries})
+            if own_folder and not (named and current == folder):
+                self._leave_out("written by slmjax", current)
                 continue
             for entry in entries:
                 if entry.name.startswith("."):
@@ -203,10 +208,10 @@ class _Walk:
                     target = os.path.join(real, entry.name)
                     if entry.is_symlink():
                         target = os.path.realpath(target)
-                    self._take_file(entry.path, target, own)
+                    self._take_file(entry.path, target, own_folder)
                 elif not entry.is_symlink():
                     waiting.append(entry.path)
-                elif self._may_enter(entry, place):
+                elif self._may_enter(entry, current):
                     self._linked_folders.append(entry.path)
 
     def _take_file(self, path: str, real: str, own_folder: bool = False) -> None:
