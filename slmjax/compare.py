@@ -1,4 +1,4 @@
-"""Compare runs, their configs and whether they differ by more than chance.
+"""Compare runs: how their configs differ, and whether their scores do by more than chance.
 
 python -m slmjax.compare RUN RUN [...]
 """
@@ -44,13 +44,13 @@ DESCRIPTION = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see cli.entry."""
+    """Run the command line and return the exit status, see cli.entry."""
     return cli.entry(_run, argv)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print config differences, bits per byte with intervals, verdicts and a warning."""
-    # Late, so that --help is quick.
+    # Imported late, so that --help is quick.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -62,7 +62,7 @@ def print_comparison(comparison: Comparison) -> None:
         "Held-out bits per byte": score_table(comparison),
     }
     for title, (head, rows) in tables.items():
-        if not rows:  # such as those of equal configs
+        if not rows:  # as when all configs are equal
             continue
         table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
         table.title_style = "bold"
@@ -91,8 +91,8 @@ def _run(argv: list[str]) -> int:
 def _read_options(argv: list[str]) -> argparse.Namespace:
     """Return the options of a command line.
 
-    Raises: UserError for an unknown option, a value that makes no sense, or a folder that is
-      missing: it is better said before the runs are read.
+    Raises: UserError for an unknown option, a value that makes no sense, or an --out whose folder
+      is missing, which is checked before the runs are read.
     """
     parser = cli.Parser(prog="python -m slmjax.compare", description=DESCRIPTION)
     add = parser.add_argument

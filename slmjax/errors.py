@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard, and the words of its sentence."""
+"""The exception that is meant for the person at the keyboard, and the wording of its sentence."""
 
 import difflib
 import importlib
@@ -56,10 +56,10 @@ def first_line(error: BaseException) -> str:
 
 
 def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
-    """Return (file, line) of the user's own code in which an error arose; None without such code.
+    """Return (file, line) of the innermost user's code in which an error arose; None without any.
 
-    It is a recipe or a mixer, for example: code that belongs neither to this library nor to Python
-    nor to an installed package.
+    The user's code, such as a recipe or a mixer, belongs neither to this library nor to Python nor
+    to an installed package.
     """
     places = []
     for frame in traceback.extract_tb(error.__traceback__):
@@ -74,7 +74,10 @@ def line_of_the_user(error: BaseException) -> tuple[str, int] | None:
 
 
 def users_error(error: BaseException) -> str:
-    """Return an error of the user's own code with its place: "'a.py', line 3: KeyError: x"."""
+    """Return an error as text, with its place in the user's code: "'a.py', line 3: KeyError: x".
+
+    An error that arose elsewhere has only its own text.
+    """
     sentence = first_line(error).rstrip(".")
     place = line_of_the_user(error)
     if place is None:
@@ -104,11 +107,12 @@ def imported(name: str, what: str) -> Any:
 def _is_the_users(file: str) -> bool:
     if file.startswith("<ipython-input"):  # a notebook's cell
         return True
-    if file.endswith((".pyx", ".pxi")):  # of a compiled package, without its folder
+    if file.startswith("<"):  # code without a file, such as "<frozen importlib._bootstrap>"
+        return False
+    if file.endswith((".pyx", ".pxi")):  # Cython of a package, named without its folder
         return False
     path = os.path.realpath(file)
-    is_installed = _INSTALLED & set(path.split(os.sep)) or path.startswith(_LIBRARY)
-    if file.startswith("<") or is_installed:
+    if path.startswith(_LIBRARY) or _INSTALLED.intersection(path.split(os.sep)):
         return False
     # Compiled code of packages names files that are not there.
     return os.path.isfile(path)

@@ -30,14 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate_texts(options: argparse.Namespace) -> None:
-    """Print each prompt with its completion to stdout; speed and warnings go to stderr."""
+    """Print each prompt with its completion to stdout; speed and warnings go to stderr.
+
+    Raises: UserError for a value that makes no sense, a missing work directory, or a model that
+      cannot be read.
+    """
     prompts = read_prompts(options)
     workdir = work_place(options.checkpoint, "--checkpoint")
     if "://" not in workdir and not Path(workdir).is_dir():
         raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
-    # jax takes seconds to import: --help and the errors above do not need it.
-    import jax
-
+    # These modules import jax, which takes seconds: --help and the errors above do not need it.
     from slmjax.infer import sampling
 
     # Wrong values are refused before a model is loaded.
@@ -47,21 +49,16 @@ def generate_texts(options: argparse.Namespace) -> None:
     from slmjax.infer.load import load_model
     from slmjax.parallel.compiling import use_compile_cache
 
-    # The second run of a model then compiles nothing.
+    # A later run with this model then compiles nothing.
     use_compile_cache()
     with said_if_long("reading the model", active=sys.stderr.isatty(), say=_say):
         model = load_model(workdir, options.step, options.trust)
     engine = Engine(model.arch, model.params, model.buffers, model.tokenizer, tuned=False)
     step = model.step
     trained_length = model.config.data.seq_len
-    del model  # the engine has weights of its own
-    compiling = []  # seconds of each compilation
-
-    def note_compilation(event: str, seconds: float, **_) -> None:
-        if "/compile/" in event:
-            compiling.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(note_compilation)
+    del model  # the engine has its own copy of the weights
+    # Measured from here: loading the model is not a matter of the prompts.
+    compile_times = _record_compile_times()
     start = time.perf_counter()
     with said_if_long("compiling and generating", active=sys.stderr.isatty(), say=_say):
         completions = engine.generate(
@@ -74,25 +71,25 @@ def generate_texts(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     _print_texts(prompts, completions)
     _warn_if_longer(engine, prompts, completions, trained_length)
-    count = sum(len(completion.tokens) for completion in completions)
+    token_count = sum(len(completion.tokens) for completion in completions)
     # Compilation would hide the speed of a short run.
-    compiled = sum(compiling)
-    speed = count / max(seconds - compiled, 1e-9)
-    rate = f"{speed:.0f} tokens/s after {compiled:.1f} s of compilation"
-    _say(f"step {step}: {count} tokens, {rate}")
+    compile_seconds = sum(compile_times)
+    speed = token_count / max(seconds - compile_seconds, 1e-9)
+    rate = f"{speed:.0f} tokens/s after {compile_seconds:.1f} s of compilation"
+    _say(f"step {step}: {token_count} tokens, {rate}")
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """Return the prompts of --prompt, then the lines of --prompts that are not empty.
 
-    Without either, the lines of stdin.
+    Without both options it returns the lines of stdin, unless stdin is a terminal.
     Raises: UserError if there is no prompt, or the file is missing or not UTF-8.
     """
     prompts = list(options.prompt)
     source = options.prompts
-    # stdin is None for a program without a console, and a terminal would wait for typing.
-    piped = sys.stdin is not None and not sys.stdin.isatty()
-    if not source and not prompts and piped:
+    # stdin is None for a program without a console; a terminal would wait for somebody to type.
+    stdin_has_text = sys.stdin is not None and not sys.stdin.isatty()
+    if not source and not prompts and stdin_has_text:
         source = "-"
     if source:
         text = _text_of(source).removeprefix(BYTE_ORDER_MARK)
@@ -115,7 +112,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser() -> cli.Parser:
-    """Return the options of the command line."""
+    """Return the parser of the command line."""
     parser = cli.Parser(
         may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=USAGE
     )
@@ -141,8 +138,23 @@ def make_parser() -> cli.Parser:
     return parser
 
 
+def _record_compile_times() -> list[float]:
+    """Return a list to which JAX adds the seconds of each compilation from now on."""
+    import jax
+
+    compile_times = []
+
+    def note_compilation(event: str, seconds: float, **_) -> None:
+        # Such as "/jax/core/compile/backend_compile_duration".
+        if "/compile/" in event:
+            compile_times.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note_compilation)
+    return compile_times
+
+
 def _text_of(source: str) -> str:
-    """Return the text of a file, or of stdin for "-"."""
+    """Return the text of a file, or of stdin for "-". Raises: UserError if it cannot be read."""
     name = "stdin" if source == "-" else f"'{source}'"
     try:
         if source == "-":
@@ -166,7 +178,7 @@ def _stdin() -> str:
 def _print_texts(prompts: Sequence[str], completions: Sequence) -> None:
     """Print each prompt, dim on a terminal, followed by its completion."""
     dim, plain = "", ""
-    # See no-color.org.
+    # NO_COLOR is a convention, see no-color.org.
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         dim, plain = DIM, PLAIN
     for prompt, completion in zip(prompts, completions):

@@ -1,4 +1,4 @@
-"""Start a stage on this host, of one or many.
+"""Run a stage of a recipe, such as training, on this host; several hosts each start this command.
 
 python -m slmjax.launch --config=configs/tiny.py [--config.model.layers=12]
 """
@@ -45,11 +45,12 @@ Fields, with their defaults; a recipe changes some, --config.FIELD=VALUE any:
 
 # Numbers of mallopt's parameters in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+# Bytes. Smaller blocks come from the heap, and free memory at its end is kept up to this size.
 KEPT_BYTES = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a stage; returns the exit status, see cli.entry."""
+    """Run a stage and return the exit status, see cli.entry."""
     return cli.entry(_run, argv)
 
 
@@ -59,9 +60,9 @@ def _run(argv: list[str]) -> int:
         return 0
     options, assignments = read_options(argv)
     config = make_config(options, assignments)
-    process = int(options.get("process", -1))
+    process = int(options.get("process", -1))  # -1 and 0: the options are not given
     processes = int(options.get("processes", 0))
-    # Of the stage's function, and of the claim on the work directory.
+    # Keyword arguments of the stage's function, and of `claimed`.
     stage_arguments: dict[str, Any] = {}
     claim_arguments: dict[str, Any] = {}
     if config.stage == "train":
@@ -82,14 +83,15 @@ def _run(argv: list[str]) -> int:
     stage_arguments["init_from"] = cli.parent(options)
     workdir = cli.work_directory(options)
     with contextlib.ExitStack() as claims:
-        # Preparation writes only where the prepared text is, under a lock of its own. A bucket has
-        # no locks, so there the claim helps only training, which asks again before it saves.
+        # A second start must not write into the work directory. Preparation does not write there:
+        # the folder of prepared text has a lock of its own. A bucket has no locks, so there a claim
+        # helps only training, which asks it again before each save.
         trains = config.stage == "train"
-        if trains or (config.stage != "prepare" and "://" not in workdir):
+        is_local = "://" not in workdir
+        if trains or (is_local and config.stage != "prepare"):
             claim = claims.enter_context(claimed(workdir, **claim_arguments))
             check_stage(workdir, config.stage)
             if trains:
-                # Training holds on to it, and asks it before each save.
                 stage_arguments["claim"] = claim
         return run_stage(config, workdir, **stage_arguments) or 0
 
@@ -97,15 +99,16 @@ def _run(argv: list[str]) -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory, in one arena; must come before JAX starts its threads.
 
-    XLA frees a CPU step's buffers after every step. Where they are given back to the system, their
-    pages are faulted in again: a step of configs/tiny.py took 242 to 262 ms without this and 185
-    to 264 with it, and system time fell from 1.7 s to 0.1 to 0.4 s in 15 steps (two cores).
+    On a CPU, XLA frees a step's buffers after every step. If glibc gives them back to the system,
+    the next step has to fault their pages in again: a step of configs/tiny.py took 242 to 262 ms
+    without this and 185 to 264 with it. The system time of 15 steps fell from 1.7 s to between 0.1
+    and 0.4 s (two cores).
     """
     if sys.platform != "linux":
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
-    except OSError:  # another C library, which this is not about
+    except OSError:  # a C library other than glibc
         return
     libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
     libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
@@ -118,18 +121,18 @@ def check_stage(workdir: str, stage: str) -> None:
 
     try:
         config = json.loads((epath.Path(workdir) / "config.json").read_text())
-        earlier = config.get("stage", stage)
-    except (OSError, ValueError, AttributeError):  # no config, or none that can be read
+        earlier_stage = config.get("stage", stage)
+    except (OSError, ValueError, AttributeError):  # no config.json, or a damaged one
         return
-    if earlier != stage:
+    if earlier_stage != stage:
         raise UserError(
-            f"--workdir={workdir} holds what the stage {earlier} wrote; "
+            f"--workdir={workdir} holds what the stage {earlier_stage} wrote; "
             f"use another for the stage {stage}."
         )
 
 
 def _check_processes(process: int, processes: int, stage: str) -> None:
-    """Check the options of a stage whose processes meet in a folder, without a coordinator."""
+    """Raises: UserError for options that do not fit a stage whose processes share only a folder."""
     if not 0 <= process < processes:
         raise UserError("--processes=N and --process=0..N-1 go together.")
     if stage == "recall":
@@ -137,7 +140,7 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
 
 
 def _stage_function(stage: str) -> Any:
-    """Import the function that runs a stage; imported late, since most stages import JAX."""
+    """Return the function that runs a stage, imported only now: most stages import JAX."""
     module, _, function = STAGES[stage].partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -19,7 +19,7 @@ from slmjax.text.files import check_writable, write_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a recipe's mixture; returns the exit status, see cli.entry."""
+    """Print and plot a recipe's mixture and return the exit status, see cli.entry."""
     return cli.entry(_run, argv)
 
 

@@ -1,25 +1,30 @@
-"""Counts, durations and nested configs as text, and a line where work takes long."""
+"""Words for a reader: counts, durations and shares as text, and a line while work takes long.
+
+Also `flatten`, which gives nested configs dotted names.
+"""
 
 import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-# Seconds that work may take without a line; after them a person wants to know what goes on.
+# Seconds after which `said_if_long` prints its line, as a person then wants to know what goes on.
 SILENCE = 3.0
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def count(value: float, digits: int = 3) -> str:
-    """Return a number with a letter: 304_123_456 -> "304M", 1.5e12 -> "1.5T"; B is 1e9.
+    """Return a number with a letter for its size: 304_123_456 -> "304M", 1.5e9 -> "1.5B".
 
-    "-" where the value is not finite.
+    Args:
+      digits: significant digits.
+    Returns: "-" where the value is not finite.
     """
     if not math.isfinite(value):
         return "-"
     for size, letter in _PREFIXES:
-        # Rounded first, so that 999.6 is 1k and not 1000.
+        # The rounded value decides, so that 999.6 is 1k and not 1000.
         if float(f"{abs(value):.{digits}g}") < size:
             continue
         scaled = value / size
@@ -33,11 +38,12 @@ def count(value: float, digits: int = 3) -> str:
 def duration(seconds: float) -> str:
     """Return seconds as a person says them.
 
-    "0.4 s", "48 s", "2 min 05 s", "3 h 12 min", "2 d 04 h"; "-" where not finite.
+    Returns: such as "0.4 s", "48 s", "2 min 05 s", "3 h 12 min", "2 d 04 h"; "-" where `seconds` is
+      not finite.
     """
     if not math.isfinite(seconds):
         return "-"
-    if seconds < 9.95:  # more would be rounded to 10.0
+    if seconds < 9.95:  # from here on one decimal would give "10.0 s"
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
@@ -57,11 +63,15 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
-    """Return a nested config as {"model.layers": 12, ...}; empty mappings stay as values."""
+    """Return a nested config as {"model.layers": 12, ...}; empty mappings stay as values.
+
+    Args:
+      prefix: put before each name.
+    """
     flat: dict[str, object] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        # An empty mapping would vanish, and with it that the field is empty.
+        # Flattened, an empty mapping would leave no trace of its field.
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{name}."))
         else:
@@ -73,15 +83,21 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 def said_if_long(
     what: str, *, active: bool = True, say: Callable[[str], None] = print
 ) -> Iterator[None]:
-    """Print that `what` is being done if the block takes more than SILENCE seconds."""
+    """Inside, print "<what> ..." once more than SILENCE seconds have passed.
+
+    Args:
+      what: the work, such as "reading the model".
+      active: False never prints.
+      say: prints the line.
+    """
 
     def print_line() -> None:
-        # Where nobody reads any more, the work itself meets the error when it prints.
+        # A closed pipe is not this timer's matter: the work itself meets it when it prints.
         with contextlib.suppress(OSError):
             say(f"{what} ...")
 
     timer = threading.Timer(SILENCE, print_line)
-    # The program must not wait for it at its end.
+    # The program must not wait for the timer when it ends.
     timer.daemon = True
     if active:
         timer.start()

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
       may_be_empty: options whose value may be an empty text.
-      settings: of argparse.ArgumentParser.
+      settings: other arguments of argparse.ArgumentParser.
     """
 
     def __init__(self, *, may_be_empty: Sequence[str] = (), **settings: Any):
@@ -38,12 +38,13 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse complains about as a UserError."""
+        """Raise argparse's complaint as a UserError."""
         raise UserError(f"{message}; {self.prog} --help lists the options.")
 
     def _check_empty(self, words: list[str]) -> None:
         """Raises: UserError for an option whose value is empty, as --a= or as --a ''."""
-        # A value that is missing, not empty, is left to argparse: "--" stands for it.
+        # `following` is "--" after the last word: not empty, so that argparse reports the missing
+        # value.
         for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
             name, equals, value = word.partition("=")
             if not equals:

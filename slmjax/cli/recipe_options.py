@@ -12,7 +12,7 @@ from slmjax.errors import UserError, empty_value, nearest
 from slmjax.text.remote import work_place
 from slmjax.text.sources import parse_sources
 
-# Every option but the fields, --config.FIELD=VALUE.
+# The options that are not fields; a field is given as --config.FIELD=VALUE.
 FLAGS = (
     "config",
     "workdir",
@@ -29,7 +29,7 @@ FLAGS = (
 def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return ({flag: value}, ["model.layers=12", ...]) of command-line words.
 
-    Both --a=b and --a b are read.
+    A value may be given as --a=b or as --a b.
 
     Raises: UserError for an unknown flag or one without a value.
     """
@@ -68,11 +68,11 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
         # Imported late, as only --params needs it.
         from slmjax.models.choose_shape import parse_params, reshape
 
-        # After the overrides, as the shape depends on the pattern and the vocabulary.
+        # After the overrides, since the shape depends on the pattern and the vocabulary.
         params = parse_params(options["params"])
         decided = reshape(params, configs.freeze(config).model, config.data.vocab_size)
         config.model.update(decided)
-        _check_undecided(options["params"], decided, assignments)
+        _check_set_once(options["params"], decided, assignments)
     if config.stage not in configs.STAGES:
         stages = ", ".join(configs.STAGES)
         hint = nearest(config.stage, configs.STAGES)
@@ -132,7 +132,7 @@ def _next_option(words: list[str]) -> tuple[str, str]:
     return name, value
 
 
-def _check_undecided(params: str, decided: Container[str], assignments: Sequence[str]) -> None:
+def _check_set_once(params: str, decided: Container[str], assignments: Sequence[str]) -> None:
     """Raises: UserError where an assignment sets a field that --params decides.
 
     Args:
@@ -151,7 +151,7 @@ def _assigned_field(assignment: str) -> str:
 
 
 def _sources_of_text(text: str) -> dict[str, dict]:
-    """Return data.sources of its short form: {name: fields}."""
+    """Return data.sources, {name: fields}, from its short form or a literal."""
     sources = {}
     for source in parse_sources(configs.quoted_literal(text)):
         fields = dataclasses.asdict(source)

@@ -16,15 +16,15 @@ from slmjax.errors import UserError, first_line, line_of_the_user
 
 # Exit status after a mistake of the user or of the machine.
 MISTAKE = 2
-# Exit status after Ctrl-C, as a shell counts it.
+# Exit status after Ctrl-C: shells count 128 + the signal.
 INTERRUPTED = 128 + signal.SIGINT
 # Seconds that the program has to clean up after Ctrl-C.
 UNWINDING = 5.0
 # Most characters of an error's sentence on the terminal.
 LONGEST = 1500
-# As glibc and the storage of checkpoints word it.
+# The words of glibc and of the storage of checkpoints for a full disk.
 NO_SPACE = "No space left on device"
-# Errors of the system that only writing can meet.
+# Errors of the system that only a program that writes can meet.
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)
 
 
@@ -45,16 +45,16 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
     except KeyboardInterrupt:  # before or after the training loop, which has its own way to leave
         return INTERRUPTED
     except SystemExit as error:  # from argparse after --help, from rich, or from the user's code
-        # rich raises it for a broken pipe.
+        # rich turns a broken pipe into SystemExit.
         if isinstance(error.__context__, BrokenPipeError):
-            return _nobody_reads()
+            return _after_broken_pipe()
         place = line_of_the_user(error)
-        if not place:
+        if not place:  # argparse's, after --help
             raise
         file, line = place
         return _fail(f"'{file}', line {line}: it ends the program (exit {error.code}).")
     except BrokenPipeError:
-        return _nobody_reads()
+        return _after_broken_pipe()
     except Exception as error:
         sentence = explain(error)
         if not sentence:
@@ -77,7 +77,7 @@ def script(main: Callable[[], int]) -> NoReturn:
         if getattr(sys, name) is None:  # closed by whoever started the process
             nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
             setattr(sys, name, nowhere)
-    # Each line reaches a log file when it is printed.
+    # A log file gets each line when it is printed.
     sys.stdout.reconfigure(line_buffering=True)
     signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _unraisable_hook(sys.unraisablehook)
@@ -104,7 +104,7 @@ def explain(error: Exception) -> str:
             "a path begins with ~ and a name that no user of this machine has; "
             "write the folder out."
         )
-    # The names that XLA gives to a full memory, of the host or of a device.
+    # XLA's words for a full memory, of the host or of a device.
     out_of_memory = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
     if isinstance(error, MemoryError) or out_of_memory:
         return f"there is not enough memory: {first_line(error)}"
@@ -112,6 +112,7 @@ def explain(error: Exception) -> str:
 
 
 def _system_sentence(error: OSError) -> str:
+    """Return a sentence on a file that the operating system refuses."""
     name = "a file"
     if isinstance(error.filename, str | bytes):
         name = f"'{os.fsdecode(error.filename)}'"
@@ -126,7 +127,7 @@ def _storage_sentence(text: str) -> str:
         if NO_SPACE not in text:
             return ""
         return f"the work directory cannot be written: {NO_SPACE}."
-    # The storage says "Failed to write" or "Error writing".
+    # A failed write is worded "Failed to write" or "Error writing".
     action = "written" if "writ" in text else "used"
     return f"the work directory cannot be {action}: {os.strerror(int(code[1]))}."
 
@@ -137,9 +138,9 @@ def _fail(sentence: str) -> int:
     return MISTAKE
 
 
-def _nobody_reads() -> int:
-    """Return the exit status where the reader of a pipe, such as `head`, has seen enough."""
-    # Python flushes stdout at its end, and would complain once more.
+def _after_broken_pipe() -> int:
+    """Silence stdout, whose reader (such as `head`) has left, and return the exit status."""
+    # Python flushes stdout when it ends, and would complain about the pipe once more.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
@@ -147,9 +148,9 @@ def _nobody_reads() -> int:
 
 def _printable(sentence: str) -> str:
     """Return a sentence as one line of bounded length: a file that it quotes may hold anything."""
-    # Escapes what does not print: control sequences of the terminal, half a surrogate pair.
     characters = []
     for character in sentence:
+        # Such as a control sequence of the terminal, or half a surrogate pair.
         if not character.isprintable():
             character = character.encode("unicode_escape", "surrogatepass").decode()
         characters.append(character)
@@ -168,10 +169,14 @@ def _escape_what_the_terminal_lacks() -> None:
 
 
 def _unraisable_hook(usual_hook: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return a hook for exceptions that Python cannot raise, such as those of a callback."""
+    """Return a hook for exceptions that nobody can catch, such as those of a callback.
+
+    Args:
+      usual_hook: reports the exceptions that this hook does not know.
+    """
 
     def hook(problem: Any) -> None:
-        if isinstance(problem.exc_value, KeyboardInterrupt):  # raised in a callback, which loses it
+        if isinstance(problem.exc_value, KeyboardInterrupt):  # Ctrl-C during a callback
             _end(INTERRUPTED)
         # After one array has failed, tensorstore calls back for the others when their event loop
         # is closed. That is noise: the failure itself is raised in the usual way.
@@ -183,7 +188,7 @@ def _unraisable_hook(usual_hook: Callable[[Any], None]) -> Callable[[Any], None]
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     """Handle Ctrl-C: raise, and end the process if it still runs UNWINDING seconds later."""
-    # Somebody's code may catch the exception, or compile for minutes.
+    # The exception may be caught by the user's code, or wait for minutes until XLA has compiled.
     timer = threading.Timer(UNWINDING, _end, (128 + number,))
     timer.daemon = True
     timer.start()

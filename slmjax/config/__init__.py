@@ -1,7 +1,8 @@
 """The config: every field once, recipes and command lines that set them, and the frozen result.
 
 A recipe (`configs/*.py`) starts from `base()`, sets what differs and returns the ConfigDict from
-`get_config()`. The launcher makes a frozen `Config` of it with `freeze`; each room gets its group.
+`get_config()`. The launcher makes a frozen `Config` of it with `freeze`; each part of the library
+gets only its own group of fields.
 """
 
 from ml_collections import ConfigDict

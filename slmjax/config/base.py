@@ -36,7 +36,10 @@ def base() -> ConfigDict:
 
 
 def get(config: Any, name: str) -> Any:
-    """Return the value of a dotted field name; "" is the config itself."""
+    """Return the value under a dotted name, of a field or group; "" is the config itself.
+
+    Raises: AttributeError, KeyError or TypeError where the config has no such name.
+    """
     for part in filter(None, name.split(".")):
         config = config[part]
     return config
@@ -65,7 +68,7 @@ def override(
 
 
 def help_text() -> str:
-    """Return every field with its default and meaning, by groups."""
+    """Return every field with its default and meaning as text, by groups."""
     lines = []
     for group in ("", *GROUPS):
         if group:
@@ -84,7 +87,7 @@ def _help_line(field: ConfigField) -> str:
 
 
 def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
-    """Set one field, or one entry of a mapping, to what a text means."""
+    """Set one field, or one entry of a mapping, to the value that a text stands for."""
     if name in REMOVED:
         # An old command still runs if it asks for the value that is now fixed.
         if literal(text) == REMOVED[name]:
@@ -93,22 +96,15 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
     mapping = _mapping_around(name)
     if name not in FIELDS and not mapping:
         _refuse_unknown(name)
-    group, _, leaf = name.rpartition(".")
+    leaf = name.rpartition(".")[2]
     if mapping == "data.sources" and leaf == "path":
-        # A path makes a new source.
-        source = group.removeprefix("data.sources").removeprefix(".")
-        if not source or "." in source:
-            raise UserError(
-                f"--config.{name}: expected --config.data.sources.NAME.path, with a NAME without "
-                "dots."
-            )
-        if source not in config.data.sources:
-            config.data.sources[source] = ConfigDict()
-    node = _node(config, group, name)
+        # A source that the recipe lacks is added by giving its path.
+        _add_source(config.data.sources, name)
+    node = _node_around(config, name)
     if not text.strip():
         _check_empty(name, node.get(leaf), mapping)
     if name in MAPPINGS:
-        # A whole mapping replaces the old one.
+        # Replaced as a whole: no entry of the recipe's mapping is kept.
         node[leaf] = ConfigDict(_parsed_mapping(name, text, readers))
         return
     if mapping == "data.sources":
@@ -118,10 +114,25 @@ def _assign(config: ConfigDict, name: str, text: str, readers: Readers) -> None:
         value = literal(text)
     else:
         value = _field_value(FIELDS[name], text)
-    # The type is right already, or checked later with a better sentence.
+    # Without the type check of ml_collections: the value has its type already, or a later check
+    # refuses it with a better sentence.
     with node.unlocked(), node.ignore_type():
         node[leaf] = value
-    _open_mappings(config)  # leaving `unlocked` locks everything below the node
+    # Leaving `unlocked` has locked everything below the node.
+    _open_mappings(config)
+
+
+def _add_source(sources: Any, name: str) -> None:
+    """Add the source of data.sources.NAME.path to data.sources, unless it is there."""
+    # NAME is empty where the field is data.sources.path.
+    source = name.removeprefix("data.sources.").removesuffix("path")
+    source = source.removesuffix(".")
+    if not source or "." in source:
+        raise UserError(
+            f"--config.{name}: expected --config.data.sources.NAME.path, with a NAME without dots."
+        )
+    if source not in sources:
+        sources[source] = ConfigDict()
 
 
 def _open_mappings(config: ConfigDict) -> None:
@@ -138,12 +149,11 @@ def _mapping_around(name: str) -> str:
     return ""
 
 
-def _node(config: ConfigDict, group: str, name: str) -> ConfigDict:
-    """Return the group that holds the field `name`. Raises: UserError where there is none."""
+def _node_around(config: ConfigDict, name: str) -> ConfigDict:
+    """Return the group or mapping that holds `name`. Raises: UserError where there is none."""
     node = config
-    # "" splits into one empty part.
-    parts = group.split(".") if group else []
-    for part in parts:
+    group_names = name.split(".")[:-1]
+    for part in group_names:
         if not isinstance(node, ConfigDict) or part not in node:
             _refuse_unknown(name)
         node = node[part]
@@ -180,13 +190,13 @@ def _source_value(leaf: str, text: str) -> Any:
     """Return the value of a field of a source."""
     if leaf in ("weight", "max_epochs"):
         return literal(text)
-    # The name of a file or field may look like a number.
+    # All other fields are texts, even where a file or a field of records is named like a number.
     return quoted_literal(text)
 
 
 def _parsed_mapping(name: str, text: str, readers: Readers) -> dict:
     if name in readers:
-        # This reader takes both the short form and a literal.
+        # A reader takes both the short form and a literal.
         return readers[name](text)
     value = literal(text)
     if isinstance(value, dict):

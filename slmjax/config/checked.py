@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax.config.base import FIELDS, GROUPS, get
-from slmjax.config.fields import LARGEST, ConfigField, typed
+from slmjax.config.fields import INT32_MAX, ConfigField, typed
 from slmjax.config.groups import STAGE_OF, Config, TrainConfig
 from slmjax.errors import UserError, nearest
 
@@ -20,18 +20,18 @@ def freeze(config: ConfigDict) -> Config:
     values: dict[str, dict[str, Any]] = {group: {} for group in ("", *GROUPS)}
     for field in FIELDS.values():
         values[field.group][field.leaf] = _checked(field, config)
-    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    parts = values.pop("")  # fields outside any group
+    classes = {field.name: field.type for field in dataclasses.fields(Config)}
+    arguments = values.pop("")  # fields outside any group
     # Each group is a dataclass of its own.
-    for group, fields in values.items():
-        parts[group] = kinds[group](**fields)
-    frozen = Config(**parts)
+    for group, group_values in values.items():
+        arguments[group] = classes[group](**group_values)
+    frozen = Config(**arguments)
     _check_together(frozen)
     return frozen
 
 
 def _checked(field: ConfigField, config: ConfigDict) -> Any:
-    """Return the value of one field, of its type and in its range."""
+    """Return the value of one field, of its type and in its range. Raises: UserError."""
     name = field.name
     try:
         given = get(config, name)
@@ -42,17 +42,17 @@ def _checked(field: ConfigField, config: ConfigDict) -> Any:
         value = typed(field, _plain(given))
     except TypeError as error:
         raise UserError(f"config.{name} is {_plain(given)!r}; expected {error}.") from None
-    # Choices are texts, so the nearest one helps.
+    # A choice is a name, and may be misspelt.
     if field.choices and value not in field.choices:
         choices = ", ".join(field.choices)
         hint = nearest(value, field.choices)
         raise UserError(f"config.{name} is '{value}'; it can be {choices}.{hint}")
     if field.check and not field.check.holds(value):
         raise UserError(f"config.{name} is {value!r}; it must {field.check.must}.")
-    # Only training has arrays of steps, rows and tokens.
-    of_training = name.partition(".")[0] not in STAGE_OF
-    if type(value) is int and of_training and abs(value) > LARGEST:
-        raise UserError(f"config.{name} is {value}; its size can be {LARGEST:,} at most.")
+    # Only training counts steps, rows and tokens in int32 arrays.
+    is_of_training = name.partition(".")[0] not in STAGE_OF
+    if type(value) is int and is_of_training and abs(value) > INT32_MAX:
+        raise UserError(f"config.{name} is {value}; its size can be {INT32_MAX:,} at most.")
     return value
 
 
@@ -88,7 +88,7 @@ def _check_schedule(train: TrainConfig) -> None:
     warmup, decay, steps = train.warmup, train.decay, train.steps
     if train.schedule == "wsd" and warmup + decay * steps > steps:
         # A tenth of the run, or less where the decay leaves less.
-        longest = int(steps * (1 - decay))
+        longest = int(steps * (1 - decay))  # steps before the decay
         advised = min(longest, max(1, steps // 10))
         raise UserError(
             f"config.train.warmup ({warmup} steps) and decay ({decay:g} of the run) exceed "
@@ -102,7 +102,7 @@ def _check_schedule(train: TrainConfig) -> None:
 
 
 def _check_profile(profile: str) -> None:
-    """Raises: UserError where it is neither empty nor "first:last"."""
+    """Raises: UserError where `profile` is neither empty nor "first:last", two steps."""
     if not profile:
         return
     first, _, last = profile.partition(":")

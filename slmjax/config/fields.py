@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 # Largest whole number of a training field: arrays of steps, rows and tokens are int32.
-LARGEST = 2**31 - 1
+INT32_MAX = 2**31 - 1
 
 
 class Check(NamedTuple):
@@ -26,7 +26,7 @@ PART = Check(lambda value: 0 < value <= 1, "be more than 0 and at most 1")
 
 # What a change of a field affects. It decides which runs may be resumed and which are repetitions.
 AFFECTS = {
-    "learning": "what the model learns; a run goes on with the same value only",
+    "learning": "what the model learns; a run resumes with the same value only",
     "chance": "what the model learns, by chance alone: runs that differ in it are repetitions",
     "order": "which text is read when; judged by the plan's fingerprint, not by its value",
     "compile": "how the same computation is carried out",
@@ -196,25 +196,31 @@ def _entries_of_text(field: ConfigField, text: str) -> Any:
 
     A literal list gives its entries. Any other text is one entry, or several between commas.
     """
-    value = literal(text)
-    is_list = isinstance(value, list | tuple)
     if field.one_text:
-        if is_list and all(isinstance(entry, str) for entry in value):
-            return value
-        if not text.strip():
-            return ()
-        entry = value if isinstance(value, str) else text
-        return (entry,)
-    if is_list:
+        return _whole_text(text)
+    value = literal(text)
+    if isinstance(value, list | tuple):
         return value
     if _entry_kind(field) is float:
-        # One number needs no brackets; several are a literal already.
+        # A single number. Numbers with commas between them were a literal tuple above.
         return (value,) if _is_number(value) else value
-    # A bracket that is not closed is a mistake, not an entry.
+    # A text that begins with a bracket and is no literal has a typing mistake.
     if isinstance(value, str) and value[:1] not in ("[", "(", "{"):
         parts = [part.strip() for part in value.split(",")]
         return tuple(filter(None, parts))
     return value
+
+
+def _whole_text(text: str) -> list | tuple:
+    """Return the texts of a literal list; any other text is the only entry, with its commas."""
+    value = literal(text)
+    if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
+        return value
+    if not text.strip():
+        return ()
+    # Quotation marks around the whole text are not part of it.
+    entry = value if isinstance(value, str) else text
+    return (entry,)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """The fields of training with default, meaning and check, one frozen dataclass for each group.
 
-`Config` is what the launcher makes of a recipe. A room of the library gets its own group of it.
+`Config` is what the launcher makes of a recipe. Each part of the library gets only its own group.
 """
 
 import dataclasses
@@ -9,14 +9,14 @@ from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
 from slmjax.config.stage_groups import CurateConfig, StudyConfig, SynthesizeConfig
 
 NOT_EMPTY = Check(bool, "name at least one entry")
-# The embedding turns pairs of dimensions.
+# The rotary embedding rotates pairs of dimensions.
 EVEN = Check(
     lambda value: value > 0 and value % 2 == 0,
     "be positive and even, for the rotary position embedding",
 )
-# The axis has its place already, so that configs need not change when it is used.
+# The axis is declared already, so that configs need not change once it is used.
 RESERVED = Check(lambda value: value == 1, "be 1 in this version: the axis is reserved")
-# Types of numbers that are kept from step to step.
+# Types of the optimizer's moments, which are kept from step to step.
 FLOATS = ("float32", "bfloat16")
 
 
@@ -24,7 +24,7 @@ FLOATS = ("float32", "bfloat16")
 class ModelConfig:
     """Architecture."""
 
-    # Read by models/pattern.py, which makes the layers of it.
+    # Read by models/pattern.py, which makes layers from it.
 
     vocab_size: int = setting(
         0,
@@ -56,7 +56,9 @@ class ModelConfig:
     output_gate: bool = setting(False, "sigmoid gate on attention's output")
     tied: bool = setting(True, "the head is the embedding, transposed")
     multipliers: dict = setting(
-        {}, "{group: {init, lr, decay}} for embedding, head, matrix, vector, own; 1 where not named"
+        {},
+        "{group: {init, lr, decay}} for embedding, head, matrix, vector, own (parameters of your "
+        "own mixers that are not declared); 1 where not named",
     )
     attention: str = setting(
         "auto",
@@ -64,7 +66,7 @@ class ModelConfig:
         choices=("auto", "reference", "blockwise", "cudnn", "splash"),
         affects="compile",
     )
-    # A text, as it has a third choice.
+    # A text and not a bool, as it has a third choice.
     unroll: str = setting(
         "auto",
         "True (a list of layers: fastest on one host's GPUs) or False (a scan: compiles fastest)",
@@ -108,7 +110,7 @@ class DataConfig:
     # Checked by text/sources.py, which knows what a source can be.
     sources: dict = setting(
         {},
-        "{name: {path, weight, field, revision, heldout, max_epochs (read at most so often), "
+        "{name: {path, weight, field, revision, heldout, max_epochs (times it is read at most), "
         "score (a field; documents in its order, '-field' from high to low), reader "
         "(module:function)}} or "
         "'name:weight=path,...'; empty: embedded textbook",
@@ -165,7 +167,7 @@ class TrainConfig:
 
     # Read by train/ and tasks/.
 
-    # A finished run may be extended, so this is judged by what it changes in the plan.
+    # A finished run may be extended: the plan's fingerprint decides whether a change is allowed.
     steps: int = setting(1000, "optimizer steps", POSITIVE, affects="order")
     batch: int = setting(64, "rows in a step, over all devices", POSITIVE)
     microbatches: int = setting(
@@ -203,7 +205,7 @@ class TrainConfig:
     max_skips: int = setting(
         20, "skipped steps in a row that end the run", POSITIVE, affects="bookkeeping"
     )
-    # The same computation, up to the order of sums, so that a run may turn it on.
+    # It changes only the order of sums, so a run may resume with another value.
     deterministic: bool = setting(
         False,
         "bit-equal resume on GPU too, at some cost (CPU and TPU always are)",
@@ -291,7 +293,7 @@ class MeshConfig:
 
 
 STAGES = ("train", "prepare", "synthesize", "curate", "recall")
-# Groups that one stage reads; all others belong to training.
+# {group: the only stage that reads it}; all other groups belong to training.
 STAGE_OF = {"study": "recall", "synthesize": "synthesize", "curate": "curate"}
 
 

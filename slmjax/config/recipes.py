@@ -20,7 +20,7 @@ from slmjax.config.saved import from_dict
 from slmjax.config.trust import check_trust
 from slmjax.errors import UserError, line_of_the_user, nearest
 
-# Errors whose sentence says enough without their name.
+# Errors whose text says enough without the name of their class.
 SELF_EXPLANATORY = (
     UserError,
     AttributeError,
@@ -30,7 +30,7 @@ SELF_EXPLANATORY = (
     TypeError,
     ValueError,
 )
-# What ml_collections says of a value of another type, and of an unknown field.
+# The errors of ml_collections on a value of another type, and on an unknown field.
 WRONG_TYPE = re.compile(
     r"Could not override field '(\w+)' \(reference\)\. "
     r"(.*) is of original type <class '(.*)'>.*<class '(.*)'>"
@@ -44,8 +44,8 @@ def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
     Args:
       path: a file; `path:argument` passes an argument to get_config().
       trust: names of code that a config.json may name, see check_trust.
-    Raises: UserError where the file is missing, fails, or has no get_config, or a config.json
-      names code that is not trusted.
+    Raises: UserError where the file is missing, fails, or has no get_config, and where a
+      config.json names code that is not trusted.
     """
     path, _, argument = path.partition(":")
     file = Path(path).expanduser()
@@ -59,7 +59,7 @@ def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
             return config
         config = _run_recipe(file, argument)
     except UserError:
-        # It has its sentence already.
+        # Its text is written for the user already.
         raise
     except Exception as error:  # of the user's own file, or of a module that it imports
         raise UserError(_failure(error, path, file)) from error
@@ -83,7 +83,7 @@ def _read_saved(file: Path) -> ConfigDict:
 
 def _run_recipe(file: Path, argument: str) -> Any:
     """Return what the recipe's get_config returns."""
-    # A name of its own, so that a recipe cannot hide a module that is named as it is.
+    # With a prefix: a recipe named like an installed module must not take its place.
     spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: '{file}' is not a Python file with a get_config().")
@@ -95,15 +95,14 @@ def _run_recipe(file: Path, argument: str) -> Any:
                 raise UserError(f"--config: '{file}' has no get_config().")
             return module.get_config(argument) if argument else module.get_config()
         except SystemExit as error:
-            # Named with its line, as any other failure.
+            # As an ordinary error, whose traceback leads `_failure` to the recipe's line.
             failure = RuntimeError(f"the recipe ends the program (exit {error.code})")
-            # The traceback leads to the recipe's line.
             raise failure.with_traceback(error.__traceback__) from error
 
 
 @contextlib.contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """Leave no __pycache__ next to the recipe and the modules that it imports."""
+    """Inside, Python writes no __pycache__ next to the recipe and the modules it imports."""
     kept = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
@@ -113,7 +112,7 @@ def _no_bytecode() -> Iterator[None]:
 
 
 def _check_returned(config: Any, path: str) -> None:
-    """Raises: UserError where get_config() returned something else than a changed base config."""
+    """Raises: UserError where get_config() returned anything but a changed base config."""
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config: get_config() of '{path}' returned {type(config).__name__}; "
@@ -130,11 +129,11 @@ def _check_returned(config: Any, path: str) -> None:
 
 
 def _check_names(values: ConfigDict, where: str, prefix: str = "") -> None:
-    """Raises: UserError for a name that is no field's, with the nearest one.
+    """Raises: UserError for a name in a config that is no field's, with the nearest field.
 
     Args:
       where: how the error begins.
-      prefix: of the dotted names, within a group.
+      prefix: the group of `values` with a dot, such as "model."; empty for the whole config.
     """
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -148,10 +147,10 @@ def _check_names(values: ConfigDict, where: str, prefix: str = "") -> None:
 
 def _failure(error: Exception, path: str, file: Path) -> str:
     """Return one sentence on a recipe that failed: where, and why."""
-    place, line = line_of_the_user(error) or (path, 0)
+    failed_file, line = line_of_the_user(error) or (path, 0)
     where = [f"'{path}'"]
-    if os.path.abspath(place) != os.path.abspath(file):
-        where.append(f"'{place}'")  # a module that the recipe imports
+    if os.path.abspath(failed_file) != os.path.abspath(file):
+        where.append(f"'{failed_file}'")  # a module that the recipe imports
     if line:
         where.append(f"line {line}")
     return f"--config: {', '.join(where)}: {_first_sentence(error)}"
@@ -169,6 +168,7 @@ def _first_sentence(error: Exception) -> str:
     if sentence:
         return sentence
     text = lines[0].partition(" Other fields present")[0].rstrip(".") + "."
+    # The class is named once, also where the error's whole text is that name.
     if not isinstance(error, SELF_EXPLANATORY) and lines != [type(error).__name__]:
         text = f"{type(error).__name__}: {text}"
     if lines[-1].startswith("Did you mean"):
@@ -177,11 +177,12 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _message(error: Exception) -> str:
+    """Return an error's text without quotation marks around it."""
+    text = str(error.args[0]) if error.args else ""
     if isinstance(error, UnicodeError):
         # Its first argument is only the name of the encoding.
-        return str(literal(str(error)))
-    text = str(error.args[0]) if error.args else ""
-    # ml_collections quotes its own text once more.
+        text = str(error)
+    # ml_collections puts its texts in quotation marks.
     return str(literal(text))
 
 
@@ -191,15 +192,16 @@ def _field_sentence(line: str) -> str:
     Args:
       line: the first line of the error's text.
     """
-    if wrong := WRONG_TYPE.match(line):
-        name, value, kind, expected = wrong.groups()
+    if wrong_type := WRONG_TYPE.match(line):
+        name, value, actual, expected = wrong_type.groups()
         example = ", such as ('attention',)" if expected == "tuple" else ""
         return (
-            f"the field '{name}' is set to {value} ({kind}); "
+            f"the field '{name}' is set to {value} ({actual}); "
             f"expected a value of the type {expected.rpartition('.')[2]}{example}."
         )
-    if unknown := UNKNOWN_FIELD.match(line):
+    if unknown_field := UNKNOWN_FIELD.match(line):
+        leaf = unknown_field[1]  # the error does not name the group
         for name in REMOVED:
-            if name.endswith(f".{unknown[1]}"):
+            if name.endswith(f".{leaf}"):
                 return removed_sentence(name)
     return ""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# A saved run with this value loads; with another it is refused by name.
+# {field: its fixed value}. A saved run with this value loads; one with another value is refused.
 REMOVED: dict[str, Any] = {
     "model.norm_eps": 1e-6,
     "model.stack": [],
@@ -15,5 +15,5 @@ REMOVED: dict[str, Any] = {
 
 
 def removed_sentence(name: str) -> str:
-    """Return a sentence on a removed field: which value holds now."""
+    """Return a sentence that a field was removed, and which value holds now."""
     return f"the field config.{name} was removed: it is now always {REMOVED[name]!r}."

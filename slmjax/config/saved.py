@@ -12,23 +12,23 @@ from slmjax.config.groups import STAGE_OF, Config
 from slmjax.config.removed import REMOVED, removed_sentence
 from slmjax.errors import UserError, nearest
 
-# Counts changes of what a saved config means. Files without a number have format 0.
+# Counts up when the meaning of a saved config changes. Files without a number have format 0.
 FORMAT = 1
 
 
 def to_dict(config: Config) -> dict:
-    """Return a config as JSON has it, with its format number, without groups of other stages."""
+    """Return the content of config.json: the format number, and the groups that the stage reads."""
     values = dataclasses.asdict(config)
-    # They say nothing about this run.
+    # Groups of other stages say nothing about this run.
     for group, stage in STAGE_OF.items():
         if stage != config.stage:
             del values[group]
-    # As it will be read, so that a run's config equals its saved one.
+    # With lists for tuples, so that it equals what is read back from the file.
     return {"format": FORMAT, **_as_json(values)}
 
 
 def to_json(config: Config) -> str:
-    """Return `to_dict` as text, stable in its order."""
+    """Return `to_dict` as JSON text with sorted keys."""
     return json.dumps(to_dict(config), indent=1, sort_keys=True)
 
 
@@ -41,16 +41,17 @@ def from_dict(saved: Any) -> ConfigDict:
     if not isinstance(saved, Mapping):
         raise ValueError("it holds no object; expected the fields of a config.json")
     # What a newer version means by its fields is not known here.
-    number = saved.get("format", 0)
-    if not isinstance(number, int) or number > FORMAT:
+    saved_format = saved.get("format", 0)
+    if not isinstance(saved_format, int) or saved_format > FORMAT:
         raise UserError(
-            f"the config has the format {number!r}; this version of slmjax reads up to {FORMAT}, "
-            "so it was written by a newer one."
+            f"the config has the format {saved_format!r}; this version of slmjax reads up to "
+            f"{FORMAT}, so it was written by a newer one."
         )
     config = base()
     # A field that the file lacks has the value that held before the field was there.
-    before = {name: field.before for name, field in FIELDS.items()}
-    for name, value in {**before, **_leaves(saved)}.items():
+    values = {name: field.before for name, field in FIELDS.items()}
+    values |= _leaves(saved)
+    for name, value in values.items():
         if name in REMOVED:
             if value != REMOVED[name]:
                 raise UserError(f"config.{name} is {value!r}; {removed_sentence(name)}")
@@ -65,23 +66,27 @@ def from_dict(saved: Any) -> ConfigDict:
 def as_today(saved: Mapping) -> dict[str, Any]:
     """Return {field: value} of a saved config as this version would have saved it.
 
-    It serves to compare runs. Other names, such as a peer's own facts, stay. Nothing is checked.
+    So runs of different versions can be compared. Nothing is checked, and names that are no
+    field's stay, such as those of a benchmark that trains with another library.
     """
     values = {}
     for name, value in _leaves(saved).items():
-        says_what_holds_now = name in REMOVED and value == REMOVED[name]
-        if not says_what_holds_now:
+        has_fixed_value = name in REMOVED and value == REMOVED[name]
+        if not has_fixed_value:
             values[name] = value
     for name, field in FIELDS.items():
         # A run does not save the groups of other stages, so they are not missing.
-        of_training = name.partition(".")[0] not in STAGE_OF
-        if name not in values and of_training:
+        is_of_training = name.partition(".")[0] not in STAGE_OF
+        if name not in values and is_of_training:
             values[name] = _as_json(field.before)
     return values
 
 
 def _leaves(saved: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Return {dotted name: value} of everything that lies below the groups of fields."""
+    """Return {dotted name: value} of the fields in nested groups, and of unknown names.
+
+    Raises: ValueError where a group is no mapping.
+    """
     leaves = {}
     for key, value in saved.items():
         name = f"{prefix}{key}"

@@ -9,14 +9,15 @@ RATES = Check(
     lambda values: all(0 <= value < math.inf for value in values),
     "hold numbers that are not negative",
 )
-BYTE = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
+# The number of a band is kept in one byte, whose largest values have other meanings.
+UP_TO_250 = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
     """The stage recall: small models on tasks of recall, copying and induction."""
 
-    # The models train with the fields of train and model, but for what is varied here.
+    # The models train with the fields of train and model, except for what this group varies.
 
     tasks: tuple[str, ...] = setting(
         (), "recall:LENGTH:PAIRS, copy:LENGTH:TOKENS, induction:LENGTH"
@@ -40,7 +41,7 @@ class StudyConfig:
 class SynthesizeConfig:
     """The stage synthesize: a teacher writes a textbook."""
 
-    # "openai:" marks the fields that only this teacher reads.
+    # Meanings that begin with "openai:" are of fields that only the teacher openai reads.
 
     teacher: str = setting(
         "program",
@@ -59,7 +60,7 @@ class SynthesizeConfig:
     )
     licence: str = setting("", "note on every document; empty: what the teacher says of itself")
     documents: int = setting(
-        3600, "documents to ask for; more later keep the earlier ones", POSITIVE
+        3600, "documents to ask for; raised later, the earlier ones are kept", POSITIVE
     )
     shard: int = setting(10_000, "documents in a file", POSITIVE)
     topics: str = setting(
@@ -102,7 +103,7 @@ class SynthesizeConfig:
 class CurateConfig:
     """The stage curate: raw text becomes a clean corpus."""
 
-    # The fields of text itself are those of data: data.sources.
+    # The raw text itself is named by data.sources.
 
     rules: dict = setting(
         {},
@@ -115,8 +116,8 @@ class CurateConfig:
         {}, "{set: {path, fields}}: evaluation sets whose items must not be in the corpus"
     )
     ngram: int = setting(5, "words of a shingle", POSITIVE)
-    bands: int = setting(14, "bands of hashes; a pair that shares one is compared", BYTE)
-    rows: int = setting(8, "hashes of a band", BYTE)
+    bands: int = setting(14, "bands of hashes; a pair that shares one is compared", UP_TO_250)
+    rows: int = setting(8, "hashes of a band", UP_TO_250)
     threshold: float = setting(
         0.75, "Jaccard similarity of shingles from which on a document is a duplicate", PART
     )

@@ -35,7 +35,7 @@ def check_trust(config: ConfigDict | Config, trust: Sequence[str], place: str) -
         if name == config.curate.beam:
             action = "Apache Beam, which imports and installs what its options name,"
         else:
-            # Of "module:Class" or "seqio://module/task".
+            # The first part of "module:Class" or "seqio://module/task".
             module = re.split("[/:]", name.removeprefix(SEQIO), maxsplit=1)[0]
             action = f"importing the module {module} ({_file_of(module)})"
         raise UserError(
@@ -60,7 +60,7 @@ def named_code(config: ConfigDict | Config) -> list[str]:
     named = [name for name in candidates if ":" in name]
     # SeqIO's tasks may be named in any field that names text.
     for text in _texts(values):
-        # As in "name=path, path"; the reader of sources strips blanks, too.
+        # A short form of sources, "name=path, path", whose parts may have blanks around them.
         parts = [part.strip() for part in re.split(r"[,=]", text)]
         named += [part for part in parts if part.startswith(SEQIO)]
     if not HARMLESS_BEAM.fullmatch(config.curate.beam):
@@ -99,7 +99,7 @@ def _file_of(module: str) -> str:
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError, AttributeError):
-        # A name that no module can have.
+        # It cannot be the name of a module, or its package cannot be searched.
         spec = None
     if spec is None:
         return "not found here"

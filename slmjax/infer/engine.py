@@ -28,9 +28,9 @@ from slmjax.models.architecture import Architecture
 from slmjax.models.cache import Cache
 from slmjax.parallel.mesh import DeviceKind, device_kind, device_memory, make_mesh
 
-# Names of the numbers RUNNING, STOP, LENGTH and END.
+# Why a row has finished, indexed by RUNNING, STOP, LENGTH and END.
 FINISH = ("", "stop", "length", "end")
-TILE = 128  # tokens: the tiles of fused attention
+TILE = 128  # tokens in a tile of fused attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Completion:
     """The completion of one prompt.
 
     text: ends before the stop string.
-    tokens: all that were drawn, those of the stop string too, without the id that ended it.
-    finish: "stop" (a stop string), "length" (max_tokens) or "end" (an id that ends completions).
-    end: that id, where finish is "end".
+    tokens: all that were drawn, also those of the stop string, but not the id of `end`.
+    finish: why it ended: "stop" (a stop string), "length" (max_tokens) or "end" (a token id that
+      ends completions).
+    end: that token id, where finish is "end".
     """
 
     text: str
@@ -50,24 +51,24 @@ class Completion:
 
 
 class Decoded(NamedTuple):
-    """The decode loop's output as numpy arrays; row i is meaningful up to counts[i].
+    """The decode loop's output as numpy arrays; row i has counts[i] tokens.
 
-    Where an id ended the row, that id and its log-probability are at counts[i].
+    Where a token id ended the row, that id and its log-probability follow, at counts[i].
     """
 
     tokens: np.ndarray  # [B, max_tokens] int32
-    # [B, max_tokens] float32: under the model as it is, whatever the temperature
+    # [B, max_tokens] float32: of the model's own distribution, at temperature 1
     logprobs: np.ndarray
     counts: np.ndarray  # [B]
     finish: np.ndarray  # [B], index of FINISH
-    steps: int  # tokens drawn one after the other: the longest row's
+    steps: int  # steps of the loop: tokens of the longest row
 
 
 class Batch(NamedTuple):
-    """Prompts as the programs take them."""
+    """Prompts as the programs take them, padded to B rows and P columns."""
 
     tokens: np.ndarray  # [B, P] int32: all but each prompt's last token
-    room: int  # slots for completions
+    room: int  # tokens of a completion for which the cache has slots
     request: Request
 
 
@@ -78,7 +79,7 @@ class Engine:
 
     Args:
       tokenizer: has encode, token_bytes, vocab_size, eot and ends, see text/tokenizer.py.
-      max_batch: most prompts decoded at once; more are taken in turns.
+      max_batch: most prompts decoded at once; more prompts make several batches.
       tuned: compile for speed; False compiles three times as fast on a GPU, for a few prompts.
       xla: {"prefill": {name: value}, "decode": {...}}, compiler options to try besides those of
         slmjax/parallel/compiling.py.
@@ -97,8 +98,10 @@ class Engine:
         xla: Mapping | None = None,
     ):
         if tokenizer.vocab_size > arch.vocab_size:
-            sizes = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}"
-            raise UserError(f"{sizes}; it is not this model's.")
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {arch.vocab_size}; "
+                "it is not this model's."
+            )
         self.arch = unrolled(arch)
         self.params = ready_params(arch, params)
         self.buffers = ready_buffers(arch, buffers)
@@ -112,7 +115,7 @@ class Engine:
         self.programs = programs(self._device.platform, tuned, tuple(xla_options))
         # The newest stop strings with their automaton on the device.
         no_stops = stopping.token_automaton((), self.token_bytes)
-        self._table = ((), jnp.asarray(no_stops))
+        self._stop_automaton = ((), jnp.asarray(no_stops))
 
     def generate(
         self,
@@ -128,8 +131,8 @@ class Engine:
     ) -> list[Completion]:
         """Return a completion of each prompt. A row's result does not depend on other prompts.
 
-        Prompts of the same length and batch buckets compile nothing new, nor does any other
-        sampling, stop string or stop_ids.
+        Nothing is compiled anew for prompts in the same buckets of length and number, nor for
+        other sampling, stop strings or stop_ids.
 
         Args:
           prompts: texts or token ids. The end-of-text token, with which every document begins, is
@@ -154,14 +157,14 @@ class Engine:
             stop = [stop]
         completions = []
         for first in range(0, len(ids), self.max_batch):
-            part = slice(first, first + self.max_batch)
-            part_sampling = Sampling(*(settings[part] for settings in sampling))
-            decoded = self.decode(ids[part], part_sampling, max_tokens, stop, stop_ids)
+            rows = slice(first, first + self.max_batch)
+            rows_sampling = Sampling(*(settings[rows] for settings in sampling))
+            decoded = self.decode(ids[rows], rows_sampling, max_tokens, stop, stop_ids)
             completions += self._completions(decoded, stop)
         return completions
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """Return the tokens that the model gets: end-of-text, then the prompt's.
+        """Return the token ids that the model reads: end-of-text, then those of the prompt.
 
         Raises: UserError for a token id that the tokenizer does not have.
         """
@@ -175,19 +178,23 @@ class Engine:
     def decode(
         self,
         ids: Sequence[Sequence[int]],
-        drawing: Sampling,
+        sampling: Sampling,
         max_tokens: int,
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
     ) -> Decoded:
-        """Prefill and decode one batch of token ids, each of which begins with end-of-text.
+        """Return completions of one batch of prompts as token ids.
 
-        See `generate`.
+        Args:
+          ids: of each prompt, beginning with end-of-text, see `encode`.
+          sampling: the settings of each row.
+          max_tokens, stop, stop_ids: see `generate`.
+        Raises: UserError, see `prepare`.
         """
-        batch = self.prepare(ids, drawing, max_tokens, stop, stop_ids)
+        batch = self.prepare(ids, sampling, max_tokens, stop, stop_ids)
         cache = self.prefill(batch)
         state = jax.device_get(self.loop(batch, cache))
-        # Without the rows and columns that only fill the buckets.
+        # Cut off the rows and columns that only fill the buckets.
         rows = len(ids)
         return Decoded(
             tokens=state.tokens[:rows, :max_tokens],
@@ -200,12 +207,12 @@ class Engine:
     def prepare(
         self,
         ids: Sequence[Sequence[int]],
-        drawing: Sampling,
+        sampling: Sampling,
         max_tokens: int,
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
     ) -> Batch:
-        """Return the arguments of `decode`, padded to their buckets.
+        """Return the arguments of `decode` as the programs take them, padded to their buckets.
 
         Raises: UserError if max_tokens is not positive, its cache is larger than the device's
           memory, or the tokenizer lacks one of stop_ids.
@@ -214,26 +221,26 @@ class Engine:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
         rows = len(ids)
         power = 1 << (rows - 1).bit_length()  # the next power of two
-        batch = max(self.programs.rows, power)
+        batch_rows = max(self.programs.rows, power)
         # The last token of a prompt is the loop's first: its logits draw the first new token.
-        lengths = np.zeros(batch, np.int32)
-        last = np.zeros(batch, np.int32)
+        lengths = np.zeros(batch_rows, np.int32)
+        last = np.zeros(batch_rows, np.int32)
         for i, row in enumerate(ids):
             lengths[i] = len(row) - 1
             last[i] = row[-1]
         columns = bucket(int(lengths.max()))
-        self._check_memory(batch, columns, max_tokens)
-        tokens = np.zeros((batch, columns), np.int32)
+        self._check_memory(batch_rows, columns, max_tokens)
+        tokens = np.zeros((batch_rows, columns), np.int32)
         for i, row in enumerate(ids):
             tokens[i, : len(row) - 1] = row[:-1]
-        # Filling rows draw greedily, so that they need no random bits.
-        missing = batch - rows
-        padded = Sampling(*(np.pad(settings, (0, missing)) for settings in drawing))
+        # Rows that only fill the batch have temperature 0, so they need no random bits.
+        filling = batch_rows - rows
+        padded = Sampling(*(np.pad(settings, (0, filling)) for settings in sampling))
         request = Request(
-            real=np.arange(batch) < rows,
+            real=np.arange(batch_rows) < rows,
             lengths=lengths,
             last=last,
-            drawing=padded,
+            sampling=padded,
             stop_table=self._stop_table(stop),
             max_tokens=np.int32(max_tokens),
             ends=self._ends(stop_ids),
@@ -242,7 +249,10 @@ class Engine:
         return Batch(tokens, bucket(max_tokens), request)
 
     def prefill(self, batch: Batch) -> Cache:
-        """Return the cache of a batch's prompts, with room for completions, without waiting."""
+        """Return the cache of a batch's prompts, with room for completions.
+
+        It does not wait for the device.
+        """
         size = batch.tokens.shape[1] + batch.room
         return self.programs.prefill(
             self.arch,
@@ -254,7 +264,10 @@ class Engine:
         )
 
     def loop(self, batch: Batch, cache: Cache) -> State:
-        """Return the decode loop's state on the device, without waiting. `cache` is donated."""
+        """Return the decode loop's last state, on the device; `cache` is donated.
+
+        It does not wait for the device.
+        """
         state, _ = self.programs.decode(
             self.arch,
             batch.room,
@@ -266,6 +279,7 @@ class Engine:
         return state
 
     def _completions(self, decoded: Decoded, stop: Sequence[str]) -> list[Completion]:
+        """Return each row of the decode loop's output as a completion with its text."""
         completions = []
         for tokens, count, finish in zip(decoded.tokens, decoded.counts, decoded.finish):
             drawn = [int(token) for token in tokens[:count]]
@@ -277,14 +291,18 @@ class Engine:
             completions.append(Completion(readable, drawn, FINISH[finish], end))
         return completions
 
-    def _check_memory(self, batch: int, prompt: int, max_tokens: int) -> None:
-        """Raise UserError if the cache of so many rows does not fit this device."""
+    def _check_memory(self, rows: int, columns: int, max_tokens: int) -> None:
+        """Raise UserError if the cache does not fit this device.
+
+        Args:
+          rows, columns: the shape of the padded prompts.
+        """
         advice = "Ask for fewer tokens."
-        size = prompt + bucket(max_tokens)
+        size = columns + bucket(max_tokens)
         if size >= 2**31:
             raise UserError(f"max_tokens is {max_tokens}; positions are 32-bit numbers. {advice}")
         # Shapes only: nothing is allocated.
-        cache = jax.eval_shape(lambda: lm.init_cache(self.arch, batch, size))
+        cache = jax.eval_shape(lambda: lm.init_cache(self.arch, rows, size))
         needed = 0  # bytes
         for leaf in jax.tree.leaves(cache):
             needed += math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -296,7 +314,7 @@ class Engine:
             )
 
     def _ends(self, stop_ids: Sequence[int] | None) -> Bool[np.ndarray, "V"]:
-        """Return whether each row of the model's vocabulary ends a completion."""
+        """Return, for each id of the model's vocabulary, whether it ends a completion."""
         if stop_ids is None:
             stop_ids = self.tokenizer.ends
         ids = [int(token) for token in stop_ids]
@@ -314,11 +332,11 @@ class Engine:
                 raise UserError(f"{where} {token}; {known}.")
 
     def _stop_table(self, stop: Sequence[str]) -> UInt16[Array, "Q V"]:
-        """Return the automaton of the stop strings. The newest is kept: calls often repeat it."""
-        strings, table = self._table
+        """Return the automaton of the stop strings, kept for calls that repeat the last ones."""
+        strings, table = self._stop_automaton
         if tuple(stop) != strings:
             table = jnp.asarray(stopping.token_automaton(stop, self.token_bytes))
-            self._table = (tuple(stop), table)
+            self._stop_automaton = (tuple(stop), table)
         return table
 
 
@@ -326,14 +344,14 @@ def bucket(n: int) -> int:
     """Return the length that `n` tokens are padded to.
 
     It is a power of two from 16 to 256, then 384, 512, and above that one of four equal steps in
-    each octave: 640, 768, 896, 1024, 1280, ... From 8 tokens to 256, where a step reads mostly
-    weights and little cache, padding is at most half; from 512 tokens it is at most a fifth.
+    each octave: 640, 768, 896, 1024, 1280, ... From 8 to 256 tokens, where a step reads mostly
+    weights and little cache, at most half of that length is padding; from 512 tokens, a fifth.
     """
     power = 1 << (n - 1).bit_length()  # the next power of two
     if n <= 256:
         return max(16, power)
     step = max(TILE, power // 8)  # a quarter of the octave from power / 2 to power
-    return -(-n // step) * step
+    return -(-n // step) * step  # rounded up
 
 
 def _device_of(params: dict) -> DeviceKind:

@@ -17,16 +17,17 @@ from slmjax.models.cache import Cache
 from slmjax.models.declare import Weight, keep_channel
 from slmjax.parallel.compiling import compiler_options
 
-RUNNING, STOP, LENGTH, END = range(4)  # a row is running, or why it has finished
+# State of a row: it is running, or has finished with a stop string, max_tokens or an id that ends.
+RUNNING, STOP, LENGTH, END = range(4)
 
 
 class Request(NamedTuple):
-    """The arguments of a batch's completions."""
+    """What the decode loop is asked for: arrays for B rows, Q stop states and V tokens."""
 
-    real: Any  # [B]; false: the row only fills the batch bucket, and has finished at the start
+    real: Any  # [B] bool; False for a row that only fills the batch, and has finished at the start
     lengths: Any  # [B] tokens of each prompt that are in the cache: all but the last
     last: Any  # [B] last token of each prompt
-    drawing: Sampling
+    sampling: Sampling
     stop_table: Any  # [Q,V], see stops.token_automaton
     max_tokens: Any
     ends: Any  # [V] bool: the ids that end a row
@@ -36,22 +37,25 @@ class Request(NamedTuple):
 class State(NamedTuple):
     """The decode loop's tokens so far."""
 
-    step: Any  # tokens drawn so far
-    token: Any  # [B] the newest
-    tokens: Any  # [B, room]: behind a row's counted tokens is the id that ended it, if one did
-    logprobs: Any  # [B, room]
-    counts: Any  # [B]
+    step: Any  # tokens drawn so far in each running row
+    token: Any  # [B] the newest token, or the prompt's last at the start
+    tokens: Any  # [B, room]: after a row's counted tokens comes the id that ended it, if one did
+    logprobs: Any  # [B, room], of `tokens`
+    counts: Any  # [B] tokens of each completion, without the id that ended it
     finish: Any  # [B] RUNNING, STOP, LENGTH or END
-    stop_state: Any  # [B] of the automaton
+    stop_state: Any  # [B] state of the automaton of stop strings
 
 
 class Programs(NamedTuple):
-    """Compiled once for each architecture and each size of their arguments, for all engines."""
+    """The jitted programs of a platform, which all engines share.
+
+    JAX compiles them once for each architecture and each size of their arguments.
+    """
 
     prefill: Callable  # as prefill below
     decode: Callable  # as decode_loop below; its cache is donated
-    # The smallest batch. XLA turns products of a single row into multiplications and sums: on a GPU
-    # 7 more kernels a layer.
+    # Rows of the smallest batch. XLA compiles matrix products of a single row to multiplications
+    # and sums, which are 7 more kernels a layer on a GPU.
     rows: int
 
 
@@ -73,7 +77,8 @@ def programs(
     }
     for program, name, value in more:
         options[program][name] = value
-    # Static: the architecture, and the cache's size or the room for completions.
+    # Arguments 0 and 1 are static: the architecture, and the cache's size or the room for
+    # completions. Argument 4 of the decode loop is the cache.
     compiled_prefill = jax.jit(prefill, static_argnums=(0, 1), compiler_options=options["prefill"])
     compiled_decode = jax.jit(
         decode_loop,
@@ -85,9 +90,10 @@ def programs(
 
 
 def unrolled(arch: Architecture) -> Architecture:
-    """Return the same model with a group of its own for each repeat of the pattern.
+    """Return the same model with each repeat of the pattern as a group of its own.
 
-    A decode loop then reads weights in place, and not slices of a stack.
+    A decode loop then reads each layer's weights in place; a group's repeats are one stacked array,
+    of which it would copy slices.
     """
     stack = []
     for pattern, repeats in arch.stack:
@@ -110,7 +116,7 @@ def ready_params(arch: Architecture, params: dict) -> dict:
 
 
 def ready_buffers(arch: Architecture, buffers: dict) -> dict:
-    """Return the buffers of `unrolled(arch)` that generation reads."""
+    """Return the buffers of `unrolled(arch)` that a forward pass reads; training has others."""
     kept = keep_channel(lm.declare_buffers(arch), buffers, "forward")
     if not kept:
         return {}
@@ -118,7 +124,7 @@ def ready_buffers(arch: Architecture, buffers: dict) -> dict:
 
 
 def _unrolled_stack(arch: Architecture, stack: dict) -> dict:
-    """Return {layer: group of one repeat} from {group: leaves [repeats, ...]}."""
+    """Return the groups of one repeat, by number, from groups of leaves [repeats, ...]."""
     layers: dict = {}
     for g, (_, repeats) in enumerate(arch.stack):
         group = stack.get(str(g), {})
@@ -157,11 +163,11 @@ def decode_loop(
     cache: Cache,
     request: Request,
 ) -> tuple[State, Cache]:
-    """Draw tokens, one a row and step, until every row has finished.
+    """Draw one token a step for each running row until all have finished; return state and cache.
 
     Args:
       room: columns of the returned tokens.
-      cache: of the prompts. It is donated: its memory becomes the returned cache's.
+      cache: of the prompts. It is donated: the returned cache takes its memory.
     """
     B = len(request.last)
     start = State(
@@ -197,37 +203,37 @@ def decode_loop(
 
 def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:
     """Return the state with one more token in each running row."""
-    # Rows that only round up the embedding are never drawn.
+    # Ids beyond the tokenizer's, which only round up the embedding, are never drawn.
     known = jnp.arange(logits.shape[1]) < request.vocab_size
     logits = jnp.where(known, logits, -jnp.inf)
-    token = sample(logits, request.drawing, state.step)
+    token = sample(logits, request.sampling, state.step)
     running = state.finish == RUNNING
     ended = request.ends[token]
     # The id that ends a row is no part of its completion.
-    written = running & ~ended
+    belongs = running & ~ended
     next_state = request.stop_table[state.stop_state, token]
-    stop_state = jnp.where(written, next_state, state.stop_state)
+    stop_state = jnp.where(belongs, next_state, state.stop_state)
 
-    # An id that ends comes before a stop string, and that before the length.
-    last = state.step + 1 >= request.max_tokens
-    finish = jnp.where(last, LENGTH, RUNNING)
-    stopped = stop_state == stopping.STOPPED
-    finish = jnp.where(stopped, STOP, finish)
+    # Of several reasons in one step the last one assigned here counts.
+    next_step = state.step + 1
+    finish = jnp.where(next_step >= request.max_tokens, LENGTH, RUNNING)
+    finish = jnp.where(stop_state == stopping.STOPPED, STOP, finish)
     finish = jnp.where(ended, END, finish)
 
+    # [B,1] each: this step's column of `tokens` and of `logprobs`.
     drawn = jnp.take_along_axis(logits, token[:, None], axis=1)
     logprob = drawn - jax.nn.logsumexp(logits, axis=1, keepdims=True)
-    next_step = state.step + 1
-    column = jnp.where(running, token, 0)[:, None]
-    tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, column, state.step, axis=1)
-    column = jnp.where(running[:, None], logprob, 0.0)
-    logprobs = jax.lax.dynamic_update_slice_in_dim(state.logprobs, column, state.step, axis=1)
+    token_column = jnp.where(running, token, 0)[:, None]
+    logprob_column = jnp.where(running[:, None], logprob, 0.0)
+    write_column = functools.partial(
+        jax.lax.dynamic_update_slice_in_dim, start_index=state.step, axis=1
+    )
     return State(
         step=next_step,
         token=token,
-        tokens=tokens,
-        logprobs=logprobs,
-        counts=state.counts + written,
+        tokens=write_column(state.tokens, token_column),
+        logprobs=write_column(state.logprobs, logprob_column),
+        counts=state.counts + belongs,
         finish=jnp.where(running, finish, state.finish),
         stop_state=stop_state,
     )

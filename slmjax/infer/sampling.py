@@ -1,4 +1,4 @@
-"""The next token from float32 logits: greedy, temperature, top-k, top-p.
+"""Draw the next token from float32 logits: greedy, or with temperature, top-k and top-p.
 
 Settings are arrays with one entry for each row, and a row's draw does not depend on other rows.
 """
@@ -19,10 +19,10 @@ class Sampling(NamedTuple):
     """The settings of each row; every field is an array [B]."""
 
     temperature: Any  # float32; 0 is greedy
-    top_k: Any  # int32; 0 is all
-    top_p: Any  # float32; 1 is all
+    top_k: Any  # int32; 0: draw among all tokens
+    top_p: Any  # float32; 1: draw among all tokens
     seed: Any  # uint32
-    row: Any  # int32: rows of one seed differ by it
+    row: Any  # int32: makes the draws of rows with the same seed differ
 
 
 def sampling_of(
@@ -39,17 +39,17 @@ def sampling_of(
       temperature: 0 takes the likeliest token.
       top_k: draw among so many likeliest tokens; 0: all.
       top_p: draw among the likeliest tokens that hold this share of the mass; 1: all.
-      seed: one number for all rows, which then differ by their number; or a number for each row,
+      seed: one for all rows, whose draws then differ by the row's number; or one for each row,
         which then draws as it would alone with that seed.
     Raises: UserError naming the value that makes no sense.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if isinstance(seed, int | np.integer):
         seeds = [seed] * rows
-        numbers = np.arange(rows, dtype=np.int32)
+        row_numbers = np.arange(rows, dtype=np.int32)
     elif len(seed) == rows:
         seeds = seed
-        numbers = np.zeros(rows, np.int32)
+        row_numbers = np.zeros(rows, np.int32)
     else:
         expected = "give one number, or one for each prompt"
         raise UserError(f"seed has {len(seed)} values for {rows} prompts; {expected}.")
@@ -58,7 +58,7 @@ def sampling_of(
         np.full(rows, top_k, np.int32),
         np.full(rows, top_p, np.float32),
         np.array([int(value) % 2**32 for value in seeds], np.uint32),
-        numbers,
+        row_numbers,
     )
 
 
@@ -77,7 +77,7 @@ def check_sampling(*, temperature: float, top_k: int, top_p: float) -> None:
 
 def sample(
     logits: Float[Array, "B V"],
-    how: Sampling,
+    sampling: Sampling,
     step: Int[Array, ""] | int,
 ) -> Int[Array, "B"]:
     """Return one token a row.
@@ -89,21 +89,23 @@ def sample(
       logits: -inf for tokens that must not be drawn.
       step: of the completion, 0-based; it makes the steps' draws independent.
     """
-    how = Sampling(*map(jnp.asarray, how))
-    warm = how.temperature > 0
+    sampling = Sampling(*map(jnp.asarray, sampling))
+    is_random = sampling.temperature > 0
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def draw(allowed: Callable[[Array], Array]) -> Array:
-        def draw_row(row, seed, number):
+    def draw(restrict: Callable[[Array], Array]) -> Array:
+        """Return random tokens, among those that `restrict` leaves, and greedy rows' likeliest."""
+
+        def draw_row(row_logits, seed, row_number):
             # A fixed generator: draws do not depend on jax's default one.
             key = jax.random.key(seed, impl="threefry2x32")
-            key = jax.random.fold_in(key, number)
+            key = jax.random.fold_in(key, row_number)
             key = jax.random.fold_in(key, step)
-            return jax.random.categorical(key, row).astype(jnp.int32)
+            return jax.random.categorical(key, row_logits).astype(jnp.int32)
 
-        scaled = allowed(_scaled(logits, how.temperature))
-        drawn = jax.vmap(draw_row)(scaled, how.seed, how.row)
-        return jnp.where(warm, drawn, likeliest)
+        scaled = restrict(_scaled(logits, sampling.temperature))
+        drawn = jax.vmap(draw_row)(scaled, sampling.seed, sampling.row)
+        return jnp.where(is_random, drawn, likeliest)
 
     def greedy() -> Array:
         return likeliest
@@ -112,14 +114,14 @@ def sample(
         return draw(lambda scaled: scaled)
 
     def draw_truncated() -> Array:
-        return draw(lambda scaled: truncate(scaled, how.top_k, how.top_p))
+        return draw(lambda scaled: truncate(scaled, sampling.top_k, sampling.top_p))
 
-    # Neither random bits nor a sort where no row needs them.
-    limited = (how.top_k > 0) | (how.top_p < 1)
-    any_truncated = jnp.any(warm & limited)
-    any_warm = jnp.any(warm).astype(jnp.int32)
-    needed = jnp.where(any_truncated, 2, any_warm)
-    return jax.lax.switch(needed, (greedy, draw_from_all, draw_truncated))
+    # Random bits and the sort of `truncate` take time: only the cheapest branch that all rows can
+    # use is run.
+    is_truncated = is_random & ((sampling.top_k > 0) | (sampling.top_p < 1))
+    any_random = jnp.any(is_random).astype(jnp.int32)
+    branch = jnp.where(jnp.any(is_truncated), 2, any_random)
+    return jax.lax.switch(branch, (greedy, draw_from_all, draw_truncated))
 
 
 def truncate(
@@ -129,8 +131,8 @@ def truncate(
 ) -> Float[Array, "B V"]:
     """Return the logits, with -inf outside of the top k tokens and their nucleus.
 
-    The nucleus are the fewest of the top k whose share of the mass is at least p. Of equal logits
-    the lower token comes first. At least one token stays.
+    The nucleus is the smallest set of likeliest tokens, among the top k, whose share of the mass is
+    at least p. Of equal logits the lower token comes first. At least one token stays.
     Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (nucleus), section 3.1.
     """
     # [B,V] by rank: 0 is the likeliest.
@@ -143,8 +145,8 @@ def truncate(
     # p = 1 is a case of its own: rounding can make the sum of the first shares 1 while small ones
     # are still to come.
     all_tokens = top_p[:, None] >= 1
-    before = jnp.cumsum(share, axis=-1) - share
-    keep &= all_tokens | (before < top_p[:, None]) | (rank == 0)
+    share_before = jnp.cumsum(share, axis=-1) - share  # of all likelier tokens
+    keep &= all_tokens | (share_before < top_p[:, None]) | (rank == 0)
     # Back from ranks to tokens.
     nothing = jnp.zeros(logits.shape, bool)
     rows = jnp.arange(len(logits))[:, None]
@@ -153,8 +155,9 @@ def truncate(
 
 
 def _scaled(logits: Float[Array, "B V"], temperature: Float[Array, "B"]) -> Float[Array, "B V"]:
+    """Return logits divided by the temperature, up to a constant; greedy rows are not divided."""
     # The maximum is subtracted first: at any temperature, nothing becomes inf - inf.
     largest = logits.max(axis=-1, keepdims=True)
-    above = logits - largest
+    shifted = logits - largest
     divisor = jnp.where(temperature > 0, temperature, 1.0)
-    return above / divisor[:, None]
+    return shifted / divisor[:, None]

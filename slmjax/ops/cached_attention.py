@@ -1,4 +1,7 @@
-"""Attention of new tokens over a cache: one product per key/value head, reading keys in place."""
+"""Attention of new tokens over a cache: one product per key/value head, reading keys in place.
+
+Axes: B rows, T new tokens, S slots of the cache, N query heads, K key/value heads, H head size.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +21,12 @@ def cached_attention(
     key_index: Int[Array, "B S"] | None = None,
     window: int = 0,
 ) -> Float[Array, "B T N H"]:
-    """Return softmax_attention.reference in the layout of a cache, for few tokens a row.
+    """Return what softmax_attention.reference does, from keys and values in the cache's layout.
 
-    That is one token (decoding) or a short piece of a prompt. All queries of a group are rows of
-    one product, so that each key and value is read once. Products have operands of the cache's type
-    and sums of float32, the softmax is in float32, and all T x S scores exist at once.
+    It is for few new tokens a row, one (decoding) or a short piece of a prompt, because all T x S
+    scores exist at once. All queries of a key/value head are rows of one product, so that each key
+    and value is read once. Products take operands of the cache's type; scores and softmax are
+    float32. Padding (segment 0) gives zeros.
 
     Args:
       query_index: number of each query's token in its row.
@@ -31,7 +35,7 @@ def cached_attention(
     """
     B, T, N, H = query.shape
     K = key.shape[1]
-    group = N // K
+    group = N // K  # query heads that share a key/value head
     # Rows of one product: the queries of all tokens and heads that share a key/value head.
     grouped = query.reshape(B, T, K, group, H)
     grouped = grouped.transpose(0, 2, 1, 3, 4)  # [B,K,T,group,H]
@@ -39,11 +43,12 @@ def cached_attention(
     products = jnp.einsum("bkrh,bksh->bkrs", rows, key, preferred_element_type=jnp.float32)
     scores = products * H**-0.5  # [B,K,T*group,S]
     visible = _visible(query_segments, key_segments, query_index, key_index, window)
+    # The rows of one token, one for each head of the group, follow each other.
     visible = jnp.repeat(visible, group, axis=1)
     visible = visible[:, None]  # [B,1,T*group,S]
     masked = jnp.where(visible, scores, MASKED)
     weights = jax.nn.softmax(masked, axis=-1)
-    weights = jnp.where(visible, weights, 0.0)  # zeros for padding
+    weights = jnp.where(visible, weights, 0.0)  # padding sees no key: zeros
     mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), value)
     mixed = mixed.reshape(B, K, T, group, H)
     mixed = mixed.transpose(0, 2, 1, 3, 4)  # [B,T,K,group,H]
@@ -65,6 +70,6 @@ def _visible(
         key_index = slots[None]
     visible &= query_index[:, :, None] >= key_index[:, None]
     if window:
-        back = query_index[:, :, None] - key_index[:, None]
-        visible &= back < window
+        distance = query_index[:, :, None] - key_index[:, None]
+        visible &= distance < window
     return visible

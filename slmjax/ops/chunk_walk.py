@@ -1,14 +1,15 @@
 """The walk of the gated linear recurrence from chunk to chunk, the only part that is sequential.
 
-For each chunk, with the memory S that came before it:
+For each chunk, with S the memory before it:
 
     new = written - erased S
     S <- whole S + writing^T new
 
-Backward, the memory's gradient D walks the other way by two lines alike: writing and erased are in
-each other's place, the signs are flipped, and each chunk's own gradient is added (`scan_chunks`).
-All other gradients are products of what the two walks leave behind, at once for all chunks. Both
-walks keep one memory a chunk, in the products' type.
+Backward, the memory's gradient D walks from the last chunk to the first by the same two lines, with
+three changes: writing and erased swap places, the signs of their products flip, and the gradient of
+each chunk's memory is added (`scan_chunks` in reverse). All other gradients are products of what
+the two walks return, for all chunks at once. Both walks keep one memory a chunk, in the products'
+type.
 
 Axes: N chunks of C tokens, P independent walks (rows times heads), K and V channels; k is K or 1.
 """
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 
 from slmjax.ops import triton_walk
 
-# Shapes of the terms of all chunks, and of one memory for each walk.
+# Terms of all chunks, a memory for each chunk, and the memory that a walk carries.
 Values = Float[Array, "N P C V"]
 Keys = Float[Array, "N P C K"]
 Decays = Float[Array, "N P k"]
@@ -47,8 +48,8 @@ def walk(
       written: values before erasing; its type is that of the products, memories and new values.
       erased: what each token erases along; None: nothing is erased, and new is written.
       writing: keys, decayed to the end of the chunk.
-      whole: decay of a whole chunk, float32, 1 or K numbers.
-      state: float32, before the first chunk.
+      whole: factor by which a whole chunk decays the memory, float32, 1 or K numbers.
+      state: memory before the first chunk, float32.
 
     Source: Yang et al. 2024 (parallelizing linear transformers with the delta rule), section 3.2.
     """
@@ -62,15 +63,16 @@ def _forward(kernel, written, erased, writing, whole, state):
     return (memories, new, state), (erased, writing, whole, memories, new)
 
 
-def _backward(kernel, kept, gradients):
-    erased, writing, whole, memories, new = kept
+def _backward(kernel, residuals, gradients):
+    erased, writing, whole, memories, new = residuals
     d_memories, d_new, d_state = gradients
     dtype = new.dtype
     run = _walk_of(kernel)
-    # `later` holds the gradient of the memory after each chunk, D.
-    d_erased = None
+    # d_after is D, the gradient of the memory after each chunk.
     if erased is None:
-        later, _, d_state = run(
+        # No chunk's new values depend on the memory, so D only decays and takes up d_memories.
+        d_erased = None
+        d_after, _, d_state = run(
             written=None,
             erased=None,
             writing=None,
@@ -79,10 +81,9 @@ def _backward(kernel, kept, gradients):
             state=d_state,
             reverse=True,
         )
-        # Without erasing no chunk's new values depend on the memory.
-        d_written = d_new + dot("npck,npkv->npcv", writing, later, dtype)
+        d_written = d_new + dot("npck,npkv->npcv", writing, d_after, dtype)
     else:
-        later, d_written, d_state = run(
+        d_after, d_written, d_state = run(
             written=d_new,
             erased=writing,
             writing=erased,
@@ -92,8 +93,8 @@ def _backward(kernel, kept, gradients):
             reverse=True,
         )
         d_erased = -dot("npcv,npkv->npck", d_written, memories, dtype)
-    d_writing = dot("npcv,npkv->npck", new, later, dtype)
-    products = memories.astype(jnp.float32) * later.astype(jnp.float32)
+    d_writing = dot("npcv,npkv->npck", new, d_after, dtype)
+    products = memories.astype(jnp.float32) * d_after.astype(jnp.float32)
     d_whole = jnp.sum(products, axis=-1)
     if whole.shape[-1] == 1:  # one decay for all K channels
         d_whole = d_whole.sum(-1, keepdims=True)
@@ -113,16 +114,19 @@ def scan_chunks(
     *,
     reverse: bool,
 ) -> tuple[Memories, Values | None, State]:
-    """Return (memories, new, state) by lax.scan over the chunks. Terms that are None are left out.
+    """Return (memory before each chunk, new, state after the walk) by lax.scan over the chunks.
 
-    In reverse, new = written + erased S and S <- whole S + added - writing^T new.
+    Terms that are None are left out; without `written` there is no `new`. In reverse the walk
+    begins at the last chunk, "before" means behind it in the sequence, and
+
+        new = written + erased S
+        S <- whole S + added - writing^T new
     """
-    # Forward: new = written - ..., S += ...; in reverse both signs flip.
-    sign = 1.0 if reverse else -1.0
+    sign = 1.0 if reverse else -1.0  # of the product in `new`; that in S has the opposite sign
     # A reverse walk that erases nothing has no `written`.
     dtype = (added if written is None else written).dtype
 
-    def chunk(state, arrays):
+    def walk_chunk(state, arrays):
         written, erased, writing, whole, added = arrays
         memory = state.astype(dtype)  # products take the shorter type, the carry stays float32
         new = written
@@ -137,17 +141,19 @@ def scan_chunks(
         return state, (memory, new)
 
     arrays = (written, erased, writing, whole, added)
-    state, (memories, new) = jax.lax.scan(chunk, state, arrays, reverse=reverse)
+    state, (memories, new) = jax.lax.scan(walk_chunk, state, arrays, reverse=reverse)
     return memories, new, state
 
 
 def dot(spec: str, a: Array, b: Array, dtype: Any = jnp.float32) -> Array:
-    """Return an einsum with sums of float32, rounded to `dtype`; float32 operands stay float32."""
+    """Return the einsum of a and b as `dtype`, with sums of float32."""
+    # By default a GPU or TPU rounds float32 operands, to TF32 or bfloat16.
     precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=dtype)
 
 
 def _walk_of(kernel: str) -> Callable:
+    """Return the function that a kernel's name stands for, with scan_chunks' arguments."""
     if kernel == "scan":
         return scan_chunks
     interpret = {"triton": False, "interpret": True}[kernel]

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from slmjax.ops.cross_entropy_pieces import (
     Head,
     Hidden,
-    Logits,
     PerToken,
     Scalar,
     Targets,
@@ -27,14 +26,14 @@ from slmjax.ops.cross_entropy_pieces import (
     join_pieces,
     one_hot,
     probabilities,
-    rounded_softmax,
+    rounded_log_probs,
     weighted_sums,
     wide_logits,
 )
 
-MEMORY = 16e9  # bytes of a device that does not say its memory
-# One piece's logits and their gradient take at most 1 / LOGITS_PART of the memory: two pieces for
-# the 304M model on 80 and on 141 GB.
+MEMORY = 16e9  # bytes that a device is taken to have which does not report its memory
+# One piece's logits and their gradient take at most 1 / LOGITS_PART of the memory. The 304M model
+# then has two pieces on GPUs of 80 and of 141 GB.
 LOGITS_PART = 28
 
 
@@ -50,16 +49,14 @@ def chunks_for(
     It is a power of two that divides T: the smallest one that suffices, else the largest one.
 
     Args:
-      batch, length: rows and tokens that one device holds.
+      batch, length: rows that one device holds, and their tokens (T).
       memory: bytes of device memory; None (unknown) counts as 16 GB.
       itemsize: bytes of a logit.
     """
     needed = batch * length * vocab * 2 * itemsize  # logits and their gradient
     allowed = (memory or MEMORY) / LOGITS_PART
     chunks = 1
-    while needed / chunks > allowed and chunks < length:
-        if length % (chunks * 2):
-            break
+    while needed / chunks > allowed and length % (chunks * 2) == 0:
         chunks *= 2
     return chunks
 
@@ -97,7 +94,7 @@ def weighted_nats(
     z_loss: float = 0.0,
     chunks: int = 1,
 ) -> tuple[Scalar, Scalar, Scalar]:
-    """Return (loss, nats, squares), of which only the loss has a gradient, to hidden and head.
+    """Return (loss, nats, squares); only the loss has a gradient, of hidden and head.
 
         nats = sum of weight * -log p(target)
         squares = sum of weight * logsumexp^2
@@ -107,6 +104,7 @@ def weighted_nats(
     reads half the bytes. Sums are float32, also that of the head's gradient over the pieces of T.
 
     Raises: ValueError where chunks does not divide T.
+    Source: z-loss as in Chowdhery et al. 2022 (PaLM), section 5.
     """
     _check_chunks(hidden, chunks)
     head = head.astype(hidden.dtype)
@@ -118,7 +116,7 @@ def reference(
     head: Float[Array, "D V"],
     targets: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Return token_log_probs by log_softmax over all float32 logits: slow, obvious, for tests."""
+    """Return token_log_probs' results by log_softmax over all logits: slow, obvious, for tests."""
     logits = wide_logits(hidden, head.astype(hidden.dtype))
     log_probs = jax.nn.log_softmax(logits)
     log_p = at_targets(log_probs, targets)
@@ -136,7 +134,7 @@ def _token_log_probs(hidden, head, targets, chunks):
 
 
 def _forward(hidden, head, targets, chunks):
-    def piece(arrays):
+    def logits_of_piece(arrays):
         hidden, targets = arrays
         logits = wide_logits(hidden, head)
         is_target = one_hot(targets, head.shape[1])
@@ -145,10 +143,10 @@ def _forward(hidden, head, targets, chunks):
         return target_logit, others
 
     if chunks == 1:
-        target_logit, others = piece((hidden, targets))
+        target_logit, others = logits_of_piece((hidden, targets))
     else:
         pieces = cut_pieces(chunks, hidden, targets)
-        target_logit, others = map(join_pieces, jax.lax.map(piece, pieces))
+        target_logit, others = map(join_pieces, jax.lax.map(logits_of_piece, pieces))
     # -log p = log(1 + exp(others - target_logit)).
     nats = jax.nn.softplus(others - target_logit)
     residuals = (hidden, head, targets, target_logit, others)
@@ -208,14 +206,14 @@ def _piece_gradients(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_nats(hidden, head, targets, weights, z_loss, chunks):
-    # Without a gradient: no logits are kept.
-    def piece(arrays):
+    # JAX calls this where no gradient is taken, and otherwise _weighted_forward.
+    def sums_of_piece(arrays):
         hidden, targets, weights = arrays
-        _, log_p, lse = rounded_softmax(hidden, head, targets)
+        _, log_p, lse = rounded_log_probs(hidden, head, targets)
         return weighted_sums(log_p, lse, weights)
 
     pieces = cut_pieces(chunks, hidden, targets, weights)
-    nats, squares = jax.lax.map(piece, pieces)
+    nats, squares = jax.lax.map(sums_of_piece, pieces)
     loss = nats.sum() + z_loss * squares.sum()
     return loss, nats.sum(), squares.sum()
 
@@ -244,7 +242,7 @@ def _weighted_forward(hidden, head, targets, weights, z_loss, chunks):
 def _weighted_backward(z_loss, chunks, residuals, gradients):
     d_hidden, d_head = residuals
     d_loss, _, _ = gradients  # nats and squares are metrics
-    # The residuals are the gradients themselves; what is left is their scale.
+    # The residuals are the gradients of the loss already; the chain rule multiplies them by d_loss.
     d_hidden = d_loss.astype(d_hidden.dtype) * d_hidden
     d_head = (d_loss * d_head).astype(d_hidden.dtype)
     return d_hidden, d_head, None, None
@@ -261,10 +259,11 @@ def _weighted_piece(
     z_loss: float,
 ) -> tuple[tuple[Scalar, Scalar], Hidden, Head]:
     """Return ((nats, squares), and the loss's gradients of hidden and head) of a piece."""
-    logits, log_p, lse = rounded_softmax(hidden, head, targets)
+    logits, log_p, lse = rounded_log_probs(hidden, head, targets)
     p = probabilities(logits, lse)
     is_target = one_hot(targets, head.shape[1])
-    # loss = sum of weight (lse - logit of the target + z_loss lse^2)
+    # loss = sum of weight (lse - logit of the target + z_loss lse^2), so that
+    # d logits = d_lse p - weight one_hot, [B,t,V]
     d_lse = weights * (1 + 2 * z_loss * lse)
     everywhere = d_lse[..., None] * p
     at_target = jnp.where(is_target, weights[..., None], 0.0)

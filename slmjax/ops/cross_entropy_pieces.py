@@ -1,6 +1,6 @@
 """Shapes and parts of the cross-entropy: logits, softmax and sums of one piece of T.
 
-Axes as in ops/cross_entropy.py: a piece has t of the T tokens.
+Axes as in ops/cross_entropy.py: T is cut into N pieces of t tokens.
 """
 
 import jax
@@ -16,10 +16,13 @@ PerToken = Float[Array, "B t"]
 Targets = Int[Array, "B t"]
 
 
-def rounded_softmax(
+def rounded_log_probs(
     hidden: Hidden, head: Head, targets: Targets
 ) -> tuple[Logits, PerToken, PerToken]:
-    """Return (logits in hidden's type, log p(target), logsumexp) of a piece."""
+    """Return (logits rounded to hidden's type, log p(target), logsumexp) of a piece.
+
+    The latter two are computed from the rounded logits, in float32.
+    """
     logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=hidden.dtype)
     wide = logits.astype(jnp.float32)
     lse = jax.nn.logsumexp(wide, axis=-1)
@@ -43,13 +46,13 @@ def probabilities(logits: Logits, lse: PerToken) -> Logits:
 
 
 def at_targets(logits: Logits, targets: Targets) -> PerToken:
-    """Return the number of each token's target."""
+    """Return each token's logit, or other entry over V, at its target."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
     return chosen[..., 0]
 
 
 def wide_logits(hidden: Hidden, head: Head) -> Logits:
-    """Return the logits in float32."""
+    """Return the logits with products in hidden's type and sums in float32, unrounded."""
     return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
 
 
@@ -59,12 +62,12 @@ def head_gradient(hidden: Hidden, d_logits: Logits) -> Head:
 
 
 def one_hot(targets: Targets, vocab: int) -> Bool[Array, "B t V"]:
-    """Return where each token's target is."""
+    """Return for each token which entry of the vocabulary is its target."""
     return jax.nn.one_hot(targets, vocab, dtype=jnp.bool_)
 
 
 def cut_pieces(chunks: int, *arrays: Shaped[Array, "B T ..."]) -> tuple[Array, ...]:
-    """Return each array as [N,B,t,...]."""
+    """Return each array with T cut into N = `chunks` pieces: [N,B,t,...]."""
     pieces = []
     for x in arrays:
         B, T, *rest = x.shape
@@ -74,7 +77,7 @@ def cut_pieces(chunks: int, *arrays: Shaped[Array, "B T ..."]) -> tuple[Array, .
 
 
 def join_pieces(x: Shaped[Array, "N B t ..."]) -> Shaped[Array, "B T ..."]:
-    """Return the pieces of an array as one."""
+    """Return the pieces of an array as one again: cut_pieces undone."""
     x = jnp.moveaxis(x, 0, 1)  # [B,N,t,...]
     B, _, _, *rest = x.shape
     return x.reshape(B, -1, *rest)

@@ -1,10 +1,12 @@
-"""cuDNN's fused attention over packed rows, the one user of JAX's private interface to it.
+"""cuDNN's fused attention over packed rows, through JAX's private interface to it (0.10, 0.11).
 
-That is the interface of JAX 0.10 and 0.11. JAX's public call has no packed rows. Its private one
-repeats key/value heads wrongly, and its cost grows with the number of documents that a row might
-hold: at 16 x 2048 tokens, 16/4 heads of 64, forward and backward on an H200, 1.6 ms for one
-document a row, and 0.05 ms for each further place. So this calls the two primitives below it, with
-a list of documents of the whole batch.
+JAX's public function does not take packed rows. The private function behind it repeats key/value
+heads wrongly, and its cost grows with the number of documents that each row might hold: at 16 x
+2048 tokens, 16/4 heads of 64, forward and backward on an H200, 1.6 ms for one document a row, and
+0.05 ms for each further one. So this file, the only user of the interface, calls the two primitives
+below that function, with one list of the documents of the whole batch.
+
+Axes: B rows, T tokens, N query heads, K key/value heads, H head size, n places of the list.
 """
 
 import functools
@@ -36,8 +38,9 @@ def cudnn_attention(
     are finite and meaningless, and where its cotangents are zero, so are its gradients.
 
     Args:
-      places: segments that all rows of a device together can have; an empty row counts as one. As
-        many places as rows: each row is one segment, and cuDNN gets a causal mask only.
+      places: upper bound of the segments of all rows of a device together; an empty row counts as
+        one. If it equals the number of rows, each row is one segment, which needs a causal mask
+        only.
       window: tokens that a query sees, its own among them; 0: all.
 
     Raises: NoFusedAttention.
@@ -46,7 +49,7 @@ def cudnn_attention(
     def kernel(q, k, v, seg):
         rows = len(seg)
         if places == rows:
-            local = (window - 1, 0) if window else None
+            local = (window - 1, 0) if window else None  # keys before a query, and after it
             return jax.nn.dot_product_attention(
                 q,
                 k,
@@ -55,7 +58,7 @@ def cudnn_attention(
                 local_window_size=local,
                 implementation="cudnn",
             )
-        # JAX reads the number of places off a shape [rows, n], with n at least 2.
+        # JAX takes the list in the shape [rows, places_a_row], the latter at least 2.
         places_a_row = -(-max(places, 2 * rows) // rows)
         lengths, starts = segment_list(seg, places_a_row * rows)
         return _packed(window, q, k, v, lengths, starts)
@@ -81,49 +84,47 @@ def segment_list(
     (starts,) = jnp.nonzero(begins, size=places, fill_value=B * T)
     starts = starts.astype(jnp.int32)
     ends = jnp.append(starts[1:], B * T)
-    lengths = ends - starts
-    # Unused places, of length 0, come last.
+    lengths = ends - starts  # 0 in unused places
     order = jnp.argsort(-lengths, stable=True)
     return lengths[order], starts[order]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _packed(window, q, k, v, lengths, starts):
-    return _forward(window, q, k, v, lengths, starts)[0]
+    return _bind_forward(window, q, k, v, lengths, starts)[0]
 
 
 def _packed_forward(window, q, k, v, lengths, starts):
-    out, statistics = _forward(window, q, k, v, lengths, starts)
+    out, statistics = _bind_forward(window, q, k, v, lengths, starts)
     residuals = (q, k, v, lengths, starts, out, statistics)
     return out, residuals
 
 
 def _packed_backward(window, residuals, gradient):
-    d_q, d_k, d_v = _backward(window, *residuals, gradient)
+    d_q, d_k, d_v = _bind_backward(window, *residuals, gradient)
     return d_q, d_k, d_v, None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
 
 
-def _forward(window, q, k, v, lengths, starts):
+def _bind_forward(window, q, k, v, lengths, starts):
     """Return (output, softmax statistics), both defined for tokens of the listed segments only."""
-    operands, options = _call(window, q, k, lengths, starts)
+    operands, options = _operands_and_options(window, q, k, lengths, starts)
     primitive = _private()._dot_product_attention_fwd_p
     results = primitive.bind(q, k, v, *operands, is_training=True, **options)
     return tuple(results)
 
 
-def _backward(window, q, k, v, lengths, starts, out, statistics, gradient):
+def _bind_backward(window, q, k, v, lengths, starts, out, statistics, gradient):
     """Return the gradients of (q, k, v)."""
-    operands, options = _call(window, q, k, lengths, starts)
+    operands, options = _operands_and_options(window, q, k, lengths, starts)
     primitive = _private()._dot_product_attention_bwd_p
-    kept = (statistics, out, gradient)
-    results = primitive.bind(q, k, v, *operands, *kept, **options)
+    results = primitive.bind(q, k, v, *operands, statistics, out, gradient, **options)
     return tuple(results)
 
 
-def _call(
+def _operands_and_options(
     window: int,
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -133,30 +134,31 @@ def _call(
     """Return (operands behind q, k and v, parameters) that both primitives take."""
     B, T, N, H = q.shape
     K = k.shape[2]
-    lengths = lengths.reshape(B, -1)  # rows have no meaning here
-    # JAX reads the number of places off this shape, less one.
-    first = jnp.pad(starts, (0, B), constant_values=B * T)
-    first = first.reshape(B, -1)
-    none = jnp.zeros(0, q.dtype)  # no bias, no page tables
+    lengths = lengths.reshape(B, -1)  # [B,n/B], though a row's places are for any row's segments
+    # JAX expects one start more than lengths in each row: [B,n/B+1].
+    starts = jnp.pad(starts, (0, B), constant_values=B * T)
+    starts = starts.reshape(B, -1)
+    absent = jnp.zeros(0, q.dtype)
     options = {
         "scale": H**-0.5,
         "seed": 0,
         "dropout_rate": 0.0,
-        "variadic_args": (False, False),
+        "variadic_args": (False, False),  # no bias, and no gradient of one
         "sliding_window_length": window or None,
         "mask_type": _private().MaskType.PADDING_CAUSAL,
         "layout": _private().AttentionLayout.BTNH.value,
     }
-    # In numbers, not tokens.
-    query_first = first * (N * H)
-    key_first = first * (K * H)
-    operands = (none, lengths, lengths, query_first, key_first, none, none)
+    # cuDNN counts array entries: a token is N x H of a query and K x H of a key.
+    query_starts = starts * (N * H)
+    key_starts = starts * (K * H)
+    # Bias, lengths and starts of queries and keys, page tables of keys and values.
+    operands = (absent, lengths, lengths, query_starts, key_starts, absent, absent)
     return operands, options
 
 
 @functools.cache
 def _private() -> ModuleType:
-    """Return JAX's private module, with the names that are used here."""
+    """Return JAX's private module. Raises: NoFusedAttention where it lacks a name used here."""
     needed = (
         "_dot_product_attention_fwd_p",
         "_dot_product_attention_bwd_p",

@@ -6,7 +6,7 @@ Each head carries a memory S [K,V] from token to token:
     S <- S + key (value - S^T (erase * key))^T        (without erase: S + key value^T)
     out = S^T query
 
-`decay` is one number or K numbers a head; `erase` is absent, one number or K numbers.
+`decay`, a logarithm, is one number or K numbers a head; `erase` is absent, one number or K numbers.
 
     Mamba-2 (Dao and Gu 2024): query C, key B, value dt x, decay dt A, no erase
     GLA (Yang et al. 2023): K decays, no erase
@@ -19,6 +19,9 @@ Documents: a token sees and erases only what its own segment wrote. Every produc
 segment ids, also the products with the memory that comes in. A large negative decay at a document's
 start would not do: the running sum of decays would lose all later differences. Padding (segment 0)
 changes nothing and gives zeros.
+
+Axes: B rows, T tokens, G query/key heads, H value heads, R = H / G value heads for each of G, K key
+channels, V value channels.
 """
 
 import functools
@@ -29,10 +32,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from slmjax.ops.recurrence_chunks import run_chunks
-from slmjax.ops.recurrence_layout import widened
+from slmjax.ops.recurrence_layout import with_channel_axis
 
-CHUNK = 64
-# A smaller decay forgets as much (exp(-30) is 1e-13), but costs a chunk's sums their precision.
+CHUNK = 64  # tokens
+# Decays below this are raised to it. They would forget no more (exp(-30) is 1e-13), but cost the
+# sums of a chunk's decays their precision.
 LEAST = -30.0
 
 
@@ -44,7 +48,11 @@ class Memory(NamedTuple):
 
 
 def empty_memory(batch: int, heads: int, key: int, value: int) -> Memory:
-    """Return the memory before the first token, for key and value channels of these sizes."""
+    """Return the memory before the first token, for `key` key channels and `value` value channels.
+
+    Args:
+      heads: value heads, as each has a memory.
+    """
     state = jnp.zeros((batch, heads, key, value), jnp.float32)
     return Memory(state, jnp.zeros(batch, jnp.int32))
 
@@ -67,8 +75,9 @@ def recurrence(
     inside all chunks at once, then a walk over the chunks that carries the memory in float32.
     Products have operands of value's type and sums of float32.
 
-    The backward pass keeps the arguments only, computes the chunks again and walks back. So a layer
-    never keeps its chunks' memories while other layers run. The second walk costs a tenth of all.
+    Only the arguments are kept for the backward pass, which computes the chunks again before it
+    walks back. So a layer never keeps its chunks' memories while other layers run. Walking forward
+    a second time costs a tenth of the operator's whole time.
 
     Args:
       query, key: G divides H; a query/key head serves H / G consecutive value heads.
@@ -100,7 +109,7 @@ def recurrence(
         return x.reshape(B, T, G, H // G, *channels)
 
     @jax.checkpoint
-    def whole(query, key, value, decay, erase, segments, memory):
+    def run_grouped(query, key, value, decay, erase, segments, memory):
         # Padding neither decays nor, by its masks, writes.
         padding = jnp.expand_dims(segments == 0, range(2, decay.ndim))
         decay = jnp.maximum(decay, LEAST)
@@ -112,15 +121,18 @@ def recurrence(
         state = state.reshape(B, H, K, V)
         return out, Memory(state, segment)
 
-    return whole(query, key, value, decay, erase, segments, memory)
+    return run_grouped(query, key, value, decay, erase, segments, memory)
 
 
 class Span(NamedTuple):
-    """The effect of a span of tokens on a memory S that is not known yet; see `span`."""
+    """A span of tokens as a linear map of the memory S before it.
 
-    out: Any  # [B,T,H,V]; with S, the outputs are out + S^T readout
+    The outputs are out + S^T readout, the memory after the span is state + transition S.
+    """
+
+    out: Any  # [B,T,H,V]
     readout: Any  # [B,T,H,K]
-    state: Any  # [B,H,K,V] float32; with S, the memory after the span is state + transition S
+    state: Any  # [B,H,K,V] float32
     transition: Any  # [B,H,K,K] float32
 
 
@@ -138,8 +150,8 @@ def span(
     """Return the recurrence over a part of the sequence as a linear map of the memory before it.
 
     For parts of a sequence on several devices: each computes its map before it knows the memory.
-    The map is the recurrence itself with K more value channels, which start as the unit matrix and
-    write nothing.
+    The map comes from the recurrence itself with K more value channels, whose memory is the unit
+    matrix at first and whose values are 0.
 
     Args:
       query, key, value, decay, erase, segments, chunk: as in `recurrence`.
@@ -147,19 +159,19 @@ def span(
     """
     B, T, _, K = query.shape
     H, V = value.shape[2:]
-    nothing = jnp.zeros((B, T, H, K), value.dtype)
-    both = jnp.concatenate([value, nothing], axis=-1)
-    # [0 1] by rows of K: the first V channels are the span's own, the others start as the unit.
-    unit = jnp.eye(K, V + K, k=V)
-    unit = jnp.broadcast_to(unit, (B, H, K, V + K))
+    zeros = jnp.zeros((B, T, H, K), value.dtype)
+    values = jnp.concatenate([value, zeros], axis=-1)  # [B,T,H,V+K]
+    # [K,V+K]: zeros for the V channels of `value`, the unit matrix for the K channels after them.
+    start = jnp.eye(K, V + K, k=V)
+    start = jnp.broadcast_to(start, (B, H, K, V + K))
     out, after = recurrence(
         query,
         key,
-        both,
+        values,
         decay,
         erase=erase,
         segments=segments,
-        memory=Memory(unit, segment),
+        memory=Memory(start, segment),
         chunk=chunk,
     )
     return Span(
@@ -180,29 +192,32 @@ def _step(
     state: Float[Array, "B G R K V"],
     segment: Int[Array, "B"],
 ) -> tuple[Float[Array, "B 1 G R V"], Float[Array, "B G R K V"], Int[Array, "B"]]:
-    """Return (output, memory, its segment) of one token; R value heads for each query/key head."""
+    """Return (outputs, memory after them, that memory's segment) for one token of each row."""
 
     def token(x):
         return x[:, 0].astype(jnp.float32)
 
     arrays = (query, key, value, decay, erase)
     query, key, value, decay, erase = jax.tree.map(token, arrays)
-    now = segments[:, 0]
-    real = _for_states(now != 0)
+    token_segment = segments[:, 0]
+    real = _with_state_axes(token_segment != 0)
     key = key[:, :, None]  # [B,G,1,K]
-    # A memory of another document is forgotten; padding is treated at the end.
-    own_state = jnp.where(_for_states(now == segment), state, 0.0)
-    before = own_state * jnp.exp(widened(decay, 3))[..., None]
+    # A memory of another document is forgotten. Padding too has another segment: its results are
+    # replaced at the end.
+    own_state = jnp.where(_with_state_axes(token_segment == segment), state, 0.0)
+    factor = jnp.exp(with_channel_axis(decay, 3))[..., None]  # [B,G,R,k,1], k = K or 1
+    before = own_state * factor
     written = value
     if erase is not None:
-        erasing = widened(erase, 3) * key  # [B,G,R,K]
+        erasing = with_channel_axis(erase, 3) * key  # [B,G,R,K]
         written = value - jnp.einsum("bgrkv,bgrk->bgrv", before, erasing)
     after = before + key[..., None] * written[..., None, :]
     out = jnp.einsum("bgrkv,bgk->bgrv", after, query)
     out = jnp.where(real[..., 0], out, 0.0)
     out = out[:, None]  # [B,1,G,R,V]
-    return out, jnp.where(real, after, state), jnp.where(now == 0, segment, now)
+    state = jnp.where(real, after, state)
+    return out, state, jnp.where(token_segment == 0, segment, token_segment)
 
 
-def _for_states(rows: Bool[Array, "B"]) -> Bool[Array, "B 1 1 1 1"]:
+def _with_state_axes(rows: Bool[Array, "B"]) -> Bool[Array, "B 1 1 1 1"]:
     return rows[:, None, None, None, None]

@@ -13,7 +13,8 @@ With g_i the sum of decays from a chunk's start to token i, S the memory before 
     S  <- exp(g_C) S + (K exp(g_C - g))^T new     `whole` and `writing`
 
 Without erase, new = values and M, T, W fall away: the state-space duality of Mamba-2. Where decays
-differ by channel, exp(g) stays inside the sums over K (ops/decayed.py).
+differ by channel, exp(g) stays inside the sums over K (ops/decayed.py). Where a chunk holds several
+documents, masks cut all of this at their borders (`Masks`).
 
 Axes: N chunks, B rows, G query/key heads, R value heads for each of them, C tokens of a chunk (two
 of them: i, the later token, then j), K and V channels. k is K, or 1 for a gate without channels.
@@ -34,13 +35,13 @@ from slmjax.ops.chunk_walk import dot, walk
 from slmjax.ops.recurrence_layout import (
     cut_heads,
     cut_tokens,
-    for_heads,
-    for_value_heads,
-    joined,
-    led,
+    join_chunks,
     merge_heads,
     split_heads,
-    widened,
+    with_channel_axis,
+    with_head_axes,
+    with_leading_axes,
+    with_value_head_axis,
 )
 from slmjax.ops.triangular_inverse import unit_triangular_inverse
 
@@ -56,10 +57,10 @@ PairMask = Bool[Array, "N B 1 1 C C"]
 
 
 class Masks(NamedTuple):
-    """Which tokens of a chunk see each other, and which belong to the memory around it."""
+    """Which tokens of a chunk see each other, and which share a segment with a memory."""
 
     real: Any  # [N,B,C] bool: no padding
-    before: Any  # [N+1,B]: segment of the memory before each chunk, and after the last
+    memory: Any  # [N+1,B] int32: segment of the memory before each chunk, and after the last
     reads: Any  # [N,B,1,1,C,1] bool: tokens of the segment of the memory before the chunk
     writes: Any  # [N,B,1,1,C,1] bool: tokens of the segment of the memory after the chunk
     same: Any  # [N,B,C,C] bool: j <= i, one segment; padding counts to the segment before it
@@ -75,7 +76,7 @@ class Eraser(NamedTuple):
     """The keys that a token erases along, and how strongly."""
 
     key: Any  # [N,B,G,C,K], or [N,B,G,R,C,K] with the strength in it, where it differs by channel
-    strength: Any  # [N,B,G,R,C,1], or 1
+    strength: Any  # [N,B,G,R,C,1], or 1 where the key holds it
 
 
 def run_chunks(
@@ -121,7 +122,8 @@ def run_chunks(
     products = decayed_products(kernel, lefts, key, total, masks.same)
     attend = jnp.where(visible, products[0], 0.0)
     attend = attend.astype(dtype)
-    total = widened(total, 5)  # [N,B,G,R,C,k]
+    total = with_channel_axis(total, 5)  # [N,B,G,R,C,k]
+    # exp(g), 0 for tokens that do not see the memory before the chunk.
     from_start = jnp.where(masks.reads, jnp.exp(total), 0.0)
     written, erased = value, None
     if eraser is not None:
@@ -129,7 +131,7 @@ def run_chunks(
 
     # From chunk to chunk, with the axes B, G, R as one.
     # What tokens read of the memory before the chunk: Q exp(g).
-    reading = (for_value_heads(query) * from_start).astype(dtype)
+    reading = (with_value_head_axis(query) * from_start).astype(dtype)
     writing, whole = _to_the_end(masks, key, total, dtype)
     memories, new, state = walk(
         kernel,
@@ -140,17 +142,19 @@ def run_chunks(
         merge_heads(state, 0),
     )
 
+    # Q exp(g) S + A new.
     memories = split_heads(memories, (B, G, R))
     from_memory = dot("...ik,...kv->...iv", reading, memories)
     new = split_heads(new, (B, G, R))
     from_chunk = dot("...ij,...jv->...iv", attend, new)
     out = (from_memory + from_chunk).astype(dtype)
-    out = joined(out, T)
+    out = join_chunks(out, T)
     state = state.reshape(B, G, R, K, V)
-    return out, state, masks.before[-1]
+    return out, state, masks.memory[-1]
 
 
 def _fits_triton(*sizes: int) -> bool:
+    """Return whether Triton's products take matrices with these sides."""
     for size in sizes:
         is_power_of_two = size & (size - 1) == 0
         if size < triton_walk.LEAST or not is_power_of_two:
@@ -164,23 +168,23 @@ def _masks(segments: Int[Array, "N B C"], segment: Int[Array, "B"]) -> Masks:
     filled = _filled(segments)
     # The segment of the incoming memory, then that of each chunk's end; 0: the chunk is padding.
     ends = jnp.concatenate([segment[None], filled[..., -1]])  # [N+1,B]
-    before = _latest(ends)
-    reads = (segments == before[:-1, :, None]) & real
-    reads = for_heads(reads)
-    writes = (segments == before[1:, :, None]) & real
-    writes = for_heads(writes)
+    memory = _latest(ends)
+    reads = (segments == memory[:-1, :, None]) & real
+    reads = with_head_axes(reads)
+    writes = (segments == memory[1:, :, None]) & real
+    writes = with_head_axes(writes)
     one_segment = filled[..., :, None] == filled[..., None, :]
     causal = jnp.tri(segments.shape[2], dtype=bool)
-    same = one_segment & led(causal, 4)
-    return Masks(real, before, reads, writes, same)
+    same = one_segment & with_leading_axes(causal, 4)
+    return Masks(real, memory, reads, writes, same)
 
 
 def _filled(segments: Int[Array, "N B C"]) -> Int[Array, "N B C"]:
     """Return segments with padding counted to the segment before it; 0 before a chunk's first."""
     real = segments != 0
-    index = led(jnp.arange(segments.shape[2]), 3)
+    index = with_leading_axes(jnp.arange(segments.shape[2]), 3)
     index = jnp.where(real, index, 0)
-    latest = jax.lax.cummax(index, axis=2)
+    latest = jax.lax.cummax(index, axis=2)  # index of the latest real token
     return jnp.take_along_axis(segments, latest, axis=2)
 
 
@@ -196,8 +200,8 @@ def _latest(segments: Int[Array, "N B"]) -> Int[Array, "N B"]:
 def _total_decay(masks: Masks, decay: Gates) -> Gates:
     """Return g: the sum of decays from the first token of i's segment in the chunk up to i.
 
-    It is a product with a mask and not a running sum over the chunk: so the numbers of other
-    documents do not change even its rounding.
+    It is a product with a mask and not a running sum over the chunk, so that other documents do not
+    change even its rounding.
     """
     same = masks.same.astype(jnp.float32)
     return dot("nbij,nbgrj...->nbgri...", same, decay)
@@ -206,7 +210,7 @@ def _total_decay(masks: Masks, decay: Gates) -> Gates:
 def _eraser(erase: Gates, key: Keys, dtype: Any) -> Eraser:
     """Return the Eraser of a gate; a gate by channel is multiplied into the key."""
     if erase.ndim == 6:  # [N,B,G,R,C,K]
-        erasing = erase * for_value_heads(key)
+        erasing = erase * with_value_head_axis(key)
         return Eraser(erasing.astype(dtype), 1.0)
     return Eraser(key, erase[..., None])
 
@@ -224,16 +228,16 @@ def _ut_transform(
     T = (I + M)^-1 solves "each token erases what the tokens before it have written" at once.
 
     Args:
-      overlap: of the erasing key of i with the key of j, decayed.
+      overlap: products of the erasing key of i with the key of j, decayed.
       from_start: exp(g), 0 for tokens that do not see the memory.
     """
     dtype = value.dtype
     earlier = jnp.tri(value.shape[4], k=-1, dtype=bool)  # [C,C]: j < i
-    strict = visible & led(earlier, 6)
-    below = jnp.where(strict, eraser.strength * overlap, 0.0)
+    strict = visible & with_leading_axes(earlier, 6)
+    below = jnp.where(strict, eraser.strength * overlap, 0.0)  # M
     inverse = unit_triangular_inverse(kernel, dtype, below)
     written = dot("...ij,...jv->...iv", inverse, value, dtype)
-    key = for_value_heads(eraser.key)
+    key = with_value_head_axis(eraser.key)
     erasing = eraser.strength * from_start * key
     erasing = erasing.astype(dtype)
     erased = dot("...ij,...jk->...ik", inverse, erasing, dtype)
@@ -248,10 +252,10 @@ def _to_the_end(
     Both are 0 where a token, or the old memory, is not of the next memory's segment.
     """
     # The exponent of a masked token could be positive, so it is masked before and after exp.
-    rest = jnp.where(masks.writes, total[..., -1:, :] - total, 0.0)
-    decayed = for_value_heads(key) * jnp.exp(rest)
+    exponent = jnp.where(masks.writes, total[..., -1:, :] - total, 0.0)
+    decayed = with_value_head_axis(key) * jnp.exp(exponent)
     writing = jnp.where(masks.writes, decayed, 0.0)
     writing = writing.astype(dtype)
-    same_segment = for_heads(masks.before[1:] == masks.before[:-1])
+    same_segment = with_head_axes(masks.memory[1:] == masks.memory[:-1])
     whole = jnp.where(same_segment, jnp.exp(total[..., -1, :]), 0.0)
     return writing, whole

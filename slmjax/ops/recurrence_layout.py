@@ -4,34 +4,37 @@
     value, decay, erase           [B,T,G,R,...]    <->  [N,B,G,R,C,...]
     segments                      [B,T]            <->  [N,B,C]
 
-N chunks of C tokens, G query/key heads, R value heads for each of them, K and V channels.
+Axes as in ops/recurrence_chunks.py.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-Sequence = Shaped[Array, "B T ..."]
-Chunks = Shaped[Array, "N B ..."]
+BySequence = Shaped[Array, "B T ..."]
+ByChunk = Shaped[Array, "N B ..."]
 
 
-def cut_tokens(x: Sequence, chunk: int) -> Shaped[Array, "N B C ..."]:
-    """Return the chunks of a sequence, with zeros behind its end."""
+def cut_tokens(x: BySequence, chunk: int) -> Shaped[Array, "N B C ..."]:
+    """Return x in chunks of `chunk` tokens, the last one filled up with zeros."""
     B, T, *rest = x.shape
-    # Nothing is padded along the other axes.
-    whole = [(0, 0)] * len(rest)
-    x = jnp.pad(x, [(0, 0), (0, -T % chunk), *whole])
+    unpadded = [(0, 0)] * len(rest)
+    x = jnp.pad(x, [(0, 0), (0, -T % chunk), *unpadded])
     x = x.reshape(B, -1, chunk, *rest)
     return jnp.moveaxis(x, 1, 0)
 
 
-def cut_heads(x: Sequence, chunk: int, *, axes: int) -> Chunks:
-    """Return the chunks of a sequence whose `axes` axes behind T are heads, with C behind them."""
+def cut_heads(x: BySequence, chunk: int, *, axes: int) -> ByChunk:
+    """Return x in chunks as cut_tokens does, with the axis C behind those of heads.
+
+    Args:
+      axes: how many axes of heads follow T in x: 1 (G) or 2 (G, R).
+    """
     x = cut_tokens(x, chunk)  # [N,B,C,heads...,channels]
     return jnp.moveaxis(x, 2, 2 + axes)
 
 
-def joined(x: Float[Array, "N B G R C V"], length: int) -> Float[Array, "B T G R V"]:
-    """Return the sequence of these chunks, cut to `length`."""
+def join_chunks(x: Float[Array, "N B G R C V"], length: int) -> Float[Array, "B T G R V"]:
+    """Return the chunks as a sequence again, cut to `length` tokens."""
     _, B, G, R, _, V = x.shape
     x = jnp.moveaxis(x, 4, 2)  # [N,B,C,G,R,V]
     x = jnp.moveaxis(x, 0, 1)  # [B,N,C,G,R,V]
@@ -39,8 +42,8 @@ def joined(x: Float[Array, "N B G R C V"], length: int) -> Float[Array, "B T G R
     return x[:, :length]
 
 
-def for_value_heads(x: Chunks) -> Chunks:
-    """Return [N,B,G,C,K] with an axis for value heads, of size 1 as they share it.
+def with_value_head_axis(x: ByChunk) -> ByChunk:
+    """Return [N,B,G,C,K] as [N,B,G,1,C,K], since all value heads of a query/key head share it.
 
     An array that has the axis, [N,B,G,R,C,K], stays as it is.
     """
@@ -49,20 +52,20 @@ def for_value_heads(x: Chunks) -> Chunks:
     return jnp.expand_dims(x, 3)
 
 
-def for_heads(x: Shaped[Array, "N B *C"]) -> Shaped[Array, "N B 1 1 *C 1"]:
-    """Return a mask of rows or tokens with axes for heads and channels: [N,B,G,R,(C,)K]."""
-    channels = x.ndim + 2
+def with_head_axes(x: Shaped[Array, "N B *C"]) -> Shaped[Array, "N B 1 1 *C 1"]:
+    """Return a mask of rows or of tokens with axes of size 1 for G and R, and for channels."""
+    channels = x.ndim + 2  # the last axis of the result
     return jnp.expand_dims(x, (2, 3, channels))
 
 
-def widened(gate: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
-    """Return a gate with a channel axis behind its first `axes`, of size 1 if it has none."""
+def with_channel_axis(gate: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+    """Return a gate with a channel axis behind its `axes` other ones, of size 1 if it has none."""
     if gate.ndim == axes:
         return gate[..., None]
     return gate
 
 
-def led(x: Shaped[Array, "..."], axes: int) -> Shaped[Array, "..."]:
+def with_leading_axes(x: Shaped[Array, "..."], axes: int) -> Shaped[Array, "..."]:
     """Return x with axes of size 1 in front, `axes` in all."""
     missing = axes - x.ndim
     return jnp.expand_dims(x, range(missing))
@@ -74,7 +77,7 @@ def merge_heads(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return x.reshape(*before, -1, *after)
 
 
-def split_heads(x: Float[Array, "N P a b"], heads: tuple[int, int, int]) -> Chunks:
-    """Return x with the axis P as B, G, R again: [N,B,G,R,a,b]."""
+def split_heads(x: Float[Array, "N P a b"], heads: tuple[int, int, int]) -> ByChunk:
+    """Return x with the axis P as `heads`, the sizes of B, G and R, again: [N,B,G,R,a,b]."""
     N, _, a, b = x.shape
     return x.reshape(N, *heads, a, b)

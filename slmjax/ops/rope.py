@@ -11,6 +11,10 @@ def rope(
 
     It computes in float32 and returns x's type.
 
+    Args:
+      x: queries or keys; H channels of a head, an even number.
+      positions: number of each token in its document.
+
     Source: Su et al. 2021 (RoFormer), section 3.2.2; the halves are paired as GPT-NeoX and Llama in
     transformers do.
     """

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-MASKED = -1e30  # finite, so that a row with no visible key gives no NaN; its output is zeroed below
+MASKED = -1e30  # finite: a query without a visible key gives no NaN, but a number that is zeroed
 BLOCK = 512  # queries whose scores exist at once on the blockwise path
-GROUPS = 8  # causal prefixes of different length: 1/(2 * GROUPS) of the products are wasted
+# Groups of blocks, each with its own number of keys. All queries of a group are multiplied with the
+# keys of its last one: of all T x S products, 1 / (2 * GROUPS) are computed for nothing.
+GROUPS = 8
 
 
 class KernelChoice(NamedTuple):
@@ -39,8 +41,10 @@ def attention(
     """Return attention of N query heads over K key/value heads, scaled by H^-1/2; K divides N.
 
     Args:
-      query_index: each query's slot among the keys; None where T == S and slot t is key t.
-      kernel: reference, blockwise, cudnn or splash (the last two only without query_index).
+      query_index: the index of the key that is each query's own token; None where T == S and query
+        t has key t.
+      kernel: reference, blockwise, cudnn or splash. With query_index all but the reference give way
+        to blockwise.
       places: for cudnn only: segments that a device keeps places for, see cudnn_attention.
       window: tokens that a query sees, its own among them; 0: all.
 
@@ -138,7 +142,7 @@ def blockwise(
     # Without query_index, query t sees keys 0..t only, and later keys need no products.
     causal_prefix = query_index is None
     index = _index(query_segments) if query_index is None else query_index
-    # float32 here, so that the blocks' gradients add up in float32.
+    # float32 until each block casts its keys: so the blocks' gradients add up in float32.
     wide_key = key.astype(jnp.float32)
     wide_value = value.astype(jnp.float32)
     blocks = -(-T // BLOCK)
@@ -148,8 +152,8 @@ def blockwise(
     blocks_a_group = -(-blocks // GROUPS)
 
     def attend_group(first: int, last: int) -> Float[Array, "_ B _ N H"]:
-        """Attend from the queries of blocks `first` to `last`, without the latter."""
-        start, end = 0, S
+        """Return the outputs for the queries of blocks[first:last]."""
+        start, end = 0, S  # of the keys that these queries can see
         if causal_prefix:
             end = min(last * BLOCK, S)
             if window:  # the first query sees no key before this one
@@ -188,10 +192,14 @@ def _dense(
     window: int = 0,
     first_key: int = 0,
 ) -> Float[Array, "B T N H"]:
-    """Return attention in float32 over keys whose first one has the index `first_key`."""
+    """Return attention from all scores at once, as float32.
+
+    Args:
+      first_key: index of the first of these keys among all keys.
+    """
     B, T, N, H = query.shape
     K = key.shape[2]
-    grouped = query.reshape(B, T, K, N // K, H)  # g: the queries of one key/value head
+    grouped = query.reshape(B, T, K, N // K, H)  # [B,T,K,G,H]
     products = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
     scores = products * H**-0.5  # [B,K,G,T,S]
     visible = _visible(query_segments, key_segments, query_index, window, first_key)
@@ -217,13 +225,14 @@ def _visible(
     visible = same_segment & (query_segments[:, :, None] != 0)  # padding sees nothing
     queries = query_index[:, :, None]
     keys = first_key + jnp.arange(key_segments.shape[1])
-    back = queries - keys[None, None, :]
+    distance = queries - keys[None, None, :]  # [B,T,S]
     if window:
-        return visible & ((back >= 0) & (back < window))
-    return visible & (back >= 0)
+        return visible & ((distance >= 0) & (distance < window))
+    return visible & (distance >= 0)
 
 
 def _index(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Return 0, 1, ... T - 1 for each row."""
     _, T = segments.shape
     return jnp.broadcast_to(jnp.arange(T), segments.shape)
 
@@ -231,8 +240,8 @@ def _index(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
 def _split(x: Shaped[Array, "B T ..."], blocks: int) -> Shaped[Array, "_ B _ ..."]:
     """Return x in blocks of BLOCK tokens, the last one padded: [blocks,B,BLOCK,...]."""
     B, T, *rest = x.shape
-    whole = [(0, 0)] * len(rest)
-    # Padded queries are of segment 0 and are cut off at the end.
-    padded = jnp.pad(x, [(0, 0), (0, blocks * BLOCK - T), *whole])
+    unpadded = [(0, 0)] * len(rest)
+    # Padded queries are of segment 0, and `blockwise` cuts them off.
+    padded = jnp.pad(x, [(0, 0), (0, blocks * BLOCK - T), *unpadded])
     split = padded.reshape(B, blocks, -1, *rest)  # [B,blocks,BLOCK,...]
     return split.swapaxes(0, 1)

@@ -1,6 +1,7 @@
-"""Splash attention (Pallas) over packed rows on TPU, the one user of JAX's interface to it.
+"""Splash attention (Pallas) over packed rows on TPU, through JAX's experimental interface to it.
 
-That interface is experimental.
+No other file uses that interface. Axes: B rows, T tokens, N query heads, K key/value heads,
+G = N / K, H head size.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from slmjax.parallel.mesh import per_device_heads
 
 TILE = 128  # tokens; T must be a multiple of it
-BLOCKS = (512, 256, TILE)  # tokens of a block of queries or keys
+BLOCKS = (512, 256, TILE)  # tokens of a block of queries or keys: the largest that divides T
 
 
 class UnfitLength(ValueError):
@@ -50,9 +51,9 @@ def splash_attention(
         K = k.shape[2]
         G = N // K
         attend = _one_head_kernel(T, G, window, interpret)
-        over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))
+        over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))  # heads share their row's segments
         over_rows = jax.vmap(over_heads)
-        # The kernel does not scale.
+        # The kernel does not scale its scores.
         q = q.reshape(B, T, K, G, H) * H**-0.5
         q = q.transpose(0, 2, 3, 1, 4)  # [B,K,G,T,H]
         k = k.transpose(0, 2, 1, 3)  # [B,K,T,H]
@@ -67,7 +68,10 @@ def splash_attention(
 
 
 def _one_head_kernel(T: int, group: int, window: int, interpret: bool) -> Callable:
-    """Return a function(query [G,T,H], key [T,H], value [T,H], segments [T]) for one key head."""
+    """Return the attention of one row and key/value head, for `group` query heads.
+
+    It is a function(query [G,T,H], key [T,H], value [T,H], segments [T]) that returns [G,T,H].
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -82,10 +86,11 @@ def _one_head_kernel(T: int, group: int, window: int, interpret: bool) -> Callab
         block_q_dq=block,
         block_kv_dq=block,
     )
-    # In blocks: what the mask excludes as a whole is not computed.
+    # Blocks of scores that the mask excludes as a whole are not computed.
     mask = masks.CausalMask((T, T))
     if window:
-        mask = masks.LocalMask((T, T), (window - 1, 0), 0)
+        keys_seen = (window - 1, 0)  # before a query, and after it
+        mask = masks.LocalMask((T, T), keys_seen, 0)
     group_mask = masks.MultiHeadMask([mask] * group)
     run = splash.make_splash_mqa_single_device(
         mask=group_mask, block_sizes=sizes, interpret=interpret

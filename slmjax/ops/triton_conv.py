@@ -1,7 +1,7 @@
 """Triton kernels (through Pallas) of the short convolution and its activation, for NVIDIA GPUs.
 
-Each number is read and written once. XLA makes a dozen passes of it, and its sums over all tokens
-for the weights' gradient run at a tenth of memory's speed.
+The kernels read and write each number once. XLA makes a dozen passes of the same work, and its sums
+over all tokens for the weights' gradient run at a tenth of the memory's bandwidth.
 
 Axes: B rows, T tokens, H heads, c channels of a head, W taps.
 """
@@ -17,8 +17,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 TINY = 1e-6  # inside the root of a length, as in every published implementation
-TILE = 4096  # numbers that one program computes: tokens times channels of a head
-LEAST = 16  # tokens of a tile
+TILE = 4096  # numbers that one program computes: tokens of a tile times channels of a head
+LEAST = 16  # fewest tokens of a tile, unless the row is shorter, and fewest channels of a head
 PARAMETERS = ("weight", "bias")  # arrays without an axis of tokens
 
 Arrays = dict[str, Array]
@@ -26,7 +26,7 @@ Tile = Float[Array, "tile c"]  # of one row and head
 
 
 def conv_forward(arrays: Arrays, *, unit: bool, interpret: bool) -> Float[Array, "B T H c"]:
-    """Return silu(convolution + bias) by heads, scaled to length 1 where `unit`.
+    """Return silu(convolution + bias); with `unit`, each head's vector scaled to length 1.
 
     Args:
       arrays: x [B,T,H,c], weight [W,H,c], segments [B,T] and optionally bias [H,c]; c is a power of
@@ -52,7 +52,8 @@ def conv_backward(
     for name in names:
         if name in PARAMETERS:
             gradients[name] = gradients[name].sum(0)  # over tiles
-    # A second call, as a token's gradient of x needs those of the tokens behind it.
+    # The first call's "x" is the gradient of the convolution's result. Each token's gradient of x
+    # needs it from the tokens behind, of which some are in other tiles: hence a second call.
     inputs = arrays | {"x": gradients["x"]}
     return gradients | _call(_transposed, inputs, ("x",), interpret)
 
@@ -65,10 +66,10 @@ def _call(kernel: Callable, arrays: Arrays, wanted: Sequence[str], interpret: bo
     """
     B, T, H, c = arrays["x"].shape
     next_power_of_two = 1 << (T - 1).bit_length()
-    tile = min(max(TILE // c, LEAST), next_power_of_two)
+    tile = min(max(TILE // c, LEAST), next_power_of_two)  # tokens of a tile
     tiles = -(-T // tile)
     length = tiles * tile
-    # Whole tiles: padding is of segment 0 and gives zeros.
+    # The last tile is filled with padding, which is of segment 0 and gives zeros.
     inputs = {}
     for name, x in arrays.items():
         inputs[name] = x if name in PARAMETERS else _padded(x, length)
@@ -101,8 +102,8 @@ def _call(kernel: Callable, arrays: Arrays, wanted: Sequence[str], interpret: bo
 def _padded(x: Array, length: int) -> Array:
     """Return x [B,T,...] with zeros behind its tokens, up to `length`."""
     _, T, *rest = x.shape
-    whole = [(0, 0)] * len(rest)
-    return jnp.pad(x, [(0, 0), (0, length - T), *whole])
+    unpadded = [(0, 0)] * len(rest)
+    return jnp.pad(x, [(0, 0), (0, length - T), *unpadded])
 
 
 def _input_parts(inputs: Arrays, length: int) -> dict[str, pl.BlockSpec]:
@@ -126,15 +127,18 @@ def _input_parts(inputs: Arrays, length: int) -> dict[str, pl.BlockSpec]:
 
 
 def _for_each_tile(part: pl.BlockSpec, tiles: int) -> pl.BlockSpec:
-    """Return the part of an array that has `part` for each row and tile, along its first axis."""
+    """Return the part of an array that has `part` for each row and tile, along its first axis.
+
+    Programs run in any order, so that each needs a place of its own to write to.
+    """
 
     def place(b, t, h):
         return (b * tiles + t, *part.index_map(b, t, h))
 
-    # Programs run in any order and must not add to one place.
     return pl.BlockSpec((None, *part.block_shape), place)
 
 
+# The kernels. `inputs` and `out` are dicts of references, named as in `_call`.
 def _forward(inputs, out, *, tile, unit):
     _, total = _weighted(inputs, tile)
     y = total * jax.nn.sigmoid(total)
@@ -145,18 +149,18 @@ def _forward(inputs, out, *, tile, unit):
 
 
 def _backward(inputs, out, *, tile, unit):
-    """Write gradients of the convolution's result ("x"), and a tile's part of those of weights."""
+    """Write the gradient of the convolution's result to "x", and a tile's part of the weights'."""
     taps, total = _weighted(inputs, tile)
     sigmoid = jax.nn.sigmoid(total)
-    here = pl.ds(pl.program_id(1) * tile, tile)
-    gradient = inputs["gradient"][here].astype(jnp.float32)
+    own_tokens = pl.ds(pl.program_id(1) * tile, tile)
+    gradient = inputs["gradient"][own_tokens].astype(jnp.float32)
     if unit:
-        # y / |y| changes with y only across its own direction.
+        # A change of y along its own direction does not change y / |y|: that part falls away.
         y = total * sigmoid
-        shrink = _inverse_length(y)
-        y *= shrink
+        inverse_length = _inverse_length(y)
+        y *= inverse_length
         along = jnp.sum(gradient * y, axis=1)[:, None]
-        gradient = shrink * (gradient - y * along)
+        gradient = inverse_length * (gradient - y * along)
     # The derivative of silu(total) = total sigmoid(total).
     slope = sigmoid * (1.0 + total * (1.0 - sigmoid))
     gradient *= slope
@@ -170,7 +174,7 @@ def _backward(inputs, out, *, tile, unit):
 
 
 def _transposed(inputs, out, *, tile):
-    """Write the gradient of x from that of the convolution's result: taps of the tokens behind."""
+    """Write the gradient of x, the transposed convolution of the gradient that `x` holds here."""
     taps = _taps(inputs, tile, 1)
     total = _sum_of_taps(taps, inputs["weight"])
     result = out["x"]
@@ -194,21 +198,22 @@ def _taps(inputs, tile: int, direction: int) -> list[Tile]:
       direction: -1 for the neighbours before, 1 for those behind.
     """
     x, segments = inputs["x"], inputs["segments"]
-    place = pl.program_id(1) * tile + jnp.arange(tile)
-    own = segments[place]
+    token = pl.program_id(1) * tile + jnp.arange(tile)  # numbers of the tile's tokens in the row
+    own_segment = segments[token]
     taps = []
     for j in range(inputs["weight"].shape[0]):
-        neighbour = place + direction * j
-        # A place outside of the row is read at its edge, and masked.
+        neighbour = token + direction * j
+        # A neighbour outside of the row is read at the row's edge, and masked.
         inside = jnp.clip(neighbour, 0, x.shape[0] - 1)
-        same = (neighbour == inside) & (segments[inside] == own)
-        visible = (same & (own != 0))[:, None]
+        same = (neighbour == inside) & (segments[inside] == own_segment)
+        visible = (same & (own_segment != 0))[:, None]
         values = x[inside, :].astype(jnp.float32)
         taps.append(jnp.where(visible, values, 0.0))
     return taps
 
 
 def _sum_of_taps(taps: list[Tile], weight: Any) -> Tile:
+    """Return the taps' sum, weighted by `weight`, a reference to [W,c]."""
     rows = [weight[j].astype(jnp.float32) for j in range(len(taps))]
     total = 0
     for tap, row in zip(taps, rows, strict=True):

@@ -1,11 +1,11 @@
 """Triton kernels (through Pallas) of the gated linear recurrence, for NVIDIA GPUs.
 
-`walk` goes over the chunks, `unit_inverse` inverts a matrix of each chunk. XLA gives each step of a
-scan kernels of its own, and the steps are too small for that: here one program walks over all
-chunks of a head with the memory in its registers. The inverse is forward substitution, a row a
-step, which XLA would spread over as many kernels.
+`walk` goes over the chunks, `unit_inverse` inverts a matrix of each chunk. XLA starts new kernels
+for each step of a scan, which costs more than such small steps do. Here one program walks over all
+chunks of a head with the memory in its registers. The inverse is forward substitution, one row of
+the matrix a step, which XLA would spread over as many kernels.
 
-Axes as in ops/chunk_walk.py.
+Axes as in ops/chunk_walk.py; M matrices.
 """
 
 import functools
@@ -17,10 +17,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-# Of an H100 or H200. Where value channels allow it, a walk has at least as many programs.
-MULTIPROCESSORS = 132
-LEAST = 16  # a side of the smallest product in Triton
+MULTIPROCESSORS = 132  # of an H100 or H200
+LEAST = 16  # the smallest side of a matrix in Triton's products
 CHANNELS = 64  # value channels of one program, at most
+# Of the arrays of `walk`, by name; K is 1 in "whole" where all channels have one decay.
 AXES = {
     "written": "NPCV",
     "erased": "NPCK",
@@ -61,7 +61,7 @@ def walk(
     N = whole.shape[0]
     dtype = (added if written is None else written).dtype
     block = _channels_of_a_program(P, V)
-    terms = {
+    arrays = {
         "written": written,
         "erased": erased,
         "writing": writing,
@@ -69,7 +69,8 @@ def walk(
         "added": added,
         "state": state,
     }
-    inputs = {name: x for name, x in terms.items() if x is not None}
+    inputs = {name: x for name, x in arrays.items() if x is not None}
+    # Without `erased` there is no output "new": new is `written`, see below.
     outputs = {
         "memories": jax.ShapeDtypeStruct((N, P, K, V), dtype),
         "state": jax.ShapeDtypeStruct(state.shape, jnp.float32),
@@ -89,9 +90,11 @@ def walk(
 
 
 def _channels_of_a_program(walks: int, channels: int) -> int:
-    """Return the value channels of one program: few enough that all multiprocessors have work."""
+    """Return the value channels of one program: few enough that all multiprocessors have work.
+
+    Programs can share out value channels because each has its own column of the memory.
+    """
     block = min(channels, CHANNELS)
-    # Value channels are independent: each has a column of the memory.
     while walks * (channels // block) < MULTIPROCESSORS and block > LEAST:
         block //= 2
     return block
@@ -106,10 +109,11 @@ def _specs(arrays: dict[str, Any], block: int) -> Specs:
 
 
 def _spec(axes: str, shape: tuple[int, ...], block: int) -> pl.BlockSpec:
-    sizes = {"P": None, "V": block}  # None: the axis falls away
+    """Return the part of one array: one p, `block` value channels, and all other axes whole."""
+    part_sizes = {"P": None, "V": block}  # None: the axis falls away
     part = []
     for axis, size in zip(axes, shape, strict=True):
-        part.append(sizes.get(axis, size))
+        part.append(part_sizes.get(axis, size))
 
     def place(p, v):
         places = {"P": p, "V": v}
@@ -119,11 +123,14 @@ def _spec(axes: str, shape: tuple[int, ...], block: int) -> pl.BlockSpec:
 
 
 def _walk(inputs, out, *, chunks, reverse, dtype):
-    """Walk over all chunks of one walk p, for some value channels; references by name."""
-    sign = 1.0 if reverse else -1.0
+    """Do one walk over all chunks, for a program's value channels, as chunk_walk.scan_chunks does.
 
-    def chunk(number, state):
-        n = chunks - 1 - number if reverse else number  # fori_loop only counts up
+    `inputs` and `out` are dicts of references, with names of AXES.
+    """
+    sign = 1.0 if reverse else -1.0  # of the product in `new`; that in `state` has the opposite
+
+    def walk_chunk(step, state):
+        n = chunks - 1 - step if reverse else step  # fori_loop only counts up
         memory = state.astype(dtype)  # [K,V]; the state stays float32
         out["memories"][n] = memory
         new = inputs["written"][n] if "written" in inputs else None
@@ -139,7 +146,7 @@ def _walk(inputs, out, *, chunks, reverse, dtype):
         return state
 
     start = inputs["state"][...]
-    out["state"][...] = jax.lax.fori_loop(0, chunks, chunk, start)
+    out["state"][...] = jax.lax.fori_loop(0, chunks, walk_chunk, start)
 
 
 def unit_inverse(below: Matrices, *, interpret: bool = False) -> Matrices:
@@ -178,6 +185,7 @@ def _unit_inverse(below, out):
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Return a @ b inside a kernel, with sums of float32; float32 operands stay float32."""
+    """Return a @ b inside a kernel, with sums of float32."""
+    # By default a GPU rounds float32 operands to TF32.
     precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -17,11 +17,11 @@ def compiler_options(
 
     Args:
       platform: "gpu", "tpu" or "cpu", as a mesh's devices say.
-      tuned: try cuBLAS's algorithms for each product, which takes half of the time to compile. It
-        gains nothing in bfloat16 training, 3 % of a step in float8, a tenth of a decode loop.
-      triton: try XLA's own Triton kernels for products too. They gain a fifth of the time of a
-        decode loop, which then compiles in 29 s and not in 10. Training is slower with them (171
-        instead of 159 ms a step on an H100).
+      tuned: try cuBLAS's algorithms for each matrix product, which doubles the compile time. It
+        saves nothing in bfloat16 training, 3 % of a step in float8, a tenth of a decode loop.
+      triton: try XLA's own Triton kernels for products too. They save a fifth of a decode loop's
+        time, but it compiles in 29 s instead of 10. Training is slower with them (171 instead of
+        159 ms a step on an H100).
       deterministic: every run must give the same bits.
     """
     if platform != "gpu":
@@ -37,7 +37,7 @@ def compiler_options(
 
 
 def use_compile_cache() -> None:
-    """Keep compiled programs between runs, those that took half a second or more.
+    """Keep compiled programs on disk for later runs, if they took half a second or more.
 
     The folder is JAX_COMPILATION_CACHE_DIR, else one in the user's cache. Where
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set, it replaces the half second.

@@ -28,7 +28,8 @@ class Peak(NamedTuple):
     single: float
 
 
-# Without sparsity (datasheets print twice that from Ampere on). The first match counts.
+# Without sparsity (from Ampere on, datasheets print twice that for sparse matrices). The first
+# match counts, so narrower patterns come first.
 PEAKS = (
     Peak(r".*\bb200\b.*", 2250e12, 1125e12),  # NVIDIA HGX B200 datasheet, one of eight GPUs
     Peak(r".*\bh[12]00 nvl\b.*", 835.5e12, 417.5e12),  # NVIDIA H100 and H200 datasheets, NVL column
@@ -73,7 +74,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     return None
 
 
-# Bytes a second of one JAX device's memory; the first match counts.
+# (pattern of the device_kind, bytes a second of its memory); the first match counts.
 BANDWIDTHS = (
     (r".*\bb200\b.*", 8.0e12),  # NVIDIA HGX B200 datasheet, an eighth of it
     (r".*\bh200\b.*", 4.8e12),  # NVIDIA H200 datasheet
@@ -108,5 +109,5 @@ def memory_bandwidth(device_kind: str) -> float | None:
 
 
 def _is_slice(device_kind: str) -> bool:
-    """True for a slice of a card (MIG), whose share the name does not say."""
+    """True for a slice of a GPU (MIG): its name does not say how large a share it is."""
     return " mig " in device_kind.lower()

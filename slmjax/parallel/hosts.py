@@ -1,4 +1,4 @@
-"""Several processes as one program: start, agreement, and batches put together from their rows."""
+"""Several processes as one program: how they start, agree, and put batches together from rows."""
 
 import contextlib
 import importlib.util
@@ -18,8 +18,8 @@ from slmjax.data.rows import Arrays, Field, Fields
 from slmjax.errors import UserError, first_line
 from slmjax.readable import duration
 
-# Seconds of waiting for other processes: until the first line that says so, from line to line, and
-# until this process gives up.
+# Seconds of waiting for other processes: until the first line on stderr, between further lines,
+# and until this process gives up.
 FIRST_LINE, NEXT_LINE, LIMIT = 5.0, 60.0, 300.0
 ESTABLISHED = "01"  # state of a connection in /proc/net/tcp
 
@@ -30,7 +30,7 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        # An AssertionError without text gives its name.
+        # An AssertionError may have no text; `first_line` then gives its name.
         reason = first_line(error).rstrip(".")
         raise UserError(
             f"JAX finds no device of JAX_PLATFORMS={asked} ({reason}); "
@@ -39,10 +39,10 @@ def check_devices() -> None:
 
 
 def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-    """Join the other processes, if there are others; it must come before a device is touched.
+    """Join the other processes, if there are others; must come before a device is touched.
 
-    The arguments say where they are, or else the environment: JAX_COORDINATOR_ADDRESS, Slurm, or a
-    TPU pod's metadata, which jax.distributed finds itself.
+    The arguments say where the others are. Without arguments the environment does:
+    JAX_COORDINATOR_ADDRESS, Slurm, or a TPU pod's metadata, which jax.distributed finds itself.
 
     Args:
       coordinator: HOST:PORT of process 0.
@@ -60,12 +60,12 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
         if process == 0:
             _check_port_is_free(port)
     if arguments or is_one_of_several():
-        with waiting_is_said():
-            # JAX itself aborts with a stack trace at its limit; our sentence comes before.
+        with waiting_reported():
+            # At its own limit JAX aborts with a stack trace; `waiting_reported` gives up before.
             try:
                 jax.distributed.initialize(*arguments, initialization_timeout=int(LIMIT) + 60)
             except (RuntimeError, ValueError) as error:
-                # A port that is taken, or half of an environment.
+                # Such as a port that is taken, or an environment that says only some of it.
                 reason = first_line(error).rstrip(".")
                 advice = "give --coordinator=HOST:PORT, --processes=N and --process=I"
                 raise UserError(f"the processes cannot be joined: {reason}; {advice}.") from error
@@ -80,16 +80,17 @@ def is_one_of_several() -> bool:
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if len(names.split(",")) > 1:
         return True
-    # A TPU VM knows its slice from the metadata server; on one host the call makes a group of one.
-    # Colab's TPU is always one host, has no such server, and may have been used by an earlier cell.
+    # A TPU VM may be one of several hosts, which only the metadata server knows; a single host then
+    # forms a group of one. Colab's TPU is always one host, has no such server, and may have been
+    # used by an earlier cell.
     on_colab = "COLAB_RELEASE_TAG" in os.environ
     has_tpu = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
     return has_tpu and not on_colab and importlib.util.find_spec("libtpu") is not None
 
 
 @contextlib.contextmanager
-def waiting_is_said() -> Iterator[None]:
-    """Inside, jax.distributed waits for all processes; a thread says where and for how many.
+def waiting_reported() -> Iterator[None]:
+    """Inside, while jax.distributed waits for other processes, a thread prints where and for whom.
 
     After LIMIT seconds the thread ends the process with status 2. Ctrl-C ends it at once, by the
     system's own handler: Python's cannot interrupt JAX while it waits.
@@ -97,6 +98,7 @@ def waiting_is_said() -> Iterator[None]:
     joined = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
     threading.Thread(target=_report_waiting, args=(joined,), daemon=True).start()
+    # Only the main thread may set signal handlers.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main_thread else None
     try:
         yield
@@ -143,7 +145,7 @@ def waiting_for() -> str:
 
 
 def connections(port: int) -> int:
-    """Return the open connections to a port of this machine.
+    """Return the number of open connections to a port of this machine.
 
     There is one for each process that has joined, this one among them. It is 1 on systems other
     than Linux, which do not say.
@@ -156,8 +158,10 @@ def connections(port: int) -> int:
         except OSError:  # another system than Linux, or one without IPv6
             continue
         for line in lines:
+            # Columns: line number, local address, remote address, state, ...
             _, local_address, _, state, *_ = line.split()
-            count += local_address.endswith(f":{port:04X}") and state == ESTABLISHED
+            if local_address.endswith(f":{port:04X}") and state == ESTABLISHED:
+                count += 1
     return max(1, count)
 
 
@@ -169,7 +173,9 @@ def is_first() -> bool:
 def leaving_together(step: int, asked: bool) -> bool:
     """True at the same step on every process, once one of them was asked to leave (SIGTERM).
 
-    A process alone leaves at once where `asked`.
+    Args:
+      step: number of the training step.
+      asked: whether this process was asked; it decides where there is only one process.
     """
     if jax.process_count() == 1:
         return asked
@@ -207,8 +213,9 @@ def agree(value: int) -> int:
 def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.ndarray:
     """Return the sorted numbers of the batch's rows that this process's devices hold."""
     numbers = np.arange(rows)
-    places = sharding.addressable_devices_indices_map((rows, length)).values()
-    return np.unique(np.concatenate([numbers[index[0]] for index in places]))
+    # A device's index into the batch: (its rows, its columns).
+    indices = sharding.addressable_devices_indices_map((rows, length)).values()
+    return np.unique(np.concatenate([numbers[index[0]] for index in indices]))
 
 
 def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarray) -> dict:
@@ -217,29 +224,35 @@ def global_batch(arrays: Arrays, fields: Fields, shardings: dict, held: np.ndarr
     Args:
       arrays: arrays[name][i] is row held[i] of the batch. Fields without a batch axis are not among
         them: they are zeros.
+      fields: every field of the batch, with its shape over all processes.
+      held: the numbers that `local_rows` returns.
     """
-    place = {int(row): i for i, row in enumerate(held)}  # of a row of the batch in `arrays`
+    local_row = {int(row): i for i, row in enumerate(held)}  # row of the batch: row of `arrays`
     batch = {}
     for name, field in fields.items():
-        part = _rows_of(arrays[name], field, place) if field.by_rows else _zeros(field)
-        batch[name] = jax.make_array_from_callback(field.shape, shardings[name], part)
+        if field.by_rows:
+            part_at = _rows_at(arrays[name], field, local_row)
+        else:
+            part_at = _zeros_at(field)
+        batch[name] = jax.make_array_from_callback(field.shape, shardings[name], part_at)
     return batch
 
 
-def _rows_of(array: np.ndarray, field: Field, place: dict[int, int]) -> Callable:
-    """Return a function from a device's index to its part of a field with rows."""
+def _rows_at(array: np.ndarray, field: Field, local_row: dict[int, int]) -> Callable:
+    """Return a function from a device's index into the batch to its part of a field with rows."""
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        first, last, _ = index[0].indices(field.shape[0])
-        start = place[first]
-        rows = array[start : start + last - first]
-        # The rows are chosen; what is left of the index are the other axes.
+    def part_at(index: tuple[slice, ...]) -> np.ndarray:
+        first, stop, _ = index[0].indices(field.shape[0])
+        # A device holds neighbouring rows, which are neighbours in `array` too.
+        start = local_row[first]
+        rows = array[start : start + stop - first]
         return rows[(slice(None), *index[1:])]
 
-    return part
+    return part_at
 
 
-def _zeros(field: Field) -> Callable:
+def _zeros_at(field: Field) -> Callable:
+    """Return the same kind of function for a field that is zeros."""
     return lambda index: np.zeros(field.shape, field.dtype)[index]
 
 
@@ -255,7 +268,10 @@ def _checked_port(coordinator: str, processes: int, process: int) -> int:
 
 
 def _check_port_is_free(port: int) -> None:
-    """Raises: UserError where another program listens; JAX's own attempt may end the process."""
+    """Raises: UserError where another program listens at the port.
+
+    JAX would find out too, but its failure may end the process.
+    """
     try:
         with socket.create_server(("", port)):
             pass

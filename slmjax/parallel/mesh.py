@@ -1,4 +1,4 @@
-"""The device mesh, facts about its devices, and the helpers through which activations meet it."""
+"""The device mesh, facts about its devices, and how activations are split over it."""
 
 import math
 import os
@@ -41,14 +41,16 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise UserError(f"config.mesh is {dict(sizes)}; sizes are positive, and at most one is -1.")
-    known = math.prod(size for size in shape if size != -1)
-    if -1 in shape and len(devices) % known == 0:
-        shape[shape.index(-1)] = len(devices) // known
+    given = math.prod(size for size in shape if size != -1)  # devices without the axis of -1
+    if -1 in shape and len(devices) % given == 0:
+        shape[shape.index(-1)] = len(devices) // given
     if math.prod(shape) != len(devices):
-        here = f"the {len(devices)} devices that are here"
-        raise UserError(f"config.mesh is {dict(sizes)}, which does not multiply to {here}.")
+        raise UserError(
+            f"config.mesh is {dict(sizes)}, which does not multiply to the {len(devices)} devices "
+            "that are here."
+        )
     if devices[0].platform == "tpu" and len(devices) > 1:
-        # Puts neighbours of the mesh on neighbouring chips.
+        # Neighbours in the mesh become neighbouring chips.
         from jax.experimental import mesh_utils
 
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
@@ -58,19 +60,19 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
 
 
 def device_memory(device: DeviceKind) -> float | None:
-    """Return the bytes of memory of a device, for a CPU this machine's; None if not known."""
+    """Return a device's memory in bytes, that of the machine for a CPU; None if not known."""
     if device.memory or device.platform != "cpu":
         return device.memory
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):  # another system
+    except (AttributeError, OSError, ValueError):  # a system without these names
         return None
 
 
 def device_kind(mesh: Mesh) -> DeviceKind:
-    """Return the properties of the mesh's devices, its first one's.
+    """Return the properties of the mesh's devices, read from the first one.
 
-    It works for the described devices of an ahead-of-time compile too.
+    The mesh may hold descriptions instead of devices, as for an ahead-of-time compile.
     """
     device = mesh.devices.flat[0]
     platform = device.platform
@@ -83,7 +85,7 @@ def device_kind(mesh: Mesh) -> DeviceKind:
             capability = float(text)
     try:
         memory = (device.memory_stats() or {}).get("bytes_limit")
-    except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):
+    except (RuntimeError, AttributeError, jax.errors.JaxRuntimeError):  # as from a description
         memory = None
     processes = {other.process_index for other in mesh.devices.flat}
     return DeviceKind(platform, device.device_kind, capability, memory, len(processes))
@@ -113,8 +115,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def per_device_heads(kernel: Callable) -> Callable:
     """Return `kernel` so that it runs on each device's own rows and heads.
 
-    Rows are split over data and fsdp, heads over tensor. Where the tensor axis exceeds K, each
-    device takes the one key/value head of its queries. Without a mesh, it is the kernel itself.
+    Rows are split over data and fsdp, heads over tensor. Where the tensor axis does not divide K,
+    each device holds all key/value heads and uses the one that its query heads share. Without a
+    mesh the kernel runs as it is.
 
     Args:
       kernel: function of query [B,T,N,H], key [B,T,K,H], value [B,T,K,H] and segments [B,T].
@@ -130,19 +133,20 @@ def per_device_heads(kernel: Callable) -> Callable:
         if mesh.empty or mesh.size == 1:
             return kernel(query, key, value, segments)
         N, K = query.shape[2], key.shape[2]
-        split = K % mesh.shape["tensor"] == 0
+        splits_kv_heads = K % mesh.shape["tensor"] == 0
         heads = P(BATCH, None, "tensor", None)
-        kv_heads = heads if split else P(BATCH, None, None, None)
+        kv_heads = heads if splits_kv_heads else P(BATCH, None, None, None)
 
-        def local(q, k, v, s):
-            if not split:
-                first_query = jax.lax.axis_index("tensor") * q.shape[2]
-                head = first_query // (N // K)
-                k, v = _one_head(k, head), _one_head(v, head)
+        def run_on_device(q, k, v, s):
+            if not splits_kv_heads:
+                # N // K query heads share a key/value head.
+                first_query_head = jax.lax.axis_index("tensor") * q.shape[2]
+                kv_head = first_query_head // (N // K)
+                k, v = _one_head(k, kv_head), _one_head(v, kv_head)
             return kernel(q, k, v, s)
 
         in_specs = (heads, kv_heads, kv_heads, P(BATCH, None))
-        sharded = jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)
+        sharded = jax.shard_map(run_on_device, in_specs=in_specs, out_specs=heads, check_vma=False)
         return sharded(query, key, value, segments)
 
     return run

@@ -25,7 +25,7 @@ WHOLE_IF_FEWER = ("kv_heads",)
 
 
 def shardings(declared: Any, mesh: Mesh) -> Any:
-    """Return the NamedShardings of parameters, laid out as their declarations (declare.Weight).
+    """Return the NamedShardings of parameters, in the tree of their declarations (declare.Weight).
 
     Raises: ValueError naming the parameter for an unknown axis or a dimension that its mesh axis
       does not divide.
@@ -45,16 +45,17 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
     Raises: ValueError as `shardings` does.
     """
     entries: list[str | None] = []
+    # Strict: a parameter has as many logical axes as dimensions.
     for dimension, (_, axis) in enumerate(zip(shape, axes, strict=True)):
         mesh_axis = _mesh_axis(name, axis)
-        is_used = mesh_axis in entries
+        is_used = mesh_axis in entries  # by an earlier dimension
         is_split = not is_used and _is_split(name, shape, dimension, axis, mesh)
         entries.append(mesh_axis if is_split else None)
     return P(*entries)
 
 
 def field_shardings(fields: Fields, mesh: Mesh) -> dict:
-    """Return where a batch lies: fields with a batch axis by rows, others whole on every device."""
+    """Return {field: sharding} of a batch: by rows, or whole where a field has no batch axis."""
     whole = NamedSharding(mesh, P())
     by_rows = batch_sharding(mesh)
     return {name: by_rows if field.by_rows else whole for name, field in fields.items()}
@@ -73,9 +74,9 @@ def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) ->
 
     def sharding(path, leaf):
         # The key of the innermost dict; there is no path where the state is one array.
-        last = getattr(path[-1], "key", None) if path else None
-        if last in known and flat[last].shape == leaf.shape:
-            return known[last]
+        parameter = getattr(path[-1], "key", None) if path else None
+        if parameter in known and flat[parameter].shape == leaf.shape:
+            return known[parameter]
         return whole
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -87,7 +88,7 @@ def path_name(path: tuple) -> str:
 
 
 def flatten_tree(tree: dict) -> dict:
-    """Return {path: leaf}."""
+    """Return {path: leaf} of a nested dict, with paths as `path_name` writes them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
 
@@ -105,6 +106,7 @@ def unflatten(flat: dict) -> dict:
 
 
 def _mesh_axis(name: str, axis: str | None) -> str | None:
+    """Return the mesh axis of a parameter's logical axis. Raises: ValueError if it is unknown."""
     if axis is None:
         return None
     if axis not in RULES:
@@ -122,14 +124,14 @@ def _is_split(
     if axis is None:
         return False
     size = shape[dimension]
-    ways = mesh.shape[RULES[axis]]
-    if size % ways == 0:
+    axis_size = mesh.shape[RULES[axis]]
+    if size % axis_size == 0:
         return True
-    mesh_axis = f"the axis {RULES[axis]}={ways}"
+    mesh_axis = f"the axis {RULES[axis]}={axis_size}"
     if axis not in WHOLE_IF_FEWER:
         place = f"dimension {dimension} of {shape}"
         raise ValueError(f"parameter '{name}': {place} is not divisible by {mesh_axis}")
-    if ways % size:
+    if axis_size % size:
         fault = f"{size} key/value heads neither divide nor are divided by {mesh_axis}"
         raise ValueError(f"parameter '{name}': {fault}")
     return False

@@ -20,21 +20,22 @@ def read_documents(
 ) -> Iterator[Document | Fault]:
     """Yield the documents and faults of one file, in order, with one record at a time in memory.
 
-    A .txt file is one document, or several where it has more than LONGEST bytes; a longer record of
-    another kind is a fault.
+    A .txt file is one document, or several where it has more than streams.LONGEST bytes; a longer
+    record of another kind is a fault.
 
     Args:
       group_by: "" (a document is its own group), a field, or a regular expression on the field `id`
         ("re:" prefix or any metacharacter).
-    Raises: UserError where the file cannot be opened or has no such column.
+    Raises: UserError where the file cannot be opened, or has no column of a name that is needed.
     """
     document_groups = grouping(group_by)
-    # A SeqIO task has no ending.
-    kind = None if file.path.startswith(SEQIO) else file_kind(file.path, source).format
-    if kind == ".txt":
+    file_format = ""  # of a SeqIO task, which has no ending
+    if not file.path.startswith(SEQIO):
+        file_format = file_kind(file.path, source).format
+    if file_format == ".txt":
         reader = partial(read_txt, file=file, source=source, grouping=document_groups)
         yield from _read(file, source, reader)
-    elif kind == ".parquet":
+    elif file_format == ".parquet":
         reader = partial(read_parquet, file=file, source=source, grouping=document_groups)
         yield from _read(file, source, reader)
     else:
@@ -42,9 +43,10 @@ def read_documents(
 
 
 def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
-    """Yield every line of a .jsonl file with all its fields, and the lines that are no JSON object.
+    """Yield every line of a .jsonl file as a Record, or as a Fault if it is not a JSON object.
 
-    Of a SeqIO task these are its examples, and of a source with its own reader what that yields.
+    For a SeqIO task it yields the examples, and for a source with its own reader what that reader
+    yields.
     Raises: UserError where the file cannot be opened or is of another kind.
     """
     if file.path.startswith(SEQIO):
@@ -70,20 +72,19 @@ def unreadable(file: SourceFile, source: Source, error: OSError) -> UserError:
 def _read(
     file: SourceFile, source: Source, reader: Callable[[Any], Iterator[Any]]
 ) -> Iterator[Any]:
-    """Yield what a reader makes of a file's stream; where the file is damaged, a fault at the end.
+    """Yield what `reader` yields from the file's stream, and a fault last if the file is damaged.
 
     Raises: UserError where the system refuses to read the file.
     """
     kind = file_kind(file.path, source)
-    # A compressed file has a header even where its text is empty.
+    # Even empty text has a header once it is compressed: a file without any bytes was cut.
     if kind.compression and not file.size:
         yield _damage(1, EOFError("it is empty"))
         return
-    # The line of the last item: damage is reported behind it.
-    line = 0
+    line = 0  # of the last item; damage is reported on the line after it
     try:
         with open_stream(file.path, kind.compression) as stream:
-            # Parquet is binary and has its own beginning.
+            # Parquet, and files of a source's own reader, may be binary.
             if kind.format in (".txt", ".jsonl"):
                 check_is_text(stream)
             for item in reader(stream):
@@ -92,19 +93,21 @@ def _read(
     except broken_errors() as error:
         yield _damage(line + 1, error)
     except OSError as error:
-        # pyarrow reports a damaged file as an OSError without a number; the system's have one.
+        # The system's errors have a number. pyarrow's for a damaged file has none, but a remote
+        # store's may have none either, and a lost connection is no damage.
         if error.errno is not None or file.remote:
             raise unreadable(file, source, error) from error
         yield _damage(line + 1, error)
 
 
 def _damage(line: int, error: Exception) -> Fault:
+    """Return the fault for an error that reading a damaged file raised."""
     # Some libraries append a trace of several lines.
-    reason = str(error).partition("\n")[0] or "it ends too early"
-    # Our own words need no exception's name.
+    detail = str(error).partition("\n")[0] or "it ends too early"
+    # DamagedStream is ours, and its words need no exception's name.
     if not isinstance(error, DamagedStream):
-        reason = f"{type(error).__name__}: {reason}"
-    return Fault(line, DAMAGED, reason)
+        detail = f"{type(error).__name__}: {detail}"
+    return Fault(line, DAMAGED, detail)
 
 
 def _documents_of(

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Reasons of faults that several readers give. They are counted, so the words are the same.
+# Reasons of faults that several readers give, in the same words, since faults are counted by them.
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 
-SEQIO = "seqio://"
+SEQIO = "seqio://"  # how the path of a SeqIO task or mixture begins
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class SourceFile:
     """A file of a source. A SeqIO task counts as a remote file.
 
     Attributes:
-      name: relative to the source.
-      size: bytes as stored.
+      name: path relative to the fixed part of the source's path.
+      size: bytes as stored, compressed or not.
       version: changes when the content does (local: mtime; remote: content id).
     """
 
@@ -110,6 +110,7 @@ class Fault:
     """A record that cannot be used.
 
     Attributes:
+      line: as in Document.
       reason: one of a few kinds, which are counted.
       detail: what is wrong with this record.
     """

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 
 from slmjax.errors import UserError
 
-# Store: (package, extra of slmjax that installs it)
+# Protocol: (package that fsspec needs for it, extra of slmjax that installs the package).
 EXTRAS = {"hf": ("huggingface_hub", "hub"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
 # "datasets/OWNER/NAME@revision/rest", where "datasets/", "@revision" and "/rest" may be missing
 _HUB_PATH = re.compile(r"(?:datasets/)?([^/@]+/[^/@]+)(?:@([^/]+))?(/.*)?")
@@ -16,7 +16,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def list_remote(url: str, revision: str, where: str) -> list[tuple[str, str, int, str]]:
-    """Return every file that a pattern or folder holds.
+    """Return every file that a pattern matches or a folder holds; none where it does not exist.
 
     Args:
       url: "gs://bucket/folder/*.jsonl", "hf://datasets/OWNER/NAME[@revision]/pattern" or
@@ -33,27 +33,27 @@ def list_remote(url: str, revision: str, where: str) -> list[tuple[str, str, int
     try:
         if protocol == "hf":
             path = _pinned(path, revision, where)
-        magic = re.search(r"[*?\[]", path)
-        list_files = system.glob if magic else system.find
+        wildcard = re.search(r"[*?\[]", path)
+        list_files = system.glob if wildcard else system.find
         infos = list_files(path, detail=True)
     except FileNotFoundError:
         return []
     except UserError:
         raise
     except Exception as error:
-        # Every store has its own exceptions; to the user each of them means the same.
+        # Every store has exceptions of its own; to the user they all mean the same.
         message = str(error)
         reason = message.strip().splitlines()[0] if message else repr(error)
         raise UserError(f"{where}: cannot list {url}: {reason}") from error
-    base = path.rstrip("/")
-    if magic:
-        # The folders before the first one that is a pattern.
-        base = path[: magic.start()].rpartition("/")[0]
+    base = path.rstrip("/")  # names are relative to it
+    if wildcard:
+        # The folders before the first one with a wildcard.
+        base = path[: wildcard.start()].rpartition("/")[0]
     files = []
     for name, info in sorted(infos.items()):
         if info.get("type", "file") != "file":
             continue
-        # The url of a single file is its own base.
+        # A single file is its own base, which leaves an empty name.
         relative = name.removeprefix(base).strip("/") or name.rpartition("/")[2]
         content_id = _content_id(system, name, info)
         files.append((f"{protocol}://{name}", relative, int(info["size"]), content_id))
@@ -86,6 +86,8 @@ def resolve_commit(repository: str, revision: str, where: str) -> str:
     """Return the commit that a branch or tag of a Hub dataset points to now.
 
     An empty revision is the default branch.
+    Raises: UserError where huggingface_hub is missing, and huggingface_hub's own errors where the
+      repository or revision cannot be found.
     """
     try:
         from huggingface_hub import HfApi
@@ -121,29 +123,32 @@ def _system(protocol: str, where: str) -> Any:
 
 
 def _pinned(path: str, revision: str, where: str) -> str:
-    """Return "datasets/OWNER/NAME@commit/rest": a branch moves, a commit does not."""
+    """Return a Hub path as "datasets/OWNER/NAME@commit/rest": a branch moves, a commit does not.
+
+    Raises: UserError for a path of another form, or one whose revision is not `revision`.
+    """
     match = _HUB_PATH.fullmatch(path)
     if not match:
         expected = "expected hf://datasets/OWNER/NAME[@revision]/pattern"
         raise UserError(f"{where}: {expected}, found hf://{path}.")
-    repository, quoted, rest = match.groups(default="")
-    named = unquote(quoted)
-    if named and revision and named != revision:
-        problem = f"the path names revision '{named}' and the field revision '{revision}'"
+    repository, quoted_revision, rest = match.groups(default="")
+    path_revision = unquote(quoted_revision)
+    if path_revision and revision and path_revision != revision:
+        problem = f"the path names revision '{path_revision}' and the field revision '{revision}'"
         raise UserError(f"{where}: {problem}; give one of them.")
-    commit = named or revision
-    if not _COMMIT.fullmatch(commit):
+    commit = path_revision or revision
+    if not _COMMIT.fullmatch(commit):  # it is a branch or tag, or empty
         commit = resolve_commit(repository, commit, where)
     return f"datasets/{repository}@{quote(commit, safe='')}{rest}"
 
 
 def _content_id(system: Any, name: str, info: Mapping) -> str:
     """Return a string that changes with the content: the store's own checksum where it has one."""
-    # Large files of the Hub are stored elsewhere, and listed with their hash.
+    # The Hub keeps large files in Git LFS and lists them with their hash.
     large_file = info.get("lfs") or {}
     if large_file.get("sha256"):
         return str(large_file["sha256"])
-    # By store: Google Cloud Storage, the Hub, and others that speak S3 or HTTP.
+    # Names of the checksum: Google Cloud Storage's, the Hub's, and those of S3 and HTTP.
     for field in ("md5Hash", "blob_id", "etag", "ETag"):
         if info.get(field):
             return str(info[field])

@@ -1,6 +1,6 @@
 """SeqIO tasks and mixtures as sources, written seqio://MODULE/NAME or seqio://MODULE/NAME/SPLIT.
 
-The user's module, which registers them, is imported by name, here and in every process that reads.
+The user's module MODULE, which registers them, is imported here and in every process that reads.
 seqio brings TensorFlow (2 GB, seven seconds to import), so both are imported only where such a path
 is used; TensorFlow then leaves accelerators alone and runs its random operations in a fixed order.
 """
@@ -22,22 +22,25 @@ import numpy as np
 from slmjax.errors import UserError, nearest
 from slmjax.text.records import DAMAGED, SEQIO, Fault, Record, Source, SourceFile
 
-# Examples whose content is part of a task's version: most changes of a preprocessor show in them,
-# and they take milliseconds.
+# The first examples, whose content is part of a task's version: most changes of a preprocessor show
+# in them, and they take milliseconds to read.
 FIRST = 100
+# MODULE (with dots), NAME and SPLIT, which may be missing.
 _PATH = re.compile(rf"{SEQIO}(\w+(?:\.\w+)*)/([^/]+)(?:/([^/]+))?")
 
 
 def split_mixture(source: Source) -> list[Source]:
-    """Return the source as it is where it names tasks, else a source for each task of its mixture.
+    """Return the source itself where it names tasks, else a source for each task of its mixture.
 
-    The tasks share the source's weight (1 where it has none) by seqio's rates, nested mixtures
-    included. They have the tasks' names, behind the source's own where it has one ("web-de"). As in
-    seqio, tasks without the split or with the rate 0 are left out.
+    A source without a name that names a task gets the task's name.
+
+    The sources of a mixture share the weight of `source` (1 where it has none) by seqio's rates,
+    nested mixtures included. Each is named after its task, behind the name of `source` where it has
+    one ("web-de"). As in seqio, tasks without the split or with the rate 0 are left out.
     Raises: UserError for what `read_examples` refuses, rates that cannot be computed, and a mixture
       with other paths or a held-out set.
     """
-    # path -> (task or mixture, split)
+    # {path: (task or mixture, split)}
     providers = {
         path: _provider(path, source.name) for path in source.path if path.startswith(SEQIO)
     }
@@ -57,7 +60,7 @@ def split_mixture(source: Source) -> list[Source]:
     # seqio's rates need not add up to one.
     total = sum(rates.values())
     weight = source.weight or 1
-    module = path.split("/")[2]
+    module = path.split("/")[2]  # of "seqio:", "", "MODULE", ...
     prefix = f"{source.name}-" if source.name else ""
     sources = []
     for task_name, rate in rates.items():
@@ -73,13 +76,13 @@ def split_mixture(source: Source) -> list[Source]:
 
 
 def task_file(path: str, source: Source) -> SourceFile:
-    """Return a task as a file. Its version changes with what shows without reading all of it.
+    """Return a task as a file, with a version that can be found without reading the whole task.
 
-    That is: the task's name, split and number of examples; the names, sizes and times of the files
-    it reads; its first 100 examples as they are read; seqio's version. It does not change with a
-    preprocessor or vocabulary that changes later examples only, nor with files and services that a
-    preprocessor reads. A task whose source names no files (a function) is read from end to end, so
-    all of its content counts.
+    The version changes with the task's name, split and number of examples; the names, sizes and
+    times of the files that the task reads; its first 100 examples as they are read; seqio's
+    version. It does not change with a preprocessor or vocabulary that changes later examples only,
+    nor with files and services that a preprocessor reads. A task whose source names no files (a
+    function) is read from end to end, so all of its content counts.
     """
     seqio, tf = _import()
     task, split = _task(path, source.name)
@@ -88,11 +91,11 @@ def task_file(path: str, source: Source) -> SourceFile:
     if not isinstance(task.source, seqio.FunctionDataSource):
         shards = task.source.list_shards(split)
         files = [name for name in shards if tf.io.gfile.exists(name)]
-    status: list[tuple[str, int, int]] = []
+    file_versions: list[tuple[str, int, int]] = []  # (name, bytes, time)
     for name in files:
         stat = tf.io.gfile.stat(name)
-        status.append((name, stat.length, stat.mtime_nsec))
-    identity = (task.name, split, task.num_input_examples(split), status, seqio.__version__)
+        file_versions.append((name, stat.length, stat.mtime_nsec))
+    identity = (task.name, split, task.num_input_examples(split), file_versions, seqio.__version__)
     digest = hashlib.sha256(repr(identity).encode())
     text_bytes = 0
     for example in itertools.islice(read_examples(path, source), FIRST if files else None):
@@ -101,29 +104,31 @@ def task_file(path: str, source: Source) -> SourceFile:
         text_bytes += 1
         if isinstance(example, Record):
             text_bytes += len(example.fields.get(source.field, "").encode())
-    file_bytes = sum(length for _, length, _ in status)
+    file_bytes = sum(length for _, length, _ in file_versions)
+    # The size is that of the files, and of the text where there are none.
     return SourceFile(path, f"{task.name}/{split}", file_bytes or text_bytes, digest.hexdigest())
 
 
 def read_examples(path: str, source: Source) -> Iterator[Record | Fault]:
     """Yield every example of a task once, in the same order each time.
 
-    A record holds the example's strings and numbers, and under `source.field` its text. The field
-    "text" is inputs and targets, with a line break between them; any other names one output
-    feature. The record of an example without text lacks the field.
+    A record holds the example's strings and numbers, and its text under the name `source.field`.
+    This is also the name of the output feature that gives the text; where the task has no feature
+    "text", that name stands for inputs and targets, with a line break between them. The record of
+    an example without text lacks the field.
 
     An output feature's text is what the task tokenized ("targets_pretokenized", which
-    seqio.preprocessors.tokenize keeps), since decoding loses what the vocabulary cannot write; else
-    its tokens, decoded by the task's vocabulary.
-    Raises: UserError for a path of another form, without the extra, and for a module, task, split
-      or feature that does not exist.
+    seqio.preprocessors.tokenize keeps), since decoding loses what the vocabulary cannot write.
+    Where that is missing, it is the feature's tokens, decoded by the task's vocabulary.
+    Raises: UserError for a path of another form, without the extra, for a module, task, split or
+      feature that does not exist, and for an example that cannot be read.
     """
     _, tf = _import()
     task, split = _task(path, source.name)
     features = _text_features(task, source)
-    # Not get_dataset's own seed, which a FunctionDataSource may refuse.
+    # Not get_dataset's argument `seed`, which a FunctionDataSource may refuse.
     tf.random.set_seed(0)
-    line = 0
+    line = 0  # number of the last example
     try:
         dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1, try_in_mem_cache=False)
         for line, example in enumerate(dataset.as_numpy_iterator(), 1):
@@ -138,6 +143,7 @@ def read_examples(path: str, source: Source) -> Iterator[Record | Fault]:
 def _record(
     example: Mapping[str, Any], line: int, task: Any, features: Sequence[str], field: str
 ) -> Record | Fault:
+    """Return an example as a record, with the text of `features` under the name `field`."""
     texts = []
     try:
         for name in features:
@@ -153,8 +159,9 @@ def _record(
             strings[name] = value.decode(errors="replace")
         elif isinstance(value, np.number | np.bool_):
             numbers[name] = value.item()
-    # Strings come first, as a task's version depends on the order.
+    # Always strings first, as a task's version depends on the order.
     fields = strings | numbers
+    # An example may have another feature of that name, which is not the text.
     fields.pop(field, None)
     if texts:
         fields[field] = "\n".join(filter(None, texts))
@@ -162,9 +169,13 @@ def _record(
 
 
 def _text_of_feature(example: Mapping[str, Any], feature: str, task: Any) -> str | None:
-    for value in (example.get(f"{feature}_pretokenized"), example.get(feature)):
-        if isinstance(value, bytes):
-            return value.decode()
+    """Return the text of one output feature; None where the example has none."""
+    pretokenized = example.get(f"{feature}_pretokenized")
+    if isinstance(pretokenized, bytes):
+        return pretokenized.decode()
+    value = example.get(feature)
+    if isinstance(value, bytes):
+        return value.decode()
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind == "i":
         text = task.output_features[feature].vocabulary.decode(value.tolist())
         # A vocabulary that passes tokens through returns no string.
@@ -175,7 +186,7 @@ def _text_of_feature(example: Mapping[str, Any], feature: str, task: Any) -> str
 def _text_features(task: Any, source: Source) -> list[str]:
     """Return the output features that make the text.
 
-    Raises: UserError where the task has none of the name.
+    Raises: UserError where the task has no feature of the name `source.field`.
     """
     names = list(task.output_features)
     if source.field in names:
@@ -193,7 +204,10 @@ def _text_features(task: Any, source: Source) -> list[str]:
 
 
 def _task(path: str, name: str) -> tuple[Any, str]:
-    """Return the task and the split that a path names. Raises: UserError for a mixture."""
+    """Return the task and the split that a path names, for the source `name`.
+
+    Raises: UserError for a mixture, and for what `_provider` refuses.
+    """
     provider, split = _provider(path, name)
     if _is_mixture(provider):
         tasks = ", ".join(task.name for task in provider.tasks)
@@ -203,7 +217,7 @@ def _task(path: str, name: str) -> tuple[Any, str]:
 
 
 def _is_mixture(provider: Any) -> bool:
-    return hasattr(provider, "get_rate")
+    return hasattr(provider, "get_rate")  # tasks have none
 
 
 def _rates(mixture: Any, split: str, path: str) -> dict[str, float]:
@@ -221,8 +235,10 @@ def _rates(mixture: Any, split: str, path: str) -> dict[str, float]:
 def _provider(path: str, name: str) -> tuple[Any, str]:
     """Return the task or mixture and the split that a path names.
 
-    Raises: UserError for a path of another form, and for a module, name or split that does not
-      exist.
+    Args:
+      name: the source's name, for messages; "": it has none.
+    Raises: UserError for a path of another form, and for a module, task, mixture or split that does
+      not exist.
     """
     where = f"data.sources.{name}" if name else "data.sources"
     match = _PATH.fullmatch(path)
@@ -252,8 +268,8 @@ def _provider(path: str, name: str) -> tuple[Any, str]:
 
 @functools.cache
 def _import() -> tuple[ModuleType, ModuleType]:
-    """Return seqio and tensorflow. Raises: UserError where the extra is missing."""
-    # Without a GPU TensorFlow logs errors about that.
+    """Return the modules seqio and tensorflow. Raises: UserError where the extra is missing."""
+    # 3: fatal errors only, as TensorFlow logs an error on every machine without a GPU.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import seqio
@@ -261,7 +277,7 @@ def _import() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         advice = "install it with: pip install -e '.[seqio]'"
         raise UserError(f"data.sources: seqio:// needs seqio ({error}); {advice}.") from error
-    # Where the user's own session has set TensorFlow up, it stays as it is.
+    # RuntimeError: TensorFlow runs already, as the user has set it up, and stays as it is.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     tf.config.experimental.enable_op_determinism()
@@ -269,10 +285,11 @@ def _import() -> tuple[ModuleType, ModuleType]:
 
 
 def _source_name(task_name: str) -> str:
-    """Return a task's name as a source's: seqio allows ":" and "." in it."""
+    """Return a source's name made of a task's, in which seqio allows ":" and "."."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", task_name)
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message; its repr where the message is empty."""
     message = str(error).strip()
     return message.splitlines()[0] if message else repr(error)

@@ -1,4 +1,4 @@
-"""List the files of a source, with the kind that the ending names, and bundle small ones."""
+"""List the files of a source, find their kinds from their endings, and bundle small ones."""
 
 import itertools
 import os
@@ -15,9 +15,9 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each plain or .gz, .xz, .zst) and .parquet"
 OWN = "own"  # format of the files that a source's own reader reads
 
-FEW = 100  # files of a source up to which each is a unit by itself
+FEW = 100  # a source with at most this many files has a unit of work for each of them
 TOGETHER_FILES = 1000  # most files in one unit
-TOGETHER_BYTES = 4_000_000  # most text in one unit of several files
+TOGETHER_BYTES = 4_000_000  # most bytes of text in one unit of several files
 
 # Bytes of text for each byte of a file: rough, since only shares of work depend on it.
 _EXPANSION = {".gz": 3.0, ".xz": 4.2, ".zst": 3.8, ".parquet": 2.5}
@@ -34,7 +34,7 @@ def list_files(source: Source, say: Callable[[str], None] = print) -> tuple[Sour
     """Return the files of a source, sorted by path; folders are searched for every supported file.
 
     Args:
-      say: is given a line about what lies there and is left out.
+      say: called with a line for each path or pattern about the files there that are left out.
     Raises: UserError for a path or pattern that matches nothing, an unsupported ending, or files
       that are all empty.
     """
@@ -62,10 +62,9 @@ def file_kind(path: str, source: Source) -> FileKind | None:
     compression = next((ending for ending in COMPRESSIONS if lower.endswith(ending)), "")
     if source.reader:
         return FileKind(OWN, compression)
-    # removesuffix("") returns the whole name.
     stem = lower.removesuffix(compression)
     for ending in FORMATS:
-        # Parquet compresses its pages itself.
+        # A Parquet file compresses its own pages, and is not read inside of another compression.
         if stem.endswith(ending) and not (compression and ending == ".parquet"):
             return FileKind(ending, compression)
     return None
@@ -80,13 +79,13 @@ def text_bytes(file: SourceFile) -> float:
 
 
 def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ...]]]:
-    """Return a source's files as units of work, in order: (number of the first file, files).
+    """Return a source's files as units of work, in order: (index of its first file, its files).
 
-    Where there are many, small ones that follow each other share a unit, because every unit leaves
-    several files of its own.
+    In a source of more than FEW files, consecutive small ones share a unit, because every unit
+    writes several files of its own.
     """
     units: list[list[SourceFile]] = []
-    unit_bytes = 0.0
+    unit_bytes = 0.0  # text of the last unit
     for file in files:
         unit_bytes += text_bytes(file)
         has_room = units and len(units[-1]) < TOGETHER_FILES and unit_bytes <= TOGETHER_BYTES
@@ -95,13 +94,16 @@ def bundles(files: Sequence[SourceFile]) -> list[tuple[int, tuple[SourceFile, ..
         else:
             units.append([file])
             unit_bytes = text_bytes(file)
-    # One number more than there are units, which zip drops.
-    firsts = itertools.accumulate(map(len, units), initial=0)
-    return list(zip(firsts, map(tuple, units)))
+    # accumulate gives one index more than there are units, which zip drops.
+    first_indices = itertools.accumulate(map(len, units), initial=0)
+    return list(zip(first_indices, map(tuple, units)))
 
 
 def _matching_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
-    """Return the files that a pattern matches, and in words what is left out."""
+    """Return the files that a pattern matches, and a text that lists what is left out.
+
+    Raises: UserError where no supported file is left.
+    """
     if pattern.startswith(SEQIO):
         # Imported late: seqio brings TensorFlow, which takes seconds.
         from slmjax.text.seqio_source import task_file
@@ -116,7 +118,7 @@ def _local_files(pattern: str, source: Source) -> tuple[list[SourceFile], str]:
     where = source.where
     found_files = find_files(pattern, lambda path: file_kind(path, source) is not None, where)
     for path in found_files.files:
-        # Only a file that the user named can be here with another ending.
+        # find_files takes a file that the user named, whatever its ending.
         if file_kind(path, source) is None:
             problem = f"{printable(pattern)} has an unsupported ending"
             raise UserError(f"{where}: {problem}; supported are {SUPPORTED}.")

@@ -14,16 +14,15 @@ from slmjax.text.source_files import SUPPORTED
 from slmjax.text.walk import printable
 
 EXPECTED = "expected name=path, where path is a file, folder or pattern"
-# Files next to the folders of sources in prepared text.
+# Prepared text has these files next to the folders of its sources, so no source can have the name.
 RESERVED = ("manifest.json", "tokenizer.json")
-# Characters of a source's name, which becomes part of file names.
-LONGEST_NAME = 150
+LONGEST_NAME = 150  # most characters of a source's name, which becomes part of file names
 
-# At least one character besides dots, so that no name is "." or "..".
+# A source's name: at least one character is no dot, so that no name is "." or "..".
 _NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # "name=path" and "name:weight=path"
 _NAMED = re.compile(r"([^/=:*?\[\]]+)(?::([^/=:]*))?=(.*)")
-# One or several endings, as in "a.jsonl.xz".
+# The supported endings of a file, one or several, as in "a.jsonl.xz".
 _ENDINGS = re.compile(r"(\.(txt|jsonl|parquet|gz|xz|zst))+$")
 
 
@@ -52,10 +51,10 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
 
 
 def _named_sources(value: Any) -> list[Source]:
-    """Return the sources of a value of any of the accepted types, mixtures still whole."""
+    """Return the sources of a value of any accepted type, with named mixtures still whole."""
     if isinstance(value, (str, os.PathLike)):
         return _from_text(str(value))
-    # A dict, or a ConfigDict of a recipe.
+    # A dict, or the ConfigDict of a recipe.
     if hasattr(value, "items"):
         return [_from_entry(str(name), entry) for name, entry in value.items()]
     if not isinstance(value, (list, tuple)):
@@ -70,7 +69,7 @@ def _named_sources(value: Any) -> list[Source]:
 
 
 def _check_name(name: str, names: Sequence[str]) -> None:
-    """Raises: UserError for a repeated name, and for one that cannot name files."""
+    """Refuse a name that is repeated in `names` or cannot name files. Raises: UserError."""
     if names.count(name) > 1:
         advice = "give each its own name (name=path)"
         raise UserError(f"data.sources: two sources are named '{name}'; {advice}.")
@@ -80,7 +79,8 @@ def _check_name(name: str, names: Sequence[str]) -> None:
     if len(name) > LONGEST_NAME:
         problem = f"'{name[:40]}...' has {len(name)} characters"
         raise UserError(f"data.sources: {problem}; give it a shorter name (name=path).")
-    # Prepared text keeps a folder of each source's name, where half-written files are .tmp- files.
+    # Prepared text keeps each source in a folder of its name, next to RESERVED and to half-written
+    # files, which begin with .tmp-.
     if name in RESERVED or name.startswith(".tmp-"):
         problem = f"'{name}' is a file of prepared text"
         raise UserError(f"data.sources: {problem}; give the source another name (name=path).")
@@ -88,7 +88,7 @@ def _check_name(name: str, names: Sequence[str]) -> None:
 
 def _from_text(text: str) -> list[Source]:
     """Return the sources of "name:weight=path,name=path,path"."""
-    # A path may hold a comma or an equals sign: one that exists is a path.
+    # A path may hold a comma or an equals sign: text that exists as a path is one path.
     if text and _exists(text):
         return _unnamed(text)
     sources: list[Source] = []
@@ -97,8 +97,8 @@ def _from_text(text: str) -> list[Source]:
         if not piece:
             problem = f"'{printable(text)}' has an empty part"
             raise UserError(f"data.sources: {problem}; expected name=path or a path.")
+        # A piece with "/" before its "=" does not match: it is a path alone.
         named = _NAMED.match(piece)
-        # A path with "/" before "=" or ":" is not a name.
         if not named:
             sources += _unnamed(piece)
             continue
@@ -114,7 +114,7 @@ def _exists(text: str) -> bool:
     try:
         return Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
-        # It is too long for a path, names an unknown user, or is not readable.
+        # The text is too long for a path, names an unknown user, or lies in an unreadable folder.
         return False
 
 
@@ -135,8 +135,8 @@ def _unnamed(path: str) -> list[Source]:
 
 
 def _name_of_path(path: str) -> str:
-    """Return the last piece of a path that can be made a name, without its endings."""
-    # "." and ".." have no name of their own.
+    """Return the last piece of a path that can be made a name, without its endings; else "text"."""
+    # ".", ".." and "../.." are named after the folder that they lead to.
     if path.strip("./") == "":
         path = os.path.abspath(path)
     for piece in reversed(re.split(r"[/\\]+", path)):
@@ -148,7 +148,7 @@ def _name_of_path(path: str) -> str:
 
 
 def _prepared_names(manifest: Path) -> list[str]:
-    """Return the names of a prepared folder's sources; none where the manifest is another file."""
+    """Return the names of a prepared folder's sources; none where the manifest is not slmjax's."""
     try:
         content = json.loads(manifest.read_text())
     except (OSError, ValueError, RecursionError):
@@ -207,7 +207,8 @@ def _from_entry(name: str, entry: Any) -> Source:
 
 
 def _check_fields(entry: Mapping, where: str) -> None:
-    # The name is the key of the entry.
+    """Refuse a field that Source does not have. Raises: UserError."""
+    # The name is not among the fields: it is the entry's key.
     known = [field.name for field in fields(Source) if field.name != "name"]
     for field in entry:
         if field not in known:
@@ -217,15 +218,18 @@ def _check_fields(entry: Mapping, where: str) -> None:
 
 
 def _positive(entry: Mapping, field: str, where: str) -> float | None:
-    """Return a field as a positive number; None where it is not given."""
+    """Return a field as a positive number; None where it is not given.
+
+    Raises: UserError where it is anything else.
+    """
     value = entry.get(field)
     if value is None:
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = -1.0
-    # Written so that NaN is refused too.
+        number = -1.0  # refused below
+    # NaN is refused too: it fails both comparisons.
     if not 0 < number < float("inf"):
         raise UserError(f"{where}.{field} is {value!r}; expected a positive number.")
     return number
@@ -241,7 +245,8 @@ def _paths(value: Any, where: str) -> tuple[str, ...]:
     values = value if isinstance(value, (list, tuple)) else [value]
     for path in values:
         # The command line turns a folder named 2024 into an integer.
-        whole_number = isinstance(path, int) and not isinstance(path, bool)
-        if not (whole_number or isinstance(path, (str, os.PathLike))) or not str(path).strip():
+        is_number = isinstance(path, int) and not isinstance(path, bool)
+        is_path = is_number or isinstance(path, (str, os.PathLike))
+        if not is_path or not str(path).strip():
             raise UserError(f"{where} is {value!r}; expected a path or a list of paths.")
     return tuple(map(str, values))

@@ -9,13 +9,13 @@ from typing import Any
 
 from slmjax.text.remote import open_remote
 
-LONGEST = 1 << 25  # bytes of a document; a longer .txt is cut into several, a longer record is bad
+LONGEST = 1 << 25  # bytes of a document; a longer .txt is cut, a longer line or record is a fault
 GIVE_UP = 16 * LONGEST  # bytes of a line; a file with a longer one is damaged, and not read further
 WINDOW = 1 << 28  # bytes that a .zst may refer back to: zstd --long=28
 XZ_MEMORY = 1 << 29  # bytes that a .xz may need; xz -9 needs 65 MiB
 READ = 1 << 18  # bytes read at once
 
-# What a file that is no UTF-8 text begins with: (place, bytes, what it is and what to do).
+# How files that are not UTF-8 text begin: (offset of the bytes, the bytes, the problem and remedy).
 BEGINNINGS = (
     (0, b"\xff\xfe", "it is UTF-16; convert it to UTF-8"),
     (0, b"\xfe\xff", "it is UTF-16; convert it to UTF-8"),
@@ -26,21 +26,22 @@ BEGINNINGS = (
     (257, b"ustar", "it is a tar archive; unpack it"),
 )
 
-# Of Zstandard's frames: RFC 8878, section 3.1.
-_ZSTD_FRAME = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte from 0x50 to 0x5f
-_ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)  # of the dictionary id, by its flag
-_ZSTD_REPEATED = 1  # type of a block that is one byte, repeated
+# The format of Zstandard's frames: RFC 8878, section 3.1.
+_ZSTD_FRAME = b"\x28\xb5\x2f\xfd"  # a frame's first bytes
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # those of a skippable frame, after one from 0x50 to 0x5f
+_ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)  # length of the dictionary id, by its flag
+_ZSTD_REPEATED = 1  # type of a block that stores one byte, to be repeated
 
 
 class DamagedStream(Exception):
-    """A file that cannot be read to its end."""
+    """A file cannot be read to its end; the message says what is wrong with it."""
 
 
 def open_stream(path: str, compression: str) -> Any:
-    """Return a binary stream of a local or remote file.
+    """Return a binary stream of a local or remote file, decompressed.
 
-    `compression` is "", ".gz", ".xz" or ".zst".
+    Args:
+      compression: "", ".gz", ".xz" or ".zst".
     """
     raw = open_remote(path) if "://" in path else open(path, "rb")  # noqa: SIM115 (callers close)
     if compression == ".gz":
@@ -55,16 +56,17 @@ def open_stream(path: str, compression: str) -> Any:
 def check_is_text(stream: Any) -> None:
     """Refuse a stream whose first bytes are those of an archive or of another encoding.
 
-    Raises: DamagedStream that says what it is.
+    Raises: DamagedStream, with the problem and its remedy.
     """
-    # Streams of remote files cannot look ahead.
+    # Streams of uncompressed remote files cannot look ahead.
     if not hasattr(stream, "peek"):
         return
-    first = stream.peek(512)
-    for place, magic, what in BEGINNINGS:
-        # A tar archive begins with a padded file name; a text that says "ustar" has no zero bytes.
-        if first.startswith(magic, place) and (not place or b"\0" in first[:place]):
-            raise DamagedStream(what)
+    beginning = stream.peek(512)
+    for offset, magic, problem in BEGINNINGS:
+        # A tar archive begins with a file name and zero bytes. A text that happens to have "ustar"
+        # at this offset has none.
+        if beginning.startswith(magic, offset) and (not offset or b"\0" in beginning[:offset]):
+            raise DamagedStream(problem)
 
 
 def lines(stream: Any) -> Iterator[bytes | None]:
@@ -72,7 +74,7 @@ def lines(stream: Any) -> Iterator[bytes | None]:
 
     Raises: DamagedStream for a line of more than GIVE_UP bytes.
     """
-    # `readline` of remote files knows no limit.
+    # Remote files have a `readline` that ignores the limit.
     if not isinstance(stream, io.BufferedReader):
         stream = io.BufferedReader(stream, READ)
     while line := stream.readline(LONGEST + 1):
@@ -80,7 +82,7 @@ def lines(stream: Any) -> Iterator[bytes | None]:
             yield line
             continue
         size, piece = len(line), line
-        # So that the long line is not kept while its rest is skipped.
+        # So that its bytes are freed while the rest of the line is skipped.
         del line
         while piece and not piece.endswith(b"\n"):
             piece = stream.readline(READ)
@@ -91,24 +93,24 @@ def lines(stream: Any) -> Iterator[bytes | None]:
 
 
 def text_pieces(stream: Any) -> Iterator[tuple[int, bytes]]:
-    """Yield (first line, bytes) of pieces of a text, each of at most LONGEST bytes.
+    """Yield (number of the first line, bytes) of pieces of a text, each of at most LONGEST bytes.
 
-    It is cut behind a newline where there is one. An empty text is one empty piece.
+    A piece ends with the last newline of its second half, or else between two characters. An empty
+    text is one empty piece.
     """
-    line, rest = 1, b""
+    line, carried = 1, b""
     while True:
-        data = rest + stream.read(LONGEST + 1 - len(rest))
+        data = carried + stream.read(LONGEST + 1 - len(carried))
         if len(data) <= LONGEST:
             break
         # Not in the first half, or a text with one early newline would fall into small pieces.
         cut = data.rfind(b"\n", LONGEST // 2, LONGEST) + 1
-        if not cut:
+        if not cut:  # there is no newline
             cut = _between_characters(data, LONGEST)
         yield line, data[:cut]
         line += data.count(b"\n", 0, cut)
-        rest = data[cut:]
-    if data or line == 1:
-        yield line, data
+        carried = data[cut:]
+    yield line, data
 
 
 def broken_errors() -> tuple[type[BaseException], ...]:
@@ -131,35 +133,35 @@ def broken_errors() -> tuple[type[BaseException], ...]:
 
 
 def _between_characters(data: bytes, place: int) -> int:
-    """Return the last border of UTF-8 characters at or before `place`."""
+    """Return the last place up to `place` where a UTF-8 character begins; else `place` itself."""
     # A character has at most four bytes; those after its first begin with the bits 10.
     for back in range(4):
         if data[place - back] & 0xC0 != 0x80:
             return place - back
-    return place
+    return place  # it is not UTF-8
 
 
 class _Chunks(io.RawIOBase):
-    """A stream of chunks that a generator makes from `raw`."""
+    """A stream of the bytes that an iterator yields in chunks; closing it closes `raw`."""
 
     def __init__(self, raw: Any, chunks: Iterator[bytes]):
         self._raw = raw
         self._chunks = chunks
-        self._left = memoryview(b"")
+        self._unread = memoryview(b"")  # of the current chunk
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        # A chunk may be empty, which would look like the end of the stream.
-        while not self._left:
+        # Empty chunks are skipped: 0 bytes would mean the end of the stream.
+        while not self._unread:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return 0
-            self._left = memoryview(chunk)
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
+            self._unread = memoryview(chunk)
+        count = min(len(buffer), len(self._unread))
+        buffer[:count] = self._unread[:count]
+        self._unread = self._unread[count:]
         return count
 
     def close(self) -> None:
@@ -168,14 +170,15 @@ class _Chunks(io.RawIOBase):
 
 
 def _xz_chunks(raw: Any) -> Iterator[bytes]:
-    """Yield the text of all streams of a .xz file.
+    """Yield the text of all compressed streams of a .xz file, which follow each other.
 
     Zeros behind a stream are padding; other bytes are damage.
+    Raises: EOFError where the file ends within a stream; lzma.LZMAError for damage.
     """
     data = raw.read(READ)
-    decoder = None
+    decoder = None  # of the current stream; None between two streams
     if data:
-        # The format before .xz, which the tool xz still reads.
+        # A file that begins with this byte is .lzma, the format before .xz, which xz still reads.
         is_old = data[:1] == b"\x5d"
         file_format = lzma.FORMAT_ALONE if is_old else lzma.FORMAT_XZ
         decoder = lzma.LZMADecompressor(file_format, XZ_MEMORY)
@@ -190,8 +193,9 @@ def _xz_chunks(raw: Any) -> Iterator[bytes]:
             if not data:
                 continue
             decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
-        chunk, data = decoder.decompress(data, READ), b""
         # At most READ bytes at once, since a small file may expand to gigabytes.
+        chunk = decoder.decompress(data, READ)
+        data = b""
         while not decoder.eof and not decoder.needs_input:
             yield chunk
             chunk = decoder.decompress(b"", READ)
@@ -204,9 +208,11 @@ def _xz_chunks(raw: Any) -> Iterator[bytes]:
 def _zstd_chunks(raw: Any) -> Iterator[bytes]:
     """Yield the text of all frames of a .zst file, one block (at most 128 KiB of text) at a time.
 
-    zstandard's own stream reader takes a cut file for a short one, and its decompressobj expands
-    whatever it is given at once.
+    The frames are parsed here, because zstandard's own stream reader takes a cut file for a short
+    one, and its decompressobj expands at once whatever it is given.
     Source: RFC 8878, section 3.1.
+    Raises: EOFError where the file ends within a frame, DamagedStream for a window over WINDOW, and
+      zstandard.ZstdError for other damage.
     """
     import zstandard
 
@@ -219,29 +225,35 @@ def _zstd_chunks(raw: Any) -> Iterator[bytes]:
         flags = _exactly(raw, 1)
         has_checksum = flags[0] >> 2 & 1
         header = _exactly(raw, _zstd_header_bytes(flags[0]))
-        frame = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
+        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
         try:
-            frame.decompress(magic + flags + header)
+            decompressor.decompress(magic + flags + header)
             is_last = 0
             while not is_last:
                 # 3 bytes: 1 bit for the last block, 2 bits for its type, 21 bits for its size.
-                block = _exactly(raw, 3)
-                number = int.from_bytes(block, "little")
-                is_last, block_type = number & 1, number >> 1 & 3
-                block_bytes = 1 if block_type == _ZSTD_REPEATED else number >> 3
-                yield frame.decompress(block + _exactly(raw, block_bytes))
+                block_header = _exactly(raw, 3)
+                bits = int.from_bytes(block_header, "little")
+                is_last = bits & 1
+                block_type = bits >> 1 & 3
+                block_bytes = bits >> 3
+                if block_type == _ZSTD_REPEATED:  # the size is that of the text
+                    block_bytes = 1
+                yield decompressor.decompress(block_header + _exactly(raw, block_bytes))
         except zstandard.ZstdError as error:
             if "too much memory" in str(error):
                 remedy = "compress it with zstd --long=28 or less"
                 raise DamagedStream(f"its window is over {WINDOW >> 20} MiB; {remedy}") from error
             raise
         if has_checksum:
-            yield frame.decompress(_exactly(raw, 4))
+            yield decompressor.decompress(_exactly(raw, 4))
 
 
 def _zstd_header_bytes(flags: int) -> int:
-    """Return how many bytes of a frame's header follow the byte of flags."""
-    single_segment = flags >> 5 & 1
+    """Return how many bytes of a frame's header follow the byte of flags.
+
+    They are those of the window's size, the dictionary's id and the text's size, all optional.
+    """
+    single_segment = flags >> 5 & 1  # 1: the window is the whole text, and has no size of its own
     window_bytes = 1 - single_segment
     # A frame of a single segment always says how long its text is.
     size_bytes = (single_segment, 2, 4, 8)[flags >> 6]
@@ -249,6 +261,7 @@ def _zstd_header_bytes(flags: int) -> int:
 
 
 def _exactly(raw: Any, count: int) -> bytes:
+    """Return the next `count` bytes. Raises: EOFError where the stream has fewer."""
     data = raw.read(count)
     # A remote file may return less than it is asked for.
     while len(data) < count:

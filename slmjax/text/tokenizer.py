@@ -23,15 +23,17 @@ SPECIAL = {
     TURN_END: "ends a turn, and so a completion; ChatML",
     IMAGE: "the place of a piece of an image; Llama 3.2",
     CALC: "begins <|calc|>48/2<|result|>24<|/calc|>; Cobbe et al. 2021 write <<48/2=24>>",
-    RESULT: "ends what the model writes of it; the calculator writes what follows",
+    RESULT: "ends what the model writes of a calculation; the calculator writes the rest",
     CALC_END: "ends the calculator's result",
     **{f"<|reserved_special_token_{i}|>": "spare, as Llama 3 has them" for i in range(9)},
 }
 """The special tokens of every tokenizer that is trained here: what each is for, and its source.
 
-The place in this table is the id, so that an id means the same in all of them. They count among
-data.vocab_size. Another table makes other tokenizers: text is then prepared again.
+A token's place in this table is its id, so that an id means the same in all these tokenizers. The
+special tokens count among data.vocab_size. Whoever changes the table gets other tokenizers, and
+all text is prepared again.
 """
+# Names of the end of text in published tokenizers; the first one that a tokenizer has is taken.
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", TURN_END, "<eos>")
 TURN_END_NAMES = (TURN_END, "<|eot_id|>", "<end_of_turn>")  # of ChatML, Llama 3 and Gemma
 HOSTILE = (
@@ -40,26 +42,23 @@ HOSTILE = (
 )
 """Text that normalisers and splitters like to change: canonical forms, ligatures, blanks."""
 
-# Characters. Longer texts are encoded in pieces, as the library keeps some hundred bytes for each
-# token of a text.
+# Texts of more characters are encoded in pieces, as the library keeps some hundred bytes for each
+# token of what it encodes at once.
 PIECE = 200_000
 AT_ONCE = 4  # pieces of one text that are encoded at once
-REACH = 2_000_000  # characters behind a piece in which a place to cut is looked for
-TRIES = 20  # places that are tried
+REACH = 2_000_000  # characters after a piece's PIECE in which a place to cut is looked for
+TRIES = 20  # places that are tried for each pattern below
 AROUND = 256  # characters on either side of a cut whose tokens are compared
-# Places to cut a text. Tokenizers that put a space before a text, and tokens that hold a space,
-# forbid some of them.
+# Where a cut is tried first: before the space between two letters, and after the line feed between
+# two words.
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\w\n)(?=\w)")
-_BETWEEN_SENTENCES = re.compile(
-    r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)"
-)
+# Where it is tried next: the same between any characters but blanks, and after the full stop,
+# exclamation mark, question mark and comma of Chinese and Japanese.
+_OTHER_PLACES = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)|(?<=[\u3002\uff01\uff1f\uff0c])(?=\w)")
 
 
 class Special(NamedTuple):
-    """A special token of a sequence, as opposed to a text that has its name.
-
-    See Tokenizer.sequence.
-    """
+    """A special token in Tokenizer.sequence, as opposed to a text that spells its name."""
 
     name: str
 
@@ -67,7 +66,7 @@ class Special(NamedTuple):
 class Tokenizer:
     """Text to token ids and back.
 
-    Special tokens that stand in a text are read as plain text, so no document can end itself.
+    A special token's name in a text is read as plain text, so that no document can end itself.
     """
 
     def __init__(self, text: str, where: str = "tokenizer.json"):
@@ -78,12 +77,14 @@ class Tokenizer:
         from tokenizers import Tokenizer as Library
 
         try:
-            self._library, self._json = Library.from_str(text), json.loads(text)
+            self._library = Library.from_str(text)
+            self._json = json.loads(text)
         except Exception as error:
             # The library raises plain Exception.
             problem = f"{where} is no tokenizer.json of the tokenizers library: {error}"
             raise UserError(f"data.tokenizer: {problem}") from error
         self._text = text
+        # The library's name for this: special tokens' names in a text get ordinary tokens.
         self._library.encode_special_tokens = True
         # Some published files cut every text at 512 tokens.
         self._library.no_truncation()
@@ -107,7 +108,7 @@ class Tokenizer:
         self.ends: tuple[int, ...] = tuple(dict.fromkeys((self.eot, *turn_ends)))
         """The ids that end a document or a turn, and so a completion: the end of text first."""
         self._byte_level = is_byte_level(self._json, where)
-        self._blank = self._blanks_before_text()
+        self._added_blanks = self._blanks_before_text()
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self._text,)
@@ -124,7 +125,7 @@ class Tokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the tokenizer.json, which is kept as it came."""
+        """SHA-256 of `content`, in hexadecimal."""
         return hashlib.sha256(self._text.encode()).hexdigest()
 
     @property
@@ -150,9 +151,9 @@ class Tokenizer:
     def sequence(self, *parts: str | Special) -> list[int]:
         """Return the ids of texts and special tokens, in order.
 
-        Nothing else puts a special token into a sequence.
-        Each text is encoded by itself. One that holds the name of a special token stays text:
-        `sequence("<|im_end|>")` are ordinary tokens, `sequence(Special("<|im_end|>"))` is one id.
+        Only this method puts special tokens into a sequence. Each text is encoded by itself, and
+        stays text even if it spells the name of a special token: `sequence("<|im_end|>")` returns
+        ordinary tokens, `sequence(Special("<|im_end|>"))` one id.
         Raises: UserError for a special token that this tokenizer does not have.
         """
         texts = [part for part in parts if isinstance(part, str)]
@@ -170,7 +171,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of several texts; parallel unless TOKENIZERS_PARALLELISM=false."""
+        """Return the token ids of each text; in parallel, unless TOKENIZERS_PARALLELISM=false."""
         pieces_by_text = [self._pieces(text) for text in texts]
         # One call for all pieces, so that the library's threads share them.
         encoded = self._encode_pieces(list(itertools.chain.from_iterable(pieces_by_text)))
@@ -183,16 +184,17 @@ class Tokenizer:
         return ids_by_text
 
     def encode_arrays(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """Yield what `encode_batch` returns as arrays, one text after the other.
+        """Yield the token ids of each text as an array of uint16, or uint32 if ids need it.
 
-        A long text needs only a few bytes of memory for each of its own.
+        A text longer than PIECE is encoded a few pieces at a time, so that memory stays at a few
+        bytes for each byte of the text.
         """
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         short = [text for text in texts if len(text) <= PIECE]
-        lists = iter(self.encode_batch(short))
+        ids_of_short = iter(self.encode_batch(short))
         for text in texts:
             if len(text) <= PIECE:
-                yield np.array(next(lists), dtype)
+                yield np.array(next(ids_of_short), dtype)
                 continue
             pieces = self._pieces(text)
             parts: list[np.ndarray] = []
@@ -211,6 +213,7 @@ class Tokenizer:
     def token_bytes(self) -> list[bytes]:
         """Return the exact bytes of each id; b"" for special tokens and for ids without a token."""
         bytes_of = byte_level_bytes if self._byte_level else fallback_bytes
+        # Tokens that were added to the model's vocabulary are stored as plain text.
         added = {token["id"]: token["content"] for token in self._json.get("added_tokens") or ()}
         table = [b""] * self.vocab_size
         for token, index in self._library.get_vocab(with_added_tokens=True).items():
@@ -221,9 +224,10 @@ class Tokenizer:
         return table
 
     def keeps(self, text: str, ids: Iterable[Any]) -> bool:
-        """Whether the tokens of a text have all its bytes, but for one space before it."""
+        """Whether `ids` have exactly the bytes of `text`, or those and one space before them."""
         table = self._bytes
-        kept, whole = b"".join([table[i] for i in ids]), text.encode("utf-8", "surrogatepass")
+        kept = b"".join([table[i] for i in ids])
+        whole = text.encode("utf-8", "surrogatepass")
         return kept == whole or kept == b" " + whole
 
     def save(self, path: str | Path) -> None:
@@ -239,25 +243,26 @@ class Tokenizer:
         return self.token_bytes()
 
     def _keep_special_out_of_text(self, where: str) -> None:
-        """Cut the names of special tokens that the model would read out of a text.
+        """Make texts that spell a special token's name give ordinary tokens.
 
-        Unigram takes each piece of its vocabulary wherever it stands.
-        Raises: UserError where a text gives one all the same.
+        A Unigram model takes each piece of its vocabulary wherever it stands, special tokens too.
+        Their names are therefore cut behind the first letter before the model sees them.
+        Raises: UserError where a text gives a special token all the same.
         """
         from tokenizers import Regex, pre_tokenizers
 
-        if names := self._named_by_text():
+        if names := self._names_read_as_special():
             first_letters = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names]
             cuts = pre_tokenizers.Split(Regex("|".join(first_letters)), "isolated")
             splitters = [splitter for splitter in (self._library.pre_tokenizer, cuts) if splitter]
             self._library.pre_tokenizer = pre_tokenizers.Sequence(splitters)
-        if names := self._named_by_text():
+        if names := self._names_read_as_special():
             problem = f"takes the text '{names[0]}' for its special token of that name"
             advice = "use one whose special tokens never stand for text"
             raise UserError(f"data.tokenizer: {where} {problem}; {advice}.")
 
-    def _named_by_text(self) -> list[str]:
-        """Return the special tokens that come out of their own name as a text."""
+    def _names_read_as_special(self) -> list[str]:
+        """Return the names of special tokens that, encoded as a text, give a special token."""
         special_ids = set(self._special.values())
         names = []
         for name in self._special:
@@ -272,60 +277,67 @@ class Tokenizer:
         """
         splitter = self._library.pre_tokenizer
         words = splitter.pre_tokenize_str("it is\nso") if splitter else []
-        splits_words = [end - start for _, (start, end) in words] == [2, 3, 1, 2]
-        if self._byte_level and splits_words:
+        lengths = [end - start for _, (start, end) in words]
+        # "it", " is", "\n", "so": the words of GPT-2, with the text's own blanks.
+        if self._byte_level and lengths == [2, 3, 1, 2]:
             return 0
-        return int(self._bytes_of("a") == b" a" == self._bytes_of(" a")[-2:])
+        puts_blank = self._bytes_of("a") == b" a" and self._bytes_of(" a").endswith(b" a")
+        return int(puts_blank)
 
     def _bytes_of(self, text: str) -> bytes:
         return b"".join(self._bytes[i] for i in self._encode_alone(text))
 
     def _encode_alone(self, text: str) -> list[int]:
-        # Not as a batch: that starts the library's threads, and a process with them must not fork.
+        # Not as a batch, which starts the library's threads: a process with threads must not fork.
         return self._library.encode(text, add_special_tokens=False).ids
 
     def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[list[int]]:
-        # Yielded one by one, since a list of integers is many times as large as the text.
+        # One list at a time, since a list of integers is many times as large as its text.
         for piece in self._library.encode_batch_fast(pieces, add_special_tokens=False):
             yield piece.ids
 
     def _pieces(self, text: str) -> list[str]:
-        """Cut a long text where that does not change its tokens."""
+        """Return a text in pieces of PIECE characters or more, cut where that keeps its tokens.
+
+        Blanks that the tokenizer puts before each piece are taken from the text at the cut.
+        """
         pieces, start = [], 0
         while len(text) - start > PIECE:
             cut = self._place_to_cut(text, start + PIECE)
             if cut is None:
                 break
             pieces.append(text[start:cut])
-            start = cut + self._blank
+            start = cut + self._added_blanks
         return [*pieces, text[start:]]
 
     def _place_to_cut(self, text: str, place: int) -> int | None:
-        """Return the first place from `place` on where the tokens on both sides stay as they are.
+        """Return the first place from `place` on where a cut keeps the tokens on both sides.
 
-        Only a few are tried. Where a very long stretch has none, such as a number of a million
-        digits, it is cut all the same if no character is lost.
+        Only a few places within REACH are tried; None: none of them will do. A longer text without
+        one, such as a number of a million digits, is cut at `place` if that loses no character.
         """
-        for pattern in (_BETWEEN_WORDS, _BETWEEN_SENTENCES):
+        for pattern in (_BETWEEN_WORDS, _OTHER_PLACES):
             matches = pattern.finditer(text, place, place + REACH)
             for match in itertools.islice(matches, TRIES):
                 cut = match.start()
-                # The tokenizer gives back one blank, so one must stand at the cut.
-                if self._blank and text[cut] != " ":
+                # The blank that the tokenizer puts before a piece must replace one at the cut.
+                if self._added_blanks and text[cut] != " ":
                     continue
                 whole, parts = self._ids_around(text, cut)
                 if whole == parts:
                     return cut
-        if len(text) - place > REACH and not self._blank:
+        if len(text) - place > REACH and not self._added_blanks:
             whole, parts = self._ids_around(text, place)
             if self.decode(whole) == self.decode(parts):
                 return place
         return None
 
     def _ids_around(self, text: str, cut: int) -> tuple[list[int], list[int]]:
-        """Return the token ids of the text around a cut, whole and cut."""
-        left, right = text[max(0, cut - AROUND) : cut], text[cut : cut + AROUND]
-        whole, ids_left, ids_right = self._encode_pieces([left + right, left, right[self._blank :]])
+        """Return the token ids of the text around a cut: encoded as one, and as two pieces."""
+        left = text[max(0, cut - AROUND) : cut]
+        right = text[cut : cut + AROUND]
+        pieces = [left + right, left, right[self._added_blanks :]]
+        whole, ids_left, ids_right = self._encode_pieces(pieces)
         return whole, ids_left + ids_right
 
 
@@ -336,17 +348,17 @@ def train_bpe(
 ) -> Tokenizer:
     """Train a byte-level BPE of `vocab_size` tokens (fewer where the text has too few pairs).
 
-    The ids begin with the special tokens, then 256 bytes. Digits are tokens of their own:
-    arithmetic is easier to learn so (Singh and Strouse 2024, arXiv:2402.14903).
+    The first ids are the special tokens, the next 256 the bytes. Each digit is a token of its own,
+    which makes arithmetic easier to learn (Singh and Strouse 2024, arXiv:2402.14903).
     Raises: UserError if vocab_size cannot hold the special tokens and the bytes.
     """
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    least = 256 + len(special)
-    if vocab_size < least:
+    smallest = 256 + len(special)
+    if vocab_size < smallest:
         parts = f"{len(special)} special tokens and 256 bytes"
-        needed = f"a byte-level tokenizer needs at least {least} ({parts})"
+        needed = f"a byte-level tokenizer needs at least {smallest} ({parts})"
         raise UserError(f"data.vocab_size is {vocab_size}; {needed}.")
     library = Library(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)

@@ -15,15 +15,15 @@ from typing import Any
 from slmjax.errors import UserError
 from slmjax.readable import duration
 
-# Called with (stage, done, total), in the same unit for both, usually bytes.
+# Called with (stage, done, total); done and total in the same unit, usually bytes.
 Progress = Callable[[str, int, int], None]
 
-# Seconds of waiting for other hosts until a line says so, and from line to line.
+# Seconds of waiting for other hosts until the first line about it, and from line to line.
 FIRST_LINE = 5.0
 NEXT_LINE = 60.0
 POLL = 0.1  # seconds between two looks at the shared folder
 
-# The event that ends this process's units early; only worker processes have one.
+# The event that is set once another unit has failed; None outside of worker processes.
 _stop: Any = None
 
 
@@ -39,12 +39,12 @@ def run_units(
     """Call `function(*arguments)` for each task, the largest first.
 
     Args:
-      tasks: (size, arguments) of each call.
+      tasks: (size, arguments) of each call; the size in the unit of `progress`.
       processes: how many work at once; 1 runs everything in this process.
       fork: start workers as copies of this process, with all that it has loaded, where that is
         safe: without JAX and without other threads.
     Raises: whatever a call raises, after the others have stopped; UserError if a process was
-      killed.
+      killed by the system.
     """
     # The largest first, so that no worker begins a long task while the others are done.
     tasks = sorted(tasks, key=lambda task: -task[0])
@@ -95,7 +95,8 @@ def wait_for(
       paths: each file with the number of the process that writes it.
       timeout: seconds; the clock starts again whenever a file appears.
       what: what the others do, for messages ("hash the text").
-      unless: True once it is known that the rest will not come.
+      say: called now and then with a line about what is missing.
+      unless: returns True once it is known that the missing files will not come.
     Raises: UserError naming what is missing after `timeout` seconds without progress;
       FileNotFoundError once `unless()` is true.
     """
@@ -114,7 +115,7 @@ def wait_for(
         missing = still_missing
         if not missing:
             return
-        writers = _processes({paths[path] for path in missing})
+        writers = _describe_processes({paths[path] for path in missing})
         if now - progressed > timeout:
             names = ", ".join(path.name for path in missing[:3])
             raise UserError(
@@ -133,7 +134,7 @@ def wait_for(
 
 @contextlib.contextmanager
 def terminal_progress() -> Iterator[Progress]:
-    """Yield a function that draws a progress bar, or does nothing where no person watches."""
+    """Yield a function that draws a progress bar, or does nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
@@ -142,7 +143,7 @@ def terminal_progress() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    # transient: the bar disappears, so that the lines above and below it read on.
+    # transient: the bar disappears at its end, and leaves no gap between the lines around it.
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         bar_of_stage: dict[str, Any] = {}
 
@@ -164,6 +165,7 @@ def _run_in_workers(
     progress: Progress,
     fork: bool,
 ) -> None:
+    """Do what run_units does, in worker processes."""
     method = "fork" if fork and _fork_is_safe() else "spawn"
     context = multiprocessing.get_context(method)
     stop = context.Event()
@@ -174,16 +176,16 @@ def _run_in_workers(
     done = 0
     # `with` waits for the workers, so that none writes after an error has been reported.
     with ProcessPoolExecutor(workers, context, _start_worker, (stop, threads)) as pool:
-        futures = {pool.submit(function, *arguments): size for size, arguments in tasks}
+        size_of_future = {pool.submit(function, *arguments): size for size, arguments in tasks}
         try:
-            for future in as_completed(futures):
+            for future in as_completed(size_of_future):
                 future.result()
-                done += futures[future]
+                done += size_of_future[future]
                 progress(stage, done, total)
         except BrokenProcessPool as error:
             problem = f"a process that prepares text was killed ({stage}; out of memory?)"
             raise UserError(f"data: {problem}; run again to continue.") from error
-        # Also for Ctrl-C: the workers ignore it and wait for this event.
+        # Every other error, and Ctrl-C, which the workers ignore: they look for this event.
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -191,32 +193,37 @@ def _run_in_workers(
 
 
 def _fork_is_safe() -> bool:
-    """Whether a copy of this process works: a forked thread or JAX runtime would hang."""
+    """Whether a forked copy of this process works; with JAX or other threads it could hang."""
     if "fork" not in multiprocessing.get_all_start_methods():
         return False
     return "jax" not in sys.modules and threading.active_count() == 1
 
 
 def _start_worker(stop: Any, threads: int) -> None:
+    """Prepare a worker process, before its first task.
+
+    Args:
+      threads: how many threads the tokenizers library may use.
+    """
     global _stop
     import signal
 
     _stop = stop
-    # Ctrl-C reaches the parent too, which stops the workers in order.
+    # Ctrl-C reaches the parent too, which then sets `stop`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     parent = multiprocessing.parent_process()
 
-    # A worker would wait for work forever after its parent was killed.
     def end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
+    # Else a worker whose parent was killed would wait for work forever.
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _processes(numbers: set[int]) -> str:
+def _describe_processes(numbers: set[int]) -> str:
     """Return process numbers in words: "process 3", "2 processes (1, 3)"."""
     if len(numbers) == 1:
         return f"process {min(numbers)}"

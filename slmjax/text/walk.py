@@ -1,4 +1,4 @@
-"""Find the local files that a path or pattern names, and note what lies there and is left out."""
+"""Find the local files that a path or pattern names, and note which are left out, and why."""
 
 import fnmatch
 import json
@@ -10,22 +10,27 @@ from dataclasses import dataclass, field
 
 from slmjax.errors import UserError, nearest
 
-# .jsonl files that a stage writes into its work directory.
+# .jsonl files that a stage of slmjax writes into its work directory; they are not training text.
 OWN_FILES = ("metrics.jsonl", "dropped.jsonl", "duplicates.jsonl", "rejects.jsonl")
-# Keys by which a .json file is known to be ours.
+# Keys that tell slmjax's .json files from other programs' files of the same names.
 OWN_JSON = {
     "config.json": {"stage", "data", "model", "train"},
     "manifest.json": {"format", "fingerprint", "tokenizer", "sources"},
 }
-WORK = "work~"  # intermediate results of preparation; no source can have this name
+WORK = "work~"  # folder of preparation's intermediate results; no source can have this name
 SKETCHES = ".sketches"  # ending of the sketches of each file that curation works on
-MAGIC = re.compile(r"[*?\[]")
+MAGIC = re.compile(r"[*?\[]")  # wildcards
 SHOWN_NAMES = 3  # left-out files that a message lists for each reason
 
 
 @dataclass
 class FoundFiles:
-    """Files as {path: name relative to the pattern's fixed part}; names left out, by reason."""
+    """The files that a pattern has found, and those that it has left out.
+
+    Attributes:
+      files: {path: name relative to the pattern's fixed part}.
+      left_out: {reason: names}.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, set[str]] = field(default_factory=dict)
@@ -34,7 +39,7 @@ class FoundFiles:
         self.left_out.setdefault(reason, set()).add(printable(name))
 
     def describe_left_out(self) -> str:
-        """Return in words what was left out; "" where nothing was."""
+        """Return a text that lists what was left out; "" where nothing was."""
         parts = []
         for reason, names in self.left_out.items():
             shown = ", ".join(sorted(names)[:SHOWN_NAMES])
@@ -56,51 +61,53 @@ def find_files(pattern: str, supported: Callable[[str], bool], where: str) -> Fo
       where: the config field, for messages.
     Raises: UserError for a pattern without a match and for a folder that cannot be read.
     """
-    place = os.path.expanduser(pattern)
+    path = os.path.expanduser(pattern)
     walk = _Walk(supported, where)
-    # A file whose own name holds a pattern's characters is that file.
-    exists = _exists(place, where)
-    if exists or not MAGIC.search(place):
-        walk.base = place if os.path.isdir(place) else os.path.dirname(place)
-        matched = exists and walk.take_named(place, pattern)
+    # A file may have wildcards in its own name: a path that exists is no pattern.
+    matched = _exists(path, where)
+    if matched or not MAGIC.search(path):
+        walk.base = path if os.path.isdir(path) else os.path.dirname(path)
+        if matched:
+            walk.take_named(path, pattern)
     else:
-        fixed = re.split(MAGIC, place)[0]
-        walk.base = os.path.dirname(fixed)
-        pieces = [piece for piece in place[len(walk.base) :].split("/") if piece]
+        before_wildcards = re.split(MAGIC, path)[0]
+        walk.base = os.path.dirname(before_wildcards)
+        pieces = [piece for piece in path[len(walk.base) :].split("/") if piece]
         matched = walk.expand(walk.base or ".", pieces)
     if not matched:
-        folder = os.path.dirname(place) or "."
+        folder = os.path.dirname(path) or "."
         siblings: list[str] = []
         if os.path.isdir(folder):
             siblings = [entry.name for entry in walk.entries(folder)]
-        close = nearest(os.path.basename(place), siblings)
+        close = nearest(os.path.basename(path), siblings)
         raise UserError(f"{where}: '{printable(pattern)}' matches no file.{close}")
     walk.finish()
     return walk.found_files
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that can be printed and stored; what is not UTF-8 is escaped."""
+    """Return a file's name as text that can be printed and stored: what is not UTF-8 is escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 class _Walk:
-    """One search: what it has taken, and where it has been."""
+    """One search: the files that it has taken, and the folders that it has been to."""
 
     def __init__(self, supported: Callable[[str], bool], where: str):
-        # The pattern's fixed part: names are relative to it.
+        # The folder before the pattern's first wildcard: names are relative to it.
         self.base = ""
         self.found_files = FoundFiles()
         self._supported = supported
         self._where = where
-        # Path without links: path by which the file is read.
+        # {path without links: path by which the file is read}
         self._files: dict[str, str] = {}
-        # (folder without links, pieces of the pattern that were left there); 0 for all files below.
+        # Visits, as (folder without links, pieces of the pattern to match below it); with 0 pieces
+        # all files below the folder are taken.
         self._seen: set[tuple[str, int]] = set()
-        self._linked_folders: list[str] = []
+        self._linked_folders: list[str] = []  # links to folders that `finish` follows
 
-    def take_named(self, path: str, pattern: str) -> bool:
-        """Take a path that the user wrote out.
+    def take_named(self, path: str, pattern: str) -> None:
+        """Take a path that the user wrote out, as `pattern`.
 
         Raises: UserError where it is neither file nor folder.
         """
@@ -111,14 +118,18 @@ class _Walk:
         else:
             problem = f"{printable(pattern)} is {_describe_special(path)}"
             raise UserError(f"{self._where}: {problem}; expected a file, folder or pattern.")
-        return True
 
     def expand(self, folder: str, pieces: list[str]) -> bool:
-        """Take what matches the pieces of a pattern below a folder; return whether anything did."""
-        state = (os.path.realpath(folder), len(pieces))
-        if state in self._seen or not os.path.isdir(folder):
+        """Take what matches the pieces of a pattern below a folder; return whether anything did.
+
+        Args:
+          pieces: what stands between the pattern's slashes, at least one; "**" is any number of
+            folders.
+        """
+        visit = (os.path.realpath(folder), len(pieces))
+        if visit in self._seen or not os.path.isdir(folder):
             return False
-        self._seen.add(state)
+        self._seen.add(visit)
         piece, rest = pieces[0], pieces[1:]
         if piece == "**" and not rest:
             self._take_folder(folder, named=True)
@@ -126,7 +137,7 @@ class _Walk:
         if piece in (".", "..") or not MAGIC.search(piece):
             path = os.path.join(folder, piece)
             return _exists(path, self._where) and self._take_match(path, rest, named=True)
-        # "**" matches no folder too.
+        # "**" may stand for no folder at all.
         matched = piece == "**" and self.expand(folder, rest)
         for entry in self.entries(folder):
             # As in a shell, only a pattern that begins with a dot matches hidden names.
@@ -140,9 +151,9 @@ class _Walk:
         return matched
 
     def finish(self) -> None:
-        """Follow links to folders, and name all files.
+        """Follow links to folders, then fill `found_files.files`.
 
-        Links come last, so that a file has its name without links where it has one.
+        Links come last, so that a file that can be reached without links keeps that name.
         """
         while self._linked_folders:
             self._take_folder(self._linked_folders.pop())
@@ -159,7 +170,12 @@ class _Walk:
             raise UserError(f"{self._where}: {problem}.") from error
 
     def _take_match(self, path: str, rest: list[str], named: bool = False) -> bool:
-        """Take a path that matched one piece of a pattern, if the rest matches below it."""
+        """Take a path that matched one piece of a pattern, if the rest matches below it.
+
+        Args:
+          named: whether the piece has no wildcards, so that the user has named this path.
+        Returns: whether anything was taken, or noted as left out.
+        """
         if rest:
             return os.path.isdir(path) and self.expand(path, rest)
         if os.path.isdir(path):
@@ -172,30 +188,30 @@ class _Walk:
         """Take the files below a folder; only one that the user named may be a work directory."""
         waiting = [folder]
         while waiting:
-            place = waiting.pop()
-            real = os.path.realpath(place)
+            current = waiting.pop()
+            real = os.path.realpath(current)
             # Two links, or a pattern and a folder, may lead to the same place.
             if (real, 0) in self._seen:
                 continue
             self._seen.add((real, 0))
-            entries = self.entries(place)
-            own = _written_by_slmjax(place, {entry.name for entry in entries})
-            if own and not (named and place == folder):
-                self._leave_out("written by slmjax", place)
+            entries = self.entries(current)
+            own_folder = _written_by_slmjax(current, {entry.name for entry in entries})
+            if own_folder and not (named and current == folder):
+                self._leave_out("written by slmjax", current)
                 continue
             for entry in entries:
-                # Only what could have been text is worth a line.
                 if entry.name.startswith("."):
+                    # Reported only where it could have been text.
                     if entry.is_dir() or self._supported(entry.name):
                         self._leave_out("hidden", entry.path)
                 elif not entry.is_dir():
                     target = os.path.join(real, entry.name)
                     if entry.is_symlink():
                         target = os.path.realpath(target)
-                    self._take_file(entry.path, target, own)
+                    self._take_file(entry.path, target, own_folder)
                 elif not entry.is_symlink():
                     waiting.append(entry.path)
-                elif self._may_enter(entry, place):
+                elif self._may_enter(entry, current):
                     self._linked_folders.append(entry.path)
 
     def _take_file(self, path: str, real: str, own_folder: bool = False) -> None:
@@ -213,17 +229,17 @@ class _Walk:
         elif name in OWN_FILES and (own_folder or _written_by_slmjax(os.path.dirname(path))):
             self._leave_out("written by slmjax", path)
         else:
-            # A path that is a link gives way to another one.
+            # Several paths may lead to one file: a path that is no link is preferred.
             kept = self._files.get(real)
             if kept is None or os.path.islink(kept):
                 self._files[real] = path
 
     def _may_enter(self, entry: os.DirEntry, folder: str) -> bool:
-        """Whether to read a folder below the pattern, or note why it is left out."""
+        """Whether the search may go into a folder found in `folder`; if not, note the reason."""
         if entry.is_symlink():
-            target = os.path.realpath(entry.path)
+            target = os.path.realpath(entry.path).rstrip("/")
             # A link to a folder around it is a loop.
-            if f"{os.path.realpath(folder)}/".startswith(f"{target.rstrip('/')}/"):
+            if f"{os.path.realpath(folder)}/".startswith(f"{target}/"):
                 self._leave_out("link to a folder around it", entry.path)
                 return False
         if _written_by_slmjax(entry.path):
@@ -241,7 +257,8 @@ class _Walk:
 def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
     """Whether a folder is a work directory, prepared text, its cache, or left by a killed stage.
 
-    `names` are those of the files in it, where they are known.
+    Args:
+      names: the names of what is in it; None: they are not known yet.
     """
     if names is None:
         try:
@@ -261,20 +278,20 @@ def _written_by_slmjax(folder: str, names: set[str] | None = None) -> bool:
 
 
 def _exists(path: str, where: str) -> bool:
-    """Whether there is a file, folder or link. Raises: UserError where that is not permitted."""
+    """Whether a file, folder or link has this path. Raises: UserError where access is denied."""
     try:
         os.lstat(path)
     except PermissionError as error:
         problem = f"cannot read {printable(path)}: {error.strerror}"
         raise UserError(f"{where}: {problem}.") from error
     except (OSError, ValueError):
-        # There is none, or the name is one that no file can have.
+        # Nothing is there, or the path is one that no file can have.
         return False
     return True
 
 
 def _keys(path: str) -> set[str]:
-    """Return the keys of a .json file; none where it is not an object."""
+    """Return the keys of the object in a .json file; none where it holds no object."""
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
@@ -284,7 +301,7 @@ def _keys(path: str) -> set[str]:
 
 
 def _describe_special(path: str) -> str:
-    """Return in words what a path is that is neither file nor folder."""
+    """Return a description of a path that is neither file nor folder."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

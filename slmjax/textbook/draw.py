@@ -1,8 +1,8 @@
-"""The textbook's dice: names, invented words, things and numbers, of which a part is reserved.
+"""The textbook's seeded draws: names, invented words, things and numbers, some of them reserved.
 
-Only held-out passages use the reserved part. Everything in it is a new combination of seen pieces:
-a name or an invented word is an onset and an ending, a two-digit number is two digits. Which
-combinations are reserved is fixed here, and every piece occurs in training. So a model cannot have
+Only held-out passages use what is reserved. Each reserved name, word or number is a new combination
+of pieces that training shows: a name or an invented word is an onset and an ending, a two-digit
+number is two digits. Which combinations are reserved is fixed here. So a model cannot have
 memorised what it meets in held-out text, but has met each part of it.
 """
 
@@ -22,12 +22,13 @@ def read_data(name: str) -> Any:
 def _combinations(
     onsets: Sequence[str], endings: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return all onsets with all endings: those for training, and one in five that is reserved."""
+    """Return every onset with every ending: (four in five for training, one in five reserved)."""
     for_training: list[str] = []
     reserved: list[str] = []
     for i, onset in enumerate(onsets):
         for j, ending in enumerate(endings):
-            # Along diagonals, so that each onset and each ending is in both parts.
+            # Along diagonals of the table of onsets and endings, so that each of them is in both
+            # parts.
             if (i + 2 * j) % 5 == 0:
                 reserved.append(onset + ending)
             else:
@@ -54,7 +55,7 @@ class Problem:
     """One drawn problem.
 
     Attributes:
-      fields: fill a template.
+      fields: {name: value} that a template's prompt and working are filled with.
       again: the answer by a second, independent computation.
       choices: the answers that the prompt offers; empty where the question is open.
     """
@@ -85,7 +86,7 @@ class Draw:
             self._usable_names, self._usable_words = NAMES, WORDS
 
     def name(self) -> str:
-        """Return a person, unlike those drawn before."""
+        """Return a person's name, unlike those drawn before."""
         # A person who comes twice would make the passage ambiguous.
         name = self.rng.choice(self._usable_names)
         while name in self.names:
@@ -127,9 +128,9 @@ class Draw:
             self.numbers.pop()
 
     def apart(self, count: int) -> list[int]:
-        """Return two-digit given numbers, no two with the same tens.
+        """Return numbers of two digits, no two with the same tens.
 
-        Which is larger shows in the first digit.
+        So the first digit alone says which is larger.
         """
         while True:
             numbers = [self.number(10, 99) for _ in range(count)]

@@ -1,9 +1,9 @@
 """The textbook's problems about numbers: word problems, units, comparison, sequences.
 
 Each function draws a problem, solves it, and solves it again in another way (counting, ranks, a
-closed form). No sum carries from one digit to the next, so a model of a million parameters learns
-to add within a minute or two of training. A problem has the fields that its templates in
-templates.json use.
+closed form); its docstring says what the problem asks. No sum carries from one digit to the next,
+so a model of a million parameters learns to add within a minute or two of training. A problem has
+the fields that its templates in templates.json use.
 """
 
 import operator
@@ -45,7 +45,7 @@ FEW_GROUPS = ((2, 2), (2, 3), (2, 4), (3, 2), (4, 2))
 
 
 def change(draw: Draw) -> Problem:
-    """Something is added, something is taken away."""
+    """How many are left after some are added and some are taken away."""
     a, b = draw.summands()
     # At most the units of the sum, so that nothing is borrowed from the tens.
     c = draw.number(2, (a + b) % 10)
@@ -63,9 +63,9 @@ def change(draw: Draw) -> Problem:
 
 
 def groups(draw: Draw) -> Problem:
-    """Some things and a few equal groups."""
+    """How many are some things and a few equal groups together."""
     n, k = draw.choice(FEW_GROUPS)
-    # A number to which the product can be added without a carry.
+    # `a` is a number to which the product can be added without a carry.
     a, _ = draw.summands(n * k)
     # The prompt gives both factors, but not their product.
     draw.numbers += [n, k]
@@ -83,7 +83,7 @@ def groups(draw: Draw) -> Problem:
 
 
 def to_small(draw: Draw) -> Problem:
-    """A measure in two units, into the smaller."""
+    """A measure in two units, converted into the smaller unit."""
     large, larges, small, factor = draw.choice(ROUND_UNITS)
     # All factors end in 0, so that adding b changes the units only.
     n = draw.number(10, 99)
@@ -106,7 +106,7 @@ def to_small(draw: Draw) -> Problem:
 
 
 def to_large(draw: Draw) -> Problem:
-    """A measure in two units, into the larger; the smaller part comes out even."""
+    """A measure in two units, converted into the larger unit, of which it is a whole number."""
     large, larges, small, factor = draw.choice(OTHER_UNITS)
     b, n = draw.summands()
     product = n * factor

@@ -75,7 +75,8 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
       index: 0, 1, ...; different indices may, rarely, give the same passage: see `documents`.
       seed: of the whole corpus.
       split: "train" or "heldout".
-    Raises: ValueError on an unknown kind or split.
+    Raises: ValueError on an unknown kind or split; AssertionError where the two computations of a
+      problem's answer disagree.
     """
     if kind not in TEMPLATES or split not in SPLITS:
         known = f"kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}"
@@ -83,8 +84,8 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
     heldout = split == "heldout"
     # Seeded by a string: Python hashes it the same way in every process and version.
     rng = random.Random(f"{seed}/{split}/{kind}/{index}")
+    # A template's number is its place among all of its kind, also those for held-out passages.
     numbered = enumerate(TEMPLATES[kind])
-    # Numbered before the choice, so that a template's number is its place in the table.
     usable = [(number, item) for number, item in numbered if heldout or not item.heldout]
     number, template = rng.choice(usable)
     while True:
@@ -93,8 +94,7 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
         prompt = template.prompt.format_map(problem.fields)
         working = template.working.format_map(problem.fields)
         text = f"{prompt}\n{working}\nAnswer: {problem.answer}."
-        # Draw again where a computed number is reserved, or a held-out passage gives none that is.
-        if _belongs(text, draw, heldout):
+        if _fits_split(text, draw, heldout):  # else it is drawn again
             break
     answer, again = str(problem.answer), str(problem.again)
     if answer != again:
@@ -191,6 +191,7 @@ def write_corpus(
 
 
 def _write_passages(path: Path, kind: str, count: int, seed: int, split: str) -> None:
+    """Write the first `count` passages of a kind, one JSON object a line."""
     lines = []
     for number, item in enumerate(documents(kind, count, seed=seed, split=split)):
         record = {"text": item.text, "id": f"{kind}/{split}/{number}", "template": item.template}
@@ -199,7 +200,7 @@ def _write_passages(path: Path, kind: str, count: int, seed: int, split: str) ->
 
 
 def _read_stamp(stamp: Path) -> Any:
-    """Return what `write_corpus` has written last; None where there is no readable stamp."""
+    """Return the stamp that `write_corpus` has written; None where none can be read."""
     try:
         return json.loads(stamp.read_text())
     except (OSError, ValueError, RecursionError):
@@ -207,7 +208,7 @@ def _read_stamp(stamp: Path) -> Any:
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """Return the hash of the files together; "" where one is missing."""
+    """Return the hash of the files' contents together; "" where a file is missing."""
     digest = hashlib.sha256()
     for path in paths:
         if not path.exists():
@@ -216,7 +217,7 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _belongs(text: str, draw: Draw, heldout: bool) -> bool:
+def _fits_split(text: str, draw: Draw, heldout: bool) -> bool:
     """Whether a drawn text may be in its split.
 
     In training no reserved number occurs at all. In a held-out passage at least one is given, and

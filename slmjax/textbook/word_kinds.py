@@ -1,23 +1,32 @@
 """The textbook's problems about words: simple logic, and definitions in use.
 
-Each is solved twice, as those about numbers are. The fields of a problem are those of its templates
-in templates.json.
+Each function draws a problem and solves it in two ways, as in number_kinds.py; its docstring says
+what the problem is about. A problem has the fields that its templates in templates.json use.
 """
 
 from slmjax.textbook.draw import COLOURS, JOBS, NOUNS, TRAITS, Draw, Problem
 
 # Fields that the templates share:
 #   x, y, z  people
-#   n        the number of a place, which only makes passages differ
-#   t        a sort of thing; j: a job; w: an invented word, or the quality that is compared
-#   q        a trait or colour
+#   n        the number of a place, or of things: it only makes passages differ
+#   t        a sort of thing
+#   j        a job
+#   w        an invented word, or the quality that is compared
+#   q        a trait or colour; in `lamp`, p and q are "in" or "out"
 #   a, b     given numbers
+#   k        how many things an invented noun stands for
+#   d, r     a number that is added, and the result
 #   not      "not " or nothing, before what may not hold
-YES_NO = ("yes", "no")  # indexed by whether something does not hold
+#   every    "all" or "no"
+#   rule     who must be in for the lamp to be on
+#   on       "on" or "off"
+#   first, second   facts in the order of the prompt
+
+YES_NO = ("yes", "no")  # the answers that a prompt offers
 
 
 def syllogism(draw: Draw) -> Problem:
-    """All or no members of a group have a trait; one is a member."""
+    """Whether a member of a group has a trait, where all or no members have it."""
     all_have_it = draw.coin()
     job = draw.choice(JOBS)
     if all_have_it:
@@ -33,11 +42,11 @@ def syllogism(draw: Draw) -> Problem:
         "not": _negation(all_have_it),
     }
     # By membership: whose job is among those with the trait.
-    return Problem(fields, _yes_no(all_have_it), YES_NO[job not in jobs_with_trait], YES_NO)
+    return Problem(fields, _yes_no(all_have_it), _yes_no(job in jobs_with_trait), YES_NO)
 
 
 def bound(draw: Draw) -> Problem:
-    """A trait that holds exactly above a bound."""
+    """Whether a person has the trait of all people who own more things than a bound."""
     a, b = draw.apart(2)
     fields = {
         "x": draw.name(),
@@ -47,12 +56,13 @@ def bound(draw: Draw) -> Problem:
         "b": b,
         "not": _negation(b > a),
     }
-    # Counted: a range that goes up has no members where b is smaller.
-    return Problem(fields, _yes_no(b > a), YES_NO[len(range(a, b)) == 0], YES_NO)
+    # Counted: a range that goes up has members only where b is larger.
+    b_is_larger = len(range(a, b)) > 0
+    return Problem(fields, _yes_no(b > a), _yes_no(b_is_larger), YES_NO)
 
 
 def chain(draw: Draw) -> Problem:
-    """A transitive chain of three, given in either order."""
+    """Who of three is first, from two comparisons in either order."""
     # x is above y, and y above z; the facts name the one above first.
     names = [draw.name() for _ in range(3)]
     x, y, z = names
@@ -60,7 +70,7 @@ def chain(draw: Draw) -> Problem:
     facts = [f"{x} is {word}er than {y}", f"{y} is {word}er than {z}"]
     if draw.coin():
         facts.reverse()
-    # From the text: the one of whom no fact says that somebody is above.
+    # From the text: the only one who is not the second name of a fact.
     (top,) = set(names) - {fact.split()[-1] for fact in facts}
     fields = {
         "x": x,
@@ -75,14 +85,14 @@ def chain(draw: Draw) -> Problem:
 
 
 def lamp(draw: Draw) -> Problem:
-    """Truth of "and" and of "or"."""
+    """Whether a lamp is on, by a rule with "and" or with "or"."""
     needs_both = draw.coin()
     present = [draw.coin(), draw.coin()]
     x, y = draw.name(), draw.name()
     if needs_both:
-        rule, is_on = f"{x} and {y} are in", all(present)
+        rule, is_on, needed = f"{x} and {y} are in", all(present), 2
     else:
-        rule, is_on = f"{x} or {y} is in", any(present)
+        rule, is_on, needed = f"{x} or {y} is in", any(present), 1
     states = ["in" if is_present else "out" for is_present in present]
     fields = {
         "x": x,
@@ -93,20 +103,20 @@ def lamp(draw: Draw) -> Problem:
         "q": states[1],
         "on": "on" if is_on else "off",
     }
-    # Counted: "or" needs one who is in, "and" needs two.
-    is_off = states.count("in") < 1 + needs_both
-    return Problem(fields, _yes_no(is_on), YES_NO[is_off], YES_NO)
+    # Counted: how many are in.
+    enough_are_in = states.count("in") >= needed
+    return Problem(fields, _yes_no(is_on), _yes_no(enough_are_in), YES_NO)
 
 
 def pack(draw: Draw) -> Problem:
-    """A noun for a number of things."""
+    """How many things an invented noun stands for."""
     k = draw.number(10, 99)
     fields = {"x": draw.name(), "w": draw.word(), "t": draw.choice(NOUNS), "k": k}
     return Problem(fields, k, len([None] * k))
 
 
 def act(draw: Draw) -> Problem:
-    """A verb for an addition."""
+    """The result of an invented verb that stands for an addition."""
     a, d = draw.summands()
     fields = {
         "x": draw.name(),
@@ -119,7 +129,7 @@ def act(draw: Draw) -> Problem:
 
 
 def quality_of_word(draw: Draw) -> Problem:
-    """An adjective for what costs more than a bound."""
+    """Whether an invented adjective fits, which stands for "costs more than a bound"."""
     a, b = draw.apart(2)
     fields = {
         "x": draw.name(),
@@ -130,11 +140,12 @@ def quality_of_word(draw: Draw) -> Problem:
         "not": _negation(b > a),
     }
     # Counted, as in `bound`.
-    return Problem(fields, _yes_no(b > a), YES_NO[len(range(a, b)) == 0], YES_NO)
+    b_is_larger = len(range(a, b)) > 0
+    return Problem(fields, _yes_no(b > a), _yes_no(b_is_larger), YES_NO)
 
 
 def look(draw: Draw) -> Problem:
-    """An adjective for a colour."""
+    """The colour that an invented adjective stands for."""
     colour = draw.choice(COLOURS)
     fields = {
         "x": draw.name(),

@@ -265,8 +265,8 @@ def test_the_packed_call_computes_every_segment(monkeypatch, places, window, dty
             gradient
         )
 
-    monkeypatch.setattr(cudnn_attention, "_forward", _of_list)
-    monkeypatch.setattr(cudnn_attention, "_backward", backward)
+    monkeypatch.setattr(cudnn_attention, "_bind_forward", _of_list)
+    monkeypatch.setattr(cudnn_attention, "_bind_backward", backward)
     T = 24
     segments = _segments(T, (7, 3, 6, 4, 2), (24,))
     query, key, value, cotangent = _inputs(T, 4, 2, 8, dtype)
