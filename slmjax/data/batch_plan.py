@@ -15,7 +15,7 @@ from slmjax.data.mixing import Mixture
 from slmjax.data.packing import RowPlan
 from slmjax.data.rows import Arrays, Fields, text_fields
 from slmjax.data.whole_rows import WholeRowPlan, whole_row_plan
-from slmjax.text.chat_documents import TEXT
+from slmjax.text.records import TEXT
 
 # Rows at the start of the run whose documents `usual_places` counts, in less than a second.
 SCANNED_ROWS = 32_768

@@ -23,10 +23,10 @@ from slmjax.data.scan_reports import Report, added_reports, check_faults
 from slmjax.data.shard_files import Shard
 from slmjax.data.tokenizer_pass import write_tokenizer
 from slmjax.errors import UserError
-from slmjax.text.chat_documents import TEXT
 from slmjax.text.document_checks import grouping
 from slmjax.text.files import DamagedPart, write_part
 from slmjax.text.hashing import shingles
+from slmjax.text.records import TEXT
 from slmjax.text.walk import WORK
 
 

@@ -14,11 +14,11 @@ from slmjax.data.preparation_plan import PreparationPlan, Unusable
 from slmjax.data.scan_reports import Report
 from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
-from slmjax.text.chat_documents import TEXT, parts_from_json
+from slmjax.text.chat_documents import parts_from_json
 from slmjax.text.chat_template import Part
 from slmjax.text.files import read_part, write_atomic
 from slmjax.text.hashing import Matcher
-from slmjax.text.records import Source
+from slmjax.text.records import TEXT, Source
 from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer
 from slmjax.text.walk import WORK
 
@@ -234,9 +234,7 @@ def _write_unit(
     return [shard_entry(shard) for shard in writer.shards]
 
 
-def _keeps(
-    tokenizer: Tokenizer, text: str, parts: list[Part] | None, ids: np.ndarray
-) -> bool:
+def _keeps(tokenizer: Tokenizer, text: str, parts: list[Part] | None, ids: np.ndarray) -> bool:
     """Whether the ids of a document have all bytes of its texts."""
     if parts is None:
         return tokenizer.keeps(text, ids)

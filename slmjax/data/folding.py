@@ -8,8 +8,8 @@ import numpy as np
 from slmjax.data.answer_mask import answer_mask, next_is
 from slmjax.data.rows import Arrays
 from slmjax.data.spans import DocumentSpan
-from slmjax.text.chat_documents import PAIRS, TEXT
 from slmjax.text.chat_template import ChatIds
+from slmjax.text.records import PAIRS, TEXT
 
 # A row to read: its ShardSet, and the spans of its documents.
 RowSpans = tuple[Any, Sequence[DocumentSpan]]

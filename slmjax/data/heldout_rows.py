@@ -10,7 +10,7 @@ from slmjax.data import packing
 from slmjax.data.folding import fold, unfold
 from slmjax.data.spans import DocumentSpan
 from slmjax.data.whole_rows import SEGMENTS
-from slmjax.text.chat_documents import PAIRS, TEXT
+from slmjax.text.records import PAIRS, TEXT
 
 
 def heldout_batches(

@@ -14,11 +14,10 @@ from slmjax.data.manifest import FORMAT, check_shards, read_manifest
 from slmjax.data.preparation_plan import Crew, PreparationPlan, PreparedPart, text_size
 from slmjax.errors import UserError, nearest
 from slmjax.text.chat_documents import FORMAT as CHAT_FORMAT
-from slmjax.text.chat_documents import TEXT
 from slmjax.text.chat_template import chat_ids
 from slmjax.text.document_checks import grouping
 from slmjax.text.own_reader import reader_identity
-from slmjax.text.records import Source, SourceFile
+from slmjax.text.records import TEXT, Source, SourceFile
 from slmjax.text.source_files import list_files
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, Tokenizer, load_tokenizer

@@ -10,8 +10,8 @@ from slmjax.data.manifest import read_manifest
 from slmjax.data.preparation_plan import PreparationPlan, PreparedPart
 from slmjax.data.shard_files import Shard
 from slmjax.data.shards import ShardSet
-from slmjax.text.chat_documents import TEXT
 from slmjax.text.chat_template import chat_ids
+from slmjax.text.records import TEXT
 from slmjax.text.tokenizer import Tokenizer, load_tokenizer
 
 # Headings of the summary.
@@ -121,9 +121,7 @@ def _cells(name: str, counts: _Counts, *, removed: str) -> tuple[str, ...]:
     )
 
 
-def _shard_set(
-    parts: list[PreparedPart], field: str, tokenizer: Tokenizer, kind: str
-) -> ShardSet:
+def _shard_set(parts: list[PreparedPart], field: str, tokenizer: Tokenizer, kind: str) -> ShardSet:
     """Return the documents of a source: those of all its parts, in order.
 
     Args:

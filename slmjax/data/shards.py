@@ -16,8 +16,8 @@ from slmjax.data import shard_files
 from slmjax.data.shard_files import SCORED, Shard, read_table, table_path, token_dtype
 from slmjax.data.shard_writer import ShardWriter
 from slmjax.errors import UserError
-from slmjax.text.chat_documents import TEXT
 from slmjax.text.chat_template import ChatIds
+from slmjax.text.records import TEXT
 
 __all__ = ["Shard", "ShardSet", "ShardWriter"]
 

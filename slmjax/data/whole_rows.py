@@ -10,7 +10,7 @@ from slmjax.data.answer_mask import complete_turns
 from slmjax.data.seeded import Recent, random_bits
 from slmjax.data.spans import DocumentSpan
 from slmjax.errors import UserError
-from slmjax.text.chat_documents import CHAT, PAIRS
+from slmjax.text.records import CHAT, PAIRS
 
 # Segments of a document of each kind.
 SEGMENTS = {CHAT: 1, PAIRS: 2}
@@ -73,9 +73,7 @@ class WholeRowPlan:
         segments_per_document: int = 1,
     ):
         if not lengths.any():
-            raise UserError(
-                f"{name} has no document that fits into data.seq_len={seq_len} tokens."
-            )
+            raise UserError(f"{name} has no document that fits into data.seq_len={seq_len} tokens.")
         self.dropped, self.cut = dropped, cut
         self.segments_per_document = segments_per_document
         self.tokens = int(lengths.sum())

@@ -7,12 +7,9 @@ from typing import Any
 from slmjax.text.chat_template import Part, dialogue_parts, pair_parts
 from slmjax.text.conversations import ASSISTANT, BadConversation, dialogue_of, pair_of, prompt_group
 from slmjax.text.document_checks import checked_document, grouping
-from slmjax.text.records import Document, Fault, Record, Source
+from slmjax.text.records import CHAT, Document, Fault, Record, Source
 from slmjax.text.tokenizer import Special
 
-# What a source can be: running text, dialogues, or a prompt with a chosen and a rejected answer.
-TEXT, CHAT, PAIRS = "text", "chat", "pairs"
-KINDS = (TEXT, CHAT, PAIRS)
 # Version of the template and of how records are read. It goes up when either changes, so that
 # conversations are prepared again.
 FORMAT = 1
