@@ -135,7 +135,7 @@ class Attention(TokenMixer):
     def flops(self, seq_len: int, *, causal: bool = True) -> float:
         """Return a token's FLOPs of queries times keys and of weights times values.
 
-        If it is causal, a token sees half of the row on average, or what its window has of it.
+        A token sees its window, or half of the row on average; if not causal, all of the row.
         """
         window = self.window if 0 < self.window < seq_len else seq_len
         keys = seq_len

@@ -317,14 +317,14 @@ def nothing_seen(declared: dict, shapes: dict) -> dict:
     return neutral
 
 
-def _zeros(shape: jax.ShapeDtypeStruct) -> Array:
-    return jnp.zeros(shape.shape, shape.dtype)
+def _zeros(struct: jax.ShapeDtypeStruct) -> Array:
+    return jnp.zeros(struct.shape, struct.dtype)
 
 
-def _smallest(shape: jax.ShapeDtypeStruct) -> Array:
+def _smallest(struct: jax.ShapeDtypeStruct) -> Array:
     """Return an array of the smallest number of its type."""
-    if jnp.issubdtype(shape.dtype, jnp.floating):
-        return jnp.full(shape.shape, -jnp.inf, shape.dtype)
+    if jnp.issubdtype(struct.dtype, jnp.floating):
+        return jnp.full(struct.shape, -jnp.inf, struct.dtype)
     # Integers have no infinity.
-    least = jnp.iinfo(shape.dtype).min
-    return jnp.full(shape.shape, least, shape.dtype)
+    least = jnp.iinfo(struct.dtype).min
+    return jnp.full(struct.shape, least, struct.dtype)

@@ -21,7 +21,7 @@ GLA_TEMPER = 16.0  # divides the logarithms of the decays
 class LinearAttention(RecurrentMixer):
     """The common part of gla, gdn and kda; a subclass sets `kind`.
 
-    H heads with K key and V value channels each:
+    Each of H heads has K key and V value channels. Erasing is that of the delta rule.
 
     | kind | decays         | erases | convolutions | output gate             |
     |------|----------------|--------|--------------|-------------------------|
@@ -51,7 +51,7 @@ class LinearAttention(RecurrentMixer):
             decay = x @ self._down_matrix("decay_down", GLA_RANK)
         else:
             decay = x @ self._down_matrix("decay_down", V)
-        # Input of the share of the key's old value that is erased, one number a head.
+        # Input of the sigmoid that says how much of a key's old value is erased, one number a head.
         erase = None
         if kind != "gla":
             erase = x @ self._head_matrix("erase")
@@ -60,9 +60,9 @@ class LinearAttention(RecurrentMixer):
             gate = x @ self._down_matrix("gate_down", V)
         else:
             gate = heads["gate"]
+        query, key, value = heads["query"], heads["key"], heads["value"]
         # Rematerialised: these activations are large and cheap to recompute.
         mix = nn.remat(LinearAttention._mixed)
-        query, key, value = heads["query"], heads["key"], heads["value"]
         out, cache = mix(self, query, key, value, decay, erase, ctx, cache)
         out = checkpoint_name(out, "mixed")
         y = nn.remat(LinearAttention._gated)(self, out, gate)

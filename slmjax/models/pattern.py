@@ -74,7 +74,7 @@ def share_keys(
 ) -> tuple[tuple[Block, ...], int]:
     """Return (pattern, repeats) of the same layers with keys and values shared.
 
-    Attention blocks of one kind (the same rope and window) form groups of `share` in a row: the
+    Successive attention blocks of one kind (the same rope and window) form groups of `share`. The
     first of a group lends its keys and values to the others. A group must lie in one repeat, so the
     pattern may become several times as long, and its repeats fewer.
     Raises: UserError if the attention layers do not divide into such groups.

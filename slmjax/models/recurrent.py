@@ -1,4 +1,4 @@
-"""The base of recurrent mixers: short convolutions, decays with Mamba-2's start, decode state."""
+"""The base of recurrent mixers: short convolutions, Mamba-2's decays, and the decode state."""
 
 import dataclasses
 import functools
@@ -106,23 +106,23 @@ def convolved(
     ctx: Context,
     cache: RecurrentCache | None,
     *,
-    bias: bool = False,
+    has_bias: bool = False,
     unit: tuple[str, ...] = (),
 ) -> tuple[list[Array], RecurrentCache | None]:
     """Return silu(short convolution) of each stream [B,T,H,C], and the cache with new tails.
 
     Args:
       streams: inputs by name. Each has a convolution with weights of its own.
-      bias: add a bias before the silu.
+      has_bias: add a bias before the silu.
       unit: streams in which the vector of each head is divided by its length.
     """
     outputs, tails = [], {}
     tail_segments = None  # the same for all streams
     for name, x in streams.items():
-        taps, shift = _conv_weights(module, name, x.shape[2:], bias)
+        taps, bias = _conv_weights(module, name, x.shape[2:], has_bias)
         if cache is None:
             # Training: rows begin here.
-            y = _convolved_rows(module.arch, x, taps, shift, ctx, unit=name in unit)
+            y = _convolved_rows(module.arch, x, taps, bias, ctx, unit=name in unit)
         else:
             # Generation: the tail holds the inputs before these. [B,T,H,C] -> [B,T,HC], as a tail
             # has no heads.
@@ -133,7 +133,7 @@ def convolved(
                 tail=cache.tails[name],
                 tail_segments=cache.tail_segments,
             )
-            y = activation(y.reshape(x.shape), shift, unit=name in unit)
+            y = activation(y.reshape(x.shape), bias, unit=name in unit)
         outputs.append(y)
     if cache is not None:
         cache = dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
@@ -144,13 +144,12 @@ def _conv_weights(
     module: nn.Module,
     name: str,
     head_shape: tuple[int, int],
-    bias: bool,
+    has_bias: bool,
 ) -> tuple[Float[Array, "W H C"], Float[Array, "H C"] | None]:
     """Return a stream's taps (W of them), and its bias or None.
 
     Args:
       head_shape: (H, C), heads and channels of a head.
-      bias: whether the stream has one.
     """
 
     def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -170,9 +169,9 @@ def _conv_weights(
         group="vector",
         axes=axes,
     )
-    if not bias:
+    if not has_bias:
         return taps, None
-    shift = weight(
+    bias = weight(
         module,
         f"conv_{name}_bias",
         head_shape,
@@ -180,14 +179,14 @@ def _conv_weights(
         group="vector",
         axes=axes[1:],
     )
-    return taps, shift
+    return taps, bias
 
 
 def _convolved_rows(
     arch: Architecture,
     x: Float[Array, "B T H C"],
     taps: Float[Array, "W H C"],
-    shift: Float[Array, "H C"] | None,
+    bias: Float[Array, "H C"] | None,
     ctx: Context,
     *,
     unit: bool,
@@ -195,7 +194,6 @@ def _convolved_rows(
     """Return silu(convolution) of whole rows, where each device computes its own rows and heads.
 
     Args:
-      shift: the bias, or None.
       unit: whether vectors are divided by their length.
     """
     convolve = functools.partial(activated, unit=unit, kernel=arch.recurrence)
@@ -203,10 +201,10 @@ def _convolved_rows(
     # Rows are split over the batch's axes, heads over the tensor axis.
     stream_spec = P(BATCH, None, heads_axis)
     taps_spec = P(None, heads_axis)
-    shift_spec = None if shift is None else P(heads_axis)
-    specs = (stream_spec, taps_spec, shift_spec, P(BATCH))
+    bias_spec = None if bias is None else P(heads_axis)
+    specs = (stream_spec, taps_spec, bias_spec, P(BATCH))
     convolve = _by_device(convolve, specs, stream_spec, len(x))
-    return convolve(x, taps, shift, ctx.segments)
+    return convolve(x, taps, bias, ctx.segments)
 
 
 def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:

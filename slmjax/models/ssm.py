@@ -88,7 +88,7 @@ class SSM(RecurrentMixer):
     ) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
         """Return the recurrence's outputs plus skip * value, and the cache with these tokens."""
         streams = {"value": value, "write": write, "read": read}
-        (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
+        (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, has_bias=True)
         step = recurrent.step_sizes(self, "step_bias", steps)
         # Discretised: dt * x enters the state, whose logarithm of decay is dt * A.
         stepped = value * step[..., None]

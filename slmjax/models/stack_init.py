@@ -42,6 +42,7 @@ def init_stack(arch: Architecture, key: Array, collection: str) -> dict:
         # The values do not matter: initial variables depend on shapes only.
         lent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), place.lent)
 
+        # The defaults bind the values of this place, as the loop goes on.
         def start(layer_key, module=module, lent=lent):
             boxed = module.init(layer_key, x, lent, ctx=ctx)
             return unboxed(boxed).get(collection, {})

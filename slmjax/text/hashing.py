@@ -91,7 +91,7 @@ def hash_words(
 
 
 def hash_runs(words: UInt64[np.ndarray, " words"], width: int) -> UInt64[np.ndarray, " runs"]:
-    """Return a hash of each run of `width` words; a text of n words has n - width + 1, or none."""
+    """Return a hash of each run of `width` words: n words have n - width + 1 runs, or none."""
     count = max(0, len(words) - width + 1)
     # A polynomial in WORD_BASE, by Horner's rule, for all runs at once.
     hashes = np.full(count, width, np.uint64)
@@ -132,10 +132,10 @@ class Matcher:
         if not len(likely):
             return likely, likely
         # searchsorted gives the set's length for a hash that is larger than all of the set.
-        place = np.searchsorted(self._hashes, hashes[likely])
-        place = np.minimum(place, len(self._hashes) - 1)
-        is_member = self._hashes[place] == hashes[likely]
-        return likely[is_member], place[is_member]
+        positions = np.searchsorted(self._hashes, hashes[likely])
+        positions = np.minimum(positions, len(self._hashes) - 1)
+        is_member = self._hashes[positions] == hashes[likely]
+        return likely[is_member], positions[is_member]
 
     def _slots(self, hashes: UInt64[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return the slot of each hash in the table: its first bits."""
@@ -143,9 +143,9 @@ class Matcher:
 
 
 def _end_of_piece(text: str, start: int, size: int) -> int:
-    """Return the end of a piece of about `size` characters that cuts no word, or only a longer one.
+    """Return the end of a piece of about `size` characters that cuts no word.
 
-    The end may lie behind that of the text.
+    Only a word that goes on for another `size` characters is cut. The end may exceed the text's.
     """
     end = start + size
     last = min(len(text), start + 2 * size)
@@ -340,6 +340,7 @@ def compiled() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+# The module of compiled kernels, once it is loaded.
 _kernels: Any = None
 
 

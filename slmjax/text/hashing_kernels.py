@@ -51,6 +51,7 @@ def word_hashes(data, start, stop, entries, codes, hashes):
     # Without branches at words' ends, which a processor cannot foresee: every character writes the
     # hash of the word before it to hashes[count], and only a word's end makes `count` larger.
     count, inside_before = 0, 0
+    # The hash of the word so far, and the weight of its next letter.
     total, power = np.uint64(0), np.uint64(1)
     at = start
     while at < stop:
