@@ -114,14 +114,14 @@ FAULTS = {
     ),
     "a shared block is applied once": (
         "slmjax/models/lm.py",
-        "        for _ in range(arch.share_blocks):\n            if kept is None:",
-        "        for _ in range(1):\n            if kept is None:",
+        "        for _ in range(arch.share_blocks):\n            if entries is None:",
+        "        for _ in range(1):\n            if entries is None:",
         "tests/models/test_mixers.py",
     ),
     "a window's cache forgets one token": (
         "slmjax/models/cache.py",
-        "held = _held(size, slots.index[:, 0] + 1)",
-        "held = _held(size, slots.index[:, 0])",
+        "numbers = _numbers_in_ring(size, slots.index[:, 0] + 1)",
+        "numbers = _numbers_in_ring(size, slots.index[:, 0])",
         "tests/models/test_mixers.py tests/models/test_cache.py tests/test_testing.py",
     ),
     "padding changes a recurrent state": (

@@ -659,7 +659,9 @@ def _compared(folder: Path) -> Any:
 
     comparison = compare.compare([str(folder / "run"), str(folder / "other")])
     compare.print_comparison(comparison)
-    return compare.verdicts(comparison), [found.value for found in comparison.group_differences["total"]]
+    return compare.verdicts(comparison), [
+        found.value for found in comparison.group_differences["total"]
+    ]
 
 
 def _loaded(folder: Path) -> Any:

@@ -5,14 +5,16 @@ from typing import Any
 
 from slmjax.errors import UserError
 
-ROUND_VOCAB = 128  # lanes of a TPU's and tiles of a GPU's matrix unit
+# The embedding's rows are a multiple of it: of the lanes of a TPU's matrix unit, or a GPU's tiles.
+ROUND_VOCAB = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
     """One block of a pattern: a token mixer, a channel mixer, and their options.
 
-    mixer, channel: a name of the library's, or an import path "module:Class".
+    mixer, channel: a name in models/mixers.py, or an import path "module:Class". A channel can
+      also be "none".
     options: (name, value) of each option that was given, sorted. The options that exist are the
       fields of the mixers' classes.
     """
@@ -35,7 +37,7 @@ class Architecture:
     kv_heads: int  # K, key/value heads
     head_dim: int  # H
     ff_width: int  # F
-    # (blocks, repeats) of each part of the pattern that has blocks. A part is one group of params.
+    # (blocks, repeats) of each non-empty part of the pattern. A part is one group of parameters.
     stack: tuple[tuple[tuple[Block, ...], int], ...]
     rope_theta: float = 10000.0
     qk_norm: bool = False
@@ -43,13 +45,13 @@ class Architecture:
     tied: bool = True
     share_blocks: int = 1  # times in a row that each block is applied
     norm_eps: float = 1e-6
-    compute: str = "float32"  # type of products
-    products: str = "compute"  # or "float8": training's products of projections and MLP
+    compute: str = "float32"  # type of matrix products
+    products: str = "compute"  # or "float8", for training's products of projections and MLP
     attention: str = "blockwise"  # kernel, see ops/softmax_attention.py
     recurrence: str = "scan"  # or "triton": how recurrent mixers walk over their chunks
     unroll: bool = True
     remat: str = "none"
-    init_scales: tuple[tuple[str, float], ...] = ()  # (group of weights, factor)
+    init_scales: tuple[tuple[str, float], ...] = ()  # (group of weights, factor on initial values)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -73,11 +75,12 @@ class Architecture:
 
 
 def vocab_rows(asked: int, tokenizer_size: int) -> int:
-    """Return the rows of the embedding: as asked, else the tokenizer's size in multiples of 128.
+    """Return the rows of the embedding: as asked, else the tokenizer's size rounded up to 128s.
 
     Args:
       asked: config.model.vocab_size; 0 leaves the choice to the tokenizer.
-    Raises: UserError where fewer are asked for than there are tokens.
+      tokenizer_size: number of the tokenizer's tokens.
+    Raises: UserError where fewer rows are asked for than there are tokens.
     """
     if asked and asked < tokenizer_size:
         raise UserError(

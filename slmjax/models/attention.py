@@ -14,16 +14,16 @@ from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope as rotate
 from slmjax.parallel.mesh import BATCH, ways
 
-# A first piece of a multiple of it takes the training kernel. Splash needs that, and shorter
-# pieces gain nothing.
+# A prompt's first piece goes through the training kernel if its length is a multiple of TILE.
+# Splash needs such a length, and shorter pieces would gain nothing.
 TILE = 128
 
 
 class Attention(TokenMixer):
-    """Attention of grouped queries over the keys before, in the same document.
+    """Causal attention of grouped queries, within each document.
 
     rope: rotate queries and keys by their positions.
-    window: tokens that a query sees, its own among them; 0: all.
+    window: tokens that a query sees, its own included; 0: all.
     borrows: take keys and values from the last block before it in the pattern that has the same
       rope and window.
     Source: Ainslie et al. 2023 (grouped queries); Henry et al. 2020 and Qwen3 (norm on queries and
@@ -47,12 +47,13 @@ class Attention(TokenMixer):
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict]:
         arch = self.arch
         heads = self._heads(x, ctx)
-        # Keys of the piece itself, of a block before, or of all tokens in the cache.
         if self.borrows:
             keys = shared[self.kind_of_keys]
         elif cache is None:
+            # Training: the keys of these tokens.
             keys = Keys(heads["key"], heads["value"])
         else:
+            # Generation: the keys of all tokens so far.
             cache, keys = cache.append(heads["key"], heads["value"], ctx.slots)
         mixed = _attend(arch, self.window, heads["query"], keys, ctx)
         mixed = checkpoint_name(mixed, "mixed")
@@ -60,11 +61,11 @@ class Attention(TokenMixer):
             mixed *= jax.nn.sigmoid(heads["gate"])
         matrices = {"out": self._out_matrix()}
         (y,) = project(self, "out", mixed, matrices)
-        # It lends what it borrowed, too: later blocks read the newest entry of their kind.
+        # Borrowed keys are lent on; a block's own keys replace those lent before it.
         return y, cache, shared | {self.kind_of_keys: keys}
 
     def _heads(self, x: Float[Array, "B T D"], ctx: Context) -> dict[str, Float[Array, "B T _ H"]]:
-        """Return query, key, value and gate, those of them that this block makes."""
+        """Return the heads by name: query, key and value unless borrowed, gate if there is one."""
         arch = self.arch
         counts = {"query": arch.heads}
         if not self.borrows:
@@ -84,9 +85,9 @@ class Attention(TokenMixer):
                 inputs=(0,),
                 outputs=(1, 2),
             )
-        # One product while training. Decoding reads each matrix in place instead.
-        made = project(self, "in", x, matrices, fused=ctx.slots is None)
-        heads = dict(zip(matrices, made))
+        # Training makes one fused product. Decoding, which has slots, reads each matrix in place.
+        products = project(self, "in", x, matrices, fused=ctx.slots is None)
+        heads = dict(zip(matrices, products))
         for name in ("query", "key"):
             if name not in heads:
                 continue
@@ -114,7 +115,7 @@ class Attention(TokenMixer):
 
     @property
     def kind_of_keys(self) -> str:
-        """The name under which it lends keys. Blocks that agree in it can share them."""
+        """The name in `shared` of the keys that it lends. Blocks of one name can share keys."""
         return f"keys rope={self.rope} window={self.window}"
 
     def lends(self) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ class Attention(TokenMixer):
         return (self.kind_of_keys,) if self.borrows else ()
 
     def empty_cache(self, batch: int, size: int) -> KVCache | None:
-        """Return room for keys and values: none if it borrows them, at most a window's."""
+        """Return empty keys and values of `size` or a window's tokens; None if it borrows them."""
         if self.borrows:
             return None
         arch = self.arch
@@ -132,16 +133,16 @@ class Attention(TokenMixer):
         return empty_kv(batch, arch.kv_heads, slots, arch.head_dim, arch.compute)
 
     def flops(self, seq_len: int, *, causal: bool = True) -> float:
-        """Return FLOPs of queries times keys and of weights times values.
+        """Return a token's FLOPs of queries times keys and of weights times values.
 
-        A token sees half of the keys on average.
+        A token sees its window, or half of the row on average; if not causal, all of the row.
         """
         window = self.window if 0 < self.window < seq_len else seq_len
         keys = seq_len
         if causal:
-            # The first tokens see fewer than a window: half of it on average.
+            # The first `window` tokens see half of a window on average, all others a whole one.
             keys = window - window * window / (2 * seq_len)
-        # 2 for a multiplication and its sum, 2 for the two products.
+        # 2 for a multiplication and an addition, 2 for the two products.
         return 2 * 2 * keys * self.arch.heads * self.arch.head_dim
 
 
@@ -152,9 +153,9 @@ def _attend(
     keys: Keys,
     ctx: Context,
 ) -> Float[Array, "B T N H"]:
-    """Return the heads' outputs, from the keys of a cache or of the piece itself."""
+    """Return the heads' outputs, from the keys of a cache or of the tokens themselves."""
     if keys.segments is not None:
-        # Keys of a cache: they have segments and numbers of their own.
+        # Keys of a cache have segments and token numbers of their own.
         return cached_attention(
             query,
             keys.key,
@@ -165,13 +166,16 @@ def _attend(
             key_index=keys.index,
             window=window,
         )
-    rows, T = query.shape[:2]
-    kernel, places = arch.attention, ctx.places
+    kernel = arch.attention
+    places = ctx.places  # documents that a device holds at most
     if ctx.slots is not None:
-        # The first piece of a prompt: one document a row.
-        if T % TILE or rows % ways(*BATCH):
+        # The first piece of a prompt: one document a row. Training's kernel needs whole tiles of
+        # tokens, and equally many rows on each device.
+        rows, T = query.shape[:2]
+        devices = ways(*BATCH)
+        if T % TILE or rows % devices:
             kernel = "blockwise"
-        places = rows // ways(*BATCH)
+        places = rows // devices
     return attention(
         query,
         keys.key,

@@ -1,4 +1,4 @@
-"""The attention op for models: its refusals name the field of the config that leads to them."""
+"""The attention op for models: its errors name the field of the config that causes them."""
 
 from jaxtyping import Array, Float
 
@@ -14,9 +14,10 @@ def checked_attention(
     value: Float[Array, "B S K H"],
     **options,
 ) -> Float[Array, "B T N H"]:
-    """Return ops.softmax_attention.attention of the same arguments.
+    """Return the heads' outputs, as ops.softmax_attention.attention of the same arguments.
 
-    Raises: UserError where the kernel does not take this number of tokens, or JAX lacks it.
+    Raises: UserError where the kernel does not take rows of T tokens, or this JAX has no cuDNN
+      attention.
     """
     try:
         return attention(query, key, value, **options)

@@ -15,12 +15,15 @@ class Out(NamedTuple):
 
     cache: Any  # the token mixer's, or None in training
     terms: dict  # {name: Term} of the channel mixer
-    seen: dict  # observations of its forward buffers, laid out as the block's buffers
+    # Observations of its forward buffers (declare.Buffer), laid out as the block's buffers.
+    seen: dict
 
 
 class DecoderBlock(nn.Module):
     """block(x, lent, ctx, cache) -> (x, lent, Out), with norms before the mixers.
 
+    lent is {name: value} of what earlier blocks lend, such as keys and values. The block may read
+    it, and add to it for later blocks.
     Source: Xiong et al. 2020.
     """
 
@@ -37,11 +40,11 @@ class DecoderBlock(nn.Module):
         cache: Any = None,
     ) -> tuple[Float[Array, "B T D"], dict | None, Out]:
         arch, block = self.arch, self.block
-        # Parameters of the library's mixers lie under "mixer", a user's own under "own": saved runs
-        # have them there.
-        place = "mixer" if block.mixer in MIXERS else "own"
+        # Parameters of a library mixer lie under "mixer", those of a user's own under "own", as in
+        # saved runs.
+        params_name = "mixer" if block.mixer in MIXERS else "own"
         normed = RMSNorm(arch, name="mixer_norm")(x)
-        mixer = mixer_of(arch, block, name=place)
+        mixer = mixer_of(arch, block, name=params_name)
         output = mixer(normed, ctx=ctx, cache=cache, shared=lent or {})
         if block.mixer not in MIXERS:
             check_output(block.mixer, output, normed.shape)

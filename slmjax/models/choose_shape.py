@@ -12,20 +12,21 @@ from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config, parts
 from slmjax.models.sizes import ff_width_for, parameters
 
-LARGEST = 10**12  # parameters that --params takes
+LARGEST = 10**12  # parameters that --params takes at most
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
-FACTORS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
+FACTORS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}  # of the letter behind a number of --params
 # Layers at 125M, which grow with the fourth root of the budget. MobileLLM (Liu et al. 2024) has 30
 # layers at 125M, 32 at 350M, 40 at 600M and 54 at 1B.
 DEPTH, DEPTH_BUDGET = 30, 125e6
-QUERIES_PER_KEY = 3.5  # query heads for a key/value head, on a logarithmic scale
-MOST_HEADS = 32
+QUERIES_PER_KEY = 3.5  # query heads for each key/value head, aimed at on a logarithmic scale
+MOST_QUERIES_PER_KEY = 5
+MOST_HEADS = 32  # query heads
 
 
 def parse_params(text: str | int | float) -> int:
-    """Return 50_000_000 for "50m", "0.05b", "50e6" or the number itself.
+    """Return a number of parameters: 50_000_000 for "50m", "0.05b", "50e6" or the number itself.
 
-    Raises: UserError if it is not a positive number with k, m or b after it.
+    Raises: UserError unless it is a number from 1 to LARGEST, with k, m or b after it or nothing.
     """
     number = r"[0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?"
     match = re.fullmatch(rf"\s*({number})\s*([kmb]?)\s*", str(text).lower())
@@ -37,22 +38,22 @@ def parse_params(text: str | int | float) -> int:
 
 
 def reshape(params: int, model: ModelConfig, tokenizer_size: int) -> dict[str, int]:
-    """Return the fields of `model` that give it `params` parameters in all.
+    """Return the fields of `model` that give it about `params` parameters in all.
 
-    The shape is that of `shape_for`, with as many layers as the pattern divides. Where other mixers
-    or an untied head change the total, the feed-forward width makes up for it.
+    The shape is that of `shape_for`, with its layers rounded to whole repeats of the pattern. Where
+    other mixers or an untied head change the total, the feed-forward width makes up for it.
 
     Args:
       tokenizer_size: rows of the embedding where the config does not set them.
-    Raises: UserError if no shape comes near.
+    Raises: UserError if no shape is within TOLERANCE.
     """
     vocab_size = model.vocab_size or tokenizer_size
     shape = shape_for(params, vocab_size)
     # Blocks of each part of the pattern; only the middle one repeats.
     start, repeated, end = map(len, parts(model.pattern))
-    once = start + end
-    repeats = max(1, round((shape["layers"] - once) / repeated))
-    shape["layers"] = once + repeats * repeated
+    unrepeated = start + end
+    repeats = max(1, round((shape["layers"] - unrepeated) / repeated))
+    shape["layers"] = unrepeated + repeats * repeated
 
     arch = from_config(dataclasses.replace(model, **shape), vocab_size)
     if abs(parameters(arch).total / params - 1) <= TOLERANCE:
@@ -68,10 +69,10 @@ def reshape(params: int, model: ModelConfig, tokenizer_size: int) -> dict[str, i
 
 
 class _Candidate(NamedTuple):
-    """A shape that is near the budget. Candidates are compared by cost, then by `off`."""
+    """A shape that is near the budget. Candidates are compared by cost, then by `error`."""
 
-    cost: float
-    off: float  # relative distance of its total from the budget
+    cost: float  # how unusual the shape is
+    error: float  # relative distance of its total from the budget
     fields: dict[str, int]
 
 
@@ -90,69 +91,74 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
             f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take "
             "a smaller vocabulary."
         )
-    return min(candidates, key=lambda candidate: candidate[:2]).fields
+    best = min(candidates, key=lambda candidate: (candidate.cost, candidate.error))
+    return best.fields
 
 
 def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
-    """Yield the shapes near the budget."""
+    """Yield the shapes near the budget, for each number of heads and feed-forward width to try."""
     # Larger models take wider heads, which fill a tile of the matrix unit.
-    head_dim, multiple = 32, 64
+    head_dim, ff_multiple = 32, 64
     if params >= 5e6:
         head_dim = 64
     if params >= 100e6:
-        head_dim, multiple = 128, 128
-    depth = DEPTH * (params / DEPTH_BUDGET) ** 0.25
+        head_dim, ff_multiple = 128, 128
+    usual_layers = DEPTH * (params / DEPTH_BUDGET) ** 0.25
     for heads in range(1, MOST_HEADS + 1):
         kv_heads = _kv_heads(heads)
-        if heads / kv_heads > 5:
-            continue  # 7 or 11 heads leave only one key/value head or as many as there are queries
+        # 7 or 11 query heads, for example, would all share one key/value head.
+        if heads / kv_heads > MOST_QUERIES_PER_KEY:
+            continue
         width = heads * head_dim
-        usual = round(8 / 3 * width / multiple)
-        for steps in (usual - 1, usual, usual + 1):
-            if steps <= 0:
+        # The feed-forward width, in units of `ff_multiple`.
+        usual_units = round(8 / 3 * width / ff_multiple)
+        for units in (usual_units - 1, usual_units, usual_units + 1):
+            if units <= 0:
                 continue
-            arch = Architecture(vocab_size, width, heads, kv_heads, head_dim, multiple * steps, ())
+            ff_width = ff_multiple * units
+            arch = Architecture(vocab_size, width, heads, kv_heads, head_dim, ff_width, stack=())
             layers = _nearest_layers(arch, params)
-            off = abs(decoder_parameters(arch, layers) / params - 1)
-            if off > TOLERANCE:
+            error = abs(decoder_parameters(arch, layers) / params - 1)
+            if error > TOLERANCE:
                 continue
-            # Depth decides. An unusual feed-forward width or a total that is off must be worth a
-            # fifth of the depth.
-            cost = abs(math.log(layers / depth))
-            cost = cost + 0.2 * (steps != usual)
-            cost = cost + 0.2 * (off > TOLERANCE / 2)
+            # Depth decides. An unusual feed-forward width costs as much as a fifth more or fewer
+            # layers, and so does a total that is off by more than half of the tolerance.
+            cost = abs(math.log(layers / usual_layers))
+            cost = cost + 0.2 * (units != usual_units)
+            cost = cost + 0.2 * (error > TOLERANCE / 2)
             fields = {
                 "width": width,
                 "layers": layers,
                 "heads": heads,
                 "kv_heads": kv_heads,
                 "head_dim": head_dim,
-                "ff_width": arch.ff_width,
+                "ff_width": ff_width,
             }
-            yield _Candidate(cost, off, fields)
+            yield _Candidate(cost, error, fields)
 
 
 def _nearest_layers(arch: Architecture, params: int) -> int:
     """Return the layers with which a decoder comes nearest to the budget."""
     # The total is linear in the layers.
-    outside = decoder_parameters(arch, 0)
-    layer = decoder_parameters(arch, 1) - outside
-    return max(1, round((params - outside) / layer))
+    outside_layers = decoder_parameters(arch, 0)
+    one_layer = decoder_parameters(arch, 1) - outside_layers
+    return max(1, round((params - outside_layers) / one_layer))
 
 
 def decoder_parameters(arch: Architecture, layers: int) -> int:
-    """Return parameters of a tied decoder of so many plain blocks, attention and SwiGLU.
+    """Return parameters of a tied decoder of `layers` plain blocks, attention and SwiGLU.
 
     A closed form for the search over many shapes; `sizes.parameters` counts any model.
     """
     D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim
-    attention = D * H * (2 * N + 2 * K)
-    block = attention + 3 * D * arch.ff_width + 2 * D
+    attention = D * H * (2 * N + 2 * K)  # query and out, key and value
+    swiglu = 3 * D * arch.ff_width
+    block = attention + swiglu + 2 * D  # a block has two norms
     return arch.vocab_size * D + D + layers * block
 
 
 def _kv_heads(heads: int) -> int:
-    """Return the divisor of `heads` that comes nearest to QUERIES_PER_KEY query heads for each."""
+    """Return the divisor of `heads` whose quotient is nearest to QUERIES_PER_KEY."""
     divisors = [k for k in range(1, heads + 1) if heads % k == 0]
 
     def distance(k: int) -> float:

@@ -25,13 +25,13 @@ DECLARED_GROUPS = GROUPS[:-1]
 class Weight:
     """The declaration of a parameter.
 
-    shape: as the model holds it, with the leading axis of stacked layers.
+    shape: of one layer's array, or of that of stacked layers, see `stacked`.
     axes: the logical axis of each dimension, or None.
     inputs: dimensions that are summed over in the product with a token.
-    outputs: dimensions that the product writes. Those in neither (layers, experts, heads of their
-      own) are batch dimensions: Muon takes each of their entries as a matrix of its own.
+    outputs: dimensions that the product writes. Dimensions in neither (layers, experts, heads of
+      their own) are batch dimensions: Muon takes each of their entries as a matrix of its own.
     group: embedding, head, matrix or vector; own for a parameter without a declaration.
-    uses: how many times a token is multiplied with it; 0 for a look-up.
+    uses: how many times a token is multiplied with it, on average; 0 for a look-up.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Weight:
         return self.group in ("embedding", "head", "matrix")
 
     def stacked(self, layers: int) -> "Weight":
-        """Return the declaration of so many layers' weights as one array."""
+        """Return the declaration of the array that stacks this weight of `layers` layers."""
         return dataclasses.replace(
             self,
             shape=(layers, *self.shape),
@@ -76,11 +76,12 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """The declaration of a buffer: it changes once an optimizer step, without a gradient.
+    """The declaration of a buffer: a value that changes once an optimizer step, from observations.
 
-    channel: "forward": the mixer returns its observation; "cotangent": the buffer's gradient is
-      the observation, as for float8 scales. Only these are differentiated, and must be floats.
-    combine: "max" or "sum", over microbatches and over applications of a shared block.
+    channel: where an observation comes from. "forward": the mixer returns it. "cotangent": it is
+      the buffer's gradient, as for float8 scales; such a buffer must hold floats.
+    combine: "max" or "sum": how the observations of microbatches, and of a shared block's
+      applications, become one.
     update: (value, observation) -> the next step's value.
     """
 
@@ -143,21 +144,21 @@ def weight(
     arch = module.arch
     if axes is None:
         axes = (None,) * len(shape)
-    # Without inputs it is not multiplied with tokens.
+    # A weight without inputs is not multiplied with tokens.
     declaration = Weight(shape, axes, inputs, outputs, group, uses if inputs else 0.0)
     _check(name, declaration)
     if not callable(init):
-        # Outputs have the variance of inputs, times that of the factors.
+        # With both factors at 1, a product has the variance of its inputs.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
         multiplier = dict(arch.init_scales).get(group, 1.0)
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
 
-    def start(key: Array) -> Declared:
-        stored = jnp.dtype(dtype or jnp.float32)
-        return Declared(init(key, shape, stored), declaration)
+    def boxed(key: Array) -> Declared:
+        stored_type = jnp.dtype(dtype or jnp.float32)
+        return Declared(init(key, shape, stored_type), declaration)
 
-    value = module.param(name, start)
-    # The cast is part of the step: stored parameters keep their type.
+    value = module.param(name, boxed)
+    # Only the value of this step is cast: stored parameters keep their type.
     if declaration.in_compute_type:
         value = value.astype(arch.compute)
     return value
@@ -190,7 +191,7 @@ def buffer(
 
 
 def declarations(boxed: Any, layers: int) -> dict:
-    """Return the declarations in a tree of one block's boxed variables, for so many stacked layers.
+    """Return the declarations of one block's boxed variables, each for `layers` stacked layers.
 
     A parameter that was made with a bare `self.param` is whole on every device, has no weight
     decay, belongs to the group "own", and counts as if every token were multiplied with it.
@@ -199,11 +200,12 @@ def declarations(boxed: Any, layers: int) -> dict:
     def declaration_of(leaf: Any) -> Weight | Buffer:
         if not isinstance(leaf, Declared):
             axes = (None,) * len(leaf.shape)
-            own = Weight(leaf.shape, axes, group="own", uses=1.0)
-            return own.stacked(layers)
-        known = leaf.declaration
-        # A buffer's declaration names no shape, so that it holds for any number of layers.
-        return known.stacked(layers) if isinstance(known, Weight) else known
+            undeclared = Weight(leaf.shape, axes, group="own", uses=1.0)
+            return undeclared.stacked(layers)
+        # A buffer's declaration has no shape, so that it holds for any number of layers.
+        if isinstance(leaf.declaration, Buffer):
+            return leaf.declaration
+        return leaf.declaration.stacked(layers)
 
     def is_box(leaf: Any) -> bool:
         return isinstance(leaf, Declared)
@@ -212,7 +214,7 @@ def declarations(boxed: Any, layers: int) -> dict:
 
 
 def unboxed(boxed: Any) -> Any:
-    """Return the same tree with plain values."""
+    """Return a tree of boxed variables with their plain values."""
     return nn.meta.unbox(boxed)
 
 
@@ -229,7 +231,7 @@ def _check(name: str, declaration: Weight) -> None:
     if group not in DECLARED_GROUPS:
         known = ", ".join(DECLARED_GROUPS)
         raise ValueError(f"weight '{name}': unknown group '{group}'; there is {known}")
-    # A dimension is summed over, or written, or neither.
+    # A dimension is among the inputs, or the outputs, or neither.
     used = declaration.inputs + declaration.outputs
     repeated = len(set(used)) != len(used)
     if repeated or not all(0 <= i < len(shape) for i in used):
@@ -241,85 +243,88 @@ def _check(name: str, declaration: Weight) -> None:
 
 
 # Trees of buffers, of their declarations (`declared`) and of observations have one layout, that of
-# the stack. A buffer's value may itself be a tree: its declaration says where the layout ends.
+# the stack. An entry of `declared` is a dict of further entries, or the declaration of one buffer,
+# whose value may itself be a tree.
 
 
 def keep_channel(declared: dict, buffers: dict, channel: str) -> dict:
-    """Return the buffers that have this channel."""
+    """Return the buffers that have this channel, without dicts that would be empty."""
     kept = {}
-    for name, known in declared.items():
-        if isinstance(known, Buffer):
-            if known.channel == channel:
+    for name, entry in declared.items():
+        if isinstance(entry, Buffer):
+            if entry.channel == channel:
                 kept[name] = buffers[name]
             continue
-        below = keep_channel(known, buffers.get(name, {}), channel)
-        if below:
-            kept[name] = below
+        kept_below = keep_channel(entry, buffers.get(name, {}), channel)
+        if kept_below:
+            kept[name] = kept_below
     return kept
 
 
 def merged(first: dict, second: dict) -> dict:
     """Return two trees of different buffers as one tree."""
-    # A name that both have is a branch: no buffer is in both.
     both = dict(first)
-    for name, below in second.items():
-        both[name] = merged(first[name], below) if name in first else below
+    for name, value in second.items():
+        # No buffer is in both trees, so that a name in both is that of two dicts.
+        both[name] = merged(first[name], value) if name in first else value
     return both
 
 
 def combined(declared: dict, first: dict, second: dict) -> dict:
-    """Return two observations of the same buffers as one, each combined as it is declared."""
+    """Return one tree of observations for two of the same buffers, combined as declared."""
     together = {}
-    for name, seen in first.items():
-        known = declared[name]
-        if not isinstance(known, Buffer):
-            together[name] = combined(known, seen, second[name])
+    for name, observation in first.items():
+        entry = declared[name]
+        if not isinstance(entry, Buffer):
+            together[name] = combined(entry, observation, second[name])
             continue
-        combine = jnp.maximum if known.combine == "max" else jnp.add
-        together[name] = jax.tree.map(combine, seen, second[name])
+        combine = jnp.maximum if entry.combine == "max" else jnp.add
+        together[name] = jax.tree.map(combine, observation, second[name])
     return together
 
 
 def updated(declared: dict, buffers: dict, seen: dict) -> dict:
-    """Return every buffer's next value.
+    """Return every buffer's next value, from the step's observations `seen`.
 
-    Raises: ValueError for a buffer that `seen` has no observation of.
+    Raises: ValueError for a buffer that has no observation: it would silently stay as it is.
     """
     new = {}
-    for name, known in declared.items():
-        # Else the buffer would silently stay as it is.
+    for name, entry in declared.items():
         if name not in seen:
             raise ValueError(f"buffer '{name}': its mixer returned no observation of it")
-        if isinstance(known, Buffer):
-            new[name] = known.update(buffers[name], seen[name])
+        if isinstance(entry, Buffer):
+            new[name] = entry.update(buffers[name], seen[name])
         else:
-            new[name] = updated(known, buffers[name], seen[name])
+            new[name] = updated(entry, buffers[name], seen[name])
     return new
 
 
 def nothing_seen(declared: dict, shapes: dict) -> dict:
-    """Return the observations that `combined` starts from, in these shapes."""
-    start = {}
-    for name, below in shapes.items():
-        known = declared[name]
-        if not isinstance(known, Buffer):
-            start[name] = nothing_seen(known, below)
-        elif known.combine == "sum":
-            start[name] = jax.tree.map(_zero, below)
+    """Return the observations that `combined` starts from: zeros for a sum, the least for a max.
+
+    Args:
+      shapes: of the observations, a tree of ShapeDtypeStructs.
+    """
+    neutral = {}
+    for name, shape in shapes.items():
+        entry = declared[name]
+        if not isinstance(entry, Buffer):
+            neutral[name] = nothing_seen(entry, shape)
+        elif entry.combine == "sum":
+            neutral[name] = jax.tree.map(_zeros, shape)
         else:
-            start[name] = jax.tree.map(_smallest, below)
-    return start
+            neutral[name] = jax.tree.map(_smallest, shape)
+    return neutral
 
 
-def _zero(like: Any) -> Array:
-    """Return an array of zeros: the neutral element of the sum."""
-    return jnp.zeros(like.shape, like.dtype)
+def _zeros(struct: jax.ShapeDtypeStruct) -> Array:
+    return jnp.zeros(struct.shape, struct.dtype)
 
 
-def _smallest(like: Any) -> Array:
-    """Return an array of the smallest number of its type: the neutral element of max."""
-    if jnp.issubdtype(like.dtype, jnp.floating):
-        return jnp.full(like.shape, -jnp.inf, like.dtype)
+def _smallest(struct: jax.ShapeDtypeStruct) -> Array:
+    """Return an array of the smallest number of its type."""
+    if jnp.issubdtype(struct.dtype, jnp.floating):
+        return jnp.full(struct.shape, -jnp.inf, struct.dtype)
     # Integers have no infinity.
-    least = jnp.iinfo(like.dtype).min
-    return jnp.full(like.shape, least, like.dtype)
+    least = jnp.iinfo(struct.dtype).min
+    return jnp.full(struct.shape, least, struct.dtype)

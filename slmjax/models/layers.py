@@ -47,7 +47,7 @@ class Context:
     positions: Any  # [B,T], counted from 0 in each document
     ids: Any = None  # ids computed on the host for each token, such as n-gram ids
     slots: Any = None  # cache.Slots that the tokens take, with a cache only
-    # The most documents that a device holds, for attention kernels; see data/rows.text_fields.
+    # Documents that a device holds at most, for cuDNN's attention; see data/rows.text_fields.
     places: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
@@ -70,12 +70,12 @@ class TokenMixer(nn.Module):
         cache: Any = None,
         shared: dict | None = None,
     ) -> tuple[Array, Any, dict | None]:
-        """Return (y [B,T,D], cache, shared).
+        """Return (y [B,T,D], the cache with these tokens, what later blocks find as `shared`).
 
         Args:
           x: [B,T,D], normed.
-          cache: from `empty_cache`, or from a call before; None in training. A piece may have any
-            length, and rows may end with padding, which must change nothing in the cache.
+          cache: from `empty_cache`, or from the call before; None in training. A call's T tokens
+            may be any number, and rows may end with padding, which must not change the cache.
           shared: {name: value} that earlier blocks lend. A lender returns it with its own added.
         """
         raise NotImplementedError
@@ -93,11 +93,11 @@ class TokenMixer(nn.Module):
         )
 
     def flops(self, seq_len: int, *, causal: bool = True) -> float:
-        """Return FLOPs of a token in products that no parameter takes part in.
+        """Return FLOPs of a token in products without parameters, such as queries times keys.
 
         Args:
           seq_len: T of training.
-          causal: False counts products with later tokens too, as the dense reference computes them.
+          causal: False counts products with later tokens too, as the dense reference makes them.
         """
         return 0.0
 
@@ -118,7 +118,7 @@ class TokenMixer(nn.Module):
 
 
 class Term(NamedTuple):
-    """An auxiliary term of a layer: a sum over real tokens, logged as their mean."""
+    """An auxiliary term of a layer: a sum over real tokens, logged as the mean of a token."""
 
     sum: Any
     coefficient: float = 0.0  # coefficient times the sum is added to the loss
@@ -167,32 +167,33 @@ def project(
 ) -> tuple[Array, ...]:
     """Return the products of x [B,T,...I] with each of a module's weights [...I, ...O].
 
-    Where there are scales for the `site`, the products are in float8. The scales of inputs and
+    If the module has scales for the `site`, the products are in float8. The scales of inputs and
     gradients are buffers. Those of weights are in the collection "weight_scales", which lm.forward
     makes from the parameters.
 
     Args:
       site: name of these products in the module; x has one scale there.
       weights: by the names of the parameters.
-      fused: one product with the weights side by side, unless they are split over devices. That is
-        better for narrow weights, and worse for wide ones, whose gradients then have to be laid
-        side by side.
+      fused: make one product with the weights side by side, unless they are split over devices.
+        This is faster for narrow weights, and slower for wide ones, whose gradients then have to be
+        laid side by side.
     """
-    inner = x.ndim - 2  # dimensions that are summed over
+    summed_axes = x.ndim - 2  # how many dimensions I has
     if module.is_initializing() and module.arch.products == "float8":
         _declare_scales(module, site)
+    # Scales of weights do not exist yet while the module is initialised.
     float8 = module.has_variable("buffers", site) and not module.is_initializing()
     joined = fused and ways("tensor") == 1
     if not float8 and not joined:
         # One product for each weight, which may be split over devices by its heads.
-        return tuple(jnp.tensordot(x, w, inner) for w in weights.values())
+        return tuple(jnp.tensordot(x, w, summed_axes) for w in weights.values())
 
     # Plain matrices: [...I, ...O] -> [I,O] and [B,T,...I] -> [B,T,I].
     shapes, matrices, widths = [], [], []
     for w in weights.values():
-        matrix = w.reshape(math.prod(w.shape[:inner]), -1)
+        matrix = w.reshape(math.prod(w.shape[:summed_axes]), -1)
         matrices.append(matrix)
-        shapes.append(w.shape[inner:])
+        shapes.append(w.shape[summed_axes:])
         widths.append(matrix.shape[1])
     x = x.reshape(*x.shape[:2], -1)
     if joined:
@@ -200,12 +201,12 @@ def project(
     if float8:
         weight_scales = tuple(module.get_variable("weight_scales", name) for name in weights)
         if joined:
-            # One matrix has one scale. The largest holds every part's values.
+            # The joined matrix has one scale: the largest suits the values of every part.
             weight_scales = (functools.reduce(jnp.maximum, weight_scales),)
         scales = module.get_variable("buffers", site)
         flat_products = fp8.products(x, tuple(matrices), scales, weight_scales)
     else:
-        # Here `joined` holds: there is one matrix.
+        # Not float8, so `joined` is True and there is one matrix.
         flat_products = (x @ matrices[0],)
     if joined:
         # Split the joined product [B,T,sum of O] into one for each weight.
@@ -218,7 +219,7 @@ def project(
 
 
 def _declare_scales(module: nn.Module, site: str) -> None:
-    """Create the buffer of a site's float8 scales. Its 'gradient' is this step's maxima."""
+    """Create the buffer of a site's float8 scales. Its 'gradient' is the step's largest values."""
     buffer(
         module,
         site,

@@ -13,12 +13,15 @@ from slmjax.models.declare import weight
 from slmjax.models.layers import Context, RMSNorm, project, residual_scale
 from slmjax.models.recurrent import RecurrentCache, RecurrentMixer
 
-GLA_RANK = 16  # of the projection that makes GLA's decays; Yang et al. 2023, section 4.4
-GLA_TEMPER = 16.0  # divides the decays' logarithms; Yang et al. 2023, section 4.4
+# Yang et al. 2023, section 4.4.
+GLA_RANK = 16  # of the projection that makes GLA's decays
+GLA_TEMPER = 16.0  # divides the logarithms of the decays
 
 
 class LinearAttention(RecurrentMixer):
-    """The common part of the three; a subclass sets `kind`.
+    """The common part of gla, gdn and kda; a subclass sets `kind`.
+
+    Each of H heads has K key and V value channels. Erasing is that of the delta rule.
 
     | kind | decays         | erases | convolutions | output gate             |
     |------|----------------|--------|--------------|-------------------------|
@@ -39,27 +42,34 @@ class LinearAttention(RecurrentMixer):
         shared: dict | None = None,
     ) -> tuple[Float[Array, "B T D"], RecurrentCache | None, dict | None]:
         kind, V = self.kind, self.sizes[2]
-        query, key, value, *gates = project(self, "in", x, self._in_matrices())
+        matrices = self._in_matrices()
+        heads = dict(zip(matrices, project(self, "in", x, matrices)))
         # Inputs of the decays: [B,T,H] for gdn, [B,T,rank] for the others.
         if kind == "gdn":
-            decay = x @ self._by_head("decay")
+            decay = x @ self._head_matrix("decay")
+        elif kind == "gla":
+            decay = x @ self._down_matrix("decay_down", GLA_RANK)
         else:
-            decay = x @ self._down("decay_down", GLA_RANK if kind == "gla" else V)
-        # How much of the state's answer to the key is erased, one number a head.
+            decay = x @ self._down_matrix("decay_down", V)
+        # Input of the sigmoid that says how much of a key's old value is erased, one number a head.
         erase = None
         if kind != "gla":
-            erase = x @ self._by_head("erase")
+            erase = x @ self._head_matrix("erase")
+        # The output gate, [B,T,H,V], or for kda its input [B,T,V].
         if kind == "kda":
-            gates = [x @ self._down("gate_down", V)]
+            gate = x @ self._down_matrix("gate_down", V)
+        else:
+            gate = heads["gate"]
+        query, key, value = heads["query"], heads["key"], heads["value"]
         # Rematerialised: these activations are large and cheap to recompute.
         mix = nn.remat(LinearAttention._mixed)
         out, cache = mix(self, query, key, value, decay, erase, ctx, cache)
         out = checkpoint_name(out, "mixed")
-        y = nn.remat(LinearAttention._gated)(self, out, gates[0])
+        y = nn.remat(LinearAttention._gated)(self, out, gate)
         return y, cache, shared
 
     def _in_matrices(self) -> dict[str, Float[Array, "D H _"]]:
-        """Return the matrices of query, key, value and, but for kda, the output gate."""
+        """Return the matrices of query, key, value and, except for kda, the output gate."""
         H, K, V = self.sizes
         widths = {"query": K, "key": K, "value": V}
         if self.kind != "kda":
@@ -89,10 +99,14 @@ class LinearAttention(RecurrentMixer):
         ctx: Context,
         cache: RecurrentCache | None,
     ) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
-        """Return the recurrence's outputs and the cache."""
-        heads = key.shape[2:]
+        """Return the recurrence's outputs, and the cache with these tokens.
+
+        Args:
+          decay, erase: inputs of the decays and of the erasing, as `__call__` makes them.
+        """
+        heads = key.shape[2:]  # (H, K)
         if self.kind != "gdn":
-            decay = self._up(decay, "decay_up", heads)
+            decay = self._up_projection(decay, "decay_up", heads)
         if self.kind == "gla":
             bias = weight(
                 self,
@@ -101,7 +115,7 @@ class LinearAttention(RecurrentMixer):
                 init=nn.initializers.zeros,
                 group="vector",
             )
-            # Float32: decays of a chunk are summed, and small differences count.
+            # Float32: the recurrence sums them over a chunk, where rounding would add up.
             decay = decay.astype(jnp.float32)
             bias = bias.astype(jnp.float32)[None, None]  # [H,K] -> [1,1,H,K]
             decay = decay + bias
@@ -111,7 +125,7 @@ class LinearAttention(RecurrentMixer):
             unit = ("query", "key")
             (query, key, value), cache = recurrent.convolved(self, streams, ctx, cache, unit=unit)
             erase = jax.nn.sigmoid(erase.astype(jnp.float32))
-            # The delta rule writes as much as it erases.
+            # The delta rule writes the same share of the new value as it erases of the old one.
             written = value * erase[..., None]
             value = written.astype(value.dtype)
             steps = recurrent.step_sizes(self, "decay_bias", decay)
@@ -123,10 +137,10 @@ class LinearAttention(RecurrentMixer):
     def _gated(
         self, out: Float[Array, "B T H V"], gate: Float[Array, "B T ..."]
     ) -> Float[Array, "B T D"]:
-        """Return the gated outputs through the matrix `out`."""
-        heads = out.shape[2:]
+        """Return the normed and gated outputs, multiplied with the matrix `out`."""
+        heads = out.shape[2:]  # (H, V)
         if self.kind == "kda":
-            gate = jax.nn.sigmoid(self._up(gate, "gate_up", heads))
+            gate = jax.nn.sigmoid(self._up_projection(gate, "gate_up", heads))
         else:
             gate = jax.nn.silu(gate)
         out = RMSNorm(self.arch, name="out_norm")(out) * gate
@@ -141,11 +155,11 @@ class LinearAttention(RecurrentMixer):
         )
         return project(self, "out", out, {"out": matrix})[0]
 
-    # The next three have no outputs, so that AdamW updates them, also where Muon updates the other
-    # matrices: they make gates, one vector for each.
+    # The matrices of the next three methods make gates. They are declared without outputs, so that
+    # AdamW updates them, also where Muon updates the other matrices.
 
-    def _by_head(self, name: str) -> Float[Array, "D H"]:
-        """Return a matrix that gives one number a head."""
+    def _head_matrix(self, name: str) -> Float[Array, "D H"]:
+        """Return a matrix whose product with a token is one number for each head."""
         H = self.sizes[0]
         shape = (self.arch.width, H)
         return weight(
@@ -156,8 +170,8 @@ class LinearAttention(RecurrentMixer):
             inputs=(0,),
         )
 
-    def _down(self, name: str, rank: int) -> Float[Array, "D r"]:
-        """Return the first matrix of a projection through `rank` numbers."""
+    def _down_matrix(self, name: str, rank: int) -> Float[Array, "D r"]:
+        """Return the first matrix of a low-rank projection."""
         shape = (self.arch.width, rank)
         return weight(
             self,
@@ -167,13 +181,13 @@ class LinearAttention(RecurrentMixer):
             inputs=(0,),
         )
 
-    def _up(
+    def _up_projection(
         self,
         x: Float[Array, "B T r"],
         name: str,
         heads: tuple[int, int],
     ) -> Float[Array, "B T H c"]:
-        """Return x times the second matrix of such a projection."""
+        """Return x times the second matrix of a low-rank projection."""
         shape = (x.shape[-1], *heads)
         matrix = weight(
             self,
@@ -186,9 +200,9 @@ class LinearAttention(RecurrentMixer):
 
 
 class GatedLinearAttention(LinearAttention):
-    """GLA: decays for each key channel, from a projection of rank 16.
+    """GLA: a decay for each key channel, from a projection of rank 16.
 
-    It has no convolution and no norm on queries and keys. Its keys are half as wide as its values
+    It has no convolutions, and no norm on queries and keys. Its keys are half as wide as its values
     by default. Source: Yang et al. 2023 (GLA), section 4.
     """
 
@@ -205,9 +219,9 @@ class GatedLinearAttention(LinearAttention):
 
 
 class GatedDeltaNet(LinearAttention):
-    """Gated DeltaNet: one decay and one strength of erasing a head.
+    """Gated DeltaNet: one decay, and one share that is erased, for each head.
 
-    It has short convolutions, and queries and keys of length 1.
+    It has short convolutions, and divides queries and keys by their length.
     Source: Yang et al. 2024 (gated DeltaNet), section 3.
     """
 
@@ -216,9 +230,10 @@ class GatedDeltaNet(LinearAttention):
 
 
 class KimiDeltaAttention(LinearAttention):
-    """Kimi delta attention: gdn with decays for each key channel, and a sigmoid output gate.
+    """Kimi delta attention: gdn with a decay for each key channel, and a sigmoid output gate.
 
-    Both are projections of a head's rank. Source: Kimi team 2025 (Kimi Linear), section 4.
+    Both come from projections of rank V, a head's value channels.
+    Source: Kimi team 2025 (Kimi Linear), section 4.
     """
 
     kind: ClassVar[str] = "kda"

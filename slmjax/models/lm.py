@@ -11,7 +11,7 @@ Groups are the parts of the pattern that have blocks, numbered from 0; a pattern
 group. The layout is the same whether the stack is unrolled or scanned. Buffers, which change
 without a gradient, are laid out in the same way.
 
-A token's way: `_embed`, then `apply_block` for each layer, the final norm, and `head`.
+A token passes `_embed`, `apply_block` for each layer, the final norm, and `head`.
 """
 
 import dataclasses
@@ -77,11 +77,11 @@ def init(arch: Architecture, key: Array) -> dict:
     Embedding and head are drawn from a normal distribution of deviation 0.02 times their
     multiplier, matrices of 1/sqrt(fan in).
     """
-    # Groups that are not named have the factor 1.
     scales = dict(arch.init_scales)
     embedding_key, head_key, stack_key = jax.random.split(key, 3)
 
     def table(key: Array, shape: tuple[int, int], group: str) -> Array:
+        # A group without a multiplier has the factor 1.
         deviation = TABLE_DEVIATION * scales.get(group, 1.0)
         return deviation * jax.random.normal(key, shape)
 
@@ -98,13 +98,14 @@ def init_buffers(arch: Architecture) -> dict:
     """Return the buffers before the first step, laid out as the stack; {} without any."""
     if not declare_buffers(arch):
         return {}
+    # No buffer starts at random, so that any key will do.
     return {"stack": init_stack(arch, jax.random.key(0), "buffers")}
 
 
 def declare(arch: Architecture) -> dict:
     """Return the declaration of every parameter (declare.Weight), laid out as by `init`."""
     V, D = arch.vocab_size, arch.width
-    # A tied table is also the head's matrix. Else it is only looked up.
+    # A tied table is also the head's matrix. An untied one is only looked up.
     uses = 1.0 if arch.tied else 0.0
     table = Weight((V, D), ("vocab", "width"), group="embedding", uses=uses)
     norm = Weight((D,), (None,))
@@ -153,15 +154,15 @@ def forward(
 
     Args:
       batch: tokens, segments, positions [B,T]; see data/rows.text_fields.
-      buffers: as `init_buffers` makes them. Without those of float8, and with a cache, products are
-        in the compute type.
-      cache: from `init_cache` or an earlier call: the call then appends its tokens and attends over
-        all (prefill in pieces, decoding of single tokens).
-    Returns: (hidden, Out). out.cache is the cache after these tokens; out.terms and out.seen are
+      buffers: as `init_buffers` makes them. Products are in the compute type, not in float8, where
+        the scales of float8 are missing or a cache is given.
+      cache: from `init_cache` or an earlier call; None in training. These tokens are appended to it
+        and attend over all of it (prefill in pieces, decoding of single tokens).
+    Returns: (hidden, out). out.cache is the cache after these tokens; out.terms and out.seen are
       {group: {position: ...}} as the stack, with leaves [repeats, ...].
     """
     slots = None if cache is None else cache.slots(batch["segments"])
-    # Static: the batch gives it as the shape of an array.
+    # A static number: the batch gives it as the length of an array.
     places = batch["places"].shape[0] if "places" in batch else None
     ctx = Context(
         segments=batch["segments"],
@@ -175,32 +176,32 @@ def forward(
     x = constrain(x, BATCH, "sequence", None)
     carry = x, _zeros_across(arch, *tokens.shape)
     caches, terms, seen = [], {}, {}
-    # Group by group: a scan, or a loop where each application has its own cache.
-    for g in range(len(arch.stack)):
-        variables = _variables(arch, params, buffers, g, decoding=cache is not None)
+    for group in range(len(arch.stack)):
+        variables = _variables(arch, params, buffers, group, decoding=cache is not None)
         if cache is None and not arch.unroll:
-            repeat = functools.partial(_repeat, arch, g, ctx)
+            repeat = functools.partial(_repeat, arch, group, ctx)
             carry, out = jax.lax.scan(repeat, carry, variables)
         else:
-            # Entries that earlier groups did not take.
-            left = None if cache is None else cache.layers[len(caches) :]
-            carry, out = _unrolled_group(arch, g, ctx, carry, variables, left)
+            # With a cache always a loop: each application has an entry of its own, and takes the
+            # first of the remaining ones.
+            remaining = None if cache is None else cache.layers[len(caches) :]
+            carry, out = _unrolled_group(arch, group, ctx, carry, variables, remaining)
         caches += out.cache
-        terms[str(g)] = out.terms
-        seen[str(g)] = out.seen
+        terms[str(group)] = out.terms
+        seen[str(group)] = out.seen
     x, _ = carry
     hidden = RMSNorm(arch).apply({"params": params["final_norm"]}, x)
-    after = None if cache is None else cache.after(tuple(caches), slots)
-    return hidden, Out(after, terms, seen)
+    cache_after = None if cache is None else cache.after(tuple(caches), slots)
+    return hidden, Out(cache_after, terms, seen)
 
 
 def head(arch: Architecture, params: dict) -> Float[Array, "D V"]:
     """Return the matrix from hidden states to logits, in the compute type.
 
-    It is whole on every device along D.
+    Devices split it along V only.
     """
     matrix = params["embedding"].T if arch.tied else params["head"]
-    # The sum over D stays on a device: logits are split by rows and by vocabulary.
+    # So no sum over D crosses devices: logits are split by rows and by vocabulary.
     return constrain(matrix.astype(arch.compute), None, "tensor")
 
 
@@ -209,7 +210,7 @@ def logits(
     params: dict,
     hidden: Float[Array, "B T D"],
 ) -> Float[Array, "B T V"]:
-    """Return float32 logits. They are large: training's loss goes through ops.cross_entropy."""
+    """Return float32 logits. They are large: training computes its loss with ops.cross_entropy."""
     return jnp.einsum("btd,dv->btv", hidden, head(arch, params), preferred_element_type=jnp.float32)
 
 
@@ -224,12 +225,12 @@ def apply_block(
     *,
     wanted: frozenset[str] = frozenset(),
 ) -> tuple[Float[Array, "B T D"], dict, Out]:
-    """Apply one block and return (residual stream, what is lent on, Out).
+    """Apply one block and return (residual stream, what later blocks are lent, Out).
 
     Args:
       variables: the block's Flax variables.
-      lent: {name: value} of what blocks before lend.
-      cache: the block's own entry.
+      lent: {name: value} of what earlier blocks lend.
+      cache: the entry of this application; None in training.
       wanted: names that later blocks read. The others are dropped, so that no memory holds them.
     """
     module = DecoderBlock(arch, block)
@@ -251,26 +252,26 @@ def _embed(
 
 def _unrolled_group(
     arch: Architecture,
-    g: int,
+    group: int,
     ctx: Context,
     carry: Carry,
     variables: dict,
-    left: Sequence | None,
+    entries: Sequence | None,
 ) -> tuple[Carry, Out]:
     """Run all repeats of a group one after the other, and return the same as a scan over them.
 
     Args:
       variables: {position: the blocks' variables, each leaf [repeats, ...]}.
-      left: caches of this and later groups, one for each application; None in training.
+      entries: caches of this and later groups, one for each application; None in training.
     """
-    repeats = arch.stack[g][1]
+    repeats = arch.stack[group][1]
     # {position: the trees of single layers}.
     layers = {p: unstack(tree, repeats) for p, tree in variables.items()}
     caches, outs = [], []
     for r in range(repeats):
         repeat_variables = {p: trees[r] for p, trees in layers.items()}
-        kept = None if left is None else left[len(caches) :]
-        carry, out = _repeat(arch, g, ctx, carry, repeat_variables, kept)
+        remaining = None if entries is None else entries[len(caches) :]
+        carry, out = _repeat(arch, group, ctx, carry, repeat_variables, remaining)
         caches += out.cache
         outs.append((out.terms, out.seen))
     return carry, Out(caches, *stack(outs))
@@ -278,37 +279,38 @@ def _unrolled_group(
 
 def _repeat(
     arch: Architecture,
-    g: int,
+    group: int,
     ctx: Context,
     carry: Carry,
     variables: dict,
-    kept: Sequence | None = None,
+    entries: Sequence | None = None,
 ) -> tuple[Carry, Out]:
     """Run one repeat of a group's pattern, as lax.scan calls it.
 
     Args:
       variables: {position: the block's variables}.
-      kept: caches of this and later repeats; None in training.
+      entries: caches of this and later repeats, one for each application; None in training.
     Returns: (carry, Out with a list of caches, and terms and observations by position).
     """
-    pattern = arch.stack[g][0]
+    pattern = arch.stack[group][0]
     x, lent = carry
-    across, out = tuple(lent), Out([], {}, {})
+    # A scan's carry must keep its structure: what is lent across repeats is never dropped.
+    across = tuple(lent)
+    out = Out([], {}, {})
     for p, block in enumerate(pattern):
-        # The scan's carry must keep its structure: what crosses repeats stays in `lent`.
         wanted = {*across, *_borrowed_later(arch, pattern, p)}
         apply = functools.partial(apply_block, arch, block, wanted=frozenset(wanted))
         for _ in range(arch.share_blocks):
-            if kept is None:
+            if entries is None:
                 rematerialised = remat(arch.remat)(apply)
                 x, lent, block_out = rematerialised(variables[str(p)], x, ctx, lent)
                 x = constrain(x, BATCH, "sequence", None)
             else:
                 # Decoding has no backward pass, so that nothing is rematerialised.
-                entry = kept[len(out.cache)]
+                entry = entries[len(out.cache)]
                 x, lent, block_out = apply(variables[str(p)], x, ctx, lent, entry)
                 out.cache.append(block_out.cache)
-            _collect(arch, g, p, block_out, out)
+            _collect(arch, group, p, block_out, out)
     return (x, {name: lent[name] for name in across}), out
 
 
@@ -317,7 +319,8 @@ def _borrowed_later(
     pattern: tuple[Block, ...],
     position: int,
 ) -> set[str]:
-    """Return the names that blocks behind this position read, itself if it is applied again."""
+    """Return the names that blocks after this position read."""
+    # A shared block is applied again, and reads what its first application lends.
     first = position if arch.share_blocks > 1 else position + 1
     names: set[str] = set()
     for block in pattern[first:]:
@@ -327,28 +330,28 @@ def _borrowed_later(
 
 def _collect(
     arch: Architecture,
-    g: int,
+    group: int,
     p: int,
     block_out: Out,
     out: Out,
 ) -> None:
-    """Add a block's terms and observations to those of its earlier applications."""
+    """Add the terms and observations of the block at position p to those in `out`."""
     position = str(p)
+    # A position that is in `out` already belongs to a shared block, which was applied before.
     if block_out.terms:
         terms = block_out.terms
         if position in out.terms:
-            # The block is shared, and was applied before.
-            terms = _added(out.terms[position], terms)
+            terms = _summed_terms(out.terms[position], terms)
         out.terms[position] = terms
     if block_out.seen:
         seen = block_out.seen
         if position in out.seen:
-            declared = declare_buffers(arch)["stack"][str(g)][position]
+            declared = declare_buffers(arch)["stack"][str(group)][position]
             seen = combined(declared, out.seen[position], seen)
         out.seen[position] = seen
 
 
-def _added(first: dict[str, Term], second: dict[str, Term]) -> dict[str, Term]:
+def _summed_terms(first: dict[str, Term], second: dict[str, Term]) -> dict[str, Term]:
     """Return the sums of the terms of two applications of one block."""
     sums = {}
     for name, term in first.items():
@@ -357,9 +360,9 @@ def _added(first: dict[str, Term], second: dict[str, Term]) -> dict[str, Term]:
 
 
 def _zeros_across(arch: Architecture, batch: int, length: int) -> dict:
-    """Return what blocks lend to later repeats, before the first block has: zeros."""
+    """Return zeros for what blocks lend to later repeats, as it is before the first block."""
     lent = {}
-    # Each kind of block once, in the order of the stack.
+    # Each different block once, in the order of the stack.
     for block in dict.fromkeys(arch.blocks):
         lent |= mixer_of(arch, block).lends_across(batch, length)
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), lent)
@@ -369,22 +372,22 @@ def _variables(
     arch: Architecture,
     params: dict,
     buffers: dict,
-    g: int,
+    group: int,
     *,
     decoding: bool,
 ) -> dict:
-    """Return {position: the blocks' Flax variables} of a stacked group."""
-    group = params["stack"][str(g)]
+    """Return {position: the blocks' Flax variables, each leaf [repeats, ...]} of a group."""
+    group_params = params["stack"][str(group)]
     if not buffers:
-        return {p: {"params": tree} for p, tree in group.items()}
+        return {p: {"params": tree} for p, tree in group_params.items()}
     if decoding:
         # Without the scales of float8, products are in the compute type.
         buffers = keep_channel(declare_buffers(arch), buffers, "forward")
     # Groups and positions without buffers have no entry.
     stack_buffers = buffers.get("stack", {})
-    group_buffers = stack_buffers.get(str(g), {})
+    group_buffers = stack_buffers.get(str(group), {})
     variables = {}
-    for p, tree in group.items():
+    for p, tree in group_params.items():
         block_buffers = group_buffers.get(p, {})
         variables[p] = {"params": tree, "buffers": block_buffers}
         if arch.products == "float8" and not decoding:
@@ -397,7 +400,7 @@ def _weight_scales(stacked: Float[Array, "repeats ..."]) -> Float[Array, "repeat
 
     They are made for all layers at once: a kernel for each matrix of each layer would take longer.
     """
-    # A scale follows the values of the step, and has no gradient.
+    # A scale is computed from the step's values, but has no gradient.
     values = jax.lax.stop_gradient(stacked)
     matrix_axes = tuple(range(1, stacked.ndim))
     return fp8.scale_for(values, matrix_axes)

@@ -17,10 +17,9 @@ class MLP(ChannelMixer):
         self, x: Float[Array, "B T D"], *, ctx: Context
     ) -> tuple[Float[Array, "B T D"], dict, dict]:
         D, F = self.arch.width, self.arch.ff_width
-        # One site, so that both products share one float8 scale of x.
-        inputs = {}
+        input_matrices = {}
         for name in ("gate", "up"):
-            inputs[name] = weight(
+            input_matrices[name] = weight(
                 self,
                 name,
                 (D, F),
@@ -28,7 +27,8 @@ class MLP(ChannelMixer):
                 inputs=(0,),
                 outputs=(1,),
             )
-        gate, up = project(self, "in", x, inputs)
+        # One call for both products, so that they share one float8 scale of x.
+        gate, up = project(self, "in", x, input_matrices)
         # Names that config.model.remat can keep.
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         down = weight(

@@ -12,9 +12,9 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import GROUPS
 from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
 
-# An element of the pattern: blocks before the first bar come once, those behind the second too.
+# The element of a pattern that divides it into parts, see `parts`.
 BAR = "|"
-PER_GROUP = {"init", "lr", "decay"}  # the multipliers that a group can have
+PER_GROUP = {"init", "lr", "decay"}  # the multipliers that a group of weights can have
 FLOAT = r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?"
 
 Stack = tuple[tuple[tuple[Block, ...], int], ...]  # (blocks, repeats) of each part
@@ -29,16 +29,15 @@ def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Archite
     Raises: UserError for a block that does not parse, a pattern that does not divide the layers,
       and sharing that does not fit them.
     """
-    names = {field.name for field in dataclasses.fields(Architecture)}
-    # Fields of both classes are copied; `resolved` gives those that depend on devices.
-    names &= {field.name for field in dataclasses.fields(ModelConfig)}
-    # These three are decided by the caller.
-    names -= {"vocab_size", "attention", "unroll"}
-    chosen = {name: getattr(model, name) for name in names}
-    chosen["init_scales"] = _init_scales(model.multipliers)
-    chosen["stack"] = _stack(model.pattern, model.layers)
-    arch = Architecture(vocab_size=vocab_size, **(chosen | resolved))
-    # Sharing asks the mixers which keys they lend, so that it needs the architecture.
+    # Fields that both classes have are copied, except for three that the caller decides.
+    copied = {field.name for field in dataclasses.fields(Architecture)}
+    copied &= {field.name for field in dataclasses.fields(ModelConfig)}
+    copied -= {"vocab_size", "attention", "unroll"}
+    fields = {name: getattr(model, name) for name in copied}
+    fields["init_scales"] = _init_scales(model.multipliers)
+    fields["stack"] = _stack(model.pattern, model.layers)
+    arch = Architecture(vocab_size=vocab_size, **(fields | resolved))
+    # Mixers say which keys they lend, and are made from an architecture: so sharing comes second.
     arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))
     _check_lending(arch)
     return arch
@@ -48,7 +47,7 @@ def parse_block(text: str) -> Block:
     """Return the block of a text "mixer[+channel] [option=value ...]".
 
     A mixer or channel with a colon is an import path, "module:Class". The options are the fields of
-    its class.
+    the two classes.
     Raises: UserError naming what is unknown.
     """
     if not isinstance(text, str):
@@ -75,12 +74,13 @@ def share_keys(
 ) -> tuple[tuple[Block, ...], int]:
     """Return (pattern, repeats) of the same layers with keys and values shared.
 
-    Each attention block lends its keys and values to the next share - 1 of its kind. Layers that
-    share lie in one pattern, so the pattern may become several times as long.
+    Successive attention blocks of one kind (the same rope and window) form groups of `share`. The
+    first of a group lends its keys and values to the others. A group must lie in one repeat, so the
+    pattern may become several times as long, and its repeats fewer.
     Raises: UserError if the attention layers do not divide into such groups.
     Source: Brandon et al. 2024 (cross-layer attention).
     """
-    # Of each block, the names of the keys that it lends; () for a block without keys.
+    # Each block's kind: the names of the keys that it lends; () for a block without keys.
     kinds = []
     for block in pattern:
         kind = ()
@@ -88,47 +88,49 @@ def share_keys(
             kind = mixer_of(arch, block).lends()
         kinds.append(kind)
     counts = {kind: kinds.count(kind) for kind in kinds if kind}
-    # Repeats of the pattern that hold whole groups of every kind.
+    # How many repeats must become one, to hold whole groups of every kind.
     needed = [share // math.gcd(share, count) for count in counts.values()]
-    longer = math.lcm(*needed)
-    if repeats % longer:
+    joined = math.lcm(*needed)
+    if repeats % joined:
         sharers = ", ".join(str(count * repeats) for count in counts.values())
         layers = f"the {sharers} attention layers of one kind in one part of the pattern"
         raise UserError(f"config.model.share_kv is {share}, which does not divide {layers}.")
-    blocks, seen = [], dict.fromkeys(counts, 0)
-    for block, kind in zip(pattern * longer, kinds * longer):
+    blocks = []
+    blocks_before = dict.fromkeys(counts, 0)  # of each kind
+    for block, kind in zip(pattern * joined, kinds * joined):
         if kind:
-            # The first of each group lends, the others borrow.
-            if seen[kind] % share:
+            is_first_of_group = blocks_before[kind] % share == 0
+            if not is_first_of_group:
                 options = {**dict(block.options), "borrows": True}
                 ordered = tuple(sorted(options.items()))
                 block = dataclasses.replace(block, options=ordered)
-            seen[kind] += 1
+            blocks_before[kind] += 1
         blocks.append(block)
-    return tuple(blocks), repeats // longer
+    return tuple(blocks), repeats // joined
 
 
 def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
     """Return the three parts of a pattern: once at the start, repeated, once at the end.
 
-    Raises: UserError for more than two bars, or nothing that repeats.
+    Bars divide them. Without bars everything repeats; with one, all that is behind it.
+    Raises: UserError for an empty pattern, more than two bars, or nothing that repeats.
     """
     if not pattern:
         expected = "expected at least one block, for example attention"
         raise UserError(f"config.model.pattern is empty; {expected}.")
-    bars = [place for place, element in enumerate(pattern) if element == BAR]
+    bars = [index for index, element in enumerate(pattern) if element == BAR]
     if len(bars) > 2:
         expected = "expected at most two: start | repeated | end"
         raise UserError(f"config.model.pattern has {len(bars)} bars; {expected}.")
-    # Without bars everything repeats; with one, all that is behind it.
-    first, last = -1, len(pattern)
+    # A missing bar lies just outside of the pattern.
+    first_bar, last_bar = -1, len(pattern)
     if bars:
-        first = bars[0]
+        first_bar = bars[0]
     if len(bars) == 2:
-        last = bars[1]
-    start = pattern[: max(first, 0)]
-    repeated = pattern[first + 1 : last]
-    end = pattern[last + 1 :]
+        last_bar = bars[1]
+    start = pattern[: max(first_bar, 0)]
+    repeated = pattern[first_bar + 1 : last_bar]
+    end = pattern[last_bar + 1 :]
     if not repeated:
         expected = "expected what repeats, as in 'attention', '|', 'gdn'"
         raise UserError(f"config.model.pattern has nothing behind its first bar; {expected}.")
@@ -138,36 +140,44 @@ def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequenc
 def _check_name(
     name: str,
     known: tuple[str, ...],
-    what: str,
+    role: str,
     text: str,
 ) -> None:
-    """Raise UserError for a mixer that is neither known nor an import path."""
+    """Raise UserError for a mixer that is neither known nor an import path.
+
+    Args:
+      role, text: what the mixer is for and the text of its block, for the message.
+    """
     if name in known or ":" in name:
         return
-    fault = f"'{text}' names the {what} '{name}'; there is {', '.join(known)}"
+    fault = f"'{text}' names the {role} '{name}'; there is {', '.join(known)}"
     raise UserError(f"config.model.pattern: {fault}.{nearest(name, known)}")
 
 
 def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
-    """Return (name, value) of "name=value" in a block's text."""
+    """Return (name, value) of a word "name=value" in a block's text.
+
+    Args:
+      allowed: {option: type of its value}.
+    Raises: UserError for an unknown option, or a value of another type.
+    """
     name, _, value = word.partition("=")
-    what = f"config.model.pattern: '{word}' in '{text}'"
+    subject = f"config.model.pattern: '{word}' in '{text}'"
     if name not in allowed:
         expected = "an option: there are none"
         if allowed:
             expected = f"one of the options {', '.join(allowed)}"
-        raise UserError(f"{what} is not {expected}.{nearest(name, allowed)}")
-    # The type of the option's default.
-    kind = allowed[name]
-    if kind is bool:
+        raise UserError(f"{subject} is not {expected}.{nearest(name, allowed)}")
+    value_type = allowed[name]
+    if value_type is bool:
         if value not in ("True", "False"):
-            raise UserError(f"{what} must be True or False.")
+            raise UserError(f"{subject} must be True or False.")
         return name, value == "True"
-    if kind is int and not value.isdecimal():
-        raise UserError(f"{what} must be a whole number.")
-    if kind is float and not re.fullmatch(FLOAT, value):
-        raise UserError(f"{what} must be a number.")
-    return name, kind(value)
+    if value_type is int and not value.isdecimal():
+        raise UserError(f"{subject} must be a whole number.")
+    if value_type is float and not re.fullmatch(FLOAT, value):
+        raise UserError(f"{subject} must be a number.")
+    return name, value_type(value)
 
 
 def _check_lending(arch: Architecture) -> None:
@@ -190,7 +200,7 @@ def _check_lending(arch: Architecture) -> None:
 
 
 def _shared(arch: Architecture, share: int) -> Stack:
-    """Return the stack with config.model.share_kv applied."""
+    """Return the stack after `share_keys` in each part; `share` is config.model.share_kv."""
     if share == 1:
         return arch.stack
     field = "config.model.share_kv"
@@ -210,15 +220,15 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
     """
     blocks = [tuple(map(parse_block, part)) for part in parts(pattern)]
     start, repeated, end = blocks
-    once = len(start) + len(end)
+    unrepeated = len(start) + len(end)
     # All other layers are whole repeats of the middle part.
-    repeats, rest = divmod(layers - once, len(repeated))
-    if rest or repeats < 1:
-        # One repeat at least.
-        fewer = once + max(1, repeats) * len(repeated)
-        more = once + max(1, repeats + 1) * len(repeated)
+    repeats, remainder = divmod(layers - unrepeated, len(repeated))
+    if remainder or repeats < 1:
+        # The nearest numbers that fit, with one repeat at least.
+        fewer = unrepeated + max(1, repeats) * len(repeated)
+        more = unrepeated + max(1, repeats + 1) * len(repeated)
         nearest_layers = sorted({fewer, more})
-        others = f" without the {once} outside of the bars" if once else ""
+        others = f" without the {unrepeated} outside of the bars" if unrepeated else ""
         fault = f"which{others} the pattern of {len(repeated)} does not divide"
         raise UserError(f"config.model.layers is {layers}, {fault}; nearest: {nearest_layers}.")
     stack = []
@@ -229,7 +239,7 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
 
 
 def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """Return (group, factor of its initial scale), sorted.
+    """Return (group, factor on its initial values) of each group with multipliers, sorted.
 
     Raises: UserError for a group that does not exist, or a multiplier that is not a number.
     """
@@ -239,7 +249,7 @@ def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...
             known = ", ".join(sorted(GROUPS))
             fault = f"names '{group}'; the groups are {known}"
             raise UserError(f"config.model.multipliers {fault}.{nearest(group, GROUPS)}")
-        # lr and decay are read by the optimizer, and checked here with init.
+        # The optimizer reads lr and decay; they are checked here, together with init.
         valid = isinstance(factors, dict) and set(factors) <= PER_GROUP
         if not valid or not all(map(_is_number, factors.values())):
             fault = f"is {factors!r}; it can hold init, lr and decay as numbers"

@@ -1,4 +1,4 @@
-"""The base of recurrent mixers: short convolutions, decays as Mamba-2 starts them, decode state."""
+"""The base of recurrent mixers: short convolutions, Mamba-2's decays, and the decode state."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ class RecurrentMixer(TokenMixer):
 
     A subclass computes the arguments of `run_recurrence` from x; `convolved`, `step_sizes` and
     `decay_of` help. It multiplies the outputs with an output matrix that it declares itself.
-    ssm.py is the shortest example.
+    models/ssm.py is the shortest example.
 
     heads, key_dim, value_dim: 0 takes the mixer's usual size, see `sizes`.
     """
@@ -35,21 +35,21 @@ class RecurrentMixer(TokenMixer):
     key_dim: int = 0
     value_dim: int = 0
 
-    # Products of a token with the state: a write and a read.
+    # Products of a token with the state: a write and a read; one more where it also erases.
     state_products: ClassVar[int] = 2
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """(heads H, key channels K, value channels V of a head).
+        """(heads H, key channels K of a head, value channels V of a head).
 
-        By default those of attention, so that mixers can be exchanged.
+        They are those of attention by default, so that mixers can be exchanged.
         """
         arch = self.arch
         heads = self.heads or arch.heads
         return heads, self.key_dim or arch.head_dim, self.value_dim or arch.head_dim
 
     def channels(self) -> dict[str, int]:
-        """Return the channels of each short convolution by the name of its stream."""
+        """Return {stream: its channels, of all heads} of the short convolutions."""
         H, K, V = self.sizes
         return {"query": H * K, "key": H * K, "value": H * V}
 
@@ -63,6 +63,7 @@ class RecurrentMixer(TokenMixer):
         A step writes an outer product into the state and reads the state, twice where it erases.
         """
         H, K, V = self.sizes
+        # 2 for a multiplication and an addition.
         return 2 * H * K * V * self.state_products
 
 
@@ -71,30 +72,30 @@ class RecurrentMixer(TokenMixer):
 class RecurrentCache:
     """One layer's decode state, of a size that does not grow with the tokens."""
 
-    memory: ops.Memory
+    memory: ops.Memory  # the state after the last token, and its segment
     tails: Any  # {stream: [B,TAPS-1,C]}, the last inputs of its short convolution
-    tail_segments: Any  # [B,TAPS-1], their segments
+    tail_segments: Any  # [B,TAPS-1], the segments of these inputs
 
 
 def empty_cache(
     batch: int,
     heads: int,
-    key: int,
-    value: int,
+    key_dim: int,
+    value_dim: int,
     channels: dict[str, int],
     dtype: Any,
 ) -> RecurrentCache:
     """Return the state before the first token.
 
     Args:
-      key, value: channels K and V of a head.
-      channels: channels of each convolution by the name of its stream.
+      channels: {stream: channels of its short convolution}.
+      dtype: of the convolutions' inputs; the memory has its own.
     """
     tails = {}
     for name, count in channels.items():
         tails[name] = jnp.zeros((batch, TAPS - 1, count), dtype)
-    memory = ops.empty_memory(batch, heads, key, value)
-    # Segment 0: no tap sees them.
+    memory = ops.empty_memory(batch, heads, key_dim, value_dim)
+    # Segment 0 is padding: no tap sees it.
     tail_segments = jnp.zeros((batch, TAPS - 1), jnp.int32)
     return RecurrentCache(memory, tails, tail_segments)
 
@@ -105,25 +106,26 @@ def convolved(
     ctx: Context,
     cache: RecurrentCache | None,
     *,
-    bias: bool = False,
+    has_bias: bool = False,
     unit: tuple[str, ...] = (),
 ) -> tuple[list[Array], RecurrentCache | None]:
     """Return silu(short convolution) of each stream [B,T,H,C], and the cache with new tails.
 
     Args:
       streams: inputs by name. Each has a convolution with weights of its own.
-      bias: add a bias before the silu.
-      unit: streams whose heads' vectors are divided by their length.
+      has_bias: add a bias before the silu.
+      unit: streams in which the vector of each head is divided by its length.
     """
     outputs, tails = [], {}
     tail_segments = None  # the same for all streams
     for name, x in streams.items():
-        taps, shift = _conv_weights(module, name, x.shape[2:], bias)
-        # Training convolves whole rows; a cache also gives the tokens before these.
+        taps, bias = _conv_weights(module, name, x.shape[2:], has_bias)
         if cache is None:
-            y = _convolved_rows(module.arch, x, taps, shift, ctx, unit=name in unit)
+            # Training: rows begin here.
+            y = _convolved_rows(module.arch, x, taps, bias, ctx, unit=name in unit)
         else:
-            # [B,T,H,C] -> [B,T,HC]: a tail has no heads.
+            # Generation: the tail holds the inputs before these. [B,T,H,C] -> [B,T,HC], as a tail
+            # has no heads.
             y, tails[name], tail_segments = short_conv(
                 x.reshape(*x.shape[:2], -1),
                 taps.reshape(TAPS, -1),
@@ -131,7 +133,7 @@ def convolved(
                 tail=cache.tails[name],
                 tail_segments=cache.tail_segments,
             )
-            y = activation(y.reshape(x.shape), shift, unit=name in unit)
+            y = activation(y.reshape(x.shape), bias, unit=name in unit)
         outputs.append(y)
     if cache is not None:
         cache = dataclasses.replace(cache, tails=tails, tail_segments=tail_segments)
@@ -142,16 +144,21 @@ def _conv_weights(
     module: nn.Module,
     name: str,
     head_shape: tuple[int, int],
-    bias: bool,
+    has_bias: bool,
 ) -> tuple[Float[Array, "W H C"], Float[Array, "H C"] | None]:
-    """Return a stream's taps, and its bias or None; head_shape: (heads, channels of a head)."""
+    """Return a stream's taps (W of them), and its bias or None.
+
+    Args:
+      head_shape: (H, C), heads and channels of a head.
+    """
 
     def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        # As PyTorch starts a depthwise convolution, whose fan in is the taps.
-        most = TAPS**-0.5
-        return jax.random.uniform(key, shape, dtype, -most, most)
+        # As PyTorch starts a depthwise convolution; its fan in is the number of taps.
+        bound = TAPS**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    # Not "heads": a stream may have fewer heads than devices (ssm's have one).
+    # "kv_heads" is whole on every device where it has fewer heads than devices; two of ssm's
+    # streams have one head.
     axes = (None, "kv_heads", None)
     shape = (TAPS, *head_shape)
     taps = weight(
@@ -162,9 +169,9 @@ def _conv_weights(
         group="vector",
         axes=axes,
     )
-    if not bias:
+    if not has_bias:
         return taps, None
-    shift = weight(
+    bias = weight(
         module,
         f"conv_{name}_bias",
         head_shape,
@@ -172,32 +179,38 @@ def _conv_weights(
         group="vector",
         axes=axes[1:],
     )
-    return taps, shift
+    return taps, bias
 
 
 def _convolved_rows(
     arch: Architecture,
     x: Float[Array, "B T H C"],
     taps: Float[Array, "W H C"],
-    shift: Float[Array, "H C"] | None,
+    bias: Float[Array, "H C"] | None,
     ctx: Context,
     *,
     unit: bool,
 ) -> Float[Array, "B T H C"]:
-    """Return the convolution of whole rows: each device its own rows and heads."""
-    run = functools.partial(activated, unit=unit, kernel=arch.recurrence)
-    heads_axis = _split(x.shape[2])
-    # Rows over the batch's axes, heads over the tensor axis.
-    stream = P(BATCH, None, heads_axis)
-    shift_spec = None if shift is None else P(heads_axis)
-    specs = (stream, P(None, heads_axis), shift_spec, P(BATCH))
-    run = _by_device(run, specs, stream, len(x))
-    return run(x, taps, shift, ctx.segments)
+    """Return silu(convolution) of whole rows, where each device computes its own rows and heads.
+
+    Args:
+      unit: whether vectors are divided by their length.
+    """
+    convolve = functools.partial(activated, unit=unit, kernel=arch.recurrence)
+    heads_axis = _axis_of_heads(x.shape[2])
+    # Rows are split over the batch's axes, heads over the tensor axis.
+    stream_spec = P(BATCH, None, heads_axis)
+    taps_spec = P(None, heads_axis)
+    bias_spec = None if bias is None else P(heads_axis)
+    specs = (stream_spec, taps_spec, bias_spec, P(BATCH))
+    convolve = _by_device(convolve, specs, stream_spec, len(x))
+    return convolve(x, taps, bias, ctx.segments)
 
 
 def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array, "B T H ..."]:
-    """Return -exp(decay_log) * steps, float32: a rate for each head, from 1 to 16 at the start.
+    """Return the logarithms of decays: -rate * steps, float32.
 
+    The rate of each head is exp(decay_log), a parameter. It is between 1 and 16 at the start.
     Source: Dao and Gu 2024 (Mamba-2), section 8 and its code; Yang et al. 2024 (gated DeltaNet).
     """
 
@@ -205,17 +218,17 @@ def decay_of(module: nn.Module, steps: Float[Array, "B T H ..."]) -> Float[Array
         rate = jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0)
         return jnp.log(rate).astype(dtype)
 
-    log = weight(
+    decay_log = weight(
         module,
         "decay_log",
         steps.shape[2:3],
         init=start,
         group="vector",
     )
-    rate = jnp.exp(log.astype(jnp.float32))
-    # [H] -> [1,1,H,...]
-    channels = [1] * (steps.ndim - 3)
-    rate = rate.reshape(1, 1, -1, *channels)
+    rate = jnp.exp(decay_log.astype(jnp.float32))
+    # [H] -> [1,1,H,...], with the dimensions that steps have.
+    channel_dims = [1] * (steps.ndim - 3)
+    rate = rate.reshape(1, 1, -1, *channel_dims)
     return -rate * steps
 
 
@@ -230,7 +243,7 @@ def step_sizes(
     Source: as `decay_of`.
 
     Args:
-      name: the bias is the module's parameter of this name.
+      name: of the bias, a parameter of the module.
     """
 
     def start(key, shape, dtype):
@@ -247,10 +260,8 @@ def step_sizes(
         init=start,
         group="vector",
     )
-    bias = bias.astype(jnp.float32)
-    wide = x.astype(jnp.float32)
-    # [H,...] -> [1,1,H,...]
-    return jax.nn.softplus(wide + bias[None, None])
+    bias = bias.astype(jnp.float32)[None, None]  # [H,...] -> [1,1,H,...]
+    return jax.nn.softplus(x.astype(jnp.float32) + bias)
 
 
 def run_recurrence(
@@ -265,8 +276,8 @@ def run_recurrence(
 ) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
     """Return the outputs of ops.recurrence, and the cache with the new memory.
 
-    Each device computes its own rows and, over the tensor axis, its own heads. The arguments are
-    described in ops/recurrence.py.
+    Each device of the batch's axes computes its own rows, each of the tensor axis its own heads.
+    ops/recurrence.py describes the arguments.
     """
     if cache is None:
         B, _, H, V = value.shape
@@ -274,8 +285,8 @@ def run_recurrence(
     else:
         memory = cache.memory
 
-    # One device's rows and heads.
-    def local(query, key, value, decay, erase, segments, memory):
+    # On one device's rows and heads.
+    def recurrence_on_device(query, key, value, decay, erase, segments, memory):
         return ops.recurrence(
             query,
             key,
@@ -288,15 +299,16 @@ def run_recurrence(
         )
 
     key_heads, value_heads = key.shape[2], value.shape[2]
-    heads_axis = _split(value_heads)
+    heads_axis = _axis_of_heads(value_heads)
     if 1 < key_heads < value_heads:
-        heads_axis = None  # a device would pair its value heads with the wrong key heads
+        # Several value heads share a key head: a device would pair its own with the wrong one.
+        heads_axis = None
     heads_spec = P(BATCH, None, heads_axis)  # of [B,T,H,...]
     rows_spec = P(BATCH)
-    # A query/key head that serves all value heads is whole on every device.
+    # A single query/key head, which serves all value heads, is whole on every device.
     keys_spec = heads_spec if key_heads == value_heads else rows_spec
     memory_spec = ops.Memory(P(BATCH, heads_axis), rows_spec)
-    # In the order of the arguments of `local`.
+    # In the order of the arguments of `recurrence_on_device`.
     specs = (
         keys_spec,
         keys_spec,
@@ -306,32 +318,32 @@ def run_recurrence(
         rows_spec,
         memory_spec,
     )
-    local = _by_device(local, specs, (heads_spec, memory_spec), len(value))
-    out, memory = local(query, key, value, decay, erase, ctx.segments, memory)
+    run = _by_device(recurrence_on_device, specs, (heads_spec, memory_spec), len(value))
+    out, memory = run(query, key, value, decay, erase, ctx.segments, memory)
     if cache is not None:
         cache = dataclasses.replace(cache, memory=memory)
     return out, cache
 
 
-def _split(heads: int) -> str | None:
-    """Return the mesh axis over which this number of heads is split, or None.
+def _axis_of_heads(heads: int) -> str | None:
+    """Return the mesh axis that splits `heads` heads.
 
-    Heads that the axis does not divide are whole on every device.
+    None: it does not divide them, so that each device has all of them.
     """
     return "tensor" if heads % ways("tensor") == 0 else None
 
 
 def _by_device(
-    f: Callable,
+    function: Callable,
     in_specs: tuple,
     out_specs: Any,
     rows: int,
 ) -> Callable:
-    """Return `f` split over the devices, or `f` itself.
+    """Return a function split over the devices, or as it is.
 
     It is split where there are several devices and they divide the rows. XLA cannot split a custom
     kernel, so the split is explicit.
     """
     if ways(*BATCH, "tensor") == 1 or rows % ways(*BATCH):
-        return f
-    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)

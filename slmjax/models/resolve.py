@@ -1,6 +1,6 @@
 """Choices that depend on the device: compute type, attention kernel, unrolling.
 
-They are read from the mesh, so that an ahead-of-time plan makes the same ones.
+The devices are those of the mesh, so that an ahead-of-time plan makes the choices of the run.
 """
 
 import re
@@ -16,10 +16,13 @@ from slmjax.models.recurrent import RecurrentMixer
 from slmjax.ops import softmax_attention as attention
 from slmjax.parallel.mesh import DeviceKind, device_kind
 
-# Google Cloud's page of TPU7x (Ironwood) names fp8; those of v6e and older do not.
+# Names of the TPUs that have float8 products: Google Cloud's page of TPU7x (Ironwood) names fp8,
+# those of v6e and older do not.
 FLOAT8_TPU = r"tpu ?v?7x?"
-# CUDA compute capabilities from which on a GPU has a type of products, and Triton kernels.
-TENSOR_CORES, BFLOAT16_GPU, FLOAT8_GPU = 7.0, 8.0, 8.9
+# Lowest CUDA compute capabilities of GPUs with
+FLOAT16_GPU = 7.0  # float16 products
+BFLOAT16_GPU = 8.0  # bfloat16 products, and Triton kernels
+FLOAT8_GPU = 8.9  # float8 products
 
 
 def resolve(
@@ -29,22 +32,23 @@ def resolve(
     tokenizer_size: int,
     deterministic: bool = False,
 ) -> tuple[Architecture, list[str]]:
-    """Return the architecture for these devices, and one line of reason for each choice.
+    """Return the architecture for these devices, and a line "choice: reason" for each choice.
 
     Args:
       tokenizer_size: tokens of the tokenizer; the embedding has at least as many rows.
-      deterministic: only kernels whose gradients do not depend on the order of threads.
-    Raises: UserError as from_config and vocab_rows, and for float8 with shared blocks.
+      deterministic: choose only kernels whose gradients do not depend on the order of threads.
+    Raises: UserError as from_config, vocab_rows and choose_products, and for float8 with shared
+      blocks.
     """
     device = device_kind(mesh)
     compute, compute_reason = choose_compute(device, precision.compute)
     kernel, kernel_reason = _choose_attention(device, model, compute, deterministic)
     products, products_reason = choose_products(device, precision.products)
     if products == "float8" and model.share_blocks > 1:
-        # Two applications have activations of different size.
+        # Activations of a block's applications differ in size, but would have one scale.
         fault = "whose scales belong to one place: config.model.share_blocks must be 1"
         raise UserError(f"config.precision.products is 'float8', {fault}.")
-    walk, walk_reason = choose_recurrence(device)
+    recurrence, recurrence_reason = choose_recurrence(device)
     unroll, unroll_reason = choose_unroll(device, model.unroll)
     arch = from_config(
         model,
@@ -52,7 +56,7 @@ def resolve(
         compute=compute,
         products=products,
         attention=kernel,
-        recurrence=walk,
+        recurrence=recurrence,
         unroll=unroll,
     )
     # In the order of the start banner. Choices that change nothing are left out.
@@ -62,8 +66,9 @@ def resolve(
     reasons.append(f"attention {kernel}: {kernel_reason}")
     mixers = {mixer_class(block.mixer) for block in arch.blocks}
     if any(issubclass(mixer, RecurrentMixer) for mixer in mixers):
-        reasons.append(f"recurrence {walk}: {walk_reason}")
-    reasons.append(f"stack {'unrolled' if unroll else 'scanned'}: {unroll_reason}")
+        reasons.append(f"recurrence {recurrence}: {recurrence_reason}")
+    stack = "unrolled" if unroll else "scanned"
+    reasons.append(f"stack {stack}: {unroll_reason}")
     return arch, reasons
 
 
@@ -75,11 +80,11 @@ def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
     """
     if asked != "auto":
         return asked, "config.precision.compute"
-    # V100 and T4 have float16 only; A100, H100 and TPUs have bfloat16.
     natively = f"{device.name} multiplies it natively"
     if device.platform == "tpu" or _gpu_from(device, BFLOAT16_GPU):
         return "bfloat16", natively
-    if _gpu_from(device, TENSOR_CORES):
+    # Such as V100 and T4.
+    if _gpu_from(device, FLOAT16_GPU):
         return "float16", f"{natively} and has no bfloat16; the loss is scaled"
     return "float32", f"{device.name} has no fast bfloat16"
 
@@ -87,10 +92,8 @@ def choose_compute(device: DeviceKind, asked: str) -> tuple[str, str]:
 def choose_products(device: DeviceKind, asked: str) -> tuple[str, str]:
     """Return the type of the products of projections and MLP, and the reason.
 
-    A CPU emulates float8, so that a user can try it there.
-
     Args:
-      asked: config.precision.products.
+      asked: config.precision.products. A CPU emulates float8, so that a user can try it there.
     Raises: UserError for a GPU or TPU that has no float8.
     """
     if asked == "compute":
@@ -126,7 +129,7 @@ def choose_unroll(device: DeviceKind, asked: str) -> tuple[bool, str]:
     """
     if asked != "auto":
         return asked == "True", "config.model.unroll"
-    # On a TPU, and where many hosts wait for it, compiling a list of layers takes too long.
+    # Compiling each layer anew takes long on a TPU, and on several hosts all devices wait for it.
     if device.hosts > 1 or device.platform == "tpu":
         return False, "fastest to compile"
     return True, "fastest to run on one host"
@@ -139,7 +142,7 @@ def _choose_attention(
     deterministic: bool,
 ) -> tuple[str, str]:
     """Return the attention kernel, and the reason."""
-    # A user's choice is checked where the kernel runs.
+    # A user's choice is not checked here: the kernel itself refuses what it cannot do.
     if model.attention != "auto":
         return model.attention, "config.model.attention"
     choice = attention.choose(

@@ -10,7 +10,7 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.models.architecture import Architecture
 
-# jax and the model are imported late, so that commands which only import this file start at once.
+# Functions import jax and the model, so that commands which only import this file start at once.
 
 
 class Parameters(NamedTuple):
@@ -18,12 +18,12 @@ class Parameters(NamedTuple):
 
     total: int
     non_embedding: int  # without embedding and head
-    # Those that every token is multiplied with: all matrices, the head once, no look-up.
+    # Those that a token is multiplied with: all matrices and the head, but no look-up.
     matmul: int
 
 
 def parameters(arch: Architecture) -> Parameters:
-    """Return the counts, from the declarations.
+    """Return the counts of an architecture, from the declarations of its weights.
 
     Shared weights count once in `total`, and in `matmul` each time that they are applied.
     """
@@ -39,7 +39,7 @@ def parameters(arch: Architecture) -> Parameters:
         total += weight.size
         if weight.group in ("embedding", "head"):
             tables += weight.size
-    # `uses` may be a fraction, so that the count is rounded at the end.
+    # `uses` may be a fraction, so that the sum is rounded at the end.
     matmul = arch.share_blocks * sum(weight.size * weight.uses for weight in stack)
     matmul += sum(weight.size * weight.uses for weight in outside)
     return Parameters(total, total - tables, round(matmul))
@@ -52,8 +52,7 @@ def ff_width_for(arch: Architecture, budget: int) -> int:
     """
     without = parameters(dataclasses.replace(arch, ff_width=0)).total
     eight_wide = parameters(dataclasses.replace(arch, ff_width=8)).total
-    # The total is linear in the width.
-    # Multiples of 8 fill the matrix units of GPUs.
+    # The total is linear in the width. Multiples of 8 fill the matrix units of GPUs.
     width = 8 * round((budget - without) / (eight_wide - without))
     if width < 8:
         mixers = ", ".join(sorted({block.mixer for block in arch.blocks}))
@@ -72,8 +71,8 @@ def forward_flops_per_token(
 ) -> float:
     """Return matmul FLOPs of one token's forward pass, head included.
 
-    They are 2 for each parameter of a product, and those of products without parameters, which each
-    mixer's `flops` counts. (A recurrence that is computed in chunks takes more.)
+    They are 2 for each parameter that the token is multiplied with, plus those of products without
+    parameters, which each mixer's `flops` counts. (A recurrence computed in chunks takes more.)
 
     Args:
       seq_len: T; a token attends over T/2 keys on average, or as many as its window has. Packed
@@ -83,8 +82,8 @@ def forward_flops_per_token(
     from slmjax.models.mixers import mixer_of
 
     mixers = [mixer_of(arch, block) for block in arch.applications]
-    mixing = sum(mixer.flops(seq_len, causal=causal) for mixer in mixers)
-    return 2 * parameters(arch).matmul + mixing
+    without_parameters = sum(mixer.flops(seq_len, causal=causal) for mixer in mixers)
+    return 2 * parameters(arch).matmul + without_parameters
 
 
 def train_flops_per_token(
@@ -96,7 +95,7 @@ def train_flops_per_token(
     """Return matmul FLOPs of one token in training: the backward pass takes twice the forward's.
 
     Recomputation (remat) is not counted. For the dense tied decoder they are 6 N + 6 L D T with
-    N = parameters(arch).matmul and D = heads x head size.
+    N = parameters(arch).matmul, L layers and D = heads x head size.
     Source: Chowdhery et al. 2022 (PaLM), appendix B, with the causal half that it leaves out.
     """
     return 3 * forward_flops_per_token(arch, seq_len, causal=causal)
@@ -105,8 +104,8 @@ def train_flops_per_token(
 def cache_bytes(arch: Architecture, tokens: float) -> float:
     """Return bytes of the decode state of one row that has `tokens` tokens.
 
-    They are keys and values, recurrent memories, and the last inputs of convolutions. Numbers of
-    segments are not counted: 16 bytes a layer.
+    It holds keys and values, recurrent memories, and the last inputs of convolutions. The segments
+    in it, 16 bytes a layer, are not counted.
     """
     import jax
 
@@ -117,7 +116,7 @@ def cache_bytes(arch: Architecture, tokens: float) -> float:
         mixer = mixer_of(arch, block)
         size = math.ceil(tokens)
         state = jax.eval_shape(functools.partial(mixer.empty_cache, 1, size))
-        # Whole numbers in it are segments.
+        # Arrays of whole numbers are segments.
         for leaf in jax.tree.leaves(state):
             if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
                 total += leaf.size * leaf.dtype.itemsize
@@ -125,22 +124,21 @@ def cache_bytes(arch: Architecture, tokens: float) -> float:
 
 
 def cache_bytes_per_token(arch: Architecture) -> float:
-    """Return bytes that each further token adds to the decode state, where no window is full.
+    """Return bytes that each further token adds to the decode state, while no window is full.
 
-    They are its keys and values, in the compute type.
+    They are the token's keys and values, in the compute type.
     """
     return cache_bytes(arch, 1) - cache_bytes(arch, 0)
 
 
 def decode_bytes(arch: Architecture, batch: int, tokens: float) -> float:
-    """Return bytes that a decode step has to read from memory.
+    """Return bytes that a decode step of `batch` rows has to read from memory.
 
-    They are every matrix, each time that it is applied, and each row's decode state. Left out are
-    the look-up in the embedding, one row a token, activations, and what the step writes.
+    It reads every matrix, each time that it is applied, and each row's decode state. Activations,
+    the look-up in the embedding (one row for each token) and what the step writes are not counted.
 
     Args:
-      batch: rows.
-      tokens: that each row has.
+      tokens: number of tokens in each row.
     """
     itemsize = np.dtype(_numpy_name(arch.compute)).itemsize
     weights = parameters(arch).matmul * itemsize
@@ -148,12 +146,12 @@ def decode_bytes(arch: Architecture, batch: int, tokens: float) -> float:
 
 
 def describe(arch: Architecture) -> str:
-    """Return one line for people: sizes and shape."""
+    """Return one line that a person can read: parameters, layers, widths, heads and vocabulary."""
     count = parameters(arch)
     total = _short(count.total)
     hidden = _short(count.non_embedding)
     matmul = _short(count.matmul)
-    # Only what differs from the plain decoder is named.
+    # Shared blocks and a tied head are named only where they are used.
     repeated = ""
     if arch.share_blocks > 1:
         repeated = f", each applied {arch.share_blocks} times"
@@ -167,12 +165,12 @@ def describe(arch: Architecture) -> str:
 
 
 def _mixer_counts(arch: Architecture) -> str:
-    """Return " (3 gdn, 1 attention)", or nothing where all layers are attention."""
+    """Return for example " (3 gdn, 1 attention)", or "" where all layers are attention."""
     mixers = [block.mixer for block in arch.blocks]
-    kinds = list(dict.fromkeys(mixers))
-    if kinds == ["attention"]:
+    names = list(dict.fromkeys(mixers))
+    if names == ["attention"]:
         return ""
-    counts = ", ".join(f"{mixers.count(kind)} {kind}" for kind in kinds)
+    counts = ", ".join(f"{mixers.count(name)} {name}" for name in names)
     return f" ({counts})"
 
 
@@ -182,7 +180,7 @@ def _numpy_name(dtype: str) -> str:
 
 
 def _short(count: int) -> str:
-    """Return a count with four digits and k, M or B."""
+    """Return a count as text, with four digits and k, M or B: 1_234_500 is "1.234M"."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.4g}{letter}"

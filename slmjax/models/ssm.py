@@ -15,8 +15,9 @@ class SSM(RecurrentMixer):
     """Mamba-2.
 
     The paper's names: value is x, write is B and read is C (one for all heads), gate is z, step is
-    dt, decay_log is the logarithm of -A, and skip is D. It is twice as wide as the model and has a
-    state of 128 by default. Source: Dao and Gu 2024 (Mamba-2), section 7.
+    dt, decay_log is the logarithm of -A, and skip is D. By default the values of all heads are
+    together twice as wide as the model, and K, the size of the state, is 128.
+    Source: Dao and Gu 2024 (Mamba-2), section 7.
     """
 
     @property
@@ -40,16 +41,17 @@ class SSM(RecurrentMixer):
     ) -> tuple[Float[Array, "B T D"], RecurrentCache | None, dict | None]:
         D = self.arch.width
         H, K, V = self.sizes
-        heads = {
+        # (heads, channels of a head) of each stream.
+        head_shapes = {
             "gate": (H, V),
             "value": (H, V),
-            # One head, which all heads of values share.
+            # One head of write and read serves all heads of values.
             "write": (1, K),
             "read": (1, K),
         }
         heads_axes = {"gate": "heads", "value": "kv_heads", "write": None, "read": None}
         matrices = {}
-        for name, shape in heads.items():
+        for name, shape in head_shapes.items():
             axes = ("width", heads_axes[name], None)
             matrices[name] = weight(
                 self,
@@ -60,7 +62,7 @@ class SSM(RecurrentMixer):
                 outputs=(1, 2),
             )
         gate, value, write, read = project(self, "in", x, matrices)
-        # No outputs: AdamW updates it, also where Muon updates the other matrices.
+        # Declared without outputs: AdamW updates it, also where Muon updates the other matrices.
         step_matrix = weight(
             self,
             "step",
@@ -84,22 +86,21 @@ class SSM(RecurrentMixer):
         ctx: Context,
         cache: RecurrentCache | None,
     ) -> tuple[Float[Array, "B T H V"], RecurrentCache | None]:
-        """Return the recurrence's outputs, with the values added by `skip`, and the cache."""
+        """Return the recurrence's outputs plus skip * value, and the cache with these tokens."""
         streams = {"value": value, "write": write, "read": read}
-        (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, bias=True)
+        (value, write, read), cache = recurrent.convolved(self, streams, ctx, cache, has_bias=True)
         step = recurrent.step_sizes(self, "step_bias", steps)
-        # Discretised: dt x enters the state, which decays by dt A.
+        # Discretised: dt * x enters the state, whose logarithm of decay is dt * A.
         stepped = value * step[..., None]
         stepped = stepped.astype(value.dtype)
         decay = recurrent.decay_of(self, step)
         out, cache = recurrent.run_recurrence(
             self.arch, read, write, stepped, decay, None, ctx, cache
         )
-        heads = value.shape[2:3]
         skip = weight(
             self,
             "skip",
-            heads,
+            value.shape[2:3],
             init=nn.initializers.ones,
             group="vector",
         )
@@ -109,13 +110,13 @@ class SSM(RecurrentMixer):
     def _gated(
         self, out: Float[Array, "B T H V"], gate: Float[Array, "B T H V"]
     ) -> Float[Array, "B T D"]:
-        """Return the gated outputs, normed over all heads, through the matrix `out`."""
+        """Return the gated outputs, normed over all heads, multiplied with the matrix `out`."""
         H, V = out.shape[2:]
         gated = out * jax.nn.silu(gate)
         # [B,T,H,V] -> [B,T,HV] and back: the norm is over all heads.
         gated = gated.reshape(*out.shape[:2], H * V)
         normed = RMSNorm(self.arch, name="out_norm")(gated)
-        out = normed.reshape(out.shape)
+        normed = normed.reshape(out.shape)
         matrix = weight(
             self,
             "out",
@@ -125,4 +126,5 @@ class SSM(RecurrentMixer):
             outputs=(2,),
             init=residual_scale(self.arch),
         )
-        return project(self, "out", out, {"out": matrix})[0]
+        (y,) = project(self, "out", normed, {"out": matrix})
+        return y

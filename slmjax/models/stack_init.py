@@ -26,12 +26,12 @@ class Place(NamedTuple):
     position: int  # in the group's pattern
     block: Block
     repeats: int
-    lent: dict  # shapes of what blocks before lend to it
-    boxed: dict  # its variables with their declarations, {collection: tree of shapes}
+    lent: dict  # {name: shapes} of what earlier blocks lend to it
+    boxed: dict  # {collection: tree of shapes, boxed with their declarations} of its variables
 
 
 def init_stack(arch: Architecture, key: Array, collection: str) -> dict:
-    """Return one collection of the stack's initial variables: "params" or "buffers"."""
+    """Return the stack's initial variables of one collection, "params" or "buffers"."""
     x, ctx = _one_token(arch)
     tree: dict = {}
     for place in _places(arch):
@@ -39,21 +39,22 @@ def init_stack(arch: Architecture, key: Array, collection: str) -> dict:
         place_key = jax.random.fold_in(group_key, place.position)
         keys = jax.random.split(place_key, place.repeats)
         module = DecoderBlock(_without_kernel(arch), place.block)
-        # Values do not matter: parameters depend on shapes only.
+        # The values do not matter: initial variables depend on shapes only.
         lent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), place.lent)
 
+        # The defaults bind the values of this place, as the loop goes on.
         def start(layer_key, module=module, lent=lent):
             boxed = module.init(layer_key, x, lent, ctx=ctx)
             return unboxed(boxed).get(collection, {})
 
         group = tree.setdefault(str(place.group), {})
-        # The leading axis of the stacked layers.
+        # One key for each layer gives the leaves [repeats, ...].
         group[str(place.position)] = jax.vmap(start)(keys)
     return tree
 
 
 def declare_stack(arch: Architecture, collection: str) -> dict:
-    """Return the declarations of one collection of the stack's variables."""
+    """Return the declarations of the stack's variables of one collection, "params" or "buffers"."""
     tree: dict = {}
     for place in _places(arch):
         group = tree.setdefault(str(place.group), {})
@@ -64,22 +65,22 @@ def declare_stack(arch: Architecture, collection: str) -> dict:
 
 def _places(arch: Architecture) -> Iterator[Place]:
     """Yield each place of the stack, first to last."""
-    # Sizes of rows do not matter: one row of one token.
+    # Shapes of one row of one token, which is enough, as variables do not depend on the tokens.
     across = {}
     for block in arch.blocks:
         across |= mixer_of(arch, block).lends_across(1, 1)
-    for g, (pattern, repeats) in enumerate(arch.stack):
+    for group, (pattern, repeats) in enumerate(arch.stack):
         lent = dict(across)
-        for p, block in enumerate(pattern):
-            # A block's variables depend on nothing else, so that equal blocks are traced once.
+        for position, block in enumerate(pattern):
+            # An architecture of this block alone: equal blocks then share an entry of the cache.
             stack = (((block,), 1),)
             alone = dataclasses.replace(_without_kernel(arch), stack=stack, init_scales=())
             channel = None if block.channel == "none" else channel_class(block.channel)
             classes = (mixer_class(block.mixer), channel)
             leaves, structure = jax.tree.flatten(lent)
-            after, boxed = _shapes(alone, classes, structure, tuple(leaves))
-            yield Place(g, p, block, repeats, lent, boxed)
-            lent = after
+            lent_after, boxed = _shapes(alone, classes, structure, tuple(leaves))
+            yield Place(group, position, block, repeats, lent, boxed)
+            lent = lent_after
 
 
 @functools.lru_cache(maxsize=512)
@@ -94,7 +95,7 @@ def _shapes(
     Args:
       classes: the block's mixers. They are part of the cache's key, because a notebook makes
         several classes of one name.
-      structure, leaves: what the block is lent, flattened, because a dict cannot be hashed.
+      structure, leaves: the shapes that the block is lent, flattened: a dict cannot be hashed.
     """
     x, ctx = _one_token(arch)
     module = DecoderBlock(arch, arch.blocks[0])
@@ -102,11 +103,11 @@ def _shapes(
     def start(lent):
         return module.init_with_output(jax.random.key(0), x, lent, ctx=ctx)
 
-    # No mesh: the cached shapes hold for any.
+    # Traced without a mesh, so that the cached shapes hold for every mesh.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         lent = jax.tree.unflatten(structure, leaves)
-        (_, after, _), boxed = jax.eval_shape(start, lent)
-    return after, boxed
+        (_, lent_after, _), boxed = jax.eval_shape(start, lent)
+    return lent_after, boxed
 
 
 def _one_token(arch: Architecture) -> tuple[Array, Context]:
@@ -118,8 +119,8 @@ def _one_token(arch: Architecture) -> tuple[Array, Context]:
 
 
 def _without_kernel(arch: Architecture) -> Architecture:
-    """Return the same without a device's attention kernel.
+    """Return the architecture with the reference attention.
 
-    Such a kernel can neither be vmapped nor take a single token.
+    A device's attention kernel can neither be vmapped nor take a single token.
     """
     return dataclasses.replace(arch, attention="reference")

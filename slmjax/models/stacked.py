@@ -1,4 +1,4 @@
-"""Stacked layers and rematerialisation: how a scan or an unrolled loop runs over the stack."""
+"""Stacked layers taken apart and put together, and the rematerialisation of blocks."""
 
 import functools
 from collections.abc import Callable
@@ -9,19 +9,21 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 
-NAMES = ("query", "key", "value", "mixed", "gate", "up")  # activations that remat can keep
+# Activations that remat can keep: the mixers give them these names with checkpoint_name.
+NAMES = ("query", "key", "value", "mixed", "gate", "up")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstack(tree: Any, repeats: int) -> list:
     """Return the trees of the `repeats` layers of a stacked tree.
 
-    Its gradient is one concatenation. That of slices would be `repeats` sums of full arrays.
+    Its gradient is written by hand, as one concatenation. JAX's own, of slices, would be `repeats`
+    sums of full arrays.
     """
     return [jax.tree.map(lambda leaf, r=r: leaf[r], tree) for r in range(repeats)]
 
 
-# The forward pass keeps nothing: a slice is linear.
+# The forward pass saves nothing for the backward pass: a slice is linear.
 def _unstack_forward(tree, repeats):
     return unstack(tree, repeats), None
 
@@ -43,12 +45,11 @@ def remat(name: str) -> Callable:
 
     Args:
       name: none, full (keep nothing), dots (keep products), or comma-separated names of activations
-        to keep, among NAMES.
+        to keep, among NAMES. What is not kept is computed again in the backward pass.
     Raises: UserError for another name.
     """
     if name == "none":
-        return lambda f: f
-    # What is not kept is computed again in the backward pass.
+        return lambda function: function
     policies = jax.checkpoint_policies
     if name == "full":
         policy = policies.nothing_saveable

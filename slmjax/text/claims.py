@@ -21,8 +21,8 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 LOCK = ".lock"
-LAST_WORKER = 10.0  # seconds that workers of a killed process have to notice it
-POLL = 0.05  # seconds between two looks at a lock whose owner has just been killed
+WORKERS_END = 10.0  # seconds within which the workers of a killed process notice it and end
+POLL = 0.05  # seconds between two attempts at a lock whose owner has just been killed
 
 
 @contextlib.contextmanager
@@ -36,14 +36,16 @@ def claimed(
     """Hold a work directory, or another folder, so that a second start does not write into it.
 
     A local folder is locked by the system, which releases it when the process ends, however it
-    ends. A bucket has no locks, and some file systems have none between hosts. There `.lock` names
-    the newest start, which owns the folder; an earlier one notices at its next checkpoint
-    (`Claim.mine`).
+    ends. A bucket has no locks, and some file systems have none between hosts. There the file
+    `.lock` names the newest start, which owns the folder; an earlier start notices at its next
+    checkpoint (`Claim.mine`).
 
     Args:
-      field: what the user named the folder with, for messages.
-      first: whether this is the process that takes it, of several of one run.
-      agree: True where every process of the run says True.
+      field: the option that named the folder, for messages.
+      first: whether this process takes the folder; of several in one run only the first does.
+      agree: called with whether this process succeeded; returns whether all processes of the run
+        did.
+    Yields: the claim; of a process that is not the first, one that is always valid.
     Raises: UserError where another process holds it, or the folder cannot be made or written.
     """
     claim = Claim(field)
@@ -54,7 +56,7 @@ def claimed(
         except UserError as error:
             refusal = str(error)
     try:
-        # The refusal waits until all have agreed, or the other processes would hang in `agree`.
+        # Raised only after `agree`, in which the other processes wait for this one.
         if not agree(not refusal):
             raise UserError(refusal or f"{field}={workdir}: the first process could not take it.")
         yield claim
@@ -72,7 +74,7 @@ class Claim:
         self._file: Any = None
         # Folders that `take` created, innermost first.
         self._made: list[epath.Path] = []
-        # A process number comes again; the random part makes every start unique.
+        # The system uses process numbers again; the random part makes every start unique.
         owner = {"host": socket.gethostname(), "process": os.getpid(), "start": uuid.uuid4().hex}
         self._record = json.dumps(owner)
 
@@ -86,12 +88,14 @@ class Claim:
         in_bucket = "://" in workdir
         if not in_bucket:
             folder = folder.absolute()
-            self._made = [place for place in (folder, *folder.parents) if not place.exists()]
+            self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOCK
-        if fcntl is not None and not in_bucket and self._lock(path, workdir):
+        may_lock = fcntl is not None and not in_bucket
+        if may_lock and self._lock(path, workdir):
             _remove_leftovers(folder)
         else:
+            # Without locks: the record alone says whose the folder is.
             self._refuse_living_owner(path, workdir)
             write_atomic(path, self._record)
         self._path = path
@@ -104,12 +108,13 @@ class Claim:
         if self._path is None:
             return True
         if not self._path.exists():
-            # Without locks the newer owner removes the record when it ends: nobody owns it then.
+            # With a lock, somebody deleted the folder. Without one, a newer owner may have removed
+            # its record as it ended: then nobody else owns the folder.
             return self._file is None
         return self._path.read_text() == self._record
 
     def release(self) -> None:
-        """Leave the folder as if it had never been held; folders that are still empty go too."""
+        """Leave the folder as if it had never been held; remove those of `take` that are empty."""
         if self._path is not None and self.mine():
             self._path.unlink(missing_ok=True)
         self._path = None
@@ -118,13 +123,16 @@ class Claim:
             self._file = None
         # The first folder that holds something ends the loop: those around it are not empty either.
         with contextlib.suppress(OSError):
-            for place in self._made:
-                os.rmdir(place)
+            for folder in self._made:
+                os.rmdir(folder)
         self._made = []
 
     def _lock(self, path: epath.Path, workdir: str) -> bool:
-        """Lock the file and name this process in it; False where the file system has no locks."""
-        patience = time.monotonic() + LAST_WORKER
+        """Lock the file and name this process in it; False where the file system has no locks.
+
+        Raises: UserError where another process holds the lock.
+        """
+        deadline = time.monotonic() + WORKERS_END
         while True:
             file = open(path, "a+")  # noqa: SIM115 (held until release)
             try:
@@ -134,15 +142,15 @@ class Claim:
                 owner = _owner(file.read())
                 file.close()
                 # Workers of a killed process hold its lock until they notice, a moment later.
-                if _is_gone(owner) and time.monotonic() < patience:
+                if _is_gone(owner) and time.monotonic() < deadline:
                     time.sleep(POLL)
                     continue
-                raise _taken(workdir, self._field, owner) from None
+                raise _taken_error(workdir, self._field, owner) from None
             except OSError:
                 file.close()
                 return False
-            # An owner that leaves removes the file: then the lock is on a file without a name.
-            # So it is taken only if the folder still has this very file.
+            # An owner removes the file when it ends. If it did so between `open` and `flock`, the
+            # lock is on a file that the folder no longer has, and the next attempt makes a new one.
             if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                 break
             file.close()
@@ -159,15 +167,19 @@ class Claim:
         """
         owner = _owner(path.read_text()) if path.exists() else {}
         if _is_here(owner) and owner["process"] != os.getpid() and not _is_gone(owner):
-            raise _taken(workdir, self._field, owner)
+            raise _taken_error(workdir, self._field, owner)
 
 
 @contextlib.contextmanager
 def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Hold an exclusive lock on a file, waiting for it; yields False where there are no locks.
+    """Wait for an exclusive lock on a file, and hold it; yields False where there are no locks.
 
-    The system releases the lock when this process ends, however it ends. File systems without
-    locks are used without: every write is atomic, and a unit is the same whoever makes it.
+    The system releases the lock when this process ends, however it ends. On a file system without
+    locks several processes may do the same work, which is safe: every write is atomic, and all of
+    them write the same.
+
+    Args:
+      say: called with a message when this process has to wait, or finds no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -193,18 +205,18 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
 
 def _remove_leftovers(folder: epath.Path) -> None:
     """Remove unfinished files that killed processes left in a folder and in the folders in it."""
-    # pathlib, since epath's glob reads a pattern's characters in the folder's own name.
-    place = Path(folder)
-    for leftover in (*place.glob(".tmp-*"), *place.glob("*/.tmp-*")):
+    # pathlib, since epath's glob would take a * or [ in the folder's own name for a pattern.
+    local_folder = Path(folder)
+    for leftover in (*local_folder.glob(".tmp-*"), *local_folder.glob("*/.tmp-*")):
         leftover.unlink(missing_ok=True)
 
 
 def _owner(text: str) -> dict:
-    """Return the owner in a lock file's text; {} where it is unreadable."""
+    """Return the owner in a lock file's text; {} where it is not readable."""
     try:
         owner = json.loads(text)
     except ValueError:
-        # It is being written at this moment.
+        # The owner is writing it at this moment.
         return {}
     return owner if isinstance(owner, dict) else {}
 
@@ -219,7 +231,7 @@ def _is_gone(owner: dict) -> bool:
     return _is_here(owner) and not process_runs(owner["process"])
 
 
-def _taken(workdir: str, field: str, owner: dict) -> UserError:
+def _taken_error(workdir: str, field: str, owner: dict) -> UserError:
     who = "another process"
     if owner:
         who = f"process {owner['process']} on {owner['host']}"

@@ -1,4 +1,4 @@
-"""Make a checked document of a text and its fields, or a fault that says what is missing."""
+"""Make a checked document of a text and its fields, or a fault that says what is wrong."""
 
 import re
 import sys
@@ -61,10 +61,10 @@ def checked_document(
     """Return the document of a text, or a fault for one that cannot be used.
 
     Args:
-      fields: what stands next to the text: its group and its score are looked up here.
+      fields: of the text's record, by name; one may give the group and another the score.
       line: 1-based line or row, for faults.
     """
-    # First the cheap test: a string has at least as many bytes as characters.
+    # The cheap test comes first: a string has at least as many bytes as characters.
     if len(text) > LONGEST:
         return _too_long(line)
     decoded = _decoded(text, line)
@@ -76,13 +76,13 @@ def checked_document(
     if not text or text.isspace():
         return Fault(line, "empty document")
     score = fields.get(source.score_field) if source.score_field else 0.0
-    # Written so that NaN is refused too, and booleans, which are integers to Python.
+    # `type` refuses booleans, which isinstance takes for integers, and `not <` refuses NaN.
     if type(score) not in (int, float) or not abs(score) < sys.float_info.max:
         value = _describe_value(fields, source.score_field, "a finite number")
         return Fault(line, "no score", f"'{source.score_field}' is {value}")
     key = content_key(data)
     if grouping.group_of is None:
-        # A document is a group by itself, together with exact copies of it.
+        # Without grouping, a document and its exact copies are a group.
         group, matched = f"{key:016x}", True
     else:
         value = fields.get(grouping.field)
@@ -92,8 +92,8 @@ def checked_document(
             return Fault(line, "no group", detail)
         group = grouping.group_of(str(value))
         matched = group is not None
-        # A document that the pattern does not match is grouped by the whole value, and counted.
         if group is None:
+            # The pattern does not match: the whole value is the group, and the document is counted.
             group = str(value)
     return Document(
         text,
@@ -108,7 +108,7 @@ def checked_document(
 
 
 def _decoded(text: str | bytes, line: int) -> tuple[str, bytes] | Fault:
-    """Return a text as a string and as UTF-8, without a byte-order mark."""
+    """Return a text as a string and as UTF-8, without a byte-order mark, or a fault."""
     try:
         if isinstance(text, bytes):
             data = text.removeprefix(b"\xef\xbb\xbf")
@@ -130,9 +130,9 @@ def _too_long(line: int) -> Fault:
 
 
 def describe_missing_text(fields: Mapping, field: str) -> str:
-    """Return what a record holds in place of a text in `field`, and where the text may be."""
+    """Return what a record holds in `field` instead of a text, and where the text may be."""
     problem = f"'{field}' is {_describe_value(fields, field)}"
-    # A field with nearly this name has been suggested already.
+    # The description ends with a question if it suggests a field with nearly this name.
     if problem.endswith("?"):
         return problem
     sizes = {str(name): len(value) for name, value in fields.items() if isinstance(value, str)}
@@ -155,8 +155,8 @@ def _describe_value(fields: Mapping[str, Any], field: str, wanted: str = "a stri
         close = nearest(field, names)
         return f"{description}.{close}" if close else description
     value = fields[field]
-    kind = type(value).__name__
+    description = type(value).__name__
     if isinstance(value, dict):
         inner_names = [str(name) for name in value][:SHOWN_FIELDS]
-        kind += f" with the fields {', '.join(inner_names)}"
-    return f"{kind}, not {wanted}"
+        description += f" with the fields {', '.join(inner_names)}"
+    return f"{description}, not {wanted}"

@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, and notice a stored result that has changed."""
+"""Write files that are whole or absent, and notice stored results that have changed."""
 
 import contextlib
 import errno
@@ -15,9 +15,9 @@ from etils import epath
 
 from slmjax.errors import UserError
 
-# The disk, the user's quota, or the largest file of the file system.
+# No space: on the disk, in the user's quota, or for a file as large as this.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Errors that another folder would not have.
+# Errors for which the remedy is another folder.
 _DENIED = (
     errno.EACCES,
     errno.EPERM,
@@ -31,14 +31,14 @@ _DENIED = (
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 # The host is hashed because its name may hold any character.
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-# Folders in which this process has looked for leftovers.
+# Folders from which this process has removed the leftovers of killed processes.
 _tidied: set[str] = set()
 
 
 def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) -> None:
     """Write under a temporary name, then rename: a reader sees the whole file or none.
 
-    The same holds where several processes write the same path. A dict or list is written as JSON.
+    This holds also where several processes write the same path. A dict or list is written as JSON.
     """
     if isinstance(content, (dict, list)):
         content = _as_json(content)
@@ -63,9 +63,9 @@ def write_atomic(path: Path | epath.Path, content: bytes | str | dict | list) ->
 def temporary(folder: Path | epath.Path) -> Any:
     """Return the path of a new file in a local folder, to be renamed once it is whole.
 
-    What killed processes of this machine left in the folder is removed.
+    Temporary files that killed processes of this machine left in the folder are removed.
     """
-    # Windows is left out: there os.kill(process, 0) ends the process instead of asking about it.
+    # Not on Windows: there os.kill(process, 0) ends the process instead of asking about it.
     if os.fspath(folder) not in _tidied and os.name == "posix" and folder.is_dir():
         _tidied.add(os.fspath(folder))
         # A folder may be writable and yet refuse to be listed.
@@ -77,10 +77,10 @@ def temporary(folder: Path | epath.Path) -> Any:
 
 @contextlib.contextmanager
 def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
-    """Turn errors of the file system inside the context into a UserError that names the folder.
+    """Turn errors of the file system inside the context into a UserError.
 
-    These are a full disk, a folder that cannot be written, and a file elsewhere that cannot be
-    read.
+    For a full disk and for a folder that cannot be written it names `field` and the folder; for a
+    file elsewhere, which cannot be read, the file. Other errors pass.
     """
     try:
         yield
@@ -90,14 +90,15 @@ def writable(folder: str | Path, field: str = "data.cache") -> Iterator[None]:
             raise UserError(
                 f"{field}: no space left while writing to {folder}; {advice}."
             ) from error
-        name = str(folder)
+        path = str(folder)
         if isinstance(error.filename, (str, bytes)):
-            name = os.fsdecode(error.filename)
-        if not _is_inside_or_around(name, str(folder)):
-            raise UserError(f"cannot read {name}: {error.strerror}.") from error
-        # Where the folder exists, a missing file in it has another cause than permissions.
-        lost_file = error.errno == errno.ENOENT and os.path.isdir(folder)
-        if error.errno in _DENIED and not lost_file:
+            path = os.fsdecode(error.filename)
+        # The caller writes only into the folder: a path elsewhere was read.
+        if not _is_inside_or_around(path, str(folder)):
+            raise UserError(f"cannot read {path}: {error.strerror}.") from error
+        # A file that is missing in an existing folder has another cause than permissions.
+        is_lost_file = error.errno == errno.ENOENT and os.path.isdir(folder)
+        if error.errno in _DENIED and not is_lost_file:
             reason = f"cannot write to {folder} ({error.strerror})"
             raise UserError(f"{field}: {reason}; choose a folder that you may write to.") from error
         raise
@@ -114,19 +115,20 @@ def check_writable(workdir: str, field: str = "--workdir") -> None:
         raise UserError(f"--workdir={workdir}: {reason}; choose another one.")
     if "://" in workdir:
         return
-    place = Path(workdir).absolute()
-    # lexists, since a link that leads nowhere cannot become a folder either.
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"{field}={workdir}: '{place}' is not a folder.")
-    if not os.access(place, os.W_OK | os.X_OK):
+    # The directory, or the nearest folder around it that exists. lexists, since a link that leads
+    # nowhere cannot become a folder either.
+    existing = Path(workdir).absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{field}={workdir}: '{existing}' is not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
         advice = "choose a folder that you may write to"
-        raise UserError(f"{field}={workdir}: '{place}' cannot be written; {advice}.")
+        raise UserError(f"{field}={workdir}: '{existing}' cannot be written; {advice}.")
 
 
 class DamagedPart(UserError):
-    """An intermediate result that is not what was written."""
+    """An intermediate result differs from what was written."""
 
     # Only the path is an argument, so that the exception can be pickled by a worker process.
     def __init__(self, path: Path):
@@ -163,13 +165,14 @@ def sealed(content: dict) -> dict:
 
 
 def seal_is_broken(content: dict) -> bool:
-    """Whether a value has changed since `sealed`; False for files written without a seal."""
+    """Whether a value has changed since `sealed`; False for content without a seal."""
     return "seal" in content and content["seal"] != _seal(content)
 
 
 def process_runs(process: int) -> bool:
-    """Whether a process of this machine is alive, whoever owns it."""
+    """Whether a process of this machine is alive, whoever owns it. Not for Windows."""
     try:
+        # Signal 0 does nothing: the system only checks that it could be sent.
         os.kill(process, 0)
     except ProcessLookupError:
         return False
@@ -189,7 +192,7 @@ def _as_json(content: dict | list) -> str:
     readable = json.dumps(content, indent=1, ensure_ascii=False)
     if readable.isascii() or _is_unicode(readable):
         return readable
-    # Half a surrogate pair, of a file name or a record's field, can only be written as an escape.
+    # A file name or a record may hold half a surrogate pair, which only an escape can write.
     return json.dumps(content, indent=1)
 
 
@@ -202,9 +205,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def _encoded(text: str) -> bytes:
-    """Return UTF-8, with the original bytes of names that are not UTF-8.
+    """Return UTF-8, with the original bytes of file names that are not UTF-8.
 
-    Half a surrogate pair from elsewhere becomes an escape.
+    Any other half of a surrogate pair becomes an escape.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
@@ -214,14 +217,15 @@ def _encoded(text: str) -> bytes:
 
 def _is_of_dead_process(name: str) -> bool:
     """Whether a file has the temporary name of a process of this machine that has ended."""
-    mark, _, rest = name.partition("-")
-    host, _, rest = rest.partition("-")
-    process = rest.partition("-")[0]
-    ours = mark == ".tmp" and host == _HOST and process.isdecimal()
-    return ours and not process_runs(int(process))
+    # ".tmp-HOST-PROCESS-RANDOM", see `temporary`.
+    prefix, _, without_prefix = name.partition("-")
+    host, _, without_host = without_prefix.partition("-")
+    process = without_host.partition("-")[0]
+    is_ours = prefix == ".tmp" and host == _HOST and process.isdecimal()
+    return is_ours and not process_runs(int(process))
 
 
-def _is_inside_or_around(name: str, folder: str) -> bool:
+def _is_inside_or_around(path: str, folder: str) -> bool:
     """Whether a path is in a folder, or is one of the folders around it."""
-    name, folder = os.path.abspath(name), os.path.abspath(folder)
-    return os.path.commonpath((name, folder)) in (name, folder)
+    path, folder = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.commonpath((path, folder)) in (path, folder)

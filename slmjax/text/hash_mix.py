@@ -1,17 +1,18 @@
-"""The constants and the finalizer of all word hashes, shared by the numpy and the compiled path."""
+"""Constants and last step of all word hashes, the same for numpy and for the compiled kernels."""
 
 from typing import no_type_check
 
 import numpy as np
 
-# Odd, so that both have inverses modulo 2^64.
-LETTER_BASE = 0x9E3779B97F4A7C15  # a letter's place in a word counts by powers of this factor
-WORD_BASE = np.uint64(0xD1B54A32D192ED03)  # a word's place in a run, likewise
+# The factors between the weights of neighbours: of letters in a word, and of words in a run. They
+# are odd, so that both have inverses modulo 2^64.
+LETTER_BASE = 0x9E3779B97F4A7C15
+WORD_BASE = np.uint64(0xD1B54A32D192ED03)
 
 
 @no_type_check  # numba compiles this function as it is: nothing may be wrapped around it
 def mix(x):
-    """Return uint64 values, or one, with the low bits' structure spread over all bits.
+    """Return a uint64, or an array of them, whose every bit depends on all bits of x.
 
     Source: the finalizer of splitmix64 (Steele et al. 2014).
     """

@@ -12,11 +12,13 @@ from slmjax.text.streams import broken_errors
 
 
 def own_reader(source: Source) -> Callable[[Any], Iterator[Record | Fault]]:
-    """Return the user's function from a stream to records; what it raises becomes one sentence.
+    """Return the user's function from a stream to records.
 
+    What the function raises, or yields that is neither a Record nor a Fault, becomes a UserError.
     Raises: UserError where the path leads nowhere or the module fails.
     """
-    where, name = f"{source.where}.reader", source.reader
+    name = source.reader
+    where = f"{source.where}.reader"  # the config's field, for messages
     function = imported(name, where)
 
     def reader(stream: Any) -> Iterator[Record | Fault]:
@@ -36,12 +38,14 @@ def own_reader(source: Source) -> Callable[[Any], Iterator[Record | Fault]]:
 
 
 def reader_identity(source: Source) -> list[str]:
-    """Return the name of the source's own reader, and a hash of the file that it is written in.
+    """Return [name of the source's own reader, hash of the file that it is written in].
 
-    Prepared text is made again where either changes.
+    Text is prepared anew where either changes.
     """
     function = imported(source.reader, f"{source.where}.reader")
     file = inspect.getsourcefile(inspect.unwrap(function))
+    digest = ""
     # A compiled function has no source file.
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+    if file:
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     return [source.reader, digest]

@@ -1,4 +1,4 @@
-"""Reader of .parquet files: a bounded number of rows at a time, with damaged texts as faults."""
+"""Reader of .parquet files: some rows at a time, with damaged and over-long texts as faults."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -46,22 +46,22 @@ def read_parquet(
     other_fields = [field for field in (grouping.field, source.score_field) if field]
     for field in (source.field, *other_fields):
         _check_column(table, field, file.path)
-    # One column may be both, such as a group that is also the score.
+    # A set, as one column may be both, such as a group that is also the score.
     columns = sorted({source.field, *other_fields})
-    number = 0
-    for part in _row_groups(table.metadata, source.field):
+    number = 0  # of the row, 1-based
+    for groups in _row_groups(table.metadata, source.field):
         # A small compressed file can hold a huge column: it is refused before it fills the memory.
-        if part.bytes > LONGEST * part.rows:
-            detail = f"its row group has {part.bytes >> 20:,} MiB of text in {part.rows} rows"
-            for _ in range(part.rows):
+        if groups.bytes > LONGEST * groups.rows:
+            detail = f"its row group has {groups.bytes >> 20:,} MiB of text in {groups.rows} rows"
+            for _ in range(groups.rows):
                 number += 1
                 yield Fault(number, TOO_LONG, detail)
             continue
-        # Rows that hold about LONGEST bytes together, by the row groups' mean.
-        rows_of_bound = LONGEST * part.rows // max(1, part.bytes)
+        # As many rows as hold LONGEST bytes together, if all have the mean length.
+        rows_within_bound = LONGEST * groups.rows // max(1, groups.bytes)
         batches = table.iter_batches(
-            batch_size=max(1, min(BATCH_ROWS, rows_of_bound)),
-            row_groups=part.indices,
+            batch_size=max(1, min(BATCH_ROWS, rows_within_bound)),
+            row_groups=groups.indices,
             columns=columns,
         )
         for batch in batches:
@@ -74,7 +74,7 @@ def read_parquet(
                 number += 1
                 if text is None:
                     yield Fault(number, "no text", f"'{source.field}' is null")
-                # Of a text that is too long only the length was read.
+                # A number is the length of a text that is too long.
                 elif isinstance(text, int):
                     detail = f"{text >> 20:,} MiB, more than {LONGEST >> 20}"
                     yield Fault(number, TOO_LONG, detail)
@@ -84,9 +84,13 @@ def read_parquet(
 
 
 def _check_column(table: Any, field: str, path: str) -> None:
-    """Raises: UserError unless the table has one column of this name."""
+    """Check that a table has exactly one column of this name.
+
+    Raises: UserError if it has none, or several.
+    """
     names = table.schema_arrow.names
     if field not in names:
+        # A column of nearly this name, or else the column with the most text.
         close = nearest(field, names)
         hint = f".{close}"
         if not close:
@@ -98,7 +102,7 @@ def _check_column(table: Any, field: str, path: str) -> None:
 
 
 def _text_sizes(table: Any) -> dict[str, int]:
-    """Return the uncompressed bytes of each column of text."""
+    """Return {column: its uncompressed bytes} of the columns of text."""
     sizes = {field.name: 0 for field in table.schema_arrow if _is_text(field.type)}
     for index in range(table.metadata.num_row_groups):
         for column in _columns(table.metadata.row_group(index)):
@@ -108,7 +112,7 @@ def _text_sizes(table: Any) -> dict[str, int]:
 
 
 def _row_groups(metadata: Any, field: str) -> Iterator[RowGroups]:
-    """Yield all row groups in order; small ones that follow each other come together."""
+    """Yield all row groups in order; consecutive small ones come together, see TOGETHER_ROWS."""
     indices: list[int] = []
     rows = size = 0
     for index in range(metadata.num_row_groups):
@@ -117,8 +121,8 @@ def _row_groups(metadata: Any, field: str) -> Iterator[RowGroups]:
         for column in _columns(group):
             if column.path_in_schema == field:
                 group_size += column.total_uncompressed_size
-        is_full = rows + group.num_rows > TOGETHER_ROWS or size + group_size > LONGEST
-        if indices and is_full:
+        has_room = rows + group.num_rows <= TOGETHER_ROWS and size + group_size <= LONGEST
+        if indices and not has_room:
             yield RowGroups(indices, rows, size)
             indices, rows, size = [], 0, 0
         indices = [*indices, index]
@@ -132,50 +136,50 @@ def _columns(row_group: Any) -> Sequence[Any]:
     return [row_group.column(index) for index in range(row_group.num_columns)]
 
 
-def _is_text(kind: Any) -> bool:
-    """Whether an Arrow type holds strings or bytes, also as a dictionary of them."""
+def _is_text(arrow_type: Any) -> bool:
+    """Whether an Arrow type is one of strings or bytes, or of a dictionary of them."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
     for name in TEXT_TYPES:
         # Older versions of pyarrow do not know the views.
         is_of_type = getattr(pa.types, f"is_{name}", None)
-        if is_of_type is not None and is_of_type(kind):
+        if is_of_type is not None and is_of_type(arrow_type):
             return True
     return False
 
 
 def _texts_as_bytes(column: Any) -> list[bytes | int | None]:
-    """Return the UTF-8 of a column of text, or None for a null.
+    """Return the UTF-8 of each text of a column; None for a null, the length for one too long.
 
-    Arrow does not decode it, since one invalid text would fail the whole batch. Of a text of more
-    than LONGEST bytes only the length is returned, so that it is not copied once more.
+    Arrow does not decode the texts, since one invalid text would fail the whole batch. A text of
+    more than LONGEST bytes is not returned, so that it is not copied once more.
     """
     import pyarrow as pa
     from pyarrow import compute
 
-    # Repeated strings are stored as numbers into a list of them.
+    # A dictionary stores repeated strings as numbers into a list of them.
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if hasattr(pa.types, "is_string_view") and pa.types.is_string_view(column.type):
         column = column.cast(pa.binary_view())
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
-    # The usual case: no text of the batch can be too long.
+    # The usual case: no text of the column can be too long.
     if column.nbytes <= LONGEST:
         return column.to_pylist()
     sizes = compute.binary_length(column.cast(pa.large_binary())).to_pylist()
     texts: list[bytes | int | None] = []
     for index, size in enumerate(sizes):
-        # The length of a null is None.
+        # A null has the length None.
         too_long = size is not None and size > LONGEST
         texts.append(size if too_long else column[index].as_py())
     return texts
 
 
 def _plain_values(column: Any) -> list:
-    """Return the values of a column, with bytes decoded as the strings that they are."""
+    """Return the values of a column; bytes are decoded to strings."""
     values = column.to_pylist()
     # A column holds one type, so its first value says whether there is anything to decode.
     first = next((value for value in values if value is not None), None)

@@ -8,7 +8,7 @@ from slmjax.text.document_checks import Grouping, checked_document
 from slmjax.text.records import TOO_LONG, Document, Fault, Record, Source, SourceFile
 from slmjax.text.streams import LONGEST, lines, text_pieces
 
-# Some editors begin a UTF-8 file with it.
+# Some editors begin a UTF-8 file with this.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -36,15 +36,16 @@ def read_jsonl(stream: Any) -> Iterator[Record | Fault]:
         if line is None:
             yield Fault(number, TOO_LONG, f"more than {LONGEST >> 20} MiB")
             continue
-        # Elsewhere the mark is a character of the text.
+        # Behind the start of the file the mark is a character of the text.
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         try:
-            # Only a byte-order mark alone leaves an empty line; read as null, it is a fault.
+            # Only a line of a byte-order mark alone is empty now. Read as null, it is a fault.
             content = json.loads(line.decode() or "null")
         except UnicodeDecodeError as error:
             yield Fault(number, "invalid UTF-8", f"byte {error.start + 1} of the line")
         except (ValueError, RecursionError) as error:
+            # A blank line is malformed JSON as well, but no fault.
             if line.strip():
                 yield Fault(number, "malformed JSON", str(error))
         else:

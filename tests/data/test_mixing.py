@@ -84,7 +84,9 @@ def test_picks_agree_up_to_the_earlier_boundary_and_differ_after_it():
     assert (
         sources_of(short, 2500, 1500).mean() > 0.88 and sources_of(long, 2500, 1500).mean() < 0.12
     )
-    assert short.stretches_before(1500) == long.stretches_before(1500) and short.stretches_before(1501) != long.stretches_before(1501)
+    assert short.stretches_before(1500) == long.stretches_before(1500) and short.stretches_before(
+        1501
+    ) != long.stretches_before(1501)
 
 
 def test_phases_have_their_own_shares_and_rows_go_on_over_the_boundary():
