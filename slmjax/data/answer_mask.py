@@ -10,8 +10,8 @@ def answer_mask(tokens: Int[np.ndarray, "B T"], ids: ChatIds) -> Bool[np.ndarray
     """Return which tokens the assistant says: behind `<|im_start|>assistant\\n` up to `<|im_end|>`.
 
     The end of the turn is among them, so that a model learns to stop. What a calculator writes,
-    behind `<|result|>` up to `<|/calc|>`, is not. Contents hold no special ids, so the mask needs no
-    text. Every dialogue of a row begins with the end-of-text id.
+    behind `<|result|>` up to `<|/calc|>`, is not. Contents hold no special ids, so the mask needs
+    no text. Every dialogue of a row begins with the end-of-text id.
     """
     flat = tokens.reshape(-1)
     places = np.arange(flat.size)
@@ -35,6 +35,22 @@ def answer_mask(tokens: Int[np.ndarray, "B T"], ids: ChatIds) -> Bool[np.ndarray
         latest = _latest(places, result_begins | result_ended | (flat == ids.eot))
         is_answer &= ~result_begins[latest]
     return is_answer.reshape(tokens.shape)
+
+
+def last_turn(
+    tokens: Int[np.ndarray, "B T"], segments: Int[np.ndarray, "B T"], ids: ChatIds
+) -> Bool[np.ndarray, "B T"]:
+    """Return which tokens belong to the last turn of their segment; padding is segment 0."""
+    rows, _ = tokens.shape
+    width = int(segments.max(initial=0)) + 1
+    # A number for each segment of each row.
+    number = segments + width * np.arange(rows)[:, None]
+    places = np.arange(tokens.size).reshape(tokens.shape)
+    is_start = tokens == ids.start
+    last_start = np.full(rows * width, tokens.size)
+    # Ascending, so that the last start of a segment stays.
+    last_start[number[is_start]] = places[is_start]
+    return places >= last_start[number]
 
 
 def next_is(mask: Bool[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T"]:

@@ -287,7 +287,7 @@ class BatchPlan:
         self.row_plans = self._row_plans(bounds)
 
     def _row_plans(
-        self, bounds: Mapping[str, int | None | WholeRowPlan]
+        self, bounds: Mapping[str, int | WholeRowPlan | None]
     ) -> list[RowPlan | WholeRowPlan]:
         """Return the plan of each source's rows: whole documents for dialogues and pairs.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.data.answer_mask import answer_mask, next_is
+from slmjax.data.answer_mask import answer_mask, last_turn, next_is
 from slmjax.data.rows import Arrays
 from slmjax.data.spans import DocumentSpan
 from slmjax.text.chat_template import ChatIds
@@ -25,7 +25,8 @@ def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
       spans: int32 [rows], how many spans each row has.
       lengths: int32 [spans of all rows], tokens of each span, row by row.
       last: int32 [spans of all rows], target of each span's last token.
-      is_chat: bool [rows], only there where a row is not running text.
+      is_chat, is_pairs: bool [rows], only there where a row is not running text: whether it holds
+        dialogues, also those of pairs, and whether it holds pairs.
 
     A document of kind "pairs" gives two spans: its two dialogues.
     """
@@ -61,6 +62,7 @@ def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
     }
     if any(is_chat):
         folded["is_chat"] = np.array(is_chat)
+        folded["is_pairs"] = np.array([shards.kind == PAIRS for shards, _ in rows])
     return folded
 
 
@@ -69,7 +71,7 @@ def unfold(folded: Mapping[str, np.ndarray], chat: ChatIds | None = None) -> Arr
 
     They are tokens, targets, segments, positions and weights, each [rows, T]. Behind a row's spans
     is padding, which is 0 in all of them. Weights are 1 where the target is a token of running
-    text, or of an answer in a dialogue.
+    text, of an answer in a dialogue, or of the last answer in a dialogue of a pair.
 
     Args:
       chat: the ids that mark turns, where a row is not running text.
@@ -113,7 +115,11 @@ def unfold(folded: Mapping[str, np.ndarray], chat: ChatIds | None = None) -> Arr
     weights = (segments > 0).astype(np.float32)
     if "is_chat" in folded:
         dialogues = folded["is_chat"]
-        weights[dialogues] = next_is(answer_mask(tokens[dialogues], chat))
+        is_answer = answer_mask(tokens, chat)
+        # Of a pair only the last turns differ: earlier ones are its prompt.
+        is_last = last_turn(tokens, segments, chat)
+        is_answer &= is_last | ~folded["is_pairs"][:, None]
+        weights[dialogues] = next_is(is_answer)[dialogues]
     return {
         "tokens": tokens,
         "targets": targets,

@@ -125,26 +125,46 @@ def batch_plan(
     seed: int,
     cuts: tuple[int, int] | None = None,
 ) -> BatchPlan:
-    """Return the plan of the batches of a run on prepared text.
+    """Return the batches of every step of a run.
+
+    A source of weight 0 has no rows: only its held-out part is used.
 
     Args:
-      data, train: groups of the config.
-      seed, cuts: see BatchPlan.
+      seed: of the order of documents and sources.
+      cuts: see BatchPlan.
     """
-    sources = parse_sources(data.sources)
-    return BatchPlan(
-        prepared.train,
-        seq_len=data.seq_len,
-        batch=train.batch,
-        steps=train.steps,
-        seed=seed,
-        packing=data.packing,
-        phases=data.phases,
-        weights={source.name: source.weight for source in sources},
-        max_epochs={source.name: source.max_epochs for source in sources},
-        scores={source.name: source.score for source in sources},
-        cuts=cuts,
-    )
+    return BatchPlan(**plan_settings(data, train, prepared, seed=seed, cuts=cuts))
+
+
+def plan_settings(
+    data: DataConfig,
+    train: TrainConfig,
+    prepared: Prepared,
+    *,
+    seed: int,
+    cuts: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Return the arguments of a BatchPlan, see `batch_plan`."""
+    sources = []
+    for source in parse_sources(data.sources):
+        # Phases say themselves when a source has which weight.
+        if source.weight != 0 or data.phases:
+            sources.append(source)
+    # The embedded textbook has no entries in the config.
+    names = [source.name for source in sources] or list(prepared.train)
+    return {
+        "train": {name: prepared.train[name] for name in names},
+        "seq_len": data.seq_len,
+        "batch": train.batch,
+        "steps": train.steps,
+        "seed": seed,
+        "packing": data.packing,
+        "phases": data.phases,
+        "weights": {source.name: source.weight for source in sources},
+        "max_epochs": {source.name: source.max_epochs for source in sources},
+        "scores": {source.name: source.score for source in sources},
+        "cuts": cuts,
+    }
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, Any]]:

@@ -20,9 +20,9 @@ class Orpo:
 
         loss = NLL + odds_weight * softplus(-(log odds(chosen) - log odds(rejected)))
 
-    where the odds are those of exp(-mean nats of an answer's tokens). NLL is the mean over "weights"
-    of the batch, the odds term the mean over pairs: each has its own denominator. Source: Hong et
-    al. 2024 (ORPO), equations 6 and 7, where odds_weight is lambda.
+    where the odds are those of exp(-mean nats of an answer's tokens). NLL is the mean over the
+    batch's "weights", the odds term the mean over its pairs: each has its own denominator. Source:
+    Hong et al. 2024 (ORPO), equations 6 and 7, where odds_weight is lambda.
 
     Besides the fields of text, a batch has "answers" [B,T] float32, 1 where the next token belongs
     to an answer, and "pairs" [B,P] float32, 1 for each pair of the row. Segments 2i+1 and 2i+2 of a

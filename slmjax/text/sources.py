@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError, nearest
-from slmjax.text.records import SEQIO, Source
+from slmjax.text.records import KINDS, SEQIO, TEXT, Source
 from slmjax.text.source_files import SUPPORTED
 from slmjax.text.walk import printable
 
@@ -180,7 +180,7 @@ def _from_entry(name: str, entry: Any) -> Source:
     entry = dict(entry.items())
     where = f"data.sources.{name}"
     _check_fields(entry, where)
-    weight = _positive(entry, "weight", where)
+    weight = _positive(entry, "weight", where, or_zero=True)
     max_epochs = _positive(entry, "max_epochs", where)
     path = _paths(entry.get("path"), f"{where}.path")
     if not path:
@@ -189,7 +189,11 @@ def _from_entry(name: str, entry: Any) -> Source:
     if entry.get("field") == "":
         expected = "expected the name of a field or column, such as text"
         raise UserError(f"{where}.field is empty; {expected}.")
-    heldout = _paths(entry.get("heldout"), f"{where}.heldout")
+    heldout, heldout_share = _heldout(entry.get("heldout"), f"{where}.heldout")
+    kind = str(entry.get("kind") or TEXT)
+    if kind not in KINDS:
+        expected = f"expected one of {', '.join(KINDS)}"
+        raise UserError(f"{where}.kind is '{kind}'; {expected}.{nearest(kind, KINDS)}")
     if entry.get("score") == "-":
         expected = "expected the name of a field that holds a number, such as -quality"
         raise UserError(f"{where}.score is '-'; {expected}.")
@@ -203,13 +207,29 @@ def _from_entry(name: str, entry: Any) -> Source:
         max_epochs=max_epochs,
         score=str(entry.get("score") or ""),
         reader=str(entry.get("reader") or ""),
+        kind=kind,
+        heldout_share=heldout_share,
     )
+
+
+def _heldout(value: Any, where: str) -> tuple[tuple[str, ...], float | None]:
+    """Return (held-out files, held-out share) of what a user may give: files, or a share.
+
+    Raises: UserError for a share that is not from 0 to below 1, and for what is no path.
+    """
+    if not isinstance(value, float):
+        return _paths(value, where), None
+    # NaN is refused too.
+    if not 0 <= value < 1:
+        raise UserError(f"{where} is {value}; expected files, or a share from 0 to below 1.")
+    return (), value
 
 
 def _check_fields(entry: Mapping, where: str) -> None:
     """Refuse a field that Source does not have. Raises: UserError."""
-    # The name is not among the fields: it is the entry's key.
-    known = [field.name for field in fields(Source) if field.name != "name"]
+    # The name is the entry's key, and a share is written as `heldout`.
+    internal = ("name", "heldout_share")
+    known = [field.name for field in fields(Source) if field.name not in internal]
     for field in entry:
         if field not in known:
             close = nearest(str(field), known)
@@ -217,8 +237,8 @@ def _check_fields(entry: Mapping, where: str) -> None:
             raise UserError(f"{where}: there is no field '{field}' (fields: {names}).{close}")
 
 
-def _positive(entry: Mapping, field: str, where: str) -> float | None:
-    """Return a field as a positive number; None where it is not given.
+def _positive(entry: Mapping, field: str, where: str, *, or_zero: bool = False) -> float | None:
+    """Return a field as a positive number, or 0 where that is allowed; None where it is not given.
 
     Raises: UserError where it is anything else.
     """
@@ -229,9 +249,12 @@ def _positive(entry: Mapping, field: str, where: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0  # refused below
+    if or_zero and number == 0:
+        return number
     # NaN is refused too: it fails both comparisons.
     if not 0 < number < float("inf"):
-        raise UserError(f"{where}.{field} is {value!r}; expected a positive number.")
+        expected = "a number of 0 or more" if or_zero else "a positive number"
+        raise UserError(f"{where}.{field} is {value!r}; expected {expected}.")
     return number
 
 

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 from slmjax.data.loader import heldout_batches, most_documents
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, text_fields
+from slmjax.data.shards import ShardSet
+from slmjax.data.whole_rows import SEGMENTS
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
 from slmjax.infer.engine import Engine
 from slmjax.models.declare import keep_channel
@@ -23,6 +25,7 @@ from slmjax.parallel.rules import field_shardings
 from slmjax.readable import said_if_long
 from slmjax.tasks.task import Evaluated, Task
 from slmjax.text.files import write_atomic
+from slmjax.text.records import PAIRS
 from slmjax.train.program import Program
 
 LONGEST_LINE = 400  # characters; a document's first line below that is a prompt as it is
@@ -71,28 +74,33 @@ class Evaluator:
         write_atomic(self.file, buffer.getvalue())
 
 
-class HeldOut:
-    """Bits per byte on the held-out text of every source, always on the same documents."""
+class HeldoutScorer:
+    """Scores held-out documents with the model, always the same ones, in batches of one shape.
 
-    at_end = False
+    Args:
+      sources: {name: ShardSet of its held-out documents}.
+      max_segments: most documents in a row.
+      max_tokens: of each source, see `heldout_batches`.
+    """
 
-    def __init__(self, program: Program, prepared: Prepared, max_segments: int):
-        """Make the batches, and the function that scores one, not compiled yet.
-
-        Args:
-          max_segments: most documents in a row.
-        """
+    def __init__(
+        self,
+        program: Program,
+        sources: Mapping[str, ShardSet],
+        max_segments: int,
+        max_tokens: int | None,
+    ):
         config, mesh = program.config, program.mesh
-        self.prepared = prepared
+        self.sources = sources
         _, self.declared_buffers = program.declared
         # A batch is as large as a microbatch, so that it fits into memory where training fits.
         self.rows = np.arange(config.train.batch // config.train.microbatches)
         self.batches = {}
-        for name, shards in prepared.heldout.items():
+        for name, shards in sources.items():
             if len(shards):
                 batches = heldout_batches(
                     shards,
-                    max_tokens=config.eval.tokens,
+                    max_tokens=max_tokens,
                     seq_len=config.data.seq_len,
                     batch=len(self.rows),
                     max_segments=max_segments,
@@ -112,24 +120,78 @@ class HeldOut:
             ),
         )
 
-    def warm(self, model: Model, params: dict, buffers: dict) -> None:
-        """See Evaluation."""
-        if not self.batches:
-            return
-        # All batches have one shape, so the first one compiles for all.
-        first_batch = next(iter(self.batches.values()))[0]
-        batch = {name: array for name, array in first_batch.items() if name != "documents"}
-        self._nats(params, buffers, batch).block_until_ready()
+    def warm(self, params: dict, buffers: dict) -> None:
+        """Compile the program."""
+        for batches in self.batches.values():
+            # All batches have one shape, so any of them compiles for all.
+            for batch in batches[:1]:
+                arrays = {name: array for name, array in batch.items() if name != "documents"}
+                self._nats(params, buffers, arrays).block_until_ready()
+                return
 
     def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
-        """Return the losses of each source's held-out documents."""
+        """Return the losses of each source's held-out documents.
+
+        A pair has two: document 2i is the chosen and 2i + 1 the rejected answer of pair i.
+        """
         losses = {}
         for name, batches in self.batches.items():
-            sizes = self.prepared.heldout[name].bytes
+            shards = self.sources[name]
+            # The bytes of the two answers are not stored apart.
+            sizes = np.repeat(shards.bytes, SEGMENTS.get(shards.kind, 1))
             losses[name] = document_losses(
                 lambda batch: self._nats(params, buffers, batch), batches, sizes
             )
         return losses
+
+    def _places(self, place_cuts: tuple[int, int] | None) -> int | None:
+        """Return the places for documents that a device needs, see `text_fields`.
+
+        None where the attention kernel needs no places.
+        """
+        if not place_cuts:
+            return None
+        # Devices over which the rows are split.
+        _, ways = place_cuts
+        most = 1
+        for batches in self.batches.values():
+            for batch in batches:
+                # [B]: number of documents in each row, which its segments count from 1.
+                documents = np.maximum(batch["segments"].max(1), 1)
+                most = max(most, most_documents(documents, 1, ways))
+        # Without batches, each of a device's rows still has one place.
+        return max(most, len(self.rows) // ways)
+
+    def _nats(self, params: dict, buffers: dict, batch: Arrays) -> jax.Array:
+        """Return the nats of each token, [B,T]."""
+        batch = hosts.global_batch(batch, self.fields, self.shardings, self.rows)
+        # Scoring is a forward pass: it reads no other buffers.
+        forward_buffers = keep_channel(self.declared_buffers, buffers, "forward")
+        return self.score(params, forward_buffers, batch)
+
+
+class HeldOut:
+    """Bits per byte on the held-out text of every source; of dialogues, on their answers."""
+
+    at_end = False
+
+    def __init__(self, program: Program, prepared: Prepared, max_segments: int):
+        """Args: max_segments: most documents in a row."""
+        self.prepared = prepared
+        sources = {}
+        for name, shards in prepared.heldout.items():
+            if shards.kind != PAIRS:
+                sources[name] = shards
+        max_tokens = program.config.eval.tokens
+        self.scorer = HeldoutScorer(program, sources, max_segments, max_tokens)
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """See Evaluation."""
+        self.scorer.warm(params, buffers)
+
+    def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
+        """Return the losses of each source's held-out documents."""
+        return self.scorer.losses(params, buffers)
 
     def __call__(
         self,
@@ -156,31 +218,6 @@ class HeldOut:
                 "tokens": scored.tokens,
             }
         return Evaluated(scores, documents)
-
-    def _places(self, place_cuts: tuple[int, int] | None) -> int | None:
-        """Return the places for documents that a device needs, see `text_fields`.
-
-        None where the attention kernel needs no places.
-        """
-        if not place_cuts:
-            return None
-        # Devices over which the rows are split.
-        _, ways = place_cuts
-        most = 1
-        for batches in self.batches.values():
-            for batch in batches:
-                # [B]: number of documents in each row, which its segments count from 1.
-                documents = np.maximum(batch["segments"].max(1), 1)
-                most = max(most, most_documents(documents, 1, ways))
-        # Without batches, each of a device's rows still has one place.
-        return max(most, len(self.rows) // ways)
-
-    def _nats(self, params: dict, buffers: dict, batch: Arrays) -> jax.Array:
-        """Return the nats of each token, [B,T]."""
-        batch = hosts.global_batch(batch, self.fields, self.shardings, self.rows)
-        # Scoring is a forward pass: it reads no other buffers.
-        forward_buffers = keep_channel(self.declared_buffers, buffers, "forward")
-        return self.score(params, forward_buffers, batch)
 
 
 class Samples:
