@@ -20,8 +20,8 @@ STEPS = {1: (1, 2, 3), 2: (1, 2, 3, 10, 20), 3: (1, 2, 3, 10, 20, 100)}
 def wrong_solution(item: Passage, rng: random.Random) -> tuple[str, str]:
     """Return a working of a passage with a wrong result, and the wrong answer.
 
-    A reserved number is in it only where the prompt gives it. So a wrong solution may be in the
-    split of its passage.
+    Its numbers are reserved only where those of the right solution are: what is true of the split
+    of a passage is true of its wrong solution.
     """
     problem, number = item.template.rsplit("-", 1)
     changed, answer = _MISTAKES[problem](item, rng)
@@ -30,7 +30,10 @@ def wrong_solution(item: Passage, rng: random.Random) -> tuple[str, str]:
 
 
 def other_number(number: int, rng: random.Random) -> int:
-    """Return a number near another one, with as many digits and not reserved."""
+    """Return a number near another one with as many digits; for a reserved one a reserved one."""
+    # Otherwise the split alone would tell which of the two is right.
+    if number in RESERVED_NUMBERS:
+        return rng.choice([other for other in RESERVED_NUMBERS if other != number])
     digits = len(str(number))
     steps = STEPS[min(digits, max(STEPS))]
     # From 2 on: the textbook always writes nouns in the plural.
@@ -100,7 +103,7 @@ def _other_side(item: Passage, rng: random.Random) -> tuple[dict, str]:
 
 def _other_order(item: Passage, rng: random.Random) -> tuple[dict, str]:
     places = ("first", "second", "third")
-    right, *wrong = itertools.permutations(item.fields[place] for place in places)
+    _, *wrong = itertools.permutations(item.fields[place] for place in places)
     order = rng.choice(wrong)
     return dict(zip(places, order)), listed(list(order))
 
