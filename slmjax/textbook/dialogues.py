@@ -9,9 +9,12 @@ few, so that either is as often the longer one and has the same first words.
 """
 
 import os
-import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from random import Random
 
+from slmjax.text.conversations import ASSISTANT, SYSTEM, USER
 from slmjax.textbook import passages
 from slmjax.textbook.mistakes import wrong_solution
 from slmjax.textbook.passages import KINDS, Passage, passage
@@ -50,7 +53,8 @@ def write_dialogues(
     Returns: {"path": training file, "heldout": held-out file}, a source of `config.data.sources`.
     Raises: ValueError where the textbook has fewer.
     """
-    return _write(folder, "dialogues", {"seed": seed, "train": train, "heldout": heldout})
+    counts = {"train": train, "heldout": heldout}
+    return _write(folder, "dialogues", textbook_dialogue, seed, counts)
 
 
 def write_pairs(
@@ -65,7 +69,8 @@ def write_pairs(
     Returns: {"path": training file, "heldout": held-out file}, a source of `config.data.sources`.
     Raises: ValueError where the textbook has fewer.
     """
-    return _write(folder, "pairs", {"seed": seed, "train": train, "heldout": heldout})
+    counts = {"train": train, "heldout": heldout}
+    return _write(folder, "pairs", textbook_pair, seed, counts)
 
 
 def textbook_dialogue(index: int, *, seed: int, split: str) -> dict:
@@ -73,16 +78,20 @@ def textbook_dialogue(index: int, *, seed: int, split: str) -> dict:
 
     Raises: ValueError on an unknown split.
     """
-    rng = random.Random(f"{seed}/{split}/dialogues/{index}")
-    kinds = rng.sample(KINDS, 2 if rng.random() < TWO_QUESTIONS else 1)
+    rng = Random(f"{seed}/{split}/dialogues/{index}")
+    befores = [BEFORE_FIRST]
+    if rng.random() < TWO_QUESTIONS:
+        befores.append(BEFORE_SECOND)
+    kinds = rng.sample(KINDS, len(befores))
     messages = []
     if rng.random() < WITH_SYSTEM:
-        messages.append({"role": "system", "content": rng.choice(SYSTEM_TURNS)})
-    for kind, before in zip(kinds, (BEFORE_FIRST, BEFORE_SECOND)):
+        messages.append(_turn(SYSTEM, rng.choice(SYSTEM_TURNS)))
+    for kind, before in zip(kinds, befores):
         item = passage(kind, FIRST_OF_DIALOGUES + index, seed=seed, split=split)
-        answer = _solution(rng.choice(OPENINGS), _working(item), item.answer)
-        messages.append({"role": "user", "content": rng.choice(before) + _question(item)})
-        messages.append({"role": "assistant", "content": answer})
+        question = rng.choice(before) + _question(item)
+        answer = rng.choice(OPENINGS) + _solution(item)
+        messages.append(_turn(USER, question))
+        messages.append(_turn(ASSISTANT, answer))
     return {"messages": messages}
 
 
@@ -91,43 +100,60 @@ def textbook_pair(index: int, *, seed: int, split: str) -> dict[str, str]:
 
     Raises: ValueError on an unknown split.
     """
-    rng = random.Random(f"{seed}/{split}/pairs/{index}")
-    item = passage(rng.choice(KINDS), FIRST_OF_PAIRS + index, seed=seed, split=split)
-    # Either order of two openings has the same chance.
-    opening = other_opening = rng.choice(OPENINGS)
-    if rng.random() >= SAME_OPENING:
-        other_opening = rng.choice([other for other in OPENINGS if other != opening])
+    rng = Random(f"{seed}/{split}/pairs/{index}")
+    kind = rng.choice(KINDS)
+    item = passage(kind, FIRST_OF_PAIRS + index, seed=seed, split=split)
+    # Two different openings in either order have the same chance.
+    opening, other_opening = rng.sample(OPENINGS, 2)
+    if rng.random() < SAME_OPENING:
+        other_opening = opening
+    working, answer = wrong_solution(item, rng)
     return {
         "prompt": rng.choice(BEFORE_FIRST) + _question(item),
-        "chosen": _solution(opening, _working(item), item.answer),
-        "rejected": _solution(other_opening, *wrong_solution(item, rng)),
+        "chosen": opening + _solution(item),
+        "rejected": f"{other_opening}{working}\nAnswer: {answer}.",
     }
 
 
-_RECORDS = {"dialogues": textbook_dialogue, "pairs": textbook_pair}
+def _write(
+    folder: str | os.PathLike,
+    name: str,
+    record: Callable[..., dict],
+    seed: int,
+    counts: dict[str, int],
+) -> dict[str, str]:
+    """Write the training file and the held-out file of one sort of records.
 
-
-def _write(folder: str | os.PathLike, name: str, arguments: dict[str, int]) -> dict[str, str]:
-    """Write both files of _RECORDS[name]; `arguments` are those of `write_dialogues`."""
+    Args:
+      record: of an index, with the seed and the split as keywords.
+      counts: split -> how many.
+    """
     folder = Path(folder)
-    train, heldout = folder / f"{name}.jsonl", folder / f"{name}.heldout.jsonl"
-    settings = {"version": VERSION, "passages": passages.VERSION} | arguments
+    train = folder / f"{name}.jsonl"
+    heldout = folder / f"{name}.heldout.jsonl"
+    settings = {
+        "version": VERSION,
+        "passages": passages.VERSION,
+        "seed": seed,
+        **counts,
+    }
     files = {}
-    for path, split in ((train, "train"), (heldout, "heldout")):
-        files[path] = _numbered(name, arguments[split], arguments["seed"], split)
+    for split, path in {"train": train, "heldout": heldout}.items():
+        in_split = partial(record, seed=seed, split=split)
+        files[path] = _numbered(in_split, counts[split], f"{name}/{split}")
     write_or_keep(folder / f"{name}.json", settings, files)
     return {"path": str(train), "heldout": str(heldout)}
 
 
-def _numbered(name: str, count: int, seed: int, split: str):
-    """Yield the first different records, with their ids."""
-
-    def record(index: int) -> dict:
-        return _RECORDS[name](index, seed=seed, split=split)
-
-    different = first_different(record, repr, count, f"{split} {name}")
+def _numbered(record: Callable[[int], dict], count: int, name: str) -> Iterator[dict]:
+    """Yield the first different records, with ids that begin with `name`."""
+    different = first_different(record, repr, count, f"records of {name}")
     for number, fields in enumerate(different):
-        yield fields | {"id": f"{name}/{split}/{number}"}
+        yield fields | {"id": f"{name}/{number}"}
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _question(item: Passage) -> str:
@@ -135,10 +161,6 @@ def _question(item: Passage) -> str:
     return item.prompt.replace(" In use:", "")
 
 
-def _working(item: Passage) -> str:
-    text = item.text.removeprefix(f"{item.prompt}\n")
-    return text.removesuffix(f"\nAnswer: {item.answer}.")
-
-
-def _solution(opening: str, working: str, answer: str) -> str:
-    return f"{opening}{working}\nAnswer: {answer}."
+def _solution(item: Passage) -> str:
+    """Return the right working and answer line."""
+    return item.text.removeprefix(f"{item.prompt}\n")

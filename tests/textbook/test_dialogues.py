@@ -1,12 +1,12 @@
 """Alignment data from the textbook: held-out is new, wrong answers are wrong, no surface rule tells."""
 
 import json
-import random
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ from slmjax.textbook.dialogues import (
 )
 from slmjax.textbook.draw import NAMES, RESERVED_NAMES, RESERVED_NUMBERS, RESERVED_WORDS, WORDS
 from slmjax.textbook.mistakes import other_number, wrong_solution
-from slmjax.textbook.passages import KINDS, SPLITS, TEMPLATES, extract_answer, passage
+from slmjax.textbook.passages import KINDS, SPLITS, TEMPLATES, extract_answer, passage, write_corpus
 
 COUNT = 3000
 WRITERS = {"dialogues": write_dialogues, "pairs": write_pairs}
@@ -178,7 +178,7 @@ def test_records_and_ids_of_a_file_differ(records):
 )
 def test_a_wrong_solution_has_the_right_form_and_another_result(kind, index, seed, split):
     item = passage(kind, index, seed=seed, split=split)
-    working, answer = wrong_solution(item, random.Random(seed))
+    working, answer = wrong_solution(item, Random(seed))
     right = item.text.removeprefix(item.prompt + "\n").rsplit("\n", 1)[0]
     assert normalised(answer) != normalised(item.answer) and normalised(working) != normalised(
         right
@@ -224,14 +224,14 @@ def test_every_problem_has_a_mistake_that_changes_its_answer():
     for kind in KINDS:
         for index in range(200):
             item = passage(kind, index, seed=3, split="heldout")
-            _, answer = wrong_solution(item, random.Random(index))
+            _, answer = wrong_solution(item, Random(index))
             assert answer != item.answer
             made.add(item.template)
     assert len(made) == sum(map(len, TEMPLATES.values()))
 
 
 def test_a_wrong_number_is_as_long_and_never_reserved_by_itself():
-    rng = random.Random(0)
+    rng = Random(0)
     for number in [*range(2, 200), *range(990, 1010), 9999]:
         for _ in range(30):
             other = other_number(number, rng)
@@ -353,12 +353,13 @@ def test_files_are_kept_while_unchanged_and_written_again_otherwise(tmp_path, na
 
 
 def test_dialogues_pairs_and_the_corpus_do_not_disturb_each_other_in_one_folder(tmp_path):
-    for write in WRITERS.values():
-        write(tmp_path, seed=1, train=4, heldout=2)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    for write in WRITERS.values():
-        write(tmp_path, seed=1, train=4, heldout=2)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    def write_all():
+        write_corpus(tmp_path, seed=1, train_per_kind=2, heldout_per_kind=1)
+        for write in WRITERS.values():
+            write(tmp_path, seed=1, train=4, heldout=2)
+        return {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    assert write_all() == write_all()
 
 
 def test_an_unknown_split_is_refused():
