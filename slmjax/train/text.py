@@ -7,8 +7,10 @@ from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.tasks.task import Facts, TaskBuilder
+from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
+from slmjax.text.records import PAIRS
 from slmjax.train.evaluation import HeldOut, Samples
+from slmjax.train.preference_evaluation import Preferences
 from slmjax.train.program import Program
 from slmjax.train.textbook_evaluation import TextbookAnswers, TextbookBaseline
 
@@ -30,19 +32,28 @@ class TextBuilder(TaskBuilder):
 
     def task(self, program: Program) -> LanguageModeling:
         """See TaskBuilder."""
-        config, prepared = self.config, self.prepared
+        config = self.config
         plan = batch_plan(
-            config.data, config.train, prepared, seed=config.seed, cuts=program.place_cuts
+            config.data, config.train, self.prepared, seed=config.seed, cuts=program.place_cuts
         )
+        evaluations = self.evaluations(program, plan)
+        return LanguageModeling(plan, evaluations, config.train.z_loss)
+
+    def evaluations(self, program: Program, plan: BatchPlan) -> list[Evaluation]:
+        """Return the evaluations that suit the sources."""
+        config, prepared = self.config, self.prepared
         heldout = HeldOut(program, prepared, plan.max_segments)
-        evaluations = [heldout, Samples(program, prepared)]
-        # Without sources the text is the embedded textbook, whose questions the model can answer.
+        evaluations = [heldout]
+        if any(shards.kind == PAIRS for shards in prepared.heldout.values()):
+            evaluations.append(Preferences(program, prepared, plan.max_segments))
+        evaluations.append(Samples(program, prepared))
+        # Without sources the text is the embedded textbook, whose questions it can answer.
         embedded = not config.data.sources
         if embedded or config.eval.textbook:
             evaluations.append(TextbookAnswers(prepared, compared=embedded))
         if embedded:
             evaluations.append(TextbookBaseline(heldout))
-        return LanguageModeling(plan, evaluations, config.train.z_loss)
+        return evaluations
 
     def facts(self, task: LanguageModeling) -> Facts:
         """See TaskBuilder."""
