@@ -62,7 +62,7 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     Raises: UserError for a mistake in the recipe, an unknown stage, or a field that another stage
       reads.
     """
-    recipe = configs.load_recipe(options["config"], trusted(options))
+    recipe = configs.load_recipe(options["config"], trusted(options), parent(options))
     config = apply_overrides(recipe, assignments)
     if "params" in options:
         # Imported late, as only --params needs it.

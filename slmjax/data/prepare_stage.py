@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from slmjax.config import Config, DataConfig, TrainConfig
+from slmjax.data import embedded_text
 from slmjax.data.batch_plan import BatchPlan
 from slmjax.data.phases import check_phases
 from slmjax.data.prepare import prepare
@@ -18,12 +19,7 @@ from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, SPECIAL, load_tokenizer
-from slmjax.textbook import passages as textbook
 
-# Documents of each kind in the embedded textbook: a small model reads them a few times in a minute
-# and a half on two cores.
-TRAIN_PER_KIND = 4000
-HELDOUT_PER_KIND = 300
 # Seed of every preparation. It is not config.seed: runs with different seeds share text, tokenizer
 # and held-out documents, so that they can be compared.
 SEED = 0
@@ -73,19 +69,18 @@ def prepared_text(
         cache, process, processes = "runs/prepared", 0, 1
     # Only the first process prints messages.
     is_first = process == 0
+    textbook_folder = Path(cache).expanduser() / "textbook"
     if not data.sources:
         with said_if_long("writing the embedded textbook", active=is_first):
-            sources = textbook.write_corpus(
-                epath.Path(cache) / "textbook",
-                seed=SEED,
-                train_per_kind=TRAIN_PER_KIND,
-                heldout_per_kind=HELDOUT_PER_KIND,
-            )
+            sources = embedded_text.embedded_sources(textbook_folder, SEED)
         data = dataclasses.replace(data, sources=sources)
     if init_from and not data.tokenizer:
         data = dataclasses.replace(data, tokenizer=_tokenizer_of(init_from))
     # Checked now, so that a mistake in the phases does not show after an hour of preparing.
-    check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
+    sources = parse_sources(data.sources)
+    check_phases(data.phases, [source.name for source in sources])
+    sources = embedded_text.with_files(sources, textbook_folder, SEED)
+    data = dataclasses.replace(data, sources={source.name: source for source in sources})
     # Only a tokenizer that is trained gets these special tokens; a given one has its own.
     special = tuple(SPECIAL)
     if not data.tokenizer:
