@@ -174,7 +174,7 @@ def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, A
         facts_of_sources[name] = {
             "documents": len(train),
             "tokens": int(train.tokens),
-            "epochs": epochs[name],
+            "epochs": epochs.get(name, 0.0),
             "bytes": int(train.bytes.sum()),
             "bad_records": sum(entry["faults"].values()),
             "heldout_documents": len(prepared.heldout[name]),

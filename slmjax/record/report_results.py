@@ -80,6 +80,9 @@ def samples_section(records: metrics.Records) -> list[str]:
     for sample in event.get("samples", []):
         prompt = page.escape(sample.get("prompt", ""))
         text = page.escape(sample.get("text", ""))
+        # A chat is a question and an answer, each with its speaker.
+        if sample.get("is_chat"):
+            prompt, text = f"{prompt}\n", f"assistant: {text}"
         boxes.append(f"<pre><b>{prompt}</b><span>{text}</span></pre>")
     if not boxes:
         return []

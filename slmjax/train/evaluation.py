@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,8 +25,10 @@ from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.rules import field_shardings
 from slmjax.readable import said_if_long
 from slmjax.tasks.task import Evaluated, Task
+from slmjax.text.chat_template import ChatIds, prompt_parts
+from slmjax.text.conversations import USER, Turn
 from slmjax.text.files import write_atomic
-from slmjax.text.records import PAIRS
+from slmjax.text.records import CHAT, PAIRS, TEXT
 from slmjax.train.program import Program
 
 LONGEST_LINE = 400  # characters; a document's first line below that is a prompt as it is
@@ -223,20 +226,27 @@ class HeldOut:
 class Samples:
     """Completions at temperature 0 of config.eval.prompts, or of beginnings of held-out documents.
 
-    Where several processes share the model, there are none.
+    Of dialogues they are answers to their first questions. Where several processes share the model,
+    there are none.
     """
 
     at_end = False
 
     def __init__(self, program: Program, prepared: Prepared):
         self.config, self.prepared = program.config, prepared
+        kinds = [shards.kind for shards in prepared.heldout.values()]
+        # Prompts of a run on dialogues are what a user says.
+        self.chats = CHAT in kinds or PAIRS in kinds
 
     def prompts(self) -> list[str]:
         """Return the prompts; without config.eval.prompts the sources take turns to give one."""
         options = self.config.eval
         if options.prompts:
             return list(options.prompts)[: options.samples]
-        heldout = [shards for shards in self.prepared.heldout.values() if len(shards)]
+        heldout = []
+        for shards in self.prepared.heldout.values():
+            if len(shards) and (shards.kind != TEXT or not self.chats):
+                heldout.append(shards)
         if not heldout:
             return []
         prompts = []
@@ -246,6 +256,9 @@ class Samples:
             document = (number // len(heldout)) % len(shards)
             # Without the end-of-text tokens around the document.
             tokens = shards.read(document, 0, int(shards.lengths[document]))[1:-1]
+            if self.chats:
+                prompts.append(self._question(tokens, shards.chat))
+                continue
             prompts.append(_beginning(self.prepared.tokenizer.decode(tokens.tolist())))
         return prompts
 
@@ -270,17 +283,43 @@ class Samples:
         note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
         return Evaluated(events={"samples": {"samples": samples}})
 
-    def _complete(self, model: Model, params: dict, buffers: dict) -> list[dict[str, str]]:
+    def _complete(self, model: Model, params: dict, buffers: dict) -> list[dict[str, Any]]:
         if jax.process_count() > 1:
             return []
         prompts = self.prompts()
         if not prompts:
             return []
+        tokenizer = self.prepared.tokenizer
+        inputs = prompts
+        if self.chats:
+            inputs = []
+            for prompt in prompts:
+                inputs.append(tokenizer.sequence(*prompt_parts([Turn(USER, prompt)])))
         # A new engine each time, as an engine copies the weights into the compute type.
-        engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
-        completions = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens)
-        pairs = zip(prompts, completions, strict=True)
-        return [{"prompt": prompt, "text": completion.text} for prompt, completion in pairs]
+        engine = Engine(model.arch, params, buffers, tokenizer, tuned=False)
+        completions = engine.generate(inputs, max_tokens=self.config.eval.sample_tokens)
+        samples = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            sample = {"prompt": prompt, "text": completion.text}
+            if self.chats:
+                sample |= {"prompt": f"user: {prompt}", "is_chat": True}
+            samples.append(sample)
+        return samples
+
+    def _question(self, tokens: np.ndarray, ids: ChatIds) -> str:
+        """Return what the user says first in a dialogue.
+
+        Args:
+          tokens: of the dialogue, from its first turn on.
+        """
+        header = self.prepared.tokenizer.encode(f"{USER}\n")
+        starts = np.flatnonzero(tokens == ids.start)
+        ends = np.flatnonzero(tokens == ids.end)
+        for start, end in zip(starts, ends, strict=False):
+            content = start + 1 + len(header)
+            if tokens[start + 1 : content].tolist() == header:
+                return self.prepared.tokenizer.decode(tokens[content:end].tolist())
+        return ""
 
 
 def metrics(losses: Mapping[str, DocumentLosses]) -> dict[str, float]:

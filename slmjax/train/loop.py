@@ -157,6 +157,11 @@ class _Loop:
         # The step that was dispatched last, and its metrics on the device.
         pending: tuple[int, dict] | None = None
         self.speed_start = (run.start.step, time.monotonic())
+        goes_on = run.start.step == 0 and run.meta["parents"]
+        if goes_on and self.config.eval.every:
+            # The parent's scores on this run's held-out data, to compare with.
+            with goodput.spent("evaluation"):
+                self.evaluate(0)
         for step in range(run.start.step, self.total):
             # Waiting for data is lost time only where the device has nothing to do.
             is_idle = pending is None or pending[1]["loss"].is_ready()
