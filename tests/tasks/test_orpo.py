@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slmjax.models import lm
+from slmjax.models.architecture import Architecture
 from slmjax.models.block import Out
 from slmjax.models.lm import Model
+from slmjax.models.pattern import parse_block
 from slmjax.ops.log_odds import log_odds, segment_sums
+from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.orpo import Orpo
 
 D, V, LENGTH = 32, 512, 16
@@ -145,3 +149,123 @@ def test_sums_of_segments():
     values = jnp.asarray([[1.0, 2, 4, 8], [1, 2, 4, 8]])
     segments = jnp.asarray([[1, 1, 2, 0], [2, 3, 3, 3]])
     np.testing.assert_array_equal(segment_sums(values, segments, 3), [[3, 4, 0], [0, 1, 14]])
+
+
+def small_model():
+    arch = Architecture(
+        vocab_size=64,
+        width=32,
+        stack=(((parse_block("attention"),), 2),),
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        ff_width=48,
+    )
+    return Model(arch), lm.init(arch, KEY)
+
+
+def pair_batch(rows, length, seed=0):
+    """Return a batch whose rows hold the given pairs: [(tokens of chosen, of rejected), ...]."""
+    draw = np.random.default_rng(seed)
+    most = max(map(len, rows))
+    shape = (len(rows), length)
+    names = ("tokens", "targets", "segments", "positions")
+    batch = {name: np.zeros(shape, np.int32) for name in names}
+    batch |= {name: np.zeros(shape, np.float32) for name in ("weights", "answers")}
+    batch["pairs"] = np.zeros((len(rows), most), np.float32)
+    for row, sizes in enumerate(rows):
+        start = 0
+        for number, size in enumerate([size for pair in sizes for size in pair]):
+            place = (row, slice(start, start + size))
+            ids = draw.integers(1, 64, size + 1)
+            batch["tokens"][place], batch["targets"][place] = ids[:-1], ids[1:]
+            batch["segments"][place] = number + 1
+            batch["positions"][place] = np.arange(size)
+            answer = np.arange(size) >= size // 2
+            batch["answers"][place] = answer
+            batch["weights"][place] = answer * (number % 2 == 0)
+            start += size
+        batch["pairs"][row, : len(sizes)] = 1
+    return batch
+
+
+def mean_loss(params, model, batch, parts=1):
+    """The mean loss of a batch in so many microbatches, as the train step takes it, and terms."""
+    task = Orpo(NoRows(), odds_weight=0.3, z_loss=1e-3)
+    totals = task.totals(batch)
+    total, terms = 0.0, {}
+    for part in range(parts):
+        rows = {name: array[part::parts] for name, array in batch.items()}
+        loss = task.loss(model, params, {}, rows, totals, key=KEY, step=jnp.int32(0))
+        total += loss.sum / totals["main"]
+        for name, (value, weight) in loss.terms.items():
+            before = terms.get(name, (0.0, 0.0))
+            terms[name] = before[0] + value, before[1] + weight
+    return total, terms
+
+
+def near(one, other, most):
+    """Both are ((loss, terms), gradients); terms are sums of numbers of both signs."""
+    (loss, terms), gradients = one
+    (other_loss, other_terms), other_gradients = other
+    np.testing.assert_allclose(loss, other_loss, rtol=most)
+    assert terms.keys() == other_terms.keys() == {"loss", "z", "odds", "preferred", "margin"}
+    for name, term in terms.items():
+        np.testing.assert_allclose(term, other_terms[name], rtol=most, atol=most)
+    flat, other_flat = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (gradients, other_gradients)
+    )
+    assert np.linalg.norm(flat - other_flat) <= most * np.linalg.norm(other_flat)
+
+
+def test_four_unequal_microbatches_are_one():
+    model, params = small_model()
+    rows = [[(9, 12)], [(20, 7), (5, 6)], [(4, 4)] * 5, [(30, 10)]] * 2
+    batch = {name: jnp.asarray(array) for name, array in pair_batch(rows, 48).items()}
+    both = []
+    for parts in (1, 4):
+        step = jax.value_and_grad(lambda p, n=parts: mean_loss(p, model, batch, n), has_aux=True)
+        both.append(jax.jit(step)(params))
+    near(both[1], both[0], 1e-6)
+
+
+def test_packed_pairs_are_each_pair_alone():
+    model, params = small_model()
+    sizes = [(9, 12), (20, 7), (5, 6), (4, 4)]
+    packed = pair_batch([sizes[:2], sizes[2:]], 48)
+    alone = pair_batch([[pair] for pair in sizes], 48)
+    # The same tokens in other rows.
+    place = 0
+    for row, pairs_of_row in enumerate((sizes[:2], sizes[2:])):
+        start = 0
+        for pair in pairs_of_row:
+            length = sum(pair)
+            for name in ("tokens", "targets"):
+                alone[name][place, :length] = packed[name][row, start : start + length]
+            start += length
+            place += 1
+    results = []
+    for batch in (packed, alone):
+        batch = {name: jnp.asarray(array) for name, array in batch.items()}
+        step = jax.jit(jax.value_and_grad(lambda p, b=batch: mean_loss(p, model, b), has_aux=True))
+        results.append(step(params))
+    near(results[0], results[1], 2e-6)
+
+
+def test_without_odds_it_is_the_next_token_loss_of_the_chosen():
+    model, params = small_model()
+    batch = pair_batch([[(9, 12), (20, 7)], [(5, 6)]], 48)
+    batch = {name: jnp.asarray(array) for name, array in batch.items()}
+    losses = []
+    for task in (Orpo(NoRows(), odds_weight=0.0), LanguageModeling(NoRows())):
+        totals = task.totals(batch)
+        loss = task.loss(model, params, {}, batch, totals, key=KEY, step=jnp.int32(0))
+        losses.append(float(loss.sum / totals["main"]))
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    (preferred, pairs) = (
+        Orpo(NoRows())
+        .loss(model, params, {}, batch, Orpo(NoRows()).totals(batch), key=KEY, step=jnp.int32(0))
+        .terms["preferred"]
+    )
+    assert pairs == 3 and 0 <= preferred <= 3

@@ -1,0 +1,308 @@
+"""Dialogues and pairs from files to batches: kinds, masks, whole rows, held-out questions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from slmjax.data.answer_mask import answer_mask
+from slmjax.data.batch_plan import BatchPlan
+from slmjax.data.heldout_rows import heldout_batches
+from slmjax.data.pair_plan import PairPlan
+from slmjax.data.prepare import prepare
+from slmjax.data.whole_rows import fill_rows
+from slmjax.errors import UserError
+from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
+from slmjax.text.conversations import dialogue_of, pair_of
+from tests.data.test_prepare import settings
+
+WORDS = "the quick brown fox jumps over a lazy dog and runs into seven green hills".split()
+
+
+def text_of(draw, most):
+    return " ".join(draw.choice(WORDS, int(draw.integers(1, most))))
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def chats(count, seed=0, turns=3):
+    draw = np.random.default_rng(seed)
+    for number in range(count):
+        messages = []
+        for turn in range(int(draw.integers(1, turns + 1))):
+            messages.append({"role": "user", "content": f"{number} {turn} {text_of(draw, 9)}"})
+            messages.append({"role": "assistant", "content": text_of(draw, 12)})
+        yield {"messages": messages}
+
+
+def pairs(count, seed=1, prompts=None):
+    draw = np.random.default_rng(seed)
+    for number in range(count):
+        asked = number % (prompts or count)
+        yield {
+            "prompt": f"question {asked}",
+            "chosen": f"{text_of(draw, 9)} good {number}",
+            "rejected": f"{text_of(draw, 14)} bad {number}",
+        }
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dialogues")
+    sources = {
+        "chats": {"path": write(folder / "chats.jsonl", chats(120)), "kind": "chat"},
+        "pairs": {
+            "path": write(folder / "pairs.jsonl", pairs(150, prompts=60)),
+            "kind": "pairs",
+            "heldout": 0.2,
+        },
+    }
+    data = settings(sources, vocab_size=400, heldout=0.1)
+    return prepare(data, seed=0, cache=folder / "cache", processes=1)
+
+
+def plan_of(prepared, kind=BatchPlan, seq_len=96, batch=4, names=("chats", "pairs"), **more):
+    train = {name: prepared.train[name] for name in names}
+    return kind(train=train, seq_len=seq_len, batch=batch, steps=50, seed=3, **more)
+
+
+def batch_of(plan, step=0):
+    return plan.unpack(plan.read(step, range(plan.batch)))
+
+
+def test_documents_are_the_template_of_their_records(prepared):
+    tokenizer = prepared.tokenizer
+    expected = set()
+    for record in chats(120):
+        expected.add(tuple(tokenizer.sequence(*dialogue_parts(dialogue_of(record)))))
+    both = [*prepared.train["chats"], *prepared.heldout["chats"]]
+    assert {tuple(document.tolist()) for document in both} == expected
+    expected = {
+        tuple(tokenizer.sequence(*pair_parts(pair_of(record)))) for record in pairs(150, prompts=60)
+    }
+    both = [*prepared.train["pairs"], *prepared.heldout["pairs"]]
+    assert {tuple(document.tolist()) for document in both} <= expected
+
+
+def test_a_prompt_is_either_held_out_or_trained_on(prepared):
+    def asked(shards):
+        texts = [prepared.tokenizer.decode(document.tolist()) for document in shards]
+        return {text.split("question ")[1].split("\n")[0].split("assistant")[0] for text in texts}
+
+    train, heldout = asked(prepared.train["pairs"]), asked(prepared.heldout["pairs"])
+    assert heldout and not train & heldout
+    size = sum(len(shards) for shards in (prepared.train["pairs"], prepared.heldout["pairs"]))
+    assert 0.1 < len(prepared.heldout["pairs"]) / size < 0.3
+
+
+def test_every_document_is_whole_in_one_row_of_an_epoch(prepared):
+    plan = plan_of(prepared)
+    for name, rows in zip(plan.train, plan.row_plans, strict=True):
+        shards = plan.train[name]
+        for epoch in (0, 1):
+            seen = []
+            for row in range(rows.rows_per_epoch):
+                spans = rows.row(epoch * rows.rows_per_epoch + row)
+                assert sum(span.length for span in spans) <= 96
+                seen += [span.doc for span in spans]
+                assert all(span.offset == 0 for span in spans)
+            used = np.flatnonzero(shards.lengths <= 96)
+            assert set(used.tolist()) <= set(seen) and len(seen) == len(set(seen))
+    orders = []
+    for epoch in (0, 1):
+        first = epoch * rows.rows_per_epoch
+        orders.append([rows.row(first + row) for row in range(rows.rows_per_epoch)])
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_long_dialogues_end_behind_an_answer_and_long_pairs_are_left_out(prepared):
+    plan = plan_of(prepared, seq_len=64)
+    chat_rows, pair_rows = plan.row_plans
+    assert chat_rows.cut and "cut behind an answer" in chat_rows.left_out()
+    assert pair_rows.dropped and not pair_rows.cut
+    ids = chat_ids(prepared.tokenizer)
+    newline = prepared.tokenizer.encode("\n")
+    for row in range(chat_rows.rows_per_epoch):
+        for doc, _, length in chat_rows.row(row):
+            tokens = plan.train["chats"].read(doc, 0, length)[:-1]
+            assert tokens[-2] == ids.end and tokens[-1:].tolist() == newline
+            assert answer_mask(tokens[None], ids)[0, -2]
+
+
+def test_weights_are_on_answers_and_their_ends(prepared):
+    plan = plan_of(prepared, names=("chats",))
+    ids = chat_ids(prepared.tokenizer)
+    for step in range(5):
+        batch = batch_of(plan, step)
+        trained = batch["targets"][batch["weights"] > 0]
+        ends = batch["targets"] == ids.end
+        assert 0 < batch["weights"].mean() < 0.8
+        assert not np.isin(trained, [ids.start, ids.eot]).any()
+        # A weight follows its predecessor inside of an answer, or the answer's header.
+        assert (batch["weights"][ends].sum() > 0) and set(np.unique(batch["weights"])) == {0, 1}
+
+
+def test_a_pair_is_two_segments_with_the_same_prompt(prepared):
+    plan = plan_of(prepared, PairPlan, names=("pairs",))
+    ids = chat_ids(prepared.tokenizer)
+    shapes = plan.shapes(0)
+    for step in range(6):
+        batch = batch_of(plan, step)
+        assert {name: array.shape for name, array in batch.items()} == {
+            name: field.shape for name, field in shapes.items()
+        }
+        for row in range(plan.batch):
+            count = int(batch["pairs"][row].sum())
+            assert count and batch["segments"][row].max() == 2 * count
+            for pair in range(count):
+                first, second = (
+                    batch["segments"][row] == number for number in (2 * pair + 1, 2 * pair + 2)
+                )
+                chosen, rejected = batch["tokens"][row][first], batch["tokens"][row][second]
+                assert chosen[0] == rejected[0] == ids.eot
+                prompt = int(batch["answers"][row][first].argmax()) + 1
+                np.testing.assert_array_equal(chosen[:prompt], rejected[:prompt])
+                for half in (first, second):
+                    answered = batch["targets"][row][half & (batch["answers"][row] > 0)]
+                    assert answered[-1] == ids.end and (answered == ids.end).sum() == 1
+                assert batch["weights"][row][second].sum() == 0
+                np.testing.assert_array_equal(
+                    batch["weights"][row][first], batch["answers"][row][first]
+                )
+
+
+def test_earlier_answers_of_a_prompt_are_no_part_of_a_pair(tmp_path):
+    prompt = "Human: a b\n\nAssistant: early answer\n\nHuman: more\n\nAssistant:"
+    records = []
+    for number in range(40):
+        records.append(
+            {"prompt": f"{prompt}", "chosen": f"good {number}", "rejected": f"bad {number}"}
+        )
+        records[-1]["prompt"] = prompt.replace("a b", f"a b {number}")
+    data = settings(
+        {"p": {"path": write(tmp_path / "p.jsonl", records), "kind": "pairs"}}, vocab_size=300
+    )
+    prepared = prepare(data, seed=0, cache=tmp_path / "cache", processes=1)
+    plan = plan_of(prepared, PairPlan, names=("p",), seq_len=256)
+    batch = batch_of(plan)
+    text = prepared.tokenizer.decode(batch["targets"][batch["answers"] > 0].tolist())
+    assert "good" in text and "bad" in text and "early" not in text
+
+
+@pytest.mark.parametrize("nll_on", ["chosen", "sequence"])
+def test_sequence_reduction_gives_each_pair_the_weight_one(prepared, nll_on):
+    plan = plan_of(prepared, PairPlan, names=("pairs",), nll_on=nll_on, nll_reduction="sequence")
+    batch = batch_of(plan)
+    np.testing.assert_allclose(batch["weights"].sum(), batch["pairs"].sum(), rtol=1e-6)
+    token = batch_of(plan_of(prepared, PairPlan, names=("pairs",), nll_on=nll_on))
+    np.testing.assert_array_equal(token["weights"] > 0, batch["weights"] > 0)
+    if nll_on == "sequence":
+        # All of the chosen dialogue, without the target behind its last token.
+        chosen = batch["segments"] % 2 == 1
+        assert (token["weights"] > 0).sum() == chosen.sum() - batch["pairs"].sum()
+
+
+def test_plans_are_pure_and_survive_a_pickle(prepared):
+    import pickle
+
+    plan = plan_of(prepared, PairPlan)
+    again = pickle.loads(pickle.dumps(plan))
+    for step in (0, 7, 49):
+        for name, array in batch_of(plan, step).items():
+            np.testing.assert_array_equal(array, batch_of(again, step)[name])
+        assert plan.fingerprint(step) == again.fingerprint(step)
+    other = plan_of(prepared, PairPlan, nll_on="sequence")
+    assert other.fingerprint(3) != plan.fingerprint(3)
+    assert other.fingerprint(0) == plan.fingerprint(0)
+
+
+def test_rows_of_pairs_and_of_dialogues_mix(prepared):
+    plan = plan_of(prepared, PairPlan, weights={"chats": 0.5, "pairs": 0.5})
+    kinds = set()
+    for step in range(4):
+        batch = batch_of(plan, step)
+        for row in range(plan.batch):
+            is_pairs = batch["pairs"][row].any()
+            kinds.add(bool(is_pairs))
+            if not is_pairs:
+                assert not batch["answers"][row].any() and batch["weights"][row].any()
+    assert kinds == {True, False}
+
+
+def test_held_out_answers_have_documents_and_pairs_have_two(prepared):
+    shards = prepared.heldout["pairs"]
+    scored = {}
+    for batch in heldout_batches(shards, seq_len=96, batch=2):
+        counted = batch["documents"] >= 0
+        np.testing.assert_array_equal(counted, batch["weights"] > 0)
+        for document, count in zip(*np.unique(batch["documents"][counted], return_counts=True)):
+            assert document not in scored
+            scored[int(document)] = int(count)
+    used = np.flatnonzero(shards.lengths <= 96)
+    assert sorted(scored) == sorted([*(2 * used), *(2 * used + 1)])
+
+
+def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path):
+    asked = list(pairs(60, prompts=60))
+    same = [{"instruction": pair["prompt"].upper() + "?", "output": "yes"} for pair in asked]
+    others = list(chats(200, seed=5))
+    data = settings(
+        {
+            "pairs": {
+                "path": write(tmp_path / "pairs.jsonl", asked),
+                "kind": "pairs",
+                "heldout": 0.2,
+            },
+            "chats": {
+                "path": write(tmp_path / "chats.jsonl", [*same, *others]),
+                "kind": "chat",
+                "heldout": 0.0,
+            },
+        },
+        vocab_size=350,
+    )
+    prepared = prepare(data, seed=0, cache=tmp_path / "cache", processes=1)
+    held = len(prepared.heldout["pairs"])
+    assert held >= 5
+    assert len(prepared.train["chats"]) == 260 - held
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ({"kind": "chats"}, "kind is 'chats'; expected one of text, chat, pairs.*'chat'"),
+        ({"kind": "chat", "heldout": 1.5}, "heldout is 1.5; expected files, or a share"),
+        ({"kind": "chat", "weight": -1}, "weight is -1; expected a number of 0 or more"),
+    ],
+)
+def test_a_wrong_entry_is_named(tmp_path, entry, words):
+    path = write(tmp_path / "c.jsonl", chats(9))
+    with pytest.raises(UserError, match=words):
+        prepare(settings({"c": {"path": path, **entry}}), seed=0, cache=tmp_path / "x", processes=1)
+
+
+def test_files_without_answers_or_questions_are_refused_by_name(tmp_path):
+    cases = {
+        "questions": {"messages": [{"role": "user", "content": "hm"}]},
+        "answers": {"messages": [{"role": "assistant", "content": "hm"}]},
+        "strange": {"speech": "hm"},
+    }
+    for name, record in cases.items():
+        records = [{**record, "id": number} for number in range(30)]
+        path = write(tmp_path / f"{name}.jsonl", records)
+        data = settings({name: {"path": path, "kind": "chat"}})
+        with pytest.raises(UserError, match=f"data.sources.{name}") as caught:
+            prepare(data, seed=0, cache=tmp_path / "cache", processes=1)
+        assert f"{name}.jsonl line 1" in str(caught.value)
+
+
+def test_rows_are_filled_tightly():
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(0, 60, 500)
+    rows = fill_rows(lengths, 64)
+    assert sorted(doc for row in rows for doc in row) == np.flatnonzero(lengths).tolist()
+    sizes = [int(lengths[row].sum()) for row in rows]
+    assert max(sizes) <= 64 and len(rows) <= 1.05 * lengths.sum() / 64
