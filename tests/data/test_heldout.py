@@ -124,7 +124,9 @@ def test_another_seed_holds_out_other_groups():
     chosen = []
     for seed in (0, 1):
         name = {group_id(str(i), seed): i for i in range(100)}
-        groups = choose_groups({"s": table(dict.fromkeys(name, 10))}, {"s": 1000}, {"s": 0.1}).groups["s"]
+        groups = choose_groups(
+            {"s": table(dict.fromkeys(name, 10))}, {"s": 1000}, {"s": 0.1}
+        ).groups["s"]
         chosen.append({name[group] for group in groups.tolist()})
     assert len(chosen[0]) == len(chosen[1]) == 10 and chosen[0] != chosen[1]
 
