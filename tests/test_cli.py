@@ -19,7 +19,7 @@ COMMANDS = {
     "mixture": (mixture, "make_config", ["--config=x.py"]),
     "generate": (generate, "generate_texts", ["--checkpoint=x", "--prompt=a"]),
     "compare": (compare, "compare", ["a", "b"]),
-    "bench": (bench, "_split", ["data"]),
+    "bench": (bench, "_split_off_fields", ["data"]),
 }
 ERRORS = [
     (UserError("the sentence."), "the sentence."),
