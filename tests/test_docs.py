@@ -16,10 +16,12 @@ import pytest
 import zstandard
 
 from slmjax import config as configs
+from slmjax.data import embedded_text
 from slmjax.record import metrics
 from slmjax.testing import check_mixer
 from tests import runs
 from tests.corpus import write_corpus
+from tests.data.test_pair_rows import chats, pairs, write
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -72,7 +74,7 @@ def test_every_link_of_a_page_leads_somewhere(name):
 def test_every_config_field_that_the_pages_and_the_scripts_name_exists():
     text = EVERYTHING + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
-    own = re.compile(r"data\.sources\.web\.\w+|curate\.(rules|languages)\.\w+")
+    own = re.compile(r"data\.sources\.(web|chats|pairs)\.\w+|curate\.(rules|languages)\.\w+")
     unknown = {name for name in named - set(configs.FIELDS) if not own.fullmatch(name)}
     assert len(named) > 20
     assert not unknown
@@ -154,6 +156,10 @@ def small(words):
         fields += ["train.warmup=1", "study.variants={'attention': ('attention+none',)}"]
     else:
         fields += ["data.vocab_size=320"]
+    if "sft.py" in recipe or "orpo.py" in recipe:
+        # Rows in which a dialogue of the textbook has room.
+        fields = [field for field in fields if not field.startswith("data.seq_len")]
+        fields += ["data.seq_len=256", "train.steps=4", "train.warmup=1"]
     own = [SMALLER.get(word, word) for word in words if word != recipe]
     own = [re.sub("vocab_size=(8192|16384)", "vocab_size=320", word) for word in own]
     return [recipe, *(f"--config.{field}" for field in fields), *own]
@@ -210,6 +216,10 @@ def newcomer(tmp_path, monkeypatch, first_run):
     table = "id,body\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(rows))
     (tmp_path / "table.csv").write_text(table)
     (tmp_path / "prompts.txt").write_text("On Monday\nAna has\n")
+    write(tmp_path / "chats.jsonl", chats(60))
+    write(tmp_path / "pairs.jsonl", pairs(60, prompts=30))
+    monkeypatch.setattr(embedded_text, "TRAIN_CONVERSATIONS", 300)
+    monkeypatch.setattr(embedded_text, "HELDOUT_CONVERSATIONS", 30)
     (tmp_path / "recipe.py").write_text(python_block("def get_config"))
     mine = ("class Mean", "class Calm(", "def read_csv")
     (tmp_path / "mine.py").write_text("\n\n".join(map(python_block, mine)))
@@ -256,6 +266,11 @@ def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_pa
     monkeypatch.setenv(
         "SLMJAX_SHARED", str(tmp_path)
     )  # configs/30m.py looks whether its text is there
+    source = (ROOT / "configs" / recipe).read_text()
+    if "def get_config(parent)" in source:
+        # Its model is that of the run it goes on from.
+        assert f"configs/{recipe}" in README
+        return
     config = configs.freeze(configs.load_recipe(str(ROOT / "configs" / recipe)))
     if config.stage != "train":
         assert f"configs/{recipe}" in README

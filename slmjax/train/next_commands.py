@@ -32,7 +32,10 @@ def next_commands(
     trusted = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
     generate += [f"--trust={name}" for name in trusted]
     generate += [f"--prompt={first_prompt(task)}"]
-    train_again = [*words, f"--workdir={second_workdir}", changed_option(config, arch)]
+    # The model of a run that goes on from another one is that one's.
+    has_parent = any(word.startswith("--init_from") for word in words)
+    change = halved_rate(config) if has_parent else changed_option(config, arch)
+    train_again = [*words, f"--workdir={second_workdir}", change]
     compare = ["python", "-m", "slmjax.compare", str(workdir), second_workdir]
     lines = [
         "Next:",
@@ -60,6 +63,11 @@ def changed_option(config: configs.Config, arch: Architecture) -> str:
     """Return an option to try next: attention's output gate flipped, or half the learning rate."""
     if any(block.mixer == "attention" for block in arch.blocks):
         return f"--config.model.output_gate={not config.model.output_gate}"
+    return halved_rate(config)
+
+
+def halved_rate(config: configs.Config) -> str:
+    """Return the option that halves the learning rate."""
     return f"--config.train.lr={config.train.lr / 2:g}"
 
 
