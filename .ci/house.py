@@ -19,7 +19,7 @@ from pathlib import Path
 # A room imports only rooms that stand before it.
 ORDER = """
 errors readable config text textbook data parallel ops models checkpoint infer record curate
-synthesize evals tasks train studies cli mixture compare generate testing launch bench
+synthesize evals tasks train studies cli mixture compare generate chat testing launch bench
 """.split()  # noqa: SIM905
 WIDTH = 100
 SILENT = {
