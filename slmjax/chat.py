@@ -19,6 +19,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.infer.dialogue import NEW_TURNS, Dialogue, Exchange, trained_on_dialogues
 from slmjax.readable import said_if_long
 from slmjax.text.chat_template import chat_ids
+from slmjax.text.conversations import SYSTEM
 from slmjax.text.remote import work_place
 from slmjax.text.tokenizer import TURN_END, TURN_START
 
@@ -86,10 +87,9 @@ class ChatSession:
             "/help": self.help,
         }.get(name)
         if follow is None:
-            advice = f"{', '.join(COMMANDS)}; put a blank before a text that begins so"
-            raise UserError(
-                f"{name}: there is no such command ({advice}).{nearest(name, COMMANDS)}"
-            )
+            known = f"{', '.join(COMMANDS)}; put a blank before a text that begins so"
+            hint = nearest(name, COMMANDS)
+            raise UserError(f"{name}: there is no such command ({known}).{hint}")
         follow(words)
         return True
 
@@ -104,8 +104,9 @@ class ChatSession:
             self._say_left_out(prompt.left_out)
             exchange.answer = self._answer(prompt.ids)
         finally:
+            # Refused, or left by a second Ctrl-C.
             if exchange.answer is None:
-                self.dialogue.exchanges.remove(exchange)
+                self.dialogue.exchanges.pop()
 
     def reset(self, words: str) -> None:
         """Forget the exchanges."""
@@ -123,15 +124,21 @@ class ChatSession:
         if not self.dialogue.exchanges:
             raise UserError("/retry: no question was asked yet.")
         last = self.dialogue.exchanges.pop()
-        self.ask(last.question)
+        try:
+            self.ask(last.question)
+        except UserError:
+            # A longer system turn may leave no room; the old answer is still there then.
+            self.dialogue.exchanges.append(last)
+            raise
 
     def save(self, words: str) -> None:
         """Add the dialogue to a file, as a line of JSON."""
         if not words:
             raise UserError("/save needs a file: /save FILE.")
         messages = self.dialogue.messages()
-        if not self.dialogue.exchanges:
+        if all(message["role"] == SYSTEM for message in messages):
             raise UserError("/save: nothing was said yet.")
+        # Appended, so that a file can collect dialogues to train on, and none is lost.
         line = json.dumps({"messages": messages}, ensure_ascii=False)
         try:
             with Path(words).expanduser().open("a", encoding="utf-8") as file:
@@ -157,9 +164,8 @@ class ChatSession:
         first = statistics.median(speed.first for speed in self.speeds)
         rate = tokens / max(sum(speed.seconds for speed in self.speeds), 1e-9)
         speed = f"the first token after {first:.2f} s, {rate:.0f} tokens/s"
-        return (
-            f"{answers}, {tokens} tokens: {speed}, and {sum(self.compiling):.1f} s of compilation"
-        )
+        compiled = f"{sum(self.compiling):.1f} s of compilation"
+        return f"{answers}, {tokens} tokens: {speed}, and {compiled}"
 
     def _answer(self, ids: Sequence[int]) -> str:
         """Print the answer to a prompt while it comes; returns its text."""
@@ -169,6 +175,7 @@ class ChatSession:
         options, tokenizer = self.options, self.engine.tokenizer
         stop: Sequence[str] = ()
         stop_ids = tokenizer.ends
+        # A base model goes on with the next question, in words or with the id that begins a turn.
         if not self.chatty:
             stop = NEW_TURNS
             stop_ids = [*stop_ids, tokenizer.special_id(TURN_START)]
@@ -183,10 +190,13 @@ class ChatSession:
             stop_ids=stop_ids,
             seed=self.seed,
         )
+        # Also where the same question comes again, another answer is drawn.
         self.seed += 1
+        # Compilation would hide the speed of a short session.
         clock = _Clock(self.compiling)
         said, finish, count = "", "", 0
         with interruptible() as interrupts:
+            # The first piece is one token; it may have to be compiled.
             with said_if_long("compiling", active=sys.stderr.isatty(), say=say):
                 piece = next(pieces)
             first = clock.seconds()
@@ -245,6 +255,7 @@ def chat(options: argparse.Namespace) -> None:
     # jax takes seconds to import: --help and the errors above do not need it.
     from slmjax.infer import sampling
 
+    # Wrong values are refused before a model is loaded.
     sampling.check_sampling(
         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
     )
@@ -252,6 +263,7 @@ def chat(options: argparse.Namespace) -> None:
     from slmjax.infer.load import load_model
     from slmjax.parallel.compiling import use_compile_cache
 
+    # The second session with a model then compiles nothing.
     use_compile_cache()
     with said_if_long("reading the model", active=sys.stderr.isatty(), say=say):
         model = load_model(workdir, options.step, options.trust)
@@ -301,9 +313,8 @@ def _check_tokenizer(tokenizer: Any, workdir: str) -> None:
     try:
         chat_ids(tokenizer)
     except UserError as error:
-        fault = (
-            f"the tokenizer of '{workdir}' has no special tokens '{TURN_START}' and '{TURN_END}'"
-        )
+        marks = f"'{TURN_START}' and '{TURN_END}'"
+        fault = f"the tokenizer of '{workdir}' has no special tokens {marks}"
         words = ["python", "-m", "slmjax.generate", f"--checkpoint={workdir}", "--prompt=TEXT"]
         advice = f"complete texts with it instead: {cli.shell_command(words)}"
         raise UserError(f"{fault}, which mark the turns of a dialogue; {advice}") from error
