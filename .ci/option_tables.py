@@ -1,7 +1,8 @@
 """Write the option tables of docs/*.md from the library: python .ci/option_tables.py [--check].
 
-A table follows a line `<!-- options: GROUP ... -->` ("." holds the fields of no group) or
-`<!-- generate options -->`. With --check nothing is written, and a stale page is status 1.
+A table follows a line `<!-- options: GROUP ... -->` ("." holds the fields of no group),
+`<!-- generate options -->` or `<!-- chat options -->`. With --check nothing is written, and a stale
+page is status 1.
 """
 
 import argparse
@@ -9,11 +10,12 @@ import re
 import sys
 from pathlib import Path
 
-from slmjax import config, generate
+from slmjax import chat, config, generate
 
+PARSERS = {"generate": generate.make_parser, "chat": chat.chat_parser}
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE = re.compile(
-    r"(<!-- (options: [^>]*|generate options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?"
+    r"(<!-- (options: [^>]*|(?:generate|chat) options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?"
 )
 
 
@@ -32,14 +34,13 @@ def field_rows(group: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def generate_rows() -> list[tuple[str, ...]]:
+def option_rows(parser: argparse.ArgumentParser) -> list[tuple[str, ...]]:
     rows = []
-    for action in generate.make_parser()._actions:
+    for action in parser._actions:
         if "--help" in action.option_strings:
             continue
-        default = (
-            "" if action.required or action.default in (None, [], "") else f"`{action.default!r}`"
-        )
+        silent = action.required or action.nargs == 0 or action.default in (None, [], "")
+        default = "" if silent else f"`{action.default!r}`"
         meaning = (action.help or "").replace(" (default: %(default)s)", "").replace("|", "\\|")
         rows.append((f"`{action.option_strings[0]}`", default, meaning))
     return rows
@@ -50,8 +51,9 @@ def written(page: str) -> str:
 
     def insert(match: re.Match) -> str:
         words = match[2].split()
-        if words[0] == "generate":
-            body = table(("option", "default", "meaning"), generate_rows())
+        if words[0] in PARSERS:
+            rows = option_rows(PARSERS[words[0]]())
+            body = table(("option", "default", "meaning"), rows)
         else:
             rows = [row for group in words[1:] for row in field_rows(group)]
             body = table(("field", "default", "meaning"), rows)

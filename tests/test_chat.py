@@ -382,9 +382,42 @@ def start(run, *argv, **how):
     """Start the command in a process of its own."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
+    environment.pop("NO_COLOR", None)
     environment |= how.pop("environment", {})
     command = [sys.executable, "-m", "slmjax.chat", f"--checkpoint={run.path}", *argv]
     return subprocess.Popen(command, env=environment, cwd=ROOT, **how)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stopped_answer_stays_in_the_dialogue_as_far_as_it_came_and_a_second_ctrl_c_leaves(
+    endless, tmp_path, monkeypatch, capsys, times
+):
+    pieces = []
+    whole = streaming.stream
+
+    def interrupted(*given, **how):
+        for piece in whole(*given, **how):
+            pieces.append(piece.text)
+            if len(pieces) == 3:
+                for _ in range(times):
+                    os.kill(os.getpid(), signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(streaming, "stream", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    file = tmp_path / "saved.jsonl"
+    give(monkeypatch, f"one\n/save {file}\n".encode())
+    status = main([f"--checkpoint={endless.path}", "--max_tokens=90"])
+    assert signal.getsignal(signal.SIGINT) is before
+    out, err = capsys.readouterr()
+    assert len(pieces) == 3
+    if times == 2:
+        assert status == 130 and out == "".join(pieces[:2]) and not file.exists()
+        return
+    answer = "".join(pieces)
+    assert status == 0 and out == f"{answer}\n" and "stopped\n" in err
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": answer}]
+    assert json.loads(file.read_text()) == {"messages": messages}
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_session_and_at_the_prompt_it_leaves(endless):
