@@ -26,10 +26,10 @@ from slmjax.text.tokenizer import TURN_END, TURN_START
 USAGE = "Talk with a trained model: python -m slmjax.chat --checkpoint=WORKDIR."
 COMMANDS = {
     "/reset": "begin anew; the system turn stays",
-    "/system": "TEXT: set the system turn; without TEXT: drop it",
+    "/system TEXT": "set the system turn; without TEXT: drop it",
     "/retry": "answer the last question again, with the next seed",
-    "/save": "FILE: add the dialogue to FILE as a line of JSON",
-    "/help": "list these commands",
+    "/save FILE": "add the dialogue to FILE as a line of JSON",
+    "/help": "list the commands",
     "/exit": "leave, as the end of the input does",
 }
 # A slash and letters: a path such as /usr/bin is no command.
@@ -87,8 +87,9 @@ class ChatSession:
             "/help": self.help,
         }.get(name)
         if follow is None:
-            known = f"{', '.join(COMMANDS)}; put a blank before a text that begins so"
-            hint = nearest(name, COMMANDS)
+            names = [usage.split()[0] for usage in COMMANDS]
+            known = f"{', '.join(names)}; put a blank before a text that begins so"
+            hint = nearest(name, names)
             raise UserError(f"{name}: there is no such command ({known}).{hint}")
         follow(words)
         return True
@@ -151,9 +152,9 @@ class ChatSession:
 
     def help(self, words: str) -> None:
         """List the commands."""
-        for name, meaning in COMMANDS.items():
-            say(f"{name:8} {meaning}")
-        say("Ctrl-C stops an answer")
+        for usage, meaning in COMMANDS.items():
+            say(f"{usage:13} {meaning}")
+        say(f"{'Ctrl-C':13} stop an answer; at the prompt: leave")
 
     def summary(self) -> str:
         """Return a line on the speed of all answers; "" where there is none."""
@@ -273,12 +274,12 @@ def chat(options: argparse.Namespace) -> None:
     session = ChatSession(engine, model.config.data.seq_len, chatty=chatty, options=options)
     step = model.step
     del model  # the engine has weights of its own
-    if not chatty:
-        fault = "a base model, trained on text and not on dialogues"
-        say(f"step {step} of '{workdir}' is {fault}: its answers continue text")
     typed = sys.stdin is not None and sys.stdin.isatty()
     if typed:
         say(f"step {step} of '{workdir}'; /help lists the commands, Ctrl-C stops an answer")
+    if not chatty:
+        fault = "a base model, trained on text and not on dialogues"
+        say(f"'{workdir}' is {fault}: its answers continue text")
     try:
         _converse(session, typed)
     finally:

@@ -162,7 +162,7 @@ def test_commands_of_a_script(talker, tmp_path, monkeypatch, capsys):
     as_messages = [[{"role": r, "content": c} for r, c in turns] for turns in expected]
     assert saved == as_messages
     assert "3 turns were added to" in err and "the dialogue begins anew" in err
-    assert "/retry   answer the last question again" in err
+    assert "/retry        answer the last question again" in err
 
 
 @pytest.mark.parametrize(
@@ -473,6 +473,7 @@ def read_until(terminal, wanted, seconds=120):
 def test_a_person_at_a_terminal_sees_a_prompt_and_answers_and_can_try_again(
     corpus, tmp_path, colour
 ):
+    """The end of the input ends the session with status 0, Ctrl-C with 130."""
     # The answer holds a control sequence, which a terminal would follow.
     strange = make_run(tmp_path, chain("ok\x1b[1m.", TOKENIZER.special[TURN_END]))
     master, slave = pty.openpty()
@@ -487,8 +488,12 @@ def test_a_person_at_a_terminal_sees_a_prompt_and_answers_and_can_try_again(
         assert "ok\\x1b[1m.\r\n" in shown and "\x1b[1m" not in shown
         os.write(master, b"/rety\n")
         assert b"Did you mean '/retry'?" in read_until(master, b"\n> ")
-        os.write(master, b"\x04")
+        if colour:
+            os.write(master, b"\x04")
+        else:
+            process.send_signal(signal.SIGINT)
         after = read_until(master, b"compilation").decode()
-        assert "1 answer, 7 tokens" in after
-        assert process.wait(60) == 0
+        # On a line of its own, not behind the prompt.
+        assert after.startswith("\r\n") and "1 answer, 7 tokens" in after
+        assert process.wait(60) == (0 if colour else 130)
     os.close(master)

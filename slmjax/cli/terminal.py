@@ -31,6 +31,10 @@ def typed_lines() -> Iterator[str]:
                 continue
             except EOFError:
                 line = ""
+            except KeyboardInterrupt:
+                # What comes next is not to stand behind the prompt.
+                print(file=sys.stderr)
+                raise
         else:
             # stdout is a file or a pipe, which holds answers only.
             print(ASK, end="", file=sys.stderr, flush=True)
