@@ -76,6 +76,7 @@ class ChatSession:
             if line.strip():
                 self.ask(line.strip())
             return True
+        # Every command takes the rest of its line, so that file names may hold blanks.
         name, words = command[1], (command[2] or "").strip()
         if name == "/exit":
             return False
@@ -162,6 +163,7 @@ class ChatSession:
             return ""
         tokens = sum(speed.tokens for speed in self.speeds)
         answers = f"{len(self.speeds)} answer{'s' if len(self.speeds) > 1 else ''}"
+        # The median, as reading the weights for the first time slows the first answer.
         first = statistics.median(speed.first for speed in self.speeds)
         rate = tokens / max(sum(speed.seconds for speed in self.speeds), 1e-9)
         speed = f"the first token after {first:.2f} s, {rate:.0f} tokens/s"
@@ -201,6 +203,7 @@ class ChatSession:
             with said_if_long("compiling", active=sys.stderr.isatty(), say=say):
                 piece = next(pieces)
             first = clock.seconds()
+            # Ctrl-C counts between two pieces: what is shown is also what the dialogue keeps.
             while piece is not None:
                 count += len(piece.tokens)
                 said += piece.text
@@ -232,6 +235,7 @@ class ChatSession:
 
     def _say_left_out(self, left_out: int) -> None:
         """Print that more of the dialogue than before does not fit."""
+        # Once for each exchange, not with every answer.
         if left_out > self.left_out:
             what = "the oldest question and its answer are"
             if left_out > 1:
@@ -355,6 +359,7 @@ def _compile_seconds() -> list[float]:
 
     compiling: list[float] = []
 
+    # JAX tells of compilation by events; there is no other way to know its time.
     def note_compilation(event: str, seconds: float, **_: Any) -> None:
         if "/compile/" in event:
             compiling.append(seconds)
