@@ -108,6 +108,7 @@ NOT_HERE = {
     "ruff check": "a stage of .ci/run",
     "slmjax.bench": "a GPU, another library or minutes; tests/bench runs every bench",
     "base_url": "a server that is paid for; tests/synthesize has one of its own",
+    "slmjax.chat": "a person, or runs that another page leaves; tests/test_chat.py has both",
     "--coordinator": "several machines; tests/parallel starts several processes",
     "configs/30m.py": "real text and a GPU",
     "configs/studies/mixers.py": "real text and a GPU; tests/studies has the recipe",

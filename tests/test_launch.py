@@ -16,7 +16,9 @@ from slmjax.record.metrics import MetricsWriter
 from tests import runs
 
 PREPARING = ("text", "textbook", "data", "curate", "synthesize")
-MODULES = "slmjax slmjax.launch slmjax.config slmjax.generate slmjax.compare slmjax.mixture"
+MODULES = (
+    "slmjax slmjax.launch slmjax.config slmjax.generate slmjax.chat slmjax.compare slmjax.mixture"
+)
 
 
 def refused(capsys, arguments):

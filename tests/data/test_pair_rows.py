@@ -16,7 +16,23 @@ from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
 from slmjax.text.conversations import dialogue_of, pair_of
 from tests.data.test_prepare import settings
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "into", "seven", "green", "hills"]
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "and",
+    "runs",
+    "into",
+    "seven",
+    "green",
+    "hills",
+]
 
 
 def text_of(draw, most):
