@@ -343,7 +343,7 @@ def saved_config(task, sources):
         ("lm", (types.SimpleNamespace(path="a"),), False),
         ("lm", (types.SimpleNamespace(path="a", kind="chat"),), True),
         ("orpo weight=0.2", {}, True),
-        ("sft", {}, True),
+        ("orpo odds_weight=0.2", {}, True),
         ("mine:Task rate=3", {}, False),
         ("mine:Task rate=3", {"pairs": {"path": "a", "kind": "pairs"}}, True),
     ],

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from slmjax.errors import UserError
 from slmjax.text.chat_template import prompt_parts
 from slmjax.text.conversations import ASSISTANT, SYSTEM, USER, Turn
+from slmjax.text.records import CHAT, PAIRS
 from slmjax.text.tokenizer import Tokenizer
 
 # Tasks and kinds of sources that teach a model to answer in turns.
-CHAT_TASKS = ("sft", "orpo")
-CHAT_KINDS = ("chat", "pairs")
+CHAT_TASKS = ("orpo",)
+CHAT_KINDS = (CHAT, PAIRS)
 # Where the answer of a base model ends, which goes on to write the next question itself.
 NEW_TURNS = (
     "\nHuman:",

@@ -94,13 +94,13 @@ def stream(
       prompt, max_tokens, temperature, top_k, top_p, stop, stop_ids, seed: see `Engine.generate`.
     Raises: UserError naming the argument that makes no sense.
     """
-    drawing = sampling_of(1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = sampling_of(1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if isinstance(stop, str):
         stop = [stop]
     text = SafeText(stop)
     ids = [engine.encode(prompt)]
     seen = 0  # tokens of the pieces so far
-    for decoded in decode_pieces(engine, ids, drawing, max_tokens, stop, stop_ids):
+    for decoded in decode_pieces(engine, ids, sampling, max_tokens, stop, stop_ids):
         count, finish = int(decoded.counts[0]), int(decoded.finish[0])
         tokens = decoded.tokens[0, seen:count].tolist()
         logprobs = decoded.logprobs[0, seen:count].tolist()
@@ -117,7 +117,7 @@ def stream(
 def decode_pieces(
     engine: Engine,
     ids: Sequence[Sequence[int]],
-    drawing: Sampling,
+    sampling: Sampling,
     max_tokens: int,
     stop: Sequence[str] = (),
     stop_ids: Sequence[int] | None = None,
@@ -128,7 +128,7 @@ def decode_pieces(
     once for each bucket of the prompt's and the completion's length; another length of a piece
     compiles nothing. See `Engine.decode` for the arguments and errors.
     """
-    batch = engine.prepare(ids, drawing, max_tokens, stop, stop_ids)
+    batch = engine.prepare(ids, sampling, max_tokens, stop, stop_ids)
     cache = engine.prefill(batch)
     request = jax.device_put(batch.request)
     state = _compiled_first_state(batch.room, request)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 from slmjax import config as configs
+from slmjax.infer.dialogue import trained_on_dialogues
 from slmjax.models.architecture import Architecture
 from slmjax.tasks.task import Task
 from slmjax.train.evaluation import Samples
@@ -37,9 +38,14 @@ def next_commands(
     change = halved_rate(config) if has_parent else changed_option(config, arch)
     train_again = [*words, f"--workdir={second_workdir}", change]
     compare = ["python", "-m", "slmjax.compare", str(workdir), second_workdir]
+    use = f"  generate:            {shlex.join(generate)}"
+    if trained_on_dialogues(config):
+        chat = ["python", "-m", "slmjax.chat", f"--checkpoint={workdir}"]
+        chat += [f"--trust={name}" for name in trusted]
+        use = f"  chat:                {shlex.join(chat)}"
     lines = [
         "Next:",
-        f"  generate:            {shlex.join(generate)}",
+        use,
         f"  change and compare:  {shlex.join(train_again)} && {shlex.join(compare)}",
     ]
     if config.task == "lm" and not config.data.sources:
