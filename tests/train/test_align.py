@@ -17,7 +17,7 @@ from tests.data.test_pair_rows import chats, pairs, write
 STEPS = 12
 SMALL = {
     "data.seq_len": 96,
-    "train.batch": 8,
+    "train.batch": 16,
     "train.microbatches": 2,
     "train.steps": STEPS,
     "train.warmup": 1,
