@@ -2,8 +2,8 @@
 
 A checkpoint `checkpoints/<step>/` holds the items `params`, `buffers` (of a model that has some),
 `optimizer` (with step and spike statistics) and `meta` (config, fingerprint of the data plan,
-tokenizer hash, parents, digests), so that a model can be read without its optimizer. Until format 1
-the item `rest` held optimizer, step, spike statistics and the scales of float8.
+tokenizer hash, parents, digests), so that a model can be read without its optimizer. In format 0
+one item `rest` held optimizer, step, spike statistics and the scales of float8.
 """
 
 import abc
@@ -32,7 +32,7 @@ for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-FORMAT = 1  # number of today's layout of items; each meta item says its own
+FORMAT = 1  # number of today's layout of items; a meta item says which one its checkpoint has
 ITEMS = ("params", "buffers", "optimizer")
 Items = dict[str, Any]  # trees of arrays by name
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -44,7 +44,7 @@ META = {
     "parents": list,
     "digests": dict,
 }
-LONGEST_FAULT = 200  # characters of a storage's error
+LONGEST_FAULT = 200  # most characters that are quoted from an error of the storage
 
 
 class DamagedCheckpoint(ValueError):
@@ -73,7 +73,7 @@ class StoredModel(abc.ABC):
 
     @abc.abstractmethod
     def read_meta(self, step: int) -> tuple[dict, str]:
-        """Return (the meta item of a step, "") or ({}, its fault)."""
+        """Return (the meta item of a step, ""), or ({}, what is wrong with it)."""
 
     @abc.abstractmethod
     def restore(self, step: int, shapes: Items) -> RestoredItems:
@@ -82,14 +82,16 @@ class StoredModel(abc.ABC):
         Args:
           shapes: each item's tree of ShapeDtypeStructs, with the shardings to restore to.
 
-        Raises: DamagedCheckpoint where it does not read, or a value is not the one that was saved.
+        Raises: DamagedCheckpoint where it cannot be read, or a value is not the one that was saved.
         """
 
     @abc.abstractmethod
     def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
         """Return an item of a step as a tree of ShapeDtypeStructs.
 
-        Raises: DamagedCheckpoint.
+        Args:
+          sharding: that every ShapeDtypeStruct gets.
+        Raises: DamagedCheckpoint where the item cannot be read.
         """
 
     @abc.abstractmethod
@@ -112,8 +114,8 @@ class StoredModel(abc.ABC):
         Args:
           steps: the checkpoints to choose from.
           read: called with a step and its meta item; raises DamagedCheckpoint where it cannot read.
-        Returns: (what `read` returned, or None; the faults of checkpoints that were passed over,
-          each as "step 30: its fault").
+        Returns: (what `read` returned, None if it could read no checkpoint; the faults of those
+          that were passed over, each as "step 30: its fault").
         """
         passed_over = []
         for step in sorted(steps, reverse=True):
@@ -143,11 +145,12 @@ class Checkpoints(StoredModel):
 
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager.
+        """Orbax's manager, made when it is first needed.
 
-        It is made at the first save or look, so that asking an empty folder leaves nothing behind.
+        It creates the folder of checkpoints, which a mere look at a work directory must not do.
 
-        Raises: UserError where one step's _CHECKPOINT_METADATA is damaged: Orbax then lists none.
+        Raises: UserError where one step's _CHECKPOINT_METADATA is damaged: Orbax then lists no
+          step at all.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
         names = (*ITEMS, "rest", "meta")
@@ -155,7 +158,7 @@ class Checkpoints(StoredModel):
             return ocp.CheckpointManager(self.root, item_names=names, options=options)
         except OSError:  # no access, or a full disk: not damage
             raise
-        except Exception as error:  # Orbax reads the time of every step from a file of its own
+        except Exception as error:  # of whatever kind: Orbax parses the metadata of every step
             raise UserError(
                 f"a _CHECKPOINT_METADATA in '{self.root}' is damaged ({first_line(error)}); "
                 "move the folder of that step away, and the step before is used."
@@ -186,12 +189,12 @@ class Checkpoints(StoredModel):
         return sorted(self.manager.all_steps())
 
     def read_meta(self, step: int) -> tuple[dict, str]:
-        """Return (the meta item of a step, "") or ({}, its fault)."""
+        """Return (the meta item of a step, ""), or ({}, what is wrong with it)."""
         try:
             file = self._folder(step) / "meta" / "metadata"
             meta = json.loads(file.read_text())
             fault = meta_fault(meta, step)
-        except (OSError, ValueError, RecursionError):  # the last one for deep nesting
+        except (OSError, ValueError, RecursionError):  # RecursionError from deep nesting
             return {}, "its meta item cannot be read"
         return ({}, fault) if fault else (meta, "")
 
@@ -200,69 +203,71 @@ class Checkpoints(StoredModel):
         meta, fault = self.read_meta(step)
         if fault:
             raise DamagedCheckpoint(fault)
-        older = meta.get("format", 0) < 1  # the first format had no number
-        if older:
+        is_format_0 = meta.get("format", 0) < 1  # the first format had no number
+        if is_format_0:
             shapes = _as_format_0(shapes)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-        with _damage():
+        with _errors_as_damage():
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
-        got = dict(restored)  # items by name
-        # Orbax compares no values, and older checkpoints may have no digests.
+        restored = dict(restored)
+        # Orbax compares no values. Older checkpoints may have no digests.
         for name, expected in meta.get("digests", {}).items():
-            if name in items and digest(got[name]) != expected:
+            if name in items and digest(restored[name]) != expected:
                 raise DamagedCheckpoint(f"values of '{name}' are not those that were saved")
-        if older:
-            got = _from_format_0(got)
-        return RestoredItems(step, meta, got)
+        if is_format_0:
+            restored = _from_format_0(restored)
+        return RestoredItems(step, meta, restored)
 
     def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
         """Return an item of a step's checkpoint, see StoredModel."""
-        with _damage(), ocp.StandardCheckpointer() as reader:
+        with _errors_as_damage(), ocp.StandardCheckpointer() as reader:
             saved = reader.metadata(self._folder(step) / item).item_metadata
             if saved is None:
                 raise DamagedCheckpoint(f"its item '{item}' cannot be read")
 
-            def described(leaf):
+            def shape_of(leaf):
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-            return jax.tree.map(described, saved.tree)
+            return jax.tree.map(shape_of, saved.tree)
 
     def prune(self, trunk: int | None) -> None:
         """Delete all but the newest `keep` checkpoints and the trunks.
 
-        A trunk is the checkpoint at step `trunk`, or one that was saved as an earlier run's.
+        A trunk is a checkpoint whose learning rate is not decayed yet, from which a longer run may
+        go on: that of step `trunk`, and those that earlier runs saved as theirs.
         """
         steps = self.steps()
         for step in steps[: -self.keep]:
-            # A longer run may go on from a trunk, whose learning rate is not decayed yet.
             if step != trunk and not self.meta(step).get("trunk"):
                 self.manager.delete(step)
 
     def remove_unfinished(self) -> None:
-        """Delete the rest of a checkpoint whose writer was killed; only a writer may call it.
+        """Delete incomplete checkpoints, whose writer was killed; only a writer may call it.
 
-        A bucket has no such rest: there a checkpoint has its name from the start, and counts once
-        it is whole.
+        In a bucket there is nothing to delete: a checkpoint has its final name from the start, and
+        counts only once it is complete.
         """
         if hosts.is_first() and self.root.exists():
             for folder in self.root.iterdir():
                 if UNFINISHED in folder.name:
                     folder.rmtree()
-        hosts.barrier("remove_unfinished")  # else another process could be looking at what goes
+        # No process goes on while the folders are still there.
+        hosts.barrier("remove_unfinished")
 
     def set_aside(self, step: int) -> None:
         """Move checkpoints of later steps to `checkpoints-aside/`: a run goes on from `step`.
 
         Checkpoints of the same steps that were set aside before are replaced.
         """
-        hosts.barrier("before set_aside")  # else another process could still be reading what moves
+        # No process may still be reading a checkpoint that moves.
+        hosts.barrier("before set_aside")
         if hosts.is_first():
             aside = self.root.parent / "checkpoints-aside"
             for later in self.steps():
                 if later > step:
                     _replace(self._folder(later), aside / str(later))
         hosts.barrier("set_aside")
-        self.manager.reload()  # it keeps a list of steps
+        self.manager.reload()  # the manager keeps a list of steps, which is outdated now
 
     def place(self, step: int) -> epath.Path:
         """Return the folder of a step's checkpoint, for messages."""
@@ -292,9 +297,9 @@ def checkpoint_hash(meta: dict) -> str:
 
 
 def meta_fault(meta: Any, step: int) -> str:
-    """Return the fault of the meta item of a step's checkpoint; "" for none.
+    """Return what is wrong with the meta item of a step's checkpoint; "" for nothing.
 
-    Checkpoints of versions without a seal are judged by their keys alone.
+    A meta item without a seal, of an older version, is judged by its keys and their types alone.
     """
     if not isinstance(meta, dict):
         return "its meta item holds no object"
@@ -315,7 +320,7 @@ def meta_fault(meta: Any, step: int) -> str:
 def digest(tree: Any) -> str:
     """Return a digest of every bit of a tree's arrays, however they are spread over devices.
 
-    The storage notices a cut file, but not a flipped bit.
+    The storage notices a file that is cut short, but not a flipped bit.
     """
     sums = jax.device_get(_sums(jax.tree.leaves(tree)))
     text = json.dumps([int(number) for number in sums])
@@ -324,7 +329,10 @@ def digest(tree: Any) -> str:
 
 @jax.jit
 def _sums(leaves: list) -> list:
-    """Return the sum of each array's bits as integers: exact in any order."""
+    """Return the sum of each array's bits, read as unsigned integers, modulo 2**32.
+
+    Unlike a sum of floats it is the same in any order.
+    """
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
     sums = []
     for leaf in leaves:
@@ -335,11 +343,11 @@ def _sums(leaves: list) -> list:
 
 
 @contextlib.contextmanager
-def _damage() -> Iterator[None]:
-    """Inside, every error of the storage is a DamagedCheckpoint, except a lack of memory."""
+def _errors_as_damage() -> Iterator[None]:
+    """Inside, every error but a lack of memory becomes a DamagedCheckpoint."""
     try:
         yield
-    except Exception as error:  # storage raises many kinds
+    except Exception as error:  # the storage raises many kinds
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise DamagedCheckpoint(first_line(error)[:LONGEST_FAULT]) from error
@@ -354,7 +362,8 @@ def _replace(folder: epath.Path, target: epath.Path) -> None:
 
 
 def _as_format_0(items: Items) -> Items:
-    """Return items laid out as in format 0, where buffers can be read with the optimizer only."""
+    """Return items as format 0 laid them out. Without the optimizer, buffers are left out."""
+    # Both are in the item `rest`, which can only be read as a whole.
     if "optimizer" not in items:
         return {"params": items["params"]}
     rest = dict(items["optimizer"])
@@ -364,8 +373,10 @@ def _as_format_0(items: Items) -> Items:
 
 
 def _from_format_0(items: Items) -> Items:
+    """Return the items of format 0 as today's."""
     if "rest" not in items:
         return items
+    # Buffers are those of float8, the only ones that format 0 had.
     rest = dict(items["rest"])
     buffers = rest.pop("buffers", {})
     newer = {"params": items["params"], "optimizer": rest}
@@ -375,9 +386,10 @@ def _from_format_0(items: Items) -> Items:
 
 
 class _Local(type(epath.Path("/"))):
-    """A local path whose own name is no pattern.
+    """A local path whose `glob` takes the path's own name literally.
 
-    Orbax lists the parts of a checkpoint by glob, which reads "[" in a folder's name as a pattern.
+    Orbax lists the parts of a checkpoint with `glob`. That of epath reads a "[" in a work
+    directory's name as part of the pattern.
     """
 
     def glob(self, pattern: str) -> Iterator["_Local"]:

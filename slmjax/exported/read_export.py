@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +82,7 @@ class Export(StoredModel):
         return [self.manifest["step"]]
 
     def read_meta(self, step: int) -> tuple[dict, str]:
-        """Return (the meta item of the checkpoint that was exported, "") or ({}, its fault)."""
+        """Return (the exported checkpoint's meta item, ""), or ({}, what is wrong with it)."""
         try:
             manifest = self.manifest
         except UserError as error:
@@ -179,7 +180,7 @@ def read_export_manifest(folder: epath.Path) -> dict:
     try:
         fault = _layout_fault(manifest)
     except (KeyError, TypeError, AttributeError):
-        fault = "lacks a field"
+        fault = "lacks a field, or has one of another kind"
     if fault:
         raise UserError(f"'{file}' {fault}; {AGAIN}.")
     return manifest
@@ -225,14 +226,20 @@ def _layout_fault(manifest: Mapping) -> str:
     """
     end = 0
     for array in manifest["arrays"]:
-        stored, _ = TYPES.get(array["dtype"]), TYPES[array["saved_as"]]
+        stored, _ = TYPES[array["dtype"]], TYPES[array["saved_as"]]
         sizes = array["shape"]
         whole = all(type(size) is int and size >= 0 for size in sizes)
-        if stored is None or not whole or not array["name"].partition("/")[2]:
-            return f"describes no array of a known type and shape as '{array['name']}'"
+        *folders, own_name = array["name"].split("/")
+        if not whole or not folders or not own_name:
+            return f"describes no array as '{array['name']}'"
         if array["offset"] != end or array["bytes"] != math.prod(sizes) * stored.itemsize:
             return f"contradicts itself on the bytes of '{array['name']}'"
         end += array["bytes"]
+    names = [array["name"] for array in manifest["arrays"]]
+    # An array cannot hold another one, as "a" would with "a/b".
+    above = {name[: slash.start()] for name in names for slash in re.finditer("/", name)}
+    if len(set(names)) < len(names) or above & set(names):
+        return "names an array twice"
     held = 0
     for number, piece in enumerate(manifest["pieces"]):
         # No other name: it is joined to the folder's.

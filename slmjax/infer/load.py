@@ -88,10 +88,12 @@ def read_newest(
     with contextlib.closing(checkpoints):
         result, damaged = checkpoints.newest(wanted, read)
     if result is None:
-        place, faults = f"in '{checkpoints.root}'", "; ".join(damaged)
+        faults = "; ".join(damaged)
         if step is None:
-            raise UserError(f"none of the checkpoints {place} can be read: {faults}.")
-        raise UserError(f"the checkpoint {place} cannot be read: {faults}.")
+            raise UserError(
+                f"none of the checkpoints in '{checkpoints.root}' can be read: {faults}."
+            )
+        raise UserError(f"the checkpoint in '{checkpoints.root}' cannot be read: {faults}.")
     for fault in damaged:
         line = f"slmjax: the checkpoint of {fault}; it is damaged and was passed over"
         print(line, file=sys.stderr)
@@ -110,12 +112,13 @@ def _load(
 
     Args:
       meta: the checkpoint's own record of its config and tokenizer.
-    Raises: DamagedCheckpoint, so that an older one is tried; UserError for all else.
+    Raises: DamagedCheckpoint, after which `load_model` tries an older one; UserError for any other
+      fault.
     """
     place = str(checkpoints.place(step))
     try:
         config = freeze(from_dict(meta["config"]))
-        trained_with = meta["tokenizer"]  # the tokenizer's hash; empty without one
+        tokenizer_hash = meta["tokenizer"]  # empty where the task has no tokenizer
     except UserError as error:
         # The config is of another version, or somebody changed it.
         raise UserError(f"the checkpoint '{place}': {error}") from error
@@ -123,31 +126,31 @@ def _load(
         # A damaged file may hold anything.
         raise DamagedCheckpoint("its meta item cannot be read") from error
     check_trust(config, trust, place)
-    if text and not trained_with:
+    if text and not tokenizer_hash:
         fault = f"was trained by the task '{config.task}', which has no tokenizer"
         raise UserError(f"'{root}' {fault}, so the model reads and writes no text.")
     tokenizer = None
-    if trained_with:
-        tokenizer = checked_tokenizer(root, step, trained_with)
+    if tokenizer_hash:
+        tokenizer = checked_tokenizer(root, step, tokenizer_hash)
         vocab_size = tokenizer.vocab_size
     else:
-        # Without a tokenizer only the shape of the embedding says it.
+        # The rows of the embedding, as there is no tokenizer to ask.
         vocab_size = checkpoints.shapes(step, "params")["embedding"].shape[0]
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
     deterministic = config.train.deterministic
     # With the compute type and kernels of this machine, which may not be those of training.
     arch, _ = resolve(config.model, config.precision, mesh, vocab_size, deterministic)
     # A model without buffers has no such item in its checkpoint.
-    items = {"params": _described(lambda: lm.init(arch, jax.random.key(0)))}
+    items = {"params": _shapes_to_load(lambda: lm.init(arch, jax.random.key(0)))}
     if lm.declare_buffers(arch):
-        items["buffers"] = _described(lambda: lm.init_buffers(arch))
+        items["buffers"] = _shapes_to_load(lambda: lm.init_buffers(arch))
     restored = checkpoints.restore(step, items).items
     buffers = restored.get("buffers", {})
     return Loaded(config, arch, restored["params"], buffers, tokenizer, step)
 
 
-def _described(make: Callable[[], dict]) -> dict:
-    """Return the shapes of a tree, on this machine's first device."""
+def _shapes_to_load(make: Callable[[], dict]) -> dict:
+    """Return the shapes of the tree that `make` returns, to be loaded onto the first device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def on_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -159,14 +162,17 @@ def _described(make: Callable[[], dict]) -> dict:
 def checked_tokenizer(
     root: epath.Path,
     step: int,
-    trained_with: str,
+    tokenizer_hash: str,
 ) -> tokenizers.Tokenizer:
-    """Return the work directory's tokenizer, whose hash must be the one of the checkpoint."""
+    """Return the work directory's tokenizer.
+
+    Raises: UserError where it is missing, or not the one that the checkpoint was trained with.
+    """
     file = root / "tokenizer.json"
     if not file.exists():
         raise UserError(f"'{root}' has lost its tokenizer.json; {HOW_TO_RESTORE}.")
     tokenizer = tokenizers.load_tokenizer(str(file))
-    if tokenizer.sha256 != trained_with:
+    if tokenizer.sha256 != tokenizer_hash:
         fault = f"is not the tokenizer that the checkpoint of step {step} was trained with"
         raise UserError(f"'{file}' {fault}.")
     return tokenizer
