@@ -1,5 +1,6 @@
 """Write an export: pieces first, params.json last; see read_export.py for the layout."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_export(
             writer.write(content)
         pieces = writer.close()
         if tokenizer:
-            tokenizer.save(folder / "tokenizer.json")
+            tokenizer.save(os.fspath(folder / "tokenizer.json"))
         write_atomic(folder / "config.json", meta["config"])
         _remove(folder, keep={piece["file"] for piece in pieces} | set(OWN_NAMES))
         manifest = sealed({**head, "arrays": arrays, "pieces": pieces})
