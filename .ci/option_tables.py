@@ -1,8 +1,8 @@
 """Write the option tables of docs/*.md from the library: python .ci/option_tables.py [--check].
 
 A table follows a line `<!-- options: GROUP ... -->` (fields of the config's groups; "." for those
-of no group) or `<!-- generate options -->` (options of slmjax.generate). With --check nothing is
-written, and the status is 1 if a page is stale.
+of no group), `<!-- generate options -->` or `<!-- export options -->` (options of slmjax.generate
+or slmjax.export). With --check nothing is written, and the status is 1 if a page is stale.
 """
 
 import argparse
@@ -10,13 +10,12 @@ import re
 import sys
 from pathlib import Path
 
-from slmjax import config, generate
+from slmjax import config, export, generate
 
+PARSERS = {"generate": generate.make_parser, "export": export.make_export_parser}
 DOCS = Path(__file__).parent.parent / "docs"
 # The marking line (its words are group 2), and the table after it, if there is one.
-TABLE = re.compile(
-    r"(<!-- (options: [^>]*|generate options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?"
-)
+TABLE = re.compile(r"(<!-- (options: [^>]*|[a-z]+ options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?")
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -40,10 +39,10 @@ def field_rows(group: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def generate_rows() -> list[tuple[str, ...]]:
-    """Return (option, default, meaning) of each option of slmjax.generate."""
+def command_rows(command: str) -> list[tuple[str, ...]]:
+    """Return (option, default, meaning) of each option of a command, one of PARSERS."""
     rows = []
-    for action in generate.make_parser()._actions:
+    for action in PARSERS[command]()._actions:
         if "--help" in action.option_strings:
             continue
         has_default = not action.required and action.default not in (None, [], "")
@@ -59,8 +58,8 @@ def with_new_tables(page: str) -> str:
 
     def new_table(match: re.Match) -> str:
         words = match[2].split()
-        if words[0] == "generate":
-            body = table(("option", "default", "meaning"), generate_rows())
+        if words[0] in PARSERS:
+            body = table(("option", "default", "meaning"), command_rows(words[0]))
         else:
             rows = [row for group in words[1:] for row in field_rows(group)]
             body = table(("field", "default", "meaning"), rows)

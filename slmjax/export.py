@@ -40,7 +40,8 @@ def make_export_parser() -> cli.Parser:
     add("--out", required=True, metavar="DIR", help="new folder, local or gs://")
     dtype_help = "float32 keeps every bit; bfloat16 rounds float32 parameters to half the bytes"
     add("--dtype", default="float32", help=f"{dtype_help} {default}")
-    add("--pieces", default="16MiB", metavar="SIZE", help=f"largest file of parameters {default}")
+    pieces_help = "largest file of parameters, such as 16MiB, 1GB or a number of bytes"
+    add("--pieces", default="16MiB", metavar="SIZE", help=f"{pieces_help} {default}")
     add("--step", type=int, help="checkpoint of this step (default: the newest)")
     return parser
 
