@@ -1,5 +1,6 @@
 """An export holds the model of a run in hashed pieces, and is read as the run is, or refused in a sentence."""
 
+import errno
 import hashlib
 import json
 import random
@@ -645,6 +646,35 @@ def test_a_wrong_option_gets_one_sentence_and_leaves_nothing(word, undisturbed, 
     words = [f"--checkpoint={undisturbed}", f"--out={tmp_path / 'out'}", word]
     assert OPTIONS[word] in refused(capsys, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error, status", [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space"), 2)]
+)
+def test_an_export_that_is_interrupted_leaves_nothing(
+    error, status, undisturbed, tmp_path, monkeypatch, capsys
+):
+    flush = PieceWriter._flush
+
+    def failing(self):
+        if len(self.pieces) == 2:
+            raise error
+        flush(self)
+
+    out = tmp_path / "new" / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(PieceWriter, "_flush", failing)
+        words = [f"--checkpoint={undisturbed}", f"--out={out}", "--pieces=1kB"]
+        assert export.main(words) == status
+        assert not (tmp_path / "new").exists()
+        if status == 2:
+            assert f"--out: no space left while writing to {out}" in capsys.readouterr().err
+    # What a finished export had is kept.
+    exported(undisturbed, out, "--pieces=1kB")
+    right = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(PieceWriter, "_flush", failing)
+    assert export.main(words) == status
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == right
 
 
 def test_too_many_pieces_are_refused_with_the_least_size(tmp_path, capsys):

@@ -89,7 +89,9 @@ def check_vacant(folder: epath.Path, head: dict) -> bool:
     Raises: UserError where it holds another export or files that are not of an export.
     """
     for file in folder.iterdir():
-        if file.name not in OWN_NAMES and not PIECE_NAME.fullmatch(file.name):
+        # What a killed process left unfinished goes when the folder is written to.
+        is_own = file.name in OWN_NAMES or file.name.startswith(".tmp-")
+        if not is_own and not PIECE_NAME.fullmatch(file.name):
             raise UserError(
                 f"--out={folder} holds '{file.name}', which is not of an export; "
                 "choose a new folder."
