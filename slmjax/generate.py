@@ -117,7 +117,8 @@ def make_parser() -> cli.Parser:
         may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=USAGE
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
+    workdir_help = "work directory of a training run, or its export"
+    add("--checkpoint", required=True, metavar="WORKDIR", help=workdir_help)
     add("--step", type=int, help="checkpoint of this step (default: the newest)")
     repeatable = {"action": "append", "default": []}
     add("--prompt", metavar="TEXT", help="text to complete; repeatable", **repeatable)
