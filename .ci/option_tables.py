@@ -1,13 +1,9 @@
 """Write the option tables of docs/*.md from the library: python .ci/option_tables.py [--check].
 
 A table follows a line `<!-- options: GROUP ... -->` (fields of the config's groups; "." for those
-<<<<<<< HEAD
-of no group), `<!-- generate options -->` or `<!-- chat options -->` (options of those commands).
-With --check nothing is written, and the status is 1 if a page is stale.
-=======
-of no group), `<!-- generate options -->` or `<!-- export options -->` (options of slmjax.generate
-or slmjax.export). With --check nothing is written, and the status is 1 if a page is stale.
->>>>>>> x2
+of no group), `<!-- generate options -->`, `<!-- chat options -->` or `<!-- export options -->`
+(options of those commands). With --check nothing is written, and the status is 1 if a page is
+stale.
 """
 
 import argparse
@@ -15,23 +11,16 @@ import re
 import sys
 from pathlib import Path
 
-<<<<<<< HEAD
-from slmjax import chat, config, generate
+from slmjax import chat, config, export, generate
 
-PARSERS = {"generate": generate.make_parser, "chat": chat.chat_parser}
-DOCS = Path(__file__).parent.parent / "docs"
-# The marking line (its words are group 2), and the table after it, if there is one.
-TABLE = re.compile(
-    r"(<!-- (options: [^>]*|(?:generate|chat) options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?"
-)
-=======
-from slmjax import config, export, generate
-
-PARSERS = {"generate": generate.make_parser, "export": export.make_export_parser}
+PARSERS = {
+    "generate": generate.make_parser,
+    "chat": chat.chat_parser,
+    "export": export.make_export_parser,
+}
 DOCS = Path(__file__).parent.parent / "docs"
 # The marking line (its words are group 2), and the table after it, if there is one.
 TABLE = re.compile(r"(<!-- (options: [^>]*|[a-z]+ options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?")
->>>>>>> x2
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -55,17 +44,10 @@ def field_rows(group: str) -> list[tuple[str, ...]]:
     return rows
 
 
-<<<<<<< HEAD
-def option_rows(parser: argparse.ArgumentParser) -> list[tuple[str, ...]]:
-    """Return (option, default, meaning) of each option of a command."""
-    rows = []
-    for action in parser._actions:
-=======
 def command_rows(command: str) -> list[tuple[str, ...]]:
     """Return (option, default, meaning) of each option of a command, one of PARSERS."""
     rows = []
     for action in PARSERS[command]()._actions:
->>>>>>> x2
         if "--help" in action.option_strings:
             continue
         has_no_default = action.required or action.nargs == 0
@@ -84,12 +66,7 @@ def with_new_tables(page: str) -> str:
     def new_table(match: re.Match) -> str:
         words = match[2].split()
         if words[0] in PARSERS:
-<<<<<<< HEAD
-            rows = option_rows(PARSERS[words[0]]())
-            body = table(("option", "default", "meaning"), rows)
-=======
             body = table(("option", "default", "meaning"), command_rows(words[0]))
->>>>>>> x2
         else:
             rows = [row for group in words[1:] for row in field_rows(group)]
             body = table(("field", "default", "meaning"), rows)
