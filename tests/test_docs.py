@@ -126,7 +126,9 @@ NOT_HERE = {
 # too much for a test.
 SMALL_MODEL = "model.width=16 model.layers=2 model.heads=2 model.kv_heads=1 model.head_dim=8"
 SMALL_RUN = "train.steps=12 train.batch=8 train.microbatches=1 train.warmup=2 train.decay=0.5"
-SMALL_REST = "data.seq_len=64 eval.every=0 eval.tokens=500 eval.samples=0 checkpoint.every=6"
+SMALL_REST = (
+    "data.seq_len=64 eval.every=0 eval.tokens=500 eval.samples=0 eval.answers=0 checkpoint.every=6"
+)
 SMALL = f"{SMALL_MODEL} model.ff_width=32 model.vocab_size=0 {SMALL_RUN} {SMALL_REST} log.every=2"
 SMALLER = {
     "--config.model.layers=24": "--config.model.layers=4",

@@ -236,6 +236,12 @@ class EvalConfig:
         one_text=True,
     )
     sample_tokens: int = setting(64, "length of a completion", NOT_NEGATIVE, affects="bookkeeping")
+    answers: int = setting(
+        64,
+        "held-out questions of dialogues that are answered at the end; 0: none",
+        NOT_NEGATIVE,
+        affects="bookkeeping",
+    )
     textbook: bool = setting(
         False,
         "at the end ask the embedded textbook's held-out questions, whatever the text is",

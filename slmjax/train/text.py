@@ -8,7 +8,8 @@ from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
-from slmjax.text.records import PAIRS
+from slmjax.text.records import CHAT, PAIRS
+from slmjax.train.answer_evaluation import AnswerLengths
 from slmjax.train.evaluation import HeldOut, Samples
 from slmjax.train.preference_evaluation import Preferences
 from slmjax.train.program import Program
@@ -47,6 +48,9 @@ class TextBuilder(TaskBuilder):
         if any(shards.kind == PAIRS for shards in prepared.heldout.values()):
             evaluations.append(Preferences(program, prepared, plan.max_segments))
         evaluations.append(Samples(program, prepared))
+        has_chats = any(shards.kind == CHAT for shards in prepared.heldout.values())
+        if has_chats and config.eval.answers:
+            evaluations.append(AnswerLengths(program, prepared, config.eval.answers))
         # Without sources the text is the embedded textbook, whose questions it can answer.
         embedded = not config.data.sources
         if embedded or config.eval.textbook:

@@ -25,6 +25,7 @@ SMALL = {
     "eval.tokens": 2000,
     "eval.samples": 1,
     "eval.sample_tokens": 4,
+    "eval.answers": 4,
     "checkpoint.every": 6,
     "log.every": 1,
 }
@@ -86,6 +87,11 @@ def test_fine_tuning_learns_answers_and_shows_chats(sft, undisturbed):
     assert [event["step"] for event in preferences] == [0, 6, 12]
     data = runs.events(sft, "data")[0]
     assert data["sources"]["pairs"]["epochs"] == 0 and data["sources"]["chats"]["epochs"] > 0
+    last = {
+        name: value for name, value in records.kept[-2].items() if name.startswith("eval/answers/")
+    }
+    names = ("ended", "empty", "length")
+    assert set(last) == {f"eval/answers/{part}{name}" for part in ("", "greedy/") for name in names}
     report = (sft / "report.html").read_text()
     assert "Preferences" in report and "assistant: " in report
 
