@@ -1,6 +1,5 @@
 """Write an export: pieces first, params.json last; see read_export.py for the layout."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +16,13 @@ from slmjax.exported.read_export import (
     little_endian,
     read_export_manifest,
 )
+from slmjax.exported.tokenizer_files import TOKENIZER_NAMES, write_tokenizer
 from slmjax.text.files import sealed, write_atomic
 from slmjax.text.pieces import MOST_PIECES, PIECE_NAME, PieceWriter
 from slmjax.text.tokenizer import Tokenizer
 
 # Files of an export apart from its pieces; the lock is that of whoever writes.
-OWN_NAMES = (MANIFEST, "config.json", "tokenizer.json", ".lock")
+OWN_NAMES = (MANIFEST, "config.json", *TOKENIZER_NAMES, ".lock")
 
 
 def write_export(
@@ -67,7 +67,7 @@ def write_export(
             writer.write(content)
         pieces = writer.close()
         if tokenizer:
-            tokenizer.save(os.fspath(folder / "tokenizer.json"))
+            write_tokenizer(folder, tokenizer)
         write_atomic(folder / "config.json", meta["config"])
         _remove(folder, keep={piece["file"] for piece in pieces} | set(OWN_NAMES))
         manifest = sealed({**head, "arrays": arrays, "pieces": pieces})
@@ -169,7 +169,11 @@ def _remove(folder: epath.Path, keep: set[str]) -> None:
     """Remove an export's files, but for those in `keep`."""
     for file in folder.iterdir():
         is_own = file.name in OWN_NAMES or PIECE_NAME.fullmatch(file.name)
-        if is_own and file.name not in keep:
+        if not is_own or file.name in keep:
+            continue
+        if file.is_dir():
+            file.rmtree()
+        else:
             file.unlink()
 
 

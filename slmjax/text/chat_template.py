@@ -11,6 +11,7 @@ from slmjax.errors import UserError
 from slmjax.text.conversations import ASSISTANT, PreferencePair, Turn
 from slmjax.text.tokenizer import CALC_END, EOT, RESULT, TURN_END, TURN_START, Special, Tokenizer
 
+MARKS = (EOT, TURN_START, TURN_END)  # the special tokens that a tokenizer must have
 # For Hugging Face and llama.cpp. Their blocks eat the line feed behind a `%}`, so line feeds stand
 # inside of texts. It has no `{% generation %}`, which some readers of GGUF files refuse.
 TEMPLATE = (
@@ -57,7 +58,7 @@ def chat_ids(tokenizer: Tokenizer) -> ChatIds:
     Raises: UserError for a tokenizer without them.
     """
     special = tokenizer.special
-    for name in (EOT, TURN_START, TURN_END):
+    for name in MARKS:
         if name not in special:
             raise UserError(
                 f"the tokenizer has no special token '{name}', which marks the turns of a "

@@ -4,8 +4,11 @@ import random
 
 import numpy as np
 import pytest
+from etils import epath
 
+from slmjax import config as configs
 from slmjax.data.answer_mask import answer_mask
+from slmjax.exported.tokenizer_files import write_tokenizer
 from slmjax.text.chat_template import (
     TEMPLATE,
     TRAINING_TEMPLATE,
@@ -58,6 +61,31 @@ def dialogues(count):
         for _ in range(draw.randrange(7)):
             turns.append(Turn(draw.choice((USER, ASSISTANT)), draw.choice(HOSTILE)))
         yield turns or [Turn(SYSTEM, "alone")]
+
+
+@pytest.fixture(scope="module")
+def exported(ours, tmp_path_factory):
+    """The tokenizer that transformers load from the files of an export."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("export")
+    write_tokenizer(epath.Path(folder), ours)
+    # An export also holds our own config.json, in which transformers must not look for a model.
+    (folder / "config.json").write_text(configs.to_json(configs.freeze(configs.base())))
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def test_transformers_load_the_template_of_an_export(ours, exported):
+    for turns in dialogues(100):
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        found = exported.apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
+        assert found == ours.sequence(Special(EOT), *dialogue_parts(turns))
+        assert exported.decode(found, skip_special_tokens=True) == ours.decode(found)
+        messages = [turn._asdict() for turn in map(harmless, turns)]
+        masked = exported.apply_chat_template(
+            messages, chat_template="training", return_assistant_tokens_mask=True
+        )
+        mask = answer_mask(np.array([masked["input_ids"]]), chat_ids(ours))[0]
+        np.testing.assert_array_equal(mask, masked["assistant_masks"])
 
 
 def rendered(theirs, turns, template=TEMPLATE, **options):

@@ -1,0 +1,40 @@
+"""A tokenizer as other programs read it: tokenizer.json, and with it the chat template.
+
+Hugging Face's transformers read the template from chat_template.jinja, older readers and
+llama.cpp's converter from tokenizer_config.json. The variant that marks the assistant's turns is
+apart, as some readers refuse its `{% generation %}`.
+"""
+
+import os
+from typing import Any
+
+from etils import epath
+
+from slmjax.text.chat_template import MARKS, TEMPLATE, TRAINING_TEMPLATE
+from slmjax.text.files import write_atomic
+from slmjax.text.tokenizer import EOT, Tokenizer
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+CHAT = "chat_template.jinja"
+VARIANTS = "additional_chat_templates"  # a folder; a template's name is that of its file
+TOKENIZER_NAMES = (TOKENIZER, CONFIG, CHAT, VARIANTS)
+
+
+def write_tokenizer(folder: epath.Path, tokenizer: Tokenizer) -> None:
+    """Write a tokenizer's files; those of the template only where it has the template's marks."""
+    tokenizer.save(os.fspath(folder / TOKENIZER))
+    if not all(name in tokenizer.special for name in MARKS):
+        return
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": EOT,
+        "eos_token": EOT,
+        "pad_token": EOT,
+        # Transformers would take blanks before punctuation out of what it decodes.
+        "clean_up_tokenization_spaces": False,
+        "chat_template": TEMPLATE,
+    }
+    write_atomic(folder / CONFIG, config)
+    write_atomic(folder / CHAT, TEMPLATE)
+    write_atomic(folder / VARIANTS / "training.jinja", TRAINING_TEMPLATE)
