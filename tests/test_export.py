@@ -563,24 +563,27 @@ def test_a_folder_without_its_manifest_is_unfinished_and_refused(
 # The command
 
 
+def contents(folder):
+    """Return {path: bytes} of a folder's files."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_the_same_export_is_kept_and_repaired_and_another_is_refused(undisturbed, tmp_path, capsys):
     out = exported(undisturbed, tmp_path / "out", "--pieces=10kB")
-    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()}
+    inodes = {path: path.stat().st_ino for path in out.rglob("*")}
+    before = contents(out)
     damage("flipped", out, "params-00001.bin")
     damage("missing", out, "params-00000.bin")
     exported(undisturbed, out, "--pieces=10000")
-    for path in out.iterdir():
-        inode, content = before[path.name]
-        assert path.read_bytes() == content
+    assert contents(out) == before
+    for path, inode in inodes.items():
         if path.name.startswith("params-") and path.name > "params-00001.bin":
             assert path.stat().st_ino == inode
     words = [f"--checkpoint={undisturbed}", f"--out={out}"]
     for more in (["--pieces=9kB"], ["--pieces=10kB", "--dtype=bfloat16"], ["--step=25"]):
         err = refused(capsys, *words, *more)
         assert f"--out={out} holds another export: step 30 of " in err and "asked for: step" in err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        name: content for name, (_, content) in before.items()
-    }
+    assert contents(out) == before
     (out / "params.json").write_text("{}")
     err = refused(capsys, *words, "--pieces=10kB")
     assert "params.json' is not what was written; delete the folder, or choose another" in err
@@ -671,10 +674,10 @@ def test_an_export_that_is_interrupted_leaves_nothing(
             assert f"--out: no space left while writing to {out}" in capsys.readouterr().err
     # What a finished export had is kept.
     exported(undisturbed, out, "--pieces=1kB")
-    right = {path.name: path.read_bytes() for path in out.iterdir()}
+    right = contents(out)
     monkeypatch.setattr(PieceWriter, "_flush", failing)
     assert export.main(words) == status
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == right
+    assert contents(out) == right
 
 
 def test_too_many_pieces_are_refused_with_the_least_size(tmp_path, capsys):
