@@ -81,6 +81,7 @@ class KneserNey:
         for length, level in enumerate(self._levels, start=1):
             is_long_enough = ages[positions] >= length
             positions, contexts = positions[is_long_enough], contexts[is_long_enough]
+            # Position p has the target stream[p + 1]; its context is the `length` tokens up to p.
             oldest = stream[positions + 1 - length]
             contexts, is_known = _find(level.contexts, contexts * vocab + oldest)
             # Where a context was never seen, neither was any longer context that ends with it.
@@ -190,7 +191,8 @@ class _Stream(NamedTuple):
 class _Ngrams(NamedTuple):
     """The n-grams of one length, as sorted keys, and the count of each.
 
-    A count is of distinct left neighbours, except where the module's docstring says raw.
+    Counts are raw for the longest n-grams and for those that begin where a document begins. The
+    others' are of distinct left neighbours.
 
     context key = index of the context without its oldest token * vocab_size + the oldest token
     n-gram key = index of the n-gram's context * vocab_size + the n-gram's last token
@@ -229,7 +231,7 @@ def _count_ngrams(
     positions = np.arange(len(ages))
     # The index of the context at each of `positions`, which become fewer.
     context_at = np.zeros(len(ages), np.int64)
-    # The index of the latest n-gram at every position of the stream.
+    # For each target, the index of the n-gram that ends there, of the length counted last.
     gram_at = np.zeros(len(ages), np.int64)
     # `length` is the context's: 0 for single tokens, order - 1 for the longest n-grams.
     levels: list[_Ngrams] = []
@@ -238,10 +240,11 @@ def _count_ngrams(
         if length:
             is_long_enough = ages[positions] >= length
             positions = positions[is_long_enough]
+            # Position p has the target stream[p + 1]; its context is the `length` tokens up to p.
             oldest = stream[positions + 1 - length]
             keys = context_at[is_long_enough] * vocab_size + oldest
             contexts, context_at = np.unique(keys, return_inverse=True)
-        # first: a position of each n-gram; gram: the n-gram of each position
+        # positions[first] has one position of each n-gram; gram has the n-gram of each position.
         grams, first, gram, counts = np.unique(
             context_at * vocab_size + targets[positions],
             return_index=True,

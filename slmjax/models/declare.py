@@ -25,7 +25,7 @@ DECLARED_GROUPS = GROUPS[:-1]
 class Weight:
     """The declaration of a parameter.
 
-    shape: of one layer's array, or of that of stacked layers, see `stacked`.
+    shape: of the array of one layer, or of the array that stacks layers (see `stacked`).
     axes: the logical axis of each dimension, or None.
     inputs: dimensions that are summed over in the product with a token.
     outputs: dimensions that the product writes. Dimensions in neither (layers, experts, heads of
@@ -76,7 +76,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """The declaration of a buffer: a value that changes once an optimizer step, from observations.
+    """The declaration of a buffer: a value that every optimizer step updates from observations.
 
     channel: where an observation comes from. "forward": the mixer returns it. "cotangent": it is
       the buffer's gradient, as for float8 scales; such a buffer must hold floats.
@@ -144,11 +144,11 @@ def weight(
     arch = module.arch
     if axes is None:
         axes = (None,) * len(shape)
-    # A weight without inputs is not multiplied with tokens.
+    # A weight without inputs is in no matrix product with tokens.
     declaration = Weight(shape, axes, inputs, outputs, group, uses if inputs else 0.0)
     _check(name, declaration)
     if not callable(init):
-        # With both factors at 1, a product has the variance of its inputs.
+        # With init and multiplier at 1, a product has the variance of its inputs.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
         multiplier = dict(arch.init_scales).get(group, 1.0)
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
@@ -265,13 +265,13 @@ def merged(first: dict, second: dict) -> dict:
     """Return two trees of different buffers as one tree."""
     both = dict(first)
     for name, value in second.items():
-        # No buffer is in both trees, so that a name in both is that of two dicts.
+        # No buffer is in both trees, so a name that is in both leads to a dict in each.
         both[name] = merged(first[name], value) if name in first else value
     return both
 
 
 def combined(declared: dict, first: dict, second: dict) -> dict:
-    """Return one tree of observations for two of the same buffers, combined as declared."""
+    """Combine two trees of observations of the same buffers into one, as declared."""
     together = {}
     for name, observation in first.items():
         entry = declared[name]

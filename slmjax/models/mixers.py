@@ -151,13 +151,14 @@ def _as_token_mixer(mixer_type: type[nn.Module]) -> type[TokenMixer]:
         return mixer_type
 
     class Adapted(mixer_type, TokenMixer):
-        def empty_cache(self, *sizes: Any) -> Any:
+        def empty_cache(self, *arguments: Any) -> Any:
             if not hasattr(mixer_type, "empty_cache"):
-                return TokenMixer.empty_cache(self, *sizes)
-            if len(sizes) == 4:
-                # The module itself calls its static method, with arch and block.
-                return mixer_type.empty_cache(*sizes)
-            return mixer_type.empty_cache(self.arch, self.block, *sizes)
+                return TokenMixer.empty_cache(self, *arguments)
+            # The library passes (batch, size). The module's own code, which calls its static method
+            # as self.empty_cache, passes (arch, block, batch, size).
+            if len(arguments) == 4:
+                return mixer_type.empty_cache(*arguments)
+            return mixer_type.empty_cache(self.arch, self.block, *arguments)
 
     # Saved runs and error messages name the user's class.
     Adapted.__module__ = mixer_type.__module__

@@ -184,6 +184,7 @@ def _check_lending(arch: Architecture) -> None:
     """Raise UserError for a block that borrows what no block before it lends."""
     across: set[str] = set()
     for block in arch.blocks:
+        # Only the names count, not the shapes: so one row of one token.
         across.update(mixer_of(arch, block).lends_across(1, 1))
     for pattern, _ in arch.stack:
         # A part starts anew: only what is lent across repeats is there before its first block.

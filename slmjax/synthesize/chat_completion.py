@@ -12,7 +12,7 @@ WHOLE = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # the answer 
 CUT = ("length", "max_tokens", "model_length")  # the answer was cut at a limit
 TOKENS_LIMIT = 10**9  # an endpoint that reports so many tokens for one answer is mistaken
 SHOWN_BYTES = 10_000  # of a body that is not a completion; an error message quotes from them
-UNEXPLAINED = "empty answer"  # why a request failed whose answer is empty and ended by "stop"
+UNEXPLAINED = "empty answer"  # the fault's reason where the provider gives none
 
 
 def parse_answer(body: bytes) -> Answer:
@@ -32,7 +32,7 @@ def parse_answer(body: bytes) -> Answer:
         text = _text(message.get("content"))
     except (LookupError, TypeError, AttributeError) as error:
         raise TeacherFault(f"no chat completion: {_shown(body)}") from error
-    # An answer that is rejected below is paid for all the same, so that each fault has the tokens.
+    # An answer that is rejected below is paid for all the same: each fault carries the tokens.
     tokens = _used_tokens(data.get("usage"))
     # JSON can escape half of a surrogate pair, which UTF-8 cannot write. encode puts "?" there.
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
@@ -142,7 +142,7 @@ def _why_empty(message: Mapping[str, Any], finish: str) -> str:
         return f"only thoughts, no answer{used_up}"
     if finish == "stop":
         return UNEXPLAINED
-    return f"{UNEXPLAINED}, finish_reason {finish}"
+    return f"empty answer, finish_reason {finish}"
 
 
 def _shown(body: bytes) -> str:
