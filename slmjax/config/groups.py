@@ -59,7 +59,8 @@ class ModelConfig:
     multipliers: dict = setting(
         {},
         "{group: {init, lr, decay}} for embedding, head, matrix, vector, own (parameters of your "
-        "own mixers that are not declared); 1 where not named",
+        "own mixers that are not declared); init: not for own; decay: for head and matrix only; 1 "
+        "where not named",
     )
     attention: str = setting(
         "auto",

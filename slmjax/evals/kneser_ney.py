@@ -30,8 +30,7 @@ def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserN
     """
     stream, ages = _stream(documents, eot)
     has_documents = len(ages) > 0
-    in_vocabulary = stream.min() >= 0 and stream.max() < vocab_size
-    if order < 2 or not has_documents or not in_vocabulary:
+    if order < 2 or not has_documents or not _in_vocabulary(stream, vocab_size):
         raise ValueError(
             f"Kneser-Ney needs an order of 2 or more (here {order}), a document, and token ids "
             f"below {vocab_size}"
@@ -69,9 +68,14 @@ class KneserNey:
         self._levels = tuple(levels)
 
     def log_probabilities(self, documents: Documents) -> Float[np.ndarray, " n"]:
-        """Return the natural log-probability of each token of each document, and of its eot."""
+        """Return the natural log-probability of each token of each document, and of its eot.
+
+        Raises: ValueError on ids outside the vocabulary.
+        """
         vocab = self.vocab_size
         stream, ages = _stream(documents, self.eot)
+        if not _in_vocabulary(stream, vocab):
+            raise ValueError(f"a document has a token id outside the vocabulary of {vocab}")
         targets = stream[1:]
         probability = self._unigram[targets]
         # Positions whose context was seen in training, and the index of that context. At first
@@ -95,7 +99,12 @@ class KneserNey:
         return np.log(probability)
 
     def distribution(self, tokens: Sequence[int]) -> Float[np.ndarray, " vocab"]:
-        """Return the probabilities of the token that follows a document's first `tokens`."""
+        """Return the probabilities of the token that follows a document's first `tokens`.
+
+        Raises: ValueError on ids outside the vocabulary.
+        """
+        if not all(0 <= token < self.vocab_size for token in tokens):
+            raise ValueError(f"there is a token id outside the vocabulary of {self.vocab_size}")
         probability = self._unigram.copy()
         # The index of the empty context. Each level puts one older token before the context.
         context = 0
@@ -290,6 +299,10 @@ def _stream(documents: Documents, eot: int) -> _Stream:
         tokens = len(document)
         ages.append(np.arange(1, tokens + 2))
     return _Stream(np.concatenate(pieces), np.concatenate(ages))
+
+
+def _in_vocabulary(stream: Int[np.ndarray, " tokens"], vocab_size: int) -> bool:
+    return bool(stream.min() >= 0 and stream.max() < vocab_size)
 
 
 def _find(

@@ -19,6 +19,7 @@ AXES = ("width", "heads", "kv_heads", "ff", "vocab", "rows", "expert")
 # The keys of config.model.multipliers. "own" is for parameters without a declaration.
 GROUPS = ("embedding", "head", "matrix", "vector", "own")
 DECLARED_GROUPS = GROUPS[:-1]
+DECAYING_GROUPS = ("head", "matrix")  # those with weight decay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Weight:
     @property
     def decays(self) -> bool:
         """Whether it has weight decay."""
-        return self.group in ("matrix", "head")
+        return self.group in DECAYING_GROUPS
 
     @property
     def takes_muon(self) -> bool:
@@ -137,7 +138,7 @@ def weight(
       inputs, outputs, group, uses: see Weight. Without outputs AdamW updates a matrix, also where
         others are updated by Muon.
       init: an initialiser (key, shape, dtype) -> array, or the factor s of a normal distribution
-        with deviation s / sqrt(fan in).
+        with deviation s / sqrt(fan in). The group's multiplier `init` scales the latter only.
       dtype: of the stored parameter; left out: float32.
     Raises: ValueError for a declaration that does not fit the shape.
     """
@@ -291,7 +292,7 @@ def updated(declared: dict, buffers: dict, seen: dict) -> dict:
     new = {}
     for name, entry in declared.items():
         if name not in seen:
-            raise ValueError(f"buffer '{name}': its mixer returned no observation of it")
+            raise ValueError(f"buffer '{name}': its mixer returned no observation")
         if isinstance(entry, Buffer):
             new[name] = entry.update(buffers[name], seen[name])
         else:

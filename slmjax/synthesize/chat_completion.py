@@ -12,6 +12,10 @@ WHOLE = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # the answer 
 CUT = ("length", "max_tokens", "model_length")  # the answer was cut at a limit
 TOKENS_LIMIT = 10**9  # an endpoint that reports so many tokens for one answer is mistaken
 SHOWN_BYTES = 10_000  # of a body that is not a completion; an error message quotes from them
+# The fields of server-sent events, and comments (":"), with which a stream begins.
+STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
+# Fields of a message that say why it has no text.
+REASONS = ("refusal", "reasoning_content", "reasoning")
 UNEXPLAINED = "empty answer"  # the fault's reason where the provider gives none
 
 
@@ -58,7 +62,7 @@ def _parse_body(body: bytes) -> Any:
     """Return the parsed JSON of a body. Raises: Complaint, or TeacherFault for broken JSON."""
     content = body.lstrip()
     try:
-        is_stream = content.startswith(b"data:")
+        is_stream = content.startswith(STREAM_BEGINS)
         data = _join_stream(body) if is_stream else json.loads(body)
         raise_complaint(data)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -80,10 +84,11 @@ def _join_stream(body: bytes) -> dict[str, Any]:
       cut; LookupError, TypeError or AttributeError for a piece of another shape.
     """
     text = ""
+    reasons: dict[str, str] = {}  # for an empty text
     finish = usage = None
     done = False
     for line in body.splitlines():
-        if not line.startswith(b"data:"):  # a comment, an event's name, or the blank line after one
+        if not line.startswith(b"data:"):  # a comment, another field, or the blank line of an end
             continue
         event = line.removeprefix(b"data:").strip()
         if event == b"[DONE]":
@@ -93,11 +98,16 @@ def _join_stream(body: bytes) -> dict[str, Any]:
         raise_complaint(piece)
         usage = piece.get("usage") or usage
         for choice in piece.get("choices") or ():
-            text += (choice.get("delta") or {}).get("content") or ""
+            delta = choice.get("delta") or {}
+            text += delta.get("content") or ""
+            for name in REASONS:
+                if delta.get(name):
+                    reasons[name] = reasons.get(name, "") + str(delta[name])
             finish = choice.get("finish_reason") or finish
     if not finish and not done:
         raise ValueError("the stream was cut")
-    return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": usage}
+    message = {"content": text, **reasons}
+    return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
 
 
 def _text(content: Any) -> str:
