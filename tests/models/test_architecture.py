@@ -24,6 +24,12 @@ def test_a_block_is_read_from_its_text(text, block):
     assert parse_block(text) == block
 
 
+@pytest.mark.parametrize("number", ["0.2", ".2", "2e-1", "2E-1", "0.02e+1"])
+def test_a_number_is_read_as_python_writes_it(number):
+    block = parse_block(f"tests.contracts.own:Halves rate={number}")
+    assert dict(block.options) == {"rate": 0.2}
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [
