@@ -24,8 +24,9 @@ def parse_answer(body: bytes) -> Answer:
 
     Raises:
       Complaint: the provider reports an error inside the body.
-      TeacherFault: the body is not a completion, or its text is empty or cannot be written to a
-        file. Such a text is paid for; the fault has its tokens where the body reports them.
+      TeacherFault: the body is not a completion, or its text is empty, cannot be written to a file
+        or has a part that is no text. Such an answer is paid for; the fault has its tokens where
+        the body reports them.
     """
     data = _parse_body(body)
     try:
@@ -33,11 +34,11 @@ def parse_answer(body: bytes) -> Answer:
         raise_complaint(choice)
         message = choice["message"]
         finish = finish_of(choice.get("finish_reason"))
-        text = _text(message.get("content"))
+        # An answer that is rejected below is paid for all the same: each fault carries the tokens.
+        tokens = _used_tokens(data.get("usage"))
+        text = _text(message.get("content"), tokens)
     except (LookupError, TypeError, AttributeError) as error:
         raise TeacherFault(f"no chat completion: {_shown(body)}") from error
-    # An answer that is rejected below is paid for all the same: each fault carries the tokens.
-    tokens = _used_tokens(data.get("usage"))
     # JSON can escape half of a surrogate pair, which UTF-8 cannot write. encode puts "?" there.
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
         raise TeacherFault("half a surrogate pair in the text, which no file can hold", tokens)
@@ -110,10 +111,13 @@ def _join_stream(body: bytes) -> dict[str, Any]:
     return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
 
 
-def _text(content: Any) -> str:
+def _text(content: Any, tokens: tuple[int, int] | None) -> str:
     """Return the text of a message's content: a string, one part, a list of parts, or None.
 
     Parts with the model's thoughts are left out.
+
+    Args:
+      tokens: of the answer, for a fault.
     Raises: TeacherFault for a part that is neither text nor thoughts; TypeError, AttributeError or
       LookupError for content of another shape.
     """
@@ -127,7 +131,7 @@ def _text(content: Any) -> str:
             texts.append(part["text"])
         elif part_type not in ("thinking", "reasoning"):
             reason = f"the answer holds a part of type '{part_type}', which is no text"
-            raise TeacherFault(reason, again=False)
+            raise TeacherFault(reason, tokens, again=False)
     return "".join(texts)
 
 

@@ -256,7 +256,7 @@ def test_an_answer_in_parts_is_their_text_without_thoughts():
     assert parse_answer(completion(content=parts)).text == "one two"
     with pytest.raises(TeacherFault, match="part of type 'image_url', which is no text") as fault:
         parse_answer(completion(content=[{"type": "image_url", "image_url": {}}]))
-    assert not fault.value.again
+    assert not fault.value.again and fault.value.tokens == (3, 4)  # it is paid for
 
 
 def message(finish="stop", **fields):
