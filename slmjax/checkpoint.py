@@ -26,8 +26,8 @@ from slmjax.errors import UserError, first_line
 from slmjax.parallel import hosts
 from slmjax.text.files import seal_is_broken, sealed
 
-# Orbax logs each save in several lines and, with asyncio, a full disk once for each array. Errors
-# are raised as well.
+# Orbax logs several lines for each save. When a disk is full, asyncio logs an error for each
+# array. Neither is needed: errors are raised as well.
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
@@ -394,4 +394,4 @@ class _Local(type(epath.Path("/"))):
 
     def glob(self, pattern: str) -> Iterator["_Local"]:
         for path in pathlib.Path(os.fspath(self)).glob(pattern):
-            yield self._new(os.fspath(path))
+            yield type(self)(os.fspath(path))

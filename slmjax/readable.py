@@ -83,7 +83,7 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 def said_if_long(
     what: str, *, active: bool = True, say: Callable[[str], None] = print
 ) -> Iterator[None]:
-    """Inside, print "<what> ..." once more than SILENCE seconds have passed.
+    """Inside, print "<what> ..." if more than SILENCE seconds pass.
 
     Args:
       what: the work, such as "reading the model".

@@ -599,7 +599,7 @@ def _recall_config() -> Any:
 def _recall(folder: Path) -> None:
     from slmjax.studies import recall_study as recall
 
-    found = recall.earlier_rows(epath.Path(folder / "rows.json"), _recall_config())
+    found = recall.earlier_results(epath.Path(folder / "rows.json"), _recall_config())
     rows = [
         {
             "task": task,
@@ -619,7 +619,7 @@ def _recall(folder: Path) -> None:
 def _read_recall(folder: Path) -> Any:
     from slmjax.studies import recall_study as recall
 
-    return recall.earlier_rows(epath.Path(folder / "rows.json"), _recall_config())
+    return recall.earlier_results(epath.Path(folder / "rows.json"), _recall_config())
 
 
 KINDS["study's rows"] = Kind(_recall, _read_recall, ("rows.json",), inputs=80)

@@ -204,6 +204,19 @@ def test_text_and_names_are_utf8_whatever_the_locale(tmp_path):
         )
 
 
+@pytest.mark.parametrize("option", ["-E", "-I"])  # with each, Python ignores PYTHONUTF8
+def test_text_is_utf8_where_python_ignores_its_variables(option):
+    code = (
+        f"import sys; sys.path.insert(0, {str(runs.ROOT)!r})\n"
+        "from slmjax.cli.running import script\n"
+        "script(lambda: print('caf\\xe9'))"
+    )
+    command = [sys.executable, option, "-X", "utf8=0", "-c", code]
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "café\n".encode())
+
+
 def test_a_suggested_command_means_the_same_in_a_shell():
     words = ["echo", "my run; echo hi", "it's [b]", "$HOME", "--prompt=a\nb"]
     done = subprocess.run(
@@ -250,6 +263,7 @@ MIXERS = {
     ): "['i'] is of type int",
     MIXER.format("import sys; sys.exit(3)"): "', line 10: it ends the program (exit 3).",
     "import sys\nsys.exit('done')": "', line 2: it ends the program (exit done).",
+    "import sys\nsys.exit('two\\nlines')": "', line 2: it ends the program (exit two\\nlines).",
     MIXER.format("return x"): "expected (y, cache, shared)",
 }
 

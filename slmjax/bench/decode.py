@@ -124,7 +124,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, runs: int) -> d
     Args:
       rows: decoded at once.
       prompt, tokens: tokens of each prompt, and tokens drawn after it.
-      runs: timed, after one that is not.
+      runs: timed runs that the medians are of; another one before them compiles.
     Returns: a dict with these columns.
       prefill ms, ms a token: of the whole batch; all rows draw a token in one step.
       tokens/s: drawn by all rows together.
@@ -224,7 +224,7 @@ def parse_xla(words: list[str]) -> dict[str, dict[str, Any]]:
       words: the values of --xla, such as "name=value,prefill.name=value". An option's value may
         hold commas itself (lists of names).
 
-    Raises: UserError for a word without a value.
+    Raises: UserError for a word without a name or without "=".
     """
     options: dict[str, dict[str, Any]] = {"prefill": {}, "decode": {}}
     for assignment in _assignments(words):

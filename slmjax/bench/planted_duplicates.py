@@ -21,8 +21,8 @@ def write_planted(
 ) -> list[Path]:
     """Write documents of about `length` bytes to 0.jsonl, 1.jsonl, ... in a new folder.
 
-    Half of them are unique. The others are in clusters, whose sizes follow Zipf's law and whose
-    members have a Jaccard similarity of 0.5 to 1 to the first.
+    Half of them are unique. The others are in clusters (some of a single document), whose sizes
+    follow Zipf's law and whose members have a Jaccard similarity of 0.5 to 1 to the first.
 
     Args:
       root: the folder that holds the shared pretrain/.

@@ -80,7 +80,7 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     # A recipe may set fields of other stages; on the command line it is a mistake.
     for name in map(_assigned_field, assignments):
         group = name.partition(".")[0]
-        # A group that is not in STAGE_OF is read by every stage.
+        # A group that is not in STAGE_OF may be set for every stage.
         stage = configs.STAGE_OF.get(group, config.stage)
         if stage != config.stage:
             raise UserError(

@@ -33,7 +33,7 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
 
     Returns: the exit status: 0 done, 2 a mistake of the user or of the machine (one sentence on
       stderr), 128 + signal where it was asked to leave.
-    Raises: every other exception, which is a fault of the library.
+    Raises: SystemExit after --help; every other exception, which is a fault of the library.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -52,7 +52,8 @@ def entry(command: Callable[[list[str]], int | None], argv: Sequence[str] | None
         if not place:  # argparse's, after --help
             raise
         file, line = place
-        return _fail(f"'{file}', line {line}: it ends the program (exit {error.code}).")
+        sentence = f"'{file}', line {line}: it ends the program (exit {error.code})."
+        return _fail(_printable(sentence))
     except BrokenPipeError:
         return _after_broken_pipe()
     except Exception as error:
@@ -70,9 +71,10 @@ def script(main: Callable[[], int]) -> NoReturn:
     compiling threads.
     """
     if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
-        # Python reads this variable only as it starts.
+        # Python reads this only as it starts. The option holds for this process, also under -E and
+        # -I, which ignore the variable; the variable holds for the processes that it starts.
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the process
             nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)

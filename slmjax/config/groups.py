@@ -16,7 +16,7 @@ EVEN = Check(
 )
 # The axis is declared already, so that configs need not change once it is used.
 RESERVED = Check(lambda value: value == 1, "be 1 in this version: the axis is reserved")
-# Types of the optimizer's moments, which are kept from step to step.
+# Types of the optimizer's first moments, which are kept from step to step.
 FLOATS = ("float32", "bfloat16")
 
 
@@ -40,9 +40,10 @@ class ModelConfig:
     pattern: tuple[str, ...] = setting(
         ("attention",),
         'blocks that repeat: "mixer[+channel] [option=value ...]", e.g. "gdn,gdn,gdn,attention '
-        'rope=False"; mixers: attention (rope, window, borrows), ssm, gla, gdn, kda (heads, '
-        "key_dim, value_dim); channels: mlp, none; or module:Class; blocks before a bar, and "
-        'after a second one, come once: "attention,|,gdn,gdn,attention,|,attention"',
+        'rope=False"; mixers: attention (options: rope, window, borrows) and ssm, gla, gdn, kda '
+        "(options of each: heads, key_dim, value_dim); channels: mlp, none; or module:Class; "
+        "blocks before the first bar and after the second come once: "
+        '"attention,|,gdn,gdn,attention,|,attention"',
         NOT_EMPTY,
     )
     share_kv: int = setting(
@@ -58,7 +59,8 @@ class ModelConfig:
     multipliers: dict = setting(
         {},
         "{group: {init, lr, decay}} for embedding, head, matrix, vector, own (parameters of your "
-        "own mixers that are not declared); 1 where not named",
+        "own mixers that are not declared); init: not for own; decay: for head and matrix only; 1 "
+        "where not named",
     )
     attention: str = setting(
         "auto",
@@ -144,8 +146,8 @@ class DataConfig:
     phases: tuple = setting(
         (),
         "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': "
-        "0.05}]: until and ramp are shares of the run, during ramp they change linearly; "
-        "empty: the sources' weights",
+        "0.05}]: until and ramp are shares of the run; during ramp, which begins the phase, the "
+        "weights change linearly; empty: the sources' weights",
         affects="order",
     )
     workers: int = setting(
@@ -299,7 +301,7 @@ class MeshConfig:
 
 
 STAGES = ("train", "prepare", "synthesize", "curate", "recall")
-# {group: the only stage that reads it}; all other groups belong to training.
+# {group: the only stage that reads it}. All other groups are training's; any stage may set them.
 STAGE_OF = {"study": "recall", "synthesize": "synthesize", "curate": "curate"}
 
 

@@ -62,10 +62,12 @@ class SketchWriter:
         return self
 
     def __exit__(self, error_type: type | None, *rest: object) -> None:
-        if error_type is None:
-            self._flush()
-        for file in self._files.values():
-            file.close()
+        try:
+            if error_type is None:
+                self._flush()
+        finally:
+            for file in self._files.values():
+                file.close()
 
     def _flush(self) -> None:
         if not self._texts:

@@ -25,7 +25,7 @@ def heldout_batches(
     """Return held-out documents in their order as fixed-shape batches.
 
     The result has a length and may be iterated any number of times. Documents are cut every
-    `seq_len` tokens and their pieces go first-fit into rows; the last batch ends in empty rows.
+    `seq_len` tokens and their pieces go first-fit into rows; the last batch may end in empty rows.
     Which row holds what does not depend on the number of processes. Batches have the arrays of
     training batches and one more: `documents` int32 [len(local_rows), T], the index of each token's
     document in the ShardSet, -1 in padding. Of dialogues only whole ones are read, and only tokens
@@ -80,6 +80,7 @@ class HeldoutBatches:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for first in range(0, len(self._rows), self._batch):
             rows = [self._row(first + i) for i in self._local_rows]
+            # `fold` reads the text; `unfold` makes the arrays of a training batch from it.
             folded = fold([(self._shards, spans) for spans in rows], self._seq_len)
             batch = unfold(folded, self._shards.chat)
             batch["documents"] = self._documents(rows)

@@ -134,10 +134,12 @@ def _is_complete(manifest: dict) -> bool:
                 for file, documents, digest in shard.parts:
                     texts += [file, digest]
                     numbers.append(documents)
+            # A source's entry has the fields of a scan report itself, those of its training files.
             for report in (source, *source.get("heldout_files", ())):
                 numbers += [report[field] for field in ("lines", "documents", "damaged", "size")]
                 numbers += report["faults"].values()
                 texts += report["first_faults"]
+            texts += [report["file"] for report in source.get("heldout_files", ())]
             numbers.append(source["removed"]["documents"])
             # Sources that were prepared before there were scores have no such field.
             texts.append(source.get("score", ""))

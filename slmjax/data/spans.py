@@ -76,7 +76,7 @@ def packed_rows(
     """Return rows of at most `max_segments` spans; where there are more, the shortest are left out.
 
     Args:
-      spans: sorted by row.
+      spans: sorted by row; together they fill all rows exactly.
       row: the row of each span.
       rows, capacity: number of rows, and tokens of each.
     """

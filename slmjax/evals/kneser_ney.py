@@ -30,8 +30,7 @@ def fit(documents: Documents, vocab_size: int, order: int, eot: int) -> "KneserN
     """
     stream, ages = _stream(documents, eot)
     has_documents = len(ages) > 0
-    in_vocabulary = stream.min() >= 0 and stream.max() < vocab_size
-    if order < 2 or not has_documents or not in_vocabulary:
+    if order < 2 or not has_documents or not _in_vocabulary(stream, vocab_size):
         raise ValueError(
             f"Kneser-Ney needs an order of 2 or more (here {order}), a document, and token ids "
             f"below {vocab_size}"
@@ -69,9 +68,14 @@ class KneserNey:
         self._levels = tuple(levels)
 
     def log_probabilities(self, documents: Documents) -> Float[np.ndarray, " n"]:
-        """Return the natural log-probability of each token of each document, and of its eot."""
+        """Return the natural log-probability of each token of each document, and of its eot.
+
+        Raises: ValueError on ids outside the vocabulary.
+        """
         vocab = self.vocab_size
         stream, ages = _stream(documents, self.eot)
+        if not _in_vocabulary(stream, vocab):
+            raise ValueError(f"a document has a token id outside the vocabulary of {vocab}")
         targets = stream[1:]
         probability = self._unigram[targets]
         # Positions whose context was seen in training, and the index of that context. At first
@@ -81,6 +85,7 @@ class KneserNey:
         for length, level in enumerate(self._levels, start=1):
             is_long_enough = ages[positions] >= length
             positions, contexts = positions[is_long_enough], contexts[is_long_enough]
+            # Position p has the target stream[p + 1]; its context is the `length` tokens up to p.
             oldest = stream[positions + 1 - length]
             contexts, is_known = _find(level.contexts, contexts * vocab + oldest)
             # Where a context was never seen, neither was any longer context that ends with it.
@@ -94,7 +99,12 @@ class KneserNey:
         return np.log(probability)
 
     def distribution(self, tokens: Sequence[int]) -> Float[np.ndarray, " vocab"]:
-        """Return the probabilities of the token that follows a document's first `tokens`."""
+        """Return the probabilities of the token that follows a document's first `tokens`.
+
+        Raises: ValueError on ids outside the vocabulary.
+        """
+        if not all(0 <= token < self.vocab_size for token in tokens):
+            raise ValueError(f"there is a token id outside the vocabulary of {self.vocab_size}")
         probability = self._unigram.copy()
         # The index of the empty context. Each level puts one older token before the context.
         context = 0
@@ -190,7 +200,8 @@ class _Stream(NamedTuple):
 class _Ngrams(NamedTuple):
     """The n-grams of one length, as sorted keys, and the count of each.
 
-    A count is of distinct left neighbours, except where the module's docstring says raw.
+    Counts are raw for the longest n-grams and for those that begin where a document begins. The
+    others' are of distinct left neighbours.
 
     context key = index of the context without its oldest token * vocab_size + the oldest token
     n-gram key = index of the n-gram's context * vocab_size + the n-gram's last token
@@ -229,7 +240,7 @@ def _count_ngrams(
     positions = np.arange(len(ages))
     # The index of the context at each of `positions`, which become fewer.
     context_at = np.zeros(len(ages), np.int64)
-    # The index of the latest n-gram at every position of the stream.
+    # For each target, the index of the n-gram that ends there, of the length counted last.
     gram_at = np.zeros(len(ages), np.int64)
     # `length` is the context's: 0 for single tokens, order - 1 for the longest n-grams.
     levels: list[_Ngrams] = []
@@ -238,10 +249,11 @@ def _count_ngrams(
         if length:
             is_long_enough = ages[positions] >= length
             positions = positions[is_long_enough]
+            # Position p has the target stream[p + 1]; its context is the `length` tokens up to p.
             oldest = stream[positions + 1 - length]
             keys = context_at[is_long_enough] * vocab_size + oldest
             contexts, context_at = np.unique(keys, return_inverse=True)
-        # first: a position of each n-gram; gram: the n-gram of each position
+        # positions[first] has one position of each n-gram; gram has the n-gram of each position.
         grams, first, gram, counts = np.unique(
             context_at * vocab_size + targets[positions],
             return_index=True,
@@ -287,6 +299,10 @@ def _stream(documents: Documents, eot: int) -> _Stream:
         tokens = len(document)
         ages.append(np.arange(1, tokens + 2))
     return _Stream(np.concatenate(pieces), np.concatenate(ages))
+
+
+def _in_vocabulary(stream: Int[np.ndarray, " tokens"], vocab_size: int) -> bool:
+    return bool(stream.min() >= 0 and stream.max() < vocab_size)
 
 
 def _find(

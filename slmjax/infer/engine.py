@@ -132,7 +132,8 @@ class Engine:
         """Return a completion of each prompt. A row's result does not depend on other prompts.
 
         Nothing is compiled anew for prompts in the same buckets of length and number, nor for
-        other sampling, stop strings or stop_ids.
+        other sampling or stop_ids. Other stop strings compile only where their table becomes
+        larger, which is seldom (stops.LEAST_ROWS).
 
         Args:
           prompts: texts or token ids. The end-of-text token, with which every document begins, is
@@ -215,13 +216,15 @@ class Engine:
         """Return the arguments of `decode` as the programs take them, padded to their buckets.
 
         Raises: UserError if max_tokens is not positive, its cache is larger than the device's
-          memory, or the tokenizer lacks one of stop_ids.
+          memory, the tokenizer lacks one of stop_ids, or `stop` has an empty string or too many
+          bytes.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
         rows = len(ids)
         power = 1 << (rows - 1).bit_length()  # the next power of two
-        batch_rows = max(self.programs.rows, power)
+        least_rows = self.programs.rows  # of a batch, on this platform
+        batch_rows = max(least_rows, power)
         # The last token of a prompt is the loop's first: its logits draw the first new token.
         lengths = np.zeros(batch_rows, np.int32)
         last = np.zeros(batch_rows, np.int32)
@@ -344,8 +347,9 @@ def bucket(n: int) -> int:
     """Return the length that `n` tokens are padded to.
 
     It is a power of two from 16 to 256, then 384, 512, and above that one of four equal steps in
-    each octave: 640, 768, 896, 1024, 1280, ... From 8 to 256 tokens, where a step reads mostly
-    weights and little cache, at most half of that length is padding; from 512 tokens, a fifth.
+    each octave: 640, 768, 896, 1024, 1280, ... From 8 to 256 tokens at most half of the result is
+    padding: so short a cache is read quickly, next to the weights. Up to 512 tokens at most a third
+    is, and above that at most a fifth.
     """
     power = 1 << (n - 1).bit_length()  # the next power of two
     if n <= 256:

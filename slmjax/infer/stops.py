@@ -103,7 +103,8 @@ def _byte_automaton(stops: Sequence[bytes]) -> UInt16[np.ndarray, "Q 256"]:
         if state != START:
             next_state[state] = next_state[suffix]
         for byte, child in children[state].items():
-            # Still the suffix's next state: the suffix of the child.
+            # This entry is still the copied one (START for START's children): the state that the
+            # suffix goes to with this byte, which is the suffix of the child.
             waiting.append((child, int(next_state[state, byte])))
             next_state[state, byte] = child
     # All states that complete a stop string become the one state STOPPED.

@@ -19,13 +19,14 @@ AXES = ("width", "heads", "kv_heads", "ff", "vocab", "rows", "expert")
 # The keys of config.model.multipliers. "own" is for parameters without a declaration.
 GROUPS = ("embedding", "head", "matrix", "vector", "own")
 DECLARED_GROUPS = GROUPS[:-1]
+DECAYING_GROUPS = ("head", "matrix")  # those with weight decay
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """The declaration of a parameter.
 
-    shape: of one layer's array, or of that of stacked layers, see `stacked`.
+    shape: of the array of one layer, or of the array that stacks layers (see `stacked`).
     axes: the logical axis of each dimension, or None.
     inputs: dimensions that are summed over in the product with a token.
     outputs: dimensions that the product writes. Dimensions in neither (layers, experts, heads of
@@ -48,7 +49,7 @@ class Weight:
     @property
     def decays(self) -> bool:
         """Whether it has weight decay."""
-        return self.group in ("matrix", "head")
+        return self.group in DECAYING_GROUPS
 
     @property
     def takes_muon(self) -> bool:
@@ -76,7 +77,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """The declaration of a buffer: a value that changes once an optimizer step, from observations.
+    """The declaration of a buffer: a value that every optimizer step updates from observations.
 
     channel: where an observation comes from. "forward": the mixer returns it. "cotangent": it is
       the buffer's gradient, as for float8 scales; such a buffer must hold floats.
@@ -137,18 +138,18 @@ def weight(
       inputs, outputs, group, uses: see Weight. Without outputs AdamW updates a matrix, also where
         others are updated by Muon.
       init: an initialiser (key, shape, dtype) -> array, or the factor s of a normal distribution
-        with deviation s / sqrt(fan in).
+        with deviation s / sqrt(fan in). The group's multiplier `init` scales the latter only.
       dtype: of the stored parameter; left out: float32.
     Raises: ValueError for a declaration that does not fit the shape.
     """
     arch = module.arch
     if axes is None:
         axes = (None,) * len(shape)
-    # A weight without inputs is not multiplied with tokens.
+    # A weight without inputs is in no matrix product with tokens.
     declaration = Weight(shape, axes, inputs, outputs, group, uses if inputs else 0.0)
     _check(name, declaration)
     if not callable(init):
-        # With both factors at 1, a product has the variance of its inputs.
+        # With init and multiplier at 1, a product has the variance of its inputs.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
         multiplier = dict(arch.init_scales).get(group, 1.0)
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
@@ -265,13 +266,13 @@ def merged(first: dict, second: dict) -> dict:
     """Return two trees of different buffers as one tree."""
     both = dict(first)
     for name, value in second.items():
-        # No buffer is in both trees, so that a name in both is that of two dicts.
+        # No buffer is in both trees, so a name that is in both leads to a dict in each.
         both[name] = merged(first[name], value) if name in first else value
     return both
 
 
 def combined(declared: dict, first: dict, second: dict) -> dict:
-    """Return one tree of observations for two of the same buffers, combined as declared."""
+    """Combine two trees of observations of the same buffers into one, as declared."""
     together = {}
     for name, observation in first.items():
         entry = declared[name]
@@ -291,7 +292,7 @@ def updated(declared: dict, buffers: dict, seen: dict) -> dict:
     new = {}
     for name, entry in declared.items():
         if name not in seen:
-            raise ValueError(f"buffer '{name}': its mixer returned no observation of it")
+            raise ValueError(f"buffer '{name}': its mixer returned no observation")
         if isinstance(entry, Buffer):
             new[name] = entry.update(buffers[name], seen[name])
         else:

@@ -31,8 +31,8 @@ NOT_OPTIONS = ("arch", "parent", "name")  # fields that every mixer has
 def mixer_class(name: str) -> type[TokenMixer]:
     """Return the class of a token mixer, by a name in MIXERS or an import path "module:Class".
 
-    Raises: UserError if the path leads nowhere, the module fails, or the class is neither a
-      TokenMixer nor a Flax module with the fields arch and block.
+    Raises: UserError if the path leads nowhere, the module fails, the class is neither a TokenMixer
+      nor a Flax module with the fields arch and block, or a block cannot call it.
     """
     if name in MIXERS:
         return MIXERS[name]
@@ -42,7 +42,7 @@ def mixer_class(name: str) -> type[TokenMixer]:
 def channel_class(name: str) -> type[ChannelMixer]:
     """Return the class of a channel mixer, by a name in CHANNELS or an import path "module:Class".
 
-    Raises: UserError as `mixer_class`.
+    Raises: UserError as `mixer_class`, but the class must be a ChannelMixer.
     """
     if name in CHANNELS:
         return CHANNELS[name]
@@ -109,7 +109,7 @@ def _imported(path: str, role: str, base: type) -> type:
     Args:
       role: what the pattern uses it as, for messages.
       base: TokenMixer or ChannelMixer.
-    Raises: UserError as `mixer_class`.
+    Raises: UserError as `mixer_class` or `channel_class`.
     """
     named = f"config.model.pattern names the {role}"
     mixer_type = imported(path, named)
@@ -151,13 +151,14 @@ def _as_token_mixer(mixer_type: type[nn.Module]) -> type[TokenMixer]:
         return mixer_type
 
     class Adapted(mixer_type, TokenMixer):
-        def empty_cache(self, *sizes: Any) -> Any:
+        def empty_cache(self, *arguments: Any) -> Any:
             if not hasattr(mixer_type, "empty_cache"):
-                return TokenMixer.empty_cache(self, *sizes)
-            if len(sizes) == 4:
-                # The module itself calls its static method, with arch and block.
-                return mixer_type.empty_cache(*sizes)
-            return mixer_type.empty_cache(self.arch, self.block, *sizes)
+                return TokenMixer.empty_cache(self, *arguments)
+            # The library passes (batch, size). The module's own code, which calls its static method
+            # as self.empty_cache, passes (arch, block, batch, size).
+            if len(arguments) == 4:
+                return mixer_type.empty_cache(*arguments)
+            return mixer_type.empty_cache(self.arch, self.block, *arguments)
 
     # Saved runs and error messages name the user's class.
     Adapted.__module__ = mixer_type.__module__

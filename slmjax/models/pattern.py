@@ -9,13 +9,13 @@ from typing import Any
 from slmjax.config import ModelConfig
 from slmjax.errors import UserError, nearest
 from slmjax.models.architecture import Architecture, Block
-from slmjax.models.declare import GROUPS
+from slmjax.models.declare import DECAYING_GROUPS, DECLARED_GROUPS, GROUPS
 from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
 
 # The element of a pattern that divides it into parts, see `parts`.
 BAR = "|"
 PER_GROUP = {"init", "lr", "decay"}  # the multipliers that a group of weights can have
-FLOAT = r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?"
+FLOAT = r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 Stack = tuple[tuple[tuple[Block, ...], int], ...]  # (blocks, repeats) of each part
 
@@ -57,12 +57,18 @@ def parse_block(text: str) -> Block:
         raise UserError(f"config.model.pattern: '{text}' {fault}, as in 'attention', '|', 'gdn'.")
     # An empty text names the mixer "", which is refused below.
     names, *words = text.split() or [""]
-    mixer, _, channel = names.partition("+")
-    channel = channel or "mlp"
+    mixer, plus, channel = names.partition("+")
+    if not plus:
+        channel = "mlp"
     _check_name(mixer, tuple(MIXERS), "token mixer", text)
     _check_name(channel, (*CHANNELS, "none"), "channel mixer", text)
     allowed = options_of(mixer, channel)
-    options = dict(_option(word, text, allowed) for word in words)
+    options: dict[str, Any] = {}
+    for word in words:
+        name, value = _option(word, text, allowed)
+        if name in options:
+            raise UserError(f"config.model.pattern: '{text}' gives the option {name} twice.")
+        options[name] = value
     return Block(mixer, channel, tuple(sorted(options.items())))
 
 
@@ -132,8 +138,9 @@ def parts(pattern: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequenc
     repeated = pattern[first_bar + 1 : last_bar]
     end = pattern[last_bar + 1 :]
     if not repeated:
+        place = "between its bars" if len(bars) == 2 else "behind its bar"
         expected = "expected what repeats, as in 'attention', '|', 'gdn'"
-        raise UserError(f"config.model.pattern has nothing behind its first bar; {expected}.")
+        raise UserError(f"config.model.pattern has nothing {place}; {expected}.")
     return start, repeated, end
 
 
@@ -174,7 +181,7 @@ def _option(word: str, text: str, allowed: dict[str, type]) -> tuple[str, Any]:
             raise UserError(f"{subject} must be True or False.")
         return name, value == "True"
     if value_type is int and not value.isdecimal():
-        raise UserError(f"{subject} must be a whole number.")
+        raise UserError(f"{subject} must be a whole number, not negative.")
     if value_type is float and not re.fullmatch(FLOAT, value):
         raise UserError(f"{subject} must be a number.")
     return name, value_type(value)
@@ -184,6 +191,7 @@ def _check_lending(arch: Architecture) -> None:
     """Raise UserError for a block that borrows what no block before it lends."""
     across: set[str] = set()
     for block in arch.blocks:
+        # Only the names count, not the shapes: so one row of one token.
         across.update(mixer_of(arch, block).lends_across(1, 1))
     for pattern, _ in arch.stack:
         # A part starts anew: only what is lent across repeats is there before its first block.
@@ -241,7 +249,8 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
 def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     """Return (group, factor on its initial values) of each group with multipliers, sorted.
 
-    Raises: UserError for a group that does not exist, or a multiplier that is not a number.
+    Raises: UserError for a group that does not exist, and for a multiplier that is not a number or
+      that nothing in its group reads.
     """
     scales = []
     for group, factors in multipliers.items():
@@ -255,8 +264,26 @@ def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...
             fault = f"is {factors!r}; it can hold init, lr and decay as numbers"
             example = "such as {'lr': 0.5}"
             raise UserError(f"config.model.multipliers.{group} {fault}, {example}.")
+        _check_effect(group, factors)
         scales.append((group, float(factors.get("init", 1.0))))
     return tuple(sorted(scales))
+
+
+def _check_effect(group: str, factors: Mapping[str, float]) -> None:
+    """Raise UserError for a multiplier that would have no effect in its group."""
+    # A parameter without a declaration has an initialiser of its own, which sees no multiplier.
+    readers = {"init": DECLARED_GROUPS, "decay": DECAYING_GROUPS}
+    reasons = {
+        "init": "its initial values are your own code's",
+        "decay": "its parameters have no weight decay",
+    }
+    for name, groups in readers.items():
+        # A factor of 1 asks for nothing.
+        if group not in groups and factors.get(name, 1) != 1:
+            raise UserError(
+                f"config.model.multipliers.{group} sets {name}, which has no effect: "
+                f"{reasons[name]}. The groups with {name} are {', '.join(groups)}."
+            )
 
 
 def _is_number(value: Any) -> bool:

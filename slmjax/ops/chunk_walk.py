@@ -46,7 +46,7 @@ def walk(
     Args:
       kernel: "scan" (plain XLA), "triton" (a GPU) or "interpret" (Triton's kernel, anywhere).
       written: values before erasing; its type is that of the products, memories and new values.
-      erased: what each token erases along; None: nothing is erased, and new is written.
+      erased: what each token erases along; None: nothing is erased, and `new` equals `written`.
       writing: keys, decayed to the end of the chunk.
       whole: factor by which a whole chunk decays the memory, float32, 1 or K numbers.
       state: memory before the first chunk, float32.
@@ -117,7 +117,7 @@ def scan_chunks(
     """Return (memory before each chunk, new, state after the walk) by lax.scan over the chunks.
 
     Terms that are None are left out; without `written` there is no `new`. In reverse the walk
-    begins at the last chunk, "before" means behind it in the sequence, and
+    begins at the last chunk, so "before" a chunk means after it in the sequence, and
 
         new = written + erased S
         S <- whole S + added - writing^T new

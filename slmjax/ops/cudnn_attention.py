@@ -10,6 +10,7 @@ Axes: B rows, T tokens, N query heads, K key/value heads, H head size, n places 
 """
 
 import functools
+import math
 from types import ModuleType
 
 import jax
@@ -59,7 +60,7 @@ def cudnn_attention(
                 implementation="cudnn",
             )
         # JAX takes the list in the shape [rows, places_a_row], the latter at least 2.
-        places_a_row = -(-max(places, 2 * rows) // rows)
+        places_a_row = max(2, math.ceil(places / rows))
         lengths, starts = segment_list(seg, places_a_row * rows)
         return _packed(window, q, k, v, lengths, starts)
 
@@ -131,11 +132,12 @@ def _operands_and_options(
     lengths: Int[Array, "n"],
     starts: Int[Array, "n"],
 ) -> tuple[tuple[Array, ...], dict]:
-    """Return (operands behind q, k and v, parameters) that both primitives take."""
+    """Return the operands that follow q, k and v, and the parameters, of both primitives."""
     B, T, N, H = q.shape
     K = k.shape[2]
-    lengths = lengths.reshape(B, -1)  # [B,n/B], though a row's places are for any row's segments
-    # JAX expects one start more than lengths in each row: [B,n/B+1].
+    # cuDNN reads both lists flat; JAX wants them as [B,n/B] and [B,n/B+1]. So a row may hold
+    # segments of any row of the batch, and all extra starts come last.
+    lengths = lengths.reshape(B, -1)
     starts = jnp.pad(starts, (0, B), constant_values=B * T)
     starts = starts.reshape(B, -1)
     absent = jnp.zeros(0, q.dtype)

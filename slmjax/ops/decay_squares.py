@@ -10,10 +10,10 @@ for all pairs of a square, and neither factor exceeds 1, as total never rises wi
 each size of squares takes one product of matrices, and no exponent is ever positive.
 
 The gradient of total is left * (gradient of left) - right * (gradient of right), channel by
-channel: decays need no sums of their own.
+channel: it takes no further products of matrices.
 
-Axes: C tokens (two of them: i, the later token, then j), K channels. The functions run under vmap
-and in Triton kernels alike.
+Axes: C tokens, a power of two (two of them: i, the later token, then j), K channels. The functions
+run under vmap and in Triton kernels alike.
 
 Source: as ops/decayed.py.
 """

@@ -109,5 +109,5 @@ def memory_bandwidth(device_kind: str) -> float | None:
 
 
 def _is_slice(device_kind: str) -> bool:
-    """True for a slice of a GPU (MIG): its name does not say how large a share it is."""
+    """True for a slice of a GPU (MIG), to which the numbers of the whole GPU do not apply."""
     return " mig " in device_kind.lower()

@@ -40,7 +40,7 @@ def shardings(declared: Any, mesh: Mesh) -> Any:
 def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> P:
     """Return the partition of a parameter from its logical axes.
 
-    A mesh axis is used once, by the first logical axis that names it.
+    A mesh axis is used once, by the first dimension that it splits.
 
     Raises: ValueError as `shardings` does.
     """

@@ -6,7 +6,7 @@ Here they are written; metric_records.py reads them.
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -79,15 +79,14 @@ class MetricsWriter:
         if wandb:
             # Before anything is written: the package may be missing.
             wandb_package = import_wandb(wandb)
-        try:
-            self._lines = _open_lines(folder)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
+        self._board_folder = folder / "tensorboard"
+        self._lines = _guarded(folder, _open_lines, folder)
         if resume_step is not None:
             # The session's first record, so that readers drop the records that it makes invalid.
             self.event("resume", resume_step)
         if tensorboard:
-            self._board = _open_tensorboard(folder, resume_step)
+            board_folder = self._board_folder
+            self._board = _guarded(board_folder, _open_tensorboard, board_folder, resume_step)
         if wandb_package:
             self._wandb = wandb_package.init(
                 project=wandb,
@@ -111,7 +110,7 @@ class MetricsWriter:
                 numbers[name] = value
         if self._board is not None:
             for name, value in numbers.items():
-                self._board.add_scalar(name, value, int(step))
+                _guarded(self._board_folder, self._board.add_scalar, name, value, int(step))
         if self._wandb is not None:
             self._wandb.log({"step": int(step), **numbers})
 
@@ -130,16 +129,16 @@ class MetricsWriter:
         It is called with each checkpoint, so that no checkpoint is ahead of its metrics.
         """
         if self._lines is not None:
-            self._guard(self._lines.flush)
+            _guarded(self._lines.path, self._lines.flush)
         if self._board is not None:
-            self._board.flush()
+            _guarded(self._board_folder, self._board.flush)
 
     def close(self) -> None:
         """Flush and release the files; later calls do nothing."""
         if self._lines is not None:
-            self._guard(self._lines.close)
+            _guarded(self._lines.path, self._lines.close)
         if self._board is not None:
-            self._board.close()
+            _guarded(self._board_folder, self._board.close)
         if self._wandb is not None:
             self._wandb.finish()
         self._lines = self._board = self._wandb = None
@@ -151,14 +150,7 @@ class MetricsWriter:
         self.close()
 
     def _put(self, record: dict) -> None:
-        self._guard(self._lines.put, to_line(record))
-
-    def _guard(self, call, *args) -> None:
-        """Call a method of `_lines`. Raises: UserError for an error of the disk or the store."""
-        try:
-            call(*args)
-        except OSError as error:
-            raise _unwritable(self._lines.path, error) from error
+        _guarded(self._lines.path, self._lines.put, to_line(record))
 
     def _wandb_identity(self, folder: epath.Path) -> str:
         """Return the W&B id that the run has recorded; record a new one where it has none."""
@@ -195,7 +187,7 @@ def _open_lines(folder: epath.Path) -> LocalFile | Segments:
 def _open_tensorboard(folder: epath.Path, resume_step: int | None) -> Any:
     from tensorboardX import SummaryWriter
 
-    logdir = os.fspath(folder / "tensorboard")
+    logdir = os.fspath(folder)
     if resume_step is None:
         return SummaryWriter(logdir=logdir)
     # TensorBoard drops what it has from the first step that is done again.
@@ -211,9 +203,16 @@ def _now() -> float:
     return round(time.time(), 3)
 
 
-def _unwritable(path: epath.Path, error: OSError) -> UserError:
-    reason = error.strerror or error
-    return UserError(
-        f"Cannot write to {os.fspath(path)}: {reason}. "
-        "Choose a --workdir that is writable and has space left."
-    )
+def _guarded(path: epath.Path, call: Callable, *args: Any) -> Any:
+    """Return call(*args), which writes to `path`.
+
+    Raises: UserError for an error of the disk or the store.
+    """
+    try:
+        return call(*args)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"Cannot write to {os.fspath(path)}: {reason}. "
+            "Choose a --workdir that is writable and has space left."
+        ) from error

@@ -74,7 +74,7 @@ def run_recall(
     folder = epath.Path(workdir)
     file = folder / "study.json"
     results = {"command": command, "device": jax.devices()[0].device_kind, "rows": []}
-    results |= earlier_rows(file, config)
+    results |= earlier_results(file, config)
     rows = results["rows"]
     write_atomic(folder / "config.json", configs.to_json(config))
     _write(file, results)  # from now on other settings are refused
@@ -99,7 +99,7 @@ def run_recall(
     return 0
 
 
-def earlier_rows(file: epath.Path, config: configs.Config) -> dict[str, Any]:
+def earlier_results(file: epath.Path, config: configs.Config) -> dict[str, Any]:
     """Return the results in study.json, with the settings and variants of this start added.
 
     Without the file there are no rows.
@@ -179,7 +179,8 @@ def measure_recall(
     """Train a variant on a task, and return the table's row of the two.
 
     It has the test accuracy of each rate and seed, and of the rate that is best on validation rows.
-    Rates are tried in order, up to the first whose mean validation accuracy is study["enough"].
+    Rates are tried in order, up to the first whose mean validation accuracy reaches
+    study["enough"].
 
     Args:
       study: what `study_settings` returns.

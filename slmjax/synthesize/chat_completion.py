@@ -12,7 +12,11 @@ WHOLE = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # the answer 
 CUT = ("length", "max_tokens", "model_length")  # the answer was cut at a limit
 TOKENS_LIMIT = 10**9  # an endpoint that reports so many tokens for one answer is mistaken
 SHOWN_BYTES = 10_000  # of a body that is not a completion; an error message quotes from them
-UNEXPLAINED = "empty answer"  # why a request failed whose answer is empty and ended by "stop"
+# The fields of server-sent events, and comments (":"), with which a stream begins.
+STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
+# Fields of a message that say why it has no text.
+REASONS = ("refusal", "reasoning_content", "reasoning")
+UNEXPLAINED = "empty answer"  # the fault's reason where the provider gives none
 
 
 def parse_answer(body: bytes) -> Answer:
@@ -20,8 +24,9 @@ def parse_answer(body: bytes) -> Answer:
 
     Raises:
       Complaint: the provider reports an error inside the body.
-      TeacherFault: the body is not a completion, or its text is empty or cannot be written to a
-        file. Such a text is paid for; the fault has its tokens where the body reports them.
+      TeacherFault: the body is not a completion, or its text is empty, cannot be written to a file
+        or has a part that is no text. Such an answer is paid for; the fault has its tokens where
+        the body reports them.
     """
     data = _parse_body(body)
     try:
@@ -29,11 +34,11 @@ def parse_answer(body: bytes) -> Answer:
         raise_complaint(choice)
         message = choice["message"]
         finish = finish_of(choice.get("finish_reason"))
-        text = _text(message.get("content"))
+        # An answer that is rejected below is paid for all the same: each fault carries the tokens.
+        tokens = _used_tokens(data.get("usage"))
+        text = _text(message.get("content"), tokens)
     except (LookupError, TypeError, AttributeError) as error:
         raise TeacherFault(f"no chat completion: {_shown(body)}") from error
-    # An answer that is rejected below is paid for all the same, so that each fault has the tokens.
-    tokens = _used_tokens(data.get("usage"))
     # JSON can escape half of a surrogate pair, which UTF-8 cannot write. encode puts "?" there.
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
         raise TeacherFault("half a surrogate pair in the text, which no file can hold", tokens)
@@ -58,7 +63,7 @@ def _parse_body(body: bytes) -> Any:
     """Return the parsed JSON of a body. Raises: Complaint, or TeacherFault for broken JSON."""
     content = body.lstrip()
     try:
-        is_stream = content.startswith(b"data:")
+        is_stream = content.startswith(STREAM_BEGINS)
         data = _join_stream(body) if is_stream else json.loads(body)
         raise_complaint(data)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -80,10 +85,11 @@ def _join_stream(body: bytes) -> dict[str, Any]:
       cut; LookupError, TypeError or AttributeError for a piece of another shape.
     """
     text = ""
+    reasons: dict[str, str] = {}  # for an empty text
     finish = usage = None
     done = False
     for line in body.splitlines():
-        if not line.startswith(b"data:"):  # a comment, an event's name, or the blank line after one
+        if not line.startswith(b"data:"):  # a comment, another field, or the blank line of an end
             continue
         event = line.removeprefix(b"data:").strip()
         if event == b"[DONE]":
@@ -93,17 +99,25 @@ def _join_stream(body: bytes) -> dict[str, Any]:
         raise_complaint(piece)
         usage = piece.get("usage") or usage
         for choice in piece.get("choices") or ():
-            text += (choice.get("delta") or {}).get("content") or ""
+            delta = choice.get("delta") or {}
+            text += delta.get("content") or ""
+            for name in REASONS:
+                if delta.get(name):
+                    reasons[name] = reasons.get(name, "") + str(delta[name])
             finish = choice.get("finish_reason") or finish
     if not finish and not done:
         raise ValueError("the stream was cut")
-    return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": usage}
+    message = {"content": text, **reasons}
+    return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
 
 
-def _text(content: Any) -> str:
+def _text(content: Any, tokens: tuple[int, int] | None) -> str:
     """Return the text of a message's content: a string, one part, a list of parts, or None.
 
     Parts with the model's thoughts are left out.
+
+    Args:
+      tokens: of the answer, for a fault.
     Raises: TeacherFault for a part that is neither text nor thoughts; TypeError, AttributeError or
       LookupError for content of another shape.
     """
@@ -117,7 +131,7 @@ def _text(content: Any) -> str:
             texts.append(part["text"])
         elif part_type not in ("thinking", "reasoning"):
             reason = f"the answer holds a part of type '{part_type}', which is no text"
-            raise TeacherFault(reason, again=False)
+            raise TeacherFault(reason, tokens, again=False)
     return "".join(texts)
 
 
@@ -142,7 +156,7 @@ def _why_empty(message: Mapping[str, Any], finish: str) -> str:
         return f"only thoughts, no answer{used_up}"
     if finish == "stop":
         return UNEXPLAINED
-    return f"{UNEXPLAINED}, finish_reason {finish}"
+    return f"empty answer, finish_reason {finish}"
 
 
 def _shown(body: bytes) -> str:

@@ -66,7 +66,8 @@ def judge_text(item: Item, text: str, finish: str) -> tuple[str, str]:
         if not holds:
             return f"false equation: {equation}", ""
     if not item.problems:
-        return "", "equations" if equations else ""
+        checked = "equations" if equations else ""
+        return "", checked
     reason = _wrong_answer(answers(document), item.problems)
     if reason:
         return reason, ""
@@ -119,7 +120,7 @@ def _incomplete(text: str, document: str, finish: str) -> str:
 
 
 def _unclean(document: str) -> str:
-    """Return what a document holds that belongs in none, or ""."""
+    """Return what a document holds that no document should hold, or ""."""
     if has_thoughts(document):
         return "thoughts in the text"
     special = _SPECIAL.search(document)

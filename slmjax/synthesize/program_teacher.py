@@ -32,7 +32,8 @@ class ProgramTeacher(Teacher):
         self.seed = seed
 
     def parameters(self, item: Item) -> dict[str, Any]:
-        # What the program writes depends on these; it ignores the item's aspect and passage.
+        # What the program writes depends on these, and on the item's problems and their kind, which
+        # are in the prompt. max_tokens has no influence; nor have the item's aspect and passage.
         return {
             "seed": self.seed,
             "number": item.number,
@@ -83,7 +84,7 @@ def _section(item: Item, lesson: Lesson, rng: random.Random) -> str:
     parts.append(f"## {pick(('How it is done', 'The method', 'What to do'))}")
     method = pick(lesson.methods)
     example = pick(("Here is an example.", "Look at this one.", "An example shows it."))
-    parts += [f"{method} {example}", _solved(first)]
+    parts += [f"{method} {example}", first.text]
 
     parts.append(f"## {pick(('What to look out for', 'A common mistake', 'Take care'))}")
     parts.append(pick(lesson.mistakes))
@@ -93,7 +94,7 @@ def _section(item: Item, lesson: Lesson, rng: random.Random) -> str:
         "The next problem is of the same sort.",
     )
     for problem in others:
-        parts += [pick(transitions), _solved(problem)]
+        parts += [pick(transitions), problem.text]
     parts.append(pick(CLOSINGS))
     return "\n\n".join(parts)
 
@@ -103,7 +104,7 @@ def _problems(item: Item, lesson: Lesson, rng: random.Random) -> str:
     parts = [f"# {title}: {rng.choice(('problems', 'exercises', 'practice'))}"]
     parts.append(_introduction(item, lesson, rng, sentences=1))
     for number, problem in enumerate(item.problems, 1):
-        parts.append(f"Problem {number}\n{_solved(problem)}")
+        parts.append(f"Problem {number}\n{problem.text}")
     parts.append(f"{rng.choice(lesson.methods)} {rng.choice(lesson.mistakes)}")
     return "\n\n".join(parts)
 
@@ -202,10 +203,6 @@ def _introduction(item: Item, lesson: Lesson, rng: random.Random, sentences: int
     positions = rng.sample(range(len(lesson.ideas)), sentences)
     parts += [lesson.ideas[position] for position in sorted(positions)]
     return " ".join(parts)
-
-
-def _solved(problem: Passage) -> str:
-    return f"{problem.prompt}\n{working(problem)}\nAnswer: {problem.answer}."
 
 
 def _in_one_line(problem: Passage) -> str:

@@ -43,7 +43,7 @@ class LanguageModeling:
         loss = self.of_hidden(model, params, hidden, batch, totals)
         # `of_hidden` does not see `out`, so its loss has no observations of buffers yet.
         loss = loss._replace(seen=out.seen)
-        return with_terms_of_layers(loss, out, batch, totals)
+        return with_terms_of_layers(loss, out, batch, totals, model.arch.share_blocks)
 
     def of_hidden(
         self,

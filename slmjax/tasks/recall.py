@@ -73,7 +73,7 @@ class Recall:
         count = jnp.float32(batch["answers"].size)
         terms = {"loss": (nats.sum(), count), "accuracy": (right.sum(), count)}
         loss = Loss(sum=nats.sum(), weight=count, terms=terms, seen=out.seen)
-        return with_terms_of_layers(loss, out, batch, totals)
+        return with_terms_of_layers(loss, out, batch, totals, model.arch.share_blocks)
 
 
 def score_answers(
@@ -115,7 +115,7 @@ class Accuracy:
         # each row is one document.
         documents_per_device = None
         if program.place_cuts:
-            _, ways = program.place_cuts  # in which a batch is split over devices
+            _, ways = program.place_cuts  # devices over which each microbatch's rows are split
             documents_per_device = self.batch_size // ways
         self.fields = puzzle_fields(puzzle, self.batch_size, documents_per_device)
         self.shardings = field_shardings(self.fields, mesh)

@@ -203,15 +203,18 @@ class TaskBuilder(Protocol):
         return Facts()
 
 
-def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> Loss:
+def with_terms_of_layers(
+    loss: Loss, out: Out, batch: dict, totals: Totals, applications: int = 1
+) -> Loss:
     """Return a loss with the terms that layers add to it.
 
     Args:
       loss: a loss of a task with "tokens", the number of real tokens, among its totals.
       out: the model's second result, next to the hidden states.
       batch: has segments [B,T], which are above 0 for real tokens.
+      applications: times in a row that each block is applied (config.model.share_blocks).
     """
-    # Most layers add nothing, and then the program has no trace of this.
+    # Most layers add no terms; the compiled program then has no operations for them.
     if not any(out.terms.values()):
         return loss
     weighted_sum = jnp.zeros(())
@@ -220,13 +223,15 @@ def with_terms_of_layers(loss: Loss, out: Out, batch: dict, totals: Totals) -> L
     for group_terms in out.terms.values():
         for block_terms in group_terms.values():
             for name, term in block_terms.items():
-                # term.sum [repeats]: one value for each repeat of the pattern, which is a layer.
+                # term.sum [repeats]: one value for each repeat of the pattern, which is a layer. It
+                # is the sum over all applications of a shared block.
                 weighted_sum += (term.coefficient * term.sum).sum()
                 sums[name] = sums.get(name, 0.0) + term.sum.sum()
-                layer_counts[name] = layer_counts.get(name, 0) + len(term.sum)
+                layers = len(term.sum) * applications
+                layer_counts[name] = layer_counts.get(name, 0) + layers
     tokens = (batch["segments"] > 0).sum()
-    # Logged as a mean over tokens and layers.
+    # Logged as a mean over tokens and layers, where each application of a block is a layer.
     terms = {name: (total, layer_counts[name] * tokens) for name, total in sums.items()}
     # In the loss a term is a mean over tokens: the same rescaling as in `Loss.plus`.
-    rescaled = weighted_sum * totals["main"] / totals["tokens"]
+    rescaled = weighted_sum * totals["main"] / jnp.maximum(totals["tokens"], 1)
     return loss._replace(sum=loss.sum + rescaled, terms=loss.terms | terms)

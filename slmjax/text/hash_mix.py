@@ -4,8 +4,8 @@ from typing import no_type_check
 
 import numpy as np
 
-# The factors between the weights of neighbours: of letters in a word, and of words in a run. They
-# are odd, so that both have inverses modulo 2^64.
+# The bases of two polynomial hashes: of the letters of a word, and of the words of a run. Both are
+# odd, so that they have inverses modulo 2^64.
 LETTER_BASE = 0x9E3779B97F4A7C15
 WORD_BASE = np.uint64(0xD1B54A32D192ED03)
 

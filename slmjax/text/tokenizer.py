@@ -46,7 +46,7 @@ HOSTILE = (
 # token of what it encodes at once.
 PIECE = 200_000
 AT_ONCE = 4  # pieces of one text that are encoded at once
-REACH = 2_000_000  # characters after a piece's PIECE in which a place to cut is looked for
+REACH = 2_000_000  # a place to cut is looked for in so many characters after the first PIECE
 TRIES = 20  # places that are tried for each pattern below
 AROUND = 256  # characters on either side of a cut whose tokens are compared
 # Where a cut is tried first: before the space between two letters, and after the line feed between
@@ -84,7 +84,7 @@ class Tokenizer:
             problem = f"{where} is no tokenizer.json of the tokenizers library: {error}"
             raise UserError(f"data.tokenizer: {problem}") from error
         self._text = text
-        # The library's name for this: special tokens' names in a text get ordinary tokens.
+        # Despite its name: a special token's name in a text is encoded as ordinary tokens.
         self._library.encode_special_tokens = True
         # Some published files cut every text at 512 tokens.
         self._library.no_truncation()
@@ -278,11 +278,13 @@ class Tokenizer:
         splitter = self._library.pre_tokenizer
         words = splitter.pre_tokenize_str("it is\nso") if splitter else []
         lengths = [end - start for _, (start, end) in words]
-        # "it", " is", "\n", "so": the words of GPT-2, with the text's own blanks.
+        # "it", " is", "\n", "so": the words of GPT-2. A piece may then begin with the text's own
+        # blank, and gets no second one, even if the tokenizer puts one before other texts.
         if self._byte_level and lengths == [2, 3, 1, 2]:
             return 0
-        puts_blank = self._bytes_of("a") == b" a" and self._bytes_of(" a").endswith(b" a")
-        return int(puts_blank)
+        puts_blank = self._bytes_of("a") == b" a"
+        keeps_blank = self._bytes_of(" a").endswith(b" a")
+        return int(puts_blank and keeps_blank)
 
     def _bytes_of(self, text: str) -> bytes:
         return b"".join(self._bytes[i] for i in self._encode_alone(text))
@@ -313,8 +315,9 @@ class Tokenizer:
     def _place_to_cut(self, text: str, place: int) -> int | None:
         """Return the first place from `place` on where a cut keeps the tokens on both sides.
 
-        Only a few places within REACH are tried; None: none of them will do. A longer text without
-        one, such as a number of a million digits, is cut at `place` if that loses no character.
+        Only a few places within REACH are tried. If none of them will do, the result is None. But
+        if the text goes on beyond REACH, such as a number of three million digits, the result is
+        `place` if a cut there loses no character.
         """
         for pattern in (_BETWEEN_WORDS, _OTHER_PLACES):
             matches = pattern.finditer(text, place, place + REACH)

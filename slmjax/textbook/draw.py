@@ -101,7 +101,8 @@ class Draw:
     def number(self, low: int, high: int) -> int:
         """Return a number for the prompt to give, between low and high, both included."""
         reserved = [number for number in RESERVED_NUMBERS if low <= number <= high]
-        # No coin without a choice: one throw more or less would change all that is drawn later.
+        # The coin is last in the condition: it is thrown only where it decides something, and one
+        # throw more or less would change all that is drawn later.
         if self.heldout and reserved and self.coin():
             number = self.rng.choice(reserved)
         else:

@@ -41,7 +41,7 @@ def syllogism(draw: Draw) -> Problem:
         "every": every,
         "not": _negation(all_have_it),
     }
-    # By membership: whose job is among those with the trait.
+    # The second answer is by membership: the job is in the set of those with the trait.
     return Problem(fields, _yes_no(all_have_it), _yes_no(job in jobs_with_trait), YES_NO)
 
 
@@ -154,7 +154,7 @@ def look(draw: Draw) -> Problem:
         "q": colour,
         "n": draw.number(10, 99),
     }
-    # From the text: the only colour in it.
+    # From the passage's words: the only colour among them.
     again = next(known for known in COLOURS if known in fields.values())
     return Problem(fields, colour, again)
 

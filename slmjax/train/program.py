@@ -59,8 +59,9 @@ class Program:
 
     @property
     def place_cuts(self) -> tuple[int, int] | None:
-        """`cuts`, where the attention kernel needs to know how many documents a device holds.
+        """The result of `cuts`, for the attention kernel whose batches have a field "places".
 
+        That is "cudnn": its program is compiled for a fixed number of documents on each device.
         None for the other kernels.
         """
         if self.arch.attention != "cudnn":

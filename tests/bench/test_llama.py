@@ -139,7 +139,12 @@ def test_the_command_writes_a_work_directory_that_compare_reads(recipe, capsys):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("model.qk_norm", "True"), ("train.optimizer", "muon"), ("train.z_loss", "1e-4")],
+    [
+        ("model.qk_norm", "True"),
+        ("model.share_blocks", "2"),
+        ("train.optimizer", "muon"),
+        ("train.z_loss", "1e-4"),
+    ],
 )
 def test_what_the_peer_cannot_equal_is_refused(recipe, field, value):
     c = config.freeze(config.override(config.load_recipe(str(recipe)), [f"{field}={value}"]))

@@ -11,8 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from slmjax.models import lm, sizes
 from slmjax.models.architecture import Architecture
+from slmjax.models.block import Out
+from slmjax.models.layers import Term
 from slmjax.models.pattern import parse_block
 from slmjax.parallel.rules import flatten_tree
+from slmjax.tasks.task import Loss, with_terms_of_layers
 from slmjax.testing import _batch, _random, check_mixer
 from tests.contracts.own import Halves, TwoParts
 from tests.train.small import Setup, largest_difference, packed_batch, small_config, whole
@@ -75,6 +78,24 @@ def test_a_buffer_that_sums_integers_and_an_auxiliary_term_are_the_same_scanned_
         )
     jax.tree.map(np.testing.assert_array_equal, buffers, expected[1])
     assert largest_difference(params, expected[2]) < 1e-6
+
+
+def test_a_term_of_a_shared_block_is_logged_as_the_mean_of_all_its_applications():
+    config = with_pattern(*COUNTED)
+    config.model.share_blocks = 2
+    metrics = Setup(config).step(packed_batch(config))
+    # two layers, each applied twice: the loss holds the penalty of each application
+    assert metrics["loss"] == pytest.approx(
+        metrics["terms"]["loss"] + 0.25 * 4 * metrics["terms"]["output"], rel=1e-5
+    )
+
+
+def test_a_term_of_layers_leaves_the_loss_finite_where_no_token_is_real():
+    out = Out(cache=None, seen={}, terms={"0": {"0": {"output": Term(jnp.zeros(2), 0.5)}}})
+    totals = {"main": jnp.zeros(()), "tokens": jnp.zeros((), jnp.int32)}
+    loss = Loss(jnp.zeros(()), jnp.zeros(()), {}, {})
+    batch = {"segments": jnp.zeros((2, 8), jnp.int32)}
+    assert with_terms_of_layers(loss, out, batch, totals).sum == 0
 
 
 def test_each_layers_count_is_that_of_the_tokens_and_a_rejected_step_leaves_it(expected):

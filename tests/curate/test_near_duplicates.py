@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from slmjax.curate import index as indices
 from slmjax.curate import sketch_files
@@ -12,7 +13,7 @@ from slmjax.curate.index import Index
 from slmjax.curate.minhash import Scheme
 from slmjax.curate.near_duplicates import decisions, deduplicate
 from slmjax.errors import UserError
-from slmjax.text.records import Source
+from slmjax.text.records import Document, Source
 
 SMALL = Scheme(ngram=2, bands=10, rows=3)
 
@@ -39,6 +40,17 @@ def sources(files, *names):
 
 def same(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_files_of_sketches_are_closed_where_the_last_chunk_fails(tmp_path, monkeypatch):
+    def fail(texts, scheme):
+        raise MemoryError
+
+    monkeypatch.setattr(sketch_files, "sketch", fail)
+    writer = sketch_files.SketchWriter(epath.Path(tmp_path / "sketches"), SMALL)
+    with pytest.raises(MemoryError), writer:
+        writer.add(Document("some words", group="", line=1, bytes=10, key=1))
+    assert all(file._file.closed for file in writer._files.values())
 
 
 def test_a_second_batch_against_the_index_equals_one_run_over_both(files, tmp_path):

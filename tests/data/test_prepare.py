@@ -770,6 +770,18 @@ def test_a_changed_manifest_is_refused_or_means_the_same(made, data):
         (folder / "manifest.json").write_text(kept)
 
 
+def test_a_manifest_without_the_name_of_a_held_out_file_is_damaged(made, tmp_path):
+    sources, _ = made
+    write(tmp_path / "own.jsonl", [{"text": "A text that nothing else has.", "id": "x/1"}])
+    source = {"path": sources["notes"], "heldout": str(tmp_path / "own.jsonl")}
+    folder = run(settings({"books": source}), tmp_path / "cache").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sources"]["books"]["heldout_files"][0]["file"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        read_manifest(folder)
+
+
 def test_more_small_files_than_may_be_open_are_prepared_and_read(tmp_path):
     for i in range(150):
         (tmp_path / "text" / f"{i % 7}").mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,15 @@ def test_a_model_without_data_or_order_or_vocabulary_is_refused(documents, order
         fit(documents, 5, order, EOT)
 
 
+@pytest.mark.parametrize("token", [-1, 5])
+def test_an_id_outside_the_vocabulary_is_refused(token):
+    model = fit([[1, 2, 3]], 5, 3, EOT)
+    with pytest.raises(ValueError, match="outside the vocabulary of 5"):
+        model.log_probabilities([[1], [2, token]])
+    with pytest.raises(ValueError, match="outside the vocabulary of 5"):
+        model.distribution([token])
+
+
 def test_half_a_million_tokens_fit_and_score_within_seconds():
     rng = np.random.default_rng(0)
     documents = (1 + rng.zipf(1.3, (5000, 100)) % 999).tolist()

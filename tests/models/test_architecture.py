@@ -24,6 +24,12 @@ def test_a_block_is_read_from_its_text(text, block):
     assert parse_block(text) == block
 
 
+@pytest.mark.parametrize("number", ["0.2", ".2", "2e-1", "2E-1", "0.02e+1"])
+def test_a_number_is_read_as_python_writes_it(number):
+    block = parse_block(f"tests.contracts.own:Halves rate={number}")
+    assert dict(block.options) == {"rate": 0.2}
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [
@@ -33,7 +39,9 @@ def test_a_block_is_read_from_its_text(text, block):
             "attention windo=5",
             "'windo=5'.*one of the options rope, window, borrows.*Did you mean 'window'",
         ),
-        ("attention window=-5", "'window=-5'.*must be a whole number"),
+        ("attention window=-5", "'window=-5'.*must be a whole number, not negative"),
+        ("attention window=64 window=128", "gives the option window twice"),
+        ("attention+", "channel mixer ''; there is mlp, none"),
         ("attention rope", "'rope'.*must be True or False"),
         ("attention rope=yes", "'rope=yes'.*True or False"),
         ("attention rope=2", "'rope=2'.*True or False"),
@@ -101,8 +109,8 @@ def test_blocks_before_a_first_bar_and_after_a_second_come_once(pattern, layers,
             r"layers is 2, which without the 2 .*nearest: \[4\]",
         ),
         (("gdn", "|", "gdn", "attention", "|", "gdn"), 1, r"layers is 1.*nearest: \[4\]"),
-        (("gdn", "|"), 1, "nothing behind its first bar; expected what repeats"),
-        (("gdn", "|", "|", "gdn"), 2, "nothing behind its first bar"),
+        (("gdn", "|"), 1, "nothing behind its bar; expected what repeats"),
+        (("gdn", "|", "|", "gdn"), 2, "nothing between its bars; expected what repeats"),
         (("|", "gdn", "|", "gdn", "|"), 2, "has 3 bars; expected at most two"),
         (("attention | gdn",), 2, "'attention . gdn' holds a bar, which is an element of its own"),
     ],
@@ -166,6 +174,17 @@ def test_an_architecture_is_hashable_and_frozen():
         ),
         ({"matrix": 0.5}, "multipliers.matrix is 0.5; it can hold init, lr and decay"),
         ({"matrix": {"rate": 0.5}}, "multipliers.matrix is .*rate"),
+        (
+            {"own": {"lr": 2.0, "init": 0.5}},
+            "multipliers.own sets init, which has no effect: its initial values are your own code's. "
+            "The groups with init are embedding, head, matrix, vector.",
+        ),
+        (
+            {"embedding": {"decay": 0.5}},
+            "multipliers.embedding sets decay, which has no effect: .*groups with decay are head, ",
+        ),
+        ({"vector": {"decay": 0}}, "multipliers.vector sets decay"),
+        ({"own": {"decay": 2}}, "multipliers.own sets decay"),
     ],
 )
 def test_a_multiplier_that_nothing_reads_is_refused(multipliers, sentence):

@@ -1,7 +1,9 @@
 """metrics.jsonl: what is written is read back, through kills, restarts and broken numbers."""
 
+import errno
 import json
 import math
+import os
 import struct
 import sys
 import types
@@ -206,6 +208,25 @@ def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir"):
         MetricsWriter(tmp_path / "file" / "run")
+
+
+def test_a_tensorboard_folder_that_cannot_be_written_is_the_users_error(tmp_path):
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(UserError, match=r"tensorboard: .*--workdir"):
+        MetricsWriter(tmp_path, tensorboard=True)
+
+
+@pytest.mark.parametrize("call", ["add_scalar", "flush", "close"])
+def test_a_full_disk_under_tensorboard_is_the_users_error(tmp_path, monkeypatch, call):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with MetricsWriter(tmp_path, tensorboard=True) as writer, monkeypatch.context() as patch:
+        patch.setattr(writer._board, call, refuse)
+        with pytest.raises(UserError, match="tensorboard: No space left on device"):
+            writer.write(1, {"train/loss": 1.0})
+            writer.flush()
+            writer.close()
 
 
 def test_a_full_disk_is_the_users_error(tmp_path):

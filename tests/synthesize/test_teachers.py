@@ -256,7 +256,7 @@ def test_an_answer_in_parts_is_their_text_without_thoughts():
     assert parse_answer(completion(content=parts)).text == "one two"
     with pytest.raises(TeacherFault, match="part of type 'image_url', which is no text") as fault:
         parse_answer(completion(content=[{"type": "image_url", "image_url": {}}]))
-    assert not fault.value.again
+    assert not fault.value.again and fault.value.tokens == (3, 4)  # it is paid for
 
 
 def message(finish="stop", **fields):
@@ -448,6 +448,34 @@ def test_an_answer_that_comes_as_a_stream_is_read_whole():
     error = {"error": {"message": "overloaded", "code": 503}}
     with pytest.raises(provider_errors.Complaint, match="overloaded"):
         parse_answer("".join([*lines[:2], f"data: {json.dumps(error)}\n\n"]).encode())
+
+
+@pytest.mark.parametrize(
+    "first", [": keep-alive\n\n", "event: message\n", "id: 1\n", "retry: 100\n\n", "\n: x\n\n"]
+)
+def test_a_stream_may_begin_with_a_comment_or_another_field(first):
+    piece = {"choices": [{"delta": {"content": "some words"}, "finish_reason": "stop"}]}
+    body = f"{first}data: {json.dumps(piece)}\n\n"
+    assert parse_answer(body.encode()) == teachers.Answer("some words", "stop", None)
+    with pytest.raises(TeacherFault, match="broken JSON"):
+        parse_answer(first.encode())
+
+
+def test_a_streamed_refusal_and_streamed_thoughts_say_why_there_is_no_text():
+    def stream(name, *pieces, finish):
+        deltas = [{"delta": {"content": None, name: piece}} for piece in pieces]
+        deltas.append({"delta": {}, "finish_reason": finish})
+        lines = [f"data: {json.dumps({'choices': [delta]})}\n\n" for delta in deltas]
+        return "".join(lines).encode()
+
+    with pytest.raises(TeacherFault, match=r"^refusal: I will not.$") as fault:
+        parse_answer(stream("refusal", "I will ", "not.", finish="stop"))
+    assert not fault.value.again
+    with pytest.raises(
+        TeacherFault, match=r"only thoughts, no answer .*used up max_tokens"
+    ) as fault:
+        parse_answer(stream("reasoning_content", "Let me", " see", finish="length"))
+    assert not fault.value.again
 
 
 def test_a_model_that_the_endpoint_does_not_serve_is_told_with_those_that_it_does(tmp_path):

@@ -39,6 +39,8 @@ def llama_config(arch: Architecture, seq_len: int, attention: str = "sdpa") -> A
     # The default block is plain attention and an MLP.
     if set(arch.blocks) != {Block()}:
         lacking.append("pattern")
+    if arch.share_blocks > 1:
+        lacking.append("share_blocks")
     if lacking:
         raise UserError(
             f"config.model.{lacking[0]} asks for what Llama does not have; "
