@@ -71,7 +71,9 @@ def pair(request):
     ).backward()
     tensors = dict(model.named_parameters())
     theirs = our_tree(arch, {name: parameter.grad.numpy() for name, parameter in tensors.items()})
-    weights = our_tree(arch, {name: parameter.detach().numpy() for name, parameter in tensors.items()})
+    weights = our_tree(
+        arch, {name: parameter.detach().numpy() for name, parameter in tensors.items()}
+    )
     return (
         arch,
         jax.tree.map(jnp.asarray, weights),
