@@ -25,7 +25,7 @@ from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, apply_rules
 from slmjax.curate.sketch_files import ChecksummedFile, SketchWriter, checksum_of
-from slmjax.curate.whole_records import searched_text, stand_in
+from slmjax.curate.whole_records import searched_texts, stand_in
 from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.text.readers import read_documents
 from slmjax.text.records import TEXT, Document, Fault, Source, SourceFile, content_key
@@ -193,10 +193,11 @@ def _judged(unit: CurationUnit, document: Document) -> Verdict:
     kind = unit.source.kind
     if kind == TEXT:
         return judge_document(document.text, unit.rules, unit.evals_file)
-    # Normalised only to be searched, so that an item is found as it would be in running text.
-    text = normalise(searched_text(document, kind))
-    reason, detail = _contamination(text, unit.evals_file) or ("", "")
-    return Verdict(document.text, reason, detail)
+    for text in searched_texts(document, kind):
+        # Normalised only to be searched, so that an item is found as it would be in running text.
+        if contamination := _contamination(normalise(text), unit.evals_file):
+            return Verdict(document.text, *contamination)
+    return Verdict(document.text, "", "")
 
 
 def _kept(

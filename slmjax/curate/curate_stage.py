@@ -20,7 +20,12 @@ from etils import epath
 from slmjax import config as configs
 from slmjax.curate import curation_report
 from slmjax.curate.clean import clean, count_kept, is_done, publish, reports_of
-from slmjax.curate.curate_settings import Settings, curate_settings, warnings
+from slmjax.curate.curate_settings import (
+    Settings,
+    conversation_notes,
+    curate_settings,
+    warnings,
+)
 from slmjax.curate.curation_counts import (
     RemovedOfUnits,
     Units,
@@ -47,7 +52,7 @@ from slmjax.text.walk import SKETCHES
 NEXT = {
     TEXT: ("--config=configs/tiny.py",),
     CHAT: ("--config=configs/sft.py", "--init_from=runs/tiny"),
-    PAIRS: ("--config=configs/orpo.py", "--init_from=runs/tiny"),
+    PAIRS: ("--config=configs/orpo.py", "--init_from=runs/sft"),
 }
 KeptOfFiles = Sequence[Sequence[int]]  # for each unit: how many documents of each file are kept
 
@@ -87,6 +92,8 @@ def run_curate(
         )
     for warning in warnings(settings):
         print(f"WARNING: {warning}")
+    for note in conversation_notes(settings, sources):
+        print(note)
     with writable(workdir, "--workdir"), _claim(settings["index"]), terminal_progress() as progress:
         if settings["beam"]:
             runner = Beam(settings["beam"])
