@@ -233,7 +233,8 @@ def test_conversations_that_differ_have_no_shingle_in_common(ngram):
         (chat("Q?", "A."), CHAT),
         (chat("Q?", "A.", system="S."), CHAT),
         ({"messages": turns("Q?", "A.")["messages"] * 2}, CHAT),
-        (chat("Q?\n\nA.", "A."), CHAT),
+        (chat("Q?\n\nA.", "B."), CHAT),
+        (chat("Q?", "A.\n\nB."), CHAT),
         (pair("Q?", "A.", "B."), PAIRS),
         (pair("Q?", "B.", "A."), PAIRS),
     ]
