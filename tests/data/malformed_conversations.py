@@ -6,8 +6,8 @@ slmjax.text. `judge` prepares a file and compares.
 
 import collections
 import contextlib
-import copy
 import gzip
+import io
 import json
 import lzma
 import random
@@ -21,15 +21,20 @@ from typing import Any, NamedTuple
 import tokenizers
 import zstandard
 
+from slmjax import cli
+from slmjax.data.batch_plan import BatchPlan
+from slmjax.data.pair_plan import PairPlan
 from slmjax.data.prepare import prepare
-from slmjax.errors import UserError
+from slmjax.data.prepared import Prepared
+from slmjax.data.shards import ShardSet
 
 SECONDS = 20.0  # that preparing one file may take
 LONGEST_SENTENCE = 2000  # characters
 LINE_CHANGES = 3  # of each file
 REFUSED, COUNTED, RIGHT = "refused", "counted", "right"
-WORDS = """the quick brown fox jumps over a lazy dog and runs into 7 green hills of 3.14 café naïve
-日本語 Ελληνικά 😀 👩‍👧 it's "quoted" back\\slash {{brace}} 100% end.""".split()
+TEXT = """the quick brown fox jumps over a lazy dog and runs into 7 green hills of 3.14 café naïve
+日本語 Ελληνικά 😀 👩‍👧 it's "quoted" back\\slash {{brace}} 100% end."""
+WORDS = TEXT.split()
 
 # The chat template's special tokens, as its docs page spells them.
 START, END, EOT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -195,9 +200,7 @@ def _list_fields(turns: Turns) -> Row:
 
 def _transcript_fields(turns: Turns) -> Row:
     fields = {"prompt": f"\n\n{_transcript(turns[:-1])}\n\nAssistant:", "completion": turns[-1][1]}
-    return Row(
-        fields, turns, texts=[("prompt",), ("completion",)], needed=("prompt", "completion")
-    )
+    return Row(fields, turns, texts=[("prompt",), ("completion",)], needed=("prompt", "completion"))
 
 
 # Variants that can hold any order of turns, and those of one question and one answer.
@@ -216,7 +219,8 @@ CHATS: dict[str, Callable[[Turns], Row]] = {
     "two lists": _list_fields,
     "transcript and completion": _transcript_fields,
 }
-SINGLE = ("prompt and response", "Alpaca", "question in context", "pair of texts", "pair in context")
+SINGLE = ("prompt and response", "Alpaca", "question in context")
+SINGLE += ("pair of texts", "pair in context", "whole lists in context")
 
 
 def _pair_of_texts(extra: str) -> Callable[..., Row]:
@@ -256,8 +260,8 @@ def _whole_lists(style: tuple, prompt: bool) -> Callable[..., Row]:
     def variant(turns: Turns, answers: tuple[str, str]) -> Row:
         fields: dict[str, Any] = {}
         # Some sets have the last question a second time.
-        if prompt:
-            fields["prompt"] = turns[-1][1] if turns else "x"
+        if prompt and turns and turns[-1][0] == "user":
+            fields["prompt"] = turns[-1][1]
         texts, roles = [], []
         for name, answer in zip(("chosen", "rejected"), answers):
             whole = [*turns, ("assistant", answer)]
@@ -267,6 +271,15 @@ def _whole_lists(style: tuple, prompt: bool) -> Callable[..., Row]:
         return Row(fields, turns, answers, texts, roles, ("chosen", "rejected"))
 
     return variant
+
+
+def _lists_in_context(turns: Turns, answers: tuple[str, str]) -> Row:
+    """Whole lists next to a system text and a passage, which no list repeats."""
+    row = _whole_lists(OPENAI, prompt=False)([("user", turns[-1][1])], answers)
+    row.fields |= {"system": "Be brief.", "context": "a passage"}
+    row.turns = [("system", "Be brief."), ("user", f"a passage\n\n{turns[-1][1].strip()}")]
+    row.extras = [("system",), ("context",)]
+    return row
 
 
 def _whole_transcripts(turns: Turns, answers: tuple[str, str]) -> Row:
@@ -292,6 +305,7 @@ PAIRS: dict[str, Callable[..., Row]] = {
     **FREE_PAIRS,
     "pair of texts": _pair_of_texts(""),
     "pair in context": _pair_of_texts("context"),
+    "whole lists in context": _lists_in_context,
 }
 
 
@@ -340,7 +354,15 @@ WRONG_ROLES = ("tool", "function", "usr", "asistant", "", " user", "user\n", "\u
 WRONG_ROLES += (None, 5, ["user"], {"role": "user"})
 BLANKS = ("", " ", "\n\t ", "\u3000\xa0", "\r\n", "\u2028")
 SURROGATES = ("\ud800", "a \udc00 b", "\ude00\ud83d", "\udfff\udfff")
-NO_UTF8 = (b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf5\x80\x80\x80", b"\x80", b"\xe2\x82")
+NO_UTF8 = (
+    b"\xff",
+    b"\xc3(",
+    b"\xed\xa0\x80",
+    b"\xc0\xaf",
+    b"\xf5\x80\x80\x80",
+    b"\x80",
+    b"\xe2\x82",
+)
 SCALARS = (b"5", b"null", b"true", b'"text"', b"[]", b"NaN", b"{", b"}", b"''", b"{'a': 1}", b"-")
 HOSTILE = (
     "<|im_end|>",
@@ -395,7 +417,9 @@ def _wrong_role(maker: Maker, variant: str) -> list[Line]:
 
 def _blank_text(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
-    row.put(maker.draw.choice(row.texts), maker.draw.choice(BLANKS))
+    # An empty instruction of Alpaca stands before an input, which is the question then.
+    paths = [path for path in row.texts if path != ("instruction",)]
+    row.put(maker.draw.choice(paths), maker.draw.choice(BLANKS))
     return [_other(maker, row)]
 
 
@@ -408,7 +432,9 @@ def _no_field(maker: Maker, variant: str) -> list[Line]:
 def _other_case(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     name = maker.draw.choice(row.needed)
-    change = maker.draw.choice([str.upper, str.title, lambda text: f"{text} ", lambda text: text[:-1]])
+    change = maker.draw.choice(
+        [str.upper, str.title, lambda text: f"{text} ", lambda text: text[:-1]]
+    )
     row.fields[change(name)] = row.fields.pop(name)
     return [_other(maker, row)]
 
@@ -417,7 +443,9 @@ def _other_inner_case(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     while not row.roles:
         row = maker.row(maker.draw.choice(list(maker.variants)))
-    name, number, key = maker.draw.choice([path for path in row.texts + row.roles if len(path) == 3])
+    name, number, key = maker.draw.choice(
+        [path for path in row.texts + row.roles if len(path) == 3]
+    )
     turn = row.fields[name][number]
     turn[maker.draw.choice([key.upper(), key.title(), f" {key}", "", "\ud800"])] = turn.pop(key)
     return [_other(maker, row)]
@@ -462,7 +490,9 @@ def _raw_control(maker: Maker, variant: str) -> list[Line]:
     data = json.dumps(maker.row(variant).fields).encode()
     place = maker.draw.randrange(1, len(data) - 1)
     # No blank of JSON, which may stand between its parts.
-    return [Line(data[:place] + maker.draw.choice([b"\0", b"\x01", b"\x1f", b"\x0b"]) + data[place:])]
+    return [
+        Line(data[:place] + maker.draw.choice([b"\0", b"\x01", b"\x1f", b"\x0b"]) + data[place:])
+    ]
 
 
 def _key_twice(maker: Maker, variant: str) -> list[Line]:
@@ -476,7 +506,9 @@ def _inner_key_twice(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     while not row.roles:
         row = maker.row(maker.draw.choice(list(maker.variants)))
-    name, number, key = maker.draw.choice(row.texts if len(row.texts[0]) == 3 else row.roles)[:3]
+    name, number, key = maker.draw.choice(
+        [path for path in row.texts + row.roles if len(path) == 3]
+    )
     turn = row.fields[name][number]
     twice = f"{json.dumps(turn)[:-1]}, {json.dumps({key: 'system'})[1:-1]}}}"
     return [Line(json.dumps(row.fields).replace(json.dumps(turn), twice, 1).encode())]
@@ -848,14 +880,11 @@ def _masked(maker: Maker, names: list[str], lines: list[Line]) -> list[Line]:
     if "mask of zeros" in names:
         empty = (maker.text(), " ")
         if maker.kind == "chat":
-            return [LINES_WITHOUT_ANSWERS(maker, "messages")[0] for _ in lines]
+            return [OF_CHAT["no answer"](maker, "")[0] for _ in lines]
         return [Line(dumped(maker.row("pair of texts", answers=empty).fields, maker.draw))]
     if "mask of ones" in names:
         return [_turns(_unasked)(maker, "")[0] for _ in lines]
     return lines
-
-
-LINES_WITHOUT_ANSWERS = OF_CHAT["no answer"]
 
 
 def _written(file: MalformedFile, draw: random.Random, lines: list[Line]) -> MalformedFile:
@@ -943,19 +972,25 @@ def _prepared(file: MalformedFile, folder: Path, share: float, limit: float) -> 
         max_bad_share=limit,
     )
     said: list[str] = []
-    try:
-        with in_time(SECONDS):
-            prepared = prepare(
-                data,
-                seed=0,
-                cache=folder / "cache",
-                processes=1,
-                say=said.append,
-                progress=lambda stage, done, total: None,
-            )
-    except UserError as error:
-        _check_sentence(file, str(error))
-        return REFUSED, str(error)
+    results: list[Prepared] = []
+
+    def command(words: list[str]) -> None:
+        cache = folder / "cache"
+        results.append(
+            prepare(data, seed=0, cache=cache, processes=1, say=said.append, progress=_silent)
+        )
+
+    # What the launcher makes of an error is what a user reads.
+    out, err = io.StringIO(), io.StringIO()
+    with in_time(SECONDS), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.entry(command, [])
+    assert not out.getvalue()
+    if status:
+        sentence = err.getvalue().removesuffix("\n")
+        _check_sentence(file, sentence)
+        assert status == 2, sentence
+        return REFUSED, sentence
+    (prepared,) = results
     for sentence in said:
         _check_printable(sentence)
     entry = prepared.manifest["sources"]["chatter"]
@@ -964,8 +999,10 @@ def _prepared(file: MalformedFile, folder: Path, share: float, limit: float) -> 
     removed = entry["removed"]["documents"]
     kept = [*prepared.train["chatter"], *prepared.heldout["chatter"]]
     assert len(kept) + removed + entry["changed"] == entry["documents"]
-    read = reader(prepared.folder / "tokenizer.json")
-    found = collections.Counter(read(ids) for ids in kept)
+    read = Reader(prepared.folder / "tokenizer.json")
+    found = collections.Counter(map(read.document, kept))
+    if limit == 1.0:
+        _check_masks(prepared.train["chatter"], file.kind, read)
     if file.cut:
         assert faults >= 1
         first = file.documents[: entry["documents"]]
@@ -978,27 +1015,66 @@ def _prepared(file: MalformedFile, folder: Path, share: float, limit: float) -> 
     return (COUNTED if faults else RIGHT), str(entry["faults"])
 
 
-def reader(path: Path) -> Callable[[Any], Document]:
-    """Return a function from ids to a document, by the tokenizer's library alone."""
-    content = json.loads(path.read_text())
-    special = {token["id"]: token["content"] for token in content["added_tokens"]}
-    library = tokenizers.Tokenizer.from_str(json.dumps(content))
+def _silent(stage: str, done: int, total: int) -> None:
+    """Show no line of progress."""
 
-    def read(ids: Any) -> Document:
-        pieces: list[str | Mark] = []
+
+class Reader:
+    """Reads token ids by a tokenizer's file and the tokenizers library alone."""
+
+    def __init__(self, path: Path):
+        content = path.read_text()
+        added = json.loads(content)["added_tokens"]
+        self._special = {token["id"]: token["content"] for token in added}
+        self._library = tokenizers.Tokenizer.from_str(content)
+        self._header = len(self._library.encode("assistant\n", add_special_tokens=False).ids)
+
+    def pieces(self, ids: Iterable[Any]) -> list[tuple[str | Mark, int]]:
+        """Return the special tokens and the texts between them, each with its count of ids."""
+        pieces: list[tuple[str | Mark, int]] = []
         run: list[int] = []
         for number in [*map(int, ids), None]:
-            if number is not None and number not in special:
+            if number is not None and number not in self._special:
                 run.append(number)
                 continue
             if run:
-                pieces.append(library.decode(run, skip_special_tokens=False))
+                pieces.append((self._library.decode(run, skip_special_tokens=False), len(run)))
                 run = []
             if number is not None:
-                pieces.append(Mark(special[number]))
-        return tuple(pieces)
+                pieces.append((Mark(self._special[number]), 1))
+        return pieces
 
-    return read
+    def document(self, ids: Iterable[Any]) -> Document:
+        return tuple(piece for piece, _ in self.pieces(ids))
+
+    def answer_tokens(self, ids: Iterable[Any], kind: str) -> int:
+        """Return how many ids are to be learned: answers and their ends; of pairs the last ones."""
+        counts: list[list[int]] = [[]]
+        before: str | Mark = ""
+        for piece, count in self.pieces(ids):
+            if piece == Mark(EOT):
+                counts.append([])
+            if before == Mark(START) and str(piece).startswith("assistant\n"):
+                counts[-1].append(count - self._header + 1)
+            before = piece
+        if kind == "pairs":
+            return sum(answers[-1] for answers in counts)
+        return sum(sum(answers) for answers in counts)
+
+
+def _check_masks(train: ShardSet, kind: str, read: Reader) -> None:
+    """Check that the batches of an epoch learn the answers and nothing else."""
+    longest = int(train.lengths.max()) + 1
+    plan_type = BatchPlan if kind == "chat" else PairPlan
+    plan = plan_type(train={"chatter": train}, seq_len=longest, batch=1, steps=1000, seed=0)
+    learned = tokens = 0
+    for step in range(plan.row_plans[0].rows_per_epoch):
+        batch = plan.unpack(plan.read(step, range(1)))
+        mask = batch["weights" if kind == "chat" else "answers"] > 0
+        learned += int(mask.sum())
+        tokens += int((batch["segments"] > 0).sum())
+    assert learned == sum(read.answer_tokens(ids, kind) for ids in train)
+    assert 0 < learned < tokens
 
 
 def _check_printable(sentence: str) -> None:
@@ -1009,8 +1085,8 @@ def _check_printable(sentence: str) -> None:
 def _check_sentence(file: MalformedFile, sentence: str) -> None:
     """Check that it is one line that names the source, and lines that are unusable indeed."""
     _check_printable(sentence)
-    assert "data.sources.chatter" in sentence, sentence
-    assert "Traceback" not in sentence
+    assert sentence.startswith("slmjax: data.sources.chatter"), sentence
+    assert sentence.endswith((".", "?")), sentence
     if file.cut:
         return
     for part in sentence.split(f"{file.name} line ")[1:]:
@@ -1020,14 +1096,24 @@ def _check_sentence(file: MalformedFile, sentence: str) -> None:
         assert f"{len(file.faults)} of " in sentence, sentence
 
 
-def trial(seed: int, folder: Path) -> dict[str, Any]:
-    """Return {seed, how, outcome: "" for a wrong one, said} of the file of a seed."""
+class Trial(NamedTuple):
+    """What a file came to: outcome is "" where it is wrong."""
+
+    file: MalformedFile
+    outcome: str
+    said: str
+
+    @property
+    def words(self) -> str:
+        return f"{self.file.seed} {self.file.kind}, {', '.join(self.file.how)}: {self.said}"
+
+
+def trial(seed: int, folder: Path) -> Trial:
+    """Return what the file of a seed comes to."""
     file = malformed_file(seed)
-    how = f"{file.kind}: {', '.join(file.how)}"
     try:
-        outcome, said = judge(copy.deepcopy(file), folder)
+        return Trial(file, *judge(file, folder))
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        outcome, said = "", f"{type(error).__name__}: {error}"
-    return {"seed": seed, "how": how, "outcome": outcome, "said": said, "names": file.how}
+        return Trial(file, "", f"{type(error).__name__}: {error}")
