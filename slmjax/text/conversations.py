@@ -88,9 +88,11 @@ def pair_of(fields: Mapping[str, Any]) -> PreferencePair:
     """Return the pair of a record: its prompt with any context, the chosen and the rejected answer.
 
     The prompt is a text, a transcript or a list of turns. Without one, chosen and rejected are
-    whole dialogues that agree up to their last answers.
+    whole dialogues that agree up to their last answers; they may also be such lists next to a
+    prompt that is one of their turns.
 
-    Raises: BadConversation as `dialogue_of`, and where both answers are equal.
+    Raises: BadConversation as `dialogue_of`, where both answers are equal, and where they answer
+      different prompts.
     """
     missing = [name for name in ("chosen", "rejected") if name not in fields]
     if missing:

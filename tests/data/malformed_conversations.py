@@ -31,6 +31,7 @@ from slmjax.data.shards import ShardSet
 SECONDS = 20.0  # that preparing one file may take
 LONGEST_SENTENCE = 2000  # characters
 LINE_CHANGES = 3  # of each file
+SOUND_EVERY = 4  # files of a kind
 REFUSED, COUNTED, RIGHT = "refused", "counted", "right"
 TEXT = """the quick brown fox jumps over a lazy dog and runs into 7 green hills of 3.14 café naïve
 日本語 Ελληνικά 😀 👩‍👧 it's "quoted" back\\slash {{brace}} 100% end."""
@@ -817,10 +818,13 @@ DAMAGES: dict[str, Callable[[random.Random, bytes], tuple[str, bytes]]] = {
     "UTF-16": lambda draw, data: ("", data.decode("utf-8", "replace").encode("utf-16")),
     "zip": lambda draw, data: ("", b"PK\3\4" + data),
 }
-# What becomes of all rows: no answer to learn, or nothing else.
-EVERY_LINE = ("mask of zeros", "mask of ones")
+# Changes after which every line that was usable still is.
 SOUND_FILES = ("byte-order mark", "no end of the last line", "all variants", "compressed")
-OF_FILES = (*OF_LINES, *ENDS, *DAMAGES, *EVERY_LINE, *SOUND_FILES, "every line", "CR line ends")
+SOUND_FILES += ("blank lines", *ENDS)
+# All rows have no answer to learn, or nothing else; or all lines are unusable.
+EVERY_LINE = ("mask of zeros", "mask of ones", "every line", "CR line ends")
+UNSOUND_FILES = tuple(name for name in (*OF_LINES, *DAMAGES, *EVERY_LINE) if name != "blank lines")
+OF_FILES = (*SOUND_FILES, *UNSOUND_FILES)
 
 
 def changes_of(kind: str) -> dict[str, Change]:
@@ -838,20 +842,23 @@ def malformed_file(seed: int) -> MalformedFile:
     """Return the file of a seed: three changes of its lines, and one of the whole file.
 
     Files with the seeds 0, 1, 2, ... are of dialogues and pairs in turn, and go through all changes
-    in turn.
+    in turn. All lines of every fourth file of a kind are usable.
     """
     draw = random.Random(f"conversations {seed}")
     kind = ("chat", "pairs")[seed % 2]
     changes = changes_of(kind)
-    round_of_kind = seed // 2
-    in_turn = _shuffled(changes)
+    turn, place = divmod(seed // 2, SOUND_EVERY)
+    if place == SOUND_EVERY - 1:
+        of_lines, of_files = _shuffled(SOUND), _shuffled(SOUND_FILES)
+    else:
+        turn = turn * (SOUND_EVERY - 1) + place
+        of_lines, of_files = _shuffled(changes), _shuffled(UNSOUND_FILES)
     names = []
     for step in range(LINE_CHANGES):
-        names.append(in_turn[(round_of_kind * LINE_CHANGES + step) % len(in_turn)])
-    of_files = _shuffled(OF_FILES)
+        names.append(of_lines[(turn * LINE_CHANGES + step) % len(of_lines)])
     # Every second file of a second round has none, so that other faults can be seen.
-    if round_of_kind < len(of_files) or round_of_kind % 2:
-        names.append(of_files[round_of_kind % len(of_files)])
+    if turn < len(of_files) or turn % 2:
+        names.append(of_files[turn % len(of_files)])
     maker = Maker(draw, kind)
     variant = draw.choice(list(maker.variants))
     every = list(maker.variants)

@@ -23,7 +23,7 @@ def test_a_malformed_file_is_refused_or_counted_in_a_sentence(tmp_path):
     trials = [trial(seed, tmp_path / str(seed)) for seed in range(FILES)]
     assert [one.words for one in trials if not one.outcome] == []
     outcomes = collections.Counter(one.outcome for one in trials)
-    assert min(outcomes[REFUSED], outcomes[COUNTED]) >= FILES // 5
+    assert min(outcomes[name] for name in (REFUSED, COUNTED, RIGHT)) >= 5
 
 
 @pytest.mark.parametrize("kind", ["chat", "pairs"])
@@ -37,7 +37,7 @@ def test_a_file_is_the_same_each_time():
     assert malformed_file(7) == malformed_file(7) != malformed_file(9)
 
 
-def sound_file():
+def counted_file():
     """A file of dialogues of which a few lines are unusable."""
     for seed in range(0, 400, 2):
         file = malformed_file(seed)
@@ -48,7 +48,7 @@ def sound_file():
 
 def test_what_is_wrong_is_noticed(tmp_path):
     """Were the library to take, lose, change or miscount a line, its file would fail."""
-    file = sound_file()
+    file = counted_file()
     assert judge(file, tmp_path / "as it is")[0] == COUNTED
     documents, faults = file.documents, file.faults
     injected = (*documents[0][:-2], Mark("<|im_end|>"), *documents[0][-2:])
@@ -64,12 +64,3 @@ def test_what_is_wrong_is_noticed(tmp_path):
     for name, change in wrong.items():
         with pytest.raises(AssertionError):
             judge(file._replace(**change), tmp_path / name)
-
-
-def test_a_file_without_faults_is_right(tmp_path):
-    file = sound_file()
-    for seed in range(0, 400, 2):
-        file = malformed_file(seed)
-        if not file.faults and not file.cut and file.documents:
-            break
-    assert judge(file, tmp_path / "right")[0] == RIGHT
