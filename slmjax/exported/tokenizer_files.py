@@ -21,7 +21,7 @@ VARIANTS = "additional_chat_templates"  # a folder; a template's name is that of
 TOKENIZER_NAMES = (TOKENIZER, CONFIG, CHAT, VARIANTS)
 
 
-def write_tokenizer(folder: epath.Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer_files(folder: epath.Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer's files; those of the template only where it has the template's marks."""
     tokenizer.save(os.fspath(folder / TOKENIZER))
     if not all(name in tokenizer.special for name in MARKS):

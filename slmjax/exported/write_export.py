@@ -16,7 +16,7 @@ from slmjax.exported.read_export import (
     little_endian,
     read_export_manifest,
 )
-from slmjax.exported.tokenizer_files import TOKENIZER_NAMES, write_tokenizer
+from slmjax.exported.tokenizer_files import TOKENIZER_NAMES, write_tokenizer_files
 from slmjax.text.files import sealed, write_atomic
 from slmjax.text.pieces import MOST_PIECES, PIECE_NAME, PieceWriter
 from slmjax.text.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def write_export(
             writer.write(content)
         pieces = writer.close()
         if tokenizer:
-            write_tokenizer(folder, tokenizer)
+            write_tokenizer_files(folder, tokenizer)
         write_atomic(folder / "config.json", meta["config"])
         _remove(folder, keep={piece["file"] for piece in pieces} | set(OWN_NAMES))
         manifest = sealed({**head, "arrays": arrays, "pieces": pieces})

@@ -12,7 +12,7 @@ from slmjax.text.tokenizer import Special
 
 # Version of the template and of how records are read. It goes up when either changes, so that
 # conversations are prepared again.
-FORMAT = 1
+FORMAT = 2
 # Conversations have groups of their own.
 _NO_GROUPING = grouping("")
 

@@ -88,21 +88,28 @@ def pair_of(fields: Mapping[str, Any]) -> PreferencePair:
     """Return the pair of a record: its prompt with any context, the chosen and the rejected answer.
 
     The prompt is a text, a transcript or a list of turns. Without one, chosen and rejected are
-    whole dialogues that agree up to their last answers.
+    whole dialogues that agree up to their last answers; they may also be such lists next to a
+    prompt that is one of their turns.
 
-    Raises: BadConversation as `dialogue_of`, and where both answers are equal.
+    Raises: BadConversation as `dialogue_of`, where both answers are equal, and where they answer
+      different prompts.
     """
     missing = [name for name in ("chosen", "rejected") if name not in fields]
     if missing:
         raise BadConversation("no pair", _missing(fields, missing[0], EXPECTED_PAIR))
-    prompt = _question_turns(fields)
-    chosen = _answer_turns(fields, "chosen", alone=not prompt)
-    rejected = _answer_turns(fields, "rejected", alone=not prompt)
+    asked = _asked_turns(fields)
+    chosen = _answer_turns(fields, "chosen", alone=not asked)
+    rejected = _answer_turns(fields, "rejected", alone=not asked)
+    prompt = asked
     # Lists of turns often repeat the prompt.
-    if not prompt or len(chosen) > 1:
+    if not asked or len(chosen) > 1 or len(rejected) > 1:
         prompt = chosen[:-1]
         if rejected[:-1] != prompt:
             raise BadConversation("two prompts", "chosen and rejected answer different prompts")
+        # A field with the prompt may have its last question alone.
+        if asked and asked[-1].content and asked[-1] not in prompt:
+            raise BadConversation("two prompts", "the prompt is no turn of chosen and rejected")
+    prompt = _in_context(fields, prompt)
     _check_turns([*prompt, chosen[-1]])
     _check_turns([*prompt, rejected[-1]])
     if chosen[-1] == rejected[-1]:
@@ -118,7 +125,7 @@ def prompt_group(fields: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """
     # As the record has it: the turn may have context before it.
     question = fields.get(_first_field(fields, QUESTION_FIELDS))
-    if isinstance(question, str) and not _transcript(question):
+    if isinstance(question, str) and question.strip() and not _transcript(question):
         given = fields.get(INPUT_FIELD)
         question = f"{question} {given}" if isinstance(given, str) else question
     else:
@@ -136,7 +143,8 @@ def _turns_of(fields: Mapping[str, Any]) -> list[Turn]:
     answer = _first_field(fields, ANSWER_FIELDS)
     question = _first_field(fields, QUESTION_FIELDS)
     if answer and question:
-        return [*_question_turns(fields), *_answer_turns(fields, answer)]
+        asked = _in_context(fields, _asked_turns(fields))
+        return [*asked, *_answer_turns(fields, answer)]
     for name in (*TRANSCRIPT_FIELDS, *TURNS_FIELDS):
         text = fields.get(name)
         turns = _transcript(text) if isinstance(text, str) else []
@@ -146,8 +154,8 @@ def _turns_of(fields: Mapping[str, Any]) -> list[Turn]:
     raise BadConversation("no conversation", _missing(fields, wanted[0], EXPECTED_DIALOGUE))
 
 
-def _question_turns(fields: Mapping[str, Any]) -> list[Turn]:
-    """Return the turns before the answer; none where no field holds a question."""
+def _asked_turns(fields: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of the field that holds a question; none where no field does."""
     name = _first_field(fields, QUESTION_FIELDS)
     if not name:
         return []
@@ -159,12 +167,25 @@ def _question_turns(fields: Mapping[str, Any]) -> list[Turn]:
     # An open "Assistant:" at the end of a transcript is what the answer fills.
     if turns and turns[-1] == Turn(ASSISTANT, ""):
         turns.pop()
-    turns = [*_system_turns(fields), *turns]
-    last = turns[-1] if turns else Turn(USER, "")
-    before, after = _text(fields, CONTEXT_FIELD), _text(fields, INPUT_FIELD)
-    content = "\n\n".join(part for part in (before, last.content, after) if part)
-    turns[-1:] = [last._replace(content=content)]
     return turns
+
+
+def _in_context(fields: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
+    """Return turns with the record's system turn, and with its context around the last question."""
+    # Some data sets have the system turn in a field and in their lists.
+    system = [turn for turn in _system_turns(fields) if turn not in turns[:1]]
+    before, after = _text(fields, CONTEXT_FIELD), _text(fields, INPUT_FIELD)
+    turns = list(turns)
+    places = [place for place, turn in enumerate(turns) if turn.role == USER]
+    if places:
+        last = turns[places[-1]]
+        asked = [part for part in (last.content, after) if part]
+        # A context alone asks nothing: the turn stays empty, which is refused.
+        if before and asked:
+            asked.insert(0, before)
+        content = "\n\n".join(asked)
+        turns[places[-1]] = last._replace(content=content)
+    return [*system, *turns]
 
 
 def _answer_turns(fields: Mapping[str, Any], name: str, *, alone: bool = False) -> list[Turn]:
@@ -176,8 +197,9 @@ def _answer_turns(fields: Mapping[str, Any], name: str, *, alone: bool = False) 
     answer = fields[name]
     if isinstance(answer, str):
         turns = _transcript(answer) if alone else []
-        return turns or [Turn(ASSISTANT, answer.strip())]
-    turns = _listed_turns(answer, name)
+        turns = turns or [Turn(ASSISTANT, answer.strip())]
+    else:
+        turns = _listed_turns(answer, name)
     if not turns or turns[-1].role != ASSISTANT:
         raise BadConversation("no answer", f"'{name}' does not end with a turn of the assistant")
     return turns
@@ -243,8 +265,17 @@ def _first_field(fields: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
+    """Return the text of a field that a record may have; "" without it.
+
+    Raises: BadConversation for a value that is no text: leaving it out would change the question.
+    """
     value = fields.get(name)
-    return value.strip() if isinstance(value, str) else ""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise BadConversation("malformed turns", f"'{name}' is {kind}, not a text")
+    return value.strip()
 
 
 def _missing(fields: Mapping[str, Any], wanted: str, expected: str) -> str:

@@ -61,7 +61,8 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
     elif source.reader:
         yield from _read(file, source, own_reader(source))
     elif file_kind(file.path, source).format == ".jsonl":
-        yield from _read(file, source, read_jsonl)
+        # Which of two turns or answers is meant, nobody knows.
+        yield from _read(file, source, partial(read_jsonl, unique_keys=source.kind != TEXT))
     else:
         problem = f"{printable(file.path)} has no records with fields"
         raise UserError(f"{source.where}: {problem}; expected .jsonl.")

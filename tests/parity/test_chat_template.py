@@ -8,7 +8,7 @@ from etils import epath
 
 from slmjax import config as configs
 from slmjax.data.answer_mask import answer_mask
-from slmjax.exported.tokenizer_files import write_tokenizer
+from slmjax.exported.tokenizer_files import write_tokenizer_files
 from slmjax.text.chat_template import (
     TEMPLATE,
     TRAINING_TEMPLATE,
@@ -68,7 +68,7 @@ def exported(ours, tmp_path_factory):
     """The tokenizer that transformers load from the files of an export."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("export")
-    write_tokenizer(epath.Path(folder), ours)
+    write_tokenizer_files(epath.Path(folder), ours)
     # An export also holds our own config.json, in which transformers must not look for a model.
     (folder / "config.json").write_text(configs.to_json(configs.freeze(configs.base())))
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -10,6 +10,8 @@ from slmjax.text.conversations import (
     pair_of,
     prompt_group,
 )
+from slmjax.text.readers import read_documents
+from slmjax.text.records import Fault, Source, SourceFile
 
 HELLO = (Turn("user", "Hello?"), Turn("assistant", "Hi."))
 
@@ -93,6 +95,9 @@ def test_an_answer_that_looks_like_a_transcript_stays_an_answer():
         ({"prompt": "x", "response": "  "}, "empty turn", "turn 2 (assistant)"),
         ({"prompt": "  ", "response": "x"}, "empty turn", "turn 1 (user)"),
         ({"prompt": "x", "response": 5}, "malformed turns", "'response' is int"),
+        ({"instruction": "x", "input": 5, "output": "y"}, "malformed turns", "'input' is int"),
+        ({"system": ["x"], "prompt": "x", "response": "y"}, "malformed turns", "'system' is list"),
+        ({"question": " ", "context": "x", "answer": "y"}, "empty turn", "turn 1 (user)"),
     ],
 )
 def test_a_bad_conversation_is_named(fields, reason, words):
@@ -100,6 +105,10 @@ def test_a_bad_conversation_is_named(fields, reason, words):
         dialogue_of(fields)
     assert caught.value.reason == reason
     assert words in caught.value.detail
+
+
+def whole(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 PAIR = PreferencePair((Turn("user", "Hello?"),), "Hi.", "No.")
@@ -137,8 +146,32 @@ def test_the_common_variants_of_pairs_say_the_same(fields):
 
 
 def test_context_goes_into_the_prompt_of_a_pair():
+    prompt = (Turn("user", "Ann came.\n\nWho?"),)
     fields = {"prompt": "Who?", "context": "Ann came.", "chosen": "Ann.", "rejected": "Bob."}
-    assert pair_of(fields).prompt == (Turn("user", "Ann came.\n\nWho?"),)
+    assert pair_of(fields).prompt == prompt
+    lists = {"chosen": whole("Who?", "Ann."), "rejected": whole("Who?", "Bob.")}
+    assert pair_of({**fields, **lists}).prompt == prompt
+
+
+def test_a_system_turn_counts_once():
+    system = {"role": "system", "content": "Be brief."}
+    fields = {
+        "system": "Be brief.",
+        "chosen": [system, *whole("Who?", "Ann.")],
+        "rejected": [system, *whole("Who?", "Bob.")],
+    }
+    prompt = (Turn("system", "Be brief."), Turn("user", "Who?"))
+    assert pair_of(fields).prompt == prompt
+    fields |= {"chosen": whole("Who?", "Ann."), "rejected": whole("Who?", "Bob.")}
+    assert pair_of(fields).prompt == prompt
+
+
+def test_context_belongs_to_the_last_question():
+    begun = [*whole("Who?", "Ann."), {"role": "user", "content": "When?"}]
+    fields = {"prompt": begun, "context": "At 7.", "chosen": "At 7.", "rejected": "At 8."}
+    assert pair_of(fields).prompt[-1] == Turn("user", "At 7.\n\nWhen?")
+    fields["prompt"] = whole("Who?", "It was")
+    assert pair_of(fields).prompt == (Turn("user", "At 7.\n\nWho?"), Turn("assistant", "It was"))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +190,17 @@ def test_context_goes_into_the_prompt_of_a_pair():
             },
             "two prompts",
         ),
+        # A whole dialogue stands next to one answer, or both are about something else.
+        ({"prompt": "x", "chosen": "a", "rejected": whole("y", "b")}, "two prompts"),
+        ({"prompt": "x", "chosen": whole("y", "a"), "rejected": whole("y", "b")}, "two prompts"),
+        # The user speaks last: no answer is compared.
+        (
+            {
+                "chosen": "Human: x\n\nAssistant: a\n\nHuman: c",
+                "rejected": "Human: x\n\nAssistant: a\n\nHuman: d",
+            },
+            "no answer",
+        ),
     ],
 )
 def test_a_bad_pair_is_named(fields, reason):
@@ -174,7 +218,26 @@ def test_the_same_question_is_one_group_in_every_set():
     ]
     for fields in others:
         assert prompt_group(fields, pair_of(fields).prompt) == group
+    # An empty field asks nothing; the turns do.
+    turns = dialogue_of(asked)
+    assert prompt_group({"prompt": " ", "messages": []}, turns) == group
     other = {"instruction": "What is 2 + 3?", "output": "5"}
     assert prompt_group(other, dialogue_of(other)) != group
     signs = {"instruction": "?!", "output": "5"}
     assert prompt_group(signs, dialogue_of(signs)) != group
+
+
+@pytest.mark.parametrize("kind, unusable", [("text", 0), ("chat", 2)])
+def test_a_key_that_stands_twice_is_a_fault_of_a_conversation(tmp_path, kind, unusable):
+    lines = [
+        '{"text": "x", "prompt": "a", "prompt": "b", "response": "c"}',
+        '{"text": "x", "messages": [{"role": "user", "role": "system", "content": "c"}]}',
+        '{"text": "x", "prompt": "a", "response": "c", "more": [{"n": 1}, {"n": 1}]}',
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(lines))
+    file = SourceFile(str(path), path.name, path.stat().st_size, "")
+    items = list(read_documents(file, Source("chats", (str(path),), kind=kind)))
+    faults = [item for item in items if isinstance(item, Fault)]
+    assert len(items) == 3 and len(faults) == unusable
+    assert all("twice" in fault.detail for fault in faults)

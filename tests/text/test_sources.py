@@ -81,8 +81,8 @@ def test_a_bare_path_is_named_after_its_last_piece(text, name):
     ("value", "message"),
     [
         ({"web": {"path": "a", "wieght": 1}}, "wieght.*weight"),
-        ({"web": {"path": "a", "weight": -1}}, "positive"),
-        ({"web": {"path": "a", "weight": "much"}}, "positive"),
+        ({"web": {"path": "a", "weight": -1}}, "a number of 0 or more"),
+        ({"web": {"path": "a", "weight": "much"}}, "a number of 0 or more"),
         (
             {"web": {"path": "a", "max_epochs": 0}},
             r"web.max_epochs is 0; expected a positive number",
