@@ -7,6 +7,7 @@ from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
+from slmjax.tasks.orpo import Orpo
 from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
 from slmjax.text.records import CHAT, PAIRS
 from slmjax.train.answer_evaluation import AnswerLengths
@@ -59,7 +60,7 @@ class TextBuilder(TaskBuilder):
             evaluations.append(TextbookBaseline(heldout))
         return evaluations
 
-    def facts(self, task: LanguageModeling) -> Facts:
+    def facts(self, task: LanguageModeling | Orpo) -> Facts:
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
         tokens = sum(shards.tokens for shards in prepared.train.values())
