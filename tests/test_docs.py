@@ -1,5 +1,6 @@
 """What the README, the pages of docs/ and the launch scripts say is true, and their commands run."""
 
+import ast
 import importlib
 import io
 import json
@@ -357,6 +358,22 @@ def test_notebooks_are_committed_without_outputs():
     for path in (ROOT / "colab").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
+
+
+def test_the_notebook_on_alignment_writes_the_repositorys_recipes():
+    # Colab has no configs/, so the recipes stand in cells.
+    cells = json.loads((ROOT / "colab/align.ipynb").read_text())["cells"]
+    written = {}
+    for cell in cells:
+        first_line, _, source = "".join(cell["source"]).partition("\n")
+        if first_line.startswith("%%writefile "):
+            written[first_line.split()[1]] = source
+    assert set(written) == {"tiny.py", "sft.py", "orpo.py"}
+    for name, source in written.items():
+        trees = [ast.parse(source), ast.parse((ROOT / "configs" / name).read_text())]
+        # But for the docstrings.
+        ours, repositorys = [ast.dump(ast.Module(tree.body[1:], [])) for tree in trees]
+        assert ours == repositorys, name
 
 
 def test_the_readmes_own_mixer_passes_the_check_that_it_names(tmp_path, monkeypatch):

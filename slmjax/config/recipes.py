@@ -89,9 +89,13 @@ def _read_saved(file: Path) -> ConfigDict:
 def parent_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
     """Return the base config with the model and data.seq_len of a run.
 
-    Raises: UserError where its config.json cannot be read, or names code that is not trusted.
+    Raises: UserError where there is no such folder, its config.json cannot be read, or it names
+      code that is not trusted.
     """
-    place = epath.Path(init_from) / "config.json"
+    folder = epath.Path(init_from)
+    if not folder.exists():
+        raise UserError(f"--init_from: there is no work directory '{init_from}'.")
+    place = folder / "config.json"
     try:
         saved = from_dict(json.loads(place.read_text()))
     except UserError as error:

@@ -134,6 +134,8 @@ def test_a_recipe_that_goes_on_asks_for_its_parent(tmp_path, capsys):
     )
     with pytest.raises(UserError, match=r"its config\.json cannot be read"):
         configs.load_recipe(f"{ROOT}/configs/sft.py", init_from=str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no work directory '.*/none'"):
+        configs.load_recipe(f"{ROOT}/configs/sft.py", init_from=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
