@@ -31,6 +31,9 @@ def write_tokenizer_files(folder: epath.Path, tokenizer: Tokenizer) -> None:
         "bos_token": EOT,
         "eos_token": EOT,
         "pad_token": EOT,
+        # llama.cpp begins a text as our documents begin, and a chat with one end-of-text only.
+        # Transformers 5 ignore it.
+        "add_bos_token": True,
         # Transformers would take blanks before punctuation out of what it decodes.
         "clean_up_tokenization_spaces": False,
         "chat_template": TEMPLATE,
