@@ -18,7 +18,7 @@ from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.eval_items import EvalSets, eval_files
 from slmjax.curate.index import FORMAT
 from slmjax.errors import UserError
-from slmjax.text.chat_documents import FORMAT as CHAT_FORMAT
+from slmjax.text.chat_documents import CHAT_FORMAT
 from slmjax.text.files import write_atomic
 from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import TEXT, Source, SourceFile
