@@ -265,6 +265,7 @@ def _check_kind(source: Source, place: Path, entry: dict) -> None:
 
     Args:
       entry: of the prepared source in its manifest.
+    Raises: UserError where it is of another kind.
     """
     stored = entry.get("kind", TEXT)
     if stored != source.kind:

@@ -162,7 +162,7 @@ def piece_fault(folder: Path | epath.Path, piece: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path | epath.Path, piece: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Return (content of a piece, its fault, see `piece_fault`); files of another size stay unread."""
+    """Return (content of a piece, its fault); a file of another size is not read."""
     file = epath.Path(folder) / piece["file"]
     try:
         size = file.stat().length

@@ -15,7 +15,7 @@ from slmjax.data.loader import heldout_batches, most_documents
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, text_fields
 from slmjax.data.shards import ShardSet
-from slmjax.data.whole_rows import SEGMENTS
+from slmjax.data.whole_rows import SEGMENTS_OF_KIND
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
 from slmjax.infer.engine import Engine
 from slmjax.models.declare import keep_channel
@@ -141,7 +141,7 @@ class HeldoutScorer:
         for name, batches in self.batches.items():
             shards = self.sources[name]
             # The bytes of the two answers are not stored apart.
-            sizes = np.repeat(shards.bytes, SEGMENTS.get(shards.kind, 1))
+            sizes = np.repeat(shards.bytes, SEGMENTS_OF_KIND[shards.kind])
             losses[name] = document_losses(
                 lambda batch: self._nats(params, buffers, batch), batches, sizes
             )
