@@ -80,7 +80,9 @@ def _key_for(settings: Settings, listed: SourcesWithFiles) -> str:
     versions = []
     for source, files in listed:
         reader = reader_identity(source) if source.reader else []
-        kind = [] if source.kind == TEXT else [source.kind, CHAT_FORMAT]
+        kind = []
+        if source.kind != TEXT:
+            kind = [source.kind, CHAT_FORMAT]
         for file in files:
             content = (file.name, file.size, file.version)
             version = (source.name, source.field, *reader, *kind, *content)
