@@ -20,7 +20,7 @@ from slmjax.infer.dialogue import NEW_TURNS, Dialogue, Exchange, trained_on_dial
 from slmjax.readable import said_if_long
 from slmjax.text.chat_template import chat_ids
 from slmjax.text.conversations import SYSTEM
-from slmjax.text.remote import work_place
+from slmjax.text.remote import existing_work_place
 from slmjax.text.tokenizer import TURN_END, TURN_START
 
 USAGE = "Talk with a trained model: python -m slmjax.chat --checkpoint=WORKDIR."
@@ -41,7 +41,12 @@ class Speed(NamedTuple):
 
     tokens: int
     first: float  # seconds to the first token
-    seconds: float
+    seconds: float  # for all tokens, the first one included
+
+    def in_words(self) -> str:
+        """Return the time to the first token and the tokens in a second."""
+        rate = self.tokens / max(self.seconds, 1e-9)
+        return f"the first token after {self.first:.2f} s, {rate:.0f} tokens/s"
 
 
 class ChatSession:
@@ -61,9 +66,9 @@ class ChatSession:
         self.options = options
         self.dialogue = Dialogue(options.system)
         self.seed = options.seed  # of the next answer
-        self.left_out = 0  # exchanges that no longer fit
+        self.left_out = 0  # exchanges that did not fit into the last prompt
         self.speeds: list[Speed] = []
-        self.compiling = _compile_seconds()
+        self.compiling = _compile_seconds()  # of each compilation; it grows by itself
 
     def take(self, line: str) -> bool:
         """Answer a question or follow a command; returns False where the session ends.
@@ -100,13 +105,14 @@ class ChatSession:
         exchange = Exchange(question)
         self.dialogue.exchanges.append(exchange)
         try:
-            # Half of a row at most is kept free, so that there is a past however long answers are.
+            # At most half of a row is kept free: the dialogue so far gets the other half, however
+            # long answers may be.
             room = min(self.options.max_tokens, self.longest // 2)
             prompt = self.dialogue.prompt(self.engine.tokenizer, room, self.longest)
             self._say_left_out(prompt.left_out)
             exchange.answer = self._answer(prompt.ids)
         finally:
-            # Refused, or left by a second Ctrl-C.
+            # The question was refused, or a second Ctrl-C ended the answer.
             if exchange.answer is None:
                 self.dialogue.exchanges.pop()
 
@@ -161,18 +167,21 @@ class ChatSession:
         """Return a line on the speed of all answers; "" where there is none."""
         if not self.speeds:
             return ""
-        tokens = sum(speed.tokens for speed in self.speeds)
-        answers = f"{len(self.speeds)} answer{'s' if len(self.speeds) > 1 else ''}"
-        # The median, as reading the weights for the first time slows the first answer.
-        first = statistics.median(speed.first for speed in self.speeds)
-        rate = tokens / max(sum(speed.seconds for speed in self.speeds), 1e-9)
-        speed = f"the first token after {first:.2f} s, {rate:.0f} tokens/s"
+        answers = "1 answer"
+        if len(self.speeds) > 1:
+            answers = f"{len(self.speeds)} answers"
+        together = Speed(
+            tokens=sum(speed.tokens for speed in self.speeds),
+            # The median, since the first answer is slower: the weights are read for the first time.
+            first=statistics.median(speed.first for speed in self.speeds),
+            seconds=sum(speed.seconds for speed in self.speeds),
+        )
         compiled = f"{sum(self.compiling):.1f} s of compilation"
-        return f"{answers}, {tokens} tokens: {speed}, and {compiled}"
+        return f"{answers}, {together.tokens} tokens: {together.in_words()}, and {compiled}"
 
     def _answer(self, ids: Sequence[int]) -> str:
         """Print the answer to a prompt while it comes; returns its text."""
-        # Late, as jax takes seconds to import.
+        # Imported late, as jax takes seconds.
         from slmjax.infer.streaming import stream
 
         options, tokenizer = self.options, self.engine.tokenizer
@@ -193,9 +202,9 @@ class ChatSession:
             stop_ids=stop_ids,
             seed=self.seed,
         )
-        # Also where the same question comes again, another answer is drawn.
+        # The next answer is another one, even to the same question.
         self.seed += 1
-        # Compilation would hide the speed of a short session.
+        # Without compilation, which would hide the speed of a short session.
         clock = _Clock(self.compiling)
         said, finish, count = "", "", 0
         with interruptible() as interrupts:
@@ -219,7 +228,11 @@ class ChatSession:
         return said
 
     def _say_end(self, finish: str, size: int) -> None:
-        """Print how an answer ended, where that was not its own end."""
+        """Print how an answer ended, where the model did not end it.
+
+        Args:
+          size: tokens of the dialogue with the answer.
+        """
         if finish == "stopped":
             say("stopped")
         if finish == "length":
@@ -229,13 +242,10 @@ class ChatSession:
             say(f"warning: the dialogue has {size} tokens; {reason}")
         if self.options.verbose:
             speed = self.speeds[-1]
-            rate = speed.tokens / max(speed.seconds, 1e-9)
-            first = f"the first token after {speed.first:.2f} s"
-            say(f"{speed.tokens} tokens ({finish}): {first}, {rate:.0f} tokens/s")
+            say(f"{speed.tokens} tokens ({finish}): {speed.in_words()}")
 
     def _say_left_out(self, left_out: int) -> None:
-        """Print that more of the dialogue than before does not fit."""
-        # Once for each exchange, not with every answer.
+        """Print that more of the dialogue than before does not fit, once for each exchange."""
         if left_out > self.left_out:
             what = "the oldest question and its answer are"
             if left_out > 1:
@@ -252,9 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def chat(options: argparse.Namespace) -> None:
     """Answer each line of stdin on stdout; all else goes to stderr."""
-    workdir = work_place(options.checkpoint, "--checkpoint")
-    if "://" not in workdir and not Path(workdir).is_dir():
-        raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
+    workdir = existing_work_place(options.checkpoint, "--checkpoint")
     if options.max_tokens < 1:
         raise UserError(f"--max_tokens is {options.max_tokens}; it must be at least 1.")
     # jax takes seconds to import: --help and the errors above do not need it.
@@ -330,14 +338,15 @@ def _converse(session: ChatSession, typed: bool) -> None:
 
     A person may try again after a mistake; for a program the first one is the end.
     """
-    for line in typed_lines() if typed else piped_lines():
+    lines = typed_lines() if typed else piped_lines()
+    for line in lines:
         try:
             if not session.take(line):
                 return
         except UserError as error:
             if not typed:
                 raise
-            say(f"{error}")
+            say(str(error))
 
 
 class _Clock:
@@ -350,6 +359,7 @@ class _Clock:
 
     def seconds(self) -> float:
         compiled = sum(self._compiling) - self._compiled
+        # Times of nested traces overlap: their sum may exceed the time that has passed.
         return max(time.perf_counter() - self._began - compiled, 0.0)
 
 

@@ -8,7 +8,6 @@ optimizer's state stays behind. The layout is described in exported/read_export.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -18,7 +17,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.text.claims import claimed
 from slmjax.text.files import check_writable, writable
 from slmjax.text.pieces import parse_bytes
-from slmjax.text.remote import work_place
+from slmjax.text.remote import existing_work_place, work_place
 
 USAGE = (
     "Write a run's parameters, and the buffers that belong to the model, in hashed pieces: "
@@ -35,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_export_parser() -> cli.Parser:
     """Return the options of the command line."""
     parser = cli.Parser(prog="python -m slmjax.export", description=USAGE)
-    add, default = parser.add_argument, "(default: %(default)s)"
+    add = parser.add_argument
+    default = "(default: %(default)s)"
     add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
     add("--out", required=True, metavar="DIR", help="new folder, local or gs://")
     dtype_help = "float32 keeps every bit; bfloat16 rounds float32 parameters to half the bytes"
@@ -56,9 +56,7 @@ def export_run(options: argparse.Namespace) -> None:
     if options.dtype not in DTYPES:
         hint = nearest(options.dtype, DTYPES)
         raise UserError(f"--dtype={options.dtype}: expected {' or '.join(DTYPES)}.{hint}")
-    workdir = work_place(options.checkpoint, "--checkpoint")
-    if "://" not in workdir and not Path(workdir).is_dir():
-        raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
+    workdir = existing_work_place(options.checkpoint, "--checkpoint")
     out = work_place(options.out, "--out")
     check_writable(out, "--out")
     # jax takes seconds to import: --help and the errors above do not need it.
@@ -68,22 +66,25 @@ def export_run(options: argparse.Namespace) -> None:
 
     restored = read_run(workdir, options.step)
     tokenizer = None
-    if trained_with := restored.meta.get("tokenizer"):
-        tokenizer = checked_tokenizer(epath.Path(workdir), restored.step, trained_with)
+    # Empty where the task has no tokenizer.
+    tokenizer_hash = restored.meta.get("tokenizer")
+    if tokenizer_hash:
+        tokenizer = checked_tokenizer(epath.Path(workdir), restored.step, tokenizer_hash)
     with claimed(out, field="--out"), writable(out, field="--out"):
         manifest = write_export(epath.Path(out), restored, tokenizer, options.dtype, limit)
-    arrays, pieces = manifest["arrays"], manifest["pieces"]
+    pieces = manifest["pieces"]
     size = sum(piece["bytes"] for piece in pieces)
-    name = checkpoint_hash(restored.meta)
-    print(f"{out}: step {restored.step} of {workdir} ({name}) as {options.dtype}")
-    print(f"{len(arrays)} arrays, {size:,} bytes, in {len(pieces)} pieces with their hashes")
+    run_hash = checkpoint_hash(restored.meta)
+    print(f"{out}: step {restored.step} of {workdir} ({run_hash}) as {options.dtype}")
+    array_count = len(manifest["arrays"])
+    print(f"{array_count} arrays, {size:,} bytes, in {len(pieces)} pieces with their hashes")
 
 
 def read_run(workdir: str, step: int | None) -> Any:
     """Return parameters and buffers of a run's newest checkpoint, or of that of `step`.
 
-    All buffers are taken, also the few scales of float8, so that no code that the checkpoint names
-    is needed to tell them apart.
+    All buffers are taken. Which of them only training needs, the few scales of float8, is known to
+    the code that the checkpoint names, and an export runs none of it.
 
     Returns: checkpoint.RestoredItems.
     Raises: UserError where no checkpoint can be read, or the folder is an export itself.

@@ -155,7 +155,7 @@ def _sources_of_text(text: str) -> dict[str, dict]:
     sources = {}
     for source in parse_sources(configs.quoted_literal(text)):
         fields = dataclasses.asdict(source)
-        # Users write a share of held-out text in the same field as files.
+        # Written as users write it: a share is given in the same field as files.
         share = fields.pop("heldout_share")
         if share is not None:
             fields["heldout"] = share

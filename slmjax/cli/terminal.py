@@ -17,11 +17,12 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # escape codes of terminals
 
 def typed_lines() -> Iterator[str]:
     """Yield what a person types in a terminal."""
-    # Half a character, as a terminal of another encoding sends it, is no reason to end.
+    # A terminal of another encoding may send bytes that are no UTF-8: they do not end the session.
     sys.stdin.reconfigure(errors="replace")
     edited = sys.stdout.isatty()
     if edited:
-        # Lines can then be edited and called back with the arrows, where Python has the module.
+        # For `input`: lines can be edited and called back with the arrow keys. Not all Pythons
+        # have the module.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
     while True:
@@ -32,7 +33,7 @@ def typed_lines() -> Iterator[str]:
             except EOFError:
                 line = ""
             except KeyboardInterrupt:
-                # What comes next is not to stand behind the prompt.
+                # So that the next output begins on a line of its own.
                 print(file=sys.stderr)
                 raise
         else:
@@ -52,10 +53,11 @@ def piped_lines() -> Iterator[str]:
     """
     if sys.stdin is None:  # closed by whoever started the process
         return
-    # A replacement without bytes, as tests and notebooks set it, has text.
+    # Tests and notebooks replace stdin by a stream of text without a buffer of bytes.
     lines = getattr(sys.stdin, "buffer", sys.stdin)
-    # readline, as a loop over the lines would wait until a buffer is full.
-    for number, line in enumerate(iter(lines.readline, lines.read(0)), 1):
+    end = lines.read(0)  # "" or b"", as readline returns at the end
+    # readline, since a loop over the stream would wait until a buffer is full.
+    for number, line in enumerate(iter(lines.readline, end), 1):
         try:
             text = line.decode("utf-8") if isinstance(line, bytes) else line
         except UnicodeDecodeError as error:
@@ -67,7 +69,7 @@ def piped_lines() -> Iterator[str]:
 
 
 def show(text: str) -> None:
-    """Print a piece of an answer, without control sequences where a terminal would follow them."""
+    """Print a piece of an answer; for a terminal, control characters are escaped."""
     if sys.stdout.isatty():
         characters = []
         for character in text:
@@ -88,7 +90,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Collect Ctrl-C in the list that is yielded; the second one does what it did before."""
+    """Yield a list to which the first Ctrl-C adds an entry; a second one acts as usual."""
     interrupts: list[int] = []
     # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():

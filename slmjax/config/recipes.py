@@ -89,6 +89,9 @@ def _read_saved(file: Path) -> ConfigDict:
 def parent_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
     """Return the base config with the model and data.seq_len of a run.
 
+    Args:
+      init_from: work directory of the run, or its export.
+      trust: names of code that its config may name, see check_trust.
     Raises: UserError where there is no such folder, its config.json cannot be read, or it names
       code that is not trusted.
     """
@@ -113,7 +116,10 @@ def parent_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
 
 
 def _run_recipe(file: Path, argument: str, trust: Sequence[str], init_from: str) -> Any:
-    """Return what the recipe's get_config returns."""
+    """Return what the recipe's get_config returns.
+
+    Raises: UserError where it has none, or needs a parent and there is none.
+    """
     # With a prefix: a recipe named like an installed module must not take its place.
     spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -124,17 +130,17 @@ def _run_recipe(file: Path, argument: str, trust: Sequence[str], init_from: str)
             spec.loader.exec_module(module)
             if not hasattr(module, "get_config"):
                 raise UserError(f"--config: '{file}' has no get_config().")
-            arguments = {}
+            parent_argument = {}
             if "parent" in inspect.signature(module.get_config).parameters:
                 if not init_from:
                     raise UserError(
                         f"--config: '{file}' goes on from a trained run; "
                         "give its work directory as --init_from=WORKDIR."
                     )
-                arguments["parent"] = parent_config(init_from, trust)
+                parent_argument["parent"] = parent_config(init_from, trust)
             if argument:
-                return module.get_config(argument, **arguments)
-            return module.get_config(**arguments)
+                return module.get_config(argument, **parent_argument)
+            return module.get_config(**parent_argument)
         except SystemExit as error:
             # As an ordinary error, whose traceback leads `_failure` to the recipe's line.
             failure = RuntimeError(f"the recipe ends the program (exit {error.code})")

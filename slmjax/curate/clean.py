@@ -189,14 +189,16 @@ def _drop(document: Document, verdict: Verdict, file: str, counts: DropCounts) -
 
 
 def _judged(unit: CurationUnit, document: Document) -> Verdict:
-    """Return what becomes of a document, a dialogue or a pair."""
+    """Return whether a document, a dialogue or a pair is kept, and what is left of its text."""
     kind = unit.source.kind
     if kind == TEXT:
         return judge_document(document.text, unit.rules, unit.evals_file)
     for text in searched_texts(document, kind):
         # Normalised only to be searched, so that an item is found as it would be in running text.
-        if contamination := _contamination(normalise(text), unit.evals_file):
-            return Verdict(document.text, *contamination)
+        contamination = _contamination(normalise(text), unit.evals_file)
+        if contamination:
+            reason, detail = contamination
+            return Verdict(document.text, reason, detail)
     return Verdict(document.text, "", "")
 
 

@@ -90,7 +90,7 @@ def refuse_rules_of_conversations(settings: Settings, sources: Sequence[Source])
 
 
 def conversation_notes(settings: Settings, sources: Sequence[Source]) -> list[str]:
-    """Return for each source of dialogues or pairs a sentence about the steps that it skips."""
+    """Return a note for each source of dialogues or pairs: which steps it skips."""
     skipped = ["they are not normalised"]
     for field in BY_SOURCE:
         if names := settings[field].get(OTHERS):

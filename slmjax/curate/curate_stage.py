@@ -48,8 +48,8 @@ from slmjax.text.sources import parse_sources
 from slmjax.text.units import cores, terminal_progress
 from slmjax.text.walk import SKETCHES
 
-# What trains on sources of each kind, for the commands that the stage prints.
-NEXT = {
+# Options of slmjax.launch that train on sources of each kind, for the commands that are printed.
+TRAINING_OPTIONS = {
     TEXT: ("--config=configs/tiny.py",),
     CHAT: ("--config=configs/sft.py", "--init_from=runs/tiny"),
     PAIRS: ("--config=configs/orpo.py", "--init_from=runs/sft"),
@@ -149,9 +149,12 @@ def _print_result(folder: epath.Path, result: Mapping[str, Any], sources: Sequen
             f"no documents were written: {result['alarms'][0]}. {folder / 'report.html'} says more."
         )
     print(f"report: {folder / 'report.html'}\n\nnext:")
-    for kind in NEXT:
-        own = [source.name for source in sources if source.kind == kind]
-        names = [name for name in own if result["sources"][name]["left"]["documents"]]
+    for kind in TRAINING_OPTIONS:
+        names = []
+        for source in sources:
+            left = result["sources"][source.name]["left"]
+            if source.kind == kind and left["documents"]:
+                names.append(source.name)
         if names:
             print(f"  {_next_command(folder, kind, names)}")
 
@@ -159,7 +162,7 @@ def _print_result(folder: epath.Path, result: Mapping[str, Any], sources: Sequen
 def _next_command(folder: epath.Path, kind: str, names: Sequence[str]) -> str:
     """Return the command that trains on the sources of a kind, of which documents are left."""
     paths = [f"{name}={folder / 'documents' / name}" for name in names]
-    words = ["python", "-m", "slmjax.launch", *NEXT[kind]]
+    words = ["python", "-m", "slmjax.launch", *TRAINING_OPTIONS[kind]]
     words.append(f"--config.data.sources={','.join(paths)}")
     if kind != TEXT:
         words += [f"--config.data.sources.{name}.kind={kind}" for name in names]

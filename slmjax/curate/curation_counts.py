@@ -137,7 +137,7 @@ def report_counts(
         index = EvalIndex.load(units[0].evals_file)
         for name, (undecided, items) in index.undecided().items():
             evals[name] = {"items": items, "undecided": len(undecided)}
-    # A source has several units.
+    # Each source once, though it may have several units.
     by_name = {unit.source.name: unit.source for unit in units}
     return {
         "sources": sources,

@@ -18,7 +18,7 @@ from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.eval_items import EvalSets, eval_files
 from slmjax.curate.index import FORMAT
 from slmjax.errors import UserError
-from slmjax.text.chat_documents import FORMAT as CHAT_FORMAT
+from slmjax.text.chat_documents import CHAT_FORMAT
 from slmjax.text.files import write_atomic
 from slmjax.text.own_reader import reader_identity
 from slmjax.text.records import TEXT, Source, SourceFile
@@ -80,7 +80,9 @@ def _key_for(settings: Settings, listed: SourcesWithFiles) -> str:
     versions = []
     for source, files in listed:
         reader = reader_identity(source) if source.reader else []
-        kind = [] if source.kind == TEXT else [source.kind, CHAT_FORMAT]
+        kind = []
+        if source.kind != TEXT:
+            kind = [source.kind, CHAT_FORMAT]
         for file in files:
             content = (file.name, file.size, file.version)
             version = (source.name, source.field, *reader, *kind, *content)

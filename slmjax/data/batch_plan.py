@@ -268,16 +268,18 @@ class BatchPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getstate__(self) -> dict:
-        """Return the state for a pickle, with only `max_segments` of each row plan.
+        """Return the state for a pickle, with only `max_segments` of the row plans of text.
 
-        The plans' tables are large, so a worker process makes its own. The bound `max_segments`
-        takes time to compute, so it is kept.
+        Their tables are large, so a worker process makes its own. The bound `max_segments` takes
+        time to compute, so it is kept. Plans of whole documents are small, and to make one may
+        read text: they are kept.
         """
         bounds = {}
         for name, plan in zip(self.train, self.row_plans):
-            # Rows of whole documents are few, and making them may read text.
-            is_whole = isinstance(plan, WholeRowPlan)
-            bounds[name] = plan if is_whole else plan.max_segments
+            if isinstance(plan, WholeRowPlan):
+                bounds[name] = plan
+            else:
+                bounds[name] = plan.max_segments
         return self.__dict__ | {"row_plans": bounds}
 
     def __setstate__(self, state: dict) -> None:
@@ -289,11 +291,11 @@ class BatchPlan:
     def _row_plans(
         self, bounds: Mapping[str, int | WholeRowPlan | None]
     ) -> list[RowPlan | WholeRowPlan]:
-        """Return the plan of each source's rows: whole documents for dialogues and pairs.
+        """Return the plan of each source's rows: of whole documents for dialogues and pairs.
 
         Args:
-          bounds: {source: most documents of a row}, None: as many as its text needs; or the plan
-            itself, where it is there already.
+          bounds: for each source of text the most documents of a row, None: as many as its text
+            needs. For dialogues and pairs the plan, where a pickle has brought it.
         """
         plans = []
         for name, shards in self.train.items():

@@ -155,7 +155,7 @@ def _choose(plan: PreparationPlan, reports: dict[str, Report]) -> HeldoutChoice:
         sizes[name] = reports[name]["bytes"]
     choice = choose_groups(tables, sizes, _heldout_shares(plan))
 
-    # Sources with held-out files have no held-out groups of their own.
+    # Sources with held-out files choose no groups.
     no_groups = np.zeros(0, np.uint64)
     groups = dict.fromkeys(text_names, no_groups) | choice.groups
     questions = _heldout_questions(plan)
@@ -175,13 +175,14 @@ def _heldout_shares(plan: PreparationPlan) -> dict[str, float]:
     """Return the share of each source that is held out: its own, or that of all sources."""
     shares = {}
     for source in plan.sources:
-        own = source.heldout_share
-        shares[source.name] = plan.data.heldout if own is None else own
+        shares[source.name] = source.heldout_share
+        if source.heldout_share is None:
+            shares[source.name] = plan.data.heldout
     return shares
 
 
 def _heldout_questions(plan: PreparationPlan) -> np.ndarray:
-    """Return the groups in held-out files of conversations and pairs: no source trains on them."""
+    """Return the groups of held-out files of dialogues and pairs: no source trains on them."""
     groups = [np.zeros(0, np.uint64)]
     for job in plan.jobs("heldout", all_hosts=True):
         if job.unit.source.kind != TEXT:

@@ -17,13 +17,16 @@ EMBEDDED = {f"{SCHEME}text": TEXT, f"{SCHEME}dialogues": CHAT, f"{SCHEME}pairs":
 # two cores.
 TRAIN_PER_KIND = 4000
 HELDOUT_PER_KIND = 300
-# Dialogues, and pairs.
+# So many dialogues, and so many pairs.
 TRAIN_CONVERSATIONS = 6000
 HELDOUT_CONVERSATIONS = 500
 
 
 def embedded_sources(folder: Path, seed: int) -> dict[str, dict[str, str]]:
-    """Write the textbook's passages; return a source for each kind of passage."""
+    """Write the textbook's passages and return {kind of passage: its source}.
+
+    A source has "path" and "heldout", as in config.data.sources.
+    """
     return textbook.write_corpus(
         folder, seed=seed, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND
     )
@@ -34,12 +37,14 @@ def with_files(sources: Sequence[Source], folder: Path, seed: int) -> tuple[Sour
 
     Args:
       folder: where the files are written.
-    Raises: UserError for an unknown path of that kind, and for another kind of source than it is.
+    Raises: UserError for an unknown path that begins with "textbook:", for one among other paths,
+      and where the source's kind is not that of the path.
     """
     return tuple(_with_files(source, folder, seed) for source in sources)
 
 
 def _with_files(source: Source, folder: Path, seed: int) -> Source:
+    """Return one source with its files; a source of other paths as it is."""
     named = [path for path in source.path if path.startswith(SCHEME)]
     if not named:
         return source
@@ -51,11 +56,13 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
         raise UserError(
             f"{source.where}.kind is '{source.kind}'; '{path}' is of the kind '{EMBEDDED[path]}'."
         )
+    counts = {"train": TRAIN_CONVERSATIONS, "heldout": HELDOUT_CONVERSATIONS}
     if source.kind == TEXT:
-        files = embedded_sources(folder, seed).values()
+        files = list(embedded_sources(folder, seed).values())
+    elif source.kind == CHAT:
+        files = [dialogues.write_dialogues(folder, seed=seed, **counts)]
     else:
-        write = dialogues.write_dialogues if source.kind == CHAT else dialogues.write_pairs
-        files = [write(folder, seed=seed, train=TRAIN_CONVERSATIONS, heldout=HELDOUT_CONVERSATIONS)]
+        files = [dialogues.write_pairs(folder, seed=seed, **counts)]
     train = tuple(file["path"] for file in files)
     heldout = tuple(file["heldout"] for file in files)
     return replace(source, path=train, heldout=heldout, heldout_share=None)

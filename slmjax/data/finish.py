@@ -127,7 +127,9 @@ def _source_entry(
         if job.unit.split == "train":
             shards += job.report("train")["shards"]
     # Left out for running text, so that manifests without conversations stay as they were.
-    kind = {} if source.kind == TEXT else {"kind": source.kind}
+    kind = {}
+    if source.kind != TEXT:
+        kind["kind"] = source.kind
     return {
         **kind,
         "path": source.path,
@@ -235,12 +237,13 @@ def _write_unit(
 
 
 def _keeps(tokenizer: Tokenizer, text: str, parts: list[Part] | None, ids: np.ndarray) -> bool:
-    """Whether the ids of a document have all bytes of its texts."""
+    """Return whether the ids of a document hold its text, or all texts among its parts."""
     if parts is None:
         return tokenizer.keeps(text, ids)
-    return all(
-        tokenizer.keeps(part, tokenizer.encode(part)) for part in parts if isinstance(part, str)
-    )
+    for part in parts:
+        if isinstance(part, str) and not tokenizer.keeps(part, tokenizer.encode(part)):
+            return False
+    return True
 
 
 def _mark_warnings(reports: dict) -> list[str]:

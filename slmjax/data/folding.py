@@ -8,6 +8,7 @@ import numpy as np
 from slmjax.data.answer_mask import answer_mask, last_turn, next_is
 from slmjax.data.rows import Arrays
 from slmjax.data.spans import DocumentSpan
+from slmjax.data.whole_rows import SEGMENTS_OF_KIND
 from slmjax.text.chat_template import ChatIds
 from slmjax.text.records import PAIRS, TEXT
 
@@ -25,29 +26,27 @@ def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
       spans: int32 [rows], how many spans each row has.
       lengths: int32 [spans of all rows], tokens of each span, row by row.
       last: int32 [spans of all rows], target of each span's last token.
-      is_chat, is_pairs: bool [rows], only there where a row is not running text: whether it holds
-        dialogues, also those of pairs, and whether it holds pairs.
+      has_dialogues, is_pairs: bool [rows], whether a row holds dialogues, those of pairs among
+        them, and whether it holds pairs. Left out where all rows are running text.
 
-    A document of kind "pairs" gives two spans: its two dialogues.
+    A document of kind "pairs" becomes two spans: its two dialogues.
     """
     shape = (len(rows), seq_len)
     tokens = np.zeros(shape, np.int32)
     counts = []
     lengths = []
     last_targets = []
-    is_chat = [shards.kind != TEXT for shards, _ in rows]
+    kinds = [shards.kind for shards, _ in rows]
     for row_tokens, (shards, spans) in zip(tokens, rows):
-        counts.append(len(spans))
+        counts.append(len(spans) * SEGMENTS_OF_KIND[shards.kind])
         start = 0
-        if shards.kind == PAIRS:
-            counts[-1] = 2 * len(spans)
         for doc, offset, length in spans:
             # [length + 1]: the last one is the target of the span's last token.
             span_tokens = shards.read(doc, offset, length)
             row_tokens[start : start + length] = span_tokens[:-1]
             start += length
             if shards.kind == PAIRS:
-                # The second dialogue begins with an end-of-text of its own.
+                # The only end-of-text behind the first token begins the second dialogue.
                 (first_length,) = np.flatnonzero(span_tokens[1:-1] == shards.chat.eot) + 1
                 lengths.append(first_length)
                 last_targets.append(shards.chat.eot)
@@ -60,9 +59,9 @@ def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
         "lengths": np.array(lengths, np.int32),
         "last": np.array(last_targets, np.int32),
     }
-    if any(is_chat):
-        folded["is_chat"] = np.array(is_chat)
-        folded["is_pairs"] = np.array([shards.kind == PAIRS for shards, _ in rows])
+    if any(kind != TEXT for kind in kinds):
+        folded["has_dialogues"] = np.array([kind != TEXT for kind in kinds])
+        folded["is_pairs"] = np.array([kind == PAIRS for kind in kinds])
     return folded
 
 
@@ -113,8 +112,8 @@ def unfold(folded: Mapping[str, np.ndarray], chat: ChatIds | None = None) -> Arr
     last_of_span = stops[is_text] - 1
     targets.reshape(-1)[last_of_span] = folded["last"]
     weights = (segments > 0).astype(np.float32)
-    if "is_chat" in folded:
-        dialogues = folded["is_chat"]
+    if "has_dialogues" in folded:
+        dialogues = folded["has_dialogues"]
         is_answer = answer_mask(tokens, chat)
         # Of a pair only the last turns differ: earlier ones are its prompt.
         is_last = last_turn(tokens, segments, chat)

@@ -115,7 +115,7 @@ def choose_groups(
     Args:
       tables: {source: its groups} (dtype GROUP; a group has one row for each file that it is in).
       totals: {source: bytes}.
-      shares: {source: share of its bytes}; 0 or less holds out nothing of its own choice.
+      shares: {source: share of its bytes}; a source with 0 or less chooses no groups itself.
     """
     no_groups = np.zeros(0, np.uint64)
     merged_tables = {}

@@ -9,7 +9,7 @@ from jaxtyping import Int32
 from slmjax.data import packing
 from slmjax.data.folding import fold, unfold
 from slmjax.data.spans import DocumentSpan
-from slmjax.data.whole_rows import SEGMENTS
+from slmjax.data.whole_rows import SEGMENTS_OF_KIND
 from slmjax.text.records import PAIRS, TEXT
 
 
@@ -28,9 +28,11 @@ def heldout_batches(
     `seq_len` tokens and their pieces go first-fit into rows; the last batch may end in empty rows.
     Which row holds what does not depend on the number of processes. Batches have the arrays of
     training batches and one more: `documents` int32 [len(local_rows), T], the index of each token's
-    document in the ShardSet, -1 in padding. Of dialogues only whole ones are read, and only tokens
-    of answers have a document; of the pair with index i, 2i is the chosen and 2i + 1 the rejected
-    one.
+    document in the ShardSet, -1 in padding.
+
+    Dialogues and pairs are read whole or not at all, and only where an answer's token is predicted
+    there is a document. The answers of pair i count as two: 2i is the chosen one, 2i + 1 the
+    rejected one.
 
     Args:
       shards: a ShardSet.
@@ -44,7 +46,8 @@ def heldout_batches(
     if shards.kind != TEXT:
         # Dialogues are not cut: longer ones are left out.
         lengths = np.where(lengths <= seq_len, lengths, 0)
-        max_segments //= SEGMENTS[shards.kind]
+        # From here on the bound counts documents.
+        max_segments //= SEGMENTS_OF_KIND[shards.kind]
     document_count = len(lengths)
     if max_tokens is not None:
         ends = np.cumsum(lengths)
@@ -83,9 +86,10 @@ class HeldoutBatches:
             # `fold` reads the text; `unfold` makes the arrays of a training batch from it.
             folded = fold([(self._shards, spans) for spans in rows], self._seq_len)
             batch = unfold(folded, self._shards.chat)
-            batch["documents"] = self._documents(rows)
+            documents = self._documents(rows)
             if self._shards.kind != TEXT:
-                batch["documents"] = self._answers(batch)
+                documents = self._answers(batch, documents)
+            batch["documents"] = documents
             yield batch
 
     def _row(self, number: int) -> tuple[DocumentSpan, ...]:
@@ -94,12 +98,13 @@ class HeldoutBatches:
             return self._rows[number]
         return ()
 
-    def _answers(self, batch: dict[str, np.ndarray]) -> Int32[np.ndarray, "rows T"]:
-        """Return the document of each token that is scored, -1 elsewhere.
+    def _answers(
+        self, batch: dict[str, np.ndarray], documents: Int32[np.ndarray, "rows T"]
+    ) -> Int32[np.ndarray, "rows T"]:
+        """Return `documents` only where the target belongs to an answer, -1 elsewhere.
 
-        The dialogues of a pair are numbered 2 * document (chosen) and 2 * document + 1.
+        The answers of a pair are numbered 2 * document (chosen) and 2 * document + 1 (rejected).
         """
-        documents = batch["documents"]
         if self._shards.kind == PAIRS:
             # Segments count from 1, so the chosen dialogues are the odd ones.
             is_rejected = batch["segments"] % 2 == 0

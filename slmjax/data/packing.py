@@ -56,6 +56,8 @@ class RowPlan:
       packing.
     """
 
+    segments_per_document = 1  # as of WholeRowPlan, whose pairs have two
+
     def __init__(
         self,
         lengths: Int[np.ndarray, "docs"],
@@ -94,10 +96,8 @@ class RowPlan:
         self._windows = Recent(8)
         self.max_segments = max_segments or self.bound()
 
-    segments_per_document = 1
-
     def left_out(self) -> str:
-        """Return in words what of the text no row has; "" for nothing."""
+        """Return in words how much of the text is in no row; "" for nothing."""
         share = self.dropped_share()
         if not share:
             return ""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from slmjax.data.answer_mask import numbered_segments
 from slmjax.data.batch_plan import BatchPlan
 from slmjax.data.rows import Arrays, Field, Fields
 from slmjax.errors import UserError, nearest
@@ -21,9 +22,10 @@ class PairPlan(BatchPlan):
     """A BatchPlan whose batches have what `tasks.orpo` needs of pairs besides the fields of text.
 
     answers [B,T] float32: 1 where the target belongs to an answer of a pair, chosen or rejected.
-    pairs [B,P] float32: 1 for each pair of a row. Its segments are 2i + 1 (chosen) and 2i + 2.
-    weights [B,T] float32: of the NLL. Rejected dialogues have none; other rows, running text and
-      dialogues, keep theirs.
+    pairs [B,P] float32: 1 for each pair of a row. Pair i has the segments 2i + 1 (chosen) and
+      2i + 2 (rejected). P is the most pairs of any row.
+    weights [B,T] float32: of the NLL (negative log-likelihood). Rejected dialogues have none; rows
+      of running text and of dialogues keep theirs.
 
     Args:
       nll_on: "chosen" (the chosen answer) or "sequence" (the chosen dialogue with its prompt).
@@ -37,11 +39,11 @@ class PairPlan(BatchPlan):
         _check_choice("nll_reduction", nll_reduction, NLL_REDUCTIONS)
         super().__init__(**plan)
         self.nll_on, self.nll_reduction = nll_on, nll_reduction
-        self.pairs_of_row = 0
+        self.max_pairs = 0
         for shards, rows in zip(self.train.values(), self.row_plans, strict=True):
             if shards.kind == PAIRS:
-                self.pairs_of_row = max(self.pairs_of_row, rows.max_segments // 2)
-        if not self.pairs_of_row:
+                self.max_pairs = max(self.max_pairs, rows.max_segments // 2)
+        if not self.max_pairs:
             raise UserError(
                 "config.task is 'orpo', but no source of data.sources with a weight has "
                 "kind='pairs'."
@@ -59,7 +61,7 @@ class PairPlan(BatchPlan):
         """See Rows."""
         fields = dict(super().shapes(step))
         tokens = (self.batch, self.seq_len)
-        pairs = (self.batch, self.pairs_of_row)
+        pairs = (self.batch, self.max_pairs)
         fields["answers"] = Field(tokens, "float32", ("batch", None))
         fields["pairs"] = Field(pairs, "float32", ("batch", None))
         return fields
@@ -68,14 +70,13 @@ class PairPlan(BatchPlan):
         """See Rows."""
         arrays = super().unpack(compact)
         segments = arrays["segments"]
-        # Not there where all rows are running text.
+        # `fold` leaves it out where all rows are running text.
         is_pairs = compact.get("is_pairs", np.zeros(len(segments), bool))
-        # `unfold` gives weight to the answers of both dialogues.
+        # `unfold` has given weight to the answers of both dialogues of a pair.
         answers = np.where(is_pairs[:, None], arrays["weights"], 0)
-        numbers = np.arange(self.pairs_of_row)
         # A row of segments 1 to 2n has n pairs.
         counts = np.where(is_pairs, segments.max(1) // 2, 0)
-        pairs = numbers < counts[:, None]
+        pairs = np.arange(self.max_pairs) < counts[:, None]
         arrays["answers"] = answers.astype(np.float32)
         arrays["pairs"] = pairs.astype(np.float32)
         arrays["weights"] = self._nll_weights(arrays, is_pairs)
@@ -85,30 +86,28 @@ class PairPlan(BatchPlan):
         """Return the weights of the NLL, [rows,T] float32."""
         weights, segments = arrays["weights"], arrays["segments"]
         if self.nll_on == "sequence":
-            # All of the dialogue but the target of its last token, which is the next document's.
+            # All of the dialogue but its last token, whose target belongs to the next document.
             last = np.ones_like(segments, bool)
             last[:, :-1] = segments[:, :-1] != segments[:, 1:]
-            of_pairs = ((segments > 0) & ~last).astype(np.float32)
+            pair_weights = ((segments > 0) & ~last).astype(np.float32)
         else:
-            of_pairs = weights
+            pair_weights = weights
         # The rejected dialogues are the even segments.
-        of_pairs = of_pairs * (segments % 2)
+        pair_weights = pair_weights * (segments % 2)
         if self.nll_reduction == "sequence":
-            of_pairs = of_pairs / _segment_totals(of_pairs, segments)
-        return np.where(is_pairs[:, None], of_pairs, weights).astype(np.float32)
+            pair_weights = pair_weights / _segment_totals(pair_weights, segments)
+        return np.where(is_pairs[:, None], pair_weights, weights).astype(np.float32)
 
 
 def _segment_totals(weights: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """Return for each token the sum of the weights of its segment in its row; 1 where it is 0."""
-    rows, _ = segments.shape
-    width = int(segments.max()) + 1
-    # A number for each segment of each row.
-    numbers = segments + width * np.arange(rows)[:, None]
-    sums = np.bincount(numbers.ravel(), weights.ravel(), rows * width)
+    numbers, count = numbered_segments(segments)
+    sums = np.bincount(numbers.ravel(), weights.ravel(), count)
     return np.where(sums > 0, sums, 1)[numbers]
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a UserError where an option of config.task has none of its values."""
     if value not in choices:
         raise UserError(
             f"config.task: {option} is '{value}'; expected one of {', '.join(choices)}."

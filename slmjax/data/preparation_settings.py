@@ -13,7 +13,7 @@ from slmjax.data.jobs import PreparationUnit, units_of
 from slmjax.data.manifest import FORMAT, check_shards, read_manifest
 from slmjax.data.preparation_plan import Crew, PreparationPlan, PreparedPart, text_size
 from slmjax.errors import UserError, nearest
-from slmjax.text.chat_documents import FORMAT as CHAT_FORMAT
+from slmjax.text.chat_documents import CHAT_FORMAT
 from slmjax.text.chat_template import chat_ids
 from slmjax.text.document_checks import grouping
 from slmjax.text.own_reader import reader_identity
@@ -265,6 +265,7 @@ def _check_kind(source: Source, place: Path, entry: dict) -> None:
 
     Args:
       entry: of the prepared source in its manifest.
+    Raises: UserError where it is of another kind.
     """
     stored = entry.get("kind", TEXT)
     if stored != source.kind:

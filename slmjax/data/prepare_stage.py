@@ -142,7 +142,7 @@ def plan_settings(
     """Return the arguments of a BatchPlan, see `batch_plan`."""
     sources = []
     for source in parse_sources(data.sources):
-        # Phases say themselves when a source has which weight.
+        # With phases, these say when a source has which weight.
         if source.weight != 0 or data.phases:
             sources.append(source)
     # The embedded textbook has no entries in the config.

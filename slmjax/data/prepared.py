@@ -135,11 +135,14 @@ def _shard_set(parts: list[PreparedPart], field: str, tokenizer: Tokenizer, kind
             for entry in manifest["sources"][name][field]:
                 shards.append(Shard(**entry))
                 folders.append(str(folder))
+    chat = None
+    if kind != TEXT:
+        chat = chat_ids(tokenizer)
     return ShardSet(
         shards,
         folders,
         vocab_size=tokenizer.vocab_size,
         salt=tokenizer.sha256,
         kind=kind,
-        chat=None if kind == TEXT else chat_ids(tokenizer),
+        chat=chat,
     )

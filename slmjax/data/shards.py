@@ -50,7 +50,7 @@ class ShardSet:
       folders: folders[i] is the prepared folder of shards[i].
       vocab_size: of the tokenizer; it decides the type of the tokens.
       salt: the tokenizer's hash, which is part of the fingerprint.
-      kind: of its documents, one of text/chat_documents.py.
+      kind: of its documents, one of KINDS of text/records.py.
       chat: the ids that mark turns; None for running text.
     """
 

@@ -10,25 +10,27 @@ from slmjax.data.answer_mask import complete_turns
 from slmjax.data.seeded import Recent, random_bits
 from slmjax.data.spans import DocumentSpan
 from slmjax.errors import UserError
-from slmjax.text.records import CHAT, PAIRS
+from slmjax.text.records import CHAT, PAIRS, TEXT
 
-# Segments of a document of each kind.
-SEGMENTS = {CHAT: 1, PAIRS: 2}
+# A pair has two dialogues, which do not see each other.
+SEGMENTS_OF_KIND = {TEXT: 1, CHAT: 1, PAIRS: 2}
 
 
 def whole_row_plan(shards: Any, seq_len: int, *, seed: int, name: str) -> "WholeRowPlan":
     """Return the rows of a source of dialogues or pairs.
 
-    A dialogue that is longer than a row is cut behind the last answer that fits; one whose first
-    answer does not fit, and a pair, are left out.
+    A dialogue that is longer than a row is cut behind the last answer that fits. It is left out if
+    not even its first answer fits, and so is a pair that is longer than a row.
 
     Args:
       shards: a ShardSet. Only documents that are longer than a row are read.
+    Raises: UserError where no document is left.
     """
     lengths = shards.lengths.copy()
     for doc in np.flatnonzero(lengths > seq_len):
         kept = 0
         if shards.kind == CHAT:
+            # Without the last id, the target of the last token.
             tokens = shards.read(doc, 0, lengths[doc])[:-1]
             kept = complete_turns(tokens, shards.chat, seq_len)
         lengths[doc] = kept
@@ -40,7 +42,7 @@ def whole_row_plan(shards: Any, seq_len: int, *, seed: int, name: str) -> "Whole
         name=name,
         dropped=int((~is_used).sum()),
         cut=int((is_used & (lengths < shards.lengths)).sum()),
-        segments_per_document=SEGMENTS[shards.kind],
+        segments_per_document=SEGMENTS_OF_KIND[shards.kind],
     )
 
 
@@ -55,7 +57,7 @@ class WholeRowPlan:
       lengths: tokens to use of each document, from its start; 0 leaves it out.
       seq_len: tokens of a row; no length is above it.
       seed, name: with the epoch they decide the order; errors call the source by `name`.
-      dropped, cut: documents that are too long and were left out, or cut.
+      dropped, cut: how many documents are longer than a row and were left out, or cut.
       segments_per_document: how many segments a document has.
     Attributes: max_segments (of any row), rows_per_epoch, tokens (of an epoch, without padding).
     Raises: UserError where no document is left.
@@ -101,7 +103,7 @@ class WholeRowPlan:
         return self.rows_per_epoch * self._seq_len
 
     def left_out(self) -> str:
-        """Return in words what of the documents no row has; "" for nothing."""
+        """Return in words how many documents were cut or left out; "" for none."""
         words = []
         if self.cut:
             words.append(f"{self.cut:,} cut behind an answer")
@@ -112,6 +114,7 @@ class WholeRowPlan:
         return f"{' and '.join(words)} (longer than {self._seq_len:,} tokens)"
 
     def _order(self, epoch: int) -> np.ndarray:
+        """Return the numbers of the rows in the order of an epoch."""
         bits = random_bits(self.rows_per_epoch, "whole rows", *self._key, epoch)
         return np.argsort(bits, kind="stable")
 
@@ -125,8 +128,11 @@ def fill_rows(lengths: Int[np.ndarray, "docs"], capacity: int) -> list[list[int]
     rows: list[list[int]] = []
     gaps: list[tuple[int, int]] = []  # (free tokens, row) of rows that are not full, sorted
     longest_first = np.argsort(-lengths, kind="stable")
-    for doc in longest_first[: np.count_nonzero(lengths)].tolist():
+    # Documents of length 0 come last.
+    used = longest_first[: np.count_nonzero(lengths)]
+    for doc in used.tolist():
         length = int(lengths[doc])
+        # The first gap that is not smaller than the document.
         tightest = bisect_left(gaps, (length, 0))
         if tightest == len(gaps):
             gap, row = capacity, len(rows)

@@ -5,16 +5,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # of the prompts, for an interval
 # Quantiles at the ends of the interval: it is the middle 95 %.
 INTERVAL = (0.025, 0.975)
 
 
 class AnswerPairs(NamedTuple):
-    """Scored pairs: two columns each, the chosen and the rejected answer.
+    """Scored pairs. Column 0 is the chosen answer, column 1 the rejected one.
 
     Attributes:
-      nats: summed over an answer's tokens.
+      nats: of each answer, summed over its tokens.
       tokens: of each answer, its end included.
       prompts: the same number for pairs of the same prompt.
     """
@@ -48,22 +48,23 @@ class PreferenceScore(NamedTuple):
     prompts: int
 
 
-def preference_score(scored: AnswerPairs, seed: int = 0) -> PreferenceScore:
+def preference_score(scored: AnswerPairs) -> PreferenceScore:
     """Return the scores of pairs.
 
     Pairs of one prompt are resampled together, since they share its difficulty. Source: Efron &
     Tibshirani 1993, chapter 8.
     """
-    means = scored.nats / scored.tokens
-    hits = _wins(means[:, 1], means[:, 0])
-    odds = _log_odds(means)
-    low, high = cluster_interval(hits, scored.prompts, seed)
+    mean_nats = scored.nats / scored.tokens
+    # The chosen answer wins where the rejected one has more nats a token.
+    hits = _wins(mean_nats[:, 1], mean_nats[:, 0])
+    log_odds = _log_odds(mean_nats)
+    low, high = cluster_interval(hits, scored.prompts)
     chosen_tokens, rejected_tokens = scored.tokens.mean(0)
     return PreferenceScore(
         accuracy=float(hits.mean()),
         low=low,
         high=high,
-        margin=float((odds[:, 0] - odds[:, 1]).mean()),
+        margin=float((log_odds[:, 0] - log_odds[:, 1]).mean()),
         longer=float(_wins(scored.tokens[:, 0], scored.tokens[:, 1]).mean()),
         chosen_tokens=float(chosen_tokens),
         rejected_tokens=float(rejected_tokens),
@@ -73,16 +74,21 @@ def preference_score(scored: AnswerPairs, seed: int = 0) -> PreferenceScore:
 
 
 def cluster_interval(
-    values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], seed: int = 0
+    values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]
 ) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of values, with whole clusters resampled."""
+    """Return (low, high) of the 95 % interval of the mean, with whole clusters resampled.
+
+    Args:
+      clusters: the same number for values of the same cluster.
+    """
     _, cluster = np.unique(clusters, return_inverse=True)
     sums = np.bincount(cluster, values)
     counts = np.bincount(cluster)
-    chance = np.random.default_rng(seed)
+    # The same draws every time, so that two runs on the same pairs have comparable intervals.
+    rng = np.random.default_rng(0)
     means = []
     for _ in range(RESAMPLES):
-        drawn = chance.integers(0, len(sums), len(sums))
+        drawn = rng.integers(0, len(sums), len(sums))
         means.append(sums[drawn].sum() / counts[drawn].sum())
     low, high = np.quantile(means, INTERVAL)
     return float(low), float(high)
@@ -94,5 +100,5 @@ def _wins(values: np.ndarray, others: np.ndarray) -> Float[np.ndarray, " n"]:
 
 
 def _log_odds(nats: Float[np.ndarray, "pairs 2"]) -> Float[np.ndarray, "pairs 2"]:
-    """Return log(p / (1 - p)) of p = exp(-nats), in float64."""
+    """Return log(p / (1 - p)) of p = exp(-nats), in float64; finite also at 0 nats."""
     return -np.log(np.expm1(np.maximum(nats, 1e-300)))

@@ -3,7 +3,9 @@
 An export holds `config.json`, `tokenizer.json` (of a task with text), `params-00000.bin` and so on,
 and `params.json`, which is written last and sealed:
 
-  format, step, dtype, limit   of this layout; of the checkpoint; as asked for; bytes of a piece
+  format                       number of this layout
+  step                         of the checkpoint
+  dtype, limit                 --dtype and --pieces (in bytes) of the export
   meta                         the checkpoint's own meta item, with config and parents
   arrays                       name, shape, dtype, saved_as (its type in the run), offset and bytes
                                in the stream of all arrays, little-endian, in C order
@@ -38,11 +40,11 @@ from slmjax.text.pieces import PIECE_NAME, DamagedPiece, PieceReader, piece_name
 
 EXPORT_FORMAT = 1  # number of the layout of params.json
 MANIFEST = "params.json"
-# Types of arrays: what an export of somebody else names is looked up here, never evaluated.
+# Types of arrays by name. An export may be somebody else's, so no other name is accepted.
 _FLOATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32")
 TYPES = {name: jax.numpy.dtype(name) for name in (*_FLOATS, *_INTEGERS)}
-AGAIN = "export the run again, or fetch the folder anew"
+AGAIN = "export the run again, or fetch the folder anew"  # ends a message about damage
 
 
 def checkpoints_of(workdir: str | os.PathLike) -> StoredModel:
@@ -51,7 +53,7 @@ def checkpoints_of(workdir: str | os.PathLike) -> StoredModel:
 
 
 def is_export(workdir: str | os.PathLike) -> bool:
-    """Return whether a folder is that of an export, finished or not."""
+    """Return whether a folder is that of an export, finished or not; a run's is not."""
     folder = epath.Path(workdir).expanduser()
     if (folder / "checkpoints").exists():
         return False
@@ -90,31 +92,34 @@ class Export(StoredModel):
         if step != manifest["step"]:
             return {}, f"the export '{self.root}' is of step {manifest['step']}"
         fault = meta_fault(manifest["meta"], step)
-        return ({}, fault) if fault else (manifest["meta"], "")
+        if fault:
+            return {}, fault
+        return manifest["meta"], ""
 
     def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
         """Return an item as a nested dict of ShapeDtypeStructs, with the types of the run.
 
-        Raises: DamagedCheckpoint.
+        Raises: DamagedCheckpoint where it has no such item.
         """
         tree: dict = {}
         for array in self.manifest["arrays"]:
-            first, *path = array["name"].split("/")
+            # "params/blocks/0/w" is the leaf "w" of the item "params".
+            first, *folders, leaf = array["name"].split("/")
             if first != item:
                 continue
             branch = tree
-            for name in path[:-1]:
-                branch = branch.setdefault(name, {})
-            kind, shape = TYPES[array["saved_as"]], tuple(array["shape"])
-            branch[path[-1]] = jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+            for folder in folders:
+                branch = branch.setdefault(folder, {})
+            dtype, shape = TYPES[array["saved_as"]], tuple(array["shape"])
+            branch[leaf] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         if not tree:
             raise DamagedCheckpoint(f"the export '{self.root}' has no item '{item}'")
         return tree
 
     def restore(self, step: int, shapes: Items) -> RestoredItems:
-        """Return items of the export, rounded values in the types of `shapes`.
+        """Return items of the export, in the types of `shapes`. See StoredModel.
 
-        Next to the result, memory holds one array and one piece. See StoredModel.
+        At any time memory holds the result so far, one array and one piece.
 
         Raises: DamagedCheckpoint that names a piece that is missing or not what was written, or an
           array that the export lacks or has in another shape.
@@ -145,13 +150,15 @@ class Export(StoredModel):
 
     def _check_arrays(self, wanted: Mapping[str, Any]) -> None:
         """Raises: DamagedCheckpoint for an array that is missing or has another shape."""
-        shapes = {array["name"]: tuple(array["shape"]) for array in self.manifest["arrays"]}
+        shapes = {array["name"]: list(array["shape"]) for array in self.manifest["arrays"]}
         for name, leaf in wanted.items():
-            there = shapes.get(name, "missing")
-            if there != tuple(leaf.shape):
-                here = list(leaf.shape)
-                there = list(there) if isinstance(there, tuple) else there
-                raise DamagedCheckpoint(f"its array '{name}' is {there}; expected {here}")
+            expected = list(leaf.shape)
+            if name not in shapes:
+                raise DamagedCheckpoint(f"its array '{name}' is missing; expected {expected}")
+            if shapes[name] != expected:
+                raise DamagedCheckpoint(
+                    f"its array '{name}' is {shapes[name]}; expected {expected}"
+                )
 
 
 def read_export_manifest(folder: epath.Path) -> dict:
@@ -167,7 +174,7 @@ def read_export_manifest(folder: epath.Path) -> dict:
             f"'{folder}' is an unfinished export: it has no {MANIFEST}, which is written last; "
             f"{AGAIN}."
         ) from None
-    except (OSError, ValueError, RecursionError):  # the last one for deep nesting
+    except (OSError, ValueError, RecursionError):  # the parser recurses into nested lists
         raise UserError(f"'{file}' cannot be read as JSON; {AGAIN}.") from None
     if not isinstance(manifest, dict) or "seal" not in manifest or seal_is_broken(manifest):
         raise UserError(f"'{file}' is not what was written; {AGAIN}.")
@@ -192,13 +199,18 @@ def little_endian(values: np.ndarray) -> np.ndarray:
     It is its own inverse: given bits in that order it returns them in the machine's.
     """
     bits = values.view(f"u{values.dtype.itemsize}")
-    return bits.byteswap() if sys.byteorder == "big" else bits
+    if sys.byteorder == "big":
+        return bits.byteswap()
+    return bits
 
 
 def _array(reader: PieceReader, array: Mapping, wanted: Any) -> jax.Array:
-    """Return one array of an export, of the type and sharding of `wanted`.
+    """Return one array of an export.
 
-    Raises: DamagedCheckpoint.
+    Args:
+      array: its description in the manifest.
+      wanted: a ShapeDtypeStruct; the result has its type and sharding.
+    Raises: DamagedCheckpoint that names a piece that is missing or not what was written.
     """
     stored = TYPES[array["dtype"]]
     try:
@@ -218,31 +230,35 @@ def _array(reader: PieceReader, array: Mapping, wanted: Any) -> jax.Array:
 
 
 def _layout_fault(manifest: Mapping) -> str:
-    """Return what contradicts itself in a manifest, to follow its path; "" for nothing.
+    """Return what is wrong in a manifest, as the end of a sentence about it; "" for nothing.
 
-    The seal tells damage; this tells a file that somebody made.
+    Damage has broken the seal. This is for a file that some other program has written.
 
     Raises: KeyError, TypeError or AttributeError where a field is missing or of another type.
     """
     end = 0
     for array in manifest["arrays"]:
+        # Either raises a KeyError where the type is unknown.
         stored, _ = TYPES[array["dtype"]], TYPES[array["saved_as"]]
         sizes = array["shape"]
-        whole = all(type(size) is int and size >= 0 for size in sizes)
+        are_sizes = all(type(size) is int and size >= 0 for size in sizes)
         *folders, own_name = array["name"].split("/")
-        if not whole or not folders or not own_name:
+        if not are_sizes or not folders or not own_name:
             return f"describes no array as '{array['name']}'"
         if array["offset"] != end or array["bytes"] != math.prod(sizes) * stored.itemsize:
             return f"contradicts itself on the bytes of '{array['name']}'"
         end += array["bytes"]
     names = [array["name"] for array in manifest["arrays"]]
-    # An array cannot hold another one, as "a" would with "a/b".
-    above = {name[: slash.start()] for name in names for slash in re.finditer("/", name)}
-    if len(set(names)) < len(names) or above & set(names):
+    # "a/b/c" is in the folders "a" and "a/b": no array may be called like one of them.
+    folders_of_arrays = set()
+    for name in names:
+        for slash in re.finditer("/", name):
+            folders_of_arrays.add(name[: slash.start()])
+    if len(set(names)) < len(names) or folders_of_arrays & set(names):
         return "names an array twice"
     held = 0
     for number, piece in enumerate(manifest["pieces"]):
-        # No other name: it is joined to the folder's.
+        # Any other name could lead out of the folder.
         if piece["file"] != piece_name(number) or type(piece["bytes"]) is not int:
             return f"names '{piece['file']}' as piece {number}"
         if piece["bytes"] < 1 or not isinstance(piece["sha256"], str):

@@ -1,8 +1,8 @@
 """A tokenizer as other programs read it: tokenizer.json, and with it the chat template.
 
 Hugging Face's transformers read the template from chat_template.jinja, older readers and
-llama.cpp's converter from tokenizer_config.json. The variant that marks the assistant's turns is
-apart, as some readers refuse its `{% generation %}`.
+llama.cpp's converter from tokenizer_config.json. The variant that marks the assistant's turns has a
+file of its own, as some readers refuse its `{% generation %}`.
 """
 
 import os
@@ -22,7 +22,7 @@ TOKENIZER_NAMES = (TOKENIZER, CONFIG, CHAT, VARIANTS)
 
 
 def write_tokenizer_files(folder: epath.Path, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer's files; those of the template only where it has the template's marks."""
+    """Write a tokenizer's files, with the template where it has the special tokens for it."""
     tokenizer.save(os.fspath(folder / TOKENIZER))
     if not all(name in tokenizer.special for name in MARKS):
         return
@@ -34,7 +34,7 @@ def write_tokenizer_files(folder: epath.Path, tokenizer: Tokenizer) -> None:
         # llama.cpp begins a text as our documents begin, and a chat with one end-of-text only.
         # Transformers 5 ignore it.
         "add_bos_token": True,
-        # Transformers would take blanks before punctuation out of what it decodes.
+        # Otherwise transformers removes blanks before punctuation from what it decodes.
         "clean_up_tokenization_spaces": False,
         "chat_template": TEMPLATE,
     }

@@ -21,7 +21,7 @@ from slmjax.text.files import sealed, write_atomic
 from slmjax.text.pieces import MOST_PIECES, PIECE_NAME, PieceWriter
 from slmjax.text.tokenizer import Tokenizer
 
-# Files of an export apart from its pieces; the lock is that of whoever writes.
+# Files of an export apart from its pieces; .lock is there while a process writes.
 OWN_NAMES = (MANIFEST, "config.json", *TOKENIZER_NAMES, ".lock")
 
 
@@ -48,15 +48,20 @@ def write_export(
     """
     meta = restored.meta
     if "parents" in meta:
-        # First, for people who look into the file. The hash of a meta item sorts its keys.
+        # First, for people who look into the file. The order does not change the meta item's hash.
         meta = {"parents": meta["parents"], **meta}
-    head = {"format": EXPORT_FORMAT, "step": restored.step, "dtype": dtype, "limit": limit}
-    head["meta"] = meta
+    head = {
+        "format": EXPORT_FORMAT,
+        "step": restored.step,
+        "dtype": dtype,
+        "limit": limit,
+        "meta": meta,
+    }
     was_finished = check_vacant(folder, head)
     arrays = describe_arrays(restored.items, dtype)
     size = sum(array["bytes"] for array in arrays)
     if size > limit * MOST_PIECES:
-        least = -(-size // MOST_PIECES)
+        least = -(-size // MOST_PIECES)  # rounded up
         raise UserError(
             f"--pieces={limit}: {size:,} bytes would be more than {MOST_PIECES:,} pieces; "
             f"expected at least {least:,} bytes."
@@ -74,7 +79,7 @@ def write_export(
         # Last: a folder without it is unfinished.
         write_atomic(folder / MANIFEST, manifest)
     except BaseException:
-        # Ctrl-C too. What a finished export had is still right.
+        # Also at Ctrl-C. The files of an export that was finished before are still right.
         if not was_finished:
             _remove(folder, keep={".lock"})
         raise
@@ -82,14 +87,14 @@ def write_export(
 
 
 def check_vacant(folder: epath.Path, head: dict) -> bool:
-    """Return whether a folder holds the same export, finished; False where it holds nothing.
+    """Return whether a folder holds the same export, finished; False where none is finished.
 
     Args:
       head: what says which export it is: format, step, dtype, limit and meta.
     Raises: UserError where it holds another export or files that are not of an export.
     """
     for file in folder.iterdir():
-        # What a killed process left unfinished goes when the folder is written to.
+        # A killed process may have left a file that it had not finished.
         is_own = file.name in OWN_NAMES or file.name.startswith(".tmp-")
         if not is_own and not PIECE_NAME.fullmatch(file.name):
             raise UserError(
@@ -99,16 +104,18 @@ def check_vacant(folder: epath.Path, head: dict) -> bool:
     if not (folder / MANIFEST).exists():
         return False
     try:
-        there, here = _in_words(read_export_manifest(folder)), _in_words(head)
+        present = _in_words(read_export_manifest(folder))
     except UserError as error:
         reason = str(error).partition(";")[0]
         raise UserError(
             f"--out={folder}: {reason}; delete the folder, or choose another."
         ) from None
-    if there == here:
+    wanted = _in_words(head)
+    if present == wanted:
         return True
     raise UserError(
-        f"--out={folder} holds another export: {there}; asked for: {here}; choose another folder."
+        f"--out={folder} holds another export: {present}; asked for: {wanted}; choose another "
+        "folder."
     )
 
 
@@ -119,17 +126,27 @@ def describe_arrays(items: dict, dtype: str) -> list[dict]:
 
     Raises: UserError for an array of a type that an export does not hold.
     """
-    arrays, offset = [], 0
+    arrays = []
+    offset = 0
     for name, leaf in named(items).items():
-        own = str(leaf.dtype)
-        if own not in TYPES:
+        saved_as = str(leaf.dtype)
+        if saved_as not in TYPES:
             known = ", ".join(TYPES)
-            raise UserError(f"the array '{name}' is of type {own}; an export holds {known}.")
-        is_rounded = name.startswith("params/") and own == "float32"
-        stored = dtype if is_rounded else own
+            raise UserError(f"the array '{name}' is of type {saved_as}; an export holds {known}.")
+        stored = saved_as
+        if name.startswith("params/") and saved_as == "float32":
+            stored = dtype
         size = leaf.size * TYPES[stored].itemsize
-        array = {"name": name, "shape": list(leaf.shape), "dtype": stored, "saved_as": own}
-        arrays.append({**array, "offset": offset, "bytes": size})
+        arrays.append(
+            {
+                "name": name,
+                "shape": list(leaf.shape),
+                "dtype": stored,
+                "saved_as": saved_as,
+                "offset": offset,
+                "bytes": size,
+            }
+        )
         offset += size
     return arrays
 
@@ -141,7 +158,7 @@ def _contents(items: dict, arrays: list[dict]) -> Iterator[memoryview]:
         values = np.asarray(leaves[array["name"]])
         if array["dtype"] != array["saved_as"]:
             values = as_bfloat16(values, array["name"])
-        # An array of no dimension becomes one of one element.
+        # reshape, so that an array without dimensions has bytes to view.
         flat = np.ascontiguousarray(values).reshape(-1)
         yield memoryview(little_endian(flat).view(np.uint8))
 

@@ -1,7 +1,7 @@
 """A dialogue with a model: its turns, the part that fits into the model, and its record."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from slmjax.errors import UserError
@@ -30,13 +30,13 @@ NEW_TURNS = (
 
 @dataclasses.dataclass
 class Exchange:
-    """A question and its answer; None: it is to be answered next."""
+    """A question and its answer."""
 
     question: str
-    answer: str | None = None
+    answer: str | None = None  # None: not answered yet
 
     def turns(self) -> list[Turn]:
-        """Return its turns. An empty answer shows nothing to imitate: it is left out."""
+        """Return its turns; none where the answer is empty, which a model would imitate."""
         if self.answer is None:
             return [Turn(USER, self.question)]
         if not self.answer.strip():
@@ -74,10 +74,13 @@ class Dialogue:
     def prompt(self, tokenizer: Tokenizer, room: int, longest: int) -> Prompt:
         """Return the prompt of the next answer.
 
-        The oldest exchanges are left out until `room` tokens are left of the `longest` that the
-        model knows. The system turn and the last question stay, with less room if need be.
+        The oldest exchanges are left out until the answer has `room`. The system turn and the last
+        question stay, with less room if need be.
 
-        Raises: UserError if these two leave no room at all.
+        Args:
+          room: tokens that the answer may need.
+          longest: tokens of a dialogue that the model knows.
+        Raises: UserError if the system turn and the question leave no room at all.
         """
         last = len(self.exchanges) - 1
         for first in range(last + 1):
@@ -103,9 +106,10 @@ def trained_on_dialogues(config: Any) -> bool:
     if task and task[0] in CHAT_TASKS:
         return True
     sources = config.data.sources
-    # A source is a path, a mapping, or an object with fields; older runs know no kinds.
-    values: Sequence[Any] = list(sources.values()) if isinstance(sources, Mapping) else sources
-    for source in values:
+    # A source is a path, a mapping, or an object with fields; those of older runs have no kind.
+    if isinstance(sources, Mapping):
+        sources = list(sources.values())
+    for source in sources:
         if isinstance(source, Mapping):
             kind = source.get("kind", "")
         else:

@@ -171,14 +171,17 @@ def decode_loop(
       room: columns of the returned tokens.
       cache: of the prompts. It is donated: the returned cache takes its memory.
       start: the state to go on from, whose cache this is; None: nothing is drawn yet.
-      bound: return when so many tokens are drawn since the prompt; None: without such a bound.
+      bound: return once each running row has so many tokens; None: without such a bound.
     """
     if start is None:
         start = first_state(room, request)
 
     def any_running(carry):
-        running = jnp.any(carry[0].finish == RUNNING)
-        return running if bound is None else running & (carry[0].step < bound)
+        state, _ = carry
+        running = jnp.any(state.finish == RUNNING)
+        if bound is None:
+            return running
+        return running & (state.step < bound)
 
     def step(carry):
         state, cache = carry

@@ -74,9 +74,9 @@ def token_log_probs(
     `chunks` pieces, and not B, which stays sharded over devices. The backward pass computes a
     piece's logits again. The head's gradient is summed in float32.
 
-    With z the target's logit and o the logsumexp of all other logits, log p = -softplus(o - z). So
-    log p and its gradient keep their digits where p is close to 1, which the difference of z and
-    the logsumexp of all logits does not.
+    With z the target's logit and o the logsumexp of all other logits, log p = -softplus(o - z). In
+    this form log p and its gradient keep their digits where p is close to 1. The difference of z
+    and the logsumexp of all logits would lose them.
 
     Raises: ValueError where chunks does not divide T.
     """
@@ -156,7 +156,7 @@ def _forward(hidden, head, targets, chunks):
 def _backward(chunks, residuals, gradients):
     hidden, head, targets, target_logit, others = residuals
     d_log_p, d_lse = gradients
-    # Both are exact where p(target) is close to 0 or to 1.
+    # Neither is 1 minus the other, so both keep their digits where p(target) is close to 0 or 1.
     p_others = jax.nn.sigmoid(others - target_logit)
     p_target = jax.nn.sigmoid(target_logit - others)
     d_target = d_log_p * p_others + d_lse * p_target
@@ -192,7 +192,8 @@ def _piece_gradients(
     Args:
       others: logsumexp of the logits of all other tokens than the target.
       d_target: gradient of the target's logit.
-      d_others: gradients of the other logits, added up; each has its softmax among them.
+      d_others: sum of the gradients of the other logits. Each has the share of it that the softmax
+        over these logits gives it.
     """
     logits = wide_logits(hidden, head)
     share = jnp.exp(logits - others[..., None])

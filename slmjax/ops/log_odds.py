@@ -5,22 +5,25 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Below it the log-odds no longer fit float32: a sequence is then certain, and has no gradient.
+# Near the smallest float32. A sequence with fewer nats counts as certain and has no gradient.
 LEAST_NATS = 1e-37
 
 
 def log_odds(nats: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """Return log(p / (1 - p)) of p = exp(-nats), for nats >= 0.
 
-    Its gradient is 1 / expm1(-nats). Source: Hong et al. 2024 (ORPO), equation 4, in a form that
-    keeps its digits at both ends.
+    Its derivative by nats is 1 / expm1(-nats). Source: Hong et al. 2024 (ORPO), equation 4, in a
+    form that keeps its digits at both ends.
     """
     nats = jnp.maximum(nats, LEAST_NATS)
     near_one = nats < math.log(2)
-    # Each branch gets an argument that suits it: a gradient of nan would survive the choice.
+    # Each form gets harmless values where the other one is taken: a gradient that is not a number
+    # would pass through jnp.where.
     small = jnp.where(near_one, nats, 1.0)
     large = jnp.where(near_one, 1.0, nats)
-    return jnp.where(near_one, -jnp.log(jnp.expm1(small)), -large - jnp.log1p(-jnp.exp(-large)))
+    of_small = -jnp.log(jnp.expm1(small))
+    of_large = -large - jnp.log1p(-jnp.exp(-large))
+    return jnp.where(near_one, of_small, of_large)
 
 
 def segment_sums(

@@ -31,23 +31,29 @@ def preferences_section(records: metrics.Records) -> list[str]:
         return []
     first, last = events[0], events[-1]
     # A run that goes on from another one is scored before its first step.
-    before = first.get("sources", {}) if first.get("step") == 0 else {}
+    before = {}
+    if first.get("step") == 0:
+        before = first.get("sources", {})
     rows, bold_rows = [], []
     sources = last.get("sources", {})
     for name, score in sources.items():
         is_total = name == "preferences"
-        # The total of one source is that source.
+        # One source and the total, which is the same: left out.
         if is_total and len(sources) == 2:
             continue
+        label = name
         if is_total:
+            label = "all"
             bold_rows.append(len(rows))
-        earlier = before.get(name, {}).get("accuracy")
+        earlier = None
+        if "accuracy" in before.get(name, {}):
+            earlier = percent(before[name]["accuracy"])
         rows.append(
             [
-                "all" if is_total else name,
+                label,
                 percent(score["accuracy"]),
                 f"{percent(score['low'])} to {percent(score['high'])}",
-                None if earlier is None else percent(earlier),
+                earlier,
                 f"{score['margin']:.3f}",
                 percent(score["longer"]),
                 percent(1 - score["longer"]),

@@ -20,9 +20,9 @@ class Orpo:
 
         loss = NLL + odds_weight * softplus(-(log odds(chosen) - log odds(rejected)))
 
-    where the odds are those of exp(-mean nats of an answer's tokens). NLL is the mean over the
-    batch's "weights", the odds term the mean over its pairs: each has its own denominator. Source:
-    Hong et al. 2024 (ORPO), equations 6 and 7, where odds_weight is lambda.
+    where the odds are those of exp(-mean nats of an answer's tokens). NLL (negative log-likelihood)
+    is the mean over the batch's "weights", the odds term the mean over its pairs: each has its own
+    denominator. Source: Hong et al. 2024 (ORPO), equations 6 and 7, where odds_weight is lambda.
 
     Besides the fields of text, a batch has "answers" [B,T] float32, 1 where the next token belongs
     to an answer, and "pairs" [B,P] float32, 1 for each pair of the row. Segments 2i+1 and 2i+2 of a
@@ -76,13 +76,13 @@ class Orpo:
 
     def _with_odds(self, loss: Loss, log_p: Array, batch: dict, totals: Totals) -> Loss:
         """Return the loss with the odds term and what is logged about the pairs."""
-        chosen, rejected = answer_nats(log_p, batch)  # each [B,P]
+        chosen_nats, rejected_nats = answer_nats(log_p, batch)  # each [B,P]
         is_pair = batch["pairs"]
         pairs = is_pair.sum()
-        margin = log_odds(chosen) - log_odds(rejected)
-        odds = (jax.nn.softplus(-margin) * is_pair).sum()
-        loss = loss.plus("odds", self.odds_weight, (odds, pairs), totals)
-        is_preferred = (chosen < rejected) * is_pair
+        margin = log_odds(chosen_nats) - log_odds(rejected_nats)
+        penalty = (jax.nn.softplus(-margin) * is_pair).sum()
+        loss = loss.plus("odds", self.odds_weight, (penalty, pairs), totals)
+        is_preferred = (chosen_nats < rejected_nats) * is_pair
         logged = {
             "preferred": (is_preferred.sum(), pairs),
             "margin": ((margin * is_pair).sum(), pairs),
@@ -91,20 +91,21 @@ class Orpo:
 
 
 def answer_nats(log_p: Array, batch: dict) -> tuple[Array, Array]:
-    """Return the mean nats of a token of the chosen and of the rejected answers, each [B,P].
+    """Return (mean nats of a token of the chosen answers, of the rejected answers), each [B,P].
 
-    They are 1 where a row has no such pair, so that they have finite odds.
+    Where a row has no such pair they are 1, so that the odds are finite there.
     """
     answers, segments, is_pair = batch["answers"], batch["segments"], batch["pairs"]
     count = 2 * is_pair.shape[1]
     nats = segment_sums(-log_p * answers, segments, count)
     tokens = segment_sums(answers, segments, count)
 
+    # nats and tokens are [B,2P], of segments 1, 2, ...: columns 0, 2, ... are the chosen answers.
     def means(first: int) -> Array:
         summed, counted = nats[:, first::2], tokens[:, first::2]
-        # Both guarded: the gradient of a division by 0 would be nan.
-        there = (is_pair > 0) & (counted > 0)
-        divisor = jnp.where(there, counted, 1.0)
-        return jnp.where(there, summed / divisor, 1.0)
+        is_answered = (is_pair > 0) & (counted > 0)
+        # The divisor is guarded too: the gradient of a division by 0 would not be a number.
+        divisor = jnp.where(is_answered, counted, 1.0)
+        return jnp.where(is_answered, summed / divisor, 1.0)
 
     return means(0), means(1)

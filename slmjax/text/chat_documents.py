@@ -12,8 +12,8 @@ from slmjax.text.tokenizer import Special
 
 # Version of the template and of how records are read. It goes up when either changes, so that
 # conversations are prepared again.
-FORMAT = 2
-# Conversations have groups of their own.
+CHAT_FORMAT = 2
+# config.data.group is for running text: conversations are grouped by their questions.
 _NO_GROUPING = grouping("")
 
 
@@ -21,7 +21,8 @@ def chat_document(record: Record, source: Source) -> Document | Fault:
     """Return the document of a record of a source of kind "chat" or "pairs".
 
     Its text is the contents of all turns, its bytes are those of the answers, and its group is the
-    question: a question that is held out in one source is held out in all.
+    question: a question that is held out in one source is held out in all. A record that is no
+    conversation becomes a fault.
     """
     fields = record.fields
     try:
@@ -50,10 +51,19 @@ def parts_to_json(parts: Sequence[Part]) -> list[Any]:
     """Return parts as JSON holds them: a text as it is, a special token as {"special": name}."""
     stored: list[Any] = []
     for part in parts:
-        stored.append({"special": part.name} if isinstance(part, Special) else part)
+        if isinstance(part, Special):
+            stored.append({"special": part.name})
+        else:
+            stored.append(part)
     return stored
 
 
 def parts_from_json(stored: Sequence[Any]) -> list[Part]:
     """Return the parts that `parts_to_json` has stored."""
-    return [part if isinstance(part, str) else Special(part["special"]) for part in stored]
+    parts: list[Part] = []
+    for part in stored:
+        if isinstance(part, str):
+            parts.append(part)
+        else:
+            parts.append(Special(part["special"]))
+    return parts

@@ -12,22 +12,25 @@ from slmjax.text.conversations import ASSISTANT, PreferencePair, Turn
 from slmjax.text.tokenizer import CALC_END, EOT, RESULT, TURN_END, TURN_START, Special, Tokenizer
 
 MARKS = (EOT, TURN_START, TURN_END)  # the special tokens that a tokenizer must have
-# For Hugging Face and llama.cpp. Their blocks eat the line feed behind a `%}`, so line feeds stand
-# inside of texts. It has no `{% generation %}`, which some readers of GGUF files refuse.
-TEMPLATE = (
-    "{{- '" + EOT + "' -}}"
-    "{%- for message in messages -%}"
-    "{{- '" + TURN_START + "' + message['role'] + '\\n' -}}"
-    "{{- message['content'] | trim -}}"
-    "{{- '" + TURN_END + "\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}"
-    "{{- '" + TURN_START + ASSISTANT + "\\n' -}}"
-    "{%- endif -%}"
+# The content of a message and its end.
+_CONTENT = "{{- message['content'] | trim -}}{{- '" + TURN_END + "\\n' -}}"
+# In Jinja, for Hugging Face and llama.cpp. Both drop a line feed that follows `%}`, so all line
+# feeds are in string literals. No `{% generation %}`: some readers of GGUF files refuse it.
+TEMPLATE = "".join(
+    [
+        "{{- '" + EOT + "' -}}",
+        "{%- for message in messages -%}",
+        "{{- '" + TURN_START + "' + message['role'] + '\\n' -}}",
+        _CONTENT,
+        "{%- endfor -%}",
+        "{%- if add_generation_prompt -%}",
+        "{{- '" + TURN_START + ASSISTANT + "\\n' -}}",
+        "{%- endif -%}",
+    ]
 )
 # The same with the assistant's turns marked, for trainers that take their mask from the template.
 TRAINING_TEMPLATE = TEMPLATE.replace(
-    "{{- message['content'] | trim -}}{{- '" + TURN_END + "\\n' -}}",
+    _CONTENT,
     "{%- if message['role'] == '" + ASSISTANT + "' -%}"
     "{%- generation -%}{{- message['content'] | trim + '" + TURN_END + "' -}}{%- endgeneration -%}"
     "{{- '\\n' -}}"
@@ -40,8 +43,11 @@ Part = str | Special
 class ChatIds(NamedTuple):
     """The ids that mark the turns of a dialogue.
 
-    answer: the ids of "assistant\\n", which follow `start` where an answer begins.
-    result, result_end: around what a calculator writes; -1 where the tokenizer has no such ids.
+    Attributes:
+      eot: before a dialogue.
+      start, end: around a turn.
+      answer: the ids of "assistant\\n", which follow `start` where an answer begins.
+      result, result_end: around what a calculator writes; -1 where the tokenizer has no such ids.
     """
 
     eot: int
@@ -84,13 +90,13 @@ def dialogue_parts(turns: Sequence[Turn]) -> list[Part]:
     parts: list[Part] = []
     for turn in turns:
         parts += [Special(TURN_START), f"{turn.role}\n"]
-        # By itself, so that the ids of a prompt are the first ids of the dialogue.
+        # The content is encoded by itself, so that a dialogue begins with the ids of its prompt.
         parts += [turn.content.strip(), Special(TURN_END), "\n"]
     return parts
 
 
 def prompt_parts(turns: Sequence[Turn]) -> list[Part]:
-    """Return `dialogue_parts` and what begins the assistant's next answer."""
+    """Return `dialogue_parts`, and then the header of the assistant's next answer."""
     return [*dialogue_parts(turns), Special(TURN_START), f"{ASSISTANT}\n"]
 
 

@@ -26,7 +26,8 @@ TURNS_FIELDS = ("messages", "conversations", "conversation", "dialogue")
 QUESTION_FIELDS = ("prompt", "instruction", "question", "query")
 ANSWER_FIELDS = ("response", "completion", "output", "answer")
 # Fields that belong to the question: Alpaca's "input" follows it, passages go before it.
-INPUT_FIELD, CONTEXT_FIELD, SYSTEM_FIELDS = "input", "context", ("system", "system_prompt")
+INPUT_FIELD, CONTEXT_FIELD = "input", "context"
+SYSTEM_FIELDS = ("system", "system_prompt")
 # Fields that may hold a transcript.
 TRANSCRIPT_FIELDS = ("text", "transcript")
 EXPECTED_DIALOGUE = (
@@ -36,7 +37,7 @@ EXPECTED_DIALOGUE = (
 EXPECTED_PAIR = "expected chosen and rejected, and their prompt"
 # "Human:" at the beginning of a line, as the Anthropic data has it, or "### Human:" anywhere.
 _SPEAKER = re.compile(r"(?:(?:\A|\n)\s*|### ?)(?:### ?)?(Human|User|Assistant|System):[ \t]?")
-SHOWN_FIELDS = 12
+SHOWN_FIELDS = 12  # names of a record's fields in a message; more are left out
 
 
 class Turn(NamedTuple):
@@ -57,7 +58,9 @@ class PreferencePair(NamedTuple):
 class BadConversation(ValueError):
     """A record that is no usable conversation or pair.
 
-    reason: one of a few kinds, which are counted.
+    Attributes:
+      reason: a few words such as "no answer", the same for all faults of a kind: they are counted.
+      detail: what is wrong with this record; "" where the reason says it all.
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -68,8 +71,8 @@ class BadConversation(ValueError):
 def dialogue_of(fields: Mapping[str, Any]) -> tuple[Turn, ...]:
     """Return the turns of a record, up to the last answer; contents have no blanks at their ends.
 
-    It may be a list of turns (role and content, or from and value), a question and an answer in two
-    fields, or one text with "Human:" and "Assistant:".
+    A record has a list of turns (role and content, or from and value), a question and an answer in
+    two fields, or one text with "Human:" and "Assistant:".
 
     Raises: BadConversation for a variant that is not known, and for a conversation without a
       question, without an answer, or with an empty turn.
@@ -87,9 +90,9 @@ def dialogue_of(fields: Mapping[str, Any]) -> tuple[Turn, ...]:
 def pair_of(fields: Mapping[str, Any]) -> PreferencePair:
     """Return the pair of a record: its prompt with any context, the chosen and the rejected answer.
 
-    The prompt is a text, a transcript or a list of turns. Without one, chosen and rejected are
-    whole dialogues that agree up to their last answers; they may also be such lists next to a
-    prompt that is one of their turns.
+    The prompt is a text, a transcript or a list of turns. Without a prompt, chosen and rejected are
+    whole dialogues that agree up to their last answers. Next to a prompt, they may be lists of
+    turns that repeat it.
 
     Raises: BadConversation as `dialogue_of`, where both answers are equal, and where they answer
       different prompts.
@@ -98,15 +101,15 @@ def pair_of(fields: Mapping[str, Any]) -> PreferencePair:
     if missing:
         raise BadConversation("no pair", _missing(fields, missing[0], EXPECTED_PAIR))
     asked = _asked_turns(fields)
-    chosen = _answer_turns(fields, "chosen", alone=not asked)
-    rejected = _answer_turns(fields, "rejected", alone=not asked)
+    chosen = _answer_turns(fields, "chosen", may_be_transcript=not asked)
+    rejected = _answer_turns(fields, "rejected", may_be_transcript=not asked)
     prompt = asked
-    # Lists of turns often repeat the prompt.
+    # The dialogues hold the prompt: there is no field with it, or they repeat it.
     if not asked or len(chosen) > 1 or len(rejected) > 1:
         prompt = chosen[:-1]
         if rejected[:-1] != prompt:
             raise BadConversation("two prompts", "chosen and rejected answer different prompts")
-        # A field with the prompt may have its last question alone.
+        # The field may hold only one turn of the prompt, or no text at all.
         if asked and asked[-1].content and asked[-1] not in prompt:
             raise BadConversation("two prompts", "the prompt is no turn of chosen and rejected")
     prompt = _in_context(fields, prompt)
@@ -118,20 +121,24 @@ def pair_of(fields: Mapping[str, Any]) -> PreferencePair:
 
 
 def prompt_group(fields: Mapping[str, Any], turns: Sequence[Turn]) -> str:
-    """Return a name for the question that a conversation begins with, whatever its writing.
+    """Return a name for the question that a conversation begins with.
 
     Conversations and pairs that ask the same words have the same name: case, punctuation, the
     system prompt and context do not count.
     """
-    # As the record has it: the turn may have context before it.
+    # Read from the field, since the turn may have the record's context before the question.
     question = fields.get(_first_field(fields, QUESTION_FIELDS))
     if isinstance(question, str) and question.strip() and not _transcript(question):
         given = fields.get(INPUT_FIELD)
-        question = f"{question} {given}" if isinstance(given, str) else question
+        if isinstance(given, str):
+            question = f"{question} {given}"
     else:
         question = next(turn.content for turn in turns if turn.role == USER)
-    words = hash_words(question)[0]
-    content = words.tobytes() if len(words) else question.strip().encode("utf-8", "surrogatepass")
+    word_hashes, _, _ = hash_words(question)
+    content = word_hashes.tobytes()
+    # A question without letters and digits has no words: its characters count.
+    if not content:
+        content = question.strip().encode("utf-8", "surrogatepass")
     return f"prompt {hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
@@ -188,16 +195,20 @@ def _in_context(fields: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
     return [*system, *turns]
 
 
-def _answer_turns(fields: Mapping[str, Any], name: str, *, alone: bool = False) -> list[Turn]:
-    """Return the turns of a field with an answer.
+def _answer_turns(
+    fields: Mapping[str, Any], name: str, *, may_be_transcript: bool = False
+) -> list[Turn]:
+    """Return the turns of a field with an answer, the answer last.
 
-    It is one turn where the field is a text; if no prompt stands next to it (`alone`), the text may
-    be a transcript.
+    Args:
+      may_be_transcript: a text may hold a whole dialogue; otherwise it is one answer.
+    Raises: BadConversation where the last turn is not the assistant's.
     """
     answer = fields[name]
     if isinstance(answer, str):
-        turns = _transcript(answer) if alone else []
-        turns = turns or [Turn(ASSISTANT, answer.strip())]
+        turns = _transcript(answer) if may_be_transcript else []
+        if not turns:
+            turns = [Turn(ASSISTANT, answer.strip())]
     else:
         turns = _listed_turns(answer, name)
     if not turns or turns[-1].role != ASSISTANT:
@@ -206,13 +217,19 @@ def _answer_turns(fields: Mapping[str, Any], name: str, *, alone: bool = False) 
 
 
 def _system_turns(fields: Mapping[str, Any]) -> list[Turn]:
+    """Return the turn of the field that holds a system prompt; none where no field does."""
     name = _first_field(fields, SYSTEM_FIELDS)
     text = _text(fields, name) if name else ""
     return [Turn(SYSTEM, text)] if text else []
 
 
 def _listed_turns(turns: Any, name: str) -> list[Turn]:
-    """Return the turns of a list of objects."""
+    """Return the turns of a list of objects.
+
+    Args:
+      name: of the field that holds the list, for messages.
+    Raises: BadConversation where it is no list of objects, each with a known role and a text.
+    """
     if not isinstance(turns, list | tuple):
         kind = type(turns).__name__
         raise BadConversation("malformed turns", f"'{name}' is {kind}, not a list of turns")
@@ -237,7 +254,8 @@ def _listed_turns(turns: Any, name: str) -> list[Turn]:
 
 
 def _transcript(text: str) -> list[Turn]:
-    """Return the turns of "Human: ... Assistant: ..."; none where it does not begin so."""
+    """Return the turns of "Human: ... Assistant: ..."; none where no speaker begins the text."""
+    # What is before the first speaker, then each speaker and what follows it.
     pieces = _SPEAKER.split(text)
     # Text before the first speaker: this is no transcript.
     if len(pieces) < 3 or pieces[0].strip():
@@ -249,7 +267,10 @@ def _transcript(text: str) -> list[Turn]:
 
 
 def _check_turns(turns: Sequence[Turn]) -> None:
-    """Raises: BadConversation where training on the turns would teach nothing or nonsense."""
+    """Check that training on the turns makes sense.
+
+    Raises: BadConversation for no question, an empty turn, or a system turn that is not the first.
+    """
     if not any(turn.role == USER for turn in turns):
         raise BadConversation("no question", "no turn of the user")
     for number, turn in enumerate(turns, 1):
@@ -279,6 +300,11 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _missing(fields: Mapping[str, Any], wanted: str, expected: str) -> str:
+    """Return a message with the fields of a record, what was expected, and the field nearest to it.
+
+    Args:
+      wanted: a field that the record lacks.
+    """
     names = [str(name) for name in fields]
     listed = ", ".join(names[:SHOWN_FIELDS])
     return f"fields: {listed}; {expected}.{nearest(wanted, names)}"

@@ -16,10 +16,19 @@ from slmjax.text.files import write_atomic
 
 PIECE_NAME = re.compile(r"params-[0-9]{5}\.bin")
 MOST_PIECES = 100_000  # as many as the names have digits for
-# In bytes: powers of 1,000 as disks are sold, and of 1,024 as memory is.
-UNITS = {"b": 1, "": 1}
-for _power, _letter in enumerate("kmgt", 1):
-    UNITS |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power}
+# Units of sizes, in bytes.
+BYTE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "tb": 1000**4,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+    "tib": 1024**4,
+}
 
 
 class DamagedPiece(ValueError):
@@ -39,8 +48,9 @@ def parse_bytes(text: str, option: str) -> int:
     Raises: UserError for anything else, and for less than one byte.
     """
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", text.strip().lower())
-    unit = UNITS.get(match[2]) if match else None
-    count = int(float(match[1]) * unit) if unit else 0
+    count = 0
+    if match and match[2] in BYTE_UNITS:
+        count = int(float(match[1]) * BYTE_UNITS[match[2]])
     if count < 1:
         expected = "expected a size such as 16MiB, 1GB or 4096 (bytes)"
         raise UserError(f"{option}={text}: {expected}.")
@@ -57,7 +67,7 @@ class PieceWriter:
         self.folder, self.limit = folder, limit
         # {"file": name, "bytes": size, "sha256": hex} of each piece so far
         self.pieces: list[dict] = []
-        self._open = bytearray()
+        self._open = bytearray()  # the beginning of the next piece
 
     def write(self, content: bytes | memoryview) -> None:
         """Append to the stream; full pieces go to their files."""
@@ -76,7 +86,9 @@ class PieceWriter:
         return self.pieces
 
     def _flush(self) -> None:
-        name, content = piece_name(len(self.pieces)), bytes(self._open)
+        """Write what is open as the next piece."""
+        name = piece_name(len(self.pieces))
+        content = bytes(self._open)
         self._open.clear()
         digest = hashlib.sha256(content).hexdigest()
         piece = {"file": name, "bytes": len(content), "sha256": digest}
@@ -88,7 +100,7 @@ class PieceWriter:
 class PieceReader:
     """Reads a stream from its pieces; no byte is used before its piece's hash has been checked.
 
-    It holds one piece in memory, so reading in the order of the stream reads each file once.
+    It holds one piece in memory: reading in the order of the stream reads each file once.
 
     Args:
       pieces: as `PieceWriter.close` returned them.
@@ -99,12 +111,13 @@ class PieceReader:
         sizes = (piece["bytes"] for piece in pieces)
         # Offset of each piece in the stream, and the stream's length.
         self.starts = list(itertools.accumulate(sizes, initial=0))
+        # The piece in memory and its number; -1: none yet.
         self._number, self._content = -1, b""
 
     def read(self, offset: int, size: int) -> np.ndarray:
         """Return `size` bytes of the stream from `offset`, as uint8.
 
-        Raises: DamagedPiece.
+        Raises: DamagedPiece where a file with some of them is missing or damaged.
         """
         out = np.empty(size, np.uint8)
         filled = 0
@@ -119,8 +132,9 @@ class PieceReader:
         return out
 
     def _piece(self, number: int) -> memoryview:
+        """Return a piece's bytes; the piece that was in memory leaves it. Raises: DamagedPiece."""
         if number != self._number:
-            # The piece before is freed first.
+            # Freed first, so that two pieces are never in memory at once.
             self._number, self._content = -1, b""
             self._content = self._checked(number)
             self._number = number
@@ -133,7 +147,7 @@ class PieceReader:
         if not fault:
             return content
         place = self.folder / piece["file"]
-        # Files that were mixed up are told from damage.
+        # Files that changed places are not damaged; the message says which one it is.
         digest = hashlib.sha256(content).hexdigest()
         for other in self.pieces:
             if content and digest == other["sha256"]:
@@ -143,7 +157,7 @@ class PieceReader:
 
 
 def piece_fault(folder: Path | epath.Path, piece: Mapping[str, Any]) -> str:
-    """Return what is wrong with a piece's file, to follow its name; "" for nothing."""
+    """Return what is wrong with a piece's file, without its name: "is missing"; "" for nothing."""
     return _read(folder, piece)[1]
 
 

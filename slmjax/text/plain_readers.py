@@ -33,8 +33,8 @@ def read_jsonl(stream: Any, *, unique_keys: bool = False) -> Iterator[Record | F
     Blank lines are skipped.
 
     Args:
-      unique_keys: an object that has a key twice is a fault. It takes two thirds more time, so
-        running text, in which one field counts, keeps the last value.
+      unique_keys: an object that has a key twice is a fault; otherwise its last value counts. The
+        check takes two thirds more time, so running text, of which one field is read, goes without.
     """
     hook = _unique_fields if unique_keys else None
     # Lines end at "\n" only: str.splitlines would also split at characters inside of texts.
@@ -63,7 +63,7 @@ def read_jsonl(stream: Any, *, unique_keys: bool = False) -> Iterator[Record | F
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a JSON object. Raises: ValueError where a key stands twice."""
+    """Return the fields of a JSON object. Raises: ValueError where it has a key twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         counts = Counter(key for key, _ in pairs)

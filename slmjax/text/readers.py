@@ -34,7 +34,7 @@ def read_documents(
     if not file.path.startswith(SEQIO):
         file_format = file_kind(file.path, source).format
     if source.kind != TEXT:
-        # Dialogues are objects with fields: `read_records` refuses files without them.
+        # Conversations need fields: `read_records` refuses files that have none.
         yield from _documents_of(read_records(file, source), source, document_groups)
     elif file_format == ".txt":
         reader = partial(read_txt, file=file, source=source, grouping=document_groups)
@@ -61,7 +61,7 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
     elif source.reader:
         yield from _read(file, source, own_reader(source))
     elif file_kind(file.path, source).format == ".jsonl":
-        # Which of two turns or answers is meant, nobody knows.
+        # With a key twice, it is not known which of the two answers is meant.
         yield from _read(file, source, partial(read_jsonl, unique_keys=source.kind != TEXT))
     else:
         problem = f"{printable(file.path)} has no records with fields"

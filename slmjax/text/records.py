@@ -32,8 +32,8 @@ class Source:
         of bytes (.gz, .xz and .zst are decompressed) and yields a Record for each document and a
         Fault for each one that is broken.
       kind: "text", "chat" (dialogues, see text/conversations.py) or "pairs" (preference pairs).
-      heldout_share: share of its bytes that is held out; None: data.heldout says it. Users write a
-        number for `heldout`.
+      heldout_share: share of its bytes that is held out; None: data.heldout. In a config it is
+        written as a number for `heldout`.
     """
 
     name: str

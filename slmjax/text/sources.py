@@ -213,9 +213,9 @@ def _from_entry(name: str, entry: Any) -> Source:
 
 
 def _heldout(value: Any, where: str) -> tuple[tuple[str, ...], float | None]:
-    """Return (held-out files, held-out share) of what a user may give: files, or a share.
+    """Return (held-out files, held-out share), of which a user gives one or the other.
 
-    Raises: UserError for a share that is not from 0 to below 1, and for what is no path.
+    Raises: UserError for a share that is not from 0 to below 1, and for anything that is no path.
     """
     if not isinstance(value, float):
         return _paths(value, where), None
@@ -249,11 +249,12 @@ def _positive(entry: Mapping, field: str, where: str, *, or_zero: bool = False) 
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0  # refused below
-    if or_zero and number == 0:
-        return number
+    expected = "a positive number"
+    if or_zero:
+        expected = "a number of 0 or more"
+    is_allowed_zero = or_zero and number == 0
     # NaN is refused too: it fails both comparisons.
-    if not 0 < number < float("inf"):
-        expected = "a number of 0 or more" if or_zero else "a positive number"
+    if not is_allowed_zero and not 0 < number < float("inf"):
         raise UserError(f"{where}.{field} is {value!r}; expected {expected}.")
     return number
 

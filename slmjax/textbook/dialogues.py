@@ -4,8 +4,8 @@ Every record is a pure function of (seed, split, index). Held-out records are ma
 passages, so that their names, their invented words and one of their numbers are in no training
 record (see passages.py).
 
-Nothing but the result tells the two answers of a pair apart. Both draw their opening from the same
-few, so that either is as often the longer one and has the same first words.
+Only the result tells the two answers of a pair apart. Both draw their opening from the same few, so
+that neither length nor first words show which one is right.
 """
 
 import os
@@ -25,8 +25,8 @@ VERSION = 1  # counts up when the same seed would write other records
 FIRST_OF_DIALOGUES, FIRST_OF_PAIRS = 10_000_000, 20_000_000
 # Shares of the dialogues with a second question, and with a system turn.
 TWO_QUESTIONS, WITH_SYSTEM = 0.25, 0.25
-# Share of the pairs whose answers have the same opening. Where results differ in length, so do
-# these answers; with this share about a third of all pairs have answers of the same length.
+# Share of the pairs whose two answers have the same opening. Where results differ in length, so do
+# these answers; about a third of all pairs have answers of the same length.
 SAME_OPENING = 0.45
 
 SYSTEM_TURNS = (
@@ -103,7 +103,7 @@ def textbook_pair(index: int, *, seed: int, split: str) -> dict[str, str]:
     rng = Random(f"{seed}/{split}/pairs/{index}")
     kind = rng.choice(KINDS)
     item = passage(kind, FIRST_OF_PAIRS + index, seed=seed, split=split)
-    # Two different openings in either order have the same chance.
+    # Either order of two openings has the same chance.
     opening, other_opening = rng.sample(OPENINGS, 2)
     if rng.random() < SAME_OPENING:
         other_opening = opening
@@ -125,8 +125,8 @@ def _write(
     """Write the training file and the held-out file of one sort of records.
 
     Args:
-      record: of an index, with the seed and the split as keywords.
-      counts: split -> how many.
+      record: returns the record of an index; it takes the seed and the split as keywords.
+      counts: {split: how many records}.
     """
     folder = Path(folder)
     train = folder / f"{name}.jsonl"
@@ -139,8 +139,8 @@ def _write(
     }
     files = {}
     for split, path in {"train": train, "heldout": heldout}.items():
-        in_split = partial(record, seed=seed, split=split)
-        files[path] = _numbered(in_split, counts[split], f"{name}/{split}")
+        record_of_index = partial(record, seed=seed, split=split)
+        files[path] = _numbered(record_of_index, counts[split], f"{name}/{split}")
     write_or_keep(folder / f"{name}.json", settings, files)
     return {"path": str(train), "heldout": str(heldout)}
 

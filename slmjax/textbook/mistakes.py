@@ -1,8 +1,8 @@
 """Wrong solutions of the textbook's problems: the same form, another result.
 
-Only the last step goes wrong, and the sentence with the result and the answer line agree about it.
-A wrong result looks like a right one: it has as many digits, or is another answer that the prompt
-offers, or another thing of the same sort.
+Only the last step is wrong, and the answer line agrees with it. A wrong result looks like a right
+one: it has as many digits, or is another answer that the prompt offers, or another thing of the
+same sort.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from slmjax.textbook.passages import TEMPLATES, Passage
 
 # By how much a wrong number may be off.
 STEPS = (1, 2, 3, 10, 20, 100)
-# Problems whose answer is a number that stands in one field.
+# {problem: the field with the number that is its answer}, where a wrong number is the mistake.
 _NUMBER_FIELDS = {
     "change": "r",
     "groups": "r",
@@ -32,24 +32,25 @@ _NUMBER_FIELDS = {
 def wrong_solution(item: Passage, rng: Random) -> tuple[str, str]:
     """Return a working of a passage with a wrong result, and the wrong answer.
 
-    Its numbers are reserved only where those of the right solution are: what is true of the split
-    of a passage is true of its wrong solution.
+    It has reserved numbers only where the right solution has them. So a wrong solution belongs to
+    the same split as its passage.
     """
-    problem, number = item.template.rsplit("-", 1)
+    # As "doubling-3": the problem and the number of its wording.
+    problem, wording = item.template.rsplit("-", 1)
     if problem in _NUMBER_FIELDS:
         field = _NUMBER_FIELDS[problem]
         answer = other_number(item.fields[field], rng)
         changed = {field: answer}
     else:
         changed, answer = _MISTAKES[problem](item, rng)
-    template = TEMPLATES[item.kind][int(number)]
+    template = TEMPLATES[item.kind][int(wording)]
     working = template.working.format_map(item.fields | changed)
     return working, str(answer)
 
 
 def other_number(number: int, rng: Random) -> int:
-    """Return a number near another one with as many digits; for a reserved one a reserved one."""
-    # Otherwise the split alone would tell which of the two is right.
+    """Return a near number with as many digits; for a reserved number another reserved one."""
+    # If only right answers were reserved numbers, a model could tell them by that.
     if number in RESERVED_NUMBERS:
         candidates = set(RESERVED_NUMBERS)
         candidates.remove(number)
@@ -62,7 +63,7 @@ def other_number(number: int, rng: Random) -> int:
     return rng.choice(sorted(candidates.difference(RESERVED_NUMBERS)))
 
 
-# Each mistake returns the fields that it changes, and the answer to which they lead.
+# What a mistake returns: the fields that it changes, and the answer to which they lead.
 Mistake = tuple[dict, str | int]
 
 
@@ -86,9 +87,9 @@ def _other_turn(item: Passage, rng: Random) -> Mistake:
 
 
 def _other_owner(item: Passage, rng: Random) -> Mistake:
-    """Another of the three, who wrongly stands first in the order."""
+    """Another of the three, who is wrongly first in the order."""
+    # Entries are like "12 of Lena".
     order = item.fields["o"].split(", ")
-    # As "12 of Lena".
     first = order.pop(rng.randrange(1, len(order)))
     name = first.split()[-1]
     changed = {
@@ -110,6 +111,7 @@ def _other_side(item: Passage, rng: Random) -> Mistake:
 
 
 def _other_order(item: Passage, rng: Random) -> Mistake:
+    """The three numbers in another order."""
     places = ("first", "second", "third")
     numbers = [item.fields[place] for place in places]
     # The first of the six orders is the right one.
@@ -142,6 +144,7 @@ def _switched(item: Passage, rng: Random) -> Mistake:
 
 
 def _other_colour(item: Passage, rng: Random) -> Mistake:
+    """Another colour than the answer."""
     others = set(COLOURS) - {item.answer}
     # Sorted, since the order of a set is not the same in every process.
     colour = rng.choice(sorted(others))
@@ -154,6 +157,7 @@ def _other_choice(item: Passage) -> str:
     return other
 
 
+# {problem: the mistake that is made in it}.
 _MISTAKES: dict[str, Callable[[Passage, Random], Mistake]] = {
     "extreme": _other_owner,
     "more": _other_side,

@@ -43,7 +43,7 @@ class Passage:
       template: name of the problem and number of the wording.
       operands, names: those that were drawn, in order.
       choices: the answers that the prompt offers; none where the question is open.
-      fields: what fills the template.
+      fields: {name: value} of the template's blanks; mistakes.py changes some of them.
     """
 
     text: str
@@ -176,6 +176,7 @@ def write_corpus(
 
 
 def _records(kind: str, count: int, seed: int, split: str) -> Iterator[dict]:
+    """Yield the records of the first `count` passages of a kind."""
     for number, item in enumerate(documents(kind, count, seed=seed, split=split)):
         yield {"text": item.text, "id": f"{kind}/{split}/{number}", "template": item.template}
 

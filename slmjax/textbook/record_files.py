@@ -1,4 +1,4 @@
-"""Files of records that are written once and kept while nothing about them has changed."""
+"""Files of records, which are written again only if their settings or bytes have changed."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ Item = TypeVar("Item")
 
 
 def write_or_keep(stamp: Path, settings: dict, files: Mapping[Path, Iterable[dict]]) -> None:
-    """Write one JSON record a line into each file, unless all are as the same settings left them.
+    """Write each file with one JSON record a line; keep all if the same settings have written them.
 
     Args:
-      stamp: a file that says what the others were made from, and their hash.
+      stamp: a file for the settings and the hash of the other files.
       settings: all that the records depend on.
-      files: file -> its records, which are not drawn where the files are kept.
+      files: {file: its records}. Lazy records are not computed where the files are kept.
     """
     stamp.parent.mkdir(parents=True, exist_ok=True)
     paths = list(files)
@@ -26,7 +26,8 @@ def write_or_keep(stamp: Path, settings: dict, files: Mapping[Path, Iterable[dic
     # Removed first, so that half-written files have no stamp.
     stamp.unlink(missing_ok=True)
     for path, records in files.items():
-        write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
+        lines = [json.dumps(record) + "\n" for record in records]
+        write_atomic(path, "".join(lines))
     write_atomic(stamp, json.dumps(settings | {"sha256": _digest(paths)}))
 
 
@@ -43,8 +44,9 @@ def first_different(
     index = 0
     while len(seen) < count:
         item = candidate(index)
-        if key(item) not in seen:
-            seen.add(key(item))
+        item_key = key(item)
+        if item_key not in seen:
+            seen.add(item_key)
             yield item
         index += 1
         # Give up: with so many repetitions there is hardly a new item left.
@@ -53,7 +55,7 @@ def first_different(
 
 
 def _read_stamp(stamp: Path) -> Any:
-    """Return what was written last; None where there is no readable stamp."""
+    """Return the content of a stamp; None where there is no readable one."""
     try:
         return json.loads(stamp.read_text())
     except (OSError, ValueError, RecursionError):
@@ -61,7 +63,7 @@ def _read_stamp(stamp: Path) -> Any:
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """Return the hash of the files together; "" where one is missing."""
+    """Return one hash of all files' bytes; "" where a file is missing."""
     digest = hashlib.sha256()
     for path in paths:
         if not path.exists():

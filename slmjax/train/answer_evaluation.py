@@ -16,9 +16,9 @@ from slmjax.tasks.task import Evaluated
 from slmjax.text.records import CHAT
 from slmjax.train.program import Program
 
-# An answer may have so many times the tokens of the longest reference.
+# Most tokens of an answer, in multiples of the longest reference.
 ROOM = 4
-# Of the draws: the same for all runs, so that they can be compared.
+# Seed of the draws: the same for all runs, so that they can be compared.
 SEED = 0
 
 
@@ -50,7 +50,7 @@ class AnswerLengths:
         sources = [shards for shards in prepared.heldout.values() if shards.kind == CHAT]
         self.questions: list[HeldOutQuestion] = []
         for shards in sources:
-            most = count // len(sources)
+            most = count // len(sources)  # of this source
             self.questions += held_out_questions(shards, most, program.config.data.seq_len)
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
@@ -87,7 +87,7 @@ class AnswerLengths:
         return Evaluated(metrics, events={"answer_lengths": {"answers": facts}})
 
     def _ask(self, model: Model, params: dict, buffers: dict) -> dict[str, Any]:
-        """Return {"drawn", "greedy"}: the scores of the answers."""
+        """Return {"drawn" (at temperature 1) or "greedy": `answer_scores` of the answers}."""
         engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
         references = [question.reference_tokens for question in self.questions]
         prompts = [question.ids for question in self.questions]
@@ -100,7 +100,13 @@ class AnswerLengths:
 
 
 def held_out_questions(shards: ShardSet, most: int, seq_len: int) -> list[HeldOutQuestion]:
-    """Return the first questions of a source's first dialogues, of those that fit into a row."""
+    """Return the first question of each of a source's first dialogues that fit into a row.
+
+    Args:
+      shards: the source's held-out dialogues.
+      most: questions.
+      seq_len: tokens of a row.
+    """
     questions = []
     for document, length in enumerate(shards.lengths.tolist()):
         if len(questions) == most:
@@ -118,7 +124,11 @@ def held_out_questions(shards: ShardSet, most: int, seq_len: int) -> list[HeldOu
 
 
 def answer_scores(answers: Sequence[Completion], references: Sequence[int]) -> dict[str, float]:
-    """Return the shares of answers that ended and are empty, and their relative median length."""
+    """Return how answers ended, in the three scores of `AnswerLengths`: ended, empty, length.
+
+    Args:
+      references: tokens of the dialogues' own answers.
+    """
     lengths = [len(answer.tokens) for answer in answers]
     ended = [answer.finish == "end" for answer in answers]
     empty = [not answer.text.strip() for answer in answers]

@@ -1,6 +1,7 @@
 """Evaluations of text while a run trains: held-out bits per byte, and samples."""
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from slmjax.data.loader import heldout_batches, most_documents
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, text_fields
 from slmjax.data.shards import ShardSet
-from slmjax.data.whole_rows import SEGMENTS
+from slmjax.data.whole_rows import SEGMENTS_OF_KIND
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
 from slmjax.infer.engine import Engine
 from slmjax.models.declare import keep_channel
@@ -124,13 +125,13 @@ class HeldoutScorer:
         )
 
     def warm(self, params: dict, buffers: dict) -> None:
-        """Compile the program."""
-        for batches in self.batches.values():
-            # All batches have one shape, so any of them compiles for all.
-            for batch in batches[:1]:
-                arrays = {name: array for name, array in batch.items() if name != "documents"}
-                self._nats(params, buffers, arrays).block_until_ready()
-                return
+        """Compile the program; without batches there is nothing to compile."""
+        all_batches = itertools.chain.from_iterable(self.batches.values())
+        # All batches have one shape, so the first one compiles for all.
+        first_batch = next(all_batches, None)
+        if first_batch is not None:
+            arrays = {name: array for name, array in first_batch.items() if name != "documents"}
+            self._nats(params, buffers, arrays).block_until_ready()
 
     def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
         """Return the losses of each source's held-out documents.
@@ -140,8 +141,8 @@ class HeldoutScorer:
         losses = {}
         for name, batches in self.batches.items():
             shards = self.sources[name]
-            # The bytes of the two answers are not stored apart.
-            sizes = np.repeat(shards.bytes, SEGMENTS.get(shards.kind, 1))
+            # Both documents of a pair get the bytes of both answers, which are stored as one sum.
+            sizes = np.repeat(shards.bytes, SEGMENTS_OF_KIND[shards.kind])
             losses[name] = document_losses(
                 lambda batch: self._nats(params, buffers, batch), batches, sizes
             )
@@ -226,8 +227,8 @@ class HeldOut:
 class Samples:
     """Completions at temperature 0 of config.eval.prompts, or of beginnings of held-out documents.
 
-    Of dialogues they are answers to their first questions. Where several processes share the model,
-    there are none.
+    In a run with dialogues or pairs they are answers: to the prompts, or to the first questions of
+    held-out dialogues. Where several processes share the model, there are none.
     """
 
     at_end = False
@@ -235,7 +236,7 @@ class Samples:
     def __init__(self, program: Program, prepared: Prepared):
         self.config, self.prepared = program.config, prepared
         kinds = [shards.kind for shards in prepared.heldout.values()]
-        # Prompts of a run on dialogues are what a user says.
+        # Whether prompts are what a user says, and completions the assistant's answers.
         self.chats = CHAT in kinds or PAIRS in kinds
 
     def prompts(self) -> list[str]:
@@ -257,9 +258,10 @@ class Samples:
             # Without the end-of-text tokens around the document.
             tokens = shards.read(document, 0, int(shards.lengths[document]))[1:-1]
             if self.chats:
-                prompts.append(self._question(tokens, shards.chat))
-                continue
-            prompts.append(_beginning(self.prepared.tokenizer.decode(tokens.tolist())))
+                prompt = self._question(tokens, shards.chat)
+            else:
+                prompt = _beginning(self.prepared.tokenizer.decode(tokens.tolist()))
+            prompts.append(prompt)
         return prompts
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
@@ -290,8 +292,9 @@ class Samples:
         if not prompts:
             return []
         tokenizer = self.prepared.tokenizer
-        inputs = prompts
+        inputs: list[Any] = prompts
         if self.chats:
+            # The token ids of each question in the chat template.
             inputs = []
             for prompt in prompts:
                 inputs.append(tokenizer.sequence(*prompt_parts([Turn(USER, prompt)])))
@@ -311,6 +314,7 @@ class Samples:
 
         Args:
           tokens: of the dialogue, from its first turn on.
+        Returns: "" where the user says nothing.
         """
         header = self.prepared.tokenizer.encode(f"{USER}\n")
         starts = np.flatnonzero(tokens == ids.start)

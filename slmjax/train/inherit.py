@@ -159,8 +159,8 @@ def _like(tree: dict, values: dict) -> dict:
 
 def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
     """Return work directory, step and hash of a checkpoint, then those of its ancestors."""
-    nearest = {"workdir": init_from, "step": step, "hash": checkpoint_hash(meta)}
-    return [nearest, *meta.get("parents", [])]
+    parent = {"workdir": init_from, "step": step, "hash": checkpoint_hash(meta)}
+    return [parent, *meta.get("parents", [])]
 
 
 def _unreadable(init_from: str, damaged: list[str]) -> UserError:

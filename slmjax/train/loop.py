@@ -157,8 +157,8 @@ class _Loop:
         # The step that was dispatched last, and its metrics on the device.
         pending: tuple[int, dict] | None = None
         self.speed_start = (run.start.step, time.monotonic())
-        goes_on = run.start.step == 0 and run.meta["parents"]
-        if goes_on and self.config.eval.every:
+        has_parents_model = run.start.step == 0 and run.meta["parents"]
+        if has_parents_model and self.config.eval.every:
             # The parent's scores on this run's held-out data, to compare with.
             with goodput.spent("evaluation"):
                 self.evaluate(0)

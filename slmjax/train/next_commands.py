@@ -33,19 +33,20 @@ def next_commands(
     trusted = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
     generate += [f"--trust={name}" for name in trusted]
     generate += [f"--prompt={first_prompt(task)}"]
-    # The model of a run that goes on from another one is that one's.
-    has_parent = any(word.startswith("--init_from") for word in words)
-    change = halved_rate(config) if has_parent else changed_option(config, arch)
+    change = changed_option(config, arch)
+    if any(word.startswith("--init_from") for word in words):
+        # The model is the parent's, so that its options cannot be changed.
+        change = halved_rate(config)
     train_again = [*words, f"--workdir={second_workdir}", change]
     compare = ["python", "-m", "slmjax.compare", str(workdir), second_workdir]
-    use = f"  generate:            {shlex.join(generate)}"
+    use_model = f"  generate:            {shlex.join(generate)}"
     if trained_on_dialogues(config):
         chat = ["python", "-m", "slmjax.chat", f"--checkpoint={workdir}"]
         chat += [f"--trust={name}" for name in trusted]
-        use = f"  chat:                {shlex.join(chat)}"
+        use_model = f"  chat:                {shlex.join(chat)}"
     lines = [
         "Next:",
-        use,
+        use_model,
         f"  change and compare:  {shlex.join(train_again)} && {shlex.join(compare)}",
     ]
     if config.task == "lm" and not config.data.sources:

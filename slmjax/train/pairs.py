@@ -18,8 +18,9 @@ class PairBuilder(TextBuilder):
 
     Args:
       odds_weight: weight of the odds term; the paper's lambda, TRL's beta.
-      nll_on, nll_reduction: see PairPlan. The paper has chosen and sequence; TRL has sequence and
-        token, over each microbatch.
+      nll_on, nll_reduction: see PairPlan. The paper has "chosen" and "sequence". TRL has "sequence"
+        and "token", with a mean over each microbatch.
+    Raises: UserError for an odds_weight that is no number of 0 or more.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PairBuilder(TextBuilder):
                 f"config.task: odds_weight is {odds_weight!r}; expected a number of 0 or more."
             )
         self.odds_weight = float(odds_weight)
+        # Checked by PairPlan.
         self.nll: dict[str, Any] = {"nll_on": nll_on, "nll_reduction": nll_reduction}
         super().__init__(config, workdir, init_from)
 

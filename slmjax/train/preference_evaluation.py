@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -19,13 +18,24 @@ from slmjax.text.records import PAIRS
 from slmjax.train.evaluation import HeldoutScorer
 from slmjax.train.program import Program
 
+# Scores of a set of pairs that become metrics, see PreferenceScore.
+LOGGED_SCORES = (
+    "accuracy",
+    "low",
+    "high",
+    "margin",
+    "longer",
+    "chosen_tokens",
+    "rejected_tokens",
+)
+ALL_PAIRS = "preferences"  # what the pairs of all sources are called together
+
 
 class Preferences:
     """How often the model prefers the chosen answers of held-out pairs. See Evaluation.
 
-    Its metrics are those of each source, and of all pairs together under "eval/preferences/":
-    accuracy with low and high (95 % interval over prompts), margin (of log-odds), chosen_tokens,
-    rejected_tokens, and longer, which is what the rule "longer wins" would score.
+    Its metrics are LOGGED_SCORES of each source, and of all pairs together under
+    "eval/preferences/".
     """
 
     at_end = False
@@ -57,16 +67,17 @@ class Preferences:
         """See Evaluation."""
         with said_if_long("comparing the answers of held-out pairs", say=note):
             losses = self.scorer.losses(params, buffers)
+        if not losses:
+            return Evaluated()
         answers = {}
+        scores = {}
         for name, scored in losses.items():
             answers[name] = answer_pairs(scored, self.prompts[name])
-        scores = {name: preference_score(pairs) for name, pairs in answers.items()}
-        if not scores:
-            return Evaluated()
-        # The same prompt in two sources is one prompt.
-        columns = zip(*answers.values(), strict=True)
-        scores["preferences"] = preference_score(AnswerPairs(*map(np.concatenate, columns)))
-        overall = scores["preferences"]
+            scores[name] = preference_score(answers[name])
+        # Prompts have the same number in every source, so one that two sources share is one.
+        fields = zip(*answers.values(), strict=True)
+        overall = preference_score(AnswerPairs(*map(np.concatenate, fields)))
+        scores[ALL_PAIRS] = overall
         note(
             f"step {step}: prefers the chosen of {overall.pairs:,} held-out pairs in "
             f"{overall.accuracy:.1%} ({overall.low:.1%} to {overall.high:.1%})"
@@ -79,8 +90,8 @@ def answer_pairs(scored: DocumentLosses, prompts: np.ndarray) -> AnswerPairs:
     """Return the answers of the pairs that were read.
 
     Args:
-      scored: of documents 2i (chosen) and 2i + 1 (rejected), sorted, both of each pair.
-      prompts: a number for the prompt of each pair of the source.
+      scored: documents 2i (chosen) and 2i + 1 (rejected) of each pair i that was read, in order.
+      prompts: a number for the prompt of each pair of the source, also of those not read.
     """
     pairs = scored.document[::2] // 2
     return AnswerPairs(
@@ -90,13 +101,12 @@ def answer_pairs(scored: DocumentLosses, prompts: np.ndarray) -> AnswerPairs:
     )
 
 
-def _metrics(scores: Mapping[str, PreferenceScore]) -> dict[str, Any]:
+def _metrics(scores: Mapping[str, PreferenceScore]) -> dict[str, float]:
+    """Return {"eval/NAME/SCORE": value}."""
     metrics = {}
     for name, score in scores.items():
-        for field in ("accuracy", "low", "high", "margin", "longer"):
+        for field in LOGGED_SCORES:
             metrics[f"eval/{name}/{field}"] = getattr(score, field)
-        metrics[f"eval/{name}/chosen_tokens"] = score.chosen_tokens
-        metrics[f"eval/{name}/rejected_tokens"] = score.rejected_tokens
     return metrics
 
 
@@ -106,7 +116,7 @@ def _prompts(shards: ShardSet) -> np.ndarray:
     for pair, length in enumerate(shards.lengths.tolist()):
         folded = fold([(shards, [DocumentSpan(pair, 0, length)])], length)
         batch = unfold(folded, shards.chat)
-        # The prompt is what stands before the first target that counts.
+        # The prompt ends where the first target has a weight: there the answer begins.
         begin = int(batch["weights"][0].argmax()) + 1
         prompt = batch["tokens"][0, :begin].tobytes()
         digest = hashlib.blake2b(prompt, digest_size=8).digest()

@@ -73,7 +73,7 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
 
 
 def refuse_export(workdir: str) -> None:
-    """Raises: UserError for the folder of an export, in which no run can go on."""
+    """Raise a UserError for the folder of an export, in which no run can go on."""
     if is_export(workdir):
         raise UserError(
             f"--workdir={workdir} is an export, which has no optimizer's state to go on from; use "

@@ -42,15 +42,15 @@ class TextBuilder(TaskBuilder):
         return LanguageModeling(plan, evaluations, config.train.z_loss)
 
     def evaluations(self, program: Program, plan: BatchPlan) -> list[Evaluation]:
-        """Return the evaluations that suit the sources."""
+        """Return the evaluations that suit the kinds of the sources."""
         config, prepared = self.config, self.prepared
+        kinds = {shards.kind for shards in prepared.heldout.values()}
         heldout = HeldOut(program, prepared, plan.max_segments)
         evaluations = [heldout]
-        if any(shards.kind == PAIRS for shards in prepared.heldout.values()):
+        if PAIRS in kinds:
             evaluations.append(Preferences(program, prepared, plan.max_segments))
         evaluations.append(Samples(program, prepared))
-        has_chats = any(shards.kind == CHAT for shards in prepared.heldout.values())
-        if has_chats and config.eval.answers:
+        if CHAT in kinds and config.eval.answers:
             evaluations.append(AnswerLengths(program, prepared, config.eval.answers))
         # Without sources the text is the embedded textbook, whose questions it can answer.
         embedded = not config.data.sources
@@ -79,10 +79,10 @@ class TextBuilder(TaskBuilder):
 
 
 def left_out(plan: BatchPlan) -> str:
-    """Return the sources of which some text is in no row, and how much."""
+    """Return in words how much of which sources is in no row; "" for nothing."""
     losses = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
-        words = rows.left_out()
-        if words:
-            losses.append(f"{name} {words}")
+        loss = rows.left_out()
+        if loss:
+            losses.append(f"{name} {loss}")
     return ", ".join(losses)

@@ -16,7 +16,7 @@ from slmjax.curate.minhash import Scheme, sketch
 from slmjax.curate.whole_records import SHINGLES, searched_texts, stand_in
 from slmjax.text.chat_documents import chat_document
 from slmjax.text.readers import read_documents
-from slmjax.text.records import CHAT, PAIRS, Record, Source
+from slmjax.text.records import CHAT, PAIRS, Fault, Record, Source
 from slmjax.text.source_files import list_files
 from slmjax.text.sources import parse_sources
 from tests.curate.test_curate_stage import digests, documents, lines, prose
@@ -83,7 +83,7 @@ def raw(tmp_path_factory):
 
 
 def curated(workdir, sources, *more):
-    """The status of a run of the stage over {name: (path, kind)}."""
+    """Return the exit status of the stage; sources are {name: (path, kind)}."""
     named = ",".join(f"{name}={path}" for name, (path, _) in sources.items())
     words = [f"--config.data.sources.{name}.kind={kind}" for name, (_, kind) in sources.items()]
     words += [f"--config.curate.{word}" for word in ("processes=1", *more)]
@@ -109,9 +109,13 @@ def entries(file):
 
 
 def source_read(source):
-    """The documents of a source, by the ids of their records."""
-    read = [document for file in list_files(source) for document in read_documents(file, source)]
-    return {document.record["id"]: document for document in read if hasattr(document, "record")}
+    """Return {id of its record: document} of a source, without the faults."""
+    documents_of_source = {}
+    for file in list_files(source):
+        for item in read_documents(file, source):
+            if not isinstance(item, Fault):
+                documents_of_source[item.record["id"]] = item
+    return documents_of_source
 
 
 def test_records_stay_as_they_came_or_are_dropped_for_an_item_or_an_equal_one(raw, tmp_path):
@@ -120,7 +124,7 @@ def test_records_stay_as_they_came_or_are_dropped_for_an_item_or_an_equal_one(ra
     left = documents(run)
     assert left["chats"] == [entry for entry in CHATS if entry["id"] in KEPT_CHATS]
     assert left["pairs"] == [entry for entry in PAIRS_READ if entry["id"] in KEPT_PAIRS]
-    assert len(left["text"]) == 3  # the rule that the others skip
+    assert len(left["text"]) == 3  # gopher_quality has dropped one: only text has rules
     dropped = [
         (entry["file"], entry["line"], entry["reason"]) for entry in entries(run / "dropped.jsonl")
     ]
@@ -245,7 +249,7 @@ def test_conversations_that_differ_have_no_shingle_in_common(ngram):
 
 
 @pytest.mark.parametrize(
-    "word, told",
+    "word, message",
     [
         (
             "rules.chats=gopher_quality",
@@ -257,9 +261,9 @@ def test_conversations_that_differ_have_no_shingle_in_common(ngram):
         ),
     ],
 )
-def test_rules_of_text_that_name_conversations_are_refused(raw, tmp_path, word, told, capsys):
+def test_rules_of_text_that_name_conversations_are_refused(raw, tmp_path, word, message, capsys):
     assert curated(tmp_path / "run", all_kinds(raw), word) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_rules_of_all_other_sources_are_reported_as_skipped(raw, tmp_path, capsys):

@@ -56,9 +56,11 @@ Document = tuple[str | Mark, ...]
 class Row:
     """A record and what is true of it.
 
-    turns: (role, content) of a dialogue, or of a pair's prompt; answers: the pair's.
-    texts, roles: paths of texts and roles without which the record means nothing.
-    needed: fields without which it means nothing. extras: paths of texts that may be left out.
+    turns: (role, content) of a dialogue, or of a pair's prompt.
+    answers: chosen and rejected of a pair; None for a dialogue.
+    texts, roles: paths to texts and roles without which the record means nothing.
+    needed: names of fields without which it means nothing.
+    extras: paths to texts that may be left out.
     """
 
     fields: dict[str, Any]
@@ -175,7 +177,7 @@ def _two_fields(question: str, answer: str, *, extra: str = "") -> Callable[[Tur
 
 
 def _with_extra(turns: Turns, question: str, extra: str) -> tuple[Turns, dict[str, Any]]:
-    """Return one exchange or question whose text has that of an extra field, and its fields."""
+    """Return (turns whose question has the text of an extra field too, fields of the record)."""
     fields: dict[str, Any] = {}
     turns = list(turns)
     if turns[0][0] == "system":
@@ -386,34 +388,41 @@ HOSTILE = (
 )
 
 
-def _other(maker: Maker, row: Row) -> Line:
+def _unusable(maker: Maker, row: Row) -> Line:
+    """Return the line of a row that a change has made unusable."""
     return Line(dumped(row.fields, maker.draw))
+
+
+def _row_with_roles(maker: Maker, variant: str) -> Row:
+    """Return a row of the variant, or of another one where it does not name the roles."""
+    row = maker.row(variant)
+    while not row.roles:
+        row = maker.row(maker.draw.choice(list(maker.variants)))
+    return row
 
 
 def _wrong_text(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     row.put(maker.draw.choice([*row.texts, *row.extras]), maker.draw.choice(WRONG_TEXTS))
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _null(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     row.put(maker.draw.choice([*row.texts, *row.roles]), None)
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _wrong_list(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     row.fields[maker.draw.choice(row.needed)] = maker.draw.choice([*WRONG_TEXTS, None, [], ""])
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _wrong_role(maker: Maker, variant: str) -> list[Line]:
-    row = maker.row(variant)
-    while not row.roles:
-        row = maker.row(maker.draw.choice(list(maker.variants)))
+    row = _row_with_roles(maker, variant)
     row.put(maker.draw.choice(row.roles), maker.draw.choice(WRONG_ROLES))
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _blank_text(maker: Maker, variant: str) -> list[Line]:
@@ -421,13 +430,13 @@ def _blank_text(maker: Maker, variant: str) -> list[Line]:
     # An empty instruction of Alpaca stands before an input, which is the question then.
     paths = [path for path in row.texts if path != ("instruction",)]
     row.put(maker.draw.choice(paths), maker.draw.choice(BLANKS))
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _no_field(maker: Maker, variant: str) -> list[Line]:
     row = maker.row(variant)
     del row.fields[maker.draw.choice(row.needed)]
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _other_case(maker: Maker, variant: str) -> list[Line]:
@@ -437,19 +446,17 @@ def _other_case(maker: Maker, variant: str) -> list[Line]:
         [str.upper, str.title, lambda text: f"{text} ", lambda text: text[:-1]]
     )
     row.fields[change(name)] = row.fields.pop(name)
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _other_inner_case(maker: Maker, variant: str) -> list[Line]:
-    row = maker.row(variant)
-    while not row.roles:
-        row = maker.row(maker.draw.choice(list(maker.variants)))
+    row = _row_with_roles(maker, variant)
     name, number, key = maker.draw.choice(
         [path for path in row.texts + row.roles if len(path) == 3]
     )
     turn = row.fields[name][number]
     turn[maker.draw.choice([key.upper(), key.title(), f" {key}", "", "\ud800"])] = turn.pop(key)
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _surrogate(maker: Maker, variant: str) -> list[Line]:
@@ -459,7 +466,7 @@ def _surrogate(maker: Maker, variant: str) -> list[Line]:
     for key in path:
         text = text[key]
     row.put(path, text + maker.draw.choice(SURROGATES) + "x")
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _strange_fields(maker: Maker, variant: str) -> list[Line]:
@@ -504,9 +511,7 @@ def _key_twice(maker: Maker, variant: str) -> list[Line]:
 
 
 def _inner_key_twice(maker: Maker, variant: str) -> list[Line]:
-    row = maker.row(variant)
-    while not row.roles:
-        row = maker.row(maker.draw.choice(list(maker.variants)))
+    row = _row_with_roles(maker, variant)
     name, number, key = maker.draw.choice(
         [path for path in row.texts + row.roles if len(path) == 3]
     )
@@ -553,19 +558,20 @@ def _indented(maker: Maker, variant: str) -> list[Line]:
 
 
 def _turns(change: Callable[[Maker, Turns], Turns]) -> Callable[[Maker, str], list[Line]]:
-    """Lines whose turns are in an order that nobody can use."""
+    """Return a change that writes a row whose turns `change` has made unusable."""
 
     def lines(maker: Maker, variant: str) -> list[Line]:
         if variant not in maker.free:
             variant = maker.draw.choice(list(maker.free))
-        return [_other(maker, maker.row(variant, change(maker, maker.turns(single=False))))]
+        return [_unusable(maker, maker.row(variant, change(maker, maker.turns(single=False))))]
 
     return lines
 
 
 def _late_system(maker: Maker, turns: Turns) -> Turns:
     # Before the last turn: what follows the last answer does not count.
-    turns = [*turns, ("user", maker.text())] if len(turns) < 2 else turns
+    if len(turns) < 2:
+        turns = [*turns, ("user", maker.text())]
     return [*turns[:-1], ("system", maker.text()), *turns[-1:]]
 
 
@@ -587,13 +593,13 @@ def _unasked(maker: Maker, turns: Turns) -> Turns:
 def _equal_answers(maker: Maker, variant: str) -> list[Line]:
     answer = maker.text()
     blanks = maker.draw.choice(BLANKS)
-    return [_other(maker, maker.row(variant, answers=(answer, f"{answer}{blanks}")))]
+    return [_unusable(maker, maker.row(variant, answers=(answer, f"{answer}{blanks}")))]
 
 
 def _empty_answer(maker: Maker, variant: str) -> list[Line]:
     answers = [maker.text(), maker.draw.choice(BLANKS)]
     maker.draw.shuffle(answers)
-    return [_other(maker, maker.row(variant, answers=tuple(answers)))]
+    return [_unusable(maker, maker.row(variant, answers=tuple(answers)))]
 
 
 def _other_prompt(maker: Maker, variant: str) -> list[Line]:
@@ -604,7 +610,7 @@ def _other_prompt(maker: Maker, variant: str) -> list[Line]:
         row.fields["prompt"] = other.fields["prompt"]
     else:
         row.fields["rejected"] = other.fields["rejected"]
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _one_whole_list(maker: Maker, variant: str) -> list[Line]:
@@ -612,7 +618,7 @@ def _one_whole_list(maker: Maker, variant: str) -> list[Line]:
     row, other = maker.row("pair of texts"), maker.row("whole lists")
     name = maker.draw.choice(["chosen", "rejected"])
     row.fields[name] = other.fields[name]
-    return [_other(maker, row)]
+    return [_unusable(maker, row)]
 
 
 def _question_last(maker: Maker, variant: str) -> list[Line]:
@@ -628,13 +634,11 @@ def _question_last(maker: Maker, variant: str) -> list[Line]:
             for key in turn:
                 turn[key] = "user" if key in ("role", "from") else maker.text()
             row.fields[name].append(turn)
-    return [_other(maker, row)]
-
-
-# What leaves the row usable.
+    return [_unusable(maker, row)]
 
 
 def _sound(maker: Maker, row: Row) -> list[Line]:
+    """Return the line of a row that is still usable."""
     return [Line(dumped(row.fields, maker.draw), row.document)]
 
 
@@ -661,7 +665,6 @@ def _blanks_around(maker: Maker, variant: str) -> list[Line]:
         (role, maker.draw.choice(around) + content + maker.draw.choice(around))
         for role, content in turns
     ]
-    # The question of a prompt stands next to nothing but its own field.
     answers = (f"  {maker.text()}\n", f"\n\n{maker.text()} ")
     return _sound(maker, maker.row(variant, turns, answers))
 
@@ -782,7 +785,9 @@ def _one_array(draw: random.Random, lines: list[Line]) -> list[Line]:
 
 def _cut_file(draw: random.Random, lines: list[Line]) -> list[Line]:
     last = lines[-1].data
-    return [*lines[:-1], Line(last[: draw.randrange(1, len(last))])] if len(last) > 1 else lines
+    if len(last) <= 1:
+        return lines
+    return [*lines[:-1], Line(last[: draw.randrange(1, len(last))])]
 
 
 def _nothing(draw: random.Random, lines: list[Line]) -> list[Line]:
@@ -821,7 +826,7 @@ DAMAGES: dict[str, Callable[[random.Random, bytes], tuple[str, bytes]]] = {
 # Changes after which every line that was usable still is.
 SOUND_FILES = ("byte-order mark", "no end of the last line", "all variants", "compressed")
 SOUND_FILES += ("blank lines", *ENDS)
-# All rows have no answer to learn, or nothing else; or all lines are unusable.
+# No row has an answer, or all rows have nothing but answers; or all lines are unusable.
 EVERY_LINE = ("mask of zeros", "mask of ones", "every line", "CR line ends")
 UNSOUND_FILES = tuple(name for name in (*OF_LINES, *DAMAGES, *EVERY_LINE) if name != "blank lines")
 OF_FILES = (*SOUND_FILES, *UNSOUND_FILES)
@@ -925,9 +930,6 @@ def _written(file: MalformedFile, draw: random.Random, lines: list[Line]) -> Mal
     return file._replace(
         name=f"rows.jsonl{ending}", data=data, documents=documents, faults=tuple(faults), cut=cut
     )
-
-
-# What preparing a file comes to.
 
 
 class TooLong(BaseException):

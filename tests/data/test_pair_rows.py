@@ -1,6 +1,8 @@
 """Dialogues and pairs from files to batches: kinds, masks, whole rows, held-out questions."""
 
 import json
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -16,23 +18,8 @@ from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
 from slmjax.text.conversations import dialogue_of, pair_of
 from tests.data.test_prepare import settings
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "and",
-    "runs",
-    "into",
-    "seven",
-    "green",
-    "hills",
-]
+SENTENCE = "the quick brown fox jumps over a lazy dog and runs into seven green hills"
+WORDS = SENTENCE.split()
 
 
 def text_of(draw, most):
@@ -55,14 +42,17 @@ def chats(count, seed=0, turns=3):
 
 
 def pairs(count, seed=1, prompts=None):
+    """Yield pairs about `prompts` different questions; None: as many as pairs."""
     draw = np.random.default_rng(seed)
     for number in range(count):
         asked = number % (prompts or count)
-        yield {
-            "prompt": f"question {asked}",
-            "chosen": f"{text_of(draw, 9)} good {number}",
-            "rejected": f"{text_of(draw, 14)} bad {number}",
-        }
+        chosen = f"{text_of(draw, 9)} good {number}"
+        rejected = f"{text_of(draw, 14)} bad {number}"
+        yield pair(f"question {asked}", chosen, rejected)
+
+
+def pair(prompt, chosen, rejected):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +96,12 @@ def test_documents_are_the_template_of_their_records(prepared):
 def test_a_prompt_is_either_held_out_or_trained_on(prepared):
     def asked(shards):
         texts = [prepared.tokenizer.decode(document.tolist()) for document in shards]
-        return {text.split("question ")[1].split("\n")[0].split("assistant")[0] for text in texts}
+        return {re.search(r"question (\d+)", text)[1] for text in texts}
 
     train, heldout = asked(prepared.train["pairs"]), asked(prepared.heldout["pairs"])
     assert heldout and not train & heldout
-    size = sum(len(shards) for shards in (prepared.train["pairs"], prepared.heldout["pairs"]))
-    assert 0.1 < len(prepared.heldout["pairs"]) / size < 0.3
+    heldout_count, train_count = len(prepared.heldout["pairs"]), len(prepared.train["pairs"])
+    assert 0.1 < heldout_count / (heldout_count + train_count) < 0.3
 
 
 def test_every_document_is_whole_in_one_row_of_an_epoch(prepared):
@@ -127,11 +117,14 @@ def test_every_document_is_whole_in_one_row_of_an_epoch(prepared):
                 assert all(span.offset == 0 for span in spans)
             used = np.flatnonzero(shards.lengths <= 96)
             assert set(used.tolist()) <= set(seen) and len(seen) == len(set(seen))
-    orders = []
-    for epoch in (0, 1):
-        first = epoch * rows.rows_per_epoch
-        orders.append([rows.row(first + row) for row in range(rows.rows_per_epoch)])
-    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_epochs_have_the_same_rows_in_another_order(prepared):
+    for rows in plan_of(prepared).row_plans:
+        count = rows.rows_per_epoch
+        first = [rows.row(row) for row in range(count)]
+        second = [rows.row(count + row) for row in range(count)]
+        assert first != second and sorted(first) == sorted(second)
 
 
 def test_long_dialogues_end_behind_an_answer_and_long_pairs_are_left_out(prepared):
@@ -157,8 +150,8 @@ def test_weights_are_on_answers_and_their_ends(prepared):
         ends = batch["targets"] == ids.end
         assert 0 < batch["weights"].mean() < 0.8
         assert not np.isin(trained, [ids.start, ids.eot]).any()
-        # A weight follows its predecessor inside of an answer, or the answer's header.
-        assert (batch["weights"][ends].sum() > 0) and set(np.unique(batch["weights"])) == {0, 1}
+        assert batch["weights"][ends].any()
+        assert set(np.unique(batch["weights"])) == {0, 1}
 
 
 def test_a_pair_is_two_segments_with_the_same_prompt(prepared):
@@ -174,9 +167,8 @@ def test_a_pair_is_two_segments_with_the_same_prompt(prepared):
             count = int(batch["pairs"][row].sum())
             assert count and batch["segments"][row].max() == 2 * count
             for pair in range(count):
-                first, second = (
-                    batch["segments"][row] == number for number in (2 * pair + 1, 2 * pair + 2)
-                )
+                first = batch["segments"][row] == 2 * pair + 1
+                second = batch["segments"][row] == 2 * pair + 2
                 chosen, rejected = batch["tokens"][row][first], batch["tokens"][row][second]
                 assert chosen[0] == rejected[0] == ids.eot
                 prompt = int(batch["answers"][row][first].argmax()) + 1
@@ -191,16 +183,13 @@ def test_a_pair_is_two_segments_with_the_same_prompt(prepared):
 
 
 def test_earlier_answers_of_a_prompt_are_no_part_of_a_pair(tmp_path):
-    prompt = "Human: a b\n\nAssistant: early answer\n\nHuman: more\n\nAssistant:"
     records = []
     for number in range(40):
-        records.append(
-            {"prompt": f"{prompt}", "chosen": f"good {number}", "rejected": f"bad {number}"}
-        )
-        records[-1]["prompt"] = prompt.replace("a b", f"a b {number}")
-    data = settings(
-        {"p": {"path": write(tmp_path / "p.jsonl", records), "kind": "pairs"}}, vocab_size=300
-    )
+        earlier = f"Human: a b {number}\n\nAssistant: early answer"
+        prompt = f"{earlier}\n\nHuman: more\n\nAssistant:"
+        records.append(pair(prompt, f"good {number}", f"bad {number}"))
+    source = {"path": write(tmp_path / "p.jsonl", records), "kind": "pairs"}
+    data = settings({"p": source}, vocab_size=300)
     prepared = prepare(data, seed=0, cache=tmp_path / "cache", processes=1)
     plan = plan_of(prepared, PairPlan, names=("p",), seq_len=256)
     batch = batch_of(plan)
@@ -222,8 +211,6 @@ def test_sequence_reduction_gives_each_pair_the_weight_one(prepared, nll_on):
 
 
 def test_plans_are_pure_and_survive_a_pickle(prepared):
-    import pickle
-
     plan = plan_of(prepared, PairPlan)
     again = pickle.loads(pickle.dumps(plan))
     for step in (0, 7, 49):

@@ -163,7 +163,7 @@ few_letters = st.text("ab\u00e4\U0001f600", min_size=1, max_size=5)
     data=st.data(),
 )
 def test_text_that_was_given_out_is_never_taken_back_and_nothing_else_is_held(stops, raw, data):
-    """`raw` comes as the decode loop ends it: no byte after the token that completes a stop string."""
+    """As in the decode loop, the token that completes a stop string is the last one."""
     edges = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=10)))
     tokens = [raw[a:b] for a, b in itertools.pairwise([0, *edges, len(raw)])]
     text, given_out, seen = SafeText(stops), "", b""

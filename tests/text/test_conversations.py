@@ -16,15 +16,14 @@ from slmjax.text.records import Fault, Source, SourceFile
 HELLO = (Turn("user", "Hello?"), Turn("assistant", "Hi."))
 
 
+def whole(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        {
-            "messages": [
-                {"role": "user", "content": "Hello?"},
-                {"role": "assistant", "content": "Hi."},
-            ]
-        },
+        {"messages": whole("Hello?", "Hi.")},
         {
             "conversations": [
                 {"from": "human", "value": " Hello?"},
@@ -42,13 +41,8 @@ HELLO = (Turn("user", "Hello?"), Turn("assistant", "Hi."))
         {"text": "### Human: Hello?\n### Assistant: Hi."},
         {"text": "### Human: Hello?### Assistant: Hi."},
         {"prompt": "\n\nHuman: Hello?\n\nAssistant:", "completion": " Hi."},
-        {
-            "messages": [
-                {"role": "user", "content": "Hello?"},
-                {"role": "assistant", "content": "Hi."},
-                {"role": "user", "content": "More"},
-            ]
-        },
+        # What follows the last answer is left out.
+        {"messages": [*whole("Hello?", "Hi."), {"role": "user", "content": "More"}]},
     ],
 )
 def test_the_common_variants_say_the_same(fields):
@@ -107,10 +101,6 @@ def test_a_bad_conversation_is_named(fields, reason, words):
     assert words in caught.value.detail
 
 
-def whole(question, answer):
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
 PAIR = PreferencePair((Turn("user", "Hello?"),), "Hi.", "No.")
 
 
@@ -125,14 +115,8 @@ PAIR = PreferencePair((Turn("user", "Hello?"),), "Hi.", "No.")
         },
         {
             "prompt": "Hello?",
-            "chosen": [
-                {"role": "user", "content": "Hello?"},
-                {"role": "assistant", "content": "Hi."},
-            ],
-            "rejected": [
-                {"role": "user", "content": "Hello?"},
-                {"role": "assistant", "content": "No."},
-            ],
+            "chosen": whole("Hello?", "Hi."),
+            "rejected": whole("Hello?", "No."),
         },
         {
             "prompt": [{"role": "user", "content": "Hello?"}],
@@ -190,7 +174,7 @@ def test_context_belongs_to_the_last_question():
             },
             "two prompts",
         ),
-        # A whole dialogue stands next to one answer, or both are about something else.
+        # A whole dialogue is compared with one answer, or both dialogues have another question.
         ({"prompt": "x", "chosen": "a", "rejected": whole("y", "b")}, "two prompts"),
         ({"prompt": "x", "chosen": whole("y", "a"), "rejected": whole("y", "b")}, "two prompts"),
         # The user speaks last: no answer is compared.

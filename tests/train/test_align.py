@@ -1,6 +1,7 @@
 """From a base to an assistant: runs of configs/sft.py and configs/orpo.py, killed and resumed."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -16,7 +17,7 @@ from tests.data.test_pair_rows import chats, pairs, write
 
 STEPS = 12
 SMALL = {
-    "data.seq_len": 256,
+    "data.seq_len": 192,  # long enough for most pairs
     "train.batch": 16,
     "train.microbatches": 2,
     "train.steps": STEPS,
@@ -87,10 +88,10 @@ def test_fine_tuning_learns_answers_and_shows_chats(sft, undisturbed):
     assert [event["step"] for event in preferences] == [0, 6, 12]
     data = runs.events(sft, "data")[0]
     assert data["sources"]["pairs"]["epochs"] == 0 and data["sources"]["chats"]["epochs"] > 0
-    for part in ("", "greedy/"):
-        for name in ("ended", "empty", "length"):
-            steps, _ = metrics.series(records, f"eval/answers/{part}{name}")
-            assert steps.tolist() == [STEPS]
+    for name in ("ended", "empty", "length"):
+        for decoding in ("", "greedy/"):
+            steps, _ = metrics.series(records, f"eval/answers/{decoding}{name}")
+            assert steps.tolist() == [STEPS], name
     report = (sft / "report.html").read_text()
     assert "Preferences" in report and "assistant: " in report
 
@@ -116,8 +117,10 @@ def test_orpo_logs_its_terms_and_scores_before_and_after(orpo, sft):
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     recipe, undisturbed, sft, orpo, sources, tmp_path, monkeypatch
 ):
-    parent, whole = {"sft": (undisturbed, sft), "orpo": (sft, orpo)}[recipe]
-    of_recipe = {"sft": sft_sources, "orpo": orpo_sources}[recipe](sources)
+    if recipe == "sft":
+        parent, whole, of_recipe = undisturbed, sft, sft_sources(sources)
+    else:
+        parent, whole, of_recipe = sft, orpo, orpo_sources(sources)
     shutil.copytree(whole.parent / "prepared", tmp_path / "prepared")
     workdir = tmp_path / "run"
     with monkeypatch.context() as patched:
@@ -151,12 +154,10 @@ def test_wrong_options_of_the_task_are_named(options, words, sft, sources, tmp_p
     shutil.copytree(sft.parent / "prepared", tmp_path / "prepared")
     status = run("orpo", sft, tmp_path / "run", orpo_sources(sources), task=f"orpo {options}")
     assert status == 2
-    import re
-
     assert re.search(words, capsys.readouterr().err)
 
 
 def test_pairs_are_needed_for_the_task(sft, sources, tmp_path, capsys):
-    only = {"chats": {**sources["chats"], "weight": 1.0}}
-    assert run("orpo", sft, tmp_path / "run", only) == 2
+    without_pairs = {"chats": {**sources["chats"], "weight": 1.0}}
+    assert run("orpo", sft, tmp_path / "run", without_pairs) == 2
     assert "no source of data.sources with a weight has kind='pairs'" in capsys.readouterr().err
