@@ -180,6 +180,9 @@ def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, A
             "heldout_documents": len(prepared.heldout[name]),
             "removed_as_duplicates_share": float(entry["removed"]["bytes_share"]),
         }
+        # Running text has no questions, so a report on text alone has no such column.
+        if "heldout_elsewhere" in entry:
+            facts_of_sources[name]["heldout_elsewhere"] = entry["heldout_elsewhere"]
     return facts_of_sources
 
 

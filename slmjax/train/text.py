@@ -5,6 +5,7 @@ import jax
 from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
+from slmjax.data.prepared import heldout_elsewhere
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
@@ -68,6 +69,7 @@ class TextBuilder(TaskBuilder):
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
         lines["left out"] = left_out(plan)
+        lines["held out"] = heldout_elsewhere(prepared)
         record = {
             "sources": facts(prepared, plan.epochs()),
             "folder": str(prepared.folder),

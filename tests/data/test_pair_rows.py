@@ -1,15 +1,19 @@
 """Dialogues and pairs from files to batches: kinds, masks, whole rows, held-out questions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
+from slmjax.data import heldout
 from slmjax.data.answer_mask import answer_mask
 from slmjax.data.batch_plan import BatchPlan
 from slmjax.data.heldout_rows import heldout_batches
 from slmjax.data.pair_plan import PairPlan
 from slmjax.data.prepare import prepare
+from slmjax.data.prepare_stage import facts
+from slmjax.data.prepared import preparation_summary
 from slmjax.data.whole_rows import fill_rows
 from slmjax.errors import UserError
 from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
@@ -261,22 +265,25 @@ def test_held_out_answers_have_documents_and_pairs_have_two(prepared):
     assert sorted(scored) == sorted([*(2 * used), *(2 * used + 1)])
 
 
-def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path):
+def asked_and_others(folder):
+    """Files of pairs and of dialogues, which ask the 60 questions of the pairs and 200 others."""
     asked = list(pairs(60, prompts=60))
     same = [{"instruction": pair["prompt"].upper() + "?", "output": "yes"} for pair in asked]
-    others = list(chats(200, seed=5))
+    chat_file = write(folder / "chats.jsonl", [*same, *chats(200, seed=5)])
+    return write(folder / "pairs.jsonl", asked), chat_file
+
+
+@pytest.mark.parametrize("has_heldout_file", [False, True])
+def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path, has_heldout_file):
+    pair_file, chat_file = asked_and_others(tmp_path)
+    held_out = 0.0
+    if has_heldout_file:
+        records = [{"prompt": f"other {n}", "response": f"fine {n}"} for n in range(5)]
+        held_out = write(tmp_path / "heldout.jsonl", records)
     data = settings(
         {
-            "pairs": {
-                "path": write(tmp_path / "pairs.jsonl", asked),
-                "kind": "pairs",
-                "heldout": 0.2,
-            },
-            "chats": {
-                "path": write(tmp_path / "chats.jsonl", [*same, *others]),
-                "kind": "chat",
-                "heldout": 0.0,
-            },
+            "pairs": {"path": pair_file, "kind": "pairs", "heldout": 0.2},
+            "chats": {"path": chat_file, "kind": "chat", "heldout": held_out},
         },
         vocab_size=350,
     )
@@ -284,6 +291,54 @@ def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path):
     held = len(prepared.heldout["pairs"])
     assert held >= 5
     assert len(prepared.train["chats"]) == 260 - held
+    # Both are counted where people see it.
+    assert prepared.manifest["sources"]["chats"]["heldout_elsewhere"] == held
+    assert prepared.manifest["sources"]["pairs"]["heldout_elsewhere"] == 0
+    assert f"{held} of chats (another source" in preparation_summary(prepared)
+    assert facts(prepared, {})["chats"]["heldout_elsewhere"] == held
+
+
+def test_a_question_is_held_out_of_dialogues_with_more_groups_than_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(heldout, "KEPT", 8)
+    monkeypatch.setattr(heldout, "PRUNED_AT", 1)
+    monkeypatch.setattr(heldout, "MAX_BYTES", 200)
+    pair_file, chat_file = asked_and_others(tmp_path)
+    data = settings(
+        {
+            "pairs": {"path": pair_file, "kind": "pairs", "heldout": 0.4},
+            "chats": {"path": chat_file, "kind": "chat", "heldout": 0.0},
+        },
+        vocab_size=350,
+    )
+    prepared = prepare(data, seed=0, cache=tmp_path / "cache", processes=1)
+    assert len(prepared.train["chats"]) == 260 - len(prepared.heldout["pairs"])
+
+
+def test_dialogues_that_mostly_ask_held_out_questions_lose_them(tmp_path):
+    asked = list(pairs(60, prompts=60))
+    pair_source = {"path": write(tmp_path / "p.jsonl", asked), "kind": "pairs", "heldout": 0.2}
+    alone = prepare(settings({"pairs": pair_source}), seed=0, cache=tmp_path / "1", processes=1)
+    texts = [alone.tokenizer.decode(ids.tolist()) for ids in alone.heldout["pairs"]]
+    held = {re.search(r"question \d+", text).group() for text in texts}
+    records = [{"prompt": question, "response": "yes"} for question in sorted(held)]
+    records += [{"prompt": f"other {n}", "response": f"fine {n}"} for n in range(3)]
+    chat_source = {"path": write(tmp_path / "c.jsonl", records), "kind": "chat", "heldout": 0.0}
+    data = settings({"pairs": pair_source, "chats": chat_source})
+    both = prepare(data, seed=0, cache=tmp_path / "2", processes=1)
+    assert len(both.train["chats"]) == 3 and len(held) > 3
+    assert not any("another source holds out" in text for text in both.manifest["warnings"])
+
+
+def test_dialogues_next_to_a_prepared_folder_get_a_warning(tmp_path):
+    pair_file, chat_file = asked_and_others(tmp_path)
+    pair_source = {"path": pair_file, "kind": "pairs", "heldout": 0.2}
+    first = prepare(settings({"pairs": pair_source}), seed=0, cache=tmp_path / "1", processes=1)
+    again = {"path": str(first.folder / "pairs"), "kind": "pairs"}
+    chat_source = {"path": chat_file, "kind": "chat"}
+    for sources, warned in (({"pairs": again}, False), ({"p": again, "c": chat_source}, True)):
+        prepared = prepare(settings(sources), seed=0, cache=tmp_path / "2", processes=1)
+        warnings = prepared.manifest["warnings"]
+        assert any("in a prepared folder are not known" in text for text in warnings) is warned
 
 
 @pytest.mark.parametrize(
