@@ -34,7 +34,8 @@ def with_files(sources: Sequence[Source], folder: Path, seed: int) -> tuple[Sour
 
     Args:
       folder: where the files are written.
-    Raises: UserError for an unknown path of that kind, and for another kind of source than it is.
+    Raises: UserError for an unknown path of that kind, for another kind of source than it is,
+      and for a held-out part that the textbook does not have.
     """
     return tuple(_with_files(source, folder, seed) for source in sources)
 
@@ -50,6 +51,10 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
     if source.kind != EMBEDDED[path]:
         raise UserError(
             f"{source.where}.kind is '{source.kind}'; '{path}' is of the kind '{EMBEDDED[path]}'."
+        )
+    if source.heldout or source.heldout_share is not None:
+        raise UserError(
+            f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
         )
     if source.kind == TEXT:
         files = embedded_sources(folder, seed).values()

@@ -127,6 +127,7 @@ def batch_plan(
     Args:
       seed: of the order of documents and sources.
       cuts: see BatchPlan.
+    Raises: UserError where every source has the weight 0, and what BatchPlan raises.
     """
     return BatchPlan(**plan_settings(data, train, prepared, seed=seed, cuts=cuts))
 
@@ -141,10 +142,16 @@ def plan_settings(
 ) -> dict[str, Any]:
     """Return the arguments of a BatchPlan, see `batch_plan`."""
     sources = []
-    for source in parse_sources(data.sources):
+    all_sources = parse_sources(data.sources)
+    for source in all_sources:
         # Phases say themselves when a source has which weight.
         if source.weight != 0 or data.phases:
             sources.append(source)
+    if all_sources and not sources:
+        raise UserError(
+            "data.sources: every source has weight 0, so there is nothing to train on; give one a "
+            "weight above 0."
+        )
     # The embedded textbook has no entries in the config.
     names = [source.name for source in sources] or list(prepared.train)
     return {

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,13 +124,13 @@ def prompt_group(fields: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     Conversations and pairs that ask the same words have the same name: case, punctuation, the
     system prompt and context do not count.
     """
-    # As the record has it: the turn may have context before it.
-    question = fields.get(_first_field(fields, QUESTION_FIELDS))
-    if isinstance(question, str) and question.strip() and not _transcript(question):
-        given = fields.get(INPUT_FIELD)
-        question = f"{question} {given}" if isinstance(given, str) else question
-    else:
-        question = next(turn.content for turn in turns if turn.role == USER)
+    question = next(turn.content for turn in turns if turn.role == USER)
+    context = _text(fields, CONTEXT_FIELD)
+    # `_in_context` has put it before the question.
+    if context and question != context:
+        question = question.removeprefix(context)
+    # Equal letters have several codes, such as one with an accent and two.
+    question = unicodedata.normalize("NFKC", question)
     words = hash_words(question)[0]
     content = words.tobytes() if len(words) else question.strip().encode("utf-8", "surrogatepass")
     return f"prompt {hashlib.blake2b(content, digest_size=16).hexdigest()}"

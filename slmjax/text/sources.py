@@ -16,6 +16,8 @@ from slmjax.text.walk import printable
 EXPECTED = "expected name=path, where path is a file, folder or pattern"
 # Prepared text has these files next to the folders of its sources, so no source can have the name.
 RESERVED = ("manifest.json", "tokenizer.json")
+# Scores over all sources have these names in metrics and reports.
+OVER_ALL = ("preferences", "answers", "total")
 LONGEST_NAME = 150  # most characters of a source's name, which becomes part of file names
 
 # A source's name: at least one character is no dot, so that no name is "." or "..".
@@ -43,10 +45,15 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     sources: list[Source] = []
     for source in _named_sources(value):
         sources += _split_mixture(source)
+    # A run on text alone has no such scores.
+    has_conversations = any(source.kind != TEXT for source in sources)
     # Checked last, since a mixture's tasks bring names of their own.
     names = [source.name for source in sources]
     for name in names:
         _check_name(name, names)
+        if has_conversations and name in OVER_ALL:
+            problem = f"'{name}' is the name of scores over all sources"
+            raise UserError(f"data.sources: {problem}; give the source another name (name=path).")
     return tuple(sources)
 
 
@@ -194,6 +201,8 @@ def _from_entry(name: str, entry: Any) -> Source:
     if kind not in KINDS:
         expected = f"expected one of {', '.join(KINDS)}"
         raise UserError(f"{where}.kind is '{kind}'; {expected}.{nearest(kind, KINDS)}")
+    if kind != TEXT:
+        _check_conversations(entry, kind, where)
     if entry.get("score") == "-":
         expected = "expected the name of a field that holds a number, such as -quality"
         raise UserError(f"{where}.score is '-'; {expected}.")
@@ -210,6 +219,21 @@ def _from_entry(name: str, entry: Any) -> Source:
         kind=kind,
         heldout_share=heldout_share,
     )
+
+
+def _check_conversations(entry: Mapping, kind: str, where: str) -> None:
+    """Refuse fields that mean nothing for dialogues and pairs. Raises: UserError."""
+    reasons = {
+        "field": "its records have fields of their own",
+        "score": "its documents have no order",
+    }
+    for field, reason in reasons.items():
+        # A saved config has the default of `field`.
+        if entry.get(field) not in (None, "", "text"):
+            raise UserError(
+                f"{where}.{field} is '{entry[field]}', but a source of the kind '{kind}' has none: "
+                f"{reason}."
+            )
 
 
 def _heldout(value: Any, where: str) -> tuple[tuple[str, ...], float | None]:

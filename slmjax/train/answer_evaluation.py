@@ -1,5 +1,6 @@
 """Whether answers end, and how long they are: held-out questions answered at the end of a run."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,13 +46,15 @@ class AnswerLengths:
     at_end = True
 
     def __init__(self, program: Program, prepared: Prepared, count: int):
-        """Args: count: most questions, an equal share of each source of dialogues."""
+        """Args: count: most questions; the sources of dialogues take turns to give one."""
         self.prepared = prepared
-        sources = [shards for shards in prepared.heldout.values() if shards.kind == CHAT]
-        self.questions: list[HeldOutQuestion] = []
-        for shards in sources:
-            most = count // len(sources)
-            self.questions += held_out_questions(shards, most, program.config.data.seq_len)
+        questions = []
+        for shards in prepared.heldout.values():
+            if shards.kind == CHAT:
+                questions.append(held_out_questions(shards, count, program.config.data.seq_len))
+        # The sources take turns, so that one with few questions leaves its places to the others.
+        rounds = itertools.chain.from_iterable(itertools.zip_longest(*questions))
+        self.questions = [question for question in rounds if question is not None][:count]
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Nothing is compiled before the end."""

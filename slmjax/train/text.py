@@ -4,12 +4,13 @@ import jax
 
 from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
+from slmjax.data.prepare import Prepared
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.data.prepared import heldout_elsewhere
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
 from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
-from slmjax.text.records import CHAT, PAIRS
+from slmjax.text.records import CHAT, PAIRS, TEXT
 from slmjax.train.answer_evaluation import AnswerLengths
 from slmjax.train.evaluation import HeldOut, Samples
 from slmjax.train.preference_evaluation import Preferences
@@ -63,12 +64,13 @@ class TextBuilder(TaskBuilder):
     def facts(self, task: LanguageModeling) -> Facts:
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
-        tokens = sum(shards.tokens for shards in prepared.train.values())
+        # Without sources of weight 0, which are not trained on.
+        tokens = sum(shards.tokens for shards in plan.train.values())
         sentences = shares.reading_sentences(plan)
         lines = {"data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}"}
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
-        lines["left out"] = left_out(plan)
+        lines["left out"] = left_out(plan, prepared)
         lines["held out"] = heldout_elsewhere(prepared)
         record = {
             "sources": facts(prepared, plan.epochs()),
@@ -79,11 +81,19 @@ class TextBuilder(TaskBuilder):
         return Facts(lines, record)
 
 
-def left_out(plan: BatchPlan) -> str:
-    """Return the sources of which some text is in no row, and how much."""
+def left_out(plan: BatchPlan, prepared: Prepared) -> str:
+    """Return the sources of which some text is in no row, and how much; held-out rows come last."""
     losses = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
         words = rows.left_out()
         if words:
             losses.append(f"{name} {words}")
+    for name, shards in prepared.heldout.items():
+        # Running text is cut instead.
+        too_long = int((shards.lengths > plan.seq_len).sum()) if shards.kind != TEXT else 0
+        if too_long:
+            losses.append(
+                f"{too_long:,} of {len(shards):,} held-out documents of {name} (longer than "
+                f"{plan.seq_len:,} tokens)"
+            )
     return ", ".join(losses)

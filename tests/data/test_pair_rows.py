@@ -6,18 +6,21 @@ import re
 import numpy as np
 import pytest
 
+from slmjax import config as configs
 from slmjax.data import heldout
 from slmjax.data.answer_mask import answer_mask
 from slmjax.data.batch_plan import BatchPlan
+from slmjax.data.embedded_text import with_files
 from slmjax.data.heldout_rows import heldout_batches
 from slmjax.data.pair_plan import PairPlan
 from slmjax.data.prepare import prepare
-from slmjax.data.prepare_stage import facts
+from slmjax.data.prepare_stage import facts, plan_settings
 from slmjax.data.prepared import preparation_summary
 from slmjax.data.whole_rows import fill_rows
 from slmjax.errors import UserError
 from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
 from slmjax.text.conversations import dialogue_of, pair_of
+from slmjax.text.sources import parse_sources
 from tests.data.test_prepare import settings
 
 WORDS = [
@@ -345,6 +348,8 @@ def test_dialogues_next_to_a_prepared_folder_get_a_warning(tmp_path):
     "entry, words",
     [
         ({"kind": "chats"}, "kind is 'chats'; expected one of text, chat, pairs.*'chat'"),
+        ({"kind": "chat", "score": "stars"}, "score is 'stars', but a source of the kind 'chat'"),
+        ({"kind": "pairs", "field": "q"}, "field is 'q', but a source of the kind 'pairs' has none"),
         ({"kind": "chat", "heldout": 1.5}, "heldout is 1.5; expected files, or a share"),
         ({"kind": "chat", "weight": -1}, "weight is -1; expected a number of 0 or more"),
     ],
@@ -355,10 +360,24 @@ def test_a_wrong_entry_is_named(tmp_path, entry, words):
         prepare(settings({"c": {"path": path, **entry}}), seed=0, cache=tmp_path / "x", processes=1)
 
 
+def test_the_textbook_has_held_out_text_of_its_own(tmp_path):
+    for heldout_part in (0.5, "heldout.jsonl"):
+        entry = {"path": "textbook:pairs", "kind": "pairs", "heldout": heldout_part}
+        with pytest.raises(UserError, match="sources.p.heldout: 'textbook:pairs' has held-out text"):
+            with_files(parse_sources({"p": entry}), tmp_path, 0)
+
+
+def test_a_run_on_sources_of_weight_zero_is_refused(prepared):
+    sources = {name: {"path": "x.jsonl", "weight": 0} for name in ("chats", "pairs")}
+    config = configs.freeze(configs.override(configs.base(), [f"data.sources={sources}"]))
+    with pytest.raises(UserError, match="every source has weight 0"):
+        plan_settings(config.data, config.train, prepared, seed=0, cuts=None)
+
+
 def test_files_without_answers_or_questions_are_refused_by_name(tmp_path):
     cases = {
-        "questions": {"messages": [{"role": "user", "content": "hm"}]},
-        "answers": {"messages": [{"role": "assistant", "content": "hm"}]},
+        "asked": {"messages": [{"role": "user", "content": "hm"}]},
+        "said": {"messages": [{"role": "assistant", "content": "hm"}]},
         "strange": {"speech": "hm"},
     }
     for name, record in cases.items():
