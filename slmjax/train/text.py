@@ -9,7 +9,7 @@ from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.data.prepared import heldout_elsewhere
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
+from slmjax.tasks.task import Evaluation, Facts, Task, TaskBuilder
 from slmjax.text.records import CHAT, PAIRS, TEXT
 from slmjax.train.answer_evaluation import AnswerLengths
 from slmjax.train.evaluation import HeldOut, Samples
@@ -61,7 +61,7 @@ class TextBuilder(TaskBuilder):
             evaluations.append(TextbookBaseline(heldout))
         return evaluations
 
-    def facts(self, task: LanguageModeling) -> Facts:
+    def facts(self, task: Task) -> Facts:
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
         # Without sources of weight 0, which are not trained on.
