@@ -29,7 +29,7 @@ class PairPlan(BatchPlan):
       nll_on: "chosen" (the chosen answer) or "sequence" (the chosen dialogue with its prompt).
       nll_reduction: "token", or "sequence": each pair's tokens have weights that add up to 1.
       plan: as BatchPlan.
-    Raises: UserError where no source has pairs.
+    Raises: UserError where no source has pairs, and for "sequence" next to sources of other kinds.
     """
 
     def __init__(self, *, nll_on: str = "chosen", nll_reduction: str = "token", **plan: Any):
@@ -41,6 +41,12 @@ class PairPlan(BatchPlan):
         for shards, rows in zip(self.train.values(), self.row_plans, strict=True):
             if shards.kind == PAIRS:
                 self.pairs_of_row = max(self.pairs_of_row, rows.max_segments // 2)
+        others = [name for name, shards in self.train.items() if shards.kind != PAIRS]
+        if others and nll_reduction == "sequence":
+            raise UserError(
+                "config.task: with nll_reduction=sequence all tokens of a pair would count as much "
+                f"as one token of '{others[0]}'; use nll_reduction=token, or pairs alone."
+            )
         if not self.pairs_of_row:
             raise UserError(
                 "config.task is 'orpo', but no source of data.sources with a weight has "

@@ -48,13 +48,8 @@ class AnswerLengths:
     def __init__(self, program: Program, prepared: Prepared, count: int):
         """Args: count: most questions; the sources of dialogues take turns to give one."""
         self.prepared = prepared
-        questions = []
-        for shards in prepared.heldout.values():
-            if shards.kind == CHAT:
-                questions.append(held_out_questions(shards, count, program.config.data.seq_len))
-        # The sources take turns, so that one with few questions leaves its places to the others.
-        rounds = itertools.chain.from_iterable(itertools.zip_longest(*questions))
-        self.questions = [question for question in rounds if question is not None][:count]
+        sources = [shards for shards in prepared.heldout.values() if shards.kind == CHAT]
+        self.questions = questions_in_turn(sources, count, program.config.data.seq_len)
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Nothing is compiled before the end."""
@@ -100,6 +95,18 @@ class AnswerLengths:
             answers = engine.generate(prompts, max_tokens=most, temperature=temperature, seed=SEED)
             facts[name] = answer_scores(answers, references)
         return facts
+
+
+def questions_in_turn(
+    sources: Sequence[ShardSet], count: int, seq_len: int
+) -> list[HeldOutQuestion]:
+    """Return at most `count` questions: the first of each source, then the second of each, ...
+
+    A source with few questions leaves its places to the others.
+    """
+    questions = [held_out_questions(shards, count, seq_len) for shards in sources]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*questions))
+    return [question for question in rounds if question is not None][:count]
 
 
 def held_out_questions(shards: ShardSet, most: int, seq_len: int) -> list[HeldOutQuestion]:

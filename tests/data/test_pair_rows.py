@@ -21,6 +21,7 @@ from slmjax.errors import UserError
 from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
 from slmjax.text.conversations import dialogue_of, pair_of
 from slmjax.text.sources import parse_sources
+from slmjax.train.answer_evaluation import questions_in_turn
 from tests.data.test_prepare import settings
 
 WORDS = [
@@ -226,6 +227,30 @@ def test_sequence_reduction_gives_each_pair_the_weight_one(prepared, nll_on):
         # All of the chosen dialogue, without the target behind its last token.
         chosen = batch["segments"] % 2 == 1
         assert (token["weights"] > 0).sum() == chosen.sum() - batch["pairs"].sum()
+
+
+def test_sequence_reduction_next_to_other_sources_is_refused(prepared):
+    with pytest.raises(UserError, match="count as much as one token of 'chats'; use"):
+        plan_of(prepared, PairPlan, nll_reduction="sequence")
+
+
+def test_sources_take_turns_to_give_the_questions_of_the_end(tmp_path):
+    sources = {}
+    for name, count in (("a", 3), ("b", 12), ("none", 0)):
+        records = [{"prompt": f"{name} {n}", "response": f"yes {n}"} for n in range(20)]
+        held = [{"prompt": f"held {name} {n}", "response": f"no {n}"} for n in range(count)]
+        held_out = write(tmp_path / f"held_{name}.jsonl", held) if held else 0.0
+        file = write(tmp_path / f"{name}.jsonl", records)
+        sources[name] = {"path": file, "kind": "chat", "heldout": held_out}
+    prepared = prepare(settings(sources), seed=0, cache=tmp_path / "cache", processes=1)
+
+    def asked(count):
+        questions = questions_in_turn(list(prepared.heldout.values()), count, 96)
+        texts = [prepared.tokenizer.decode(question.ids) for question in questions]
+        return [re.search(r"held (\w)", text)[1] for text in texts]
+
+    assert asked(1) == ["a"] and asked(4) == ["a", "b", "a", "b"]
+    assert asked(10) == [*"ababab", *"bbbb"] and len(asked(99)) == 15
 
 
 def test_plans_are_pure_and_survive_a_pickle(prepared):
