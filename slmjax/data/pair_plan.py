@@ -33,8 +33,7 @@ class PairPlan(BatchPlan):
     """
 
     def __init__(self, *, nll_on: str = "chosen", nll_reduction: str = "token", **plan: Any):
-        _check_choice("nll_on", nll_on, NLL_ON)
-        _check_choice("nll_reduction", nll_reduction, NLL_REDUCTIONS)
+        check_nll(nll_on, nll_reduction)
         super().__init__(**plan)
         self.nll_on, self.nll_reduction = nll_on, nll_reduction
         self.pairs_of_row = 0
@@ -112,6 +111,12 @@ def _segment_totals(weights: np.ndarray, segments: np.ndarray) -> np.ndarray:
     numbers = segments + width * np.arange(rows)[:, None]
     sums = np.bincount(numbers.ravel(), weights.ravel(), rows * width)
     return np.where(sums > 0, sums, 1)[numbers]
+
+
+def check_nll(nll_on: str, nll_reduction: str) -> None:
+    """Raises: UserError for options of the NLL that PairPlan does not know."""
+    _check_choice("nll_on", nll_on, NLL_ON)
+    _check_choice("nll_reduction", nll_reduction, NLL_REDUCTIONS)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

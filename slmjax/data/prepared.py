@@ -83,7 +83,7 @@ def preparation_summary(prepared: Prepared) -> str:
     vocab_size = prepared.tokenizer.vocab_size
     elsewhere = heldout_elsewhere(prepared)
     if elsewhere:
-        lines.append(f"not trained on: {elsewhere}")
+        lines.append(f"held out: {elsewhere}")
     lines.append(f"tokenizer: {vocab_size:,} tokens; in {prepared.folder}")
     return "\n".join(lines)
 
@@ -100,7 +100,7 @@ def heldout_elsewhere(prepared: Prepared) -> str:
             counts.append(f"{count:,} of {name}")
     if not counts:
         return ""
-    return f"{', '.join(counts)} (another source or a held-out file has their question)"
+    return f"{', '.join(counts)} not trained on: another source or a held-out file has the question"
 
 
 class _Counts(NamedTuple):

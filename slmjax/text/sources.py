@@ -241,12 +241,14 @@ def _heldout(value: Any, where: str) -> tuple[tuple[str, ...], float | None]:
 
     Raises: UserError for a share that is not from 0 to below 1, and for what is no path.
     """
-    if not isinstance(value, float):
+    # An integer may be the name of a folder, such as 2024; 0 and 1 are read as shares.
+    is_share = isinstance(value, float) or value in (0, 1)
+    if not is_share:
         return _paths(value, where), None
     # NaN is refused too.
     if not 0 <= value < 1:
         raise UserError(f"{where} is {value}; expected files, or a share from 0 to below 1.")
-    return (), value
+    return (), float(value)
 
 
 def _check_fields(entry: Mapping, where: str) -> None:

@@ -322,7 +322,7 @@ def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path, has_he
     # Both are counted where people see it.
     assert prepared.manifest["sources"]["chats"]["heldout_elsewhere"] == held
     assert prepared.manifest["sources"]["pairs"]["heldout_elsewhere"] == 0
-    assert f"{held} of chats (another source" in preparation_summary(prepared)
+    assert f"{held} of chats not trained on: another source" in preparation_summary(prepared)
     assert facts(prepared, {})["chats"]["heldout_elsewhere"] == held
 
 
@@ -376,6 +376,8 @@ def test_dialogues_next_to_a_prepared_folder_get_a_warning(tmp_path):
         ({"kind": "chat", "score": "stars"}, "score is 'stars', but a source of the kind 'chat'"),
         ({"kind": "pairs", "field": "q"}, "field is 'q', but a source of the kind 'pairs' has none"),
         ({"kind": "chat", "heldout": 1.5}, "heldout is 1.5; expected files, or a share"),
+        ({"kind": "chat", "heldout": 1}, "heldout is 1; expected files, or a share"),
+        ({"kind": "chat", "heldout": True}, "heldout is True; expected files, or a share"),
         ({"kind": "chat", "weight": -1}, "weight is -1; expected a number of 0 or more"),
     ],
 )

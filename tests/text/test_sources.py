@@ -425,3 +425,10 @@ def test_the_name_of_a_score_over_all_sources_is_refused_next_to_conversations(n
     assert parse_sources({name: entry, "b": entry})
     with pytest.raises(UserError, match=f"'{name}' is the name of scores over all sources; give"):
         parse_sources({name: entry, "b": {**entry, "kind": "pairs", "weight": 0}})
+
+
+def test_a_held_out_share_of_zero_may_be_an_integer():
+    (source,) = parse_sources({"c": {"path": "a.jsonl", "heldout": 0}})
+    assert source.heldout == () and source.heldout_share == 0
+    (source,) = parse_sources({"c": {"path": "a.jsonl", "heldout": 2024}})
+    assert source.heldout == ("2024",) and source.heldout_share is None
