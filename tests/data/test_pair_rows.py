@@ -374,7 +374,10 @@ def test_dialogues_next_to_a_prepared_folder_get_a_warning(tmp_path):
     [
         ({"kind": "chats"}, "kind is 'chats'; expected one of text, chat, pairs.*'chat'"),
         ({"kind": "chat", "score": "stars"}, "score is 'stars', but a source of the kind 'chat'"),
-        ({"kind": "pairs", "field": "q"}, "field is 'q', but a source of the kind 'pairs' has none"),
+        (
+            {"kind": "pairs", "field": "q"},
+            "field is 'q', but a source of the kind 'pairs' has none",
+        ),
         ({"kind": "chat", "heldout": 1.5}, "heldout is 1.5; expected files, or a share"),
         ({"kind": "chat", "heldout": 1}, "heldout is 1; expected files, or a share"),
         ({"kind": "chat", "heldout": True}, "heldout is True; expected files, or a share"),
@@ -390,7 +393,9 @@ def test_a_wrong_entry_is_named(tmp_path, entry, words):
 def test_the_textbook_has_held_out_text_of_its_own(tmp_path):
     for heldout_part in (0.5, "heldout.jsonl"):
         entry = {"path": "textbook:pairs", "kind": "pairs", "heldout": heldout_part}
-        with pytest.raises(UserError, match="sources.p.heldout: 'textbook:pairs' has held-out text"):
+        with pytest.raises(
+            UserError, match=r"p\.heldout: 'textbook:pairs' has held-out text of its"
+        ):
             with_files(parse_sources({"p": entry}), tmp_path, 0)
 
 
