@@ -229,7 +229,8 @@ def _check_conversations(entry: Mapping, kind: str, where: str) -> None:
     }
     for field, reason in reasons.items():
         # A saved config has the default of `field`.
-        if entry.get(field) not in (None, "", "text"):
+        default = "text" if field == "field" else ""
+        if entry.get(field) not in (None, "", default):
             raise UserError(
                 f"{where}.{field} is '{entry[field]}', but a source of the kind '{kind}' has none: "
                 f"{reason}."

@@ -293,6 +293,15 @@ def test_held_out_answers_have_documents_and_pairs_have_two(prepared):
     assert sorted(scored) == sorted([*(2 * used), *(2 * used + 1)])
 
 
+def test_at_least_one_held_out_dialogue_that_fits_is_scored(tmp_path):
+    held = [{"prompt": "long", "response": "a b c " * 90}, {"prompt": "short", "response": "d"}]
+    held_file = write(tmp_path / "held.jsonl", held)
+    source = {"path": write(tmp_path / "c.jsonl", chats(20)), "kind": "chat", "heldout": held_file}
+    prepared = prepare(settings({"c": source}), seed=0, cache=tmp_path / "cache", processes=1)
+    batches = heldout_batches(prepared.heldout["c"], seq_len=96, batch=2, max_tokens=1)
+    assert len(batches) == 1
+
+
 def asked_and_others(folder):
     """Files of pairs and of dialogues, which ask the 60 questions of the pairs and 200 others."""
     asked = list(pairs(60, prompts=60))
