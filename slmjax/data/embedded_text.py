@@ -38,7 +38,7 @@ def with_files(sources: Sequence[Source], folder: Path, seed: int) -> tuple[Sour
     Args:
       folder: where the files are written.
     Raises: UserError for an unknown path that begins with "textbook:", for one among other paths,
-      and where the source's kind is not that of the path.
+      where the source's kind is not that of the path, and for a held-out part of the user's own.
     """
     return tuple(_with_files(source, folder, seed) for source in sources)
 
@@ -55,6 +55,10 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
     if source.kind != EMBEDDED[path]:
         raise UserError(
             f"{source.where}.kind is '{source.kind}'; '{path}' is of the kind '{EMBEDDED[path]}'."
+        )
+    if source.heldout or source.heldout_share is not None:
+        raise UserError(
+            f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
         )
     counts = {"train": TRAIN_CONVERSATIONS, "heldout": HELDOUT_CONVERSATIONS}
     if source.kind == TEXT:

@@ -152,7 +152,8 @@ def _write_heldout(
     """Write the held-out shards of a source, one for each unit that has some.
 
     Returns: the fields of the source's entry in the manifest that say how much was kept, how much
-      was removed, and in which shards the kept documents are.
+      was removed, in which shards the kept documents are, and how many conversations are not
+      trained on because another source or a held-out file has their question.
     """
     # Shards are numbered by files: first the source's training files, then its held-out files.
     train_files = 0
@@ -170,7 +171,12 @@ def _write_heldout(
     for field in ("documents", "bytes"):
         total = removed[field] + tally[f"kept {field}"]
         removed[f"{field}_share"] = removed[field] / max(1, total)
+    # Left out for running text, which has no questions.
+    elsewhere = {}
+    if any(job.unit.source.kind != TEXT for job in jobs):
+        elsewhere["heldout_elsewhere"] = tally["elsewhere"]
     return {
+        **elsewhere,
         "heldout_documents": tally["kept documents"],
         "heldout_bytes": tally["kept bytes"],
         "removed": removed,
@@ -208,6 +214,7 @@ def _write_unit(
             if file_number and not documents[file_number]:
                 writer.next_file(unit.files[file_number].name)
             documents[file_number] += 1
+            tally["elsewhere"] += document.get("elsewhere", False)
             text = document["text"]
             parts = None
             if "parts" in document:

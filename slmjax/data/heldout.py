@@ -1,7 +1,7 @@
 """Held-out text: which groups of documents are held out, and which of them training has seen."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,16 +94,19 @@ class HeldoutChoice:
 
     groups: {source: ids of its held-out groups}.
     warnings: a sentence for each source that could not be held out as the settings ask.
+    own: {source: ids of the groups that it would hold out if it were alone}.
     """
 
     groups: dict[str, GroupIds]
     warnings: tuple[str, ...]
+    own: dict[str, UInt64[np.ndarray, " _"]]
 
 
 def choose_groups(
     tables: Mapping[str, np.ndarray],
     totals: Mapping[str, int],
     shares: Mapping[str, float],
+    conversations: Collection[str] = (),
 ) -> HeldoutChoice:
     """Choose each source's held-out groups.
 
@@ -116,6 +119,7 @@ def choose_groups(
       tables: {source: its groups} (dtype GROUP; a group has one row for each file that it is in).
       totals: {source: bytes}.
       shares: {source: share of its bytes}; a source with 0 or less chooses no groups itself.
+      conversations: names of the sources whose groups are questions.
     """
     no_groups = np.zeros(0, np.uint64)
     merged_tables = {}
@@ -136,8 +140,14 @@ def choose_groups(
                 "bytes, so nothing is held out"
             )
     chosen_anywhere = np.unique(np.concatenate([no_groups, *own_choices.values()]))
+    questions = [own_choices[name] for name in conversations if name in own_choices]
+    all_questions = np.unique(np.concatenate([no_groups, *questions]))
     choices = {}
     for name, groups in merged_tables.items():
+        if name in conversations:
+            # Also those that its table lacks: the table of many groups is not complete.
+            choices[name] = all_questions
+            continue
         # The groups of this source that any source has chosen.
         shared_choice = np.intersect1d(groups["id"], chosen_anywhere)
         if 2 * len(shared_choice) <= len(groups):
@@ -149,7 +159,7 @@ def choose_groups(
                 f"source '{name}' trains on groups that another source holds out; "
                 "holding out all would leave less than half"
             )
-    return HeldoutChoice(choices, tuple(warnings))
+    return HeldoutChoice(choices, tuple(warnings), own_choices)
 
 
 def seen_in_training(text: str, matcher: Matcher, seen: Bool[np.ndarray, " m"]) -> bool:

@@ -52,7 +52,9 @@ def heldout_batches(
     if max_tokens is not None:
         ends = np.cumsum(lengths)
         fitting = int(np.searchsorted(ends, max_tokens, "right"))
-        document_count = max(1, fitting)
+        # Documents that are left out have length 0.
+        first = int((lengths > 0).argmax()) + 1
+        document_count = max(first, fitting)
     rows = packing.first_fit(lengths[:document_count], seq_len, max_segments)
     if local_rows is None:
         local_rows = range(batch)

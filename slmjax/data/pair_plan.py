@@ -31,18 +31,23 @@ class PairPlan(BatchPlan):
       nll_on: "chosen" (the chosen answer) or "sequence" (the chosen dialogue with its prompt).
       nll_reduction: "token", or "sequence": each pair's tokens have weights that add up to 1.
       plan: as BatchPlan.
-    Raises: UserError where no source has pairs.
+    Raises: UserError where no source has pairs, and for "sequence" next to sources of other kinds.
     """
 
     def __init__(self, *, nll_on: str = "chosen", nll_reduction: str = "token", **plan: Any):
-        _check_choice("nll_on", nll_on, NLL_ON)
-        _check_choice("nll_reduction", nll_reduction, NLL_REDUCTIONS)
+        check_nll(nll_on, nll_reduction)
         super().__init__(**plan)
         self.nll_on, self.nll_reduction = nll_on, nll_reduction
         self.max_pairs = 0
         for shards, rows in zip(self.train.values(), self.row_plans, strict=True):
             if shards.kind == PAIRS:
                 self.max_pairs = max(self.max_pairs, rows.max_segments // 2)
+        others = [name for name, shards in self.train.items() if shards.kind != PAIRS]
+        if others and nll_reduction == "sequence":
+            raise UserError(
+                "config.task: with nll_reduction=sequence all tokens of a pair would count as much "
+                f"as one token of '{others[0]}'; use nll_reduction=token, or pairs alone."
+            )
         if not self.max_pairs:
             raise UserError(
                 "config.task is 'orpo', but no source of data.sources with a weight has "
@@ -104,6 +109,12 @@ def _segment_totals(weights: np.ndarray, segments: np.ndarray) -> np.ndarray:
     numbers, count = numbered_segments(segments)
     sums = np.bincount(numbers.ravel(), weights.ravel(), count)
     return np.where(sums > 0, sums, 1)[numbers]
+
+
+def check_nll(nll_on: str, nll_reduction: str) -> None:
+    """Raises: UserError for options of the NLL that PairPlan does not know."""
+    _check_choice("nll_on", nll_on, NLL_ON)
+    _check_choice("nll_reduction", nll_reduction, NLL_REDUCTIONS)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -93,17 +93,25 @@ def heldout_file_numbers(job: Job, heldout_groups: np.ndarray) -> list[int]:
     return numbers
 
 
-def collect(job: Job, heldout_groups: np.ndarray) -> None:
-    """Write the unit's held-out documents: those of held-out groups, or all of a held-out unit."""
+def collect(job: Job, heldout_groups: np.ndarray, own_groups: np.ndarray) -> None:
+    """Write the unit's held-out documents: those of held-out groups, or all of a held-out unit.
+
+    Args:
+      heldout_groups: ids of the source's held-out groups.
+      own_groups: those of them that the source itself has chosen. A conversation of any other is
+        marked: another source, or a held-out file, holds out its question.
+    """
     # Looking up each document in a set is much faster than in an array.
     heldout_ids = set(heldout_groups.tolist())
+    own_ids = set(own_groups.tolist())
     takes_all = job.unit.split == "heldout"
     lines = []
     for number in heldout_file_numbers(job, heldout_groups):
         for item in _read(job, job.unit.files[number]):
             if not isinstance(item, Document):
                 continue
-            if takes_all or group_id(item.group, job.seed) in heldout_ids:
+            group = group_id(item.group, job.seed)
+            if takes_all or group in heldout_ids:
                 entry = {
                     "line": item.line,
                     "bytes": item.bytes,
@@ -113,6 +121,8 @@ def collect(job: Job, heldout_groups: np.ndarray) -> None:
                 # Left out for running text.
                 if item.parts is not None:
                     entry["parts"] = parts_to_json(item.parts)
+                    if not takes_all and group not in own_ids:
+                        entry["elsewhere"] = True
                 # Left out for the first file: units of one file never had this field.
                 if number:
                     entry["file"] = number

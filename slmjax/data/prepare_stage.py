@@ -127,6 +127,7 @@ def batch_plan(
     Args:
       seed: of the order of documents and sources.
       cuts: see BatchPlan.
+    Raises: UserError where every source has the weight 0, and what BatchPlan raises.
     """
     return BatchPlan(**plan_settings(data, train, prepared, seed=seed, cuts=cuts))
 
@@ -141,10 +142,16 @@ def plan_settings(
 ) -> dict[str, Any]:
     """Return the arguments of a BatchPlan, see `batch_plan`."""
     sources = []
-    for source in parse_sources(data.sources):
+    all_sources = parse_sources(data.sources)
+    for source in all_sources:
         # With phases, these say when a source has which weight.
         if source.weight != 0 or data.phases:
             sources.append(source)
+    if all_sources and not sources:
+        raise UserError(
+            "data.sources: every source has weight 0, so there is nothing to train on; give one a "
+            "weight above 0."
+        )
     # The embedded textbook has no entries in the config.
     names = [source.name for source in sources] or list(prepared.train)
     return {
@@ -180,6 +187,9 @@ def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, A
             "heldout_documents": len(prepared.heldout[name]),
             "removed_as_duplicates_share": float(entry["removed"]["bytes_share"]),
         }
+        # Running text has no questions, so a report on text alone has no such column.
+        if "heldout_elsewhere" in entry:
+            facts_of_sources[name]["heldout_elsewhere"] = entry["heldout_elsewhere"]
     return facts_of_sources
 
 

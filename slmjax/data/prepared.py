@@ -81,8 +81,26 @@ def preparation_summary(prepared: Prepared) -> str:
             cells.append(cell.rjust(width))
         lines.append("  ".join(cells))
     vocab_size = prepared.tokenizer.vocab_size
+    elsewhere = heldout_elsewhere(prepared)
+    if elsewhere:
+        lines.append(f"held out: {elsewhere}")
     lines.append(f"tokenizer: {vocab_size:,} tokens; in {prepared.folder}")
     return "\n".join(lines)
+
+
+def heldout_elsewhere(prepared: Prepared) -> str:
+    """Return in words how many conversations are not trained on as others hold out their question.
+
+    "" where there are none.
+    """
+    counts = []
+    for name, entry in prepared.manifest["sources"].items():
+        count = entry.get("heldout_elsewhere", 0)
+        if count:
+            counts.append(f"{count:,} of {name}")
+    if not counts:
+        return ""
+    return f"{', '.join(counts)} not trained on: another source or a held-out file has the question"
 
 
 class _Counts(NamedTuple):

@@ -72,7 +72,7 @@ class Orpo:
         terms = {"loss": (nats, weight), "z": (squares, weight)}
         loss = Loss(nats + self.z_loss * squares, weight, terms, out.seen)
         loss = self._with_odds(loss, log_p, batch, totals)
-        return with_terms_of_layers(loss, out, batch, totals)
+        return with_terms_of_layers(loss, out, batch, totals, model.arch.share_blocks)
 
     def _with_odds(self, loss: Loss, log_p: Array, batch: dict, totals: Totals) -> Loss:
         """Return the loss with the odds term and what is logged about the pairs."""

@@ -10,9 +10,9 @@ from slmjax.text.document_checks import checked_document, grouping
 from slmjax.text.records import CHAT, Document, Fault, Record, Source
 from slmjax.text.tokenizer import Special
 
-# Version of the template and of how records are read. It goes up when either changes, so that
-# conversations are prepared again.
-CHAT_FORMAT = 2
+# Version of the template, and of how records are read and held out. It goes up when one of them
+# changes, so that conversations are prepared again.
+CHAT_FORMAT = 3
 # config.data.group is for running text: conversations are grouped by their questions.
 _NO_GROUPING = grouping("")
 

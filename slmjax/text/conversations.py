@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,14 +127,13 @@ def prompt_group(fields: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     Conversations and pairs that ask the same words have the same name: case, punctuation, the
     system prompt and context do not count.
     """
-    # Read from the field, since the turn may have the record's context before the question.
-    question = fields.get(_first_field(fields, QUESTION_FIELDS))
-    if isinstance(question, str) and question.strip() and not _transcript(question):
-        given = fields.get(INPUT_FIELD)
-        if isinstance(given, str):
-            question = f"{question} {given}"
-    else:
-        question = next(turn.content for turn in turns if turn.role == USER)
+    question = next(turn.content for turn in turns if turn.role == USER)
+    context = _text(fields, CONTEXT_FIELD)
+    # `_in_context` has put it before the question.
+    if context and question != context:
+        question = question.removeprefix(context)
+    # Equal letters have several codes, such as one with an accent and two.
+    question = unicodedata.normalize("NFKC", question)
     word_hashes, _, _ = hash_words(question)
     content = word_hashes.tobytes()
     # A question without letters and digits has no words: its characters count.

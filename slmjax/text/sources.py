@@ -16,6 +16,8 @@ from slmjax.text.walk import printable
 EXPECTED = "expected name=path, where path is a file, folder or pattern"
 # Prepared text has these files next to the folders of its sources, so no source can have the name.
 RESERVED = ("manifest.json", "tokenizer.json")
+# Scores over all sources have these names in metrics and reports.
+OVER_ALL = ("preferences", "answers", "total")
 LONGEST_NAME = 150  # most characters of a source's name, which becomes part of file names
 
 # A source's name: at least one character is no dot, so that no name is "." or "..".
@@ -43,10 +45,15 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     sources: list[Source] = []
     for source in _named_sources(value):
         sources += _split_mixture(source)
+    # A run on text alone has no such scores.
+    has_conversations = any(source.kind != TEXT for source in sources)
     # Checked last, since a mixture's tasks bring names of their own.
     names = [source.name for source in sources]
     for name in names:
         _check_name(name, names)
+        if has_conversations and name in OVER_ALL:
+            problem = f"'{name}' is the name of scores over all sources"
+            raise UserError(f"data.sources: {problem}; give the source another name (name=path).")
     return tuple(sources)
 
 
@@ -194,6 +201,8 @@ def _from_entry(name: str, entry: Any) -> Source:
     if kind not in KINDS:
         expected = f"expected one of {', '.join(KINDS)}"
         raise UserError(f"{where}.kind is '{kind}'; {expected}.{nearest(kind, KINDS)}")
+    if kind != TEXT:
+        _check_conversations(entry, kind, where)
     if entry.get("score") == "-":
         expected = "expected the name of a field that holds a number, such as -quality"
         raise UserError(f"{where}.score is '-'; {expected}.")
@@ -212,17 +221,35 @@ def _from_entry(name: str, entry: Any) -> Source:
     )
 
 
+def _check_conversations(entry: Mapping, kind: str, where: str) -> None:
+    """Refuse fields that mean nothing for dialogues and pairs. Raises: UserError."""
+    reasons = {
+        "field": "its records have fields of their own",
+        "score": "its documents have no order",
+    }
+    for field, reason in reasons.items():
+        # A saved config has the default of `field`.
+        default = "text" if field == "field" else ""
+        if entry.get(field) not in (None, "", default):
+            raise UserError(
+                f"{where}.{field} is '{entry[field]}', but a source of the kind '{kind}' has none: "
+                f"{reason}."
+            )
+
+
 def _heldout(value: Any, where: str) -> tuple[tuple[str, ...], float | None]:
     """Return (held-out files, held-out share), of which a user gives one or the other.
 
     Raises: UserError for a share that is not from 0 to below 1, and for anything that is no path.
     """
-    if not isinstance(value, float):
+    # An integer may be the name of a folder, such as 2024; 0 and 1 are read as shares.
+    is_share = isinstance(value, float) or value in (0, 1)
+    if not is_share:
         return _paths(value, where), None
     # NaN is refused too.
     if not 0 <= value < 1:
         raise UserError(f"{where} is {value}; expected files, or a share from 0 to below 1.")
-    return (), value
+    return (), float(value)
 
 
 def _check_fields(entry: Mapping, where: str) -> None:

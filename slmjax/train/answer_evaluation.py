@@ -1,5 +1,6 @@
 """Whether answers end, and how long they are: held-out questions answered at the end of a run."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,13 +46,10 @@ class AnswerLengths:
     at_end = True
 
     def __init__(self, program: Program, prepared: Prepared, count: int):
-        """Args: count: most questions, an equal share of each source of dialogues."""
+        """Args: count: most questions; the sources of dialogues take turns to give one."""
         self.prepared = prepared
         sources = [shards for shards in prepared.heldout.values() if shards.kind == CHAT]
-        self.questions: list[HeldOutQuestion] = []
-        for shards in sources:
-            most = count // len(sources)  # of this source
-            self.questions += held_out_questions(shards, most, program.config.data.seq_len)
+        self.questions = questions_in_turn(sources, count, program.config.data.seq_len)
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
         """Nothing is compiled before the end."""
@@ -97,6 +95,18 @@ class AnswerLengths:
             answers = engine.generate(prompts, max_tokens=most, temperature=temperature, seed=SEED)
             facts[name] = answer_scores(answers, references)
         return facts
+
+
+def questions_in_turn(
+    sources: Sequence[ShardSet], count: int, seq_len: int
+) -> list[HeldOutQuestion]:
+    """Return at most `count` questions: the first of each source, then the second of each, ...
+
+    A source with few questions leaves its places to the others.
+    """
+    questions = [held_out_questions(shards, count, seq_len) for shards in sources]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*questions))
+    return [question for question in rounds if question is not None][:count]
 
 
 def held_out_questions(shards: ShardSet, most: int, seq_len: int) -> list[HeldOutQuestion]:

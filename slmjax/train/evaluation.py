@@ -109,7 +109,9 @@ class HeldoutScorer:
                     batch=len(self.rows),
                     max_segments=max_segments,
                 )
-                self.batches[name] = list(batches)  # kept: every evaluation reads the same
+                # None where all dialogues are longer than a row.
+                if len(batches):
+                    self.batches[name] = list(batches)  # kept: every evaluation reads the same
         self.fields = text_fields(
             len(self.rows), config.data.seq_len, self._places(program.place_cuts)
         )

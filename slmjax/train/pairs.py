@@ -3,7 +3,7 @@
 from typing import Any
 
 from slmjax.config import Config
-from slmjax.data.pair_plan import PairPlan
+from slmjax.data.pair_plan import PairPlan, check_nll
 from slmjax.data.prepare_stage import plan_settings
 from slmjax.errors import UserError
 from slmjax.tasks.orpo import Orpo
@@ -39,6 +39,8 @@ class PairBuilder(TextBuilder):
             raise UserError(
                 f"config.task: odds_weight is {odds_weight!r}; expected a number of 0 or more."
             )
+        # Before hours of preparing.
+        check_nll(nll_on, nll_reduction)
         self.odds_weight = float(odds_weight)
         # Checked by PairPlan.
         self.nll: dict[str, Any] = {"nll_on": nll_on, "nll_reduction": nll_reduction}

@@ -4,12 +4,13 @@ import jax
 
 from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
+from slmjax.data.prepare import Prepared
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
+from slmjax.data.prepared import heldout_elsewhere
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.tasks.orpo import Orpo
-from slmjax.tasks.task import Evaluation, Facts, TaskBuilder
-from slmjax.text.records import CHAT, PAIRS
+from slmjax.tasks.task import Evaluation, Facts, Task, TaskBuilder
+from slmjax.text.records import CHAT, PAIRS, TEXT
 from slmjax.train.answer_evaluation import AnswerLengths
 from slmjax.train.evaluation import HeldOut, Samples
 from slmjax.train.preference_evaluation import Preferences
@@ -60,15 +61,17 @@ class TextBuilder(TaskBuilder):
             evaluations.append(TextbookBaseline(heldout))
         return evaluations
 
-    def facts(self, task: LanguageModeling | Orpo) -> Facts:
+    def facts(self, task: Task) -> Facts:
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
-        tokens = sum(shards.tokens for shards in prepared.train.values())
+        # Without sources of weight 0, which are not trained on.
+        tokens = sum(shards.tokens for shards in plan.train.values())
         sentences = shares.reading_sentences(plan)
         lines = {"data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}"}
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
-        lines["left out"] = left_out(plan)
+        lines["left out"] = left_out(plan, prepared)
+        lines["held out"] = heldout_elsewhere(prepared)
         record = {
             "sources": facts(prepared, plan.epochs()),
             "folder": str(prepared.folder),
@@ -78,11 +81,20 @@ class TextBuilder(TaskBuilder):
         return Facts(lines, record)
 
 
-def left_out(plan: BatchPlan) -> str:
-    """Return in words how much of which sources is in no row; "" for nothing."""
+def left_out(plan: BatchPlan, prepared: Prepared) -> str:
+    """Return in words how much of which sources is in no row; held-out rows come last."""
     losses = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
         loss = rows.left_out()
         if loss:
             losses.append(f"{name} {loss}")
+    for name, shards in prepared.heldout.items():
+        if shards.kind == TEXT:  # is cut instead
+            continue
+        too_long = int((shards.lengths > plan.seq_len).sum())
+        if too_long:
+            losses.append(
+                f"{too_long:,} of {len(shards):,} held-out documents of {name} (longer than "
+                f"{plan.seq_len:,} tokens)"
+            )
     return ", ".join(losses)

@@ -7,15 +7,22 @@ import re
 import numpy as np
 import pytest
 
+from slmjax import config as configs
+from slmjax.data import heldout
 from slmjax.data.answer_mask import answer_mask
 from slmjax.data.batch_plan import BatchPlan
+from slmjax.data.embedded_text import with_files
 from slmjax.data.heldout_rows import heldout_batches
 from slmjax.data.pair_plan import PairPlan
 from slmjax.data.prepare import prepare
+from slmjax.data.prepare_stage import facts, plan_settings
+from slmjax.data.prepared import preparation_summary
 from slmjax.data.whole_rows import fill_rows
 from slmjax.errors import UserError
 from slmjax.text.chat_template import chat_ids, dialogue_parts, pair_parts
 from slmjax.text.conversations import dialogue_of, pair_of
+from slmjax.text.sources import parse_sources
+from slmjax.train.answer_evaluation import questions_in_turn
 from tests.data.test_prepare import settings
 
 SENTENCE = "the quick brown fox jumps over a lazy dog and runs into seven green hills"
@@ -210,6 +217,30 @@ def test_sequence_reduction_gives_each_pair_the_weight_one(prepared, nll_on):
         assert (token["weights"] > 0).sum() == chosen.sum() - batch["pairs"].sum()
 
 
+def test_sequence_reduction_next_to_other_sources_is_refused(prepared):
+    with pytest.raises(UserError, match="count as much as one token of 'chats'; use"):
+        plan_of(prepared, PairPlan, nll_reduction="sequence")
+
+
+def test_sources_take_turns_to_give_the_questions_of_the_end(tmp_path):
+    sources = {}
+    for name, count in (("a", 3), ("b", 12), ("none", 0)):
+        records = [{"prompt": f"{name} {n}", "response": f"yes {n}"} for n in range(20)]
+        held = [{"prompt": f"held {name} {n}", "response": f"no {n}"} for n in range(count)]
+        held_out = write(tmp_path / f"held_{name}.jsonl", held) if held else 0.0
+        file = write(tmp_path / f"{name}.jsonl", records)
+        sources[name] = {"path": file, "kind": "chat", "heldout": held_out}
+    prepared = prepare(settings(sources), seed=0, cache=tmp_path / "cache", processes=1)
+
+    def asked(count):
+        questions = questions_in_turn(list(prepared.heldout.values()), count, 96)
+        texts = [prepared.tokenizer.decode(question.ids) for question in questions]
+        return [re.search(r"held (\w)", text)[1] for text in texts]
+
+    assert asked(1) == ["a"] and asked(4) == ["a", "b", "a", "b"]
+    assert asked(10) == [*"ababab", *"bbbb"] and len(asked(99)) == 15
+
+
 def test_plans_are_pure_and_survive_a_pickle(prepared):
     plan = plan_of(prepared, PairPlan)
     again = pickle.loads(pickle.dumps(plan))
@@ -248,22 +279,34 @@ def test_held_out_answers_have_documents_and_pairs_have_two(prepared):
     assert sorted(scored) == sorted([*(2 * used), *(2 * used + 1)])
 
 
-def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path):
+def test_at_least_one_held_out_dialogue_that_fits_is_scored(tmp_path):
+    held = [{"prompt": "long", "response": "a b c " * 90}, {"prompt": "short", "response": "d"}]
+    held_file = write(tmp_path / "held.jsonl", held)
+    source = {"path": write(tmp_path / "c.jsonl", chats(20)), "kind": "chat", "heldout": held_file}
+    prepared = prepare(settings({"c": source}), seed=0, cache=tmp_path / "cache", processes=1)
+    batches = heldout_batches(prepared.heldout["c"], seq_len=96, batch=2, max_tokens=1)
+    assert len(batches) == 1
+
+
+def asked_and_others(folder):
+    """Files of pairs and of dialogues, which ask the 60 questions of the pairs and 200 others."""
     asked = list(pairs(60, prompts=60))
     same = [{"instruction": pair["prompt"].upper() + "?", "output": "yes"} for pair in asked]
-    others = list(chats(200, seed=5))
+    chat_file = write(folder / "chats.jsonl", [*same, *chats(200, seed=5)])
+    return write(folder / "pairs.jsonl", asked), chat_file
+
+
+@pytest.mark.parametrize("has_heldout_file", [False, True])
+def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path, has_heldout_file):
+    pair_file, chat_file = asked_and_others(tmp_path)
+    held_out = 0.0
+    if has_heldout_file:
+        records = [{"prompt": f"other {n}", "response": f"fine {n}"} for n in range(5)]
+        held_out = write(tmp_path / "heldout.jsonl", records)
     data = settings(
         {
-            "pairs": {
-                "path": write(tmp_path / "pairs.jsonl", asked),
-                "kind": "pairs",
-                "heldout": 0.2,
-            },
-            "chats": {
-                "path": write(tmp_path / "chats.jsonl", [*same, *others]),
-                "kind": "chat",
-                "heldout": 0.0,
-            },
+            "pairs": {"path": pair_file, "kind": "pairs", "heldout": 0.2},
+            "chats": {"path": chat_file, "kind": "chat", "heldout": held_out},
         },
         vocab_size=350,
     )
@@ -271,13 +314,68 @@ def test_a_question_of_a_held_out_pair_is_held_out_of_dialogues(tmp_path):
     held = len(prepared.heldout["pairs"])
     assert held >= 5
     assert len(prepared.train["chats"]) == 260 - held
+    # Both are counted where people see it.
+    assert prepared.manifest["sources"]["chats"]["heldout_elsewhere"] == held
+    assert prepared.manifest["sources"]["pairs"]["heldout_elsewhere"] == 0
+    assert f"{held} of chats not trained on: another source" in preparation_summary(prepared)
+    assert facts(prepared, {})["chats"]["heldout_elsewhere"] == held
+
+
+def test_a_question_is_held_out_of_dialogues_with_more_groups_than_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(heldout, "KEPT", 8)
+    monkeypatch.setattr(heldout, "PRUNED_AT", 1)
+    monkeypatch.setattr(heldout, "MAX_BYTES", 200)
+    pair_file, chat_file = asked_and_others(tmp_path)
+    data = settings(
+        {
+            "pairs": {"path": pair_file, "kind": "pairs", "heldout": 0.4},
+            "chats": {"path": chat_file, "kind": "chat", "heldout": 0.0},
+        },
+        vocab_size=350,
+    )
+    prepared = prepare(data, seed=0, cache=tmp_path / "cache", processes=1)
+    assert len(prepared.train["chats"]) == 260 - len(prepared.heldout["pairs"])
+
+
+def test_dialogues_that_mostly_ask_held_out_questions_lose_them(tmp_path):
+    asked = list(pairs(60, prompts=60))
+    pair_source = {"path": write(tmp_path / "p.jsonl", asked), "kind": "pairs", "heldout": 0.2}
+    alone = prepare(settings({"pairs": pair_source}), seed=0, cache=tmp_path / "1", processes=1)
+    texts = [alone.tokenizer.decode(ids.tolist()) for ids in alone.heldout["pairs"]]
+    held = {re.search(r"question \d+", text).group() for text in texts}
+    records = [{"prompt": question, "response": "yes"} for question in sorted(held)]
+    records += [{"prompt": f"other {n}", "response": f"fine {n}"} for n in range(3)]
+    chat_source = {"path": write(tmp_path / "c.jsonl", records), "kind": "chat", "heldout": 0.0}
+    data = settings({"pairs": pair_source, "chats": chat_source})
+    both = prepare(data, seed=0, cache=tmp_path / "2", processes=1)
+    assert len(both.train["chats"]) == 3 and len(held) > 3
+    assert not any("another source holds out" in text for text in both.manifest["warnings"])
+
+
+def test_dialogues_next_to_a_prepared_folder_get_a_warning(tmp_path):
+    pair_file, chat_file = asked_and_others(tmp_path)
+    pair_source = {"path": pair_file, "kind": "pairs", "heldout": 0.2}
+    first = prepare(settings({"pairs": pair_source}), seed=0, cache=tmp_path / "1", processes=1)
+    again = {"path": str(first.folder / "pairs"), "kind": "pairs"}
+    chat_source = {"path": chat_file, "kind": "chat"}
+    for sources, warned in (({"pairs": again}, False), ({"p": again, "c": chat_source}, True)):
+        prepared = prepare(settings(sources), seed=0, cache=tmp_path / "2", processes=1)
+        warnings = prepared.manifest["warnings"]
+        assert any("in a prepared folder are not known" in text for text in warnings) is warned
 
 
 @pytest.mark.parametrize(
     "entry, words",
     [
         ({"kind": "chats"}, "kind is 'chats'; expected one of text, chat, pairs.*'chat'"),
+        ({"kind": "chat", "score": "stars"}, "score is 'stars', but a source of the kind 'chat'"),
+        (
+            {"kind": "pairs", "field": "q"},
+            "field is 'q', but a source of the kind 'pairs' has none",
+        ),
         ({"kind": "chat", "heldout": 1.5}, "heldout is 1.5; expected files, or a share"),
+        ({"kind": "chat", "heldout": 1}, "heldout is 1; expected files, or a share"),
+        ({"kind": "chat", "heldout": True}, "heldout is True; expected files, or a share"),
         ({"kind": "chat", "weight": -1}, "weight is -1; expected a number of 0 or more"),
     ],
 )
@@ -287,10 +385,26 @@ def test_a_wrong_entry_is_named(tmp_path, entry, words):
         prepare(settings({"c": {"path": path, **entry}}), seed=0, cache=tmp_path / "x", processes=1)
 
 
+def test_the_textbook_has_held_out_text_of_its_own(tmp_path):
+    for heldout_part in (0.5, "heldout.jsonl"):
+        entry = {"path": "textbook:pairs", "kind": "pairs", "heldout": heldout_part}
+        with pytest.raises(
+            UserError, match=r"p\.heldout: 'textbook:pairs' has held-out text of its"
+        ):
+            with_files(parse_sources({"p": entry}), tmp_path, 0)
+
+
+def test_a_run_on_sources_of_weight_zero_is_refused(prepared):
+    sources = {name: {"path": "x.jsonl", "weight": 0} for name in ("chats", "pairs")}
+    config = configs.freeze(configs.override(configs.base(), [f"data.sources={sources}"]))
+    with pytest.raises(UserError, match="every source has weight 0"):
+        plan_settings(config.data, config.train, prepared, seed=0, cuts=None)
+
+
 def test_files_without_answers_or_questions_are_refused_by_name(tmp_path):
     cases = {
-        "questions": {"messages": [{"role": "user", "content": "hm"}]},
-        "answers": {"messages": [{"role": "assistant", "content": "hm"}]},
+        "asked": {"messages": [{"role": "user", "content": "hm"}]},
+        "said": {"messages": [{"role": "assistant", "content": "hm"}]},
         "strange": {"speech": "hm"},
     }
     for name, record in cases.items():

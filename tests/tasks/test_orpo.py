@@ -1,5 +1,7 @@
 """The loss of ORPO: its gradient against float64, its denominators, and packed against alone."""
 
+import dataclasses
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.block import Out
+from slmjax.models.layers import Term
 from slmjax.models.lm import Model
 from slmjax.models.pattern import parse_block
 from slmjax.ops.log_odds import log_odds, segment_sums
@@ -20,11 +23,23 @@ ODDS_WEIGHT = 0.1
 KEY = jax.random.key(0)
 
 
+ARCH = Architecture(
+    vocab_size=64,
+    width=32,
+    stack=(((parse_block("attention"),), 2),),
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    ff_width=48,
+)
+
+
 class HiddenModel(Model):
     """A model whose parameters are its hidden states and its head."""
 
     def __init__(self, chunks=1):
         object.__setattr__(self, "chunks", chunks)
+        object.__setattr__(self, "arch", ARCH)
 
     def forward(self, params, buffers, batch, *, cache=None):
         return params["hidden"], Out(cache=None, terms={}, seen={})
@@ -151,16 +166,7 @@ def test_sums_of_segments():
 
 
 def small_model():
-    arch = Architecture(
-        vocab_size=64,
-        width=32,
-        stack=(((parse_block("attention"),), 2),),
-        heads=2,
-        kv_heads=1,
-        head_dim=16,
-        ff_width=48,
-    )
-    return Model(arch), lm.init(arch, KEY)
+    return Model(ARCH), lm.init(ARCH, KEY)
 
 
 def pair_batch(rows, length, seed=0):
@@ -272,3 +278,27 @@ def test_preferred_counts_pairs():
     _, terms = mean_loss(params, model, batch)
     preferred, pairs = terms["preferred"]
     assert pairs == 3 and 0 <= preferred <= 3
+
+
+class TermModel(Model):
+    """A model whose blocks add a term to the loss: 3 for each token and layer."""
+
+    def forward(self, params, buffers, batch, *, cache=None):
+        hidden, out = super().forward(params, buffers, batch)
+        sums = jnp.full(2, 3.0 * self.arch.share_blocks) * (batch["segments"] > 0).sum()
+        return hidden, out._replace(terms={"group": {"block": {"balance": Term(sums, 0.1)}}})
+
+
+def test_terms_of_shared_blocks_are_those_of_next_token_prediction():
+    arch = dataclasses.replace(ARCH, share_blocks=2)
+    model, params = TermModel(arch), lm.init(arch, KEY)
+    batch = pair_batch([[(9, 12), (20, 7)], [(5, 6)]], 48)
+    batch = {name: jnp.asarray(array) for name, array in batch.items()}
+    losses = []
+    for task in (Orpo(NoRows(), odds_weight=0.0), LanguageModeling(NoRows())):
+        totals = task.totals(batch)
+        losses.append(task.loss(model, params, {}, batch, totals, key=KEY, step=jnp.int32(0)))
+    for loss in losses:
+        total, weight = loss.terms["balance"]
+        assert total / weight == 3
+    np.testing.assert_allclose(losses[0].sum, losses[1].sum, rtol=1e-6)

@@ -202,6 +202,23 @@ def test_the_same_question_is_one_group_in_every_set():
     ]
     for fields in others:
         assert prompt_group(fields, pair_of(fields).prompt) == group
+    # Whatever else a record has, what the user says first counts.
+    first = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+    more = [{"role": "user", "content": "And 3 + 3?"}, {"role": "assistant", "content": "6"}]
+    for fields in (
+        {"messages": first, "query": "sums", "input": "x"},
+        {"messages": [*first, *more], "prompt": "And 3 + 3?"},
+    ):
+        assert prompt_group(fields, dialogue_of(fields)) == group
+    worse = [*more[:1], {"role": "assistant", "content": "7"}]
+    fields = {"prompt": "And 3 + 3?", "chosen": [*first, *more], "rejected": [*first, *worse]}
+    assert prompt_group(fields, pair_of(fields).prompt) == group
+    # One letter with an accent, and a letter and its accent.
+    groups = set()
+    for word in ("caf\u00e9", "cafe\u0301"):
+        fields = {"prompt": f"What is a {word}?", "response": "A place."}
+        groups.add(prompt_group(fields, dialogue_of(fields)))
+    assert len(groups) == 1
     # An empty field asks nothing; the turns do.
     turns = dialogue_of(asked)
     assert prompt_group({"prompt": " ", "messages": []}, turns) == group

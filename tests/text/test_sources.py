@@ -417,3 +417,18 @@ def test_a_path_of_a_user_that_is_not_there_matches_no_file():
     (one,) = parse_sources("~no-such-user/texts")
     with pytest.raises(UserError, match="'~no-such-user/texts' matches no file"):
         list_files(one)
+
+
+@pytest.mark.parametrize("name", ["preferences", "answers", "total"])
+def test_the_name_of_a_score_over_all_sources_is_refused_next_to_conversations(name):
+    entry = {"path": "a.jsonl"}
+    assert parse_sources({name: entry, "b": entry})
+    with pytest.raises(UserError, match=f"'{name}' is the name of scores over all sources; give"):
+        parse_sources({name: entry, "b": {**entry, "kind": "pairs", "weight": 0}})
+
+
+def test_a_held_out_share_of_zero_may_be_an_integer():
+    (source,) = parse_sources({"c": {"path": "a.jsonl", "heldout": 0}})
+    assert source.heldout == () and source.heldout_share == 0
+    (source,) = parse_sources({"c": {"path": "a.jsonl", "heldout": 2024}})
+    assert source.heldout == ("2024",) and source.heldout_share is None

@@ -113,6 +113,41 @@ def test_orpo_logs_its_terms_and_scores_before_and_after(orpo, sft):
     assert before["sources"]["pairs"]["accuracy"] == pytest.approx(last["accuracy"])
 
 
+def test_a_mixture_with_few_pairs_and_held_out_ones_that_fit_in_no_row(
+    sft, sources, corpus, tmp_path, capsys
+):
+    long = [
+        {"prompt": f"long {n}", "chosen": "a b " * 90, "rejected": "c d " * 90} for n in range(3)
+    ]
+    long_chats = [{"prompt": f"also {n}", "response": "a b " * 90} for n in range(3)]
+    mixture = {
+        "words": {"path": str(corpus), "weight": 0.93, "heldout": 0.05},
+        "pairs": {
+            **sources["pairs"],
+            "weight": 0.03,
+            "heldout": write(tmp_path / "long.jsonl", long),
+        },
+        "chats": {
+            **sources["chats"],
+            "weight": 0.04,
+            "heldout": write(tmp_path / "long_chats.jsonl", long_chats),
+        },
+    }
+    workdir = tmp_path / "run"
+    assert run("orpo", sft, workdir, mixture) == 0
+    told = capsys.readouterr().out
+    assert "3 of 3 held-out documents of pairs (longer than 160 tokens)" in told
+    assert "3 of 3 held-out documents of chats (longer than 160 tokens)" in told
+    records = metrics.read(workdir)
+    names = {name for record in records.kept for name in record if name.startswith("eval/")}
+    assert names == {"eval/bits_per_byte", "eval/words/bits_per_byte"}
+    assert not runs.events(workdir, "preferences")
+    # A batch without pairs says nothing about pairs.
+    odds_steps, odds = metrics.series(records, "train/odds")
+    loss_steps, _ = metrics.series(records, "train/loss")
+    assert 0 < len(odds_steps) < len(loss_steps) == STEPS and odds.min() > 0
+
+
 @pytest.mark.parametrize("recipe", ["sft", "orpo"])
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     recipe, undisturbed, sft, orpo, sources, tmp_path, monkeypatch
