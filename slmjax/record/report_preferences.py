@@ -10,7 +10,7 @@ NOTE = (
     "is above that of the rule."
 )
 HEAD = [
-    "pairs",
+    "source",
     "preferred",
     "95 % interval",
     "before",

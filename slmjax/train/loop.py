@@ -157,8 +157,7 @@ class _Loop:
         # The step that was dispatched last, and its metrics on the device.
         pending: tuple[int, dict] | None = None
         self.speed_start = (run.start.step, time.monotonic())
-        has_parents_model = run.start.step == 0 and run.meta["parents"]
-        if has_parents_model and self.config.eval.every:
+        if run.start.step == 0 and run.meta["parents"]:
             # The parent's scores on this run's held-out data, to compare with.
             with goodput.spent("evaluation"):
                 self.evaluate(0)
