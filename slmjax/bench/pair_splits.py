@@ -1,4 +1,4 @@
-"""Preference pairs in three parts by prompt, and their token ids for trainers of other libraries."""
+"""Preference pairs in three parts by prompt, and their token ids for other libraries."""
 
 import hashlib
 import json

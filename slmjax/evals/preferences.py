@@ -54,9 +54,8 @@ def preference_score(scored: AnswerPairs, seed: int = 0) -> PreferenceScore:
     Pairs of one prompt are resampled together, since they share its difficulty. Source: Efron &
     Tibshirani 1993, chapter 8.
     """
-    means = scored.nats / scored.tokens
-    hits = _wins(means[:, 1], means[:, 0])
-    odds = _log_odds(means)
+    hits = preference_hits(scored)
+    odds = _log_odds(scored.nats / scored.tokens)
     low, high = cluster_interval(hits, scored.prompts, seed)
     chosen_tokens, rejected_tokens = scored.tokens.mean(0)
     return PreferenceScore(
@@ -64,12 +63,23 @@ def preference_score(scored: AnswerPairs, seed: int = 0) -> PreferenceScore:
         low=low,
         high=high,
         margin=float((odds[:, 0] - odds[:, 1]).mean()),
-        longer=float(_wins(scored.tokens[:, 0], scored.tokens[:, 1]).mean()),
+        longer=float(length_hits(scored).mean()),
         chosen_tokens=float(chosen_tokens),
         rejected_tokens=float(rejected_tokens),
         pairs=len(hits),
         prompts=len(np.unique(scored.prompts)),
     )
+
+
+def preference_hits(scored: AnswerPairs) -> Float[np.ndarray, " pairs"]:
+    """Return 1 for each pair whose chosen answer has fewer nats a token, 0.5 for ties, else 0."""
+    means = scored.nats / scored.tokens
+    return _wins(means[:, 1], means[:, 0])
+
+
+def length_hits(scored: AnswerPairs) -> Float[np.ndarray, " pairs"]:
+    """Return 1 for each pair whose chosen answer is the longer one, 0.5 for ties, else 0."""
+    return _wins(scored.tokens[:, 0], scored.tokens[:, 1])
 
 
 def cluster_interval(

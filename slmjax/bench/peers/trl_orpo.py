@@ -62,7 +62,7 @@ def check_installed() -> None:
 
 
 def load_weights(config: configs.Config, vocab: int, path: str) -> Module:
-    """Return transformers' model of a config with the weights of a file, on the GPU if there is one.
+    """Return transformers' model of a config with the weights of a file, on a GPU if there is one.
 
     Args:
       vocab: rows of the embedding.
