@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,6 +152,7 @@ class Comparison:
 
     def grid(self) -> list[dict[str, Any]]:
         """Train with every rate, write the best to the work folder and return the table's rows."""
+        self._before("dev")  # first: a wrong scorer would make all else worthless
         rows, chosen = [], {}
         for side in SIDES:
             best = -1.0
@@ -171,6 +171,12 @@ class Comparison:
                     best, chosen[side] = accuracy, rate
             if side not in chosen:
                 raise UserError(f"no rate of {side} trained: {row['fault']}.")
+            rates = self._rates(side)
+            if len(rates) > 1 and chosen[side] in (rates[0], rates[-1]):
+                self.messages.append(
+                    f"{side}: {chosen[side]:g} is at the end of its grid; a rate beyond it may be "
+                    "better"
+                )
         for row in rows:
             row["chosen"] = "yes" if row["rate"] == chosen[row["side"]] else ""
         write_atomic(self.work / GRID, {"whose": self.whose, "rates": chosen, "rows": rows})
@@ -179,6 +185,7 @@ class Comparison:
     def final(self) -> dict[str, Any]:
         """Train every seed with the chosen rates and compare on test."""
         rates = self._chosen_rates()
+        before = self._hits("test", self._before("test"))
         runs, hits = [], {side: [] for side in SIDES}
         for seed in range(self.options.seeds):
             for side in SIDES:
@@ -193,7 +200,6 @@ class Comparison:
                     row["after"] = scored["after"]
                 row["seconds"] = scored["seconds"]
         _, setting = self._split("test")
-        before = self._hits("test", self._before("test"))
         scores = subset_scores(setting.heldout, before, hits["ours"], hits["trl"])
         named = {}
         for name, score in scores.items():
@@ -289,6 +295,11 @@ class Comparison:
         )
         write_atomic(self.work / f"{split}.json", configs.to_dict(config))
         self.facts[split] = setting.facts()
+        self.messages.append(
+            f"{split}: {len(setting.pairs.prompts):,} pairs to train on, {setting.steps:,} steps "
+            f"of {setting.pairs_per_step:.1f} pairs ({setting.epochs:.2f} epochs), "
+            f"{len(setting.heldout.prompts):,} to score"
+        )
         self._ready[split] = config, setting
         return config, setting
 
@@ -342,7 +353,7 @@ class Comparison:
         trained = _ask(OURS, {**question, "weights": str(weights)})
         scored = _ask_peer(self._peer_question(split, weights))
         weights.unlink()  # the run has a checkpoint
-        return {**trained, "nats": scored["nats"]}
+        return trained | {"nats": scored["nats"]}
 
     def _train_trl(self, split: str, rate: float, seed: int) -> dict[str, Any]:
         _, setting = self._split(split)
@@ -357,9 +368,7 @@ class Comparison:
         question = self._peer_question(split, self._first_weights())
         question |= {"training": how._asdict(), "pairs": str(setting.pairs_file("train"))}
         question["tokenizer"] = str(setting.prepared.folder / "tokenizer.json")
-        began = time.perf_counter()
-        trained = _ask_peer(question)
-        return {**trained, "seconds": time.perf_counter() - began}
+        return _ask_peer(question)
 
     def _peer_question(self, split: str, weights: Path) -> dict[str, Any]:
         """Return the question to score a split with weights."""

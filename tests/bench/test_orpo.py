@@ -2,20 +2,24 @@
 
 import argparse
 import collections
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 
 from slmjax import config as configs
-from slmjax.bench import orpo, orpo_ours, pair_splits, preference_table
+from slmjax import launch
+from slmjax.bench import __main__ as bench
+from slmjax.bench import orpo, orpo_ours, preference_table
 from slmjax.bench.pair_splits import SPLITS, TokenPairs, split_of, split_pairs, token_pairs
 from slmjax.bench.peers import trl_orpo
 from slmjax.data.prepare import prepare
+from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
+from slmjax.models.pattern import from_config
 from slmjax.text.conversations import pair_of, prompt_group
 from slmjax.text.records import Source
+from tests.corpus import ROOT
 from tests.data.test_pair_rows import pairs, write
 from tests.data.test_prepare import settings
 
@@ -29,7 +33,9 @@ def split(tmp_path_factory):
     second = [{**pair, "prompt": pair["prompt"].upper()} for pair in first[:150]]
     sources = [
         Source("first", (write(folder / "first.jsonl", first),), kind="pairs"),
-        Source("second", (write(folder / "second.jsonl", [*second, {"prompt": "?"}]),), kind="pairs"),
+        Source(
+            "second", (write(folder / "second.jsonl", [*second, {"prompt": "?"}]),), kind="pairs"
+        ),
     ]
     return folder / "out", split_pairs(sources, folder / "out"), sources
 
@@ -165,7 +171,7 @@ def test_batches_of_the_peer_read_each_pair_equally_often():
     how = trl_orpo.Training(steps=7, pairs_per_step=4.3, rate=1.0, seed=1, odds_weight=0.1)
     batches = trl_orpo.training_batches(10, how)
     assert [len(batch) for batch in batches] == [4, 5, 4, 4, 5, 4, 4]
-    counts = np.bincount(sum(batches, []), minlength=10)
+    counts = np.bincount(np.concatenate(batches), minlength=10)
     assert counts.tolist() == [3] * 10
     assert batches != trl_orpo.training_batches(10, how._replace(seed=2))
     halves = trl_orpo.training_batches(10, how._replace(microbatches=2))
@@ -205,7 +211,7 @@ def test_a_missing_library_and_another_task_are_named(monkeypatch):
     with pytest.raises(UserError, match="the peer needs torch and transformers and trl"):
         orpo.run(arguments())
     monkeypatch.undo()
-    with pytest.raises(UserError, match="config.task is 'lm'; this bench compares 'orpo'"):
+    with pytest.raises(UserError, match=r"config\.task is 'lm'; this bench compares 'orpo'"):
         orpo.odds_weight(configs.freeze(configs.base()))
 
 
@@ -227,3 +233,105 @@ def test_a_work_folder_of_another_comparison_is_refused(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps({"whose": "x", "rates": {}}))
     with pytest.raises(UserError, match="is of another comparison"):
         made._chosen_rates()
+
+
+@pytest.fixture(scope="module")
+def base(split, tmp_path_factory):
+    """(config of a run on the pairs, its tiny parent, a folder with the parent's weights)."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    splits, _, _ = split
+    folder = tmp_path_factory.mktemp("base")
+    texts = write(folder / "texts.jsonl", [{"text": f"{record}"} for record in pairs(200)])
+    words = [f"--config={ROOT}/configs/tiny.py", f"--workdir={folder}/parent"]
+    fields = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "ff_width": 48}
+    words += [f"--config.model.{name}={value}" for name, value in fields.items()]
+    words += ["--config.train.steps=8", "--config.train.warmup=1", "--config.data.heldout=0.1"]
+    words += [
+        f"--config.data.sources={texts}",
+        "--config.data.vocab_size=300",
+        "--config.train.batch=8",
+    ]
+    assert launch.main([*words, "--config.eval.samples=0"]) == 0
+    parent = str(folder / "parent")
+    recipe = configs.load_recipe(f"{ROOT}/configs/orpo.py", init_from=parent)
+    recipe.data.sources = {}
+    for name in ("first", "second"):
+        files = {part: str(splits / part / f"{name}.jsonl") for part in SPLITS}
+        source = {"path": files["train"], "heldout": [files["test"]], "kind": "pairs"}
+        recipe.data.sources[name] = source
+    recipe.train.steps, recipe.train.warmup, recipe.train.batch = 4, 0, 8
+    config = configs.freeze(recipe)
+    vocab = orpo_ours.export_weights(parent, str(folder / "first.npz"))["vocab"]
+    return config, parent, folder, vocab
+
+
+@pytest.mark.parity
+def test_both_scorers_agree_on_the_same_weights(base, split):
+    config, parent, folder, vocab = base
+    splits, _, _ = split
+    assert from_config(config.model, vocab).qk_norm
+    prepared = prepared_text(config.data, str(folder / "run"), init_from=parent)
+    held = token_pairs(prepared.heldout, config.data.seq_len, splits, "test")
+    by_jax = orpo_ours.score(configs.to_dict(config), parent, str(folder / "run"))["nats"]
+    model = trl_orpo.load_weights(config, vocab, str(folder / "first.npz"))
+    by_torch = trl_orpo.answer_nats(model, held)
+    tokens = held.answer_tokens()
+    assert by_torch.shape == tokens.shape and len(tokens) > 20
+    np.testing.assert_allclose(by_torch / tokens, by_jax / tokens, atol=1e-4, rtol=0)
+    assert np.ptp(by_torch / tokens) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_the_peer_learns_from_the_ids_that_it_is_given(base, split):
+    pytest.importorskip("trl")
+    config, parent, folder, vocab = base
+    splits, _, _ = split
+    prepared = prepared_text(config.data, str(folder / "run"), init_from=parent)
+    train = token_pairs(prepared.train, config.data.seq_len, splits, "train")
+    how = trl_orpo.Training(4, pairs_per_step=20.5, rate=3e-3, seed=0, odds_weight=1.0)
+    nats = []
+    for microbatches in (0, 1, 2):
+        model = trl_orpo.load_weights(config, vocab, str(folder / "first.npz"))
+        if microbatches:
+            tokenizer = str(prepared.folder / "tokenizer.json")
+            training = how._replace(microbatches=microbatches)
+            assert trl_orpo.train_trl(model, train, training, tokenizer) > 0
+        nats.append(trl_orpo.answer_nats(model, train))
+    before, after, halves = nats
+    assert after[:, 0].mean() < 0.98 * before[:, 0].mean()
+    # TRL's means are over a microbatch, so halves are near and not the same.
+    np.testing.assert_allclose(halves, after, rtol=0.05)
+    assert not np.array_equal(halves, after)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_the_command_compares_both_and_goes_on_where_it_was_stopped(base, tmp_path, capsys):
+    pytest.importorskip("trl")
+    _, parent, _, _ = base
+    files = {"pairs": write(tmp_path / "pairs.jsonl", pairs(120, prompts=60))}
+    words = ["orpo", f"--config={ROOT}/configs/orpo.py", f"--init_from={parent}", "--seeds=1"]
+    words += [f"--work={tmp_path}/work", f"--out={tmp_path}/out.json", "--epochs=0.5"]
+    words += [f"--config.data.sources=pairs={files['pairs']}"]
+    words += ["--config.data.sources.pairs.kind=pairs", "--config.train.warmup=0"]
+    grid = ["--part=grid", "--rates=1e-3,1e-2", "--trl_rates=1e-4"]
+    assert bench.main([*words, *grid]) == 0
+    rates = json.loads((tmp_path / "out.json").read_text())["rates"]
+    assert [row["side"] for row in rates] == ["ours", "ours", "trl"]
+    assert sum(row["chosen"] == "yes" for row in rates) == 2
+    finished = list((tmp_path / "work" / "results").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in finished}
+    assert bench.main([*words, "--part=both", *grid[1:]]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["rates"] == rates
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    (all_pairs,) = [row for row in result["rows"] if row["preferred, %"] == "all"]
+    assert all_pairs["pairs"] == result["test"]["heldout_pairs"] > 10
+    ours, theirs = result["runs"]
+    assert ours["test, %"] == pytest.approx(ours["by its own evaluation"], abs=5)
+    assert theirs["rate"] == 1e-4 and result["scorers_test"]["difference"] < 1e-4
+    capsys.readouterr()
+    assert bench.main([*words, *grid, "--epochs=1"]) == 2
+    assert "holds a comparison with another epochs" in capsys.readouterr().err

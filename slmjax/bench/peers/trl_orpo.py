@@ -215,7 +215,7 @@ def main() -> None:
             nats = answer_nats(model, TokenPairs.load(question["heldout"]))
     except UserError as error:
         sys.exit(str(error))  # shell.ask reports the last line of stderr
-    print(json.dumps({"nats": nats.tolist(), "train_seconds": seconds}))
+    print(json.dumps({"nats": nats.tolist(), "seconds": seconds}))
 
 
 if __name__ == "__main__":
