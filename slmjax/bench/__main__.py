@@ -31,6 +31,7 @@ MODULES = {
     "recurrence": "recurrence_speed",
     "decontaminate": "find_contamination",
     "dedup": "find_duplicates",
+    "orpo": "orpo_comparison",
 }
 WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"

@@ -1,4 +1,4 @@
-"""What bench/orpo.py does in a process of its own with JAX, so that its memory is free again.
+"""The part of bench/orpo_comparison.py that needs JAX, in a process of its own.
 
 A run of the library, its weights in transformers' names, and the scores of its own evaluation.
 """
@@ -44,7 +44,7 @@ def export_weights(workdir: str, path: str) -> dict[str, Any]:
     return {"vocab": loaded.arch.vocab_size}
 
 
-def train(words: list[str], workdir: str, weights: str) -> dict[str, Any]:
+def run_launcher(words: list[str], workdir: str, weights: str) -> dict[str, Any]:
     """Run the launcher and write the weights.
 
     Args:
@@ -105,7 +105,7 @@ def heldout_losses(config: Config, init_from: str, workdir: str) -> dict[str, Do
         return scorer.losses(state.params, state.buffers)
 
 
-TASKS = {"identify": identify, "export": export_weights, "train": train, "score": score}
+TASKS = {"identify": identify, "export": export_weights, "train": run_launcher, "score": score}
 
 
 def main() -> None:

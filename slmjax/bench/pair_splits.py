@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,12 +46,15 @@ class TokenPairs(NamedTuple):
     def dialogues(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (ids, is_answer) of each dialogue."""
         ends = np.cumsum(self.lengths)[:-1]
-        return list(zip(np.split(self.ids, ends), np.split(self.is_answer, ends), strict=True))
+        ids = np.split(self.ids, ends)
+        is_answer = np.split(self.is_answer, ends)
+        return list(zip(ids, is_answer, strict=True))
 
     def answer_tokens(self) -> Int[np.ndarray, "pairs 2"]:
         """Return the length of each answer, its end included."""
-        counts = [int(is_answer.sum()) for _, is_answer in self.dialogues()]
-        return np.array(counts, np.int64).reshape(-1, 2)
+        begins = np.cumsum(self.lengths) - self.lengths
+        tokens = np.add.reduceat(self.is_answer.astype(np.int64), begins)
+        return tokens.reshape(-1, 2)
 
     def save(self, path: Path) -> None:
         """Write the pairs to an .npz file."""
@@ -87,26 +90,27 @@ def split_pairs(sources: Sequence[Source], folder: Path) -> dict[str, dict[str, 
     """
     counts = {}
     for source in sources:
-        lines: dict[str, list[str]] = {name: [] for name in SPLITS}
-        bad = 0
-        for file in list_files(source):
-            for record in read_records(file, source):
-                if _is_bad(record, source):
-                    bad += 1
-                    continue
-                group = prompt_group(record.fields, pair_of(record.fields).prompt)
-                line = json.dumps(record.fields, ensure_ascii=False)
-                lines[split_of(group)].append(line + "\n")
-        for name, of_split in lines.items():
-            if not of_split:
-                total = sum(map(len, lines.values()))
-                raise UserError(f"{source.where}: of {total} pairs none are for {name}.")
-            path = folder / name / f"{source.name}.jsonl"
+        lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+        counts[source.name] = {"bad": 0}
+        for record, group in _grouped_records(source):
+            if record is None:
+                counts[source.name]["bad"] += 1
+                continue
+            line = json.dumps(record.fields)
+            lines[split_of(group)].append(f"{line}\n")
+        for split, split_lines in lines.items():
+            if not split_lines:
+                raise UserError(f"{source.where}: none of its pairs are for the split {split}.")
+            path = split_file(folder, split, source.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, "".join(of_split).encode("utf-8", "surrogatepass"))
-        counts[source.name] = {name: len(of_split) for name, of_split in lines.items()}
-        counts[source.name]["bad"] = bad
+            write_atomic(path, "".join(split_lines))
+            counts[source.name][split] = len(split_lines)
     return counts
+
+
+def split_file(folder: Path, split: str, source: str) -> Path:
+    """Return the file of a source's pairs of a split."""
+    return folder / split / f"{source}.jsonl"
 
 
 def splits_hash(folder: Path) -> str:
@@ -126,45 +130,53 @@ def token_pairs(
     Args:
       shards: {source: its pairs}, which were prepared from the files of `split_pairs`.
       folder, split: of these files.
+    Raises: UserError where no pair is left.
     """
-    ids, is_answer, lengths, prompts, sources = [], [], [], [], []
+    dialogues, prompts, sources = [], [], []
     for number, (name, source_shards) in enumerate(shards.items()):
-        groups = _groups(folder / split / f"{name}.jsonl")
+        groups = _groups(split_file(folder, split, name))
         for doc, length in enumerate(source_shards.lengths.tolist()):
             if length > seq_len:
                 continue
-            for dialogue_ids, dialogue_answer in _dialogues(source_shards, doc, length):
-                ids.append(dialogue_ids)
-                is_answer.append(dialogue_answer)
-                lengths.append(len(dialogue_ids))
-            # A name ends in the number of its line.
-            line = int(source_shards.name(doc).rpartition(" ")[2])
-            prompts.append(groups[line])
+            dialogues += _dialogues(source_shards, doc, length)
+            # A document's name ends in the number of its line.
+            _, _, line = source_shards.name(doc).rpartition(" ")
+            prompts.append(groups[int(line)])
             sources.append(number)
+    if not dialogues:
+        raise UserError(
+            f"no pair of the split {split} fits into a row of config.data.seq_len={seq_len} tokens."
+        )
+    ids, is_answer = zip(*dialogues, strict=True)
     return TokenPairs(
         ids=np.concatenate(ids).astype(np.int32),
         is_answer=np.concatenate(is_answer),
-        lengths=np.array(lengths, np.int64),
-        prompts=np.array(prompts, np.int64),
-        sources=np.array(sources, np.int64),
+        lengths=np.array([len(array) for array in ids]),
+        prompts=np.array(prompts),
+        sources=np.array(sources),
         names=tuple(shards),
     )
 
 
-def _is_bad(record: Record | Fault, source: Source) -> bool:
-    """Return whether training would leave a record out."""
-    return isinstance(record, Fault) or isinstance(chat_document(record, source), Fault)
+def _grouped_records(source: Source) -> Iterator[tuple[Record | None, str]]:
+    """Yield (record, its prompt group) of every line; (None, "") where training leaves it out."""
+    for file in list_files(source):
+        for record in read_records(file, source):
+            is_bad = isinstance(record, Fault)
+            if is_bad or isinstance(chat_document(record, source), Fault):
+                yield None, ""
+            else:
+                pair = pair_of(record.fields)
+                yield record, prompt_group(record.fields, pair.prompt)
 
 
 def _groups(path: Path) -> dict[int, int]:
     """Return {line: a number for its prompt group}, equal in all files for equal groups."""
-    groups = {}
     source = Source(path.stem, (str(path),), kind=PAIRS)
-    for file in list_files(source):
-        for record in read_records(file, source):
-            group = prompt_group(record.fields, pair_of(record.fields).prompt)
-            digest = hashlib.blake2b(group.encode(), digest_size=8).digest()
-            groups[record.line] = int.from_bytes(digest, "big", signed=True)
+    groups = {}
+    for record, group in _grouped_records(source):
+        digest = hashlib.blake2b(group.encode(), digest_size=8).digest()
+        groups[record.line] = int.from_bytes(digest, "big", signed=True)
     return groups
 
 

@@ -1,4 +1,4 @@
-"""The table of bench/orpo.py: preference accuracy before, of ours, of the peer, and their rules."""
+"""Preference accuracy before, of ours and of the peer, next to rules of length."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

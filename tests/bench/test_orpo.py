@@ -10,7 +10,7 @@ import pytest
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.bench import __main__ as bench
-from slmjax.bench import orpo, orpo_ours, preference_table
+from slmjax.bench import orpo_comparison, orpo_ours, pair_setting, preference_table
 from slmjax.bench.pair_splits import SPLITS, TokenPairs, split_of, split_pairs, token_pairs
 from slmjax.bench.peers import trl_orpo
 from slmjax.data.prepare import prepare
@@ -75,7 +75,7 @@ def test_splits_are_as_large_as_they_say_and_need_the_group_alone(split, tmp_pat
 
 def test_a_source_that_leaves_a_split_empty_is_named(tmp_path):
     source = Source("few", (write(tmp_path / "few.jsonl", pairs(1)),), kind="pairs")
-    with pytest.raises(UserError, match=r"data\.sources\.few: of 1 pairs none are for"):
+    with pytest.raises(UserError, match=r"data\.sources\.few: none of its pairs are for the split"):
         split_pairs([source], tmp_path / "out")
 
 
@@ -114,6 +114,8 @@ def test_ids_are_those_of_the_chat_template_and_answers_end_with_their_mark(spli
     assert both[0] & both[1]
     short = token_pairs(prepared.heldout, int(np.median(found.lengths)) * 2, folder, "test")
     assert 0 < len(short.prompts) < len(found.prompts)
+    with pytest.raises(UserError, match="no pair of the split test fits into a row"):
+        token_pairs(prepared.heldout, 8, folder, "test")
 
 
 def test_pairs_are_read_back_as_they_were_written(held, tmp_path):
@@ -181,7 +183,7 @@ def test_batches_of_the_peer_read_each_pair_equally_often():
 
 def arguments(*words):
     parser = argparse.ArgumentParser()
-    orpo.add_arguments(parser)
+    orpo_comparison.add_arguments(parser)
     return parser.parse_args(["--init_from=none", "--work=none", *words])
 
 
@@ -196,7 +198,7 @@ def arguments(*words):
 def test_an_option_out_of_range_is_named(words, named, monkeypatch):
     monkeypatch.setattr(trl_orpo, "check_installed", lambda: None)
     with pytest.raises(UserError, match=named):
-        orpo.run(arguments(*words))
+        orpo_comparison.run(arguments(*words))
 
 
 @pytest.mark.parametrize("word", ["--rates=1e-3,0", "--trl_rates=x", "--rates=inf"])
@@ -209,14 +211,14 @@ def test_rates_are_positive_numbers(word, capsys):
 def test_a_missing_library_and_another_task_are_named(monkeypatch):
     monkeypatch.setattr(trl_orpo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="the peer needs torch and transformers and trl"):
-        orpo.run(arguments())
+        orpo_comparison.run(arguments())
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"config\.task is 'lm'; this bench compares 'orpo'"):
-        orpo.odds_weight(configs.freeze(configs.base()))
+        pair_setting.odds_weight(configs.freeze(configs.base()))
 
 
 def test_a_work_folder_of_another_comparison_is_refused(tmp_path):
-    made = object.__new__(orpo.Comparison)
+    made = object.__new__(orpo_comparison.SideBySide)
     made.work, made.text_sources = tmp_path, []
     made.options = arguments()
     made.options.config = configs.freeze(configs.base())
@@ -275,7 +277,7 @@ def test_both_scorers_agree_on_the_same_weights(base, split):
     held = token_pairs(prepared.heldout, config.data.seq_len, splits, "test")
     by_jax = orpo_ours.score(configs.to_dict(config), parent, str(folder / "run"))["nats"]
     model = trl_orpo.load_weights(config, vocab, str(folder / "first.npz"))
-    by_torch = trl_orpo.answer_nats(model, held)
+    by_torch = trl_orpo.nats_of_answers(model, held)
     tokens = held.answer_tokens()
     assert by_torch.shape == tokens.shape and len(tokens) > 20
     np.testing.assert_allclose(by_torch / tokens, by_jax / tokens, atol=1e-4, rtol=0)
@@ -298,7 +300,7 @@ def test_the_peer_learns_from_the_ids_that_it_is_given(base, split):
             tokenizer = str(prepared.folder / "tokenizer.json")
             training = how._replace(microbatches=microbatches)
             assert trl_orpo.train_trl(model, train, training, tokenizer) > 0
-        nats.append(trl_orpo.answer_nats(model, train))
+        nats.append(trl_orpo.nats_of_answers(model, train))
     before, after, halves = nats
     assert after[:, 0].mean() < 0.98 * before[:, 0].mean()
     # TRL's means are over a microbatch, so halves are near and not the same.

@@ -78,7 +78,7 @@ def load_weights(config: configs.Config, vocab: int, path: str) -> Module:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def answer_nats(model: Module, pairs: TokenPairs) -> Float[np.ndarray, "pairs 2"]:
+def nats_of_answers(model: Module, pairs: TokenPairs) -> Float[np.ndarray, "pairs 2"]:
     """Return the nats of both answers of every pair, summed over their tokens, in float32."""
     import torch
 
@@ -212,7 +212,7 @@ def main() -> None:
                 pairs = TokenPairs.load(question["pairs"])
                 how = Training(**question["training"])
                 seconds = train_trl(model, pairs, how, question["tokenizer"])
-            nats = answer_nats(model, TokenPairs.load(question["heldout"]))
+            nats = nats_of_answers(model, TokenPairs.load(question["heldout"]))
     except UserError as error:
         sys.exit(str(error))  # shell.ask reports the last line of stderr
     print(json.dumps({"nats": nats.tolist(), "seconds": seconds}))

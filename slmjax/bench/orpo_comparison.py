@@ -24,19 +24,17 @@ import numpy as np
 
 from slmjax import config as configs
 from slmjax.bench import shell
-from slmjax.bench.pair_splits import split_pairs, splits_hash, token_pairs
+from slmjax.bench.pair_setting import PairSetting, odds_weight, scored_only
+from slmjax.bench.pair_splits import split_pairs, splits_hash
 from slmjax.bench.peers import trl_orpo
 from slmjax.bench.preference_table import hits_of, score_rows, subset_scores
 from slmjax.config import Config
 from slmjax.data import embedded_text
-from slmjax.data.pair_plan import PairPlan
-from slmjax.data.prepare import Prepared
-from slmjax.data.prepare_stage import SEED, plan_settings, prepared_text
+from slmjax.data.prepare_stage import SEED, prepared_text
 from slmjax.errors import UserError
 from slmjax.text.files import write_atomic
-from slmjax.text.records import PAIRS, Source
+from slmjax.text.records import PAIRS
 from slmjax.text.sources import parse_sources
-from slmjax.train.builders import parse_task
 
 RECIPE = "configs/orpo.py"
 SIDES = ("ours", "trl")
@@ -111,7 +109,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name}={getattr(arguments, name)}: expected at least 1.")
     if not 0 <= arguments.epochs < float("inf"):
         raise UserError(f"--epochs={arguments.epochs}: expected 0 or more.")
-    comparison = Comparison(arguments)
+    comparison = SideBySide(arguments)
     result: dict[str, Any] = {"bench": "orpo", "messages": comparison.messages}
     if arguments.part != "final":
         result["rates"] = comparison.grid()
@@ -121,7 +119,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-class Comparison:
+class SideBySide:
     """Both sides on the same pairs, with all state in a work folder.
 
     Attributes:
@@ -143,12 +141,12 @@ class Comparison:
         self.text_sources = [source for source in sources if source.kind != PAIRS]
         if not self.pair_sources:
             raise UserError("config.data.sources has no source of kind='pairs' to compare on.")
-        splits = self.work / "splits"
-        self.facts["splits"] = split_pairs(self.pair_sources, splits)
+        self.splits = self.work / "splits"
+        self.facts["splits"] = split_pairs(self.pair_sources, self.splits)
         identity = _ask(OURS, {"do": "identify", "init_from": arguments.init_from})
-        self.whose = self._claim(identity["hash"], splits_hash(splits))
+        self.whose = self._claim(identity["hash"], splits_hash(self.splits))
         # Of each held-out split: its config, and what `_prepared_split` returns.
-        self._ready: dict[str, tuple[Config, Setting]] = {}
+        self._ready: dict[str, tuple[Config, PairSetting]] = {}
 
     def grid(self) -> list[dict[str, Any]]:
         """Train with every rate, write the best to the work folder and return the table's rows."""
@@ -257,7 +255,7 @@ class Comparison:
             raise UserError(f"'{path}' is of another comparison; run --part=grid again.")
         return grid["rates"] | only
 
-    def _split(self, split: str) -> "tuple[Config, Setting]":
+    def _split(self, split: str) -> tuple[Config, PairSetting]:
         """Return (config of our runs with a split held out, what both sides share)."""
         if split in self._ready:
             return self._ready[split]
@@ -274,13 +272,13 @@ class Comparison:
             }
         if split == "test":
             for source in self.text_sources:
-                sources[source.name] = _as_entry(source)
+                sources[source.name] = scored_only(source)
         config = options.config
         cache = config.data.cache or str(self.work / "prepared")
         data = dataclasses.replace(config.data, sources=sources, cache=cache)
         prepared = prepared_text(data, str(self.work / "run"), init_from=options.init_from)
         train = config.train
-        setting = Setting(config, data, prepared, self.work, split, options.epochs)
+        setting = PairSetting(config, data, prepared, self.work, split, options.epochs)
         if setting.pairs_per_step < options.trl_microbatches:
             raise UserError(
                 f"--trl_microbatches={options.trl_microbatches}: a step has "
@@ -411,81 +409,6 @@ class Comparison:
 
 class TrainingFailed(UserError):
     """A process of one side failed; its last words are the text."""
-
-
-class Setting:
-    """What both sides share for a held-out split: prepared pairs, steps and pairs a step.
-
-    Args:
-      data: the config's, with the split held out.
-      folder: the work folder; files of TokenPairs go there.
-      epochs: 0: config.train.steps decides.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        data: configs.DataConfig,
-        prepared: Prepared,
-        folder: Path,
-        split: str,
-        epochs: float,
-    ):
-        self.prepared, self.folder, self.split = prepared, folder, split
-        train, heldout = {}, {}
-        for name, shards in prepared.train.items():
-            if shards.kind == PAIRS:
-                train[name], heldout[name] = shards, prepared.heldout[name]
-        splits = folder / "splits"
-        self.pairs = token_pairs(train, data.seq_len, splits, "train")
-        self.heldout = token_pairs(heldout, data.seq_len, splits, split)
-        self.pairs.save(self.pairs_file("train"))
-        self.heldout.save(self.pairs_file(split))
-        plan = pair_plan(data, config.train, prepared)
-        rows = sum(rows.rows_per_epoch for rows in plan.row_plans)
-        batch = config.train.batch
-        self.steps = max(1, round(epochs * rows / batch)) if epochs else config.train.steps
-        # Rows hold different numbers of pairs; each source is read equally often.
-        self.pairs_per_step = len(self.pairs.prompts) * batch / rows
-        self.epochs = self.steps * batch / rows
-
-    def pairs_file(self, split: str) -> Path:
-        """Return the file of the pairs of a split as token ids."""
-        return self.folder / "pairs" / f"{self.split}-{split}.npz"
-
-    def facts(self) -> dict[str, Any]:
-        """Return how much both sides train on and are scored on."""
-        return {
-            "train_pairs": len(self.pairs.prompts),
-            "heldout_pairs": len(self.heldout.prompts),
-            "steps": self.steps,
-            "pairs_per_step": self.pairs_per_step,
-            "epochs": self.epochs,
-        }
-
-
-def pair_plan(data: configs.DataConfig, train: configs.TrainConfig, prepared: Prepared) -> PairPlan:
-    """Return the batches of our run, for the number of its rows."""
-    return PairPlan(**plan_settings(data, train, prepared, seed=0, cuts=None))
-
-
-def odds_weight(config: Config) -> float:
-    """Return the odds weight of config.task. Raises: UserError for another task than orpo."""
-    name, options = parse_task(config.task)
-    if name != "orpo":
-        raise UserError(f"config.task is '{name}'; this bench compares 'orpo'.")
-    return float(options.get("odds_weight", 0.1))
-
-
-def _as_entry(source: Source) -> dict[str, Any]:
-    """Return a source of running text or dialogues as data.sources has it, only to be scored."""
-    entry = dataclasses.asdict(source)
-    share = entry.pop("heldout_share")
-    del entry["name"]
-    entry |= {"path": list(source.path), "weight": 0.0, "heldout": list(source.heldout)}
-    if share is not None:
-        entry["heldout"] = share
-    return entry
 
 
 def _ask(module: str, question: dict[str, Any], **environment: str) -> dict[str, Any]:
