@@ -28,13 +28,16 @@ from slmjax.train.evaluation import HeldoutScorer
 from slmjax.train.inherit import inherit, parents
 from slmjax.train.program import make_program
 
+# What a task answers: as JSON.
+Facts = dict[str, Any]
 
-def identify(init_from: str) -> dict[str, Any]:
+
+def identify(init_from: str) -> Facts:
     """Return {"hash": that of the newest checkpoint of a run or of its export}."""
     return {"hash": parents(init_from)[0]["hash"]}
 
 
-def export_weights(workdir: str, path: str) -> dict[str, Any]:
+def export_weights(workdir: str, path: str) -> Facts:
     """Write the newest weights of a run to an .npz file, in transformers' names and layout.
 
     Returns: {"vocab": rows of the embedding}.
@@ -44,7 +47,7 @@ def export_weights(workdir: str, path: str) -> dict[str, Any]:
     return {"vocab": loaded.arch.vocab_size}
 
 
-def run_launcher(words: list[str], workdir: str, weights: str) -> dict[str, Any]:
+def run_launcher(words: list[str], workdir: str, weights: str) -> Facts:
     """Run the launcher and write the weights.
 
     Args:
@@ -63,16 +66,17 @@ def run_launcher(words: list[str], workdir: str, weights: str) -> dict[str, Any]
     records = metrics.read(workdir)
     _, bits = metrics.series(records, "eval/bits_per_byte")
     scores = metrics.last_event(records, "preferences")["sources"]
+    # There is a total, also of one source.
+    total = scores["preferences"]
     return {
         "seconds": seconds,
         "before": float(bits[0]) if len(bits) else None,
         "after": float(bits[-1]) if len(bits) else None,
-        # The total of one source is that source.
-        "own_accuracy": scores.get("preferences", next(iter(scores.values())))["accuracy"],
+        "own_accuracy": total["accuracy"],
     }
 
 
-def score(config: dict, init_from: str, workdir: str) -> dict[str, Any]:
+def score(config: dict, init_from: str, workdir: str) -> Facts:
     """Score held-out pairs with the library's own evaluation, in float32.
 
     Args:
@@ -82,8 +86,12 @@ def score(config: dict, init_from: str, workdir: str) -> dict[str, Any]:
     """
     jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
     settings = configs.freeze(configs.from_dict(config))
-    precision = dataclasses.replace(settings.precision, compute="float32")
-    settings = dataclasses.replace(settings, precision=precision)
+    settings = dataclasses.replace(
+        settings,
+        precision=dataclasses.replace(settings.precision, compute="float32"),
+        # Other kernels may need bfloat16.
+        model=dataclasses.replace(settings.model, attention="reference"),
+    )
     nats = []
     for losses in heldout_losses(settings, init_from, workdir).values():
         nats += losses.nats.reshape(-1, 2).tolist()
@@ -93,7 +101,10 @@ def score(config: dict, init_from: str, workdir: str) -> dict[str, Any]:
 def heldout_losses(config: Config, init_from: str, workdir: str) -> dict[str, DocumentLosses]:
     """Return the losses of both answers of every held-out pair, by source."""
     prepared = prepared_text(config.data, workdir, init_from=init_from)
-    sources = {name: shards for name, shards in prepared.heldout.items() if shards.kind == PAIRS}
+    sources = {}
+    for name, shards in prepared.heldout.items():
+        if shards.kind == PAIRS:
+            sources[name] = shards
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
         program = make_program(config, mesh, prepared.tokenizer.vocab_size)

@@ -24,6 +24,10 @@ from slmjax.text.source_files import list_files
 SPLITS = {"train": 0.7, "dev": 0.1, "test": 0.2}
 
 
+# (ids, is_answer), see TokenPairs.
+Dialogue = tuple[np.ndarray, np.ndarray]
+
+
 class TokenPairs(NamedTuple):
     """Pairs as token ids. Dialogues 2i (chosen) and 2i + 1 (rejected) are those of pair i.
 
@@ -43,7 +47,7 @@ class TokenPairs(NamedTuple):
     sources: Int[np.ndarray, " pairs"]
     names: tuple[str, ...]
 
-    def dialogues(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def dialogues(self) -> list[Dialogue]:
         """Return (ids, is_answer) of each dialogue."""
         ends = np.cumsum(self.lengths)[:-1]
         ids = np.split(self.ids, ends)
@@ -180,18 +184,20 @@ def _groups(path: Path) -> dict[int, int]:
     return groups
 
 
-def _dialogues(shards: ShardSet, doc: int, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _dialogues(shards: ShardSet, doc: int, length: int) -> list[Dialogue]:
     """Return (ids, is_answer) of the chosen and of the rejected dialogue, as training reads them.
 
     Args:
       length: tokens of the document.
     """
-    folded = fold([(shards, [DocumentSpan(doc, 0, length)])], length)
-    batch = unfold(folded, shards.chat)
-    segments, tokens = batch["segments"][0], batch["tokens"][0]
+    row = (shards, [DocumentSpan(doc, 0, length)])
+    batch = unfold(fold([row], length), shards.chat)
+    (tokens,) = batch["tokens"]
+    (segments,) = batch["segments"]
+    (weights,) = batch["weights"]
     # A weight is that of the target, which is the token after it.
     is_answer = np.zeros(length, bool)
-    is_answer[1:] = batch["weights"][0, :-1] > 0
+    is_answer[1:] = weights[:-1] > 0
     dialogues = []
     for segment in (1, 2):
         own = segments == segment

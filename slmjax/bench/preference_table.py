@@ -42,7 +42,8 @@ def subset_scores(
     Returns: {subset: {"before", "ours", "trl", "difference": a Share of each; "longer" and
       "shorter": what the rules score; "pairs" and "prompts": how many}}.
     """
-    mean_ours, mean_theirs = np.mean(ours, 0), np.mean(theirs, 0)
+    mean_ours = np.mean(ours, 0)
+    mean_theirs = np.mean(theirs, 0)
     columns = {
         "before": before,
         "ours": mean_ours,
@@ -51,20 +52,24 @@ def subset_scores(
     }
     no_nats = np.zeros((len(before), 2))
     longer = length_hits(AnswerPairs(no_nats, pairs.answer_tokens(), pairs.prompts))
-    everything = np.ones(len(before), bool)
-    subsets = {name: pairs.sources == number for number, name in enumerate(pairs.names)}
+    subsets = {}
+    for number, name in enumerate(pairs.names):
+        subsets[name] = pairs.sources == number
+    subsets["all"] = np.ones(len(before), bool)
     scores = {}
-    for name, members in {**subsets, "all": everything}.items():
+    for name, members in subsets.items():
+        # All pairs of a source may be too long.
         if not members.any():
             continue
         prompts = pairs.prompts[members]
         score: dict[str, Any] = {}
         for column, values in columns.items():
-            low, high = cluster_interval(values[members], prompts)
-            score[column] = Share(float(values[members].mean()), low, high)
-        score["longer"] = float(longer[members].mean())
-        score["shorter"] = 1 - score["longer"]
-        score["pairs"], score["prompts"] = len(prompts), len(np.unique(prompts))
+            score[column] = _share(values[members], prompts)
+        longer_share = float(longer[members].mean())
+        score["longer"] = longer_share
+        score["shorter"] = 1 - longer_share
+        score["pairs"] = len(prompts)
+        score["prompts"] = len(np.unique(prompts))
         scores[name] = score
     return scores
 
@@ -87,3 +92,8 @@ def score_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _share(values: Hits, prompts: np.ndarray) -> Share:
+    low, high = cluster_interval(values, prompts)
+    return Share(float(values.mean()), low, high)

@@ -10,7 +10,7 @@ import pytest
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.bench import __main__ as bench
-from slmjax.bench import orpo_comparison, orpo_ours, pair_setting, preference_table
+from slmjax.bench import orpo_comparison, orpo_ours, orpo_sides, pair_setting, preference_table
 from slmjax.bench.pair_splits import SPLITS, TokenPairs, split_of, split_pairs, token_pairs
 from slmjax.bench.peers import trl_orpo
 from slmjax.data.prepare import prepare
@@ -109,6 +109,8 @@ def test_ids_are_those_of_the_chat_template_and_answers_end_with_their_mark(spli
         assert ids[0] == prepared.tokenizer.special["<|endoftext|>"]
         prompt = prepared.tokenizer.decode(ids[~is_answer].tolist())
         assert "assistant" in prompt
+    expected = len(set(groups(folder / "test" / "first.jsonl")))
+    assert len(set(found.prompts[found.sources == 0].tolist())) == expected
     # One question in both sources is one prompt.
     both = [set(found.prompts[found.sources == number].tolist()) for number in (0, 1)]
     assert both[0] & both[1]
@@ -218,21 +220,37 @@ def test_a_missing_library_and_another_task_are_named(monkeypatch):
 
 
 def test_a_work_folder_of_another_comparison_is_refused(tmp_path):
-    made = object.__new__(orpo_comparison.SideBySide)
-    made.work, made.text_sources = tmp_path, []
-    made.options = arguments()
-    made.options.config = configs.freeze(configs.base())
-    whose = made._claim("a", "b")
-    assert made._claim("a", "b") == whose
+    setup = orpo_sides.Setup(
+        config=configs.freeze(configs.base()),
+        init_from="parent",
+        work=tmp_path,
+        pairs=(),
+        texts=(),
+        epochs=0.0,
+        odds_weight=0.1,
+        trl_microbatches=1,
+        trust=(),
+    )
+    whose = orpo_comparison.claim_work(setup, (), "a")
+    assert orpo_comparison.claim_work(setup, (), "a") == whose
+    (tmp_path / "splits" / "dev").mkdir(parents=True)
+    (tmp_path / "splits" / "dev" / "pairs.jsonl").write_text("{}")
     with pytest.raises(UserError, match="holds a comparison with another init_from, pairs; give"):
-        made._claim("c", "d")
-    made.options.rates = made.options.trl_rates = [1e-3]
-    made.whose = whose
-    assert made._chosen_rates() == {"ours": 1e-3, "trl": 1e-3}
-    made.options.rates = [1e-3, 2e-3]
+        orpo_comparison.claim_work(setup, (), "b")
+
+
+def test_the_final_part_takes_the_rates_of_its_own_grid(tmp_path):
+    made = object.__new__(orpo_comparison.SideBySide)
+    made.options, made.whose = arguments("--rates=1e-3", "--trl_rates=2e-3"), "own"
+    made.grid_file = tmp_path / "grid.json"
+    assert made._chosen_rates() == {"ours": 1e-3, "trl": 2e-3}
+    made.options.rates = [1e-3, 3e-3]
     with pytest.raises(UserError, match="run --part=grid first"):
         made._chosen_rates()
-    (tmp_path / "grid.json").write_text(json.dumps({"whose": "x", "rates": {}}))
+    grid = {"whose": "own", "rates": {"ours": 3e-3, "trl": 1.0}}
+    made.grid_file.write_text(json.dumps(grid))
+    assert made._chosen_rates() == {"ours": 3e-3, "trl": 2e-3}
+    made.whose = "another"
     with pytest.raises(UserError, match="is of another comparison"):
         made._chosen_rates()
 
@@ -268,6 +286,7 @@ def base(split, tmp_path_factory):
     return config, parent, folder, vocab
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_both_scorers_agree_on_the_same_weights(base, split):
     config, parent, folder, vocab = base

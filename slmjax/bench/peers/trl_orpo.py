@@ -6,7 +6,6 @@ It runs in a process of its own. Needs torch, transformers and trl.
 import contextlib
 import importlib.util
 import json
-import math
 import os
 import sys
 import tempfile
@@ -72,7 +71,7 @@ def load_weights(config: configs.Config, vocab: int, path: str) -> Module:
 
     model = llama_or_qwen(from_config(config.model, vocab), config.data.seq_len)
     with np.load(path) as arrays:
-        weights = {name: torch.from_numpy(arrays[name]).float() for name in arrays.files}
+        weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
     # Strict: every weight has its place.
     model.load_state_dict(weights)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,6 +85,7 @@ def nats_of_answers(model: Module, pairs: TokenPairs) -> Float[np.ndarray, "pair
     dialogues = pairs.dialogues()
     nats = np.zeros(len(dialogues))
     model.eval()
+    torch.set_float32_matmul_precision("highest")  # no TF32
     # Of similar length, so that little is padding.
     order = np.argsort(pairs.lengths, kind="stable").tolist()
     while order:
@@ -100,8 +100,9 @@ def nats_of_answers(model: Module, pairs: TokenPairs) -> Float[np.ndarray, "pair
             ids[row, :length], is_answer[row, :length] = dialogues[member]
         tokens = torch.from_numpy(ids).to(device)
         with torch.inference_mode():
-            log_p = model(tokens).logits[:, :-1].float().log_softmax(-1)
-            log_p = log_p.gather(-1, tokens[:, 1:, None])[..., 0]
+            logits = model(tokens).logits[:, :-1]
+            targets = tokens[:, 1:, None]
+            log_p = logits.log_softmax(-1).gather(-1, targets)[..., 0]
         # float64, since a sum of many float32 values loses digits.
         log_p = log_p.double().cpu().numpy()
         nats[members] = -(log_p * is_answer[:, 1:]).sum(1)
@@ -171,12 +172,13 @@ def training_batches(count: int, how: Training) -> list[list[int]]:
     """Return the pairs of every microbatch of a training: epochs in random order, end to end."""
     chance = np.random.default_rng(how.seed)
     total = round(how.steps * how.pairs_per_step)
-    epochs = math.ceil(total / count)
-    order = np.concatenate([chance.permutation(count) for _ in range(epochs)])
-    ends = np.round(how.pairs_per_step * np.arange(1, how.steps)).astype(int)
+    epochs = [chance.permutation(count) for _ in range(0, total, count)]
+    order = np.concatenate(epochs)
+    ends = np.arange(1, how.steps) * how.pairs_per_step
     batches = []
-    for step in np.split(order[:total], ends):
-        batches += [part.tolist() for part in np.array_split(step, how.microbatches)]
+    for step in np.split(order[:total], np.round(ends).astype(int)):
+        for part in np.array_split(step, how.microbatches):
+            batches.append(part.tolist())
     return batches
 
 
@@ -184,13 +186,15 @@ def _features(pairs: TokenPairs) -> list[dict[str, Any]]:
     """Return the columns that the trainer's collator reads, one row a pair."""
     dialogues = pairs.dialogues()
     features = []
-    for both in zip(dialogues[::2], dialogues[1::2], strict=True):
+    for chosen, rejected in zip(dialogues[::2], dialogues[1::2], strict=True):
         # The texts are not used, but the trainer expects their columns.
         feature: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": ""}
-        for side, (ids, is_answer) in zip(("chosen", "rejected"), both, strict=True):
+        for side, dialogue in (("chosen", chosen), ("rejected", rejected)):
+            ids, is_answer = dialogue
+            labels = np.where(is_answer, ids, IGNORED)
             feature[f"{side}_input_ids"] = ids.tolist()
             feature[f"{side}_attention_mask"] = [1] * len(ids)
-            feature[f"{side}_labels"] = np.where(is_answer, ids, IGNORED).tolist()
+            feature[f"{side}_labels"] = labels.tolist()
         features.append(feature)
     return features
 
