@@ -17,6 +17,8 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +150,14 @@ class SideBySide:
             trust=arguments.trust,
         )
         self.sides = Sides(setup)
-        self.result["splits"] = split_pairs(pairs, setup.splits)
-        self.whose = claim_work(setup, given, self.sides.identify())
+        # Next to those of an earlier command, until it is known that the folder is for them.
+        new_splits = work / "splits.new"
+        shutil.rmtree(new_splits, ignore_errors=True)
+        self.result["splits"] = split_pairs(pairs, new_splits)
+        parent = self.sides.identify()
+        self.whose = claim_work(setup, given, parent, splits_hash(new_splits))
+        shutil.rmtree(setup.splits, ignore_errors=True)
+        new_splits.rename(setup.splits)
 
     def grid(self) -> None:
         """Train with every rate; write the best to the work folder and the rows to the result."""
@@ -272,12 +280,12 @@ class SideBySide:
         return grid["rates"] | only
 
 
-def claim_work(setup: Setup, given: tuple[Source, ...], parent: str) -> str:
+def claim_work(setup: Setup, given: Sequence[Source], parent: str, pairs: str) -> str:
     """Return a hash of what decides all results.
 
     Args:
       given: the sources as the user named them, so that the hash is the same in every work folder.
-      parent: hash of the weights that both sides begin with.
+      parent, pairs: hashes of the weights that both sides begin with, and of the splits.
     Raises: UserError where the work folder is for another comparison.
     """
     settings = configs.to_dict(setup.config)
@@ -288,7 +296,7 @@ def claim_work(setup: Setup, given: tuple[Source, ...], parent: str) -> str:
     texts = [dataclasses.asdict(source) for source in given if source.kind != PAIRS]
     whose = {
         "init_from": parent,
-        "pairs": splits_hash(setup.splits),
+        "pairs": pairs,
         "config": settings,
         "text": texts,
         "epochs": setup.epochs,

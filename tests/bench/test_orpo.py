@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -231,12 +232,18 @@ def test_a_work_folder_of_another_comparison_is_refused(tmp_path):
         trl_microbatches=1,
         trust=(),
     )
-    whose = orpo_comparison.claim_work(setup, (), "a")
-    assert orpo_comparison.claim_work(setup, (), "a") == whose
-    (tmp_path / "splits" / "dev").mkdir(parents=True)
-    (tmp_path / "splits" / "dev" / "pairs.jsonl").write_text("{}")
+    whose = orpo_comparison.claim_work(setup, (), "a", "b")
+    assert orpo_comparison.claim_work(setup, (), "a", "b") == whose
+    # The rate and the seed are chosen by the bench.
+    config = configs.override(configs.base(), ["train.lr=7.0", "seed=7"])
+    other = dataclasses.replace(setup, config=configs.freeze(config))
+    assert orpo_comparison.claim_work(other, (), "a", "b") == whose
     with pytest.raises(UserError, match="holds a comparison with another init_from, pairs; give"):
-        orpo_comparison.claim_work(setup, (), "b")
+        orpo_comparison.claim_work(setup, (), "c", "d")
+    config = configs.override(configs.base(), ["train.steps=5000"])
+    other = dataclasses.replace(setup, config=configs.freeze(config), epochs=2.0)
+    with pytest.raises(UserError, match="with another config, epochs; give"):
+        orpo_comparison.claim_work(other, (), "a", "b")
 
 
 def test_the_final_part_takes_the_rates_of_its_own_grid(tmp_path):
@@ -336,12 +343,13 @@ def test_the_command_compares_both_and_goes_on_where_it_was_stopped(base, tmp_pa
     words = ["orpo", f"--config={ROOT}/configs/orpo.py", f"--init_from={parent}", "--seeds=1"]
     words += [f"--work={tmp_path}/work", f"--out={tmp_path}/out.json", "--epochs=0.5"]
     words += [f"--config.data.sources=pairs={files['pairs']}"]
-    words += ["--config.data.sources.pairs.kind=pairs", "--config.train.warmup=0"]
+    words += ["--config.data.sources.pairs.kind=pairs", "--config.train.batch=8"]
+    words += ["--config.train.warmup=0"]
     grid = ["--part=grid", "--rates=1e-3,1e-2", "--trl_rates=1e-4"]
     assert bench.main([*words, *grid]) == 0
     rates = json.loads((tmp_path / "out.json").read_text())["rates"]
     assert [row["side"] for row in rates] == ["ours", "ours", "trl"]
-    assert sum(row["chosen"] == "yes" for row in rates) == 2
+    assert sum(row.get("chosen") == "yes" for row in rates) == 2
     finished = list((tmp_path / "work" / "results").iterdir())
     stamps = {path: path.stat().st_mtime_ns for path in finished}
     assert bench.main([*words, "--part=both", *grid[1:]]) == 0
