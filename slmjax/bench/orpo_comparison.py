@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--trl_rates",
         type=positive_numbers,
-        default="1e-5,3e-5,1e-4",
+        default="3e-5,1e-4,3e-4",
         help="TRL's, comma-separated (default: %(default)s)",
     )
     add("--seeds", type=int, default=3, help="trainings a side (default: %(default)s)")
