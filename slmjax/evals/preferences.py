@@ -54,10 +54,8 @@ def preference_score(scored: AnswerPairs) -> PreferenceScore:
     Pairs of one prompt are resampled together, since they share its difficulty. Source: Efron &
     Tibshirani 1993, chapter 8.
     """
-    mean_nats = scored.nats / scored.tokens
-    # The chosen answer wins where the rejected one has more nats a token.
-    hits = _wins(mean_nats[:, 1], mean_nats[:, 0])
-    log_odds = _log_odds(mean_nats)
+    hits = preference_hits(scored)
+    log_odds = _log_odds(scored.nats / scored.tokens)
     low, high = cluster_interval(hits, scored.prompts)
     chosen_tokens, rejected_tokens = scored.tokens.mean(0)
     return PreferenceScore(
@@ -65,12 +63,23 @@ def preference_score(scored: AnswerPairs) -> PreferenceScore:
         low=low,
         high=high,
         margin=float((log_odds[:, 0] - log_odds[:, 1]).mean()),
-        longer=float(_wins(scored.tokens[:, 0], scored.tokens[:, 1]).mean()),
+        longer=float(length_hits(scored).mean()),
         chosen_tokens=float(chosen_tokens),
         rejected_tokens=float(rejected_tokens),
         pairs=len(hits),
         prompts=len(np.unique(scored.prompts)),
     )
+
+
+def preference_hits(scored: AnswerPairs) -> Float[np.ndarray, " pairs"]:
+    """Return 1 for each pair whose chosen answer has fewer nats a token, 0.5 for ties, else 0."""
+    means = scored.nats / scored.tokens
+    return _wins(means[:, 1], means[:, 0])
+
+
+def length_hits(scored: AnswerPairs) -> Float[np.ndarray, " pairs"]:
+    """Return 1 for each pair whose chosen answer is the longer one, 0.5 for ties, else 0."""
+    return _wins(scored.tokens[:, 0], scored.tokens[:, 1])
 
 
 def cluster_interval(
