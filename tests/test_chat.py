@@ -400,7 +400,7 @@ def test_a_stopped_answer_stays_in_the_dialogue_as_far_as_it_came_and_a_second_c
             pieces.append(piece.text)
             if len(pieces) == 3:
                 for _ in range(times):
-                    os.kill(os.getpid(), signal.SIGINT)
+                    signal.raise_signal(signal.SIGINT)
             yield piece
 
     monkeypatch.setattr(streaming, "stream", interrupted)

@@ -492,6 +492,7 @@ WORKERS_THAT_MUST_LEAVE = """
 
     class Shards:
         lengths, fingerprint = np.full(100, 50), "f"
+        kind, chat = "text", None
         def read(self, doc, offset, count):
             return np.zeros(count + 1, np.int32)
 

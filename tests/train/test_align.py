@@ -136,8 +136,8 @@ def test_a_mixture_with_few_pairs_and_held_out_ones_that_fit_in_no_row(
     workdir = tmp_path / "run"
     assert run("orpo", sft, workdir, mixture) == 0
     told = capsys.readouterr().out
-    assert "3 of 3 held-out documents of pairs (longer than 160 tokens)" in told
-    assert "3 of 3 held-out documents of chats (longer than 160 tokens)" in told
+    assert "3 of 3 held-out documents of pairs (longer than 192 tokens)" in told
+    assert "3 of 3 held-out documents of chats (longer than 192 tokens)" in told
     records = metrics.read(workdir)
     names = {name for record in records.kept for name in record if name.startswith("eval/")}
     assert names == {"eval/bits_per_byte", "eval/words/bits_per_byte"}
