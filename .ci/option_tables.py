@@ -1,8 +1,9 @@
 """Write the option tables of docs/*.md from the library: python .ci/option_tables.py [--check].
 
 A table follows a line `<!-- options: GROUP ... -->` (fields of the config's groups; "." for those
-of no group) or `<!-- generate options -->` (options of slmjax.generate). With --check nothing is
-written, and the status is 1 if a page is stale.
+of no group), `<!-- generate options -->`, `<!-- chat options -->` or `<!-- export options -->`
+(options of those commands). With --check nothing is written, and the status is 1 if a page is
+stale.
 """
 
 import argparse
@@ -10,13 +11,16 @@ import re
 import sys
 from pathlib import Path
 
-from slmjax import config, generate
+from slmjax import chat, config, export, generate
 
+PARSERS = {
+    "generate": generate.make_parser,
+    "chat": chat.chat_parser,
+    "export": export.make_export_parser,
+}
 DOCS = Path(__file__).parent.parent / "docs"
 # The marking line (its words are group 2), and the table after it, if there is one.
-TABLE = re.compile(
-    r"(<!-- (options: [^>]*|generate options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?"
-)
+TABLE = re.compile(r"(<!-- (options: [^>]*|[a-z]+ options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?")
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -40,14 +44,16 @@ def field_rows(group: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def generate_rows() -> list[tuple[str, ...]]:
-    """Return (option, default, meaning) of each option of slmjax.generate."""
+def command_rows(command: str) -> list[tuple[str, ...]]:
+    """Return (option, default, meaning) of each option of a command, one of PARSERS."""
     rows = []
-    for action in generate.make_parser()._actions:
+    for action in PARSERS[command]()._actions:
         if "--help" in action.option_strings:
             continue
-        has_default = not action.required and action.default not in (None, [], "")
-        default = f"`{action.default!r}`" if has_default else ""
+        has_no_default = action.required or action.nargs == 0
+        default = ""
+        if not has_no_default and action.default not in (None, [], ""):
+            default = f"`{action.default!r}`"
         # The default has a column of its own.
         meaning = (action.help or "").replace(" (default: %(default)s)", "").replace("|", "\\|")
         rows.append((f"`{action.option_strings[0]}`", default, meaning))
@@ -59,8 +65,8 @@ def with_new_tables(page: str) -> str:
 
     def new_table(match: re.Match) -> str:
         words = match[2].split()
-        if words[0] == "generate":
-            body = table(("option", "default", "meaning"), generate_rows())
+        if words[0] in PARSERS:
+            body = table(("option", "default", "meaning"), command_rows(words[0]))
         else:
             rows = [row for group in words[1:] for row in field_rows(group)]
             body = table(("field", "default", "meaning"), rows)

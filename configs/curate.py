@@ -3,10 +3,10 @@ r"""Raw text becomes a clean corpus: normalised, filtered, decontaminated, witho
 python -m slmjax.launch --config=configs/curate.py --workdir=runs/curated \
     --config.data.sources=~/raw
 
-The work directory gets documents/<source>/*.jsonl.zst (the text to train on; each record says where
-it came from), report.html, dropped.jsonl (each dropped document with its reason), duplicates.jsonl
-(each removed near-duplicate with the document that is kept instead), and index/, which a later
-batch of text may extend with --config.curate.index.
+The work directory gets documents/<source>/*.jsonl.zst (what to train on; each record of text says
+where it came from), report.html, dropped.jsonl (each dropped document with its reason),
+duplicates.jsonl (each removed near-duplicate with the document that is kept instead), and index/,
+which a later batch of text may extend with --config.curate.index.
 """
 
 from slmjax import config

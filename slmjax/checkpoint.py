@@ -6,6 +6,7 @@ tokenizer hash, parents, digests), so that a model can be read without its optim
 one item `rest` held optimizer, step, spike statistics and the scales of float8.
 """
 
+import abc
 import contextlib
 import functools
 import hashlib
@@ -58,7 +59,81 @@ class RestoredItems(NamedTuple):
     items: Items
 
 
-class Checkpoints:
+class StoredModel(abc.ABC):
+    """What a trained model is read from: a run's checkpoints, or an export (exported/).
+
+    root: the folder that holds the arrays.
+    """
+
+    root: epath.Path
+
+    @abc.abstractmethod
+    def steps(self) -> list[int]:
+        """Return the steps that can be read, oldest first."""
+
+    @abc.abstractmethod
+    def read_meta(self, step: int) -> tuple[dict, str]:
+        """Return (the meta item of a step, ""), or ({}, what is wrong with it)."""
+
+    @abc.abstractmethod
+    def restore(self, step: int, shapes: Items) -> RestoredItems:
+        """Return items of a step.
+
+        Args:
+          shapes: each item's tree of ShapeDtypeStructs, with the shardings to restore to.
+
+        Raises: DamagedCheckpoint where it cannot be read, or a value is not the one that was saved.
+        """
+
+    @abc.abstractmethod
+    def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
+        """Return an item of a step as a tree of ShapeDtypeStructs.
+
+        Args:
+          sharding: that every ShapeDtypeStruct gets.
+        Raises: DamagedCheckpoint where the item cannot be read.
+        """
+
+    @abc.abstractmethod
+    def place(self, step: int) -> epath.Path:
+        """Return the folder of a step, for messages."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release what reading has opened."""
+
+    def meta(self, step: int) -> dict:
+        """Return the meta item of a step; {} where it is damaged or another step's."""
+        return self.read_meta(step)[0]
+
+    def newest(
+        self, steps: Iterable[int], read: Callable[[int, dict], Any]
+    ) -> tuple[Any, list[str]]:
+        """Return the result of `read` for the newest checkpoint that it can read on every process.
+
+        Args:
+          steps: the checkpoints to choose from.
+          read: called with a step and its meta item; raises DamagedCheckpoint where it cannot read.
+        Returns: (what `read` returned, None if it could read no checkpoint; the faults of those
+          that were passed over, each as "step 30: its fault").
+        """
+        passed_over = []
+        for step in sorted(steps, reverse=True):
+            result = None
+            meta, fault = self.read_meta(step)
+            if not fault:
+                try:
+                    result = read(step, meta)
+                except DamagedCheckpoint as damage:
+                    fault = str(damage)
+            # All processes must go on from the same step.
+            if hosts.all_agree(not fault):
+                return result, passed_over
+            passed_over.append(f"step {step}: {fault or 'another process cannot read it'}")
+        return None, passed_over
+
+
+class Checkpoints(StoredModel):
     """The checkpoints of one work directory; saving goes on in the background."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 3):
@@ -113,10 +188,6 @@ class Checkpoints:
             return []
         return sorted(self.manager.all_steps())
 
-    def meta(self, step: int) -> dict:
-        """Return the meta item of a step; {} where it is damaged or another step's."""
-        return self.read_meta(step)[0]
-
     def read_meta(self, step: int) -> tuple[dict, str]:
         """Return (the meta item of a step, ""), or ({}, what is wrong with it)."""
         try:
@@ -127,40 +198,8 @@ class Checkpoints:
             return {}, "its meta item cannot be read"
         return ({}, fault) if fault else (meta, "")
 
-    def newest(
-        self, steps: Iterable[int], read: Callable[[int, dict], Any]
-    ) -> tuple[Any, list[str]]:
-        """Return the result of `read` for the newest checkpoint that it can read on every process.
-
-        Args:
-          steps: the checkpoints to choose from.
-          read: called with a step and its meta item; raises DamagedCheckpoint where it cannot read.
-        Returns: (what `read` returned, None if it could read no checkpoint; the faults of those
-          that were passed over, each as "step 30: its fault").
-        """
-        passed_over = []
-        for step in sorted(steps, reverse=True):
-            result = None
-            meta, fault = self.read_meta(step)
-            if not fault:
-                try:
-                    result = read(step, meta)
-                except DamagedCheckpoint as damage:
-                    fault = str(damage)
-            # All processes must go on from the same step.
-            if hosts.all_agree(not fault):
-                return result, passed_over
-            passed_over.append(f"step {step}: {fault or 'another process cannot read it'}")
-        return None, passed_over
-
     def restore(self, step: int, shapes: Items) -> RestoredItems:
-        """Return items of a step's checkpoint.
-
-        Args:
-          shapes: each item's tree of ShapeDtypeStructs, with the shardings to restore to.
-
-        Raises: DamagedCheckpoint where it cannot be read, or a value is not the one that was saved.
-        """
+        """Return items of a step's checkpoint, see StoredModel."""
         meta, fault = self.read_meta(step)
         if fault:
             raise DamagedCheckpoint(fault)
@@ -180,12 +219,7 @@ class Checkpoints:
         return RestoredItems(step, meta, restored)
 
     def shapes(self, step: int, item: str, sharding: Any = None) -> Any:
-        """Return an item of a step's checkpoint as a tree of ShapeDtypeStructs.
-
-        Args:
-          sharding: that every ShapeDtypeStruct gets.
-        Raises: DamagedCheckpoint where the item cannot be read.
-        """
+        """Return an item of a step's checkpoint, see StoredModel."""
         with _errors_as_damage(), ocp.StandardCheckpointer() as reader:
             saved = reader.metadata(self._folder(step) / item).item_metadata
             if saved is None:
@@ -235,6 +269,10 @@ class Checkpoints:
         hosts.barrier("set_aside")
         self.manager.reload()  # the manager keeps a list of steps, which is outdated now
 
+    def place(self, step: int) -> epath.Path:
+        """Return the folder of a step's checkpoint, for messages."""
+        return self._folder(step)
+
     def close(self) -> None:
         """Close Orbax's manager, where there is one."""
         if "manager" in self.__dict__:  # reading the property would make one
@@ -251,6 +289,11 @@ def named(tree: Any) -> Items:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         by_name[name] = leaf
     return by_name
+
+
+def checkpoint_hash(meta: dict) -> str:
+    """Return the hash of a checkpoint's meta item, by which its descendants name it."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def meta_fault(meta: Any, step: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from slmjax import cli
 from slmjax.errors import UserError
 from slmjax.readable import said_if_long
-from slmjax.text.remote import work_place
+from slmjax.text.remote import existing_work_place
 
 USAGE = (
     "Complete prompts with a trained model: "
@@ -36,9 +36,7 @@ def generate_texts(options: argparse.Namespace) -> None:
       cannot be read.
     """
     prompts = read_prompts(options)
-    workdir = work_place(options.checkpoint, "--checkpoint")
-    if "://" not in workdir and not Path(workdir).is_dir():
-        raise UserError(f"--checkpoint: there is no work directory '{workdir}'.")
+    workdir = existing_work_place(options.checkpoint, "--checkpoint")
     # These modules import jax, which takes seconds: --help and the errors above do not need it.
     from slmjax.infer import sampling
 
@@ -117,7 +115,8 @@ def make_parser() -> cli.Parser:
         may_be_empty=("--prompt", "--stop"), prog="python -m slmjax.generate", description=USAGE
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="WORKDIR", help="work directory of a training run")
+    workdir_help = "work directory of a training run, or its export"
+    add("--checkpoint", required=True, metavar="WORKDIR", help=workdir_help)
     add("--step", type=int, help="checkpoint of this step (default: the newest)")
     repeatable = {"action": "append", "default": []}
     add("--prompt", metavar="TEXT", help="text to complete; repeatable", **repeatable)

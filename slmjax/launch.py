@@ -32,7 +32,8 @@ usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIEL
   --config=PATH          a recipe, for example configs/tiny.py (PATH:WORD hands WORD to it), or a
                          run's config.json
   --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
-  --init_from=DIR        start from the parameters and buffers of another run's work directory
+  --init_from=DIR        start from the parameters and buffers of another run's work directory, or
+                         of its export
   --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or
                          a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's

@@ -1,5 +1,6 @@
 """What the README, the pages of docs/ and the launch scripts say is true, and their commands run."""
 
+import ast
 import importlib
 import io
 import json
@@ -16,10 +17,12 @@ import pytest
 import zstandard
 
 from slmjax import config as configs
+from slmjax.data import embedded_text
 from slmjax.record import metrics
 from slmjax.testing import check_mixer
 from tests import runs
 from tests.corpus import write_corpus
+from tests.data.test_pair_rows import chats, pairs, write
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -72,7 +75,7 @@ def test_every_link_of_a_page_leads_somewhere(name):
 def test_every_config_field_that_the_pages_and_the_scripts_name_exists():
     text = EVERYTHING + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
-    own = re.compile(r"data\.sources\.web\.\w+|curate\.(rules|languages)\.\w+")
+    own = re.compile(r"data\.sources\.(web|chats|pairs)\.\w+|curate\.(rules|languages)\.\w+")
     unknown = {name for name in named - set(configs.FIELDS) if not own.fullmatch(name)}
     assert len(named) > 20
     assert not unknown
@@ -106,6 +109,7 @@ NOT_HERE = {
     "ruff check": "a stage of .ci/run",
     "slmjax.bench": "a GPU, another library or minutes; tests/bench runs every bench",
     "base_url": "a server that is paid for; tests/synthesize has one of its own",
+    "slmjax.chat": "a person, or runs that another page leaves; tests/test_chat.py has both",
     "--coordinator": "several machines; tests/parallel starts several processes",
     "configs/30m.py": "real text and a GPU",
     "configs/studies/mixers.py": "real text and a GPU; tests/studies has the recipe",
@@ -123,7 +127,9 @@ NOT_HERE = {
 # too much for a test.
 SMALL_MODEL = "model.width=16 model.layers=2 model.heads=2 model.kv_heads=1 model.head_dim=8"
 SMALL_RUN = "train.steps=12 train.batch=8 train.microbatches=1 train.warmup=2 train.decay=0.5"
-SMALL_REST = "data.seq_len=64 eval.every=0 eval.tokens=500 eval.samples=0 checkpoint.every=6"
+SMALL_REST = (
+    "data.seq_len=64 eval.every=0 eval.tokens=500 eval.samples=0 eval.answers=0 checkpoint.every=6"
+)
 SMALL = f"{SMALL_MODEL} model.ff_width=32 model.vocab_size=0 {SMALL_RUN} {SMALL_REST} log.every=2"
 SMALLER = {
     "--config.model.layers=24": "--config.model.layers=4",
@@ -154,6 +160,10 @@ def small(words):
         fields += ["train.warmup=1", "study.variants={'attention': ('attention+none',)}"]
     else:
         fields += ["data.vocab_size=320"]
+    if "sft.py" in recipe or "orpo.py" in recipe:
+        # Rows in which a dialogue of the textbook has room.
+        fields = [field for field in fields if not field.startswith("data.seq_len")]
+        fields += ["data.seq_len=256", "train.steps=4", "train.warmup=1"]
     own = [SMALLER.get(word, word) for word in words if word != recipe]
     own = [re.sub("vocab_size=(8192|16384)", "vocab_size=320", word) for word in own]
     return [recipe, *(f"--config.{field}" for field in fields), *own]
@@ -210,6 +220,10 @@ def newcomer(tmp_path, monkeypatch, first_run):
     table = "id,body\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(rows))
     (tmp_path / "table.csv").write_text(table)
     (tmp_path / "prompts.txt").write_text("On Monday\nAna has\n")
+    write(tmp_path / "chats.jsonl", chats(60))
+    write(tmp_path / "pairs.jsonl", pairs(60, prompts=30))
+    monkeypatch.setattr(embedded_text, "TRAIN_CONVERSATIONS", 300)
+    monkeypatch.setattr(embedded_text, "HELDOUT_CONVERSATIONS", 30)
     (tmp_path / "recipe.py").write_text(python_block("def get_config"))
     mine = ("class Mean", "class Calm(", "def read_csv")
     (tmp_path / "mine.py").write_text("\n\n".join(map(python_block, mine)))
@@ -256,6 +270,11 @@ def test_the_recipe_table_says_each_recipes_parameters_and_tokens(recipe, tmp_pa
     monkeypatch.setenv(
         "SLMJAX_SHARED", str(tmp_path)
     )  # configs/30m.py looks whether its text is there
+    source = (ROOT / "configs" / recipe).read_text()
+    if "def get_config(parent)" in source:
+        # Its model is that of the run it goes on from.
+        assert f"configs/{recipe}" in README
+        return
     config = configs.freeze(configs.load_recipe(str(ROOT / "configs" / recipe)))
     if config.stage != "train":
         assert f"configs/{recipe}" in README
@@ -339,6 +358,22 @@ def test_notebooks_are_committed_without_outputs():
     for path in (ROOT / "colab").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
+
+
+def test_the_notebook_on_alignment_writes_the_repositorys_recipes():
+    # Colab has no configs/, so the recipes stand in cells.
+    cells = json.loads((ROOT / "colab/align.ipynb").read_text())["cells"]
+    written = {}
+    for cell in cells:
+        first_line, _, source = "".join(cell["source"]).partition("\n")
+        if first_line.startswith("%%writefile "):
+            written[first_line.split()[1]] = source
+    assert set(written) == {"tiny.py", "sft.py", "orpo.py"}
+    for name, source in written.items():
+        trees = [ast.parse(source), ast.parse((ROOT / "configs" / name).read_text())]
+        # But for the docstrings.
+        ours, repositorys = [ast.dump(ast.Module(tree.body[1:], [])) for tree in trees]
+        assert ours == repositorys, name
 
 
 def test_the_readmes_own_mixer_passes_the_check_that_it_names(tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ from slmjax.record.metrics import MetricsWriter
 from tests import runs
 
 PREPARING = ("text", "textbook", "data", "curate", "synthesize")
-MODULES = "slmjax slmjax.launch slmjax.config slmjax.generate slmjax.compare slmjax.mixture"
+MODULES = (
+    "slmjax slmjax.launch slmjax.config slmjax.generate slmjax.chat slmjax.compare slmjax.mixture"
+)
 
 
 def refused(capsys, arguments):
@@ -102,8 +104,8 @@ FIELDS = {
     "data.sources=words=FOLDER/bad.jsonl": "1 of 100 records (1.00% of it) cannot be used, more than data.max_bad_share=0.001",
     "data.sources=words=FOLDER/no": "holds no supported file",
     "data.sources=words=FOLDER/notes.doc": "unsupported ending",
-    "data.sources={'words': {'paht': 'x'}}": "'paht' (fields: path, weight, field, revision, heldout, max_epochs, score, reader). Did you",
-    "data.sources=words:-1=FOLDER/short.jsonl": "expected a positive number",
+    "data.sources={'words': {'paht': 'x'}}": "'paht' (fields: path, weight, field, revision, heldout, max_epochs, score, reader, kind). Did you",
+    "data.sources=words:-1=FOLDER/short.jsonl": "expected a number of 0 or more",
     "data.sources.words.field=body": "'body' is missing",
     "data.tokenizer=FOLDER/none.json": "there is no file 'FOLDER/none.json'",
     "data.tokenizer=FOLDER/broken.json": "broken.json",

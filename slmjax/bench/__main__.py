@@ -23,6 +23,7 @@ BENCHES = {
     "decontaminate": "evaluation items hidden in training text, found",
     "decode": "generation, next to transformers",
     "dedup": "near-duplicate search, next to datasketch, rensa and datatrove",
+    "orpo": "preferences learned from pairs, next to TRL",
 }
 # The module of a bench that does not have the bench's own name.
 MODULES = {
@@ -30,11 +31,12 @@ MODULES = {
     "recurrence": "recurrence_speed",
     "decontaminate": "find_contamination",
     "dedup": "find_duplicates",
+    "orpo": "orpo_comparison",
 }
 WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
 # Keys of a bench's result whose rows are printed as a table.
-TABLES = ("rows", "curve", "ladder", "kernels", "clean", "sets")
+TABLES = ("rows", "curve", "ladder", "kernels", "clean", "sets", "rates", "runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +65,9 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"{name} reads no recipe; it takes no --config.{field}.")
     options = _parser(name, bench).parse_args(bench_arguments)
     if name not in WITHOUT_RECIPE:
-        recipe = configs.load_recipe(options.config, options.trust)
+        # Only a bench whose recipe goes on from another run has the option.
+        init_from = getattr(options, "init_from", "")
+        recipe = configs.load_recipe(options.config, options.trust, init_from)
         # The config itself takes the place of the recipe's path.
         options.config = configs.freeze(cli.apply_overrides(recipe, assignments))
     result = bench.run(options)
@@ -90,8 +94,9 @@ def _parser(name: str, bench: Any) -> cli.Parser:
     )
     if name not in WITHOUT_RECIPE:
         use = "data.sources are read" if name == "data" else "model is measured"
+        default = getattr(bench, "RECIPE", RECIPE)
         parser.add_argument(
-            "--config", default=RECIPE, help=f"recipe whose {use} (default {RECIPE})"
+            "--config", default=default, help=f"recipe whose {use} (default {default})"
         )
     parser.add_argument("--out", default="", help="write the figures to this JSON file")
     parser.add_argument(

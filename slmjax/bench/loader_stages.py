@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from slmjax.data.loader import BatchPlan, fold, unfold
+from slmjax.data.loader import BatchPlan, fold
+from slmjax.data.shards import ShardSet
 
 
 def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
@@ -31,9 +32,9 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
     for rows, row_texts in zip(planned, texts):
         # `fold` reads the spans itself, here from memory: reading shards is timed above.
         in_memory = []
-        for (_, spans), span_texts in zip(rows, row_texts):
-            in_memory.append((_SpansInMemory(iter(span_texts)), spans))
-        unfold(fold(in_memory, plan.seq_len))
+        for (source, spans), span_texts in zip(rows, row_texts):
+            in_memory.append((_SpansInMemory(shards[source], iter(span_texts)), spans))
+        plan.unpack(fold(in_memory, plan.seq_len))
     after_assemble = time.perf_counter()
     tokens = len(steps) * plan.batch * plan.seq_len
     to_ns = 1e9 / tokens  # from seconds of all tokens to ns of one
@@ -47,7 +48,8 @@ def loader_stages(plan: BatchPlan, steps: range) -> dict[str, float]:
 class _SpansInMemory:
     """Takes the place of a ShardSet for a reader that asks for the spans in their order."""
 
-    def __init__(self, texts: Iterator[np.ndarray]):
+    def __init__(self, shards: ShardSet, texts: Iterator[np.ndarray]):
+        self.kind, self.chat = shards.kind, shards.chat
         self._texts = texts
 
     def read(self, doc: int, offset: int, count: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     Raises: UserError for a mistake in the recipe, an unknown stage, or a field that another stage
       reads.
     """
-    recipe = configs.load_recipe(options["config"], trusted(options))
+    recipe = configs.load_recipe(options["config"], trusted(options), parent(options))
     config = apply_overrides(recipe, assignments)
     if "params" in options:
         # Imported late, as only --params needs it.
@@ -155,5 +155,9 @@ def _sources_of_text(text: str) -> dict[str, dict]:
     sources = {}
     for source in parse_sources(configs.quoted_literal(text)):
         fields = dataclasses.asdict(source)
+        # Written as users write it: a share is given in the same field as files.
+        share = fields.pop("heldout_share")
+        if share is not None:
+            fields["heldout"] = share
         sources[fields.pop("name")] = fields
     return sources

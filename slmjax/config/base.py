@@ -190,6 +190,9 @@ def _source_value(leaf: str, text: str) -> Any:
     """Return the value of a field of a source."""
     if leaf in ("weight", "max_epochs"):
         return literal(text)
+    # A share of the text; anything else is names of files.
+    if leaf == "heldout" and isinstance(literal(text), float):
+        return literal(text)
     # All other fields are texts, even where a file or a field of records is named like a number.
     return quoted_literal(text)
 

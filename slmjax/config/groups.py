@@ -112,9 +112,9 @@ class DataConfig:
     # Checked by text/sources.py, which knows what a source can be.
     sources: dict = setting(
         {},
-        "{name: {path, weight, field, revision, heldout, max_epochs (times it is read at most), "
-        "score (a field; documents in its order, '-field' from high to low), reader "
-        "(module:function)}} or "
+        "{name: {path, weight, field, revision, heldout (files, or a share), max_epochs (times it "
+        "is read at most), score (a field; documents in its order, '-field' from high to low), "
+        "reader (module:function), kind (text, chat or pairs)}} or "
         "'name:weight=path,...'; empty: embedded textbook",
         affects="order",
     )
@@ -238,6 +238,12 @@ class EvalConfig:
         one_text=True,
     )
     sample_tokens: int = setting(64, "length of a completion", NOT_NEGATIVE, affects="bookkeeping")
+    answers: int = setting(
+        64,
+        "held-out questions of dialogues that are answered at the end; 0: none",
+        NOT_NEGATIVE,
+        affects="bookkeeping",
+    )
     textbook: bool = setting(
         False,
         "at the end ask the embedded textbook's held-out questions, whatever the text is",
@@ -310,8 +316,8 @@ class Config:
     )
     task: str = setting(
         "lm",
-        "what a run learns: lm (next tokens), recall or module:Name, with options: 'mine:Task "
-        "rate=3'",
+        "what a run learns: lm (next tokens), orpo (preferences), recall or module:Name, with "
+        "options: 'mine:Task rate=3'",
     )
     seed: int = setting(
         0, "of the initial parameters, the data order and sampling", affects="chance"

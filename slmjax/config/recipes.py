@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from slmjax.config.base import FIELDS, GROUPS, base
@@ -38,14 +40,17 @@ WRONG_TYPE = re.compile(
 UNKNOWN_FIELD = re.compile(r'Key "(\w+)" does not exist')
 
 
-def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
+def load_recipe(path: str, trust: Sequence[str] = (), init_from: str = "") -> ConfigDict:
     """Return the config of a recipe's get_config(), or of a work directory's config.json.
+
+    A get_config with a parameter `parent` gets `parent_config(init_from)`.
 
     Args:
       path: a file; `path:argument` passes an argument to get_config().
       trust: names of code that a config.json may name, see check_trust.
-    Raises: UserError where the file is missing, fails, or has no get_config, and where a
-      config.json names code that is not trusted.
+      init_from: the work directory of the run that this one goes on from, "" for none.
+    Raises: UserError where the file is missing, fails, or has no get_config, where a config.json
+      names code that is not trusted, and where the recipe needs a parent and there is none.
     """
     path, _, argument = path.partition(":")
     file = Path(path).expanduser()
@@ -57,7 +62,7 @@ def load_recipe(path: str, trust: Sequence[str] = ()) -> ConfigDict:
             config = _read_saved(file)
             check_trust(config, trust, path)
             return config
-        config = _run_recipe(file, argument)
+        config = _run_recipe(file, argument, trust, init_from)
     except UserError:
         # Its text is written for the user already.
         raise
@@ -81,8 +86,40 @@ def _read_saved(file: Path) -> ConfigDict:
     return config
 
 
-def _run_recipe(file: Path, argument: str) -> Any:
-    """Return what the recipe's get_config returns."""
+def parent_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
+    """Return the base config with the model and data.seq_len of a run.
+
+    Args:
+      init_from: work directory of the run, or its export.
+      trust: names of code that its config may name, see check_trust.
+    Raises: UserError where there is no such folder, its config.json cannot be read, or it names
+      code that is not trusted.
+    """
+    folder = epath.Path(init_from)
+    if not folder.exists():
+        raise UserError(f"--init_from: there is no work directory '{init_from}'.")
+    place = folder / "config.json"
+    try:
+        saved = from_dict(json.loads(place.read_text()))
+    except UserError as error:
+        raise UserError(f"--init_from={init_from}: {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"--init_from={init_from}: its config.json cannot be read; expected the work "
+            "directory of a training run."
+        ) from error
+    config = base()
+    config.model.update(saved.model)
+    config.data.seq_len = saved.data.seq_len
+    check_trust(config, trust, str(place))
+    return config
+
+
+def _run_recipe(file: Path, argument: str, trust: Sequence[str], init_from: str) -> Any:
+    """Return what the recipe's get_config returns.
+
+    Raises: UserError where it has none, or needs a parent and there is none.
+    """
     # With a prefix: a recipe named like an installed module must not take its place.
     spec = importlib.util.spec_from_file_location(f"slmjax_recipe_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -93,7 +130,17 @@ def _run_recipe(file: Path, argument: str) -> Any:
             spec.loader.exec_module(module)
             if not hasattr(module, "get_config"):
                 raise UserError(f"--config: '{file}' has no get_config().")
-            return module.get_config(argument) if argument else module.get_config()
+            parent_argument = {}
+            if "parent" in inspect.signature(module.get_config).parameters:
+                if not init_from:
+                    raise UserError(
+                        f"--config: '{file}' goes on from a trained run; "
+                        "give its work directory as --init_from=WORKDIR."
+                    )
+                parent_argument["parent"] = parent_config(init_from, trust)
+            if argument:
+                return module.get_config(argument, **parent_argument)
+            return module.get_config(**parent_argument)
         except SystemExit as error:
             # As an ordinary error, whose traceback leads `_failure` to the recipe's line.
             failure = RuntimeError(f"the recipe ends the program (exit {error.code})")

@@ -2,7 +2,8 @@
 
 The first pass, `clean`, normalises each document, looks for evaluation items and applies quality
 rules; it writes the documents that are kept, and their sketches. The last pass, `publish`, writes
-those of them that are no duplicates.
+those of them that are no duplicates. Dialogues and pairs are kept as they came, see
+`whole_records`.
 """
 
 import collections
@@ -24,9 +25,10 @@ from slmjax.curate.minhash import Scheme
 from slmjax.curate.normalise import normalise
 from slmjax.curate.quality import Rule, apply_rules
 from slmjax.curate.sketch_files import ChecksummedFile, SketchWriter, checksum_of
+from slmjax.curate.whole_records import searched_texts, stand_in
 from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.text.readers import read_documents
-from slmjax.text.records import Document, Fault, Source, SourceFile, content_key
+from slmjax.text.records import TEXT, Document, Fault, Source, SourceFile, content_key
 from slmjax.text.units import go_on
 from slmjax.text.walk import SKETCHES
 
@@ -154,14 +156,14 @@ def clean(unit: CurationUnit) -> None:
                     counts.count_fault(document, name)
                     continue
                 counts.count("read", document)
-                verdict = judge_document(document.text, unit.rules, unit.evals_file)
+                verdict = _judged(unit, document)
                 if verdict.reason:
                     line = _drop(document, verdict, name, counts)
                     dropped.write(line)
                     continue
-                record = _kept_record(unit, document, verdict.text, name)
+                record, sketched = _kept(unit, document, verdict.text, name)
                 kept.write(_line(record))
-                sketches.add(_kept_document(verdict.text, document.line))
+                sketches.add(sketched)
             reports.append(counts.report())
     checksums = {".jsonl": kept.crc32, ".dropped.jsonl": dropped.crc32}
     for column, checksum in sketches.checksums.items():
@@ -184,6 +186,35 @@ def _drop(document: Document, verdict: Verdict, file: str, counts: DropCounts) -
     if verdict.detail:
         entry["detail"] = verdict.detail
     return _line(entry)
+
+
+def _judged(unit: CurationUnit, document: Document) -> Verdict:
+    """Return whether a document, a dialogue or a pair is kept, and what is left of its text."""
+    kind = unit.source.kind
+    if kind == TEXT:
+        return judge_document(document.text, unit.rules, unit.evals_file)
+    for text in searched_texts(document, kind):
+        # Normalised only to be searched, so that an item is found as it would be in running text.
+        contamination = _contamination(normalise(text), unit.evals_file)
+        if contamination:
+            reason, detail = contamination
+            return Verdict(document.text, reason, detail)
+    return Verdict(document.text, "", "")
+
+
+def _kept(
+    unit: CurationUnit, document: Document, text: str, file: str
+) -> tuple[Mapping[str, Any], Document]:
+    """Return the record to write for a kept document, and the document to sketch.
+
+    Args:
+      text: what normalising and the rules have left of the document.
+      file: name of its file.
+    """
+    kind = unit.source.kind
+    if kind == TEXT:
+        return _kept_record(unit, document, text, file), _kept_document(text, document.line)
+    return document.record or {}, stand_in(document, kind, unit.scheme.ngram)
 
 
 def _kept_record(unit: CurationUnit, document: Document, text: str, file: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from slmjax.curate.language import language_rule
 from slmjax.curate.minhash import Scheme, enough_bands
 from slmjax.curate.quality import Rule, rule_named
 from slmjax.errors import UserError, nearest
+from slmjax.text.records import TEXT, Source
 
 Settings = Mapping[str, Any]  # as `curate_settings` returns them
 BY_SOURCE = ("rules", "languages")  # settings with a list of names for each source
@@ -75,10 +76,46 @@ def refuse_unknown_sources(settings: Settings, sources: Sequence[str]) -> None:
                 )
 
 
-def rules_of(settings: Settings, source: str) -> tuple[str | Rule, ...]:
-    """Return the rules of a source; the rule of its languages comes first."""
-    rules = _names_for(settings["rules"], source)
-    languages = _names_for(settings["languages"], source)
+def refuse_rules_of_conversations(settings: Settings, sources: Sequence[Source]) -> None:
+    """Raise a UserError where rules or languages name a source of dialogues or pairs."""
+    for field in BY_SOURCE:
+        for source in sources:
+            names = settings[field].get(source.name)
+            if names and source.kind != TEXT:
+                raise UserError(
+                    f"config.curate.{field}.{source.name} is {','.join(names)}, but "
+                    f"{source.where}.kind is '{source.kind}': {field} are for running text, kind "
+                    f"'{TEXT}'; leave them out for this source."
+                )
+
+
+def conversation_notes(settings: Settings, sources: Sequence[Source]) -> list[str]:
+    """Return a note for each source of dialogues or pairs: which steps it skips."""
+    skipped = ["they are not normalised"]
+    for field in BY_SOURCE:
+        if names := settings[field].get(OTHERS):
+            skipped.append(f"config.curate.{field}.{OTHERS} ({', '.join(names)}) is skipped")
+    steps = ", ".join(skipped)
+    notes = []
+    for source in sources:
+        if source.kind != TEXT:
+            notes.append(
+                f"Records of '{source.name}' (kind '{source.kind}') stay as they came or are "
+                f"dropped: {steps}, and only equal ones are duplicates. Bytes are those of the "
+                "answers."
+            )
+    return notes
+
+
+def rules_of(settings: Settings, source: Source) -> tuple[str | Rule, ...]:
+    """Return the rules of a source; the rule of its languages comes first.
+
+    Dialogues and pairs have none.
+    """
+    if source.kind != TEXT:
+        return ()
+    rules = _names_for(settings["rules"], source.name)
+    languages = _names_for(settings["languages"], source.name)
     if languages:
         return (language_rule(languages), *rules)
     return rules

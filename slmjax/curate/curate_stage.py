@@ -20,7 +20,12 @@ from etils import epath
 from slmjax import config as configs
 from slmjax.curate import curation_report
 from slmjax.curate.clean import clean, count_kept, is_done, publish, reports_of
-from slmjax.curate.curate_settings import Settings, curate_settings, warnings
+from slmjax.curate.curate_settings import (
+    Settings,
+    conversation_notes,
+    curate_settings,
+    warnings,
+)
 from slmjax.curate.curation_counts import (
     RemovedOfUnits,
     Units,
@@ -38,11 +43,17 @@ from slmjax.curate.runners import Beam, Local
 from slmjax.errors import UserError
 from slmjax.text.claims import claimed
 from slmjax.text.files import writable, write_atomic
-from slmjax.text.records import Source
+from slmjax.text.records import CHAT, PAIRS, TEXT, Source
 from slmjax.text.sources import parse_sources
 from slmjax.text.units import cores, terminal_progress
 from slmjax.text.walk import SKETCHES
 
+# Options of slmjax.launch that train on sources of each kind, for the commands that are printed.
+TRAINING_OPTIONS = {
+    TEXT: ("--config=configs/tiny.py",),
+    CHAT: ("--config=configs/sft.py", "--init_from=runs/tiny"),
+    PAIRS: ("--config=configs/orpo.py", "--init_from=runs/sft"),
+}
 KeptOfFiles = Sequence[Sequence[int]]  # for each unit: how many documents of each file are kept
 
 
@@ -81,6 +92,8 @@ def run_curate(
         )
     for warning in warnings(settings):
         print(f"WARNING: {warning}")
+    for note in conversation_notes(settings, sources):
+        print(note)
     with writable(workdir, "--workdir"), _claim(settings["index"]), terminal_progress() as progress:
         if settings["beam"]:
             runner = Beam(settings["beam"])
@@ -92,7 +105,7 @@ def run_curate(
         result = curate(settings, sources, folder, runner)
         write_atomic(folder / "report.json", result | {"command": command})
         curation_report.write_curation_report(folder, result, command)
-    _print_result(folder, result)
+    _print_result(folder, result, sources)
 
 
 def _refuse_sources(sources: Sequence[Source]) -> None:
@@ -126,8 +139,8 @@ def _write_config(folder: epath.Path, config: Mapping[str, Any]) -> None:
     write_atomic(file, text)
 
 
-def _print_result(folder: epath.Path, result: Mapping[str, Any]) -> None:
-    """Print a summary and the next command. Raises: UserError where there are alarms."""
+def _print_result(folder: epath.Path, result: Mapping[str, Any], sources: Sequence[Source]) -> None:
+    """Print a summary and the next commands. Raises: UserError where there are alarms."""
     print(curation_report.curation_summary(result))
     for alarm in result["alarms"]:
         print(f"ALARM: {alarm}")
@@ -135,13 +148,25 @@ def _print_result(folder: epath.Path, result: Mapping[str, Any]) -> None:
         raise UserError(
             f"no documents were written: {result['alarms'][0]}. {folder / 'report.html'} says more."
         )
-    written = []
-    for name, entry in result["sources"].items():
-        if entry["left"]["documents"]:
-            written.append(f"{name}={folder / 'documents' / name}")
-    words = ["python", "-m", "slmjax.launch", "--config=configs/tiny.py"]
-    words.append(f"--config.data.sources={','.join(written)}")
-    print(f"report: {folder / 'report.html'}\n\nnext:\n  {shlex.join(words)}")
+    print(f"report: {folder / 'report.html'}\n\nnext:")
+    for kind in TRAINING_OPTIONS:
+        names = []
+        for source in sources:
+            left = result["sources"][source.name]["left"]
+            if source.kind == kind and left["documents"]:
+                names.append(source.name)
+        if names:
+            print(f"  {_next_command(folder, kind, names)}")
+
+
+def _next_command(folder: epath.Path, kind: str, names: Sequence[str]) -> str:
+    """Return the command that trains on the sources of a kind, of which documents are left."""
+    paths = [f"{name}={folder / 'documents' / name}" for name in names]
+    words = ["python", "-m", "slmjax.launch", *TRAINING_OPTIONS[kind]]
+    words.append(f"--config.data.sources={','.join(paths)}")
+    if kind != TEXT:
+        words += [f"--config.data.sources.{name}.kind={kind}" for name in names]
+    return shlex.join(words)
 
 
 def curate(

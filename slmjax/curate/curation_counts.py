@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from slmjax.curate import curation_report
 from slmjax.curate.clean import CurationUnit, reports_of
 from slmjax.curate.clusters import Clusters
-from slmjax.curate.curate_settings import Settings, warnings
+from slmjax.curate.curate_settings import Settings, conversation_notes, warnings
 from slmjax.curate.decontaminate import EvalIndex
 from slmjax.curate.sketch_files import COLUMNS, read_column
 from slmjax.errors import UserError
@@ -137,10 +137,13 @@ def report_counts(
         index = EvalIndex.load(units[0].evals_file)
         for name, (undecided, items) in index.undecided().items():
             evals[name] = {"items": items, "undecided": len(undecided)}
+    # Each source once, though it may have several units.
+    by_name = {unit.source.name: unit.source for unit in units}
     return {
         "sources": sources,
         "alarms": list(alarms),
         "warnings": warnings(settings),
+        "notes": conversation_notes(settings, list(by_name.values())),
         "threshold": settings["threshold"],
         "scheme": dataclasses.asdict(units[0].scheme),
         "similarity": [0] * SIMILARITIES,

@@ -117,13 +117,14 @@ def write_curation_report(folder: epath.Path, result: Counts, command: str) -> N
     write_atomic(figure_folder / "similarity.svg", figures.standalone(svg))
     read = sum(map(_read, sources.values()))
     bytes_note = page.note("Bytes are of the text, before and after normalising.")
+    notes = map(page.note, result["notes"])
     undecided_note = page.note(UNDECIDED) if result["evals"] else ""
     explanation = page.note(_explanation(result))
     body = [
         page.tiles(_tiles(result, read)),
         page.section("Alarm", *map(page.note, result["alarms"])),
         page.section("Warning", *map(page.note, result["warnings"])),
-        page.section("Before and after", _size_table(sources), bytes_note),
+        page.section("Before and after", _size_table(sources), bytes_note, *notes),
         page.section("Why documents were dropped", _reason_table(sources)),
         page.section("Duplicates", page.figures(svg), explanation),
         page.section("Evaluation sets", _evals_table(result["evals"]), undecided_note),

@@ -7,14 +7,21 @@ from collections.abc import Sequence
 from etils import epath
 
 from slmjax.curate.clean import CurationUnit
-from slmjax.curate.curate_settings import Settings, refuse_unknown_sources, rules_of, scheme_of
+from slmjax.curate.curate_settings import (
+    Settings,
+    refuse_rules_of_conversations,
+    refuse_unknown_sources,
+    rules_of,
+    scheme_of,
+)
 from slmjax.curate.decontaminate import EvalIndex, build_index
 from slmjax.curate.eval_items import EvalSets, eval_files
 from slmjax.curate.index import FORMAT
 from slmjax.errors import UserError
+from slmjax.text.chat_documents import CHAT_FORMAT
 from slmjax.text.files import write_atomic
 from slmjax.text.own_reader import reader_identity
-from slmjax.text.records import Source, SourceFile
+from slmjax.text.records import TEXT, Source, SourceFile
 from slmjax.text.source_files import bundles, list_files
 
 SourcesWithFiles = Sequence[tuple[Source, Sequence[SourceFile]]]
@@ -30,17 +37,18 @@ def curation_units(
 
     Files in `work` of an earlier run with other settings or other text are removed.
 
-    Raises: UserError for settings that name an unknown source, and for an evaluation set that
-      cannot be looked for.
+    Raises: UserError for settings that name an unknown source, for rules of running text that are
+      named for a source of dialogues or pairs, and for an evaluation set that cannot be looked for.
     """
     refuse_unknown_sources(settings, [source.name for source in sources])
+    refuse_rules_of_conversations(settings, sources)
     # Listed once: files that appear later belong to the next run.
     listed = [(source, list_files(source)) for source in sources]
     index_file = str(work / "evals.npz") if settings["evals"] else ""
     _prepare(work, _key_for(settings, listed), settings["evals"], index_file)
     units = []
     for source, files in listed:
-        rules = rules_of(settings, source.name)
+        rules = rules_of(settings, source)
         for first, bundle in bundles(files):
             unit = CurationUnit(
                 source=source,
@@ -72,8 +80,12 @@ def _key_for(settings: Settings, listed: SourcesWithFiles) -> str:
     versions = []
     for source, files in listed:
         reader = reader_identity(source) if source.reader else []
+        kind = []
+        if source.kind != TEXT:
+            kind = [source.kind, CHAT_FORMAT]
         for file in files:
-            version = (source.name, source.field, *reader, file.name, file.size, file.version)
+            content = (file.name, file.size, file.version)
+            version = (source.name, source.field, *reader, *kind, *content)
             versions.append(version)
     for name, file in eval_files(settings["evals"]):
         versions.append((name, file.path, file.size, file.version))

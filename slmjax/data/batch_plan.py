@@ -14,6 +14,8 @@ from slmjax.data.folding import fold, unfold
 from slmjax.data.mixing import Mixture
 from slmjax.data.packing import RowPlan
 from slmjax.data.rows import Arrays, Fields, text_fields
+from slmjax.data.whole_rows import WholeRowPlan, whole_row_plan
+from slmjax.text.records import TEXT
 
 # Rows at the start of the run whose documents `usual_places` counts, in less than a second.
 SCANNED_ROWS = 32_768
@@ -31,7 +33,8 @@ class BatchPlan:
       seq_len, batch: tokens of a row and rows of a global batch.
       steps: of the run. They only decide where `phases` begin and end, which is on whole steps.
       seed: of the order of documents and sources.
-      packing: "best_fit" or "concat", see `RowPlan`.
+      packing: "best_fit" or "concat", see `RowPlan`. Dialogues and pairs are never cut inside of a
+        turn, see `WholeRowPlan`.
       phases, weights: see `Mixture`.
       max_epochs: how often a source may be read at most; a name left out, or None: without bound.
         `Mixture` says what happens at the bound.
@@ -78,12 +81,14 @@ class BatchPlan:
             "packing": packing,
             "max_segments": max_segments,
         }
+        # The ids that mark turns, where a source has dialogues.
+        self.chat = next((shards.chat for shards in train.values() if shards.chat), None)
         self.row_plans = self._row_plans(dict.fromkeys(train, max_segments))
         self.max_segments = max(plan.max_segments for plan in self.row_plans)
 
         self.mixture = Mixture(
             tuple(self.train),
-            [plan.tokens for plan in self.row_plans],
+            [plan.size for plan in self.row_plans],
             phases,
             self.total_rows,
             seed,
@@ -106,9 +111,10 @@ class BatchPlan:
         """
         documents = []
         for source, row in self.rows(step):
-            spans = self.row_plans[source].row(row)
+            plan = self.row_plans[source]
+            segments = len(plan.row(row)) * plan.segments_per_document
             # A row that is all padding counts as one document.
-            documents.append(max(1, len(spans)))
+            documents.append(max(1, segments))
         return most_documents(np.array(documents), microbatches, devices)
 
     @functools.cached_property
@@ -162,7 +168,7 @@ class BatchPlan:
 
         Returns: tokens, targets, segments, positions int32 and weights float32, each [rows, T].
         """
-        return unfold(compact)
+        return unfold(compact, self.chat)
 
     def documents(self, step: int) -> list[str]:
         """Return the documents of a step's global batch, in order, each once.
@@ -262,14 +268,18 @@ class BatchPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getstate__(self) -> dict:
-        """Return the state for a pickle, with only `max_segments` of each row plan.
+        """Return the state for a pickle, with only `max_segments` of the row plans of text.
 
-        The plans' tables are large, so a worker process makes its own. The bound `max_segments`
-        takes time to compute, so it is kept.
+        Their tables are large, so a worker process makes its own. The bound `max_segments` takes
+        time to compute, so it is kept. Plans of whole documents are small, and to make one may
+        read text: they are kept.
         """
         bounds = {}
         for name, plan in zip(self.train, self.row_plans):
-            bounds[name] = plan.max_segments
+            if isinstance(plan, WholeRowPlan):
+                bounds[name] = plan
+            else:
+                bounds[name] = plan.max_segments
         return self.__dict__ | {"row_plans": bounds}
 
     def __setstate__(self, state: dict) -> None:
@@ -278,14 +288,24 @@ class BatchPlan:
         # Row plans are made from the attributes that have just been set.
         self.row_plans = self._row_plans(bounds)
 
-    def _row_plans(self, bounds: Mapping[str, int | None]) -> list[RowPlan]:
-        """Return the plan of each source's rows.
+    def _row_plans(
+        self, bounds: Mapping[str, int | WholeRowPlan | None]
+    ) -> list[RowPlan | WholeRowPlan]:
+        """Return the plan of each source's rows: of whole documents for dialogues and pairs.
 
         Args:
-          bounds: {source: most documents of a row}; None: as many as its text needs.
+          bounds: for each source of text the most documents of a row, None: as many as its text
+            needs. For dialogues and pairs the plan, where a pickle has brought it.
         """
         plans = []
         for name, shards in self.train.items():
+            if isinstance(bounds[name], WholeRowPlan):
+                plans.append(bounds[name])
+                continue
+            if shards.kind != TEXT:
+                seed = self.row_settings["seed"]
+                plans.append(whole_row_plan(shards, self.seq_len, seed=seed, name=name))
+                continue
             settings = self.row_settings | {"max_segments": bounds[name]}
             scores = self._scores_of(name)
             plan = RowPlan(shards.lengths, name=name, scores=scores, **settings)

@@ -8,7 +8,7 @@ run continues where it stopped and several hosts share the work.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from slmjax.errors import UserError
 from slmjax.text.document_checks import grouping
 from slmjax.text.files import DamagedPart, write_part
 from slmjax.text.hashing import shingles
+from slmjax.text.records import TEXT
 from slmjax.text.walk import WORK
 
 
@@ -152,18 +153,61 @@ def _choose(plan: PreparationPlan, reports: dict[str, Report]) -> HeldoutChoice:
     for name, unit_tables in tables_of_units.items():
         tables[name] = np.concatenate(unit_tables)
         sizes[name] = reports[name]["bytes"]
-    choice = choose_groups(tables, sizes, plan.data.heldout)
+    conversations = [source.name for source in plan.sources if source.kind != TEXT]
+    choice = choose_groups(tables, sizes, _heldout_shares(plan), conversations)
 
-    # Sources with held-out files have no held-out groups.
+    # Sources with held-out files choose no groups.
     no_groups = np.zeros(0, np.uint64)
     groups = dict.fromkeys(text_names, no_groups) | choice.groups
+    own = dict.fromkeys(text_names, no_groups) | choice.own
+    questions = [_heldout_questions(plan)]
+    questions += [own[name] for name in conversations if name in own]
+    # A source may have held-out files, and another one a held-out share of the same questions.
+    all_questions = np.unique(np.concatenate(questions))
+    for name in conversations:
+        if name in groups:
+            groups[name] = all_questions
     warnings = []
     for name in unmatched:
         warnings.append(
             f"data.group_by matches the id of no document of source '{name}', "
             "so each id is a group there"
         )
-    return HeldoutChoice(groups, (*warnings, *choice.warnings))
+    if _unknown_questions(plan, conversations):
+        warnings.append(
+            "questions that are held out in a prepared folder are not known, so another source of "
+            "dialogues or pairs may train on them; prepare the text of all in one run"
+        )
+    return HeldoutChoice(groups, (*warnings, *choice.warnings), own)
+
+
+def _heldout_shares(plan: PreparationPlan) -> dict[str, float]:
+    """Return the share of each source that is held out: its own, or that of all sources."""
+    shares = {}
+    for source in plan.sources:
+        shares[source.name] = source.heldout_share
+        if source.heldout_share is None:
+            shares[source.name] = plan.data.heldout
+    return shares
+
+
+def _unknown_questions(plan: PreparationPlan, conversations: Sequence[str]) -> bool:
+    """Whether some sources of conversations were prepared before, and not all of them together."""
+    folders = set()
+    for name in conversations:
+        parts = plan.prepared_parts.get(name, ())
+        # "" is the folder that is prepared now.
+        folders |= {str(folder) for folder, _, _ in parts} or {""}
+    return len(folders) > 1
+
+
+def _heldout_questions(plan: PreparationPlan) -> np.ndarray:
+    """Return the groups of held-out files of dialogues and pairs: no source trains on them."""
+    groups = [np.zeros(0, np.uint64)]
+    for job in plan.jobs("heldout", all_hosts=True):
+        if job.unit.source.kind != TEXT:
+            groups.append(job.table("groups", GROUP)["id"])
+    return np.unique(np.concatenate(groups))
 
 
 def _unmatched(
@@ -200,7 +244,8 @@ def _collect(plan: PreparationPlan, choice: HeldoutChoice) -> None:
             continue
         heldout_groups = choice.groups[job.unit.source.name]
         if passes.heldout_file_numbers(job, heldout_groups):
-            tasks.append((job, (heldout_groups,)))
+            own_groups = choice.own[job.unit.source.name]
+            tasks.append((job, (heldout_groups, own_groups)))
         else:
             # The unit has no held-out document, so its text need not be read again.
             write_part(job.path("heldout", ".jsonl"), "")

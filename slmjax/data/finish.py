@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slmjax.data.encode import encode_documents
 from slmjax.data.heldout import HeldoutChoice, seen_in_training
 from slmjax.data.jobs import Job
 from slmjax.data.manifest import FORMAT, prepared_fingerprint
@@ -13,9 +14,11 @@ from slmjax.data.preparation_plan import PreparationPlan, Unusable
 from slmjax.data.scan_reports import Report
 from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
+from slmjax.text.chat_documents import parts_from_json
+from slmjax.text.chat_template import Part
 from slmjax.text.files import read_part, write_atomic
 from slmjax.text.hashing import Matcher
-from slmjax.text.records import Source
+from slmjax.text.records import TEXT, Source
 from slmjax.text.tokenizer import EOT, HOSTILE, Tokenizer
 from slmjax.text.walk import WORK
 
@@ -123,7 +126,12 @@ def _source_entry(
     for job in jobs:
         if job.unit.split == "train":
             shards += job.report("train")["shards"]
+    # Left out for running text, so that manifests without conversations stay as they were.
+    kind = {}
+    if source.kind != TEXT:
+        kind["kind"] = source.kind
     return {
+        **kind,
         "path": source.path,
         "field": source.field,
         "revision": source.revision,
@@ -144,7 +152,8 @@ def _write_heldout(
     """Write the held-out shards of a source, one for each unit that has some.
 
     Returns: the fields of the source's entry in the manifest that say how much was kept, how much
-      was removed, and in which shards the kept documents are.
+      was removed, in which shards the kept documents are, and how many conversations are not
+      trained on because another source or a held-out file has their question.
     """
     # Shards are numbered by files: first the source's training files, then its held-out files.
     train_files = 0
@@ -162,7 +171,12 @@ def _write_heldout(
     for field in ("documents", "bytes"):
         total = removed[field] + tally[f"kept {field}"]
         removed[f"{field}_share"] = removed[field] / max(1, total)
+    # Left out for running text, which has no questions.
+    elsewhere = {}
+    if any(job.unit.source.kind != TEXT for job in jobs):
+        elsewhere["heldout_elsewhere"] = tally["elsewhere"]
     return {
+        **elsewhere,
         "heldout_documents": tally["kept documents"],
         "heldout_bytes": tally["kept bytes"],
         "removed": removed,
@@ -200,10 +214,14 @@ def _write_unit(
             if file_number and not documents[file_number]:
                 writer.next_file(unit.files[file_number].name)
             documents[file_number] += 1
+            tally["elsewhere"] += document.get("elsewhere", False)
             text = document["text"]
-            (ids,) = tokenizer.encode_arrays([text])
+            parts = None
+            if "parts" in document:
+                parts = parts_from_json(document["parts"])
+            (ids,) = encode_documents(tokenizer, [text], [parts])
             # Bits per byte of a changed text would be those of another text.
-            if test.may_change and not tokenizer.keeps(text, ids):
+            if test.may_change and not _keeps(tokenizer, text, parts, ids):
                 tally["changed"] += 1
                 continue
             is_seen = seen_in_training(text, test.matcher, test.seen)
@@ -223,6 +241,16 @@ def _write_unit(
                 "name a file of other text."
             )
     return [shard_entry(shard) for shard in writer.shards]
+
+
+def _keeps(tokenizer: Tokenizer, text: str, parts: list[Part] | None, ids: np.ndarray) -> bool:
+    """Return whether the ids of a document hold its text, or all texts among its parts."""
+    if parts is None:
+        return tokenizer.keeps(text, ids)
+    for part in parts:
+        if isinstance(part, str) and not tokenizer.keeps(part, tokenizer.encode(part)):
+            return False
+    return True
 
 
 def _mark_warnings(reports: dict) -> list[str]:

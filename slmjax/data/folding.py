@@ -5,8 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from slmjax.data.answer_mask import answer_mask, last_turn, next_is
 from slmjax.data.rows import Arrays
 from slmjax.data.spans import DocumentSpan
+from slmjax.data.whole_rows import SEGMENTS_OF_KIND
+from slmjax.text.chat_template import ChatIds
+from slmjax.text.records import PAIRS, TEXT
 
 # A row to read: its ShardSet, and the spans of its documents.
 RowSpans = tuple[Any, Sequence[DocumentSpan]]
@@ -22,35 +26,54 @@ def fold(rows: Sequence[RowSpans], seq_len: int) -> Arrays:
       spans: int32 [rows], how many spans each row has.
       lengths: int32 [spans of all rows], tokens of each span, row by row.
       last: int32 [spans of all rows], target of each span's last token.
+      has_dialogues, is_pairs: bool [rows], whether a row holds dialogues, those of pairs among
+        them, and whether it holds pairs. Left out where all rows are running text.
+
+    A document of kind "pairs" becomes two spans: its two dialogues.
     """
     shape = (len(rows), seq_len)
     tokens = np.zeros(shape, np.int32)
     counts = []
     lengths = []
     last_targets = []
+    kinds = [shards.kind for shards, _ in rows]
     for row_tokens, (shards, spans) in zip(tokens, rows):
-        counts.append(len(spans))
+        counts.append(len(spans) * SEGMENTS_OF_KIND[shards.kind])
         start = 0
         for doc, offset, length in spans:
             # [length + 1]: the last one is the target of the span's last token.
             span_tokens = shards.read(doc, offset, length)
             row_tokens[start : start + length] = span_tokens[:-1]
+            start += length
+            if shards.kind == PAIRS:
+                # The only end-of-text behind the first token begins the second dialogue.
+                (first_length,) = np.flatnonzero(span_tokens[1:-1] == shards.chat.eot) + 1
+                lengths.append(first_length)
+                last_targets.append(shards.chat.eot)
+                length -= first_length
             lengths.append(length)
             last_targets.append(span_tokens[-1])
-            start += length
-    return {
+    folded = {
         "tokens": tokens,
         "spans": np.array(counts, np.int32),
         "lengths": np.array(lengths, np.int32),
         "last": np.array(last_targets, np.int32),
     }
+    if any(kind != TEXT for kind in kinds):
+        folded["has_dialogues"] = np.array([kind != TEXT for kind in kinds])
+        folded["is_pairs"] = np.array([kind == PAIRS for kind in kinds])
+    return folded
 
 
-def unfold(folded: Mapping[str, np.ndarray]) -> Arrays:
+def unfold(folded: Mapping[str, np.ndarray], chat: ChatIds | None = None) -> Arrays:
     """Return the arrays of the batch that `fold` has read.
 
     They are tokens, targets, segments, positions and weights, each [rows, T]. Behind a row's spans
-    is padding, which is 0 in all of them.
+    is padding, which is 0 in all of them. Weights are 1 where the target is a token of running
+    text, of an answer in a dialogue, or of the last answer in a dialogue of a pair.
+
+    Args:
+      chat: the ids that mark turns, where a row is not running text.
     """
     tokens = folded["tokens"]
     counts = folded["spans"]
@@ -88,10 +111,18 @@ def unfold(folded: Mapping[str, np.ndarray]) -> Arrays:
     targets[:, :-1] = tokens[:, 1:]
     last_of_span = stops[is_text] - 1
     targets.reshape(-1)[last_of_span] = folded["last"]
+    weights = (segments > 0).astype(np.float32)
+    if "has_dialogues" in folded:
+        dialogues = folded["has_dialogues"]
+        is_answer = answer_mask(tokens, chat)
+        # Of a pair only the last turns differ: earlier ones are its prompt.
+        is_last = last_turn(tokens, segments, chat)
+        is_answer &= is_last | ~folded["is_pairs"][:, None]
+        weights[dialogues] = next_is(is_answer)[dialogues]
     return {
         "tokens": tokens,
         "targets": targets,
         "segments": segments,
         "positions": positions.reshape(rows, seq_len),
-        "weights": (segments > 0).astype(np.float32),
+        "weights": weights,
     }

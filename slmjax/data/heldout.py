@@ -1,7 +1,7 @@
 """Held-out text: which groups of documents are held out, and which of them training has seen."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,20 +94,23 @@ class HeldoutChoice:
 
     groups: {source: ids of its held-out groups}.
     warnings: a sentence for each source that could not be held out as the settings ask.
+    own: {source: ids of the groups that it would hold out if it were alone}.
     """
 
     groups: dict[str, GroupIds]
     warnings: tuple[str, ...]
+    own: dict[str, UInt64[np.ndarray, " _"]]
 
 
 def choose_groups(
     tables: Mapping[str, np.ndarray],
     totals: Mapping[str, int],
-    share: float,
+    shares: Mapping[str, float],
+    conversations: Collection[str] = (),
 ) -> HeldoutChoice:
     """Choose each source's held-out groups.
 
-    Groups are taken in the order of their ids until they hold `share` of the source's bytes. They
+    Groups are taken in the order of their ids until they hold a share of the source's bytes. They
     hold at most MAX_BYTES, and at most half of the source's bytes and groups; where no group is
     small enough, none is chosen. A group that is held out in one source is held out in all, except
     in a source that would lose more than half of its groups: that keeps to its own choice.
@@ -115,18 +118,20 @@ def choose_groups(
     Args:
       tables: {source: its groups} (dtype GROUP; a group has one row for each file that it is in).
       totals: {source: bytes}.
-      share: of a source's bytes; 0 or less holds out nothing.
+      shares: {source: share of its bytes}; a source with 0 or less chooses no groups itself.
+      conversations: names of the sources whose groups are questions.
     """
     no_groups = np.zeros(0, np.uint64)
-    if share <= 0:
-        return HeldoutChoice(dict.fromkeys(tables, no_groups), ())
     merged_tables = {}
     own_choices = {}
     warnings = []
     for name, table in tables.items():
         groups = _merge(table)
         merged_tables[name] = groups
-        own_choices[name] = _own_choice(groups, totals[name], share)
+        own_choices[name] = no_groups
+        if shares[name] <= 0:
+            continue
+        own_choices[name] = _own_choice(groups, totals[name], shares[name])
         if len(groups) < 2:
             warnings.append(f"source '{name}' is a single group, so nothing of it is held out")
         elif not len(own_choices[name]):
@@ -135,8 +140,14 @@ def choose_groups(
                 "bytes, so nothing is held out"
             )
     chosen_anywhere = np.unique(np.concatenate([no_groups, *own_choices.values()]))
+    questions = [own_choices[name] for name in conversations if name in own_choices]
+    all_questions = np.unique(np.concatenate([no_groups, *questions]))
     choices = {}
     for name, groups in merged_tables.items():
+        if name in conversations:
+            # Also those that its table lacks: the table of many groups is not complete.
+            choices[name] = all_questions
+            continue
         # The groups of this source that any source has chosen.
         shared_choice = np.intersect1d(groups["id"], chosen_anywhere)
         if 2 * len(shared_choice) <= len(groups):
@@ -148,7 +159,7 @@ def choose_groups(
                 f"source '{name}' trains on groups that another source holds out; "
                 "holding out all would leave less than half"
             )
-    return HeldoutChoice(choices, tuple(warnings))
+    return HeldoutChoice(choices, tuple(warnings), own_choices)
 
 
 def seen_in_training(text: str, matcher: Matcher, seen: Bool[np.ndarray, " m"]) -> bool:

@@ -56,6 +56,8 @@ class RowPlan:
       packing.
     """
 
+    segments_per_document = 1  # as of WholeRowPlan, whose pairs have two
+
     def __init__(
         self,
         lengths: Int[np.ndarray, "docs"],
@@ -94,6 +96,13 @@ class RowPlan:
         self._windows = Recent(8)
         self.max_segments = max_segments or self.bound()
 
+    def left_out(self) -> str:
+        """Return in words how much of the text is in no row; "" for nothing."""
+        share = self.dropped_share()
+        if not share:
+            return ""
+        return f"{share:.2%} (more than {self.max_segments} documents in a row)"
+
     def row(self, r: int) -> tuple[DocumentSpan, ...]:
         """Return the spans of row r in order: `seq_len` tokens, fewer where some were left out."""
         epoch, row = divmod(r, self.rows_per_epoch)
@@ -105,6 +114,11 @@ class RowPlan:
             (epoch, window), lambda: self._pack(epoch, window, self.max_segments)
         )
         return packed.row(row)
+
+    @property
+    def size(self) -> int:
+        """Tokens of an epoch, by which sources are weighted where no weight is given."""
+        return self.tokens
 
     @property
     def mean_segments(self) -> float:

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slmjax.data.encode import encode_documents
 from slmjax.data.heldout import GROUP, GroupCounter, group_id
 from slmjax.data.jobs import Job
 from slmjax.data.shard_files import shard_entry
 from slmjax.data.shard_writer import ShardWriter
 from slmjax.data.text_sample import TextSample
 from slmjax.errors import UserError
+from slmjax.text.chat_documents import parts_to_json
 from slmjax.text.files import read_part, write_atomic, write_part
 from slmjax.text.hashing import Matcher, shingle_parts
 from slmjax.text.readers import read_documents, unreadable
@@ -91,23 +93,36 @@ def heldout_file_numbers(job: Job, heldout_groups: np.ndarray) -> list[int]:
     return numbers
 
 
-def collect(job: Job, heldout_groups: np.ndarray) -> None:
-    """Write the unit's held-out documents: those of held-out groups, or all of a held-out unit."""
+def collect(job: Job, heldout_groups: np.ndarray, own_groups: np.ndarray) -> None:
+    """Write the unit's held-out documents: those of held-out groups, or all of a held-out unit.
+
+    Args:
+      heldout_groups: ids of the source's held-out groups.
+      own_groups: those of them that the source itself has chosen. A conversation of any other is
+        marked: another source, or a held-out file, holds out its question.
+    """
     # Looking up each document in a set is much faster than in an array.
     heldout_ids = set(heldout_groups.tolist())
+    own_ids = set(own_groups.tolist())
     takes_all = job.unit.split == "heldout"
     lines = []
     for number in heldout_file_numbers(job, heldout_groups):
         for item in _read(job, job.unit.files[number]):
             if not isinstance(item, Document):
                 continue
-            if takes_all or group_id(item.group, job.seed) in heldout_ids:
+            group = group_id(item.group, job.seed)
+            if takes_all or group in heldout_ids:
                 entry = {
                     "line": item.line,
                     "bytes": item.bytes,
                     "key": item.key,
                     "text": item.text,
                 }
+                # Left out for running text.
+                if item.parts is not None:
+                    entry["parts"] = parts_to_json(item.parts)
+                    if not takes_all and group not in own_ids:
+                        entry["elsewhere"] = True
                 # Left out for the first file: units of one file never had this field.
                 if number:
                     entry["file"] = number
@@ -133,7 +148,8 @@ def tokenize(job: Job, heldout_groups: np.ndarray) -> None:
         for chunk in _chunks(job, heldout_groups):
             go_on()
             texts = [document.text for _, document in chunk]
-            encoded = tokenizer.encode_arrays(texts)
+            parts = [document.parts for _, document in chunk]
+            encoded = encode_documents(tokenizer, texts, parts)
             for (file, document), ids in zip(chunk, encoded, strict=True):
                 # A file gets its name into the shard with its first training document.
                 if file is not current_file:

@@ -13,9 +13,11 @@ from slmjax.data.jobs import PreparationUnit, units_of
 from slmjax.data.manifest import FORMAT, check_shards, read_manifest
 from slmjax.data.preparation_plan import Crew, PreparationPlan, PreparedPart, text_size
 from slmjax.errors import UserError, nearest
+from slmjax.text.chat_documents import CHAT_FORMAT
+from slmjax.text.chat_template import chat_ids
 from slmjax.text.document_checks import grouping
 from slmjax.text.own_reader import reader_identity
-from slmjax.text.records import Source, SourceFile
+from slmjax.text.records import TEXT, Source, SourceFile
 from slmjax.text.source_files import list_files
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, Tokenizer, load_tokenizer
@@ -47,6 +49,9 @@ def plan_preparation(
         if parts:
             prepared_parts[source.name] = parts
     tokenizer = _given_tokenizer(data, prepared_parts)
+    if tokenizer and any(source.kind != TEXT for source in sources):
+        # Before hours of reading: it must have the ids that mark turns.
+        chat_ids(tokenizer)
     text_sources = [source for source in sources if source.name not in prepared_parts]
     units = _units(text_sources, crew.say)
     # The number of processes depends on the size of the text.
@@ -120,6 +125,10 @@ def _source_settings(
         settings["score"] = source.score_field
     if source.reader:
         settings["reader"] = reader_identity(source)
+    if source.kind != TEXT:
+        settings["kind"] = [source.kind, CHAT_FORMAT]
+    if source.heldout_share is not None:
+        settings["heldout_share"] = source.heldout_share
     return settings
 
 
@@ -200,6 +209,7 @@ def _prepared_parts(source: Source) -> list[PreparedPart]:
         for name in names:
             check_shards(manifest["sources"][name], folder)
             _check_score(source, folder / name, manifest["sources"][name])
+            _check_kind(source, folder / name, manifest["sources"][name])
     if parts and (len(parts) < len(source.path) or source.heldout):
         raise UserError(
             f"data.sources.{source.name} mixes prepared folders with text; "
@@ -248,6 +258,21 @@ def _check_score(source: Source, place: Path, entry: dict) -> None:
         f"data.sources.{source.name}.score is '{source.score}', but {place} was prepared with "
         f"{description}; prepare its text again with this score."
     )
+
+
+def _check_kind(source: Source, place: Path, entry: dict) -> None:
+    """Check that a prepared source is of the kind that the config names.
+
+    Args:
+      entry: of the prepared source in its manifest.
+    Raises: UserError where it is of another kind.
+    """
+    stored = entry.get("kind", TEXT)
+    if stored != source.kind:
+        raise UserError(
+            f"data.sources.{source.name}.kind is '{source.kind}', but {place} was prepared as "
+            f"'{stored}'."
+        )
 
 
 def _given_tokenizer(data: Any, prepared_parts: dict[str, list[PreparedPart]]) -> Tokenizer | None:

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from slmjax.config import Config, DataConfig, TrainConfig
+from slmjax.data import embedded_text
 from slmjax.data.batch_plan import BatchPlan
 from slmjax.data.phases import check_phases
 from slmjax.data.prepare import prepare
@@ -18,12 +19,7 @@ from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
 from slmjax.text.tokenizer import EOT, SPECIAL, load_tokenizer
-from slmjax.textbook import passages as textbook
 
-# Documents of each kind in the embedded textbook: a small model reads them a few times in a minute
-# and a half on two cores.
-TRAIN_PER_KIND = 4000
-HELDOUT_PER_KIND = 300
 # Seed of every preparation. It is not config.seed: runs with different seeds share text, tokenizer
 # and held-out documents, so that they can be compared.
 SEED = 0
@@ -73,19 +69,18 @@ def prepared_text(
         cache, process, processes = "runs/prepared", 0, 1
     # Only the first process prints messages.
     is_first = process == 0
+    textbook_folder = Path(cache).expanduser() / "textbook"
     if not data.sources:
         with said_if_long("writing the embedded textbook", active=is_first):
-            sources = textbook.write_corpus(
-                epath.Path(cache) / "textbook",
-                seed=SEED,
-                train_per_kind=TRAIN_PER_KIND,
-                heldout_per_kind=HELDOUT_PER_KIND,
-            )
+            sources = embedded_text.embedded_sources(textbook_folder, SEED)
         data = dataclasses.replace(data, sources=sources)
     if init_from and not data.tokenizer:
         data = dataclasses.replace(data, tokenizer=_tokenizer_of(init_from))
     # Checked now, so that a mistake in the phases does not show after an hour of preparing.
-    check_phases(data.phases, [source.name for source in parse_sources(data.sources)])
+    sources = parse_sources(data.sources)
+    check_phases(data.phases, [source.name for source in sources])
+    sources = embedded_text.with_files(sources, textbook_folder, SEED)
+    data = dataclasses.replace(data, sources={source.name: source for source in sources})
     # Only a tokenizer that is trained gets these special tokens; a given one has its own.
     special = tuple(SPECIAL)
     if not data.tokenizer:
@@ -125,26 +120,53 @@ def batch_plan(
     seed: int,
     cuts: tuple[int, int] | None = None,
 ) -> BatchPlan:
-    """Return the plan of the batches of a run on prepared text.
+    """Return the batches of every step of a run.
+
+    A source of weight 0 has no rows: only its held-out part is used.
 
     Args:
-      data, train: groups of the config.
-      seed, cuts: see BatchPlan.
+      seed: of the order of documents and sources.
+      cuts: see BatchPlan.
+    Raises: UserError where every source has the weight 0, and what BatchPlan raises.
     """
-    sources = parse_sources(data.sources)
-    return BatchPlan(
-        prepared.train,
-        seq_len=data.seq_len,
-        batch=train.batch,
-        steps=train.steps,
-        seed=seed,
-        packing=data.packing,
-        phases=data.phases,
-        weights={source.name: source.weight for source in sources},
-        max_epochs={source.name: source.max_epochs for source in sources},
-        scores={source.name: source.score for source in sources},
-        cuts=cuts,
-    )
+    return BatchPlan(**plan_settings(data, train, prepared, seed=seed, cuts=cuts))
+
+
+def plan_settings(
+    data: DataConfig,
+    train: TrainConfig,
+    prepared: Prepared,
+    *,
+    seed: int,
+    cuts: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Return the arguments of a BatchPlan, see `batch_plan`."""
+    sources = []
+    all_sources = parse_sources(data.sources)
+    for source in all_sources:
+        # With phases, these say when a source has which weight.
+        if source.weight != 0 or data.phases:
+            sources.append(source)
+    if all_sources and not sources:
+        raise UserError(
+            "data.sources: every source has weight 0, so there is nothing to train on; give one a "
+            "weight above 0."
+        )
+    # The embedded textbook has no entries in the config.
+    names = [source.name for source in sources] or list(prepared.train)
+    return {
+        "train": {name: prepared.train[name] for name in names},
+        "seq_len": data.seq_len,
+        "batch": train.batch,
+        "steps": train.steps,
+        "seed": seed,
+        "packing": data.packing,
+        "phases": data.phases,
+        "weights": {source.name: source.weight for source in sources},
+        "max_epochs": {source.name: source.max_epochs for source in sources},
+        "scores": {source.name: source.score for source in sources},
+        "cuts": cuts,
+    }
 
 
 def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -159,12 +181,15 @@ def facts(prepared: Prepared, epochs: dict[str, float]) -> dict[str, dict[str, A
         facts_of_sources[name] = {
             "documents": len(train),
             "tokens": int(train.tokens),
-            "epochs": epochs[name],
+            "epochs": epochs.get(name, 0.0),
             "bytes": int(train.bytes.sum()),
             "bad_records": sum(entry["faults"].values()),
             "heldout_documents": len(prepared.heldout[name]),
             "removed_as_duplicates_share": float(entry["removed"]["bytes_share"]),
         }
+        # Running text has no questions, so a report on text alone has no such column.
+        if "heldout_elsewhere" in entry:
+            facts_of_sources[name]["heldout_elsewhere"] = entry["heldout_elsewhere"]
     return facts_of_sources
 
 

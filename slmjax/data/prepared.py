@@ -10,6 +10,8 @@ from slmjax.data.manifest import read_manifest
 from slmjax.data.preparation_plan import PreparationPlan, PreparedPart
 from slmjax.data.shard_files import Shard
 from slmjax.data.shards import ShardSet
+from slmjax.text.chat_template import chat_ids
+from slmjax.text.records import TEXT
 from slmjax.text.tokenizer import Tokenizer, load_tokenizer
 
 # Headings of the summary.
@@ -46,8 +48,8 @@ def open_prepared(plan: PreparationPlan) -> Prepared:
         name = source.name
         # A source that was prepared before has its shards in other folders.
         parts = plan.prepared_parts.get(name) or [(plan.folder, manifest, (name,))]
-        train[name] = _shard_set(parts, "shards", tokenizer)
-        heldout[name] = _shard_set(parts, "heldout_shards", tokenizer)
+        train[name] = _shard_set(parts, "shards", tokenizer, source.kind)
+        heldout[name] = _shard_set(parts, "heldout_shards", tokenizer, source.kind)
         fingerprints.append((name, train[name].fingerprint, heldout[name].fingerprint))
     fingerprint = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
     return Prepared(plan.folder, manifest, tokenizer, train, heldout, fingerprint)
@@ -79,8 +81,26 @@ def preparation_summary(prepared: Prepared) -> str:
             cells.append(cell.rjust(width))
         lines.append("  ".join(cells))
     vocab_size = prepared.tokenizer.vocab_size
+    elsewhere = heldout_elsewhere(prepared)
+    if elsewhere:
+        lines.append(f"held out: {elsewhere}")
     lines.append(f"tokenizer: {vocab_size:,} tokens; in {prepared.folder}")
     return "\n".join(lines)
+
+
+def heldout_elsewhere(prepared: Prepared) -> str:
+    """Return in words how many conversations are not trained on as others hold out their question.
+
+    "" where there are none.
+    """
+    counts = []
+    for name, entry in prepared.manifest["sources"].items():
+        count = entry.get("heldout_elsewhere", 0)
+        if count:
+            counts.append(f"{count:,} of {name}")
+    if not counts:
+        return ""
+    return f"{', '.join(counts)} not trained on: another source or a held-out file has the question"
 
 
 class _Counts(NamedTuple):
@@ -119,7 +139,7 @@ def _cells(name: str, counts: _Counts, *, removed: str) -> tuple[str, ...]:
     )
 
 
-def _shard_set(parts: list[PreparedPart], field: str, tokenizer: Tokenizer) -> ShardSet:
+def _shard_set(parts: list[PreparedPart], field: str, tokenizer: Tokenizer, kind: str) -> ShardSet:
     """Return the documents of a source: those of all its parts, in order.
 
     Args:
@@ -133,4 +153,14 @@ def _shard_set(parts: list[PreparedPart], field: str, tokenizer: Tokenizer) -> S
             for entry in manifest["sources"][name][field]:
                 shards.append(Shard(**entry))
                 folders.append(str(folder))
-    return ShardSet(shards, folders, vocab_size=tokenizer.vocab_size, salt=tokenizer.sha256)
+    chat = None
+    if kind != TEXT:
+        chat = chat_ids(tokenizer)
+    return ShardSet(
+        shards,
+        folders,
+        vocab_size=tokenizer.vocab_size,
+        salt=tokenizer.sha256,
+        kind=kind,
+        chat=chat,
+    )

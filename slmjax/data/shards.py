@@ -16,6 +16,8 @@ from slmjax.data import shard_files
 from slmjax.data.shard_files import SCORED, Shard, read_table, table_path, token_dtype
 from slmjax.data.shard_writer import ShardWriter
 from slmjax.errors import UserError
+from slmjax.text.chat_template import ChatIds
+from slmjax.text.records import TEXT
 
 __all__ = ["Shard", "ShardSet", "ShardWriter"]
 
@@ -48,11 +50,22 @@ class ShardSet:
       folders: folders[i] is the prepared folder of shards[i].
       vocab_size: of the tokenizer; it decides the type of the tokens.
       salt: the tokenizer's hash, which is part of the fingerprint.
+      kind: of its documents, one of KINDS of text/records.py.
+      chat: the ids that mark turns; None for running text.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], folders: Sequence[str], *, vocab_size: int, salt: str = ""
+        self,
+        shards: Sequence[Shard],
+        folders: Sequence[str],
+        *,
+        vocab_size: int,
+        salt: str = "",
+        kind: str = TEXT,
+        chat: ChatIds | None = None,
     ):
+        self.kind = kind
+        self.chat = chat
         self._shards = tuple(shards)
         self._folders = tuple(map(str, folders))
         self._vocab_size = vocab_size
@@ -67,7 +80,13 @@ class ShardSet:
         self._block = functools.lru_cache(CACHED_BLOCKS)(self._read_block)
 
     def __reduce__(self) -> tuple:
-        make = functools.partial(ShardSet, vocab_size=self._vocab_size, salt=self._salt)
+        make = functools.partial(
+            ShardSet,
+            vocab_size=self._vocab_size,
+            salt=self._salt,
+            kind=self.kind,
+            chat=self.chat,
+        )
         return make, (self._shards, self._folders)
 
     def __len__(self) -> int:

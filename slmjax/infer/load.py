@@ -1,16 +1,18 @@
-"""Load a trained model from its work directory, for commands that only read it."""
+"""Load a trained model from its work directory or its export, for commands that only read it."""
 
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from etils import epath
 
-from slmjax.checkpoint import Checkpoints, DamagedCheckpoint
+from slmjax.checkpoint import DamagedCheckpoint, StoredModel
 from slmjax.config import Config, check_trust, freeze, from_dict
 from slmjax.errors import HOW_TO_RESTORE, UserError
+from slmjax.exported.read_export import checkpoints_of
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
@@ -37,7 +39,7 @@ def load_model(
     trust: Sequence[str] = (),
     text: bool = True,
 ) -> Loaded:
-    """Return the newest model of a work directory, or that of `step`.
+    """Return the newest model of a work directory, or that of `step`; an export's is its only one.
 
     Its compute type and kernels are chosen for this machine's first device. Damaged checkpoints
     are passed over with a line on stderr, as in training.
@@ -52,22 +54,40 @@ def load_model(
     """
     check_devices()
     root = epath.Path(workdir)
-    checkpoints = Checkpoints(root)
-    steps = checkpoints.steps()
-    if not steps:
-        expected = "expected the work directory of a training run"
-        raise UserError(f"'{workdir}' has no checkpoint; {expected}.")
-    if step is not None and step not in steps:
-        known = ", ".join(map(str, steps))
-        raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {known}.")
+    checkpoints = checkpoints_of(root)
 
     def load(candidate: int, meta: dict) -> Loaded:
         return _load(root, checkpoints, candidate, meta, trust, text)
 
+    return read_newest(checkpoints, workdir, step, load)
+
+
+def read_newest(
+    checkpoints: StoredModel,
+    workdir: str,
+    step: int | None,
+    read: Callable[[int, dict], Any],
+) -> Any:
+    """Return what `read` makes of the newest checkpoint, or of that of `step`, and close.
+
+    Damaged checkpoints are passed over with a line on stderr.
+
+    Args:
+      workdir: that the user named, for messages.
+      read: see StoredModel.newest.
+    Raises: UserError if no checkpoint can be read or the step does not exist.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        expected = "expected the work directory of a training run, or its export"
+        raise UserError(f"'{workdir}' has no checkpoint; {expected}.")
+    if step is not None and step not in steps:
+        known = ", ".join(map(str, steps))
+        raise UserError(f"'{workdir}' has no checkpoint of step {step}; there are {known}.")
     wanted = steps if step is None else [step]
     with contextlib.closing(checkpoints):
-        loaded, damaged = checkpoints.newest(wanted, load)
-    if loaded is None:
+        result, damaged = checkpoints.newest(wanted, read)
+    if result is None:
         faults = "; ".join(damaged)
         if step is None:
             raise UserError(
@@ -77,12 +97,12 @@ def load_model(
     for fault in damaged:
         line = f"slmjax: the checkpoint of {fault}; it is damaged and was passed over"
         print(line, file=sys.stderr)
-    return loaded
+    return result
 
 
 def _load(
     root: epath.Path,
-    checkpoints: Checkpoints,
+    checkpoints: StoredModel,
     step: int,
     meta: dict,
     trust: Sequence[str],
@@ -95,7 +115,7 @@ def _load(
     Raises: DamagedCheckpoint, after which `load_model` tries an older one; UserError for any other
       fault.
     """
-    place = str(checkpoints.root / str(step))
+    place = str(checkpoints.place(step))
     try:
         config = freeze(from_dict(meta["config"]))
         tokenizer_hash = meta["tokenizer"]  # empty where the task has no tokenizer
@@ -111,7 +131,7 @@ def _load(
         raise UserError(f"'{root}' {fault}, so the model reads and writes no text.")
     tokenizer = None
     if tokenizer_hash:
-        tokenizer = _tokenizer(root, step, tokenizer_hash)
+        tokenizer = checked_tokenizer(root, step, tokenizer_hash)
         vocab_size = tokenizer.vocab_size
     else:
         # The rows of the embedding, as there is no tokenizer to ask.
@@ -139,7 +159,7 @@ def _shapes_to_load(make: Callable[[], dict]) -> dict:
     return jax.tree.map(on_device, jax.eval_shape(make))
 
 
-def _tokenizer(
+def checked_tokenizer(
     root: epath.Path,
     step: int,
     tokenizer_hash: str,

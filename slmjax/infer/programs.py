@@ -162,26 +162,26 @@ def decode_loop(
     buffers: dict,
     cache: Cache,
     request: Request,
+    start: State | None = None,
+    bound: Int[Array, ""] | None = None,
 ) -> tuple[State, Cache]:
     """Draw one token a step for each running row until all have finished; return state and cache.
 
     Args:
       room: columns of the returned tokens.
       cache: of the prompts. It is donated: the returned cache takes its memory.
+      start: the state to go on from, whose cache this is; None: nothing is drawn yet.
+      bound: return once each running row has so many tokens; None: without such a bound.
     """
-    B = len(request.last)
-    start = State(
-        step=jnp.int32(0),
-        token=request.last,
-        tokens=jnp.zeros((B, room), jnp.int32),
-        logprobs=jnp.zeros((B, room), jnp.float32),
-        counts=jnp.zeros(B, jnp.int32),
-        finish=jnp.where(request.real, RUNNING, LENGTH),
-        stop_state=jnp.full(B, stopping.START, request.stop_table.dtype),
-    )
+    if start is None:
+        start = first_state(room, request)
 
     def any_running(carry):
-        return jnp.any(carry[0].finish == RUNNING)
+        state, _ = carry
+        running = jnp.any(state.finish == RUNNING)
+        if bound is None:
+            return running
+        return running & (state.step < bound)
 
     def step(carry):
         state, cache = carry
@@ -199,6 +199,20 @@ def decode_loop(
         return _draw(state, logits, request), out.cache
 
     return jax.lax.while_loop(any_running, step, (start, cache))
+
+
+def first_state(room: int, request: Request) -> State:
+    """Return the state of the decode loop before its first token."""
+    B = len(request.last)
+    return State(
+        step=jnp.int32(0),
+        token=jnp.asarray(request.last),
+        tokens=jnp.zeros((B, room), jnp.int32),
+        logprobs=jnp.zeros((B, room), jnp.float32),
+        counts=jnp.zeros(B, jnp.int32),
+        finish=jnp.where(request.real, RUNNING, LENGTH),
+        stop_state=jnp.full(B, stopping.START, request.stop_table.dtype),
+    )
 
 
 def _draw(state: State, logits: Float[Array, "B V"], request: Request) -> State:

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from slmjax.ops.cross_entropy_pieces import (
     Head,
     Hidden,
-    Logits,
     PerToken,
     Scalar,
     Targets,
@@ -72,9 +71,12 @@ def token_log_probs(
     """Return (log p(target), logsumexp of the logits), both float32.
 
     Logits are hidden @ head with products in hidden's type and sums in float32. T is cut into
-    `chunks` pieces, and not B, which stays sharded over devices. The logits of one piece are kept
-    for the backward pass, in hidden's type; those of several are computed again. The head's
-    gradient is summed in float32.
+    `chunks` pieces, and not B, which stays sharded over devices. The backward pass computes a
+    piece's logits again. The head's gradient is summed in float32.
+
+    With z the target's logit and o the logsumexp of all other logits, log p = -softplus(o - z). In
+    this form log p and its gradient keep their digits where p is close to 1. The difference of z
+    and the logsumexp of all logits would lose them.
 
     Raises: ValueError where chunks does not divide T.
     """
@@ -132,43 +134,45 @@ def _token_log_probs(hidden, head, targets, chunks):
 
 
 def _forward(hidden, head, targets, chunks):
-    def log_probs_of_piece(arrays):
+    def logits_of_piece(arrays):
         hidden, targets = arrays
         logits = wide_logits(hidden, head)
-        lse = jax.nn.logsumexp(logits, axis=-1)
-        log_p = at_targets(logits, targets) - lse
-        return log_p, lse, logits.astype(hidden.dtype)
+        is_target = one_hot(targets, head.shape[1])
+        target_logit = jnp.where(is_target, logits, 0.0).sum(-1)
+        others = jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, logits), axis=-1)
+        return target_logit, others
 
     if chunks == 1:
-        log_p, lse, logits = log_probs_of_piece((hidden, targets))
-        residuals = (hidden, head, targets, lse, logits)
-        return (log_p, lse), residuals
-    # Without their logits: lax.map would stack those of all pieces.
-    pieces = cut_pieces(chunks, hidden, targets)
-    log_p, lse = jax.lax.map(lambda arrays: log_probs_of_piece(arrays)[:2], pieces)
-    log_p, lse = join_pieces(log_p), join_pieces(lse)
-    residuals = (hidden, head, targets, lse, None)
-    return (log_p, lse), residuals
+        target_logit, others = logits_of_piece((hidden, targets))
+    else:
+        pieces = cut_pieces(chunks, hidden, targets)
+        target_logit, others = map(join_pieces, jax.lax.map(logits_of_piece, pieces))
+    # -log p = log(1 + exp(others - target_logit)).
+    nats = jax.nn.softplus(others - target_logit)
+    residuals = (hidden, head, targets, target_logit, others)
+    return (-nats, target_logit + nats), residuals
 
 
 def _backward(chunks, residuals, gradients):
-    hidden, head, targets, lse, logits = residuals
+    hidden, head, targets, target_logit, others = residuals
     d_log_p, d_lse = gradients
+    # Neither is 1 minus the other, so both keep their digits where p(target) is close to 0 or 1.
+    p_others = jax.nn.sigmoid(others - target_logit)
+    p_target = jax.nn.sigmoid(target_logit - others)
+    d_target = d_log_p * p_others + d_lse * p_target
+    d_others = (d_lse - d_log_p) * p_others
+    arrays = (hidden, targets, others, d_target, d_others)
 
     if chunks == 1:
-        arrays = (hidden, targets, lse, d_log_p, d_lse)
-        d_hidden, d_head = _piece_gradients(*arrays, logits, head)
+        d_hidden, d_head = _piece_gradients(*arrays, head)
         return d_hidden, d_head.astype(head.dtype), None
 
     def step(d_head, arrays):
-        hidden_piece, *_ = arrays
-        logits = wide_logits(hidden_piece, head)
-        d_hidden, d_head_piece = _piece_gradients(*arrays, logits, head)
+        d_hidden, d_head_piece = _piece_gradients(*arrays, head)
         return d_head + d_head_piece, d_hidden
 
-    pieces = cut_pieces(chunks, hidden, targets, lse, d_log_p, d_lse)
     zeros = jnp.zeros(head.shape, jnp.float32)
-    d_head, d_hidden = jax.lax.scan(step, zeros, pieces)
+    d_head, d_hidden = jax.lax.scan(step, zeros, cut_pieces(chunks, *arrays))
     return join_pieces(d_hidden), d_head.astype(head.dtype), None
 
 
@@ -178,19 +182,24 @@ _token_log_probs.defvjp(_forward, _backward)
 def _piece_gradients(
     hidden: Hidden,
     targets: Targets,
-    lse: PerToken,
-    d_log_p: PerToken,
-    d_lse: PerToken,
-    logits: Logits,
+    others: PerToken,
+    d_target: PerToken,
+    d_others: PerToken,
     head: Head,
 ) -> tuple[Hidden, Head]:
-    """Return a piece's gradients of (hidden, head) from those of log p(target) and logsumexp."""
-    p = probabilities(logits, lse)
+    """Return a piece's gradients of (hidden, head).
+
+    Args:
+      others: logsumexp of the logits of all other tokens than the target.
+      d_target: gradient of the target's logit.
+      d_others: sum of the gradients of the other logits. Each has the share of it that the softmax
+        over these logits gives it.
+    """
+    logits = wide_logits(hidden, head)
+    share = jnp.exp(logits - others[..., None])
     is_target = one_hot(targets, head.shape[1])
-    # d logits = d_log_p (one_hot - p) + d_lse p, [B,t,V]
-    at_target = jnp.where(is_target, d_log_p[..., None], 0.0)
-    everywhere = (d_lse - d_log_p)[..., None] * p
-    d_logits = (at_target + everywhere).astype(hidden.dtype)
+    d_logits = jnp.where(is_target, d_target[..., None], d_others[..., None] * share)
+    d_logits = d_logits.astype(hidden.dtype)
     # Summed over V in float32 and rounded once.
     d_hidden = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32)
     return d_hidden.astype(hidden.dtype), head_gradient(hidden, d_logits)

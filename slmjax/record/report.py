@@ -26,6 +26,7 @@ from slmjax.record.report_history import (
     moment,
     time_section,
 )
+from slmjax.record.report_preferences import preferences_section
 from slmjax.record.report_results import answers_section, heldout_section, samples_section
 from slmjax.text.files import write_atomic
 
@@ -95,6 +96,7 @@ def _result_sections(records: metrics.Records, drawn: Mapping[str, str]) -> list
         page.section("Learning", learning, legend),
         page.section("Held-out text", *heldout_section(records)),
         page.section("Answers", *answers_section(records)),
+        page.section("Preferences", *preferences_section(records)),
         page.section("Samples", *samples_section(records)),
         page.section("Time", *time_section(records)),
         page.section("Optimisation", optimisation),

@@ -80,11 +80,30 @@ def samples_section(records: metrics.Records) -> list[str]:
     for sample in event.get("samples", []):
         prompt = page.escape(sample.get("prompt", ""))
         text = page.escape(sample.get("text", ""))
+        # A chat is a question and an answer, each with its speaker.
+        if sample.get("is_chat"):
+            prompt, text = f"{prompt}\n", f"assistant: {text}"
         boxes.append(f"<pre><b>{prompt}</b><span>{text}</span></pre>")
     if not boxes:
         return []
     note = f"Step {event.get('step', 0):,}. Bold: the prompt; the rest is the model's."
+    note += _answer_lengths(records)
     return [f'<div class="samples">{"".join(boxes)}</div>', page.note(note)]
+
+
+def _answer_lengths(records: metrics.Records) -> str:
+    """Return sentences on how answers to held-out questions end; "" where none were asked."""
+    answers = metrics.last_event(records, "answer_lengths").get("answers", {})
+    sentences = ""
+    for name, how in (("drawn", "Drawn at temperature 1"), ("greedy", "Greedy")):
+        scores = answers.get(name)
+        if scores:
+            sentences += (
+                f" {how}, {percent(scores['ended'])} of the answers to held-out questions end, "
+                f"{percent(scores['empty'])} are empty, and their median length is "
+                f"{scores['length']:.2f} of that of the references."
+            )
+    return sentences
 
 
 def _heldout_row(

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.text.chat_documents import chat_document
 from slmjax.text.document_checks import Grouping, checked_document, describe_missing_text, grouping
 from slmjax.text.own_reader import own_reader
 from slmjax.text.parquet_reader import read_parquet
 from slmjax.text.plain_readers import read_jsonl, read_txt
-from slmjax.text.records import DAMAGED, SEQIO, Document, Fault, Record, Source, SourceFile
+from slmjax.text.records import DAMAGED, SEQIO, TEXT, Document, Fault, Record, Source, SourceFile
 from slmjax.text.source_files import file_kind
 from slmjax.text.streams import DamagedStream, broken_errors, check_is_text, open_stream
 from slmjax.text.walk import printable
@@ -32,7 +33,10 @@ def read_documents(
     file_format = ""  # of a SeqIO task, which has no ending
     if not file.path.startswith(SEQIO):
         file_format = file_kind(file.path, source).format
-    if file_format == ".txt":
+    if source.kind != TEXT:
+        # Conversations need fields: `read_records` refuses files that have none.
+        yield from _documents_of(read_records(file, source), source, document_groups)
+    elif file_format == ".txt":
         reader = partial(read_txt, file=file, source=source, grouping=document_groups)
         yield from _read(file, source, reader)
     elif file_format == ".parquet":
@@ -57,7 +61,8 @@ def read_records(file: SourceFile, source: Source) -> Iterator[Record | Fault]:
     elif source.reader:
         yield from _read(file, source, own_reader(source))
     elif file_kind(file.path, source).format == ".jsonl":
-        yield from _read(file, source, read_jsonl)
+        # With a key twice, it is not known which of the two answers is meant.
+        yield from _read(file, source, partial(read_jsonl, unique_keys=source.kind != TEXT))
     else:
         problem = f"{printable(file.path)} has no records with fields"
         raise UserError(f"{source.where}: {problem}; expected .jsonl.")
@@ -117,6 +122,9 @@ def _documents_of(
     for record in records:
         if isinstance(record, Fault):
             yield record
+            continue
+        if source.kind != TEXT:
+            yield chat_document(record, source)
             continue
         text = record.fields.get(source.field)
         if isinstance(text, str):

@@ -9,6 +9,10 @@ from typing import Any
 DAMAGED = "damaged file"
 TOO_LONG = "too long"
 
+# Kinds of sources: running text, dialogues, or prompts with a chosen and a rejected answer.
+TEXT, CHAT, PAIRS = "text", "chat", "pairs"
+KINDS = (TEXT, CHAT, PAIRS)
+
 SEQIO = "seqio://"  # how the path of a SeqIO task or mixture begins
 
 
@@ -17,7 +21,7 @@ class Source:
     """One named part of the training text.
 
     Attributes:
-      weight: share of training tokens; None: by its size.
+      weight: share of training tokens; None: by its size; 0: only its held-out part is used.
       field: field or column that holds the text.
       revision: branch, tag or commit of a Hub repository.
       heldout: files of which every document is held out.
@@ -27,6 +31,9 @@ class Source:
       reader: "module:function" of your own for files of any other kind. It gets a file as a stream
         of bytes (.gz, .xz and .zst are decompressed) and yields a Record for each document and a
         Fault for each one that is broken.
+      kind: "text", "chat" (dialogues, see text/conversations.py) or "pairs" (preference pairs).
+      heldout_share: share of its bytes that is held out; None: data.heldout. In a config it is
+        written as a number for `heldout`.
     """
 
     name: str
@@ -38,6 +45,8 @@ class Source:
     max_epochs: float | None = None
     score: str = ""
     reader: str = ""
+    kind: str = TEXT
+    heldout_share: float | None = None
 
     @property
     def where(self) -> str:
@@ -80,11 +89,12 @@ class Document:
     Attributes:
       group: documents of one group are held out together.
       line: 1-based line of a text file, row of a parquet file.
-      bytes: length in UTF-8.
+      bytes: length in UTF-8; of dialogues and pairs that of their answers.
       key: 64-bit hash of the content, see `content_key`.
       matched: False where the grouping's pattern did not match.
       score: 0 where the source has no score.
       record: all fields that stood next to the text.
+      parts: the texts and special tokens of a dialogue or a pair; None for running text.
     """
 
     text: str
@@ -95,6 +105,7 @@ class Document:
     matched: bool = True
     score: float = 0.0
     record: Mapping[str, Any] | None = None
+    parts: tuple | None = None
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,17 @@ def work_place(place: str, option: str) -> str:
     return place
 
 
+def existing_work_place(place: str, option: str) -> str:
+    """Return `work_place` of a work directory that is to be read.
+
+    Raises: UserError as `work_place`, and where a local folder is not there.
+    """
+    workdir = work_place(place, option)
+    if "://" not in workdir and not Path(workdir).is_dir():
+        raise UserError(f"{option}: there is no work directory '{workdir}'.")
+    return workdir
+
+
 def resolve_commit(repository: str, revision: str, where: str) -> str:
     """Return the commit that a branch or tag of a Hub dataset points to now.
 

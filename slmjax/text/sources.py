@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError, nearest
-from slmjax.text.records import SEQIO, Source
+from slmjax.text.records import KINDS, SEQIO, TEXT, Source
 from slmjax.text.source_files import SUPPORTED
 from slmjax.text.walk import printable
 
 EXPECTED = "expected name=path, where path is a file, folder or pattern"
 # Prepared text has these files next to the folders of its sources, so no source can have the name.
 RESERVED = ("manifest.json", "tokenizer.json")
+# Scores over all sources have these names in metrics and reports.
+OVER_ALL = ("preferences", "answers", "total")
 LONGEST_NAME = 150  # most characters of a source's name, which becomes part of file names
 
 # A source's name: at least one character is no dot, so that no name is "." or "..".
@@ -43,10 +45,15 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
     sources: list[Source] = []
     for source in _named_sources(value):
         sources += _split_mixture(source)
+    # A run on text alone has no such scores.
+    has_conversations = any(source.kind != TEXT for source in sources)
     # Checked last, since a mixture's tasks bring names of their own.
     names = [source.name for source in sources]
     for name in names:
         _check_name(name, names)
+        if has_conversations and name in OVER_ALL:
+            problem = f"'{name}' is the name of scores over all sources"
+            raise UserError(f"data.sources: {problem}; give the source another name (name=path).")
     return tuple(sources)
 
 
@@ -180,7 +187,7 @@ def _from_entry(name: str, entry: Any) -> Source:
     entry = dict(entry.items())
     where = f"data.sources.{name}"
     _check_fields(entry, where)
-    weight = _positive(entry, "weight", where)
+    weight = _positive(entry, "weight", where, or_zero=True)
     max_epochs = _positive(entry, "max_epochs", where)
     path = _paths(entry.get("path"), f"{where}.path")
     if not path:
@@ -189,7 +196,13 @@ def _from_entry(name: str, entry: Any) -> Source:
     if entry.get("field") == "":
         expected = "expected the name of a field or column, such as text"
         raise UserError(f"{where}.field is empty; {expected}.")
-    heldout = _paths(entry.get("heldout"), f"{where}.heldout")
+    heldout, heldout_share = _heldout(entry.get("heldout"), f"{where}.heldout")
+    kind = str(entry.get("kind") or TEXT)
+    if kind not in KINDS:
+        expected = f"expected one of {', '.join(KINDS)}"
+        raise UserError(f"{where}.kind is '{kind}'; {expected}.{nearest(kind, KINDS)}")
+    if kind != TEXT:
+        _check_conversations(entry, kind, where)
     if entry.get("score") == "-":
         expected = "expected the name of a field that holds a number, such as -quality"
         raise UserError(f"{where}.score is '-'; {expected}.")
@@ -203,13 +216,47 @@ def _from_entry(name: str, entry: Any) -> Source:
         max_epochs=max_epochs,
         score=str(entry.get("score") or ""),
         reader=str(entry.get("reader") or ""),
+        kind=kind,
+        heldout_share=heldout_share,
     )
+
+
+def _check_conversations(entry: Mapping, kind: str, where: str) -> None:
+    """Refuse fields that mean nothing for dialogues and pairs. Raises: UserError."""
+    reasons = {
+        "field": "its records have fields of their own",
+        "score": "its documents have no order",
+    }
+    for field, reason in reasons.items():
+        # A saved config has the default of `field`.
+        default = "text" if field == "field" else ""
+        if entry.get(field) not in (None, "", default):
+            raise UserError(
+                f"{where}.{field} is '{entry[field]}', but a source of the kind '{kind}' has none: "
+                f"{reason}."
+            )
+
+
+def _heldout(value: Any, where: str) -> tuple[tuple[str, ...], float | None]:
+    """Return (held-out files, held-out share), of which a user gives one or the other.
+
+    Raises: UserError for a share that is not from 0 to below 1, and for anything that is no path.
+    """
+    # An integer may be the name of a folder, such as 2024; 0 and 1 are read as shares.
+    is_share = isinstance(value, float) or value in (0, 1)
+    if not is_share:
+        return _paths(value, where), None
+    # NaN is refused too.
+    if not 0 <= value < 1:
+        raise UserError(f"{where} is {value}; expected files, or a share from 0 to below 1.")
+    return (), float(value)
 
 
 def _check_fields(entry: Mapping, where: str) -> None:
     """Refuse a field that Source does not have. Raises: UserError."""
-    # The name is not among the fields: it is the entry's key.
-    known = [field.name for field in fields(Source) if field.name != "name"]
+    # The name is the entry's key, and a share is written as `heldout`.
+    internal = ("name", "heldout_share")
+    known = [field.name for field in fields(Source) if field.name not in internal]
     for field in entry:
         if field not in known:
             close = nearest(str(field), known)
@@ -217,8 +264,8 @@ def _check_fields(entry: Mapping, where: str) -> None:
             raise UserError(f"{where}: there is no field '{field}' (fields: {names}).{close}")
 
 
-def _positive(entry: Mapping, field: str, where: str) -> float | None:
-    """Return a field as a positive number; None where it is not given.
+def _positive(entry: Mapping, field: str, where: str, *, or_zero: bool = False) -> float | None:
+    """Return a field as a positive number, or 0 where that is allowed; None where it is not given.
 
     Raises: UserError where it is anything else.
     """
@@ -229,9 +276,13 @@ def _positive(entry: Mapping, field: str, where: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0  # refused below
+    expected = "a positive number"
+    if or_zero:
+        expected = "a number of 0 or more"
+    is_allowed_zero = or_zero and number == 0
     # NaN is refused too: it fails both comparisons.
-    if not 0 < number < float("inf"):
-        raise UserError(f"{where}.{field} is {value!r}; expected a positive number.")
+    if not is_allowed_zero and not 0 < number < float("inf"):
+        raise UserError(f"{where}.{field} is {value!r}; expected {expected}.")
     return number
 
 

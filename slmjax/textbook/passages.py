@@ -14,20 +14,17 @@ back in the working, where a model that copies from its context knows them and o
 n-grams does not.
 """
 
-import hashlib
-import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from slmjax.text.files import write_atomic
 from slmjax.textbook.draw import RESERVED_NUMBERS, Draw
+from slmjax.textbook.record_files import first_different, write_or_keep
 from slmjax.textbook.templates import KINDS, TEMPLATES
 
 SPLITS = ("train", "heldout")
@@ -46,6 +43,7 @@ class Passage:
       template: name of the problem and number of the wording.
       operands, names: those that were drawn, in order.
       choices: the answers that the prompt offers; none where the question is open.
+      fields: {name: value} of the template's blanks; mistakes.py changes some of them.
     """
 
     text: str
@@ -56,6 +54,7 @@ class Passage:
     operands: tuple[int, ...]
     names: tuple[str, ...]
     choices: tuple[str, ...]
+    fields: dict = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ def passage(kind: str, index: int, *, seed: int, split: str) -> Passage:
         operands=tuple(draw.numbers),
         names=tuple(draw.names),
         choices=problem.choices,
+        fields=problem.fields,
     )
 
 
@@ -116,18 +116,12 @@ def documents(kind: str, count: int, *, seed: int, split: str) -> Iterator[Passa
 
     Raises: ValueError where there are not so many.
     """
-    seen: set[str] = set()
-    index = 0
-    while len(seen) < count:
-        candidate = passage(kind, index, seed=seed, split=split)
-        if candidate.text not in seen:
-            seen.add(candidate.text)
-            yield candidate
-        index += 1
-        # Give up: with so many repetitions there is hardly a new passage left.
-        if index > 100 * count + 10_000:
-            passages = f"{count} different {split} passages of the kind {kind}"
-            raise ValueError(f"the textbook has fewer than {passages}")
+
+    def numbered(index: int) -> Passage:
+        return passage(kind, index, seed=seed, split=split)
+
+    what = f"{split} passages of the kind {kind}"
+    return first_different(numbered, lambda item: item.text, count, what)
 
 
 def questions(kind: str, count: int, seed: int) -> list[Question]:
@@ -164,57 +158,27 @@ def write_corpus(
       takes it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The stamp says what the files were made from; see `_read_stamp`.
     settings = {
         "version": VERSION,
         "seed": seed,
         "train_per_kind": train_per_kind,
         "heldout_per_kind": heldout_per_kind,
     }
-    files: dict[str, dict[str, str]] = {}
-    paths: list[Path] = []
+    sources: dict[str, dict[str, str]] = {}
+    files: dict[Path, Iterator[dict]] = {}
     for kind in KINDS:
         train, heldout = folder / f"{kind}.jsonl", folder / f"{kind}.heldout.jsonl"
-        files[kind] = {"path": str(train), "heldout": str(heldout)}
-        paths += [train, heldout]
-    stamp = folder / "textbook.json"
-    if _read_stamp(stamp) == settings | {"sha256": _digest(paths)}:
-        return files
-    # Removed first, so that a half-written corpus has no stamp.
-    stamp.unlink(missing_ok=True)
-    for kind, pair in files.items():
-        _write_passages(Path(pair["path"]), kind, train_per_kind, seed, "train")
-        _write_passages(Path(pair["heldout"]), kind, heldout_per_kind, seed, "heldout")
-    write_atomic(stamp, json.dumps(settings | {"sha256": _digest(paths)}))
-    return files
+        sources[kind] = {"path": str(train), "heldout": str(heldout)}
+        files[train] = _records(kind, train_per_kind, seed, "train")
+        files[heldout] = _records(kind, heldout_per_kind, seed, "heldout")
+    write_or_keep(folder / "textbook.json", settings, files)
+    return sources
 
 
-def _write_passages(path: Path, kind: str, count: int, seed: int, split: str) -> None:
-    """Write the first `count` passages of a kind, one JSON object a line."""
-    lines = []
+def _records(kind: str, count: int, seed: int, split: str) -> Iterator[dict]:
+    """Yield the records of the first `count` passages of a kind."""
     for number, item in enumerate(documents(kind, count, seed=seed, split=split)):
-        record = {"text": item.text, "id": f"{kind}/{split}/{number}", "template": item.template}
-        lines.append(json.dumps(record) + "\n")
-    write_atomic(path, "".join(lines))
-
-
-def _read_stamp(stamp: Path) -> Any:
-    """Return the stamp that `write_corpus` has written; None where none can be read."""
-    try:
-        return json.loads(stamp.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """Return the hash of the files' contents together; "" where a file is missing."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if not path.exists():
-            return ""
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+        yield {"text": item.text, "id": f"{kind}/{split}/{number}", "template": item.template}
 
 
 def _fits_split(text: str, draw: Draw, heldout: bool) -> bool:

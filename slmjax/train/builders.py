@@ -11,7 +11,11 @@ from slmjax.errors import UserError, imported, nearest, users_error
 from slmjax.tasks.task import Task, TaskBuilder
 from slmjax.train.program import Program
 
-TASKS = {"lm": "slmjax.train.text:TextBuilder", "recall": "slmjax.tasks.recall:RecallBuilder"}
+TASKS = {
+    "lm": "slmjax.train.text:TextBuilder",
+    "orpo": "slmjax.train.pairs:PairBuilder",
+    "recall": "slmjax.tasks.recall:RecallBuilder",
+}
 # Attributes that a user's objects must have, and the class that describes them.
 BUILDER = ("vocab_size", "tokenizer", "task", "facts"), "TaskBuilder of slmjax/tasks/task.py"
 TASK = ("rows", "evaluations", "totals", "loss"), "Task of slmjax/tasks/task.py"

@@ -1,8 +1,10 @@
 """Evaluations of text while a run trains: held-out bits per byte, and samples."""
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 from slmjax.data.loader import heldout_batches, most_documents
 from slmjax.data.prepare import Prepared
 from slmjax.data.rows import Arrays, text_fields
+from slmjax.data.shards import ShardSet
+from slmjax.data.whole_rows import SEGMENTS_OF_KIND
 from slmjax.evals.perplexity import DocumentLosses, document_losses, scorer
 from slmjax.infer.engine import Engine
 from slmjax.models.declare import keep_channel
@@ -22,7 +26,10 @@ from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.rules import field_shardings
 from slmjax.readable import said_if_long
 from slmjax.tasks.task import Evaluated, Task
+from slmjax.text.chat_template import ChatIds, prompt_parts
+from slmjax.text.conversations import USER, Turn
 from slmjax.text.files import write_atomic
+from slmjax.text.records import CHAT, PAIRS, TEXT
 from slmjax.train.program import Program
 
 LONGEST_LINE = 400  # characters; a document's first line below that is a prompt as it is
@@ -71,33 +78,40 @@ class Evaluator:
         write_atomic(self.file, buffer.getvalue())
 
 
-class HeldOut:
-    """Bits per byte on the held-out text of every source, always on the same documents."""
+class HeldoutScorer:
+    """Scores held-out documents with the model, always the same ones, in batches of one shape.
 
-    at_end = False
+    Args:
+      sources: {name: ShardSet of its held-out documents}.
+      max_segments: most documents in a row.
+      max_tokens: of each source, see `heldout_batches`.
+    """
 
-    def __init__(self, program: Program, prepared: Prepared, max_segments: int):
-        """Make the batches, and the function that scores one, not compiled yet.
-
-        Args:
-          max_segments: most documents in a row.
-        """
+    def __init__(
+        self,
+        program: Program,
+        sources: Mapping[str, ShardSet],
+        max_segments: int,
+        max_tokens: int | None,
+    ):
         config, mesh = program.config, program.mesh
-        self.prepared = prepared
+        self.sources = sources
         _, self.declared_buffers = program.declared
         # A batch is as large as a microbatch, so that it fits into memory where training fits.
         self.rows = np.arange(config.train.batch // config.train.microbatches)
         self.batches = {}
-        for name, shards in prepared.heldout.items():
+        for name, shards in sources.items():
             if len(shards):
                 batches = heldout_batches(
                     shards,
-                    max_tokens=config.eval.tokens,
+                    max_tokens=max_tokens,
                     seq_len=config.data.seq_len,
                     batch=len(self.rows),
                     max_segments=max_segments,
                 )
-                self.batches[name] = list(batches)  # kept: every evaluation reads the same
+                # None where all dialogues are longer than a row.
+                if len(batches):
+                    self.batches[name] = list(batches)  # kept: every evaluation reads the same
         self.fields = text_fields(
             len(self.rows), config.data.seq_len, self._places(program.place_cuts)
         )
@@ -112,50 +126,29 @@ class HeldOut:
             ),
         )
 
-    def warm(self, model: Model, params: dict, buffers: dict) -> None:
-        """See Evaluation."""
-        if not self.batches:
-            return
+    def warm(self, params: dict, buffers: dict) -> None:
+        """Compile the program; without batches there is nothing to compile."""
+        all_batches = itertools.chain.from_iterable(self.batches.values())
         # All batches have one shape, so the first one compiles for all.
-        first_batch = next(iter(self.batches.values()))[0]
-        batch = {name: array for name, array in first_batch.items() if name != "documents"}
-        self._nats(params, buffers, batch).block_until_ready()
+        first_batch = next(all_batches, None)
+        if first_batch is not None:
+            arrays = {name: array for name, array in first_batch.items() if name != "documents"}
+            self._nats(params, buffers, arrays).block_until_ready()
 
     def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
-        """Return the losses of each source's held-out documents."""
+        """Return the losses of each source's held-out documents.
+
+        A pair has two: document 2i is the chosen and 2i + 1 the rejected answer of pair i.
+        """
         losses = {}
         for name, batches in self.batches.items():
-            sizes = self.prepared.heldout[name].bytes
+            shards = self.sources[name]
+            # Both documents of a pair get the bytes of both answers, which are stored as one sum.
+            sizes = np.repeat(shards.bytes, SEGMENTS_OF_KIND[shards.kind])
             losses[name] = document_losses(
                 lambda batch: self._nats(params, buffers, batch), batches, sizes
             )
         return losses
-
-    def __call__(
-        self,
-        model: Model,
-        params: dict,
-        buffers: dict,
-        *,
-        step: int,
-        note: Callable,
-        there: Mapping,
-    ) -> Evaluated:
-        """See Evaluation."""
-        with said_if_long("evaluating on held-out text", say=note):
-            losses = self.losses(params, buffers)
-        scores = metrics(losses)
-        if scores:
-            note(f"step {step}: held-out bits per byte {scores['eval/bits_per_byte']:.4f}")
-        documents = {}
-        for name, scored in losses.items():
-            documents[name] = {
-                "keys": np.asarray(self.prepared.heldout[name].keys)[scored.document],
-                "nats": scored.nats,
-                "bytes": scored.bytes,
-                "tokens": scored.tokens,
-            }
-        return Evaluated(scores, documents)
 
     def _places(self, place_cuts: tuple[int, int] | None) -> int | None:
         """Return the places for documents that a device needs, see `text_fields`.
@@ -183,23 +176,80 @@ class HeldOut:
         return self.score(params, forward_buffers, batch)
 
 
+class HeldOut:
+    """Bits per byte on the held-out text of every source; of dialogues, on their answers."""
+
+    at_end = False
+
+    def __init__(self, program: Program, prepared: Prepared, max_segments: int):
+        """Args: max_segments: most documents in a row."""
+        self.prepared = prepared
+        sources = {}
+        for name, shards in prepared.heldout.items():
+            if shards.kind != PAIRS:
+                sources[name] = shards
+        max_tokens = program.config.eval.tokens
+        self.scorer = HeldoutScorer(program, sources, max_segments, max_tokens)
+
+    def warm(self, model: Model, params: dict, buffers: dict) -> None:
+        """See Evaluation."""
+        self.scorer.warm(params, buffers)
+
+    def losses(self, params: dict, buffers: dict) -> dict[str, DocumentLosses]:
+        """Return the losses of each source's held-out documents."""
+        return self.scorer.losses(params, buffers)
+
+    def __call__(
+        self,
+        model: Model,
+        params: dict,
+        buffers: dict,
+        *,
+        step: int,
+        note: Callable,
+        there: Mapping,
+    ) -> Evaluated:
+        """See Evaluation."""
+        with said_if_long("evaluating on held-out text", say=note):
+            losses = self.losses(params, buffers)
+        scores = metrics(losses)
+        if scores:
+            note(f"step {step}: held-out bits per byte {scores['eval/bits_per_byte']:.4f}")
+        documents = {}
+        for name, scored in losses.items():
+            documents[name] = {
+                "keys": np.asarray(self.prepared.heldout[name].keys)[scored.document],
+                "nats": scored.nats,
+                "bytes": scored.bytes,
+                "tokens": scored.tokens,
+            }
+        return Evaluated(scores, documents)
+
+
 class Samples:
     """Completions at temperature 0 of config.eval.prompts, or of beginnings of held-out documents.
 
-    Where several processes share the model, there are none.
+    In a run with dialogues or pairs they are answers: to the prompts, or to the first questions of
+    held-out dialogues. Where several processes share the model, there are none.
     """
 
     at_end = False
 
     def __init__(self, program: Program, prepared: Prepared):
         self.config, self.prepared = program.config, prepared
+        kinds = [shards.kind for shards in prepared.heldout.values()]
+        # Whether prompts are what a user says, and completions the assistant's answers.
+        self.chats = CHAT in kinds or PAIRS in kinds
 
     def prompts(self) -> list[str]:
         """Return the prompts; without config.eval.prompts the sources take turns to give one."""
         options = self.config.eval
         if options.prompts:
             return list(options.prompts)[: options.samples]
-        heldout = [shards for shards in self.prepared.heldout.values() if len(shards)]
+        heldout = []
+        for shards in self.prepared.heldout.values():
+            if len(shards) and (shards.kind != TEXT or not self.chats):
+                heldout.append(shards)
         if not heldout:
             return []
         prompts = []
@@ -209,7 +259,11 @@ class Samples:
             document = (number // len(heldout)) % len(shards)
             # Without the end-of-text tokens around the document.
             tokens = shards.read(document, 0, int(shards.lengths[document]))[1:-1]
-            prompts.append(_beginning(self.prepared.tokenizer.decode(tokens.tolist())))
+            if self.chats:
+                prompt = self._question(tokens, shards.chat)
+            else:
+                prompt = _beginning(self.prepared.tokenizer.decode(tokens.tolist()))
+            prompts.append(prompt)
         return prompts
 
     def warm(self, model: Model, params: dict, buffers: dict) -> None:
@@ -233,17 +287,45 @@ class Samples:
         note(f"  {samples[0]['prompt']!r} -> {samples[0]['text']!r}")
         return Evaluated(events={"samples": {"samples": samples}})
 
-    def _complete(self, model: Model, params: dict, buffers: dict) -> list[dict[str, str]]:
+    def _complete(self, model: Model, params: dict, buffers: dict) -> list[dict[str, Any]]:
         if jax.process_count() > 1:
             return []
         prompts = self.prompts()
         if not prompts:
             return []
+        tokenizer = self.prepared.tokenizer
+        inputs: list[Any] = prompts
+        if self.chats:
+            # The token ids of each question in the chat template.
+            inputs = []
+            for prompt in prompts:
+                inputs.append(tokenizer.sequence(*prompt_parts([Turn(USER, prompt)])))
         # A new engine each time, as an engine copies the weights into the compute type.
-        engine = Engine(model.arch, params, buffers, self.prepared.tokenizer, tuned=False)
-        completions = engine.generate(prompts, max_tokens=self.config.eval.sample_tokens)
-        pairs = zip(prompts, completions, strict=True)
-        return [{"prompt": prompt, "text": completion.text} for prompt, completion in pairs]
+        engine = Engine(model.arch, params, buffers, tokenizer, tuned=False)
+        completions = engine.generate(inputs, max_tokens=self.config.eval.sample_tokens)
+        samples = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            sample = {"prompt": prompt, "text": completion.text}
+            if self.chats:
+                sample |= {"prompt": f"user: {prompt}", "is_chat": True}
+            samples.append(sample)
+        return samples
+
+    def _question(self, tokens: np.ndarray, ids: ChatIds) -> str:
+        """Return what the user says first in a dialogue.
+
+        Args:
+          tokens: of the dialogue, from its first turn on.
+        Returns: "" where the user says nothing.
+        """
+        header = self.prepared.tokenizer.encode(f"{USER}\n")
+        starts = np.flatnonzero(tokens == ids.start)
+        ends = np.flatnonzero(tokens == ids.end)
+        for start, end in zip(starts, ends, strict=False):
+            content = start + 1 + len(header)
+            if tokens[start + 1 : content].tolist() == header:
+                return self.prepared.tokenizer.decode(tokens[content:end].tolist())
+        return ""
 
 
 def metrics(losses: Mapping[str, DocumentLosses]) -> dict[str, float]:

@@ -1,14 +1,13 @@
 """A run that starts from another run's parameters: --init_from, and the line of ancestors."""
 
 import dataclasses
-import hashlib
-import json
 import os
 
 import jax
 
-from slmjax.checkpoint import Checkpoints, RestoredItems, named
+from slmjax.checkpoint import Checkpoints, RestoredItems, checkpoint_hash, named
 from slmjax.errors import UserError
+from slmjax.exported.read_export import checkpoints_of
 from slmjax.models.declare import keep_channel, merged
 from slmjax.parallel import hosts
 from slmjax.train.resume import Start
@@ -27,7 +26,7 @@ def inherit(
     config.precision.products. Buffers that only the parent has are left behind.
 
     Args:
-      init_from: work directory of the other run, the parent.
+      init_from: work directory of the other run, the parent, or the folder of its export.
       state: the new run's before its first step.
       shapes: the state's shapes and shardings.
       declared: declarations of the buffers.
@@ -36,7 +35,7 @@ def inherit(
     Raises: UserError where the parent's parameters or buffers have other names or shapes, its
       tokenizer is another one, or none of its checkpoints can be read.
     """
-    checkpoints = Checkpoints(init_from)
+    checkpoints = checkpoints_of(init_from)
     forward = keep_channel(declared, shapes.buffers, "forward")
     cotangent = keep_channel(declared, state.buffers, "cotangent")
 
@@ -105,11 +104,11 @@ def parents(init_from: str) -> list[dict]:
     Reads meta items only, so that a wrong --init_from ends a run before text is prepared.
     Raises: UserError where no checkpoint can be read.
     """
-    checkpoints = Checkpoints(init_from)
+    checkpoints = checkpoints_of(init_from)
     if not checkpoints.steps():
         raise UserError(
             f"--init_from={init_from}: there is no checkpoint; expected the work directory of a "
-            "training run."
+            "training run, or its export."
         )
     newest, damaged = checkpoints.newest(checkpoints.steps(), lambda step, meta: (step, meta))
     if newest is None:
@@ -122,9 +121,9 @@ def _is_parent(init_from: str, recorded: dict) -> bool:
 
     The checkpoint's hash decides; where the checkpoint is gone, the directory's name.
     """
-    meta = Checkpoints(init_from).meta(recorded["step"])
+    meta = checkpoints_of(init_from).meta(recorded["step"])
     if meta:
-        return _hash(meta) == recorded["hash"]
+        return checkpoint_hash(meta) == recorded["hash"]
     return os.path.abspath(init_from) == os.path.abspath(recorded["workdir"])
 
 
@@ -160,11 +159,8 @@ def _like(tree: dict, values: dict) -> dict:
 
 def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
     """Return work directory, step and hash of a checkpoint, then those of its ancestors."""
-    return [{"workdir": init_from, "step": step, "hash": _hash(meta)}, *meta.get("parents", [])]
-
-
-def _hash(meta: dict) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    parent = {"workdir": init_from, "step": step, "hash": checkpoint_hash(meta)}
+    return [parent, *meta.get("parents", [])]
 
 
 def _unreadable(init_from: str, damaged: list[str]) -> UserError:

@@ -157,6 +157,10 @@ class _Loop:
         # The step that was dispatched last, and its metrics on the device.
         pending: tuple[int, dict] | None = None
         self.speed_start = (run.start.step, time.monotonic())
+        if run.start.step == 0 and run.meta["parents"]:
+            # The parent's scores on this run's held-out data, to compare with.
+            with goodput.spent("evaluation"):
+                self.evaluate(0)
         for step in range(run.start.step, self.total):
             # Waiting for data is lost time only where the device has nothing to do.
             is_idle = pending is None or pending[1]["loss"].is_ready()
@@ -248,6 +252,7 @@ class _Loop:
         Raises: UserError where too many steps in a row were skipped.
         """
         values = jax.tree.map(float, jax.device_get(metrics))
+        values["terms"] = terms_that_count(values["terms"], values.pop("weights"))
         if values["skips"]:
             self.skipped += 1
             reason = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
@@ -289,7 +294,8 @@ class _Loop:
         tokens = done * self.tokens_per_step
         speed = (done - start_step) * self.tokens_per_step / (time.monotonic() - start_time)
         metrics: dict[str, Any] = {}
-        for name in latest["terms"]:
+        # Not every step has every term: in a mixture, a batch may be without pairs.
+        for name in dict.fromkeys(name for values in kept for name in values["terms"]):
             metrics[f"train/{name}"] = mean_of_term(name, kept)
         metrics |= {
             "train/tokens": tokens,
@@ -424,10 +430,20 @@ class _Loop:
             self.is_profiling, self.profiled_steps = False, ()
 
 
+def terms_that_count(terms: dict[str, float], weights: dict[str, float]) -> dict[str, float]:
+    """Return the terms of a step without those that its batch has nothing of; the loss stays.
+
+    Args:
+      weights: {name: what the term is a mean over}, 0 for nothing.
+    """
+    return {name: mean for name, mean in terms.items() if weights[name] != 0 or name == "loss"}
+
+
 def mean_of_term(name: str, window: Sequence[dict]) -> float:
     """Return the mean of a term over the steps that have it.
 
-    Steps from a checkpoint of an older version have only the loss.
+    Steps from a checkpoint of an older version have only the loss, and steps whose batch has
+    nothing of a term lack it.
     """
     values = [step["terms"][name] for step in window if name in step["terms"]]
     return float(np.mean(values))

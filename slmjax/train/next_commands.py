@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 from slmjax import config as configs
+from slmjax.infer.dialogue import trained_on_dialogues
 from slmjax.models.architecture import Architecture
 from slmjax.tasks.task import Task
 from slmjax.train.evaluation import Samples
@@ -32,11 +33,20 @@ def next_commands(
     trusted = [name for name in configs.named_code(config) if not name.startswith("seqio://")]
     generate += [f"--trust={name}" for name in trusted]
     generate += [f"--prompt={first_prompt(task)}"]
-    train_again = [*words, f"--workdir={second_workdir}", changed_option(config, arch)]
+    change = changed_option(config, arch)
+    if any(word.startswith("--init_from") for word in words):
+        # The model is the parent's, so that its options cannot be changed.
+        change = halved_rate(config)
+    train_again = [*words, f"--workdir={second_workdir}", change]
     compare = ["python", "-m", "slmjax.compare", str(workdir), second_workdir]
+    use_model = f"  generate:            {shlex.join(generate)}"
+    if trained_on_dialogues(config):
+        chat = ["python", "-m", "slmjax.chat", f"--checkpoint={workdir}"]
+        chat += [f"--trust={name}" for name in trusted]
+        use_model = f"  chat:                {shlex.join(chat)}"
     lines = [
         "Next:",
-        f"  generate:            {shlex.join(generate)}",
+        use_model,
         f"  change and compare:  {shlex.join(train_again)} && {shlex.join(compare)}",
     ]
     if config.task == "lm" and not config.data.sources:
@@ -60,6 +70,11 @@ def changed_option(config: configs.Config, arch: Architecture) -> str:
     """Return an option to try next: attention's output gate flipped, or half the learning rate."""
     if any(block.mixer == "attention" for block in arch.blocks):
         return f"--config.model.output_gate={not config.model.output_gate}"
+    return halved_rate(config)
+
+
+def halved_rate(config: configs.Config) -> str:
+    """Return the option that halves the learning rate."""
     return f"--config.train.lr={config.train.lr / 2:g}"
 
 

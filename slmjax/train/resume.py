@@ -6,6 +6,7 @@ from slmjax.checkpoint import Checkpoints, RestoredItems
 from slmjax.config import FIELDS, Config, freeze, from_dict, to_dict
 from slmjax.data.rows import Rows
 from slmjax.errors import UserError
+from slmjax.exported.read_export import is_export
 from slmjax.parallel import hosts
 from slmjax.train import schedule
 from slmjax.train.state import TrainState, restored, saved
@@ -69,6 +70,15 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
             f"{new_length}, but no checkpoint up to step {shared} is left: {ANOTHER_WORKDIR}."
         )
     return Start("extend", usable[-1], before)
+
+
+def refuse_export(workdir: str) -> None:
+    """Raise a UserError for the folder of an export, in which no run can go on."""
+    if is_export(workdir):
+        raise UserError(
+            f"--workdir={workdir} is an export, which has no optimizer's state to go on from; use "
+            f"another --workdir with --init_from={workdir}."
+        )
 
 
 def check_config_fits(stored: dict, config: Config) -> None:

@@ -58,6 +58,7 @@ def run_train(
     """
     use_compile_cache()
     folder = epath.Path(workdir)
+    resume.refuse_export(workdir)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)

@@ -38,7 +38,8 @@ def make_step(
     whole batch. Observations of buffers combine over the parts as each buffer declares. A step that
     `state.judge_step` rejects changes no parameter, moment or buffer.
 
-    The metrics are {"terms": {name: sum / weight of a task's term}} and scalars by their names.
+    The metrics are {"terms": {name: sum / weight of a task's term}, "weights": {name: that weight}}
+    and scalars by their names.
 
     Args:
       where: shardings of the state.
@@ -116,11 +117,13 @@ def make_step(
             optimizer=kept(moments, state.optimizer),
             spikes=spikes,
         )
-        means = {}
+        means, weights = {}, {}
         for name, (term_sum, weight) in terms.items():
             means[name] = term_sum / jnp.maximum(weight, 1e-9)  # 0 where no token has a weight
+            weights[name] = weight
         metrics = {
             "terms": means,
+            "weights": weights,
             "loss": mean,
             "grad_norm": norm,
             "learning_rate": train.lr * factor,

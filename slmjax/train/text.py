@@ -4,11 +4,16 @@ import jax
 
 from slmjax.config import Config
 from slmjax.data.loader import BatchPlan
+from slmjax.data.prepare import Prepared
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
+from slmjax.data.prepared import heldout_elsewhere
 from slmjax.record import shares
 from slmjax.tasks.language_modeling import LanguageModeling
-from slmjax.tasks.task import Facts, TaskBuilder
+from slmjax.tasks.task import Evaluation, Facts, Task, TaskBuilder
+from slmjax.text.records import CHAT, PAIRS, TEXT
+from slmjax.train.answer_evaluation import AnswerLengths
 from slmjax.train.evaluation import HeldOut, Samples
+from slmjax.train.preference_evaluation import Preferences
 from slmjax.train.program import Program
 from slmjax.train.textbook_evaluation import TextbookAnswers, TextbookBaseline
 
@@ -30,29 +35,43 @@ class TextBuilder(TaskBuilder):
 
     def task(self, program: Program) -> LanguageModeling:
         """See TaskBuilder."""
-        config, prepared = self.config, self.prepared
+        config = self.config
         plan = batch_plan(
-            config.data, config.train, prepared, seed=config.seed, cuts=program.place_cuts
+            config.data, config.train, self.prepared, seed=config.seed, cuts=program.place_cuts
         )
+        evaluations = self.evaluations(program, plan)
+        return LanguageModeling(plan, evaluations, config.train.z_loss)
+
+    def evaluations(self, program: Program, plan: BatchPlan) -> list[Evaluation]:
+        """Return the evaluations that suit the kinds of the sources."""
+        config, prepared = self.config, self.prepared
+        kinds = {shards.kind for shards in prepared.heldout.values()}
         heldout = HeldOut(program, prepared, plan.max_segments)
-        evaluations = [heldout, Samples(program, prepared)]
-        # Without sources the text is the embedded textbook, whose questions the model can answer.
+        evaluations = [heldout]
+        if PAIRS in kinds:
+            evaluations.append(Preferences(program, prepared, plan.max_segments))
+        evaluations.append(Samples(program, prepared))
+        if CHAT in kinds and config.eval.answers:
+            evaluations.append(AnswerLengths(program, prepared, config.eval.answers))
+        # Without sources the text is the embedded textbook, whose questions it can answer.
         embedded = not config.data.sources
         if embedded or config.eval.textbook:
             evaluations.append(TextbookAnswers(prepared, compared=embedded))
         if embedded:
             evaluations.append(TextbookBaseline(heldout))
-        return LanguageModeling(plan, evaluations, config.train.z_loss)
+        return evaluations
 
-    def facts(self, task: LanguageModeling) -> Facts:
+    def facts(self, task: Task) -> Facts:
         """See TaskBuilder."""
         prepared, plan = self.prepared, task.rows
-        tokens = sum(shards.tokens for shards in prepared.train.values())
+        # Without sources of weight 0, which are not trained on.
+        tokens = sum(shards.tokens for shards in plan.train.values())
         sentences = shares.reading_sentences(plan)
         lines = {"data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}"}
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
-        lines["left out"] = left_out(plan)
+        lines["left out"] = left_out(plan, prepared)
+        lines["held out"] = heldout_elsewhere(prepared)
         record = {
             "sources": facts(prepared, plan.epochs()),
             "folder": str(prepared.folder),
@@ -62,12 +81,20 @@ class TextBuilder(TaskBuilder):
         return Facts(lines, record)
 
 
-def left_out(plan: BatchPlan) -> str:
-    """Return the sources that lose text to the bound on documents in a row, and how much."""
+def left_out(plan: BatchPlan, prepared: Prepared) -> str:
+    """Return in words how much of which sources is in no row; held-out rows come last."""
     losses = []
     for name, rows in zip(plan.train, plan.row_plans, strict=True):
-        share = rows.dropped_share()
-        if share:
-            reason = f"more than {rows.max_segments} documents in a row"
-            losses.append(f"{name} {share:.2%} ({reason})")
+        loss = rows.left_out()
+        if loss:
+            losses.append(f"{name} {loss}")
+    for name, shards in prepared.heldout.items():
+        if shards.kind == TEXT:  # is cut instead
+            continue
+        too_long = int((shards.lengths > plan.seq_len).sum())
+        if too_long:
+            losses.append(
+                f"{too_long:,} of {len(shards):,} held-out documents of {name} (longer than "
+                f"{plan.seq_len:,} tokens)"
+            )
     return ", ".join(losses)

@@ -206,7 +206,7 @@ class Narrow(Taskless):
     [
         (
             "lmm",
-            r"config.task is 'lmm'; it can be lm, recall, or module:Name of your own\. Did you mean 'lm'\?",
+            r"config.task is 'lmm'; it can be lm, orpo, recall, or module:Name of your own\. Did you mean 'lm'\?",
         ),
         (
             "no_such_module:Task",

@@ -97,7 +97,7 @@ def table(sizes: dict[int, int]) -> np.ndarray:
 @given(sizes=st.lists(st.integers(1, 10**7), min_size=1, max_size=40), share=st.floats(0.001, 0.4))
 def test_held_out_groups_obey_every_limit(sizes, share):
     groups = {group_id(str(i), 0): size for i, size in enumerate(sizes)}
-    (chosen,) = choose_groups({"s": table(groups)}, {"s": sum(sizes)}, share).groups.values()
+    (chosen,) = choose_groups({"s": table(groups)}, {"s": sum(sizes)}, {"s": share}).groups.values()
     held, total = [groups[int(group)] for group in chosen], sum(sizes)
     assert len(held) <= len(sizes) // 2
     assert sum(held) <= min(heldout.MAX_BYTES, total / 2)
@@ -112,7 +112,7 @@ def test_a_group_of_two_sources_is_held_out_in_both_and_a_single_group_is_report
     choice = choose_groups(
         {"all": table(groups), "some": table(some), "one": table({1: 5})},
         {"all": 200_000, "some": 100_000, "one": 5},
-        0.05,
+        dict.fromkeys(("all", "some", "one"), 0.05),
     )
     assert len(choice.groups["all"]) >= 10
     assert set(choice.groups["some"].tolist()) == set(choice.groups["all"].tolist()) & set(some)
@@ -124,7 +124,9 @@ def test_another_seed_holds_out_other_groups():
     chosen = []
     for seed in (0, 1):
         name = {group_id(str(i), seed): i for i in range(100)}
-        groups = choose_groups({"s": table(dict.fromkeys(name, 10))}, {"s": 1000}, 0.1).groups["s"]
+        groups = choose_groups(
+            {"s": table(dict.fromkeys(name, 10))}, {"s": 1000}, {"s": 0.1}
+        ).groups["s"]
         chosen.append({name[group] for group in groups.tolist()})
     assert len(chosen[0]) == len(chosen[1]) == 10 and chosen[0] != chosen[1]
 
@@ -138,7 +140,7 @@ def test_a_counter_forgets_only_groups_that_can_never_be_held_out(monkeypatch):
     everything = table(dict.fromkeys(ids, 30))
     assert not small.complete and len(small.table()) < 400
     choices = [
-        choose_groups({"s": t}, {"s": 21_000}, 0.5).groups["s"].tolist()
+        choose_groups({"s": t}, {"s": 21_000}, {"s": 0.5}).groups["s"].tolist()
         for t in (small.table(), everything)
     ]
     assert choices[0] == choices[1] and len(choices[0]) == 16

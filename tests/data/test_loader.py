@@ -36,6 +36,8 @@ EOT = 0
 class FakeShards:
     """A ShardSet in memory. Documents count upwards from a number of their own, so that any token says where it is from."""
 
+    kind, chat = "text", None
+
     def __init__(self, lengths, fingerprint="f"):
         self.lengths, self.fingerprint = np.asarray(lengths, np.int64), fingerprint
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -490,6 +492,7 @@ WORKERS_THAT_MUST_LEAVE = """
 
     class Shards:
         lengths, fingerprint = np.full(100, 50), "f"
+        kind, chat = "text", None
         def read(self, doc, offset, count):
             return np.zeros(count + 1, np.int32)
 

@@ -63,15 +63,17 @@ def pair(request):
                 if "norm" in name
                 else 0.15 * torch.randn_like(parameter)
             )
-    arch = _architecture(model.config)
+    arch = architecture(model.config)
     tokens, targets = np.random.default_rng(0).integers(0, V, (2, B, T))
     logits = model(torch.tensor(tokens)).logits
     torch.nn.functional.cross_entropy(
         logits.reshape(-1, V), torch.tensor(targets.reshape(-1))
     ).backward()
     tensors = dict(model.named_parameters())
-    theirs = _ours(arch, {name: parameter.grad.numpy() for name, parameter in tensors.items()})
-    weights = _ours(arch, {name: parameter.detach().numpy() for name, parameter in tensors.items()})
+    theirs = our_tree(arch, {name: parameter.grad.numpy() for name, parameter in tensors.items()})
+    weights = our_tree(
+        arch, {name: parameter.detach().numpy() for name, parameter in tensors.items()}
+    )
     return (
         arch,
         jax.tree.map(jnp.asarray, weights),
@@ -122,7 +124,7 @@ def test_the_gradient_of_every_weight_is_theirs(pair):
         np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
-def _architecture(config) -> Architecture:
+def architecture(config) -> Architecture:
     """Ours for a Llama, Qwen3 or SmolLM3 config of transformers."""
     ropes = (
         getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
@@ -143,7 +145,7 @@ def _architecture(config) -> Architecture:
     )
 
 
-def _ours(arch: Architecture, tensors: dict) -> dict:
+def our_tree(arch: Architecture, tensors: dict) -> dict:
     """Our tree from {transformers' name: numpy array}, for weights and for gradients alike; weights are moved, never derived again."""
     left = dict(tensors)
     D, N, K, H = arch.width, arch.heads, arch.kv_heads, arch.head_dim

@@ -81,8 +81,8 @@ def test_a_bare_path_is_named_after_its_last_piece(text, name):
     ("value", "message"),
     [
         ({"web": {"path": "a", "wieght": 1}}, "wieght.*weight"),
-        ({"web": {"path": "a", "weight": -1}}, "positive"),
-        ({"web": {"path": "a", "weight": "much"}}, "positive"),
+        ({"web": {"path": "a", "weight": -1}}, "a number of 0 or more"),
+        ({"web": {"path": "a", "weight": "much"}}, "a number of 0 or more"),
         (
             {"web": {"path": "a", "max_epochs": 0}},
             r"web.max_epochs is 0; expected a positive number",
@@ -417,3 +417,18 @@ def test_a_path_of_a_user_that_is_not_there_matches_no_file():
     (one,) = parse_sources("~no-such-user/texts")
     with pytest.raises(UserError, match="'~no-such-user/texts' matches no file"):
         list_files(one)
+
+
+@pytest.mark.parametrize("name", ["preferences", "answers", "total"])
+def test_the_name_of_a_score_over_all_sources_is_refused_next_to_conversations(name):
+    entry = {"path": "a.jsonl"}
+    assert parse_sources({name: entry, "b": entry})
+    with pytest.raises(UserError, match=f"'{name}' is the name of scores over all sources; give"):
+        parse_sources({name: entry, "b": {**entry, "kind": "pairs", "weight": 0}})
+
+
+def test_a_held_out_share_of_zero_may_be_an_integer():
+    (source,) = parse_sources({"c": {"path": "a.jsonl", "heldout": 0}})
+    assert source.heldout == () and source.heldout_share == 0
+    (source,) = parse_sources({"c": {"path": "a.jsonl", "heldout": 2024}})
+    assert source.heldout == ("2024",) and source.heldout_share is None

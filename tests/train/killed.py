@@ -10,10 +10,10 @@ import signal
 import sys
 import threading
 
-from slmjax.data import prepare_stage as stage
+from slmjax.data import embedded_text
 from slmjax.train import textbook_evaluation as evaluation
 
-stage.TRAIN_PER_KIND, stage.HELDOUT_PER_KIND, evaluation.QUESTIONS = 40, 10, 2
+embedded_text.TRAIN_PER_KIND, embedded_text.HELDOUT_PER_KIND, evaluation.QUESTIONS = 40, 10, 2
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

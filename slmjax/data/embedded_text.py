@@ -1,0 +1,72 @@
+"""Sources that need no files: the embedded textbook as text, as dialogues and as pairs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from slmjax.errors import UserError, nearest
+from slmjax.text.records import CHAT, PAIRS, TEXT, Source
+from slmjax.textbook import dialogues
+from slmjax.textbook import passages as textbook
+
+# How the path of such a source begins.
+SCHEME = "textbook:"
+# Paths, and the kind of each.
+EMBEDDED = {f"{SCHEME}text": TEXT, f"{SCHEME}dialogues": CHAT, f"{SCHEME}pairs": PAIRS}
+# Documents of each kind of passage: a small model reads them a few times in a minute and a half on
+# two cores.
+TRAIN_PER_KIND = 4000
+HELDOUT_PER_KIND = 300
+# So many dialogues, and so many pairs.
+TRAIN_CONVERSATIONS = 6000
+HELDOUT_CONVERSATIONS = 500
+
+
+def embedded_sources(folder: Path, seed: int) -> dict[str, dict[str, str]]:
+    """Write the textbook's passages and return {kind of passage: its source}.
+
+    A source has "path" and "heldout", as in config.data.sources.
+    """
+    return textbook.write_corpus(
+        folder, seed=seed, train_per_kind=TRAIN_PER_KIND, heldout_per_kind=HELDOUT_PER_KIND
+    )
+
+
+def with_files(sources: Sequence[Source], folder: Path, seed: int) -> tuple[Source, ...]:
+    """Return the sources with the textbook's files in place of "textbook:" paths.
+
+    Args:
+      folder: where the files are written.
+    Raises: UserError for an unknown path that begins with "textbook:", for one among other paths,
+      where the source's kind is not that of the path, and for a held-out part of the user's own.
+    """
+    return tuple(_with_files(source, folder, seed) for source in sources)
+
+
+def _with_files(source: Source, folder: Path, seed: int) -> Source:
+    """Return one source with its files; a source of other paths as it is."""
+    named = [path for path in source.path if path.startswith(SCHEME)]
+    if not named:
+        return source
+    path = named[0]
+    if path not in EMBEDDED or len(source.path) > 1:
+        expected = f"expected one of {', '.join(EMBEDDED)}, alone"
+        raise UserError(f"{source.where}.path is '{path}'; {expected}.{nearest(path, EMBEDDED)}")
+    if source.kind != EMBEDDED[path]:
+        raise UserError(
+            f"{source.where}.kind is '{source.kind}'; '{path}' is of the kind '{EMBEDDED[path]}'."
+        )
+    if source.heldout or source.heldout_share is not None:
+        raise UserError(
+            f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
+        )
+    counts = {"train": TRAIN_CONVERSATIONS, "heldout": HELDOUT_CONVERSATIONS}
+    if source.kind == TEXT:
+        files = list(embedded_sources(folder, seed).values())
+    elif source.kind == CHAT:
+        files = [dialogues.write_dialogues(folder, seed=seed, **counts)]
+    else:
+        files = [dialogues.write_pairs(folder, seed=seed, **counts)]
+    train = tuple(file["path"] for file in files)
+    heldout = tuple(file["heldout"] for file in files)
+    return replace(source, path=train, heldout=heldout, heldout_share=None)
