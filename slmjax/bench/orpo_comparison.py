@@ -9,6 +9,10 @@ WORK/grid.json; --part=final trains every seed with these and scores test. One r
 grid. What is finished in --work is kept: the same command goes on where it was stopped. Sources of
 running text are only scored: bits per byte, before and after.
 
+--part=split only writes WORK/splits/{train,dev,test}, before there is an SFT run (--init_from is
+the base then). The SFT run gets the pairs with weight 0 and the files of test as `heldout`, so that
+it reads no dialogue that begins with one of their questions.
+
 AdamW, the schedule and all else of TRL's trainer are its defaults. Seconds are those of the
 launcher (it compiles and evaluates too) and of TRL's train().
 """
@@ -51,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--work", required=True, help="folder of splits, runs and scores")
     add(
         "--part",
-        choices=("grid", "final", "both"),
+        choices=("split", "grid", "final", "both"),
         default="both",
-        help="choose the rates, score with the chosen ones, or both (default)",
+        help="split only, choose the rates, score with the chosen ones, or the last two (default)",
     )
     add(
         "--rates",
@@ -99,10 +103,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Returns: {"rates": the grid, "rows": preferences by subset, "runs": every training of the final
       part, "scores": numbers of the rows (see `subset_scores`; shares are [value, low, high]),
-      ...}. A part that was not asked for has no entries.
+      ...}. A part that was not asked for has no entries. The rows of the part split are its counts.
     Raises: UserError for options out of range, a work folder that belongs to another comparison,
       and where a library is missing.
     """
+    if arguments.part == "split":
+        work = Path(arguments.work)
+        _, pairs, _ = sources_of(arguments.config, work)
+        return {"bench": "orpo", "rows": split_rows(split_pairs(pairs, work / "splits"))}
     trl_orpo.check_installed()
     for name in ("seeds", "trl_microbatches"):
         value = getattr(arguments, name)
@@ -116,6 +124,29 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.part != "grid":
         comparison.final()
     return comparison.result
+
+
+def sources_of(
+    config: configs.Config, work: Path
+) -> tuple[Sequence[Source], Sequence[Source], Sequence[Source]]:
+    """Return the sources as the user named them, those of pairs, and those that are only scored.
+
+    Args:
+      work: where the embedded textbook's files are written.
+    Raises: UserError where there are no pairs.
+    """
+    given = parse_sources(config.data.sources)
+    sources = embedded_text.with_files(given, work / "textbook", SEED)
+    pairs = [source for source in sources if source.kind == PAIRS]
+    texts = [source for source in sources if source.kind != PAIRS]
+    if not pairs:
+        raise UserError("config.data.sources has no source of kind='pairs' to compare on.")
+    return given, pairs, texts
+
+
+def split_rows(counts: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """Return a row for each source: its pairs by split, and its bad records."""
+    return [{"source": name, **of_source} for name, of_source in counts.items()]
 
 
 class SideBySide:
@@ -132,12 +163,7 @@ class SideBySide:
         self.grid_file = work / "grid.json"
         self.messages: list[str] = []
         self.result: dict[str, Any] = {"bench": "orpo", "messages": self.messages}
-        given = parse_sources(config.data.sources)
-        sources = embedded_text.with_files(given, work / "textbook", SEED)
-        pairs = [source for source in sources if source.kind == PAIRS]
-        texts = [source for source in sources if source.kind != PAIRS]
-        if not pairs:
-            raise UserError("config.data.sources has no source of kind='pairs' to compare on.")
+        given, pairs, texts = sources_of(config, work)
         setup = Setup(
             config=config,
             init_from=arguments.init_from,

@@ -345,6 +345,11 @@ def test_the_command_compares_both_and_goes_on_where_it_was_stopped(base, tmp_pa
     words += [f"--config.data.sources=pairs={files['pairs']}"]
     words += ["--config.data.sources.pairs.kind=pairs", "--config.train.batch=8"]
     words += ["--config.train.warmup=0"]
+    assert bench.main([*words, "--part=split"]) == 0
+    (counts,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    splits = tmp_path / "work" / "splits"
+    lines = {part: (splits / part / "pairs.jsonl").read_text() for part in SPLITS}
+    assert {part: len(lines[part].splitlines()) for part in SPLITS}.items() <= counts.items()
     grid = ["--part=grid", "--rates=1e-3,1e-2", "--trl_rates=1e-4"]
     assert bench.main([*words, *grid]) == 0
     rates = json.loads((tmp_path / "out.json").read_text())["rates"]
@@ -355,6 +360,7 @@ def test_the_command_compares_both_and_goes_on_where_it_was_stopped(base, tmp_pa
     assert bench.main([*words, "--part=both", *grid[1:]]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["rates"] == rates
+    assert {part: (splits / part / "pairs.jsonl").read_text() for part in SPLITS} == lines
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     (all_pairs,) = [row for row in result["rows"] if row["preferred, %"] == "all"]
     assert all_pairs["pairs"] == result["test"]["heldout_pairs"] > 10
