@@ -5,9 +5,13 @@
 import importlib.metadata
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Compiling takes most of the suite's time. Without LLVM's optimisations it takes half; with XLA's
 # older code generator, in one piece, a fifth of that: the gradient of a recurrence compiles in
 # 0.3 s instead of 1.4. jaxlib 0.11.2 no longer has that generator.

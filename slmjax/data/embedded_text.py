@@ -1,10 +1,12 @@
 """Sources that need no files: the embedded textbook as text, as dialogues and as pairs."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from slmjax.errors import UserError, nearest
+from slmjax.text.files import write_atomic
 from slmjax.text.records import CHAT, PAIRS, TEXT, Source
 from slmjax.textbook import dialogues
 from slmjax.textbook import passages as textbook
@@ -62,11 +64,26 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
         )
     counts = {"train": TRAIN_CONVERSATIONS, "heldout": HELDOUT_CONVERSATIONS}
     if source.kind == TEXT:
-        files = list(embedded_sources(folder, seed).values())
+        files = embedded_sources(folder, seed).values()
+        train = tuple(file["path"] for file in files)
+        heldout = _in_turns([Path(file["heldout"]) for file in files], folder / "heldout.jsonl")
     elif source.kind == CHAT:
-        files = [dialogues.write_dialogues(folder, seed=seed, **counts)]
+        file = dialogues.write_dialogues(folder, seed=seed, **counts)
+        train, heldout = (file["path"],), file["heldout"]
     else:
-        files = [dialogues.write_pairs(folder, seed=seed, **counts)]
-    train = tuple(file["path"] for file in files)
-    heldout = tuple(file["heldout"] for file in files)
-    return replace(source, path=train, heldout=heldout, heldout_share=None)
+        file = dialogues.write_pairs(folder, seed=seed, **counts)
+        train, heldout = (file["path"],), file["heldout"]
+    return replace(source, path=train, heldout=(heldout,), heldout_share=None)
+
+
+def _in_turns(files: Sequence[Path], path: Path) -> str:
+    """Write the first lines of all files, then their second lines, and so on; return the path.
+
+    An evaluation reads a source's first documents: they must be of all kinds.
+    """
+    lines = [file.read_text("utf-8").splitlines(keepends=True) for file in files]
+    content = "".join(itertools.chain.from_iterable(zip(*lines, strict=True)))
+    # Prepared text belongs to a version of the file, so that an equal one is kept.
+    if not path.exists() or path.read_text("utf-8") != content:
+        write_atomic(path, content)
+    return str(path)

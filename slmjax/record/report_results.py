@@ -42,7 +42,7 @@ def heldout_section(records: metrics.Records) -> list[str]:
     # The first heading names the table; its column holds the sources. The fixed columns always
     # stay, the other columns only where some source has a value.
     fixed = ["bits per byte", "final", "best", "at step"]
-    head = [*fixed, "exact answers"]
+    head = [*fixed, "before", "exact answers"]
     for order in orders:
         head.append(f"{order}-gram")
     head.append("to best")
@@ -123,6 +123,11 @@ def _heldout_row(
     if np.isfinite(values).any():
         best = int(np.nanargmin(values))
     cells = [source, f"{final:.3f}", f"{values[best]:.3f}", f"{steps[best]:,}"]
+    # Only a run that goes on from another one is scored before its first step.
+    before = None
+    if steps[0] == 0 and len(steps) > 1:
+        before = f"{values[0]:.3f}"
+    cells.append(before)
     accuracy = metrics.last_value(records, f"eval/{source}/accuracy")
     cells.append(_known_percent(accuracy))
     for rival in rivals:

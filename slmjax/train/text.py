@@ -70,6 +70,7 @@ class TextBuilder(TaskBuilder):
         lines = {"data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}"}
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
+        lines["bad records"] = bad_records(prepared)
         lines["left out"] = left_out(plan, prepared)
         lines["held out"] = heldout_elsewhere(prepared)
         record = {
@@ -79,6 +80,18 @@ class TextBuilder(TaskBuilder):
             "shares": plan.shares(),
         }
         return Facts(lines, record)
+
+
+def bad_records(prepared: Prepared) -> str:
+    """Return in words how many records of which sources are unusable, with examples."""
+    sources = []
+    for name, entry in prepared.manifest["sources"].items():
+        count = sum(entry["faults"].values())
+        if count:
+            # One of each reason.
+            examples = "; ".join(entry["first_faults"])
+            sources.append(f"{count:,} of {name}, such as {examples}")
+    return ", ".join(sources)
 
 
 def left_out(plan: BatchPlan, prepared: Prepared) -> str:
