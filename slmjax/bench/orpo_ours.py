@@ -84,7 +84,6 @@ def score(config: dict, init_from: str, workdir: str) -> Facts:
       workdir: next to it is the prepared text.
     Returns: {"nats": a pair of sums for each pair, source by source}.
     """
-    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
     settings = configs.freeze(configs.from_dict(config))
     settings = dataclasses.replace(
         settings,
@@ -93,7 +92,9 @@ def score(config: dict, init_from: str, workdir: str) -> Facts:
         model=dataclasses.replace(settings.model, attention="reference"),
     )
     nats = []
-    for losses in heldout_losses(settings, init_from, workdir).values():
+    with jax.default_matmul_precision("highest"):  # no TF32
+        losses_of_sources = heldout_losses(settings, init_from, workdir)
+    for losses in losses_of_sources.values():
         nats += losses.nats.reshape(-1, 2).tolist()
     return {"nats": nats}
 
