@@ -62,16 +62,13 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
         raise UserError(
             f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
         )
-    counts = {"train": TRAIN_CONVERSATIONS, "heldout": HELDOUT_CONVERSATIONS}
     if source.kind == TEXT:
         files = embedded_sources(folder, seed).values()
         train = tuple(file["path"] for file in files)
         heldout = _in_turns([Path(file["heldout"]) for file in files], folder / "heldout.jsonl")
-    elif source.kind == CHAT:
-        file = dialogues.write_dialogues(folder, seed=seed, **counts)
-        train, heldout = (file["path"],), file["heldout"]
     else:
-        file = dialogues.write_pairs(folder, seed=seed, **counts)
+        write = dialogues.write_dialogues if source.kind == CHAT else dialogues.write_pairs
+        file = write(folder, seed=seed, train=TRAIN_CONVERSATIONS, heldout=HELDOUT_CONVERSATIONS)
         train, heldout = (file["path"],), file["heldout"]
     return replace(source, path=train, heldout=(heldout,), heldout_share=None)
 
