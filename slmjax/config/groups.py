@@ -113,7 +113,8 @@ class DataConfig:
     sources: dict = setting(
         {},
         "{name: {path, weight, field, revision, heldout (files, or a share), max_epochs (times it "
-        "is read at most), score (a field; documents in its order, '-field' from high to low), "
+        "is read at most), fraction (part of its documents that is read), score (a field; "
+        "documents in its order, '-field' from high to low), "
         "reader (module:function), kind (text, chat or pairs)}} or "
         "'name:weight=path,...'; empty: embedded textbook",
         affects="order",

@@ -15,6 +15,7 @@ from slmjax.data.batch_plan import BatchPlan
 from slmjax.data.phases import check_phases
 from slmjax.data.prepare import prepare
 from slmjax.data.prepared import Prepared, preparation_summary
+from slmjax.data.shard_part import ShardPart
 from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
@@ -154,8 +155,12 @@ def plan_settings(
         )
     # The embedded textbook has no entries in the config.
     names = [source.name for source in sources] or list(prepared.train)
+    train_shards: dict[str, Any] = {name: prepared.train[name] for name in names}
+    for source in sources:
+        if source.fraction < 1:
+            train_shards[source.name] = ShardPart(prepared.train[source.name], source.fraction)
     return {
-        "train": {name: prepared.train[name] for name in names},
+        "train": train_shards,
         "seq_len": data.seq_len,
         "batch": train.batch,
         "steps": train.steps,

@@ -73,7 +73,7 @@ class Run:
     claim: Claim
 
 
-def train(run: Run) -> int:
+def train(run: Run, leave: Leave) -> int:
     """Train from run.start.step to config.train.steps, and write the report.
 
     Returns: 0, or 128 + signal where a signal asked to leave (then the run is saved and can go on).
@@ -86,7 +86,6 @@ def train(run: Run) -> int:
         contextlib.closing(run.checkpoints),
         loop.batches,
         loop.progress,
-        Leave() as leave,
     ):
         try:
             status = loop.go(leave)

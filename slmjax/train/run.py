@@ -33,6 +33,7 @@ from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import loop, resume
 from slmjax.train.builders import builder_of, task_of
 from slmjax.train.inherit import inherit, lineage
+from slmjax.train.leave import Leave
 from slmjax.train.loop import Run
 from slmjax.train.program import Program, check_model, cuts, make_program
 from slmjax.train.resume import Start
@@ -47,6 +48,8 @@ def run_train(
     command: str = "",
     began: float | None = None,
     claim: Claim | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    leave: Leave | None = None,
 ) -> int:
     """Train, or print that the run is finished; return the exit status.
 
@@ -54,12 +57,16 @@ def run_train(
       command: the launcher's command, for the records.
       began: Unix time at which the process started, see Goodput.
       claim: this process's claim on the work directory; None: nothing is claimed.
+      devices: those of the run's mesh; None: all.
+      leave: says when to save and leave; None: a signal does. A run in a thread needs one, as only
+        the main thread hears signals.
     Raises: UserError for a config that cannot be trained here, see `build_run` and `loop.train`.
     """
     use_compile_cache()
     folder = epath.Path(workdir)
     resume.refuse_export(workdir)
-    checkpoints = Checkpoints(folder, config.checkpoint.keep)
+    in_thread = leave is not None
+    checkpoints = Checkpoints(folder, config.checkpoint.keep, background=not in_thread)
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
     run = build_run(
@@ -71,12 +78,16 @@ def run_train(
         command=command,
         began=began,
         claim=claim or Claim(),
+        devices=devices,
     )
     if run is None:
         _print_finished(folder, config.train.steps)
         return 0
     with jax.set_mesh(run.program.mesh):
-        return loop.train(run)
+        if leave is not None:
+            return loop.train(run, leave)
+        with Leave() as leave:
+            return loop.train(run, leave)
 
 
 def build_run(
@@ -89,6 +100,7 @@ def build_run(
     command: str,
     began: float | None,
     claim: Claim,
+    devices: Sequence[jax.Device] | None,
 ) -> Run | None:
     """Build task, model, step and state of a run; restore what can be restored.
 
@@ -101,7 +113,7 @@ def build_run(
     # Records of earlier sessions; None for a new run.
     past = records.read(folder)
     past = past if past.all else None
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
     check_batch(config.train, mesh)
     check_model(config.model, config.precision, mesh, config.train.deterministic)
     if config.log.wandb and hosts.is_first():
