@@ -24,6 +24,7 @@ STAGES = {
     "synthesize": "slmjax.synthesize.synthesize_stage:run_synthesize",
     "curate": "slmjax.curate.curate_stage:run_curate",
     "recall": "slmjax.studies.recall_study:run_recall",
+    "mixture": "slmjax.studies.mixture_study:run_mixture",
 }
 
 USAGE = """\
@@ -136,8 +137,8 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
     """Raises: UserError for options that do not fit a stage whose processes share only a folder."""
     if not 0 <= process < processes:
         raise UserError("--processes=N and --process=0..N-1 go together.")
-    if stage == "recall":
-        raise UserError("the stage recall is one process; it takes no --processes.")
+    if stage in ("recall", "mixture"):
+        raise UserError(f"the stage {stage} is one process; it takes no --processes.")
 
 
 def _stage_function(stage: str) -> Any:

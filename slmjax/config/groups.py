@@ -6,7 +6,7 @@
 import dataclasses
 
 from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
-from slmjax.config.stage_groups import CurateConfig, StudyConfig, SynthesizeConfig
+from slmjax.config.stage_groups import CurateConfig, MixtureConfig, StudyConfig, SynthesizeConfig
 
 NOT_EMPTY = Check(bool, "name at least one entry")
 # The rotary embedding rotates pairs of dimensions.
@@ -301,9 +301,14 @@ class MeshConfig:
     expert: int = setting(1, "reserved", RESERVED, affects="compile")
 
 
-STAGES = ("train", "prepare", "synthesize", "curate", "recall")
+STAGES = ("train", "prepare", "synthesize", "curate", "recall", "mixture")
 # {group: the only stage that reads it}. All other groups are training's; any stage may set them.
-STAGE_OF = {"study": "recall", "synthesize": "synthesize", "curate": "curate"}
+STAGE_OF = {
+    "study": "recall",
+    "mixture": "mixture",
+    "synthesize": "synthesize",
+    "curate": "curate",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,8 +317,8 @@ class Config:
 
     stage: str = setting(
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three "
-        "have recipes of their own",
+        "what to do: train, prepare (tokenize only), synthesize, curate, recall or mixture; the "
+        "last four have recipes of their own",
     )
     task: str = setting(
         "lm",
@@ -333,5 +338,6 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     study: StudyConfig = StudyConfig()  # noqa: RUF009 (frozen)
+    mixture: MixtureConfig = MixtureConfig()  # noqa: RUF009 (frozen)
     synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
     curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

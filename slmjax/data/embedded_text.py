@@ -1,4 +1,7 @@
-"""Sources that need no files: the embedded textbook as text, as dialogues and as pairs."""
+"""Sources that need no files: the embedded textbook as text, as dialogues and as pairs.
+
+"textbook:KIND" is its text of one kind of passage, such as textbook:logic.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from slmjax.textbook import passages as textbook
 SCHEME = "textbook:"
 # Paths, and the kind of each.
 EMBEDDED = {f"{SCHEME}text": TEXT, f"{SCHEME}dialogues": CHAT, f"{SCHEME}pairs": PAIRS}
+EMBEDDED |= {f"{SCHEME}{passages}": TEXT for passages in textbook.KINDS}
 # Documents of each kind of passage: a small model reads them a few times in a minute and a half on
 # two cores.
 TRAIN_PER_KIND = 4000
@@ -62,7 +66,11 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
         raise UserError(
             f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
         )
-    if source.kind == TEXT:
+    of_one_kind = path.removeprefix(SCHEME)
+    if of_one_kind in textbook.KINDS:
+        file = embedded_sources(folder, seed)[of_one_kind]
+        train, heldout = (file["path"],), file["heldout"]
+    elif source.kind == TEXT:
         files = embedded_sources(folder, seed).values()
         train = tuple(file["path"] for file in files)
         heldout = _in_turns([Path(file["heldout"]) for file in files], folder / "heldout.jsonl")
