@@ -25,6 +25,7 @@ STAGES = {
     "curate": "slmjax.curate.curate_stage:run_curate",
     "recall": "slmjax.studies.recall_study:run_recall",
     "mixture": "slmjax.studies.mixture_study:run_mixture",
+    "forecast": "slmjax.studies.forecast_study:run_forecast",
 }
 
 USAGE = """\
@@ -137,7 +138,7 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
     """Raises: UserError for options that do not fit a stage whose processes share only a folder."""
     if not 0 <= process < processes:
         raise UserError("--processes=N and --process=0..N-1 go together.")
-    if stage in ("recall", "mixture"):
+    if stage in ("recall", "mixture", "forecast"):
         raise UserError(f"the stage {stage} is one process; it takes no --processes.")
 
 

@@ -6,7 +6,13 @@
 import dataclasses
 
 from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
-from slmjax.config.stage_groups import CurateConfig, MixtureConfig, StudyConfig, SynthesizeConfig
+from slmjax.config.stage_groups import (
+    CurateConfig,
+    ForecastConfig,
+    MixtureConfig,
+    StudyConfig,
+    SynthesizeConfig,
+)
 
 NOT_EMPTY = Check(bool, "name at least one entry")
 # The rotary embedding rotates pairs of dimensions.
@@ -301,11 +307,12 @@ class MeshConfig:
     expert: int = setting(1, "reserved", RESERVED, affects="compile")
 
 
-STAGES = ("train", "prepare", "synthesize", "curate", "recall", "mixture")
+STAGES = ("train", "prepare", "synthesize", "curate", "recall", "mixture", "forecast")
 # {group: the only stage that reads it}. All other groups are training's; any stage may set them.
 STAGE_OF = {
     "study": "recall",
     "mixture": "mixture",
+    "forecast": "forecast",
     "synthesize": "synthesize",
     "curate": "curate",
 }
@@ -317,8 +324,8 @@ class Config:
 
     stage: str = setting(
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate, recall or mixture; the "
-        "last four have recipes of their own",
+        "what to do: train, prepare (tokenize only), synthesize, curate, recall, mixture or "
+        "forecast; the last five have recipes of their own",
     )
     task: str = setting(
         "lm",
@@ -339,5 +346,6 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     study: StudyConfig = StudyConfig()  # noqa: RUF009 (frozen)
     mixture: MixtureConfig = MixtureConfig()  # noqa: RUF009 (frozen)
+    forecast: ForecastConfig = ForecastConfig()  # noqa: RUF009 (frozen)
     synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
     curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

@@ -1,4 +1,4 @@
-"""Fields of the stages recall, mixture, synthesize and curate, each stage's own group."""
+"""Fields of the stages recall, mixture, forecast, synthesize and curate, each stage's own group."""
 
 import dataclasses
 import math
@@ -68,6 +68,31 @@ class MixtureConfig:
         "which of the basket's documents are scored: a mixture that was sought on one half is "
         "compared on the other",
         choices=("first half", "second half", "all"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastConfig:
+    """The stage forecast: a ladder of sizes predicts the loss of a larger model."""
+
+    # Rungs and target have the shapes of --params, with the fields of train and model at the
+    # recipe's own size.
+
+    sizes: tuple[str, ...] = setting(
+        ("10m", "50m", "100m"), "parameters of the rungs; three at least, five for good intervals"
+    )
+    seeds: tuple[int, ...] = setting(
+        (2, 1), "runs of each size, in order; the last number holds for all that are left"
+    )
+    tokens: int = setting(
+        1_000_000_000, "tokens that each run reads, the same part of every source", POSITIVE
+    )
+    target: str = setting("300m", "parameters of the model whose loss is forecast")
+    basket: tuple[str, ...] = setting(
+        (), "sources whose held-out text is scored, all with the same weight; empty: all"
+    )
+    measured: tuple[str, ...] = setting(
+        (), "work directories of the target's runs; empty: it is not trained yet"
     )
 
 

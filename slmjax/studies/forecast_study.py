@@ -1,0 +1,200 @@
+"""The forecast study: train a ladder of sizes, forecast a larger model's loss, and score it later.
+
+The forecast is a file, forecast.json, which is written before the target is trained and is not
+changed afterwards. Once the target is trained, config.forecast.measured names its work directories,
+and the same command compares.
+"""
+
+import dataclasses
+import datetime
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from slmjax import config as configs
+from slmjax.config import Config
+from slmjax.data.prepare_stage import prepared_text
+from slmjax.errors import UserError
+from slmjax.models import sizes
+from slmjax.models.resolve import resolve
+from slmjax.parallel import hosts
+from slmjax.parallel.compiling import use_compile_cache
+from slmjax.parallel.mesh import make_mesh
+from slmjax.record import metrics as records
+from slmjax.record.comparison import Scores, load_run, read_scores
+from slmjax.studies.forecast_figure import compute_rule, forecast_figure
+from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
+from slmjax.studies.ladder_runs import LadderRun
+from slmjax.studies.scaling_forecast import (
+    Forecast,
+    ForecastScore,
+    make_forecast,
+    score_forecast,
+    write_forecast,
+)
+from slmjax.studies.study_report import StudyTable, write_study_report
+from slmjax.studies.study_runs import StudyRuns, StudyStopped, device_lanes, settings_of
+from slmjax.text.files import write_atomic
+from slmjax.train import schedule
+
+# A learning rate below this share of the peak counts as decayed: a cosine ends at a tenth.
+DECAYED = 0.11
+
+
+def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
+    """Train the ladder, write the forecast, and score it where the target is trained.
+
+    Returns: the exit status.
+    Raises: UserError for invalid settings, and where the folder has runs of other settings.
+    """
+    if init_from:
+        raise UserError("--init_from: a forecast trains its models from the start.")
+    if not config.data.sources:
+        raise UserError("config.data.sources is empty; a forecast needs text, such as textbook:text.")
+    use_compile_cache()
+    hosts.check_devices()
+    folder = epath.Path(workdir)
+    # All runs read the text that is prepared here.
+    cache = config.data.cache or str(folder.parent / "prepared")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache))
+    prepared = prepared_text(config.data, workdir)
+    vocab_size = prepared.tokenizer.vocab_size
+    rungs, target = plan_rungs(config, prepared, len(device_lanes(config)[0]))
+    # What `measured` says must not change the study's own config.
+    unmeasured = dataclasses.replace(config.forecast, measured=())
+    study = StudyRuns(
+        folder,
+        dataclasses.replace(config, forecast=unmeasured),
+        identity=prepared.fingerprint,
+        vocab_size=vocab_size,
+        command=command,
+    )
+    runs = rung_runs(rungs)
+    try:
+        results = study.train(runs)
+    except StudyStopped as stopped:
+        print("Saved and left as asked; the same command goes on from here.")
+        return stopped.status
+    finished = []
+    for run in runs:
+        if results[run.name]["diverged"]:
+            raise UserError(f"the run '{run.name}' diverged: {results[run.name]['diverged']}")
+        scores = read_scores(study.scores_file(run.name).read_bytes())
+        finished.append(ladder_run(run.name, run.config, scores, config.forecast.basket, vocab_size))
+    arch, _ = resolve(target.config.model, config.precision, _one_device(), vocab_size)
+    tokens = target.config.train.steps * target.config.train.batch * config.data.seq_len
+    forecast = make_forecast(finished, sizes.parameters(arch).total, tokens)
+    forecast = write_forecast(folder / "forecast.json", forecast)
+    write_atomic(folder / "target.json", configs.to_json(target.config))
+    score = None
+    if config.forecast.measured:
+        score = measured_score(config, target.config, forecast, vocab_size)
+    tables = [fits_table(forecast, score)]
+    sentences = [compute_rule(forecast), *_notes(forecast)]
+    if score is None:
+        place = folder.parent / f"{folder.name}-target"
+        sentences.append(
+            f"Next: python -m slmjax.launch --config={folder / 'target.json'} --workdir={place}; "
+            f"then this command again, with --config.forecast.measured={place}"
+        )
+    for table in tables:
+        print(f"\n{table.title}\n\n{table.markdown()}")
+    print("\n" + "\n".join(sentences))
+    report = write_study_report(study, tables, sentences, [forecast_figure(forecast, score)])
+    print(f"Report: {report}")
+    return 0
+
+
+def ladder_run(
+    name: str, config: Config, scores: Scores, basket: tuple[str, ...], vocab_size: int
+) -> LadderRun:
+    """Return what the fits need of a finished run.
+
+    Its loss is the mean over sources of bits per byte.
+    Raises: UserError for a source of the basket without held-out text.
+    """
+    for source in basket:
+        if source not in scores:
+            raise UserError(f"config.forecast.basket: no held-out text of '{source}'.")
+    bits, keys = [], []
+    for source in basket or sorted(scores):
+        columns = scores[source]
+        bits.append(columns["nats"].sum() / columns["bytes"].sum() / np.log(2))
+        keys.append(columns["keys"])
+    arch, _ = resolve(config.model, config.precision, _one_device(), vocab_size)
+    parameters = sizes.parameters(arch)
+    train = config.train
+    return LadderRun(
+        name=name,
+        parameters=parameters.total,
+        matmul_parameters=parameters.matmul,
+        flops_per_token=sizes.train_flops_per_token(arch, config.data.seq_len),
+        tokens=train.steps * train.batch * config.data.seq_len,
+        seed=config.seed,
+        loss=float(np.mean(bits)),
+        heldout=heldout_identity(keys),
+        fully_decayed=float(schedule.factor(train, train.steps)) <= DECAYED,
+    )
+
+
+def measured_score(
+    config: Config, target: Config, forecast: Forecast, vocab_size: int
+) -> ForecastScore:
+    """Return the forecast next to the target's runs.
+
+    Raises: UserError where a run is not finished or is no run of the target, and what
+      `score_forecast` refuses.
+    """
+    runs, starts = [], []
+    for workdir in config.forecast.measured:
+        run = load_run(workdir, workdir)
+        values = configs.from_dict(json.loads((epath.Path(workdir) / "config.json").read_text()))
+        own = configs.freeze(values)
+        _check_target(workdir, own, target)
+        if not any(e["step"] == own.train.steps for e in records.events(run.records, "finish")):
+            raise UserError(f"config.forecast.measured: the run '{workdir}' is not finished.")
+        runs.append(ladder_run(workdir, own, run.heldout, config.forecast.basket, vocab_size))
+        started = records.events(run.records, "start")[0]["time"]
+        starts.append(datetime.datetime.fromtimestamp(started, datetime.UTC))
+    return score_forecast(forecast, runs, min(starts))
+
+
+def _check_target(workdir: str, own: Config, target: Config) -> None:
+    """Raises: UserError where a run's config is not the target's, but for the seed."""
+    expected = settings_of(dataclasses.replace(target, seed=own.seed))
+    settings = settings_of(own)
+    changed = [name for name in expected if settings.get(name) != expected[name]]
+    if changed:
+        raise UserError(
+            f"config.forecast.measured: the run '{workdir}' is not the target: it differs in "
+            f"{', '.join(sorted(changed))}."
+        )
+
+
+def fits_table(forecast: Forecast, score: ForecastScore | None) -> StudyTable:
+    """Return a row for each law: what it forecasts, its intervals, and its error if it is known."""
+    rows = []
+    for name, fit in forecast.fits.items():
+        mean, one_run, error = "-", "-", "-"
+        if fit.intervals is not None:
+            low, high = fit.intervals.mean
+            mean = f"{low:.4f} to {high:.4f}"
+            low, high = fit.intervals.run
+            one_run = f"{low:.4f} to {high:.4f}"
+        if score is not None:
+            error = f"{100 * np.expm1(score.errors[name]):+.2f} %"
+        rows.append([name, f"{fit.prediction:.4f}", mean, one_run, error])
+    head = ["law", "forecast", "90 % of the mean", "90 % of one run", "error"]
+    title = f"Forecast for {forecast.parameters:,} parameters and {forecast.tokens:,} tokens"
+    return StudyTable(title, head, rows)
+
+
+def _notes(forecast: Forecast) -> list[str]:
+    return [f"{name}: {fit.note}" for name, fit in forecast.fits.items() if fit.note]
+
+
+def _one_device() -> jax.sharding.Mesh:
+    """Return a mesh of one device: sizes are those of the whole model."""
+    return make_mesh({"data": 1}, jax.local_devices()[:1])
