@@ -1,0 +1,347 @@
+"""A forecast of a large model's loss: made from a ladder, kept in a file with a hash, then scored."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from slmjax.errors import UserError
+from slmjax.studies.forecast_intervals import (
+    LEVEL,
+    SIGNIFICANT,
+    ForecastInterval,
+    forecast_interval,
+)
+from slmjax.studies.ladder_runs import LadderRun, SeedNoise, check_runs, seed_noise
+from slmjax.studies.scaling_law import (
+    ScalingLaw,
+    fit_joint,
+    fit_line,
+    fit_power,
+    joint_obstacle,
+)
+from slmjax.text.files import write_atomic
+
+FORMAT = 1
+# Names of the fits.
+LINE, POWER, JOINT, SAME = "line", "power", "joint", "same"
+# Runs of a curve over sizes have the target's tokens, or its tokens per parameter, up to this share:
+# steps are whole numbers.
+TOKENS_AGREE = 0.02
+# What the runs of a curve over sizes have in common with the target.
+SAME_TOKENS, SAME_RATIO = "tokens", "tokens per parameter"
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastFit:
+    """One law, with what it forecasts at the target."""
+
+    law: ScalingLaw
+    prediction: float
+    intervals: ForecastInterval | None
+    # Why there is no interval, or what to know of it.
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """Everything that was known and said of the target before it was trained."""
+
+    created: str  # UTC, ISO 8601
+    parameters: int  # of the target
+    tokens: int
+    heldout: str
+    unit: str
+    # What the runs of line, power and same share with the target: SAME_TOKENS or SAME_RATIO.
+    common: str
+    runs: tuple[LadderRun, ...]
+    noise: SeedNoise | None
+    fits: dict[str, ForecastFit]
+
+
+def make_forecast(
+    runs: Sequence[LadderRun],
+    parameters: int,
+    tokens: int,
+    *,
+    line_sizes: Sequence[int] = (),
+    level: float = LEVEL,
+    now: datetime.datetime | None = None,
+) -> Forecast:
+    """Fit all laws to a ladder and forecast the mean loss of a target.
+
+    The fits: "line" through log loss over log parameters, "power" with an irreducible loss, "joint"
+    in parameters and tokens where the runs determine it, and "same": the loss of the largest size.
+    A curve over sizes holds along one rule of tokens. So all but "joint" use the runs with the
+    target's tokens or, where these are fewer than three sizes, with its tokens per parameter.
+
+    Args:
+      parameters, tokens: of the target.
+      line_sizes: parameters of the runs of the line; all where empty.
+      level: of the intervals.
+      now: the time of the forecast; None: the clock's.
+    Raises: UserError where runs are refused (`check_runs`), for a target that is not larger than
+      every run in parameters or tokens, and for fewer than three sizes on the target's rule.
+    """
+    check_runs(runs)
+    if not (parameters > 0 and tokens > 0):
+        raise UserError(f"A target of {parameters} parameters and {tokens} tokens is none.")
+    for run in runs:
+        if (run.parameters, run.tokens) == (parameters, tokens):
+            raise UserError(f"Run '{run.name}' is the target itself: nothing is left to forecast.")
+    curve_runs, common = _runs_of_curve(runs, parameters, tokens)
+    noise = seed_noise(runs)
+    fits = {
+        LINE: _line(curve_runs, parameters, tokens, line_sizes),
+        POWER: _power(curve_runs, noise, parameters, tokens, level),
+    }
+    if not joint_obstacle(runs):
+        fits[JOINT] = _joint(runs, noise, parameters, tokens, level)
+    fits[SAME] = _same(curve_runs)
+    now = now or datetime.datetime.now(datetime.UTC)
+    created = _utc(now, "now").isoformat(timespec="seconds")
+    heldout, unit = runs[0].heldout, runs[0].unit
+    return Forecast(created, parameters, tokens, heldout, unit, common, tuple(runs), noise, fits)
+
+
+def _runs_of_curve(
+    runs: Sequence[LadderRun], parameters: int, tokens: int
+) -> tuple[list[LadderRun], str]:
+    """Return the runs whose tokens follow the target's rule, and the rule."""
+    rules: dict[str, Callable[[LadderRun], float]] = {
+        SAME_TOKENS: lambda run: run.tokens / tokens,
+        SAME_RATIO: lambda run: run.tokens / run.parameters * parameters / tokens,
+    }
+    for common, ratio in rules.items():
+        chosen = [run for run in runs if abs(ratio(run) - 1) <= TOKENS_AGREE]
+        if len({run.parameters for run in chosen}) >= 3:
+            return chosen, common
+    raise UserError(
+        f"A forecast for {parameters:,} parameters and {tokens:,} tokens needs runs of three sizes "
+        "with these tokens, or with as many tokens per parameter."
+    )
+
+
+def _line(
+    runs: Sequence[LadderRun], parameters: int, tokens: int, sizes: Sequence[int]
+) -> ForecastFit:
+    chosen = [run for run in runs if not sizes or run.parameters in sizes]
+    missing = set(sizes) - {run.parameters for run in chosen}
+    if missing:
+        raise UserError(f"line_sizes: no run has {min(missing):,} parameters.")
+    law = fit_line(chosen)
+    note = (
+        "No interval: the line has no irreducible loss, so that its error is bias, which the "
+        "spread of runs does not show."
+    )
+    return ForecastFit(law, float(law.loss(parameters, tokens)), None, note)
+
+
+def _power(
+    runs: Sequence[LadderRun],
+    noise: SeedNoise | None,
+    parameters: int,
+    tokens: int,
+    level: float,
+) -> ForecastFit:
+    law = fit_power(runs)
+    intervals = forecast_interval(runs, noise, parameters, tokens, joint=False, level=level)
+    return _with_intervals(law, float(law.loss(parameters, tokens)), intervals)
+
+
+def _joint(
+    runs: Sequence[LadderRun],
+    noise: SeedNoise | None,
+    parameters: int,
+    tokens: int,
+    level: float,
+) -> ForecastFit:
+    law = fit_joint(runs, noise)
+    intervals = forecast_interval(runs, noise, parameters, tokens, joint=True, level=level)
+    return _with_intervals(law, float(law.loss(parameters, tokens)), intervals)
+
+
+def _with_intervals(
+    law: ScalingLaw, prediction: float, intervals: ForecastInterval | str
+) -> ForecastFit:
+    if isinstance(intervals, str):
+        return ForecastFit(law, prediction, None, intervals)
+    note = ""
+    if intervals.misfit < SIGNIFICANT:
+        note = (
+            "The runs miss the law by more than seeds differ "
+            f"(p = {intervals.misfit:.2g}), so that the intervals are too narrow."
+        )
+    return ForecastFit(law, prediction, intervals, note)
+
+
+def _same(runs: Sequence[LadderRun]) -> ForecastFit:
+    largest = max(run.parameters for run in runs)
+    losses = [run.loss for run in runs if run.parameters == largest]
+    loss = float(np.mean(losses))
+    note = f"The mean loss of the largest size, {largest:,} parameters: what no scaling would give."
+    return ForecastFit(ScalingLaw(loss), loss, None, note)
+
+
+def write_forecast(path: Path | epath.Path, forecast: Forecast) -> Forecast:
+    """Write a forecast and return it; keep the file where it says the same already.
+
+    The file has the SHA-256 of its content in canonical JSON: sorted keys, no spaces.
+
+    Returns: the forecast in the file, whose time of creation is the first one.
+    Raises: UserError where the file holds another forecast or was changed.
+    """
+    if path.exists():
+        earlier = read_forecast(path)
+        if dataclasses.replace(earlier, created=forecast.created) != forecast:
+            raise UserError(
+                f"'{path}' holds another forecast, and a forecast is not changed once it is made: "
+                "write this one to another file."
+            )
+        return earlier
+    content = {"format": FORMAT, **dataclasses.asdict(forecast)}
+    # As JSON keeps it: tuples become lists.
+    content = json.loads(json.dumps(content, allow_nan=False))
+    write_atomic(path, content | {"sha256": content_sha256(content)})
+    return forecast
+
+
+def read_forecast(path: Path | epath.Path) -> Forecast:
+    """Return the forecast of a file.
+
+    Raises: UserError where it is missing, is no forecast, or was changed after it was written.
+    """
+    try:
+        content = json.loads(path.read_text())
+        sha256 = content.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' cannot be read as a forecast ({error!r}).") from error
+    if sha256 != content_sha256(content):
+        raise UserError(
+            f"'{path}' was changed after it was written: its SHA-256 does not match its content."
+        )
+    if content.pop("format") != FORMAT:
+        raise UserError(f"'{path}' has a format that this version of slmjax does not know.")
+    return _forecast(content)
+
+
+def content_sha256(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a forecast's content without its "sha256", in hexadecimal."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _forecast(content: dict[str, Any]) -> Forecast:
+    """Return the forecast that `dataclasses.asdict` and JSON have made a dict of."""
+    fits = {}
+    for name, fit in content["fits"].items():
+        intervals = fit["intervals"]
+        if intervals is not None:
+            pairs = {"mean": tuple(intervals["mean"]), "run": tuple(intervals["run"])}
+            intervals = ForecastInterval(**intervals | pairs)
+        law = ScalingLaw(**fit["law"])
+        fits[name] = ForecastFit(**fit | {"law": law, "intervals": intervals})
+    runs = tuple(LadderRun(**run) for run in content["runs"])
+    noise = content["noise"]
+    if noise is not None:
+        noise = SeedNoise(**noise)
+    return Forecast(**content | {"fits": fits, "runs": runs, "noise": noise})
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastScore:
+    """A forecast next to what was measured."""
+
+    measured: float  # mean loss over the target's seeds
+    losses: tuple[float, ...]  # of each seed
+    # Log of prediction / measured, by fit: 0.01 is a forecast that is 1 % too high.
+    errors: dict[str, float]
+    # Seed noise of log loss, pooled over the rungs and the target's seeds; None where unknown.
+    spread: SeedNoise | None
+    # For each two fits: the name of the one with the smaller error, "" where they are not
+    # distinguishable, None where the spread is unknown.
+    closer: dict[tuple[str, str], str | None]
+
+
+def score_forecast(
+    forecast: Forecast, measured: Sequence[LadderRun], first_step: datetime.datetime
+) -> ForecastScore:
+    """Compare a forecast with the target's runs, one for each seed.
+
+    Two fits are not distinguishable where their absolute errors differ by less than the seed noise.
+
+    Args:
+      first_step: when the first of these runs took its first step, with its time zone.
+    Raises: UserError where a run is not the forecast's target (parameters, tokens, held-out
+      documents), is refused by `check_runs`, or began before the forecast was made.
+    """
+    check_runs(measured)
+    for run in measured:
+        for field in ("parameters", "tokens", "heldout", "unit"):
+            value, expected = getattr(run, field), getattr(forecast, field)
+            if value != expected:
+                raise UserError(
+                    f"Run '{run.name}' has {field} {value}, and the forecast is for {expected}: "
+                    "it cannot be scored with it."
+                )
+    created = datetime.datetime.fromisoformat(forecast.created)
+    if created > _utc(first_step, "first_step"):
+        raise UserError(
+            f"The forecast was made at {forecast.created}, after the target's first step at "
+            f"{first_step.isoformat(timespec='seconds')}: it is no forecast."
+        )
+    losses = tuple(run.loss for run in measured)
+    mean = float(np.mean(losses))
+    errors = {name: math.log(fit.prediction / mean) for name, fit in forecast.fits.items()}
+    spread = seed_noise([*forecast.runs, *measured])
+    closer = {}
+    names = list(errors)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            closer[first, second] = _closer(errors, first, second, spread)
+    return ForecastScore(mean, losses, errors, spread, closer)
+
+
+def _closer(
+    errors: dict[str, float], first: str, second: str, spread: SeedNoise | None
+) -> str | None:
+    if spread is None:
+        return None
+    difference = abs(errors[first]) - abs(errors[second])
+    if abs(difference) < spread.deviation:
+        return ""
+    return first if difference < 0 else second
+
+
+def score_table(forecast: Forecast, score: ForecastScore) -> str:
+    """Return a Markdown table of errors, and below it which of them can be told apart."""
+    lines = ["| fit | forecast | measured | error |", "| --- | --- | --- | --- |"]
+    for name, error in score.errors.items():
+        prediction = forecast.fits[name].prediction
+        percent = f"{100 * math.expm1(error):+.2f} %"
+        lines.append(f"| {name} | {prediction:.4f} | {score.measured:.4f} | {percent} |")
+    lines.append("")
+    if score.spread is None:
+        lines.append("Seed spread unknown: no rung has two seeds, so errors cannot be compared.")
+        return "\n".join(lines)
+    lines.append(
+        f"Seed spread: {100 * score.spread.deviation:.2f} % "
+        f"({score.spread.degrees} degrees of freedom)."
+    )
+    for (first, second), closer in score.closer.items():
+        verdict = f"{closer} is closer" if closer else "not distinguishable"
+        lines.append(f"{first} and {second}: {verdict}.")
+    return "\n".join(lines)
+
+
+def _utc(time: datetime.datetime, what: str) -> datetime.datetime:
+    if time.tzinfo is None:
+        raise UserError(f"{what}={time.isoformat()} has no time zone: give the time in UTC.")
+    return time.astimezone(datetime.UTC)
