@@ -1,6 +1,7 @@
 """Profile-likelihood intervals of the loss that a scaling law forecasts."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy import stats
 
 from slmjax.studies.ladder_runs import LadderRun, SeedNoise
 from slmjax.studies.scaling_law import joint_obstacle, powers_of
-from slmjax.studies.variable_projection import Powers, extreme_values, fit_powers, lowest
+from slmjax.studies.variable_projection import EXPONENTS, Powers, extreme_values, fit_powers, lowest
 
 LEVEL = 0.9
 # Below this probability the runs miss the curve by more than seeds explain.
@@ -26,6 +27,8 @@ class ForecastInterval:
     mean: tuple[float, float]
     # Of the loss of one run, which has seed noise of its own: a prediction interval.
     run: tuple[float, float]
+    # What ends the interval of the mean other than the runs, as a sentence; "" for the runs alone.
+    bound: str
     # Probability of a misfit as large as the runs', if the law holds and only seeds differ.
     misfit: float
 
@@ -58,8 +61,8 @@ def forecast_interval(
         rungs = len({run.parameters for run in runs})
     if rungs <= constants:
         return (
-            f"No interval: {constants} constants pass through {rungs} rungs exactly, so that nothing"
-            " shows whether the law holds."
+            f"No interval: {constants} constants pass through {rungs} rungs exactly, so that "
+            "nothing shows whether the law holds."
         )
     if joint and joint_obstacle(runs):
         return f"No interval: {joint_obstacle(runs)}"
@@ -69,29 +72,39 @@ def forecast_interval(
     target = np.array([parameters, tokens], np.float64)[: len(units)] / units
     exponents, _, squares = fit_powers(problem)
     allowed = squares + noise.deviation**2 * stats.f.ppf(level, 1, noise.degrees)
-    mean = _interval(problem, target, exponents, allowed, one_run=False)
-    run = _interval(problem, target, exponents, allowed, one_run=True)
+    mean, bound = _interval(problem, target, exponents, allowed, one_run=False)
+    run, _ = _interval(problem, target, exponents, allowed, one_run=True)
     # Lack of fit: the squares that differences between seeds leave over.
     lack = max(squares - noise.degrees * noise.deviation**2, 0) / (rungs - constants)
     misfit = float(stats.f.sf(lack / noise.deviation**2, rungs - constants, noise.degrees))
-    return ForecastInterval(level, mean, run, misfit)
+    return ForecastInterval(level, mean, run, bound, misfit)
 
 
 def _interval(
     problem: Powers, target: np.ndarray, exponents: np.ndarray, allowed: float, *, one_run: bool
-) -> tuple[float, float]:
-    """Return the lowest and highest value at the target over all exponents."""
-    ends = []
-    for sign in (-1, 1):
+) -> tuple[tuple[float, float], str]:
+    """Return the lowest and highest value at the target over all exponents, and what bounds them.
 
-        def objective(candidates: np.ndarray, sign: int = sign) -> np.ndarray:
-            values, least = extreme_values(
-                problem, target, candidates, allowed, sign=sign, one_run=one_run
-            )
+    Args:
+      exponents: of the fit, which reach `allowed`.
+    """
+    ends, bounds = [], []
+    for name, sign in (("lower", -1), ("upper", 1)):
+        extremes = functools.partial(
+            extreme_values, problem, target, allowed=allowed, sign=sign, one_run=one_run
+        )
+
+        def objective(candidates: np.ndarray, extremes=extremes, sign=sign) -> np.ndarray:
+            values, _, least = extremes(candidates)
             # The excess leads the search back to where `allowed` can be reached.
             excess = UNREACHABLE * (1 + least / allowed)
             return np.where(np.isfinite(values), -sign * values, excess)
 
         best = lowest(objective, len(exponents), start=exponents)
-        ends.append(-sign * float(objective(best[None])[0]))
-    return ends[0], ends[1]
+        values, constants, _ = extremes(best[None])
+        ends.append(float(values[0]))
+        if constants[0] == 0:
+            bounds.append(f"The {name} end is where E is 0: the runs do not bound it.")
+        elif best.min() <= EXPONENTS[0] or best.max() >= EXPONENTS[1]:
+            bounds.append(f"The {name} end is where an exponent ends, at {EXPONENTS}.")
+    return (ends[0], ends[1]), " ".join(bounds)

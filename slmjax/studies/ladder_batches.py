@@ -35,8 +35,7 @@ def ladder_batch(tokens: float, seq_len: int, *, multiple: int = 1) -> LadderBat
       tokens: of the whole run.
       seq_len: tokens of a row.
       multiple: rows come in multiples of it, such as the number of devices.
-    Source: OLMo-core's model ladder (Ai2), counted in tokens; the power 2/3 is close to the critical
-      batch size's growth with tokens in Zhang et al. 2024.
+    Source: OLMo-core's model ladder (Ai2), with its sizes turned into tokens.
     Raises: UserError for less than one batch.
     """
     if seq_len < 1 or multiple < 1:

@@ -1,4 +1,4 @@
-"""A forecast of a large model's loss: made from a ladder, kept in a file with a hash, then scored."""
+"""A forecast of a model's loss: made from a ladder, kept in a file with a hash, then scored."""
 
 import dataclasses
 import datetime
@@ -32,8 +32,8 @@ from slmjax.text.files import write_atomic
 FORMAT = 1
 # Names of the fits.
 LINE, POWER, JOINT, SAME = "line", "power", "joint", "same"
-# Runs of a curve over sizes have the target's tokens, or its tokens per parameter, up to this share:
-# steps are whole numbers.
+# Runs of a curve over sizes have the target's tokens, or its tokens per parameter, up to this
+# share: steps are whole numbers.
 TOKENS_AGREE = 0.02
 # What the runs of a curve over sizes have in common with the target.
 SAME_TOKENS, SAME_RATIO = "tokens", "tokens per parameter"
@@ -87,12 +87,14 @@ def make_forecast(
       line_sizes: parameters of the runs of the line; all where empty.
       level: of the intervals.
       now: the time of the forecast; None: the clock's.
-    Raises: UserError where runs are refused (`check_runs`), for a target that is not larger than
-      every run in parameters or tokens, and for fewer than three sizes on the target's rule.
+    Raises: UserError where runs are refused (`check_runs`), for a target that is one of the runs,
+      and for fewer than three sizes with the target's tokens or tokens per parameter.
     """
     check_runs(runs)
     if not (parameters > 0 and tokens > 0):
-        raise UserError(f"A target of {parameters} parameters and {tokens} tokens is none.")
+        raise UserError(
+            f"The target has {parameters} parameters and {tokens} tokens; expected 1 or more."
+        )
     for run in runs:
         if (run.parameters, run.tokens) == (parameters, tokens):
             raise UserError(f"Run '{run.name}' is the target itself: nothing is left to forecast.")
@@ -173,13 +175,13 @@ def _with_intervals(
 ) -> ForecastFit:
     if isinstance(intervals, str):
         return ForecastFit(law, prediction, None, intervals)
-    note = ""
+    note = intervals.bound
     if intervals.misfit < SIGNIFICANT:
-        note = (
-            "The runs miss the law by more than seeds differ "
+        note += (
+            " The runs miss the law by more than seeds differ "
             f"(p = {intervals.misfit:.2g}), so that the intervals are too narrow."
         )
-    return ForecastFit(law, prediction, intervals, note)
+    return ForecastFit(law, prediction, intervals, note.strip())
 
 
 def _same(runs: Sequence[LadderRun]) -> ForecastFit:
@@ -320,7 +322,7 @@ def _closer(
     return first if difference < 0 else second
 
 
-def score_table(forecast: Forecast, score: ForecastScore) -> str:
+def forecast_table(forecast: Forecast, score: ForecastScore) -> str:
     """Return a Markdown table of errors, and below it which of them can be told apart."""
     lines = ["| fit | forecast | measured | error |", "| --- | --- | --- | --- |"]
     for name, error in score.errors.items():

@@ -100,8 +100,8 @@ def effective_tokens(
     """Return how many fresh tokens are worth as much as repeated ones.
 
     D' = U + U R* (1 - exp(-R / R*)), with U unique tokens and R epochs after the first. Below one
-    epoch it is the number of tokens itself. The loss of a model's capacity to repetition (N' of the
-    paper) is left out.
+    epoch it is the number of tokens itself. The paper's second correction, of excess
+    parameters, is left out.
     Source: Muennighoff et al. 2023, section 3.1.
     """
     repeats = np.maximum(tokens / unique_tokens - 1, 0)

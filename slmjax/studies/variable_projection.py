@@ -1,8 +1,8 @@
 """Sums of powers fitted to losses: a search over the exponents, and linear algebra for the rest.
 
-With given exponents the law E + A / N^a + B / D^b is linear in E, A and B. So only the exponents are
-searched (variable projection: Golub & Pereyra 1973; for scaling laws vpnls, 2026). Residuals are
-relative, law / loss - 1. They equal residuals of log loss up to half their square.
+With given exponents the law E + A / N^a + B / D^b is linear in E, A and B. So only the exponents
+are searched (variable projection: Golub & Pereyra 1973; for scaling laws vpnls, 2026). Residuals
+are relative, law / loss - 1. They equal residuals of log loss up to half their square.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize
 
-# Smallest and largest exponent that is tried. Published ones are .05 to .8; the smallest is almost a
-# logarithm of the size, the largest almost a step.
+# Smallest and largest exponent that is tried. Published ones are .05 to .8; the smallest is almost
+# a logarithm of the size, the largest almost a step.
 EXPONENTS = (0.01, 4.0)
 # Points of the first grid by number of exponents, on each axis.
 GRID = {1: 61, 2: 31}
@@ -81,7 +81,7 @@ def extreme_values(
     *,
     sign: int,
     one_run: bool,
-) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
     """Return the extreme value at a target with at most `allowed` squared residuals, by exponents.
 
     The linear part is solved in closed form: the set of allowed coefficients is an ellipsoid, cut
@@ -92,11 +92,11 @@ def extreme_values(
       sign: -1 for the lowest value, 1 for the highest.
       one_run: the value is the loss of one run there, whose squared residual is allowed for, too,
         instead of the law itself.
-    Returns: the values, and the least squares, which say where `allowed` cannot be reached: the
-      value is infinite there.
+    Returns: the values, infinite where `allowed` cannot be reached; c0 there; the least squares.
     """
     worst = -sign * np.inf
     values = np.full(len(exponents), worst)
+    constants = np.zeros(len(exponents))
     least = np.full(len(exponents), np.inf)
     for face in _faces(problem, exponents):
         feasible = (face.coefficients >= 0).all(1)
@@ -115,9 +115,13 @@ def extreme_values(
         step = sign * np.sqrt(slack / total)
         coefficients = face.coefficients + direction * step[:, None]
         reached = (face.squares <= allowed) & (coefficients >= 0).all(1)
-        extreme = np.where(reached, value + total * step, worst)
-        values = sign * np.maximum(sign * values, sign * extreme)
-    return values, least
+        extreme = value + total * step
+        better = reached & (sign * extreme > sign * values)
+        values[better] = extreme[better]
+        constants[better] = 0
+        if 0 in face.columns:
+            constants[better] = coefficients[better, 0]
+    return values, constants, least
 
 
 def lowest(
