@@ -68,6 +68,8 @@ def forecast_interval(
         return f"No interval: {joint_obstacle(runs)}"
     if noise is None:
         return "No interval: no rung has two seeds, so that the noise is unknown."
+    if noise.deviation == 0:
+        return "No interval: the seeds of each rung have the same loss, which is no noise to go by."
     problem, units = powers_of(runs, joint=joint)
     target = np.array([parameters, tokens], np.float64)[: len(units)] / units
     exponents, _, squares = fit_powers(problem)

@@ -98,7 +98,7 @@ def make_forecast(
     for run in runs:
         if (run.parameters, run.tokens) == (parameters, tokens):
             raise UserError(f"Run '{run.name}' is the target itself: nothing is left to forecast.")
-    curve_runs, common = _runs_of_curve(runs, parameters, tokens)
+    curve_runs, common = runs_of_curve(runs, parameters, tokens)
     noise = seed_noise(runs)
     fits = {
         LINE: _line(curve_runs, parameters, tokens, line_sizes),
@@ -113,10 +113,13 @@ def make_forecast(
     return Forecast(created, parameters, tokens, heldout, unit, common, tuple(runs), noise, fits)
 
 
-def _runs_of_curve(
+def runs_of_curve(
     runs: Sequence[LadderRun], parameters: int, tokens: int
 ) -> tuple[list[LadderRun], str]:
-    """Return the runs whose tokens follow the target's rule, and the rule."""
+    """Return the runs whose tokens follow the target's rule, and SAME_TOKENS or SAME_RATIO.
+
+    Raises: UserError where these are fewer than three sizes.
+    """
     rules: dict[str, Callable[[LadderRun], float]] = {
         SAME_TOKENS: lambda run: run.tokens / tokens,
         SAME_RATIO: lambda run: run.tokens / run.parameters * parameters / tokens,
