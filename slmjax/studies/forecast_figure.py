@@ -24,7 +24,7 @@ from slmjax.studies.scaling_forecast import (
 from slmjax.studies.scaling_law import compute_factor
 
 SIZE = (8.0, 4.5)  # inches: a slide's 16 to 9
-POINTS = 40  # of a curve, and of the band
+POINTS = 25  # of a curve, and of the band
 # The reduction of loss whose price is written into the figure.
 REDUCTION = 0.01
 # Least distance of two labels, as a share of the axes' height.
@@ -140,7 +140,7 @@ def _set_axes(axes: Any, sizes: list[int]) -> None:
     for size in sorted(set(sizes), reverse=True):
         if not ticks or ticks[-1] / size >= TICK_RATIO:
             ticks.append(size)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(np.array(ticks, np.float64)))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     for axis in (axes.xaxis, axes.yaxis):
@@ -164,7 +164,7 @@ def _draw_labels(
     labels.sort()
     low, high = np.log(axes.get_ylim())
     heights = [(math.log(loss) - low) / (high - low) for loss, _, _ in labels]
-    for (loss, text, color), height in zip(labels, _apart(heights)):
+    for (loss, text, color), height in zip(labels, spread_labels(heights)):
         axes.annotate(
             text,
             (forecast.parameters, loss),
@@ -178,7 +178,7 @@ def _draw_labels(
         )
 
 
-def _apart(heights: list[float]) -> list[float]:
+def spread_labels(heights: list[float]) -> list[float]:
     """Return rising heights at least LABEL_GAP apart: neighbours that are closer move as a group,
     around their own mean."""
     groups = [[height] for height in heights]

@@ -8,6 +8,7 @@ are relative, law / loss - 1. They equal residuals of log loss up to half their 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from scipy import optimize
 # a logarithm of the size, the largest almost a step.
 EXPONENTS = (0.01, 4.0)
 # Points of the first grid by number of exponents, on each axis.
-GRID = {1: 61, 2: 31}
+GRID = {1: 41, 2: 31}
 # One exponent: each further grid lies between the neighbours of the best point.
 ZOOM_POINTS = 13
 ZOOMS = 5
@@ -36,14 +37,13 @@ class Powers:
     losses: Float[np.ndarray, "runs"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Face:
+class _Face(NamedTuple):
     """The least squares of some columns, with all other coefficients 0, at many exponents."""
 
     columns: tuple[int, ...]
     coefficients: Float[np.ndarray, "points columns"]
     squares: Float[np.ndarray, "points"]
-    triangle: Float[np.ndarray, "points columns columns"]  # R of the QR decomposition
+    inverse: Float[np.ndarray, "points columns columns"]  # of R in the QR decomposition
 
 
 def fit_powers(
@@ -103,9 +103,9 @@ def extreme_values(
         least[feasible] = np.minimum(least, face.squares)[feasible]
         row = _basis(target[None], exponents)[:, 0, face.columns]
         # R^-T x: its squared length is the variance of the value, in units of the noise.
-        half = np.linalg.solve(face.triangle.swapaxes(1, 2), row[:, :, None])
-        direction = np.linalg.solve(face.triangle, half)[:, :, 0]
-        variance = (half**2).sum((1, 2))
+        half = (row[:, None] @ face.inverse)[:, 0]
+        direction = (face.inverse @ half[:, :, None])[:, :, 0]
+        variance = (half**2).sum(1)
         value = (row * face.coefficients).sum(1)
         if one_run:
             total = variance + value**2
@@ -175,10 +175,10 @@ def _faces(problem: Powers, exponents: Float[np.ndarray, "points exponents"]) ->
         for columns in itertools.combinations(numbers, size):
             chosen = rows[:, :, columns]
             orthogonal, triangle = np.linalg.qr(chosen)
-            projected = orthogonal.sum(1)[:, :, None]
-            coefficients = np.linalg.solve(triangle, projected)[:, :, 0]
+            inverse = np.linalg.inv(triangle)
+            coefficients = (inverse @ orthogonal.sum(1)[:, :, None])[:, :, 0]
             residuals = (chosen * coefficients[:, None]).sum(2) - 1
-            yield _Face(columns, coefficients, (residuals**2).sum(1), triangle)
+            yield _Face(columns, coefficients, (residuals**2).sum(1), inverse)
 
 
 def _basis(
