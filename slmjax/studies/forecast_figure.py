@@ -66,7 +66,8 @@ def forecast_figure(forecast: Forecast, score: ForecastScore | None = None) -> s
         label_axes(axes, title, "parameters", f"{forecast.unit} of held-out text")
         _set_axes(axes, [*rungs, forecast.parameters])
         _draw_labels(axes, forecast, score, colors)
-        corner = {"transform": axes.transAxes, "fontsize": 8.5, "linespacing": 1.5}
+        paper = {"facecolor": colors["paper"], "edgecolor": "none", "pad": 2}
+        corner = {"transform": axes.transAxes, "fontsize": 8.5, "linespacing": 1.5, "bbox": paper}
         axes.text(0.02, 0.03, _note(forecast), color=colors["muted"], **corner)
 
     return themed_figure(draw, title, SIZE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from slmjax.studies.ladder_runs import LadderRun, SeedNoise
+from slmjax.studies.ladder_runs import LadderRun, SeedNoise, seed_noise
 from slmjax.studies.scaling_law import joint_obstacle, powers_of
 from slmjax.studies.variable_projection import EXPONENTS, Powers, extreme_values, fit_powers, lowest
 
@@ -16,6 +16,8 @@ LEVEL = 0.9
 SIGNIFICANT = 0.05
 # What an exponent that cannot reach the allowed misfit scores, far above any loss.
 UNREACHABLE = 1e9
+# An exponent this close to an end of its range, relatively, is at the end.
+EDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +78,11 @@ def forecast_interval(
     allowed = squares + noise.deviation**2 * stats.f.ppf(level, 1, noise.degrees)
     mean, bound = _interval(problem, target, exponents, allowed, one_run=False)
     run, _ = _interval(problem, target, exponents, allowed, one_run=True)
-    # Lack of fit: the squares that differences between seeds leave over.
-    lack = max(squares - noise.degrees * noise.deviation**2, 0) / (rungs - constants)
+    # Lack of fit: the squares that differences between these runs' seeds leave over.
+    own_noise = seed_noise(runs)
+    if own_noise is not None:
+        squares -= own_noise.degrees * own_noise.deviation**2
+    lack = max(squares, 0) / (rungs - constants)
     misfit = float(stats.f.sf(lack / noise.deviation**2, rungs - constants, noise.degrees))
     return ForecastInterval(level, mean, run, bound, misfit)
 
@@ -107,6 +112,6 @@ def _interval(
         ends.append(float(values[0]))
         if constants[0] == 0:
             bounds.append(f"The {name} end is where E is 0: the runs do not bound it.")
-        elif best.min() <= EXPONENTS[0] or best.max() >= EXPONENTS[1]:
-            bounds.append(f"The {name} end is where an exponent ends, at {EXPONENTS}.")
+        elif best.min() < EXPONENTS[0] * (1 + EDGE) or best.max() > EXPONENTS[1] * (1 - EDGE):
+            bounds.append(f"The {name} end is where an exponent leaves {EXPONENTS}.")
     return (ends[0], ends[1]), " ".join(bounds)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -35,6 +36,8 @@ LINE, POWER, JOINT, SAME = "line", "power", "joint", "same"
 # Runs of a curve over sizes have the target's tokens, or its tokens per parameter, up to this
 # share: steps are whole numbers.
 TOKENS_AGREE = 0.02
+# Relative difference of two predictions from the same runs on different machines.
+ROUNDING = 1e-5
 # What the runs of a curve over sizes have in common with the target.
 SAME_TOKENS, SAME_RATIO = "tokens", "tokens per parameter"
 
@@ -98,14 +101,23 @@ def make_forecast(
     for run in runs:
         if (run.parameters, run.tokens) == (parameters, tokens):
             raise UserError(f"Run '{run.name}' is the target itself: nothing is left to forecast.")
+    if not 0 < level < 1:
+        raise UserError(f"level={level}: expected a share between 0 and 1, such as 0.9.")
+    # In one order, so that the same runs are the same forecast.
+    runs = sorted(runs, key=lambda run: (run.parameters, run.tokens, run.seed))
     curve_runs, common = runs_of_curve(runs, parameters, tokens)
     noise = seed_noise(runs)
+    intervals = functools.partial(
+        forecast_interval, noise=noise, parameters=parameters, tokens=tokens, level=level
+    )
+    of_power = intervals(curve_runs, joint=False)
     fits = {
         LINE: _line(curve_runs, parameters, tokens, line_sizes),
-        POWER: _power(curve_runs, noise, parameters, tokens, level),
+        POWER: _with_intervals(fit_power(curve_runs), parameters, tokens, of_power),
     }
     if not joint_obstacle(runs):
-        fits[JOINT] = _joint(runs, noise, parameters, tokens, level)
+        of_joint = intervals(runs, joint=True)
+        fits[JOINT] = _with_intervals(fit_joint(runs, noise), parameters, tokens, of_joint)
     fits[SAME] = _same(curve_runs)
     now = now or datetime.datetime.now(datetime.UTC)
     created = _utc(now, "now").isoformat(timespec="seconds")
@@ -149,33 +161,11 @@ def _line(
     return ForecastFit(law, float(law.loss(parameters, tokens)), None, note)
 
 
-def _power(
-    runs: Sequence[LadderRun],
-    noise: SeedNoise | None,
-    parameters: int,
-    tokens: int,
-    level: float,
-) -> ForecastFit:
-    law = fit_power(runs)
-    intervals = forecast_interval(runs, noise, parameters, tokens, joint=False, level=level)
-    return _with_intervals(law, float(law.loss(parameters, tokens)), intervals)
-
-
-def _joint(
-    runs: Sequence[LadderRun],
-    noise: SeedNoise | None,
-    parameters: int,
-    tokens: int,
-    level: float,
-) -> ForecastFit:
-    law = fit_joint(runs, noise)
-    intervals = forecast_interval(runs, noise, parameters, tokens, joint=True, level=level)
-    return _with_intervals(law, float(law.loss(parameters, tokens)), intervals)
-
-
 def _with_intervals(
-    law: ScalingLaw, prediction: float, intervals: ForecastInterval | str
+    law: ScalingLaw, parameters: int, tokens: int, intervals: ForecastInterval | str
 ) -> ForecastFit:
+    """Return a fit with its intervals, or with the sentence why there are none."""
+    prediction = float(law.loss(parameters, tokens))
     if isinstance(intervals, str):
         return ForecastFit(law, prediction, None, intervals)
     note = intervals.bound
@@ -205,7 +195,7 @@ def write_forecast(path: Path | epath.Path, forecast: Forecast) -> Forecast:
     """
     if path.exists():
         earlier = read_forecast(path)
-        if dataclasses.replace(earlier, created=forecast.created) != forecast:
+        if not _says_the_same(earlier, forecast):
             raise UserError(
                 f"'{path}' holds another forecast, and a forecast is not changed once it is made: "
                 "write this one to another file."
@@ -216,6 +206,26 @@ def write_forecast(path: Path | epath.Path, forecast: Forecast) -> Forecast:
     content = json.loads(json.dumps(content, allow_nan=False))
     write_atomic(path, content | {"sha256": content_sha256(content)})
     return forecast
+
+
+def _says_the_same(first: Forecast, second: Forecast) -> bool:
+    """Whether two forecasts have the same runs and target, and fits that agree up to rounding.
+
+    Another machine's linear algebra rounds otherwise.
+    """
+    inputs = [
+        dataclasses.replace(each, created="", noise=None, fits={}) for each in (first, second)
+    ]
+    if inputs[0] != inputs[1] or list(first.fits) != list(second.fits):
+        return False
+    for name, fit in first.fits.items():
+        other = second.fits[name]
+        if not math.isclose(fit.prediction, other.prediction, rel_tol=ROUNDING):
+            return False
+        levels = [each.intervals.level for each in (fit, other) if each.intervals is not None]
+        if len(set(levels)) > 1:
+            return False
+    return True
 
 
 def read_forecast(path: Path | epath.Path) -> Forecast:

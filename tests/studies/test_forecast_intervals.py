@@ -117,6 +117,13 @@ def test_where_the_runs_allow_no_irreducible_loss_at_all_the_interval_says_so():
     assert interval.bound == ""
 
 
+def test_where_a_curve_may_be_a_step_the_interval_says_so():
+    # Only the smallest size is off the plateau, so that any steep exponent will do.
+    runs = ladder(ScalingLaw(1.0, 60.0, 3.9), noise=0.003, chance=1)
+    interval = forecast_interval(runs, seed_noise(runs), TARGET, TOKENS, joint=False)
+    assert "an exponent leaves (0.01, 4.0)" in interval.bound
+
+
 def test_one_run_varies_more_than_the_mean_and_a_higher_level_is_wider():
     runs = ladder(LAW, noise=0.003)
     narrow, wide = (

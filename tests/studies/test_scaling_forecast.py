@@ -95,9 +95,22 @@ def test_a_forecast_is_kept_once_it_is_made(tmp_path):
     forecast = forecasts.write_forecast(path, forecast_of())
     # The same content at a later time: the first one stays.
     assert forecasts.write_forecast(path, forecast_of(now=LATER)) == forecast
+    # As of a machine that rounds otherwise, from the same runs in another order.
+    power = forecast.fits["power"]
+    rounded = dataclasses.replace(power, prediction=power.prediction * (1 + 1e-12))
+    other = forecast_of(ladder(LAW, noise=0.003)[::-1])
+    other = dataclasses.replace(other, fits=other.fits | {"power": rounded})
+    assert forecasts.write_forecast(path, other) == forecast
     before = path.read_bytes()
-    with pytest.raises(UserError, match="holds another forecast"):
-        forecasts.write_forecast(path, forecast_of(line_sizes=THREE))
+    others = [
+        forecast_of(line_sizes=THREE),
+        forecast_of(level=0.5),
+        forecast_of(ladder(LAW, noise=0.003, chance=1)),
+        dataclasses.replace(forecast, heldout="others"),
+    ]
+    for different in others:
+        with pytest.raises(UserError, match="holds another forecast"):
+            forecasts.write_forecast(path, different)
     assert path.read_bytes() == before
 
 
@@ -182,6 +195,8 @@ def test_a_target_that_is_a_run_or_nothing_is_refused():
         forecast_of([*ladder(LAW), *target_runs([0.85])])
     with pytest.raises(UserError, match="expected 1 or more"):
         forecasts.make_forecast(ladder(LAW), 0, TOKENS)
+    with pytest.raises(UserError, match="level=90"):
+        forecast_of(level=90)
     with pytest.raises(UserError, match="no run has 7,000,000 parameters"):
         forecast_of(line_sizes=[7 * MILLION, *THREE])
 
